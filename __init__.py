@@ -1,0 +1,54 @@
+"""Bifrons: one toolkit for Janus-Pro (reads and paints pictures) and DeepSeek-VL2 (answers and points).
+
+>>> from bifrons import JanusPipeline
+>>> pipe = JanusPipeline.from_pretrained("janus-nano")
+>>> pipe.generate("a photo of a red circle", seed=1)[0].save("circle.png")
+"""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .blocks.errors import (
+        BifronsError,
+        CheckpointError,
+        ConfigError,
+        OptionError,
+        PictureError,
+        PromptError,
+    )
+    from .janus.pipeline import JanusPipeline
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "BifronsError",
+    "CheckpointError",
+    "ConfigError",
+    "JanusPipeline",
+    "OptionError",
+    "PictureError",
+    "PromptError",
+    "__version__",
+]
+
+_HOMES = {
+    "JanusPipeline": "janus.pipeline",
+    "BifronsError": "blocks.errors",
+    "CheckpointError": "blocks.errors",
+    "ConfigError": "blocks.errors",
+    "OptionError": "blocks.errors",
+    "PictureError": "blocks.errors",
+    "PromptError": "blocks.errors",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(f".{_HOMES[name]}", __name__), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
