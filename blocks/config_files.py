@@ -1,0 +1,64 @@
+"""Reading foreign JSON settings with errors that name the file and the field."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from .errors import ConfigError
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file, or a `ConfigError` that says what is wrong with the file."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ConfigError(f"{path} is missing; a model folder holds a {path.name}") from error
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ConfigError(f"{path} can't be read as JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path} holds a {type(content).__name__}; accepted: a JSON object")
+    return content
+
+
+class Section:
+    """One object of a config: typed look-ups with defaults, wrong types refused by name."""
+
+    def __init__(self, values: dict[str, Any], where: str) -> None:
+        self.values, self.where = values, where
+
+    def section(self, *names: str) -> "Section":
+        """A nested object; one that is absent counts as empty."""
+        found: Any = self.values
+        for name in names:
+            found = found.get(name) or {}
+            if not isinstance(found, dict):
+                raise ConfigError(f"{self.where}: {'.'.join(names)} is not an object")
+        return Section(found, f"{self.where}: {'.'.join(names)}")
+
+    def integer(self, name: str, default: int | None = None) -> int:
+        value = self.get(name, default)
+        if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+            raise ConfigError(f"{self.where}.{name} is {value!r}; accepted: a whole number")
+        return value
+
+    def number(self, name: str, default: float) -> float:
+        value = self.get(name, default)
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise ConfigError(f"{self.where}.{name} is {value!r}; accepted: a number")
+        return float(value)
+
+    def integers(self, name: str, default: tuple[int, ...]) -> tuple[int, ...]:
+        value = self.get(name, default)
+        if not isinstance(value, list | tuple) or not value or not all(type(n) is int and n > 0 for n in value):
+            raise ConfigError(f"{self.where}.{name} is {value!r}; accepted: a list of whole numbers above 0")
+        return tuple(value)
+
+    def get(self, name: str, default: Any = None) -> Any:
+        value = self.values.get(name)
+        return default if value is None else value
+
+    def expect(self, name: str, accepted: Any) -> None:
+        """Refuse a setting that this implementation does not compute; absent means `accepted`."""
+        value = self.get(name, accepted)
+        if value != accepted:
+            raise ConfigError(f"{self.where}.{name} is {value!r}; accepted: {accepted!r}")

@@ -1,0 +1,155 @@
+"""The one transformer decoder of both families: pre-norm blocks of attention and feed-forward.
+
+B rows, T positions of this call, D model width, H heads, K dimensions of a head, S cache slots.
+Module names are those of the official checkpoints (Llama's), so keys need no renaming.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .kv_cache import KVCache
+from .norm import RMSNorm
+from .rope import rotary_table, rotate
+
+
+@dataclass(frozen=True)
+class DecoderConfig:
+    """Architecture of the language model; the defaults are `LlamaConfig`'s, which official files omit."""
+
+    vocab_size: int
+    hidden_size: int = 4096
+    intermediate_size: int = 11008
+    num_layers: int = 32
+    num_heads: int = 32
+    num_kv_heads: int = 32
+    head_dim: int = 128
+    max_positions: int = 2048
+    rms_norm_eps: float = 1e-6
+    rope_theta: float = 10000.0
+
+    @property
+    def cache_widths(self) -> tuple[tuple[int, int], ...]:
+        """(heads, dimensions) of the key and of the value that a layer caches per position."""
+        return ((self.num_kv_heads, self.head_dim),) * 2
+
+    def new_cache(self, rows: int, slots: int, *, device: torch.device, dtype: torch.dtype) -> KVCache:
+        return KVCache(self.num_layers, rows, slots, self.cache_widths, device=device, dtype=dtype)
+
+
+@dataclass(frozen=True)
+class Step:
+    """What all layers of one forward call share: where the rows stand and what they may see."""
+
+    positions_BT: Tensor
+    rotary: tuple[Tensor, Tensor]
+    mask_B1TS: Tensor | None
+    cache: KVCache | None
+
+
+def attention_mask(positions_BT: Tensor, slots: int) -> Tensor:
+    """True where a query at its position may see a slot: slots up to and including its own. `[B, 1, T, S]`."""
+    return (torch.arange(slots, device=positions_BT.device) <= positions_BT[..., None])[:, None]
+
+
+class Attention(nn.Module):
+    """Multi-head attention with rotary positions; fewer key/value heads than heads is grouped-query."""
+
+    def __init__(self, config: DecoderConfig, layer: int) -> None:
+        super().__init__()
+        self.layer, self.head_dim = layer, config.head_dim
+        self.groups = config.num_heads // config.num_kv_heads
+        width, kv_width = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
+        self.q_proj = nn.Linear(config.hidden_size, width, bias=False)
+        self.k_proj = nn.Linear(config.hidden_size, kv_width, bias=False)
+        self.v_proj = nn.Linear(config.hidden_size, kv_width, bias=False)
+        self.o_proj = nn.Linear(width, config.hidden_size, bias=False)
+
+    def forward(self, x_BTD: Tensor, step: Step) -> Tensor:
+        q, k, v = (
+            project(x_BTD).unflatten(-1, (-1, self.head_dim))
+            for project in (self.q_proj, self.k_proj, self.v_proj)
+        )
+        q_BHTK = rotate(q.transpose(1, 2), step.rotary)
+        k_BTHK = rotate(k.transpose(1, 2), step.rotary).transpose(1, 2)
+        if step.cache is not None:
+            k_BTHK, v = step.cache.write(self.layer, step.positions_BT, (k_BTHK, v))
+        out_BHTK = F.scaled_dot_product_attention(
+            q_BHTK,
+            k_BTHK.transpose(1, 2),
+            v.transpose(1, 2),
+            attn_mask=step.mask_B1TS,
+            is_causal=step.mask_B1TS is None,
+            enable_gqa=self.groups > 1,
+        )
+        return self.o_proj(out_BHTK.transpose(1, 2).flatten(2))
+
+
+class FeedForward(nn.Module):
+    """SwiGLU (Shazeer 2020, "GLU Variants Improve Transformer"): `down(silu(gate(x)) * up(x))`."""
+
+    def __init__(self, hidden_size: int, intermediate_size: int) -> None:
+        super().__init__()
+        self.gate_proj = nn.Linear(hidden_size, intermediate_size, bias=False)
+        self.up_proj = nn.Linear(hidden_size, intermediate_size, bias=False)
+        self.down_proj = nn.Linear(intermediate_size, hidden_size, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+
+
+def make_attention(config: DecoderConfig, layer: int) -> nn.Module:
+    """The attention of one layer; the place where latent attention joins multi-head attention."""
+    return Attention(config, layer)
+
+
+def make_feed_forward(config: DecoderConfig, layer: int) -> nn.Module:
+    """The feed-forward of one layer; the place where a mixture of experts joins the dense form."""
+    del layer  # every layer is dense here
+    return FeedForward(config.hidden_size, config.intermediate_size)
+
+
+class Block(nn.Module):
+    def __init__(self, config: DecoderConfig, layer: int) -> None:
+        super().__init__()
+        self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.self_attn = make_attention(config, layer)
+        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.mlp = make_feed_forward(config, layer)
+
+    def forward(self, x_BTD: Tensor, step: Step) -> Tensor:
+        x_BTD = x_BTD + self.self_attn(self.input_layernorm(x_BTD), step)
+        return x_BTD + self.mlp(self.post_attention_layernorm(x_BTD))
+
+
+class Decoder(nn.Module):
+    """Embeddings in, hidden states after the final norm out; heads are the families' own."""
+
+    def __init__(self, config: DecoderConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.layers = nn.ModuleList(Block(config, layer) for layer in range(config.num_layers))
+        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+
+    def forward(self, x_BTD: Tensor, cache: KVCache | None = None) -> Tensor:
+        """`x_BTD` embeddings -> hidden states `[B, T, D]`.
+
+        With a cache, the T positions follow each row's `cache.positions` and are stored; the caller
+        has reserved the slots, and moves `cache.positions` on afterwards (padded rows by less than T).
+        Without one, the rows are whole sequences from position 0 (training, scoring).
+        """
+        rows, length = x_BTD.shape[:2]
+        offsets = torch.arange(length, device=x_BTD.device).expand(rows, length)
+        positions = offsets if cache is None else cache.positions[:, None] + offsets
+        step = Step(
+            positions_BT=positions,
+            rotary=rotary_table(positions, self.config.head_dim, self.config.rope_theta),
+            mask_B1TS=None if cache is None else attention_mask(positions, cache.filled),
+            cache=cache,
+        )
+        for block in self.layers:
+            x_BTD = block(x_BTD, step)
+        return self.norm(x_BTD)

@@ -1,0 +1,58 @@
+"""Where a model runs and in which precision. No other module decides or assumes either."""
+
+import torch
+
+from .errors import OptionError
+
+DTYPES = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+    "fp32": torch.float32,
+    "bf16": torch.bfloat16,
+    "fp16": torch.float16,
+}
+
+
+def resolve_device(device: str | torch.device | None) -> torch.device:
+    """None picks CUDA, else Apple's MPS, else the CPU. A device that is not there is an `OptionError`."""
+    if device is None:
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        chosen = torch.device(device)
+    except (RuntimeError, TypeError) as error:
+        raise OptionError(f"device is {device!r}; accepted: cpu, cuda, cuda:N, mps") from error
+    if chosen.type not in ("cpu", "cuda", "mps", "meta"):
+        raise OptionError(f"device is {str(chosen)!r}; accepted: cpu, cuda, cuda:N, mps")
+    if chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
+        raise OptionError(f"device {str(chosen)!r} is not there: this machine has {torch.cuda.device_count()} CUDA GPUs")
+    if chosen.type == "mps" and not torch.backends.mps.is_available():
+        raise OptionError("device 'mps' is not there: accepted on Apple silicon only")
+    return chosen
+
+
+def resolve_dtype(dtype: str | torch.dtype | None, device: torch.device) -> torch.dtype:
+    """None means float32 on the CPU, bfloat16 on a GPU that computes in it, else float16.
+
+    A CPU rarely has fast half-precision products, and float32 is what results are compared in.
+    """
+    if dtype is None:
+        if device.type in ("cpu", "meta"):
+            return torch.float32
+        if device.type == "cuda" and not torch.cuda.is_bf16_supported():
+            return torch.float16
+        return torch.bfloat16
+    chosen = DTYPES.get(dtype) if isinstance(dtype, str) else dtype
+    if chosen not in DTYPES.values():
+        raise OptionError(f"dtype is {dtype!r}; accepted: {', '.join(DTYPES)}")
+    return chosen
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait for the device's queued work; what a clock or a memory reading needs before it."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()

@@ -1,0 +1,58 @@
+"""A preallocated key/value cache in which every row has a position of its own.
+
+B rows, T positions of this call, H key/value heads, S slots, K dimensions of a head.
+
+Slot `s` of a row holds position `s` of that row. Rows of different lengths are padded on the right: what
+a padded position writes lies behind the row's end, is never attended to, and is overwritten when the
+row gets there. So rows that started at different times can share every step.
+"""
+
+import torch
+from torch import Tensor
+
+
+class KVCache:
+    """Buffers for all layers, `positions` `[B]` (the next free slot of each row), written in place.
+
+    `filled` is a bound, known on the host, on the slots in use by any row: attention reads only
+    that many. It is the caller's to raise (`reserve`), so that no step has to ask the device.
+    """
+
+    def __init__(
+        self,
+        layers: int,
+        rows: int,
+        slots: int,
+        widths: tuple[tuple[int, int], ...],
+        *,
+        device: torch.device,
+        dtype: torch.dtype,
+    ) -> None:
+        """`widths`: (heads, dimensions) of each buffer a layer keeps; ((H, K), (H, K)) for keys and values."""
+        self.buffers = tuple(
+            torch.zeros(layers, rows, slots, heads, dim, device=device, dtype=dtype)
+            for heads, dim in widths
+        )
+        self.positions = torch.zeros(rows, dtype=torch.long, device=device)
+        self.rows = torch.arange(rows, device=device)
+        self.slots = slots
+        self.filled = 0
+
+    def reserve(self, count: int) -> None:
+        """Announce that rows will be written up to slot `count` (exclusive); checked against the size."""
+        if count > self.slots:
+            raise IndexError(f"cache of {self.slots} slots asked to hold {count}")
+        self.filled = max(self.filled, count)
+
+    def write(self, layer: int, positions_BT: Tensor, values: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """Store `values` (each `[B, T, H, K]`) at `positions_BT`; return the filled part, `[B, S, H, K]`."""
+        filled = []
+        for buffer, value in zip(self.buffers, values, strict=True):
+            buffer[layer].index_put_((self.rows[:, None], positions_BT), value)
+            filled.append(buffer[layer, :, : self.filled])
+        return tuple(filled)
+
+    @staticmethod
+    def bytes_per_slot(layers: int, widths: tuple[tuple[int, int], ...], dtype: torch.dtype) -> int:
+        """Memory of one position of one row over all layers."""
+        return layers * sum(heads * dim for heads, dim in widths) * dtype.itemsize

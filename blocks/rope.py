@@ -1,0 +1,27 @@
+"""Rotary position embedding (Su et al. 2021, "RoFormer", eq. 34), in the half-split layout of Llama.
+
+B batch, T positions of this call, H heads, K dimensions of a head.
+"""
+
+import torch
+from torch import Tensor
+
+
+def rotary_table(positions_BT: Tensor, dim: int, theta: float) -> tuple[Tensor, Tensor]:
+    """Cosine and sine `[B, T, dim]`, always float32, whatever the weights are.
+
+    They are computed from integer positions at each call and never stored in the weights' dtype:
+    a bfloat16 `inv_freq` is wrong by whole turns after a few hundred positions.
+    """
+    exponents = torch.arange(0, dim, 2, dtype=torch.float32, device=positions_BT.device) / dim
+    angles = positions_BT.float()[..., None] * (1.0 / theta**exponents)
+    angles = torch.cat((angles, angles), dim=-1)
+    return angles.cos(), angles.sin()
+
+
+def rotate(x_BHTK: Tensor, table: tuple[Tensor, Tensor]) -> Tensor:
+    """Turn each pair (k, k + K/2) by its angle, in float32; returns the dtype of `x`."""
+    cos, sin = (part[:, None] for part in table)
+    x = x_BHTK.float()
+    low, high = x.chunk(2, dim=-1)
+    return (x * cos + torch.cat((-high, low), dim=-1) * sin).to(x_BHTK.dtype)

@@ -1,0 +1,183 @@
+"""What a Janus checkpoint is: the one place where its `config.json` is read, and the released variants."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from ..blocks.config_files import Section, read_json
+from ..blocks.decoder import DecoderConfig
+from ..blocks.errors import ConfigError
+from ..blocks.siglip import KNOWN_TOWERS, SiglipConfig
+from ..tokenizers.vq import VQConfig
+
+
+@dataclass(frozen=True)
+class JanusConfig:
+    """Architecture of a Janus model. Widths of heads and adaptors that equal the decoder's are not repeated."""
+
+    vision: SiglipConfig
+    decoder: DecoderConfig
+    vq: VQConfig
+    gen_head_width: int
+    aligner_depth: int = 2
+    gen_aligner_depth: int = 2
+    tied: bool = False
+    """The file may leave out `lm_head.weight`, which then equals the embedding's (transformers only)."""
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of image tokens of a painted picture."""
+        side = self.vision.image_size // self.vq.downsampling
+        return side, side
+
+    @property
+    def num_codes(self) -> int:
+        """Image tokens of a painted picture."""
+        return self.grid[0] * self.grid[1]
+
+
+VARIANTS = {
+    "Janus-1.3B": "deepseek-ai/Janus-1.3B",
+    "Janus-Pro-1B": "deepseek-ai/Janus-Pro-1B",
+    "Janus-Pro-7B": "deepseek-ai/Janus-Pro-7B",
+}
+"""Released models and their hub ids."""
+
+MODEL_TYPES = ("multi_modality", "janus")
+"""`model_type` of the original format and of the transformers format."""
+
+
+def read_config(folder: Path) -> tuple[JanusConfig, str]:
+    """The architecture in `folder/config.json` and its `model_type`; a `ConfigError` says what is off."""
+    path = folder / "config.json"
+    config = Section(read_json(path), str(path))
+    model_type = config.get("model_type")
+    if model_type not in MODEL_TYPES:
+        raise ConfigError(
+            f"{path}: model_type is {model_type!r}; accepted for Janus: {' and '.join(MODEL_TYPES)}"
+        )
+    read = _read_original if model_type == "multi_modality" else _read_transformers
+    result = read(config)
+    _check(result, str(path))
+    return result, model_type
+
+
+def _read_decoder(section: Section) -> DecoderConfig:
+    """Llama's settings; what an official file leaves out is `LlamaConfig`'s default."""
+    section.expect("hidden_act", "silu")
+    section.expect("attention_bias", False)
+    section.expect("mlp_bias", False)
+    rope = section.section("rope_parameters")
+    rope.expect("rope_type", "default")
+    if section.get("rope_scaling") not in (None, {}) and section.get("rope_scaling") != rope.values:
+        raise ConfigError(f"{section.where}.rope_scaling is set; accepted: none")
+    hidden, heads = section.integer("hidden_size", 4096), section.integer("num_attention_heads", 32)
+    if not heads or hidden % heads:
+        raise ConfigError(f"{section.where}: hidden_size {hidden} is no multiple of num_attention_heads {heads}")
+    return DecoderConfig(
+        vocab_size=section.integer("vocab_size", 32000),
+        hidden_size=hidden,
+        intermediate_size=section.integer("intermediate_size", 11008),
+        num_layers=section.integer("num_hidden_layers", 32),
+        num_heads=heads,
+        num_kv_heads=section.integer("num_key_value_heads", heads),
+        head_dim=section.integer("head_dim", hidden // heads),
+        max_positions=section.integer("max_position_embeddings", 2048),
+        rms_norm_eps=section.number("rms_norm_eps", 1e-6),
+        rope_theta=rope.number("rope_theta", section.number("rope_theta", 10000.0)),
+    )
+
+
+def _read_original(config: Section) -> JanusConfig:
+    """The official schema, with the optional sizes of the two extensions that small models use."""
+    vision, vq = config.section("vision_config", "params"), config.section("gen_vision_config", "params")
+    vision.expect("select_layer", -1)
+    vision.expect("select_feature", "same")
+    tower = KNOWN_TOWERS.get(vision.get("model_name"))
+    if tower is None and vision.get("width") is None:
+        raise ConfigError(
+            f"{vision.where}.model_name is {vision.get('model_name')!r}; accepted: "
+            f"{', '.join(KNOWN_TOWERS)}, or any name with width, layers, heads and patch_size stated"
+        )
+    base = tower or SiglipConfig()
+    aligner, gen_aligner = (config.section(name, "params") for name in ("aligner_config", "gen_aligner_config"))
+    for projector in (aligner, gen_aligner):
+        projector.expect("projector_type", "mlp_gelu")
+    decoder = _read_decoder(config.section("language_config"))
+    default = VQConfig()
+    return JanusConfig(
+        vision=replace(
+            base,
+            image_size=vision.integer("image_size", base.image_size),
+            patch_size=vision.integer("patch_size", base.patch_size),
+            width=vision.integer("width", base.width),
+            layers=vision.integer("layers", base.layers),
+            heads=vision.integer("heads", base.heads),
+            mlp_ratio=vision.number("mlp_ratio", base.mlp_ratio),
+        ),
+        decoder=decoder,
+        vq=VQConfig(
+            codebook_size=vq.integer("image_token_size", default.codebook_size),
+            code_dim=vq.integer("n_embed", default.code_dim),
+            ch=vq.integer("ch", default.ch),
+            ch_mult=vq.integers("ch_mult", default.ch_mult),
+            z_channels=vq.integer("z_channels", default.z_channels),
+            num_res_blocks=vq.integer("num_res_blocks", default.num_res_blocks),
+        ),
+        gen_head_width=config.section("gen_head_config", "params").integer(
+            "image_token_embed", decoder.hidden_size
+        ),
+        aligner_depth=aligner.integer("depth", 2),
+        gen_aligner_depth=gen_aligner.integer("depth", 2),
+    )
+
+
+def _read_transformers(config: Section) -> JanusConfig:
+    """The schema of `transformers.JanusConfig`; defaults are its classes'."""
+    vision, vq = config.section("vision_config"), config.section("vq_config")
+    vision.expect("hidden_act", "gelu")
+    vision.expect("use_qk_norm", False)
+    vision.expect("attention_bias", True)
+    vision.expect("layer_norm_eps", 1e-6)
+    vq.expect("double_latent", False)
+    vq.expect("hidden_act", "gelu")
+    decoder = _read_decoder(config.section("text_config"))
+    return JanusConfig(
+        vision=SiglipConfig(
+            image_size=vision.integer("image_size", 384),
+            patch_size=vision.integer("patch_size", 16),
+            width=vision.integer("hidden_size", 1024),
+            layers=vision.integer("num_hidden_layers", 24),
+            heads=vision.integer("num_attention_heads", 16),
+            mlp_ratio=vision.number("mlp_ratio", 4.0),
+        ),
+        decoder=decoder,
+        vq=VQConfig(
+            codebook_size=vq.integer("num_embeddings", 16384),
+            code_dim=vq.integer("embed_dim", 8),
+            ch=vq.integer("base_channels", 128),
+            ch_mult=vq.integers("channel_multiplier", (1, 1, 2, 2, 4)),
+            z_channels=vq.integer("latent_channels", 256),
+            num_res_blocks=vq.integer("num_res_blocks", 2),
+        ),
+        gen_head_width=vq.integer("image_token_embed_dim", decoder.hidden_size),
+        aligner_depth=vision.integer("depth", 2),
+        gen_aligner_depth=vq.integer("num_hidden_layers", 2),
+        tied=bool(config.get("tie_word_embeddings", True)),
+    )
+
+
+def _check(config: JanusConfig, where: str) -> None:
+    """Sizes that would otherwise fail deep inside a module."""
+    vision, vq, decoder = config.vision, config.vq, config.decoder
+    if not vision.heads or vision.width % vision.heads:
+        raise ConfigError(f"{where}: vision width {vision.width} is no multiple of its {vision.heads} heads")
+    if not vision.patch_size or vision.image_size < vision.patch_size:
+        raise ConfigError(f"{where}: image_size {vision.image_size} holds no patch of {vision.patch_size}")
+    if vision.image_size % vq.downsampling:
+        raise ConfigError(f"{where}: image_size {vision.image_size} is no multiple of {vq.downsampling} pixels a code")
+    if any((vq.ch * mult) % 32 for mult in vq.ch_mult) or vq.ch % 32:
+        raise ConfigError(f"{where}: gen_vision channels {vq.ch} x {vq.ch_mult} are no multiples of 32 (group norm)")
+    if not decoder.num_kv_heads or decoder.num_heads % decoder.num_kv_heads:
+        raise ConfigError(f"{where}: {decoder.num_heads} heads can't share {decoder.num_kv_heads} key/value heads")
+    if config.num_codes >= decoder.max_positions:
+        raise ConfigError(f"{where}: {config.num_codes} image tokens exceed {decoder.max_positions} positions")

@@ -1,0 +1,82 @@
+"""Janus: one decoder that reads pictures through SigLIP and paints them through a VQ codebook.
+
+B rows, T positions, D decoder width, N pictures, P patches of a picture, S picture side in pixels,
+V text vocabulary, C codebook size. Module names are those of the official checkpoints.
+"""
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..blocks.decoder import Decoder
+from ..blocks.projector import MlpProjector
+from ..blocks.siglip import SiglipConfig, build_siglip
+from ..tokenizers.vq import VQModel
+from .config import JanusConfig
+
+
+class VisionModel(nn.Module):
+    def __init__(self, config: SiglipConfig) -> None:
+        super().__init__()
+        self.vision_tower = build_siglip(config)
+
+    def forward(self, pixels_N3SS: Tensor) -> Tensor:
+        return self.vision_tower(pixels_N3SS)
+
+
+class ImageHead(nn.Module):
+    """Hidden states to logits over the codebook: linear, exact GELU, linear."""
+
+    def __init__(self, config: JanusConfig) -> None:
+        super().__init__()
+        self.output_mlp_projector = nn.Linear(config.decoder.hidden_size, config.gen_head_width)
+        self.vision_head = nn.Linear(config.gen_head_width, config.vq.codebook_size)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.vision_head(F.gelu(self.output_mlp_projector(x)))
+
+
+class LanguageModel(nn.Module):
+    def __init__(self, config: JanusConfig) -> None:
+        super().__init__()
+        self.model = Decoder(config.decoder)
+        self.lm_head = nn.Linear(config.decoder.hidden_size, config.decoder.vocab_size, bias=False)
+
+
+class JanusModel(nn.Module):
+    """All parts of a Janus checkpoint. Embeddings go in and logits come out; loops live elsewhere."""
+
+    def __init__(self, config: JanusConfig) -> None:
+        super().__init__()
+        self.config = config
+        width = config.decoder.hidden_size
+        self.vision_model = VisionModel(config.vision)
+        self.aligner = MlpProjector(config.vision.width, width, config.aligner_depth)
+        self.gen_vision_model = VQModel(config.vq)
+        self.gen_aligner = MlpProjector(config.vq.code_dim, width, config.gen_aligner_depth)
+        self.gen_head = ImageHead(config)
+        self.gen_embed = nn.Embedding(config.vq.codebook_size, config.vq.code_dim)
+        self.language_model = LanguageModel(config)
+
+    @property
+    def decoder(self) -> Decoder:
+        return self.language_model.model
+
+    def embed_text(self, ids: Tensor) -> Tensor:
+        """Text ids `[...]` -> embeddings `[..., D]`."""
+        return self.decoder.embed_tokens(ids)
+
+    def embed_pictures(self, pixels_N3SS: Tensor) -> Tensor:
+        """Pixels in -1..1 -> embeddings of the picture's tokens `[N, P, D]`."""
+        return self.aligner(self.vision_model(pixels_N3SS))
+
+    def embed_codes(self, codes: Tensor) -> Tensor:
+        """Image codes `[...]` -> embeddings `[..., D]`, as painted tokens are fed back."""
+        return self.gen_aligner(self.gen_embed(codes))
+
+    def text_logits(self, hidden: Tensor) -> Tensor:
+        """Hidden states `[..., D]` -> logits over the vocabulary `[..., V]`."""
+        return self.language_model.lm_head(hidden)
+
+    def image_logits(self, hidden: Tensor) -> Tensor:
+        """Hidden states `[..., D]` -> logits over the codebook `[..., C]`."""
+        return self.gen_head(hidden)

@@ -1,0 +1,124 @@
+"""Painting: prompts to image tokens to pictures.
+
+N pictures, L prompt tokens, T image tokens of a picture, D decoder width.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ..blocks.generation import check_context, generate
+from ..blocks.kv_cache import KVCache
+from ..blocks.memory import rows_that_fit
+from ..blocks.sampling import guide, sample
+from ..tokenizers.vq import to_uint8
+from .model import JanusModel
+from .options import PaintOptions
+
+Callback = Callable[[int, int, Tensor], None]
+
+
+def paint_steps(
+    model: JanusModel,
+    cond: Sequence[Tensor],
+    uncond: Sequence[Tensor] | None,
+    options: PaintOptions,
+    seeds: Sequence[int],
+) -> Iterator[Tensor]:
+    """Yield the next image token of every picture, int64 `[N]`, T times.
+
+    `cond` and `uncond` are prompt ids `[L]` per picture; None for `uncond` computes without guidance.
+    Even and odd rows of the reference are the first and second half of the batch here.
+    """
+    device = model.gen_embed.weight.device
+    seeds_N = torch.tensor(seeds, dtype=torch.long, device=device)
+    rows = [model.embed_text(ids.to(device)) for ids in [*cond, *(uncond or ())]]
+
+    def choose(hidden: Tensor, step: int) -> Tensor:
+        logits = model.image_logits(hidden).float()
+        if uncond is not None:
+            logits = guide(*logits.chunk(2), options.guidance_scale)
+        tokens = sample(logits, options.sampling, seeds_N, torch.full_like(seeds_N, step))
+        return tokens if uncond is None else tokens.repeat(2)
+
+    for tokens in generate(model.decoder, rows, choose, model.embed_codes, model.config.num_codes):
+        yield tokens[: len(cond)]
+
+
+@torch.no_grad()
+def paint(
+    model: JanusModel,
+    cond: Sequence[Tensor],
+    uncond: Sequence[Tensor] | None,
+    options: PaintOptions,
+    seeds: Sequence[int],
+    callback: Callback | None = None,
+) -> Tensor:
+    """Codes `[N, T]`, computed in batches that fit in memory; a picture does not depend on the split.
+
+    `callback(step, total, codes)` is called after every step of a batch with the codes of that batch so
+    far, `[n, step]`; an exception from it stops the work.
+    """
+    total = model.config.num_codes
+    decoder, dtype = model.config.decoder, model.gen_embed.weight.dtype
+    longest = max(len(ids) for ids in [*cond, *(uncond or ())])
+    check_context(longest, total, decoder.max_positions)
+    slots = longest + total
+    per_picture = (2 if uncond else 1) * slots * KVCache.bytes_per_slot(
+        decoder.num_layers, decoder.cache_widths, dtype
+    )
+    size = rows_that_fit(per_picture, model.gen_embed.weight.device)
+    done = []
+    for start in range(0, len(cond), size):
+        batch = slice(start, start + size)
+        steps = []
+        for tokens in paint_steps(model, cond[batch], uncond and uncond[batch], options, seeds[batch]):
+            steps.append(tokens)
+            if callback is not None:
+                callback(len(steps), total, torch.stack(steps, dim=1).cpu())
+        done.append(torch.stack(steps, dim=1).cpu())
+    return torch.cat(done)
+
+
+@torch.no_grad()
+def decode(model: JanusModel, codes_NT: Tensor) -> list[Image.Image]:
+    """Codes `[N, T]` -> pictures, one at a time: the decoder's activations are large and rows gain nothing."""
+    device = model.gen_embed.weight.device
+    pictures = []
+    for codes in codes_NT.to(device):
+        pixels = model.gen_vision_model.decode(codes[None], model.config.grid)
+        pictures.append(Image.fromarray(to_uint8(pixels)[0].cpu().numpy()))
+    return pictures
+
+
+@torch.no_grad()
+def first_image_logits(
+    model: JanusModel, cond: Tensor, uncond: Tensor | None, guidance_scale: float
+) -> Tensor:
+    """Guided logits of the first image token, float32 `[C]`."""
+    device = model.gen_embed.weight.device
+    rows = [cond] if uncond is None else [cond, uncond]
+    hidden = [model.decoder(model.embed_text(ids.to(device))[None])[0, -1] for ids in rows]
+    logits = model.image_logits(torch.stack(hidden)).float()
+    return (logits[0] if uncond is None else guide(logits[0], logits[1], guidance_scale)).cpu()
+
+
+@torch.no_grad()
+def score_codes(model: JanusModel, cond: Tensor, codes_T: Tensor) -> Tensor:
+    """Log-probability of each image token after the prompt, without guidance, float32 `[T]`."""
+    device = model.gen_embed.weight.device
+    codes = codes_T.to(device)
+    check_context(len(cond), len(codes), model.config.decoder.max_positions)
+    inputs = torch.cat((model.embed_text(cond.to(device)), model.embed_codes(codes[:-1])))
+    hidden = model.decoder(inputs[None])[0, len(cond) - 1 :]
+    scores = model.image_logits(hidden).float().log_softmax(-1)
+    return scores.gather(1, codes[:, None])[:, 0].cpu()
+
+
+@torch.no_grad()
+def encode(model: JanusModel, pixels_3SS: Tensor) -> Tensor:
+    """Pixels in -1..1 -> codes, int64 `[T]`."""
+    weight = model.gen_embed.weight
+    return model.gen_vision_model.encode(pixels_3SS[None].to(weight.device, weight.dtype))[0].cpu()
