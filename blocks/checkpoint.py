@@ -35,6 +35,7 @@ __all__ = [
     "Report",
     "TensorEntry",
     "check",
+    "fill",
     "list_tensors",
     "load_weights",
     "place",
@@ -121,7 +122,7 @@ def _stream(
                         kind = torch.promote_types(kind, want(other))
                     open_params[param] = torch.empty(target.shape, dtype=kind, device=device), len(group)
                 filled, left = open_params[param]
-                _fill(filled, piece, tensor)
+                fill(filled, piece, tensor)
                 left -= 1
                 open_params[param] = filled, left
             if left == 0:
@@ -132,7 +133,8 @@ def _stream(
     assert done == wanted.keys(), f"not filled: {sorted(wanted.keys() - done)[:10]}"
 
 
-def _fill(whole: Tensor, piece: Piece, tensor: Tensor) -> None:
+def fill(whole: Tensor, piece: Piece, tensor: Tensor) -> None:
+    """Copies `tensor`, what `piece` reads, into its region of the parameter `whole`."""
     region = whole[piece.to.select] if piece.to.select else whole
     if piece.to.part:
         i, n = piece.to.part
@@ -151,9 +153,8 @@ def _assign(model: nn.Module, name: str, tensor: Tensor) -> None:
 
 
 def progress_bar(total: int, what: str, show: bool = True) -> tqdm:
-    """A bar on stderr that counts bytes; it appears after half a second, and rarely where stderr is no
-    terminal, so that logs stay short."""
-    calm = 0.1 if sys.stderr.isatty() else 10.0
+    """A bar on stderr that counts bytes, from half a second on; where stderr is no terminal too, but
+    renewed once a second only, so that logs stay short."""
     return tqdm(
         total=total,
         desc=what,
@@ -162,6 +163,5 @@ def progress_bar(total: int, what: str, show: bool = True) -> tqdm:
         file=sys.stderr,
         disable=not show,
         delay=0.5,
-        mininterval=calm,
-        maxinterval=max(10.0, calm),
+        mininterval=0.1 if sys.stderr.isatty() else 1.0,
     )

@@ -45,6 +45,8 @@ _TABLE: list[tuple[str, str]] = [
     (f"{_VIT}.norm.{{p}}", f"{_HF_VIT}.post_layernorm.{{p}}"),
     ("aligner.layers.0.{p}", "aligner.fc1.{p}"),
     ("aligner.layers.2.{p}", "aligner.hidden_layers.0.{p}"),
+    ("aligner.layers.4.{p}", "aligner.hidden_layers.1.{p}"),
+    ("aligner.layers.6.{p}", "aligner.hidden_layers.2.{p}"),
     # The image tokenizer.
     (f"{_ENC}.conv_in.{{p}}", f"{_HF_ENC}.conv_in.{{p}}"),
     (f"{_ENC}.conv_blocks.{{n}}.res.{{n}}.{{res}}.{{p}}", f"{_HF_ENC}.down.{{n}}.block.{{n}}.{{res}}.{{p}}"),
@@ -74,6 +76,8 @@ _TABLE: list[tuple[str, str]] = [
     ("gen_embed.weight", "generation_embeddings.weight"),
     ("gen_aligner.layers.0.{p}", "generation_aligner.fc1.{p}"),
     ("gen_aligner.layers.2.{p}", "generation_aligner.hidden_layers.0.{p}"),
+    ("gen_aligner.layers.4.{p}", "generation_aligner.hidden_layers.1.{p}"),
+    ("gen_aligner.layers.6.{p}", "generation_aligner.hidden_layers.2.{p}"),
     ("gen_head.output_mlp_projector.{p}", "generation_head.proj_out.{p}"),
     ("gen_head.vision_head.{p}", "generation_head.vision_head.{p}"),
     # The language model: Llama.

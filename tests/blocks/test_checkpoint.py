@@ -16,6 +16,7 @@ from bifrons.blocks.checkpoint import (
     check,
     list_tensors,
     load_weights,
+    progress_bar,
     read_tensor,
     write_safetensors,
 )
@@ -400,6 +401,16 @@ def test_memory_peaks_near_the_files_size(tmp_path, kind):
     times, total = map(float, run.stdout.split())
     assert total == pytest.approx(45 * 4096 * 4096)
     assert 0.9 < times < 1.3
+
+
+def test_the_bar_shows_without_a_terminal_and_only_when_it_takes_long(capsys):
+    for show, wait in ((True, 0.0), (False, 9.0), (True, 9.0)):
+        with progress_bar(2000, "loading weights", show) as bar:
+            bar.start_t = bar.last_print_t = bar.start_t - wait if show else 0.0
+            bar.update(1000)
+        shown = capsys.readouterr().err
+        assert ("loading weights:  50%" in shown) == (show and wait > 0)
+    assert "1.00k/2.00k" in shown
 
 
 # --- writing -------------------------------------------------------------------------------------------
