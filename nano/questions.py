@@ -254,6 +254,20 @@ def _exists(scene: Scene, rng: Random, yes: bool) -> list[_Draft]:
     ]
 
 
+def _number_claim(scene: Scene, rng: Random, yes: bool) -> tuple[str, int]:
+    """A shape and a number of it, true or false; "one" is as often false as true, and so are the others."""
+    shapes = [thing.shape for thing in scene.things]
+    repeated = [shape for shape in shapes if shapes.count(shape) > 1]
+    if yes:
+        shape = rng.choice(repeated or shapes)
+        return shape, shapes.count(shape)
+    if rng.random() < 0.6:
+        return rng.choice(repeated or [shape for shape in SHAPES if shape not in shapes]), 1
+    shape = rng.choice(shapes)
+    count = shapes.count(shape)
+    return shape, count + 1 if count < 4 else 3
+
+
 def _claims(scene: Scene, rng: Random, yes: bool) -> list[_Draft]:
     """Claims on the colour of a named thing, a relation of two, and a number."""
     answer, unique, out = "yes" if yes else "no", _unique(scene), []
@@ -278,10 +292,8 @@ def _claims(scene: Scene, rng: Random, yes: bool) -> list[_Draft]:
             )
             about = {(a.shape, name, b.shape), (a.shape, true, b.shape)}
             out.append(_draft(texts, answer, *about, _pair(a), _pair(b)))
-    shape = rng.choice(scene.things).shape
+    shape, count = _number_claim(scene, rng, yes)
     pairs = [_pair(thing) for thing in scene.things if thing.shape == shape]
-    near = [n for n in (len(pairs) - 1, len(pairs) + 1) if 1 <= n < len(NUMBERS)]
-    count = len(pairs) if yes else rng.choice(near)
     noun = f"{NUMBERS[count]} {shape if count == 1 else plural(shape)}"
     verb = "Is" if count == 1 else "Are"
     out.append(_draft((f"{verb} there exactly {noun}?", f"Do you see exactly {noun}?"), answer, *pairs))
