@@ -50,7 +50,7 @@ class Step:
 
 
 def attention_mask(positions_BT: Tensor, slots: int) -> Tensor:
-    """True where a query at its position may see a slot: slots up to and including its own. `[B, 1, T, S]`."""
+    """True where a query may see a slot: slots up to and including its own position. `[B, 1, T, S]`."""
     return (torch.arange(slots, device=positions_BT.device) <= positions_BT[..., None])[:, None]
 
 

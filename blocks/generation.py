@@ -25,14 +25,29 @@ def check_context(prompt: int, new: int, limit: int) -> None:
         )
 
 
-def prefill(decoder: Decoder, rows: Sequence[Tensor], cache: KVCache) -> Tensor:
-    """Run whole prompts, each `[T_i, D]`, into an empty cache; the hidden state of each row's last position `[B, D]`."""
-    lengths = torch.tensor([len(row) for row in rows], device=cache.positions.device)
+def prefill(
+    decoder: Decoder, rows: Sequence[Tensor], cache: KVCache, chunk: int | None = None
+) -> Tensor:
+    """Run whole prompts, each `[T_i, D]`, into an empty cache; hidden states of the last positions `[B, D]`.
+
+    With `chunk`, at most so many positions of each row at a time, which bounds the memory of activations;
+    the result is the same.
+    """
+    device = cache.positions.device
+    lengths = torch.tensor([len(row) for row in rows], device=device)
     x_BTD = pad_sequence(list(rows), batch_first=True)
-    cache.reserve(x_BTD.shape[1])
-    hidden = decoder(x_BTD, cache)
-    cache.positions += lengths
-    return hidden[cache.rows, lengths - 1]
+    last_BD = x_BTD.new_zeros(len(rows), x_BTD.shape[-1])
+    for start in range(0, x_BTD.shape[1], chunk or x_BTD.shape[1]):
+        part_BTD = x_BTD[:, start : start + chunk] if chunk else x_BTD
+        length = part_BTD.shape[1]
+        cache.reserve(start + length)
+        hidden_BTD = decoder(part_BTD, cache)
+        place_B = lengths - 1 - start
+        found_BD = hidden_BTD[cache.rows, place_B.clamp(0, length - 1)]
+        last_BD = torch.where(((place_B >= 0) & (place_B < length))[:, None], found_BD, last_BD)
+        cache.positions += length
+    cache.positions.copy_(lengths)
+    return last_BD
 
 
 def decode_one(decoder: Decoder, x_BD: Tensor, cache: KVCache) -> Tensor:
@@ -49,18 +64,19 @@ def generate(
     choose: Callable[[Tensor, int], Tensor],
     embed: Callable[[Tensor], Tensor],
     max_new_tokens: int,
+    prefill_chunk: int | None = None,
 ) -> Iterator[Tensor]:
     """Yield the tokens `[B]` of one step after the other, `max_new_tokens` times or until the caller stops.
 
     `choose(hidden [B, D], step)` picks tokens (head, guidance, sampling); `embed(tokens [B])` gives the
-    next inputs `[B, D]`.
+    next inputs `[B, D]`. `prefill_chunk` bounds the positions that are computed at once.
     """
     longest = max(len(row) for row in rows)
     check_context(longest, max_new_tokens, decoder.config.max_positions)
     cache = decoder.config.new_cache(
         len(rows), longest + max_new_tokens, device=rows[0].device, dtype=rows[0].dtype
     )
-    hidden = prefill(decoder, rows, cache)
+    hidden = prefill(decoder, rows, cache, prefill_chunk)
     for step in range(max_new_tokens):
         tokens = choose(hidden, step)
         yield tokens

@@ -57,6 +57,12 @@ def guide(cond: Tensor, uncond: Tensor, scale: float | Tensor) -> Tensor:
     return uncond + scale * (cond - uncond)
 
 
+def penalize(logits: Tensor, seen: Tensor, penalty: float) -> Tensor:
+    """Make tokens that were `seen` (a mask of the logits' shape) less likely: divide positive logits by the
+    penalty, multiply negative ones (Keskar et al. 2019, "CTRL", sec. 4.1, as transformers completes it)."""
+    return torch.where(seen, torch.where(logits > 0, logits / penalty, logits * penalty), logits)
+
+
 def keep_top_k(logits: Tensor, top_k: int) -> Tensor:
     """Set all but the `top_k` largest logits to -inf (ties with the last one stay); 0 keeps all."""
     if top_k == 0 or top_k >= logits.shape[-1]:
@@ -66,7 +72,7 @@ def keep_top_k(logits: Tensor, top_k: int) -> Tensor:
 
 
 def keep_top_p(logits: Tensor, top_p: float) -> Tensor:
-    """Keep the fewest most likely tokens whose probability reaches `top_p` (Holtzman et al. 2020, sec. 3.1)."""
+    """Keep the fewest most likely tokens that reach probability `top_p` (Holtzman et al. 2020, sec. 3.1)."""
     if top_p >= 1.0:
         return logits
     ordered, order = logits.sort(dim=-1, descending=True)

@@ -38,7 +38,7 @@ KNOWN_TOWERS = {
 
 
 def build_siglip(config: SiglipConfig) -> "VisionTransformer":
-    """A tower that maps pixels `[B, 3, S, S]` (in -1..1) to features `[B, N, W]` after all blocks and the norm.
+    """A tower that maps pixels `[B, 3, S, S]` (in -1..1) to features `[B, N, W]` after blocks and norm.
 
     timm is imported here, not at the top: it costs seconds that painting alone need not pay.
     """

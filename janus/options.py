@@ -1,13 +1,12 @@
-"""Options of painting and of answering: the one place that holds their defaults and their ranges."""
+"""Options of painting: the one place that holds their defaults and their ranges."""
 
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from ..blocks.answering import MAX_SEED
 from ..blocks.errors import OptionError
 from ..blocks.sampling import Sampling, check_integer, check_number
-
-MAX_SEED = 2**63 - 1
 
 
 @dataclass(frozen=True)
@@ -37,23 +36,6 @@ class PaintOptions:
         return Sampling(self.temperature, self.top_k, self.top_p)
 
 
-@dataclass(frozen=True)
-class AnswerOptions:
-    """How an answer is written; `temperature=0` is greedy."""
-
-    max_new_tokens: int = 512
-    temperature: float = 0.0
-    top_p: float = 1.0
-
-    def __post_init__(self) -> None:
-        check_integer("max_new_tokens", self.max_new_tokens, low=1)
-        _ = self.sampling
-
-    @property
-    def sampling(self) -> Sampling:
-        return Sampling(self.temperature, 0, self.top_p)
-
-
 def picture_seeds(seed: int | Sequence[int] | None, prompts: int, per_prompt: int) -> list[int]:
     """One seed per picture, prompt-major.
 
@@ -77,7 +59,3 @@ def picture_seeds(seed: int | Sequence[int] | None, prompts: int, per_prompt: in
     for start in starts:
         check_integer("seed", start, 0, MAX_SEED - per_prompt)
     return [start + index for start in starts for index in range(per_prompt)]
-
-
-def answer_seed(seed: int | None) -> int:
-    return secrets.randbelow(2**32) if seed is None else check_integer("seed", seed, 0, MAX_SEED)

@@ -8,9 +8,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ..blocks.checkpoint import load_weights
+from ..blocks import answering
+from ..blocks.answering import AnswerOptions, answer_seed
+from ..blocks.checkpoint import list_tensors, load_weights
 from ..blocks.device import resolve_device, resolve_dtype
 from ..blocks.errors import OptionError, PromptError
+from ..blocks.generation import check_context
 from ..blocks.locate import locate
 from ..blocks.pictures import as_list
 from ..blocks.sampling import check_integer
@@ -19,7 +22,7 @@ from . import painting, reading
 from .config import read_config
 from .keys import pick_key_map
 from .model import JanusModel
-from .options import AnswerOptions, PaintOptions, answer_seed, picture_seeds
+from .options import PaintOptions, picture_seeds
 from .processor import IMAGE_TAG, JanusProcessor, Prepared
 
 Messages = list[dict[str, Any]]
@@ -48,7 +51,8 @@ class JanusPipeline:
         """
         folder = locate(model)
         chosen_device = resolve_device(device)
-        config, _ = read_config(folder)
+        config, model_type = read_config(folder)
+        entries = list_tensors(folder)
         with torch.device("meta"):
             network = JanusModel(config)
         tokenizer = TextTokenizer.from_folder(folder)
@@ -58,10 +62,11 @@ class JanusPipeline:
         load_weights(
             network,
             folder,
-            pick_key_map(folder, config),
+            pick_key_map(entries, model_type, config.tied),
             device=chosen_device,
             dtype=resolve_dtype(dtype, chosen_device),
             progress=progress,
+            entries=entries,
         )
         return cls(network.eval(), tokenizer, processor, str(model))
 
@@ -162,11 +167,11 @@ class JanusPipeline:
     ) -> str | Iterator[str]:
         """The assistant's next message in a conversation, in OpenAI's or the official form of messages."""
         options = AnswerOptions(max_new_tokens, temperature, top_p)
-        prepared = self._prepare(messages, options.max_new_tokens)
+        prompt = self._prompt(messages, options.max_new_tokens)
         start = answer_seed(seed)
         if stream:
-            return reading.stream_answer(self.model, self.tokenizer, prepared, options, start)
-        return reading.answers(self.model, self.tokenizer, [prepared], options, [start])[0]
+            return answering.stream_answer(self.model, self.tokenizer, prompt, options, start)
+        return answering.answers(self.model, self.tokenizer, [prompt], options, [start])[0]
 
     def chat_batch(
         self,
@@ -181,13 +186,17 @@ class JanusPipeline:
         prepared = [self._prepare(messages, options.max_new_tokens) for messages in conversations]
         if not prepared:
             return []
-        seeds = [answer_seed(seed) for _ in prepared]
-        return reading.answers(self.model, self.tokenizer, prepared, options, seeds)
+        prompts = [reading.embed_prompt(self.model, one) for one in prepared]
+        seeds = [answer_seed(seed) for _ in prompts]
+        return answering.answers(self.model, self.tokenizer, prompts, options, seeds)
 
     def _prepare(self, messages: Messages, room: int) -> Prepared:
         prepared = self.processor.understanding(messages)
-        reading.check_context(len(prepared.ids), room, self.model.config.decoder.max_positions)
+        check_context(len(prepared.ids), room, self.model.config.decoder.max_positions)
         return prepared
+
+    def _prompt(self, messages: Messages, room: int) -> answering.Prompt:
+        return reading.embed_prompt(self.model, self._prepare(messages, room))
 
     def encode_image(self, image: Any) -> Tensor:
         """VQ codes of a picture, int64 `[T]`, after the processor's resizing and padding to a square."""
@@ -207,7 +216,7 @@ class JanusPipeline:
 
     def next_logits(self, messages: Messages) -> Tensor:
         """Logits of the text head at the last prompt position, float32 `[vocabulary]`."""
-        return reading.last_logits(self.model, self._prepare(messages, 0))
+        return answering.last_logits(self.model, self._prompt(messages, 0))
 
     def next_image_logits(self, prompt: str, guidance_scale: float = PaintOptions.guidance_scale) -> Tensor:
         """Guided logits of the first image token, float32 `[codebook]`."""
@@ -220,7 +229,7 @@ class JanusPipeline:
         if not isinstance(answer, str) or not answer:
             raise PromptError(f"the answer is {answer!r}; accepted: a text that is not empty")
         ids = torch.tensor(self.tokenizer.encode(answer, bos=False))
-        return reading.score_answer(self.model, self._prepare(messages, len(ids)), ids)
+        return answering.score_answer(self.model, self._prompt(messages, len(ids)), ids)
 
     def score_image(self, prompt: str, codes: Tensor | Sequence[int]) -> Tensor:
         """Log-probability of each image token after the prompt, without guidance; float32 `[T]`."""
