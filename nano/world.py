@@ -4,6 +4,7 @@ Lengths are in units of the picture's shorter side: a picture of aspect a = widt
 [0, max(a, 1)] and y in [0, max(1 / a, 1)], y pointing down.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from random import Random
@@ -66,6 +67,7 @@ MIRROR = {"left of": "right of", "right of": "left of", "above": "below", "below
 
 _GAP = 0.05
 _MARGIN = 0.03
+_LATTICE = 32
 _SIZES = {1: (0.20, 0.42), 2: (0.19, 0.38), 3: (0.18, 0.34), 4: (0.18, 0.30)}
 
 Box = tuple[float, float, float, float]
@@ -187,6 +189,11 @@ def sample_colors(rng: Random, shapes: Sequence[str], split: str) -> list[str]:
     return [rng.choice(_TRAIN_COLORS[shape]) for shape in shapes]
 
 
+def _on_lattice(rng: Random, low: float, high: float) -> float:
+    """A random multiple of 1 / _LATTICE in [low, high]."""
+    return rng.randint(math.ceil(low * _LATTICE), math.floor(high * _LATTICE)) / _LATTICE
+
+
 def _try_place(
     rng: Random, shapes: Sequence[str], colors: Sequence[str], low: float, high: float, aspect: float
 ) -> tuple[Thing, ...] | None:
@@ -194,12 +201,12 @@ def _try_place(
     boxes: list[Box] = []
     things = []
     for shape, color in zip(shapes, colors, strict=True):
-        size = low + (high - low) * rng.random()
+        size = _on_lattice(rng, low, high)
         w, h = EXTENTS[shape]
         dx, dy = w * size / 2, h * size / 2
         for _ in range(12):
-            x = _MARGIN + dx + (width - 2 * (_MARGIN + dx)) * rng.random()
-            y = _MARGIN + dy + (height - 2 * (_MARGIN + dy)) * rng.random()
+            x = _on_lattice(rng, _MARGIN + dx, width - _MARGIN - dx)
+            y = _on_lattice(rng, _MARGIN + dy, height - _MARGIN - dy)
             x0, y0, x1, y1 = x - dx - _GAP, y - dy - _GAP, x + dx + _GAP, y + dy + _GAP
             if all(x1 <= b[0] or x0 >= b[2] or y1 <= b[1] or y0 >= b[3] for b in boxes):
                 break
@@ -214,7 +221,8 @@ def place(rng: Random, shapes: Sequence[str], colors: Sequence[str], aspect: flo
     """A scene of 1 to MAX_THINGS things at random places and sizes on a random background.
 
     Bounding boxes keep a gap of 0.05 between them and a margin of 0.03 to the border; sizes are uniform
-    within limits that shrink as the number of things grows, and never below 0.18.
+    within limits that shrink as the number of things grows, and never below 0.18. Centres and sizes are
+    multiples of 1 / 32: fine enough to vary freely, coarse enough for a small codebook to draw edges crisply.
     """
     if not 1 <= len(shapes) <= MAX_THINGS:
         raise OptionError(f"a scene holds 1 to {MAX_THINGS} things, not {len(shapes)}")
