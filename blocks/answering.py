@@ -157,7 +157,7 @@ def stream_answer(
     skip_special_tokens: bool = True,
     prefill_chunk: int | None = None,
 ) -> Iterator[str]:
-    """Pieces of one answer as they are written; joined they are what `answers` returns, bar its last strip."""
+    """Pieces of one answer as they are written; joined, what `answers` returns, bar its last strip."""
     decoder, started = StreamDecoder(tokenizer, skip_special_tokens), False
     steps = answer_steps(model, [prompt], options, [seed], tokenizer.eos_id, prefill_chunk)
     pieces = (decoder.push(step[0]) for step in steps if step[0] is not None)

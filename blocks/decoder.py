@@ -10,7 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .feed_forward import FeedForward
 from .kv_cache import KVCache
+from .latent_attention import LatentAttention, LatentConfig
+from .moe import MoE, MoEConfig
 from .norm import RMSNorm
 from .rope import rotary_table, rotate
 
@@ -29,10 +32,22 @@ class DecoderConfig:
     max_positions: int = 2048
     rms_norm_eps: float = 1e-6
     rope_theta: float = 10000.0
+    latent: LatentConfig | None = None
+    """Latent attention; None is multi-head attention, and then `head_dim` and `num_kv_heads` count."""
+    moe: MoEConfig | None = None
+    """Experts; None makes every layer's feed-forward dense."""
+
+    @property
+    def rotary_dim(self) -> int:
+        """Dimensions of a head that carry its position."""
+        return self.head_dim if self.latent is None else self.latent.rope_dim
 
     @property
     def cache_widths(self) -> tuple[tuple[int, int], ...]:
-        """(heads, dimensions) of the key and of the value that a layer caches per position."""
+        """(heads, dimensions) of each buffer that a layer caches per position: key and value, or the latent
+        with the rotary key."""
+        if self.latent is not None:
+            return ((1, self.latent.kv_rank + self.latent.rope_dim),)
         return ((self.num_kv_heads, self.head_dim),) * 2
 
     def new_cache(self, rows: int, slots: int, *, device: torch.device, dtype: torch.dtype) -> KVCache:
@@ -87,27 +102,15 @@ class Attention(nn.Module):
         return self.o_proj(out_BHTK.transpose(1, 2).flatten(2))
 
 
-class FeedForward(nn.Module):
-    """SwiGLU (Shazeer 2020, "GLU Variants Improve Transformer"): `down(silu(gate(x)) * up(x))`."""
-
-    def __init__(self, hidden_size: int, intermediate_size: int) -> None:
-        super().__init__()
-        self.gate_proj = nn.Linear(hidden_size, intermediate_size, bias=False)
-        self.up_proj = nn.Linear(hidden_size, intermediate_size, bias=False)
-        self.down_proj = nn.Linear(intermediate_size, hidden_size, bias=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
-
-
 def make_attention(config: DecoderConfig, layer: int) -> nn.Module:
-    """The attention of one layer; the place where latent attention joins multi-head attention."""
-    return Attention(config, layer)
+    """The attention of one layer: latent where the config has it, else multi-head."""
+    return Attention(config, layer) if config.latent is None else LatentAttention(config, layer)
 
 
 def make_feed_forward(config: DecoderConfig, layer: int) -> nn.Module:
-    """The feed-forward of one layer; the place where a mixture of experts joins the dense form."""
-    del layer  # every layer is dense here
+    """The feed-forward of one layer: a mixture of experts where the config has it, else dense."""
+    if config.moe is not None and config.moe.serves(layer):
+        return MoE(config.moe, config.hidden_size)
     return FeedForward(config.hidden_size, config.intermediate_size)
 
 
@@ -146,7 +149,7 @@ class Decoder(nn.Module):
         positions = offsets if cache is None else cache.positions[:, None] + offsets
         step = Step(
             positions_BT=positions,
-            rotary=rotary_table(positions, self.config.head_dim, self.config.rope_theta),
+            rotary=rotary_table(positions, self.config.rotary_dim, self.config.rope_theta),
             mask_B1TS=None if cache is None else attention_mask(positions, cache.filled),
             cache=cache,
         )

@@ -28,7 +28,7 @@ class KVCache:
         device: torch.device,
         dtype: torch.dtype,
     ) -> None:
-        """`widths`: (heads, dimensions) of each buffer a layer keeps: ((H, K), (H, K)) for keys and values."""
+        """`widths`: (heads, dimensions) of each buffer of a layer: ((H, K), (H, K)) for keys and values."""
         self.buffers = tuple(
             torch.zeros(layers, rows, slots, heads, dim, device=device, dtype=dtype)
             for heads, dim in widths

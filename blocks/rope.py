@@ -25,3 +25,8 @@ def rotate(x_BHTK: Tensor, table: tuple[Tensor, Tensor]) -> Tensor:
     x = x_BHTK.float()
     low, high = x.chunk(2, dim=-1)
     return (x * cos + torch.cat((-high, low), dim=-1) * sin).to(x_BHTK.dtype)
+
+
+def deinterleave(x: Tensor) -> Tensor:
+    """Dimensions in the order 0, 2, 4, ..., 1, 3, 5, ...: from pairs side by side to half-split ones."""
+    return x.unflatten(-1, (-1, 2)).transpose(-1, -2).flatten(-2)

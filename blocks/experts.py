@@ -1,0 +1,103 @@
+"""Three ways to send tokens through their experts, with one signature and the same numbers.
+
+N tokens, D model width, E experts, I width of an expert, K experts a token, P = N * K pairs of a token
+and an expert, C tokens of a block.
+
+`looped` is the definition: each expert computes the tokens that chose it. `grouped` is one product over
+ragged groups, for devices that have one; `blocked` is made of ordinary batched products and never asks
+the device how many tokens an expert got. `pick_form` says which one serves where.
+"""
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+Form = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
+"""(x `[N, D]`, gate_up `[E, 2I, D]`, down `[E, D, I]`, chosen int64 `[N, K]`) -> outputs `[N, K, D]`."""
+
+_grouped_mm = getattr(F, "grouped_mm", None) or getattr(torch, "_grouped_mm", None)
+_ALIGNMENT = 16  # bytes: what the grouped product asks of every stride
+_FEW_PAIRS = 64  # up to here each pair gets its own copy of its expert's weights
+_BLOCK = 32  # tokens that share such a copy beyond that
+_BLOCKS_AT_ONCE = 64  # bounds the copies that exist at a time
+
+
+def _swiglu(gate_up: Tensor) -> Tensor:
+    gate, up = gate_up.chunk(2, dim=-1)
+    return F.silu(gate) * up
+
+
+def looped(x_ND: Tensor, gate_up: Tensor, down: Tensor, chosen_NK: Tensor) -> Tensor:
+    """The definition: expert after expert, on the tokens that chose it."""
+    flat_P = chosen_NK.flatten()
+    pairs_PD = x_ND.repeat_interleave(chosen_NK.shape[1], dim=0)
+    out_PD = torch.zeros_like(pairs_PD)
+    for expert in range(len(gate_up)):
+        places = (flat_P == expert).nonzero()[:, 0]
+        hidden = _swiglu(F.linear(pairs_PD[places], gate_up[expert]))
+        out_PD = out_PD.index_copy(0, places, F.linear(hidden, down[expert]))
+    return out_PD.view(*chosen_NK.shape, -1)
+
+
+def _sorted_pairs(chosen_NK: Tensor, experts: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Pairs ordered by expert: (order `[P]`, expert of each `[P]`, pairs of each expert `[E]`)."""
+    sorted_P, order_P = chosen_NK.flatten().sort(stable=True)
+    counts_E = torch.zeros(experts, dtype=torch.long, device=order_P.device)
+    return order_P, sorted_P, counts_E.scatter_add_(0, sorted_P, torch.ones_like(sorted_P))
+
+
+def _unsort(out_PD: Tensor, order_P: Tensor, chosen_NK: Tensor) -> Tensor:
+    return torch.empty_like(out_PD).index_copy(0, order_P, out_PD).view(*chosen_NK.shape, -1)
+
+
+def grouped(x_ND: Tensor, gate_up: Tensor, down: Tensor, chosen_NK: Tensor) -> Tensor:
+    """One grouped product each for all gates and ups and for all downs."""
+    assert _grouped_mm is not None, "this torch has no grouped product"
+    order_P, _, counts_E = _sorted_pairs(chosen_NK, len(gate_up))
+    ends_E = counts_E.cumsum(0).to(torch.int32)
+    pairs_PD = x_ND[order_P // chosen_NK.shape[1]]
+    hidden = _swiglu(_grouped_mm(pairs_PD, gate_up.transpose(1, 2), offs=ends_E))
+    return _unsort(_grouped_mm(hidden, down.transpose(1, 2), offs=ends_E), order_P, chosen_NK)
+
+
+def blocked(x_ND: Tensor, gate_up: Tensor, down: Tensor, chosen_NK: Tensor) -> Tensor:
+    """Pairs sorted by expert into blocks of at most C of one expert; a batched product over the blocks.
+
+    The number of blocks is a bound that follows from the shapes alone, so that nothing waits for the device.
+    """
+    experts, pairs = len(gate_up), chosen_NK.numel()
+    size = 1 if pairs <= _FEW_PAIRS else _BLOCK
+    blocks = min(pairs, -(-pairs // size) + experts)
+    order_P, expert_P, counts_E = _sorted_pairs(chosen_NK, experts)
+    blocks_E = (counts_E + size - 1) // size
+    shift_E = (blocks_E.cumsum(0) - blocks_E) * size - (counts_E.cumsum(0) - counts_E)
+    slots_P = torch.arange(pairs, device=x_ND.device) + shift_E[expert_P]
+    rows = x_ND.new_zeros(blocks * size, x_ND.shape[1])
+    rows = rows.index_copy(0, slots_P, x_ND[order_P // chosen_NK.shape[1]]).view(blocks, size, -1)
+    numbers = torch.arange(blocks, device=x_ND.device)
+    expert_of_block = torch.searchsorted(blocks_E.cumsum(0), numbers, right=True).clamp(max=experts - 1)
+    outs = []
+    for start in range(0, blocks, _BLOCKS_AT_ONCE):
+        part = slice(start, start + _BLOCKS_AT_ONCE)
+        chosen = expert_of_block[part]
+        hidden = _swiglu(torch.bmm(rows[part], gate_up[chosen].transpose(1, 2)))
+        outs.append(torch.bmm(hidden, down[chosen].transpose(1, 2)))
+    return _unsort(torch.cat(outs).flatten(0, 1)[slots_P], order_P, chosen_NK)
+
+
+def pick_form(x_ND: Tensor, gate_up: Tensor, pairs: int) -> Form:
+    """The fastest form that the device and the dtype have.
+
+    The grouped product takes all three dtypes on the CPU and on CUDA, but on CUDA only bfloat16 without
+    reading the group sizes back; others use it there for long inputs only, so that decoding never waits.
+    """
+    width, hidden, bytes_each = x_ND.shape[1], gate_up.shape[1] // 2, x_ND.dtype.itemsize
+    aligned = width * bytes_each % _ALIGNMENT == 0 and hidden * bytes_each % _ALIGNMENT == 0
+    if _grouped_mm is not None and aligned:
+        if x_ND.device.type == "cpu":
+            return grouped
+        if x_ND.device.type == "cuda" and (x_ND.dtype == torch.bfloat16 or pairs > _FEW_PAIRS):
+            return grouped
+    return looped if x_ND.device.type == "cpu" else blocked
