@@ -18,6 +18,7 @@ Form = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 """(x `[N, D]`, gate_up `[E, 2I, D]`, down `[E, D, I]`, chosen int64 `[N, K]`) -> outputs `[N, K, D]`."""
 
 _grouped_mm = getattr(F, "grouped_mm", None) or getattr(torch, "_grouped_mm", None)
+_GROUPED_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 _ALIGNMENT = 16  # bytes: what the grouped product asks of every stride
 _FEW_PAIRS = 64  # up to here each pair gets its own copy of its expert's weights
 _BLOCK = 32  # tokens that share such a copy beyond that
@@ -90,12 +91,12 @@ def blocked(x_ND: Tensor, gate_up: Tensor, down: Tensor, chosen_NK: Tensor) -> T
 def pick_form(x_ND: Tensor, gate_up: Tensor, pairs: int) -> Form:
     """The fastest form that the device and the dtype have.
 
-    The grouped product takes all three dtypes on the CPU and on CUDA, but on CUDA only bfloat16 without
+    The grouped product takes three dtypes on the CPU and on CUDA, but on CUDA only bfloat16 without
     reading the group sizes back; others use it there for long inputs only, so that decoding never waits.
     """
     width, hidden, bytes_each = x_ND.shape[1], gate_up.shape[1] // 2, x_ND.dtype.itemsize
     aligned = width * bytes_each % _ALIGNMENT == 0 and hidden * bytes_each % _ALIGNMENT == 0
-    if _grouped_mm is not None and aligned:
+    if _grouped_mm is not None and aligned and x_ND.dtype in _GROUPED_DTYPES:
         if x_ND.device.type == "cpu":
             return grouped
         if x_ND.device.type == "cuda" and (x_ND.dtype == torch.bfloat16 or pairs > _FEW_PAIRS):

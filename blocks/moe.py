@@ -46,7 +46,7 @@ class MoEConfig:
         if self.method not in METHODS:
             raise ConfigError(f"topk_method is {self.method!r}; accepted: {', '.join(METHODS)}")
         if self.num_groups < 1 or self.num_experts % self.num_groups:
-            raise ConfigError(f"n_group is {self.num_groups}; accepted: a divisor of {self.num_experts} experts")
+            raise ConfigError(f"n_group is {self.num_groups}; accepted: a divisor of {self.num_experts}")
         if not 1 <= self.topk_group <= self.num_groups:
             raise ConfigError(f"topk_group is {self.topk_group}; accepted: 1 to n_group, {self.num_groups}")
         if not 1 <= self.top_k <= self.num_experts:
