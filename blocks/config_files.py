@@ -49,7 +49,11 @@ class Section:
 
     def integers(self, name: str, default: tuple[int, ...]) -> tuple[int, ...]:
         value = self.get(name, default)
-        if not isinstance(value, list | tuple) or not value or not all(type(n) is int and n > 0 for n in value):
+        if (
+            not isinstance(value, list | tuple)
+            or not value
+            or not all(type(n) is int and n > 0 for n in value)
+        ):
             raise ConfigError(f"{self.where}.{name} is {value!r}; accepted: a list of whole numbers above 0")
         return tuple(value)
 

@@ -27,7 +27,9 @@ def resolve_device(device: str | torch.device | None) -> torch.device:
     if chosen.type not in ("cpu", "cuda", "mps", "meta"):
         raise OptionError(f"device is {str(chosen)!r}; accepted: cpu, cuda, cuda:N, mps")
     if chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
-        raise OptionError(f"device {str(chosen)!r} is not there: this machine has {torch.cuda.device_count()} CUDA GPUs")
+        raise OptionError(
+            f"device {str(chosen)!r} is not there: this machine has {torch.cuda.device_count()} CUDA GPUs"
+        )
     if chosen.type == "mps" and not torch.backends.mps.is_available():
         raise OptionError("device 'mps' is not there: accepted on Apple silicon only")
     return chosen
@@ -45,7 +47,7 @@ def resolve_dtype(dtype: str | torch.dtype | None, device: torch.device) -> torc
             return torch.float16
         return torch.bfloat16
     chosen = DTYPES.get(dtype) if isinstance(dtype, str) else dtype
-    if chosen not in DTYPES.values():
+    if chosen is None or chosen not in DTYPES.values():
         raise OptionError(f"dtype is {dtype!r}; accepted: {', '.join(DTYPES)}")
     return chosen
 

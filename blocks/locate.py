@@ -20,7 +20,9 @@ def locate(model: str | Path) -> Path:
     if path.is_dir():
         return path
     if path.is_file():
-        raise CheckpointError(f"{path} is a file; accepted: the folder that holds config.json and the weights")
+        raise CheckpointError(
+            f"{path} is a file; accepted: the folder that holds config.json and the weights"
+        )
     name = str(model)
     if name in EMBEDDED and (_WEIGHTS / name).is_dir():
         return _WEIGHTS / name
@@ -35,7 +37,7 @@ def locate(model: str | Path) -> Path:
 
 def _download(repo_id: str) -> Path:
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HFValidationError, HfHubHTTPError, LocalEntryNotFoundError
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
         return Path(snapshot_download(repo_id, allow_patterns=_FILES))

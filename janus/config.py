@@ -12,7 +12,7 @@ from ..tokenizers.vq import VQConfig
 
 @dataclass(frozen=True)
 class JanusConfig:
-    """Architecture of a Janus model. Widths of heads and adaptors that equal the decoder's are not repeated."""
+    """Architecture of a Janus model. Widths of heads and adaptors that are the decoder's are not repeated."""
 
     vision: SiglipConfig
     decoder: DecoderConfig
@@ -72,7 +72,9 @@ def _read_decoder(section: Section) -> DecoderConfig:
         raise ConfigError(f"{section.where}.rope_scaling is set; accepted: none")
     hidden, heads = section.integer("hidden_size", 4096), section.integer("num_attention_heads", 32)
     if not heads or hidden % heads:
-        raise ConfigError(f"{section.where}: hidden_size {hidden} is no multiple of num_attention_heads {heads}")
+        raise ConfigError(
+            f"{section.where}: hidden_size {hidden} is no multiple of num_attention_heads {heads}"
+        )
     return DecoderConfig(
         vocab_size=section.integer("vocab_size", 32000),
         hidden_size=hidden,
@@ -99,7 +101,9 @@ def _read_original(config: Section) -> JanusConfig:
             f"{', '.join(KNOWN_TOWERS)}, or any name with width, layers, heads and patch_size stated"
         )
     base = tower or SiglipConfig()
-    aligner, gen_aligner = (config.section(name, "params") for name in ("aligner_config", "gen_aligner_config"))
+    aligner, gen_aligner = (
+        config.section(name, "params") for name in ("aligner_config", "gen_aligner_config")
+    )
     for projector in (aligner, gen_aligner):
         projector.expect("projector_type", "mlp_gelu")
     decoder = _read_decoder(config.section("language_config"))
@@ -174,10 +178,18 @@ def _check(config: JanusConfig, where: str) -> None:
     if not vision.patch_size or vision.image_size < vision.patch_size:
         raise ConfigError(f"{where}: image_size {vision.image_size} holds no patch of {vision.patch_size}")
     if vision.image_size % vq.downsampling:
-        raise ConfigError(f"{where}: image_size {vision.image_size} is no multiple of {vq.downsampling} pixels a code")
+        raise ConfigError(
+            f"{where}: image_size {vision.image_size} is no multiple of {vq.downsampling} pixels a code"
+        )
     if any((vq.ch * mult) % 32 for mult in vq.ch_mult) or vq.ch % 32:
-        raise ConfigError(f"{where}: gen_vision channels {vq.ch} x {vq.ch_mult} are no multiples of 32 (group norm)")
+        raise ConfigError(
+            f"{where}: gen_vision channels {vq.ch} x {vq.ch_mult} are no multiples of 32 (group norm)"
+        )
     if not decoder.num_kv_heads or decoder.num_heads % decoder.num_kv_heads:
-        raise ConfigError(f"{where}: {decoder.num_heads} heads can't share {decoder.num_kv_heads} key/value heads")
+        raise ConfigError(
+            f"{where}: {decoder.num_heads} heads can't share {decoder.num_kv_heads} key/value heads"
+        )
     if config.num_codes >= decoder.max_positions:
-        raise ConfigError(f"{where}: {config.num_codes} image tokens exceed {decoder.max_positions} positions")
+        raise ConfigError(
+            f"{where}: {config.num_codes} image tokens exceed {decoder.max_positions} positions"
+        )

@@ -25,7 +25,9 @@ class PaintOptions:
         if self.negative_prompt is not None and not isinstance(self.negative_prompt, str):
             raise OptionError(f"negative_prompt is {self.negative_prompt!r}; accepted: a text or None")
         if self.negative_prompt is not None and not self.guided:
-            raise OptionError("negative_prompt works through guidance; accepted with a guidance_scale other than 1")
+            raise OptionError(
+                "negative_prompt works through guidance; accepted with a guidance_scale other than 1"
+            )
 
     @property
     def guided(self) -> bool:

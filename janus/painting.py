@@ -39,7 +39,8 @@ def paint_steps(
     def choose(hidden: Tensor, step: int) -> Tensor:
         logits = model.image_logits(hidden).float()
         if uncond is not None:
-            logits = guide(*logits.chunk(2), options.guidance_scale)
+            cond_logits, uncond_logits = logits.chunk(2)
+            logits = guide(cond_logits, uncond_logits, options.guidance_scale)
         tokens = sample(logits, options.sampling, seeds_N, torch.full_like(seeds_N, step))
         return tokens if uncond is None else tokens.repeat(2)
 
@@ -66,8 +67,8 @@ def paint(
     longest = max(len(ids) for ids in [*cond, *(uncond or ())])
     check_context(longest, total, decoder.max_positions)
     slots = longest + total
-    per_picture = (2 if uncond else 1) * slots * KVCache.bytes_per_slot(
-        decoder.num_layers, decoder.cache_widths, dtype
+    per_picture = (
+        (2 if uncond else 1) * slots * KVCache.bytes_per_slot(decoder.num_layers, decoder.cache_widths, dtype)
     )
     size = rows_that_fit(per_picture, model.gen_embed.weight.device)
     done = []
@@ -84,7 +85,7 @@ def paint(
 
 @torch.no_grad()
 def decode(model: JanusModel, codes_NT: Tensor) -> list[Image.Image]:
-    """Codes `[N, T]` -> pictures, one at a time: the decoder's activations are large and rows gain nothing."""
+    """Codes `[N, T]` -> pictures, one at a time: the decoder's activations are large."""
     device = model.gen_embed.weight.device
     pictures = []
     for codes in codes_NT.to(device):

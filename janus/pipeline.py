@@ -1,6 +1,6 @@
 """`JanusPipeline`: what people call. Checks its arguments, then hands on to painting and reading."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -8,14 +8,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ..blocks import answering
-from ..blocks.answering import AnswerOptions, answer_seed
+from ..blocks.answering import Prompt
 from ..blocks.checkpoint import list_tensors, load_weights
+from ..blocks.conversing import Conversing, Messages
 from ..blocks.device import resolve_device, resolve_dtype
 from ..blocks.errors import OptionError, PromptError
 from ..blocks.generation import check_context
 from ..blocks.locate import locate
-from ..blocks.pictures import as_list
 from ..blocks.sampling import check_integer
 from ..tokenizers.text import TextTokenizer
 from . import painting, reading
@@ -23,16 +22,17 @@ from .config import read_config
 from .keys import pick_key_map
 from .model import JanusModel
 from .options import PaintOptions, picture_seeds
-from .processor import IMAGE_TAG, JanusProcessor, Prepared
-
-Messages = list[dict[str, Any]]
+from .processor import JanusProcessor
 
 
-class JanusPipeline:
+class JanusPipeline(Conversing):
     """A loaded Janus model with its tokenizer and processor. Make one with `from_pretrained`."""
 
-    def __init__(self, model: JanusModel, tokenizer: TextTokenizer, processor: JanusProcessor, name: str) -> None:
-        self.model, self.tokenizer, self.processor, self.name = model, tokenizer, processor, name
+    def __init__(
+        self, model: JanusModel, tokenizer: TextTokenizer, processor: JanusProcessor, name: str
+    ) -> None:
+        self.model: JanusModel = model
+        self.tokenizer, self.processor, self.name = tokenizer, processor, name
 
     @classmethod
     def from_pretrained(
@@ -116,13 +116,14 @@ class JanusPipeline:
             return codes
         pictures = painting.decode(self.model, codes)
         for index, picture in enumerate(pictures):
-            picture.info.update(self._settings(prompts[index // num_images_per_prompt], seeds[index], options))
+            text = prompts[index // num_images_per_prompt]
+            picture.info.update(self._settings(text, seeds[index], options))
         return pictures
 
     def _prompt_ids(self, text: str, options: PaintOptions) -> tuple[Tensor, Tensor]:
         cond, uncond = self.processor.generation(text)
         if options.negative_prompt is not None:
-            uncond = self.processor.generation(options.negative_prompt)[0]
+            uncond = self.processor.negative(options.negative_prompt, cond)
         return cond, uncond
 
     def _settings(self, prompt: str, seed: int, options: PaintOptions) -> dict[str, str]:
@@ -133,70 +134,15 @@ class JanusPipeline:
                 settings[field] = str(value)
         return settings
 
-    def ask(
-        self,
-        images: Any,
-        question: str,
-        max_new_tokens: int = AnswerOptions.max_new_tokens,
-        temperature: float = AnswerOptions.temperature,
-        top_p: float = AnswerOptions.top_p,
-        seed: int | None = None,
-        stream: bool = False,
-    ) -> str | Iterator[str]:
-        """Answer a question about one picture or a list (paths, PIL pictures, bytes); none is allowed too.
+    @property
+    def image_mark(self) -> str:
+        return self.processor.image_tag
 
-        Returns the text, or with `stream` an iterator over its pieces.
-        """
-        if not isinstance(question, str) or not question.strip():
-            raise PromptError(f"the question is {question!r}; accepted: a text that is not empty")
-        if IMAGE_TAG in question:
-            raise PromptError(f"the question holds the mark {IMAGE_TAG}; `ask` writes one per picture itself")
-        pictures = as_list(images)
-        content = f"{IMAGE_TAG}\n" * len(pictures) + question
-        messages = [{"role": "user", "content": content, "images": pictures}]
-        return self.chat(messages, max_new_tokens, temperature, top_p, seed, stream)
-
-    def chat(
-        self,
-        messages: Messages,
-        max_new_tokens: int = AnswerOptions.max_new_tokens,
-        temperature: float = AnswerOptions.temperature,
-        top_p: float = AnswerOptions.top_p,
-        seed: int | None = None,
-        stream: bool = False,
-    ) -> str | Iterator[str]:
-        """The assistant's next message in a conversation, in OpenAI's or the official form of messages."""
-        options = AnswerOptions(max_new_tokens, temperature, top_p)
-        prompt = self._prompt(messages, options.max_new_tokens)
-        start = answer_seed(seed)
-        if stream:
-            return answering.stream_answer(self.model, self.tokenizer, prompt, options, start)
-        return answering.answers(self.model, self.tokenizer, [prompt], options, [start])[0]
-
-    def chat_batch(
-        self,
-        conversations: Sequence[Messages],
-        max_new_tokens: int = AnswerOptions.max_new_tokens,
-        temperature: float = AnswerOptions.temperature,
-        top_p: float = AnswerOptions.top_p,
-        seed: int | None = None,
-    ) -> list[str]:
-        """`chat` for several conversations in one batch; each gives what it gives alone with the same seed."""
-        options = AnswerOptions(max_new_tokens, temperature, top_p)
-        prepared = [self._prepare(messages, options.max_new_tokens) for messages in conversations]
-        if not prepared:
-            return []
-        prompts = [reading.embed_prompt(self.model, one) for one in prepared]
-        seeds = [answer_seed(seed) for _ in prompts]
-        return answering.answers(self.model, self.tokenizer, prompts, options, seeds)
-
-    def _prepare(self, messages: Messages, room: int) -> Prepared:
-        prepared = self.processor.understanding(messages)
-        check_context(len(prepared.ids), room, self.model.config.decoder.max_positions)
-        return prepared
-
-    def _prompt(self, messages: Messages, room: int) -> answering.Prompt:
-        return reading.embed_prompt(self.model, self._prepare(messages, room))
+    def prompts(self, conversations: Sequence[Messages], room: int) -> list[Prompt]:
+        prepared = [self.processor.understanding(messages) for messages in conversations]
+        for one in prepared:
+            check_context(len(one.ids), room, self.model.config.decoder.max_positions)
+        return [reading.embed_prompt(self.model, one) for one in prepared]
 
     def encode_image(self, image: Any) -> Tensor:
         """VQ codes of a picture, int64 `[T]`, after the processor's resizing and padding to a square."""
@@ -204,37 +150,37 @@ class JanusPipeline:
 
     def decode_codes(self, codes: Tensor | Sequence[int]) -> list[Image.Image]:
         """Pictures of codes `[T]` or `[N, T]`."""
-        found = torch.as_tensor(codes)
-        size, total = self.model.config.vq.codebook_size, self.model.config.num_codes
+        found, total = self._codes(codes), self.model.config.num_codes
+        if found.ndim not in (1, 2) or found.shape[-1] != total:
+            raise OptionError(f"codes have shape {list(found.shape)}; accepted: [{total}] or [N, {total}]")
+        return painting.decode(self.model, found.reshape(-1, total))
+
+    def _codes(self, codes: Tensor | Sequence[int]) -> Tensor:
+        """Codes as int64, checked to be whole numbers within the codebook."""
+        size = self.model.config.vq.codebook_size
+        try:
+            found = torch.as_tensor(codes)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise OptionError(f"codes are no array of whole numbers: {error}") from error
         if found.dtype.is_floating_point or found.dtype.is_complex or found.dtype == torch.bool:
             raise OptionError(f"codes are {found.dtype}; accepted: whole numbers")
-        if found.ndim not in (1, 2) or found.shape[-1] != total or found.numel() == 0:
-            raise OptionError(f"codes have shape {list(found.shape)}; accepted: [{total}] or [N, {total}]")
+        if found.numel() == 0:
+            raise OptionError("there are no codes; accepted: at least one")
         if found.min() < 0 or found.max() >= size:
             raise OptionError(f"codes reach from {found.min()} to {found.max()}; accepted: 0 to {size - 1}")
-        return painting.decode(self.model, found.long().reshape(-1, total))
-
-    def next_logits(self, messages: Messages) -> Tensor:
-        """Logits of the text head at the last prompt position, float32 `[vocabulary]`."""
-        return answering.last_logits(self.model, self._prompt(messages, 0))
+        return found.long()
 
     def next_image_logits(self, prompt: str, guidance_scale: float = PaintOptions.guidance_scale) -> Tensor:
         """Guided logits of the first image token, float32 `[codebook]`."""
         options = PaintOptions(guidance_scale)
         cond, uncond = self._prompt_ids(prompt, options)
-        return painting.first_image_logits(self.model, cond, uncond if options.guided else None, guidance_scale)
-
-    def score_text(self, messages: Messages, answer: str) -> Tensor:
-        """Log-probability of each token of `answer`, tokenised as it is written, after the prompt; float32 `[T]`."""
-        if not isinstance(answer, str) or not answer:
-            raise PromptError(f"the answer is {answer!r}; accepted: a text that is not empty")
-        ids = torch.tensor(self.tokenizer.encode(answer, bos=False))
-        return answering.score_answer(self.model, self._prompt(messages, len(ids)), ids)
+        return painting.first_image_logits(
+            self.model, cond, uncond if options.guided else None, guidance_scale
+        )
 
     def score_image(self, prompt: str, codes: Tensor | Sequence[int]) -> Tensor:
         """Log-probability of each image token after the prompt, without guidance; float32 `[T]`."""
-        found = torch.as_tensor(codes)
-        size = self.model.config.vq.codebook_size
-        if found.ndim != 1 or not len(found) or found.dtype.is_floating_point or found.min() < 0 or found.max() >= size:
-            raise OptionError(f"codes have shape {list(found.shape)}; accepted: [T] whole numbers, 0 to {size - 1}")
-        return painting.score_codes(self.model, self.processor.generation(prompt)[0], found.long())
+        found = self._codes(codes)
+        if found.ndim != 1:
+            raise OptionError(f"codes have shape {list(found.shape)}; accepted: [T]")
+        return painting.score_codes(self.model, self.processor.generation(prompt)[0], found)

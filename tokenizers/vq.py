@@ -6,6 +6,7 @@ code, N codes in the codebook, T codes of a picture in raster order. Module name
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import pairwise
 from math import prod
 
 import torch
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class VQConfig:
-    """Architecture of the tokenizer; defaults are VQ-16's. Each entry of `ch_mult` after the first halves H, W."""
+    """Architecture of the tokenizer, VQ-16's by default. Each entry of `ch_mult` after the first halves H, W."""
 
     codebook_size: int = 16384
     code_dim: int = 8
@@ -88,12 +89,11 @@ class Upsample(nn.Module):
 
 
 class Level(nn.Module):
-    """The residual blocks of one resolution, each followed by attention at the lowest one, then the rescaling."""
+    """The residual blocks of one resolution, each with attention behind it at the lowest; then the rescaling."""
 
     def __init__(self, widths: list[int], attend: bool, **rescale: nn.Module) -> None:
         super().__init__()
-        pairs = list(zip(widths, widths[1:], strict=False))
-        self.res = nn.ModuleList(ResBlock(*pair) for pair in pairs)
+        self.res = nn.ModuleList(ResBlock(*pair) for pair in pairwise(widths))
         self.attn = nn.ModuleList(AttnBlock(width) for width in widths[1:]) if attend else None
         for name, module in rescale.items():
             self.add_module(name, module)

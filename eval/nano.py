@@ -1,0 +1,158 @@
+"""What `janus-nano` can do, judged by the exact detector: `python -m bifrons.eval.nano --help`.
+
+Paints pictures for fresh sentences of the small world and scores them by GenEval's rules; asks about fresh
+scenes; encodes and decodes fresh scenes. What was left out of training is reported apart.
+"""
+
+import argparse
+import json
+import os
+from collections import defaultdict
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+from random import Random
+from typing import Any, cast
+
+import numpy as np
+import torch
+from PIL import Image
+
+from ..janus.pipeline import JanusPipeline
+from ..nano.detector import detect, to_geneval
+from ..nano.questions import KINDS as QUESTION_KINDS
+from ..nano.questions import sample_question, sample_scene
+from ..nano.render import to_pil
+from ..nano.sentences import suite
+from .scoring import Summary, format_table, intervals, results_row, score_row, summarize
+
+SIDE = 128
+
+
+def judge(picture: Image.Image) -> dict[str, Any]:
+    """Boxes and colours of one picture, in the form of a scorer's row."""
+    torch.set_num_threads(1)
+    return to_geneval(detect(picture))
+
+
+def judge_all(pictures: Sequence[Image.Image], workers: int) -> list[dict[str, Any]]:
+    if workers <= 1:
+        return [judge(picture) for picture in pictures]
+    # Forked children of a process that has used torch's threads can hang: start them afresh.
+    with ProcessPoolExecutor(workers, get_context("spawn")) as pool:
+        return list(pool.map(judge, pictures, chunksize=16))
+
+
+def score_paintings(
+    pipe: JanusPipeline,
+    sentences: int,
+    per_sentence: int,
+    seed: int,
+    split: str,
+    options: dict[str, Any],
+    workers: int,
+    folder: Path | None = None,
+) -> tuple[Summary, list[dict[str, Any]]]:
+    """Paint and score; the results rows carry the reason of every failure. `folder` keeps the pictures."""
+    rows = suite(sentences, seed, split)
+    prompts, seeds = [row["prompt"] for row in rows], list(range(seed, seed + len(rows) * per_sentence))
+    pictures = cast(list[Image.Image], pipe.generate(prompts, per_sentence, seed=seeds, **options))
+    found = judge_all(pictures, workers)
+    results = []
+    for index, (picture, seen) in enumerate(zip(pictures, found, strict=True)):
+        name = f"{index // per_sentence:05d}/samples/{index % per_sentence:04d}.png"
+        row = {"filename": name, "metadata": rows[index // per_sentence], **seen}
+        results.append(results_row(row, score_row(row)))
+        if folder is not None:
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            picture.save(folder / name)
+    summary = summarize(results)
+    return Summary(**{**vars(summary), "intervals": intervals(results)}), results
+
+
+def score_answers(
+    pipe: JanusPipeline, scenes: int, seed: int, split: str, batch: int = 50
+) -> dict[str, tuple[int, int]]:
+    """(right, asked) for each kind of question; one question a scene. In the held-out split, only questions
+    that are about what was left out count."""
+    rng, cases = Random(seed), []
+    while len(cases) < scenes:
+        scene = sample_scene(rng, split)
+        question = sample_question(scene, rng, QUESTION_KINDS[len(cases) % len(QUESTION_KINDS)])
+        if question.held_out == (split == "held_out"):
+            cases.append((to_pil(scene, SIDE), question))
+    table: dict[str, list[int]] = defaultdict(lambda: [0, 0])
+    for start in range(0, len(cases), batch):
+        part = cases[start : start + batch]
+        messages = [
+            [
+                {
+                    "role": "user",
+                    "content": [{"type": "image", "image": picture}, {"type": "text", "text": question.text}],
+                }
+            ]
+            for picture, question in part
+        ]
+        for (_, question), answer in zip(part, pipe.chat_batch(messages, max_new_tokens=16), strict=True):
+            table[question.kind][0] += answer.strip().lower().rstrip(".") == question.answer
+            table[question.kind][1] += 1
+    return {kind: (right, asked) for kind, (right, asked) in table.items()}
+
+
+def score_tokenizer(pipe: JanusPipeline, scenes: int, seed: int) -> np.ndarray:
+    """Peak signal-to-noise ratio in dB of encode then decode, on 8-bit values, one per scene."""
+    rng, values = Random(seed), []
+    for _ in range(scenes):
+        picture = to_pil(sample_scene(rng, "any"), SIDE)
+        back = pipe.decode_codes(pipe.encode_image(picture))[0]
+        error = np.square(np.asarray(picture, np.float64) - np.asarray(back, np.float64)).mean()
+        values.append(10 * np.log10(255**2 / max(error, 1e-6)))
+    return np.array(values)
+
+
+def answers_line(name: str, table: dict[str, tuple[int, int]]) -> str:
+    right, asked = (sum(column) for column in zip(*table.values(), strict=True))
+    kinds = ", ".join(f"{kind} {r / n:.1%}" for kind, (r, n) in sorted(table.items()))
+    return f"{name:<28} {right / asked:7.2%}  ({right} of {asked}: {kinds})"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="What janus-nano can do, judged by the exact detector.")
+    parser.add_argument("-m", "--model", default="janus-nano")
+    parser.add_argument("--sentences", type=int, default=300)
+    parser.add_argument("--per-sentence", type=int, default=4)
+    parser.add_argument("--scenes", type=int, default=1000)
+    parser.add_argument("--seed", type=int, default=20_000)
+    parser.add_argument("--guidance-scale", type=float, nargs="+", default=[5.0])
+    parser.add_argument("--temperature", type=float, default=1.0)
+    parser.add_argument("--device")
+    parser.add_argument("--workers", type=int, default=os.cpu_count())
+    parser.add_argument("--folder", type=Path, help="keep pictures and results here")
+    args = parser.parse_args()
+    pipe = JanusPipeline.from_pretrained(args.model, device=args.device)
+    for scale in args.guidance_scale:
+        options = {"guidance_scale": scale, "temperature": args.temperature}
+        for split in ("train", "held_out"):
+            print(
+                f"\nPainting, guidance {scale:g}, temperature {args.temperature:g}, " + TITLES[split],
+                flush=True,
+            )
+            home = args.folder and args.folder / f"{split}-{scale:g}"
+            summary, results = score_paintings(
+                pipe, args.sentences, args.per_sentence, args.seed, split, options, args.workers, home
+            )
+            print(format_table(summary), flush=True)
+            if home:
+                (home / "results.jsonl").write_text("".join(json.dumps(row) + "\n" for row in results))
+    print("\nQuestions")
+    for split in ("train", "held_out"):
+        print(answers_line(TITLES[split], score_answers(pipe, args.scenes, args.seed, split)), flush=True)
+    values = score_tokenizer(pipe, min(args.scenes, 200), args.seed)
+    print(f"\nEncode then decode: {values.mean():.2f} dB on average, {values.min():.2f} dB at worst")
+
+
+TITLES = {"train": "combinations seen in training", "held_out": "combinations left out"}
+
+if __name__ == "__main__":
+    main()

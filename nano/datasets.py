@@ -1,0 +1,140 @@
+"""Training examples of the small world as arrays: packed scenes with token ids, made on all CPU cores.
+
+N examples, L text tokens of a row (padded on the right).
+"""
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, fields
+from random import Random
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .questions import sample_question, sample_scene
+from .render import pack
+from .sentences import KINDS, article, sample_case
+from .world import Scene
+
+PAINT_MIX = {
+    "single_object": 6,
+    "two_object": 18,
+    "counting": 22,
+    "colors": 10,
+    "position": 18,
+    "color_attr": 22,
+    "mixed": 12,
+}
+"""Shares of the kinds of sentence in training: more of what is hard."""
+
+SHARD = 10_000
+MAX_QUESTIONS = 4
+
+Encode = Callable[[str], list[int]]
+
+
+@dataclass
+class Examples:
+    """`ids` int16 `[N, L]`, `lengths` `[N]`, `learn` bool `[N, L]` (tokens that the loss is on), `scenes` packed."""
+
+    ids: Tensor
+    lengths: Tensor
+    learn: Tensor
+    scenes: dict[str, Tensor]
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def to(self, device: str | torch.device) -> "Examples":
+        # The aspect is read on the host when a picture is drawn: it stays there.
+        scenes = {name: value if value.ndim == 0 else value.to(device) for name, value in self.scenes.items()}
+        return Examples(self.ids.to(device), self.lengths.to(device), self.learn.to(device), scenes)
+
+    def take(self, index: Tensor) -> "Examples":
+        scenes = {name: value if value.ndim == 0 else value[index] for name, value in self.scenes.items()}
+        return Examples(self.ids[index], self.lengths[index], self.learn[index], scenes)
+
+
+def gather(
+    rows: Sequence[list[int]], learn: Sequence[list[bool]], scenes: Sequence[Scene], width: int
+) -> Examples:
+    """Rows of token ids padded with 0 to `width`; a row that is longer is an error."""
+    ids = np.zeros((len(rows), width), dtype=np.int16)
+    marks = np.zeros((len(rows), width), dtype=bool)
+    for index, (row, mark) in enumerate(zip(rows, learn, strict=True)):
+        if len(row) > width:
+            raise ValueError(f"a row of {len(row)} tokens does not fit in {width}")
+        ids[index, : len(row)] = row
+        marks[index, : len(row)] = mark
+    lengths = torch.tensor([len(row) for row in rows])
+    return Examples(torch.from_numpy(ids), lengths, torch.from_numpy(marks), pack(scenes))
+
+
+def paint_shard(seed: int, encode: Encode, width: int) -> Examples:
+    """Sentences as painting prompts (`encode` gives the whole prompt's ids) with their scenes."""
+    rng = Random(seed)
+    kinds, weights = list(PAINT_MIX), list(PAINT_MIX.values())
+    cases = [sample_case(kind, rng) for kind in rng.choices(kinds, weights, k=SHARD)]
+    rows = [encode(case.metadata["prompt"]) for case in cases]
+    return gather(rows, [[False] * len(row) for row in rows], [case.scene for case in cases], width)
+
+
+def describe(scene: Scene) -> str:
+    """The answer to "Describe the picture.": the things in reading order of their centres' rows."""
+    things = sorted(scene.things, key=lambda thing: (round(thing.y * 3), thing.x))
+    phrases = [article(f"{thing.color} {thing.shape}") for thing in things]
+    return phrases[0] if len(phrases) == 1 else f"{', '.join(phrases[:-1])} and {phrases[-1]}"
+
+
+DESCRIBE = (
+    "Describe the picture.",
+    "Describe this image.",
+    "Describe the scene.",
+    "Describe what you see.",
+    "Write a caption for this picture.",
+)
+
+
+def conversation(scene: Scene, rng: Random) -> list[tuple[str, str]]:
+    """One to four questions about a scene and their answers, now and then a description among them."""
+    turns = []
+    for _ in range(rng.randint(1, MAX_QUESTIONS)):
+        if rng.random() < 0.08:
+            turns.append((rng.choice(DESCRIBE), describe(scene)))
+        else:
+            question = sample_question(scene, rng)
+            turns.append((question.text, question.answer))
+    return turns
+
+
+def question_shard(
+    seed: int, encode_turns: Callable[[list[tuple[str, str]]], tuple[list[int], list[bool]]], width: int
+) -> Examples:
+    """Conversations about scenes; half of the scenes are those of sentences, half have things of any kind."""
+    rng = Random(seed)
+    rows, learn, scenes = [], [], []
+    for index in range(SHARD):
+        scene = sample_scene(rng) if index % 2 else sample_case(rng.choice((*KINDS, "mixed")), rng).scene
+        ids, marks = encode_turns(conversation(scene, rng))
+        rows.append(ids)
+        learn.append(marks)
+        scenes.append(scene)
+    return gather(rows, learn, scenes, width)
+
+
+def build(shard: Callable[[int], Examples], shards: int, seed: int, workers: int) -> Examples:
+    """`shards` shards made in parallel, concatenated; shard i is made from `seed + i`, whoever makes it."""
+    with ProcessPoolExecutor(workers) as pool:
+        parts = list(pool.map(shard, range(seed, seed + shards)))
+    first = parts[0]
+    scenes = {
+        name: value if value.ndim == 0 else torch.cat([part.scenes[name] for part in parts])
+        for name, value in first.scenes.items()
+    }
+    joined = {
+        field.name: torch.cat([getattr(part, field.name) for part in parts])
+        for field in fields(Examples)
+        if field.name != "scenes"
+    }
+    return Examples(**joined, scenes=scenes)

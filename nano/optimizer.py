@@ -1,0 +1,75 @@
+"""The optimiser of the training recipes: Muon for the matrices of the blocks, AdamW for all else."""
+
+from collections import defaultdict
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+# Quintic Newton-Schulz coefficients and five steps: Jordan et al. 2024, "Muon: An optimizer for hidden layers".
+_NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
+_STEPS = 5
+
+
+def orthogonalize(matrices: Tensor) -> Tensor:
+    """Replace the singular values of each matrix `[N, rows, columns]` by numbers near 1, in bfloat16."""
+    a, b, c = _NEWTON_SCHULZ
+    x = matrices.bfloat16()
+    x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
+    tall = x.shape[1] > x.shape[2]
+    x = x.mT if tall else x
+    for _ in range(_STEPS):
+        gram = x @ x.mT
+        x = a * x + (b * gram + c * gram @ gram) @ x
+    return (x.mT if tall else x).to(matrices.dtype)
+
+
+class Muon(torch.optim.Optimizer):
+    """Momentum, orthogonalised (matrices of one shape in one batch), with decoupled weight decay.
+
+    The update is scaled by 0.2 sqrt(max(rows, columns)), so that its size is AdamW's and both share one
+    learning rate (Liu et al. 2025, "Muon is Scalable for LLM Training", eq. 4).
+    """
+
+    def __init__(
+        self,
+        params: Iterable[nn.Parameter],
+        lr: float | Tensor,
+        momentum: float = 0.95,
+        weight_decay: float = 0.1,
+    ):
+        super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:
+        del closure
+        for group in self.param_groups:
+            by_shape: dict[torch.Size, list[nn.Parameter]] = defaultdict(list)
+            for param in group["params"]:
+                if param.grad is not None:
+                    by_shape[param.shape].append(param)
+            for shape, params in by_shape.items():
+                self._step_shape(group, shape, params)
+
+    def _step_shape(self, group: dict, shape: torch.Size, params: list[nn.Parameter]) -> None:
+        updates = []
+        for param in params:
+            momentum = self.state[param].setdefault("momentum", torch.zeros_like(param))
+            assert param.grad is not None
+            momentum.lerp_(param.grad, 1 - group["momentum"])
+            updates.append(param.grad.lerp(momentum, group["momentum"]))  # Nesterov's look ahead
+        # The rate may be a tensor: a captured step then reads its value of the day.
+        scale = group["lr"] * 0.2 * max(shape) ** 0.5
+        targets: list[Tensor] = list(params)
+        steps = orthogonalize(torch.stack(updates)).mul_(scale)
+        torch._foreach_mul_(targets, torch.as_tensor(1 - group["lr"] * group["weight_decay"]))
+        torch._foreach_sub_(targets, list(steps))
+
+
+def split_parameters(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+    """(matrices of transformer blocks, for Muon; everything else, for AdamW)."""
+    matrices, rest = [], []
+    for name, param in model.named_parameters():
+        inside = ".layers." in name or ".blocks." in name
+        (matrices if inside and param.ndim == 2 and "aligner" not in name else rest).append(param)
+    return matrices, rest
