@@ -25,6 +25,16 @@ FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "TIFF"
 _WARNINGS_LOCK = threading.RLock()
 
 
+def resize_bicubic(picture: Image.Image, size: tuple[int, int]) -> Image.Image:
+    """The picture at `size` (width, height), resampled along rows first and then along columns.
+
+    The order is part of what the models were trained on, since 8 bits are kept in between: Pillow always did
+    it so, but from version 13 on takes the cheaper order where both are asked for at once.
+    """
+    rows = picture.resize((size[0], picture.height), Image.Resampling.BICUBIC)
+    return rows.resize(size, Image.Resampling.BICUBIC)
+
+
 def as_list(images: Any) -> list[Any]:
     """The pictures of an argument that takes none (None), one picture, or a list or tuple of them."""
     if images is None:

@@ -17,7 +17,7 @@ from torch import Tensor
 from ..blocks.config_files import Section
 from ..blocks.errors import ConfigError, PromptError
 from ..blocks.messages import normalize_messages
-from ..blocks.pictures import open_picture
+from ..blocks.pictures import open_picture, resize_bicubic
 from ..tokenizers.text import PAD, TextTokenizer, read_settings
 from .prompts import IMAGE_END, IMAGE_START, IMAGE_TAG, Template
 
@@ -85,7 +85,7 @@ class PixelRule:
         # Truncated, not rounded: transformers' port rounds here and differs by a row for some sizes.
         new_width = max(int(width / longest * self.size), self.min_size)
         new_height = max(int(height / longest * self.size), self.min_size)
-        resized = picture.resize((new_width, new_height), Image.Resampling.BICUBIC)
+        resized = resize_bicubic(picture, (new_width, new_height))
         canvas = Image.new("RGB", (self.size, self.size), self.background)
         canvas.paste(resized, ((self.size - new_width) // 2, (self.size - new_height) // 2))
         # The product is taken in float64 and rounded to float32 once, as transformers' `rescale` does.
