@@ -17,22 +17,28 @@ if TYPE_CHECKING:
         PromptError,
     )
     from .janus.pipeline import JanusPipeline
+    from .vl2.grounding import Box
+    from .vl2.pipeline import VL2Pipeline
 
 __version__ = "0.1.0"
 
 __all__ = [
     "BifronsError",
+    "Box",
     "CheckpointError",
     "ConfigError",
     "JanusPipeline",
     "OptionError",
     "PictureError",
     "PromptError",
+    "VL2Pipeline",
     "__version__",
 ]
 
 _HOMES = {
+    "Box": "vl2.grounding",
     "JanusPipeline": "janus.pipeline",
+    "VL2Pipeline": "vl2.pipeline",
     "BifronsError": "blocks.errors",
     "CheckpointError": "blocks.errors",
     "ConfigError": "blocks.errors",

@@ -83,11 +83,13 @@ def test_public_names() -> None:
 
 PUBLIC = [
     "BifronsError",
+    "Box",
     "CheckpointError",
     "ConfigError",
     "JanusPipeline",
     "OptionError",
     "PictureError",
     "PromptError",
+    "VL2Pipeline",
     "__version__",
 ]

@@ -1,0 +1,169 @@
+"""`VL2Pipeline`: what people call. Checks arguments, then hands on to reading, answering and grounding."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+
+from ..blocks.answering import AnswerOptions, Prompt
+from ..blocks.checkpoint import load_weights
+from ..blocks.conversing import Conversing, Messages
+from ..blocks.device import resolve_device, resolve_dtype
+from ..blocks.errors import PictureError, PromptError
+from ..blocks.generation import check_context
+from ..blocks.locate import locate
+from ..blocks.pictures import open_picture
+from ..blocks.sampling import check_integer
+from ..tokenizers.text import TextTokenizer
+from . import reading
+from .config import read_config
+from .grounding import Box, Grounding, draw_boxes, parse_grounding
+from .keys import keep_float32, key_map
+from .model import VL2Model
+from .processor import VL2Processor
+from .prompts import GROUNDING, locate_prompt
+
+CAPTION_PROMPT = "Describe this image."
+_EXAMPLE_COLOUR = (255, 0, 0)
+
+
+class VL2Pipeline(Conversing):
+    """A loaded DeepSeek-VL2 model with its tokenizer and processor. Make one with `from_pretrained`.
+
+    Answers show the marks of places (`<|ref|>`, `<|det|>`); `ground` reads them.
+    """
+
+    keeps_marks = True
+
+    def __init__(self, model: VL2Model, tokenizer: TextTokenizer, processor: VL2Processor, name: str) -> None:
+        self.model: VL2Model = model
+        self.tokenizer, self.processor, self.name = tokenizer, processor, name
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        model: str | Path,
+        device: str | torch.device | None = None,
+        dtype: str | torch.dtype | None = None,
+        *,
+        max_tiles: int | None = None,
+        progress: bool = True,
+    ) -> "VL2Pipeline":
+        """Load a model folder, a hub id or an embedded model (`vl2-nano`).
+
+        `device` None takes CUDA, else MPS, else the CPU; `dtype` None takes float32 on the CPU and
+        bfloat16 on a GPU. `max_tiles` replaces the folder's resolutions by all of at most so many local tiles
+        (the paper takes 18 for InfographicVQA). `progress` shows a bar on stderr for loads of more than half
+        a second. Raises `CheckpointError` (or its `ConfigError`) when the files are no whole VL2 model.
+        """
+        if max_tiles is not None:
+            check_integer("max_tiles", max_tiles, low=1)
+        folder = locate(model)
+        chosen_device = resolve_device(device)
+        config = read_config(folder)
+        with torch.device("meta"):
+            network = VL2Model(config)
+        tokenizer = TextTokenizer.from_folder(folder)
+        processor = VL2Processor.from_folder(folder, tokenizer, config)
+        if max_tiles is not None:
+            processor.allow_tiles(max_tiles)
+        load_weights(
+            network,
+            folder,
+            key_map,
+            device=chosen_device,
+            dtype=resolve_dtype(dtype, chosen_device),
+            progress=progress,
+            keep_float32=keep_float32,
+        )
+        return cls(network.eval(), tokenizer, processor, str(model))
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.image_newline.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.model.image_newline.dtype
+
+    @property
+    def image_mark(self) -> str:
+        return self.processor.image_token
+
+    def prompts(self, conversations: Sequence[Messages], room: int) -> list[Prompt]:
+        prepared = [self.processor.understanding(messages) for messages in conversations]
+        for one in prepared:
+            check_context(len(one.ids), room, self.model.config.decoder.max_positions)
+        return [reading.embed_prompt(self.model, one) for one in prepared]
+
+    def ground(
+        self,
+        images: Any,
+        question: str,
+        max_new_tokens: int = AnswerOptions.max_new_tokens,
+        *,
+        prefill_chunk: int | None = None,
+    ) -> Grounding:
+        """`ask`, greedy, with the answer read as text, boxes and malformed pieces.
+
+        Boxes are in pixels of the last picture, which is where the official prompts look for things.
+        """
+        messages = self.question(images, question)
+        pictures = [open_picture(source) for source in messages[0]["images"]]
+        if not pictures:
+            raise PictureError("there is no picture to find things in; accepted: one picture or a list")
+        messages[0]["images"] = pictures
+        answer = self.chat(messages, max_new_tokens, prefill_chunk=prefill_chunk)
+        assert isinstance(answer, str)
+        return parse_grounding(answer, pictures[-1].size)
+
+    def locate(
+        self,
+        image: Any,
+        phrase: str | None = None,
+        max_new_tokens: int = AnswerOptions.max_new_tokens,
+        *,
+        example: tuple[Any, Box | Sequence[int]] | None = None,
+    ) -> list[Box]:
+        """Boxes, in pixels, of what the phrase names (`the giraffe at the back`).
+
+        With `example`, a picture and a box (or x1, y1, x2, y2 in its pixels), boxes in `image` of things like
+        what that box holds; the phrase may then say what it is, or be left out. Malformed pieces of the
+        answer are left out here; `ground` tells them.
+        """
+        if phrase is not None and (not isinstance(phrase, str) or not phrase.strip()):
+            raise PromptError(f"the phrase is {phrase!r}; accepted: a text that is not empty")
+        if example is None:
+            if phrase is None:
+                raise PromptError("there is nothing to locate; accepted: a phrase, an example or both")
+            return list(self.ground(image, locate_prompt(phrase), max_new_tokens).boxes)
+        # The example is shown as the official demo shows it: framed in red in the first of two pictures.
+        marked = _frame(*example)
+        question = (
+            f"{GROUNDING}In the first image, {phrase or 'an object'} within the red rectangle is marked. "
+            "Locate the object of the same category in the second image."
+        )
+        return list(self.ground([marked, image], question, max_new_tokens).boxes)
+
+    def caption(
+        self, image: Any, grounded: bool = False, max_new_tokens: int = AnswerOptions.max_new_tokens
+    ) -> str | Grounding:
+        """A description of a picture; with `grounded` as a `Grounding`: text, and a box for what it names."""
+        if grounded:
+            return self.ground(image, GROUNDING + CAPTION_PROMPT, max_new_tokens)
+        answer = self.ask(image, CAPTION_PROMPT, max_new_tokens)
+        assert isinstance(answer, str)
+        return answer
+
+
+def _frame(picture: Any, box: Box | Sequence[int]) -> Image.Image:
+    opened = open_picture(picture)
+    corners = box.pixels if isinstance(box, Box) else tuple(box)
+    if len(corners) != 4:
+        raise PromptError(f"the example's box is {box!r}; accepted: a Box or x1, y1, x2, y2")
+    x1, y1, x2, y2 = corners
+    if not (0 <= x1 < x2 <= opened.width and 0 <= y1 < y2 <= opened.height):
+        raise PromptError(f"the example's box {corners} is not inside its picture of {opened.size} pixels")
+    return draw_boxes(opened, [Box("", x1, y1, x2, y2)], labels=False, colour=_EXAMPLE_COLOUR)
