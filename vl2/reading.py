@@ -18,5 +18,6 @@ def embed_prompt(model: VL2Model, prepared: Prepared) -> Prompt:
     if prepared.grids:
         pixels = prepared.pixels.to(weight.device, weight.dtype)
         pictures = model.embed_pictures(pixels, prepared.grids)
-        x_TD[prepared.image_mask.to(weight.device)] = torch.cat(pictures)
+        places = prepared.image_mask.nonzero()[:, 0]  # on the host, which so need not wait for the device
+        x_TD = x_TD.index_copy(0, places.to(weight.device), torch.cat(pictures))
     return Prompt(prepared.ids, x_TD)
