@@ -44,7 +44,9 @@ class Conversing(ABC):
         """What stands for a picture in a text."""
 
     @abstractmethod
-    def prompts(self, conversations: Sequence[Messages], room: int) -> list[Prompt]:
+    def prompts(
+        self, conversations: Sequence[Messages], room: int, *, local_files: bool = True
+    ) -> list[Prompt]:
         """Conversations as the model reads them. `PromptError` where less than `room` tokens are left."""
 
     def question(self, images: Any, text: str) -> Messages:
@@ -96,11 +98,15 @@ class Conversing(ABC):
         *,
         repetition_penalty: float = AnswerOptions.repetition_penalty,
         prefill_chunk: int | None = None,
+        local_files: bool = True,
     ) -> str | Iterator[str]:
-        """The assistant's next message in a conversation, in OpenAI's or the official form of messages."""
+        """The assistant's next message in a conversation, in OpenAI's or the official form of messages.
+
+        With `local_files` false, messages name no files of this machine: for requests from a network.
+        """
         options = AnswerOptions(max_new_tokens, temperature, top_p, repetition_penalty)
         start, chunk = answer_seed(seed), check_chunk(prefill_chunk)
-        prompts = self.prompts([messages], options.max_new_tokens)
+        prompts = self.prompts([messages], options.max_new_tokens, local_files=local_files)
         skip = not self.keeps_marks
         if stream:
             return stream_answer(
@@ -132,11 +138,12 @@ class Conversing(ABC):
         *,
         repetition_penalty: float = AnswerOptions.repetition_penalty,
         prefill_chunk: int | None = None,
+        local_files: bool = True,
     ) -> list[str]:
         """`chat` for several conversations in one batch; each gives what it gives alone with that seed."""
         options = AnswerOptions(max_new_tokens, temperature, top_p, repetition_penalty)
         chunk = check_chunk(prefill_chunk)
-        prompts = self.prompts(conversations, options.max_new_tokens)
+        prompts = self.prompts(conversations, options.max_new_tokens, local_files=local_files)
         if not prompts:
             return []
         seeds = [answer_seed(seed) for _ in prompts]

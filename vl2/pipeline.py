@@ -92,8 +92,11 @@ class VL2Pipeline(Conversing):
     def image_mark(self) -> str:
         return self.processor.image_token
 
-    def prompts(self, conversations: Sequence[Messages], room: int) -> list[Prompt]:
-        prepared = [self.processor.understanding(messages) for messages in conversations]
+    def prompts(
+        self, conversations: Sequence[Messages], room: int, *, local_files: bool = True
+    ) -> list[Prompt]:
+        read = self.processor.understanding
+        prepared = [read(messages, local_files=local_files) for messages in conversations]
         for one in prepared:
             check_context(len(one.ids), room, self.model.config.decoder.max_positions)
         return [reading.embed_prompt(self.model, one) for one in prepared]

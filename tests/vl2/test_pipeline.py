@@ -133,6 +133,27 @@ def test_more_tiles_by_choice(vl2_cases, pipe):
     assert isinstance(wide.ask(picture, "what", max_new_tokens=2), str)
 
 
+def test_messages_from_a_network_name_no_files(pipe, tmp_path):
+    PICTURE.save(tmp_path / "a.png")
+    messages = [user("<image>\nwhat", str(tmp_path / "a.png"))]
+    assert isinstance(pipe.chat(messages, max_new_tokens=1), str)
+    with pytest.raises(PictureError, match="data: URL"):
+        pipe.chat(messages, max_new_tokens=1, local_files=False)
+
+
+def test_bfloat16_keeps_the_gates_bias_in_float32(vl2_cases):
+    wide = vl2_cases["noaux"].pipe
+    half = VL2Pipeline.from_pretrained(wide.name, device="cpu", dtype="bfloat16")
+    kinds = {name: p.dtype for name, p in half.model.named_parameters() if p.dtype != torch.bfloat16}
+    assert len(kinds) == 3
+    assert all(name.endswith("e_score_correction_bias") for name in kinds)
+    assert set(kinds.values()) == {torch.float32}
+    messages = [user("<image>\nwhat", PICTURE)]
+    expected, found = wide.next_logits(messages), half.next_logits(messages)
+    assert (found - expected).abs().max() < 0.05 * expected.abs().max()
+    assert isinstance(half.chat_batch([messages, [user("hi")]], max_new_tokens=4)[1], str)
+
+
 def test_places_are_read_from_the_answer(pipe, monkeypatch):
     asked = []
 
