@@ -47,7 +47,8 @@ def test_conversations_are_the_references(processor, figures, pictures):
         assert prepared.ids.tolist() == ids
         assert prepared.ids.dtype == torch.long
         assert prepared.image_mask.dtype == torch.bool
-        assert torch.equal(prepared.image_mask, prepared.ids == processor.tokenizer.token_id("<image_placeholder>"))
+        tag = processor.tokenizer.token_id("<image_placeholder>")
+        assert torch.equal(prepared.image_mask, prepared.ids == tag)
         assert prepared.pixels.shape == (count, 3, 96, 96)
     assert torch.equal(prepared.pixels[1], processor.preprocess(pictures[3]))
 
