@@ -3,9 +3,12 @@
 N examples, L text tokens of a row (padded on the right).
 """
 
+import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
 from random import Random
 
 import numpy as np
@@ -36,7 +39,7 @@ Encode = Callable[[str], list[int]]
 
 @dataclass
 class Examples:
-    """`ids` int16 `[N, L]`, `lengths` `[N]`, `learn` bool `[N, L]` (tokens that the loss is on), `scenes` packed."""
+    """`ids` int16 `[N, L]`, `lengths` `[N]`, `learn` bool `[N, L]` (has a loss), `scenes` packed."""
 
     ids: Tensor
     lengths: Tensor
@@ -56,10 +59,17 @@ class Examples:
         return Examples(self.ids[index], self.lengths[index], self.learn[index], scenes)
 
 
+Arrays = dict[str, np.ndarray]
+
+
 def gather(
     rows: Sequence[list[int]], learn: Sequence[list[bool]], scenes: Sequence[Scene], width: int
-) -> Examples:
-    """Rows of token ids padded with 0 to `width`; a row that is longer is an error."""
+) -> Arrays:
+    """Rows of token ids padded with 0 to `width`, compact; a row that is longer is an error.
+
+    Arrays, not tensors: between processes torch would hand tensors over through shared memory, one file
+    descriptor each.
+    """
     ids = np.zeros((len(rows), width), dtype=np.int16)
     marks = np.zeros((len(rows), width), dtype=bool)
     for index, (row, mark) in enumerate(zip(rows, learn, strict=True)):
@@ -67,11 +77,14 @@ def gather(
             raise ValueError(f"a row of {len(row)} tokens does not fit in {width}")
         ids[index, : len(row)] = row
         marks[index, : len(row)] = mark
-    lengths = torch.tensor([len(row) for row in rows])
-    return Examples(torch.from_numpy(ids), lengths, torch.from_numpy(marks), pack(scenes))
+    packed = {name: value.numpy() for name, value in pack(scenes).items()}
+    # The world's lattice is exact in half precision.
+    packed["place"] = packed["place"].astype(np.float16)
+    lengths = np.array([len(row) for row in rows], dtype=np.int16)
+    return {"ids": ids, "lengths": lengths, "learn": marks, **packed}
 
 
-def paint_shard(seed: int, encode: Encode, width: int) -> Examples:
+def paint_shard(seed: int, encode: Encode, width: int) -> Arrays:
     """Sentences as painting prompts (`encode` gives the whole prompt's ids) with their scenes."""
     rng = Random(seed)
     kinds, weights = list(PAINT_MIX), list(PAINT_MIX.values())
@@ -110,31 +123,47 @@ def conversation(scene: Scene, rng: Random) -> list[tuple[str, str]]:
 
 def question_shard(
     seed: int, encode_turns: Callable[[list[tuple[str, str]]], tuple[list[int], list[bool]]], width: int
-) -> Examples:
+) -> Arrays:
     """Conversations about scenes; half of the scenes are those of sentences, half have things of any kind."""
     rng = Random(seed)
     rows, learn, scenes = [], [], []
     for index in range(SHARD):
         scene = sample_scene(rng) if index % 2 else sample_case(rng.choice((*KINDS, "mixed")), rng).scene
-        ids, marks = encode_turns(conversation(scene, rng))
+        turns = conversation(scene, rng)
+        ids, marks = encode_turns(turns)
+        while len(ids) > width:
+            turns.pop()
+            ids, marks = encode_turns(turns)
         rows.append(ids)
         learn.append(marks)
         scenes.append(scene)
     return gather(rows, learn, scenes, width)
 
 
-def build(shard: Callable[[int], Examples], shards: int, seed: int, workers: int) -> Examples:
+def build(shard: Callable[[int], Arrays], shards: int, seed: int, workers: int) -> Arrays:
     """`shards` shards made in parallel, concatenated; shard i is made from `seed + i`, whoever makes it."""
-    with ProcessPoolExecutor(workers) as pool:
+    with ProcessPoolExecutor(workers, get_context("spawn")) as pool:
         parts = list(pool.map(shard, range(seed, seed + shards)))
-    first = parts[0]
-    scenes = {
-        name: value if value.ndim == 0 else torch.cat([part.scenes[name] for part in parts])
-        for name, value in first.scenes.items()
+    return {
+        name: value if value.ndim == 0 else np.concatenate([part[name] for part in parts])
+        for name, value in parts[0].items()
     }
-    joined = {
-        field.name: torch.cat([getattr(part, field.name) for part in parts])
-        for field in fields(Examples)
-        if field.name != "scenes"
-    }
-    return Examples(**joined, scenes=scenes)
+
+
+def save_examples(path: Path, **groups: Arrays) -> None:
+    """Write named groups of arrays to one compressed file, whole or not at all."""
+    partial = path.with_name(f".{path.name}.partial")
+    with partial.open("wb") as file:
+        named = {f"{g}.{k}": v for g, arrays in groups.items() for k, v in arrays.items()}
+        np.savez_compressed(file, **named)  # pyright: ignore[reportArgumentType]
+    os.replace(partial, path)
+
+
+def load_examples(path: Path, group: str) -> Examples:
+    """One group of `save_examples`, as tensors."""
+    with np.load(path) as file:
+        arrays = {
+            k.removeprefix(f"{group}."): torch.from_numpy(file[k]) for k in file if k.startswith(f"{group}.")
+        }
+    ids, lengths, learn = (arrays.pop(name) for name in ("ids", "lengths", "learn"))
+    return Examples(ids, lengths.long(), learn, {**arrays, "place": arrays["place"].float()})

@@ -8,10 +8,8 @@ quarter about what the tokenizer makes of them, so that the model can read what 
 """
 
 import argparse
-import os
 import time
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -21,23 +19,25 @@ from torch import Tensor, nn
 
 from ..janus.config import JanusConfig, read_config
 from ..janus.model import JanusModel
-from .datasets import SHARD, Examples, build, paint_shard, question_shard
-from .janus_format import PaintEncoder, TurnEncoder, write_folder
+from .datasets import Examples, load_examples
+from .janus_format import TurnEncoder
 from .janus_spec import SIDE
 from .optimizer import Muon, split_parameters
+from .recipe_data import EXAMPLES
 from .recipe_vq import OFF_LATTICE, jitter, to_pixels
 from .render import render_packed
 from .training import Average, Clock, load_state, save_state
 
-PAINT_ROWS, READ_ROWS = 256, 96
-PAINT_WIDTH, READ_WIDTH = 32, 224
+PAINT_ROWS, READ_ROWS = 192, 64
 BLANK = 0.1
 REPAINTED = 0.25
-PEAK_RATE = 3e-3
+PEAK_RATE = 3.5e-3
+SAVE_EVERY = 120.0
+"""Seconds between saved states."""
 
 
-def paint_loss(model: JanusModel, rows: Examples, codes_BT: Tensor, pad_id: int) -> Tensor:
-    """Cross-entropy of the image tokens, each row's picture following its own prompt."""
+def paint_inputs(model: JanusModel, rows: Examples, codes_BT: Tensor, pad_id: int) -> Tensor:
+    """Embeddings `[B, X, D]` of prompts, each followed by its own picture's codes but the last."""
     ids, lengths = rows.ids.long(), rows.lengths
     at = torch.arange(ids.shape[1], device=ids.device)
     inside = (at > 0) & (at < lengths[:, None] - 1)
@@ -47,25 +47,29 @@ def paint_loss(model: JanusModel, rows: Examples, codes_BT: Tensor, pad_id: int)
     ids_BX = F.pad(ids, (0, count - 1))
     place_BX = torch.arange(ids_BX.shape[1], device=ids.device) - lengths[:, None]
     shown_BX = codes_BT.gather(1, place_BX.clamp(0, count - 1))
-    x_BXD = torch.where(
-        (place_BX < 0)[..., None], model.embed_text(ids_BX).bfloat16(), model.embed_codes(shown_BX).bfloat16()
-    )
-    hidden_BXD = model.decoder(x_BXD)
-    take_BT = lengths[:, None] - 1 + torch.arange(count, device=ids.device)
+    text, codes = model.embed_text(ids_BX).bfloat16(), model.embed_codes(shown_BX).bfloat16()
+    return torch.where((place_BX < 0)[..., None], text, codes)
+
+
+def paint_loss(model: JanusModel, hidden_BXD: Tensor, lengths: Tensor, codes_BT: Tensor) -> Tensor:
+    """Cross-entropy of the image tokens."""
+    take_BT = lengths[:, None] - 1 + torch.arange(codes_BT.shape[1], device=lengths.device)
     hidden_BTD = hidden_BXD.gather(1, take_BT[..., None].expand(-1, -1, hidden_BXD.shape[-1]))
     return F.cross_entropy(model.image_logits(hidden_BTD).float().flatten(0, 1), codes_BT.flatten())
 
 
-def read_loss(model: JanusModel, rows: Examples, pixels: Tensor, image_at: int) -> Tensor:
-    """Cross-entropy of the answers' tokens; every row's picture stands at the same place."""
-    ids = rows.ids.long()
-    pictures = model.embed_pictures(pixels)
-    x_BLD = model.embed_text(ids).bfloat16()
-    end = image_at + pictures.shape[1]
-    x_BLD = torch.cat((x_BLD[:, :image_at], pictures.bfloat16(), x_BLD[:, end:]), dim=1)
-    logits = model.text_logits(model.decoder(x_BLD)[:, :-1]).float()
+def read_inputs(model: JanusModel, rows: Examples, pixels: Tensor, image_at: int) -> Tensor:
+    """Embeddings of conversations; every row's picture stands at the same place."""
+    pictures = model.embed_pictures(pixels).bfloat16()
+    x_BLD = model.embed_text(rows.ids.long()).bfloat16()
+    return torch.cat((x_BLD[:, :image_at], pictures, x_BLD[:, image_at + pictures.shape[1] :]), dim=1)
+
+
+def read_loss(model: JanusModel, hidden_BLD: Tensor, rows: Examples) -> Tensor:
+    """Cross-entropy of the answers' tokens."""
+    ids, learn = rows.ids.long(), rows.learn[:, 1:].flatten()
+    logits = model.text_logits(hidden_BLD[:, : ids.shape[1] - 1]).float()
     losses = F.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten(), reduction="none")
-    learn = rows.learn[:, 1:].flatten()
     return (losses * learn).sum() / learn.sum()
 
 
@@ -92,35 +96,29 @@ class Trainer:
     """Model, data and optimisers. On CUDA a whole step is one captured graph: the model is so small that
     launching its kernels one by one would take several times as long as running them."""
 
-    def __init__(
-        self, folder: Path, seconds: float, examples: int, seed: int, device: str, workers: int
-    ) -> None:
+    def __init__(self, folder: Path, seconds: float, seed: int, device: str) -> None:
         self.folder, self.device, self.seed, self.step = folder, device, seed, 0
-        write_folder(folder)
+        self.began = time.monotonic()
         config, _ = read_config(folder)
-        began = time.monotonic()
-        paint_encoder, turn_encoder = PaintEncoder(folder), TurnEncoder(folder)
-        self.image_at, self.pad_id = turn_encoder.image_at, turn_encoder.processor.pad_id
-        shards = max(1, examples // SHARD)
-        paint = build(partial(paint_shard, encode=paint_encoder, width=PAINT_WIDTH), shards, seed, workers)
-        read = build(
-            partial(question_shard, encode_turns=turn_encoder, width=READ_WIDTH), shards, seed + 5000, workers
-        )
-        print(
-            f"{len(paint)} sentences and {len(read)} conversations after {time.monotonic() - began:.0f}s",
-            flush=True,
-        )
+        turns = TurnEncoder(folder)
+        self.image_at, self.pad_id = turns.image_at, turns.processor.pad_id
         torch.manual_seed(seed)
         torch.set_float32_matmul_precision("high")
         self.model = new_model(config, folder / "vq.safetensors").to(device)
-        self.model.gen_vision_model.requires_grad_(False).to(memory_format=torch.channels_last)
-        self.paint, self.read = paint.to(device), read.to(device)
+        vq = self.model.gen_vision_model.requires_grad_(False)
+        vq.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+        self.paint = load_examples(folder / EXAMPLES, "paint").to(device)
+        self.read = load_examples(folder / EXAMPLES, "read").to(device)
+        self.say(f"{len(self.paint)} sentences, {len(self.read)} conversations loaded")
         self.codes = encode_all(self.model, self.paint.scenes, device)
-        print(f"pictures encoded after {time.monotonic() - began:.0f}s", flush=True)
+        self.say(f"pictures encoded, first codes {self.codes[0, :4].tolist()}")
         self.average = Average(self.model)
         self.rate = torch.zeros((), device=device)
         self.optimizers = self._optimizers()
         self.clock = Clock(seconds)
+
+    def say(self, text: str) -> None:
+        print(f"{time.monotonic() - self.began:.0f}s: {text}", flush=True)
 
     def _optimizers(self) -> list[torch.optim.Optimizer]:
         learned = nn.ModuleList(
@@ -145,8 +143,14 @@ class Trainer:
         with torch.autocast(self.device, torch.bfloat16, cache_enabled=False):
             some = int(READ_ROWS * REPAINTED)
             pixels = torch.cat((repaint(self.model, pixels[:some]).float(), pixels[some:]))
-            paint = paint_loss(self.model, self.paint.take(chosen), self.codes[chosen].long(), self.pad_id)
-            read = read_loss(self.model, rows, pixels, self.image_at)
+            sentences, codes = self.paint.take(chosen), self.codes[chosen].long()
+            painted = paint_inputs(self.model, sentences, codes, self.pad_id)
+            asked_about = read_inputs(self.model, rows, pixels, self.image_at)
+            # One batch of one width: one shape to compile, and fewer, larger products.
+            spare = painted.shape[1] - asked_about.shape[1]
+            hidden = self.model.decoder(torch.cat((painted, F.pad(asked_about, (0, 0, 0, spare)))))
+            paint = paint_loss(self.model, hidden[:PAINT_ROWS], sentences.lengths, codes)
+            read = read_loss(self.model, hidden[PAINT_ROWS:], rows)
         return paint, read
 
     def update(self) -> tuple[Tensor, Tensor]:
@@ -222,32 +226,31 @@ class Trainer:
         save_file(weights, self.folder / "model.safetensors", {"format": "pt"})
 
     def run(self) -> None:
-        began = time.monotonic()
         if self.device != "cuda":
             self.update()  # makes the optimisers' state, which `resume` fills; at a rate of zero
         step = self.prepare()
         self.resume()
         torch.manual_seed(self.seed + 1000 * self.step)
-        print(f"ready after {time.monotonic() - began:.0f}s", flush=True)
+        self.say("ready")
         self.clock.started = saved = time.monotonic()
         while self.clock.progress < 1:
             self.rate.fill_(self.clock.learning_rate(PEAK_RATE))
             self.average.age(self.step)
             paint, read = step()
             self.step += 1
-            if self.step % 250 == 0:
-                print(
-                    f"step {self.step} {self.clock.elapsed:.0f}s paint {paint:.4f} read {read:.4f}",
-                    flush=True,
-                )
-            if time.monotonic() - saved > 180:
+            if self.step % 10 == 0:
+                paint_now, read_now = paint.item(), read.item()  # waits, so that the clock is true
+                if self.step % 200 == 0:
+                    self.say(f"step {self.step} paint {paint_now:.4f} read {read_now:.4f}")
+            if time.monotonic() - saved > SAVE_EVERY:
                 self.save()
                 saved = time.monotonic()
         self.save()
+        self.say(f"{self.step} steps done")
 
 
 def new_model(config: JanusConfig, vq: Path) -> JanusModel:
-    """A model with fresh weights (normal, 0.02; residual outputs scaled by depth) and the trained tokenizer."""
+    """A model with fresh weights (normal, 0.02; block outputs scaled by depth) and the trained tokenizer."""
     model = JanusModel(config)
     for name, param in model.named_parameters():
         if name.startswith("gen_vision_model."):
@@ -268,12 +271,10 @@ def main() -> None:
         "--folder", type=Path, default=Path("runs/janus-nano"), help="holds vq.safetensors; state and result"
     )
     parser.add_argument("--seconds", type=float, default=480)
-    parser.add_argument("--examples", type=int, default=600_000, help="sentences, and as many conversations")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--workers", type=int, default=os.cpu_count())
     args = parser.parse_args()
-    Trainer(args.folder, args.seconds, args.examples, args.seed, args.device, args.workers).run()
+    Trainer(args.folder, args.seconds, args.seed, args.device).run()
 
 
 if __name__ == "__main__":
