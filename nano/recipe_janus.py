@@ -32,7 +32,7 @@ PAINT_ROWS, READ_ROWS = 192, 64
 BLANK = 0.1
 REPAINTED = 0.25
 PEAK_RATE = 3.5e-3
-SAVE_EVERY = 120.0
+SAVE_EVERY = 150.0
 """Seconds between saved states."""
 
 
@@ -96,8 +96,11 @@ class Trainer:
     """Model, data and optimisers. On CUDA a whole step is one captured graph: the model is so small that
     launching its kernels one by one would take several times as long as running them."""
 
-    def __init__(self, folder: Path, seconds: float, seed: int, device: str) -> None:
+    def __init__(
+        self, folder: Path, seconds: float, seed: int, device: str, *, wall: float, graph: bool
+    ) -> None:
         self.folder, self.device, self.seed, self.step = folder, device, seed, 0
+        self.wall, self.graph = wall, graph
         self.began = time.monotonic()
         config, _ = read_config(folder)
         turns = TurnEncoder(folder)
@@ -181,22 +184,29 @@ class Trainer:
             for _ in range(3):
                 self.update()
         torch.cuda.current_stream().wait_stream(side)
+        if not self.graph:
+            self.restore(before)
+            return self.update
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
             shown = self.update()
-        with torch.no_grad():
-            torch._foreach_copy_(list(self.model.parameters()), before)
-            torch._foreach_copy_(list(self.average.model.parameters()), before)
-            for optimizer in self.optimizers:
-                for state in optimizer.state.values():
-                    for value in state.values():
-                        value.zero_()
+        self.restore(before)
 
         def replay() -> tuple[Tensor, Tensor]:
             graph.replay()
             return shown
 
         return replay
+
+    @torch.no_grad()
+    def restore(self, weights: list[Tensor]) -> None:
+        """Weights, their average and the optimisers as they were before a rehearsal."""
+        torch._foreach_copy_(list(self.model.parameters()), weights)
+        torch._foreach_copy_(list(self.average.model.parameters()), weights)
+        for optimizer in self.optimizers:
+            for state in optimizer.state.values():
+                for value in state.values():
+                    value.zero_()
 
     def resume(self) -> None:
         """Go on from the saved state, copied into the tensors that a captured step works on."""
@@ -231,8 +241,9 @@ class Trainer:
         step = self.prepare()
         self.resume()
         torch.manual_seed(self.seed + 1000 * self.step)
-        self.say("ready")
         self.clock.started = saved = time.monotonic()
+        self.clock.seconds = min(self.clock.seconds, self.clock.spent + self.wall - (saved - self.began))
+        self.say(f"ready to train for {self.clock.seconds - self.clock.spent:.0f}s")
         while self.clock.progress < 1:
             self.rate.fill_(self.clock.learning_rate(PEAK_RATE))
             self.average.age(self.step)
@@ -271,10 +282,17 @@ def main() -> None:
         "--folder", type=Path, default=Path("runs/janus-nano"), help="holds vq.safetensors; state and result"
     )
     parser.add_argument("--seconds", type=float, default=480)
+    parser.add_argument(
+        "--wall", type=float, default=1e9, help="seconds for everything; shortens the schedule"
+    )
+    parser.add_argument("--no-graph", action="store_true", help="launch every kernel of a step by itself")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     args = parser.parse_args()
-    Trainer(args.folder, args.seconds, args.seed, args.device).run()
+    trainer = Trainer(
+        args.folder, args.seconds, args.seed, args.device, wall=args.wall, graph=not args.no_graph
+    )
+    trainer.run()
 
 
 if __name__ == "__main__":
