@@ -124,14 +124,14 @@ def main() -> None:
     parser.add_argument("--per-sentence", type=int, default=4)
     parser.add_argument("--scenes", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=20_000)
-    parser.add_argument("--guidance-scale", type=float, nargs="+", default=[5.0])
+    parser.add_argument("--guidance-scale", type=float, nargs="+", default=None)
     parser.add_argument("--temperature", type=float, default=1.0)
     parser.add_argument("--device")
     parser.add_argument("--workers", type=int, default=os.cpu_count())
     parser.add_argument("--folder", type=Path, help="keep pictures and results here")
     args = parser.parse_args()
     pipe = JanusPipeline.from_pretrained(args.model, device=args.device)
-    for scale in args.guidance_scale:
+    for scale in args.guidance_scale or [pipe.guidance_scale]:
         options = {"guidance_scale": scale, "temperature": args.temperature}
         for split in ("train", "held_out"):
             print(

@@ -61,6 +61,19 @@ def read_config(folder: Path) -> tuple[JanusConfig, str]:
     return result, model_type
 
 
+def read_guidance(folder: Path) -> float | None:
+    """The guidance scale that a model's own `generation_config.json` recommends; None if it says nothing.
+
+    Only that number is taken: other entries there are defaults of transformers (top_k 50, say), which the
+    reference does not sample with.
+    """
+    path = folder / "generation_config.json"
+    if not path.exists():
+        return None
+    section = Section(read_json(path), str(path))
+    return None if section.get("guidance_scale") is None else section.number("guidance_scale", 1.0)
+
+
 def _read_decoder(section: Section) -> DecoderConfig:
     """Llama's settings; what an official file leaves out is `LlamaConfig`'s default."""
     section.expect("hidden_act", "silu")

@@ -18,7 +18,7 @@ from ..blocks.locate import locate
 from ..blocks.sampling import check_integer
 from ..tokenizers.text import TextTokenizer
 from . import painting, reading
-from .config import read_config
+from .config import read_config, read_guidance
 from .keys import pick_key_map
 from .model import JanusModel
 from .options import PaintOptions, picture_seeds
@@ -29,10 +29,17 @@ class JanusPipeline(Conversing):
     """A loaded Janus model with its tokenizer and processor. Make one with `from_pretrained`."""
 
     def __init__(
-        self, model: JanusModel, tokenizer: TextTokenizer, processor: JanusProcessor, name: str
+        self,
+        model: JanusModel,
+        tokenizer: TextTokenizer,
+        processor: JanusProcessor,
+        name: str,
+        guidance_scale: float = PaintOptions.guidance_scale,
     ) -> None:
         self.model: JanusModel = model
         self.tokenizer, self.processor, self.name = tokenizer, processor, name
+        self.guidance_scale = guidance_scale
+        """What `generate` takes when nothing is said: 5.0, or what the model's own files recommend."""
 
     @classmethod
     def from_pretrained(
@@ -68,7 +75,10 @@ class JanusPipeline(Conversing):
             progress=progress,
             entries=entries,
         )
-        return cls(network.eval(), tokenizer, processor, str(model))
+        guidance_scale = read_guidance(folder)
+        if guidance_scale is None:
+            return cls(network.eval(), tokenizer, processor, str(model))
+        return cls(network.eval(), tokenizer, processor, str(model), guidance_scale)
 
     @property
     def device(self) -> torch.device:
@@ -83,7 +93,7 @@ class JanusPipeline(Conversing):
         prompt: str | Sequence[str],
         num_images_per_prompt: int = 1,
         seed: int | Sequence[int] | None = None,
-        guidance_scale: float = PaintOptions.guidance_scale,
+        guidance_scale: float | None = None,
         temperature: float = PaintOptions.temperature,
         top_k: int = PaintOptions.top_k,
         top_p: float = PaintOptions.top_p,
@@ -94,11 +104,13 @@ class JanusPipeline(Conversing):
         """Paint pictures: a list of PIL pictures, or their codes, int64 `[N, T]`; prompt-major.
 
         Picture j of each prompt has seed `seed + j`, or see `options.picture_seeds` for lists and None.
+        `guidance_scale` None is the model's own: 5.0, but less for the embedded one (`self.guidance_scale`).
         A picture's settings are in its `info`. `top_k=0` samples from the whole codebook, as the
         reference does. `callback(step, total, codes)` follows the work; to stop it, raise from there.
         Raises `PromptError` or `OptionError`.
         """
-        options = PaintOptions(guidance_scale, temperature, top_k, top_p, negative_prompt)
+        scale = self.guidance_scale if guidance_scale is None else guidance_scale
+        options = PaintOptions(scale, temperature, top_k, top_p, negative_prompt)
         check_integer("num_images_per_prompt", num_images_per_prompt, low=1)
         if output_type not in ("pil", "codes"):
             raise OptionError(f"output_type is {output_type!r}; accepted: 'pil' or 'codes'")
