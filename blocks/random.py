@@ -31,7 +31,7 @@ def philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[Tensor, Te
 
 
 def exponential_noise(seeds_B: Tensor, steps_B: Tensor, width: int) -> Tensor:
-    """Independent draws of the unit exponential, float32 `[B, width]`; a row depends on its seed and step only.
+    """Independent unit exponentials, float32 `[B, width]`; a row depends on its seed and step only.
 
     Precise for small values, which decide a race: down to 2**-33. `seeds` and `steps` are int64,
     the seeds any 64-bit number.

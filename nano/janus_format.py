@@ -1,4 +1,4 @@
-"""Between the recipe and the checkpoint: prompts as ids, exactly as the pipeline makes them, and the folder."""
+"""Between recipe and checkpoint: prompts as ids, exactly as the pipeline makes them, and the folder."""
 
 import json
 from collections.abc import Sequence

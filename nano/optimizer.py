@@ -6,7 +6,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
-# Quintic Newton-Schulz coefficients and five steps: Jordan et al. 2024, "Muon: An optimizer for hidden layers".
+# Quintic Newton-Schulz coefficients, five steps: Jordan et al. 2024, "Muon: An optimizer for hidden layers".
 _NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 _STEPS = 5
 

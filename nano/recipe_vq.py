@@ -63,7 +63,7 @@ class MovingCodebook:
 
     @torch.no_grad()
     def start(self, latents_ME: Tensor) -> None:
-        """Draw the codes from latents: an eighth at a time, where the codes so far fit worst (as k-means|| does,
+        """Draw the codes from latents: an eighth at a time, where the codes so far fit worst (k-means||,
         Bahmani et al. 2012), then k-means. Most latents are plain background and would fill a random draw."""
         size = len(self.weight)
         book = latents_ME[torch.randint(len(latents_ME), (size // 8,), device=latents_ME.device)]
@@ -143,7 +143,7 @@ def psnr(model: VQModel, pictures_B3HW: Tensor) -> Tensor:
 
 
 def train(folder: Path, seconds: float, seed: int, device: str) -> VQModel:
-    """Train for `seconds` in all, going on from `folder/vq.state` if it is there; saves there every minute."""
+    """Train for `seconds` in all, going on from `folder/vq.state` if it is there; saves every minute."""
     torch.manual_seed(seed)
     torch.backends.cudnn.benchmark = True
     torch.set_float32_matmul_precision("high")
@@ -190,7 +190,8 @@ def train(folder: Path, seconds: float, seed: int, device: str) -> VQModel:
         if step % 500 == 0:
             used = (book.counts > 0.1).sum().item()
             print(
-                f"vq step {step} {clock.elapsed:.0f}s loss {loss.item():.4f} commit {commitment.item():.4f} used {used}",
+                f"vq step {step} {clock.elapsed:.0f}s loss {loss.item():.4f} "
+                f"commit {commitment.item():.4f} used {used}",
                 flush=True,
             )
         if time.monotonic() - saved > 60 or clock.progress >= 1:

@@ -1,4 +1,4 @@
-"""The house rules that a machine can check: folders, packages, import direction, file lengths, public names."""
+"""The house rules that a machine can check: folders, packages, imports, file lengths, public names."""
 
 import ast
 import subprocess

@@ -94,7 +94,7 @@ def test_image_tokenizer(pipe, figures, tensors, parity_picture) -> None:
 
 
 def test_scores_are_the_log_probabilities_of_the_logits(pipe, figures, conversations) -> None:
-    """The first score of an answer is what `next_logits` says; of a picture, what `next_image_logits` says."""
+    """The first score of an answer is `next_logits`', of a picture `next_image_logits`'."""
     ids = pipe.tokenizer.encode("three red", bos=False)
     scores = pipe.score_text(conversations[1], "three red")
     assert scores.shape == (len(ids),)

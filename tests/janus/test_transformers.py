@@ -1,4 +1,4 @@
-"""A `JanusForConditionalGeneration` of transformers with random weights, saved, gives its logits through us."""
+"""A saved `JanusForConditionalGeneration` of transformers, random weights, gives its logits through us."""
 
 import shutil
 from pathlib import Path
