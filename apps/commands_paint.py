@@ -41,8 +41,10 @@ def load_janus(model: str, args: argparse.Namespace) -> "JanusPipeline":
 
 def generate(args: argparse.Namespace) -> int:
     started = time.monotonic()
-    options = PaintOptions(**{f.name: getattr(args, f.name) for f in fields(PaintOptions) if f.name in args})
-    # What needs no model is checked before one is loaded, which can take minutes.
+    # What is not given stays out, since a model may have a guidance scale of its own. What needs no model is
+    # checked before one is loaded, which can take minutes.
+    given = {f.name: getattr(args, f.name) for f in fields(PaintOptions) if f.name in args}
+    PaintOptions(**given)
     count = len(args.prompt) * check_integer("n", args.n, low=1)
     picture_seeds(args.seed, len(args.prompt), args.n)
     if not all(prompt.strip() for prompt in args.prompt):
@@ -52,7 +54,7 @@ def generate(args: argparse.Namespace) -> int:
     if is_file and count > 1:
         raise OptionError(f"output is the file {target}, but {count} pictures are asked for; name a folder")
     pipe = load_janus(args.model, args)
-    pictures = _paint(pipe, args, options, count)
+    pictures = _paint(pipe, args, given, count)
     width = len(str(count))
     files = []
     for index, picture in enumerate(pictures, start=1):
@@ -72,12 +74,13 @@ def generate(args: argparse.Namespace) -> int:
 
 
 def _paint(
-    pipe: "JanusPipeline", args: argparse.Namespace, options: PaintOptions, count: int
+    pipe: "JanusPipeline", args: argparse.Namespace, given: dict[str, Any], count: int
 ) -> list[Image.Image]:
     config = pipe.model.config
 
     def advice() -> str:
-        work = painting_work(config, options.guided)
+        scale = given.get("guidance_scale", pipe.guidance_scale)
+        work = painting_work(config, PaintOptions(scale).guided)
         return (
             f"each picture takes {size_text(work.cache_bytes(1, pipe.dtype))} of cache and about "
             f"{size_text(work.activation_bytes(1, pipe.dtype))} of activations beside the weights; accepted: "
@@ -102,7 +105,7 @@ def _paint(
             args.prompt,
             args.n,
             args.seed,
-            **{f.name: getattr(options, f.name) for f in fields(options)},
+            **given,
             callback=advance,
         )
     assert isinstance(painted, list)

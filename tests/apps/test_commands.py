@@ -40,7 +40,7 @@ def test_help_and_version_are_quick():
 
 def test_help_tells_the_defaults_of_the_dataclasses(bifrons):
     text = " ".join(bifrons("generate", "--help").out.split())
-    assert f"without guidance (default: {PaintOptions.guidance_scale})" in text
+    assert f"bring their own default (default: {PaintOptions.guidance_scale})" in text
     assert "(default: 512)" in bifrons("ask", "--help").out
 
 
@@ -87,6 +87,12 @@ def test_generate_hands_on_every_option(bifrons, janus_mini, tmp_path, monkeypat
     assert calls == [given]
     told = json.loads(result.out)["pictures"][0]
     assert told | given | {"seed": 5, "file": str(tmp_path / "x.png")} == told
+
+
+def test_a_models_own_guidance_scale_is_the_default(bifrons, folder, tmp_path):
+    (folder / "generation_config.json").write_text('{"guidance_scale": 1.5}')
+    told = json.loads(bifrons("generate", "b", "-m", folder, "-o", tmp_path / "x.png", "--json").out)
+    assert told["pictures"][0]["guidance_scale"] == 1.5
 
 
 def test_ask_streams_what_json_tells(bifrons, janus_mini, picture):

@@ -1,0 +1,271 @@
+"""The tab *Create*: pictures from a sentence, shown while they are painted."""
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ..blocks.sampling import check_integer
+from ..janus.options import PaintOptions, picture_seeds
+from .demo_jobs import Job, Jobs, Waiting
+from .demo_models import Served, by_name
+from .demo_parts import Stopped, Update, choose_model, failure, follow, gr, in_line, seconds, told
+from .models import explain_memory
+from .output import slug, write_new
+from .png import write_png
+
+if TYPE_CHECKING:
+    from ..janus.pipeline import JanusPipeline
+
+TAB = "create"
+MAX_PICTURES = 8
+_PREVIEWS = 16
+_PREVIEW_SHARE = 0.2
+"""Previews may take this part of the time; where decoding is slow there are fewer of them."""
+_SENTENCES = ["a photo of a red star and a blue circle", "three green hearts", "a photo of a yellow square"]
+
+
+@dataclass(frozen=True)
+class Painting:
+    """How far the work is, in image tokens, the seconds left, and the pictures as last looked at."""
+
+    done: int
+    total: int
+    left: float | None
+    pictures: list[Image.Image]
+
+
+class _Watch:
+    """The callback of `generate`: counts, estimates, decodes what is there now and then."""
+
+    def __init__(self, job: Job, served: Served, count: int) -> None:
+        self.job, self.served, self.count = job, served, count
+        self.started = time.monotonic()
+        self.spent = 0.0
+        self.finished: list[Tensor] = []
+        self.pictures: list[Image.Image] = []
+
+    def __call__(self, step: int, total: int, codes: Tensor) -> None:
+        self.job.check()
+        before = sum(len(batch) for batch in self.finished)
+        done, everything = before * total + step * len(codes), self.count * total
+        elapsed = time.monotonic() - self.started
+        if step % max(1, total // _PREVIEWS) == 0 and self.spent <= _PREVIEW_SHARE * elapsed:
+            self._look(codes)
+        if step == total:
+            self.finished.append(codes)
+        left = elapsed / done * (everything - done) if step > 2 or before else None
+        self.job.tell(Painting(done, everything, left, self.pictures))
+
+    def _look(self, codes: Tensor) -> None:
+        started = time.monotonic()
+        blank = self.served.blank_codes
+        rest = blank[codes.shape[1] :].expand(len(codes), -1)
+        unbegun = self.count - len(codes) - sum(len(batch) for batch in self.finished)
+        rows = [*self.finished, torch.cat((codes, rest), dim=1), blank.expand(unbegun, -1)]
+        self.pictures = _janus(self.served).decode_codes(torch.cat(rows))
+        self.spent += time.monotonic() - started
+
+
+def _janus(served: Served) -> "JanusPipeline":
+    from ..janus.pipeline import JanusPipeline
+
+    assert isinstance(served.pipe, JanusPipeline)
+    return served.pipe
+
+
+class CreateTab:
+    """Components and handlers. Handlers return updates by component; `folder` takes the PNG files."""
+
+    def __init__(self, models: Sequence[Served], jobs: Jobs, folder: Path) -> None:
+        self.models = [served for served in models if served.paints]
+        self.jobs, self.folder = jobs, folder
+        with gr.Row():
+            with gr.Column(scale=4, min_width=300):
+                self._ask_what()
+            with gr.Column(scale=5, min_width=300):
+                self._show()
+        self._connect()
+
+    def _ask_what(self) -> None:
+        self.model = choose_model(self.models)
+        self.prompt = gr.Textbox(
+            label="What to paint", lines=2, max_lines=6, placeholder=f"such as: {_SENTENCES[0]}", elem_id="prompt"
+        )
+        if any(served.note for served in self.models):
+            gr.Examples(_SENTENCES, self.prompt, label="Sentences that the embedded model knows")
+        with gr.Row():
+            self.count = gr.Slider(
+                1, MAX_PICTURES, value=4, step=1, label="Pictures", min_width=130, elem_id="count"
+            )
+            self.seed = gr.Number(
+                label="Seed", precision=0, value=None, placeholder="random", min_width=130, elem_id="seed"
+            )
+        with gr.Row():
+            self.guidance = gr.Slider(
+                1, 10, value=PaintOptions.guidance_scale, step=0.1, label="Guidance", min_width=130,
+                info="how strictly to follow the sentence",
+            )
+            self.temperature = gr.Slider(
+                0, 2, value=PaintOptions.temperature, step=0.05, label="Temperature", min_width=130,
+                info="lower is tamer, 0 always the same",
+            )
+        with gr.Row():
+            self.go = gr.Button("Paint", variant="primary", elem_id="paint", min_width=130)
+            self.halt = gr.Button("Stop", variant="stop", interactive=False, elem_id="stop-painting", min_width=130)
+
+    def _show(self) -> None:
+        self.status = gr.HTML(told("Say what to paint, then press Paint."), elem_id="paint-status")
+        self.gallery = gr.Gallery(
+            label="Pictures", format="png", columns=2, height=440, object_fit="contain", interactive=False,
+            buttons=["download", "fullscreen"], elem_id="gallery", elem_classes="bf-gallery",
+        )
+        self.details = gr.Markdown("", elem_classes="bf-model", elem_id="details")
+        with gr.Row(visible=False) as self.actions:
+            self.download = gr.DownloadButton("Download PNG", size="sm", min_width=110, elem_id="download")
+            self.reuse = gr.Button("Use this seed", size="sm", min_width=110, elem_id="use-seed")
+            self.ask = gr.Button("Ask about this picture", size="sm", min_width=110, elem_id="ask-about")
+        self.files = gr.State(list[str]())
+        self.chosen = gr.State(0)
+
+    def _connect(self) -> None:
+        settings = [self.model, self.prompt, self.count, self.seed, self.guidance, self.temperature]
+        shown = [
+            self.status, self.gallery, self.go, self.halt, self.files, self.chosen, self.actions,
+            self.details, self.download,
+        ]
+        gr.on(
+            [self.go.click, self.prompt.submit], self.paint, settings, shown, show_progress="hidden",
+            concurrency_id="jobs", api_visibility="private",
+        )
+        quick: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
+        self.halt.click(self.stop, None, [self.halt], **quick)
+        self.gallery.select(self.choose, [self.files], [self.chosen, self.details, self.download], **quick)
+        self.reuse.click(self.use_seed, [self.files, self.chosen], [self.seed], **quick)
+
+    def paint(
+        self, model: str, prompt: str, count: int, seed: int | None, guidance: float, temperature: float,
+        request: gr.Request,
+    ) -> Iterator[Update]:
+        """Updates until the pictures are there, the visitor stops it, or a mistake is told."""
+        idle = {self.go: gr.update(interactive=True), self.halt: gr.update(interactive=False)}
+        try:
+            served = by_name(self.models, model)
+            options = PaintOptions(guidance_scale=guidance, temperature=temperature)
+            count = check_integer("number of pictures", count, 1, MAX_PICTURES)
+            seeds = picture_seeds(seed, 1, count)
+            job = Job(served.line, lambda job: _paint(job, served, prompt, seeds, options))
+            yield self._starting(count)
+            yield from follow(self.jobs, request.session_hash, TAB, job, _Show(self))
+            yield idle | self._done(served, job.result)
+        except Stopped:
+            yield idle | {self.status: told("Stopped. What was painted until then stays on view.")}
+        except Exception as error:
+            yield idle | {self.status: failure(error)}
+
+    def _starting(self, count: int) -> Update:
+        return {
+            self.status: told("Reading the sentence …", 0.0),
+            self.gallery: gr.update(value=[], columns=1 if count == 1 else 2, selected_index=None),
+            self.go: gr.update(interactive=False),
+            self.halt: gr.update(interactive=True),
+            self.files: [],
+            self.actions: gr.update(visible=False),
+            self.details: "",
+        }
+
+    def _done(self, served: Served, result: tuple[list[Image.Image], float]) -> Update:
+        pictures, took = result
+        files = [str(self._save(picture)) for picture in pictures]
+        shown = [
+            (file, f"seed {picture.info['seed']}") for file, picture in zip(files, pictures, strict=True)
+        ]
+        what = "a picture" if len(files) == 1 else f"{len(files)} pictures"
+        return {
+            self.status: told(f"{served.name} painted {what} in {seconds(took)}."),
+            self.gallery: gr.update(value=shown),
+            self.files: files,
+            self.chosen: 0,
+            self.actions: gr.update(visible=True),
+            self.details: _details(files, 0),
+            self.download: files[0],
+        }
+
+    def _save(self, picture: Image.Image) -> Path:
+        name = f"{slug(picture.info['prompt'])}-seed{picture.info['seed']}.png"
+        return write_new(self.folder / name, lambda stream: write_png(picture, stream))
+
+    def stop(self, request: gr.Request) -> Update:
+        self.jobs.stop(request.session_hash, TAB)
+        return {self.halt: gr.update(interactive=False)}
+
+    def choose(self, files: list[str], event: gr.SelectData) -> Update:
+        if event.index >= len(files):  # a preview of a picture that is still being painted
+            return {self.chosen: 0}
+        return {
+            self.chosen: event.index,
+            self.details: _details(files, event.index),
+            self.download: files[event.index],
+        }
+
+    def use_seed(self, files: list[str], chosen: int) -> int | None:
+        return int(_settings(files[chosen])["seed"]) if files else None
+
+
+class _Show:
+    """Updates of a painting job for the page; the gallery only where its pictures are new."""
+
+    def __init__(self, tab: CreateTab) -> None:
+        self.tab = tab
+        self.seen: list[Image.Image] | None = None
+
+    def __call__(self, update: Waiting | Painting) -> Update:
+        if isinstance(update, Waiting):
+            return {self.tab.status: in_line(update)}
+        left = f", about {seconds(update.left)} left" if update.left else ""
+        part = update.done / update.total
+        shown: Update = {self.tab.status: told(f"Painting: {part:.0%}{left}", part)}
+        if update.pictures and update.pictures is not self.seen:
+            self.seen = update.pictures
+            shown[self.tab.gallery] = gr.update(value=update.pictures)
+        return shown
+
+
+def _paint(
+    job: Job, served: Served, prompt: str, seeds: list[int], options: PaintOptions
+) -> tuple[list[Image.Image], float]:
+    """The pictures, and the seconds that they took."""
+    advice = "accepted: fewer pictures"
+    started = time.monotonic()
+    with explain_memory(f"painting {len(seeds)} pictures", lambda: advice):
+        pictures = _janus(served).generate(
+            prompt,
+            len(seeds),
+            seeds,
+            guidance_scale=options.guidance_scale,
+            temperature=options.temperature,
+            callback=_Watch(job, served, len(seeds)),
+        )
+    assert isinstance(pictures, list)
+    for picture in pictures:
+        picture.info["model"] = served.name
+    return pictures, time.monotonic() - started
+
+
+def _settings(file: str) -> dict[str, str]:
+    with Image.open(file) as picture:
+        return {name: str(value) for name, value in picture.info.items()}
+
+
+def _details(files: list[str], index: int) -> str:
+    found = _settings(files[index])
+    place = f"Picture {index + 1} of {len(files)}: " if len(files) > 1 else ""
+    return (
+        f"{place}seed {found['seed']} · guidance {found['guidance_scale']} · "
+        f"temperature {found['temperature']} · {found['model']}"
+    )
