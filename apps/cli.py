@@ -92,7 +92,7 @@ def _add_generate(commands: Any) -> None:
     _add_optional(
         parser,
         [
-            ("--guidance-scale", float, "how strictly to follow; 1 is no guidance; some models bring their own default"),
+            ("--guidance-scale", float, "1 is no guidance; some models bring their own default"),
             ("--temperature", float, "0 always takes the likeliest token"),
             ("--top-k", int, "sample from the N likeliest tokens; 0 is all"),
             ("--top-p", float, "sample from the likeliest tokens that reach this probability"),
