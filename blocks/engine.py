@@ -1,0 +1,328 @@
+"""Continuous batching: jobs that arrive at different times share every step of one decoder.
+
+n rows in use, D decoder width, V a voice's vocabulary, m jobs of one voice.
+
+A job is one answer or one picture. It has one row, or two with guidance (conditional and unconditional), and
+a `Voice` that says how its tokens are embedded and how hidden states become logits. Each turn of the engine
+admits what waits, chooses one token of every job, and runs the decoder once over all rows. A job's tokens
+depend on its own prompt, options and seed only, as they do in the pipelines.
+"""
+
+import logging
+import threading
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from .decoder import Decoder
+from .errors import OptionError
+from .generation import check_context, decode_one, prefill
+from .sampling import Sampling, guide, sample
+from .slots import Slots, take
+
+PREFILL_CHUNK = 512
+"""Positions of a prompt that are computed at once: bounds the memory of activations."""
+
+_log = logging.getLogger("bifrons.engine")
+
+
+class EngineFull(Exception):
+    """As many rows as may wait are waiting."""
+
+
+class EngineStopped(Exception):
+    """The engine takes no more jobs."""
+
+
+@dataclass(frozen=True)
+class Voice:
+    """One kind of tokens: `embed` makes tokens `[m]` inputs `[m, D]`, `logits` hidden states `[m, V]`."""
+
+    embed: Callable[[Tensor], Tensor]
+    logits: Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """A token and, where the job asks for them, its log-probability and the likeliest (token, logprob).
+
+    They are of the model's own distribution: after guidance, before temperature and filters.
+    """
+
+    token: int
+    logprob: float | None = None
+    top: tuple[tuple[int, float], ...] = ()
+
+
+@dataclass(eq=False)
+class Job:
+    """What to write, and whom to tell. Both callbacks run on the engine's thread and must be quick.
+
+    `prompts_TD` is the prompt's embeddings, or with guidance the conditional and the unconditional ones.
+    `on_token` returns True to end the job there. `on_end` is called once, with "stop" (an end token, or
+    `on_token`'s wish), "length", "cancelled" or "error".
+    """
+
+    voice: Voice
+    prompts_TD: Sequence[Tensor]
+    sampling: Sampling
+    seed: int
+    max_new_tokens: int
+    on_token: Callable[[Chosen], bool | None]
+    on_end: Callable[[str], None]
+    eos_id: int | None = None
+    guidance_scale: float = 1.0
+    logprobs: int | None = None
+    """How many likeliest tokens to tell beside the chosen one; None tells no log-probabilities."""
+    step: int = field(default=0, init=False)
+    places: list[int] = field(default_factory=list, init=False)
+    rows: int = field(default=0, init=False)
+    cancelled: bool = field(default=False, init=False)
+    ended: bool = field(default=False, init=False)
+
+    def __post_init__(self) -> None:
+        self.rows = len(self.prompts_TD)
+        assert self.rows in (1, 2), "a job has a row, or two with guidance"
+
+    def cancel(self) -> None:
+        """End the job before the next step; its rows are free then. Harmless once it has ended."""
+        self.cancelled = True
+
+
+class Engine:
+    """A decoder, a cache of `rows` rows of `context` positions, a bounded queue, and the thread in between.
+
+    Rows are promised (`reserve`) before a prompt is prepared, so that what is beyond the queue costs nothing.
+    """
+
+    def __init__(self, decoder: Decoder, *, rows: int, context: int, max_waiting: int) -> None:
+        """`max_waiting`: rows that may wait for others to end. Raises `OptionError`."""
+        if rows < 2 or not 2 <= context <= decoder.config.max_positions or max_waiting < 0:
+            raise OptionError(
+                f"rows {rows}, context {context}, waiting {max_waiting}; accepted: at least 2 rows, 2 to "
+                f"{decoder.config.max_positions} positions, at least 0 waiting"
+            )
+        weight = decoder.embed_tokens.weight
+        self.decoder, self.rows, self.context, self.max_waiting = decoder, rows, context, max_waiting
+        self.device = weight.device
+        self._slots = Slots(decoder.config, rows, context, weight.device, weight.dtype)
+        self._running: list[Job] = []
+        self._queue: deque[Job] = deque()
+        self._promised = 0
+        self._closing = False
+        self._changed = threading.Condition()
+        self.steps = 0
+        self.tokens = 0
+        self._thread = threading.Thread(target=self._run, name="bifrons-engine", daemon=True)
+        self._thread.start()
+
+    @property
+    def rows_used(self) -> int:
+        return len(self._slots.lengths)
+
+    @property
+    def rows_promised(self) -> int:
+        """Rows of all jobs that run, wait or are being prepared."""
+        return self._promised
+
+    def reserve(self, rows: int) -> None:
+        """Promise rows to jobs that will be submitted (or given back by `release`).
+
+        Raises `EngineFull` when they would not even wait, `EngineStopped` after `close`.
+        """
+        with self._changed:
+            if self._closing:
+                raise EngineStopped("the engine is stopping")
+            if self._promised + rows > self.rows + self.max_waiting:
+                raise EngineFull(f"{self._promised} rows are in use or waiting")
+            self._promised += rows
+
+    def release(self, rows: int) -> None:
+        """Take a promise back that led to no job."""
+        with self._changed:
+            self._promised -= rows
+            self._changed.notify_all()
+
+    def check(self, prompt: int, new: int) -> None:
+        """`PromptError` where a prompt of so many tokens and so many new ones exceed a row."""
+        check_context(prompt, new, self.context)
+
+    def submit(self, jobs: Sequence[Job]) -> None:
+        """Queue jobs whose rows are reserved. Raises `PromptError` where one does not fit into a row."""
+        for job in jobs:
+            self.check(max(len(prompt) for prompt in job.prompts_TD), job.max_new_tokens)
+        with self._changed:
+            self._queue.extend(jobs)
+            self._changed.notify_all()
+
+    def close(self, timeout: float | None = None) -> bool:
+        """Take no more, finish what was promised, end the thread; False if it did not end in time."""
+        with self._changed:
+            self._closing = True
+            self._changed.notify_all()
+        self._thread.join(timeout)
+        return not self._thread.is_alive()
+
+    def _run(self) -> None:
+        with torch.no_grad():
+            while (admitted := self._next_jobs()) is not None:
+                try:
+                    self._turn(admitted)
+                except Exception:  # of whatever kind: the jobs must be told, and the next ones served
+                    _log.exception("a step failed; %d jobs end with it", len(self._running))
+                    self._slots.lengths.clear()
+                    failed, self._running = [*self._running, *admitted], []
+                    for job in failed:
+                        self._tell_end(job, "error")
+
+    def _next_jobs(self) -> list[Job] | None:
+        """Wait for something to do; the jobs to begin now, in the order they came. None: the end."""
+        with self._changed:
+            while not self._queue and not self._running:
+                if self._closing and self._promised == 0:
+                    return None
+                self._changed.wait()
+            admitted = [job for job in self._queue if job.cancelled]
+            self._queue = deque(job for job in self._queue if not job.cancelled)
+            free = self._slots.free + sum(job.rows for job in self._running if job.cancelled)
+            while self._queue and self._queue[0].rows <= free:
+                job = self._queue.popleft()
+                admitted.append(job)
+                free -= job.rows
+            return admitted
+
+    def _turn(self, admitted: list[Job]) -> None:
+        for job in [job for job in self._running if job.cancelled]:
+            self._end(job, "cancelled")
+        begun = [job for job in admitted if not job.cancelled]
+        for job in admitted:
+            if job not in begun:
+                self._tell_end(job, "cancelled")
+        self._prefill(begun)
+        if not self._running:
+            return
+        tokens = self._choose()
+        if self._running:
+            self._advance(tokens)
+
+    def _prefill(self, jobs: list[Job]) -> None:
+        """Run prompts in groups of like lengths: a row is padded to at most twice its own."""
+        jobs = sorted(jobs, key=lambda job: max(map(len, job.prompts_TD)))
+        while jobs:
+            limit = 2 * max(map(len, jobs[0].prompts_TD))
+            group = [job for job in jobs if max(map(len, job.prompts_TD)) <= limit]
+            jobs = jobs[len(group) :]
+            rows = [row for job in group for row in job.prompts_TD]
+            start = self.rows_used
+            view = self._slots.add([len(row) for row in rows])
+            hidden = prefill(self.decoder, rows, view, PREFILL_CHUNK)
+            self._slots.hidden_RD[start : start + len(rows)] = hidden
+            for job in group:
+                job.places = list(range(start, start + job.rows))
+                job.prompts_TD = ()  # the embeddings are needed no more
+                start += job.rows
+                self._running.append(job)
+
+    def _by_voice(self) -> dict[Voice, list[Job]]:
+        groups: dict[Voice, list[Job]] = {}
+        for job in self._running:
+            groups.setdefault(job.voice, []).append(job)
+        return groups
+
+    def _choose(self) -> dict[Job, int]:
+        """One token of every job; tells them, ends what is at its end, and returns those of the others."""
+        chosen: list[tuple[Job, Chosen]] = []
+        for voice, jobs in self._by_voice().items():
+            logits = self._logits(voice, jobs)
+            tokens = self._sample(logits, jobs).tolist()
+            asked = [i for i, job in enumerate(jobs) if job.logprobs is not None]
+            told = dict(zip(asked, self._logprobs(logits, jobs, asked, tokens), strict=True))
+            chosen += [(job, told.get(i) or Chosen(tokens[i])) for i, job in enumerate(jobs)]
+        going = {}
+        for job, choice in chosen:
+            job.step += 1
+            self.tokens += 1
+            if choice.token == job.eos_id or job.on_token(choice):
+                self._end(job, "stop")
+            elif job.step == job.max_new_tokens:
+                self._end(job, "length")
+            else:
+                going[job] = choice.token
+        return going
+
+    def _logits(self, voice: Voice, jobs: list[Job]) -> Tensor:
+        """Logits after guidance, float32 `[m, V]`: of all the jobs' rows in one product."""
+        guided = [i for i, job in enumerate(jobs) if job.rows == 2]
+        places = [job.places[0] for job in jobs] + [jobs[i].places[1] for i in guided]
+        logits = voice.logits(take(self._slots.hidden_RD, places)).float()
+        cond, uncond = logits[: len(jobs)], logits[len(jobs) :]
+        if not guided:
+            return cond
+        scales = torch.tensor([[jobs[i].guidance_scale] for i in guided], device=self.device)
+        mixed = guide(take(cond, guided), uncond, scales)
+        if len(guided) == len(jobs):
+            return mixed
+        return cond.index_copy(0, torch.tensor(guided, device=self.device), mixed)
+
+    def _sample(self, logits: Tensor, jobs: list[Job]) -> Tensor:
+        """Tokens int64 `[m]`; jobs of equal options are drawn together."""
+        tokens = torch.empty(len(jobs), dtype=torch.long, device=self.device)
+        groups: dict[Sampling, list[int]] = {}
+        for i, job in enumerate(jobs):
+            groups.setdefault(job.sampling, []).append(i)
+        for sampling, members in groups.items():
+            seeds = torch.tensor([jobs[i].seed for i in members], device=self.device)
+            steps = torch.tensor([jobs[i].step for i in members], device=self.device)
+            tokens[torch.tensor(members, device=self.device)] = sample(
+                take(logits, members), sampling, seeds, steps
+            )
+        return tokens
+
+    def _logprobs(
+        self, logits: Tensor, jobs: list[Job], asked: list[int], tokens: list[int]
+    ) -> list[Chosen]:
+        found = []
+        scores = take(logits, asked).log_softmax(-1) if asked else logits
+        for row, i in enumerate(asked):
+            top = scores[row].topk(jobs[i].logprobs or 0)
+            pairs = zip(top.indices.tolist(), top.values.tolist(), strict=True)
+            found.append(Chosen(tokens[i], scores[row, tokens[i]].item(), tuple(pairs)))
+        return found
+
+    def _advance(self, tokens: dict[Job, int]) -> None:
+        """Feed the tokens back: one decoder step over all rows in use."""
+        hidden = self._slots.hidden_RD
+        x_nD = hidden.new_empty(self.rows_used, hidden.shape[1])
+        for voice, jobs in self._by_voice().items():
+            # A row's twin gets the same input, which is looked up once.
+            inputs = voice.embed(torch.tensor([tokens[job] for job in jobs], device=self.device))
+            places = torch.tensor([place for job in jobs for place in job.places], device=self.device)
+            repeats = torch.tensor([len(job.places) for job in jobs], device=self.device)
+            x_nD[places] = inputs.repeat_interleave(repeats, 0, output_size=len(places))
+        hidden[: self.rows_used] = decode_one(self.decoder, x_nD, self._slots.active())
+        self._slots.advance()
+        self.steps += 1
+
+    def _end(self, job: Job, reason: str) -> None:
+        self._running.remove(job)
+        while job.places:
+            # The highest first, so that a job's second row can't be what moves into its first one's place.
+            job.places.sort()
+            place = job.places.pop()
+            moved = self._slots.drop(place)
+            for other in self._running:
+                other.places = [place if p == moved else p for p in other.places]
+        self._tell_end(job, reason)
+
+    def _tell_end(self, job: Job, reason: str) -> None:
+        if job.ended:
+            return
+        job.ended = True
+        self.release(job.rows)
+        try:
+            job.on_end(reason)
+        except Exception:  # a listener that is gone must not take the other jobs with it
+            _log.exception("a job's listener failed")

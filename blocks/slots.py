@@ -1,0 +1,74 @@
+"""One cache for rows that come and go: allocated once, rows in use kept together at the front.
+
+R rows of the cache, n of them in use (always 0..n-1), D decoder width.
+"""
+
+import torch
+from torch import Tensor
+
+from .decoder import DecoderConfig
+from .kv_cache import KVCache
+
+
+class SlotView(KVCache):
+    """Rows `start` to `stop` of another cache as a cache of their own; writes go through to that one."""
+
+    def __init__(self, cache: KVCache, start: int, stop: int, filled: int) -> None:
+        self.buffers = tuple(buffer[:, start:stop] for buffer in cache.buffers)
+        self.positions = cache.positions[start:stop]
+        self.rows = cache.rows[: stop - start]
+        self.slots, self.filled = cache.slots, filled
+
+
+class Slots:
+    """The cache of an engine, and per row the hidden state that its next token is chosen from.
+
+    `lengths` mirrors the positions of the rows in use on the host, so that no step asks the device.
+    """
+
+    def __init__(
+        self, config: DecoderConfig, rows: int, context: int, device: torch.device, dtype: torch.dtype
+    ) -> None:
+        self.cache = config.new_cache(rows, context, device=device, dtype=dtype)
+        self.hidden_RD = torch.zeros(rows, config.hidden_size, device=device, dtype=dtype)
+        self.lengths: list[int] = []
+
+    @property
+    def free(self) -> int:
+        return len(self.cache.rows) - len(self.lengths)
+
+    def add(self, lengths: list[int]) -> SlotView:
+        """Take rows for new prompts at the end of those in use; an empty view of them, to be prefilled."""
+        start = len(self.lengths)
+        self.lengths += lengths
+        view = SlotView(self.cache, start, len(self.lengths), 0)
+        view.positions.zero_()
+        return view
+
+    def active(self) -> SlotView:
+        """All rows in use."""
+        return SlotView(self.cache, 0, len(self.lengths), max(self.lengths))
+
+    def advance(self) -> None:
+        """Note that every row in use has got one position longer."""
+        self.lengths = [length + 1 for length in self.lengths]
+
+    def drop(self, place: int) -> int:
+        """Give a row back. The last row in use moves into its place; returns the place it came from."""
+        last = len(self.lengths) - 1
+        if place != last:
+            length = self.lengths[last]
+            for buffer in self.cache.buffers:
+                buffer[:, place, :length] = buffer[:, last, :length]
+            self.cache.positions[place] = self.cache.positions[last]
+            self.hidden_RD[place] = self.hidden_RD[last]
+            self.lengths[place] = length
+        self.lengths.pop()
+        return last
+
+
+def take(rows: Tensor, places: list[int]) -> Tensor:
+    """Rows `[len(places), ...]` of a tensor, without a copy where all of the first ones are asked for."""
+    if places == list(range(len(places))):
+        return rows[: len(places)]
+    return rows[torch.tensor(places, device=rows.device)]
