@@ -13,6 +13,8 @@ from typing import Any
 
 from ..blocks.errors import BifronsError
 from .defaults import DEFAULT_MODEL
+from .demo_arguments import add_demo
+from .eval_arguments import add_eval
 
 PIPE_CLOSED = 141  # 128 + SIGPIPE, what a shell reports of a program that a closed pipe has ended
 _INTERRUPTED = 130  # 128 + SIGINT
@@ -30,7 +32,7 @@ class _Formatter(argparse.HelpFormatter):
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
         known = {} if self._defaults is None else {f.name: f.default for f in fields(self._defaults())}
-        if action.dest not in known or known[action.dest] is None:
+        if known.get(action.dest) is None or "(default: " in (action.help or ""):
             return action.help
         return f"{action.help} (default: {known[action.dest]})"
 
@@ -54,8 +56,12 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"bifrons {metadata.version('bifrons')}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    for add in (_add_generate, _add_ask, _add_chat, _add_encode, _add_decode, _add_info, _add_convert):
+    for add in (_add_generate, _add_ask, _add_chat, _add_locate, _add_encode, _add_decode):
         add(commands)
+    add_demo(commands, _command)
+    for add in (_add_info, _add_convert):
+        add(commands)
+    add_eval(commands, _command, _add_json)
     return parser
 
 
@@ -69,9 +75,13 @@ def _add_json(parser: Any) -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON object on stdout, and no more")
 
 
-def _add_model(parser: Any, default: str | None = DEFAULT_MODEL) -> None:
-    told = f"default: {default}" if default else "default: the one that the file names"
-    parser.add_argument("-m", "--model", default=default, help=f"{_MODEL_HELP} ({told})")
+def _add_model(
+    parser: Any, default: str | None = DEFAULT_MODEL, told: str = f"default: {DEFAULT_MODEL}"
+) -> None:
+    required = told == "required"
+    parser.add_argument(
+        "-m", "--model", default=default, required=required, help=f"{_MODEL_HELP} ({told})"
+    )
     parser.add_argument("--device", help="cpu, cuda, cuda:N or mps (default: the best there is)")
     parser.add_argument("--dtype", help="float32, bfloat16 or float16 (default: float32 on the CPU)")
 
@@ -136,6 +146,15 @@ def _add_chat(commands: Any) -> None:
     _add_answering(parser)
 
 
+def _add_locate(commands: Any) -> None:
+    parser = _command(commands, "locate", "find in a picture what a phrase names (DeepSeek-VL2)")
+    parser.add_argument("image", metavar="IMAGE", help="the file of a picture")
+    parser.add_argument("phrase", metavar="PHRASE", help="what to look for, such as: the red star")
+    _add_model(parser, None, "required")
+    parser.add_argument("-o", "--output", metavar="FILE", help="a .png for the picture with the boxes drawn")
+    _add_json(parser)
+
+
 def _add_encode(commands: Any) -> None:
     parser = _command(commands, "encode", "turn a picture into codes of the image tokenizer")
     parser.add_argument("image", metavar="IMAGE")
@@ -153,7 +172,7 @@ def _add_encode(commands: Any) -> None:
 def _add_decode(commands: Any) -> None:
     parser = _command(commands, "decode", "turn codes into a picture")
     parser.add_argument("codes", metavar="CODES", help="a .json or .npy file of `bifrons encode`")
-    _add_model(parser, default=None)
+    _add_model(parser, None, "default: the one that the file names")
     parser.add_argument("-o", "--output", metavar="PATH", help="a .png file (default: named after CODES)")
     _add_json(parser)
 
@@ -173,8 +192,20 @@ def _add_convert(commands: Any) -> None:
 
 
 def _run(args: argparse.Namespace) -> int:
+    if args.command == "demo":
+        from .commands_demo import demo
+
+        return demo(args)
+    if args.command == "eval":
+        from .commands_eval import evaluate
+
+        return evaluate(args)
     if args.command in ("generate", "encode", "decode"):
         from . import commands_paint as module
+    elif args.command == "locate":
+        from .commands_locate import find
+
+        return find(args)
     elif args.command in ("ask", "chat"):
         from . import commands_talk as module
     else:

@@ -3,46 +3,50 @@
 import gzip
 import json
 import logging
-import os
 import zlib
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from ..blocks.errors import BifronsError
+from .files import fresh_folder, told, whole_file
 from .scoring import BadLine, Summary, intervals, results_row, score_row, summarize
 
 log = logging.getLogger(__name__)
 LEVEL = 0.95
 
 
-def score_file(detections: Path | str, output: Path | str) -> Summary:
-    """Score a file of detections, one row (see `score_row`) a line, into the folder `output`.
+def score_file(
+    detections: Path | str, output: Path | str, not_seen: Sequence[Mapping[str, str]] = ()
+) -> Summary:
+    """Score a file of detections, one row (see `score_row`) a line, into the file `output` and summary.json.
 
     detections: `.jsonl` or `.jsonl.gz`, read line by line. A line that can't be scored (no JSON, malformed,
     a filename that an earlier line had) is logged as a warning, listed in the summary's `bad_lines` and in
-    summary.json, and scored as nothing; blank lines are passed over. results.jsonl (the published form) and
-    summary.json appear whole or not at all, and replace what had these names.
+    summary.json, and scored as nothing; blank lines are passed over.
+    output: a name that ends in .jsonl, in a folder that may be new; gets the published form. It and the
+    summary.json beside it appear whole or not at all, and replace what had these names.
+    not_seen: {filename, reason} of what could not be looked at; told in the summary's `not_scored`.
 
     Raises BifronsError when the file is missing, broken off or of another kind, or no line can be scored.
     """
-    source, folder = Path(detections), Path(output)
-    results, digest = folder / "results.jsonl", folder / "summary.json"
+    source, results = Path(detections), Path(output)
+    digest = results.with_name("summary.json")
+    if results.suffix != ".jsonl" or results.is_dir():
+        raise BifronsError(f"output {results} names no results file; accepted: a name that ends in .jsonl")
     if source.resolve() in (results.resolve(), digest.resolve()):
-        raise BifronsError(f"{source} would be replaced by its own results; accepted: another output folder")
-    if folder.exists() and not folder.is_dir():
-        raise BifronsError(f"output {folder} is a file; accepted: a folder, which may be new")
+        raise BifronsError(f"{source} would be replaced by its own results; accepted: another output")
     lines = _lines(source)
     first = next(lines, None)  # opened before the folder is made: a wrong name leaves nothing behind
     if first is None:
         raise BifronsError(f"{source} is empty; accepted: one row of detections a line")
-    folder.mkdir(parents=True, exist_ok=True)
+    fresh_folder(results.parent)
     bad: list[BadLine] = []
     kept: list[dict[str, Any]] = []
     filenames: dict[str, int] = {}
-    with _whole(digest) as digest_out, _whole(results) as results_out:  # the last opened is in place first
+    # Of the two, the one that was opened last is in place first.
+    with whole_file(digest) as digest_out, whole_file(results) as results_out:
         for number, raw in _chain(first, lines):
             try:
                 scored = _score_line(number, raw, filenames)
@@ -50,13 +54,16 @@ def score_file(detections: Path | str, output: Path | str) -> Summary:
                 log.warning("%s line %d is not scored: %s", source, number, error)
                 bad.append(BadLine(number, str(error)))
                 continue
-            results_out.write(json.dumps(scored) + "\n")
+            results_out.write((json.dumps(scored) + "\n").encode())
             kept.append({key: scored[key] for key in ("tag", "correct", "metadata")})
         if not kept:
             raise BifronsError(f"{source}: no line could be scored; line {bad[0].line}: {bad[0].reason}")
         summary = replace(summarize(kept), intervals=intervals(kept, LEVEL), bad_lines=tuple(bad))
-        digest_out.write(json.dumps(summary_json(summary), indent=2) + "\n")
-        digest.unlink(missing_ok=True)  # an old summary must never lie beside new results
+        content = summary_json(summary)
+        content["not_scored"] += [dict(item) for item in not_seen]
+        digest_out.write((json.dumps(content, indent=2) + "\n").encode())
+        with told(f"replace {digest}"):
+            digest.unlink(missing_ok=True)  # an old summary must never lie beside new results
     return summary
 
 
@@ -113,23 +120,3 @@ def _lines(source: Path) -> Iterator[tuple[int, bytes]]:
 def _chain(first: tuple[int, bytes], rest: Iterator[tuple[int, bytes]]) -> Iterator[tuple[int, bytes]]:
     yield first
     yield from rest
-
-
-@contextmanager
-def _whole(path: Path) -> Iterator[IO[str]]:
-    """Write beside `path` and rename when all is on the disk; after an error nothing is left."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("w", encoding="utf-8") as stream:
-            yield stream
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    if hasattr(os, "O_DIRECTORY"):  # the rename itself is on the disk only once the folder is
-        handle = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)

@@ -18,7 +18,7 @@ def case_lines() -> list[bytes]:
 
 
 def test_all_cases(tmp_path):
-    summary = score_file(CASES, tmp_path / "new" / "out")
+    summary = score_file(CASES, tmp_path / "new" / "out" / "results.jsonl")
     rows = [json.loads(line) for line in case_lines()]
     expected = [results_row(row, score_row(row)) for row in rows]
     written = (tmp_path / "new" / "out" / "results.jsonl").read_text().splitlines()
@@ -45,7 +45,7 @@ def test_bad_lines_are_told_and_nothing_is_scored_for_them(tmp_path, caplog):
     source = tmp_path / "rows.jsonl"
     source.write_bytes(b"".join(lines))
     with caplog.at_level(logging.WARNING):
-        summary = score_file(source, tmp_path / "out")
+        summary = score_file(source, tmp_path / "out" / "results.jsonl")
     assert summary.images == 3
     assert [bad.line for bad in summary.bad_lines] == [2, 4, 6, 7]
     assert "not JSON" in summary.bad_lines[0].reason
@@ -63,14 +63,14 @@ def test_bad_lines_are_told_and_nothing_is_scored_for_them(tmp_path, caplog):
 def test_a_failure_leaves_earlier_results_alone(tmp_path):
     source, out = tmp_path / "rows.jsonl.gz", tmp_path / "out"
     source.write_bytes(CASES.read_bytes())
-    score_file(source, out)
+    score_file(source, out / "results.jsonl")
     before = {path.name: path.read_bytes() for path in out.iterdir()}
     source.write_bytes(CASES.read_bytes()[:50_000])  # broken off
     with pytest.raises(BifronsError, match=r"after line [1-9]"):
-        score_file(source, out)
+        score_file(source, out / "results.jsonl")
     source.write_bytes(gzip.compress(b"{}\n[]\n"))
     with pytest.raises(BifronsError, match="no line could be scored; line 1"):
-        score_file(source, out)
+        score_file(source, out / "results.jsonl")
     assert {path.name: path.read_bytes() for path in out.iterdir()} == before
 
 
@@ -81,10 +81,10 @@ def test_refused_files(tmp_path):
     cases = [("absent.jsonl", "can't be read"), ("empty.jsonl", "empty"), ("plain.jsonl.gz", "can't be read")]
     for name, message in [*cases, ("rows.json", "unknown kind")]:
         with pytest.raises(BifronsError, match=message):
-            score_file(tmp_path / name, tmp_path / "out")
+            score_file(tmp_path / name, tmp_path / "out" / "results.jsonl")
     assert not (tmp_path / "out").exists()
     (tmp_path / "results.jsonl").write_bytes(case_lines()[0])
     with pytest.raises(BifronsError, match="its own results"):
-        score_file(tmp_path / "results.jsonl", tmp_path)
-    with pytest.raises(BifronsError, match="is a file"):
+        score_file(tmp_path / "results.jsonl", tmp_path / "results.jsonl")
+    with pytest.raises(BifronsError, match="ends in .jsonl"):
         score_file(CASES, tmp_path / "rows.json")
