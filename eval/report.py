@@ -14,16 +14,18 @@ INTERVALS = (
 )
 
 
-def write_report(run_dir: Path) -> None:
+def write_report(run_dir: Path) -> tuple[Path, Path]:
     """Write report.md and report.html into a run folder from its results.jsonl and summary.json.
 
     Also reads run.json (the recipe), detect.json (the detector) and the pictures, where they are there: an
     imported run has no recipe, and a picture that is gone leaves a note. Raises BifronsError where the run
-    is not scored, or the disk refuses.
+    is not scored, or the disk refuses. Returns both paths.
     """
     report = read_report(run_dir, MOST_FAILURES)
-    write_whole(run_dir / "report.md", markdown(report, run_dir).encode())
-    write_whole(run_dir / "report.html", render(report, INTERVALS).encode())
+    written = run_dir / "report.md", run_dir / "report.html"
+    write_whole(written[0], markdown(report, run_dir).encode())
+    write_whole(written[1], render(report, INTERVALS).encode())
+    return written
 
 
 def markdown(report: Report, run_dir: Path) -> str:

@@ -12,7 +12,9 @@ from .files import read_json
 from .intervals import Interval
 from .published import PUBLISHED, REPRODUCED, Figures, of_model
 from .rows import TAGS
-from .suites import is_official
+from .suites import OFFICIAL_COUNTS, is_official
+
+OFFICIAL_PROMPTS = sum(OFFICIAL_COUNTS.values())
 
 NAMES = {
     "single_object": "single object",
@@ -97,7 +99,7 @@ def read_report(run_dir: Path, most_failures: int) -> Report:
     rows = _results(run_dir / "results.jsonl")
     scores, overall = _scores(summary, run_dir / "summary.json")
     detector = _detector(run_dir, summary, run)
-    obstacles = _obstacles(detector, recipe)
+    obstacles = _obstacles(detector, recipe, overall.prompts, len(summary.get("not_scored", ())))
     model = recipe.get("model")
     wrong = [row for row in rows if not row["correct"]]
     return Report(
@@ -112,7 +114,7 @@ def read_report(run_dir: Path, most_failures: int) -> Report:
         absent=tuple(tag for tag in TAGS if tag not in {score.tag for score in scores}),
         failures=tuple(_failure(row, _roots(run_dir, run)) for row in spread(wrong, most_failures)),
         failed=len(wrong),
-        not_scored=tuple(_told(item) for key in ("not_seen", "not_scored") for item in summary.get(key, ())),
+        not_scored=tuple(_told(item) for item in summary.get("not_scored", ())),
         recipe=_recipe(run, recipe),
         published=of_model(model, PUBLISHED) if model and not obstacles else None,
         reproduced=of_model(model, REPRODUCED) if model and not obstacles else None,
@@ -198,7 +200,9 @@ def _detector(run_dir: Path, summary: Mapping[str, Any], run: Mapping[str, Any])
     return {}
 
 
-def _obstacles(detector: Mapping[str, Any], recipe: Mapping[str, Any]) -> tuple[str, ...]:
+def _obstacles(
+    detector: Mapping[str, Any], recipe: Mapping[str, Any], prompts: int, missing: int
+) -> tuple[str, ...]:
     found = []
     if not detector:
         found.append("the detector is not known")
@@ -212,6 +216,10 @@ def _obstacles(detector: Mapping[str, Any], recipe: Mapping[str, Any]) -> tuple[
         found.append("the prompts are not GenEval's official file")
     if recipe.get("limit"):
         found.append(f"only {recipe['limit']} prompts of the suite were painted")
+    elif not found and prompts < OFFICIAL_PROMPTS:
+        found.append(f"only {prompts} of {OFFICIAL_PROMPTS} prompts were scored")
+    if missing:
+        found.append(f"{missing} of its pictures or rows could not be scored")
     return tuple(found)
 
 
@@ -254,8 +262,8 @@ def _failure(row: Mapping[str, Any], roots: Sequence[Path]) -> Failure:
 def _told(item: Any) -> str:
     if not isinstance(item, Mapping):
         return str(item)
-    place = item["path"] if "path" in item else f"detections, line {item.get('line')}"
-    return f"{place}: {item.get('problem') or item.get('reason')}"
+    place = item.get("filename") or f"detections, line {item.get('line')}"
+    return f"{place}: {item.get('reason')}"
 
 
 def _object(content: Any, path: Path) -> Mapping[str, Any]:

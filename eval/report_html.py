@@ -101,7 +101,7 @@ def _bar(score: Score, report: Report) -> str:
 
 
 def _figures(report: Report) -> str:
-    sources = [("published", report.published), ("reproduced by others", report.reproduced)]
+    sources = [("published", report.published), ("reproduced", report.reproduced)]
     heads = ["kind", "score", "interval", "correct", "prompts"]
     shown = [(word, source) for word, source in sources if source is not None]
     heads += [word for word, _ in shown] + ["not told apart from"]

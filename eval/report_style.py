@@ -51,7 +51,7 @@ left:50%}
 .scroll{overflow-x:auto;border:1px solid var(--line);border-radius:.6rem;background:var(--card)}
 table{border-collapse:collapse;width:100%;font-size:.9rem;font-variant-numeric:tabular-nums}
 th,td{text-align:left;padding:.5rem .8rem;border-bottom:1px solid var(--line);vertical-align:top}
-thead th{white-space:nowrap;font-weight:600;color:var(--quiet);font-size:.8rem}
+thead th{vertical-align:bottom;font-weight:600;color:var(--quiet);font-size:.8rem}
 tr:last-child td,tr:last-child th{border-bottom:0}
 td:nth-child(-n+4){white-space:nowrap}
 td.other{white-space:nowrap}td small{display:block;color:var(--quiet);font-weight:400}

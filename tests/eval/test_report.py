@@ -66,8 +66,9 @@ def official_recipe(**changes: Any) -> dict[str, Any]:
 
 
 def both(root: Path) -> tuple[str, str]:
-    write_report(root)
-    return (root / "report.md").read_text(), (root / "report.html").read_text()
+    written = write_report(root)
+    assert [path.name for path in written] == ["report.md", "report.html"]
+    return written[0].read_text(), written[1].read_text()
 
 
 class Reader(HTMLParser):
@@ -94,6 +95,14 @@ class Reader(HTMLParser):
 
 def words(page: str) -> str:
     return " ".join(" ".join(Reader(page).text).split())
+
+
+@pytest.fixture(autouse=True, scope="module")
+def short_suite():
+    """GenEval's suite has 553 prompts; here 120 are all of them."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("bifrons.eval.report_data.OFFICIAL_PROMPTS", 120)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -135,6 +144,7 @@ def test_a_clear_difference_is_called_one(tmp_path):
         (official_recipe(), {"name": "other", "comparable": False}, "not GenEval's official Mask2Former"),
         (official_recipe(), None, "the detector is not known"),
         (None, OFFICIAL, "the pictures were imported"),
+        (official_recipe(), OFFICIAL, "only 20 of 120 prompts were scored"),
     ],
 )
 def test_any_obstacle_is_named_and_hides_other_peoples_figures(tmp_path, recipe, detector, obstacle):
@@ -149,14 +159,14 @@ def test_any_obstacle_is_named_and_hides_other_peoples_figures(tmp_path, recipe,
 
 def test_the_page_needs_nothing_and_runs_nothing(tmp_path):
     evil = "a <script>alert(1)</script> <img src=x onerror=alert(2)> \"'&| [x](http://e.vil) cow"
-    root = make_run(tmp_path, {"counting": 17}, official_recipe(model=evil), OFFICIAL, prompt=evil)
+    root = make_run(tmp_path, {"counting": 17}, official_recipe(model=evil), {"name": evil}, prompt=evil)
     page, html = both(root)
     found = Reader(html)
     assert not {"script", "img", "link", "iframe", "object", "a", "form"} & set(found.tags)
     assert not found.handlers
     assert all(link.startswith("data:image/") for link in found.links)
     assert len(found.links) == 3
-    assert evil in " ".join(found.text)
+    assert " ".join(found.text).count(evil) == 4 + 3  # title, heading, detector, recipe; a caption a failure
     assert "url(" not in html
     assert "@import" not in html
     assert not re.search(r"(?<!\\)[<\]]", page.replace("[`", "").replace("`](", ""))
@@ -203,8 +213,8 @@ def test_odd_runs_still_give_a_report(tmp_path):
     (root / "images/00018/samples/0000.png").unlink()
     (root / "images/00019/samples/0000.png").write_bytes(b"no picture")
     summary = json.loads((root / "summary.json").read_text())
-    summary["not_seen"] = [{"path": "00077/samples/0001.png", "problem": "unreadable <picture>"}]
-    summary["not_scored"] = [{"line": 7, "reason": "is not JSON"}]
+    unread = {"filename": "00077/samples/0001.png", "reason": "unreadable <picture>"}
+    summary["not_scored"] = [unread, {"line": 7, "reason": "is not JSON"}]
     (root / "summary.json").write_text(json.dumps(summary))
     page, html = both(root)
     assert html.count("picture not found, or unreadable") == 2
