@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from ..blocks.errors import PromptError
 from ..blocks.sampling import check_integer
 from ..janus.options import PaintOptions, picture_seeds
 from .demo_jobs import Job, Jobs, Waiting
@@ -17,7 +18,7 @@ from .demo_models import Served, by_name
 from .demo_parts import Stopped, Update, choose_model, failure, follow, gr, in_line, seconds, told
 from .models import explain_memory
 from .output import slug, write_new
-from .png import write_png
+from .png import texts, write_png
 
 if TYPE_CHECKING:
     from ..janus.pipeline import JanusPipeline
@@ -72,6 +73,12 @@ class _Watch:
         self.spent += time.monotonic() - started
 
 
+def remove_files(files: list[str]) -> None:
+    """Forget a visitor's pictures; the page has its own copies of what it still shows."""
+    for file in files:
+        Path(file).unlink(missing_ok=True)
+
+
 def _janus(served: Served) -> "JanusPipeline":
     from ..janus.pipeline import JanusPipeline
 
@@ -85,6 +92,7 @@ class CreateTab:
     def __init__(self, models: Sequence[Served], jobs: Jobs, folder: Path) -> None:
         self.models = [served for served in models if served.paints]
         self.jobs, self.folder = jobs, folder
+        self.scales = {served.name: _janus(served).guidance_scale for served in self.models}
         with gr.Row():
             with gr.Column(scale=4, min_width=300):
                 self._ask_what()
@@ -95,7 +103,11 @@ class CreateTab:
     def _ask_what(self) -> None:
         self.model = choose_model(self.models)
         self.prompt = gr.Textbox(
-            label="What to paint", lines=2, max_lines=6, placeholder=f"such as: {_SENTENCES[0]}", elem_id="prompt"
+            label="What to paint",
+            lines=2,
+            max_lines=6,
+            placeholder=f"such as: {_SENTENCES[0]}",
+            elem_id="prompt",
         )
         if any(served.note for served in self.models):
             gr.Examples(_SENTENCES, self.prompt, label="Sentences that the embedded model knows")
@@ -108,60 +120,112 @@ class CreateTab:
             )
         with gr.Row():
             self.guidance = gr.Slider(
-                1, 10, value=PaintOptions.guidance_scale, step=0.1, label="Guidance", min_width=130,
-                info="how strictly to follow the sentence",
+                1,
+                10,
+                value=self.scales[self.models[0].name],
+                step=0.1,
+                label="Guidance",
+                min_width=130,
             )
             self.temperature = gr.Slider(
-                0, 2, value=PaintOptions.temperature, step=0.05, label="Temperature", min_width=130,
-                info="lower is tamer, 0 always the same",
+                0,
+                2,
+                value=PaintOptions.temperature,
+                step=0.05,
+                label="Temperature",
+                min_width=130,
             )
         with gr.Row():
             self.go = gr.Button("Paint", variant="primary", elem_id="paint", min_width=130)
-            self.halt = gr.Button("Stop", variant="stop", interactive=False, elem_id="stop-painting", min_width=130)
+            self.halt = gr.Button(
+                "Stop", variant="stop", interactive=False, elem_id="stop-painting", min_width=130
+            )
 
     def _show(self) -> None:
-        self.status = gr.HTML(told("Say what to paint, then press Paint."), elem_id="paint-status")
+        self.status = gr.HTML(
+            told("Say what to paint, then press Paint."), elem_id="paint-status", elem_classes="bf-flush"
+        )
         self.gallery = gr.Gallery(
-            label="Pictures", format="png", columns=2, height=440, object_fit="contain", interactive=False,
-            buttons=["download", "fullscreen"], elem_id="gallery", elem_classes="bf-gallery",
+            label="Pictures",
+            show_label=False,
+            format="png",
+            columns=2,
+            height="auto",
+            object_fit="contain",
+            interactive=False,
+            buttons=["download", "fullscreen"],
+            elem_id="gallery",
         )
         self.details = gr.Markdown("", elem_classes="bf-model", elem_id="details")
         with gr.Row(visible=False) as self.actions:
             self.download = gr.DownloadButton("Download PNG", size="sm", min_width=110, elem_id="download")
             self.reuse = gr.Button("Use this seed", size="sm", min_width=110, elem_id="use-seed")
             self.ask = gr.Button("Ask about this picture", size="sm", min_width=110, elem_id="ask-about")
-        self.files = gr.State(list[str]())
+        self.files = gr.State(list[str](), delete_callback=remove_files)
         self.chosen = gr.State(0)
 
     def _connect(self) -> None:
-        settings = [self.model, self.prompt, self.count, self.seed, self.guidance, self.temperature]
+        settings = [
+            self.model,
+            self.prompt,
+            self.count,
+            self.seed,
+            self.guidance,
+            self.temperature,
+            self.files,
+        ]
         shown = [
-            self.status, self.gallery, self.go, self.halt, self.files, self.chosen, self.actions,
-            self.details, self.download,
+            self.status,
+            self.gallery,
+            self.go,
+            self.halt,
+            self.files,
+            self.chosen,
+            self.actions,
+            self.details,
+            self.download,
         ]
         gr.on(
-            [self.go.click, self.prompt.submit], self.paint, settings, shown, show_progress="hidden",
-            concurrency_id="jobs", api_visibility="private",
+            [self.go.click, self.prompt.submit],
+            self.paint,
+            settings,
+            shown,
+            show_progress="hidden",
+            concurrency_id="jobs",
+            api_visibility="private",
         )
         quick: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
+        self.model.change(lambda name: self.scales.get(name), self.model, self.guidance, **quick)
         self.halt.click(self.stop, None, [self.halt], **quick)
         self.gallery.select(self.choose, [self.files], [self.chosen, self.details, self.download], **quick)
         self.reuse.click(self.use_seed, [self.files, self.chosen], [self.seed], **quick)
 
     def paint(
-        self, model: str, prompt: str, count: int, seed: int | None, guidance: float, temperature: float,
+        self,
+        model: str,
+        prompt: str,
+        count: int,
+        seed: int | None,
+        guidance: float,
+        temperature: float,
+        before: list[str],
         request: gr.Request,
     ) -> Iterator[Update]:
         """Updates until the pictures are there, the visitor stops it, or a mistake is told."""
         idle = {self.go: gr.update(interactive=True), self.halt: gr.update(interactive=False)}
         try:
             served = by_name(self.models, model)
+            if not prompt.strip():
+                raise PromptError("the sentence is empty; say what to paint")
             options = PaintOptions(guidance_scale=guidance, temperature=temperature)
             count = check_integer("number of pictures", count, 1, MAX_PICTURES)
             seeds = picture_seeds(seed, 1, count)
             job = Job(served.line, lambda job: _paint(job, served, prompt, seeds, options))
+            remove_files(before)
             yield self._starting(count)
-            yield from follow(self.jobs, request.session_hash, TAB, job, _Show(self))
+            show = _Show(self)
+            for update in follow(self.jobs, request.session_hash, TAB, job):
+                yield show(update)
             yield idle | self._done(served, job.result)
         except Stopped:
             yield idle | {self.status: told("Stopped. What was painted until then stays on view.")}
@@ -171,7 +235,7 @@ class CreateTab:
     def _starting(self, count: int) -> Update:
         return {
             self.status: told("Reading the sentence …", 0.0),
-            self.gallery: gr.update(value=[], columns=1 if count == 1 else 2, selected_index=None),
+            self.gallery: gr.update(value=[], columns=_columns(count), selected_index=None),
             self.go: gr.update(interactive=False),
             self.halt: gr.update(interactive=True),
             self.files: [],
@@ -257,9 +321,13 @@ def _paint(
     return pictures, time.monotonic() - started
 
 
+def _columns(count: int) -> int:
+    return 1 if count == 1 else 2 if count <= 4 else 3
+
+
 def _settings(file: str) -> dict[str, str]:
     with Image.open(file) as picture:
-        return {name: str(value) for name, value in picture.info.items()}
+        return texts(picture)
 
 
 def _details(files: list[str], index: int) -> str:

@@ -1,4 +1,4 @@
-"""Work behind the page: a line in front of each model, jobs that can be followed and stopped, who runs what."""
+"""Work behind the page: a line in front of each model, jobs to follow and to stop, and who runs what."""
 
 import threading
 from collections import deque
@@ -60,7 +60,7 @@ class Line:
 
 
 class Job:
-    """`work(job)` on a thread of its own, once it is its turn. The work calls `tell` and so can be stopped."""
+    """`work(job)` on a thread of its own when its turn comes; it calls `tell` and so can be stopped."""
 
     def __init__(self, line: Line, work: Callable[["Job"], Any]) -> None:
         self._line, self._work = line, work

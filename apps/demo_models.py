@@ -69,7 +69,7 @@ def embedded_models() -> list[str]:
 
 
 def load_models(names: Sequence[str], device: str | None = None, dtype: str | None = None) -> list[Served]:
-    """The models by those names, folders or hub ids, each once; an `OptionError` where two would look alike."""
+    """The models, each once, by name, folder or hub id; an `OptionError` where two would look alike."""
     served: list[Served] = []
     for name in dict.fromkeys(names):
         folder = locate(name)

@@ -3,7 +3,7 @@
 import html
 import logging
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 # Before Gradio is imported: it asks for the newest version of itself otherwise.
@@ -19,19 +19,24 @@ _LOG = logging.getLogger(__name__)
 Update = dict[Any, Any]
 
 CSS = """
-.gradio-container { max-width: 1120px !important; margin: 0 auto !important; }
+.gradio-container { width: 100% !important; max-width: 1120px !important; margin: 0 auto !important; }
 .bf-head h1 { margin: .2rem 0 0; font-size: 1.7rem; }
 .bf-head p { color: var(--body-text-color-subdued); margin: 0; }
 .bf-model p { font-size: .9rem; color: var(--body-text-color-subdued); margin: 0; }
 .bf-status { font-size: .92rem; line-height: 1.45; padding: .55rem .8rem; border-radius: 8px;
-  background: var(--background-fill-secondary); overflow-wrap: anywhere; }
+  background: var(--block-background-fill); border: 1px solid var(--border-color-primary);
+  overflow-wrap: anywhere; }
 .bf-status.bf-error { background: #fdecea; color: #7a1710; border-left: 4px solid #c5281c; }
 .dark .bf-status.bf-error { background: #40120e; color: #ffd9d5; }
 .bf-bar { height: 6px; border-radius: 3px; margin-top: .45rem; background: var(--border-color-primary); }
 .bf-bar > div { height: 100%; border-radius: 3px; background: var(--primary-500); transition: width .3s; }
-.bf-gallery img { background: #d0d0d0; }
+.bf-flush, .bf-flush .html-container { padding: 0 !important; }
+#gallery .grid-wrap { max-height: none !important; overflow: visible; }
+.gradio-container .head .tab-like-container input[type=number] { width: 3.6rem; min-width: 0; }
+/* It would offer to send the picture to a site of Gradio's makers. */
+#chat button[title="Share"] { display: none; }
 @media (max-width: 640px) {
-  .gradio-container { padding: 8px !important; }
+  .gradio-container main { padding: 12px !important; }
   .bf-head h1 { font-size: 1.35rem; }
   .gradio-container button { min-height: 42px; }
 }
@@ -92,12 +97,11 @@ def in_line(waiting: Waiting) -> str:
     return told(f"Waiting for the model: {others} first.")
 
 
-def follow(jobs: Jobs, visitor: str | None, tab: str, job: Job, show: Callable[[Any], Update]) -> Iterator[Update]:
-    """What to show while the job runs. Raises what the job raises; `Stopped` is the visitor's own doing."""
+def follow(jobs: Jobs, visitor: str | None, tab: str, job: Job) -> Iterator[Any]:
+    """The updates of a job that is known as the visitor's. Raises what the job raises, also `Stopped`."""
     jobs.add(visitor, tab, job)
     try:
-        for update in job.updates():
-            yield show(update)
+        yield from job.updates()
     finally:
         jobs.remove(visitor, tab, job)
 
@@ -113,9 +117,7 @@ def choose_model(models: Sequence[Served]) -> gr.Dropdown:
     )
     about = gr.Markdown(models[0].headline, elem_classes="bf-model")
     headlines = {served.name: served.headline for served in models}
-    choice.change(
-        lambda name: headlines.get(name, ""), choice, about, queue=False, api_visibility="private"
-    )
+    choice.change(lambda name: headlines.get(name, ""), choice, about, queue=False, api_visibility="private")
     return choice
 
 
