@@ -1,0 +1,57 @@
+"""`bifrons locate`, on a small random DeepSeek-VL2: the wiring, the refusals; what it finds is no matter."""
+
+import json
+from pathlib import Path
+
+import pytest
+from bifrons.apps.cli import main
+from bifrons.vl2.grounding import Box
+from bifrons.vl2.pipeline import VL2Pipeline
+from PIL import Image
+
+MINI = str(Path(__file__).parent.parent / "data" / "vl2-mini-mha")
+
+
+@pytest.fixture
+def picture(tmp_path: Path) -> str:
+    path = tmp_path / "p.png"
+    Image.new("RGB", (200, 100), "navy").save(path)
+    return str(path)
+
+
+@pytest.fixture
+def _found(monkeypatch) -> None:
+    box = Box.from_normalized("the star", (100, 200, 500, 999), (200, 100))
+    monkeypatch.setattr(VL2Pipeline, "locate", lambda *_: [box])
+
+
+@pytest.mark.usefixtures("_found")
+def test_boxes_are_printed_and_drawn(picture, tmp_path, capsys) -> None:
+    assert main(["locate", picture, "the star", "-m", MINI, "-o", str(tmp_path / "out.png"), "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["boxes"] == [
+        {"label": "the star", "box": [20, 20, 100, 100], "normalized": [100, 200, 500, 999]}
+    ]
+    with Image.open(told["file"]) as drawn:
+        assert drawn.size == (200, 100)
+        assert len(drawn.convert("RGB").getcolors()) > 1
+    assert main(["locate", picture, "the star", "-m", MINI]) == 0
+    assert capsys.readouterr().out.splitlines() == ["the star: 20 20 100 100"]
+
+
+def test_a_model_without_boxes_in_its_answer_finds_nothing(picture, capsys) -> None:
+    assert main(["locate", picture, "the star", "-m", MINI]) == 0
+    assert "the star" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["the star", "-m", "janus-nano"], "does not point at things"),
+        (["  ", "-m", MINI], "phrase is empty"),
+        (["the star", "-m", MINI, "-o", "x.jpg"], "ends in .png"),
+    ],
+)
+def test_refusals(picture, capsys, arguments, said) -> None:
+    assert main(["locate", picture, *arguments]) == 2
+    assert said in capsys.readouterr().err
