@@ -12,9 +12,7 @@ from .files import read_json
 from .intervals import Interval
 from .published import PUBLISHED, REPRODUCED, Figures, of_model
 from .rows import TAGS
-from .suites import OFFICIAL_COUNTS, is_official
-
-OFFICIAL_PROMPTS = sum(OFFICIAL_COUNTS.values())
+from .suites import is_official, lines_sha256
 
 NAMES = {
     "single_object": "single object",
@@ -99,7 +97,7 @@ def read_report(run_dir: Path, most_failures: int) -> Report:
     rows = _results(run_dir / "results.jsonl")
     scores, overall = _scores(summary, run_dir / "summary.json")
     detector = _detector(run_dir, summary, run)
-    obstacles = _obstacles(detector, recipe, overall.prompts, len(summary.get("not_scored", ())))
+    obstacles = _obstacles(detector, recipe, rows, len(summary.get("not_scored", ())))
     model = recipe.get("model")
     wrong = [row for row in rows if not row["correct"]]
     return Report(
@@ -201,26 +199,31 @@ def _detector(run_dir: Path, summary: Mapping[str, Any], run: Mapping[str, Any])
 
 
 def _obstacles(
-    detector: Mapping[str, Any], recipe: Mapping[str, Any], prompts: int, missing: int
+    detector: Mapping[str, Any], recipe: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], missing: int
 ) -> tuple[str, ...]:
+    """Whoever painted them: official detections of pictures for all of the official prompts are GenEval."""
     found = []
     if not detector:
         found.append("the detector is not known")
     elif detector.get("comparable") is not True:
         found.append("the detector is not GenEval's official Mask2Former with OpenAI's CLIP ViT-L/14")
-    if not recipe:
-        found.append("the pictures were imported, and nothing is known of how they were painted")
-    elif recipe.get("suite") != "geneval":
-        found.append(f"the suite is {recipe.get('suite')}, not GenEval's prompts")
-    elif not is_official(str(recipe.get("prompts_sha256"))):
-        found.append("the prompts are not GenEval's official file")
-    if recipe.get("limit"):
+    if recipe.get("suite", "geneval") != "geneval":
+        found.append(f"the suite is {recipe['suite']}, not GenEval's prompts")
+    elif recipe.get("limit"):
         found.append(f"only {recipe['limit']} prompts of the suite were painted")
-    elif not found and prompts < OFFICIAL_PROMPTS:
-        found.append(f"only {prompts} of {OFFICIAL_PROMPTS} prompts were scored")
+    elif not is_official(_prompts_sha256(rows)):
+        found.append("the prompts that were scored are not GenEval's, all of them, in their order")
     if missing:
-        found.append(f"{missing} of its pictures or rows could not be scored")
+        found.append(f"something was missing or could not be scored ({missing}, listed below)")
     return tuple(found)
+
+
+def _prompts_sha256(rows: Sequence[Mapping[str, Any]]) -> str:
+    """sha256 of the prompts file that the pictures' folders, in order, have the lines of."""
+    folders: dict[str, str] = {}
+    for row in rows:
+        folders.setdefault(row["filename"].split("/")[0], row["metadata"])
+    return lines_sha256([json.loads(folders[name]) for name in sorted(folders)])
 
 
 def _recipe(run: Mapping[str, Any], recipe: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
@@ -244,7 +247,10 @@ def _results(path: Path) -> list[Mapping[str, Any]]:
         try:
             row = json.loads(line)
             texts = [row[key] for key in ("filename", "tag", "prompt", "reason")]
-            whole = isinstance(json.loads(row["details"]), dict) and isinstance(row["correct"], bool)
+            details, metadata = json.loads(row["details"]), json.loads(row["metadata"])
+            whole = (
+                isinstance(details, dict) and isinstance(metadata, dict) and isinstance(row["correct"], bool)
+            )
         except (ValueError, KeyError, TypeError) as error:
             raise BifronsError(f"{path} line {number} is no results row: {error!r}") from error
         if not whole or row["tag"] not in TAGS or not all(isinstance(text, str) for text in texts):

@@ -16,11 +16,15 @@ from bifrons.eval.report import write_report
 from bifrons.eval.report_data import Score, spread, told_apart
 from bifrons.eval.results import score_file
 from bifrons.eval.rows import TAGS
-from bifrons.eval.suites import OFFICIAL_SHA256
+from bifrons.eval.suites import lines_sha256
 from PIL import Image
 
 RIGHT = {"single_object": 19, "two_object": 14, "counting": 10, "colors": 18, "position": 9, "color_attr": 11}
 OFFICIAL = {"name": "GenEval's own", "comparable": True}
+
+
+def prompt_row(tag: str, prompt: str, i: int) -> dict[str, Any]:
+    return {"tag": tag, "prompt": f"{prompt} {i}", "include": [{"class": "cow", "count": 1}]}
 
 
 def make_run(
@@ -37,7 +41,7 @@ def make_run(
         for i in range(20):
             folder = f"{20 * kind + i:05d}"
             cls = "cow" if i < count else "dog"
-            metadata = {"tag": tag, "prompt": f"{prompt} {i}", "include": [{"class": "cow", "count": 1}]}
+            metadata = prompt_row(tag, prompt, i)
             box = [10.0, 12.0, 30.0, 40.0, 0.95]
             lines.append(
                 {
@@ -62,7 +66,7 @@ def make_run(
 
 def official_recipe(**changes: Any) -> dict[str, Any]:
     recipe = {"suite": "geneval", "model": "deepseek-ai/Janus-Pro-1B", "limit": None, "template": "{prompt}"}
-    return {**recipe, "prompts_sha256": OFFICIAL_SHA256, "guidance_scale": 5.0, **changes}
+    return {**recipe, "guidance_scale": 5.0, **changes}
 
 
 def both(root: Path) -> tuple[str, str]:
@@ -99,9 +103,11 @@ def words(page: str) -> str:
 
 @pytest.fixture(autouse=True, scope="module")
 def short_suite():
-    """GenEval's suite has 553 prompts; here 120 are all of them."""
+    """GenEval's suite has 553 prompts; here the 120 that `make_run` takes are all of them."""
+    rows = [prompt_row(tag, "a photo of a cow", i) for tag in TAGS for i in range(20)]
+    official = lines_sha256(rows)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("bifrons.eval.report_data.OFFICIAL_PROMPTS", 120)
+        patch.setattr("bifrons.eval.report_data.is_official", lambda digest: digest == official)
         yield
 
 
@@ -140,11 +146,10 @@ def test_a_clear_difference_is_called_one(tmp_path):
     [
         (official_recipe(suite="shapes"), OFFICIAL, "the suite is shapes"),
         (official_recipe(limit=120), OFFICIAL, "only 120 prompts"),
-        (official_recipe(prompts_sha256="0" * 64), OFFICIAL, "not GenEval's official file"),
         (official_recipe(), {"name": "other", "comparable": False}, "not GenEval's official Mask2Former"),
         (official_recipe(), None, "the detector is not known"),
-        (None, OFFICIAL, "the pictures were imported"),
-        (official_recipe(), OFFICIAL, "only 20 of 120 prompts were scored"),
+        (official_recipe(), OFFICIAL, "not GenEval's, all of them"),
+        (None, OFFICIAL, "not GenEval's, all of them"),
     ],
 )
 def test_any_obstacle_is_named_and_hides_other_peoples_figures(tmp_path, recipe, detector, obstacle):
@@ -155,6 +160,18 @@ def test_any_obstacle_is_named_and_hides_other_peoples_figures(tmp_path, recipe,
         assert "Not comparable with GenEval" in text
         assert "SDXL" not in text
         assert "65.0%" not in text
+
+
+def test_imported_pictures_of_all_prompts_make_a_geneval_score(tmp_path):
+    root = make_run(tmp_path, RIGHT, None, OFFICIAL)
+    page, html = both(root)
+    assert page.startswith("# GenEval of imported pictures\n")
+    assert "SD3-Medium" in words(html)
+    assert "Not known: the pictures were imported." in page
+    summary = json.loads((root / "summary.json").read_text())
+    summary["not_scored"] = [{"filename": "00003/samples/0001.png", "reason": "unreadable"}]
+    (root / "summary.json").write_text(json.dumps(summary))
+    assert "something was missing or could not be scored (1, listed below)" in both(root)[0]
 
 
 def test_the_page_needs_nothing_and_runs_nothing(tmp_path):
