@@ -12,6 +12,7 @@ from importlib import metadata
 from typing import Any
 
 from ..blocks.errors import BifronsError
+from .commands_serve import add_serve
 from .defaults import DEFAULT_MODEL
 from .demo_arguments import add_demo
 from .eval_arguments import add_eval
@@ -59,6 +60,7 @@ def build_parser() -> argparse.ArgumentParser:
     for add in (_add_generate, _add_ask, _add_chat, _add_locate, _add_encode, _add_decode):
         add(commands)
     add_demo(commands, _command)
+    add_serve(commands, _command)
     for add in (_add_info, _add_convert):
         add(commands)
     add_eval(commands, _command, _add_json)
@@ -196,6 +198,10 @@ def _run(args: argparse.Namespace) -> int:
         from .commands_demo import demo
 
         return demo(args)
+    if args.command == "serve":
+        from .commands_serve import serve
+
+        return serve(args)
     if args.command == "eval":
         from .commands_eval import evaluate
 
