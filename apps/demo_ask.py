@@ -178,6 +178,7 @@ class AskTab:
             turn = Turn.read(said)
             messages = [*talk.messages, turn.message]
             job = Job(served.line, lambda job: _answer(job, served, messages, options, seed))
+            self.jobs.add(request.session_hash, TAB, job)
             yield self._starting([*talk.shown, turn.shown])
             started = time.monotonic()
             for update in follow(self.jobs, request.session_hash, TAB, job):

@@ -221,6 +221,7 @@ class CreateTab:
             count = check_integer("number of pictures", count, 1, MAX_PICTURES)
             seeds = picture_seeds(seed, 1, count)
             job = Job(served.line, lambda job: _paint(job, served, prompt, seeds, options))
+            self.jobs.add(request.session_hash, TAB, job)
             remove_files(before)
             yield self._starting(count)
             show = _Show(self)

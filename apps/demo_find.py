@@ -15,7 +15,6 @@ from .demo_models import Served, by_name
 from .demo_parts import (
     Stopped,
     Update,
-    UploadedPicture,
     choose_model,
     failure,
     follow,
@@ -37,9 +36,8 @@ class FindTab:
         with gr.Row():
             with gr.Column(scale=1, min_width=300):
                 self.model = choose_model(self.models)
-                self.picture = UploadedPicture(
-                    label="Picture", sources=["upload", "clipboard"], height=300, elem_id="find-picture"
-                )
+                # A `gr.Image` would open what is uploaded before we can say in words that it is no picture.
+                self.upload = gr.File(label="Picture", type="filepath", height=120, elem_id="find-picture")
                 self.phrase = gr.Textbox(
                     label="What to find", placeholder="such as: the red star", elem_id="phrase"
                 )
@@ -55,7 +53,14 @@ class FindTab:
                     elem_classes="bf-flush",
                 )
                 self.drawn = gr.Image(
-                    label="Found", format="png", interactive=False, height=300, elem_id="found", visible=False
+                    label="Picture",
+                    show_label=False,
+                    format="png",
+                    buttons=["download", "fullscreen"],
+                    interactive=False,
+                    height=300,
+                    elem_id="found",
+                    visible=False,
                 )
                 self.table = gr.Dataframe(
                     headers=_HEADERS,
@@ -72,23 +77,27 @@ class FindTab:
         gr.on(
             [self.go.click, self.phrase.submit],
             self.find,
-            [self.model, self.picture, self.phrase],
+            [self.model, self.upload, self.phrase],
             shown,
             show_progress="hidden",
             concurrency_id="jobs",
             api_visibility="private",
         )
-        self.picture.upload(self.check, [self.picture], [self.picture, self.status], **quick)
+        self.upload.upload(
+            self.look, [self.upload], [self.upload, self.status, self.drawn, self.table], **quick
+        )
         self.halt.click(self.stop, None, [self.halt], **quick)
 
-    def check(self, file: str | None) -> Update:
-        """Say at once what is wrong with an upload, and take it away."""
+    def look(self, file: str | None) -> Update:
+        """Show an upload; or say at once what is wrong with it, and take it away."""
+        hidden = {self.drawn: gr.update(visible=False), self.table: gr.update(visible=False)}
         try:
-            if file is not None:
-                open_upload(file)
+            if file is None:
+                return hidden
+            shown = gr.update(value=open_upload(file), visible=True)
         except PictureError as error:
-            return {self.picture: None, self.status: failure(error)}
-        return {self.status: told("Now say what to find in it.")}
+            return hidden | {self.upload: None, self.status: failure(error)}
+        return hidden | {self.drawn: shown, self.status: told("Now say what to find in it.")}
 
     def find(self, model: str, file: str | None, phrase: str, request: gr.Request) -> Iterator[Update]:
         """Updates until the boxes are there, the visitor stops it, or a mistake is told."""
@@ -101,9 +110,10 @@ class FindTab:
                 raise PromptError("the phrase is empty; say what to find, such as: the red star")
             picture = open_upload(file)
             job = Job(served.line, lambda job: _find(job, served, picture, phrase.strip()))
+            self.jobs.add(request.session_hash, TAB, job)
             yield {
                 self.status: told("Looking …"),
-                self.drawn: gr.update(visible=False),
+                self.drawn: gr.update(value=picture, visible=True),
                 self.table: gr.update(visible=False),
                 self.go: gr.update(interactive=False),
                 self.halt: gr.update(interactive=True),

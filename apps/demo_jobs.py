@@ -132,6 +132,7 @@ class Jobs:
         self._lock = threading.Lock()
 
     def add(self, visitor: str | None, tab: str, job: Job) -> None:
+        """Know the job as the visitor's; to be called before the page offers to stop it."""
         with self._lock:
             before = self._running.get((visitor or "", tab))
             self._running[visitor or "", tab] = job
@@ -152,7 +153,8 @@ class Jobs:
     def leave(self, visitor: str | None) -> None:
         """The visitor has closed the page."""
         with self._lock:
-            jobs = [job for (who, _), job in self._running.items() if who == (visitor or "")]
+            keys = [key for key in self._running if key[0] == (visitor or "")]
+            jobs = [self._running.pop(key) for key in keys]
         for job in jobs:
             job.stop()
 

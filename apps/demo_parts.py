@@ -52,18 +52,6 @@ def theme() -> gr.themes.Base:
     )
 
 
-class UploadedPicture(gr.Image):
-    """A picture that a visitor gives, handed on as the path of what was uploaded.
-
-    Gradio's own would open it, and on a file that is no picture fails before we can say so in words.
-    """
-
-    is_template = True
-
-    def preprocess(self, payload: Any) -> str | None:
-        return None if payload is None else payload.path
-
-
 def told(text: str, fraction: float | None = None) -> str:
     """A line of status as HTML, with a bar for a fraction of the work."""
     bar = "" if fraction is None else f'<div class="bf-bar"><div style="width:{fraction:.1%}"></div></div>'
@@ -98,8 +86,7 @@ def in_line(waiting: Waiting) -> str:
 
 
 def follow(jobs: Jobs, visitor: str | None, tab: str, job: Job) -> Iterator[Any]:
-    """The updates of a job that is known as the visitor's. Raises what the job raises, also `Stopped`."""
-    jobs.add(visitor, tab, job)
+    """The updates of a job that `jobs` knows, until it ends. Raises what the job raises, also `Stopped`."""
     try:
         yield from job.updates()
     finally:
@@ -125,7 +112,6 @@ __all__ = [
     "CSS",
     "Stopped",
     "Update",
-    "UploadedPicture",
     "choose_model",
     "failed",
     "failure",
