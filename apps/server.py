@@ -94,8 +94,8 @@ def _add_routes(app: FastAPI, fleet: Fleet, registry: CollectorRegistry) -> None
         return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)
 
 
-def _exact_schema(app: FastAPI) -> None:
-    """Replace FastAPI's own 422, which is never sent, by the refusals that are."""
+def _exact_schema(app: FastAPI, fleet: Fleet) -> None:
+    """Name the models, and replace FastAPI's own 422, which is never sent, by the refusals that are."""
     generate = app.openapi
 
     def openapi() -> dict[str, Any]:
@@ -105,6 +105,10 @@ def _exact_schema(app: FastAPI) -> None:
         kinds = found["components"]["schemas"]
         for name in ("HTTPValidationError", "ValidationError"):
             kinds.pop(name, None)
+        kinds["ChatRequest"]["properties"]["model"]["enum"] = list(fleet.models)
+        painters = [name for name, served in fleet.models.items() if served.painter is not None]
+        if painters:
+            kinds["ImageRequest"]["properties"]["model"]["anyOf"][0]["enum"] = painters
         refused = ErrorReply.model_json_schema(ref_template="#/components/schemas/{model}")
         kinds.update(refused.pop("$defs"))
         kinds["ErrorReply"] = refused
@@ -139,7 +143,7 @@ def create_app(fleet: Fleet, keys: list[bytes] | None = None) -> ASGIApp:
     registry.register(_EngineMetrics(fleet))
     server_errors.install(app)
     _add_routes(app, fleet, registry)
-    _exact_schema(app)
+    _exact_schema(app, fleet)
     guarded: ASGIApp = BodyLimit(app, fleet.options.max_body)
     if keys:
         guarded = KeyCheck(guarded, keys)
