@@ -1,10 +1,12 @@
 """The web page: its tabs put together, and its launch."""
 
+import os
+import signal
+import socket
 import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from ..blocks.errors import OptionError
 from .demo_ask import AskTab
@@ -70,25 +72,27 @@ class Page:
 
     def launch(self, host: str, port: int, share: bool = False) -> str:
         """Serve from threads of their own; returns the address. An `OptionError` where the port is taken."""
-        look: dict[str, Any] = {"theme": theme(), "css": CSS, "footer_links": []}
         try:
-            _, address, public = self.blocks.launch(
-                server_name=host,
-                server_port=port,
-                share=share,
-                quiet=True,
-                prevent_thread_lock=True,
-                max_file_size=_MAX_UPLOAD,
-                max_threads=RUNNING + 16,
-                ssr_mode=False,
-                enable_monitoring=False,
-                mcp_server=False,
-                **look,
-            )
+            socket.create_server((host, port)).close()
         except OSError as error:
             raise OptionError(
                 f"can't serve at {host}, port {port}: {error}; accepted: a free --port"
             ) from error
+        _, address, public = self.blocks.launch(
+            server_name=host,
+            server_port=port,
+            share=share,
+            quiet=True,
+            prevent_thread_lock=True,
+            max_file_size=_MAX_UPLOAD,
+            max_threads=RUNNING + 16,
+            ssr_mode=False,
+            enable_monitoring=False,
+            mcp_server=False,
+            theme=theme(),
+            css=CSS,
+            footer_links=[],
+        )
         return public or address
 
 
@@ -102,9 +106,13 @@ def _head(models: Sequence[Served]) -> str:
 
 
 def serve(models: Sequence[Served], host: str, port: int, share: bool) -> None:
-    """Show the page until Ctrl-C."""
-    with tempfile.TemporaryDirectory(prefix="bifrons-demo-") as folder:
+    """Show the page until Ctrl-C or SIGTERM. What visitors gave or painted is on disk no longer than that."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    with tempfile.TemporaryDirectory(prefix="bifrons-demo-", ignore_cleanup_errors=True) as folder:
+        os.environ["GRADIO_TEMP_DIR"] = str(Path(folder) / "cache")
         page = Page(models, Path(folder))
         address = page.launch(host, port, share)
+        if share and not page.blocks.share_url:
+            print("There is no public address: the tunnel can't be reached from here.", file=sys.stderr)
         print(f"Bifrons is at {address} (Ctrl-C ends it)", file=sys.stderr)
         page.blocks.block_thread()

@@ -1,6 +1,7 @@
 """The page's handlers without a browser, on the small random checkpoints of both families."""
 
 import asyncio
+import socket
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -258,6 +259,13 @@ def test_words_of_status():
     assert "2 other jobs first" in in_line(Waiting(2))
     assert "<script>" not in told("<script>")
     assert "width:50.0%" in told("half", 0.5)
+
+
+def test_a_taken_port_is_told(page):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(OptionError, match=f"port {port}.*accepted: a free --port"):
+            page.launch("127.0.0.1", port)
 
 
 @pytest.mark.parametrize(
