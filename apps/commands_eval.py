@@ -173,8 +173,9 @@ def _finish(run_dir: Path, found: Found) -> int:
 def _report(run_dir: Path) -> None:
     from ..eval.report import write_report
 
-    for path in write_report(run_dir):
-        print(path)
+    write_report(run_dir)
+    print(run_dir / "report.md")
+    print(run_dir / "report.html")
 
 
 def _tell(problems: list[dict[str, str]]) -> None:

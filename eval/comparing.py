@@ -70,10 +70,10 @@ def compare(
     below, above = [], []
     for place, tag in enumerate(tag for tag in TAGS if common[tag]):
         counts_P4 = np.array([(*mine[tag][key], *theirs[tag][key]) for key in common[tag]])
-        kind, overall = _difference(counts_P4, level, samples, np.random.default_rng([seed, place]))
+        kind, (low, high) = _difference(counts_P4, level, samples, np.random.default_rng([seed, place]))
         kinds[tag] = kind
-        below.append(overall.low)
-        above.append(overall.high)
+        below.append(low)
+        above.append(high)
     mean_a, mean_b = (sum(getattr(kind, side) for kind in kinds.values()) / len(kinds) for side in "ab")
     value = mean_a - mean_b
     low, high = (math.hypot(*side) / len(kinds) for side in (below, above))
@@ -133,26 +133,24 @@ def _by_prompt(rows: Iterable[Mapping[str, Any]], name: str) -> dict[str, dict[s
 
 def _difference(
     counts_P4: np.ndarray, level: float, samples: int, generator: np.random.Generator
-) -> tuple[Difference, Interval]:
+) -> tuple[Difference, tuple[float, float]]:
     """A kind's difference, and how far its limits lie from it for the overall one."""
     right_a, all_a, right_b, all_b = counts_P4.sum(axis=0)
     a, b = float(right_a / all_a), float(right_b / all_b)
     correlation = _correlation(counts_P4, samples, generator)
-    reach = []
-    for small in (True, False):
-        spans = [_span(counts_P4[:, side], level, samples, small) for side in (slice(0, 2), slice(2, 4))]
-        low = _joined(a - spans[0].low, spans[1].high - b, correlation)
-        high = _joined(spans[0].high - a, b - spans[1].low, correlation)
-        reach.append(Interval(low, high))
-    own = Interval(max(-1.0, a - b - reach[0].low), min(1.0, a - b + reach[0].high))
+    mine, theirs = (_spans(counts_P4[:, side], level, samples) for side in (slice(0, 2), slice(2, 4)))
+    reach = [
+        (_joined(a - x.low, y.high - b, correlation), _joined(x.high - a, b - y.low, correlation))
+        for x, y in zip(mine, theirs, strict=True)
+    ]
+    own = Interval(max(-1.0, a - b - reach[0][0]), min(1.0, a - b + reach[0][1]))
     return Difference(a, b, own, len(counts_P4)), reach[1]
 
 
-def _span(right_all_P2: np.ndarray, level: float, samples: int, small: bool) -> Interval:
-    """The share's own interval; without `small`, the one that goes into an overall figure (one kind's overall
-    is that kind's)."""
+def _spans(right_all_P2: np.ndarray, level: float, samples: int) -> tuple[Interval, Interval]:
+    """A share's own interval, and the one that goes into an overall figure (one kind's overall)."""
     found = intervals_of_counts({TAGS[0]: right_all_P2}, level, samples)
-    return found[TAGS[0]] if small else found["overall"]
+    return found[TAGS[0]], found["overall"]
 
 
 def _joined(one: float, other: float, correlation: float) -> float:

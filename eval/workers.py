@@ -192,6 +192,7 @@ def _child(work: Work[T], share: Sequence[T], device: str, threads: int, news: A
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent too, which ends its children
     threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(threads)
+    tqdm.set_lock(threading.RLock())  # its own would be shared among processes, and left over when this ends
     try:
         work(share, device, lambda number: news.put(("advance", number)))
     except BifronsError as error:
