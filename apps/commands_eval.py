@@ -11,14 +11,15 @@ from ..blocks.locate import locate
 from ..eval.comparing import compare as compare_results
 from ..eval.comparing import format_comparison, read_results
 from ..eval.detecting import DetectorChoice, collect, look
-from ..eval.importing import Found, record_import, scan_again
+from ..eval.importing import Found, of_small_world, record_import, scan
 from ..eval.painting import generate as paint_run
 from ..eval.recipes import Recipe
 from ..eval.results import score_file, summary_json
-from ..eval.rundir import RunDir, open_run
+from ..eval.rundir import RunDir
 from ..eval.scoring import format_table
-from ..eval.stages import is_import, prepare, things_to_see
+from ..eval.stages import prepare, things_to_see
 from ..eval.stages import score as score_run
+from ..eval.suites import geneval
 from ..eval.workers import Ranks, joined_ranks
 from .models import label
 from .output import print_json
@@ -42,8 +43,8 @@ def evaluate(args: argparse.Namespace) -> int:
 def run(args: argparse.Namespace) -> int:
     with joined_ranks() as ranks:
         opened = _open(args, ranks)
-        choice = _choice(args, opened.recipe.suite)  # an unusable detector is told before hours of painting
-        choice.make(args.device)
+        choice = _choice(args, opened.recipe.suite == "shapes")
+        _check(choice, args.device, ranks)
         _paint(opened, args, ranks)
         found = things_to_see(args.run_dir)
         look(args.run_dir, found.pictures, choice, args.device, args.processes, args.threads, ranks)
@@ -61,10 +62,10 @@ def generate(args: argparse.Namespace) -> int:
 
 
 def detect(args: argparse.Namespace) -> int:
-    suite = None if is_import(args.run_dir) else open_run(args.run_dir).recipe.suite
-    choice = _choice(args, suite)
     with joined_ranks(args.rank, args.world_size) as ranks:
         found = things_to_see(args.run_dir)
+        choice = _choice(args, of_small_world(found))
+        _check(choice, args.device, ranks)
         look(args.run_dir, found.pictures, choice, args.device, args.processes, args.threads, ranks)
         if ranks.rank == 0 and (ranks.linked or ranks.size == 1):
             collect(args.run_dir, found.pictures)
@@ -95,10 +96,10 @@ def report(args: argparse.Namespace) -> int:
 
 
 def import_pictures(args: argparse.Namespace) -> int:
-    choice = _choice(args, None)
-    choice.make(args.device)
+    found = scan(args.source, args.images_per_prompt, geneval(args.prompts) if args.prompts else None)
+    choice = _choice(args, of_small_world(found))
+    _check(choice, args.device, Ranks())
     record_import(args.run_dir, args.source, args.images_per_prompt, args.prompts)
-    found = scan_again(args.run_dir)
     look(args.run_dir, found.pictures, choice, args.device, args.processes, args.threads)
     return _finish(args.run_dir, found)
 
@@ -151,15 +152,18 @@ def _paint(opened: RunDir, args: argparse.Namespace, ranks: Ranks) -> None:
     paint_run(opened, args.device, args.processes, args.threads, ranks)
 
 
-def _choice(args: argparse.Namespace, suite: str | None) -> DetectorChoice:
-    """The detector that was named; one suite has its own, for all else it must be said."""
-    kind = args.detector or ("shapes" if suite == "shapes" else None)
-    if kind is None:
-        raise OptionError(
-            "no detector was named; accepted: --detector shapes (the small world's), mask2former-official "
-            "(with --detector-weights and --clip-weights: GenEval's own) or mask2former-hf (not comparable)"
-        )
+def _choice(args: argparse.Namespace, shapes: bool) -> DetectorChoice:
+    """The detector that was named, else the one that the sentences are made for; the choice is printed."""
+    kind = args.detector or ("shapes" if shapes else "mask2former-official")
     return DetectorChoice(kind, args.detector_weights, args.clip_weights)
+
+
+def _check(choice: DetectorChoice, device: str | None, ranks: Ranks) -> None:
+    """An unusable detector is told of before hours of painting."""
+    detector = choice.make(device)
+    if ranks.rank == 0:
+        note = "" if detector.comparable else "; its scores are not comparable with GenEval's"
+        print(f"detector: {detector.name}{note}", file=sys.stderr)
 
 
 def _finish(run_dir: Path, found: Found) -> int:

@@ -43,7 +43,7 @@ def add_eval(commands: Any, command: Command, add_json: Callable[[Any], None]) -
         compare.add_argument(name, metavar=name.upper(), type=Path, help="a scored run or a results.jsonl")
     add_json(compare)
     selftest = command(stages, "selftest", "plant faults in pictures and see that each is found")
-    selftest.add_argument("--cases", type=int, default=50, metavar="N", help="of each fault (default: 50)")
+    selftest.add_argument("--cases", type=int, default=20, metavar="N", help="of each fault (default: 20)")
     selftest.add_argument("--seed", type=int, default=0, metavar="N", help="of the scenes (default: 0)")
 
 
@@ -91,7 +91,11 @@ def _absent() -> str:
 
 def _add_detector(parser: Any) -> None:
     detector = parser.add_argument_group("detector")
-    detector.add_argument("--detector", metavar="NAME", help=f"{_KINDS} (default: shapes for that suite)")
+    detector.add_argument(
+        "--detector",
+        metavar="NAME",
+        help=f"{_KINDS} (default: shapes for the small world, else the official one)",
+    )
     detector.add_argument("--detector-weights", metavar="PATH", help="the Mask2Former's file or folder")
     detector.add_argument("--clip-weights", metavar="PATH", help="the folder of CLIP ViT-L/14, for colours")
 

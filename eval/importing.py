@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..blocks.errors import BifronsError
+from ..nano.world import SHAPES
 from .detecting import Seen, file_sha256
 from .files import fresh_folder, read_json, write_json
 from .suites import Row, geneval, metadata_row
@@ -57,6 +58,12 @@ def scan(folder: Path, images_per_prompt: int | None = None, rows: Sequence[Row]
         told = f"{gaps} of the numbers 0 to {max(prompts)} have no folder: prompts may be missing"
         found.problem(root.name, told)
     return found
+
+
+def of_small_world(found: Found) -> bool:
+    """Whether all that the prompts ask for are shapes of the small world."""
+    classes = {clause["class"] for seen in found.pictures for clause in seen.metadata["include"]}
+    return bool(classes) and classes <= set(SHAPES)
 
 
 def picture_root(folder: Path) -> Path:
