@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class VQConfig:
-    """Architecture of the tokenizer, VQ-16's by default. Each entry of `ch_mult` after the first halves H, W."""
+    """VQ-16's architecture by default. Each entry of `ch_mult` after the first halves H, W."""
 
     codebook_size: int = 16384
     code_dim: int = 8
@@ -89,7 +89,7 @@ class Upsample(nn.Module):
 
 
 class Level(nn.Module):
-    """The residual blocks of one resolution, each with attention behind it at the lowest; then the rescaling."""
+    """Residual blocks of one resolution, each with attention behind it at the lowest; then the rescaling."""
 
     def __init__(self, widths: list[int], attend: bool, **rescale: nn.Module) -> None:
         super().__init__()

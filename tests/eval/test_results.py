@@ -86,5 +86,5 @@ def test_refused_files(tmp_path):
     (tmp_path / "results.jsonl").write_bytes(case_lines()[0])
     with pytest.raises(BifronsError, match="its own results"):
         score_file(tmp_path / "results.jsonl", tmp_path / "results.jsonl")
-    with pytest.raises(BifronsError, match="ends in .jsonl"):
+    with pytest.raises(BifronsError, match=r"ends in \.jsonl"):
         score_file(CASES, tmp_path / "rows.json")
