@@ -104,8 +104,10 @@ async def mixed(client: httpx.AsyncClient, count: int) -> None:
     wanted = dict(zip(unique, alone, strict=True))
     found, seconds = await at_once(jobs(client, requests), 32)
     lost = sum(digest.startswith("status") for digest in found)
-    differ = sum(digest != wanted[json.dumps(r)] for r, digest in zip(requests, found, strict=True))
-    text = f"{count - lost} answered, {lost} lost, {differ} other than alone; {seconds:.1f} s"
+    other = [r for r, digest in zip(requests, found, strict=True) if digest != wanted[json.dumps(r)]]
+    for path, body in other:
+        print(f"other than alone: {path} {json.dumps(body)}", file=sys.stderr)
+    text = f"{count - lost} answered, {lost} lost, {len(other)} other than alone; {seconds:.1f} s"
     row(f"32 clients, {count} requests, a quarter of them pictures", text)
 
 
