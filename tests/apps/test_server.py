@@ -110,10 +110,8 @@ def test_pictures_and_answers_at_once_are_those_of_the_pipeline(client, pipe):
     prompts = ["a photo of a red circle", "a photo of two blue squares"]
     messages = about([RED, BLUE], "What colour is it?")
     with ThreadPoolExecutor(4) as pool:
-        painted = [
-            pool.submit(client.images.generate, prompt=p, n=1, extra_body={"seed": 7, "guidance_scale": 2.0})
-            for p in prompts
-        ]
+        paint = {"model": NANO, "n": 1, "extra_body": {"seed": 7, "guidance_scale": 2.0}}
+        painted = [pool.submit(client.images.generate, prompt=prompt, **paint) for prompt in prompts]
         drawn = {"temperature": 1.0, "seed": 3, "max_tokens": 12}
         asked = pool.submit(client.chat.completions.create, model=NANO, messages=messages, **drawn)
         replies, answer = [one.result() for one in painted], asked.result()
