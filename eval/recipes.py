@@ -46,7 +46,7 @@ class Recipe:
     seed_policy: str = SEED_POLICIES[0]
     suite_seed: int = 0
     limit: int | None = None
-    batch_size: int = 32
+    batch_size: int = 64
     prompts_sha256: str = ""
 
     def __post_init__(self) -> None:
