@@ -7,6 +7,7 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from ..blocks.errors import OptionError
 from .demo_ask import AskTab
@@ -53,18 +54,18 @@ class Page:
         if self.create is not None:
             self.create.ask.click(
                 self.ask_about,
-                [self.create.files, self.create.chosen],
+                [self.create.files, self.create.chosen, self.ask.box],
                 [self.tabs, self.ask.box],
                 queue=False,
                 show_progress="hidden",
                 api_visibility="private",
             )
 
-    def ask_about(self, files: list[str], chosen: int) -> Update:
-        """Move a picture to the tab *Ask*."""
+    def ask_about(self, files: list[str], chosen: int, box: dict[str, Any]) -> Update:
+        """Move a picture to the tab *Ask*; a question begun there stays."""
         if not files:
             return {self.tabs: gr.update()}
-        said = {"text": "", "files": [files[chosen]]}
+        said = {"text": box.get("text") or "", "files": [files[chosen]]}
         return {self.tabs: gr.update(selected="ask"), self.ask.box: gr.update(value=said)}
 
     def leave(self, request: gr.Request) -> None:

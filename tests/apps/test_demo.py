@@ -111,7 +111,10 @@ def test_painting_shows_progress_previews_and_pictures(page, models):
         wanted = {"prompt": "b", "seed": seed, "guidance_scale": "2.0", "model": "janus-mini"}
         assert wanted.items() <= found.items()
     assert create.use_seed(files, 1) == 8
-    assert page.ask_about(files, 1)[page.ask.box]["value"] == {"text": "", "files": [files[1]]}
+    assert page.ask_about(files, 1, {"text": "What", "files": []})[page.ask.box]["value"] == {
+        "text": "What",
+        "files": [files[1]],
+    }
     chosen = create.choose(files, SimpleNamespace(index=1))
     assert chosen[create.download] == files[1]
     assert "Picture 2 of 2: seed 8" in chosen[create.details]

@@ -32,9 +32,7 @@ SLOW = 60_000  # ms; how long a busy machine may take for anything
 
 pytestmark = [
     pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed (apt-get install chromium)"),
-    pytest.mark.filterwarnings(
-        "ignore:'future.no_silent_downcasting' is deprecated"
-    ),  # Gradio's use of pandas
+    pytest.mark.filterwarnings(r"ignore:::gradio\.queueing"),  # its use of pandas
 ]
 
 
@@ -123,6 +121,7 @@ def test_paint_watch_and_ask(tab, tmp_path):
     shoot(tab, "painted")
 
     tab.click("#ask-about")
+    expect(tab.locator("#question .thumbnail-item")).to_have_count(1)  # it puts the question's text back, too
     tab.fill("#question textarea", "What color is the star?")
     tab.keyboard.press("Enter")
     expect(tab.locator("#ask-status")).to_contain_text("janus-nano answered")
@@ -131,7 +130,8 @@ def test_paint_watch_and_ask(tab, tmp_path):
     shoot(tab, "asked")
 
 
-def test_a_bad_upload_is_told_where_one_looks(tab, tmp_path):
+def test_a_bad_upload_is_told_where_one_looks(tab, served, tmp_path):
+    tab.goto(served[1])
     (tmp_path / "notes.png").write_text("this is no picture")
     tab.get_by_role("tab", name="Ask").click()
     tab.set_input_files("#question input[type=file]", tmp_path / "notes.png")
@@ -144,7 +144,8 @@ def test_a_bad_upload_is_told_where_one_looks(tab, tmp_path):
     expect(tab.locator("#question .thumbnail-item")).to_have_count(0)
 
 
-def test_find(tab, tmp_path, parity_picture):
+def test_find(tab, served, tmp_path, parity_picture):
+    tab.goto(served[1])
     parity_picture(0, 200, 100).save(tmp_path / "picture.png")
     (tmp_path / "notes.png").write_text("this is no picture")
     tab.get_by_role("tab", name="Find").click()
@@ -172,7 +173,9 @@ def test_stop_midway_ends_the_work(tab, served, models, monkeypatch):
         return generate(*given, callback=count, **settings)
 
     monkeypatch.setattr(models[0].pipe, "generate", counted)
+    tab.goto(served[1])
     tab.get_by_role("tab", name="Create").click()
+    tab.fill("#prompt textarea", "a photo of two stars")
     tab.fill("#count input[type=number]", "8")
     tab.click("#paint")
     expect(tab.locator("#paint-status")).to_contain_text("Painting:")
@@ -184,6 +187,8 @@ def test_stop_midway_ends_the_work(tab, served, models, monkeypatch):
 
 
 def test_leaving_ends_the_work(tab, served):
+    tab.goto(served[1])
+    tab.fill("#prompt textarea", "a photo of two stars")
     tab.click("#paint")
     expect(tab.locator("#paint-status")).to_contain_text("Painting:")
     (job,) = served[0].jobs._running.values()
