@@ -1,11 +1,12 @@
-"""Three ways to send tokens through their experts, with one signature and the same numbers.
+"""Four ways to send tokens through their experts, with one signature and the same numbers.
 
 N tokens, D model width, E experts, I width of an expert, K experts a token, P = N * K pairs of a token
 and an expert, C tokens of a block.
 
 `looped` is the definition: each expert computes the tokens that chose it. `grouped` is one product over
 ragged groups, for devices that have one; `blocked` is made of ordinary batched products and never asks
-the device how many tokens an expert got. `pick_form` says which one serves where.
+the device how many tokens an expert got. `pick_form` says which one serves where. `dense` is for training
+small models in captured steps: every expert computes every token, in shapes that never change.
 """
 
 from collections.abc import Callable
@@ -86,6 +87,13 @@ def blocked(x_ND: Tensor, gate_up: Tensor, down: Tensor, chosen_NK: Tensor) -> T
         hidden = _swiglu(torch.bmm(rows[part], gate_up[chosen].transpose(1, 2)))
         outs.append(torch.bmm(hidden, down[chosen].transpose(1, 2)))
     return _unsort(torch.cat(outs).flatten(0, 1)[slots_P], order_P, chosen_NK)
+
+
+def dense(x_ND: Tensor, gate_up: Tensor, down: Tensor, chosen_NK: Tensor) -> Tensor:
+    """All outputs of all experts, of which the chosen ones are kept: E / K times the work, nothing sorted."""
+    hidden_ENI = _swiglu(torch.matmul(x_ND, gate_up.transpose(1, 2)))
+    out_NED = torch.matmul(hidden_ENI, down.transpose(1, 2)).transpose(0, 1)
+    return out_NED.gather(1, chosen_NK[..., None].expand(-1, -1, x_ND.shape[1]))
 
 
 def pick_form(x_ND: Tensor, gate_up: Tensor, pairs: int) -> Form:

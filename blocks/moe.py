@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .errors import ConfigError
-from .experts import pick_form
+from .experts import Form, pick_form
 from .feed_forward import FeedForward
 
 SCORING = ("softmax", "sigmoid")
@@ -111,7 +111,12 @@ class Gate(nn.Module):
 
 
 class Experts(nn.Module):
-    """SwiGLU feed-forwards as stacked tensors: gate over up `[E, 2I, D]`, and down `[E, D, I]`."""
+    """SwiGLU feed-forwards as stacked tensors: gate over up `[E, 2I, D]`, and down `[E, D, I]`.
+
+    `form` says how they are computed; None leaves it to `pick_form`.
+    """
+
+    form: Form | None = None
 
     def __init__(self, count: int, hidden_size: int, width: int) -> None:
         super().__init__()
@@ -127,7 +132,8 @@ class Experts(nn.Module):
         if torch.is_autocast_enabled(x.device.type):
             dtype = torch.get_autocast_dtype(x.device.type)
             x, gate_up, down = x.to(dtype), gate_up.to(dtype), down.to(dtype)
-        out_NKD = pick_form(x, gate_up, chosen_NK.numel())(x, gate_up, down, chosen_NK)
+        form = self.form or pick_form(x, gate_up, chosen_NK.numel())
+        out_NKD = form(x, gate_up, down, chosen_NK)
         return (out_NKD.float() * weights_NK[..., None]).sum(1).to(x_ND.dtype)
 
 

@@ -7,7 +7,6 @@ scenes; encodes and decodes fresh scenes. What was left out of training is repor
 import argparse
 import json
 import os
-from collections import defaultdict
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
@@ -21,13 +20,11 @@ from PIL import Image
 
 from ..janus.pipeline import JanusPipeline
 from ..nano.detector import detect, to_geneval
-from ..nano.questions import KINDS as QUESTION_KINDS
-from ..nano.questions import sample_question, sample_scene
+from ..nano.questions import sample_scene
 from ..nano.render import to_pil
 from ..nano.sentences import suite
+from .nano_reading import SIDE, TITLES, score_answers, table_line
 from .scoring import Summary, format_table, intervals, results_row, score_row, summarize
-
-SIDE = 128
 
 
 def judge(picture: Image.Image) -> dict[str, Any]:
@@ -71,35 +68,6 @@ def score_paintings(
     return Summary(**{**vars(summary), "intervals": intervals(results)}), results
 
 
-def score_answers(
-    pipe: JanusPipeline, scenes: int, seed: int, split: str, batch: int = 50
-) -> dict[str, tuple[int, int]]:
-    """(right, asked) for each kind of question; one question a scene. In the held-out split, only questions
-    that are about what was left out count."""
-    rng, cases = Random(seed), []
-    while len(cases) < scenes:
-        scene = sample_scene(rng, split)
-        question = sample_question(scene, rng, QUESTION_KINDS[len(cases) % len(QUESTION_KINDS)])
-        if question.held_out == (split == "held_out"):
-            cases.append((to_pil(scene, SIDE), question))
-    table: dict[str, list[int]] = defaultdict(lambda: [0, 0])
-    for start in range(0, len(cases), batch):
-        part = cases[start : start + batch]
-        messages = [
-            [
-                {
-                    "role": "user",
-                    "content": [{"type": "image", "image": picture}, {"type": "text", "text": question.text}],
-                }
-            ]
-            for picture, question in part
-        ]
-        for (_, question), answer in zip(part, pipe.chat_batch(messages, max_new_tokens=16), strict=True):
-            table[question.kind][0] += answer.strip().lower().rstrip(".") == question.answer
-            table[question.kind][1] += 1
-    return {kind: (right, asked) for kind, (right, asked) in table.items()}
-
-
 def score_tokenizer(pipe: JanusPipeline, scenes: int, seed: int) -> np.ndarray:
     """Peak signal-to-noise ratio in dB of encode then decode, on 8-bit values, one per scene."""
     rng, values = Random(seed), []
@@ -109,12 +77,6 @@ def score_tokenizer(pipe: JanusPipeline, scenes: int, seed: int) -> np.ndarray:
         error = np.square(np.asarray(picture, np.float64) - np.asarray(back, np.float64)).mean()
         values.append(10 * np.log10(255**2 / max(error, 1e-6)))
     return np.array(values)
-
-
-def answers_line(name: str, table: dict[str, tuple[int, int]]) -> str:
-    right, asked = (sum(column) for column in zip(*table.values(), strict=True))
-    kinds = ", ".join(f"{kind} {r / n:.1%}" for kind, (r, n) in sorted(table.items()))
-    return f"{name:<28} {right / asked:7.2%}  ({right} of {asked}: {kinds})"
 
 
 def main() -> None:
@@ -147,12 +109,10 @@ def main() -> None:
                 (home / "results.jsonl").write_text("".join(json.dumps(row) + "\n" for row in results))
     print("\nQuestions")
     for split in ("train", "held_out"):
-        print(answers_line(TITLES[split], score_answers(pipe, args.scenes, args.seed, split)), flush=True)
+        print(table_line(TITLES[split], score_answers(pipe, args.scenes, args.seed, split)), flush=True)
     values = score_tokenizer(pipe, min(args.scenes, 200), args.seed)
     print(f"\nEncode then decode: {values.mean():.2f} dB on average, {values.min():.2f} dB at worst")
 
-
-TITLES = {"train": "combinations seen in training", "held_out": "combinations left out"}
 
 if __name__ == "__main__":
     main()

@@ -13,6 +13,7 @@ from random import Random
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from .questions import sample_question, sample_scene
@@ -57,6 +58,14 @@ class Examples:
     def take(self, index: Tensor) -> "Examples":
         scenes = {name: value if value.ndim == 0 else value[index] for name, value in self.scenes.items()}
         return Examples(self.ids[index], self.lengths[index], self.learn[index], scenes)
+
+
+def answer_loss(text_logits: Callable[[Tensor], Tensor], hidden_BLD: Tensor, rows: Examples) -> Tensor:
+    """Mean cross-entropy of the tokens that are to be learned, from hidden states of the rows' positions."""
+    ids, learn = rows.ids.long(), rows.learn[:, 1:].flatten()
+    logits = text_logits(hidden_BLD[:, : ids.shape[1] - 1]).float()
+    losses = F.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten(), reduction="none")
+    return (losses * learn).sum() / learn.sum()
 
 
 Arrays = dict[str, np.ndarray]

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from ..blocks.siglip import SiglipConfig
 from ..tokenizers.vq import VQConfig
 
 SIDE = 128
@@ -31,10 +32,14 @@ def vq_config() -> VQConfig:
     return VQConfig(CODEBOOK, CODE_DIM, ch=32, ch_mult=(1, 1, 2, 4), z_channels=64, num_res_blocks=1)
 
 
+def tower_config() -> SiglipConfig:
+    return SiglipConfig(image_size=SIDE, patch_size=16, width=VISION_WIDTH, layers=4, heads=3, mlp_ratio=4)
+
+
 def janus_config(vocab_size: int) -> dict[str, Any]:
     """`config.json` of janus-nano."""
 
-    vq = vq_config()
+    vq, tower = vq_config(), tower_config()
 
     def projector(kind: str, width: int) -> dict[str, Any]:
         params = {"depth": 2, "input_dim": width, "n_embed": HIDDEN, "projector_type": "mlp_gelu"}
@@ -82,11 +87,11 @@ def janus_config(vocab_size: int) -> dict[str, Any]:
                 "model_name": "siglip_nano_patch16_128",
                 "select_feature": "same",
                 "select_layer": -1,
-                "width": VISION_WIDTH,
-                "layers": 4,
-                "heads": 3,
-                "patch_size": 16,
-                "mlp_ratio": 4,
+                "width": tower.width,
+                "layers": tower.layers,
+                "heads": tower.heads,
+                "patch_size": tower.patch_size,
+                "mlp_ratio": tower.mlp_ratio,
             },
         },
     }

@@ -73,25 +73,25 @@ def _pair(thing: Thing) -> Combination:
     return thing.shape, thing.color
 
 
-def _unique(scene: Scene) -> list[Thing]:
+def unique_things(scene: Scene) -> list[Thing]:
     """Things whose shape no other thing has."""
     shapes = [thing.shape for thing in scene.things]
     return [thing for thing in scene.things if shapes.count(thing.shape) == 1]
 
 
-def _strength(a: Thing, name: str, b: Thing) -> float:
+def strength(a: Thing, name: str, b: Thing) -> float:
     """The normalised offset of A from B in the direction that the relation names."""
     dx, dy = offset(box_of(a), box_of(b))
     return {"left of": -dx, "right of": dx, "above": -dy, "below": dy}[name]
 
 
-def _clear_relation(a: Thing, b: Thing) -> str | None:
+def clear_relation(a: Thing, b: Thing) -> str | None:
     """The relation of A to B if exactly one holds, and clearly."""
     names = relation(box_of(a), box_of(b))
     if len(names) != 1:
         return None
     name = next(iter(names))
-    return name if _strength(a, name, b) > CLEAR else None
+    return name if strength(a, name, b) > CLEAR else None
 
 
 def cell_of(thing: Thing, aspect: float) -> str | None:
@@ -141,10 +141,10 @@ def _what(scene: Scene, rng: Random) -> list[_Draft]:
     for thing, at in _placed(scene):
         texts = (f"What is {at}?", f"What shape is {at}?", f"Which shape do you see {at}?")
         out.append(_draft(texts, thing.shape, _pair(thing)))
-    for b in _unique(scene):
+    for b in unique_things(scene):
         for name in RELATIONS:
-            near = [a for a in things if a is not b and _strength(a, name, b) > _UNCLEAR]
-            if len(near) == 1 and _clear_relation(near[0], b) == name:
+            near = [a for a in things if a is not b and strength(a, name, b) > _UNCLEAR]
+            if len(near) == 1 and clear_relation(near[0], b) == name:
                 texts = (f"What is {name} the {b.shape}?", f"Which shape is {name} the {b.shape}?")
                 out.append(
                     _draft(texts, near[0].shape, (near[0].shape, name, b.shape), _pair(near[0]), _pair(b))
@@ -203,7 +203,7 @@ def _count(scene: Scene, rng: Random) -> list[_Draft]:
 
 
 def _where(scene: Scene, rng: Random) -> list[_Draft]:
-    out, unique = [], _unique(scene)
+    out, unique = [], unique_things(scene)
     for thing in scene.things:
         cell = cell_of(thing, scene.aspect)
         if cell is None or sum(_pair(other) == _pair(thing) for other in scene.things) > 1:
@@ -219,7 +219,7 @@ def _where(scene: Scene, rng: Random) -> list[_Draft]:
         out.append(_draft(texts, cell, _pair(thing)))
     for a in unique:
         for b in unique:
-            name = None if a is b else _clear_relation(a, b)
+            name = None if a is b else clear_relation(a, b)
             if name is not None:
                 texts = (f"Where is the {a.shape} relative to the {b.shape}?",
                          f"Where is the {a.shape}, seen from the {b.shape}?")  # fmt: skip
@@ -270,7 +270,7 @@ def _number_claim(scene: Scene, rng: Random, yes: bool) -> tuple[str, int]:
 
 def _claims(scene: Scene, rng: Random, yes: bool) -> list[_Draft]:
     """Claims on the colour of a named thing, a relation of two, and a number."""
-    answer, unique, out = "yes" if yes else "no", _unique(scene), []
+    answer, unique, out = "yes" if yes else "no", unique_things(scene), []
     for thing in unique:
         near = [t.color for t in scene.things if t.color != thing.color]
         wrong = rng.choice([*near, *near, *near, rng.choice([c for c in COLORS if c != thing.color])])
@@ -281,8 +281,8 @@ def _claims(scene: Scene, rng: Random, yes: bool) -> list[_Draft]:
         for b in unique:
             if a is b:
                 continue
-            true = _clear_relation(a, b)
-            names = [true] if yes else [name for name in RELATIONS if _strength(a, name, b) < _UNCLEAR]
+            true = clear_relation(a, b)
+            names = [true] if yes else [name for name in RELATIONS if strength(a, name, b) < _UNCLEAR]
             if true is None:
                 continue
             name = rng.choice(names)

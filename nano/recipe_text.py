@@ -28,10 +28,11 @@ def corpus(seed: int, texts: int) -> Iterator[str]:
 
 
 def train_tokenizer(
-    specials: Sequence[str], extra_texts: Sequence[str], seed: int = 0, texts: int = 20000
+    specials: Sequence[str], extra_texts: Sequence[str], seed: int = 0, texts: int = 20000, repeats: int = 100
 ) -> Tokenizer:
     """A `tokenizers.Tokenizer` of `VOCABULARY` learned tokens followed by `specials`.
 
+    It learns from `texts` sentences and conversations and `repeats` times each of `extra_texts`.
     Lines and digits stand alone, as in DeepSeek's own pre-tokenizer; words keep the space before them.
     """
     tokenizer = Tokenizer(models.BPE())
@@ -51,7 +52,7 @@ def train_tokenizer(
     def everything() -> Iterator[str]:
         yield from corpus(seed, texts)
         for text in extra_texts:
-            yield from [text] * 100
+            yield from [text] * repeats
 
     tokenizer.train_from_iterator(everything(), trainer)
     tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in specials])

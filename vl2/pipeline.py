@@ -23,7 +23,7 @@ from .grounding import Box, Grounding, draw_boxes, parse_grounding
 from .keys import keep_float32, key_map
 from .model import VL2Model
 from .processor import VL2Processor
-from .prompts import GROUNDING, locate_prompt
+from .prompts import GROUNDING, example_prompt, locate_prompt
 
 CAPTION_PROMPT = "Describe this image."
 _EXAMPLE_COLOUR = (255, 0, 0)
@@ -144,11 +144,7 @@ class VL2Pipeline(Conversing):
             return list(self.ground(image, locate_prompt(phrase), max_new_tokens).boxes)
         # The example is shown as the official demo shows it: framed in red in the first of two pictures.
         marked = _frame(*example)
-        question = (
-            f"{GROUNDING}In the first image, {phrase or 'an object'} within the red rectangle is marked. "
-            "Locate the object of the same category in the second image."
-        )
-        return list(self.ground([marked, image], question, max_new_tokens).boxes)
+        return list(self.ground([marked, image], example_prompt(phrase), max_new_tokens).boxes)
 
     def caption(
         self, image: Any, grounded: bool = False, max_new_tokens: int = AnswerOptions.max_new_tokens

@@ -42,3 +42,11 @@ def encode_turns(tokenizer: TextTokenizer, turns: Sequence[Turn], mark: str = IM
 def locate_prompt(phrase: str) -> str:
     """The official question for the place of something (the caller puts the picture's mark before it)."""
     return f"{REF}{phrase}{REF_END}."
+
+
+def example_prompt(label: str | None) -> str:
+    """The official question for more of what is framed in the first of two pictures."""
+    return (
+        f"{GROUNDING}In the first image, {label or 'an object'} within the red rectangle is marked. "
+        "Locate the object of the same category in the second image."
+    )

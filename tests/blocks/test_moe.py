@@ -3,7 +3,7 @@
 import pytest
 import torch
 from bifrons.blocks.errors import ConfigError
-from bifrons.blocks.experts import blocked, grouped, looped, pick_form
+from bifrons.blocks.experts import blocked, dense, grouped, looped, pick_form
 from bifrons.blocks.moe import Gate, MoE, MoEConfig
 
 
@@ -63,7 +63,7 @@ def test_gate_computes_in_float32_whatever_the_weights_are():
 
 
 @pytest.mark.parametrize("tokens", [1, 5, 300])
-@pytest.mark.parametrize("form", [grouped, blocked])
+@pytest.mark.parametrize("form", [grouped, blocked, dense])
 def test_forms_equal_the_loop_and_so_do_their_gradients(form, tokens: int):
     torch.manual_seed(0)
     x = torch.randn(tokens, 32)
