@@ -1,0 +1,42 @@
+"""One step of janus-nano's recipe, and what it writes."""
+
+import pytest
+import torch
+from bifrons.blocks.locate import locate
+from bifrons.janus.pipeline import JanusPipeline
+from bifrons.nano import datasets, recipe_janus
+from bifrons.nano.datasets import paint_shard, question_shard, save_examples
+from bifrons.nano.janus_format import PaintEncoder, TurnEncoder, write_folder
+from bifrons.nano.recipe_data import EXAMPLES, PAINT_WIDTH, READ_WIDTH
+from bifrons.nano.recipe_janus import JanusTrainer
+from bifrons.nano.trainer import Run
+from safetensors.torch import load_file, save_file
+
+VQ = "gen_vision_model."
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets, "SHARD", 3)
+    monkeypatch.setattr(recipe_janus, "PAINT_ROWS", 2)
+    monkeypatch.setattr(recipe_janus, "READ_ROWS", 4)
+    write_folder(tmp_path)
+    shipped = load_file(locate("janus-nano") / "model.safetensors")
+    save_file({k.removeprefix(VQ): v for k, v in shipped.items() if VQ in k}, tmp_path / "vq.safetensors")
+    paint = paint_shard(0, PaintEncoder(tmp_path), PAINT_WIDTH)
+    read = question_shard(0, TurnEncoder(tmp_path), READ_WIDTH)
+    save_examples(tmp_path / EXAMPLES, paint=paint, read=read)
+    return tmp_path
+
+
+def test_a_step_changes_all_but_the_tokenizer_and_loads(folder):
+    trainer = JanusTrainer(Run(folder, 60.0), locate("janus-nano"))
+    before = {k: v.clone() for k, v in trainer.model.state_dict().items()}
+    trainer.rate.fill_(1e-3)
+    losses = trainer.update()
+    assert losses["paint"] < 2  # it began with trained weights: fresh ones give log(2048) = 7.6
+    for name, tensor in trainer.model.state_dict().items():
+        assert torch.equal(tensor, before[name]) == name.startswith(VQ), name
+    trainer.save()
+    pipe = JanusPipeline.from_pretrained(folder, "cpu")
+    assert pipe.generate("a photo of a star", seed=1, output_type="codes").shape == (1, 256)
