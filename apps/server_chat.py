@@ -3,20 +3,20 @@
 import secrets
 import time
 from collections.abc import AsyncIterator
-from functools import partial
 from typing import Any
 
-from fastapi import APIRouter, Request, Response
+from fastapi import APIRouter, Depends, Request, Response
 from fastapi.responses import JSONResponse
+from PIL import Image
 from pydantic import BaseModel
 
 from ..blocks.answering import Prompt, answer_seed
 from ..blocks.engine import Job
-from ..blocks.errors import PromptError
+from ..blocks.errors import PictureError, PromptError
 from ..blocks.pictures import open_picture
 from ..blocks.sampling import Sampling
 from . import server_schema as schema
-from .server_errors import ApiError
+from .server_errors import ApiError, json_only
 from .server_fetch import fetch
 from .server_models import Fleet, Served, ServerOptions
 from .server_text import AnswerWriter, Piece
@@ -213,8 +213,17 @@ async def _part(part: Any, fleet: Fleet) -> dict[str, Any]:
                 param="messages",
             )
         source = await fetch(source, options.max_body)
-    opened = await fleet.run(partial(open_picture, source, max_pixels=options.max_pixels, local_files=False))
-    return {"type": "image", "image": opened}
+    return {"type": "image", "image": await fleet.run(_open, source, options)}
+
+
+def _open(source: str | bytes, options: ServerOptions) -> Image.Image:
+    opened = open_picture(source, max_pixels=options.max_pixels, local_files=False)
+    if max(opened.size) > options.max_side:
+        width, height = opened.size
+        raise PictureError(
+            f"the picture is {width:,} x {height:,} pixels; at most {options.max_side:,} a side are accepted"
+        )
+    return opened
 
 
 def check_together(asked: schema.ChatRequest) -> None:
@@ -237,7 +246,7 @@ def check_together(asked: schema.ChatRequest) -> None:
 
 
 def router(fleet: Fleet) -> APIRouter:
-    routes = APIRouter()
+    routes = APIRouter(dependencies=[Depends(json_only)])
     answers: dict[int | str, dict[str, Any]] = {
         200: {"model": schema.ChatCompletion, "content": schema.event_stream(schema.ChatChunk)}
     }

@@ -2,6 +2,7 @@
 
 import json
 import logging
+from collections.abc import Sequence
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
@@ -82,6 +83,16 @@ def describe(error: Exception) -> tuple[int, str, str, str | None]:
     raise TypeError(f"not an error of a request: {error!r}")
 
 
+async def json_only(request: Request) -> None:
+    """Refuse a body that isn't declared as JSON: FastAPI would take it for bytes and only say that a
+    dictionary is wanted. No page of another site can send this type to a server on its reader's machine."""
+    given = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if given != "application/json" and not (given.startswith("application/") and given.endswith("+json")):
+        shown = f"is {given!r}" if given else "is missing"
+        message = f"the content type {shown}; accepted: application/json"
+        raise ApiError(415, message, code="unsupported_media_type")
+
+
 async def _refused(request: Request, error: Exception) -> Response:
     status, message, code, param = describe(error)
     headers = {"Retry-After": str(RETRY_AFTER_SECONDS)} if status in (429, 503) else None
@@ -90,18 +101,40 @@ async def _refused(request: Request, error: Exception) -> Response:
 
 async def _invalid(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
-    first: dict[str, Any] = error.errors()[0]
-    where = [str(part) for part in first["loc"] if part != "body"]
-    if first["type"] == "json_invalid":
-        return error_response(400, f"the body is no JSON: {first['ctx']['error']}", "invalid_json")
-    param = ".".join(where) or None
-    code, text = _FIELD_ERRORS.get(first["type"], ("invalid_value", str(first["msg"])))
-    return error_response(400, f"{param}: {text}" if param else text, code, param)
+    found: Sequence[dict[str, Any]] = error.errors()
+    if found[0]["type"] == "json_invalid":
+        return error_response(400, f"the body is no JSON: {found[0]['ctx']['error']}", "invalid_json")
+    where, told = _closest([(_field(one, error.body), one) for one in found])
+    texts = [_FIELD_ERRORS.get(one["type"], ("invalid_value", str(one["msg"]))) for one in told]
+    text = " or ".join(dict.fromkeys(text for _, text in texts))
+    return error_response(400, f"{where or 'the body'}: {text}", texts[0][0], where or None)
+
+
+def _field(error: dict[str, Any], body: Any) -> str:
+    """The path of a field as the request spells it: pydantic's has names of its own types in between."""
+    path, here, loc = [], body, error["loc"][1:]
+    for place, part in enumerate(loc, 1):
+        index = isinstance(here, list) and isinstance(part, int)
+        found = index or (isinstance(here, dict) and part in here)
+        if found:
+            here = here[part]
+        if found or (place == len(loc) and error["type"] == "missing"):
+            path.append(str(part))
+    return ".".join(path)
+
+
+def _closest(found: list[tuple[str, dict[str, Any]]]) -> tuple[str, list[dict[str, Any]]]:
+    """The first field with errors, and these. Where a field may be of several kinds, each has its errors:
+    then those count that lie deepest, in the kind which the value fits furthest."""
+    first = found[0][0]
+    inner = [where for where, _ in found if where == first or (first and where.startswith(first + "."))]
+    deepest = max(inner, key=lambda where: where.count("."))
+    return deepest, [one for where, one in found if where == deepest]
 
 
 async def _http(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    codes = {404: "unknown_url", 405: "method_not_allowed"}
+    codes = {400: "invalid_json", 404: "unknown_url", 405: "method_not_allowed"}
     message = f"{request.method} {request.url.path}: {error.detail}"
     headers = dict(error.headers) if error.headers else None
     return error_response(error.status_code, message, codes.get(error.status_code), headers=headers)

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import torch
-from fastapi import APIRouter, Request, Response
+from fastapi import APIRouter, Depends, Request, Response
 from fastapi.responses import JSONResponse
 from PIL import Image
 
@@ -19,7 +19,7 @@ from ..janus.options import PaintOptions, picture_seeds
 from . import server_schema as schema
 from .png import write_png
 from .server_chat import dump, value
-from .server_errors import ApiError
+from .server_errors import ApiError, json_only
 from .server_models import Fleet, Served
 from .server_wire import EventStream, Mailbox, check_reason, event, while_connected
 
@@ -219,7 +219,7 @@ def check_together(asked: schema.ImageRequest, served: Served) -> None:
 
 
 def router(fleet: Fleet) -> APIRouter:
-    routes = APIRouter()
+    routes = APIRouter(dependencies=[Depends(json_only)])
     answers: dict[int | str, dict[str, Any]] = {
         200: {"model": schema.ImageReply, "content": schema.event_stream(schema.ImageEvent)}
     }

@@ -38,6 +38,9 @@ class ServerOptions:
     """Bytes of a request, pictures in base64 included."""
     max_pixels: int = 16_000_000
     """Pixels of one picture."""
+    max_side: int = 16_384
+    """Width and height of one picture: what resizes it to a model's size holds a copy of as many rows, which
+    for a picture one pixel wide would be hundreds of times the picture."""
     max_pictures: int = 8
     """Pictures of one request."""
     max_new_tokens: int = 512

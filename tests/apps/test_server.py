@@ -3,11 +3,13 @@
 import base64
 import io
 import signal
+import socket
 import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import httpx
 import openai
@@ -134,6 +136,25 @@ def test_vl2_answers_about_pictures_but_does_not_paint(client):
 
 def chat(**fields) -> dict:
     return {**SMALL, **fields}
+
+
+BROKEN = {
+    "no request": b"hello\r\n\r\n",
+    "no number": b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: many\r\n\r\n",
+    "two lengths": b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\n",
+    "endless head": b"GET / HTTP/1.1\r\nHost: x\r\nX: " + b"x" * 200_000,
+    "bad chunk": b"POST /none HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nxyz\r\n",
+}
+
+
+@pytest.mark.parametrize("raw", BROKEN.values(), ids=BROKEN.keys())
+def test_what_is_no_http_is_refused(server, raw):
+    """By what stands before the application: a status, without OpenAI's object."""
+    target = urlsplit(server.url)
+    with socket.create_connection((target.hostname, target.port), timeout=10) as link:
+        link.sendall(raw)
+        assert link.recv(100).startswith(b"HTTP/1.1 4")
+    assert httpx.get(f"{server.url}/health").status_code == 200
 
 
 def test_the_schema_is_exact(server, tmp_path):

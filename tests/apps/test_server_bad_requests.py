@@ -7,13 +7,12 @@ refusal must name, so that none is refused for another reason than its own.
 import base64
 import json
 import random
-import socket
 import sys
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote
 
 import bifrons
 import httpx
@@ -312,23 +311,3 @@ def test_what_a_picture_file_holds_beside_its_pixels_changes_nothing(server, htt
     assert {reply.headers["content-type"] for reply in replies} == {"application/json"}
     assert all(reply.json()["choices"] == replies[0].json()["choices"] for reply in replies)
     assert server.memory() - memory < 100
-
-
-BROKEN = {
-    "no request": b"hello\r\n\r\n",
-    "no number": b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: many\r\n\r\n",
-    "two lengths": b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\n",
-    "endless head": b"GET / HTTP/1.1\r\nHost: x\r\nX: " + b"x" * 200_000,
-    "bad chunk": b"POST /none HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer open-sesame\r\n"
-    b"Transfer-Encoding: chunked\r\n\r\nxyz\r\n",
-}
-
-
-@pytest.mark.parametrize("raw", BROKEN.values(), ids=BROKEN.keys())
-def test_what_is_no_http_is_refused(server, http, raw):
-    """By what stands before the application: a status, without OpenAI's object."""
-    target = urlsplit(server.url)
-    with socket.create_connection((target.hostname, target.port), timeout=10) as link:
-        link.sendall(raw)
-        assert link.recv(100).startswith(b"HTTP/1.1 4")
-    assert http.get("/health").status_code == 200
