@@ -62,7 +62,7 @@ class Served:
         decoder = pipe.model.decoder
         config = decoder.config
         context = min(options.context, config.max_positions)
-        row_bytes = context * KVCache.bytes_per_slot(config.num_layers, config.cache_widths, pipe.dtype)
+        row_bytes = KVCache.row_bytes(context, config.num_layers, config.cache_widths, pipe.dtype)
         rows = max(2, min(options.rows, rows_that_fit(row_bytes, pipe.device)))
         self.engine = Engine(decoder, rows=rows, context=context, max_waiting=options.max_queue)
         self.text = Voice(pipe.model.embed_text, pipe.model.text_logits)

@@ -7,10 +7,10 @@ Module names are those of the official checkpoints (Llama's), so keys need no re
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .feed_forward import FeedForward
+from .invariant import Linear, attend
 from .kv_cache import KVCache
 from .latent_attention import LatentAttention, LatentConfig
 from .moe import MoE, MoEConfig
@@ -75,12 +75,11 @@ class Attention(nn.Module):
     def __init__(self, config: DecoderConfig, layer: int) -> None:
         super().__init__()
         self.layer, self.head_dim = layer, config.head_dim
-        self.groups = config.num_heads // config.num_kv_heads
         width, kv_width = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
-        self.q_proj = nn.Linear(config.hidden_size, width, bias=False)
-        self.k_proj = nn.Linear(config.hidden_size, kv_width, bias=False)
-        self.v_proj = nn.Linear(config.hidden_size, kv_width, bias=False)
-        self.o_proj = nn.Linear(width, config.hidden_size, bias=False)
+        self.q_proj = Linear(config.hidden_size, width, bias=False)
+        self.k_proj = Linear(config.hidden_size, kv_width, bias=False)
+        self.v_proj = Linear(config.hidden_size, kv_width, bias=False)
+        self.o_proj = Linear(width, config.hidden_size, bias=False)
 
     def forward(self, x_BTD: Tensor, step: Step) -> Tensor:
         q, k, v = (
@@ -91,14 +90,7 @@ class Attention(nn.Module):
         k_BTHK = rotate(k.transpose(1, 2), step.rotary).transpose(1, 2)
         if step.cache is not None:
             k_BTHK, v = step.cache.write(self.layer, step.positions_BT, (k_BTHK, v))
-        out_BHTK = F.scaled_dot_product_attention(
-            q_BHTK,
-            k_BTHK.transpose(1, 2),
-            v.transpose(1, 2),
-            attn_mask=step.mask_B1TS,
-            is_causal=step.mask_B1TS is None,
-            enable_gqa=self.groups > 1,
-        )
+        out_BHTK = attend(q_BHTK, k_BTHK.transpose(1, 2), v.transpose(1, 2), step.mask_B1TS)
         return self.o_proj(out_BHTK.transpose(1, 2).flatten(2))
 
 
@@ -150,7 +142,7 @@ class Decoder(nn.Module):
         step = Step(
             positions_BT=positions,
             rotary=rotary_table(positions, self.config.rotary_dim, self.config.rope_theta),
-            mask_B1TS=None if cache is None else attention_mask(positions, cache.filled),
+            mask_B1TS=None if cache is None else attention_mask(positions, cache.span),
             cache=cache,
         )
         for block in self.layers:

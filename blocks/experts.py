@@ -15,6 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .invariant import ROWS, exact, linear
+
 Form = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 """(x `[N, D]`, gate_up `[E, 2I, D]`, down `[E, D, I]`, chosen int64 `[N, K]`) -> outputs `[N, K, D]`."""
 
@@ -38,8 +40,8 @@ def looped(x_ND: Tensor, gate_up: Tensor, down: Tensor, chosen_NK: Tensor) -> Te
     out_PD = torch.zeros_like(pairs_PD)
     for expert in range(len(gate_up)):
         places = (flat_P == expert).nonzero()[:, 0]
-        hidden = _swiglu(F.linear(pairs_PD[places], gate_up[expert]))
-        out_PD = out_PD.index_copy(0, places, F.linear(hidden, down[expert]))
+        hidden = _swiglu(linear(pairs_PD[places], gate_up[expert]))
+        out_PD = out_PD.index_copy(0, places, linear(hidden, down[expert]))
     return out_PD.view(*chosen_NK.shape, -1)
 
 
@@ -50,6 +52,13 @@ def _sorted_pairs(chosen_NK: Tensor, experts: int) -> tuple[Tensor, Tensor, Tens
     return order_P, sorted_P, counts_E.scatter_add_(0, sorted_P, torch.ones_like(sorted_P))
 
 
+def _places(expert_P: Tensor, counts_E: Tensor, size: int) -> tuple[Tensor, Tensor]:
+    """Where sorted pairs go if each expert's begin a block of `size`, `[P]`, and the blocks of each `[E]`."""
+    blocks_E = (counts_E + size - 1) // size
+    shift_E = (blocks_E.cumsum(0) - blocks_E) * size - (counts_E.cumsum(0) - counts_E)
+    return torch.arange(len(expert_P), device=expert_P.device) + shift_E[expert_P], blocks_E
+
+
 def _unsort(out_PD: Tensor, order_P: Tensor, chosen_NK: Tensor) -> Tensor:
     return torch.empty_like(out_PD).index_copy(0, order_P, out_PD).view(*chosen_NK.shape, -1)
 
@@ -57,11 +66,17 @@ def _unsort(out_PD: Tensor, order_P: Tensor, chosen_NK: Tensor) -> Tensor:
 def grouped(x_ND: Tensor, gate_up: Tensor, down: Tensor, chosen_NK: Tensor) -> Tensor:
     """One grouped product each for all gates and ups and for all downs."""
     assert _grouped_mm is not None, "this torch has no grouped product"
-    order_P, _, counts_E = _sorted_pairs(chosen_NK, len(gate_up))
-    ends_E = counts_E.cumsum(0).to(torch.int32)
+    order_P, expert_P, counts_E = _sorted_pairs(chosen_NK, len(gate_up))
     pairs_PD = x_ND[order_P // chosen_NK.shape[1]]
+    places_P = None
+    if exact(x_ND):  # groups of whole fours, so that a token's result does not depend on its group's size
+        places_P, groups_E = _places(expert_P, counts_E, ROWS)
+        spread = x_ND.new_zeros(len(pairs_PD) + (ROWS - 1) * len(gate_up), x_ND.shape[1])
+        pairs_PD, counts_E = spread.index_copy(0, places_P, pairs_PD), groups_E * ROWS
+    ends_E = counts_E.cumsum(0).to(torch.int32)
     hidden = _swiglu(_grouped_mm(pairs_PD, gate_up.transpose(1, 2), offs=ends_E))
-    return _unsort(_grouped_mm(hidden, down.transpose(1, 2), offs=ends_E), order_P, chosen_NK)
+    out_PD = _grouped_mm(hidden, down.transpose(1, 2), offs=ends_E)
+    return _unsort(out_PD if places_P is None else out_PD[places_P], order_P, chosen_NK)
 
 
 def blocked(x_ND: Tensor, gate_up: Tensor, down: Tensor, chosen_NK: Tensor) -> Tensor:
@@ -73,9 +88,7 @@ def blocked(x_ND: Tensor, gate_up: Tensor, down: Tensor, chosen_NK: Tensor) -> T
     size = 1 if pairs <= _FEW_PAIRS else _BLOCK
     blocks = min(pairs, -(-pairs // size) + experts)
     order_P, expert_P, counts_E = _sorted_pairs(chosen_NK, experts)
-    blocks_E = (counts_E + size - 1) // size
-    shift_E = (blocks_E.cumsum(0) - blocks_E) * size - (counts_E.cumsum(0) - counts_E)
-    slots_P = torch.arange(pairs, device=x_ND.device) + shift_E[expert_P]
+    slots_P, blocks_E = _places(expert_P, counts_E, size)
     rows = x_ND.new_zeros(blocks * size, x_ND.shape[1])
     rows = rows.index_copy(0, slots_P, x_ND[order_P // chosen_NK.shape[1]]).view(blocks, size, -1)
     numbers = torch.arange(blocks, device=x_ND.device)

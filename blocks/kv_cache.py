@@ -10,6 +10,13 @@ row gets there. So rows that started at different times can share every step.
 import torch
 from torch import Tensor
 
+_SPAN = 32
+
+
+def allocated_slots(count: int) -> int:
+    """`count` slots, filled up to whole spans."""
+    return -(-count // _SPAN) * _SPAN
+
 
 class KVCache:
     """Buffers for all layers, `positions` `[B]` (the next free slot of each row), written in place.
@@ -28,9 +35,14 @@ class KVCache:
         device: torch.device,
         dtype: torch.dtype,
     ) -> None:
-        """`widths`: (heads, dimensions) of each buffer of a layer: ((H, K), (H, K)) for keys and values."""
+        """`widths`: (heads, dimensions) of each buffer of a layer: ((H, K), (H, K)) for keys and values.
+
+        A head's slots lie side by side in memory, so that attention's products read them where they are.
+        """
         self.buffers = tuple(
-            torch.zeros(layers, rows, slots, heads, dim, device=device, dtype=dtype)
+            torch.zeros(
+                layers, rows, heads, allocated_slots(slots), dim, device=device, dtype=dtype
+            ).transpose(2, 3)
             for heads, dim in widths
         )
         self.positions = torch.zeros(rows, dtype=torch.long, device=device)
@@ -44,15 +56,24 @@ class KVCache:
             raise IndexError(f"cache of {self.slots} slots asked to hold {count}")
         self.filled = max(self.filled, count)
 
+    @property
+    def span(self) -> int:
+        """How many slots attention reads: the filled ones, and what is missing to a multiple of `_SPAN`.
+
+        What is beyond a row's own position weighs nothing; sums of few different lengths are the same sums
+        whatever other rows there are, and a step has few different shapes.
+        """
+        return allocated_slots(self.filled)
+
     def write(self, layer: int, positions_BT: Tensor, values: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        """Store `values` (each `[B, T, H, K]`) at `positions_BT`; return the filled part, `[B, S, H, K]`."""
+        """Store `values` (each `[B, T, H, K]`) at `positions_BT`; return the part in use, `[B, S, H, K]`."""
         filled = []
         for buffer, value in zip(self.buffers, values, strict=True):
             buffer[layer].index_put_((self.rows[:, None], positions_BT), value)
-            filled.append(buffer[layer, :, : self.filled])
+            filled.append(buffer[layer, :, : self.span])
         return tuple(filled)
 
     @staticmethod
-    def bytes_per_slot(layers: int, widths: tuple[tuple[int, int], ...], dtype: torch.dtype) -> int:
-        """Memory of one position of one row over all layers."""
-        return layers * sum(heads * dim for heads, dim in widths) * dtype.itemsize
+    def row_bytes(slots: int, layers: int, widths: tuple[tuple[int, int], ...], dtype: torch.dtype) -> int:
+        """Memory of one row of so many slots over all layers."""
+        return allocated_slots(slots) * layers * sum(heads * dim for heads, dim in widths) * dtype.itemsize

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .invariant import Linear, attend, exact, product
 from .norm import RMSNorm
 from .rope import deinterleave, rotate
 
@@ -53,16 +53,16 @@ class LatentAttention(nn.Module):
         self.query_dim = latent.nope_dim + latent.rope_dim
         width, heads = config.hidden_size, config.num_heads
         if latent.q_rank is None:
-            self.q_proj = nn.Linear(width, heads * self.query_dim, bias=False)
+            self.q_proj = Linear(width, heads * self.query_dim, bias=False)
         else:
-            self.q_a_proj = nn.Linear(width, latent.q_rank, bias=False)
+            self.q_a_proj = Linear(width, latent.q_rank, bias=False)
             self.q_a_layernorm = RMSNorm(latent.q_rank)
-            self.q_b_proj = nn.Linear(latent.q_rank, heads * self.query_dim, bias=False)
-        self.kv_a_proj_with_mqa = nn.Linear(width, latent.kv_rank + latent.rope_dim, bias=False)
+            self.q_b_proj = Linear(latent.q_rank, heads * self.query_dim, bias=False)
+        self.kv_a_proj_with_mqa = Linear(width, latent.kv_rank + latent.rope_dim, bias=False)
         # eps is this norm's own default in the reference, not the model's rms_norm_eps.
         self.kv_a_layernorm = RMSNorm(latent.kv_rank, 1e-6)
-        self.kv_b_proj = nn.Linear(latent.kv_rank, heads * (latent.nope_dim + latent.value_dim), bias=False)
-        self.o_proj = nn.Linear(heads * latent.value_dim, width, bias=False)
+        self.kv_b_proj = Linear(latent.kv_rank, heads * (latent.nope_dim + latent.value_dim), bias=False)
+        self.o_proj = Linear(heads * latent.value_dim, width, bias=False)
 
     def forward(self, x_BTD: Tensor, step: "Step") -> Tensor:
         sizes = self.sizes
@@ -79,7 +79,9 @@ class LatentAttention(nn.Module):
         if step.cache is not None:
             (cached_BS1C,) = step.cache.write(self.layer, step.positions_BT, (slots_BSC[:, :, None],))
             slots_BSC = cached_BS1C[:, :, 0]
-        few = step.cache is not None and sizes.absorbs(x_BTD.shape[1])
+        queries = x_BTD.shape[1]
+        # Where rows must not depend on each other, neither may the form on a neighbour's longer prompt.
+        few = step.cache is not None and (queries == 1 if exact(x_BTD) else sizes.absorbs(queries))
         attend = self.absorbed if few else self.expanded
         out_BHTV = attend(q_nope_BHTN, q_rope_BHTP, slots_BSC, step.mask_B1TS)
         return self.o_proj(out_BHTV.transpose(1, 2).flatten(2))
@@ -93,13 +95,8 @@ class LatentAttention(nn.Module):
         kv_BHSK = self.kv_b_proj(latent_BSR).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
         k_nope_BHSN, v_BHSV = kv_BHSK.split((sizes.nope_dim, sizes.value_dim), dim=-1)
         k_rope_BHSP = k_rope_BSP[:, None].expand(-1, self.num_heads, -1, -1)
-        return F.scaled_dot_product_attention(
-            torch.cat((q_nope_BHTN, q_rope_BHTP), dim=-1),
-            torch.cat((k_nope_BHSN, k_rope_BHSP), dim=-1),
-            v_BHSV,
-            attn_mask=mask_B1TS,
-            is_causal=mask_B1TS is None,
-        )
+        q_BHTK = torch.cat((q_nope_BHTN, q_rope_BHTP), dim=-1)
+        return attend(q_BHTK, torch.cat((k_nope_BHSN, k_rope_BHSP), dim=-1), v_BHSV, mask_B1TS)
 
     def absorbed(
         self, q_nope_BHTN: Tensor, q_rope_BHTP: Tensor, slots_BSC: Tensor, mask_B1TS: Tensor | None
@@ -108,12 +105,20 @@ class LatentAttention(nn.Module):
         sizes = self.sizes
         weight_HKR = self.kv_b_proj.weight.unflatten(0, (self.num_heads, -1))
         to_latent_HNR, from_latent_HVR = weight_HKR.split((sizes.nope_dim, sizes.value_dim), dim=1)
-        q_latent_BHTR = torch.einsum("bhtn,hnr->bhtr", q_nope_BHTN, to_latent_HNR)
+        q_latent_BHTR = by_head(q_nope_BHTN, to_latent_HNR)
         q_BHTC = torch.cat((q_latent_BHTR, q_rope_BHTP), dim=-1) * self.query_dim**-0.5
+        if exact(slots_BSC):
+            slots_BSC = slots_BSC.contiguous()  # a view's strides would decide the path of the product
         scores = torch.bmm(q_BHTC.flatten(1, 2), slots_BSC.transpose(1, 2))
         scores_BHTS = scores.unflatten(1, q_BHTC.shape[1:3]).float()
         if mask_B1TS is not None:
             scores_BHTS = scores_BHTS.masked_fill(~mask_B1TS, -torch.inf)
         weights_BHTS = scores_BHTS.softmax(-1).to(slots_BSC.dtype)
         gathered = torch.bmm(weights_BHTS.flatten(1, 2), slots_BSC[..., : sizes.kv_rank])
-        return torch.einsum("bhtr,hvr->bhtv", gathered.unflatten(1, q_BHTC.shape[1:3]), from_latent_HVR)
+        return by_head(gathered.unflatten(1, q_BHTC.shape[1:3]), from_latent_HVR.transpose(1, 2))
+
+
+def by_head(x_BHTK: Tensor, weight_HKN: Tensor) -> Tensor:
+    """Every head's rows by the head's own weights, `[B, H, T, N]`."""
+    rows_HMK = x_BHTK.transpose(0, 1).flatten(1, 2)
+    return product(rows_HMK, weight_HKN).unflatten(1, (len(x_BHTK), -1)).transpose(0, 1)

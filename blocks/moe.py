@@ -6,12 +6,12 @@ B rows, T positions, N = B * T tokens, D model width, E experts, G groups of exp
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .errors import ConfigError
 from .experts import Form, pick_form
 from .feed_forward import FeedForward
+from .invariant import linear, row_sums, sigmoid
 
 SCORING = ("softmax", "sigmoid")
 METHODS = ("greedy", "group_limited_greedy", "noaux_tc")
@@ -88,8 +88,8 @@ class Gate(nn.Module):
     def scores(self, x_ND: Tensor) -> Tensor:
         """How well each expert suits each token, `[N, E]`."""
         with torch.autocast(x_ND.device.type, enabled=False):
-            logits_NE = F.linear(x_ND.float(), self.weight.float())
-        return logits_NE.softmax(-1) if self.config.scoring == "softmax" else logits_NE.sigmoid()
+            logits_NE = linear(x_ND.float(), self.weight.float())
+        return logits_NE.softmax(-1) if self.config.scoring == "softmax" else sigmoid(logits_NE)
 
     def choose(self, scores_NE: Tensor) -> tuple[Tensor, Tensor]:
         """The experts of each token, int64 `[N, K]`, and their weights, float32 `[N, K]`."""
@@ -103,7 +103,7 @@ class Gate(nn.Module):
         from_ranks = config.method == "group_limited_greedy"
         weights_NK = (ranks_NE if from_ranks else scores_NE).gather(-1, chosen_NK)
         if config.normalize and config.top_k > 1:
-            weights_NK = weights_NK / (weights_NK.sum(-1, keepdim=True) + 1e-20)
+            weights_NK = weights_NK / (row_sums(weights_NK) + 1e-20)
         return chosen_NK, weights_NK * config.scale
 
     def forward(self, x_ND: Tensor) -> tuple[Tensor, Tensor]:

@@ -4,6 +4,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .errors import ConfigError
+from .invariant import Linear
 
 
 class MlpProjector(nn.Module):
@@ -16,9 +17,9 @@ class MlpProjector(nn.Module):
         super().__init__()
         if depth < 1:
             raise ConfigError(f"projector depth is {depth}; accepted: 1 or more")
-        layers: list[nn.Module] = [nn.Linear(input_dim, n_embed)]
+        layers: list[nn.Module] = [Linear(input_dim, n_embed)]
         for _ in range(depth - 1):
-            layers += [nn.GELU(), nn.Linear(n_embed, n_embed)]
+            layers += [nn.GELU(), Linear(n_embed, n_embed)]
         self.layers = nn.ModuleList(layers)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -36,12 +36,13 @@ def exponential_noise(seeds_B: Tensor, steps_B: Tensor, width: int) -> Tensor:
     Precise for small values, which decide a race: down to 2**-33. `seeds` and `steps` are int64,
     the seeds any 64-bit number.
     """
-    blocks = torch.arange((width + 3) // 4, dtype=torch.long, device=seeds_B.device)[None]
+    # Whole stretches of 32: the last numbers of a tensor may be computed otherwise, in the last bit.
+    blocks = torch.arange(-(-width // 32) * 8, dtype=torch.long, device=seeds_B.device)[None]
     seeds, steps = seeds_B[:, None], steps_B[:, None]
     zero = torch.zeros_like(blocks)
     words = philox(
         (blocks, steps & _WORD, (steps >> 32) & _WORD, zero), (seeds & _WORD, (seeds >> 32) & _WORD)
     )
-    bits = torch.stack(words, dim=-1).flatten(1)[:, :width]
+    bits = torch.stack(words, dim=-1).flatten(1)
     uniform = ((bits.float() + 0.5) * 2.0**-32).clamp(max=1 - 2.0**-24)
-    return -torch.log1p(-uniform)
+    return -torch.log1p(-uniform)[:, :width]

@@ -60,7 +60,7 @@ def decoder_work(
         name=name,
         rows=rows,
         positions=positions,
-        cache=rows * positions * KVCache.bytes_per_slot(config.num_layers, config.cache_widths, torch.uint8),
+        cache=rows * KVCache.row_bytes(positions, config.num_layers, config.cache_widths, torch.uint8),
         activations=rows * min(prompt, positions) * _decoder_width(config),
         sampling=rows * vocabulary * _SAMPLING,
         once=once,
@@ -107,6 +107,4 @@ def weight_bytes(
     sizes: Iterable[tuple[str, int]], dtype: torch.dtype, keep_float32: Callable[[str], bool]
 ) -> int:
     """Memory of parameters, given as (name, count), loaded in `dtype`."""
-    return sum(
-        count * (torch.float32 if keep_float32(name) else dtype).itemsize for name, count in sizes
-    )
+    return sum(count * (torch.float32 if keep_float32(name) else dtype).itemsize for name, count in sizes)

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..blocks.decoder import Decoder
+from ..blocks.invariant import Linear
 from ..blocks.projector import MlpProjector
 from ..blocks.siglip import SiglipConfig, build_siglip
 from ..tokenizers.vq import VQModel
@@ -28,8 +29,8 @@ class ImageHead(nn.Module):
 
     def __init__(self, config: JanusConfig) -> None:
         super().__init__()
-        self.output_mlp_projector = nn.Linear(config.decoder.hidden_size, config.gen_head_width)
-        self.vision_head = nn.Linear(config.gen_head_width, config.vq.codebook_size)
+        self.output_mlp_projector = Linear(config.decoder.hidden_size, config.gen_head_width)
+        self.vision_head = Linear(config.gen_head_width, config.vq.codebook_size)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.vision_head(F.gelu(self.output_mlp_projector(x)))
@@ -39,7 +40,7 @@ class LanguageModel(nn.Module):
     def __init__(self, config: JanusConfig) -> None:
         super().__init__()
         self.model = Decoder(config.decoder)
-        self.lm_head = nn.Linear(config.decoder.hidden_size, config.decoder.vocab_size, bias=False)
+        self.lm_head = Linear(config.decoder.hidden_size, config.decoder.vocab_size, bias=False)
 
 
 class JanusModel(nn.Module):

@@ -66,10 +66,8 @@ def paint(
     decoder, dtype = model.config.decoder, model.gen_embed.weight.dtype
     longest = max(len(ids) for ids in [*cond, *(uncond or ())])
     check_context(longest, total, decoder.max_positions)
-    slots = longest + total
-    per_picture = (
-        (2 if uncond else 1) * slots * KVCache.bytes_per_slot(decoder.num_layers, decoder.cache_widths, dtype)
-    )
+    row_bytes = KVCache.row_bytes(longest + total, decoder.num_layers, decoder.cache_widths, dtype)
+    per_picture = (2 if uncond else 1) * row_bytes
     size = rows_that_fit(per_picture, model.gen_embed.weight.device)
     done = []
     for start in range(0, len(cond), size):

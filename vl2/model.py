@@ -12,6 +12,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from ..blocks.decoder import Decoder, DecoderConfig
+from ..blocks.invariant import Linear
 from ..blocks.projector import MlpProjector
 from ..blocks.siglip import build_siglip
 from .config import VL2Config
@@ -41,7 +42,7 @@ class LanguageModel(nn.Module):
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__()
         self.model = Decoder(config)
-        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.lm_head = Linear(config.hidden_size, config.vocab_size, bias=False)
 
 
 class VL2Model(nn.Module):
