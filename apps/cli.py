@@ -13,7 +13,7 @@ from typing import Any
 
 from ..blocks.errors import BifronsError
 from .commands_serve import add_serve
-from .defaults import DEFAULT_MODEL
+from .defaults import DEFAULT_MODEL, QUANTIZE_HELP
 from .demo_arguments import add_demo
 from .eval_arguments import add_eval
 
@@ -86,6 +86,7 @@ def _add_model(
     )
     parser.add_argument("--device", help="cpu, cuda, cuda:N or mps (default: the best there is)")
     parser.add_argument("--dtype", help="float32, bfloat16 or float16 (default: float32 on the CPU)")
+    parser.add_argument("--quantize", help=QUANTIZE_HELP)
 
 
 def _add_optional(parser: Any, options: Iterable[tuple[str, type, str]]) -> None:
@@ -189,6 +190,7 @@ def _add_convert(commands: Any) -> None:
     parser = _command(commands, "convert", "rewrite a model folder as safetensors in the original format")
     parser.add_argument("source", metavar="SRC", help=_MODEL_HELP)
     parser.add_argument("target", metavar="DST", help="a new folder")
+    parser.add_argument("--quantize", metavar="KIND", help="int8 or int4: quantize the decoder's weights")
     parser.add_argument("--max-shard-size", metavar="SIZE", help="such as 500MB or 2GiB (default: 5GB)")
     _add_json(parser)
 

@@ -28,7 +28,7 @@ def find(args: argparse.Namespace) -> int:
             f"{args.model} is a {family} model, which does not point at things; "
             "accepted: a DeepSeek-VL2 model, such as deepseek-ai/deepseek-vl2-tiny"
         )
-    pipe = load_pipeline(args.model, args.device, args.dtype)
+    pipe = load_pipeline(args.model, args.device, args.dtype, quantize=args.quantize)
     assert isinstance(pipe, VL2Pipeline)
     boxes = pipe.locate(picture, args.phrase)
     drawn = None

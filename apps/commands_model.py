@@ -5,9 +5,12 @@ import re
 import sys
 from functools import partial
 
+from ..blocks.checkpoint_merge import QuantizedWriter
 from ..blocks.errors import OptionError
 from ..blocks.locate import locate
+from ..blocks.quantize import check_kind
 from .info import inspect_model, report_lines
+from .models import describe
 from .output import print_json
 
 _UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
@@ -28,10 +31,14 @@ def info(args: argparse.Namespace) -> int:
 def convert(args: argparse.Namespace) -> int:
     from ..janus.convert import convert as convert_folder
 
-    work = convert_folder
+    work, source = convert_folder, locate(args.source)
     if args.max_shard_size is not None:
-        work = partial(convert_folder, max_shard_bytes=byte_count(args.max_shard_size))
-    written = work(locate(args.source), args.target)
+        work = partial(work, max_shard_bytes=byte_count(args.max_shard_size))
+    if check_kind(args.quantize) is not None:
+        described = describe(source)
+        writer = QuantizedWriter(described.network, described.key_map, args.quantize)
+        work = partial(work, writer=writer)
+    written = work(source, args.target)
     files = sorted(path.name for path in written.iterdir())
     if args.json:
         print_json({"source": args.source, "folder": str(written), "files": files})

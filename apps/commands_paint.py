@@ -16,25 +16,27 @@ from tqdm import tqdm
 
 from ..blocks.errors import OptionError, PromptError
 from ..blocks.pictures import open_picture
+from ..blocks.planning import size_text
 from ..blocks.sampling import check_integer
 from ..janus.options import PaintOptions, picture_seeds
 from ..janus.sizes import painting_work
 from .defaults import DEFAULT_MODEL
-from .models import explain_memory, load_pipeline, size_text
+from .models import explain_memory, load_pipeline
 from .output import print_json, slug, write_new
 from .png import texts, typed, write_png
 
 if TYPE_CHECKING:
+    from ..janus.model import Parts
     from ..janus.pipeline import JanusPipeline
 
 _FOLDER = "out"
 
 
-def load_janus(model: str, args: argparse.Namespace) -> "JanusPipeline":
-    """The model, which must be able to paint; with its embedded label on stderr."""
+def load_janus(model: str, args: argparse.Namespace, parts: "Parts") -> "JanusPipeline":
+    """The model, which must be able to paint; with its embedded label on stderr. `parts` is what it takes."""
     from ..janus.pipeline import JanusPipeline
 
-    pipe = load_pipeline(model, args.device, args.dtype, paints=True)
+    pipe = load_pipeline(model, args.device, args.dtype, quantize=args.quantize, paints=True, parts=parts)
     assert isinstance(pipe, JanusPipeline)
     return pipe
 
@@ -53,7 +55,7 @@ def generate(args: argparse.Namespace) -> int:
     is_file = target.suffix.lower() == ".png" and not target.is_dir()
     if is_file and count > 1:
         raise OptionError(f"output is the file {target}, but {count} pictures are asked for; name a folder")
-    pipe = load_janus(args.model, args)
+    pipe = load_janus(args.model, args, "paint")
     pictures = _paint(pipe, args, given, count)
     width = len(str(count))
     files = []
@@ -118,7 +120,7 @@ def encode(args: argparse.Namespace) -> int:
     target = None if args.output is None else Path(args.output)
     if target is not None and target.suffix.lower() not in (".json", ".npy"):
         raise OptionError(f"output is {args.output!r}; accepted: a name that ends in .json or .npy")
-    pipe = load_janus(args.model, args)
+    pipe = load_janus(args.model, args, "all")
     codes = pipe.encode_image(picture)
     grid = pipe.model.config.grid
     found = {"model": args.model, "grid": list(grid), "codes": codes.tolist()}
@@ -146,7 +148,7 @@ def decode(args: argparse.Namespace) -> int:
     target = Path(args.output or f"{path.stem}.png")
     if target.suffix.lower() != ".png":
         raise OptionError(f"output is {args.output!r}; accepted: a name that ends in .png")
-    pipe = load_janus(model, args)
+    pipe = load_janus(model, args, "paint")
     expected = pipe.model.config.grid
     if grid is not None and tuple(grid) != expected:
         raise OptionError(f"{path} holds codes in a grid of {grid}; accepted by {model}: {list(expected)}")

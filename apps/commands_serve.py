@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from .defaults import DEFAULT_MODEL
+from .defaults import DEFAULT_MODEL, QUANTIZE_HELP
 
 _LOCAL = ("127.0.0.1", "::1", "localhost")
 
@@ -24,6 +24,7 @@ def add_serve(commands: Any, command: Callable[..., Any]) -> None:
     )
     parser.add_argument("--device", help="cpu, cuda, cuda:N or mps (default: the best there is)")
     parser.add_argument("--dtype", help="float32, bfloat16 or float16 (default: float32 on the CPU)")
+    parser.add_argument("--quantize", help=QUANTIZE_HELP)
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1)")
     parser.add_argument(
         "--port", type=int, default=8000, metavar="N", help="0 takes a free one (default: 8000)"
@@ -53,6 +54,6 @@ def serve(args: argparse.Namespace) -> int:
         print(f"note: without --api-key-file, anyone who reaches {args.host} may use it", file=sys.stderr)
     fleet = Fleet(options)
     for model in args.model or [DEFAULT_MODEL]:
-        fleet.load(model, args.device, args.dtype)
+        fleet.load(model, args.device, args.dtype, args.quantize)
     run(fleet, args.host, args.port, keys)
     return 0

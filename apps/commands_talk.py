@@ -48,7 +48,7 @@ def ask(args: argparse.Namespace) -> int:
         raise PromptError(f"there is a picture, {question}, but no question; write the question after it")
     options = _answer_options(args)
     pictures = [open_picture(path) for path in paths]
-    pipe = load_pipeline(args.model, args.device, args.dtype)
+    pipe = load_pipeline(args.model, args.device, args.dtype, quantize=args.quantize, parts="read")
     with explain_memory("answering", lambda: _advice(args.model)):
         answer = pipe.ask(pictures, question, stream=not args.json, **options)
         if not args.json:
@@ -102,7 +102,7 @@ def chat(args: argparse.Namespace) -> int:
     """0, or 2 where the input is no terminal and a line of it failed."""
     options = _answer_options(args)
     pictures = [open_picture(path) for path in args.image or ()]
-    pipe = load_pipeline(args.model, args.device, args.dtype)
+    pipe = load_pipeline(args.model, args.device, args.dtype, quantize=args.quantize, parts="read")
     conversation = Conversation(pipe, args.model, args.system, options)
     conversation.waiting += pictures
     interactive = sys.stdin.isatty()

@@ -2,3 +2,5 @@
 
 DEFAULT_MODEL = "janus-nano"
 """The embedded model that every command runs."""
+
+QUANTIZE_HELP = "int8 or int4 weights in the decoder (default: as the model's folder has them)"

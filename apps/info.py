@@ -11,13 +11,15 @@ from typing import Any
 
 import torch
 
-from ..blocks.checkpoint import TensorEntry, check, list_tensors
+from ..blocks.checkpoint import KeyMap, TensorEntry, check, list_tensors
 from ..blocks.checkpoint_files import weight_files
-from ..blocks.checkpoint_plan import wanted_tensors
 from ..blocks.errors import BifronsError
 from ..blocks.locate import locate
-from ..blocks.sizes import active_parameters, parameters_by_part, weight_bytes
-from .models import Described, describe, label, size_text
+from ..blocks.planning import size_text
+from ..blocks.quantize import fixed_dtypes, model_bytes, stored_keys, stored_kind, swap
+from ..blocks.quantized_weight import KINDS
+from ..blocks.sizes import active_parameters, parameters_by_part
+from .models import Described, describe, label
 
 BATCHES = (1, 4, 16)
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -39,7 +41,8 @@ def inspect_model(model: str) -> dict[str, Any]:
     entries: dict[str, TensorEntry] | None = None
     try:
         described = describe(folder)
-        found |= _architecture(described)
+        kind = stored_kind(folder)
+        found |= _architecture(described, kind)
     except BifronsError as error:
         found["errors"].append(str(error))
     try:
@@ -49,7 +52,7 @@ def inspect_model(model: str) -> dict[str, Any]:
         found["errors"].append(str(error))
     if described is not None and entries is not None:
         try:
-            report = check(described.network, entries, described.key_map(entries))
+            report = check(*_stored(described, entries, found.get("quantization")))
             tensors = {kind: list(getattr(report, kind)) for kind in TROUBLES}
             found["tensors"] = {"in_files": len(entries), **tensors, "unused": len(report.unused)}
         except BifronsError as error:
@@ -58,13 +61,29 @@ def inspect_model(model: str) -> dict[str, Any]:
     return found
 
 
-def _architecture(described: Described) -> dict[str, Any]:
+def _stored(
+    described: Described, entries: dict[str, TensorEntry], kind: str | None
+) -> tuple[torch.nn.Module, dict[str, TensorEntry], KeyMap]:
+    """What `check` compares; the network turns into what a quantized folder fills."""
+    key_map = described.key_map(entries)
+    if kind is not None:
+        swap(described.network, kind)
+        key_map = stored_keys(key_map, fixed_dtypes(described.network))
+    return described.network, entries, key_map
+
+
+def _architecture(described: Described, kind: str | None) -> dict[str, Any]:
     """What the config alone says: name, parameters, memory."""
     parts = parameters_by_part(described.network, described.parts)
     total = sum(parts.values())
     experts = parts.get(described.experts, 0) if described.experts else 0
-    sizes = [(name, tensor.numel()) for name, tensor in wanted_tensors(described.network).items()]
+
+    def weights(kind: str | None) -> dict[str, int]:
+        sizes = DTYPES.items()
+        return {n: model_bytes(described.network, dtype, kind, described.keep_float32) for n, dtype in sizes}
+
     return {
+        "quantization": kind,
         "family": described.family,
         "variant": described.variant,
         "model_type": described.model_type,
@@ -75,9 +94,8 @@ def _architecture(described: Described) -> dict[str, Any]:
             "parts": parts,
         },
         "memory": {
-            "weights": {
-                name: weight_bytes(sizes, dtype, described.keep_float32) for name, dtype in DTYPES.items()
-            },
+            "weights": weights(kind),
+            "quantized": {other: weights(other) for other in KINDS} if kind is None else {},
             "work": [
                 {
                     "work": work.name,
@@ -161,6 +179,9 @@ def _memory_lines(found: dict[str, Any]) -> Iterator[str]:
     yield f"\nMemory needed (context {found['context']:,} positions)"
     yield f"  {'':<40}{'float32':>20}{'bfloat16, float16':>20}"
     yield f"  {'weights':<40}{size_text(weights['float32']):>20}{size_text(weights['bfloat16']):>20}"
+    for kind, sizes in found["memory"]["quantized"].items():
+        columns = f"{size_text(sizes['float32']):>20}{size_text(sizes['bfloat16']):>20}"
+        yield f"  {f'weights with --quantize {kind}':<40}{columns}"
     yield "  and beside them: cache + activations (roughly)"
     for work in found["memory"]["work"]:
         name = f"{work['work']}, {work['positions']} positions" if work["batch"] == BATCHES[0] else ""

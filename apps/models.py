@@ -9,18 +9,17 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ..blocks.checkpoint import KeyMap, list_tensors
-from ..blocks.checkpoint_files import weight_files
+from ..blocks.checkpoint import KeyMap
 from ..blocks.config_files import read_json
 from ..blocks.decoder import DecoderConfig
-from ..blocks.device import resolve_device, resolve_dtype
+from ..blocks.device import resolve_device
 from ..blocks.errors import ConfigError, OptionError
 from ..blocks.locate import EMBEDDED, locate
-from ..blocks.memory import free_bytes
 from ..blocks.sizes import Work
 from .defaults import DEFAULT_MODEL
 
 if TYPE_CHECKING:
+    from ..janus.model import Parts
     from ..janus.pipeline import JanusPipeline
     from ..vl2.pipeline import VL2Pipeline
 
@@ -48,12 +47,18 @@ def label(folder: Path) -> str | None:
 
 
 def load_pipeline(
-    model: str, device: str | None = None, dtype: str | None = None, *, paints: bool = False
+    model: str,
+    device: str | None = None,
+    dtype: str | None = None,
+    *,
+    quantize: str | None = None,
+    paints: bool = False,
+    parts: "Parts" = "all",
 ) -> "Pipeline":
     """The pipeline of the model's family, loaded; tells an embedded model's label on stderr.
 
     With `paints`, a model that can't paint is an `OptionError`. So is one whose weights exceed the free
-    memory of the device, before anything is loaded.
+    memory of the device, before anything is loaded. `parts` is what of a Janus model the work takes.
     """
     folder = locate(model)
     family = family_of(folder)
@@ -64,34 +69,16 @@ def load_pipeline(
         )
     if note := label(folder):
         print(note, file=sys.stderr)
-    _refuse_too_large(model, folder, device, dtype)
+    if resolve_device(device).type == "meta":
+        raise OptionError("device 'meta' holds no numbers; accepted: cpu, cuda, cuda:N, mps")
     with explain_memory(f"loading {model}", lambda: f"`bifrons info {model}` tells what it needs"):
         if family == "Janus":
             from ..janus.pipeline import JanusPipeline
 
-            return JanusPipeline.from_pretrained(model, device, dtype)
+            return JanusPipeline.from_pretrained(model, device, dtype, quantize=quantize, parts=parts)
         from ..vl2.pipeline import VL2Pipeline
 
-        return VL2Pipeline.from_pretrained(model, device, dtype)
-
-
-def _refuse_too_large(model: str, folder: Path, device: str | None, dtype: str | None) -> None:
-    """Compare the weights with the free memory; the headers are read only where the files come near it."""
-    chosen = resolve_device(device)
-    kind = resolve_dtype(dtype, chosen)
-    if chosen.type == "meta":
-        raise OptionError("device 'meta' holds no numbers; accepted: cpu, cuda, cuda:N, mps")
-    free = free_bytes(chosen)
-    if sum(path.stat().st_size for path in weight_files(folder)) * 4 < free:
-        return
-    counts = [entry.nbytes // entry.dtype.itemsize for entry in list_tensors(folder).values()]
-    needed = sum(counts) * kind.itemsize
-    if needed > free:
-        half = f" ({size_text(sum(counts) * 2)} as bfloat16)" if kind.itemsize > 2 else ""
-        raise OptionError(
-            f"{model} needs {size_text(needed)} for its weights as {str(kind).removeprefix('torch.')} on "
-            f"{chosen}, where {size_text(free)} are free; accepted: what fits{half}"
-        )
+        return VL2Pipeline.from_pretrained(model, device, dtype, quantize=quantize)
 
 
 @contextmanager
@@ -107,18 +94,6 @@ def explain_memory(doing: str, advice: Callable[[], str]) -> Iterator[None]:
         if not any(sign in words for sign in ("out of memory", "can't allocate memory", "not enough memory")):
             raise
         raise OptionError(f"out of memory while {doing}; {advice()}") from error
-
-
-def size_text(count: int) -> str:
-    """Bytes for people, in powers of 1000: `4.18 GB`."""
-    if count < 1000:
-        return f"{count} B"
-    value, unit = count / 1000, "kB"
-    for larger in ("MB", "GB", "TB"):
-        if value < 999.5:
-            break
-        value, unit = value / 1000, larger
-    return f"{value:.3g} {unit}"
 
 
 @dataclass(frozen=True)

@@ -105,12 +105,15 @@ class Fleet:
         # Two: decoded pictures are large, and the engine needs the processor too.
         self._threads = ThreadPoolExecutor(2, thread_name_prefix="bifrons-prepare")
 
-    def load(self, model: str, device: str | None, dtype: str | None) -> Served:
+    def load(
+        self, model: str, device: str | None, dtype: str | None, quantize: str | None = None
+    ) -> Served:
         """Load a model and start its engine. Raises `BifronsError`."""
         name = public_name(model)
         if name in self.models:
             raise OptionError(f"two models are called {name}; accepted: models of different names")
-        served = Served(name, load_pipeline(model, device, dtype), self.options, label(locate(model)))
+        pipe = load_pipeline(model, device, dtype, quantize=quantize)
+        served = Served(name, pipe, self.options, label(locate(model)))
         self.models[name] = served
         return served
 

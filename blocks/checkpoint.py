@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from .absent import absent_parts
 from .checkpoint_files import TensorEntry, TensorReader, list_tensors, read_tensor
 from .checkpoint_plan import (
     KeyMap,
@@ -24,9 +25,12 @@ from .checkpoint_plan import (
     non_persistent_buffers,
     place,
     wanted_tensors,
+    without_parts,
 )
 from .checkpoint_write import write_safetensors
 from .errors import CheckpointError
+from .quantize import Quantization, fixed_dtypes, stored_keys, swap
+from .quantized_weight import QuantizedWeight
 
 __all__ = [
     "KeyMap",
@@ -59,21 +63,35 @@ def load_weights(
     progress: bool = True,
     keep_float32: Callable[[str], bool] = _never,
     entries: dict[str, TensorEntry] | None = None,
+    quantization: Quantization | None = None,
 ) -> Report:
     """Fills `model`, built on `meta`, from the checkpoint in `folder` and moves it to `device`.
 
     Floating tensors become `dtype` (None: what the file has), those whose parameter name
     `keep_float32` picks become float32; others stay what the file has. Parameters come without
     gradients. Buffers that are not saved (rotary tables) must be real already; they are moved only.
-    `entries` is what `list_tensors(folder)` gave, if it is at hand.
+    `entries` is what `list_tensors(folder)` gave, if it is at hand. Tensors of parts that are `Absent` are
+    passed over. With `quantization`, the weights that it concerns are quantized one by one as they come, from
+    the numbers of the file, or read as they are stored; `model` is plain when it is handed in.
 
-    Raises `CheckpointError`, with the model untouched, if anything is missing, unknown, misshapen or
+    Raises `CheckpointError`, with no weight loaded, if anything is missing, unknown, misshapen or
     there twice; later only if a file changes or can't be read any more. `progress` shows a bar on
     stderr when loading takes more than half a second.
     """
     for name, buffer in non_persistent_buffers(model):
         assert not buffer.is_meta, f"the buffer {name} is not saved, so it can't be on meta"
-    wanted = wanted_tensors(model)
+    key_map = without_parts(key_map, absent_parts(model))
+    quantized: dict[str, QuantizedWeight] = {}
+    if quantization is None:
+        wanted = wanted_tensors(model)
+    elif quantization.stored:
+        swap(model, quantization.kind)
+        wanted = wanted_tensors(model)
+        key_map = stored_keys(key_map, fixed_dtypes(model))
+    else:
+        wanted = wanted_tensors(model)
+        quantized = swap(model, quantization.kind)
+    fixed = fixed_dtypes(model)
     if entries is None:
         entries = list_tensors(folder)
     pieces, unknown, unused = place(entries.values(), key_map)
@@ -82,11 +100,13 @@ def load_weights(
         raise CheckpointError(f"{folder} does not fit this model: {report.summary()}")
 
     def want(piece: Piece) -> torch.dtype:
-        if not piece.entry.dtype.is_floating_point:
+        if not piece.entry.dtype.is_floating_point or piece.to.param in quantized:
             return piece.entry.dtype
+        if piece.to.param in fixed:
+            return fixed[piece.to.param]
         return torch.float32 if keep_float32(piece.to.param) else dtype or piece.entry.dtype
 
-    _stream(model, wanted, pieces, torch.device(device), want, progress)
+    _stream(model, wanted, pieces, torch.device(device), want, progress, quantized)
     for name, buffer in non_persistent_buffers(model):
         _assign(model, name, buffer.to(device))
     left = [name for name, tensor in wanted_tensors(model).items() if tensor.is_meta]
@@ -101,6 +121,7 @@ def _stream(
     device: torch.device,
     want: Callable[[Piece], torch.dtype],
     progress: bool,
+    quantized: dict[str, QuantizedWeight],
 ) -> None:
     """Reads all pieces in the order of the files; a parameter is assigned when its last piece is in."""
     queue = sorted((p for g in pieces.values() for p in g), key=lambda p: (str(p.entry.file), p.entry.offset))
@@ -126,7 +147,11 @@ def _stream(
                 left -= 1
                 open_params[param] = filled, left
             if left == 0:
-                _assign(model, param, filled)
+                if param in quantized:
+                    for leaf, buffer in quantized[param].encode(filled).items():
+                        setattr(quantized[param], leaf, buffer)
+                else:
+                    _assign(model, param, filled)
                 open_params.pop(param, None)
                 done.add(param)
             bar.update(piece.entry.nbytes)

@@ -107,6 +107,20 @@ def place(
     return pieces, unknown, unused
 
 
+def without_parts(key_map: KeyMap, prefixes: Iterable[str]) -> KeyMap:
+    """The key map of a model without the parts whose parameters begin so: their tensors count as unused."""
+    left_out = tuple(prefixes)
+
+    def find(name: str) -> Placement | tuple[Placement, ...] | None:
+        places = key_map(name)
+        if places is None:
+            return None
+        several = places if isinstance(places, tuple) else (places,)
+        return tuple(to for to in several if not to.param.startswith(left_out)) or None
+
+    return find if left_out else key_map
+
+
 def check(model: nn.Module, entries: dict[str, TensorEntry], key_map: KeyMap) -> Report:
     """Compares names and shapes of the file with the parameters and persistent buffers of `model`
     (usually on `meta`). Loads nothing and raises nothing: see `Report.ok` and `Report.summary()`."""
@@ -187,6 +201,7 @@ def _misfit(piece: Piece, target: Tensor) -> list[str]:
     same = torch.Size(shape).numel() == torch.Size(entry.shape).numel() if piece.to.reshape else False
     if list(entry.shape) != shape and not same:
         return [f"{entry.name}: {list(entry.shape)} in the file, {shape} in the model"]
-    if entry.dtype.is_floating_point != target.dtype.is_floating_point:
+    exact = not (entry.dtype.is_floating_point and target.dtype.is_floating_point)
+    if exact and entry.dtype != target.dtype:
         return [f"{entry.name}: {entry.dtype} in the file, {target.dtype} in the model"]
     return []

@@ -44,7 +44,7 @@ def write_safetensors(
     if len({spec[0] for spec in specs}) != len(specs):
         raise CheckpointError("two tensors to write have the same name")
     shards = _split(specs, max_shard_bytes)
-    total = sum(_nbytes(spec) for spec in specs)
+    total = sum(spec_bytes(spec) for spec in specs)
     names = ["model.safetensors"]
     if len(shards) > 1:
         names = [f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors" for i in range(len(shards))]
@@ -73,7 +73,8 @@ def write_safetensors(
     return [final for _, final in made]
 
 
-def _nbytes(spec: Spec) -> int:
+def spec_bytes(spec: Spec) -> int:
+    """What the tensor will take in a file."""
     return math.prod(spec[2]) * spec[3].itemsize
 
 
@@ -81,11 +82,11 @@ def _split(specs: list[Spec], limit: int) -> list[list[Spec]]:
     shards: list[list[Spec]] = [[]]
     size = 0
     for spec in specs:
-        if shards[-1] and size + _nbytes(spec) > limit:
+        if shards[-1] and size + spec_bytes(spec) > limit:
             shards.append([])
             size = 0
         shards[-1].append(spec)
-        size += _nbytes(spec)
+        size += spec_bytes(spec)
     # Wider numbers first keeps every tensor aligned to its own size; the sort is stable otherwise.
     return [sorted(shard, key=lambda spec: -spec[3].itemsize) for shard in shards]
 
@@ -126,7 +127,7 @@ def _write_shard(
             if flat.numel():
                 stream.write(flat.view(torch.uint8).numpy().data)
             del tensor, flat
-            on_bytes(_nbytes(spec))
+            on_bytes(spec_bytes(spec))
         stream.flush()
         os.fsync(stream.fileno())
 

@@ -7,6 +7,7 @@ and an expert, C tokens of a block.
 ragged groups, for devices that have one; `blocked` is made of ordinary batched products and never asks
 the device how many tokens an expert got. `pick_form` says which one serves where. `dense` is for training
 small models in captured steps: every expert computes every token, in shapes that never change.
+Quantized stacks go through `chosen_only`, which decodes the chosen experts alone, or through `blocked`.
 """
 
 from collections.abc import Callable
@@ -16,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .invariant import ROWS, exact, linear
+from .quantized_weight import Stack
 
 Form = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 """(x `[N, D]`, gate_up `[E, 2I, D]`, down `[E, D, I]`, chosen int64 `[N, K]`) -> outputs `[N, K, D]`."""
@@ -79,7 +81,19 @@ def grouped(x_ND: Tensor, gate_up: Tensor, down: Tensor, chosen_NK: Tensor) -> T
     return _unsort(out_PD if places_P is None else out_PD[places_P], order_P, chosen_NK)
 
 
-def blocked(x_ND: Tensor, gate_up: Tensor, down: Tensor, chosen_NK: Tensor) -> Tensor:
+def chosen_only(x_ND: Tensor, gate_up: Stack, down: Stack, chosen_NK: Tensor) -> Tensor:
+    """`looped` over quantized stacks and over the experts that were chosen: it asks which, so for the CPU."""
+    flat_P = chosen_NK.flatten()
+    pairs_PD = x_ND.repeat_interleave(chosen_NK.shape[1], dim=0)
+    out_PD = torch.zeros_like(pairs_PD)
+    for expert in flat_P.unique().tolist():
+        places = (flat_P == expert).nonzero()[:, 0]
+        hidden = _swiglu(gate_up.product(pairs_PD[places], expert))
+        out_PD = out_PD.index_copy(0, places, down.product(hidden, expert))
+    return out_PD.view(*chosen_NK.shape, -1)
+
+
+def blocked(x_ND: Tensor, gate_up: Tensor | Stack, down: Tensor | Stack, chosen_NK: Tensor) -> Tensor:
     """Pairs sorted by expert into blocks of at most C of one expert; a batched product over the blocks.
 
     The number of blocks is a bound that follows from the shapes alone, so that nothing waits for the device.

@@ -4,14 +4,16 @@ B rows, T positions, N = B * T tokens, D model width, E experts, G groups of exp
 """
 
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 from .errors import ConfigError
-from .experts import Form, pick_form
+from .experts import Form, blocked, chosen_only, pick_form
 from .feed_forward import FeedForward
 from .invariant import linear, row_sums, sigmoid
+from .quantized_weight import QuantizedWeight, Stack
 
 SCORING = ("softmax", "sigmoid")
 METHODS = ("greedy", "group_limited_greedy", "noaux_tc")
@@ -111,12 +113,15 @@ class Gate(nn.Module):
 
 
 class Experts(nn.Module):
-    """SwiGLU feed-forwards as stacked tensors: gate over up `[E, 2I, D]`, and down `[E, D, I]`.
+    """SwiGLU feed-forwards as stacked tensors: gate over up `[E, 2I, D]`, and down `[E, D, I]`, as parameters
+    or quantized.
 
-    `form` says how they are computed; None leaves it to `pick_form`.
+    `form` says how parameters are computed with; None leaves it to `pick_form`.
     """
 
     form: Form | None = None
+    gate_up: nn.Parameter | QuantizedWeight
+    down: nn.Parameter | QuantizedWeight
 
     def __init__(self, count: int, hidden_size: int, width: int) -> None:
         super().__init__()
@@ -128,13 +133,21 @@ class Experts(nn.Module):
 
     def forward(self, x_ND: Tensor, chosen_NK: Tensor, weights_NK: Tensor) -> Tensor:
         """The weighted sum of the chosen experts' outputs, `[N, D]` in the dtype of `x`."""
-        x, gate_up, down = x_ND, self.gate_up, self.down
+        if isinstance(self.gate_up, QuantizedWeight) and isinstance(self.down, QuantizedWeight):
+            stacks = Stack(self.gate_up, x_ND.dtype), Stack(self.down, x_ND.dtype)
+            form = chosen_only if x_ND.device.type == "cpu" else blocked
+            out_NKD = form(x_ND, *stacks, chosen_NK)
+        else:
+            out_NKD = self._full(x_ND, chosen_NK)
+        return (out_NKD.float() * weights_NK[..., None]).sum(1).to(x_ND.dtype)
+
+    def _full(self, x: Tensor, chosen_NK: Tensor) -> Tensor:
+        gate_up, down = cast(Tensor, self.gate_up), cast(Tensor, self.down)
         if torch.is_autocast_enabled(x.device.type):
             dtype = torch.get_autocast_dtype(x.device.type)
             x, gate_up, down = x.to(dtype), gate_up.to(dtype), down.to(dtype)
         form = self.form or pick_form(x, gate_up, chosen_NK.numel())
-        out_NKD = form(x, gate_up, down, chosen_NK)
-        return (out_NKD.float() * weights_NK[..., None]).sum(1).to(x_ND.dtype)
+        return form(x, gate_up, down, chosen_NK)
 
 
 class MoE(nn.Module):

@@ -5,7 +5,7 @@ losses and the kernels' work space.
 """
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -101,10 +101,3 @@ def active_parameters(config: DecoderConfig, total: int, experts: int) -> int:
     if config.moe is None:
         return total
     return total - experts + experts * config.moe.top_k // config.moe.num_experts
-
-
-def weight_bytes(
-    sizes: Iterable[tuple[str, int]], dtype: torch.dtype, keep_float32: Callable[[str], bool]
-) -> int:
-    """Memory of parameters, given as (name, count), loaded in `dtype`."""
-    return sum(count * (torch.float32 if keep_float32(name) else dtype).itemsize for name, count in sizes)

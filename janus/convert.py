@@ -8,25 +8,17 @@ an official `config.json`. One tensor, or one parameter with its pieces, is in m
 import json
 import os
 import shutil
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from ..blocks.checkpoint import (
-    Piece,
-    TensorEntry,
-    fill,
-    list_tensors,
-    progress_bar,
-    write_safetensors,
-)
+from ..blocks.checkpoint import TensorEntry, list_tensors, progress_bar, write_safetensors
 from ..blocks.checkpoint_files import TensorReader, weight_files
+from ..blocks.checkpoint_merge import QuantizedWriter, merged
 from ..blocks.checkpoint_plan import compare, place, wanted_tensors
-from ..blocks.checkpoint_write import Spec
+from ..blocks.checkpoint_write import Spec, spec_bytes
 from ..blocks.config_files import Section, read_json
 from ..blocks.errors import CheckpointError, ConfigError
 from ..blocks.siglip import SiglipConfig
@@ -47,14 +39,18 @@ _TOKENIZER_FILES = (
 
 
 def convert(
-    src: Path | str, dst: Path | str, progress: bool = True, max_shard_bytes: int = 5_000_000_000
+    src: Path | str,
+    dst: Path | str,
+    progress: bool = True,
+    max_shard_bytes: int = 5_000_000_000,
+    writer: QuantizedWriter | None = None,
 ) -> Path:
     """Writes the model folder `src` to the new folder `dst` in the original format; returns `dst`.
 
     `dst` appears only when it is complete. Accepted `model_type`s: `multi_modality`, `deepseek_vl_v2`
-    (rewritten as they are) and `janus` (renamed). Raises `CheckpointError` if `src` is damaged or does not
-    fit its config, if `dst` is not empty or lies inside `src`, or if it can't be written, and
-    `ConfigError` for a config of another kind.
+    (rewritten as they are) and `janus` (renamed). `writer` quantizes on the way. Raises
+    `CheckpointError` if `src` is damaged or does not fit its config, if `dst` is not empty or lies inside
+    `src`, or if it can't be written, and `ConfigError` for a config of another kind.
     """
     src, dst = Path(src), Path(dst).resolve()
     _check_places(src, dst)
@@ -71,7 +67,11 @@ def convert(
                 specs, files = _renamed(src, entries, reader)
             else:
                 specs, files = _unchanged(entries, reader), {}
-            total = sum(entry.nbytes for entry in entries.values())
+            if writer is not None:
+                specs = writer.specs(src, entries, reader)
+                config = files.get("config.json") or read_json(src / "config.json")
+                files["config.json"] = writer.config(config)
+            total = sum(map(spec_bytes, specs))
             with progress_bar(total, f"writing {dst.name}", progress) as bar:
                 write_safetensors(part, specs, max_shard_bytes, on_bytes=bar.update)
         for path in _kept_files(src, model_type):
@@ -128,7 +128,7 @@ def _renamed(
     report = compare(wanted, pieces, unknown, unused)
     if not report.ok:
         raise CheckpointError(f"{src} does not fit its config.json: {report.summary()}")
-    specs = list(_merged(wanted, pieces, reader))
+    specs = list(merged(wanted, pieces, reader))
     dtype = entries[pieces["language_model.model.embed_tokens.weight"][0].entry.name].dtype
     files = {
         "config.json": original_config(config, str(dtype).removeprefix("torch.")),
@@ -136,25 +136,6 @@ def _renamed(
         "preprocessor_config.json": _preprocessor_config(src, config),
     }
     return specs, files
-
-
-def _merged(
-    wanted: dict[str, Tensor], pieces: dict[str, list[Piece]], reader: TensorReader
-) -> Iterator[Spec]:
-    for param, target in wanted.items():
-        group = pieces[param]
-        dtype = group[0].entry.dtype
-        for piece in group[1:]:
-            dtype = torch.promote_types(dtype, piece.entry.dtype)
-
-        yield param, partial(_merge, group, target.shape, dtype, reader), tuple(target.shape), dtype
-
-
-def _merge(group: list[Piece], shape: torch.Size, dtype: torch.dtype, reader: TensorReader) -> Tensor:
-    whole = torch.empty(shape, dtype=dtype)
-    for piece in group:
-        fill(whole, piece, reader.read(piece.entry))
-    return whole
 
 
 # --- the official files --------------------------------------------------------------------------------

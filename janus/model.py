@@ -4,15 +4,29 @@ B rows, T positions, D decoder width, N pictures, P patches of a picture, S pict
 V text vocabulary, C codebook size. Module names are those of the official checkpoints.
 """
 
+from typing import Literal, get_args
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..blocks.absent import absent
 from ..blocks.decoder import Decoder
+from ..blocks.errors import OptionError
 from ..blocks.invariant import Linear
 from ..blocks.projector import MlpProjector
 from ..blocks.siglip import SiglipConfig, build_siglip
 from ..tokenizers.vq import VQModel
 from .config import JanusConfig
+
+Parts = Literal["all", "paint", "read"]
+"""What of a model is there: `paint` lacks the eye (SigLIP), the text head and the image tokenizer's encoder,
+`read` the image tokenizer, its embedding and its head."""
+
+
+def check_parts(parts: str) -> Parts:
+    if parts not in get_args(Parts):
+        raise OptionError(f"parts is {parts!r}; accepted: {', '.join(get_args(Parts))}")
+    return parts  # type: ignore[return-value]
 
 
 class VisionModel(nn.Module):
@@ -37,26 +51,32 @@ class ImageHead(nn.Module):
 
 
 class LanguageModel(nn.Module):
-    def __init__(self, config: JanusConfig) -> None:
+    def __init__(self, config: JanusConfig, *, reads: bool = True) -> None:
         super().__init__()
         self.model = Decoder(config.decoder)
-        self.lm_head = Linear(config.decoder.hidden_size, config.decoder.vocab_size, bias=False)
+        width, vocabulary = config.decoder.hidden_size, config.decoder.vocab_size
+        self.lm_head = (
+            Linear(width, vocabulary, bias=False) if reads else absent("the text head", "paint", "read")
+        )
 
 
 class JanusModel(nn.Module):
     """All parts of a Janus checkpoint. Embeddings go in and logits come out; loops live elsewhere."""
 
-    def __init__(self, config: JanusConfig) -> None:
+    def __init__(self, config: JanusConfig, parts: Parts = "all") -> None:
         super().__init__()
-        self.config = config
-        width = config.decoder.hidden_size
-        self.vision_model = VisionModel(config.vision)
-        self.aligner = MlpProjector(config.vision.width, width, config.aligner_depth)
-        self.gen_vision_model = VQModel(config.vq)
-        self.gen_aligner = MlpProjector(config.vq.code_dim, width, config.gen_aligner_depth)
-        self.gen_head = ImageHead(config)
-        self.gen_embed = nn.Embedding(config.vq.codebook_size, config.vq.code_dim)
-        self.language_model = LanguageModel(config)
+        self.config, self.parts = config, parts
+        width, eye_width, code_dim = config.decoder.hidden_size, config.vision.width, config.vq.code_dim
+        no_eye = absent("what reads pictures", parts, "read")
+        no_hand = absent("what paints", parts, "paint")
+        reads, paints = parts != "paint", parts != "read"
+        self.vision_model = VisionModel(config.vision) if reads else no_eye
+        self.aligner = MlpProjector(eye_width, width, config.aligner_depth) if reads else no_eye
+        self.gen_vision_model = VQModel(config.vq, encodes=reads) if paints else no_hand
+        self.gen_aligner = MlpProjector(code_dim, width, config.gen_aligner_depth) if paints else no_hand
+        self.gen_head = ImageHead(config) if paints else no_hand
+        self.gen_embed = nn.Embedding(config.vq.codebook_size, code_dim) if paints else no_hand
+        self.language_model = LanguageModel(config, reads=reads)
 
     @property
     def decoder(self) -> Decoder:

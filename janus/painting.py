@@ -10,12 +10,12 @@ from PIL import Image
 from torch import Tensor
 
 from ..blocks.generation import check_context, generate
-from ..blocks.kv_cache import KVCache
-from ..blocks.memory import rows_that_fit
+from ..blocks.planning import batch_that_fits
 from ..blocks.sampling import guide, sample
 from ..tokenizers.vq import to_uint8
 from .model import JanusModel
 from .options import PaintOptions
+from .sizes import painting_work
 
 Callback = Callable[[int, int, Tensor], None]
 
@@ -63,12 +63,11 @@ def paint(
     far, `[n, step]`; an exception from it stops the work.
     """
     total = model.config.num_codes
-    decoder, dtype = model.config.decoder, model.gen_embed.weight.dtype
+    weight = model.gen_embed.weight
     longest = max(len(ids) for ids in [*cond, *(uncond or ())])
-    check_context(longest, total, decoder.max_positions)
-    row_bytes = KVCache.row_bytes(longest + total, decoder.num_layers, decoder.cache_widths, dtype)
-    per_picture = (2 if uncond else 1) * row_bytes
-    size = rows_that_fit(per_picture, model.gen_embed.weight.device)
+    check_context(longest, total, model.config.decoder.max_positions)
+    work = painting_work(model.config, uncond is not None, longest)
+    size = batch_that_fits(work, weight.device, weight.dtype)
     done = []
     for start in range(0, len(cond), size):
         batch = slice(start, start + size)

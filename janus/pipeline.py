@@ -15,12 +15,14 @@ from ..blocks.device import resolve_device, resolve_dtype
 from ..blocks.errors import OptionError, PromptError
 from ..blocks.generation import check_context
 from ..blocks.locate import locate
+from ..blocks.planning import check_weights
+from ..blocks.quantize import pick_quantization
 from ..blocks.sampling import check_integer
 from ..tokenizers.text import TextTokenizer
 from . import painting, reading
 from .config import read_config, read_guidance
 from .keys import pick_key_map
-from .model import JanusModel
+from .model import JanusModel, Parts, check_parts
 from .options import PaintOptions, picture_seeds
 from .processor import JanusProcessor
 
@@ -48,20 +50,30 @@ class JanusPipeline(Conversing):
         device: str | torch.device | None = None,
         dtype: str | torch.dtype | None = None,
         *,
+        quantize: str | None = None,
+        parts: Parts = "all",
         progress: bool = True,
     ) -> "JanusPipeline":
         """Load a model folder, a hub id or an embedded model (`janus-nano`).
 
         `device` None takes CUDA, else MPS, else the CPU; `dtype` None takes float32 on the CPU and
-        bfloat16 on a GPU. `progress` shows a bar on stderr for loads of more than half a second.
-        Raises `CheckpointError` (or its `ConfigError`) when the files are not a whole Janus model.
+        bfloat16 on a GPU. `quantize` keeps the decoder's weights in `int8` or `int4`, quantized one by one as
+        they are read; a folder that holds them so needs no word of it. `parts` loads only what painting
+        (`paint`) or answering (`read`) takes; what needs the rest is then an `OptionError`.
+        `progress` shows a bar on stderr for loads of more than half a second.
+        Raises `CheckpointError` (or its `ConfigError`) when the files are not a whole Janus model, and
+        `OptionError` before anything is loaded where the weights exceed the free memory.
         """
         folder = locate(model)
+        quantization = pick_quantization(folder, quantize)
         chosen_device = resolve_device(device)
         config, model_type = read_config(folder)
         entries = list_tensors(folder)
         with torch.device("meta"):
-            network = JanusModel(config)
+            network = JanusModel(config, check_parts(parts))
+        kind = None if quantization is None else quantization.kind
+        chosen_dtype = resolve_dtype(dtype, chosen_device)
+        check_weights(str(model), network, chosen_device, chosen_dtype, kind)
         tokenizer = TextTokenizer.from_folder(folder)
         processor = JanusProcessor.from_folder(
             folder, tokenizer, config.vision.image_size, config.vision.num_patches
@@ -71,9 +83,10 @@ class JanusPipeline(Conversing):
             folder,
             pick_key_map(entries, model_type, config.tied),
             device=chosen_device,
-            dtype=resolve_dtype(dtype, chosen_device),
+            dtype=chosen_dtype,
             progress=progress,
             entries=entries,
+            quantization=quantization,
         )
         guidance_scale = read_guidance(folder)
         if guidance_scale is None:
@@ -82,11 +95,11 @@ class JanusPipeline(Conversing):
 
     @property
     def device(self) -> torch.device:
-        return self.model.gen_embed.weight.device
+        return self.model.decoder.embed_tokens.weight.device
 
     @property
     def dtype(self) -> torch.dtype:
-        return self.model.gen_embed.weight.dtype
+        return self.model.decoder.embed_tokens.weight.dtype
 
     def generate(
         self,

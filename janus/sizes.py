@@ -35,13 +35,13 @@ def variant(config: JanusConfig, folder: Path) -> str | None:
     return "Janus-Pro-1B" if f'"{PRO.user}"' in text else "Janus-1.3B"
 
 
-def painting_work(config: JanusConfig, guided: bool) -> Work:
-    """One picture; the VQ decoder then works on one picture after the other."""
+def painting_work(config: JanusConfig, guided: bool, prompt: int = PROMPT_TOKENS) -> Work:
+    """One picture of a prompt of so many tokens; the VQ decoder then works on one picture after the other."""
     return decoder_work(
         "picture, guided" if guided else "picture, guidance scale 1",
         config.decoder,
         config.vq.codebook_size,
-        PROMPT_TOKENS,
+        prompt,
         config.num_codes,
         rows=2 if guided else 1,
         once=_vq_activations(config),

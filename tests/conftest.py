@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from bifrons.apps.cli import main
 from hypothesis import settings
 from PIL import Image
 
@@ -17,6 +18,16 @@ settings.load_profile("bifrons")
 def janus_mini() -> Path:
     """Folder of the small checkpoint in Janus-Pro's format, with the reference's figures."""
     return Path(__file__).parent / "data" / "janus-mini"
+
+
+@pytest.fixture
+def bifrons_main() -> Callable[..., int]:
+    """`bifrons_main("info", folder)`: the status of one command."""
+
+    def run(*argv: object) -> int:
+        return main([str(word) for word in argv])
+
+    return run
 
 
 @pytest.fixture(scope="session")

@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..blocks.absent import absent
+
 
 @dataclass(frozen=True)
 class VQConfig:
@@ -183,13 +185,15 @@ class Codebook(nn.Module):
 class VQModel(nn.Module):
     """Encoder, codebook and decoder."""
 
-    def __init__(self, config: VQConfig) -> None:
+    def __init__(self, config: VQConfig, *, encodes: bool = True) -> None:
+        """Without `encodes` the encoder is absent, and pictures become no codes."""
         super().__init__()
         self.config = config
-        self.encoder = Encoder(config)
+        no_encoder = absent("the encoder of pictures", "paint", "all")
+        self.encoder = Encoder(config) if encodes else no_encoder
         self.decoder = Decoder(config)
         self.quantize = Codebook(config)
-        self.quant_conv = nn.Conv2d(config.z_channels, config.code_dim, 1)
+        self.quant_conv = nn.Conv2d(config.z_channels, config.code_dim, 1) if encodes else no_encoder
         self.post_quant_conv = nn.Conv2d(config.code_dim, config.z_channels, 1)
 
     def encode(self, pixels_BCHW: Tensor) -> Tensor:

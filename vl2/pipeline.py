@@ -15,6 +15,8 @@ from ..blocks.errors import PictureError, PromptError
 from ..blocks.generation import check_context
 from ..blocks.locate import locate
 from ..blocks.pictures import open_picture
+from ..blocks.planning import check_weights
+from ..blocks.quantize import pick_quantization
 from ..blocks.sampling import check_integer
 from ..tokenizers.text import TextTokenizer
 from . import reading
@@ -48,23 +50,31 @@ class VL2Pipeline(Conversing):
         device: str | torch.device | None = None,
         dtype: str | torch.dtype | None = None,
         *,
+        quantize: str | None = None,
         max_tiles: int | None = None,
         progress: bool = True,
     ) -> "VL2Pipeline":
         """Load a model folder, a hub id or an embedded model (`vl2-nano`).
 
         `device` None takes CUDA, else MPS, else the CPU; `dtype` None takes float32 on the CPU and
-        bfloat16 on a GPU. `max_tiles` replaces the folder's resolutions by all of at most so many local tiles
-        (the paper takes 18 for InfographicVQA). `progress` shows a bar on stderr for loads of more than half
-        a second. Raises `CheckpointError` (or its `ConfigError`) when the files are no whole VL2 model.
+        bfloat16 on a GPU. `quantize` keeps the decoder's weights, experts included, in `int8` or `int4`,
+        quantized one by one as they are read; a folder that holds them so needs no word of it. `max_tiles`
+        replaces the folder's resolutions by all of at most so many local tiles (the paper takes 18 for
+        InfographicVQA). `progress` shows a bar on stderr for loads of more than half a second. Raises
+        `CheckpointError` (or its `ConfigError`) when the files are no whole VL2 model, and `OptionError`
+        before anything is loaded where the weights exceed the free memory.
         """
         if max_tiles is not None:
             check_integer("max_tiles", max_tiles, low=1)
         folder = locate(model)
+        quantization = pick_quantization(folder, quantize)
         chosen_device = resolve_device(device)
         config = read_config(folder)
         with torch.device("meta"):
             network = VL2Model(config)
+        kind = None if quantization is None else quantization.kind
+        chosen_dtype = resolve_dtype(dtype, chosen_device)
+        check_weights(str(model), network, chosen_device, chosen_dtype, kind, keep_float32)
         tokenizer = TextTokenizer.from_folder(folder)
         processor = VL2Processor.from_folder(folder, tokenizer, config)
         if max_tiles is not None:
@@ -74,9 +84,10 @@ class VL2Pipeline(Conversing):
             folder,
             key_map,
             device=chosen_device,
-            dtype=resolve_dtype(dtype, chosen_device),
+            dtype=chosen_dtype,
             progress=progress,
             keep_float32=keep_float32,
+            quantization=quantization,
         )
         return cls(network.eval(), tokenizer, processor, str(model))
 

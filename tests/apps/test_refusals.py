@@ -14,6 +14,7 @@ import torch
 from bifrons import OptionError
 from bifrons.apps import models
 from bifrons.apps.commands_model import byte_count
+from bifrons.blocks import planning
 from bifrons.janus.pipeline import JanusPipeline
 from PIL import Image
 from safetensors.torch import load_file, save_file
@@ -288,9 +289,10 @@ def test_out_of_memory(refused, janus_mini, monkeypatch):
     monkeypatch.setattr(JanusPipeline, "generate", full)
     text = refused("generate", "x", "-m", janus_mini, "--device", "cpu")
     assert "out of memory while painting 1 pictures; each picture takes 756 kB of cache" in text
-    monkeypatch.setattr(models, "free_bytes", lambda device: 15_000_000)
+    monkeypatch.setattr(planning, "free_bytes", lambda device: 2_000_000)
     text = refused("ask", "x", "-m", janus_mini, "--device", "cpu")
-    assert "needs 21.2 MB for its weights as float32 on cpu, where 15 MB are free" in text
+    assert "needs 2.41 MB for its weights as float32 on cpu, where 2 MB are free; accepted" in text
+    assert "1.2 MB as bfloat16, 960 kB as bfloat16 with int8 weights, 862 kB as" in text
     monkeypatch.undo()
     monkeypatch.setattr(JanusPipeline, "from_pretrained", full)
     assert "out of memory while loading" in refused("ask", "x", "-m", janus_mini, "--device", "cpu")

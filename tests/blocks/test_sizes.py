@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from bifrons.blocks.sizes import parameters_by_part, weight_bytes
+from bifrons.blocks.sizes import parameters_by_part
 from bifrons.janus import sizes as janus_sizes
 from bifrons.janus.config import read_config
 from bifrons.janus.model import JanusModel
@@ -34,7 +34,6 @@ def test_every_parameter_is_in_a_part(janus, janus_mini):
     _, model = janus
     total = sum(parameter.numel() for parameter in model.parameters())
     assert sum(parameters_by_part(model, janus_sizes.PARTS).values()) == total
-    assert weight_bytes([("a", 10), ("keep", 10)], torch.bfloat16, lambda name: name == "keep") == 60
     vl2 = read_vl2(janus_mini.parent / "vl2-mini-noaux")
     with torch.device("meta"):
         vl2_model = VL2Model(vl2)

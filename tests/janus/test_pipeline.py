@@ -36,7 +36,7 @@ def test_rows_of_a_batch_equal_each_alone(pipe, options) -> None:
 
 def test_a_batch_split_by_memory_paints_the_same(pipe, monkeypatch) -> None:
     whole = codes(pipe, PROMPTS, seed=3)
-    monkeypatch.setattr(painting, "rows_that_fit", lambda *_: 2)
+    monkeypatch.setattr(painting, "batch_that_fits", lambda *_: 2)
     assert codes(pipe, PROMPTS, seed=3) == whole
 
 

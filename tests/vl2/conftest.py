@@ -17,6 +17,7 @@ DATA = Path(__file__).parent.parent / "data"
 class Case:
     """A loaded checkpoint, its figures, and its five conversations with their pictures in them."""
 
+    folder: Path
     pipe: VL2Pipeline
     figures: dict[str, Any]
     tensors: dict[str, Tensor]
@@ -35,7 +36,7 @@ def vl2_cases(parity_picture) -> dict[str, Case]:
             first = {**messages[0], "images": [pictures[number] for number in numbers]}
             conversations.append([first, *messages[1:]])
         pipe = VL2Pipeline.from_pretrained(folder, device="cpu")
-        cases[kind] = Case(pipe, figures, load_file(folder / "figures.safetensors"), conversations)
+        cases[kind] = Case(folder, pipe, figures, load_file(folder / "figures.safetensors"), conversations)
     return cases
 
 
