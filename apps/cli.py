@@ -12,6 +12,7 @@ from importlib import metadata
 from typing import Any
 
 from ..blocks.errors import BifronsError
+from .commands_bench import add_bench
 from .commands_serve import add_serve
 from .defaults import DEFAULT_MODEL, QUANTIZE_HELP
 from .demo_arguments import add_demo
@@ -64,6 +65,7 @@ def build_parser() -> argparse.ArgumentParser:
     for add in (_add_info, _add_convert):
         add(commands)
     add_eval(commands, _command, _add_json)
+    add_bench(commands, _command, _add_json)
     return parser
 
 
@@ -204,6 +206,10 @@ def _run(args: argparse.Namespace) -> int:
         from .commands_serve import serve
 
         return serve(args)
+    if args.command == "bench":
+        from .commands_bench import bench
+
+        return bench(args)
     if args.command == "eval":
         from .commands_eval import evaluate
 

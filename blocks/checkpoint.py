@@ -108,7 +108,7 @@ def load_weights(
 
     _stream(model, wanted, pieces, torch.device(device), want, progress, quantized)
     for name, buffer in non_persistent_buffers(model):
-        _assign(model, name, buffer.to(device))
+        assign(model, name, buffer.to(device))
     left = [name for name, tensor in wanted_tensors(model).items() if tensor.is_meta]
     assert not left, f"still on meta after loading: {left[:10]}"
     return report
@@ -151,7 +151,7 @@ def _stream(
                     for leaf, buffer in quantized[param].encode(filled).items():
                         setattr(quantized[param], leaf, buffer)
                 else:
-                    _assign(model, param, filled)
+                    assign(model, param, filled)
                 open_params.pop(param, None)
                 done.add(param)
             bar.update(piece.entry.nbytes)
@@ -168,7 +168,8 @@ def fill(whole: Tensor, piece: Piece, tensor: Tensor) -> None:
     region.copy_(tensor.view(region.shape))
 
 
-def _assign(model: nn.Module, name: str, tensor: Tensor) -> None:
+def assign(model: nn.Module, name: str, tensor: Tensor) -> None:
+    """Puts a tensor in the place of a parameter (then without gradients) or a buffer."""
     path, _, leaf = name.rpartition(".")
     module = model.get_submodule(path)
     if leaf in module._parameters:

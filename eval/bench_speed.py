@@ -1,0 +1,82 @@
+"""How fast a model of the released sizes works on this machine, beside what the memory allows and others.
+
+On CUDA whole pictures are painted. On the CPU a stated number of steps is measured instead, as a picture of
+a large model takes minutes there.
+"""
+
+import gc
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from ..blocks.device import resolve_device, resolve_dtype
+from ..blocks.errors import OptionError
+from ..blocks.quantize import check_kind
+from ..blocks.sampling import check_integer
+from ..janus.model import JanusModel
+from .bench_measure import Bench, Line, bandwidth, machine
+from .bench_models import pick_config, random_model
+from .bench_peers import bench_peers
+from .bench_work import Amount, bench_janus, bench_vl2, painting_limit
+
+DEFAULT_SIZE = {"janus": "1b", "vl2": "tiny"}
+
+
+@dataclass(frozen=True)
+class BenchOptions:
+    """What to measure. `layers` None is all; `steps` None is 16 on the CPU and 64 elsewhere."""
+
+    family: str
+    size: str
+    layers: int | None = None
+    batch: int = 1
+    steps: int | None = None
+    repeats: int = 5
+    device: str | None = None
+    dtype: str | None = None
+    quantize: str | None = None
+    peers: bool = False
+
+    def __post_init__(self) -> None:
+        check_integer("batch", self.batch, low=1)
+        check_integer("repeats", self.repeats, low=1)
+        if self.steps is not None:
+            check_integer("steps", self.steps, low=1, high=512)
+        check_kind(self.quantize)
+        if self.peers and self.family != "janus":
+            raise OptionError("peers are for janus: transformers has no DeepSeek-VL2; accepted: no --peers")
+
+
+def run_bench(options: BenchOptions, told: Callable[[Line], object]) -> dict[str, Any]:
+    """Measures, telling each line as it comes; returns everything as it goes into JSON. `OptionError` where
+    the model does not fit."""
+    config = pick_config(options.family, options.size, options.layers)
+    device = resolve_device(options.device)
+    dtype = resolve_dtype(options.dtype or ("bfloat16" if device.type == "cpu" else None), device)
+    found = {"machine": machine(device), "options": vars(options), "layers": config.decoder.num_layers}
+    found["dtype"] = str(dtype).removeprefix("torch.")
+    steps = options.steps or (16 if device.type == "cpu" else 64)
+    amount = Amount(steps, options.repeats, whole=device.type != "cpu")
+    found["bandwidth"] = speed = bandwidth(device)
+    bench = Bench(device, told)
+    model = random_model(config, device, dtype, options.quantize)
+    found["weights"] = sum(t.numel() * t.itemsize for t in [*model.parameters(), *model.buffers()])
+    if isinstance(model, JanusModel):
+        bench_janus(bench, model, options.batch, speed, amount)
+    else:
+        bench_vl2(bench, model, options.batch, speed, amount)
+    if options.peers:
+        # Theirs are held against the limit of plain weights, which they read.
+        assert isinstance(model, JanusModel)
+        plain = model.config
+        del model
+        gc.collect()
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
+        with torch.device("meta"):
+            limit = painting_limit(JanusModel(plain).to(dtype), options.batch, speed)
+        bench_peers(bench, plain, dtype, options.batch, limit, amount)
+    found["lines"] = [line.as_json() for line in bench.lines]
+    return found
