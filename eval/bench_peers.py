@@ -111,7 +111,8 @@ def _bench_llama(
         for _ in range(amount.steps):
             hidden = model(inputs_embeds=x, use_cache=True, **{cache_name: cache}).last_hidden_state[:, -1]
             logits = hand["head"](nn.functional.gelu(hand["up"](hidden))).float()
-            mixed = guide(*logits.chunk(2), _GUIDANCE)
+            cond, uncond = logits.chunk(2)
+            mixed = guide(cond, uncond, _GUIDANCE)
             tokens = torch.multinomial(mixed.softmax(-1), 1)[:, 0].repeat(2)
             x = hand["align2"](nn.functional.gelu(hand["align"](hand["embed"](tokens))))[:, None]
 
