@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from . import attend_one
 from .feed_forward import FeedForward
 from .invariant import Linear, attend
 from .kv_cache import KVCache
@@ -90,6 +91,9 @@ class Attention(nn.Module):
         k_BTHK = rotate(k.transpose(1, 2), step.rotary).transpose(1, 2)
         if step.cache is not None:
             k_BTHK, v = step.cache.write(self.layer, step.positions_BT, (k_BTHK, v))
+        if step.mask_B1TS is not None and attend_one.serves(q_BHTK, k_BTHK):
+            out_BHTK = attend_one.attend_one(q_BHTK, k_BTHK, v, step.mask_B1TS)
+            return self.o_proj(out_BHTK.transpose(1, 2).flatten(2))
         out_BHTK = attend(q_BHTK, k_BTHK.transpose(1, 2), v.transpose(1, 2), step.mask_B1TS)
         return self.o_proj(out_BHTK.transpose(1, 2).flatten(2))
 
