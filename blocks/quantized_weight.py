@@ -13,10 +13,10 @@ from math import gcd, prod
 from typing import cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .errors import OptionError
+from .invariant import linear
 
 KINDS = ("int8", "int4")
 GROUP = 64
@@ -76,7 +76,7 @@ def product(x: Tensor, codes: Tensor, scale: Tensor, zero: Tensor | None) -> Ten
         whole = codes.shape[0] % _WHOLE == 0 and codes.shape[1] % _WHOLE == 0
         if whole and 0 < rows <= _FEW_ROWS:
             return _int8_product(x.reshape(rows, -1).contiguous(), codes, scale).view(*x.shape[:-1], -1)
-    return F.linear(x, decode(codes, scale, zero, x.dtype))
+    return linear(x, decode(codes, scale, zero, x.dtype))
 
 
 class QuantizedWeight(nn.Module):

@@ -20,7 +20,7 @@ import torch
 
 from ..blocks.decoder import Decoder
 from ..blocks.device import synchronize
-from ..blocks.kv_cache import KVCache
+from ..blocks.kv_cache import KVCache, allocated_slots
 from ..blocks.moe import Experts
 
 _BUFFER = 1 << 29  # bytes: beyond any cache of a processor
@@ -142,7 +142,8 @@ def step_bytes(decoder: Decoder, heads: list[torch.nn.Module], rows: int, slots:
                 stacked = [*module.parameters(), *module.buffers()]
                 total -= idle * sum(t.numel() * t.itemsize for t in stacked)
     dtype = decoder.embed_tokens.weight.dtype
-    return total + rows * slots * KVCache.bytes_per_slot(config.num_layers, config.cache_widths, dtype)
+    span = KVCache.row_bytes(1, config.num_layers, config.cache_widths, dtype)
+    return total + rows * slots * span / allocated_slots(1)
 
 
 def reset_peak(device: torch.device) -> None:

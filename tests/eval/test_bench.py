@@ -81,7 +81,7 @@ def test_the_limit_counts_what_a_step_reads(janus_mini):
     model = random_model(config, torch.device("cpu"), torch.bfloat16, None)
     decoder = model.decoder
     weights = sum(t.numel() for name, t in wanted_tensors(decoder).items() if not name.startswith("embed"))
-    slot = KVCache.bytes_per_slot(2, config.decoder.cache_widths, torch.bfloat16)
+    slot = KVCache.row_bytes(32, 2, config.decoder.cache_widths, torch.bfloat16) // 32
     assert slot == 2 * 2 * 384 * 2
     head = model.gen_head
     expected = 2 * (weights + sum(p.numel() for p in head.parameters())) + 3 * 10 * slot
