@@ -18,8 +18,8 @@ from torch import Tensor
 
 from .questions import sample_question, sample_scene
 from .render import pack
-from .sentences import KINDS, article, sample_case
-from .world import Scene
+from .sentences import KINDS, article, enumeration, sample_case
+from .world import Scene, reading_order
 
 PAINT_MIX = {
     "single_object": 6,
@@ -104,9 +104,7 @@ def paint_shard(seed: int, encode: Encode, width: int) -> Arrays:
 
 def describe(scene: Scene) -> str:
     """The answer to "Describe the picture.": the things in reading order of their centres' rows."""
-    things = sorted(scene.things, key=lambda thing: (round(thing.y * 3), thing.x))
-    phrases = [article(f"{thing.color} {thing.shape}") for thing in things]
-    return phrases[0] if len(phrases) == 1 else f"{', '.join(phrases[:-1])} and {phrases[-1]}"
+    return enumeration([article(f"{thing.color} {thing.shape}") for thing in reading_order(scene)])
 
 
 DESCRIBE = (

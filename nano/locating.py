@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from random import Random
 
 from ..vl2.grounding import FULL, Box, format_boxes
-from .questions import clear_relation, strength, unique_things
-from .sentences import article, plural
+from .questions import UNCLEAR, clear_relation, strength, unique_things
+from .sentences import article, enumeration, plural
 from .world import (
     COLORS,
     HELD_OUT_COLORINGS,
@@ -20,6 +20,7 @@ from .world import (
     box_of,
     extent,
     is_held_out,
+    reading_order,
 )
 
 NOT_THERE = "It is not there."
@@ -27,7 +28,6 @@ NOT_THERE = "It is not there."
 
 KINDS = ("named", "related", "absent")
 
-_UNCLEAR = 0.25  # a relation is clearly false only below this normalised offset
 _SAID = {
     "left of": ("left of", "to the left of"),
     "right of": ("right of", "to the right of"),
@@ -104,7 +104,7 @@ def _related(scene: Scene, rng: Random) -> Search | None:
     shape, name = rng.choice(others), rng.choice(RELATIONS)
     things = [t for t in scene.things if t.shape == shape]
     found = tuple(t for t in things if clear_relation(t, b) == name)
-    if any(t not in found and strength(t, name, b) >= _UNCLEAR for t in things):
+    if any(t not in found and strength(t, name, b) >= UNCLEAR for t in things):
         return None
     colors = {t.color for t in found or things}
     tinted = len(colors) == 1 and rng.random() < 0.4
@@ -144,9 +144,9 @@ def sample_search(scene: Scene, rng: Random, kind: str | None = None) -> Search:
 
 def describe_with_boxes(scene: Scene) -> str:
     """A grounded caption: the things in reading order, each with its box."""
-    things = sorted(scene.things, key=lambda thing: (round(thing.y * 3), thing.x))
-    parts = [
-        format_boxes([Box(article(f"{t.color} {t.shape}"), 0, 0, 0, 0, normalized_box(t, scene.aspect))])
-        for t in things
-    ]
-    return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"
+
+    def boxed(thing: Thing) -> str:
+        name = article(f"{thing.color} {thing.shape}")
+        return format_boxes([Box(name, 0, 0, 0, 0, normalized_box(thing, scene.aspect))])
+
+    return enumeration([boxed(thing) for thing in reading_order(scene)])

@@ -37,7 +37,7 @@ PLACES = (
 )
 
 _MARGIN = 0.04  # a centre this close to a line of the grid has no clear place
-_UNCLEAR = 0.25  # a relation is clearly false only below this normalised offset
+UNCLEAR = 0.25  # a relation is clearly false only below this normalised offset
 _AT = {"left": "on the left", "right": "on the right", "center": "in the center"}
 _SIDE = {"left of": "left", "right of": "right", "above": "above", "below": "below"}
 
@@ -143,7 +143,7 @@ def _what(scene: Scene, rng: Random) -> list[_Draft]:
         out.append(_draft(texts, thing.shape, _pair(thing)))
     for b in unique_things(scene):
         for name in RELATIONS:
-            near = [a for a in things if a is not b and strength(a, name, b) > _UNCLEAR]
+            near = [a for a in things if a is not b and strength(a, name, b) > UNCLEAR]
             if len(near) == 1 and clear_relation(near[0], b) == name:
                 texts = (f"What is {name} the {b.shape}?", f"Which shape is {name} the {b.shape}?")
                 out.append(
@@ -282,7 +282,7 @@ def _claims(scene: Scene, rng: Random, yes: bool) -> list[_Draft]:
             if a is b:
                 continue
             true = clear_relation(a, b)
-            names = [true] if yes else [name for name in RELATIONS if strength(a, name, b) < _UNCLEAR]
+            names = [true] if yes else [name for name in RELATIONS if strength(a, name, b) < UNCLEAR]
             if true is None:
                 continue
             name = rng.choice(names)

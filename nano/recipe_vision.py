@@ -6,7 +6,6 @@ hold the answers; else it would have to find them through the few words of the a
 """
 
 import argparse
-from random import Random
 from typing import ClassVar
 
 import torch
@@ -17,10 +16,8 @@ from torch import Tensor, nn
 from ..blocks.siglip import SiglipConfig, build_siglip
 from .janus_spec import SIDE
 from .janus_spec import tower_config as janus_tower
-from .questions import sample_scene
-from .recipe_vq import OFF_LATTICE, jitter, to_pixels
+from .recipe_vq import OFF_LATTICE, jitter, sample_scenes, to_pixels
 from .render import pack, render_packed
-from .sentences import KINDS, sample_case
 from .trainer import Run, Trainer, initialise
 from .vision_labels import NOTHING, Views, label_patches
 from .vl2_spec import TILES, tower_config
@@ -66,15 +63,6 @@ def vision_losses(seer: Seer, packed: dict[str, Tensor], pixels: Tensor, views: 
     }
 
 
-def sample_packed(rng: Random, count: int) -> dict[str, Tensor]:
-    """Packed scenes: half those of sentences, half with things of any kind."""
-    scenes = [
-        sample_scene(rng) if i % 2 else sample_case(rng.choice((*KINDS, "mixed")), rng).scene
-        for i in range(count)
-    ]
-    return pack(scenes)
-
-
 class SeerTrainer(Trainer[Seer]):
     """Pictures of a pool of scenes, rendered anew with small changes of place, size."""
 
@@ -86,7 +74,7 @@ class SeerTrainer(Trainer[Seer]):
         super().__init__(run)
         config, self.views = TOWERS[tower]
         self.batch = batch
-        pool = sample_packed(Random(run.seed), scenes)
+        pool = pack(sample_scenes(run.seed, scenes))
         self.pool = {k: v if v.ndim == 0 else v.to(run.device) for k, v in pool.items()}
         self.say(f"{scenes} scenes")
         seer = Seer(config).to(run.device)

@@ -100,8 +100,9 @@ def _related(a: str, name: str, b: str, rng: Random) -> list[str]:
     return [f"{a} {over[0]} {b}", f"{a} {over[1]} {b}", f"{b} with {a} {name} it", f"{b} and, {name} it, {a}"]
 
 
-def _list(phrases: Sequence[str]) -> str:
-    return f"{', '.join(phrases[:-1])} and {phrases[-1]}"
+def enumeration(phrases: Sequence[str]) -> str:
+    """ "a", "a and b", "a, b and c"."""
+    return phrases[0] if len(phrases) == 1 else f"{', '.join(phrases[:-1])} and {phrases[-1]}"
 
 
 def _row(tag: str, prompt: str, include: list[dict[str, Any]], count: int | None = None) -> dict[str, Any]:
@@ -272,8 +273,8 @@ def _mixed(rng: Random, split: str, aspect: float) -> Case:
     shapes = rng.sample(SHAPES, rng.randint(3, 4))
     colors = sample_colors(rng, shapes, split)
     pairs = list(zip(shapes, colors, strict=True))
-    one = _list([f"one {c} {s}" for s, c in pairs])
-    prompt = _word(_list([article(f"{c} {s}") for s, c in pairs]), (one,), rng)
+    one = enumeration([f"one {c} {s}" for s, c in pairs])
+    prompt = _word(enumeration([article(f"{c} {s}") for s, c in pairs]), (one,), rng)
     row = _row("mixed", prompt, [{"class": s, "count": 1, "color": c} for s, c in pairs])
     return Case(row, _place_clean(rng, shapes, colors, split, aspect))
 

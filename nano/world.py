@@ -30,6 +30,7 @@ __all__ = [
     "is_held_out",
     "offset",
     "place",
+    "reading_order",
     "relation",
     "sample_colors",
 ]
@@ -103,6 +104,11 @@ def box_of(thing: Thing) -> Box:
     w, h = EXTENTS[thing.shape]
     dx, dy = w * thing.size / 2, h * thing.size / 2
     return thing.x - dx, thing.y - dy, thing.x + dx, thing.y + dy
+
+
+def reading_order(scene: Scene) -> list[Thing]:
+    """The things row by row (a row is a third of the shorter side), each row from left to right."""
+    return sorted(scene.things, key=lambda thing: (round(thing.y * 3), thing.x))
 
 
 def offset(a_box: Box, b_box: Box) -> tuple[float, float]:
