@@ -27,6 +27,8 @@ def orthogonalize(matrices: Tensor) -> Tensor:
 class Muon(torch.optim.Optimizer):
     """Momentum, orthogonalised (matrices of one shape in one batch), with decoupled weight decay.
 
+    A parameter of three dimensions is a stack of matrices: experts.
+
     The update is scaled by 0.2 sqrt(max(rows, columns)), so that its size is AdamW's and both share one
     learning rate (Liu et al. 2025, "Muon is Scalable for LLM Training", eq. 4).
     """
@@ -59,17 +61,18 @@ class Muon(torch.optim.Optimizer):
             momentum.lerp_(param.grad, 1 - group["momentum"])
             updates.append(param.grad.lerp(momentum, group["momentum"]))  # Nesterov's look ahead
         # The rate may be a tensor: a captured step then reads its value of the day.
-        scale = group["lr"] * 0.2 * max(shape) ** 0.5
+        scale = group["lr"] * 0.2 * max(shape[-2:]) ** 0.5
         targets: list[Tensor] = list(params)
-        steps = orthogonalize(torch.stack(updates)).mul_(scale)
+        stacked = torch.stack(updates)
+        steps = orthogonalize(stacked.flatten(0, -3)).view_as(stacked).mul_(scale)
         torch._foreach_mul_(targets, torch.as_tensor(1 - group["lr"] * group["weight_decay"]))
         torch._foreach_sub_(targets, list(steps))
 
 
 def split_parameters(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
-    """(matrices of transformer blocks, for Muon; everything else, for AdamW)."""
+    """(matrices of transformer blocks, for Muon; everything else, also the gates of experts, for AdamW)."""
     matrices, rest = [], []
     for name, param in model.named_parameters():
-        inside = ".layers." in name or ".blocks." in name
-        (matrices if inside and param.ndim == 2 and "aligner" not in name else rest).append(param)
+        inside = (".layers." in name or ".blocks." in name) and ".gate." not in name
+        (matrices if inside and param.ndim in (2, 3) and "aligner" not in name else rest).append(param)
     return matrices, rest

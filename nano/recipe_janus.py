@@ -28,11 +28,11 @@ from .recipe_vq import OFF_LATTICE, jitter, to_pixels
 from .render import render_packed
 from .trainer import Run, Trainer, initialise
 
-PAINT_ROWS, READ_ROWS = 192, 64
+PAINT_ROWS, READ_ROWS = 176, 80
 BLANK = 0.1
 REPAINTED = 0.25
 PEAK_RATE = 3.5e-3
-READ_WEIGHT = 0.5
+READ_WEIGHT = 0.7
 
 
 def paint_inputs(model: JanusModel, rows: Examples, codes_BT: Tensor, pad_id: int) -> Tensor:
@@ -66,12 +66,16 @@ def read_inputs(model: JanusModel, rows: Examples, pixels: Tensor, image_at: int
 
 @torch.no_grad()
 def encode_all(model: JanusModel, scenes: dict[str, Tensor], device: str) -> Tensor:
-    """Codes of packed scenes, int16 `[N, T]`."""
+    """Codes of packed scenes, int16 `[N, T]`.
+
+    On a plain background several codes fit almost alike, and rounding
+    decides: so they are made in bfloat16 on every device.
+    """
     parts = []
     for start in range(0, len(scenes["shape"]), 1024):
         chunk = {k: v if v.ndim == 0 else v[start : start + 1024] for k, v in scenes.items()}
         pixels = to_pixels(render_packed(chunk, SIDE, device)).contiguous(memory_format=torch.channels_last)
-        with torch.autocast("cuda", torch.bfloat16, enabled=device.startswith("cuda")):
+        with torch.autocast(device, torch.bfloat16):
             parts.append(model.gen_vision_model.encode(pixels).short())
     return torch.cat(parts)
 
@@ -96,10 +100,7 @@ class JanusTrainer(Trainer[JanusModel]):
         config, _ = read_config(folder)
         turns = TurnEncoder(folder)
         self.image_at, self.pad_id = turns.image_at, turns.processor.pad_id
-        model = new_model(config, folder).to(device)
-        if start is not None:
-            begun = JanusPipeline.from_pretrained(start, "cpu", "float32")
-            model.load_state_dict(begun.model.state_dict())
+        model = new_model(config, folder, start).to(device)
         vq = model.gen_vision_model.requires_grad_(False)
         vq.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
         self.paint = load_examples(folder / EXAMPLES, "paint").to(device)
@@ -129,13 +130,18 @@ class JanusTrainer(Trainer[JanusModel]):
             }
 
 
-def new_model(config: JanusConfig, folder: Path) -> JanusModel:
-    """Fresh weights, the trained image tokenizer and, where the folder has one, a tower taught beforehand."""
+def new_model(config: JanusConfig, folder: Path, start: Path | None = None) -> JanusModel:
+    """Fresh weights and the folder's trained image tokenizer, or all the weights of `start`; where the folder
+    has a tower that was taught beforehand, that one."""
     model = JanusModel(config)
-    initialise(model, config.decoder.num_layers, skip="gen_vision_model.")
-    nn.init.normal_(model.gen_embed.weight, std=1.0)
-    vq = load_file(folder / "vq.safetensors")
-    model.gen_vision_model.load_state_dict({k: v.float() for k, v in vq.items()})
+    if start is not None:
+        begun = JanusPipeline.from_pretrained(start, "cpu", "float32")
+        model.load_state_dict(begun.model.state_dict())
+    else:
+        initialise(model, config.decoder.num_layers, skip="gen_vision_model.")
+        nn.init.normal_(model.gen_embed.weight, std=1.0)
+        vq = load_file(folder / "vq.safetensors")
+        model.gen_vision_model.load_state_dict({k: v.float() for k, v in vq.items()})
     if (folder / TOWER).exists():
         model.vision_model.vision_tower.load_state_dict(load_file(folder / TOWER))
     return model

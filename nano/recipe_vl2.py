@@ -20,6 +20,7 @@ from ..vl2.config import read_config
 from ..vl2.keys import keep_float32, official_tensors
 from ..vl2.model import VL2Model
 from ..vl2.pipeline import VL2Pipeline
+from .constants import constant
 from .datasets import Examples, answer_loss, load_examples
 from .janus_spec import SIDE
 from .recipe_data import EXAMPLES
@@ -58,7 +59,7 @@ def draw_frames(pixels_P3HW: Tensor, frames_P4: Tensor) -> Tensor:
     outer = inside(1, 0)[:, :, None] & inside(0, 0)[:, None]
     inner = inside(1, FRAME_PIXELS)[:, :, None] & inside(0, FRAME_PIXELS)[:, None]
     there = (frames_P4[:, 2] > 0)[:, None, None]
-    red = pixels_P3HW.new_tensor(FRAME)[:, None, None]
+    red = constant(FRAME, pixels_P3HW.device)[:, None, None]
     return torch.where((outer & ~inner & there)[:, None], red, pixels_P3HW)
 
 

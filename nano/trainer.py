@@ -34,6 +34,8 @@ class Run:
     seed: int = 0
     device: str = "cpu"
     graph: bool = True
+    peak_rate: float | None = None
+    """Of learning; None is the recipe's own."""
 
     @staticmethod
     def add_arguments(parser: argparse.ArgumentParser, folder: str, seconds: float) -> None:
@@ -43,12 +45,14 @@ class Run:
             "--wall", type=float, default=1e9, help="seconds for everything; shortens the schedule"
         )
         parser.add_argument("--no-graph", action="store_true", help="launch every kernel by itself")
+        parser.add_argument("--peak-rate", type=float, help="of learning; the recipe's own by default")
         parser.add_argument("--seed", type=int, default=0)
         parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
 
     @classmethod
     def of(cls, args: argparse.Namespace) -> "Run":
-        return cls(args.folder, args.seconds, args.wall, args.seed, args.device, not args.no_graph)
+        graph = not args.no_graph
+        return cls(args.folder, args.seconds, args.wall, args.seed, args.device, graph, args.peak_rate)
 
 
 class Trainer(Generic[M]):
@@ -175,6 +179,7 @@ class Trainer(Generic[M]):
         save_file(weights, self.folder / "model.safetensors", {"format": "pt"})
 
     def run(self) -> None:
+        peak_rate = self.run_settings.peak_rate or self.peak_rate
         step = self.prepare()
         self.resume()
         torch.manual_seed(self.run_settings.seed + 1000 * self.step)
@@ -183,7 +188,7 @@ class Trainer(Generic[M]):
         self.clock.seconds = min(self.clock.seconds, self.clock.spent + left)
         self.say(f"ready to train for {self.clock.seconds - self.clock.spent:.0f}s")
         while self.clock.progress < 1:
-            self.rate.fill_(self.clock.learning_rate(self.peak_rate))
+            self.rate.fill_(self.clock.learning_rate(peak_rate))
             self.average.age(self.step)
             shown = step()
             self.step += 1

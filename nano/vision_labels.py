@@ -11,12 +11,15 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
+from .constants import constant
 from .shapes import EXTENTS, SHAPES
 from .world import COLORS
 
 NOTHING = len(SHAPES)
 """The class of a patch that shows no thing."""
 
+_EXTENTS = tuple(tuple(EXTENTS[name]) for name in SHAPES)
+_PALETTE = tuple(tuple(map(float, color)) for color in COLORS.values())
 _LEAST = 0.1  # a box that covers less of a patch than this does not count as shown there
 
 
@@ -38,13 +41,13 @@ class Views:
         return self.side // self.patch
 
     @property
-    def frames(self) -> Tensor:
-        """The part of the picture that each view shows, in units of its side: float32 `[V, 4]`."""
+    def frames(self) -> tuple[tuple[float, ...], ...]:
+        """The part of the picture that each of the V views shows, x0, y0, x1, y1 in units of its side."""
         whole = [(0.0, 0.0, 1.0, 1.0)]
         step = 1 / self.grid if self.grid else 0.0
         for row in range(self.grid):
             whole += [(c * step, row * step, (c + 1) * step, (row + 1) * step) for c in range(self.grid)]
-        return torch.tensor(whole)
+        return tuple(whole)
 
     def cut(self, pixels_B3HW: Tensor) -> Tensor:
         """Pictures in -1..1 as views `[B, V, 3, S, S]`, as the model's processor makes them."""
@@ -70,7 +73,7 @@ class Labels:
 
 def boxes_of(packed: dict[str, Tensor]) -> Tensor:
     """Boxes of packed scenes (see `render.pack`), float32 `[B, K, 4]`; empty where there is no thing."""
-    extents = torch.tensor([EXTENTS[name] for name in SHAPES], device=packed["place"].device)
+    extents = constant(_EXTENTS, packed["place"].device)
     place = packed["place"].float()
     half = extents[packed["shape"].long()] * place[..., 2:] / 2
     return torch.cat((place[..., :2] - half, place[..., :2] + half), dim=-1)
@@ -78,14 +81,14 @@ def boxes_of(packed: dict[str, Tensor]) -> Tensor:
 
 def color_numbers(packed: dict[str, Tensor]) -> Tensor:
     """Index into COLORS of each thing, int64 `[B, K]`: the nearest."""
-    palette = torch.tensor(list(COLORS.values()), device=packed["color"].device, dtype=torch.float32)
+    palette = constant(_PALETTE, packed["color"].device)
     return (packed["color"].float()[:, :, None] - palette).square().sum(-1).argmin(-1)
 
 
 def label_patches(packed: dict[str, Tensor], views: Views) -> Labels:
     """What each patch of each view shows: the thing whose box covers most of it."""
     boxes_BK4 = boxes_of(packed)
-    frames_V4 = views.frames.to(boxes_BK4.device)
+    frames_V4 = constant(views.frames, boxes_BK4.device)
     start, span = frames_V4[:, :2].repeat(1, 2), (frames_V4[:, 2:] - frames_V4[:, :2]).repeat(1, 2)
     inside_BVK4 = ((boxes_BK4[:, None] - start[:, None]) / span[:, None]).clamp(0, 1)
     edges = torch.arange(views.patches, device=boxes_BK4.device) / views.patches

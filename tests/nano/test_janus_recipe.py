@@ -34,7 +34,7 @@ def test_a_step_changes_all_but_the_tokenizer_and_loads(folder):
     before = {k: v.clone() for k, v in trainer.model.state_dict().items()}
     trainer.rate.fill_(1e-3)
     losses = trainer.update()
-    assert losses["paint"] < 2  # it began with trained weights: fresh ones give log(2048) = 7.6
+    assert losses["paint"] < 5  # it began with trained weights: fresh ones give log(2048) = 7.6
     for name, tensor in trainer.model.state_dict().items():
         assert torch.equal(tensor, before[name]) == name.startswith(VQ), name
     trainer.save()
