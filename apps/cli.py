@@ -14,7 +14,7 @@ from typing import Any
 from ..blocks.errors import BifronsError
 from .commands_bench import add_bench
 from .commands_serve import add_serve
-from .defaults import DEFAULT_MODEL, QUANTIZE_HELP
+from .defaults import DEFAULT_FINDER, DEFAULT_MODEL, QUANTIZE_HELP
 from .demo_arguments import add_demo
 from .eval_arguments import add_eval
 
@@ -56,7 +56,7 @@ def build_parser() -> argparse.ArgumentParser:
         prog="bifrons",
         description="Paint pictures from text and ask about pictures, with Janus-Pro and DeepSeek-VL2.",
     )
-    parser.add_argument("--version", action="version", version=f"bifrons {metadata.version('bifrons')}")
+    parser.add_argument("--version", action="version", version=f"bifrons {_version()}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for add in (_add_generate, _add_ask, _add_chat, _add_locate, _add_encode, _add_decode):
         add(commands)
@@ -67,6 +67,13 @@ def build_parser() -> argparse.ArgumentParser:
     add_eval(commands, _command, _add_json)
     add_bench(commands, _command, _add_json)
     return parser
+
+
+def _version() -> str:
+    try:
+        return metadata.version("bifrons")
+    except metadata.PackageNotFoundError:  # a folder on the path
+        return "(not installed)"
 
 
 def _command(commands: Any, name: str, text: str, defaults: Callable[[], type] | None = None) -> Any:
@@ -155,7 +162,7 @@ def _add_locate(commands: Any) -> None:
     parser = _command(commands, "locate", "find in a picture what a phrase names (DeepSeek-VL2)")
     parser.add_argument("image", metavar="IMAGE", help="the file of a picture")
     parser.add_argument("phrase", metavar="PHRASE", help="what to look for, such as: the red star")
-    _add_model(parser, None, "required")
+    _add_model(parser, DEFAULT_FINDER, f"default: {DEFAULT_FINDER}")
     parser.add_argument("-o", "--output", metavar="FILE", help="a .png for the picture with the boxes drawn")
     _add_json(parser)
 

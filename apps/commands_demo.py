@@ -9,7 +9,7 @@ from .demo_models import embedded_models, load_models
 def demo(args: argparse.Namespace) -> int:
     if not 0 < args.port < 65536:
         raise OptionError(f"port is {args.port}; accepted: 1 to 65535")
-    models = load_models(args.model or embedded_models(), args.device, args.dtype)
+    models = load_models(args.model or embedded_models(), args.device, args.dtype, args.quantize)
     from .demo import serve
 
     serve(models, args.host, args.port, args.share)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from .defaults import DEFAULT_MODEL, QUANTIZE_HELP
+from .defaults import DEFAULT_FINDER, DEFAULT_MODEL, QUANTIZE_HELP
 
 _LOCAL = ("127.0.0.1", "::1", "localhost")
 
@@ -20,7 +20,7 @@ def add_serve(commands: Any, command: Callable[..., Any]) -> None:
         action="append",
         metavar="MODEL",
         help="a folder, a hub id (owner/name) or an embedded model; may be given again "
-        f"(default: {DEFAULT_MODEL})",
+        f"(default: {DEFAULT_MODEL} and {DEFAULT_FINDER})",
     )
     parser.add_argument("--device", help="cpu, cuda, cuda:N or mps (default: the best there is)")
     parser.add_argument("--dtype", help="float32, bfloat16 or float16 (default: float32 on the CPU)")
@@ -53,7 +53,7 @@ def serve(args: argparse.Namespace) -> int:
     if keys is None and args.host not in _LOCAL:
         print(f"note: without --api-key-file, anyone who reaches {args.host} may use it", file=sys.stderr)
     fleet = Fleet(options)
-    for model in args.model or [DEFAULT_MODEL]:
+    for model in args.model or [DEFAULT_MODEL, DEFAULT_FINDER]:
         fleet.load(model, args.device, args.dtype, args.quantize)
     run(fleet, args.host, args.port, keys)
     return 0

@@ -68,7 +68,9 @@ def embedded_models() -> list[str]:
     return found
 
 
-def load_models(names: Sequence[str], device: str | None = None, dtype: str | None = None) -> list[Served]:
+def load_models(
+    names: Sequence[str], device: str | None = None, dtype: str | None = None, quantize: str | None = None
+) -> list[Served]:
     """The models, each once, by name, folder or hub id; an `OptionError` where two would look alike."""
     served: list[Served] = []
     for name in dict.fromkeys(names):
@@ -76,7 +78,7 @@ def load_models(names: Sequence[str], device: str | None = None, dtype: str | No
         shown = folder.resolve().name if Path(name).expanduser().is_dir() else name
         if any(shown == other.name for other in served):
             raise OptionError(f"two models are called {shown}; accepted: models with different names")
-        served.append(Served(shown, load_pipeline(name, device, dtype), label(folder)))
+        served.append(Served(shown, load_pipeline(name, device, dtype, quantize=quantize), label(folder)))
     return served
 
 

@@ -88,11 +88,12 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=20_000)
     parser.add_argument("--guidance-scale", type=float, nargs="+", default=None)
     parser.add_argument("--temperature", type=float, default=1.0)
-    parser.add_argument("--device")
+    for name in ("--device", "--dtype", "--quantize"):
+        parser.add_argument(name)
     parser.add_argument("--workers", type=int, default=os.cpu_count())
     parser.add_argument("--folder", type=Path, help="keep pictures and results here")
     args = parser.parse_args()
-    pipe = JanusPipeline.from_pretrained(args.model, device=args.device)
+    pipe = JanusPipeline.from_pretrained(args.model, args.device, args.dtype, quantize=args.quantize)
     for scale in args.guidance_scale or [pipe.guidance_scale]:
         options = {"guidance_scale": scale, "temperature": args.temperature}
         for split in ("train", "held_out"):

@@ -117,9 +117,10 @@ def main() -> None:
     parser.add_argument("-m", "--model", default="vl2-nano")
     parser.add_argument("--scenes", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=20_000)
-    parser.add_argument("--device")
+    for name in ("--device", "--dtype", "--quantize"):
+        parser.add_argument(name)
     args = parser.parse_args()
-    pipe = VL2Pipeline.from_pretrained(args.model, args.device)
+    pipe = VL2Pipeline.from_pretrained(args.model, args.device, args.dtype, quantize=args.quantize)
     for split, title in TITLES.items():
         print(f"\n{title[0].upper()}{title[1:]}")
         print(table_line("questions", score_answers(pipe, args.scenes, args.seed, split)), flush=True)

@@ -94,9 +94,12 @@ class JanusTrainer(Trainer[JanusModel]):
     weights: ClassVar[dict[str, float]] = {"read": READ_WEIGHT}
     peak_rate = PEAK_RATE
 
-    def __init__(self, run: Run, start: Path | None = None) -> None:
+    def __init__(
+        self, run: Run, start: Path | None = None, rows: tuple[int, int] = (PAINT_ROWS, READ_ROWS)
+    ) -> None:
+        """`rows` to paint and to read in a step."""
         super().__init__(run)
-        folder, device = run.folder, run.device
+        self.rows, folder, device = rows, run.folder, run.device
         config, _ = read_config(folder)
         turns = TurnEncoder(folder)
         self.image_at, self.pad_id = turns.image_at, turns.processor.pad_id
@@ -112,12 +115,13 @@ class JanusTrainer(Trainer[JanusModel]):
         self.learn(model, learned, model.decoder.layers)
 
     def losses(self) -> dict[str, Tensor]:
-        chosen = torch.randint(len(self.paint), (PAINT_ROWS,), device=self.device)
-        asked = torch.randint(len(self.read), (READ_ROWS,), device=self.device)
+        painting, reading = self.rows
+        chosen = torch.randint(len(self.paint), (painting,), device=self.device)
+        asked = torch.randint(len(self.read), (reading,), device=self.device)
         rows = self.read.take(asked)
         pixels = to_pixels(render_packed(jitter(rows.scenes, OFF_LATTICE), SIDE, self.device))
         with torch.autocast(self.device, torch.bfloat16, cache_enabled=False):
-            some = int(READ_ROWS * REPAINTED)
+            some = int(reading * REPAINTED)
             pixels = torch.cat((repaint(self.model, pixels[:some]).float(), pixels[some:]))
             sentences, codes = self.paint.take(chosen), self.codes[chosen].long()
             painted = paint_inputs(self.model, sentences, codes, self.pad_id)
@@ -125,8 +129,8 @@ class JanusTrainer(Trainer[JanusModel]):
             spare = painted.shape[1] - asked_about.shape[1]
             hidden = self.model.decoder(torch.cat((painted, F.pad(asked_about, (0, 0, 0, spare)))))
             return {
-                "paint": paint_loss(self.model, hidden[:PAINT_ROWS], sentences.lengths, codes),
-                "read": answer_loss(self.model.text_logits, hidden[PAINT_ROWS:], rows),
+                "paint": paint_loss(self.model, hidden[:painting], sentences.lengths, codes),
+                "read": answer_loss(self.model.text_logits, hidden[painting:], rows),
             }
 
 
@@ -151,8 +155,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Train janus-nano on the small world.")
     Run.add_arguments(parser, "runs/janus-nano", 480)
     parser.add_argument("--start", type=Path, help="a janus-nano folder whose weights to begin with")
+    rows = (PAINT_ROWS, READ_ROWS)
+    parser.add_argument("--rows", type=int, nargs=2, default=rows, metavar=("PAINT", "READ"))
     args = parser.parse_args()
-    JanusTrainer(Run.of(args), args.start).run()
+    JanusTrainer(Run.of(args), args.start, tuple(args.rows)).run()
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ import numpy as np
 
 from ..vl2.grounding import FULL
 from ..vl2.prompts import GROUNDING, locate_prompt
+from .comparing import KINDS as PAIR_KINDS
 from .comparing import example_search, sample_comparison, sample_pair
 from .datasets import DESCRIBE, SHARD, Arrays, build, describe, gather, save_examples
 from .locating import answer, describe_with_boxes, normalized_box, sample_search
@@ -49,8 +50,10 @@ def talk(scene: Scene, rng: Random) -> Turns:
 
 
 def compare(a: Scene, b: Scene, rng: Random) -> Turns:
-    """A conversation about two pictures."""
-    questions = [sample_comparison(a, b, rng) for _ in range(rng.randint(2, MAX_TURNS))]
+    """A conversation about two pictures. Whether a colour is the same is hardest, and asked most."""
+    shares = [3 if kind == "same" else 1 for kind in PAIR_KINDS]
+    kinds = rng.choices(PAIR_KINDS, shares, k=rng.randint(2, MAX_TURNS))
+    questions = [sample_comparison(a, b, rng, kind) for kind in kinds]
     return [(question.text, question.answer) for question in questions]
 
 

@@ -11,8 +11,10 @@ from pathlib import Path
 import pytest
 import torch
 from bifrons.apps.demo import Page
-from bifrons.apps.demo_models import Served, load_models
+from bifrons.apps.demo_models import Served, embedded_models, load_models
 from bifrons.apps.png import read_settings
+from bifrons.nano.render import to_pil
+from bifrons.nano.world import Scene, Thing
 from playwright.sync_api import Page as Tab
 from playwright.sync_api import expect, sync_playwright
 
@@ -27,7 +29,7 @@ FLAGS = [
     "--disable-component-update",
     "--disable-sync",
 ]
-BOX = "<|ref|>the red star<|/ref|><|det|>[[100, 100, 500, 500]]<|/det|>"
+SCENE = Scene((Thing("star", "red", 0.3, 0.3, 0.3), Thing("star", "blue", 0.7, 0.6, 0.25)), (235, 230, 220))
 SLOW = 60_000  # ms; how long a busy machine may take for anything
 
 pytestmark = [
@@ -38,12 +40,10 @@ pytestmark = [
 
 @pytest.fixture(scope="module")
 def models() -> Iterator[list[Served]]:
-    """janus-nano, and a VL2 model of noise that is made to write boxes."""
+    """Both embedded models."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # threads of torch that wait for each other starve the browser
-    found = load_models(["janus-nano", str(Path(__file__).parent.parent / "data" / "vl2-mini-mla")], "cpu")
-    found[1].pipe.chat = lambda *given, **settings: iter(BOX)
-    yield found
+    yield load_models(embedded_models(), "cpu")
     torch.set_num_threads(threads)
 
 
@@ -144,9 +144,9 @@ def test_a_bad_upload_is_told_where_one_looks(tab, served, tmp_path):
     expect(tab.locator("#question .thumbnail-item")).to_have_count(0)
 
 
-def test_find(tab, served, tmp_path, parity_picture):
+def test_find(tab, served, tmp_path):
     tab.goto(served[1])
-    parity_picture(0, 200, 100).save(tmp_path / "picture.png")
+    to_pil(SCENE, 128).save(tmp_path / "picture.png")
     (tmp_path / "notes.png").write_text("this is no picture")
     tab.get_by_role("tab", name="Find").click()
     tab.set_input_files("#find-picture input[type=file]", tmp_path / "notes.png")

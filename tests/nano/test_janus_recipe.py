@@ -4,7 +4,7 @@ import pytest
 import torch
 from bifrons.blocks.locate import locate
 from bifrons.janus.pipeline import JanusPipeline
-from bifrons.nano import datasets, recipe_janus
+from bifrons.nano import datasets
 from bifrons.nano.datasets import paint_shard, question_shard, save_examples
 from bifrons.nano.janus_format import PaintEncoder, TurnEncoder, write_folder
 from bifrons.nano.recipe_data import EXAMPLES, PAINT_WIDTH, READ_WIDTH
@@ -18,8 +18,6 @@ VQ = "gen_vision_model."
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
     monkeypatch.setattr(datasets, "SHARD", 3)
-    monkeypatch.setattr(recipe_janus, "PAINT_ROWS", 2)
-    monkeypatch.setattr(recipe_janus, "READ_ROWS", 4)
     write_folder(tmp_path)
     shipped = load_file(locate("janus-nano") / "model.safetensors")
     save_file({k.removeprefix(VQ): v for k, v in shipped.items() if VQ in k}, tmp_path / "vq.safetensors")
@@ -30,7 +28,7 @@ def folder(tmp_path, monkeypatch):
 
 
 def test_a_step_changes_all_but_the_tokenizer_and_loads(folder):
-    trainer = JanusTrainer(Run(folder, 60.0), locate("janus-nano"))
+    trainer = JanusTrainer(Run(folder, 60.0), locate("janus-nano"), (2, 4))
     before = {k: v.clone() for k, v in trainer.model.state_dict().items()}
     trainer.rate.fill_(1e-3)
     losses = trainer.update()
