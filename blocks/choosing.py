@@ -4,7 +4,7 @@ N sequences, R rows of the decoder (N, or 2 N with guidance: rows 2 n and 2 n + 
 without its condition), D decoder width, V a voice's vocabulary.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -105,7 +105,9 @@ def spread(x_ND: Tensor, form: Form) -> Tensor:
     return x_ND[:, None].expand(-1, 2, -1).flatten(0, 1) if form.guided else x_ND
 
 
-def paired(first: list[Tensor], second: list[Tensor] | None) -> list[Tensor]:
+def paired(first: Sequence[Tensor], second: Sequence[Tensor] | None) -> list[Tensor]:
     """Rows with and without condition in the order above."""
-    return first if second is None else [row for pair in zip(first, second, strict=True) for row in pair]
+    if second is None:
+        return list(first)
+    return [row for pair in zip(first, second, strict=True) for row in pair]
 

@@ -64,8 +64,8 @@ def decode_one(decoder: Decoder, x_BD: Tensor, cache: KVCache) -> Tensor:
 class Task:
     """What is to be generated: `max_new_tokens` for each of N sequences.
 
-    `rows` are the prompts' embeddings, each `[T_i, D]`: one a sequence, or with guidance two, with and without
-    the condition. `seen`, bool `[N, V]`, marks what a penalty counts as said before; it is not changed.
+    `rows` are the prompts' embeddings, each `[T_i, D]`: one a sequence, or with guidance two, with and
+    without the condition. `seen`, bool `[N, V]`, marks what a penalty counts as said before; it is not changed.
     `prefill_chunk` bounds the positions of prompts that are computed at once.
     """
 
@@ -111,7 +111,7 @@ def generate_all(decoder: Decoder, task: Task) -> Tensor:
 
 
 def captures(decoder: Decoder, voice: Voice) -> bool:
-    """Whether steps are captured: where graphs are, of a whole model's own voice, unless it is told not to."""
+    """Whether steps are captured: where graphs are, of a model's own voice, unless it is told not to."""
     device = decoder.embed_tokens.weight.device
     if decoder.capture is False or device.type != "cuda" or voice.owner is None:
         return False

@@ -1,11 +1,11 @@
 """Triton kernels of one decoding step: the parts between the products, each one launch.
 
 R rows, D decoder width, H heads, J key/value heads, G = H / J heads that share one, K dimensions of a head,
-S cache slots, I width of a feed-forward. Everything that changes from step to step (positions, steps, options)
-is read from tensors on the device, so that a captured graph of these launches serves every step.
+S cache slots, I width of a feed-forward. Everything that changes from step to step is read from tensors on the
+device, so that a captured graph of these launches serves every step.
 
-The plain functions stay the definition: norm.py, rope.py, invariant.attend, feed_forward.py. Roundings come in
-their order; sums are in another one.
+The plain functions stay the definition: norm.py, rope.py, invariant.attend, feed_forward.py. Roundings come
+in their order; sums are in another one.
 """
 
 import torch
@@ -225,7 +225,8 @@ def attend(
     sines of all slots, `[S, K]`. Key and value are written to the row's slot, and slots up to it are read.
     """
     rows, slots, kv_heads, dim = keys_RSJK.shape
-    assert keys_RSJK.stride() == values_RSJK.stride() and keys_RSJK.stride(3) == 1
+    assert keys_RSJK.stride() == values_RSJK.stride()
+    assert keys_RSJK.stride(3) == 1
     group = heads // kv_heads
     chunk, splits = plan_splits(rows * kv_heads, slots)
     padded, group_padded = triton.next_power_of_2(dim), triton.next_power_of_2(group)
