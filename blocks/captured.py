@@ -1,8 +1,8 @@
 """Generation by recorded steps: head, guidance, choice, next embedding and decoder in one launch.
 
 N sequences, T new tokens. Stations (their tensors and recordings) are kept with the decoder for the next
-call. What differs between calls is written into a station's tensors, so that only another count of sequences, a
-larger cache, or options that change which operations there are make something new.
+call. What differs between calls is written into a station's tensors, so that only another count of sequences,
+a larger cache, or options that change which operations there are make something new.
 """
 
 import threading

@@ -65,8 +65,8 @@ class Task:
     """What is to be generated: `max_new_tokens` for each of N sequences.
 
     `rows` are the prompts' embeddings, each `[T_i, D]`: one a sequence, or with guidance two, with and
-    without the condition. `seen`, bool `[N, V]`, marks what a penalty counts as said before; it is not changed.
-    `prefill_chunk` bounds the positions of prompts that are computed at once.
+    without the condition. `seen`, bool `[N, V]`, marks what a penalty counts as said before; it stays as it
+    is. `prefill_chunk` bounds the positions of prompts that are computed at once.
     """
 
     rows: Sequence[Tensor]

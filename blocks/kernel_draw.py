@@ -4,6 +4,9 @@ N draws, V vocabulary, P parts of a row of logits. The noise is that of random.p
 logarithms, which round within a unit in the last place or two.
 """
 
+# What Triton's compiler reads is not what a checker of types takes it for.
+# pyright: reportArgumentType=false, reportOperatorIssue=false
+
 import torch
 import triton
 import triton.language as tl

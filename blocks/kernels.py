@@ -1,12 +1,15 @@
 """Triton kernels of one decoding step: the parts between the products, each one launch.
 
 R rows, D decoder width, H heads, J key/value heads, G = H / J heads that share one, K dimensions of a head,
-S cache slots, I width of a feed-forward. Everything that changes from step to step is read from tensors on the
-device, so that a captured graph of these launches serves every step.
+S cache slots, I width of a feed-forward. Everything that changes from step to step is read from tensors on
+the device, so that a captured graph of these launches serves every step.
 
 The plain functions stay the definition: norm.py, rope.py, invariant.attend, feed_forward.py. Roundings come
 in their order; sums are in another one.
 """
+
+# What Triton's compiler reads is not what a checker of types takes it for.
+# pyright: reportArgumentType=false, reportOperatorIssue=false
 
 import torch
 import triton

@@ -68,7 +68,8 @@ class Station:
         self.numbers[:4] = torch.tensor(task.choosing.dials, dtype=torch.float32).to(device)
         if task.seen is not None:
             seen = self.seen_NV
-            self.seen_NV = seen = task.seen.new_zeros(self.count, task.seen.shape[1]) if seen is None else seen
+            if seen is None:
+                self.seen_NV = seen = task.seen.new_zeros(self.count, task.seen.shape[1])
             seen.zero_()
             seen[:count] = task.seen
         self._longest = task.longest
