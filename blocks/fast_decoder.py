@@ -39,7 +39,7 @@ def reads_positions(decoder: Decoder) -> bool:
     return all(isinstance(cast(Block, block).self_attn, Attention) for block in decoder.layers)
 
 
-def _plain_weights(layers: Sequence[nn.Module]) -> list[nn.Parameter] | None:
+def _plain_weights(layers: Sequence[nn.Module]) -> list[Tensor] | None:
     """The weights of linear layers without bias; None where one is something else."""
     plain = all(type(layer) is Linear and layer.bias is None for layer in layers)
     return [cast(Linear, layer).weight for layer in layers] if plain else None

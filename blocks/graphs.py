@@ -3,6 +3,7 @@
 import gc
 from collections.abc import Callable
 from contextlib import suppress
+from functools import cache
 
 import torch
 
@@ -22,6 +23,12 @@ class Recorder:
         return work
 
 
+@cache
+def _stream(index: int) -> torch.cuda.Stream:
+    """One for all recorders of a device: products keep work space for every stream that they were on."""
+    return torch.cuda.Stream(index)
+
+
 class GraphRecorder(Recorder):
     """Records CUDA graphs that share one pool of memory: they are to be run one after the other."""
 
@@ -30,7 +37,7 @@ class GraphRecorder(Recorder):
         self.device = device
         with torch.cuda.device(device):
             self._pool = torch.cuda.graph_pool_handle()
-            self._stream = torch.cuda.Stream()
+            self._stream = _stream(torch.cuda.current_device())
 
     def __call__(self, work: Work) -> Work:
         """Runs the work once (kernels are built and loaded, work space is made), then captures it."""

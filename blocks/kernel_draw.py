@@ -5,7 +5,7 @@ logarithms, which round within a unit in the last place or two.
 """
 
 # What Triton's compiler reads is not what a checker of types takes it for.
-# pyright: reportArgumentType=false, reportOperatorIssue=false
+# pyright: reportArgumentType=false, reportOperatorIssue=false, reportCallIssue=false
 
 import torch
 import triton

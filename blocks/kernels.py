@@ -9,7 +9,7 @@ in their order; sums are in another one.
 """
 
 # What Triton's compiler reads is not what a checker of types takes it for.
-# pyright: reportArgumentType=false, reportOperatorIssue=false
+# pyright: reportArgumentType=false, reportOperatorIssue=false, reportCallIssue=false
 
 import torch
 import triton

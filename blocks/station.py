@@ -82,6 +82,11 @@ class Station:
         else:
             self._read(decoder, task.rows, length)
 
+    def rewind(self, lengths: Sequence[int]) -> None:
+        """Back to the first step after prompts of these lengths, for measuring steps again and again."""
+        self.cache.positions[: len(lengths)] = torch.tensor(lengths).to(self.cache.positions.device)
+        self.steps_N.zero_()
+
     def _prompt_length(self, decoder: Decoder, task: Task) -> int | None:
         """What short prompts are padded to where reading them is recorded, else None."""
         length = next((length for length in _PROMPTS if length >= task.longest), None)

@@ -9,8 +9,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from ..blocks.captured import bucket_below, slots_for, store_of
 from ..blocks.choosing import Choosing, Voice, paired
-from ..blocks.generation import Task, check_context, generate, generate_all
+from ..blocks.generation import Task, captures, check_context, generate, generate_all
 from ..blocks.planning import batch_that_fits
 from ..blocks.sampling import guide
 from ..tokenizers.vq import to_uint8
@@ -57,11 +58,9 @@ def paint(
     far, `[n, step]`; an exception from it stops the work.
     """
     total = model.config.num_codes
-    weight = model.gen_embed.weight
     longest = max(len(ids) for ids in [*cond, *(uncond or ())])
     check_context(longest, total, model.config.decoder.max_positions)
-    work = painting_work(model.config, uncond is not None, longest)
-    size = batch_that_fits(work, weight.device, weight.dtype)
+    size = _batch(model, uncond is not None, longest)
     done = []
     for start in range(0, len(cond), size):
         batch = slice(start, start + size)
@@ -75,6 +74,17 @@ def paint(
             callback(len(steps), total, torch.stack(steps, dim=1).cpu())
         done.append(torch.stack(steps, dim=1).cpu())
     return torch.cat(done)
+
+
+def _batch(model: JanusModel, guided: bool, longest: int) -> int:
+    """How many pictures to compute at once."""
+    weight, total = model.gen_embed.weight, model.config.num_codes
+    if not captures(model.decoder, Voice(model.embed_codes, model.image_logits)):
+        return batch_that_fits(painting_work(model.config, guided, longest), weight.device, weight.dtype)
+    # A captured batch is as large as its station, and what is kept of stations makes room for it.
+    work = painting_work(model.config, guided, slots_for(longest + total) - total)
+    kept = store_of(model.decoder).bytes
+    return bucket_below(batch_that_fits(work, weight.device, weight.dtype, kept))
 
 
 @torch.no_grad()

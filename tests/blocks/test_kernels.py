@@ -87,7 +87,7 @@ def test_swiglu(dtype: torch.dtype) -> None:
 @runs
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(
-    "rows, heads, kv_heads, dim, slots",
+    ("rows", "heads", "kv_heads", "dim", "slots"),
     [(4, 2, 2, 16, 160), (2, 6, 2, 24, 96), (3, 4, 1, 64, 64), (2, 3, 3, 128, 192), (300, 2, 2, 8, 96)],
 )
 def test_attention_of_one_query(
@@ -151,7 +151,7 @@ def test_draw(guided: bool, temperature: float) -> None:
         torch.tensor(x, device=DEVICE) for x in ([5, 2**40 + 3, 2**63 - 1, 0], [0, 3, 575, 3])
     )
     logits = normal(8 if guided else 4, 2500) * 3
-    tokens, record = torch.zeros(4, dtype=torch.long, device=DEVICE), torch.zeros(600, 4, device=DEVICE).long()
+    tokens, record = torch.zeros(4, device=DEVICE).long(), torch.zeros(600, 4, device=DEVICE).long()
     before = steps.clone()
     draw(
         logits,
