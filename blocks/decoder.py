@@ -145,7 +145,7 @@ class Decoder(nn.Module):
         has reserved the slots, and moves `cache.positions` on afterwards (padded rows by less than T).
         Without one, the rows are whole sequences from position 0 (training, scoring).
         """
-        step = self.step(*x_BTD.shape[:2], x_BTD.device, cache)
+        step = self.step(x_BTD.shape[0], x_BTD.shape[1], x_BTD.device, cache)
         for block in self.layers:
             x_BTD = block(x_BTD, step)
         return self.norm(x_BTD)
