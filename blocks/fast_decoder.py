@@ -8,10 +8,9 @@ multiplied one by one. Latent attention and experts compute as they do elsewhere
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from types import ModuleType
-from typing import cast
+from typing import NamedTuple, cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .decoder import Attention, Block, Decoder, Step
@@ -23,15 +22,29 @@ from .moe import Experts
 from .norm import RMSNorm
 
 
-def load_kernels(device: torch.device) -> tuple[ModuleType, ModuleType] | None:
-    """The kernels of the step and of the draw; None where there is no Triton or no device for it."""
+class Kernels(NamedTuple):
+    """The modules of kernels: of the step between products, of products, and of the draw."""
+
+    step: ModuleType
+    products: ModuleType
+    draw: ModuleType
+
+
+def import_kernels() -> Kernels:
+    """An `ImportError` where there is no Triton: it comes with torch for CUDA on Linux only."""
+    from . import kernel_draw, kernel_products, kernels
+
+    return Kernels(kernels, kernel_products, kernel_draw)
+
+
+def load_kernels(device: torch.device) -> Kernels | None:
+    """The kernels where they serve, else None."""
     if device.type != "cuda":
         return None
     try:
-        from . import kernel_draw, kernels
-    except ImportError:  # Triton comes with torch for CUDA on Linux only
+        return import_kernels()
+    except ImportError:
         return None
-    return kernels, kernel_draw
 
 
 def reads_positions(decoder: Decoder) -> bool:
@@ -81,32 +94,43 @@ def join_weights(decoder: Decoder) -> None:
                 weight.data = part
 
 
-def _products(layers: Sequence[nn.Module], x_RD: Tensor) -> Tensor:
-    """The outputs of all layers side by side."""
+def joined_weight(*layers: nn.Module) -> Tensor | None:
+    """The weights of layers as one, if they lie side by side."""
     weights = _plain_weights(layers)
-    whole = None if weights is None else _whole(weights)
+    return None if weights is None else _whole(weights)
+
+
+def _product(kernels: Kernels, x_RD: Tensor, *layers: nn.Module) -> Tensor:
+    """The outputs of all layers side by side."""
+    whole = joined_weight(*layers)
     if whole is not None:
-        return F.linear(x_RD, whole)
+        return kernels.products.product(x_RD, whole)
     return torch.cat([layer(x_RD) for layer in layers], dim=-1)
 
 
 def _attention(
-    kernels: ModuleType, layer: Attention, x_RD: Tensor, cache: KVCache, rotary: tuple[Tensor, Tensor]
+    kernels: Kernels, layer: Attention, x_RD: Tensor, cache: KVCache, rotary: tuple[Tensor, Tensor]
 ) -> Tensor:
-    qkv_RC = _products((layer.q_proj, layer.k_proj, layer.v_proj), x_RD)
+    qkv_RC = _product(kernels, x_RD, layer.q_proj, layer.k_proj, layer.v_proj)
     keys, values = (buffer[layer.layer] for buffer in cache.buffers)
     heads = qkv_RC.shape[1] // layer.head_dim - 2 * keys.shape[2]
-    return layer.o_proj(kernels.attend(qkv_RC, rotary, cache.positions, keys, values, heads))
+    attended = kernels.step.attend(qkv_RC, rotary, cache.positions, keys, values, heads)
+    return _product(kernels, attended, layer.o_proj)
 
 
-def _feed_forward(kernels: ModuleType, layer: nn.Module, x_RD: Tensor) -> Tensor:
+def _feed_forward(kernels: Kernels, layer: nn.Module, x_RD: Tensor) -> Tensor:
     if not isinstance(layer, FeedForward):
         return layer(x_RD[:, None])[:, 0]
-    return layer.down_proj(kernels.swiglu(_products((layer.gate_proj, layer.up_proj), x_RD)))
+    whole = joined_weight(layer.gate_proj, layer.up_proj)
+    if whole is not None:
+        inner_RI = kernels.products.gated_product(x_RD, whole)
+    else:
+        inner_RI = kernels.step.swiglu(_product(kernels, x_RD, layer.gate_proj, layer.up_proj))
+    return _product(kernels, inner_RI, layer.down_proj)
 
 
 def decode_fast(
-    kernels: ModuleType,
+    kernels: Kernels,
     decoder: Decoder,
     x_RD: Tensor,
     cache: KVCache,
@@ -124,17 +148,17 @@ def decode_fast(
     blocks = [cast(Block, block) for block in decoder.layers]
     norms = [*(block.input_layernorm for block in blocks[1:]), decoder.norm]
     first = blocks[0].input_layernorm
-    x_RD, normed_RD = kernels.add_norm(x_RD, None, first.weight, first.eps)
+    x_RD, normed_RD = kernels.step.add_norm(x_RD, None, first.weight, first.eps)
     for block, following in zip(blocks, norms, strict=True):
         if step is None:
             attended = _attention(kernels, cast(Attention, block.self_attn), normed_RD, cache, rotary)
         else:
             attended = block.self_attn(normed_RD[:, None], step)[:, 0]
         between: RMSNorm = block.post_attention_layernorm
-        x_RD, normed_RD = kernels.add_norm(x_RD, attended, between.weight, between.eps)
+        x_RD, normed_RD = kernels.step.add_norm(x_RD, attended, between.weight, between.eps)
         changed = _feed_forward(kernels, block.mlp, normed_RD)
         out = out_RD if following is decoder.norm else None
-        x_RD, normed_RD = kernels.add_norm(x_RD, changed, following.weight, following.eps, out)
+        x_RD, normed_RD = kernels.step.add_norm(x_RD, changed, following.weight, following.eps, out)
 
 
 @contextmanager

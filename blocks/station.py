@@ -144,7 +144,7 @@ class Station:
         if form.top_k or form.nucleus or form.penalized:
             logits_RV, temperature = filtered(logits_RV, form, self.dials, seen), self.one
             guidance = None
-        self.kernels[1].draw(
+        self.kernels.draw.draw(
             logits_RV,
             self.seeds_N,
             self.steps_N,
@@ -161,7 +161,7 @@ class Station:
         if self.kernels is None:
             self.hidden_RD.copy_(decoder(x_RD[:, None], self.cache)[:, 0])
         else:
-            decode_fast(self.kernels[0], decoder, x_RD, self.cache, self.rotary, self.hidden_RD)
+            decode_fast(self.kernels, decoder, x_RD, self.cache, self.rotary, self.hidden_RD)
         self.cache.positions += 1
 
     def _run(self, decoder: Decoder, key: object, work: Work) -> None:

@@ -20,6 +20,7 @@ from ..janus.options import PaintOptions
 from ..janus.painting import decode, paint
 from ..vl2.model import VL2Model
 from ..vl2.tiles import num_image_tokens
+from .bench_kernels import bench_kernels
 from .bench_measure import Bench, step_bytes
 
 PROMPT = 32
@@ -111,6 +112,7 @@ def bench_janus(bench: Bench, model: JanusModel, batch: int, bandwidth: float, a
         bench.measure("bifrons", first, picture, repeats=1, warmup=0, items=batch, unit=rate, note=note)
         bench.measure("bifrons", work, picture, repeats=3, items=batch, unit=rate, limit=limit * total)
     _bench_painting(bench, model, batch, limit, amount)
+    bench_kernels(bench, decoder, 2 * batch, PROMPT + total // 2, bandwidth)
     _bench_rest(bench, model, prompts, amount)
 
 
@@ -175,6 +177,7 @@ def bench_vl2(bench: Bench, model: VL2Model, batch: int, bandwidth: float, amoun
         model.text_logits(hidden).argmax(-1)
 
     _bench_talking(bench, model, batch, length, bandwidth, amount)
+    bench_kernels(bench, decoder, batch, length, bandwidth)
     work = f"first token, prompt of {length} tokens with {_TILES[0]} x {_TILES[1]} tiles"
     bench.measure("bifrons", work, first, repeats=max(2, amount.repeats // 2))
     bench.measure(
