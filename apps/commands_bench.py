@@ -28,6 +28,7 @@ def add_bench(
     parser.add_argument("--device", help="cpu, cuda, cuda:N or mps (default: the best there is)")
     parser.add_argument("--dtype", help="float32, bfloat16 or float16 (default: bfloat16)")
     parser.add_argument("--quantize", help=QUANTIZE_HELP.partition(" (")[0] + " (default: none)")
+    parser.add_argument("--eager", action="store_true", help="capture no steps as CUDA graphs")
     parser.add_argument("--peers", action="store_true", help="also measure transformers on the same work")
     add_json(parser)
 
@@ -75,6 +76,7 @@ def summary(found: dict[str, Any]) -> list[str]:
     kind = f" with {options['quantize']} weights" if options["quantize"] else ""
     load = f", load {told['load_before']} on {told['cores']} cores before" if "cores" in told else ""
     return [
+        f"steps: {found['steps']}",
         f"{options['family']} {options['size']}, {found['layers']} layers, {found['dtype']}{kind}, "
         f"{size_text(found['weights'])} of random weights, median of {options['repeats']}",
         f"{told['kind']}, {told['device']}, {told['threads']} threads{load}, torch {told['torch']}, "

@@ -36,7 +36,10 @@ def load_janus(model: str, args: argparse.Namespace, parts: "Parts") -> "JanusPi
     """The model, which must be able to paint; with its embedded label on stderr. `parts` is what it takes."""
     from ..janus.pipeline import JanusPipeline
 
-    pipe = load_pipeline(model, args.device, args.dtype, quantize=args.quantize, paints=True, parts=parts)
+    eager = getattr(args, "eager", False)  # `encode` and `decode` have no steps
+    pipe = load_pipeline(
+        model, args.device, args.dtype, quantize=args.quantize, paints=True, parts=parts, eager=eager
+    )
     assert isinstance(pipe, JanusPipeline)
     return pipe
 

@@ -41,6 +41,12 @@ def _advice(model: str) -> str:
     )
 
 
+def _load(args: argparse.Namespace) -> "Pipeline":
+    return load_pipeline(
+        args.model, args.device, args.dtype, quantize=args.quantize, parts="read", eager=args.eager
+    )
+
+
 def ask(args: argparse.Namespace) -> int:
     started = time.monotonic()
     *paths, question = args.items
@@ -48,7 +54,7 @@ def ask(args: argparse.Namespace) -> int:
         raise PromptError(f"there is a picture, {question}, but no question; write the question after it")
     options = _answer_options(args)
     pictures = [open_picture(path) for path in paths]
-    pipe = load_pipeline(args.model, args.device, args.dtype, quantize=args.quantize, parts="read")
+    pipe = _load(args)
     with explain_memory("answering", lambda: _advice(args.model)):
         answer = pipe.ask(pictures, question, stream=not args.json, **options)
         if not args.json:
@@ -102,7 +108,7 @@ def chat(args: argparse.Namespace) -> int:
     """0, or 2 where the input is no terminal and a line of it failed."""
     options = _answer_options(args)
     pictures = [open_picture(path) for path in args.image or ()]
-    pipe = load_pipeline(args.model, args.device, args.dtype, quantize=args.quantize, parts="read")
+    pipe = _load(args)
     conversation = Conversation(pipe, args.model, args.system, options)
     conversation.waiting += pictures
     interactive = sys.stdin.isatty()

@@ -54,11 +54,13 @@ def load_pipeline(
     quantize: str | None = None,
     paints: bool = False,
     parts: "Parts" = "all",
+    eager: bool = False,
 ) -> "Pipeline":
     """The pipeline of the model's family, loaded; tells an embedded model's label on stderr.
 
     With `paints`, a model that can't paint is an `OptionError`. So is one whose weights exceed the free
-    memory of the device, before anything is loaded. `parts` is what of a Janus model the work takes.
+    memory of the device, before anything is loaded. `parts` is what of a Janus model the work takes. With
+    `eager`, no steps are captured.
     """
     folder = locate(model)
     family = family_of(folder)
@@ -71,14 +73,17 @@ def load_pipeline(
         print(note, file=sys.stderr)
     if resolve_device(device).type == "meta":
         raise OptionError("device 'meta' holds no numbers; accepted: cpu, cuda, cuda:N, mps")
+    capture = False if eager else None
     with explain_memory(f"loading {model}", lambda: f"`bifrons info {model}` tells what it needs"):
         if family == "Janus":
             from ..janus.pipeline import JanusPipeline
 
-            return JanusPipeline.from_pretrained(model, device, dtype, quantize=quantize, parts=parts)
+            return JanusPipeline.from_pretrained(
+                model, device, dtype, quantize=quantize, parts=parts, capture=capture
+            )
         from ..vl2.pipeline import VL2Pipeline
 
-        return VL2Pipeline.from_pretrained(model, device, dtype, quantize=quantize)
+        return VL2Pipeline.from_pretrained(model, device, dtype, quantize=quantize, capture=capture)
 
 
 @contextmanager

@@ -13,10 +13,11 @@ import torch
 from torch import Tensor
 
 from ..tokenizers.text import StreamDecoder, TextTokenizer
+from .choosing import Choosing, Voice
 from .decoder import Decoder
 from .errors import OptionError
-from .generation import check_context, generate, prefill
-from .sampling import Sampling, check_integer, check_number, penalize, sample
+from .generation import Task, check_context, generate, prefill
+from .sampling import Sampling, check_integer, check_number
 
 MAX_SEED = 2**63 - 1
 
@@ -82,30 +83,24 @@ def answer_steps(
     prefill_chunk: int | None = None,
 ) -> Iterator[list[int | None]]:
     """Yield the next token of every conversation, None for those that have ended, until all have."""
-    rows = [prompt.embeddings_TD for prompt in prompts]
-    device = rows[0].device
-    seeds_B = torch.tensor(seeds, dtype=torch.long, device=device)
-    penalty = options.repetition_penalty
+    device = prompts[0].embeddings_TD.device
     seen_BV = None
-    if penalty != 1.0:
-        seen_BV = torch.zeros(len(rows), model.decoder.config.vocab_size, dtype=torch.bool, device=device)
+    if options.repetition_penalty != 1.0:
+        vocabulary = model.decoder.config.vocab_size
+        seen_BV = torch.zeros(len(prompts), vocabulary, dtype=torch.bool, device=device)
         for row, prompt in enumerate(prompts):
             seen_BV[row, prompt.ids.to(device)] = True
-
-    def choose(hidden: Tensor, step: int) -> Tensor:
-        logits = model.text_logits(hidden)
-        if seen_BV is not None:
-            logits = penalize(logits.float(), seen_BV, penalty)
-        tokens = sample(logits, options.sampling, seeds_B, torch.full_like(seeds_B, step))
-        if seen_BV is not None:
-            seen_BV.scatter_(1, tokens[:, None], True)
-        return tokens
-
-    ended = [False] * len(rows)
-    tokens_of_steps = generate(
-        model.decoder, rows, choose, model.embed_text, options.max_new_tokens, prefill_chunk
+    task = Task(
+        rows=[prompt.embeddings_TD for prompt in prompts],
+        voice=Voice(model.embed_text, model.text_logits),
+        choosing=Choosing(options.sampling, repetition_penalty=options.repetition_penalty),
+        seeds=seeds,
+        max_new_tokens=options.max_new_tokens,
+        seen=seen_BV,
+        prefill_chunk=prefill_chunk,
     )
-    for tokens in tokens_of_steps:
+    ended = [False] * len(prompts)
+    for tokens in generate(model.decoder, task):
         step: list[int | None] = []
         for row, token in enumerate(tokens.tolist()):
             ended[row] = ended[row] or token == eos_id

@@ -124,7 +124,12 @@ class Block(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Embeddings in, hidden states after the final norm out; heads are the families' own."""
+    """Embeddings in, hidden states after the final norm out; heads are the families' own.
+
+    `capture` says whether generation's steps are captured; None: where that is possible, on CUDA.
+    """
+
+    capture: bool | None = None
 
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__()
@@ -140,15 +145,18 @@ class Decoder(nn.Module):
         has reserved the slots, and moves `cache.positions` on afterwards (padded rows by less than T).
         Without one, the rows are whole sequences from position 0 (training, scoring).
         """
-        rows, length = x_BTD.shape[:2]
-        offsets = torch.arange(length, device=x_BTD.device).expand(rows, length)
+        step = self.step(x_BTD.shape[0], x_BTD.shape[1], x_BTD.device, cache)
+        for block in self.layers:
+            x_BTD = block(x_BTD, step)
+        return self.norm(x_BTD)
+
+    def step(self, rows: int, length: int, device: torch.device, cache: KVCache | None) -> Step:
+        """What the layers share of a call over `length` positions of each row."""
+        offsets = torch.arange(length, device=device).expand(rows, length)
         positions = offsets if cache is None else cache.positions[:, None] + offsets
-        step = Step(
+        return Step(
             positions_BT=positions,
             rotary=rotary_table(positions, self.config.rotary_dim, self.config.rope_theta),
             mask_B1TS=None if cache is None else attention_mask(positions, cache.span),
             cache=cache,
         )
-        for block in self.layers:
-            x_BTD = block(x_BTD, step)
-        return self.norm(x_BTD)

@@ -52,6 +52,15 @@ def resolve_dtype(dtype: str | torch.dtype | None, device: torch.device) -> torc
     return chosen
 
 
+def check_capture(capture: object, device: torch.device) -> bool | None:
+    """Whether steps are to be captured: None where they can be. `True` without CUDA is an `OptionError`."""
+    if capture not in (None, True, False):
+        raise OptionError(f"capture is {capture!r}; accepted: True, False, or None for where it is possible")
+    if capture and device.type != "cuda":
+        raise OptionError(f"capture is True, but the device is {device}; accepted with CUDA alone")
+    return capture  # type: ignore[return-value]
+
+
 def synchronize(device: torch.device) -> None:
     """Wait for the device's queued work; what a clock or a memory reading needs before it."""
     if device.type == "cuda":

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from .choosing import Voice
 from .decoder import Decoder
 from .errors import OptionError
 from .generation import check_context, decode_one, prefill
@@ -35,14 +36,6 @@ class EngineFull(Exception):
 
 class EngineStopped(Exception):
     """The engine takes no more jobs."""
-
-
-@dataclass(frozen=True)
-class Voice:
-    """One kind of tokens: `embed` makes tokens `[m]` inputs `[m, D]`, `logits` hidden states `[m, V]`."""
-
-    embed: Callable[[Tensor], Tensor]
-    logits: Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)

@@ -1,16 +1,18 @@
 """The generation loop: prefill, then one position of every row a step.
 
-B rows, T positions, D decoder width, V vocabulary. Rows may differ in length and still give what each
-gives alone (see `KVCache`). Embedding, head and choice are passed in, so that text, image tokens and
-both families share the loop.
+B rows, N sequences (of one row, or two with guidance), T positions, D decoder width, V vocabulary. Rows may
+differ in length and still give what each gives alone (see `KVCache`). Embedding, head and choice are passed
+in, so that text, image tokens and both families share the loop.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from .choosing import Choosing, Voice, choose, spread
 from .decoder import Decoder
 from .errors import PromptError
 from .kv_cache import KVCache
@@ -58,27 +60,76 @@ def decode_one(decoder: Decoder, x_BD: Tensor, cache: KVCache) -> Tensor:
     return hidden
 
 
-def generate(
-    decoder: Decoder,
-    rows: Sequence[Tensor],
-    choose: Callable[[Tensor, int], Tensor],
-    embed: Callable[[Tensor], Tensor],
-    max_new_tokens: int,
-    prefill_chunk: int | None = None,
-) -> Iterator[Tensor]:
-    """Yield the tokens `[B]` of one step after the other, `max_new_tokens` times or until the caller stops.
+@dataclass(frozen=True)
+class Task:
+    """What is to be generated: `max_new_tokens` for each of N sequences.
 
-    `choose(hidden [B, D], step)` picks tokens (head, guidance, sampling); `embed(tokens [B])` gives the
-    next inputs `[B, D]`. `prefill_chunk` bounds the positions that are computed at once.
+    `rows` are the prompts' embeddings, each `[T_i, D]`: one a sequence, or with guidance two, with and
+    without the condition. `seen`, bool `[N, V]`, marks what a penalty counts as said before; it stays as it
+    is. `prefill_chunk` bounds the positions of prompts that are computed at once.
     """
-    longest = max(len(row) for row in rows)
-    check_context(longest, max_new_tokens, decoder.config.max_positions)
+
+    rows: Sequence[Tensor]
+    voice: Voice
+    choosing: Choosing
+    seeds: Sequence[int]
+    max_new_tokens: int
+    seen: Tensor | None = None
+    prefill_chunk: int | None = None
+
+    def __post_init__(self) -> None:
+        assert len(self.rows) == self.choosing.rows_each * len(self.seeds)
+        assert (self.seen is not None) == self.choosing.form.penalized
+
+    @property
+    def longest(self) -> int:
+        return max(len(row) for row in self.rows)
+
+
+def generate(decoder: Decoder, task: Task) -> Iterator[Tensor]:
+    """Yield the tokens `[N]` of one step after the other, until all are there or the caller stops.
+
+    On CUDA the steps are captured (`captures`); their tokens are then on the host.
+    """
+    check_context(task.longest, task.max_new_tokens, decoder.config.max_positions)
+    if captures(decoder, task.voice):
+        from .captured import captured_steps
+
+        yield from captured_steps(decoder, task)
+    else:
+        yield from plain_steps(decoder, task)
+
+
+def generate_all(decoder: Decoder, task: Task) -> Tensor:
+    """All tokens at once, int64 `[N, max_new_tokens]` on the host: `generate` without a look in between."""
+    if not captures(decoder, task.voice):
+        return torch.stack(list(generate(decoder, task)), dim=1).cpu()
+    from .captured import captured_tokens
+
+    check_context(task.longest, task.max_new_tokens, decoder.config.max_positions)
+    return captured_tokens(decoder, task)
+
+
+def captures(decoder: Decoder, voice: Voice) -> bool:
+    """Whether steps are captured: where graphs are, of a model's own voice, unless it is told not to."""
+    device = decoder.embed_tokens.weight.device
+    if decoder.capture is False or device.type != "cuda" or voice.owner is None:
+        return False
+    return not torch.is_autocast_enabled(device.type)
+
+
+def plain_steps(decoder: Decoder, task: Task) -> Iterator[Tensor]:
+    """The definition of `generate`: every operation of every step is launched by itself."""
+    device, choosing, voice = task.rows[0].device, task.choosing, task.voice
+    form, seen = choosing.form, None if task.seen is None else task.seen.clone()
+    seeds_N = torch.tensor(task.seeds, dtype=torch.long, device=device)
     cache = decoder.config.new_cache(
-        len(rows), longest + max_new_tokens, device=rows[0].device, dtype=rows[0].dtype
+        len(task.rows), task.longest + task.max_new_tokens, device=device, dtype=task.rows[0].dtype
     )
-    hidden = prefill(decoder, rows, cache, prefill_chunk)
-    for step in range(max_new_tokens):
-        tokens = choose(hidden, step)
+    hidden = prefill(decoder, task.rows, cache, task.prefill_chunk)
+    for step in range(task.max_new_tokens):
+        steps_N = torch.full_like(seeds_N, step)
+        tokens = choose(voice.logits(hidden), form, choosing.dials, seeds_N, steps_N, seen)
         yield tokens
-        if step + 1 < max_new_tokens:
-            hidden = decode_one(decoder, embed(tokens), cache)
+        if step + 1 < task.max_new_tokens:
+            hidden = decode_one(decoder, spread(voice.embed(tokens), form), cache)

@@ -58,9 +58,10 @@ def check_weights(
     )
 
 
-def batch_that_fits(work: Work, device: torch.device, dtype: torch.dtype) -> int:
-    """How many items of that work to compute at once, by the memory that is free now; at least one."""
-    budget = int(free_bytes(device) * _USABLE)
+def batch_that_fits(work: Work, device: torch.device, dtype: torch.dtype, kept: int = 0) -> int:
+    """How many items of that work to compute at once, by the memory that is free now; at least one. `kept`
+    bytes more will be free when it begins."""
+    budget = int((free_bytes(device) + kept) * _USABLE)
     once = max(0, work.activation_bytes(0, dtype))
     each = work.cache_bytes(1, dtype)
     fitting = min(

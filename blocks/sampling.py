@@ -57,7 +57,7 @@ def guide(cond: Tensor, uncond: Tensor, scale: float | Tensor) -> Tensor:
     return uncond + scale * (cond - uncond)
 
 
-def penalize(logits: Tensor, seen: Tensor, penalty: float) -> Tensor:
+def penalize(logits: Tensor, seen: Tensor, penalty: float | Tensor) -> Tensor:
     """Make tokens that were `seen` (a mask of the logits' shape) less likely: divide positive logits by the
     penalty, multiply negative ones (Keskar et al. 2019, "CTRL", sec. 4.1, as transformers completes it)."""
     return torch.where(seen, torch.where(logits > 0, logits / penalty, logits * penalty), logits)
@@ -71,9 +71,9 @@ def keep_top_k(logits: Tensor, top_k: int) -> Tensor:
     return logits.masked_fill(logits < least, -math.inf)
 
 
-def keep_top_p(logits: Tensor, top_p: float) -> Tensor:
+def keep_top_p(logits: Tensor, top_p: float | Tensor) -> Tensor:
     """Keep the fewest most likely tokens that reach probability `top_p` (Holtzman et al. 2020, sec. 3.1)."""
-    if top_p >= 1.0:
+    if not isinstance(top_p, Tensor) and top_p >= 1.0:
         return logits
     ordered, order = logits.sort(dim=-1, descending=True)
     before = ordered.softmax(-1).cumsum(-1) - ordered.softmax(-1)
@@ -91,5 +91,10 @@ def sample(logits_BV: Tensor, sampling: Sampling, seeds_B: Tensor, steps_B: Tens
     if sampling.temperature == 0.0:
         return logits.argmax(-1)
     logits = keep_top_p(keep_top_k(logits / sampling.temperature, sampling.top_k), sampling.top_p)
-    noise = exponential_noise(seeds_B, steps_B, logits.shape[-1])
-    return (logits - noise.log()).argmax(-1)
+    return race(logits, seeds_B, steps_B)
+
+
+def race(logits_BV: Tensor, seeds_B: Tensor, steps_B: Tensor) -> Tensor:
+    """The draw alone: of float32 logits after temperature and filters."""
+    noise = exponential_noise(seeds_B, steps_B, logits_BV.shape[-1])
+    return (logits_BV - noise.log()).argmax(-1)

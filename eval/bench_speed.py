@@ -7,12 +7,14 @@ a large model takes minutes there.
 import gc
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib import metadata
 from typing import Any
 
 import torch
 
 from ..blocks.device import resolve_device, resolve_dtype
 from ..blocks.errors import OptionError
+from ..blocks.fast_decoder import load_kernels
 from ..blocks.quantize import check_kind
 from ..blocks.sampling import check_integer
 from ..janus.model import JanusModel
@@ -38,6 +40,7 @@ class BenchOptions:
     dtype: str | None = None
     quantize: str | None = None
     peers: bool = False
+    eager: bool = False
 
     def __post_init__(self) -> None:
         check_integer("batch", self.batch, low=1)
@@ -47,6 +50,15 @@ class BenchOptions:
         check_kind(self.quantize)
         if self.peers and self.family != "janus":
             raise OptionError("peers are for janus: transformers has no DeepSeek-VL2; accepted: no --peers")
+
+
+def how_steps_run(device: torch.device, eager: bool) -> str:
+    """In words: captured or not, and whether through kernels of our own."""
+    if device.type != "cuda" or eager:
+        return "every operation launched by itself"
+    if load_kernels(device) is None:
+        return "captured as CUDA graphs, without kernels: there is no Triton"
+    return f"captured as CUDA graphs, with kernels by Triton {metadata.version('triton')}"
 
 
 def run_bench(options: BenchOptions, told: Callable[[Line], object]) -> dict[str, Any]:
@@ -62,6 +74,8 @@ def run_bench(options: BenchOptions, told: Callable[[Line], object]) -> dict[str
     found["bandwidth"] = speed = bandwidth(device)
     bench = Bench(device, told)
     model = random_model(config, device, dtype, options.quantize)
+    model.decoder.capture = False if options.eager else None
+    found["steps"] = how_steps_run(device, options.eager)
     found["weights"] = sum(t.numel() * t.itemsize for t in [*model.parameters(), *model.buffers()])
     if isinstance(model, JanusModel):
         bench_janus(bench, model, options.batch, speed, amount)

@@ -3,20 +3,24 @@
 B pictures or conversations, R rows of the decoder, D its width.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from ..blocks.captured import store_of
+from ..blocks.choosing import Choosing, Voice, choose, spread
 from ..blocks.decoder import Decoder
-from ..blocks.generation import decode_one, prefill
+from ..blocks.generation import Task, captures, decode_one, generate_all, prefill
 from ..blocks.kv_cache import KVCache
-from ..blocks.sampling import guide, sample
+from ..blocks.sampling import Sampling
 from ..janus.model import JanusModel
 from ..janus.options import PaintOptions
 from ..janus.painting import decode, paint
 from ..vl2.model import VL2Model
 from ..vl2.tiles import num_image_tokens
+from .bench_kernels import bench_kernels
 from .bench_measure import Bench, step_bytes
 
 PROMPT = 32
@@ -49,6 +53,40 @@ def rewind(cache: KVCache, filled: int) -> None:
     cache.filled = filled
 
 
+def stepper(decoder: Decoder, task: Task) -> Callable[[], None]:
+    """The steps of a task, without the reading of its prompts: captured or not, as `generate` does them."""
+    voice, choosing, filled = task.voice, task.choosing, task.longest
+    if captures(decoder, voice):
+        station = store_of(decoder).take(decoder, task)
+        station.begin(decoder, task)
+
+        def replayed() -> None:
+            station.rewind([len(row) for row in task.rows])
+            for step in range(task.max_new_tokens):
+                station.step(decoder, voice, choosing.form, step)
+
+        return replayed
+    cache = filled_cache(decoder, len(task.rows), filled, task.max_new_tokens)
+    seeds = torch.tensor(task.seeds, device=cache.positions.device)
+    start = torch.stack([row[-1] for row in task.rows])
+
+    def launched() -> None:
+        hidden = start
+        rewind(cache, filled)
+        for step in range(task.max_new_tokens):
+            steps = torch.full_like(seeds, step)
+            logits = voice.logits(hidden)
+            tokens = choose(logits, choosing.form, choosing.dials, seeds, steps, None)
+            hidden = decode_one(decoder, spread(voice.embed(tokens), choosing.form), cache)
+
+    return launched
+
+
+def random_rows(decoder: Decoder, rows: int, length: int) -> list[Tensor]:
+    weight = decoder.embed_tokens.weight
+    return list(torch.randn(rows, length, weight.shape[1], device=weight.device).to(weight.dtype))
+
+
 def painting_limit(model: JanusModel, batch: int, bandwidth: float) -> float:
     """Seconds of a guided step in the middle of a picture; `model` may be on meta in its real dtype."""
     slots = PROMPT + model.config.num_codes / 2
@@ -58,45 +96,40 @@ def painting_limit(model: JanusModel, batch: int, bandwidth: float) -> float:
 @torch.no_grad()
 def bench_janus(bench: Bench, model: JanusModel, batch: int, bandwidth: float, amount: Amount) -> None:
     decoder, total = model.decoder, model.config.num_codes
-    rows, options = 2 * batch, PaintOptions()
+    options = PaintOptions()
     limit = painting_limit(model, batch, bandwidth)
-    _bench_painting(bench, model, rows, limit, amount)
     vocabulary = decoder.config.vocab_size
-    prompts = [torch.randint(0, vocabulary, (PROMPT,), device=bench.device) for _ in range(rows)]
-    _bench_rest(bench, model, prompts, amount)
-    if not amount.whole:
-        return
+    prompts = [torch.randint(0, vocabulary, (PROMPT,), device=bench.device) for _ in range(2 * batch)]
 
     def picture() -> None:
         decode(model, paint(model, prompts[:batch], prompts[batch:], options, list(range(batch))))
 
-    work = f"{batch} whole picture{'s' if batch > 1 else ''}, guidance {options.guidance_scale:g}"
-    bench.measure("bifrons", work, picture, repeats=2, items=batch, unit=" pictures/s", limit=limit * total)
+    if amount.whole:
+        work = f"{batch} whole picture{'s' if batch > 1 else ''}, guidance {options.guidance_scale:g}"
+        rate = " pictures/s"
+        note = "with all that is made once: kernels built or read, steps captured"
+        first = f"{work}, the first"
+        bench.measure("bifrons", first, picture, repeats=1, warmup=0, items=batch, unit=rate, note=note)
+        bench.measure("bifrons", work, picture, repeats=3, items=batch, unit=rate, limit=limit * total)
+    _bench_painting(bench, model, batch, limit, amount)
+    bench_kernels(bench, decoder, 2 * batch, PROMPT + total // 2, bandwidth)
+    _bench_rest(bench, model, prompts, amount)
 
 
-def _bench_painting(bench: Bench, model: JanusModel, rows: int, limit: float, amount: Amount) -> None:
+def _bench_painting(bench: Bench, model: JanusModel, batch: int, limit: float, amount: Amount) -> None:
     """Steps as `paint` does them, with rows that are guided pairs, from the middle of a picture on."""
-    decoder, total = model.decoder, model.config.num_codes
-    device, width = bench.device, decoder.config.hidden_size
-    options, batch = PaintOptions(), rows // 2
-    middle = PROMPT + total // 2 - amount.steps // 2
-    seeds = torch.arange(batch, device=device)
-    cache = filled_cache(decoder, rows, middle, amount.steps)
-    start = torch.randn(rows, width, device=device).to(decoder.embed_tokens.weight.dtype)
-
-    def steps() -> None:
-        hidden = start
-        rewind(cache, middle)
-        for step in range(amount.steps):
-            cond, uncond = model.image_logits(hidden).float().chunk(2)
-            logits = guide(cond, uncond, options.guidance_scale)
-            tokens = sample(logits, options.sampling, seeds, torch.full_like(seeds, step))
-            hidden = decode_one(decoder, model.embed_codes(tokens.repeat(2)), cache)
-
+    decoder, total, options = model.decoder, model.config.num_codes, PaintOptions()
+    task = Task(
+        rows=random_rows(decoder, 2 * batch, PROMPT + total // 2 - amount.steps // 2),
+        voice=Voice(model.embed_codes, model.image_logits),
+        choosing=Choosing(options.sampling, options.guidance_scale),
+        seeds=range(batch),
+        max_new_tokens=amount.steps,
+    )
     bench.measure(
         "bifrons",
-        f"painting, a step of {rows} rows",
-        steps,
+        f"painting, a step of {2 * batch} rows",
+        stepper(decoder, task),
         repeats=amount.repeats,
         per=amount.steps,
         items=batch,
@@ -112,10 +145,12 @@ def _bench_rest(bench: Bench, model: JanusModel, prompts: list[Tensor], amount: 
     dtype = decoder.embed_tokens.weight.dtype
 
     def read() -> None:
-        cache = decoder.config.new_cache(rows, PROMPT, device=bench.device, dtype=dtype)
-        prefill(decoder, [model.embed_text(ids) for ids in prompts], cache)
+        embedded = [model.embed_text(ids) for ids in prompts]
+        voice = Voice(model.embed_codes, model.image_logits)
+        generate_all(decoder, Task(embedded, voice, Choosing(Sampling(0.0), 1.0), range(rows // 2), 1))
 
-    bench.measure("bifrons", f"prompt of {PROMPT} tokens, {rows} rows", read, repeats=amount.repeats)
+    work = f"prompt of {PROMPT} tokens and a token, {rows} rows"
+    bench.measure("bifrons", work, read, repeats=amount.repeats)
     codes = torch.randint(0, config.vq.codebook_size, (1, config.num_codes), device=bench.device)
     bench.measure(
         "bifrons", "VQ decoder, 1 picture", lambda: decode(model, codes), repeats=amount.repeats
@@ -142,6 +177,7 @@ def bench_vl2(bench: Bench, model: VL2Model, batch: int, bandwidth: float, amoun
         model.text_logits(hidden).argmax(-1)
 
     _bench_talking(bench, model, batch, length, bandwidth, amount)
+    bench_kernels(bench, decoder, batch, length, bandwidth)
     work = f"first token, prompt of {length} tokens with {_TILES[0]} x {_TILES[1]} tiles"
     bench.measure("bifrons", work, first, repeats=max(2, amount.repeats // 2))
     bench.measure(
@@ -153,21 +189,18 @@ def _bench_talking(
     bench: Bench, model: VL2Model, rows: int, filled: int, bandwidth: float, amount: Amount
 ) -> None:
     decoder = model.decoder
-    cache = filled_cache(decoder, rows, filled, amount.steps)
     limit = step_bytes(decoder, [model.language.lm_head], rows, filled + amount.steps / 2) / bandwidth
-    first = torch.zeros(rows, dtype=torch.long, device=bench.device)
-
-    def steps() -> None:
-        tokens = first
-        rewind(cache, filled)
-        for _ in range(amount.steps):
-            hidden = decode_one(decoder, model.embed_text(tokens), cache)
-            tokens = model.text_logits(hidden).argmax(-1)
-
+    task = Task(
+        rows=random_rows(decoder, rows, filled),
+        voice=Voice(model.embed_text, model.text_logits),
+        choosing=Choosing(Sampling(0.0)),
+        seeds=range(rows),
+        max_new_tokens=amount.steps,
+    )
     bench.measure(
         "bifrons",
         f"answering, a step of {rows} conversation{'s' if rows > 1 else ''}",
-        steps,
+        stepper(decoder, task),
         repeats=amount.repeats,
         per=amount.steps,
         items=rows,

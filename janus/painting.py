@@ -3,15 +3,17 @@
 N pictures, L prompt tokens, T image tokens of a picture, D decoder width.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from PIL import Image
 from torch import Tensor
 
-from ..blocks.generation import check_context, generate
+from ..blocks.captured import bucket_below, slots_for, store_of
+from ..blocks.choosing import Choosing, Voice, paired
+from ..blocks.generation import Task, captures, check_context, generate, generate_all
 from ..blocks.planning import batch_that_fits
-from ..blocks.sampling import guide, sample
+from ..blocks.sampling import guide
 from ..tokenizers.vq import to_uint8
 from .model import JanusModel
 from .options import PaintOptions
@@ -20,32 +22,25 @@ from .sizes import painting_work
 Callback = Callable[[int, int, Tensor], None]
 
 
-def paint_steps(
+def paint_task(
     model: JanusModel,
     cond: Sequence[Tensor],
     uncond: Sequence[Tensor] | None,
     options: PaintOptions,
     seeds: Sequence[int],
-) -> Iterator[Tensor]:
-    """Yield the next image token of every picture, int64 `[N]`, T times.
+) -> Task:
+    """The generation of N pictures' image tokens.
 
     `cond` and `uncond` are prompt ids `[L]` per picture; None for `uncond` computes without guidance.
-    Even and odd rows of the reference are the first and second half of the batch here.
     """
     device = model.gen_embed.weight.device
-    seeds_N = torch.tensor(seeds, dtype=torch.long, device=device)
-    rows = [model.embed_text(ids.to(device)) for ids in [*cond, *(uncond or ())]]
-
-    def choose(hidden: Tensor, step: int) -> Tensor:
-        logits = model.image_logits(hidden).float()
-        if uncond is not None:
-            cond_logits, uncond_logits = logits.chunk(2)
-            logits = guide(cond_logits, uncond_logits, options.guidance_scale)
-        tokens = sample(logits, options.sampling, seeds_N, torch.full_like(seeds_N, step))
-        return tokens if uncond is None else tokens.repeat(2)
-
-    for tokens in generate(model.decoder, rows, choose, model.embed_codes, model.config.num_codes):
-        yield tokens[: len(cond)]
+    return Task(
+        rows=[model.embed_text(ids.to(device)) for ids in paired(cond, uncond)],
+        voice=Voice(model.embed_codes, model.image_logits),
+        choosing=Choosing(options.sampling, None if uncond is None else options.guidance_scale),
+        seeds=seeds,
+        max_new_tokens=model.config.num_codes,
+    )
 
 
 @torch.no_grad()
@@ -63,21 +58,33 @@ def paint(
     far, `[n, step]`; an exception from it stops the work.
     """
     total = model.config.num_codes
-    weight = model.gen_embed.weight
     longest = max(len(ids) for ids in [*cond, *(uncond or ())])
     check_context(longest, total, model.config.decoder.max_positions)
-    work = painting_work(model.config, uncond is not None, longest)
-    size = batch_that_fits(work, weight.device, weight.dtype)
+    size = _batch(model, uncond is not None, longest)
     done = []
     for start in range(0, len(cond), size):
         batch = slice(start, start + size)
+        task = paint_task(model, cond[batch], uncond and uncond[batch], options, seeds[batch])
+        if callback is None:
+            done.append(generate_all(model.decoder, task))
+            continue
         steps = []
-        for tokens in paint_steps(model, cond[batch], uncond and uncond[batch], options, seeds[batch]):
+        for tokens in generate(model.decoder, task):
             steps.append(tokens)
-            if callback is not None:
-                callback(len(steps), total, torch.stack(steps, dim=1).cpu())
+            callback(len(steps), total, torch.stack(steps, dim=1).cpu())
         done.append(torch.stack(steps, dim=1).cpu())
     return torch.cat(done)
+
+
+def _batch(model: JanusModel, guided: bool, longest: int) -> int:
+    """How many pictures to compute at once."""
+    weight, total = model.gen_embed.weight, model.config.num_codes
+    if not captures(model.decoder, Voice(model.embed_codes, model.image_logits)):
+        return batch_that_fits(painting_work(model.config, guided, longest), weight.device, weight.dtype)
+    # A captured batch is as large as its station, and what is kept of stations makes room for it.
+    work = painting_work(model.config, guided, slots_for(longest + total) - total)
+    kept = store_of(model.decoder).bytes
+    return bucket_below(batch_that_fits(work, weight.device, weight.dtype, kept))
 
 
 @torch.no_grad()

@@ -11,7 +11,7 @@ from torch import Tensor
 from ..blocks.answering import Prompt
 from ..blocks.checkpoint import list_tensors, load_weights
 from ..blocks.conversing import Conversing, Messages
-from ..blocks.device import resolve_device, resolve_dtype
+from ..blocks.device import check_capture, resolve_device, resolve_dtype
 from ..blocks.errors import OptionError, PromptError
 from ..blocks.generation import check_context
 from ..blocks.locate import locate
@@ -52,6 +52,7 @@ class JanusPipeline(Conversing):
         *,
         quantize: str | None = None,
         parts: Parts = "all",
+        capture: bool | None = None,
         progress: bool = True,
     ) -> "JanusPipeline":
         """Load a model folder, a hub id or an embedded model (`janus-nano`).
@@ -59,14 +60,17 @@ class JanusPipeline(Conversing):
         `device` None takes CUDA, else MPS, else the CPU; `dtype` None takes float32 on the CPU and
         bfloat16 on a GPU. `quantize` keeps the decoder's weights in `int8` or `int4`, quantized one by one as
         they are read; a folder that holds them so needs no word of it. `parts` loads only what painting
-        (`paint`) or answering (`read`) takes; what needs the rest is then an `OptionError`.
-        `progress` shows a bar on stderr for loads of more than half a second.
+        (`paint`) or answering (`read`) takes; what needs the rest is then an `OptionError`. On CUDA,
+        steps of painting and answering are captured as graphs, once for each number of rows; with `capture`
+        false every operation is launched by itself, which is slower but needs no preparation. `progress`
+        shows a bar on stderr for loads of more than half a second.
         Raises `CheckpointError` (or its `ConfigError`) when the files are not a whole Janus model, and
         `OptionError` before anything is loaded where the weights exceed the free memory.
         """
         folder = locate(model)
         quantization = pick_quantization(folder, quantize)
         chosen_device = resolve_device(device)
+        check_capture(capture, chosen_device)
         config, model_type = read_config(folder)
         entries = list_tensors(folder)
         with torch.device("meta"):
@@ -88,6 +92,7 @@ class JanusPipeline(Conversing):
             entries=entries,
             quantization=quantization,
         )
+        network.decoder.capture = capture
         guidance_scale = read_guidance(folder)
         if guidance_scale is None:
             return cls(network.eval(), tokenizer, processor, str(model))

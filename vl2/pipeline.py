@@ -10,7 +10,7 @@ from PIL import Image
 from ..blocks.answering import AnswerOptions, Prompt
 from ..blocks.checkpoint import load_weights
 from ..blocks.conversing import Conversing, Messages
-from ..blocks.device import resolve_device, resolve_dtype
+from ..blocks.device import check_capture, resolve_device, resolve_dtype
 from ..blocks.errors import PictureError, PromptError
 from ..blocks.generation import check_context
 from ..blocks.locate import locate
@@ -52,6 +52,7 @@ class VL2Pipeline(Conversing):
         *,
         quantize: str | None = None,
         max_tiles: int | None = None,
+        capture: bool | None = None,
         progress: bool = True,
     ) -> "VL2Pipeline":
         """Load a model folder, a hub id or an embedded model (`vl2-nano`).
@@ -60,7 +61,9 @@ class VL2Pipeline(Conversing):
         bfloat16 on a GPU. `quantize` keeps the decoder's weights, experts included, in `int8` or `int4`,
         quantized one by one as they are read; a folder that holds them so needs no word of it. `max_tiles`
         replaces the folder's resolutions by all of at most so many local tiles (the paper takes 18 for
-        InfographicVQA). `progress` shows a bar on stderr for loads of more than half a second. Raises
+        InfographicVQA). On CUDA, steps of answering are captured as graphs, once for each number of rows;
+        with `capture` false every operation is launched by itself, which is slower but needs no preparation.
+        `progress` shows a bar on stderr for loads of more than half a second. Raises
         `CheckpointError` (or its `ConfigError`) when the files are no whole VL2 model, and `OptionError`
         before anything is loaded where the weights exceed the free memory.
         """
@@ -69,6 +72,7 @@ class VL2Pipeline(Conversing):
         folder = locate(model)
         quantization = pick_quantization(folder, quantize)
         chosen_device = resolve_device(device)
+        check_capture(capture, chosen_device)
         config = read_config(folder)
         with torch.device("meta"):
             network = VL2Model(config)
@@ -89,6 +93,7 @@ class VL2Pipeline(Conversing):
             keep_float32=keep_float32,
             quantization=quantization,
         )
+        network.decoder.capture = capture
         return cls(network.eval(), tokenizer, processor, str(model))
 
     @property

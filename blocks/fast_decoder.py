@@ -1,0 +1,176 @@
+"""One decoding step of the decoder through kernels; `Decoder.forward` is the definition.
+
+R rows, D decoder width, S cache slots, K dimensions of a head. Products of one input are one product: of
+weights that lie side by side in one storage, of which the parameters are views. Quantized weights are
+multiplied one by one. Latent attention and experts compute as they do elsewhere.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from types import ModuleType
+from typing import NamedTuple, cast
+
+import torch
+from torch import Tensor, nn
+
+from .decoder import Attention, Block, Decoder, Step
+from .experts import blocked
+from .feed_forward import FeedForward
+from .invariant import Linear
+from .kv_cache import KVCache
+from .moe import Experts
+from .norm import RMSNorm
+
+
+class Kernels(NamedTuple):
+    """The modules of kernels: of the step between products, of products, and of the draw."""
+
+    step: ModuleType
+    products: ModuleType
+    draw: ModuleType
+
+
+def import_kernels() -> Kernels:
+    """An `ImportError` where there is no Triton: it comes with torch for CUDA on Linux only."""
+    from . import kernel_draw, kernel_products, kernels
+
+    return Kernels(kernels, kernel_products, kernel_draw)
+
+
+def load_kernels(device: torch.device) -> Kernels | None:
+    """The kernels where they serve, else None."""
+    if device.type != "cuda":
+        return None
+    try:
+        return import_kernels()
+    except ImportError:
+        return None
+
+
+def reads_positions(decoder: Decoder) -> bool:
+    """Whether all attention goes by the positions on the device, so that steps do not depend on the span."""
+    return all(isinstance(cast(Block, block).self_attn, Attention) for block in decoder.layers)
+
+
+def _plain_weights(layers: Sequence[nn.Module]) -> list[Tensor] | None:
+    """The weights of linear layers without bias; None where one is something else."""
+    plain = all(type(layer) is Linear and layer.bias is None for layer in layers)
+    return [cast(Linear, layer).weight for layer in layers] if plain else None
+
+
+def _whole(weights: Sequence[Tensor]) -> Tensor | None:
+    """Weights `[O_i, I]` as one, without a copy; None where they do not lie side by side."""
+    first = weights[0]
+    end, storage = first.data_ptr(), first.untyped_storage().data_ptr()
+    for weight in weights:
+        together = weight.data_ptr() == end and weight.untyped_storage().data_ptr() == storage
+        if not together or not weight.is_contiguous() or weight.dtype != first.dtype:
+            return None
+        end += weight.numel() * weight.itemsize
+    rows = sum(len(weight) for weight in weights)
+    return first.detach().as_strided((rows, first.shape[1]), first.stride())
+
+
+def _groups(decoder: Decoder) -> Iterator[tuple[nn.Module, ...]]:
+    """Layers that are multiplied with one input."""
+    for module in decoder.modules():
+        if isinstance(module, Attention):
+            yield module.q_proj, module.k_proj, module.v_proj
+        elif isinstance(module, FeedForward):
+            yield module.gate_proj, module.up_proj
+
+
+@torch.no_grad()
+def join_weights(decoder: Decoder) -> None:
+    """Lays the weights of each group side by side, group by group; names and values stay. Weights that are
+    being trained are left where they are."""
+    for layers in _groups(decoder):
+        weights = _plain_weights(layers)
+        if weights is None or any(weight.requires_grad for weight in weights) or _whole(weights) is not None:
+            continue
+        if len({(weight.dtype, weight.device, weight.shape[1]) for weight in weights}) == 1:
+            parts = torch.cat([weight.data for weight in weights]).split([len(weight) for weight in weights])
+            for weight, part in zip(weights, parts, strict=True):
+                weight.data = part
+
+
+def joined_weight(*layers: nn.Module) -> Tensor | None:
+    """The weights of layers as one, if they lie side by side."""
+    weights = _plain_weights(layers)
+    return None if weights is None else _whole(weights)
+
+
+def _product(kernels: Kernels, x_RD: Tensor, *layers: nn.Module) -> Tensor:
+    """The outputs of all layers side by side."""
+    whole = joined_weight(*layers)
+    if whole is not None:
+        return kernels.products.product(x_RD, whole)
+    return torch.cat([layer(x_RD) for layer in layers], dim=-1)
+
+
+def _attention(
+    kernels: Kernels, layer: Attention, x_RD: Tensor, cache: KVCache, rotary: tuple[Tensor, Tensor]
+) -> Tensor:
+    qkv_RC = _product(kernels, x_RD, layer.q_proj, layer.k_proj, layer.v_proj)
+    keys, values = (buffer[layer.layer] for buffer in cache.buffers)
+    heads = qkv_RC.shape[1] // layer.head_dim - 2 * keys.shape[2]
+    attended = kernels.step.attend(qkv_RC, rotary, cache.positions, keys, values, heads)
+    return _product(kernels, attended, layer.o_proj)
+
+
+def _feed_forward(kernels: Kernels, layer: nn.Module, x_RD: Tensor) -> Tensor:
+    if not isinstance(layer, FeedForward):
+        return layer(x_RD[:, None])[:, 0]
+    whole = joined_weight(layer.gate_proj, layer.up_proj)
+    if whole is not None:
+        inner_RI = kernels.products.gated_product(x_RD, whole)
+    else:
+        inner_RI = kernels.step.swiglu(_product(kernels, x_RD, layer.gate_proj, layer.up_proj))
+    return _product(kernels, inner_RI, layer.down_proj)
+
+
+def decode_fast(
+    kernels: Kernels,
+    decoder: Decoder,
+    x_RD: Tensor,
+    cache: KVCache,
+    rotary: tuple[Tensor, Tensor],
+    out_RD: Tensor,
+) -> None:
+    """One position of every row, at `cache.positions`, which stay; hidden states go into `out`.
+
+    `rotary` are cosines and sines of all slots, `[S, K]`. Attention that does not go by the positions reads
+    `cache.span` slots.
+    """
+    step: Step | None = None
+    if not reads_positions(decoder):
+        step = decoder.step(len(x_RD), 1, x_RD.device, cache)
+    blocks = [cast(Block, block) for block in decoder.layers]
+    norms = [*(block.input_layernorm for block in blocks[1:]), decoder.norm]
+    first = blocks[0].input_layernorm
+    x_RD, normed_RD = kernels.step.add_norm(x_RD, None, first.weight, first.eps)
+    for block, following in zip(blocks, norms, strict=True):
+        if step is None:
+            attended = _attention(kernels, cast(Attention, block.self_attn), normed_RD, cache, rotary)
+        else:
+            attended = block.self_attn(normed_RD[:, None], step)[:, 0]
+        between: RMSNorm = block.post_attention_layernorm
+        x_RD, normed_RD = kernels.step.add_norm(x_RD, attended, between.weight, between.eps)
+        changed = _feed_forward(kernels, block.mlp, normed_RD)
+        out = out_RD if following is decoder.norm else None
+        x_RD, normed_RD = kernels.step.add_norm(x_RD, changed, following.weight, following.eps, out)
+
+
+@contextmanager
+def host_free(decoder: Decoder) -> Iterator[None]:
+    """Experts in a form that never asks the device how many tokens they got, for the time of a capture."""
+    asking = [module for module in decoder.modules() if isinstance(module, Experts) and module.form is None]
+    if decoder.embed_tokens.weight.dtype == torch.bfloat16:  # the grouped product does not ask in this one
+        asking = []
+    for module in asking:
+        module.form = blocked
+    try:
+        yield
+    finally:
+        for module in asking:
+            module.form = None

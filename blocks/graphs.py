@@ -1,0 +1,72 @@
+"""Recording work on static tensors, to be run again by one launch: CUDA graphs."""
+
+import gc
+from collections.abc import Callable
+from contextlib import suppress
+from functools import cache
+
+import torch
+
+Work = Callable[[], None]
+
+
+class Recorder:
+    """For devices without graphs: the work itself is what runs it again."""
+
+    def __init__(self) -> None:
+        self.made = 0
+        """How many recordings were made."""
+
+    def __call__(self, work: Work) -> Work:
+        """Returns what runs the work again, on the same tensors. The work may be run for that, or not."""
+        self.made += 1
+        return work
+
+
+@cache
+def _stream(index: int) -> torch.cuda.Stream:
+    """One for all recorders of a device: products keep work space for every stream that they were on."""
+    return torch.cuda.Stream(index)
+
+
+class GraphRecorder(Recorder):
+    """Records CUDA graphs that share one pool of memory: they are to be run one after the other."""
+
+    def __init__(self, device: torch.device) -> None:
+        super().__init__()
+        self.device = device
+        with torch.cuda.device(device):
+            self._pool = torch.cuda.graph_pool_handle()
+            self._stream = _stream(torch.cuda.current_device())
+
+    def __call__(self, work: Work) -> Work:
+        """Runs the work once (kernels are built and loaded, work space is made), then captures it."""
+        self.made += 1
+        with torch.cuda.device(self.device):
+            current = torch.cuda.current_stream()
+            self._stream.wait_stream(current)
+            with torch.cuda.stream(self._stream):
+                work()
+            self._stream.synchronize()
+            graph = torch.cuda.CUDAGraph()
+            collecting = gc.isenabled()
+            gc.disable()  # what is collected during a capture might free a graph, which ends the capture
+            try:
+                with torch.cuda.stream(self._stream):
+                    self._capture(graph, work)
+            finally:
+                if collecting:
+                    gc.enable()
+            current.wait_stream(self._stream)
+        return graph.replay
+
+    def _capture(self, graph: torch.cuda.CUDAGraph, work: Work) -> None:
+        # Other threads may go on with their own work on the device meanwhile.
+        graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
+        try:
+            work()
+        except BaseException:
+            with suppress(RuntimeError):  # the capture is void already, and why is what the work raised
+                graph.capture_end()
+            raise
+        graph.capture_end()

@@ -1,0 +1,187 @@
+"""The static tensors of a captured generation, and the recordings of its steps.
+
+N sequences, R rows (N, or 2 N with guidance: rows 2 n and 2 n + 1), S cache slots, D decoder width, T prompt
+positions, V vocabulary. Sequences beyond those of a task are computed and never looked at; they start at
+position 0, where they cost least.
+"""
+
+from collections import OrderedDict
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from .choosing import Dials, Form, Voice, choose, filtered, spread
+from .decoder import Decoder
+from .fast_decoder import decode_fast, host_free, load_kernels, reads_positions
+from .generation import Task, prefill
+from .graphs import Recorder, Work
+from .kv_cache import allocated_slots
+from .rope import rotary_table
+from .slots import SlotView
+
+SPAN = 128
+"""Steps that must know how many slots are read are recorded for multiples of so many."""
+_PROMPTS = (32, 64, 128)
+"""Lengths that short prompts are padded to: launching the reading of one takes longer than the reading."""
+_PROMPT_POSITIONS = 4096  # of all rows: reading more keeps the device busy for longer than launching takes
+_RECORDINGS = 48
+
+
+class Station:
+    """Works on one task at a time: `begin`, then `step` for each token."""
+
+    def __init__(self, decoder: Decoder, count: int, rows_each: int, slots: int, recorder: Recorder) -> None:
+        weight = decoder.embed_tokens.weight
+        device, rows = weight.device, count * rows_each
+        self.count, self.rows_each, self.slots, self._record = count, rows_each, slots, recorder
+        self.cache = decoder.config.new_cache(rows, slots, device=device, dtype=weight.dtype)
+        self.hidden_RD = torch.zeros(rows, decoder.config.hidden_size, device=device, dtype=weight.dtype)
+        self.lengths_R = torch.zeros(rows, dtype=torch.long, device=device)
+        self.tokens_N, self.steps_N, self.seeds_N = torch.zeros(3, count, dtype=torch.long, device=device)
+        self.record_SN = torch.zeros(slots, count, dtype=torch.long, device=device)
+        self.numbers = torch.ones(5, device=device)
+        self.dials, self.one = Dials(*self.numbers[:4].split(1)), self.numbers[4:]
+        self.seen_NV: Tensor | None = None
+        self.kernels = load_kernels(device)
+        self.by_position = self.kernels is not None and reads_positions(decoder)
+        places, config = torch.arange(slots, device=device), decoder.config
+        cos, sin = rotary_table(places[None], config.rotary_dim, config.rope_theta)
+        self.rotary = (cos[0], sin[0])
+        self._prompts: dict[int, Tensor] = {}
+        self._recordings: OrderedDict[object, Work] = OrderedDict()
+        self._longest = 0
+
+    @property
+    def bytes(self) -> int:
+        seen = [] if self.seen_NV is None else [self.seen_NV]
+        tensors = [*self.cache.buffers, *self._prompts.values(), *self.rotary, self.record_SN, *seen]
+        return sum(tensor.numel() * tensor.itemsize for tensor in tensors)
+
+    def begin(self, decoder: Decoder, task: Task) -> None:
+        """Read the prompts and set everything to the first step."""
+        count, rows, device = len(task.seeds), len(task.rows), self.hidden_RD.device
+        self.steps_N.zero_()
+        self.seeds_N.zero_()
+        self.seeds_N[:count] = torch.tensor(task.seeds, dtype=torch.long).to(device)
+        self.numbers[:4] = torch.tensor(task.choosing.dials, dtype=torch.float32).to(device)
+        if task.seen is not None:
+            seen = self.seen_NV
+            if seen is None:
+                self.seen_NV = seen = task.seen.new_zeros(self.count, task.seen.shape[1])
+            seen.zero_()
+            seen[:count] = task.seen
+        self._longest = task.longest
+        if (length := self._prompt_length(decoder, task)) is None:
+            self.cache.positions.zero_()
+            view = SlotView(self.cache, 0, rows, 0)
+            hidden = prefill(decoder, task.rows, view, task.prefill_chunk)
+            self.hidden_RD.zero_()
+            self.hidden_RD[:rows] = hidden
+        else:
+            self._read(decoder, task.rows, length)
+
+    def rewind(self, lengths: Sequence[int]) -> None:
+        """Back to the first step after prompts of these lengths, for measuring steps again and again."""
+        self.cache.positions[: len(lengths)] = torch.tensor(lengths).to(self.cache.positions.device)
+        self.steps_N.zero_()
+
+    def _prompt_length(self, decoder: Decoder, task: Task) -> int | None:
+        """What short prompts are padded to where reading them is recorded, else None."""
+        length = next((length for length in _PROMPTS if length >= task.longest), None)
+        if length is None or length > self.slots or len(self.hidden_RD) * length > _PROMPT_POSITIONS:
+            return None
+        if task.prefill_chunk is not None and task.prefill_chunk < task.longest:
+            return None
+        # Long inputs of experts ask the device for their numbers, but in one dtype.
+        asks = decoder.config.moe is not None and self.hidden_RD.dtype != torch.bfloat16
+        return None if asks and self.hidden_RD.device.type == "cuda" else length
+
+    def _read(self, decoder: Decoder, rows: Sequence[Tensor], length: int) -> None:
+        """Prompts through their recording. What stands behind a prompt is overwritten before it is seen."""
+        if length not in self._prompts:
+            self._prompts[length] = self.hidden_RD.new_zeros(
+                len(self.hidden_RD), length, self.hidden_RD.shape[1]
+            )
+        x_RTD = self._prompts[length]
+        padded = pad_sequence(list(rows), batch_first=True)
+        x_RTD[: len(rows), : padded.shape[1]] = padded
+        lengths = [len(row) for row in rows] + [0] * (len(x_RTD) - len(rows))
+        self.lengths_R.copy_(torch.tensor(lengths))
+
+        def work() -> None:
+            self.cache.positions.zero_()
+            self.cache.filled = length
+            hidden_RTD = decoder(x_RTD, self.cache)
+            self.hidden_RD.copy_(hidden_RTD[self.cache.rows, (self.lengths_R - 1).clamp(min=0)])
+            self.cache.positions.copy_(self.lengths_R)
+
+        self._run(decoder, ("prompt", length), work)
+
+    def step(self, decoder: Decoder, voice: Voice, form: Form, number: int) -> None:
+        """Choose the tokens of step `number`, which go into its row of `record_SN`, and run the decoder."""
+        span = 0
+        if not self.by_position:
+            span = min(-(-(self._longest + number + 1) // SPAN) * SPAN, allocated_slots(self.slots))
+
+        def work() -> None:
+            self._choose(voice.logits(self.hidden_RD), form)
+            self._advance(decoder, spread(voice.embed(self.tokens_N), form), span)
+
+        names = tuple(getattr(part, "__qualname__", "") for part in (voice.embed, voice.logits))
+        self._run(decoder, (names, form, span), work)
+
+    def _choose(self, logits_RV: Tensor, form: Form) -> None:
+        seen = self.seen_NV if form.penalized else None
+        if self.kernels is None:
+            tokens = choose(logits_RV, form, self.dials, self.seeds_N, self.steps_N, seen)
+            self.tokens_N.copy_(tokens)
+            self.record_SN.index_copy_(0, self.steps_N[:1], tokens[None])
+            self.steps_N += 1
+            return
+        guidance, temperature = self.dials.guidance, self.dials.temperature
+        if form.top_k or form.nucleus or form.penalized:
+            logits_RV, temperature = filtered(logits_RV, form, self.dials, seen), self.one
+            guidance = None
+        self.kernels.draw.draw(
+            logits_RV,
+            self.seeds_N,
+            self.steps_N,
+            self.tokens_N,
+            self.record_SN,
+            guidance=guidance if form.guided else None,
+            temperature=None if form.greedy else temperature,
+        )
+        if seen is not None:
+            seen.scatter_(1, self.tokens_N[:, None], True)
+
+    def _advance(self, decoder: Decoder, x_RD: Tensor, span: int) -> None:
+        self.cache.filled = min(span, self.slots)
+        if self.kernels is None:
+            self.hidden_RD.copy_(decoder(x_RD[:, None], self.cache)[:, 0])
+        else:
+            decode_fast(self.kernels, decoder, x_RD, self.cache, self.rotary, self.hidden_RD)
+        self.cache.positions += 1
+
+    def _run(self, decoder: Decoder, key: object, work: Work) -> None:
+        """Run work from its recording, which is made the first time."""
+        replay = self._recordings.get(key)
+        if replay is None:
+            if len(self._recordings) >= _RECORDINGS:
+                self._recordings.popitem(last=False)
+            replay = self._recordings[key] = self._recorded(decoder, work)
+        self._recordings.move_to_end(key)
+        replay()
+
+    def _recorded(self, decoder: Decoder, work: Work) -> Work:
+        """Recording may run the work: what it changes is put back. (It writes cache slots and tokens that its
+        first replay writes again.)"""
+        changed = [self.hidden_RD, self.cache.positions, self.steps_N, self.tokens_N]
+        changed += [] if self.seen_NV is None else [self.seen_NV]
+        before = [tensor.clone() for tensor in changed]
+        with host_free(decoder):
+            replay = self._record(work)
+        for tensor, value in zip(changed, before, strict=True):
+            tensor.copy_(value)
+        return replay
