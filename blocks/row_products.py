@@ -203,8 +203,6 @@ def many(
             sums = tl.dot(odd.to(kept), tl.trans(high.to(kept)), sums, input_precision="ieee")
         else:
             x = tl.load(x_ptr + rows[:, None] * inputs + columns[None, :], mask=mask, other=0.0)
-            if KIND == "int8":
-                w = w.to(tl.float32)
             sums = tl.dot(x.to(kept), tl.trans(w.to(kept)), sums, input_precision="ieee")
     if KIND == "int8":
         sums *= tl.load(scale_ptr + outs).to(tl.float32)[None, :]
