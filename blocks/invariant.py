@@ -72,6 +72,12 @@ def product(x_HMK: Tensor, weight_HKN: Tensor) -> Tensor:
     return torch.bmm(F.pad(x_HMK, (0, 0, 0, missing)), weight_HKN)[:, :count]
 
 
+def by_head(x_BHTK: Tensor, weight_HKN: Tensor) -> Tensor:
+    """Every head's rows by the head's own weights, `[B, H, T, N]`."""
+    rows_HMK = x_BHTK.transpose(0, 1).flatten(1, 2)
+    return product(rows_HMK, weight_HKN).unflatten(1, (len(x_BHTK), -1)).transpose(0, 1)
+
+
 def attend(q_BHTK: Tensor, k_BHSK: Tensor, v_BHSK: Tensor, mask_B1TS: Tensor | None) -> Tensor:
     """Attention `[B, H, T, K]` under a mask (None: causal); fewer key/value heads than heads are shared."""
     heads, kv_heads = q_BHTK.shape[1], k_BHSK.shape[1]

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from .invariant import Linear, attend, exact, product
+from . import fused
+from .invariant import Linear, attend, by_head, exact
 from .norm import RMSNorm
 from .rope import deinterleave, rotate
 
@@ -70,16 +71,21 @@ class LatentAttention(nn.Module):
             q = self.q_proj(x_BTD)
         else:
             q = self.q_b_proj(self.q_a_layernorm(self.q_a_proj(x_BTD)))
+        kv_BTC = self.kv_a_proj_with_mqa(x_BTD)
+        queries = x_BTD.shape[1]
+        if queries == 1 and step.cache is not None and fused.serves(x_BTD, self.kv_b_proj.weight):
+            from .attend_latent import attend_latent  # needs Triton
+
+            return self.o_proj(attend_latent(self, q, kv_BTC, step))
         q_BHTK = q.unflatten(-1, (self.num_heads, self.query_dim)).transpose(1, 2)
         q_nope_BHTN, q_rope_BHTP = q_BHTK.split((sizes.nope_dim, sizes.rope_dim), dim=-1)
         q_rope_BHTP = rotate(deinterleave(q_rope_BHTP), step.rotary)
-        latent_BTR, k_rope_BTP = self.kv_a_proj_with_mqa(x_BTD).split((sizes.kv_rank, sizes.rope_dim), -1)
+        latent_BTR, k_rope_BTP = kv_BTC.split((sizes.kv_rank, sizes.rope_dim), dim=-1)
         k_rope_BTP = rotate(deinterleave(k_rope_BTP)[:, None], step.rotary)[:, 0]
         slots_BSC = torch.cat((self.kv_a_layernorm(latent_BTR), k_rope_BTP), dim=-1)
         if step.cache is not None:
             (cached_BS1C,) = step.cache.write(self.layer, step.positions_BT, (slots_BSC[:, :, None],))
             slots_BSC = cached_BS1C[:, :, 0]
-        queries = x_BTD.shape[1]
         # Where rows must not depend on each other, neither may the form on a neighbour's longer prompt.
         few = step.cache is not None and (queries == 1 if exact(x_BTD) else sizes.absorbs(queries))
         attend = self.absorbed if few else self.expanded
@@ -116,9 +122,3 @@ class LatentAttention(nn.Module):
         weights_BHTS = scores_BHTS.softmax(-1).to(slots_BSC.dtype)
         gathered = torch.bmm(weights_BHTS.flatten(1, 2), slots_BSC[..., : sizes.kv_rank])
         return by_head(gathered.unflatten(1, q_BHTC.shape[1:3]), from_latent_HVR.transpose(1, 2))
-
-
-def by_head(x_BHTK: Tensor, weight_HKN: Tensor) -> Tensor:
-    """Every head's rows by the head's own weights, `[B, H, T, N]`."""
-    rows_HMK = x_BHTK.transpose(0, 1).flatten(1, 2)
-    return product(rows_HMK, weight_HKN).unflatten(1, (len(x_BHTK), -1)).transpose(0, 1)

@@ -9,11 +9,15 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from . import fused
 from .errors import ConfigError
 from .experts import Form, blocked, chosen_only, pick_form
 from .feed_forward import FeedForward
 from .invariant import linear, row_sums, sigmoid
 from .quantized_weight import QuantizedWeight, Stack
+
+_FEW_PAIRS = 256
+"""Pairs of a token and an expert up to which kernels compute a whole layer where they can."""
 
 SCORING = ("softmax", "sigmoid")
 METHODS = ("greedy", "group_limited_greedy", "noaux_tc")
@@ -162,5 +166,15 @@ class MoE(nn.Module):
 
     def forward(self, x_BTD: Tensor) -> Tensor:
         x_ND = x_BTD.flatten(0, -2)
+        if self._few(x_ND):
+            from .few_tokens import mixture  # needs Triton
+
+            return mixture(self, x_ND).view_as(x_BTD)
         out_BTD = self.experts(x_ND, *self.gate(x_ND)).view_as(x_BTD)
         return out_BTD if self.shared_experts is None else out_BTD + self.shared_experts(x_BTD)
+
+    def _few(self, x_ND: Tensor) -> bool:
+        """Whether kernels for few tokens compute the layer."""
+        if not fused.device_serves(x_ND.device) or len(x_ND) * self.gate.config.top_k > _FEW_PAIRS:
+            return False
+        return self.experts.form is None and fused.serves(x_ND, *self.parameters())

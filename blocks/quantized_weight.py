@@ -15,6 +15,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from . import fused
 from .errors import OptionError
 from .invariant import linear
 
@@ -27,6 +28,7 @@ SCALE_DTYPE = torch.bfloat16
 # AVX-512 at 2048 x 5632: 1 or 2 rows 0.5 ms (bfloat16 weights 1.3), 32 rows 5.1 (dequantising first 4.3).
 _int8_product = getattr(torch, "_weight_int8pack_mm", None)
 _FEW_ROWS = 16
+_MOST_ROWS = 64  # that kernels multiply on CUDA; for more, decoding the weight once costs little
 _WHOLE = 64  # it works in blocks; at other sizes it is wrong, or reads behind its arguments (torch 2.14)
 
 
@@ -76,6 +78,10 @@ def product(x: Tensor, codes: Tensor, scale: Tensor, zero: Tensor | None) -> Ten
         whole = codes.shape[0] % _WHOLE == 0 and codes.shape[1] % _WHOLE == 0
         if whole and 0 < rows <= _FEW_ROWS:
             return _int8_product(x.reshape(rows, -1).contiguous(), codes, scale).view(*x.shape[:-1], -1)
+    if 0 < rows <= _MOST_ROWS and fused.serves(x):
+        from .quantized_kernels import multiply  # needs Triton
+
+        return multiply(x.reshape(rows, -1), codes, scale, zero).view(*x.shape[:-1], -1)
     return linear(x, decode(codes, scale, zero, x.dtype))
 
 

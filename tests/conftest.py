@@ -1,13 +1,18 @@
 """What many tests share: the parity checkpoint of Janus and the rule that makes its pictures."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from bifrons.apps.cli import main
 from hypothesis import settings
 from PIL import Image
+
+# Triton's kernels run in its interpreter where there is no GPU; it reads this when it is imported.
+os.environ.setdefault("TRITON_INTERPRET", "0" if torch.cuda.is_available() else "1")
 
 # Shared machines are slow now and then: a time limit an example would make a test fail for no reason of ours.
 settings.register_profile("bifrons", deadline=None, derandomize=True, database=None)

@@ -1,0 +1,132 @@
+"""Latent attention of one query a row over the cache, on CUDA, by the kernels of `latent_kernels`.
+
+Shapes alone decide what is launched, so that a captured step serves every position.
+
+B rows, S cache slots, H heads, R rank of the latent, P dimensions of the rotary part, C = R + P, N dimensions
+of the rest of a query or key, V dimensions of a value.
+"""
+
+# What Triton compiles is not what its Python types say:
+# pyright: reportArgumentType=false, reportAssignmentType=false, reportGeneralTypeIssues=false
+# pyright: reportOperatorIssue=false, reportCallIssue=false
+
+from typing import TYPE_CHECKING
+
+import torch
+import triton
+from torch import Tensor
+
+from .invariant import by_head
+from .latent_kernels import attend_kernel, enter_kernel, leave_kernel
+from .row_products import exact_products
+
+if TYPE_CHECKING:
+    from .decoder import Step
+    from .latent_attention import LatentAttention
+
+_FEW = 8  # rows up to which the products into and out of the latent's space are made by these kernels
+_HEADS = 16  # of a block
+_SPLIT = 64  # slots at least
+_MOST_BLOCKS = 1024  # beyond which splits get longer
+_TILE_R, _TILE_V = 64, 16
+_LOG2_E = 1.4426950408889634
+
+
+def attend_latent(layer: "LatentAttention", q_BTD: Tensor, kv_BTC: Tensor, step: "Step") -> Tensor:
+    """The new slots written into the cache, and what the one query of each row gathers, `[B, 1, H * V]`.
+
+    `q_BTD` and `kv_BTC` are the outputs of the layer's projections, `[B, 1, H * (N + P)]` and `[B, 1, C]`.
+    """
+    assert step.cache is not None
+    sizes, heads, rows = layer.sizes, layer.num_heads, len(q_BTD)
+    rank, turns, weight = sizes.kv_rank, sizes.rope_dim, layer.kv_b_proj.weight
+    slots_BSC = step.cache.buffers[0][layer.layer][:, :, 0]
+    positions, (cos, sin) = step.positions_BT, step.rotary
+    assert slots_BSC.stride(1) == rank + turns, "a row's slots lie side by side"
+    assert cos.is_contiguous(), "rotary tables are contiguous"
+    assert sin.is_contiguous(), "rotary tables are contiguous"
+    few = rows <= _FEW
+    pads = {
+        "BLOCK_R": max(triton.next_power_of_2(rank), 16),
+        "BLOCK_P": max(triton.next_power_of_2(turns), 16),
+    }
+    widths = {"H": heads, "R": rank}
+    query_BHC = q_BTD.new_empty(rows, heads, rank + turns)
+    enter_kernel[(1 + heads + (heads * triton.cdiv(rank, _TILE_R) if few else 0), rows)](
+        q_BTD.contiguous(),
+        kv_BTC.contiguous(),
+        layer.kv_a_layernorm.weight,
+        weight,
+        cos,
+        sin,
+        positions,
+        slots_BSC,
+        query_BHC,
+        layer.kv_a_layernorm.eps,
+        slots_BSC.stride(0),
+        positions.stride(0),
+        slots_BSC.shape[1],
+        N=sizes.nope_dim,
+        V=sizes.value_dim,
+        P=turns,
+        BLOCK_N=32,
+        TILE_R=_TILE_R,
+        **widths,
+        **pads,
+    )
+    weight_HKR = weight.unflatten(0, (heads, -1))
+    to_latent_HNR, from_latent_HVR = weight_HKR.split((sizes.nope_dim, sizes.value_dim), dim=1)
+    if not few:
+        q_BHN = q_BTD.view(rows, heads, -1)[..., : sizes.nope_dim]
+        query_BHC[..., :rank] = by_head(q_BHN[:, :, None], to_latent_HNR)[:, :, 0]
+    span, split, blocks = step.cache.span, _SPLIT, triton.cdiv(heads, _HEADS)
+    while rows * blocks * triton.cdiv(span, split) > _MOST_BLOCKS and split < span:
+        split *= 2
+    splits = triton.cdiv(span, split)
+    parts = q_BTD.new_empty(rows, heads, splits, rank, dtype=torch.float32)
+    tops, sums = q_BTD.new_empty(2, rows, heads, splits, dtype=torch.float32)
+    wide = q_BTD.dtype == torch.float32
+    attend_kernel[(splits, blocks, rows)](
+        query_BHC,
+        slots_BSC,
+        positions,
+        parts,
+        tops,
+        sums,
+        layer.query_dim**-0.5 * _LOG2_E,
+        slots_BSC.stride(0),
+        positions.stride(0),
+        splits,
+        slots_BSC.shape[1],
+        P=turns,
+        SPLIT=split,
+        EXACT=exact_products(q_BTD.dtype),
+        BLOCK_H=_HEADS,
+        BLOCK_S=16 if wide else 32,
+        num_stages=1 if wide else 2,
+        **widths,
+        **pads,
+    )
+    out = q_BTD.new_empty(rows, heads, sizes.value_dim if few else rank)
+    leave_kernel[(triton.cdiv(sizes.value_dim, _TILE_V) if few else 1, heads, rows)](
+        parts,
+        tops,
+        sums,
+        positions,
+        weight,
+        out,
+        positions.stride(0),
+        splits,
+        N=sizes.nope_dim,
+        V=sizes.value_dim,
+        SPLIT=split,
+        PROJECT=few,
+        BLOCK_R=pads["BLOCK_R"],
+        BLOCK_G=8,
+        SPLITS=max(triton.next_power_of_2(splits), 8),
+        TILE_V=_TILE_V,
+        **widths,
+    )
+    if not few:
+        out = by_head(out[:, :, None], from_latent_HVR.transpose(1, 2))
+    return out.reshape(rows, 1, -1)

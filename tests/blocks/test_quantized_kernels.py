@@ -1,0 +1,103 @@
+"""Kernels on quantized weights against the decoded ones; in Triton's interpreter where there is no GPU."""
+
+import pytest
+import torch
+
+pytest.importorskip("triton")
+from bifrons.blocks import few_tokens, fused, gate_kernels, quantized_kernels
+from bifrons.blocks.experts import looped
+from bifrons.blocks.moe import MoE, MoEConfig
+from bifrons.blocks.quantized_kernels import multiply
+from bifrons.blocks.quantized_weight import QuantizedWeight
+from bifrons.blocks.row_products import as_weight
+from torch import nn
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+SHAPES = [(40, 72), (48, 160), (33, 20), (64, 576)]  # outputs, inputs
+if DEVICE == "cuda":  # the interpreter is slow
+    SHAPES += [(4096, 4096), (11008, 4096), (4096, 11008)]
+
+
+@pytest.fixture(autouse=True)
+def setting(monkeypatch):
+    """No gradients; and where every block takes the interpreter's time, larger and fewer ones."""
+    if DEVICE == "cpu":
+        monkeypatch.setattr(few_tokens, "_TILE", 32)
+        monkeypatch.setattr(gate_kernels, "_TILE", 16)
+    with torch.no_grad():
+        yield
+
+
+def stored(weight: torch.Tensor, kind: str) -> QuantizedWeight:
+    quantized = QuantizedWeight(kind, tuple(weight.shape))
+    for leaf, tensor in quantized.encode(weight).items():
+        setattr(quantized, leaf, tensor)
+    return quantized.to(DEVICE)
+
+
+def made(seed: int, *shape: int) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("kind", ["int8", "int4"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("rows", [1, 2, 3, 20])
+def test_product_is_that_of_the_decoded_weight(rows, shape, dtype, kind):
+    weight = stored(made(0, *shape) / shape[1] ** 0.5, kind)
+    x = made(1, rows, shape[1]).to(DEVICE, dtype)
+    exact = x.double() @ weight.decode(torch.float32).double().T
+    found = multiply(x, weight.codes, weight.scale, weight.zero)
+    assert found.shape == exact.shape
+    assert found.dtype == dtype
+    # More than two rows take int4 weights as they decode to the dtype of the rows.
+    assert (found.double() - exact).abs().max() <= 4 * torch.finfo(dtype).eps * exact.abs().max() + 1e-6
+
+
+@pytest.mark.parametrize("kind", ["int8", "int4"])
+def test_a_linear_layer_takes_the_kernel_for_few_rows(kind, monkeypatch):
+    weight, x = stored(made(0, 40, 64) / 8, kind), made(1, 2, 3, 64).to(DEVICE)
+    plain = x @ weight.decode(torch.float32).T
+    calls = []
+    monkeypatch.setattr(quantized_kernels, "multiply", lambda *args: calls.append(1) or multiply(*args))
+    monkeypatch.setattr(fused, "device_serves", lambda device: True)
+    torch.testing.assert_close(weight(x), plain, rtol=1e-4, atol=1e-5)
+    assert calls == [1]
+    weight(made(1, 65, 64).to(DEVICE))
+    assert calls == [1]
+
+
+@pytest.mark.parametrize("kind", ["int8", "int4"])
+@pytest.mark.parametrize("tokens", [1, 5])
+@pytest.mark.parametrize(("width", "inner"), [(64, 32), (128, 64), (72, 40)])
+def test_experts_are_those_of_the_decoded_stacks(width, inner, tokens, kind, monkeypatch):
+    """With shared experts: of the same groups, so that they join, and (40, twice 40) of others."""
+    torch.manual_seed(0)
+    layer = MoE(MoEConfig(6, 3, inner, num_shared=2), width)
+    for path in (
+        "experts.gate_up",
+        "experts.down",
+        *(f"shared_experts.{n}_proj" for n in ("gate", "up", "down")),
+    ):
+        parent, _, leaf = path.rpartition(".")
+        owner = layer.get_submodule(parent)
+        part = getattr(owner, leaf)
+        quantized = stored(part.weight if isinstance(part, nn.Linear) else part, kind)
+        delattr(owner, leaf)
+        setattr(owner, leaf, quantized)
+    layer = layer.to(DEVICE)
+    x = made(2, 1, tokens, width).to(DEVICE)
+    chosen, weights = layer.gate(x[0])
+    experts, shared = layer.experts, layer.shared_experts
+    routed = looped(x[0], experts.gate_up.decode(x.dtype), experts.down.decode(x.dtype), chosen)
+    gate, up = shared.gate_proj(x[0]), shared.up_proj(x[0])
+    expected = (routed * weights[..., None]).sum(1) + shared.down_proj(nn.functional.silu(gate) * up)
+    joined = []
+    weighted = few_tokens.weighted
+    monkeypatch.setattr(
+        few_tokens, "weighted", lambda *args: joined.append(len(args) == 6) or weighted(*args)
+    )
+    monkeypatch.setattr(fused, "device_serves", lambda device: True)
+    torch.testing.assert_close(layer(x)[0], expected, rtol=1e-4, atol=1e-5)
+    halves = {as_weight(experts.down).half, as_weight(shared.down_proj).half}
+    assert joined == [len(halves) == 1]
