@@ -177,4 +177,5 @@ class MoE(nn.Module):
         """Whether kernels for few tokens compute the layer."""
         if not fused.device_serves(x_ND.device) or len(x_ND) * self.gate.config.top_k > _FEW_PAIRS:
             return False
-        return self.experts.form is None and fused.serves(x_ND, *self.parameters())
+        free = self.experts.form in (None, blocked)  # whoever asks for `blocked` does not want to wait
+        return free and fused.serves(x_ND, *self.parameters())
