@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from ..blocks.engine import Engine, Voice
+from ..blocks.engine import Engine
 from ..blocks.errors import OptionError
+from ..blocks.jobs import Voice
 from ..blocks.kv_cache import KVCache
 from ..blocks.locate import EMBEDDED, locate
 from ..blocks.memory import rows_that_fit

@@ -5,8 +5,9 @@ import time
 
 import pytest
 from bifrons.blocks.answering import AnswerOptions, answer_ids
-from bifrons.blocks.engine import Chosen, Engine, EngineFull, EngineStopped, Job, Voice
+from bifrons.blocks.engine import Engine, EngineFull, EngineStopped
 from bifrons.blocks.errors import PromptError
+from bifrons.blocks.jobs import Chosen, Job, Voice
 from bifrons.blocks.sampling import Sampling
 from bifrons.janus.pipeline import JanusPipeline
 from PIL import Image
