@@ -56,7 +56,7 @@ class _Row:
 def fingerprints(prompt_TD: Tensor) -> list[bytes]:
     """For each whole block of positions a digest of everything up to its end."""
     blocks = len(prompt_TD) // BLOCK
-    parts = prompt_TD.detach()[: blocks * BLOCK].reshape(blocks, -1).numpy()
+    parts = prompt_TD.detach()[: blocks * BLOCK].unflatten(0, (blocks, BLOCK)).flatten(1).numpy()
     digest, found = hashlib.sha256(), []
     for part in parts:
         digest.update(part.tobytes())

@@ -1,0 +1,33 @@
+"""How many threads torch computes with, in a server on the CPU."""
+
+import os
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+
+from ..blocks.sampling import check_integer
+
+SMALL = 50_000_000
+"""Weights of a decoder below which one thread is as fast as several, or faster.
+
+An engine computes on a thread of its own, whose OpenMP threads come on top of those of the thread that loaded
+the model. Where both together outnumber the cores, libgomp does not spin at the end of a product but puts
+threads to sleep: some 290 times in a step of janus-nano. And where it spins, it does so at the cost of what
+prepares prompts and pictures beside the engine.
+"""
+
+
+def use_threads(asked: int | None, decoders: Iterable[Any]) -> None:
+    """Set torch's number of threads, for threads that have not computed yet: what was asked for; else what
+    the environment says; else one, where no decoder on the CPU is large. Raises `OptionError`."""
+    if asked is not None:
+        torch.set_num_threads(check_integer("threads", asked, low=1))
+    elif "OMP_NUM_THREADS" not in os.environ and all(map(_is_small, decoders)):
+        torch.set_num_threads(1)
+
+
+def _is_small(decoder: Any) -> bool:
+    """Whether a decoder gains nothing from more threads: it is small, or not on the CPU."""
+    on_cpu = decoder.embed_tokens.weight.device.type == "cpu"
+    return not on_cpu or sum(weight.numel() for weight in decoder.parameters()) < SMALL
