@@ -9,8 +9,8 @@ import torch
 from ..blocks.sampling import check_integer
 
 SMALL = 50_000_000
-"""Weights of a decoder below which a server on the CPU computes with one thread, unless told otherwise. Measured
-is that janus-nano's 13 million are faster so; where the bound should be is not.
+"""Weights of a decoder below which a server on the CPU computes with one thread, unless told otherwise.
+Measured is that janus-nano's 13 million are faster so; where the bound should be is not.
 
 An engine computes on a thread of its own, whose OpenMP threads come on top of those of the thread that loaded
 the model. Where both together outnumber the cores, libgomp does not spin at the end of a product but puts
