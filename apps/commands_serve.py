@@ -33,6 +33,13 @@ def add_serve(commands: Any, command: Callable[..., Any]) -> None:
     parser.add_argument(
         "--allow-url-fetch", action="store_true", help="fetch pictures that requests name by public address"
     )
+    parser.add_argument(
+        "--threads",
+        type=int,
+        metavar="N",
+        help="threads of a computation on the CPU (default: OMP_NUM_THREADS; else 1 for small models, "
+        "all cores for others)",
+    )
     for flag, about in (
         ("--max-queue", "rows that may wait (an answer is one, a picture with guidance two)"),
         ("--rows", "rows that run together; fewer where memory is short"),
@@ -45,6 +52,7 @@ def serve(args: argparse.Namespace) -> int:
     from .server import serve as run
     from .server_guard import read_keys
     from .server_models import Fleet, ServerOptions
+    from .server_threads import use_threads
 
     names = ("max_queue", "rows", "context")
     given = {name: getattr(args, name) for name in names if name in args}
@@ -55,5 +63,6 @@ def serve(args: argparse.Namespace) -> int:
     fleet = Fleet(options)
     for model in args.model or [DEFAULT_MODEL, DEFAULT_FINDER]:
         fleet.load(model, args.device, args.dtype, args.quantize)
+    use_threads(args.threads, [served.pipe.model.decoder for served in fleet.models.values()])
     run(fleet, args.host, args.port, keys)
     return 0

@@ -11,8 +11,8 @@ from PIL import Image
 from pydantic import BaseModel
 
 from ..blocks.answering import Prompt, answer_seed
-from ..blocks.engine import Job
 from ..blocks.errors import PictureError, PromptError
+from ..blocks.jobs import Job
 from ..blocks.pictures import open_picture
 from ..blocks.sampling import Sampling
 from . import server_schema as schema

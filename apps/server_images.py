@@ -12,8 +12,8 @@ from fastapi import APIRouter, Depends, Request, Response
 from fastapi.responses import JSONResponse
 from PIL import Image
 
-from ..blocks.engine import Chosen, Job
 from ..blocks.errors import PromptError
+from ..blocks.jobs import Chosen, Job
 from ..janus import painting
 from ..janus.options import PaintOptions, picture_seeds
 from . import server_schema as schema

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from ..blocks.engine import Engine, Voice
+from ..blocks.choosing import Voice
+from ..blocks.engine import Engine
 from ..blocks.errors import OptionError
 from ..blocks.kv_cache import KVCache
 from ..blocks.locate import EMBEDDED, locate

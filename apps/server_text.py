@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from ..blocks.engine import Chosen
+from ..blocks.jobs import Chosen
 from ..tokenizers.text import StreamDecoder, TextTokenizer
 from .server_schema import TokenLogprob, TopLogprob
 

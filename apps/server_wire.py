@@ -9,7 +9,7 @@ from fastapi import Request
 from fastapi.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from ..blocks.engine import Job
+from ..blocks.jobs import Job
 from .server_errors import ApiError, ClientGone, error_content
 
 T = TypeVar("T")

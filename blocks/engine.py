@@ -11,8 +11,7 @@ depend on its own prompt, options and seed only, as they do in the pipelines.
 import logging
 import threading
 from collections import deque
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -20,12 +19,11 @@ from torch import Tensor
 from .choosing import Voice
 from .decoder import Decoder
 from .errors import OptionError
-from .generation import check_context, decode_one, prefill
+from .generation import check_context, decode_one
+from .jobs import Chosen, Job
+from .prefilling import Prefiller
 from .sampling import Sampling, guide, sample
 from .slots import Slots, take
-
-PREFILL_CHUNK = 512
-"""Positions of a prompt that are computed at once: bounds the memory of activations."""
 
 _log = logging.getLogger("bifrons.engine")
 
@@ -36,53 +34,6 @@ class EngineFull(Exception):
 
 class EngineStopped(Exception):
     """The engine takes no more jobs."""
-
-
-@dataclass(frozen=True)
-class Chosen:
-    """A token and, where the job asks for them, its log-probability and the likeliest (token, logprob).
-
-    They are of the model's own distribution: after guidance, before temperature and filters.
-    """
-
-    token: int
-    logprob: float | None = None
-    top: tuple[tuple[int, float], ...] = ()
-
-
-@dataclass(eq=False)
-class Job:
-    """What to write, and whom to tell. Both callbacks run on the engine's thread and must be quick.
-
-    `prompts_TD` is the prompt's embeddings, or with guidance the conditional and the unconditional ones.
-    `on_token` returns True to end the job there. `on_end` is called once, with "stop" (an end token, or
-    `on_token`'s wish), "length", "cancelled" or "error".
-    """
-
-    voice: Voice
-    prompts_TD: Sequence[Tensor]
-    sampling: Sampling
-    seed: int
-    max_new_tokens: int
-    on_token: Callable[[Chosen], bool | None]
-    on_end: Callable[[str], None]
-    eos_id: int | None = None
-    guidance_scale: float = 1.0
-    logprobs: int | None = None
-    """How many likeliest tokens to tell beside the chosen one; None tells no log-probabilities."""
-    step: int = field(default=0, init=False)
-    places: list[int] = field(default_factory=list, init=False)
-    rows: int = field(default=0, init=False)
-    cancelled: bool = field(default=False, init=False)
-    ended: bool = field(default=False, init=False)
-
-    def __post_init__(self) -> None:
-        self.rows = len(self.prompts_TD)
-        assert self.rows in (1, 2), "a job has a row, or two with guidance"
-
-    def cancel(self) -> None:
-        """End the job before the next step; its rows are free then. Harmless once it has ended."""
-        self.cancelled = True
 
 
 class Engine:
@@ -102,6 +53,7 @@ class Engine:
         self.decoder, self.rows, self.context, self.max_waiting = decoder, rows, context, max_waiting
         self.device = weight.device
         self._slots = Slots(decoder.config, rows, context, weight.device, weight.dtype)
+        self._prefiller = Prefiller(decoder, self._slots)
         self._running: list[Job] = []
         self._queue: deque[Job] = deque()
         self._promised = 0
@@ -166,10 +118,11 @@ class Engine:
                     self._turn(admitted)
                 except Exception:  # of whatever kind: the jobs must be told, and the next ones served
                     _log.exception("a step failed; %d jobs end with it", len(self._running))
-                    self._slots.lengths.clear()
+                    self._slots.clear()
                     failed, self._running = [*self._running, *admitted], []
                     for job in failed:
                         self._tell_end(job, "error")
+        self._prefiller.close()
 
     def _next_jobs(self) -> list[Job] | None:
         """Wait for something to do; the jobs to begin now, in the order they came. None: the end."""
@@ -202,22 +155,11 @@ class Engine:
             self._advance(tokens)
 
     def _prefill(self, jobs: list[Job]) -> None:
-        """Run prompts in groups of like lengths: a row is padded to at most twice its own."""
-        jobs = sorted(jobs, key=lambda job: max(map(len, job.prompts_TD)))
-        while jobs:
-            limit = 2 * max(map(len, jobs[0].prompts_TD))
-            group = [job for job in jobs if max(map(len, job.prompts_TD)) <= limit]
-            jobs = jobs[len(group) :]
-            rows = [row for job in group for row in job.prompts_TD]
-            start = self.rows_used
-            view = self._slots.add([len(row) for row in rows])
-            hidden = prefill(self.decoder, rows, view, PREFILL_CHUNK)
-            self._slots.hidden_RD[start : start + len(rows)] = hidden
-            for job in group:
-                job.places = list(range(start, start + job.rows))
-                job.prompts_TD = ()  # the embeddings are needed no more
-                start += job.rows
-                self._running.append(job)
+        places = iter(self._prefiller.add([prompt for job in jobs for prompt in job.prompts_TD]))
+        for job in jobs:
+            job.places = [next(places) for _ in range(job.rows)]
+            job.prompts_TD = ()  # the embeddings are needed no more
+            self._running.append(job)
 
     def _by_voice(self) -> dict[Voice, list[Job]]:
         groups: dict[Voice, list[Job]] = {}

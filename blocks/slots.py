@@ -23,7 +23,9 @@ class SlotView(KVCache):
 class Slots:
     """The cache of an engine, and per row the hidden state that its next token is chosen from.
 
-    `lengths` mirrors the positions of the rows in use on the host, so that no step asks the device.
+    `lengths` mirrors the positions of the rows in use on the host, so that no step asks the device. `marks`
+    tells of every row which prompt it begins with (`prefilling.fingerprints`), also of one that is in use no
+    more: its slots stay as they are until it is taken again.
     """
 
     def __init__(
@@ -32,22 +34,39 @@ class Slots:
         self.cache = config.new_cache(rows, context, device=device, dtype=dtype)
         self.hidden_RD = torch.zeros(rows, config.hidden_size, device=device, dtype=dtype)
         self.lengths: list[int] = []
+        self.marks: list[list[bytes]] = [[] for _ in range(rows)]
 
     @property
     def free(self) -> int:
         return len(self.cache.rows) - len(self.lengths)
 
-    def add(self, lengths: list[int]) -> SlotView:
-        """Take rows for new prompts at the end of those in use; an empty view of them, to be prefilled."""
+    def add(self, lengths: list[int]) -> int:
+        """Take rows for prompts of these lengths behind those in use; the first one's place."""
         start = len(self.lengths)
         self.lengths += lengths
-        view = SlotView(self.cache, start, len(self.lengths), 0)
-        view.positions.zero_()
-        return view
+        return start
+
+    def view(self, start: int, stop: int, filled: int) -> SlotView:
+        return SlotView(self.cache, start, stop, filled)
 
     def active(self) -> SlotView:
         """All rows in use."""
-        return SlotView(self.cache, 0, len(self.lengths), max(self.lengths))
+        return self.view(0, len(self.lengths), max(self.lengths))
+
+    def copy(self, beginnings: list[tuple[int, int, int]]) -> None:
+        """Copy what (source, target, count) name: the first `count` slots of one row into another.
+
+        All are as if done at once: a row may be both source and target.
+        """
+        targets = {target for _, target, _ in beginnings}
+        taken = []
+        for source, target, count in beginnings:
+            if source != target:
+                parts = [buffer[:, source, :count] for buffer in self.cache.buffers]
+                taken.append((target, count, [p.clone() if source in targets else p for p in parts]))
+        for target, count, parts in taken:
+            for buffer, part in zip(self.cache.buffers, parts, strict=True):
+                buffer[:, target, :count] = part
 
     def advance(self) -> None:
         """Note that every row in use has got one position longer."""
@@ -63,8 +82,14 @@ class Slots:
             self.cache.positions[place] = self.cache.positions[last]
             self.hidden_RD[place] = self.hidden_RD[last]
             self.lengths[place] = length
+            self.marks[place] = self.marks[last]
         self.lengths.pop()
         return last
+
+    def clear(self) -> None:
+        """Give all rows back; nothing is known of what they hold."""
+        self.lengths.clear()
+        self.marks = [[] for _ in self.marks]
 
 
 def take(rows: Tensor, places: list[int]) -> Tensor:

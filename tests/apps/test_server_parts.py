@@ -5,10 +5,13 @@ import socket
 
 import httpcore
 import pytest
+import torch
 from bifrons.apps.server_fetch import GuardedBackend, check_url, fetch, is_public
 from bifrons.apps.server_guard import key_matches, read_keys
 from bifrons.apps.server_models import public_name
 from bifrons.apps.server_text import TextFilter
+from bifrons.apps.server_threads import SMALL, use_threads
+from bifrons.blocks.decoder import Decoder, DecoderConfig
 from bifrons.blocks.errors import OptionError, PictureError
 from hypothesis import given
 from hypothesis import strategies as st
@@ -197,3 +200,37 @@ def test_keys(tmp_path):
 def test_a_model_in_a_folder_is_not_called_by_its_path(janus_mini):
     assert public_name(str(janus_mini)) == "janus-mini"
     assert public_name("deepseek-ai/Janus-Pro-1B") == "deepseek-ai/Janus-Pro-1B"
+
+
+@pytest.mark.parametrize(
+    ("asked", "environment", "widths", "wanted"),
+    [
+        (None, None, [64], 1),
+        (None, None, [64, 3000], None),
+        (None, "2", [64], None),
+        (3, None, [64], 3),
+        (3, "2", [3000], 3),
+        (None, None, [], 1),
+    ],
+)
+def test_a_small_model_is_computed_with_one_thread_unless_told(
+    monkeypatch, asked, environment, widths, wanted
+):
+    set_to = []
+    monkeypatch.setattr(torch, "set_num_threads", set_to.append)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    if environment is not None:
+        monkeypatch.setenv("OMP_NUM_THREADS", environment)
+    configs = [DecoderConfig(16, width, width, 2, 1, 1, width) for width in widths]
+    decoders = [Decoder(config) for config in configs]
+    assert [sum(w.numel() for w in decoder.parameters()) > SMALL for decoder in decoders] == [
+        width == 3000 for width in widths
+    ]
+    use_threads(asked, decoders)
+    assert set_to == ([] if wanted is None else [wanted])
+
+
+@pytest.mark.parametrize("threads", [0, -1])
+def test_no_threads_are_refused(threads):
+    with pytest.raises(OptionError, match="threads"):
+        use_threads(threads, [])

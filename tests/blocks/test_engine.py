@@ -5,8 +5,10 @@ import time
 
 import pytest
 from bifrons.blocks.answering import AnswerOptions, answer_ids
-from bifrons.blocks.engine import Chosen, Engine, EngineFull, EngineStopped, Job, Voice
+from bifrons.blocks.choosing import Voice
+from bifrons.blocks.engine import Engine, EngineFull, EngineStopped
 from bifrons.blocks.errors import PromptError
+from bifrons.blocks.jobs import Chosen, Job
 from bifrons.blocks.sampling import Sampling
 from bifrons.janus.pipeline import JanusPipeline
 from PIL import Image
@@ -60,17 +62,13 @@ class Maker:
         return self.pipe.prompts([self.pipe.question(list(pictures), words)], 1)[0]
 
     def chat(self, prompt, sampling, seed, new, out, **more) -> Job:
-        return Job(
-            self.text, [prompt.embeddings_TD], sampling, seed, new, out.on_token, out.on_end, **more
-        )
+        return Job(self.text, [prompt.embeddings_TD], sampling, seed, new, out.on_token, out.on_end, **more)
 
     def paint(self, words, sampling, seed, scale, out) -> Job:
         pair = self.pipe.processor.generation(words)[: 1 if scale == 1.0 else 2]
         prompts = [self.pipe.model.embed_text(ids).detach() for ids in pair]
         total = self.pipe.model.config.num_codes
-        return Job(
-            self.image, prompts, sampling, seed, total, out.on_token, out.on_end, guidance_scale=scale
-        )
+        return Job(self.image, prompts, sampling, seed, total, out.on_token, out.on_end, guidance_scale=scale)
 
     def expected_chat(self, prompt, sampling, seed, new) -> list[int]:
         options = AnswerOptions(new, sampling.temperature, sampling.top_p)

@@ -10,17 +10,9 @@ from bifrons.janus.pipeline import JanusPipeline
 from bifrons.vl2.pipeline import VL2Pipeline
 
 DATA = Path(__file__).parent.parent / "data"
-CPUINFO = Path("/proc/cpuinfo")
-
-measured = pytest.mark.skipif(
-    torch.backends.cpu.get_cpu_capability() != "AVX512"
-    or not CPUINFO.exists()
-    or "AuthenticAMD" not in CPUINFO.read_text(),
-    reason="which products agree in every bit was measured on AMD processors with AVX-512",
-)
 
 
-@measured
+@pytest.mark.usefixtures("measured_processor")
 @pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("name", ["janus-mini", "vl2-mini-mha", "vl2-mini-mla", "vl2-mini-noaux"])
 def test_rows_are_alike_alone_and_together(name, threads):

@@ -1,0 +1,16 @@
+"""What the tests of bits share."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+_CPUINFO = Path("/proc/cpuinfo")
+
+
+@pytest.fixture(scope="session")
+def measured_processor() -> None:
+    """Skips elsewhere: which products agree in every bit was measured on AMD processors with AVX-512."""
+    amd = _CPUINFO.exists() and "AuthenticAMD" in _CPUINFO.read_text()
+    if not amd or torch.backends.cpu.get_cpu_capability() != "AVX512":
+        pytest.skip("which products agree in every bit was measured on AMD processors with AVX-512")
