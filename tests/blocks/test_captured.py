@@ -10,6 +10,7 @@ from bifrons.blocks import captured, generation, station
 from bifrons.blocks.captured import bucket, bucket_below, captured_steps, captured_tokens, store_of
 from bifrons.blocks.choosing import spread
 from bifrons.blocks.decoder import Decoder
+from bifrons.blocks.errors import OptionError
 from bifrons.blocks.generation import Task, decode_one, generate_all, plain_steps, prefill
 from bifrons.blocks.graphs import Recorder, Work
 from bifrons.janus.options import PaintOptions
@@ -52,6 +53,15 @@ def painting(pipe: JanusPipeline, count: int, options: PaintOptions, steps: int 
 def plain(decoder: Decoder, task: Task) -> Tensor:
     with torch.no_grad():
         return torch.stack(list(plain_steps(decoder, task)), dim=1).cpu()
+
+
+def test_capture_is_an_option() -> None:
+    for capture in (None, False):
+        pipe = JanusPipeline.from_pretrained("janus-nano", "cpu", capture=capture, progress=False)
+        assert pipe.model.decoder.capture is capture
+    for capture in (True, "yes"):
+        with pytest.raises(OptionError, match="capture is"):
+            JanusPipeline.from_pretrained("janus-nano", "cpu", capture=capture, progress=False)
 
 
 def test_buckets() -> None:
