@@ -4,6 +4,8 @@ import gc
 from collections.abc import Callable
 from contextlib import suppress
 from functools import cache
+from typing import Any
+from weakref import WeakSet
 
 import torch
 
@@ -36,8 +38,9 @@ class GraphRecorder(Recorder):
         super().__init__()
         self.device = device
         with torch.cuda.device(device):
-            self._pool = torch.cuda.graph_pool_handle()
             self._stream = _stream(torch.cuda.current_device())
+        self._pool: Any = None
+        self._graphs: WeakSet[torch.cuda.CUDAGraph] = WeakSet()
 
     def __call__(self, work: Work) -> Work:
         """Runs the work once (kernels are built and loaded, work space is made), then captures it."""
@@ -48,6 +51,8 @@ class GraphRecorder(Recorder):
             with torch.cuda.stream(self._stream):
                 work()
             self._stream.synchronize()
+            if self._pool is None or not self._graphs:  # a pool ends with the last graph that it serves
+                self._pool = torch.cuda.graph_pool_handle()
             graph = torch.cuda.CUDAGraph()
             collecting = gc.isenabled()
             gc.disable()  # what is collected during a capture might free a graph, which ends the capture
@@ -58,6 +63,7 @@ class GraphRecorder(Recorder):
                 if collecting:
                     gc.enable()
             current.wait_stream(self._stream)
+        self._graphs.add(graph)
         return graph.replay
 
     def _capture(self, graph: torch.cuda.CUDAGraph, work: Work) -> None:
@@ -68,5 +74,6 @@ class GraphRecorder(Recorder):
         except BaseException:
             with suppress(RuntimeError):  # the capture is void already, and why is what the work raised
                 graph.capture_end()
+            self._pool = None
             raise
         graph.capture_end()

@@ -11,6 +11,9 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
+
+from .kernels import launching
 
 _BLOCK = 1024
 
@@ -49,7 +52,11 @@ def _draw_parts(
     BLOCK: tl.constexpr,
     GUIDED: tl.constexpr,
     GREEDY: tl.constexpr,
+    EARLY: tl.constexpr,
 ):
+    if EARLY:
+        gdc_wait()
+        gdc_launch_dependents()
     n = tl.program_id(0).to(tl.int64)
     part = tl.program_id(1)
     v = part * BLOCK + tl.arange(0, BLOCK)
@@ -71,8 +78,19 @@ def _draw_parts(
 
 @triton.jit
 def _draw_whole(
-    best, places, tokens, steps, record, COUNT: tl.constexpr, PARTS: tl.constexpr, PADDED: tl.constexpr
+    best,
+    places,
+    tokens,
+    steps,
+    record,
+    COUNT: tl.constexpr,
+    PARTS: tl.constexpr,
+    PADDED: tl.constexpr,
+    EARLY: tl.constexpr,
 ):
+    if EARLY:
+        gdc_wait()
+        gdc_launch_dependents()
     n = tl.program_id(0).to(tl.int64)
     part = tl.arange(0, PADDED)
     value = tl.load(best + n * PARTS + part, mask=part < PARTS, other=float("-inf"))
@@ -118,6 +136,7 @@ def draw(
         GUIDED=guidance is not None,
         GREEDY=temperature is None,
         enable_fp_fusion=False,
+        **launching(logits_RV),
     )
     _draw_whole[(count,)](
         best,
@@ -128,4 +147,5 @@ def draw(
         COUNT=record_SN.shape[1],
         PARTS=parts,
         PADDED=triton.next_power_of_2(parts),
+        **launching(logits_RV),
     )

@@ -12,13 +12,17 @@ import torch.nn.functional as F
 import triton
 import triton.language as tl
 from torch import Tensor
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from .kernels import swiglu
+from .kernels import launching, swiglu
 
 MOST_ROWS = 16
 """Up to so many rows these kernels serve, above the library's products do."""
 _PROGRAMS = 128  # tiles are made as large as leaves so many: one for each processor of a large GPU
 _INPUTS = 256
+_LINE = 128  # bytes that the cache of the device reads at once
+_AHEAD = 1 << 16
+"""Bytes of weights that a program asks into that cache while it waits for the kernel before it."""
 
 
 @triton.jit
@@ -26,6 +30,20 @@ def _tile(weight, n, k, I: tl.constexpr, WHOLE: tl.constexpr):  # noqa: E741
     if WHOLE:
         return tl.load(weight + n[:, None] * I + k[None, :])
     return tl.load(weight + n[:, None] * I + k[None, :], mask=(k < I)[None, :], other=0.0)
+
+
+@triton.jit
+def _ask_ahead(weight, n, I: tl.constexpr, LINES: tl.constexpr, STEP: tl.constexpr):  # noqa: E741
+    """Asks for the first lines of some outputs' weights."""
+    places = weight + n[:, None] * I + tl.minimum(tl.arange(0, LINES) * STEP, I - 1)[None, :]
+    tl.inline_asm_elementwise(
+        "prefetch.global.L2 [$1]; mov.u32 $0, 0;",
+        "=r,l",
+        [places.to(tl.int64)],
+        dtype=tl.int32,
+        is_pure=False,
+        pack=1,
+    )
 
 
 @triton.jit
@@ -40,10 +58,19 @@ def _product(
     BLOCK_O: tl.constexpr,
     BLOCK_I: tl.constexpr,
     GATED: tl.constexpr,
+    LINES: tl.constexpr,
+    STEP: tl.constexpr,
+    EARLY: tl.constexpr,
 ):
     """Some outputs of all rows. GATED: the weight is gates over ups, and out is `silu(gate) * up`."""
     n = tl.program_id(0) * BLOCK_O + tl.arange(0, BLOCK_O)
     known = tl.minimum(n, O - 1).to(tl.int64)  # a last tile that sticks out computes a row twice
+    if EARLY:
+        _ask_ahead(weight, known, I, LINES, STEP)
+        if GATED:
+            _ask_ahead(weight, known + O, I, LINES, STEP)
+        gdc_wait()
+        gdc_launch_dependents()
     r = tl.arange(0, R_PADDED)
     kind = out.dtype.element_ty
     acc = tl.zeros([BLOCK_O, R_PADDED], tl.float32)
@@ -82,8 +109,11 @@ def _launch(x_RI: Tensor, weight_OI: Tensor, outputs: int, gated: bool) -> Tenso
         BLOCK_O=block,
         BLOCK_I=_INPUTS if block < 64 else _INPUTS // 2,
         GATED=gated,
+        LINES=_AHEAD // (weights * block * _LINE),
+        STEP=_LINE // weight_OI.itemsize,
         num_warps=4,
         num_stages=4,
+        **launching(out),
     )
     return out
 

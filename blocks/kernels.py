@@ -11,10 +11,17 @@ in their order; sums are in another one.
 # What Triton's compiler reads is not what a checker of types takes it for.
 # pyright: reportArgumentType=false, reportOperatorIssue=false, reportCallIssue=false
 
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
+
+OVERLAP = True
+"""Whether a kernel may be set up while the one before it still runs (programmatic dependent launch, from
+Hopper on). Each waits for the end of the one before it ahead of all that it reads and writes, but weights."""
 
 _BLOCK = 32
 """Slots that a program of the attention reads at a time."""
@@ -24,10 +31,28 @@ _LEAST_CHUNK = 64
 _MOST_SPLITS = 64
 
 
+def launching(x: Tensor) -> dict[str, Any]:
+    """What kernels on this tensor's device are launched with: whether they overlap."""
+    early = OVERLAP and x.device.type == "cuda" and torch.cuda.get_device_capability(x.device)[0] >= 9
+    return {"EARLY": True, "launch_pdl": True} if early else {"EARLY": False}
+
+
 @triton.jit
 def _add_norm(
-    x, delta, weight, total, out, eps, WIDTH: tl.constexpr, PADDED: tl.constexpr, ADDS: tl.constexpr
+    x,
+    delta,
+    weight,
+    total,
+    out,
+    eps,
+    WIDTH: tl.constexpr,
+    PADDED: tl.constexpr,
+    ADDS: tl.constexpr,
+    EARLY: tl.constexpr,
 ):
+    if EARLY:
+        gdc_wait()
+        gdc_launch_dependents()
     at = tl.program_id(0).to(tl.int64) * WIDTH
     k = tl.arange(0, PADDED)
     inside = k < WIDTH
@@ -62,12 +87,16 @@ def add_norm(
         PADDED=triton.next_power_of_2(width),
         ADDS=delta_RD is not None,
         num_warps=4 if width <= 2048 else 8,
+        **launching(out),
     )
     return total_RD, out
 
 
 @triton.jit
-def _swiglu(gate_up, out, WIDTH: tl.constexpr, BLOCK: tl.constexpr):
+def _swiglu(gate_up, out, WIDTH: tl.constexpr, BLOCK: tl.constexpr, EARLY: tl.constexpr):
+    if EARLY:
+        gdc_wait()
+        gdc_launch_dependents()
     row = tl.program_id(0).to(tl.int64)
     k = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = k < WIDTH
@@ -81,7 +110,8 @@ def swiglu(gate_up_RI: Tensor) -> Tensor:
     """`silu(gate) * up` of both side by side, `[R, 2 I]` -> `[R, I]`."""
     rows, width = gate_up_RI.shape[0], gate_up_RI.shape[1] // 2
     out = gate_up_RI.new_empty(rows, width)
-    _swiglu[rows, triton.cdiv(width, 512)](gate_up_RI.contiguous(), out, WIDTH=width, BLOCK=512)
+    grid = (rows, triton.cdiv(width, 512))
+    _swiglu[grid](gate_up_RI.contiguous(), out, WIDTH=width, BLOCK=512, **launching(out))
     return out
 
 
@@ -116,9 +146,13 @@ def _attend(
     K_PADDED: tl.constexpr,
     BLOCK: tl.constexpr,
     SPLITS: tl.constexpr,
+    EARLY: tl.constexpr,
 ):
     """One key/value head of one row over one chunk of its slots; the chunk of the row's own position turns
     the new key, and writes it and the new value into the cache."""
+    if EARLY:
+        gdc_wait()
+        gdc_launch_dependents()
     row = (tl.program_id(0) // J).to(tl.int64)
     head = tl.program_id(0) % J
     split = tl.program_id(1)
@@ -189,8 +223,12 @@ def _combine(
     K_PADDED: tl.constexpr,
     SPLITS: tl.constexpr,
     SPLITS_PADDED: tl.constexpr,
+    EARLY: tl.constexpr,
 ):
     """One head of one row from its chunks; those beyond the row's position hold nothing."""
+    if EARLY:
+        gdc_wait()
+        gdc_launch_dependents()
     number = tl.program_id(0).to(tl.int64)
     place = tl.load(positions + number // H)
     split = tl.arange(0, SPLITS_PADDED)
@@ -260,6 +298,7 @@ def attend(
         K_PADDED=padded,
         BLOCK=max(4, _BLOCK // group_padded),
         SPLITS=splits,
+        **launching(out),
     )
     if splits > 1:
         _combine[(rows * heads,)](
@@ -274,5 +313,6 @@ def attend(
             K_PADDED=padded,
             SPLITS=splits,
             SPLITS_PADDED=triton.next_power_of_2(splits),
+            **launching(out),
         )
     return out

@@ -8,8 +8,10 @@ import pytest
 import torch
 from bifrons.blocks import captured, generation, station
 from bifrons.blocks.captured import bucket, bucket_below, captured_steps, captured_tokens, store_of
+from bifrons.blocks.choosing import spread
 from bifrons.blocks.decoder import Decoder
-from bifrons.blocks.generation import Task, generate_all, plain_steps
+from bifrons.blocks.errors import OptionError
+from bifrons.blocks.generation import Task, decode_one, generate_all, plain_steps, prefill
 from bifrons.blocks.graphs import Recorder, Work
 from bifrons.janus.options import PaintOptions
 from bifrons.janus.painting import paint_task
@@ -51,6 +53,15 @@ def painting(pipe: JanusPipeline, count: int, options: PaintOptions, steps: int 
 def plain(decoder: Decoder, task: Task) -> Tensor:
     with torch.no_grad():
         return torch.stack(list(plain_steps(decoder, task)), dim=1).cpu()
+
+
+def test_capture_is_an_option() -> None:
+    for capture in (None, False):
+        pipe = JanusPipeline.from_pretrained("janus-nano", "cpu", capture=capture, progress=False)
+        assert pipe.model.decoder.capture is capture
+    for capture in (True, "yes"):
+        with pytest.raises(OptionError, match="capture is"):
+            JanusPipeline.from_pretrained("janus-nano", "cpu", capture=capture, progress=False)
 
 
 def test_buckets() -> None:
@@ -240,12 +251,25 @@ def test_stations_go_with_their_model() -> None:
 
 @on_cuda
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-def test_half_precision_paints_alike(dtype: str) -> None:
-    """Roundings differ, so tokens may from some step on; the first ones are the same."""
+@pytest.mark.parametrize("count", [2, 12])
+def test_hidden_states_in_half_precision(dtype: str, count: int) -> None:
+    """Roundings differ from the plain path's, so tokens may; with the same tokens, states are close."""
     pipe = JanusPipeline.from_pretrained("janus-nano", "cuda", dtype, parts="paint", progress=False)
-    task = painting(pipe, 2, PaintOptions(1.0, temperature=0.0), 4)
-    found = captured_tokens(pipe.model.decoder, task)
-    assert torch.equal(found[:, 0], plain(pipe.model.decoder, task)[:, 0])
+    decoder, task = pipe.model.decoder, painting(pipe, count, PaintOptions(3.0), 30)
+    with torch.no_grad():
+        found = store_of(decoder).take(decoder, task)
+        found.begin(decoder, task)
+        cache = decoder.config.new_cache(
+            len(task.rows), task.longest + 30, device=pipe.device, dtype=task.rows[0].dtype
+        )
+        hidden, form = prefill(decoder, task.rows, cache), task.choosing.form
+        for step in range(30):
+            wide = hidden.float()
+            error = (found.hidden_RD[: len(hidden)].float() - wide).norm() / wide.norm()
+            assert error < 0.05, f"step {step}"
+            found.step(decoder, task.voice, form, step)
+            inputs = spread(task.voice.embed(found.tokens_N[:count]), form)
+            hidden = decode_one(decoder, inputs, cache)
 
 
 @on_cuda

@@ -38,7 +38,7 @@ def test_a_run_has_its_figures(quantize):
     found = run_bench(options, told.append)
     assert [line.work for line in told] == [
         "painting, a step of 4 rows",
-        "prompt of 32 tokens, 4 rows",
+        "prompt of 32 tokens and a token, 4 rows",
         "VQ decoder, 1 picture",
         "SigLIP and adaptor, 1 picture",
     ]
