@@ -7,7 +7,6 @@ a large model takes minutes there.
 import gc
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib import metadata
 from typing import Any
 
 import torch
@@ -56,9 +55,12 @@ def how_steps_run(device: torch.device, eager: bool) -> str:
     """In words: captured or not, and whether through kernels of our own."""
     if device.type != "cuda" or eager:
         return "every operation launched by itself"
-    if load_kernels(device) is None:
+    kernels = load_kernels(device)
+    if kernels is None:
         return "captured as CUDA graphs, without kernels: there is no Triton"
-    return f"captured as CUDA graphs, with kernels by Triton {metadata.version('triton')}"
+    version = kernels.step.triton.__version__
+    overlap = "overlapping" if kernels.step.OVERLAP else "one after the other"
+    return f"captured as CUDA graphs, with kernels by Triton {version}, {overlap}"
 
 
 def run_bench(options: BenchOptions, told: Callable[[Line], object]) -> dict[str, Any]:
