@@ -23,7 +23,7 @@ SPECIAL_TOKENS = (
 HIDDEN, VISION_WIDTH, CODEBOOK, CODE_DIM = 384, 192, 2048, 8
 
 
-GUIDANCE_SCALE = 2.0
+GUIDANCE_SCALE = 2.5
 """What it paints best with: at Janus-Pro's 5 it overdoes what the prompt says and leaves its world."""
 
 
