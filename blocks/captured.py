@@ -23,6 +23,7 @@ from .station import Station
 AHEAD = 2
 """Steps launched beyond the one whose tokens are waited for, so that the device never idles."""
 _KEPT = 4  # stations of a decoder
+_SLOTS = 128
 
 
 def bucket(count: int, least: int = 1) -> int:
@@ -41,8 +42,8 @@ def bucket_below(count: int) -> int:
 
 
 def slots_for(positions: int) -> int:
-    """Slots of the cache that so many positions get."""
-    return bucket(positions, 64)
+    """Slots of the cache that so many positions get. Many take much memory and are rounded up by little."""
+    return bucket(positions, 64) if positions <= 2 * _SLOTS else -(-positions // _SLOTS) * _SLOTS
 
 
 class Store:

@@ -23,18 +23,19 @@ from .norm import RMSNorm
 
 
 class Kernels(NamedTuple):
-    """The modules of kernels: of the step between products, of products, and of the draw."""
+    """The modules of kernels: sums and norms, attention, products, and the draw."""
 
     step: ModuleType
+    attention: ModuleType
     products: ModuleType
     draw: ModuleType
 
 
 def import_kernels() -> Kernels:
     """An `ImportError` where there is no Triton: it comes with torch for CUDA on Linux only."""
-    from . import kernel_draw, kernel_products, kernels
+    from . import kernel_attend, kernel_draw, kernel_products, kernels
 
-    return Kernels(kernels, kernel_products, kernel_draw)
+    return Kernels(kernels, kernel_attend, kernel_products, kernel_draw)
 
 
 def load_kernels(device: torch.device) -> Kernels | None:
@@ -114,7 +115,7 @@ def _attention(
     qkv_RC = _product(kernels, x_RD, layer.q_proj, layer.k_proj, layer.v_proj)
     keys, values = (buffer[layer.layer] for buffer in cache.buffers)
     heads = qkv_RC.shape[1] // layer.head_dim - 2 * keys.shape[2]
-    attended = kernels.step.attend(qkv_RC, rotary, cache.positions, keys, values, heads)
+    attended = kernels.attention.attend(qkv_RC, rotary, cache.positions, keys, values, heads)
     return _product(kernels, attended, layer.o_proj)
 
 

@@ -81,9 +81,10 @@ def _bench_between(
     cos, sin = rotary_table(slots[None], config.rotary_dim, config.rope_theta)
     width = (config.num_heads + 2 * config.num_kv_heads) * config.head_dim
     qkv = torch.randn(rows, width, device=bench.device).to(weight.dtype)
+    attend = kernels.attention.attend
     pairs = [(cache.buffers[0][i], cache.buffers[1][i]) for i in range(config.num_layers)]
     works = [
-        lambda k=k, v=v: kernels.step.attend(qkv, (cos[0], sin[0]), cache.positions, k, v, config.num_heads)
+        lambda k=k, v=v: attend(qkv, (cos[0], sin[0]), cache.positions, k, v, config.num_heads)
         for k, v in pairs
     ]
     read = cache.row_bytes(filled, 1, config.cache_widths, weight.dtype) * rows

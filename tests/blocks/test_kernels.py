@@ -115,8 +115,8 @@ def test_attention_of_one_query(
     slots: int,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    from bifrons.blocks import kernels
-    from bifrons.blocks.kernels import attend
+    from bifrons.blocks import kernel_attend as kernels
+    from bifrons.blocks.kernel_attend import attend
 
     monkeypatch.setattr(kernels, "_ENOUGH", 16)  # the last case is not split
     keys, values = (
@@ -156,7 +156,7 @@ def plain_attention(
 
 @runs
 def test_splits_cover_the_slots() -> None:
-    from bifrons.blocks.kernels import plan_splits
+    from bifrons.blocks.kernel_attend import plan_splits
 
     for programs in (1, 10, 64, 400, 512, 5000):
         for slots in (32, 64, 96, 768, 4096, 131072):

@@ -1,0 +1,227 @@
+"""Triton kernels of one decoding step: attention of one new position of every row.
+
+R rows, H heads, J key/value heads, G = H / J heads that share one, K dimensions of a head, S cache slots.
+Everything that changes from step to step is read from tensors on the device, so that a captured graph
+serves every step. rope.py and invariant.attend stay the definition.
+"""
+
+# What Triton's compiler reads is not what a checker of types takes it for.
+# pyright: reportArgumentType=false, reportOperatorIssue=false, reportCallIssue=false
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
+
+from .kernels import launching
+
+_BLOCK = 32
+"""Slots that a program reads at a time."""
+_ENOUGH = 512
+"""Programs that keep a large GPU busy: from here on rows are not split."""
+_LEAST_CHUNK = 64
+_MOST_SPLITS = 64
+
+
+@triton.jit
+def _rotated(x, k, inside, cos, sin, HALF: tl.constexpr):
+    """Dimensions `k` of the heads that the pointers `x` begin, turned by their angles, in float32."""
+    own = tl.load(x + k, mask=inside, other=0.0).to(tl.float32)
+    other = tl.load(x + tl.where(k < HALF, k + HALF, k - HALF), mask=inside, other=0.0).to(tl.float32)
+    return own * cos + tl.where(k < HALF, -other, other) * sin
+
+
+@triton.jit
+def _attend(
+    qkv,
+    cos_table,
+    sin_table,
+    positions,
+    keys,
+    values,
+    out,
+    peaks,
+    sums,
+    row_stride,
+    slot_stride,
+    head_stride,
+    scale,
+    CHUNK,
+    J: tl.constexpr,
+    G: tl.constexpr,
+    G_PADDED: tl.constexpr,
+    K: tl.constexpr,
+    K_PADDED: tl.constexpr,
+    BLOCK: tl.constexpr,
+    SPLITS: tl.constexpr,
+    EARLY: tl.constexpr,
+):
+    """One key/value head of one row over one chunk of its slots; the chunk of the row's own position turns
+    the new key, and writes it and the new value into the cache."""
+    if EARLY:
+        gdc_wait()
+        gdc_launch_dependents()
+    row = (tl.program_id(0) // J).to(tl.int64)
+    head = tl.program_id(0) % J
+    split = tl.program_id(1)
+    place = tl.load(positions + row).to(tl.int32)
+    start = split * CHUNK
+    if start > place:
+        return
+    kind = keys.dtype.element_ty
+    k = tl.arange(0, K_PADDED)
+    inside = k < K
+    g = tl.arange(0, G_PADDED)
+    inside_gk = (g[:, None] < G) & inside[None, :]
+    cos = tl.load(cos_table + place * K + k, mask=inside, other=0.0)
+    sin = tl.load(sin_table + place * K + k, mask=inside, other=0.0)
+    mine = qkv + row * ((G + 2) * J * K)
+    heads = mine + (head * G + g)[:, None] * K
+    q = _rotated(heads, k[None, :], inside_gk, cos[None, :], sin[None, :], K // 2)
+    q = q.to(kind).to(tl.float32) * scale
+
+    owner = place < start + CHUNK
+    new_key = _rotated(mine + (G * J + head) * K, k, inside & owner, cos, sin, K // 2).to(kind)
+    new_value = tl.load(mine + ((G + 1) * J + head) * K + k, mask=inside & owner, other=0.0)
+    cached = row * row_stride + head * head_stride
+    here = cached + place.to(tl.int64) * slot_stride + k
+    tl.store(keys + here, new_key, mask=inside & owner)
+    tl.store(values + here, new_value, mask=inside & owner)
+    score = tl.sum(q * new_key.to(tl.float32)[None, :], axis=1)
+    peak = tl.where(owner, score, float("-inf"))
+    total = tl.where(owner, 1.0, 0.0) + tl.zeros([G_PADDED], tl.float32)
+    acc = tl.zeros([G_PADDED, K_PADDED], tl.float32) + new_value.to(tl.float32)[None, :]
+
+    stop = tl.minimum(start + CHUNK, place)
+    for first in range(start, stop, BLOCK):
+        slot = first + tl.arange(0, BLOCK)
+        at = cached + slot.to(tl.int64)[:, None] * slot_stride + k[None, :]
+        known = (slot < stop)[:, None] & inside[None, :]
+        key = tl.load(keys + at, mask=known, other=0.0).to(tl.float32)
+        value = tl.load(values + at, mask=known, other=0.0).to(tl.float32)
+        scores = tl.sum(q[:, None, :] * key[None, :, :], axis=2)
+        scores = tl.where((slot < stop)[None, :], scores, float("-inf"))
+        higher = tl.maximum(peak, tl.max(scores, axis=1))
+        fade = tl.exp(peak - higher)
+        weights = tl.exp(scores - higher[:, None])
+        total = total * fade + tl.sum(weights, axis=1)
+        acc = acc * fade[:, None] + tl.sum(weights[:, :, None] * value[None, :, :], axis=1)
+        peak = higher
+
+    numbers = row * (J * G) + head * G + g
+    if SPLITS == 1:
+        result = (acc / total[:, None]).to(out.dtype.element_ty)
+        tl.store(out + numbers[:, None] * K + k[None, :], result, mask=inside_gk)
+    else:
+        tl.store(out + (numbers * SPLITS + split)[:, None] * K + k[None, :], acc, mask=inside_gk)
+        tl.store(peaks + numbers * SPLITS + split, peak, mask=g < G)
+        tl.store(sums + numbers * SPLITS + split, total, mask=g < G)
+
+
+@triton.jit
+def _combine(
+    parts,
+    peaks,
+    sums,
+    positions,
+    out,
+    CHUNK,
+    H: tl.constexpr,
+    K: tl.constexpr,
+    K_PADDED: tl.constexpr,
+    SPLITS: tl.constexpr,
+    SPLITS_PADDED: tl.constexpr,
+    EARLY: tl.constexpr,
+):
+    """One head of one row from its chunks; those beyond the row's position hold nothing."""
+    if EARLY:
+        gdc_wait()
+        gdc_launch_dependents()
+    number = tl.program_id(0).to(tl.int64)
+    place = tl.load(positions + number // H)
+    split = tl.arange(0, SPLITS_PADDED)
+    live = (split < SPLITS) & (split * CHUNK <= place)
+    k = tl.arange(0, K_PADDED)
+    peak = tl.load(peaks + number * SPLITS + split, mask=live, other=float("-inf"))
+    weight = tl.exp(peak - tl.max(peak, axis=0))
+    total = tl.sum(weight * tl.load(sums + number * SPLITS + split, mask=live, other=0.0), axis=0)
+    at = (number * SPLITS + split)[:, None] * K + k[None, :]
+    part = tl.load(parts + at, mask=live[:, None] & (k < K)[None, :], other=0.0)
+    result = tl.sum(part * weight[:, None], axis=0) / total
+    tl.store(out + number * K + k, result.to(out.dtype.element_ty), mask=k < K)
+
+
+def plan_splits(programs: int, slots: int) -> tuple[int, int]:
+    """Slots of a chunk and how many chunks: by what is allocated alone, so that a graph serves every fill."""
+    if programs >= _ENOUGH:
+        return slots, 1
+    wanted = min(_MOST_SPLITS, triton.cdiv(2 * _ENOUGH, programs))
+    chunk = max(_LEAST_CHUNK, triton.cdiv(triton.cdiv(slots, wanted), _BLOCK) * _BLOCK)
+    return chunk, triton.cdiv(slots, chunk)
+
+
+def attend(
+    qkv_RC: Tensor,
+    rotary: tuple[Tensor, Tensor],
+    positions_R: Tensor,
+    keys_RSJK: Tensor,
+    values_RSJK: Tensor,
+    heads: int,
+) -> Tensor:
+    """Attention of one new position of every row, `[R, H K]`.
+
+    `qkv` holds a row's queries, keys and values of all heads, not yet turned; `rotary` are the cosines and
+    sines of all slots, `[S, K]`. Key and value are written to the row's slot, and slots up to it are read.
+    """
+    rows, slots, kv_heads, dim = keys_RSJK.shape
+    assert keys_RSJK.stride() == values_RSJK.stride()
+    assert keys_RSJK.stride(3) == 1
+    group = heads // kv_heads
+    chunk, splits = plan_splits(rows * kv_heads, slots)
+    padded, group_padded = triton.next_power_of_2(dim), triton.next_power_of_2(group)
+    qkv_RC = qkv_RC.contiguous()
+    out = qkv_RC.new_empty(rows, heads * dim)
+    parts, peaks = out, out
+    if splits > 1:
+        parts = torch.empty(rows * heads * splits * dim, dtype=torch.float32, device=out.device)
+        peaks = torch.empty(2, rows * heads * splits, dtype=torch.float32, device=out.device)
+    _attend[rows * kv_heads, splits](
+        qkv_RC,
+        *rotary,
+        positions_R,
+        keys_RSJK,
+        values_RSJK,
+        parts,
+        peaks[0],
+        peaks[-1],
+        keys_RSJK.stride(0),
+        keys_RSJK.stride(1),
+        keys_RSJK.stride(2),
+        dim**-0.5,
+        chunk,
+        J=kv_heads,
+        G=group,
+        G_PADDED=group_padded,
+        K=dim,
+        K_PADDED=padded,
+        BLOCK=max(4, _BLOCK // group_padded),
+        SPLITS=splits,
+        **launching(out),
+    )
+    if splits > 1:
+        _combine[(rows * heads,)](
+            parts,
+            peaks[0],
+            peaks[1],
+            positions_R,
+            out,
+            chunk,
+            H=heads,
+            K=dim,
+            K_PADDED=padded,
+            SPLITS=splits,
+            SPLITS_PADDED=triton.next_power_of_2(splits),
+            **launching(out),
+        )
+    return out
