@@ -3,8 +3,9 @@
 from random import Random
 
 from ..vl2.prompts import example_prompt
+from .clarity import unique_things
 from .locating import Search
-from .questions import Question, sample_question, sample_scene, unique_things
+from .questions import Question, sample_question, sample_scene
 from .sentences import article, plural
 from .world import COLORS, HELD_OUT_COLORINGS, SHAPES, Scene, Thing, is_held_out
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from random import Random
 
 from ..vl2.grounding import FULL, Box, format_boxes
-from .questions import UNCLEAR, clear_relation, strength, unique_things
+from .clarity import UNCLEAR, clear_relation, strength, unique_things
 from .sentences import article, enumeration, plural
 from .world import (
     COLORS,

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from random import Random
 
 from ..blocks.errors import OptionError
-from .sentences import CLEAR, article, plural
+from .clarity import UNCLEAR, cell_of, clear_relation, placed, strength, unique_things
+from .sentences import article, plural
 from .world import (
     COLORS,
     HELD_OUT_COLORINGS,
@@ -18,27 +19,14 @@ from .world import (
     SHAPES,
     Scene,
     Thing,
-    box_of,
     check_split,
-    extent,
     is_held_out,
-    offset,
     place,
-    relation,
     sample_colors,
 )
 
 KINDS = ("what", "color", "count", "where", "yesno")
 NUMBERS = ("zero", "one", "two", "three", "four")
-PLACES = (
-    ("top left", "top", "top right"),
-    ("left", "center", "right"),
-    ("bottom left", "bottom", "bottom right"),
-)
-
-_MARGIN = 0.04  # a centre this close to a line of the grid has no clear place
-UNCLEAR = 0.25  # a relation is clearly false only below this normalised offset
-_AT = {"left": "on the left", "right": "on the right", "center": "in the center"}
 _SIDE = {"left of": "left", "right of": "right", "above": "above", "below": "below"}
 
 Combination = tuple[str, ...]  # (shape, colour) or (shape, relation, shape)
@@ -73,51 +61,6 @@ def _pair(thing: Thing) -> Combination:
     return thing.shape, thing.color
 
 
-def unique_things(scene: Scene) -> list[Thing]:
-    """Things whose shape no other thing has."""
-    shapes = [thing.shape for thing in scene.things]
-    return [thing for thing in scene.things if shapes.count(thing.shape) == 1]
-
-
-def strength(a: Thing, name: str, b: Thing) -> float:
-    """The normalised offset of A from B in the direction that the relation names."""
-    dx, dy = offset(box_of(a), box_of(b))
-    return {"left of": -dx, "right of": dx, "above": -dy, "below": dy}[name]
-
-
-def clear_relation(a: Thing, b: Thing) -> str | None:
-    """The relation of A to B if exactly one holds, and clearly."""
-    names = relation(box_of(a), box_of(b))
-    if len(names) != 1:
-        return None
-    name = next(iter(names))
-    return name if strength(a, name, b) > CLEAR else None
-
-
-def cell_of(thing: Thing, aspect: float) -> str | None:
-    """The place of a thing's centre in a 3 x 3 grid, or None if it is within 0.04 of a line of the grid."""
-    indices = []
-    for at, length in zip((thing.x, thing.y), extent(aspect), strict=True):
-        if min(abs(at - length / 3), abs(at - 2 * length / 3)) < _MARGIN:
-            return None
-        indices.append(int(at > length / 3) + int(at > 2 * length / 3))
-    return PLACES[indices[1]][indices[0]]
-
-
-def _placed(scene: Scene) -> list[tuple[Thing, str]]:
-    """Things that a place describes: "at the top" needs all other things to be clearly below the top row."""
-    cells = [cell_of(thing, scene.aspect) for thing in scene.things]
-    out = []
-    for i, (thing, cell) in enumerate(zip(scene.things, cells, strict=True)):
-        if cell is None:
-            continue
-        others = cells[:i] + cells[i + 1 :]
-        edge = cell in ("top", "bottom", "left", "right")
-        if not any(other is None or (cell in other if edge else other == cell) for other in others):
-            out.append((thing, _AT.get(cell, f"at the {cell}")))
-    return out
-
-
 def _what(scene: Scene, rng: Random) -> list[_Draft]:
     things, out = scene.things, []
     if len(things) == 1:
@@ -138,7 +81,7 @@ def _what(scene: Scene, rng: Random) -> list[_Draft]:
                 f"What is the {c} thing?",
             )
             out.append(_draft(texts, thing.shape, _pair(thing)))
-    for thing, at in _placed(scene):
+    for thing, at in placed(scene):
         texts = (f"What is {at}?", f"What shape is {at}?", f"Which shape do you see {at}?")
         out.append(_draft(texts, thing.shape, _pair(thing)))
     for b in unique_things(scene):
@@ -174,7 +117,7 @@ def _color(scene: Scene, rng: Random) -> list[_Draft]:
     if len(scene.things) == 1:
         texts = ("What color is it?", "What color is the shape?", "Which color do you see?")
         out.append(_draft(texts, scene.things[0].color, _pair(scene.things[0])))
-    for thing, at in _placed(scene):
+    for thing, at in placed(scene):
         texts = (f"What color is the shape {at}?", f"What color is the thing {at}?")
         out.append(_draft(texts, thing.color, _pair(thing)))
     return out

@@ -6,7 +6,8 @@ from random import Random
 import pytest
 from bifrons.blocks.errors import OptionError
 from bifrons.nano import questions
-from bifrons.nano.questions import NUMBERS, PLACES, sample_question, sample_scene
+from bifrons.nano.clarity import PLACES
+from bifrons.nano.questions import NUMBERS, sample_question, sample_scene
 from bifrons.nano.sentences import HELD_OUT_KINDS, KINDS, sample_case, suite
 from bifrons.nano.world import (
     COLORS,
