@@ -1,76 +1,27 @@
 """The tab *Create*: pictures from a sentence, shown while they are painted."""
 
-import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
 from PIL import Image
-from torch import Tensor
 
 from ..blocks.errors import PromptError
 from ..blocks.sampling import check_integer
 from ..janus.options import PaintOptions, picture_seeds
 from .demo_jobs import Job, Jobs, Waiting
 from .demo_models import Served, by_name
+from .demo_painting import Painting, paint_all, painter
 from .demo_parts import Stopped, Update, choose_model, failure, follow, gr, in_line, seconds, told
-from .models import explain_memory
 from .output import slug, write_new
 from .png import texts, write_png
 
 if TYPE_CHECKING:
-    from ..janus.pipeline import JanusPipeline
+    pass
 
 TAB = "create"
 MAX_PICTURES = 8
-_PREVIEWS = 16
-_PREVIEW_SHARE = 0.2
-"""Previews may take this part of the time; where decoding is slow there are fewer of them."""
 _SENTENCES = ["a photo of a red star and a blue circle", "three green hearts", "a photo of a yellow square"]
-
-
-@dataclass(frozen=True)
-class Painting:
-    """How far the work is, in image tokens, the seconds left, and the pictures as last looked at."""
-
-    done: int
-    total: int
-    left: float | None
-    pictures: list[Image.Image]
-
-
-class _Watch:
-    """The callback of `generate`: counts, estimates, decodes what is there now and then."""
-
-    def __init__(self, job: Job, served: Served, count: int) -> None:
-        self.job, self.served, self.count = job, served, count
-        self.started = time.monotonic()
-        self.spent = 0.0
-        self.finished: list[Tensor] = []
-        self.pictures: list[Image.Image] = []
-
-    def __call__(self, step: int, total: int, codes: Tensor) -> None:
-        self.job.check()
-        before = sum(len(batch) for batch in self.finished)
-        done, everything = before * total + step * len(codes), self.count * total
-        elapsed = time.monotonic() - self.started
-        if step % max(1, total // _PREVIEWS) == 0 and self.spent <= _PREVIEW_SHARE * elapsed:
-            self._look(codes)
-        if step == total:
-            self.finished.append(codes)
-        left = elapsed / done * (everything - done) if step > 2 or before else None
-        self.job.tell(Painting(done, everything, left, self.pictures))
-
-    def _look(self, codes: Tensor) -> None:
-        started = time.monotonic()
-        blank = self.served.blank_codes
-        rest = blank[codes.shape[1] :].expand(len(codes), -1)
-        unbegun = self.count - len(codes) - sum(len(batch) for batch in self.finished)
-        rows = [*self.finished, torch.cat((codes, rest), dim=1), blank.expand(unbegun, -1)]
-        self.pictures = _janus(self.served).decode_codes(torch.cat(rows))
-        self.spent += time.monotonic() - started
 
 
 def remove_files(files: list[str]) -> None:
@@ -79,20 +30,13 @@ def remove_files(files: list[str]) -> None:
         Path(file).unlink(missing_ok=True)
 
 
-def _janus(served: Served) -> "JanusPipeline":
-    from ..janus.pipeline import JanusPipeline
-
-    assert isinstance(served.pipe, JanusPipeline)
-    return served.pipe
-
-
 class CreateTab:
     """Components and handlers. Handlers return updates by component; `folder` takes the PNG files."""
 
     def __init__(self, models: Sequence[Served], jobs: Jobs, folder: Path) -> None:
         self.models = [served for served in models if served.paints]
         self.jobs, self.folder = jobs, folder
-        self.scales = {served.name: _janus(served).guidance_scale for served in self.models}
+        self.scales = {served.name: painter(served).guidance_scale for served in self.models}
         with gr.Row():
             with gr.Column(scale=4, min_width=300):
                 self._ask_what()
@@ -220,7 +164,7 @@ class CreateTab:
             options = PaintOptions(guidance_scale=guidance, temperature=temperature)
             count = check_integer("number of pictures", count, 1, MAX_PICTURES)
             seeds = picture_seeds(seed, 1, count)
-            job = Job(served.line, lambda job: _paint(job, served, prompt, seeds, options))
+            job = Job(served.line, lambda job: paint_all(job, served, prompt, seeds, options))
             self.jobs.add(request.session_hash, TAB, job)
             remove_files(before)
             yield self._starting(count)
@@ -299,27 +243,6 @@ class _Show:
             self.seen = update.pictures
             shown[self.tab.gallery] = gr.update(value=update.pictures)
         return shown
-
-
-def _paint(
-    job: Job, served: Served, prompt: str, seeds: list[int], options: PaintOptions
-) -> tuple[list[Image.Image], float]:
-    """The pictures, and the seconds that they took."""
-    advice = "accepted: fewer pictures"
-    started = time.monotonic()
-    with explain_memory(f"painting {len(seeds)} pictures", lambda: advice):
-        pictures = _janus(served).generate(
-            prompt,
-            len(seeds),
-            seeds,
-            guidance_scale=options.guidance_scale,
-            temperature=options.temperature,
-            callback=_Watch(job, served, len(seeds)),
-        )
-    assert isinstance(pictures, list)
-    for picture in pictures:
-        picture.info["model"] = served.name
-    return pictures, time.monotonic() - started
 
 
 def _columns(count: int) -> int:
