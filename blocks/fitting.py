@@ -8,7 +8,7 @@ from torch import nn
 
 from .errors import OptionError
 from .memory import free_bytes
-from .places import CPU, Places, longest_prefix, read_device
+from .places import CPU, Places, lodging, longest_prefix, read_device
 from .planning import size_text
 
 MaxMemory = Mapping[Any, Any]
@@ -45,8 +45,6 @@ def read_memory(max_memory: MaxMemory) -> dict[torch.device, int]:
             raise OptionError(
                 f"max_memory for {device} is {value!r}; accepted: bytes, or a size such as 20GiB or 500MB"
             ) from error
-        if size < 0:
-            raise OptionError(f"max_memory for {device} is {value!r}; accepted: 0 or more")
         if device in found:
             raise OptionError(f"max_memory names {device} twice")
         found[device] = size

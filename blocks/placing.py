@@ -69,15 +69,15 @@ def pick_places(
         places = read_map(model, device_map)
         chosen = resolve_dtype(dtype, places.main)
         sizes = unit_bytes(model, chosen, kind, keep_float32)
+    if capture and places.spread:
+        raise OptionError(f"capture is True, but the model is spread over {places}; accepted: False or None")
+    check_capture(capture, places.main)
     for one, needed in places.used(sizes).items():
         if needed > (free := free_bytes(one)):
             raise OptionError(
                 f"{name} as {form_text(chosen, kind)} would take {size_text(needed)} of {one}, where "
                 f"{size_text(free)} are free; accepted: a device_map, or a max_memory, that fits"
             )
-    if capture and places.spread:
-        raise OptionError(f"capture is True, but the model is spread over {places}; accepted: False or None")
-    check_capture(capture, places.main)
     return places, chosen
 
 
