@@ -1,7 +1,7 @@
 """Homes for units within the memory that there is, by accelerate, from the units' sizes alone."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -110,11 +110,11 @@ def _infer(
     """accelerate's map; what has no room on the GPUs of the budget is at home on the CPU."""
     from accelerate.utils.modeling import get_balanced_memory, infer_auto_device_map
 
-    numbers = dict(enumerate(budget))
+    numbers: dict[Any, torch.device] = dict(enumerate(budget))
     limits: dict[Any, Any] = {number: budget[device] for number, device in numbers.items()}
     skeleton = _skeleton(sizes)
     if balanced and len(limits) > 1:
-        limits = get_balanced_memory(skeleton, limits, no_split_module_classes=["_Unit"])
+        limits = cast(dict, get_balanced_memory(skeleton, limits, no_split_module_classes=["_Unit"]))
     limits["cpu"] = 2 * sum(sizes.values()) + 1  # whether it is as much is seen afterwards
     found = infer_auto_device_map(skeleton, limits, no_split_module_classes=["_Unit"])
     places = {unit: found[longest_prefix(unit, found) or ""] for unit in sizes}

@@ -17,7 +17,7 @@ from .quantize import decoder_name, tensor_bytes
 DeviceMap = str | Mapping[str, Any]
 """`auto`, `balanced`, or names of modules with their devices."""
 _POLICIES = ("auto", "balanced")
-_ACCEPTED = "auto, balanced, or modules with their devices, such as {'': 0, 'module': 'cpu'}"
+_ACCEPTED = "auto, balanced, or modules with their devices, such as {'': 0, 'module': 'cpu'}; never the disk"
 _INSTEAD = ', or device_map="auto" (--device-map auto): over all GPUs and the memory of the machine'
 
 

@@ -13,8 +13,10 @@ from pathlib import Path
 import accelerate.hooks
 import pytest
 import torch
-from bifrons.blocks import fused, spreading
+from bifrons.blocks import fused, memory, planning, spreading
+from bifrons.blocks.answering import AnswerOptions, answer_ids
 from bifrons.blocks.choosing import Voice
+from bifrons.blocks.decoder import Decoder, DecoderConfig, Layout
 from bifrons.blocks.engine import Engine
 from bifrons.blocks.generation import captures, decode_one, prefill
 from bifrons.blocks.jobs import Job
@@ -33,6 +35,7 @@ from bifrons.vl2 import pipeline as vl2_pipeline
 from bifrons.vl2.config import read_config as read_vl2_config
 from bifrons.vl2.model import VL2Model
 from bifrons.vl2.pipeline import VL2Pipeline
+from safetensors.torch import save_file
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 GPU = [torch.device("cuda", number) for number in range(2)]
@@ -157,8 +160,6 @@ def test_the_engine_serves_a_spread_model(monkeypatch, janus_mini):
     finally:
         assert engine.close(10)
     plain = JanusPipeline.from_pretrained(janus_mini, "cpu")
-    from bifrons.blocks.answering import AnswerOptions, answer_ids
-
     for prompt, tokens in zip(prompts, heard, strict=True):
         assert tokens == answer_ids(plain.model, [prompt], AnswerOptions(6, 1.0), [5], -1)[0]
 
@@ -298,9 +299,6 @@ def test_batches_go_by_the_fullest_device(monkeypatch, janus_mini):
     config = read_config(janus_mini)[0]
     work = painting_work(config, True)
     each = work.cache_bytes(1, torch.bfloat16)
-    from bifrons.blocks import planning
-    from bifrons.blocks.decoder import Layout
-
     free = {GPU[0]: 200 * each, GPU[1]: 200 * each}
     monkeypatch.setattr(planning, "free_bytes", lambda device: free[device])
     alone = batch_that_fits(work, GPU[0], torch.bfloat16)
@@ -309,6 +307,17 @@ def test_batches_go_by_the_fullest_device(monkeypatch, janus_mini):
     assert spread_batch(work, Layout(GPU[0], (GPU[0], GPU[1]), 100 * each), torch.bfloat16) < both
     free[GPU[1]] = each
     assert spread_batch(work, Layout(GPU[0], (GPU[0], GPU[1]), 0), torch.bfloat16) == 1
+
+
+def test_rows_of_an_engine_go_by_the_fullest_device(monkeypatch):
+    free = {GPU[0]: 1000, GPU[1]: 1000}
+    monkeypatch.setattr(memory, "free_bytes", lambda device: free[device])
+    assert memory.rows_that_fit(8, GPU[0]) == 100
+    assert memory.rows_that_fit(8, GPU[0], Layout(GPU[0], (GPU[0], GPU[1]), 0)) == 200
+    assert memory.rows_that_fit(8, GPU[0], Layout(GPU[0], (GPU[0], GPU[1]), 500)) == 100
+    assert memory.rows_that_fit(8, GPU[0], Layout(GPU[0], (GPU[1], GPU[1]), 500)) == 100
+    free[GPU[1]] = 0
+    assert memory.rows_that_fit(8, GPU[0], Layout(GPU[0], (GPU[0], GPU[1]), 0)) == 1
 
 
 MEMORY = """
@@ -336,9 +345,6 @@ print(peak() - before)
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads Linux's /proc")
 def test_memory_of_loading_and_computing_peaks_near_the_files_size(tmp_path):
-    from bifrons.blocks.decoder import Decoder, DecoderConfig
-    from safetensors.torch import save_file
-
     with torch.device("meta"):
         model = torch.nn.ModuleDict({"model": Decoder(DecoderConfig(64, 1024, 4096, 8, 8, 8))})
     state = {name: torch.full(w.shape, 0.01, dtype=torch.bfloat16) for name, w in model.named_parameters()}
