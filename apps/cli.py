@@ -14,9 +14,10 @@ from typing import Any
 from ..blocks.errors import BifronsError
 from .commands_bench import add_bench
 from .commands_serve import add_serve
-from .defaults import DEFAULT_FINDER, DEFAULT_MODEL, QUANTIZE_HELP
+from .defaults import DEFAULT_FINDER, DEFAULT_MODEL
 from .demo_arguments import add_demo
 from .eval_arguments import add_eval
+from .loading_arguments import add_loading
 
 PIPE_CLOSED = 141  # 128 + SIGPIPE, what a shell reports of a program that a closed pipe has ended
 _INTERRUPTED = 130  # 128 + SIGINT
@@ -93,9 +94,7 @@ def _add_model(
     parser.add_argument(
         "-m", "--model", default=default, required=required, help=f"{_MODEL_HELP} ({told})"
     )
-    parser.add_argument("--device", help="cpu, cuda, cuda:N or mps (default: the best there is)")
-    parser.add_argument("--dtype", help="float32, bfloat16 or float16 (default: float32 on the CPU)")
-    parser.add_argument("--quantize", help=QUANTIZE_HELP)
+    add_loading(parser)
 
 
 def _add_eager(parser: Any) -> None:

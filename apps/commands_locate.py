@@ -11,6 +11,7 @@ from ..blocks.pictures import open_picture
 from ..vl2.grounding import draw_boxes
 from ..vl2.prompts import locate_prompt
 from .defaults import DEFAULT_FINDER
+from .loading_arguments import loading
 from .models import family_of, load_pipeline, locate
 from .output import print_json, write_new
 
@@ -33,7 +34,7 @@ def find(args: argparse.Namespace) -> int:
             f"{args.model} is a {family} model, which does not point at things; "
             f"accepted: a DeepSeek-VL2 model, such as {DEFAULT_FINDER} or deepseek-ai/deepseek-vl2-tiny"
         )
-    pipe = load_pipeline(args.model, args.device, args.dtype, quantize=args.quantize)
+    pipe = load_pipeline(args.model, **loading(args))
     assert isinstance(pipe, VL2Pipeline)
     found = pipe.ground(picture, locate_prompt(args.phrase))
     boxes = found.boxes

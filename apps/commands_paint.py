@@ -21,6 +21,7 @@ from ..blocks.sampling import check_integer
 from ..janus.options import PaintOptions, picture_seeds
 from ..janus.sizes import painting_work
 from .defaults import DEFAULT_MODEL
+from .loading_arguments import loading
 from .models import explain_memory, load_pipeline
 from .output import print_json, slug, write_new
 from .png import texts, typed, write_png
@@ -37,9 +38,7 @@ def load_janus(model: str, args: argparse.Namespace, parts: "Parts") -> "JanusPi
     from ..janus.pipeline import JanusPipeline
 
     eager = getattr(args, "eager", False)  # `encode` and `decode` have no steps
-    pipe = load_pipeline(
-        model, args.device, args.dtype, quantize=args.quantize, paints=True, parts=parts, eager=eager
-    )
+    pipe = load_pipeline(model, **loading(args), paints=True, parts=parts, eager=eager)
     assert isinstance(pipe, JanusPipeline)
     return pipe
 

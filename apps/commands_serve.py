@@ -6,7 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from .defaults import DEFAULT_FINDER, DEFAULT_MODEL, QUANTIZE_HELP
+from .defaults import DEFAULT_FINDER, DEFAULT_MODEL
+from .loading_arguments import add_loading, loading
 
 _LOCAL = ("127.0.0.1", "::1", "localhost")
 
@@ -22,9 +23,7 @@ def add_serve(commands: Any, command: Callable[..., Any]) -> None:
         help="a folder, a hub id (owner/name) or an embedded model; may be given again "
         f"(default: {DEFAULT_MODEL} and {DEFAULT_FINDER})",
     )
-    parser.add_argument("--device", help="cpu, cuda, cuda:N or mps (default: the best there is)")
-    parser.add_argument("--dtype", help="float32, bfloat16 or float16 (default: float32 on the CPU)")
-    parser.add_argument("--quantize", help=QUANTIZE_HELP)
+    add_loading(parser)
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1)")
     parser.add_argument(
         "--port", type=int, default=8000, metavar="N", help="0 takes a free one (default: 8000)"
@@ -60,9 +59,9 @@ def serve(args: argparse.Namespace) -> int:
     keys = None if args.api_key_file is None else read_keys(args.api_key_file)
     if keys is None and args.host not in _LOCAL:
         print(f"note: without --api-key-file, anyone who reaches {args.host} may use it", file=sys.stderr)
-    fleet = Fleet(options)
+    how, fleet = loading(args), Fleet(options)
     for model in args.model or [DEFAULT_MODEL, DEFAULT_FINDER]:
-        fleet.load(model, args.device, args.dtype, args.quantize)
+        fleet.load(model, **how)
     use_threads(args.threads, [served.pipe.model.decoder for served in fleet.models.values()])
     run(fleet, args.host, args.port, keys)
     return 0

@@ -14,6 +14,7 @@ from PIL import Image
 from ..blocks.answering import AnswerOptions, answer_seed
 from ..blocks.errors import BifronsError, PromptError
 from ..blocks.pictures import open_picture
+from .loading_arguments import loading
 from .models import explain_memory, load_pipeline
 from .output import print_json
 
@@ -42,9 +43,7 @@ def _advice(model: str) -> str:
 
 
 def _load(args: argparse.Namespace) -> "Pipeline":
-    return load_pipeline(
-        args.model, args.device, args.dtype, quantize=args.quantize, parts="read", eager=args.eager
-    )
+    return load_pipeline(args.model, **loading(args), parts="read", eager=args.eager)
 
 
 def ask(args: argparse.Namespace) -> int:

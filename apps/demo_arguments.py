@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
-from .defaults import QUANTIZE_HELP
+from .loading_arguments import add_loading
 
 DEFAULT_PORT = 7860
 
@@ -19,9 +19,7 @@ def add_demo(commands: Any, command: Callable[..., Any]) -> None:
         metavar="MODEL",
         help="folders, hub ids or embedded models (default: the embedded models)",
     )
-    parser.add_argument("--device", help="cpu, cuda, cuda:N or mps (default: the best there is)")
-    parser.add_argument("--dtype", help="float32, bfloat16 or float16 (default: float32 on the CPU)")
-    parser.add_argument("--quantize", help=QUANTIZE_HELP)
+    add_loading(parser)
     parser.add_argument(
         "--host", default="127.0.0.1", help="0.0.0.0 for the whole network (default: 127.0.0.1, this machine)"
     )

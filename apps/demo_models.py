@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..blocks.errors import CheckpointError, OptionError
 from ..blocks.locate import EMBEDDED, locate
@@ -69,16 +69,19 @@ def embedded_models() -> list[str]:
 
 
 def load_models(
-    names: Sequence[str], device: str | None = None, dtype: str | None = None, quantize: str | None = None
+    names: Sequence[str], device: str | None = None, dtype: str | None = None, **how: Any
 ) -> list[Served]:
-    """The models, each once, by name, folder or hub id; an `OptionError` where two would look alike."""
+    """The models, each once, by name, folder or hub id; an `OptionError` where two would look alike.
+
+    `how` are other keywords of `load_pipeline`.
+    """
     served: list[Served] = []
     for name in dict.fromkeys(names):
         folder = locate(name)
         shown = folder.resolve().name if Path(name).expanduser().is_dir() else name
         if any(shown == other.name for other in served):
             raise OptionError(f"two models are called {shown}; accepted: models with different names")
-        served.append(Served(shown, load_pipeline(name, device, dtype, quantize=quantize), label(folder)))
+        served.append(Served(shown, load_pipeline(name, device, dtype, **how), label(folder)))
     return served
 
 

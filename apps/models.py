@@ -19,6 +19,8 @@ from ..blocks.sizes import Work
 from .defaults import DEFAULT_MODEL
 
 if TYPE_CHECKING:
+    from ..blocks.fitting import MaxMemory
+    from ..blocks.placing import DeviceMap
     from ..janus.model import Parts
     from ..janus.pipeline import JanusPipeline
     from ..vl2.pipeline import VL2Pipeline
@@ -52,6 +54,8 @@ def load_pipeline(
     dtype: str | None = None,
     *,
     quantize: str | None = None,
+    device_map: "DeviceMap | None" = None,
+    max_memory: "MaxMemory | None" = None,
     paints: bool = False,
     parts: "Parts" = "all",
     eager: bool = False,
@@ -59,8 +63,8 @@ def load_pipeline(
     """The pipeline of the model's family, loaded; tells an embedded model's label on stderr.
 
     With `paints`, a model that can't paint is an `OptionError`. So is one whose weights exceed the free
-    memory of the device, before anything is loaded. `parts` is what of a Janus model the work takes. With
-    `eager`, no steps are captured.
+    memory of the device, or of those of the `device_map`, before anything is loaded. `parts` is what of a
+    Janus model the work takes. With `eager`, no steps are captured.
     """
     folder = locate(model)
     family = family_of(folder)
@@ -73,17 +77,16 @@ def load_pipeline(
         print(note, file=sys.stderr)
     if resolve_device(device).type == "meta":
         raise OptionError("device 'meta' holds no numbers; accepted: cpu, cuda, cuda:N, mps")
-    capture = False if eager else None
+    how: dict[str, Any] = {"quantize": quantize, "device_map": device_map, "max_memory": max_memory}
+    how["capture"] = False if eager else None
     with explain_memory(f"loading {model}", lambda: f"`bifrons info {model}` tells what it needs"):
         if family == "Janus":
             from ..janus.pipeline import JanusPipeline
 
-            return JanusPipeline.from_pretrained(
-                model, device, dtype, quantize=quantize, parts=parts, capture=capture
-            )
+            return JanusPipeline.from_pretrained(model, device, dtype, parts=parts, **how)
         from ..vl2.pipeline import VL2Pipeline
 
-        return VL2Pipeline.from_pretrained(model, device, dtype, quantize=quantize, capture=capture)
+        return VL2Pipeline.from_pretrained(model, device, dtype, **how)
 
 
 @contextmanager

@@ -64,7 +64,7 @@ class Served:
         config = decoder.config
         context = min(options.context, config.max_positions)
         row_bytes = KVCache.row_bytes(context, config.num_layers, config.cache_widths, pipe.dtype)
-        rows = max(2, min(options.rows, rows_that_fit(row_bytes, pipe.device)))
+        rows = max(2, min(options.rows, rows_that_fit(row_bytes, pipe.device, decoder.layout)))
         self.engine = Engine(decoder, rows=rows, context=context, max_waiting=options.max_queue)
         self.text = Voice(pipe.model.embed_text, pipe.model.text_logits)
         self.painter = _painter(pipe)
@@ -107,13 +107,14 @@ class Fleet:
         self._threads = ThreadPoolExecutor(2, thread_name_prefix="bifrons-prepare")
 
     def load(
-        self, model: str, device: str | None, dtype: str | None, quantize: str | None = None
+        self, model: str, device: str | None, dtype: str | None, **how: Any
     ) -> Served:
-        """Load a model and start its engine. Raises `BifronsError`."""
+        """Load a model and start its engine; `how` are other keywords of `load_pipeline`. Raises
+        `BifronsError`."""
         name = public_name(model)
         if name in self.models:
             raise OptionError(f"two models are called {name}; accepted: models of different names")
-        pipe = load_pipeline(model, device, dtype, quantize=quantize)
+        pipe = load_pipeline(model, device, dtype, **how)
         served = Served(name, pipe, self.options, label(locate(model)))
         self.models[name] = served
         return served

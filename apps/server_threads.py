@@ -30,5 +30,5 @@ def use_threads(asked: int | None, decoders: Iterable[Any]) -> None:
 
 def _is_small(decoder: Any) -> bool:
     """Whether a decoder is on the CPU and gains nothing from more threads there."""
-    on_cpu = decoder.embed_tokens.weight.device.type == "cpu"
+    on_cpu = decoder.device.type == "cpu"
     return on_cpu and sum(weight.numel() for weight in decoder.parameters()) < SMALL

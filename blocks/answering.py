@@ -172,7 +172,8 @@ def last_logits(model: Speaker, prompt: Prompt, prefill_chunk: int | None = None
     if prefill_chunk is None:
         hidden = model.decoder(row[None])[0, -1]
     else:
-        cache = config.new_cache(1, len(row), device=row.device, dtype=row.dtype)
+        devices = model.decoder.layer_devices
+        cache = config.new_cache(1, len(row), device=row.device, dtype=row.dtype, layer_devices=devices)
         hidden = prefill(model.decoder, [row], cache, prefill_chunk)[0]
     return model.text_logits(hidden).float().cpu()
 

@@ -58,14 +58,15 @@ def load_weights(
     folder: Path,
     key_map: KeyMap,
     *,
-    device: torch.device | str,
+    device: torch.device | str | Callable[[str], torch.device],
     dtype: torch.dtype | None,
     progress: bool = True,
     keep_float32: Callable[[str], bool] = _never,
     entries: dict[str, TensorEntry] | None = None,
     quantization: Quantization | None = None,
 ) -> Report:
-    """Fills `model`, built on `meta`, from the checkpoint in `folder` and moves it to `device`.
+    """Fills `model`, built on `meta`, from the checkpoint in `folder` and moves it to `device`, or
+    each parameter to where `device` says of its name.
 
     Floating tensors become `dtype` (None: what the file has), those whose parameter name
     `keep_float32` picks become float32; others stay what the file has. Parameters come without
@@ -106,9 +107,12 @@ def load_weights(
             return fixed[piece.to.param]
         return torch.float32 if keep_float32(piece.to.param) else dtype or piece.entry.dtype
 
-    _stream(model, wanted, pieces, torch.device(device), want, progress, quantized)
+    def where(name: str) -> torch.device:
+        return device(name) if callable(device) else torch.device(device)
+
+    _stream(model, wanted, pieces, where, want, progress, quantized)
     for name, buffer in non_persistent_buffers(model):
-        assign(model, name, buffer.to(device))
+        assign(model, name, buffer.to(where(name)))
     left = [name for name, tensor in wanted_tensors(model).items() if tensor.is_meta]
     assert not left, f"still on meta after loading: {left[:10]}"
     return report
@@ -118,7 +122,7 @@ def _stream(
     model: nn.Module,
     wanted: dict[str, Tensor],
     pieces: dict[str, list[Piece]],
-    device: torch.device,
+    where: Callable[[str], torch.device],
     want: Callable[[Piece], torch.dtype],
     progress: bool,
     quantized: dict[str, QuantizedWeight],
@@ -132,6 +136,7 @@ def _stream(
         for piece in queue:
             param, target = piece.to.param, wanted[piece.to.param]
             assert param not in done, f"{param} is filled twice"
+            device = where(param)
             tensor = reader.read(piece.entry).to(device=device, dtype=want(piece))
             group = pieces[param]
             if len(group) == 1:

@@ -4,7 +4,8 @@ B rows, T positions of this call, D model width, H heads, K dimensions of a head
 Module names are those of the official checkpoints (Llama's), so keys need no renaming.
 """
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -51,8 +52,32 @@ class DecoderConfig:
             return ((1, self.latent.kv_rank + self.latent.rope_dim),)
         return ((self.num_kv_heads, self.head_dim),) * 2
 
-    def new_cache(self, rows: int, slots: int, *, device: torch.device, dtype: torch.dtype) -> KVCache:
-        return KVCache(self.num_layers, rows, slots, self.cache_widths, device=device, dtype=dtype)
+    def new_cache(
+        self,
+        rows: int,
+        slots: int,
+        *,
+        device: torch.device,
+        dtype: torch.dtype,
+        layer_devices: Sequence[torch.device] | None = None,
+    ) -> KVCache:
+        """`layer_devices` (None: `device`) says where each layer's part lies."""
+        widths, layers = self.cache_widths, self.num_layers
+        return KVCache(layers, rows, slots, widths, device=device, dtype=dtype, layer_devices=layer_devices)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How a decoder is spread over devices.
+
+    Embeddings come to `main`, and hidden states are given back there; `layers` says where each layer
+    computes. Weights that rest in the machine's memory are moved to `main` for the time of their work, at
+    most `moved` bytes at once.
+    """
+
+    main: torch.device
+    layers: tuple[torch.device, ...]
+    moved: int
 
 
 @dataclass(frozen=True)
@@ -63,6 +88,19 @@ class Step:
     rotary: tuple[Tensor, Tensor]
     mask_B1TS: Tensor | None
     cache: KVCache | None
+    copies: dict[torch.device, "Step"] = field(default_factory=dict, compare=False, repr=False)
+
+    def to(self, device: torch.device, non_blocking: bool = False) -> "Step":
+        """The same for layers on another device; it is copied there once."""
+        if self.positions_BT.device == device:
+            return self
+        if device not in self.copies:
+            cos, sin = (table.to(device, non_blocking=non_blocking) for table in self.rotary)
+            mask = None if self.mask_B1TS is None else self.mask_B1TS.to(device, non_blocking=non_blocking)
+            positions = self.positions_BT.to(device, non_blocking=non_blocking)
+            cache = None if self.cache is None else self.cache.on(device)
+            self.copies[device] = Step(positions, (cos, sin), mask, cache)
+        return self.copies[device]
 
 
 def attention_mask(positions_BT: Tensor, slots: int) -> Tensor:
@@ -126,10 +164,12 @@ class Block(nn.Module):
 class Decoder(nn.Module):
     """Embeddings in, hidden states after the final norm out; heads are the families' own.
 
-    `capture` says whether generation's steps are captured; None: where that is possible, on CUDA.
+    `capture` says whether generation's steps are captured; None: where that is possible, on CUDA. `layout` is
+    that of a decoder which is spread over devices (spreading.py).
     """
 
     capture: bool | None = None
+    layout: Layout | None = None
 
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__()
@@ -137,6 +177,27 @@ class Decoder(nn.Module):
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(Block(config, layer) for layer in range(config.num_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+
+    @property
+    def device(self) -> torch.device:
+        """Where embeddings are to be, and hidden states come out."""
+        return self.embed_tokens.weight.device if self.layout is None else self.layout.main
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.embed_tokens.weight.dtype
+
+    @property
+    def layer_devices(self) -> tuple[torch.device, ...] | None:
+        """Where the layers' caches lie; None: with everything else."""
+        return None if self.layout is None else self.layout.layers
+
+    def new_cache(self, rows: int, slots: int) -> KVCache:
+        """An empty cache for this decoder, with its layers."""
+        devices = self.layer_devices
+        return self.config.new_cache(
+            rows, slots, device=self.device, dtype=self.dtype, layer_devices=devices
+        )
 
     def forward(self, x_BTD: Tensor, cache: KVCache | None = None) -> Tensor:
         """`x_BTD` embeddings -> hidden states `[B, T, D]`.
@@ -148,7 +209,8 @@ class Decoder(nn.Module):
         step = self.step(x_BTD.shape[0], x_BTD.shape[1], x_BTD.device, cache)
         for block in self.layers:
             x_BTD = block(x_BTD, step)
-        return self.norm(x_BTD)
+        hidden_BTD = self.norm(x_BTD)
+        return hidden_BTD if self.layout is None else hidden_BTD.to(self.layout.main)
 
     def step(self, rows: int, length: int, device: torch.device, cache: KVCache | None) -> Step:
         """What the layers share of a call over `length` positions of each row."""

@@ -49,10 +49,11 @@ class Engine:
                 f"rows {rows}, context {context}, waiting {max_waiting}; accepted: at least 2 rows, 2 to "
                 f"{decoder.config.max_positions} positions, at least 0 waiting"
             )
-        weight = decoder.embed_tokens.weight
         self.decoder, self.rows, self.context, self.max_waiting = decoder, rows, context, max_waiting
-        self.device = weight.device
-        self._slots = Slots(decoder.config, rows, context, weight.device, weight.dtype)
+        self.device = decoder.device
+        self._slots = Slots(
+            decoder.config, rows, context, self.device, decoder.dtype, decoder.layer_devices
+        )
         self._prefiller = Prefiller(decoder, self._slots)
         self._running: list[Job] = []
         self._queue: deque[Job] = deque()

@@ -112,7 +112,9 @@ def generate_all(decoder: Decoder, task: Task) -> Tensor:
 
 def captures(decoder: Decoder, voice: Voice) -> bool:
     """Whether steps are captured: where graphs are, of a model's own voice, unless it is told not to."""
-    device = decoder.embed_tokens.weight.device
+    device = decoder.device
+    if decoder.layout is not None:  # weights that move have no place that a recording could name
+        return False
     if decoder.capture is False or device.type != "cuda" or voice.owner is None:
         return False
     return not torch.is_autocast_enabled(device.type)
@@ -124,7 +126,11 @@ def plain_steps(decoder: Decoder, task: Task) -> Iterator[Tensor]:
     form, seen = choosing.form, None if task.seen is None else task.seen.clone()
     seeds_N = torch.tensor(task.seeds, dtype=torch.long, device=device)
     cache = decoder.config.new_cache(
-        len(task.rows), task.longest + task.max_new_tokens, device=device, dtype=task.rows[0].dtype
+        len(task.rows),
+        task.longest + task.max_new_tokens,
+        device=device,
+        dtype=task.rows[0].dtype,
+        layer_devices=decoder.layer_devices,
     )
     hidden = prefill(decoder, task.rows, cache, task.prefill_chunk)
     for step in range(task.max_new_tokens):

@@ -7,6 +7,10 @@ a padded position writes lies behind the row's end, is never attended to, and is
 row gets there. So rows that started at different times can share every step.
 """
 
+import copy
+from collections.abc import Sequence
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -16,6 +20,32 @@ _SPAN = 32
 def allocated_slots(count: int) -> int:
     """`count` slots, filled up to whole spans."""
     return -(-count // _SPAN) * _SPAN
+
+
+class SpreadBuffer:
+    """A buffer whose layers, each `[B, S, H, K]`, lie on several devices; indexed like the one of all."""
+
+    def __init__(self, layers: Sequence[Tensor]) -> None:
+        self._layers = list(layers)
+
+    def __getitem__(self, index: Any) -> Any:
+        """Of one layer a tensor; of all (a whole slice comes first) again such a buffer."""
+        if isinstance(index, int):
+            return self._layers[index]
+        layer, *rest = index
+        if isinstance(layer, int):
+            return self._layers[layer][tuple(rest)]
+        assert layer == slice(None), "one layer or all of them"
+        return SpreadBuffer([part[tuple(rest)] for part in self._layers])
+
+    def __setitem__(self, index: Any, value: "SpreadBuffer") -> None:
+        layer, *rest = index
+        assert layer == slice(None), "all layers are written together"
+        for part, new in zip(self._layers, value._layers, strict=True):
+            part[tuple(rest)] = new
+
+    def clone(self) -> "SpreadBuffer":
+        return SpreadBuffer([part.clone() for part in self._layers])
 
 
 class KVCache:
@@ -34,17 +64,27 @@ class KVCache:
         *,
         device: torch.device,
         dtype: torch.dtype,
+        layer_devices: Sequence[torch.device] | None = None,
     ) -> None:
         """`widths`: (heads, dimensions) of each buffer of a layer: ((H, K), (H, K)) for keys and values.
 
         A head's slots lie side by side in memory, so that attention's products read them where they are.
+        With `layer_devices` each layer's part lies on a device of its own.
         """
-        self.buffers = tuple(
-            torch.zeros(
-                layers, rows, heads, allocated_slots(slots), dim, device=device, dtype=dtype
-            ).transpose(2, 3)
-            for heads, dim in widths
-        )
+        shapes = [(rows, heads, allocated_slots(slots), dim) for heads, dim in widths]
+        self.buffers: tuple[Any, ...]
+        if layer_devices is None:
+            self.buffers = tuple(
+                torch.zeros(layers, *shape, device=device, dtype=dtype).transpose(2, 3) for shape in shapes
+            )
+        else:
+            assert len(layer_devices) == layers
+            self.buffers = tuple(
+                SpreadBuffer(
+                    [torch.zeros(shape, device=d, dtype=dtype).transpose(1, 2) for d in layer_devices]
+                )
+                for shape in shapes
+            )
         self.positions = torch.zeros(rows, dtype=torch.long, device=device)
         self.rows = torch.arange(rows, device=device)
         self.slots = slots
@@ -55,6 +95,14 @@ class KVCache:
         if count > self.slots:
             raise IndexError(f"cache of {self.slots} slots asked to hold {count}")
         self.filled = max(self.filled, count)
+
+    def on(self, device: torch.device) -> "KVCache":
+        """The same cache, for layers that compute on that device."""
+        if self.rows.device == device:
+            return self
+        there = copy.copy(self)
+        there.rows = self.rows.to(device)
+        return there
 
     @property
     def span(self) -> int:

@@ -2,8 +2,12 @@
 
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
+
+if TYPE_CHECKING:
+    from .decoder import Layout
 
 # Rows that the CPU computes together: beyond this a larger batch is no faster there.
 _CPU_ROWS = 64
@@ -24,7 +28,12 @@ def free_bytes(device: torch.device) -> int:
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
 
 
-def rows_that_fit(bytes_per_row: int, device: torch.device) -> int:
-    """How many rows of that size to compute at once; at least one."""
+def rows_that_fit(bytes_per_row: int, device: torch.device, layout: "Layout | None" = None) -> int:
+    """How many rows of that size to compute at once; at least one. With a `layout`, each device holds what
+    its layers have of a row."""
     fitting = max(1, int(free_bytes(device) * _USABLE) // bytes_per_row)
+    if layout is not None:
+        parts = {one: layout.layers.count(one) / len(layout.layers) for one in layout.layers}
+        room = {one: free_bytes(one) - (layout.moved if one == layout.main else 0) for one in parts}
+        fitting = max(1, min(int(room[one] * _USABLE / (bytes_per_row * parts[one])) for one in parts))
     return min(fitting, _CPU_ROWS) if device.type == "cpu" else fitting

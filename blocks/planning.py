@@ -1,10 +1,12 @@
 """What fits: weights before they are loaded, and the items of a batch before they are computed."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 from torch import nn
 
+from .decoder import Layout
 from .errors import OptionError
 from .memory import free_bytes
 from .quantize import model_bytes
@@ -39,9 +41,11 @@ def check_weights(
     dtype: torch.dtype,
     kind: str | None,
     keep_float32: Callable[[str], bool] = _never,
+    instead: str = "",
 ) -> None:
     """An `OptionError` where the weights of `model` (plain, on meta) in `dtype`, quantized as `kind`, exceed
-    the free memory of the device; it says in which form they would fit."""
+    the free memory of the device; it says in which form they would fit, and what else is accepted `instead`.
+    """
     if device.type == "meta":
         return
     needed, free = model_bytes(model, dtype, kind, keep_float32), free_bytes(device)
@@ -51,11 +55,16 @@ def check_weights(
     forms += [(f"as bfloat16 with {k} weights", torch.bfloat16, k) for k in KINDS]
     sizes = [(text, model_bytes(model, form, k, keep_float32)) for text, form, k in forms]
     told = ", ".join(f"{size_text(size)} {text}" for text, size in sizes if size < needed)
-    stated = str(dtype).removeprefix("torch.") + (f" with {kind} weights" if kind else "")
+    stated = form_text(dtype, kind)
     raise OptionError(
         f"{name} needs {size_text(needed)} for its weights as {stated} on {device}, where {size_text(free)} "
-        f"are free; accepted: what fits{f' ({told})' if told else ''}"
+        f"are free; accepted: what fits{f' ({told})' if told else ''}{instead}"
     )
+
+
+def form_text(dtype: torch.dtype, kind: str | None) -> str:
+    """`bfloat16 with int8 weights`."""
+    return str(dtype).removeprefix("torch.") + (f" with {kind} weights" if kind else "")
 
 
 def batch_that_fits(work: Work, device: torch.device, dtype: torch.dtype, kept: int = 0) -> int:
@@ -65,7 +74,18 @@ def batch_that_fits(work: Work, device: torch.device, dtype: torch.dtype, kept: 
     once = max(0, work.activation_bytes(0, dtype))
     each = work.cache_bytes(1, dtype)
     fitting = min(
-        (budget - once) // each,
+        (budget - once) // max(each, 1),
         budget // (each + max(work.activations * dtype.itemsize, work.sampling * torch.float32.itemsize)),
     )
     return max(1, min(fitting, _CPU_ITEMS) if device.type == "cpu" else fitting)
+
+
+def spread_batch(work: Work, layout: Layout, dtype: torch.dtype) -> int:
+    """`batch_that_fits` of a model that is spread over devices: each holds the caches of its layers, and the
+    main one leaves room for the weights that move there."""
+    fitting = []
+    for device in dict.fromkeys([layout.main, *layout.layers]):
+        cache = -(-work.cache * layout.layers.count(device) // len(layout.layers))
+        moved = layout.moved if device == layout.main else 0
+        fitting.append(batch_that_fits(replace(work, cache=cache), device, dtype, -moved))
+    return min(fitting)

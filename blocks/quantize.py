@@ -71,7 +71,8 @@ def pick_quantization(folder: Path, quantize: str | None) -> Quantization | None
     return Quantization(stored, stored=True)
 
 
-def _decoder_name(model: nn.Module) -> str:
+def decoder_name(model: nn.Module) -> str:
+    """What the decoder is called in a model of either family."""
     return next(name for name, module in model.named_modules() if isinstance(module, Decoder))
 
 
@@ -79,7 +80,7 @@ def targets(model: nn.Module) -> dict[str, tuple[str, tuple[int, ...]]]:
     """What is to be quantized, of a model that is not yet: parameter -> (the `QuantizedWeight` that takes its
     place, its shape)."""
     found: dict[str, tuple[str, tuple[int, ...]]] = {}
-    inside = f"{_decoder_name(model)}.layers."
+    inside = f"{decoder_name(model)}.layers."
     for name, module in model.named_modules():
         if not name.startswith(inside):
             continue
@@ -140,15 +141,22 @@ def quantized_bytes(shape: tuple[int, ...], kind: str) -> int:
     return count // 2 + count // group_size(inputs) * 2 * SCALE_DTYPE.itemsize
 
 
+def tensor_bytes(
+    model: nn.Module, dtype: torch.dtype, kind: str | None, keep_float32: Callable[[str], bool]
+) -> dict[str, int]:
+    """Memory of each of a plain model's weights when loaded in `dtype` and quantized so."""
+    quantized = {} if kind is None else targets(model)
+    found = {}
+    for name, tensor in wanted_tensors(model).items():
+        if name in quantized and kind is not None:
+            found[name] = quantized_bytes(quantized[name][1], kind)
+        else:
+            found[name] = tensor.numel() * (torch.float32 if keep_float32(name) else dtype).itemsize
+    return found
+
+
 def model_bytes(
     model: nn.Module, dtype: torch.dtype, kind: str | None, keep_float32: Callable[[str], bool]
 ) -> int:
-    """Memory of a plain model's weights when loaded in `dtype` and quantized so."""
-    quantized = {} if kind is None else targets(model)
-    total = 0
-    for name, tensor in wanted_tensors(model).items():
-        if name in quantized and kind is not None:
-            total += quantized_bytes(quantized[name][1], kind)
-        else:
-            total += tensor.numel() * (torch.float32 if keep_float32(name) else dtype).itemsize
-    return total
+    """Memory of all of them."""
+    return sum(tensor_bytes(model, dtype, kind, keep_float32).values())

@@ -3,6 +3,8 @@
 R rows of the cache, n of them in use (always 0..n-1), D decoder width.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -29,9 +31,18 @@ class Slots:
     """
 
     def __init__(
-        self, config: DecoderConfig, rows: int, context: int, device: torch.device, dtype: torch.dtype
+        self,
+        config: DecoderConfig,
+        rows: int,
+        context: int,
+        device: torch.device,
+        dtype: torch.dtype,
+        layer_devices: Sequence[torch.device] | None = None,
     ) -> None:
-        self.cache = config.new_cache(rows, context, device=device, dtype=dtype)
+        """`layer_devices` as in `DecoderConfig.new_cache`."""
+        self.cache = config.new_cache(
+            rows, context, device=device, dtype=dtype, layer_devices=layer_devices
+        )
         self.hidden_RD = torch.zeros(rows, config.hidden_size, device=device, dtype=dtype)
         self.lengths: list[int] = []
         self.marks: list[list[bytes]] = [[] for _ in range(rows)]

@@ -63,6 +63,9 @@ class LanguageModel(nn.Module):
 class JanusModel(nn.Module):
     """All parts of a Janus checkpoint. Embeddings go in and logits come out; loops live elsewhere."""
 
+    per_picture = ("vision_model", "aligner", "gen_vision_model")
+    """Parts that work once a picture, not once a token: what may best rest away from the GPU."""
+
     def __init__(self, config: JanusConfig, parts: Parts = "all") -> None:
         super().__init__()
         self.config, self.parts = config, parts

@@ -12,7 +12,7 @@ from torch import Tensor
 from ..blocks.captured import bucket_below, slots_for, store_of
 from ..blocks.choosing import Choosing, Voice, paired
 from ..blocks.generation import Task, captures, check_context, generate, generate_all
-from ..blocks.planning import batch_that_fits
+from ..blocks.planning import batch_that_fits, spread_batch
 from ..blocks.sampling import guide
 from ..tokenizers.vq import to_uint8
 from .model import JanusModel
@@ -20,6 +20,12 @@ from .options import PaintOptions
 from .sizes import painting_work
 
 Callback = Callable[[int, int, Tensor], None]
+
+
+def _home(model: JanusModel) -> torch.device:
+    """Where ids, codes and pixels go; an `OptionError` where what paints was not loaded."""
+    _ = model.gen_embed.weight
+    return model.decoder.device
 
 
 def paint_task(
@@ -33,7 +39,7 @@ def paint_task(
 
     `cond` and `uncond` are prompt ids `[L]` per picture; None for `uncond` computes without guidance.
     """
-    device = model.gen_embed.weight.device
+    device = _home(model)
     return Task(
         rows=[model.embed_text(ids.to(device)) for ids in paired(cond, uncond)],
         voice=Voice(model.embed_codes, model.image_logits),
@@ -78,19 +84,21 @@ def paint(
 
 def _batch(model: JanusModel, guided: bool, longest: int) -> int:
     """How many pictures to compute at once."""
-    weight, total = model.gen_embed.weight, model.config.num_codes
-    if not captures(model.decoder, Voice(model.embed_codes, model.image_logits)):
-        return batch_that_fits(painting_work(model.config, guided, longest), weight.device, weight.dtype)
+    decoder, total, device = model.decoder, model.config.num_codes, _home(model)
+    if decoder.layout is not None:
+        return spread_batch(painting_work(model.config, guided, longest), decoder.layout, decoder.dtype)
+    if not captures(decoder, Voice(model.embed_codes, model.image_logits)):
+        return batch_that_fits(painting_work(model.config, guided, longest), device, decoder.dtype)
     # A captured batch is as large as its station, and what is kept of stations makes room for it.
     work = painting_work(model.config, guided, slots_for(longest + total) - total)
-    kept = store_of(model.decoder).bytes
-    return bucket_below(batch_that_fits(work, weight.device, weight.dtype, kept))
+    kept = store_of(decoder).bytes
+    return bucket_below(batch_that_fits(work, device, decoder.dtype, kept))
 
 
 @torch.no_grad()
 def decode(model: JanusModel, codes_NT: Tensor) -> list[Image.Image]:
     """Codes `[N, T]` -> pictures, one at a time: the decoder's activations are large."""
-    device = model.gen_embed.weight.device
+    device = _home(model)
     pictures = []
     for codes in codes_NT.to(device):
         pixels = model.gen_vision_model.decode(codes[None], model.config.grid)
@@ -103,7 +111,7 @@ def first_image_logits(
     model: JanusModel, cond: Tensor, uncond: Tensor | None, guidance_scale: float
 ) -> Tensor:
     """Guided logits of the first image token, float32 `[C]`."""
-    device = model.gen_embed.weight.device
+    device = _home(model)
     rows = [cond] if uncond is None else [cond, uncond]
     hidden = [model.decoder(model.embed_text(ids.to(device))[None])[0, -1] for ids in rows]
     logits = model.image_logits(torch.stack(hidden)).float()
@@ -113,7 +121,7 @@ def first_image_logits(
 @torch.no_grad()
 def score_codes(model: JanusModel, cond: Tensor, codes_T: Tensor) -> Tensor:
     """Log-probability of each image token after the prompt, without guidance, float32 `[T]`."""
-    device = model.gen_embed.weight.device
+    device = _home(model)
     codes = codes_T.to(device)
     check_context(len(cond), len(codes), model.config.decoder.max_positions)
     inputs = torch.cat((model.embed_text(cond.to(device)), model.embed_codes(codes[:-1])))
@@ -125,5 +133,5 @@ def score_codes(model: JanusModel, cond: Tensor, codes_T: Tensor) -> Tensor:
 @torch.no_grad()
 def encode(model: JanusModel, pixels_3SS: Tensor) -> Tensor:
     """Pixels in -1..1 -> codes, int64 `[T]`."""
-    weight = model.gen_embed.weight
-    return model.gen_vision_model.encode(pixels_3SS[None].to(weight.device, weight.dtype))[0].cpu()
+    pixels = pixels_3SS[None].to(_home(model), model.decoder.dtype)
+    return model.gen_vision_model.encode(pixels)[0].cpu()

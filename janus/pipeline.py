@@ -11,11 +11,11 @@ from torch import Tensor
 from ..blocks.answering import Prompt
 from ..blocks.checkpoint import list_tensors, load_weights
 from ..blocks.conversing import Conversing, Messages
-from ..blocks.device import check_capture, resolve_device, resolve_dtype
 from ..blocks.errors import OptionError, PromptError
+from ..blocks.fitting import MaxMemory
 from ..blocks.generation import check_context
 from ..blocks.locate import locate
-from ..blocks.planning import check_weights
+from ..blocks.placing import DeviceMap, pick_places, prepare
 from ..blocks.quantize import pick_quantization
 from ..blocks.sampling import check_integer
 from ..tokenizers.text import TextTokenizer
@@ -52,6 +52,8 @@ class JanusPipeline(Conversing):
         *,
         quantize: str | None = None,
         parts: Parts = "all",
+        device_map: DeviceMap | None = None,
+        max_memory: MaxMemory | None = None,
         capture: bool | None = None,
         progress: bool = True,
     ) -> "JanusPipeline":
@@ -64,20 +66,31 @@ class JanusPipeline(Conversing):
         steps of painting and answering are captured as graphs, once for each number of rows; with `capture`
         false every operation is launched by itself, which is slower but needs no preparation. `progress`
         shows a bar on stderr for loads of more than half a second.
+        `device_map` spreads the weights over several devices. `"auto"` fills the GPUs one after the other and
+        leaves the rest in the machine's memory, from where each layer is moved to a GPU for the time of its
+        work; `"balanced"` fills the GPUs alike; a dict says where modules go (as
+        `{"": 0, "vision_model": "cpu"}`). `max_memory` is what weights may take where (as
+        `{0: "20GiB", "cpu": "60GiB"}`); by default 0.8 of each GPU's free memory and all that is free of the
+        machine's. Steps of a model that is spread are not captured.
         Raises `CheckpointError` (or its `ConfigError`) when the files are not a whole Janus model, and
         `OptionError` before anything is loaded where the weights exceed the free memory.
         """
         folder = locate(model)
         quantization = pick_quantization(folder, quantize)
-        chosen_device = resolve_device(device)
-        check_capture(capture, chosen_device)
         config, model_type = read_config(folder)
         entries = list_tensors(folder)
         with torch.device("meta"):
             network = JanusModel(config, check_parts(parts))
-        kind = None if quantization is None else quantization.kind
-        chosen_dtype = resolve_dtype(dtype, chosen_device)
-        check_weights(str(model), network, chosen_device, chosen_dtype, kind)
+        places, chosen_dtype = pick_places(
+            str(model),
+            network,
+            device=device,
+            dtype=dtype,
+            capture=capture,
+            kind=None if quantization is None else quantization.kind,
+            device_map=device_map,
+            max_memory=max_memory,
+        )
         tokenizer = TextTokenizer.from_folder(folder)
         processor = JanusProcessor.from_folder(
             folder, tokenizer, config.vision.image_size, config.vision.num_patches
@@ -86,12 +99,13 @@ class JanusPipeline(Conversing):
             network,
             folder,
             pick_key_map(entries, model_type, config.tied),
-            device=chosen_device,
+            device=places.home,
             dtype=chosen_dtype,
             progress=progress,
             entries=entries,
             quantization=quantization,
         )
+        prepare(network, places)
         network.decoder.capture = capture
         guidance_scale = read_guidance(folder)
         if guidance_scale is None:
@@ -100,11 +114,11 @@ class JanusPipeline(Conversing):
 
     @property
     def device(self) -> torch.device:
-        return self.model.decoder.embed_tokens.weight.device
+        return self.model.decoder.device
 
     @property
     def dtype(self) -> torch.dtype:
-        return self.model.decoder.embed_tokens.weight.dtype
+        return self.model.decoder.dtype
 
     def generate(
         self,

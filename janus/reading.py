@@ -13,9 +13,9 @@ from .processor import Prepared
 @torch.no_grad()
 def embed_prompt(model: JanusModel, prepared: Prepared) -> Prompt:
     """Text embeddings `[T, D]` with the pictures' embeddings in the places that the mask marks."""
-    weight = model.decoder.embed_tokens.weight
-    x_TD = model.embed_text(prepared.ids.to(weight.device))
+    device, dtype = model.decoder.device, model.decoder.dtype
+    x_TD = model.embed_text(prepared.ids.to(device))
     if len(prepared.pixels):
-        pixels = prepared.pixels.to(weight.device, weight.dtype)
-        x_TD[prepared.image_mask.to(weight.device)] = model.embed_pictures(pixels).flatten(0, 1)
+        pixels = prepared.pixels.to(device, dtype)
+        x_TD[prepared.image_mask.to(device)] = model.embed_pictures(pixels).flatten(0, 1)
     return Prompt(prepared.ids, x_TD)

@@ -185,6 +185,9 @@ class Codebook(nn.Module):
 class VQModel(nn.Module):
     """Encoder, codebook and decoder."""
 
+    entrances = ("encode", "decode")
+    """The methods by which it is used, instead of `forward` (for `spreading`)."""
+
     def __init__(self, config: VQConfig, *, encodes: bool = True) -> None:
         """Without `encodes` the encoder is absent, and pictures become no codes."""
         super().__init__()

@@ -48,6 +48,9 @@ class LanguageModel(nn.Module):
 class VL2Model(nn.Module):
     """All parts of a DeepSeek-VL2 checkpoint. Embeddings go in and logits come out; loops live elsewhere."""
 
+    per_picture = ("vision", "projector")
+    """Parts that work once a picture, not once a token: what may best rest away from the GPU."""
+
     def __init__(self, config: VL2Config) -> None:
         super().__init__()
         self.config = config

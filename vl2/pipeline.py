@@ -10,12 +10,12 @@ from PIL import Image
 from ..blocks.answering import AnswerOptions, Prompt
 from ..blocks.checkpoint import load_weights
 from ..blocks.conversing import Conversing, Messages
-from ..blocks.device import check_capture, resolve_device, resolve_dtype
 from ..blocks.errors import PictureError, PromptError
+from ..blocks.fitting import MaxMemory
 from ..blocks.generation import check_context
 from ..blocks.locate import locate
 from ..blocks.pictures import open_picture
-from ..blocks.planning import check_weights
+from ..blocks.placing import DeviceMap, pick_places, prepare
 from ..blocks.quantize import pick_quantization
 from ..blocks.sampling import check_integer
 from ..tokenizers.text import TextTokenizer
@@ -52,6 +52,8 @@ class VL2Pipeline(Conversing):
         *,
         quantize: str | None = None,
         max_tiles: int | None = None,
+        device_map: DeviceMap | None = None,
+        max_memory: MaxMemory | None = None,
         capture: bool | None = None,
         progress: bool = True,
     ) -> "VL2Pipeline":
@@ -63,6 +65,12 @@ class VL2Pipeline(Conversing):
         replaces the folder's resolutions by all of at most so many local tiles (the paper takes 18 for
         InfographicVQA). On CUDA, steps of answering are captured as graphs, once for each number of rows;
         with `capture` false every operation is launched by itself, which is slower but needs no preparation.
+        `device_map` spreads the weights over several devices. `"auto"` fills the GPUs one after the other and
+        leaves the rest in the machine's memory, from where each layer is moved to a GPU for the time of its
+        work; `"balanced"` fills the GPUs alike; a dict says where modules go (as
+        `{"": 0, "vision": "cpu"}`). `max_memory` is what weights may take where (as
+        `{0: "20GiB", "cpu": "60GiB"}`); by default 0.8 of each GPU's free memory and all that is free of the
+        machine's. Steps of a model that is spread are not captured.
         `progress` shows a bar on stderr for loads of more than half a second. Raises
         `CheckpointError` (or its `ConfigError`) when the files are no whole VL2 model, and `OptionError`
         before anything is loaded where the weights exceed the free memory.
@@ -71,14 +79,20 @@ class VL2Pipeline(Conversing):
             check_integer("max_tiles", max_tiles, low=1)
         folder = locate(model)
         quantization = pick_quantization(folder, quantize)
-        chosen_device = resolve_device(device)
-        check_capture(capture, chosen_device)
         config = read_config(folder)
         with torch.device("meta"):
             network = VL2Model(config)
-        kind = None if quantization is None else quantization.kind
-        chosen_dtype = resolve_dtype(dtype, chosen_device)
-        check_weights(str(model), network, chosen_device, chosen_dtype, kind, keep_float32)
+        places, chosen_dtype = pick_places(
+            str(model),
+            network,
+            device=device,
+            dtype=dtype,
+            capture=capture,
+            kind=None if quantization is None else quantization.kind,
+            keep_float32=keep_float32,
+            device_map=device_map,
+            max_memory=max_memory,
+        )
         tokenizer = TextTokenizer.from_folder(folder)
         processor = VL2Processor.from_folder(folder, tokenizer, config)
         if max_tiles is not None:
@@ -87,22 +101,23 @@ class VL2Pipeline(Conversing):
             network,
             folder,
             key_map,
-            device=chosen_device,
+            device=places.home,
             dtype=chosen_dtype,
             progress=progress,
             keep_float32=keep_float32,
             quantization=quantization,
         )
+        prepare(network, places)
         network.decoder.capture = capture
         return cls(network.eval(), tokenizer, processor, str(model))
 
     @property
     def device(self) -> torch.device:
-        return self.model.image_newline.device
+        return self.model.decoder.device
 
     @property
     def dtype(self) -> torch.dtype:
-        return self.model.image_newline.dtype
+        return self.model.decoder.dtype
 
     @property
     def image_mark(self) -> str:
