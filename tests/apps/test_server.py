@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -14,6 +15,7 @@ from urllib.parse import urlsplit
 import httpx
 import openai
 import pytest
+import torch
 from bifrons import JanusPipeline
 from PIL import Image
 
@@ -33,8 +35,12 @@ def client(server) -> openai.OpenAI:
 
 
 @pytest.fixture(scope="module")
-def pipe() -> JanusPipeline:
-    return JanusPipeline.from_pretrained(NANO, device="cpu", progress=False)
+def pipe() -> Iterator[JanusPipeline]:
+    """With one thread, as the server has for these models: with more, a colour may differ by one of 255."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield JanusPipeline.from_pretrained(NANO, device="cpu", progress=False)
+    torch.set_num_threads(threads)
 
 
 def data_url(picture: Image.Image) -> str:
