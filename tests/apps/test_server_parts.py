@@ -6,8 +6,9 @@ import socket
 import httpcore
 import pytest
 import torch
+from bifrons.apps import server_guard
 from bifrons.apps.server_fetch import GuardedBackend, check_url, fetch, is_public
-from bifrons.apps.server_guard import key_matches, read_keys
+from bifrons.apps.server_guard import BodyLimit, key_matches, read_keys
 from bifrons.apps.server_models import public_name
 from bifrons.apps.server_text import TextFilter
 from bifrons.apps.server_threads import SMALL, use_threads
@@ -234,3 +235,25 @@ def test_a_small_model_is_computed_with_one_thread_unless_told(
 def test_no_threads_are_refused(threads):
     with pytest.raises(OptionError, match="threads"):
         use_threads(threads, [])
+
+
+def test_a_body_that_does_not_come_is_refused_in_time(monkeypatch):
+    monkeypatch.setattr(server_guard, "BODY_SECONDS", 0.05)
+    sent = []
+
+    async def never(*_):
+        raise AssertionError("the application saw a request without its body")
+
+    async def receive():
+        if not receive.pieces:
+            await asyncio.sleep(60)
+        return {"type": "http.request", "body": receive.pieces.pop(), "more_body": True}
+
+    async def send(message):
+        sent.append(message)
+
+    receive.pieces = [b'{"model":']
+    scope = {"type": "http", "method": "POST", "path": "/v1/chat/completions", "headers": []}
+    asyncio.run(BodyLimit(never, 1000)(scope, receive, send))
+    assert sent[0]["status"] == 408
+    assert b"the body took more than" in sent[1]["body"]
