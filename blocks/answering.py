@@ -167,13 +167,12 @@ def stream_answer(
 @torch.no_grad()
 def last_logits(model: Speaker, prompt: Prompt, prefill_chunk: int | None = None) -> Tensor:
     """Logits of the text head at the last prompt position, float32 `[V]` on the CPU."""
-    config, row = model.decoder.config, prompt.embeddings_TD
-    check_context(len(prompt), 0, config.max_positions)
+    row = prompt.embeddings_TD
+    check_context(len(prompt), 0, model.decoder.config.max_positions)
     if prefill_chunk is None:
         hidden = model.decoder(row[None])[0, -1]
     else:
-        devices = model.decoder.layer_devices
-        cache = config.new_cache(1, len(row), device=row.device, dtype=row.dtype, layer_devices=devices)
+        cache = model.decoder.new_cache(1, len(row))
         hidden = prefill(model.decoder, [row], cache, prefill_chunk)[0]
     return model.text_logits(hidden).float().cpu()
 

@@ -187,16 +187,11 @@ class Decoder(nn.Module):
     def dtype(self) -> torch.dtype:
         return self.embed_tokens.weight.dtype
 
-    @property
-    def layer_devices(self) -> tuple[torch.device, ...] | None:
-        """Where the layers' caches lie; None: with everything else."""
-        return None if self.layout is None else self.layout.layers
-
     def new_cache(self, rows: int, slots: int) -> KVCache:
         """An empty cache for this decoder, with its layers."""
-        devices = self.layer_devices
+        layers = None if self.layout is None else self.layout.layers
         return self.config.new_cache(
-            rows, slots, device=self.device, dtype=self.dtype, layer_devices=devices
+            rows, slots, device=self.device, dtype=self.dtype, layer_devices=layers
         )
 
     def forward(self, x_BTD: Tensor, cache: KVCache | None = None) -> Tensor:

@@ -51,9 +51,7 @@ class Engine:
             )
         self.decoder, self.rows, self.context, self.max_waiting = decoder, rows, context, max_waiting
         self.device = decoder.device
-        self._slots = Slots(
-            decoder.config, rows, context, self.device, decoder.dtype, decoder.layer_devices
-        )
+        self._slots = Slots(decoder, rows, context)
         self._prefiller = Prefiller(decoder, self._slots)
         self._running: list[Job] = []
         self._queue: deque[Job] = deque()

@@ -125,13 +125,7 @@ def plain_steps(decoder: Decoder, task: Task) -> Iterator[Tensor]:
     device, choosing, voice = task.rows[0].device, task.choosing, task.voice
     form, seen = choosing.form, None if task.seen is None else task.seen.clone()
     seeds_N = torch.tensor(task.seeds, dtype=torch.long, device=device)
-    cache = decoder.config.new_cache(
-        len(task.rows),
-        task.longest + task.max_new_tokens,
-        device=device,
-        dtype=task.rows[0].dtype,
-        layer_devices=decoder.layer_devices,
-    )
+    cache = decoder.new_cache(len(task.rows), task.longest + task.max_new_tokens)
     hidden = prefill(decoder, task.rows, cache, task.prefill_chunk)
     for step in range(task.max_new_tokens):
         steps_N = torch.full_like(seeds_N, step)

@@ -3,12 +3,10 @@
 R rows of the cache, n of them in use (always 0..n-1), D decoder width.
 """
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
-from .decoder import DecoderConfig
+from .decoder import Decoder
 from .kv_cache import KVCache
 
 
@@ -30,20 +28,10 @@ class Slots:
     more: its slots stay as they are until it is taken again.
     """
 
-    def __init__(
-        self,
-        config: DecoderConfig,
-        rows: int,
-        context: int,
-        device: torch.device,
-        dtype: torch.dtype,
-        layer_devices: Sequence[torch.device] | None = None,
-    ) -> None:
-        """`layer_devices` as in `DecoderConfig.new_cache`."""
-        self.cache = config.new_cache(
-            rows, context, device=device, dtype=dtype, layer_devices=layer_devices
-        )
-        self.hidden_RD = torch.zeros(rows, config.hidden_size, device=device, dtype=dtype)
+    def __init__(self, decoder: Decoder, rows: int, context: int) -> None:
+        self.cache = decoder.new_cache(rows, context)
+        width = decoder.config.hidden_size
+        self.hidden_RD = torch.zeros(rows, width, device=decoder.device, dtype=decoder.dtype)
         self.lengths: list[int] = []
         self.marks: list[list[bytes]] = [[] for _ in range(rows)]
 

@@ -36,7 +36,7 @@ class Station:
         weight = decoder.embed_tokens.weight
         device, rows = weight.device, count * rows_each
         self.count, self.rows_each, self.slots, self._record = count, rows_each, slots, recorder
-        self.cache = decoder.config.new_cache(rows, slots, device=device, dtype=weight.dtype)
+        self.cache = decoder.new_cache(rows, slots)
         self.hidden_RD = torch.zeros(rows, decoder.config.hidden_size, device=device, dtype=weight.dtype)
         self.lengths_R = torch.zeros(rows, dtype=torch.long, device=device)
         self.tokens_N, self.steps_N, self.seeds_N = torch.zeros(3, count, dtype=torch.long, device=device)

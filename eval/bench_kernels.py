@@ -75,7 +75,7 @@ def _bench_between(
     _measure(bench, decoder, f"sum and norm, {rows} rows", None, works)
     if config.latent is not None:
         return
-    cache = config.new_cache(rows, filled + 1, device=bench.device, dtype=weight.dtype)
+    cache = decoder.new_cache(rows, filled + 1)
     cache.positions.fill_(filled)
     slots = torch.arange(cache.buffers[0].shape[2], device=bench.device)
     cos, sin = rotary_table(slots[None], config.rotary_dim, config.rope_theta)

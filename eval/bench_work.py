@@ -40,8 +40,7 @@ class Amount:
 
 def filled_cache(decoder: Decoder, rows: int, filled: int, more: int) -> KVCache:
     """A cache in which `filled` positions of each row hold something, and `more` fit."""
-    weight = decoder.embed_tokens.weight
-    cache = decoder.config.new_cache(rows, filled + more, device=weight.device, dtype=weight.dtype)
+    cache = decoder.new_cache(rows, filled + more)
     for buffer in cache.buffers:
         buffer.normal_()
     rewind(cache, filled)
@@ -172,7 +171,7 @@ def bench_vl2(bench: Bench, model: VL2Model, batch: int, bandwidth: float, amoun
 
     def first() -> None:
         picture = model.embed_pictures(pixels, [_TILES])[0]
-        cache = decoder.config.new_cache(1, length, device=device, dtype=dtype)
+        cache = decoder.new_cache(1, length)
         hidden = prefill(decoder, [torch.cat((picture, model.embed_text(question)))], cache)
         model.text_logits(hidden).argmax(-1)
 

@@ -23,7 +23,7 @@ def decoder(request):
 
 @pytest.fixture
 def prefiller(decoder):
-    slots = Slots(decoder.config, ROWS, CONTEXT, torch.device("cpu"), torch.float32)
+    slots = Slots(decoder, ROWS, CONTEXT)
     prefiller = Prefiller(decoder, slots)
     yield prefiller
     prefiller.close()
@@ -123,7 +123,7 @@ def test_after_a_failure_nothing_is_taken_for_held(prefiller, decoder, monkeypat
 
 
 def test_beginnings_trade_places(decoder):
-    slots = Slots(decoder.config, ROWS, CONTEXT, torch.device("cpu"), torch.float32)
+    slots = Slots(decoder, ROWS, CONTEXT)
     for buffer in slots.cache.buffers:
         buffer.copy_(torch.arange(float(ROWS))[None, :, None, None, None].expand_as(buffer))
     slots.copy([(1, 0, 10), (0, 1, 20), (4, 2, 5), (3, 3, 30)])

@@ -165,9 +165,13 @@ def test_the_engine_serves_a_spread_model(monkeypatch, janus_mini):
 
 
 def test_a_cache_in_layers_is_the_cache():
+    config = read_config(Path(__file__).parent.parent / "data" / "janus-mini")[0].decoder
+
     def fill(layer_devices) -> list:
-        config = read_config(Path(__file__).parent.parent / "data" / "janus-mini")[0].decoder
-        slots = Slots(config, 4, 40, CPU, torch.float32, layer_devices)
+        decoder = Decoder(config)
+        if layer_devices is not None:
+            decoder.layout = Layout(CPU, tuple(layer_devices), 0)
+        slots = Slots(decoder, 4, 40)
         torch.manual_seed(0)
         slots.add([5, 9, 7])
         view = slots.view(0, 3, 9)
@@ -179,8 +183,8 @@ def test_a_cache_in_layers_is_the_cache():
         slots.drop(0)
         return [buffer[layer] for buffer in slots.cache.buffers for layer in range(config.num_layers)]
 
-    layers = read_config(Path(__file__).parent.parent / "data" / "janus-mini")[0].decoder.num_layers
-    assert all(torch.equal(a, b) for a, b in zip(fill(None), fill([CPU] * layers), strict=True))
+    layers = [CPU] * config.num_layers
+    assert all(torch.equal(a, b) for a, b in zip(fill(None), fill(layers), strict=True))
 
 
 # --- fake GPUs -------------------------------------------------------------------------------------------
@@ -277,7 +281,7 @@ def test_nothing_is_computed_across_devices(fake_gpus, name, kind):
             assert model.image_logits(hidden).device == model.embed_codes(codes).device == GPU[0]
         else:
             assert model.embed_pictures(pixels, [(1, 1)])[0].device == GPU[0]
-        slots = Slots(decoder.config, 3, 16, GPU[0], decoder.dtype, decoder.layer_devices)
+        slots = Slots(decoder, 3, 16)
         slots.add([4, 4])
         prefill(decoder, [rows[0][:4]] * 2, slots.view(0, 2, 4))
         decode_one(decoder, hidden, slots.active())
