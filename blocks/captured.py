@@ -7,6 +7,7 @@ a larger cache, or options that change which operations there are make something
 
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from weakref import WeakKeyDictionary
 
 import torch
@@ -118,14 +119,23 @@ def store_of(decoder: Decoder) -> Store:
         return _stores[decoder]
 
 
-@torch.inference_mode(False)  # or other calls could not write into a station's tensors
-@torch.no_grad()
-def captured_steps(decoder: Decoder, task: Task) -> Iterator[Tensor]:
-    """`generate` by recorded steps; tokens `[N]` on the host."""
+@contextmanager
+def _begun(decoder: Decoder, task: Task) -> Iterator[Station]:
+    """A station that has read the task's prompts, and is given back at the end."""
     store = store_of(decoder)
     station = store.take(decoder, task)
     try:
         station.begin(decoder, task)
+        yield station
+    finally:
+        store.give(station)
+
+
+@torch.inference_mode(False)  # or other calls could not write into a station's tensors
+@torch.no_grad()
+def captured_steps(decoder: Decoder, task: Task) -> Iterator[Tensor]:
+    """`generate` by recorded steps; tokens `[N]` on the host."""
+    with _begun(decoder, task) as station:
         count, total, form = len(task.seeds), task.max_new_tokens, task.choosing.form
         on_cuda = station.record_SN.device.type == "cuda"
         host_TN = torch.empty(total, station.count, dtype=torch.long, pin_memory=on_cuda)
@@ -142,20 +152,13 @@ def captured_steps(decoder: Decoder, task: Task) -> Iterator[Tensor]:
             if on_cuda:
                 copied[step].synchronize()
             yield host_TN[step, :count].clone()
-    finally:
-        store.give(station)
 
 
 @torch.inference_mode(False)  # or other calls could not write into a station's tensors
 @torch.no_grad()
 def captured_tokens(decoder: Decoder, task: Task) -> Tensor:
     """`generate_all` by recorded steps, int64 `[N, T]` on the host."""
-    store = store_of(decoder)
-    station = store.take(decoder, task)
-    try:
-        station.begin(decoder, task)
+    with _begun(decoder, task) as station:
         for step in range(task.max_new_tokens):
             station.step(decoder, task.voice, task.choosing.form, step)
         return station.record_SN[: task.max_new_tokens, : len(task.seeds)].t().cpu()
-    finally:
-        store.give(station)
