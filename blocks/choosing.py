@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
-from .sampling import Sampling, guide, keep_top_k, keep_top_p, penalize, race
+from .sampling import Sampling, guide, narrow, penalize, race
 
 
 @dataclass(frozen=True)
@@ -85,8 +85,7 @@ def filtered(logits_RV: Tensor, form: Form, dials: Dials, seen_NV: Tensor | None
         logits = penalize(logits, seen_NV, dials.penalty)
     if form.greedy:
         return logits
-    logits = keep_top_k(logits / dials.temperature, form.top_k)
-    return keep_top_p(logits, dials.top_p) if form.nucleus else logits
+    return narrow(logits, dials.temperature, form.top_k, dials.top_p if form.nucleus else 1.0)
 
 
 def choose(

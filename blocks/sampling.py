@@ -81,17 +81,21 @@ def keep_top_p(logits: Tensor, top_p: float | Tensor) -> Tensor:
     return logits.masked_fill(drop, -math.inf)
 
 
+def narrow(logits: Tensor, temperature: float | Tensor, top_k: int, top_p: float | Tensor) -> Tensor:
+    """Filters come after the temperature, top_k before top_p."""
+    return keep_top_p(keep_top_k(logits / temperature, top_k), top_p)
+
+
 def sample(logits_BV: Tensor, sampling: Sampling, seeds_B: Tensor, steps_B: Tensor) -> Tensor:
     """Choose one token a row, int64 `[B]`. Deterministic: row b depends on its logits, seed and step.
 
     The draw is an exponential race, argmin(E_i / p_i), which chooses i with probability p_i. Done in
-    float32 whatever the logits' dtype is. Filters come after the temperature, top_k before top_p.
+    float32 whatever the logits' dtype is.
     """
     logits = logits_BV.float()
     if sampling.temperature == 0.0:
         return logits.argmax(-1)
-    logits = keep_top_p(keep_top_k(logits / sampling.temperature, sampling.top_k), sampling.top_p)
-    return race(logits, seeds_B, steps_B)
+    return race(narrow(logits, sampling.temperature, sampling.top_k, sampling.top_p), seeds_B, steps_B)
 
 
 def race(logits_BV: Tensor, seeds_B: Tensor, steps_B: Tensor) -> Tensor:
