@@ -13,6 +13,7 @@ from typing import NamedTuple, cast
 import torch
 from torch import Tensor, nn
 
+from . import fused
 from .decoder import Attention, Block, Decoder, Step
 from .experts import blocked
 from .feed_forward import FeedForward
@@ -40,11 +41,11 @@ def import_kernels() -> Kernels:
 
 def load_kernels(device: torch.device) -> Kernels | None:
     """The kernels where they serve, else None."""
-    if device.type != "cuda":
+    if not fused.device_serves(device):
         return None
     try:
         return import_kernels()
-    except ImportError:
+    except ImportError:  # a Triton without launches that overlap
         return None
 
 
