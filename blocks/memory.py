@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+from torch import nn
 
 if TYPE_CHECKING:
     from .decoder import Layout
@@ -26,6 +27,11 @@ def free_bytes(device: torch.device) -> int:
         fields = dict(line.split(":", 1) for line in meminfo.read_text().splitlines())
         return int(fields["MemAvailable"].split()[0]) * 1024
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+
+
+def held_bytes(module: nn.Module) -> int:
+    """What the parameters and buffers of a module take."""
+    return sum(tensor.numel() * tensor.itemsize for tensor in [*module.parameters(), *module.buffers()])
 
 
 def rows_that_fit(bytes_per_row: int, device: torch.device, layout: "Layout | None" = None) -> int:

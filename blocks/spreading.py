@@ -17,6 +17,7 @@ from accelerate.utils import find_device, send_to_device, set_module_tensor_to_d
 from torch import nn
 
 from .decoder import Decoder, Layout
+from .memory import held_bytes
 from .places import Places
 from .placing import units
 from .quantize import decoder_name
@@ -55,7 +56,7 @@ def spread(model: nn.Module, places: Places) -> None:
     names, inside = units(model), decoder_name(model)
     decoder = cast(Decoder, model.get_submodule(inside))
     layers = [f"{inside}.layers.{number}" for number in range(len(decoder.layers))]
-    moved = max((_bytes(model.get_submodule(name)) for name in places.lodgers), default=0)
+    moved = max((held_bytes(model.get_submodule(name)) for name in places.lodgers), default=0)
     away = any(places.works(name) != places.main for name in layers)
     for name in names:
         hands_on = name in layers
@@ -63,10 +64,6 @@ def spread(model: nn.Module, places: Places) -> None:
         if name in places.lodgers or places.works(name) != places.main or reached:
             _attach(model.get_submodule(name), places.works(name), name in places.lodgers, not hands_on)
     decoder.layout = Layout(places.main, tuple(places.works(name) for name in layers), moved)
-
-
-def _bytes(module: nn.Module) -> int:
-    return sum(tensor.numel() * tensor.itemsize for tensor in [*module.parameters(), *module.buffers()])
 
 
 def _attach(module: nn.Module, device: torch.device, lodges: bool, returns: bool) -> None:

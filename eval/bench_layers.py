@@ -7,7 +7,7 @@ GPU's cache. The limit of a layer is the time to read once what its step reads, 
 """
 
 import argparse
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from unittest.mock import patch
 
 import torch
@@ -15,11 +15,12 @@ from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
 from ..blocks import fused
-from ..blocks.decoder import Decoder, Step
+from ..blocks.decoder import Decoder
+from ..blocks.graphs import GraphRecorder
 from ..blocks.latent_attention import LatentAttention
+from ..blocks.memory import held_bytes
 from ..blocks.moe import MoE
 from ..blocks.quantized_weight import KINDS
-from ..blocks.rope import rotary_table
 from ..vl2.model import VL2Model
 from .bench_measure import bandwidth
 from .bench_models import VL2, pick_config, random_model
@@ -30,30 +31,20 @@ _FILLED = 1063  # slots in use
 _REPEATS = 50
 
 
-def captured(step: Callable[[], object]) -> torch.cuda.CUDAGraph:
-    for _ in range(3):
-        step()
-    torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        step()
-    return graph
-
-
-def seconds(step: Callable[[], object]) -> float:
+def seconds(step: Callable[[], None]) -> float:
     """Of one captured step: the mean of many replays."""
-    graph = captured(step)
+    replay = GraphRecorder(torch.device("cuda", torch.cuda.current_device()))(step)
     start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-    graph.replay()
+    replay()
     start.record()
     for _ in range(_REPEATS):
-        graph.replay()
+        replay()
     end.record()
     end.synchronize()
     return start.elapsed_time(end) / _REPEATS / 1000
 
 
-def launches(step: Callable[[], object]) -> int:
+def launches(step: Callable[[], None]) -> int:
     """Kernels and copies that a step launches."""
     step()
     with profile(activities=[ProfilerActivity.CUDA]) as found:
@@ -62,19 +53,11 @@ def launches(step: Callable[[], object]) -> int:
     return sum(event.device_type == torch.autograd.DeviceType.CUDA for event in found.events() or ())
 
 
-def tensor_bytes(tensors: Iterable[Tensor]) -> int:
-    return sum(tensor.numel() * tensor.itemsize for tensor in tensors)
-
-
-def every_tensor(module: nn.Module) -> list[Tensor]:
-    return [*module.parameters(), *module.buffers()]
-
-
 def mixture_bytes(layer: MoE, x_BTD: Tensor) -> int:
     """What a layer of experts reads: its chosen experts once, its gate and its shared experts."""
     chosen = len(layer.gate(x_BTD.flatten(0, -2))[0].unique())
-    routed = tensor_bytes(every_tensor(layer.experts))
-    rest = tensor_bytes(every_tensor(layer)) - routed
+    routed = held_bytes(layer.experts)
+    rest = held_bytes(layer) - routed
     return routed * chosen // layer.gate.config.num_experts + rest
 
 
@@ -89,8 +72,8 @@ def report(what: str, layers: nn.ModuleList | list, run: Callable[[nn.Module], o
 
 @torch.no_grad()
 def bench_layers(decoder: Decoder, rows: int, speed: float) -> None:
-    device, dtype = decoder.embed_tokens.weight.device, decoder.embed_tokens.weight.dtype
-    x_BTD = torch.randn(rows, 1, decoder.config.hidden_size, device=device).to(dtype)
+    dtype = decoder.dtype
+    x_BTD = torch.randn(rows, 1, decoder.config.hidden_size, device=decoder.device).to(dtype)
     blocks = list(decoder.layers)[-_LAYERS:]
     mixtures = [block.mlp for block in blocks if isinstance(block.mlp, MoE)]
     limit = mixture_bytes(mixtures[0], x_BTD) / speed
@@ -100,12 +83,9 @@ def bench_layers(decoder: Decoder, rows: int, speed: float) -> None:
         return
     cache = filled_cache(decoder, rows, _FILLED, 137)
     cache.reserve(_FILLED + 137)
-    positions_BT = cache.positions[:, None].contiguous()
-    rotary = rotary_table(positions_BT, decoder.config.rotary_dim, decoder.config.rope_theta)
-    mask = (torch.arange(cache.span, device=device) <= positions_BT[..., None])[:, None]
-    step = Step(positions_BT, rotary, mask, cache)
+    step = decoder.step(rows, 1, decoder.device, cache)
     slots = rows * _FILLED * sum(heads * width for heads, width in decoder.config.cache_widths)
-    limit = (tensor_bytes(every_tensor(attentions[0])) + slots * dtype.itemsize) / speed
+    limit = (held_bytes(attentions[0]) + slots * dtype.itemsize) / speed
     report(f"latent attention, {rows} rows", attentions, lambda layer: layer(x_BTD, step), limit)
 
 

@@ -21,6 +21,7 @@ import torch
 from ..blocks.decoder import Decoder
 from ..blocks.device import synchronize
 from ..blocks.kv_cache import KVCache, allocated_slots
+from ..blocks.memory import held_bytes
 from ..blocks.moe import Experts
 
 _BUFFER = 1 << 29  # bytes: beyond any cache of a processor
@@ -131,16 +132,13 @@ def bandwidth(device: torch.device) -> float:
 def step_bytes(decoder: Decoder, heads: list[torch.nn.Module], rows: int, slots: float) -> float:
     """Bytes that one position of each row must read with so many filled slots. Of routed experts those that
     are chosen, as many as are expected to differ if rows choose alike often and on their own."""
-    total = 0.0
-    for module in [*decoder.layers, decoder.norm, *heads]:
-        total += sum(t.numel() * t.itemsize for t in [*module.parameters(), *module.buffers()])
+    total = float(sum(held_bytes(module) for module in [*decoder.layers, decoder.norm, *heads]))
     config = decoder.config
     if config.moe is not None:
         idle = (1 - config.moe.top_k / config.moe.num_experts) ** rows
         for module in decoder.modules():
             if isinstance(module, Experts):
-                stacked = [*module.parameters(), *module.buffers()]
-                total -= idle * sum(t.numel() * t.itemsize for t in stacked)
+                total -= idle * held_bytes(module)
     dtype = decoder.embed_tokens.weight.dtype
     span = KVCache.row_bytes(1, config.num_layers, config.cache_widths, dtype)
     return total + rows * slots * span / allocated_slots(1)

@@ -14,6 +14,7 @@ import torch
 from ..blocks.device import resolve_device, resolve_dtype
 from ..blocks.errors import OptionError
 from ..blocks.fast_decoder import load_kernels
+from ..blocks.memory import held_bytes
 from ..blocks.quantize import check_kind
 from ..blocks.sampling import check_integer
 from ..janus.model import JanusModel
@@ -78,7 +79,7 @@ def run_bench(options: BenchOptions, told: Callable[[Line], object]) -> dict[str
     model = random_model(config, device, dtype, options.quantize)
     model.decoder.capture = False if options.eager else None
     found["steps"] = how_steps_run(device, options.eager)
-    found["weights"] = sum(t.numel() * t.itemsize for t in [*model.parameters(), *model.buffers()])
+    found["weights"] = held_bytes(model)
     if isinstance(model, JanusModel):
         bench_janus(bench, model, options.batch, speed, amount)
     else:
