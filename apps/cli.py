@@ -8,13 +8,12 @@ import sys
 from collections.abc import Callable, Iterable
 from dataclasses import fields
 from functools import partial
-from importlib import metadata
 from typing import Any
 
 from ..blocks.errors import BifronsError
 from .commands_bench import add_bench
 from .commands_serve import add_serve
-from .defaults import DEFAULT_FINDER, DEFAULT_MODEL
+from .defaults import DEFAULT_FINDER, DEFAULT_MODEL, version
 from .demo_arguments import add_demo
 from .eval_arguments import add_eval
 from .loading_arguments import add_loading
@@ -57,7 +56,7 @@ def build_parser() -> argparse.ArgumentParser:
         prog="bifrons",
         description="Paint pictures from text and ask about pictures, with Janus-Pro and DeepSeek-VL2.",
     )
-    parser.add_argument("--version", action="version", version=f"bifrons {_version()}")
+    parser.add_argument("--version", action="version", version=f"bifrons {version()}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for add in (_add_generate, _add_ask, _add_chat, _add_locate, _add_encode, _add_decode):
         add(commands)
@@ -68,13 +67,6 @@ def build_parser() -> argparse.ArgumentParser:
     add_eval(commands, _command, _add_json)
     add_bench(commands, _command, _add_json)
     return parser
-
-
-def _version() -> str:
-    try:
-        return metadata.version("bifrons")
-    except metadata.PackageNotFoundError:  # a folder on the path
-        return "(not installed)"
 
 
 def _command(commands: Any, name: str, text: str, defaults: Callable[[], type] | None = None) -> Any:
@@ -90,10 +82,7 @@ def _add_json(parser: Any) -> None:
 def _add_model(
     parser: Any, default: str | None = DEFAULT_MODEL, told: str = f"default: {DEFAULT_MODEL}"
 ) -> None:
-    required = told == "required"
-    parser.add_argument(
-        "-m", "--model", default=default, required=required, help=f"{_MODEL_HELP} ({told})"
-    )
+    parser.add_argument("-m", "--model", default=default, help=f"{_MODEL_HELP} ({told})")
     add_loading(parser)
 
 

@@ -5,7 +5,6 @@ import socket
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from importlib import metadata
 from typing import Any
 
 import uvicorn
@@ -17,6 +16,7 @@ from starlette.types import ASGIApp
 from ..blocks.errors import OptionError
 from . import server_chat, server_errors, server_images
 from . import server_schema as schema
+from .defaults import version
 from .server_errors import ErrorReply
 from .server_guard import BodyLimit, Counting, KeyCheck
 from .server_models import Fleet, Served
@@ -135,7 +135,7 @@ def create_app(fleet: Fleet, keys: list[bytes] | None = None) -> ASGIApp:
 
     app = FastAPI(
         title="Bifrons",
-        version=metadata.version("bifrons"),
+        version=version(),
         lifespan=lifespan,
         redirect_slashes=False,
         docs_url=None,

@@ -13,9 +13,9 @@ SMALL = 50_000_000
 Measured is that janus-nano's 13 million are faster so; where the bound should be is not.
 
 An engine computes on a thread of its own, whose OpenMP threads come on top of those of the thread that loaded
-the model. Where both together outnumber the cores, libgomp does not spin at the end of a product but puts
-threads to sleep: some 290 times in a step of janus-nano. And where it spins, it does so at the cost of what
-prepares prompts and pictures beside the engine.
+the model. Where both together outnumber the cores, threads were seen to sleep some 270 times in a step of
+janus-nano, which fits OpenMP putting them to sleep at the end of each product; that cause is inferred. And
+where they spin, it is at the cost of what prepares prompts and pictures beside the engine.
 """
 
 
