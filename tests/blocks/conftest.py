@@ -14,3 +14,15 @@ def measured_processor() -> None:
     amd = _CPUINFO.exists() and "AuthenticAMD" in _CPUINFO.read_text()
     if not amd or torch.backends.cpu.get_cpu_capability() != "AVX512":
         pytest.skip("which products agree in every bit was measured on AMD processors with AVX-512")
+
+
+@pytest.fixture
+def few_blocks(monkeypatch):
+    """No gradients; and where every block takes the interpreter's time, larger and fewer ones."""
+    from bifrons.blocks import few_tokens, gate_kernels  # need Triton
+
+    if not torch.cuda.is_available():
+        monkeypatch.setattr(few_tokens, "_TILE", 32)
+        monkeypatch.setattr(gate_kernels, "_TILE", 16)
+    with torch.no_grad():
+        yield

@@ -4,29 +4,20 @@ import pytest
 import torch
 
 pytest.importorskip("triton")
-from bifrons.blocks import few_tokens, fused, gate_kernels
+from bifrons.blocks import few_tokens, fused
 from bifrons.blocks.experts import looped
 from bifrons.blocks.few_tokens import weighted
 from bifrons.blocks.gate_kernels import choose
 from bifrons.blocks.moe import Gate, MoE, MoEConfig
 from bifrons.blocks.row_products import as_weight
 
+pytestmark = pytest.mark.usefixtures("few_blocks")
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 SIZES = [(72, 40), (256, 160)]  # model width, width of an expert
 if DEVICE == "cuda":  # the interpreter is slow
     SIZES += [(1280, 896), (2048, 1408), (2560, 1536)]
 cuda = pytest.mark.skipif(DEVICE == "cpu", reason="needs a GPU")
-
-
-@pytest.fixture(autouse=True)
-def setting(monkeypatch):
-    """No gradients; and where every block takes the interpreter's time, larger and fewer ones."""
-    if DEVICE == "cpu":
-        monkeypatch.setattr(few_tokens, "_TILE", 32)
-        monkeypatch.setattr(gate_kernels, "_TILE", 16)
-    with torch.no_grad():
-        yield
 
 
 def made(seed: int, *shape: int, dtype: torch.dtype, scale: float = 1.0) -> torch.Tensor:

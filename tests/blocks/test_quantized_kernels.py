@@ -4,7 +4,7 @@ import pytest
 import torch
 
 pytest.importorskip("triton")
-from bifrons.blocks import few_tokens, fused, gate_kernels, quantized_kernels
+from bifrons.blocks import few_tokens, fused, quantized_kernels
 from bifrons.blocks.experts import looped
 from bifrons.blocks.moe import MoE, MoEConfig
 from bifrons.blocks.quantized_kernels import multiply
@@ -12,20 +12,11 @@ from bifrons.blocks.quantized_weight import QuantizedWeight
 from bifrons.blocks.row_products import as_weight
 from torch import nn
 
+pytestmark = pytest.mark.usefixtures("few_blocks")
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 SHAPES = [(40, 72), (48, 160), (33, 20), (64, 576)]  # outputs, inputs
 if DEVICE == "cuda":  # the interpreter is slow
     SHAPES += [(4096, 4096), (11008, 4096), (4096, 11008)]
-
-
-@pytest.fixture(autouse=True)
-def setting(monkeypatch):
-    """No gradients; and where every block takes the interpreter's time, larger and fewer ones."""
-    if DEVICE == "cpu":
-        monkeypatch.setattr(few_tokens, "_TILE", 32)
-        monkeypatch.setattr(gate_kernels, "_TILE", 16)
-    with torch.no_grad():
-        yield
 
 
 def stored(weight: torch.Tensor, kind: str) -> QuantizedWeight:
