@@ -197,7 +197,7 @@ def _add_convert(commands: Any) -> None:
     parser = _command(commands, "convert", "rewrite a model folder as safetensors in the original format")
     parser.add_argument("source", metavar="SRC", help=_MODEL_HELP)
     parser.add_argument("target", metavar="DST", help="a new folder")
-    parser.add_argument("--quantize", metavar="KIND", help="int8 or int4: quantize the decoder's weights")
+    parser.add_argument("--quantize", metavar="KIND", help="int8, int4 or fp8 weights in the decoder")
     parser.add_argument("--max-shard-size", metavar="SIZE", help="such as 500MB or 2GiB (default: 5GB)")
     _add_json(parser)
 

@@ -8,7 +8,7 @@ DEFAULT_MODEL = "janus-nano"
 DEFAULT_FINDER = "vl2-nano"
 """The embedded model that also points at things."""
 
-QUANTIZE_HELP = "int8 or int4 weights in the decoder (default: as the model's folder has them)"
+QUANTIZE_HELP = "int8, int4 or fp8 weights in the decoder (default: as the model's folder has them)"
 
 
 def version() -> str:

@@ -201,7 +201,8 @@ def _misfit(piece: Piece, target: Tensor) -> list[str]:
     same = torch.Size(shape).numel() == torch.Size(entry.shape).numel() if piece.to.reshape else False
     if list(entry.shape) != shape and not same:
         return [f"{entry.name}: {list(entry.shape)} in the file, {shape} in the model"]
-    exact = not (entry.dtype.is_floating_point and target.dtype.is_floating_point)
+    codes = target.dtype.itemsize == 1  # of a quantized weight, float8 too: never rounded from other numbers
+    exact = codes or not (entry.dtype.is_floating_point and target.dtype.is_floating_point)
     if exact and entry.dtype != target.dtype:
         return [f"{entry.name}: {entry.dtype} in the file, {target.dtype} in the model"]
     return []

@@ -22,6 +22,8 @@ def serves(x: Tensor, *weights: Tensor) -> bool:
     """Whether kernels without gradients may take `x` through `weights`."""
     if x.dtype not in DTYPES or not device_serves(x.device) or not x.numel():
         return False
+    if any(weight.dtype == torch.float8_e4m3fn for weight in weights):  # these are decoded
+        return False
     if torch.is_grad_enabled() and (x.requires_grad or any(weight.requires_grad for weight in weights)):
         return False
     return not torch.is_autocast_enabled(x.device.type)

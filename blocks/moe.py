@@ -178,4 +178,4 @@ class MoE(nn.Module):
         if not fused.device_serves(x_ND.device) or len(x_ND) * self.gate.config.top_k > _FEW_PAIRS:
             return False
         free = self.experts.form in (None, blocked)  # whoever asks for `blocked` does not want to wait
-        return free and fused.serves(x_ND, *self.parameters())
+        return free and fused.serves(x_ND, *self.parameters(), *self.buffers())

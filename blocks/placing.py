@@ -12,7 +12,7 @@ from .fitting import MaxMemory, default_memory, infer_places, read_memory
 from .memory import free_bytes
 from .places import CPU, Places, lodging, longest_prefix, read_device
 from .planning import check_weights, form_text, size_text
-from .quantize import decoder_name, tensor_bytes
+from .quantize import check_device, decoder_name, tensor_bytes
 
 DeviceMap = str | Mapping[str, Any]
 """`auto`, `balanced`, or names of modules with their devices."""
@@ -73,6 +73,7 @@ def pick_places(
         raise OptionError(f"capture is True, but the model is spread over {places}; accepted: False or None")
     check_capture(capture, places.main)
     for one, needed in places.used(sizes).items():
+        check_device(kind, one)
         if needed > (free := free_bytes(one)):
             raise OptionError(
                 f"{name} as {form_text(chosen, kind)} would take {size_text(needed)} of {one}, where "

@@ -9,7 +9,7 @@ from torch import nn
 from .decoder import Layout
 from .errors import OptionError
 from .memory import free_bytes
-from .quantize import model_bytes
+from .quantize import check_device, model_bytes
 from .quantized_weight import KINDS
 from .sizes import Work
 
@@ -45,9 +45,11 @@ def check_weights(
 ) -> None:
     """An `OptionError` where the weights of `model` (plain, on meta) in `dtype`, quantized as `kind`, exceed
     the free memory of the device; it says in which form they would fit, and what else is accepted `instead`.
+    Also where the device has no such numbers.
     """
     if device.type == "meta":
         return
+    check_device(kind, device)
     needed, free = model_bytes(model, dtype, kind, keep_float32), free_bytes(device)
     if needed <= free:
         return

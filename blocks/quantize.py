@@ -19,7 +19,7 @@ from .config_files import Section, read_json
 from .decoder import Decoder
 from .errors import ConfigError, OptionError
 from .moe import Experts
-from .quantized_weight import GROUP, KINDS, SCALE_DTYPE, QuantizedWeight, group_size
+from .quantized_weight import CODES, GROUP, KINDS, SCALE_DTYPE, QuantizedWeight, group_size
 
 CONFIG_KEY = "quantization_config"
 _METHOD = "bifrons"
@@ -38,6 +38,17 @@ def check_kind(kind: object) -> str | None:
     if kind is not None and kind not in KINDS:
         raise OptionError(f"quantize is {kind!r}; accepted: {', '.join(KINDS)}, or None for none")
     return kind  # type: ignore[return-value]
+
+
+def check_device(kind: str | None, device: torch.device) -> None:
+    """An `OptionError` where torch has no numbers like the codes of `kind` on a device."""
+    if kind is None or device.type in ("cpu", "cuda"):
+        return
+    try:
+        torch.zeros(1, dtype=CODES[kind], device=device)
+    except (TypeError, RuntimeError, AssertionError) as error:
+        others = ", ".join(other for other in KINDS if other != kind)
+        raise OptionError(f"{kind} weights can't be on {device} ({error}); accepted: {others}") from error
 
 
 def config_entry(kind: str) -> dict[str, Any]:
@@ -136,9 +147,9 @@ def stored_keys(key_map: KeyMap, names: Mapping[str, object]) -> KeyMap:
 def quantized_bytes(shape: tuple[int, ...], kind: str) -> int:
     """Memory of a quantized weight."""
     count, inputs = prod(shape), shape[-1]
-    if kind == "int8":
-        return count + count // inputs * SCALE_DTYPE.itemsize
-    return count // 2 + count // group_size(inputs) * 2 * SCALE_DTYPE.itemsize
+    if kind == "int4":
+        return count // 2 + count // group_size(inputs) * 2 * SCALE_DTYPE.itemsize
+    return count * CODES[kind].itemsize + count // inputs * SCALE_DTYPE.itemsize
 
 
 def tensor_bytes(

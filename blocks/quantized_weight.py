@@ -3,10 +3,12 @@
 O outputs, I inputs, G inputs of a group, E experts, N tokens, K experts a token, D model width. A weight is
 `[O, I]`, or a stack of them `[E, O, I]`.
 
-int8: symmetric, one scale an output: `w = scale * code`, codes -127..127. int4: groups of up to 64 inputs
-with a scale and a zero each: `w = zero + scale * (code - 8)`, codes 0..15, two to a byte (even input in the
-low half). Codes are computed from the rounded scales, so that bfloat16 scales cost no more than half a step
-(int4: plus what rounding moves the ends of a group by).
+int8: symmetric, one scale an output: `w = scale * code`, codes -127..127. fp8: the same with codes in
+float8_e4m3fn: 4 significant bits, up to 448 (Micikevicius et al. 2022, arXiv 2209.05433, table 1), so that
+small weights keep more bits than in int8 and the largest fewer. int4: groups of up to 64 inputs with a scale
+and a zero each: `w = zero + scale * (code - 8)`, codes 0..15, two to a byte (even input in the low half).
+Codes are computed from the rounded scales, so that bfloat16 scales cost no more than half a step (int4: plus
+what rounding moves the ends of a group by).
 """
 
 from math import gcd, prod
@@ -19,7 +21,8 @@ from . import fused
 from .errors import OptionError
 from .invariant import linear
 
-KINDS = ("int8", "int4")
+KINDS = ("int8", "int4", "fp8")
+CODES = {"int8": torch.int8, "int4": torch.uint8, "fp8": torch.float8_e4m3fn}
 GROUP = 64
 """Inputs of an int4 group, where that divides their number; else its greatest common divisor with it."""
 SCALE_DTYPE = torch.bfloat16
@@ -45,6 +48,15 @@ def encode_int8(weight: Tensor) -> tuple[Tensor, Tensor]:
     return codes.to(torch.int8), scale
 
 
+def encode_fp8(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """`[..., O, I]` -> codes float8_e4m3fn of that shape, scales bfloat16 `[..., O]`."""
+    exact, largest = weight.float(), torch.finfo(torch.float8_e4m3fn).max
+    top = exact.abs().amax(-1)
+    scale = torch.where(top > 0, top / largest, 1.0).to(SCALE_DTYPE).clamp(min=torch.finfo(SCALE_DTYPE).tiny)
+    # A rounded scale leads beyond the largest number, of which a conversion may make NaN.
+    return (exact / scale.float()[..., None]).clamp(-largest, largest).to(torch.float8_e4m3fn), scale
+
+
 def encode_int4(weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """`[..., O, I]` -> codes uint8 `[..., O, I/2]`, scales and zeros bfloat16 `[..., O, I/G]`."""
     groups = weight.float().unflatten(-1, (-1, group_size(weight.shape[-1])))
@@ -64,7 +76,7 @@ def unpack_int4(codes: Tensor) -> Tensor:
 def decode(codes: Tensor, scale: Tensor, zero: Tensor | None, dtype: torch.dtype) -> Tensor:
     """The weights that codes stand for, rounded to `dtype` once."""
     if zero is None:
-        # In bfloat16 the product of two numbers of 8 bits is rounded like the exact one: no detour is needed.
+        # In bfloat16 the product of two numbers of up to 8 bits is rounded like the exact one: no detour.
         work = dtype if dtype == SCALE_DTYPE else torch.float32
         return (codes.to(work) * scale.to(work)[..., None]).to(dtype)
     steps = unpack_int4(codes).float().unflatten(-1, (scale.shape[-1], -1)) - 8
@@ -74,11 +86,12 @@ def decode(codes: Tensor, scale: Tensor, zero: Tensor | None, dtype: torch.dtype
 def product(x: Tensor, codes: Tensor, scale: Tensor, zero: Tensor | None) -> Tensor:
     """`x [..., I]` times one quantized weight `[O, I]`, `[..., O]`: decoded, or by a product of the codes."""
     rows = prod(x.shape[:-1])
-    if _int8_product is not None and zero is None and x.device.type == "cpu" and x.dtype == SCALE_DTYPE:
+    int8 = codes.dtype == torch.int8
+    if _int8_product is not None and int8 and x.device.type == "cpu" and x.dtype == SCALE_DTYPE:
         whole = codes.shape[0] % _WHOLE == 0 and codes.shape[1] % _WHOLE == 0
         if whole and 0 < rows <= _FEW_ROWS:
             return _int8_product(x.reshape(rows, -1).contiguous(), codes, scale).view(*x.shape[:-1], -1)
-    if 0 < rows <= _MOST_ROWS and fused.serves(x):
+    if 0 < rows <= _MOST_ROWS and fused.serves(x, codes):
         from .quantized_kernels import multiply  # needs Triton
 
         return multiply(x.reshape(rows, -1), codes, scale, zero).view(*x.shape[:-1], -1)
@@ -97,20 +110,21 @@ class QuantizedWeight(nn.Module):
         super().__init__()
         *outer, inputs = shape
         if kind == "int4" and inputs % 2:
-            raise OptionError(f"int4 packs pairs of inputs, and a weight is {list(shape)}; accepted: int8")
+            raise OptionError(
+                f"int4 packs pairs of inputs, and a weight is {list(shape)}; accepted: int8, fp8"
+            )
         self.kind, self.inputs = kind, inputs
-        groups = () if kind == "int8" else (inputs // group_size(inputs),)
-        packed = inputs if kind == "int8" else inputs // 2
-        code = torch.int8 if kind == "int8" else torch.uint8
-        self.register_buffer("codes", torch.zeros(*outer, packed, dtype=code))
+        groups = (inputs // group_size(inputs),) if kind == "int4" else ()
+        packed = inputs // 2 if kind == "int4" else inputs
+        self.register_buffer("codes", torch.zeros(*outer, packed, dtype=CODES[kind]))
         self.register_buffer("scale", torch.ones(*outer, *groups, dtype=SCALE_DTYPE))
-        zero = None if kind == "int8" else torch.zeros(*outer, *groups, dtype=SCALE_DTYPE)
+        zero = torch.zeros(*outer, *groups, dtype=SCALE_DTYPE) if kind == "int4" else None
         self.register_buffer("zero", zero)
 
     def encode(self, weight: Tensor) -> dict[str, Tensor]:
         """The buffers that stand for `weight`, by name; a stack is encoded weight by weight."""
-        names = ("codes", "scale") if self.kind == "int8" else ("codes", "scale", "zero")
-        encode = encode_int8 if self.kind == "int8" else encode_int4
+        names = ("codes", "scale", "zero") if self.kind == "int4" else ("codes", "scale")
+        encode = {"int8": encode_int8, "int4": encode_int4, "fp8": encode_fp8}[self.kind]
         if weight.ndim == 2:
             return dict(zip(names, encode(weight), strict=True))
         parts = zip(*map(encode, weight), strict=True)

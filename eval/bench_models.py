@@ -24,6 +24,7 @@ from ..vl2.keys import keep_float32
 from ..vl2.model import VL2Model
 
 _STD = 0.02
+_CODE_STEP = _STD / 50
 _POOL = 1 << 20  # random numbers that are repeated: how fast a product is does not depend on them
 
 
@@ -119,14 +120,17 @@ def fill_random(
     """Weights of a spread as in trained models; norms are one, biases zero."""
     pool = (torch.randn(_POOL, device=device) * _STD).to(dtype)
     codes = torch.randint(-127, 128, (_POOL,), device=device, dtype=torch.int8)
+    float8 = (pool.float() / _CODE_STEP).to(torch.float8_e4m3fn)  # random bytes would hold NaN
     for name, tensor in wanted_tensors(model).items():
         kind = fixed.get(name)
         if kind in (torch.int8, torch.uint8):
             filled = _repeated(codes.view(kind), tensor)
+        elif kind == torch.float8_e4m3fn:
+            filled = _repeated(float8, tensor)
         elif name.endswith((".bias", ".zero")):
             filled = torch.zeros(tensor.shape, device=device, dtype=kind or dtype)
         elif name.endswith(".scale"):
-            filled = torch.full(tensor.shape, _STD / 50, device=device, dtype=kind)
+            filled = torch.full(tensor.shape, _CODE_STEP, device=device, dtype=kind)
         elif tensor.ndim == 1:
             filled = torch.ones(tensor.shape, device=device, dtype=dtype)
         else:

@@ -60,9 +60,9 @@ class JanusPipeline(Conversing):
         """Load a model folder, a hub id or an embedded model (`janus-nano`).
 
         `device` None takes CUDA, else MPS, else the CPU; `dtype` None takes float32 on the CPU and
-        bfloat16 on a GPU. `quantize` keeps the decoder's weights in `int8` or `int4`, quantized one by one as
-        they are read; a folder that holds them so needs no word of it. `parts` loads only what painting
-        (`paint`) or answering (`read`) takes; what needs the rest is then an `OptionError`. On CUDA,
+        bfloat16 on a GPU. `quantize` keeps the decoder's weights in `int8`, `int4` or `fp8`, quantized one by
+        one as they are read; a folder that holds them so needs no word of it. `parts` loads only what
+        painting (`paint`) or answering (`read`) takes; what needs the rest is then an `OptionError`. On CUDA,
         steps of painting and answering are captured as graphs, once for each number of rows; with `capture`
         false every operation is launched by itself, which is slower but needs no preparation. `progress`
         shows a bar on stderr for loads of more than half a second.

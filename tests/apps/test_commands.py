@@ -234,14 +234,14 @@ def test_talking_needs_no_readline(monkeypatch):
 def test_commands_take_quantized_weights(bifrons, refused, janus_mini, vl2_mini, picture, tmp_path):
     model = ("-m", janus_mini, "--device", "cpu")
     painted = []
-    for options in ((), ("--quantize", "int8"), ("--quantize", "int4")):
+    for options in ((), *(("--quantize", kind) for kind in ("int8", "int4", "fp8"))):
         path = tmp_path / f"{len(painted)}.png"
         assert bifrons("generate", "a", *model, *options, "--seed", 1, "-o", path).status == 0
         painted.append(path.read_bytes())
     assert painted[2] != painted[0]  # int8 may well choose the same tokens
     for words in (("ask", picture, "What?", *model), ("locate", picture, "the dog", "-m", vl2_mini)):
         assert bifrons(*words, "--quantize", "int4").status == 0
-        assert "quantize is 'int3'; accepted: int8, int4" in refused(*words, "--quantize", "int3")
+        assert "quantize is 'int3'; accepted: int8, int4, fp8" in refused(*words, "--quantize", "int3")
     message = refused("convert", janus_mini, tmp_path / "x", "--quantize", "int3")
-    assert "quantize is 'int3'; accepted: int8, int4" in message
+    assert "quantize is 'int3'; accepted: int8, int4, fp8" in message
     assert not (tmp_path / "x").exists()

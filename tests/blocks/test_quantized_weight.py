@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from bifrons.blocks import quantized_weight as module
 from bifrons.blocks.errors import OptionError
 from bifrons.blocks.experts import blocked, chosen_only, looped
+from bifrons.blocks.quantize import check_device
 from bifrons.blocks.quantized_weight import QuantizedWeight, Stack, group_size, product
 
 
@@ -44,6 +45,33 @@ def test_int8_is_off_by_half_a_step_at_most(case):
 
 
 @pytest.mark.parametrize("case", list(weights()))
+def test_fp8_is_off_by_half_a_step_at_most(case):
+    """A step is 1/8 of the power of two below a number; subnormal ones have that of the smallest normal."""
+    weight = weights()[case]
+    quantized = stored(weight, "fp8")
+    assert quantized.codes.float().abs().amax(-1).eq(448).all()
+    found, scale = quantized.decode(torch.float32), quantized.scale.float()[:, None]
+    codes = (weight.float() / scale).abs()
+    step = 2 ** codes.log2().floor().clamp(-6, 8) / 8
+    error = (found - weight.float()).abs()
+    top = weight.float().abs().amax(-1, keepdim=True)
+    assert (error <= step * scale / 2 * (1 + 1e-5) + top * 2**-9).all()
+    inner = codes < 440
+    assert (error <= step * scale / 2 * (1 + 1e-5))[inner].all()
+
+
+def test_fp8_saturates_and_never_makes_nan():
+    """Whichever way its scale is rounded, the largest weight of a row becomes the largest code."""
+    weight = torch.linspace(0.5, 2.0, 999)[:, None] * torch.tensor([1.0, -1.0, 1e-9, 0.0])
+    quantized = stored(weight, "fp8")
+    assert quantized.codes.float().abs().max() == 448 == torch.finfo(torch.float8_e4m3fn).max
+    assert (quantized.scale.float() * 448 < weight[:, 0]).any()
+    assert quantized.decode(torch.float32).isfinite().all()
+    tiny = stored(torch.tensor([[1e-39, 0.0], [0.0, 0.0]]), "fp8")
+    assert tiny.decode(torch.float32).isfinite().all()
+
+
+@pytest.mark.parametrize("case", list(weights()))
 def test_int4_is_off_by_half_a_step_at_most(case):
     """Half a step, and what rounding moves a group's ends by: scale and zero by 2^-9 of themselves."""
     weight = weights()[case]
@@ -61,6 +89,7 @@ def test_zero_weights_and_constant_groups_are_exact():
     weight = torch.cat((torch.zeros(2, 64), torch.full((1, 64), -0.5)))
     assert stored(weight, "int4").decode(torch.float32).equal(weight)
     assert stored(weight, "int8").decode(torch.float32)[:2].equal(weight[:2])
+    assert stored(weight, "fp8").decode(torch.float32)[:2].equal(weight[:2])
 
 
 def test_packing_order_is_even_low():
@@ -69,7 +98,7 @@ def test_packing_order_is_even_low():
     assert stored(weight, "int4").codes[0, 0] == 0x10
 
 
-@pytest.mark.parametrize("kind", ["int8", "int4"])
+@pytest.mark.parametrize("kind", ["int8", "int4", "fp8"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 def test_product_is_that_of_the_decoded_weight(kind, dtype):
     quantized = stored(weights()["normal"], kind)
@@ -100,7 +129,7 @@ def test_int8_product_equals_the_plain_one(rows, shape, monkeypatch):
     assert (quantized(x).float() - plain).abs().max() <= 2**-7 * plain.abs().max()
 
 
-@pytest.mark.parametrize("kind", ["int8", "int4"])
+@pytest.mark.parametrize("kind", ["int8", "int4", "fp8"])
 @pytest.mark.parametrize("tokens", [1, 40])
 def test_experts_equal_the_definition_on_decoded_stacks(kind, tokens):
     torch.manual_seed(1)
@@ -110,7 +139,7 @@ def test_experts_equal_the_definition_on_decoded_stacks(kind, tokens):
     stacks = Stack(gate_up, x.dtype), Stack(down, x.dtype)
     for form in (chosen_only, blocked):
         torch.testing.assert_close(form(x, *stacks, chosen), expected)
-    alone = product(x, gate_up.codes[2], gate_up.scale[2], None if kind == "int8" else gate_up.zero[2])
+    alone = product(x, gate_up.codes[2], gate_up.scale[2], gate_up.zero[2] if kind == "int4" else None)
     torch.testing.assert_close(stacks[0].product(x, 2), alone)
 
 
@@ -118,8 +147,25 @@ def test_dtypes_stay_when_a_model_is_moved():
     quantized = stored(torch.randn(4, 64), "int4").to(torch.float16).float()
     assert quantized.scale.dtype == quantized.zero.dtype == torch.bfloat16
     assert quantized.codes.dtype == torch.uint8
+    quantized = stored(torch.randn(4, 64), "fp8")
+    moved = quantized.codes.clone()
+    assert quantized.to(torch.bfloat16).half().double().codes.view(torch.uint8).equal(moved.view(torch.uint8))
 
 
 def test_odd_inputs_are_refused():
-    with pytest.raises(OptionError, match=r"int4 packs pairs of inputs.*\[3, 7\].*accepted: int8"):
+    with pytest.raises(OptionError, match=r"int4 packs pairs of inputs.*\[3, 7\].*accepted: int8, fp8"):
         QuantizedWeight("int4", (3, 7))
+
+
+def test_devices_without_float8_are_refused(monkeypatch):
+    """Where torch makes no such tensor."""
+
+    def none(*args, device, **options):
+        raise TypeError("no such dtype there")
+
+    monkeypatch.setattr(torch, "zeros", none)
+    apple = torch.device("mps")
+    with pytest.raises(OptionError, match=r"fp8 weights can't be on mps.*no such.*accepted: int8, int4"):
+        check_device("fp8", apple)
+    check_device(None, apple)
+    check_device("fp8", torch.device("cpu"))

@@ -81,7 +81,7 @@ def test_janus_nano_paints_and_answers_the_same(monkeypatch, picture):
     assert resting(away) == names
 
 
-@pytest.mark.parametrize("quantize", [None, "int8", "int4"])
+@pytest.mark.parametrize("quantize", [None, "int8", "int4", "fp8"])
 def test_janus_does_all_its_work_the_same(monkeypatch, janus_mini, picture, quantize):
     plain = JanusPipeline.from_pretrained(janus_mini, "cpu", quantize=quantize)
     away = load_lodging(monkeypatch, "Janus", janus_mini, quantize=quantize)
@@ -107,7 +107,7 @@ def test_janus_does_all_its_work_the_same(monkeypatch, janus_mini, picture, quan
 
 
 @pytest.mark.parametrize("kind", ["mha", "mla", "noaux"])
-@pytest.mark.parametrize("quantize", [None, "int8", "int4"])
+@pytest.mark.parametrize("quantize", [None, "int8", "int4", "fp8"])
 def test_vl2_answers_the_same(monkeypatch, janus_mini, picture, kind, quantize):
     folder = janus_mini.parent / f"vl2-mini-{kind}"
     plain = VL2Pipeline.from_pretrained(folder, "cpu", quantize=quantize)
@@ -253,7 +253,7 @@ def make(name: str):
         return VL2Model(read_vl2_config(folder))
 
 
-@pytest.mark.parametrize("kind", [None, "int8"])
+@pytest.mark.parametrize("kind", [None, "int8", "fp8"])
 @pytest.mark.parametrize("name", ["janus-mini", "vl2-mini-mha", "vl2-mini-mla", "vl2-mini-noaux"])
 def test_nothing_is_computed_across_devices(fake_gpus, name, kind):
     model = make(name)

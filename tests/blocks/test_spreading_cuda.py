@@ -29,7 +29,7 @@ def picture(parity_picture):
 
 
 @one_gpu
-@pytest.mark.parametrize("quantize", [None, "int8", "int4"])
+@pytest.mark.parametrize("quantize", [None, "int8", "int4", "fp8"])
 def test_weights_that_rest_on_the_cpu(picture, quantize):
     plain = JanusPipeline.from_pretrained("janus-nano", "cuda:0", **FLOAT32, quantize=quantize, capture=False)
     torch.cuda.reset_peak_memory_stats()

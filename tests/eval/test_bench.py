@@ -29,7 +29,7 @@ def test_sizes_are_those_of_the_releases(size):
     assert count / 1e9 == pytest.approx(PARAMETERS[size], rel=0.01)
 
 
-@pytest.mark.parametrize("quantize", [None, "int8", "int4"])
+@pytest.mark.parametrize("quantize", [None, "int8", "int4", "fp8"])
 def test_a_run_has_its_figures(quantize):
     told = []
     options = BenchOptions(
@@ -100,8 +100,9 @@ def test_the_limit_counts_chosen_experts(janus_mini):
     assert all_of_them - one == pytest.approx(experts * (1 - moe.top_k / moe.num_experts))
 
 
-def test_random_models_compute_finite_numbers():
-    model = random_model(pick_config("janus", "nano", 2), torch.device("cpu"), torch.float32, "int4")
+@pytest.mark.parametrize("kind", ["int4", "fp8"])
+def test_random_models_compute_finite_numbers(kind):
+    model = random_model(pick_config("janus", "nano", 2), torch.device("cpu"), torch.float32, kind)
     with torch.no_grad():
         logits = model.image_logits(model.decoder(model.embed_text(torch.arange(5))[None]))
     assert logits.isfinite().all()

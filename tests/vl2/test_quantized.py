@@ -7,12 +7,12 @@ from bifrons.blocks.quantized_weight import QuantizedWeight
 from bifrons.vl2.keys import keep_float32
 from bifrons.vl2.pipeline import VL2Pipeline
 
-KINDS = ("int8", "int4")
+KINDS = ("int8", "int4", "fp8")
 # The mean KL divergence of next-token distributions that is accepted, the least share of equal best tokens.
-# Measured 2.8e-4 to 4.0e-3 and 0.94 to 0.96, 2.3e-2 to 8.2e-2 and 0.50 to 0.71; the most where a changed
-# score chooses other experts with a weight of 2 (noaux).
-BOUNDS = {"int8": (1e-3, 0.9), "int4": (6e-2, 0.55)}
-NOAUX = {"int8": (8e-3, 0.9), "int4": (16e-2, 0.4)}
+# Measured 2.8e-4 to 4.0e-3 and 0.94 to 0.96, 2.3e-2 to 8.2e-2 and 0.50 to 0.71, 3.3e-3 to 2.2e-2 and 0.80 to
+# 0.85; the most where a changed score chooses other experts with a weight of 2 (noaux).
+BOUNDS = {"int8": (1e-3, 0.9), "int4": (6e-2, 0.55), "fp8": (8e-3, 0.75)}
+NOAUX = {"int8": (8e-3, 0.9), "int4": (16e-2, 0.4), "fp8": (4.5e-2, 0.7)}
 
 
 def load(folder, **options) -> VL2Pipeline:
@@ -74,8 +74,8 @@ def test_a_written_folder_holds_the_same(case, bifrons_main, tmp_path, kind):
     expected = made.state_dict()
     assert found.state_dict().keys() == expected.keys()
     for name, tensor in found.state_dict().items():
-        assert tensor.equal(expected[name])
         assert tensor.dtype == expected[name].dtype
+        assert tensor.view(torch.uint8).equal(expected[name].view(torch.uint8))  # torch compares no float8
     assert bifrons_main("info", target) == 0
     names = {name for name, module in found.named_modules() if isinstance(module, QuantizedWeight)}
     assert not any("kv_b_proj" in name for name in names)
