@@ -8,6 +8,7 @@ from torch import Tensor
 
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 _CAPABILITY = (8, 0)  # of GPUs that multiply matrices of bfloat16
+_FLOAT8_CAPABILITY = (8, 9)
 
 
 @cache
@@ -18,11 +19,17 @@ def device_serves(device: torch.device) -> bool:
     return torch.cuda.get_device_capability(device) >= _CAPABILITY
 
 
+@cache
+def reads_float8(device: torch.device) -> bool:
+    """Whether kernels there read float8_e4m3fn: Triton compiles that for Ada, Hopper and later alone."""
+    return torch.cuda.get_device_capability(device) >= _FLOAT8_CAPABILITY
+
+
 def serves(x: Tensor, *weights: Tensor) -> bool:
     """Whether kernels without gradients may take `x` through `weights`."""
     if x.dtype not in DTYPES or not device_serves(x.device) or not x.numel():
         return False
-    if any(weight.dtype == torch.float8_e4m3fn for weight in weights):  # these are decoded
+    if any(weight.dtype == torch.float8_e4m3fn for weight in weights) and not reads_float8(x.device):
         return False
     if torch.is_grad_enabled() and (x.requires_grad or any(weight.requires_grad for weight in weights)):
         return False

@@ -65,7 +65,8 @@ def multiply(x_MI: Tensor, codes: Tensor, scale: Tensor, zero: Tensor | None) ->
     """`x` times one weight, `[M, O]`."""
     x_MI = x_MI.contiguous()
     count, outs = len(x_MI), codes.shape[0]
-    kind, half = ("int8", 1) if zero is None else ("int4", codes.shape[1] // scale.shape[1])
+    eight = "fp8" if codes.dtype == torch.float8_e4m3fn else "int8"
+    kind, half = (eight, 1) if zero is None else ("int4", codes.shape[1] // scale.shape[1])
     rows = count if count <= _TWO else ROWS
     tile = _TILE if count <= _TWO else _TILE_MANY
     out_MO = x_MI.new_empty(count, outs)

@@ -1,4 +1,4 @@
-"""Parts of Triton kernels: products of few rows with a tile of a weight that is plain, int8 or int4.
+"""Parts of Triton kernels: products of few rows with a tile of a weight that is plain, int8, fp8 or int4.
 
 A weight is read once, from where it lies: `[O, I]` numbers of the rows' dtype, or codes with scales as in
 `quantized_weight`; sums are in float32. R rows, O outputs of a tile, I inputs, C columns as they are stored
@@ -111,6 +111,7 @@ def few(
     to the next, `groups`: scales."""
     whole: tl.constexpr = COLUMNS % (BLOCK_C * UNROLL) == 0
     G: tl.constexpr = BLOCK_C // HALF
+    nothing: tl.constexpr = 0.0 if KIND == "fp8" else 0  # no integer becomes a float8
     if KIND == "int4":
         sums = tl.zeros([BLOCK_O], dtype=tl.float32)
     else:
@@ -126,7 +127,7 @@ def few(
             if whole:
                 w = tl.load(places)
             else:
-                w = tl.load(places, mask=at < COLUMNS, other=0)
+                w = tl.load(places, mask=at < COLUMNS, other=nothing)
             if KIND == "int4":
                 low, high = (w & 15).to(tl.float32) - 8.0, (w >> 4).to(tl.float32) - 8.0
                 group = start // HALF + tl.arange(0, G)
@@ -147,7 +148,7 @@ def few(
     if KIND != "int4":
         sums = tl.sum(sums, axis=1)
         other_sums = tl.sum(other_sums, axis=1)
-    if KIND == "int8":
+    if KIND == "int8" or KIND == "fp8":
         scale = tl.load(scale_ptr + outs).to(tl.float32)
         sums *= scale
         other_sums *= scale
@@ -175,6 +176,7 @@ def many(
 ):
     """Rows `rows` of `x` where `live` by weight rows `outs`, `[R, O]`."""
     G: tl.constexpr = BLOCK_C // HALF
+    nothing: tl.constexpr = 0.0 if KIND == "fp8" else 0  # no integer becomes a float8
     inputs: tl.constexpr = 2 * COLUMNS if KIND == "int4" else COLUMNS
     kept: tl.constexpr = tl.float32 if EXACT else x_ptr.dtype.element_ty
     sums = tl.zeros([R, BLOCK_O], dtype=tl.float32)
@@ -185,7 +187,7 @@ def many(
         if COLUMNS % BLOCK_C == 0:
             w = tl.load(places)
         else:
-            w = tl.load(places, mask=there[None, :], other=0)
+            w = tl.load(places, mask=there[None, :], other=nothing)
         mask = live[:, None] & there[None, :]
         if KIND == "int4":
             group = start // HALF + tl.arange(0, G)
@@ -204,6 +206,6 @@ def many(
         else:
             x = tl.load(x_ptr + rows[:, None] * inputs + columns[None, :], mask=mask, other=0.0)
             sums = tl.dot(x.to(kept), tl.trans(w.to(kept)), sums, input_precision="ieee")
-    if KIND == "int8":
+    if KIND == "int8" or KIND == "fp8":
         sums *= tl.load(scale_ptr + outs).to(tl.float32)[None, :]
     return sums

@@ -295,7 +295,7 @@ def test_penalty_through_kernels() -> None:
 
 @runs
 @pytest.mark.usefixtures("through_kernels")
-@pytest.mark.parametrize("kind", ["int8", "int4"])
+@pytest.mark.parametrize("kind", ["int8", "int4", "fp8"])
 def test_quantized_weights_go_one_by_one(kind: str) -> None:
     whole = nn.Module()
     whole.language = speaker("multi-head")

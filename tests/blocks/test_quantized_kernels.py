@@ -12,6 +12,10 @@ from bifrons.blocks.quantized_weight import QuantizedWeight
 from bifrons.blocks.row_products import as_weight
 from torch import nn
 
+FP8 = pytest.mark.skipif(
+    torch.cuda.is_available() and torch.cuda.get_device_capability() < (8, 9), reason="its kernels want Ada"
+)
+kinds = pytest.mark.parametrize("kind", ["int8", "int4", pytest.param("fp8", marks=FP8)])
 pytestmark = pytest.mark.usefixtures("few_blocks")
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 SHAPES = [(40, 72), (48, 160), (33, 20), (64, 576)]  # outputs, inputs
@@ -26,11 +30,16 @@ def stored(weight: torch.Tensor, kind: str) -> QuantizedWeight:
     return quantized.to(DEVICE)
 
 
+def let_kernels_serve(monkeypatch) -> None:
+    monkeypatch.setattr(fused, "device_serves", lambda device: True)
+    monkeypatch.setattr(fused, "reads_float8", lambda device: True)
+
+
 def made(seed: int, *shape: int) -> torch.Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
-@pytest.mark.parametrize("kind", ["int8", "int4"])
+@kinds
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("rows", [1, 2, 3, 20])
@@ -45,20 +54,20 @@ def test_product_is_that_of_the_decoded_weight(rows, shape, dtype, kind):
     assert (found.double() - exact).abs().max() <= 4 * torch.finfo(dtype).eps * exact.abs().max() + 1e-6
 
 
-@pytest.mark.parametrize("kind", ["int8", "int4"])
+@kinds
 def test_a_linear_layer_takes_the_kernel_for_few_rows(kind, monkeypatch):
     weight, x = stored(made(0, 40, 64) / 8, kind), made(1, 2, 3, 64).to(DEVICE)
     plain = x @ weight.decode(torch.float32).T
     calls = []
     monkeypatch.setattr(quantized_kernels, "multiply", lambda *args: calls.append(1) or multiply(*args))
-    monkeypatch.setattr(fused, "device_serves", lambda device: True)
+    let_kernels_serve(monkeypatch)
     torch.testing.assert_close(weight(x), plain, rtol=1e-4, atol=1e-5)
     assert calls == [1]
     weight(made(1, 65, 64).to(DEVICE))
     assert calls == [1]
 
 
-@pytest.mark.parametrize("kind", ["int8", "int4"])
+@kinds
 @pytest.mark.parametrize("tokens", [1, 5])
 @pytest.mark.parametrize(("width", "inner"), [(64, 32), (128, 64), (72, 40)])
 def test_experts_are_those_of_the_decoded_stacks(width, inner, tokens, kind, monkeypatch):
@@ -88,7 +97,26 @@ def test_experts_are_those_of_the_decoded_stacks(width, inner, tokens, kind, mon
     monkeypatch.setattr(
         few_tokens, "weighted", lambda *args: joined.append(len(args) == 6) or weighted(*args)
     )
-    monkeypatch.setattr(fused, "device_serves", lambda device: True)
+    let_kernels_serve(monkeypatch)
     torch.testing.assert_close(layer(x)[0], expected, rtol=1e-4, atol=1e-5)
     halves = {as_weight(experts.down).half, as_weight(shared.down_proj).half}
     assert joined == [len(halves) == 1]
+
+
+@pytest.mark.parametrize("reads", [True, False])
+def test_fp8_is_decoded_where_kernels_do_not_read_it(reads, monkeypatch):
+    """A linear layer, and a whole mixture of which one weight is fp8."""
+    let_kernels_serve(monkeypatch)
+    monkeypatch.setattr(fused, "reads_float8", lambda device: reads)
+    weight, x = stored(made(0, 40, 64) / 8, "fp8"), made(1, 3, 64).to(DEVICE)
+    layer = MoE(MoEConfig(6, 3, 32), 64).to(DEVICE)
+    assert layer._few(x)
+    down = stored(layer.experts.down, "fp8")
+    del layer.experts.down
+    layer.experts.down = down
+    assert fused.serves(x)
+    assert fused.serves(x, weight.codes) == layer._few(x) == reads
+    calls = []
+    monkeypatch.setattr(quantized_kernels, "multiply", lambda *args: calls.append(1) or x[:, :40])
+    weight(x)
+    assert bool(calls) == reads
