@@ -5,10 +5,11 @@ import torch
 
 pytest.importorskip("triton")
 from bifrons.blocks import few_tokens, fused, quantized_kernels
-from bifrons.blocks.experts import looped
+from bifrons.blocks.experts import blocked, looped
+from bifrons.blocks.graphs import GraphRecorder
 from bifrons.blocks.moe import MoE, MoEConfig
 from bifrons.blocks.quantized_kernels import multiply
-from bifrons.blocks.quantized_weight import QuantizedWeight
+from bifrons.blocks.quantized_weight import QuantizedWeight, Stack
 from bifrons.blocks.row_products import as_weight
 from torch import nn
 
@@ -120,3 +121,25 @@ def test_fp8_is_decoded_where_kernels_do_not_read_it(reads, monkeypatch):
     monkeypatch.setattr(quantized_kernels, "multiply", lambda *args: calls.append(1) or x[:, :40])
     weight(x)
     assert bool(calls) == reads
+
+
+@pytest.mark.skipif(DEVICE == "cpu", reason="needs a GPU")
+@pytest.mark.parametrize("kind", ["int8", "int4", "fp8"])
+@pytest.mark.parametrize("tokens", [3, 100])
+def test_plain_path_on_a_gpu_is_that_of_the_cpu(tokens, kind, monkeypatch):
+    """Codes are gathered and decoded alike; nothing waits for the device, so that it can be captured."""
+    monkeypatch.setattr(fused, "device_serves", lambda device: False)
+    gate_up, down = stored(made(0, 6, 64, 64) / 8, kind), stored(made(1, 6, 64, 32) / 6, kind)
+    x, chosen = made(2, tokens, 64), torch.stack([torch.randperm(6)[:3] for _ in range(tokens)])
+    wanted = looped(x, *(weight.decode(x.dtype).cpu() for weight in (gate_up, down)), chosen)
+    x, chosen = x.to(DEVICE), chosen.to(DEVICE)
+    found = []
+
+    def step() -> None:
+        found[:] = [blocked(x, Stack(gate_up, x.dtype), Stack(down, x.dtype), chosen)]
+
+    replay = GraphRecorder(torch.device("cuda", torch.cuda.current_device()))(step)
+    replay()
+    torch.testing.assert_close(found[0].cpu(), wanted, rtol=1e-4, atol=1e-5)
+    half = gate_up.decode(torch.bfloat16)
+    assert torch.equal(half.cpu(), gate_up.cpu().decode(torch.bfloat16))
