@@ -5,7 +5,6 @@ positions, V vocabulary. Sequences beyond those of a task are computed and never
 position 0, where they cost least.
 """
 
-from collections import OrderedDict
 from collections.abc import Sequence
 
 import torch
@@ -14,19 +13,14 @@ from torch.nn.utils.rnn import pad_sequence
 
 from .choosing import Dials, Form, Voice, choose, filtered, spread
 from .decoder import Decoder
-from .fast_decoder import decode_fast, host_free, load_kernels, reads_positions
 from .generation import Task, prefill
 from .graphs import Recorder, Work
-from .kv_cache import allocated_slots
-from .rope import rotary_table
+from .recorded import Decoding, Recordings
 from .slots import SlotView
 
-SPAN = 128
-"""Steps that must know how many slots are read are recorded for multiples of so many."""
 _PROMPTS = (32, 64, 128)
 """Lengths that short prompts are padded to: launching the reading of one takes longer than the reading."""
 _PROMPT_POSITIONS = 4096  # of all rows: reading more keeps the device busy for longer than launching takes
-_RECORDINGS = 48
 
 
 class Station:
@@ -35,7 +29,7 @@ class Station:
     def __init__(self, decoder: Decoder, count: int, rows_each: int, slots: int, recorder: Recorder) -> None:
         weight = decoder.embed_tokens.weight
         device, rows = weight.device, count * rows_each
-        self.count, self.rows_each, self.slots, self._record = count, rows_each, slots, recorder
+        self.count, self.rows_each, self.slots = count, rows_each, slots
         self.cache = decoder.new_cache(rows, slots)
         self.hidden_RD = torch.zeros(rows, decoder.config.hidden_size, device=device, dtype=weight.dtype)
         self.lengths_R = torch.zeros(rows, dtype=torch.long, device=device)
@@ -44,19 +38,15 @@ class Station:
         self.numbers = torch.ones(5, device=device)
         self.dials, self.one = Dials(*self.numbers[:4].split(1)), self.numbers[4:]
         self.seen_NV: Tensor | None = None
-        self.kernels = load_kernels(device)
-        self.by_position = self.kernels is not None and reads_positions(decoder)
-        places, config = torch.arange(slots, device=device), decoder.config
-        cos, sin = rotary_table(places[None], config.rotary_dim, config.rope_theta)
-        self.rotary = (cos[0], sin[0])
+        self.decoding = Decoding(decoder, slots)
         self._prompts: dict[int, Tensor] = {}
-        self._recordings: OrderedDict[object, Work] = OrderedDict()
+        self._recordings = Recordings(recorder)
         self._longest = 0
 
     @property
     def bytes(self) -> int:
         seen = [] if self.seen_NV is None else [self.seen_NV]
-        tensors = [*self.cache.buffers, *self._prompts.values(), *self.rotary, self.record_SN, *seen]
+        tensors = [*self.cache.buffers, *self._prompts.values(), *self.decoding.rotary, self.record_SN, *seen]
         return sum(tensor.numel() * tensor.itemsize for tensor in tensors)
 
     def begin(self, decoder: Decoder, task: Task) -> None:
@@ -121,9 +111,7 @@ class Station:
 
     def step(self, decoder: Decoder, voice: Voice, form: Form, number: int) -> None:
         """Choose the tokens of step `number`, which go into its row of `record_SN`, and run the decoder."""
-        span = 0
-        if not self.by_position:
-            span = min(-(-(self._longest + number + 1) // SPAN) * SPAN, allocated_slots(self.slots))
+        span = self.decoding.span(self._longest + number + 1)
 
         def work() -> None:
             self._choose(voice.logits(self.hidden_RD), form)
@@ -134,7 +122,8 @@ class Station:
 
     def _choose(self, logits_RV: Tensor, form: Form) -> None:
         seen = self.seen_NV if form.penalized else None
-        if self.kernels is None:
+        kernels = self.decoding.kernels
+        if kernels is None:
             tokens = choose(logits_RV, form, self.dials, self.seeds_N, self.steps_N, seen)
             self.tokens_N.copy_(tokens)
             self.record_SN.index_copy_(0, self.steps_N[:1], tokens[None])
@@ -144,7 +133,7 @@ class Station:
         if form.top_k or form.nucleus or form.penalized:
             logits_RV, temperature = filtered(logits_RV, form, self.dials, seen), self.one
             guidance = None
-        self.kernels.draw.draw(
+        kernels.draw.draw(
             logits_RV,
             self.seeds_N,
             self.steps_N,
@@ -157,31 +146,10 @@ class Station:
             seen.scatter_(1, self.tokens_N[:, None], True)
 
     def _advance(self, decoder: Decoder, x_RD: Tensor, span: int) -> None:
-        self.cache.filled = min(span, self.slots)
-        if self.kernels is None:
-            self.hidden_RD.copy_(decoder(x_RD[:, None], self.cache)[:, 0])
-        else:
-            decode_fast(self.kernels, decoder, x_RD, self.cache, self.rotary, self.hidden_RD)
+        self.decoding.step(decoder, x_RD, self.cache, span, self.hidden_RD)
         self.cache.positions += 1
 
     def _run(self, decoder: Decoder, key: object, work: Work) -> None:
-        """Run work from its recording, which is made the first time."""
-        replay = self._recordings.get(key)
-        if replay is None:
-            if len(self._recordings) >= _RECORDINGS:
-                self._recordings.popitem(last=False)
-            replay = self._recordings[key] = self._recorded(decoder, work)
-        self._recordings.move_to_end(key)
-        replay()
-
-    def _recorded(self, decoder: Decoder, work: Work) -> Work:
-        """Recording may run the work: what it changes is put back. (It writes cache slots and tokens that its
-        first replay writes again.)"""
         changed = [self.hidden_RD, self.cache.positions, self.steps_N, self.tokens_N]
         changed += [] if self.seen_NV is None else [self.seen_NV]
-        before = [tensor.clone() for tensor in changed]
-        with host_free(decoder):
-            replay = self._record(work)
-        for tensor, value in zip(changed, before, strict=True):
-            tensor.copy_(value)
-        return replay
+        self._recordings.run(decoder, key, work, changed)
