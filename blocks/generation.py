@@ -111,11 +111,16 @@ def generate_all(decoder: Decoder, task: Task) -> Tensor:
 
 
 def captures(decoder: Decoder, voice: Voice) -> bool:
-    """Whether steps are captured: where graphs are, of a model's own voice, unless it is told not to."""
+    """Whether whole steps are captured: where the decoder's are, of a model's own voice."""
+    return voice.owner is not None and captures_decoder(decoder)
+
+
+def captures_decoder(decoder: Decoder) -> bool:
+    """Whether steps of a decoder are captured: where graphs are, unless it is told not to."""
     device = decoder.device
     if decoder.layout is not None:  # weights that move have no place that a recording could name
         return False
-    if decoder.capture is False or device.type != "cuda" or voice.owner is None:
+    if decoder.capture is False or device.type != "cuda":
         return False
     return not torch.is_autocast_enabled(device.type)
 

@@ -23,12 +23,10 @@ from torch import Tensor
 from .decoder import Decoder
 from .generation import prefill
 from .invariant import exact
-from .slots import Slots
+from .slots import BLOCK, Slots
 
 PREFILL_CHUNK = 512
 """Positions of a prompt that are computed at once: bounds the memory of activations."""
-BLOCK = 4
-"""Positions that are compared at a time."""
 LEAST_SHARED = 16
 """Positions below which copying, or waiting for another prompt to copy from, isn't worth its while."""
 LEAST_OWN = 4

@@ -190,6 +190,10 @@ def test_draw(guided: bool, temperature: float) -> None:
     assert torch.equal(tokens, sample(mixed, Sampling(temperature), seeds, before))
     assert torch.equal(steps, before + 1)
     assert torch.equal(record[before, torch.arange(4, device=DEVICE)], tokens)
+    again = torch.zeros_like(tokens)
+    one = torch.tensor([temperature], device=DEVICE) if temperature else None
+    draw(mixed, seeds, before, again, None, guidance=None, temperature=one)
+    assert torch.equal(again, tokens)
 
 
 @runs
