@@ -1,5 +1,6 @@
 """An engine whose steps are recorded: CUDA graphs on CUDA, and everything but them on the CPU."""
 
+import os
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -7,10 +8,12 @@ from dataclasses import dataclass, field
 
 import pytest
 import torch
+from bifrons.blocks import recorded
 from bifrons.blocks.choosing import Choosing, Voice
 from bifrons.blocks.decoder import Decoder
 from bifrons.blocks.engine import Engine
 from bifrons.blocks.engine_steps import RecordedSteps
+from bifrons.blocks.fast_decoder import import_kernels
 from bifrons.blocks.generation import Task, decode_one, plain_steps, prefill
 from bifrons.blocks.graphs import Recorder, Work
 from bifrons.blocks.jobs import Job
@@ -55,10 +58,9 @@ class Wish:
             self.reasons.append(reason)
             self.ended.set()
 
-        tell = lambda choice: self.tokens.append(choice.token)  # noqa: E731
+        given = (self.voice, self.prompts_TD, self.sampling, self.seed, self.new)
         scale = 1.0 if self.scale is None else self.scale
-        given = (self.voice, self.prompts_TD, self.sampling, self.seed, self.new, tell, end)
-        return Job(*given, guidance_scale=scale)
+        return Job(*given, lambda choice: self.tokens.append(choice.token), end, guidance_scale=scale)
 
     @torch.no_grad()
     def alone(self, decoder: Decoder) -> list[int]:
@@ -113,8 +115,8 @@ def wisher(request, load) -> Wisher:
 
 
 @contextmanager
-def running(decoder: Decoder, recorder: Recorder | None) -> Iterator[Engine]:
-    engine = Engine(decoder, rows=ROWS, context=CONTEXT, max_waiting=200, recorder=recorder)
+def running(decoder: Decoder, recorder: Recorder | None, context: int = CONTEXT) -> Iterator[Engine]:
+    engine = Engine(decoder, rows=ROWS, context=context, max_waiting=200, recorder=recorder)
     try:
         yield engine
     finally:
@@ -186,7 +188,7 @@ def test_free_rows_keep_what_they_hold(wisher: Wisher) -> None:
     before = [beginnings(row) for row in (3, 4, 5)]
     steps.begin()
     slots.cache.positions[3:] = 10**6  # nothing is known of where free rows stand
-    first = run(inputs[:2])  # a bucket of four: row 3 is computed too
+    first = run(inputs[:2])  # row 3 is computed too
     added = [torch.cat((prompts[3][:37], prompts[0])), torch.cat((prompts[4][:70], prompts[1]))]
     assert prefiller.add(added) == [3, 4]
     assert prefiller.copied == 36 + 68
@@ -217,13 +219,12 @@ def test_parked_rows_stand_where_they_read_least(load: Callable[[str, str], Wish
 def test_long_rows_make_recordings_of_their_own(load: Callable[[str, str], Wisher]) -> None:
     """Where a step must know how many slots are read: for each 128 of them."""
     wisher, recorder = load("vl2-mini-mla", "cpu"), Recorder()
-    engine = Engine(wisher.decoder, rows=2, context=300, max_waiting=9, recorder=recorder)
-    wishes = [wisher.wish(1, 100, 40), wisher.wish(2, 240, 50)]
-    for wish, made in zip(wishes, (2, 3), strict=True):  # up to 128 and 256; 256 again and 320
-        submit(engine, [wish])
-        check(wisher.decoder, [wish])
-        assert recorder.made == made
-    assert engine.close(60)
+    with running(wisher.decoder, recorder, context=300) as engine:
+        wishes = [wisher.wish(1, 100, 40), wisher.wish(2, 240, 50)]
+        for wish, made in zip(wishes, (2, 3), strict=True):  # up to 128 and 256; 256 again and 320
+            submit(engine, [wish])
+            check(wisher.decoder, [wish])
+            assert recorder.made == made
 
 
 def test_moved_weights_make_new_recordings(load: Callable[[str, str], Wisher]) -> None:
@@ -265,6 +266,20 @@ def test_what_is_recorded_by_default(device: str, load: Callable[[str, str], Wis
         decoder.capture = capture
         with running(decoder, None) as engine:
             assert (engine._recorded is not None) == (device == "cuda" and capture is None)
+
+
+@pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") != "1", reason="the device runs the kernels")
+def test_through_kernels(load: Callable[[str, str], Wisher], monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the attention that goes by the positions on the device, and the draw."""
+    pytest.importorskip("triton")
+    monkeypatch.setattr(recorded, "load_kernels", lambda device: import_kernels())
+    wisher, recorder = load("janus-mini", "cpu"), Twice()
+    wishes = [wisher.wish(seed, length, new) for seed, length, new in ((1, 9, 6), (2, 30, 4), (3, 70, 3))]
+    with running(wisher.decoder, recorder) as engine:
+        assert engine._recorded.decoding.by_position
+        submit(engine, wishes)
+        check(wisher.decoder, wishes)
+    assert recorder.made == 3  # four rows, two, one
 
 
 @on_cuda

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 import torch.nn.functional as F
-from bifrons.blocks import captured, fast_decoder, generation, station
+from bifrons.blocks import captured, fast_decoder, generation, recorded
 from bifrons.blocks.choosing import Choosing, Voice
 from bifrons.blocks.decoder import Decoder, DecoderConfig
 from bifrons.blocks.generation import Task
@@ -265,7 +265,7 @@ def through_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     """The interpreter's kernels serve the CPU."""
     if INTERPRETED:
         found = fast_decoder.import_kernels()
-        monkeypatch.setattr(station, "load_kernels", lambda device: found)
+        monkeypatch.setattr(recorded, "load_kernels", lambda device: found)
 
 
 @runs
