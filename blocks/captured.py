@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from .decoder import Decoder
-from .fast_decoder import join_weights
 from .generation import Task
 from .graphs import GraphRecorder, Recorder
+from .joining import join_weights
 from .kv_cache import KVCache
 from .memory import free_bytes
 from .station import Station
