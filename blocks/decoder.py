@@ -168,8 +168,9 @@ class Block(nn.Module):
 class Decoder(nn.Module):
     """Embeddings in, hidden states after the final norm out; heads are the families' own.
 
-    `capture` says whether generation's steps are captured; None: where that is possible, on CUDA. `layout` is
-    that of a decoder which is spread over devices (spreading.py).
+    `capture` says whether generation's steps, and the reading of prompts and pictures, are captured; None:
+    where that is possible, on CUDA. `layout` is that of a decoder which is spread over devices
+    (spreading.py).
     """
 
     capture: bool | None = None
