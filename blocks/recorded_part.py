@@ -31,7 +31,7 @@ class Recordings:
     """The recordings of one part of one model: those used last."""
 
     def __init__(self, device: torch.device) -> None:
-        self.recorder = recorder_for(device)
+        self.device, self.recorder = device, recorder_for(device)
         # Threads that prepare prompts come here beside each other and beside those that generate. All launch
         # on one stream, but between a replay and the copying of its output another thread may launch: graphs
         # of the same pool, which might write there, wait for the lock, and steps have pools of their own.
@@ -76,9 +76,9 @@ _making = threading.Lock()
 
 
 def recordings_of(model: nn.Module, device: torch.device) -> Recordings:
-    """What is kept for a model, as long as it lives."""
+    """What is kept for a model, as long as it lives there."""
     with _making:
-        if model not in _kept:
+        if model not in _kept or _kept[model].device != device:
             _kept[model] = Recordings(device)
         return _kept[model]
 
@@ -88,5 +88,7 @@ def by_recording(
 ) -> Tensor:
     """`part(x)`, `[N, ...]` from `[N, ...]`, of a model whose `decoder` says whether its work is recorded."""
     if not records(decoder) or torch.is_grad_enabled() or not 0 < len(x) <= MOST:
+        return part(x)
+    if x.is_cuda and torch.cuda.is_current_stream_capturing():  # into a graph of the caller's
         return part(x)
     return recordings_of(model, x.device).run(modules, part, x)
