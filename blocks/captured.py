@@ -15,7 +15,7 @@ from torch import Tensor
 
 from .decoder import Decoder
 from .generation import Task
-from .graphs import GraphRecorder, Recorder
+from .graphs import Recorder, data_places, recorder_for
 from .joining import join_weights
 from .kv_cache import KVCache
 from .memory import free_bytes
@@ -54,7 +54,7 @@ class Store:
         self._device, self._lock = device, threading.Lock()
         self._free: list[Station] = []
         self._weights: list[int] = []
-        self.recorder = GraphRecorder(device) if device.type == "cuda" else Recorder()
+        self.recorder: Recorder = recorder_for(device)
 
     @property
     def bytes(self) -> int:
@@ -87,24 +87,17 @@ class Store:
             self._free.clear()
 
     def _check_weights(self, decoder: Decoder, task: Task) -> None:
-        """Recordings hold where weights were: they are void once a model was moved or given others."""
-        places = _places(decoder, task)
-        if places != self._weights:
+        model = task.voice.owner or decoder
+        if data_places(model) != self._weights:
             self._free.clear()
             join_weights(decoder)
-            self._weights = _places(decoder, task)
+            self._weights = data_places(model)
 
     def _make_room(self, decoder: Decoder, rows: int, slots: int) -> None:
         config, dtype = decoder.config, decoder.embed_tokens.weight.dtype
         needed = rows * KVCache.row_bytes(slots, config.num_layers, config.cache_widths, dtype)
         while len(self._free) >= _KEPT or (self._free and free_bytes(self._device) < 1.2 * needed):
             self._free.pop(0)
-
-
-def _places(decoder: Decoder, task: Task) -> list[int]:
-    """Where everything lies that the task's steps read of the model."""
-    model = task.voice.owner or decoder
-    return [tensor.data_ptr() for tensor in [*model.parameters(), *model.buffers()]]
 
 
 _stores: WeakKeyDictionary[Decoder, Store] = WeakKeyDictionary()

@@ -1,6 +1,7 @@
 """Recording work on static tensors, to be run again by one launch: CUDA graphs."""
 
 import gc
+import threading
 from collections.abc import Callable
 from contextlib import suppress
 from functools import cache
@@ -8,8 +9,19 @@ from typing import Any
 from weakref import WeakSet
 
 import torch
+from torch import nn
 
 Work = Callable[[], None]
+
+_recording = threading.Lock()
+"""All recorders of a device share a stream: what one thread launches on it would get into another's graph."""
+
+
+def data_places(*modules: nn.Module) -> list[int]:
+    """Where everything lies that the modules compute with. Recordings hold these places: they are void once
+    a model was moved or given others."""
+    tensors = (tensor for module in modules for tensor in [*module.parameters(), *module.buffers()])
+    return [tensor.data_ptr() for tensor in tensors]
 
 
 class Recorder:
@@ -45,7 +57,7 @@ class GraphRecorder(Recorder):
     def __call__(self, work: Work) -> Work:
         """Runs the work once (kernels are built and loaded, work space is made), then captures it."""
         self.made += 1
-        with torch.cuda.device(self.device):
+        with _recording, torch.cuda.device(self.device):
             current = torch.cuda.current_stream()
             self._stream.wait_stream(current)
             with torch.cuda.stream(self._stream):
@@ -77,3 +89,8 @@ class GraphRecorder(Recorder):
             self._pool = None
             raise
         graph.capture_end()
+
+
+def recorder_for(device: torch.device) -> Recorder:
+    """A recorder with a pool of its own."""
+    return GraphRecorder(device) if device.type == "cuda" else Recorder()
