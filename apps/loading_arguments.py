@@ -28,7 +28,8 @@ def add_eager(parser: Any) -> None:
     parser.add_argument(
         "--eager",
         action="store_true",
-        help="launch every operation by itself, instead of capturing whole steps as CUDA graphs",
+        help="launch every operation by itself, instead of capturing steps and the reading of prompts and "
+        "pictures as CUDA graphs",
     )
 
 

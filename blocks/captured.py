@@ -15,10 +15,10 @@ from torch import Tensor
 
 from .decoder import Decoder
 from .generation import Task
-from .graphs import GraphRecorder, Recorder
+from .graphs import recorder_for
 from .kv_cache import KVCache
 from .memory import free_bytes
-from .recorded import Weights
+from .recordings import Weights
 from .station import Station
 
 AHEAD = 2
@@ -54,7 +54,7 @@ class Store:
         self._device, self._lock = device, threading.Lock()
         self._free: list[Station] = []
         self._weights = Weights()
-        self.recorder = GraphRecorder(device) if device.type == "cuda" else Recorder()
+        self.recorder = recorder_for(device)
 
     @property
     def bytes(self) -> int:
@@ -67,7 +67,7 @@ class Store:
         count, each = bucket(len(task.seeds)), task.choosing.rows_each
         positions = task.longest + task.max_new_tokens
         with self._lock:
-            if self._weights.moved(decoder, task.voice.owner or decoder):
+            if self._weights.moved(task.voice.owner or decoder, decoder=decoder):
                 self._free.clear()
             alike = [s for s in self._free if (s.count, s.rows_each) == (count, each)]
             fitting = [s for s in alike if s.slots >= positions]

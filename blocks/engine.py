@@ -20,8 +20,8 @@ from .choosing import Voice
 from .decoder import Decoder
 from .engine_steps import RecordedSteps
 from .errors import OptionError
-from .generation import captures_decoder, check_context, decode_one
-from .graphs import GraphRecorder, Recorder
+from .generation import check_context, decode_one, records
+from .graphs import Recorder, recorder_for
 from .job_choice import choose_all
 from .jobs import Job
 from .prefilling import Prefiller
@@ -54,7 +54,7 @@ class Engine:
         recorder: Recorder | None = None,
     ) -> None:
         """`max_waiting`: rows that may wait for others to end. `recorder` records the decoder's steps; None:
-        as CUDA graphs where generation's are captured too, else not. Raises `OptionError`."""
+        as CUDA graphs where `generation.records`, else not. Raises `OptionError`."""
         if rows < 2 or not 2 <= context <= decoder.config.max_positions or max_waiting < 0:
             raise OptionError(
                 f"rows {rows}, context {context}, waiting {max_waiting}; accepted: at least 2 rows, 2 to "
@@ -64,8 +64,8 @@ class Engine:
         self.device = decoder.device
         self._slots = Slots(decoder, rows, context)
         self._prefiller = Prefiller(decoder, self._slots)
-        if recorder is None and captures_decoder(decoder):
-            recorder = GraphRecorder(self.device)
+        if recorder is None and records(decoder):
+            recorder = recorder_for(self.device)
         self._recorded = None if recorder is None else RecordedSteps(decoder, self._slots, recorder)
         self._running: list[Job] = []
         self._queue: deque[Job] = deque()

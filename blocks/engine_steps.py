@@ -9,7 +9,7 @@ from torch import Tensor
 from .captured import bucket
 from .decoder import Decoder
 from .graphs import Recorder
-from .recorded import Decoding, Recordings, Weights
+from .recordings import Decoding, Recordings, Weights
 from .slots import Slots
 
 
@@ -29,7 +29,7 @@ class RecordedSteps:
 
     def begin(self) -> None:
         """Drop recordings that no longer hold."""
-        if self._weights.moved(self.decoder, self.decoder):
+        if self._weights.moved(self.decoder, decoder=self.decoder):
             self._recordings.clear()
 
     def run(self, x_nD: Tensor) -> None:

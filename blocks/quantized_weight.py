@@ -10,7 +10,7 @@ low half). Codes are computed from the rounded scales, so that bfloat16 scales c
 """
 
 from math import gcd, prod
-from typing import cast
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -30,6 +30,16 @@ _int8_product = getattr(torch, "_weight_int8pack_mm", None)
 _FEW_ROWS = 16
 _MOST_ROWS = 64  # that kernels multiply on CUDA; for more, decoding the weight once costs little
 _WHOLE = 64  # it works in blocks; at other sizes it is wrong, or reads behind its arguments (torch 2.14)
+
+
+class Weight(NamedTuple):
+    """A weight as kernels take it: numbers `[O, I]` of the rows' dtype ("plain"), or codes with their scales
+    and, in int4, zeros."""
+
+    codes: Tensor
+    scale: Tensor | None = None
+    zero: Tensor | None = None
+    kind: str = "plain"
 
 
 def group_size(inputs: int) -> int:
@@ -79,9 +89,10 @@ def product(x: Tensor, codes: Tensor, scale: Tensor, zero: Tensor | None) -> Ten
         if whole and 0 < rows <= _FEW_ROWS:
             return _int8_product(x.reshape(rows, -1).contiguous(), codes, scale).view(*x.shape[:-1], -1)
     if 0 < rows <= _MOST_ROWS and fused.serves(x):
-        from .quantized_kernels import multiply  # needs Triton
+        from .kernel_products import product as multiply  # needs Triton
 
-        return multiply(x.reshape(rows, -1), codes, scale, zero).view(*x.shape[:-1], -1)
+        kind = "int8" if zero is None else "int4"
+        return multiply(x.reshape(rows, -1), Weight(codes, scale, zero, kind)).view(*x.shape[:-1], -1)
     return linear(x, decode(codes, scale, zero, x.dtype))
 
 

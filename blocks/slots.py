@@ -23,6 +23,7 @@ class SlotView(KVCache):
         self.buffers = tuple(buffer[:, start:stop] for buffer in cache.buffers)
         self.positions = cache.positions[start:stop]
         self.rows = cache.rows[: stop - start]
+        self.arrivals = cache.arrivals
         self.slots, self.filled = cache.slots, filled
 
 

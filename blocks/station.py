@@ -15,12 +15,17 @@ from .choosing import Dials, Form, Voice, choose, filtered, spread
 from .decoder import Decoder
 from .generation import Task, prefill
 from .graphs import Recorder, Work
-from .recorded import Decoding, Recordings
+from .kv_cache import allocated_slots
+from .recordings import Decoding, Recordings
 from .slots import SlotView
 
 _PROMPTS = (32, 64, 128)
-"""Lengths that short prompts are padded to: launching the reading of one takes longer than the reading."""
-_PROMPT_POSITIONS = 4096  # of all rows: reading more keeps the device busy for longer than launching takes
+"""Lengths that short prompts are padded to, longer ones to multiples of the last: launching the reading of
+one takes longer than the reading."""
+_PROMPT_POSITIONS = 4096
+"""Positions of all rows up to which prompts are read by a recording. More keep the device busy for longer
+than launching takes; and a recording keeps the memory of its activations, as much as it takes to read so many
+positions at once, which is also how prompts without a `prefill_chunk` are read."""
 
 
 class Station:
@@ -39,14 +44,18 @@ class Station:
         self.dials, self.one = Dials(*self.numbers[:4].split(1)), self.numbers[4:]
         self.seen_NV: Tensor | None = None
         self.decoding = Decoding(decoder, slots)
-        self._prompts: dict[int, Tensor] = {}
+        # Prompts of any length, [R, T, D] from its beginning, for all recordings of their reading.
+        positions = min(rows * allocated_slots(slots), _PROMPT_POSITIONS)
+        self._prompts_PD = self.hidden_RD.new_zeros(positions, self.hidden_RD.shape[1])
+        self._met: set[int] = set()
+        """Lengths, of those that are not recorded at once, that came before."""
         self._recordings = Recordings(recorder)
         self._longest = 0
 
     @property
     def bytes(self) -> int:
         seen = [] if self.seen_NV is None else [self.seen_NV]
-        tensors = [*self.cache.buffers, *self._prompts.values(), *self.decoding.rotary, self.record_SN, *seen]
+        tensors = [*self.cache.buffers, self._prompts_PD, *self.decoding.rotary, self.record_SN, *seen]
         return sum(tensor.numel() * tensor.itemsize for tensor in tensors)
 
     def begin(self, decoder: Decoder, task: Task) -> None:
@@ -78,23 +87,26 @@ class Station:
         self.steps_N.zero_()
 
     def _prompt_length(self, decoder: Decoder, task: Task) -> int | None:
-        """What short prompts are padded to where reading them is recorded, else None."""
-        length = next((length for length in _PROMPTS if length >= task.longest), None)
-        if length is None or length > self.slots or len(self.hidden_RD) * length > _PROMPT_POSITIONS:
+        """What prompts are padded to where reading them is recorded, else None. A long prompt is not the
+        first time: its length may never come again, and recording takes longer than launching once."""
+        most = _PROMPTS[-1]
+        length = next((few for few in _PROMPTS if few >= task.longest), -(-task.longest // most) * most)
+        if length > self.slots or len(self.hidden_RD) * length > _PROMPT_POSITIONS:
             return None
-        if task.prefill_chunk is not None and task.prefill_chunk < task.longest:
+        if task.prefill_chunk is not None and task.prefill_chunk < length:
             return None
         # Long inputs of experts ask the device for their numbers, but in one dtype.
         asks = decoder.config.moe is not None and self.hidden_RD.dtype != torch.bfloat16
-        return None if asks and self.hidden_RD.device.type == "cuda" else length
+        if asks and self.hidden_RD.device.type == "cuda":
+            return None
+        if length > most and length not in self._met:
+            self._met.add(length)
+            return None
+        return length
 
     def _read(self, decoder: Decoder, rows: Sequence[Tensor], length: int) -> None:
         """Prompts through their recording. What stands behind a prompt is overwritten before it is seen."""
-        if length not in self._prompts:
-            self._prompts[length] = self.hidden_RD.new_zeros(
-                len(self.hidden_RD), length, self.hidden_RD.shape[1]
-            )
-        x_RTD = self._prompts[length]
+        x_RTD = self._prompts_PD[: len(self.hidden_RD) * length].unflatten(0, (-1, length))
         padded = pad_sequence(list(rows), batch_first=True)
         x_RTD[: len(rows), : padded.shape[1]] = padded
         lengths = [len(row) for row in rows] + [0] * (len(x_RTD) - len(rows))
@@ -103,7 +115,7 @@ class Station:
         def work() -> None:
             self.cache.positions.zero_()
             self.cache.filled = length
-            hidden_RTD = decoder(x_RTD, self.cache)
+            hidden_RTD = decoder(x_RTD, self.cache, begins=True)
             self.hidden_RD.copy_(hidden_RTD[self.cache.rows, (self.lengths_R - 1).clamp(min=0)])
             self.cache.positions.copy_(self.lengths_R)
 

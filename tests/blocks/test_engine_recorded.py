@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 import pytest
 import torch
-from bifrons.blocks import recorded
+from bifrons.blocks import recordings
 from bifrons.blocks.choosing import Choosing, Voice
 from bifrons.blocks.decoder import Decoder
 from bifrons.blocks.engine import Engine
@@ -272,13 +272,16 @@ def test_what_is_recorded_by_default(device: str, load: Callable[[str, str], Wis
 def test_through_kernels(load: Callable[[str, str], Wisher], monkeypatch: pytest.MonkeyPatch) -> None:
     """With the attention that goes by the positions on the device, and the draw."""
     pytest.importorskip("triton")
-    monkeypatch.setattr(recorded, "load_kernels", lambda device: import_kernels())
+    monkeypatch.setattr(recordings, "load_kernels", lambda device: import_kernels())
     wisher, recorder = load("janus-mini", "cpu"), Twice()
     wishes = [wisher.wish(seed, length, new) for seed, length, new in ((1, 9, 6), (2, 30, 4), (3, 70, 3))]
     with running(wisher.decoder, recorder) as engine:
         assert engine._recorded.decoding.by_position
         submit(engine, wishes)
         check(wisher.decoder, wishes)
+        arrivals = engine._slots.cache.arrivals
+        assert engine._slots.view(0, 2, 0).arrivals is arrivals
+    assert not arrivals.any()
     assert recorder.made == 3  # four rows, two, one
 
 

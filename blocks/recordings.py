@@ -1,9 +1,9 @@
-"""What stations and the engine share: a decoder step on static tensors, and the recordings of their work.
+"""Recordings that are kept, and what voids them; a decoder step on static tensors, which stations and the
+engine record.
 
 R rows, D decoder width, S cache slots, K dimensions of a head.
 """
 
-import threading
 from collections import OrderedDict
 from collections.abc import Sequence
 
@@ -11,17 +11,15 @@ import torch
 from torch import Tensor, nn
 
 from .decoder import Decoder
-from .fast_decoder import decode_fast, host_free, join_weights, load_kernels, reads_positions
-from .graphs import Recorder, Work
+from .fast_decoder import decode_fast, host_free, load_kernels, reads_positions
+from .graphs import Recorder, Work, recording
+from .joining import join_weights
 from .kv_cache import KVCache, allocated_slots
 from .rope import rotary_table
 
 SPAN = 128
 """Steps that must know how many slots are read are recorded for multiples of so many."""
 _RECORDINGS = 48
-# One at a time, whoever records: the recorders of a device share a stream, on which nothing else may run
-# during a capture, and `host_free` sets what all threads see of a model.
-_recording = threading.Lock()
 
 
 class Weights:
@@ -30,22 +28,25 @@ class Weights:
     def __init__(self) -> None:
         self._places: list[int] = []
 
-    def moved(self, decoder: Decoder, model: nn.Module) -> bool:
-        """Whether they lie elsewhere than at the last call; those of the decoder are joined then."""
-        if _places(model) == self._places:
+    def moved(self, *modules: nn.Module, decoder: Decoder | None = None) -> bool:
+        """Whether anything that the modules compute with lies elsewhere than at the last call. The weights of
+        a `decoder` among them are joined then."""
+        if _places(modules) == self._places:
             return False
-        with _recording:
-            join_weights(decoder)
-        self._places = _places(model)
+        if decoder is not None:
+            with recording:
+                join_weights(decoder)
+        self._places = _places(modules)
         return True
 
 
-def _places(model: nn.Module) -> list[int]:
-    return [tensor.data_ptr() for tensor in [*model.parameters(), *model.buffers()]]
+def _places(modules: Sequence[nn.Module]) -> list[int]:
+    tensors = (tensor for module in modules for tensor in [*module.parameters(), *module.buffers()])
+    return [tensor.data_ptr() for tensor in tensors]
 
 
 class Recordings:
-    """Work that runs from recordings, each made when it is first needed; those used last are kept."""
+    """Work on a decoder by recordings, each made when it is first needed; those used last are kept."""
 
     def __init__(self, recorder: Recorder) -> None:
         self._record = recorder
@@ -59,7 +60,7 @@ class Recordings:
             if len(self._kept) >= _RECORDINGS:
                 self._kept.popitem(last=False)
             before = [tensor.clone() for tensor in changed]
-            with _recording, host_free(decoder):
+            with recording, host_free(decoder):
                 replay = self._kept[key] = self._record(work)
             for tensor, value in zip(changed, before, strict=True):
                 tensor.copy_(value)
