@@ -16,7 +16,7 @@ from .commands_serve import add_serve
 from .defaults import DEFAULT_FINDER, DEFAULT_MODEL, version
 from .demo_arguments import add_demo
 from .eval_arguments import add_eval
-from .loading_arguments import add_loading
+from .loading_arguments import add_eager, add_loading
 
 PIPE_CLOSED = 141  # 128 + SIGPIPE, what a shell reports of a program that a closed pipe has ended
 _INTERRUPTED = 130  # 128 + SIGINT
@@ -86,14 +86,6 @@ def _add_model(
     add_loading(parser)
 
 
-def _add_eager(parser: Any) -> None:
-    parser.add_argument(
-        "--eager",
-        action="store_true",
-        help="launch every operation by itself, instead of capturing whole steps as CUDA graphs",
-    )
-
-
 def _add_optional(parser: Any, options: Iterable[tuple[str, type, str]]) -> None:
     """Options whose defaults a dataclass holds: what is not given is not in the result."""
     for flag, kind, text in options:
@@ -105,7 +97,7 @@ def _add_generate(commands: Any) -> None:
     parser = _command(commands, "generate", "paint pictures from sentences", _paint_options)
     parser.add_argument("prompt", nargs="+", metavar="PROMPT", help="what to paint; several are allowed")
     _add_model(parser)
-    _add_eager(parser)
+    add_eager(parser)
     parser.add_argument("-n", type=int, default=1, metavar="N", help="pictures per prompt (default: 1)")
     parser.add_argument("--seed", type=int, metavar="N", help="of a prompt's first picture (default: random)")
     _add_optional(
@@ -126,7 +118,7 @@ def _add_generate(commands: Any) -> None:
 
 def _add_answering(parser: Any) -> None:
     _add_model(parser)
-    _add_eager(parser)
+    add_eager(parser)
     parser.add_argument("--seed", type=int, metavar="N", help="of sampling (default: random)")
     _add_optional(
         parser,

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from .defaults import DEFAULT_FINDER, DEFAULT_MODEL
-from .loading_arguments import add_loading, loading
+from .loading_arguments import add_eager, add_loading, loading
 
 _LOCAL = ("127.0.0.1", "::1", "localhost")
 
@@ -24,6 +24,7 @@ def add_serve(commands: Any, command: Callable[..., Any]) -> None:
         f"(default: {DEFAULT_MODEL} and {DEFAULT_FINDER})",
     )
     add_loading(parser)
+    add_eager(parser)
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1)")
     parser.add_argument(
         "--port", type=int, default=8000, metavar="N", help="0 takes a free one (default: 8000)"
@@ -61,7 +62,7 @@ def serve(args: argparse.Namespace) -> int:
         print(f"note: without --api-key-file, anyone who reaches {args.host} may use it", file=sys.stderr)
     how, fleet = loading(args), Fleet(options)
     for model in args.model or [DEFAULT_MODEL, DEFAULT_FINDER]:
-        fleet.load(model, **how)
+        fleet.load(model, **how, eager=args.eager)
     use_threads(args.threads, [served.pipe.model.decoder for served in fleet.models.values()])
     run(fleet, args.host, args.port, keys)
     return 0

@@ -24,6 +24,15 @@ def add_loading(parser: Any) -> None:
     )
 
 
+def add_eager(parser: Any) -> None:
+    parser.add_argument(
+        "--eager",
+        action="store_true",
+        help="launch every operation by itself, instead of capturing steps and the reading of prompts and "
+        "pictures as CUDA graphs",
+    )
+
+
 def loading(args: argparse.Namespace) -> dict[str, Any]:
     """The arguments as keywords of `load_pipeline`."""
     return {

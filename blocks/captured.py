@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 
 from .decoder import Decoder
-from .fast_decoder import join_weights
 from .generation import Task
-from .graphs import GraphRecorder, Recorder
+from .graphs import recorder_for
 from .kv_cache import KVCache
 from .memory import free_bytes
+from .recordings import Weights
 from .station import Station
 
 AHEAD = 2
@@ -53,8 +53,8 @@ class Store:
     def __init__(self, device: torch.device) -> None:
         self._device, self._lock = device, threading.Lock()
         self._free: list[Station] = []
-        self._weights: list[int] = []
-        self.recorder = GraphRecorder(device) if device.type == "cuda" else Recorder()
+        self._weights = Weights()
+        self.recorder = recorder_for(device)
 
     @property
     def bytes(self) -> int:
@@ -67,7 +67,8 @@ class Store:
         count, each = bucket(len(task.seeds)), task.choosing.rows_each
         positions = task.longest + task.max_new_tokens
         with self._lock:
-            self._check_weights(decoder, task)
+            if self._weights.moved(task.voice.owner or decoder, decoder=decoder):
+                self._free.clear()
             alike = [s for s in self._free if (s.count, s.rows_each) == (count, each)]
             fitting = [s for s in alike if s.slots >= positions]
             if fitting:
@@ -86,25 +87,11 @@ class Store:
         with self._lock:
             self._free.clear()
 
-    def _check_weights(self, decoder: Decoder, task: Task) -> None:
-        """Recordings hold where weights were: they are void once a model was moved or given others."""
-        places = _places(decoder, task)
-        if places != self._weights:
-            self._free.clear()
-            join_weights(decoder)
-            self._weights = _places(decoder, task)
-
     def _make_room(self, decoder: Decoder, rows: int, slots: int) -> None:
         config, dtype = decoder.config, decoder.embed_tokens.weight.dtype
         needed = rows * KVCache.row_bytes(slots, config.num_layers, config.cache_widths, dtype)
         while len(self._free) >= _KEPT or (self._free and free_bytes(self._device) < 1.2 * needed):
             self._free.pop(0)
-
-
-def _places(decoder: Decoder, task: Task) -> list[int]:
-    """Where everything lies that the task's steps read of the model."""
-    model = task.voice.owner or decoder
-    return [tensor.data_ptr() for tensor in [*model.parameters(), *model.buffers()]]
 
 
 _stores: WeakKeyDictionary[Decoder, Store] = WeakKeyDictionary()

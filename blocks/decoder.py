@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from . import attend_one
 from .feed_forward import FeedForward
-from .invariant import Linear, attend
+from .invariant import Linear, attend, exact
 from .kv_cache import KVCache
 from .latent_attention import LatentAttention, LatentConfig
 from .moe import MoE, MoEConfig
@@ -82,7 +82,10 @@ class Layout:
 
 @dataclass(frozen=True)
 class Step:
-    """What all layers of one forward call share: where the rows stand and what they may see."""
+    """What all layers of one forward call share: where the rows stand and what they may see.
+
+    Without a mask the positions of the call see those before them among themselves, and nothing else.
+    """
 
     positions_BT: Tensor
     rotary: tuple[Tensor, Tensor]
@@ -128,7 +131,8 @@ class Attention(nn.Module):
         q_BHTK = rotate(q.transpose(1, 2), step.rotary)
         k_BTHK = rotate(k.transpose(1, 2), step.rotary).transpose(1, 2)
         if step.cache is not None:
-            k_BTHK, v = step.cache.write(self.layer, step.positions_BT, (k_BTHK, v))
+            stored = step.cache.write(self.layer, step.positions_BT, (k_BTHK, v))
+            k_BTHK, v = (k_BTHK, v) if step.mask_B1TS is None else stored
         if step.mask_B1TS is not None and attend_one.serves(q_BHTK, k_BTHK):
             out_BHTK = attend_one.attend_one(q_BHTK, k_BTHK, v, step.mask_B1TS)
             return self.o_proj(out_BHTK.transpose(1, 2).flatten(2))
@@ -164,8 +168,9 @@ class Block(nn.Module):
 class Decoder(nn.Module):
     """Embeddings in, hidden states after the final norm out; heads are the families' own.
 
-    `capture` says whether generation's steps are captured; None: where that is possible, on CUDA. `layout` is
-    that of a decoder which is spread over devices (spreading.py).
+    `capture` says whether generation's steps, and the reading of prompts and pictures, are captured; None:
+    where that is possible, on CUDA. `layout` is that of a decoder which is spread over devices
+    (spreading.py).
     """
 
     capture: bool | None = None
@@ -194,26 +199,32 @@ class Decoder(nn.Module):
             rows, slots, device=self.device, dtype=self.dtype, layer_devices=layers
         )
 
-    def forward(self, x_BTD: Tensor, cache: KVCache | None = None) -> Tensor:
+    def forward(self, x_BTD: Tensor, cache: KVCache | None = None, begins: bool = False) -> Tensor:
         """`x_BTD` embeddings -> hidden states `[B, T, D]`.
 
         With a cache, the T positions follow each row's `cache.positions` and are stored; the caller
         has reserved the slots, and moves `cache.positions` on afterwards (padded rows by less than T).
-        Without one, the rows are whole sequences from position 0 (training, scoring).
+        Without one, the rows are whole sequences from position 0 (training, scoring). `begins` says that all
+        rows stand at position 0: then nothing is read from the cache, and attention takes its causal form,
+        which leaves out what a mask would only hide.
         """
-        step = self.step(x_BTD.shape[0], x_BTD.shape[1], x_BTD.device, cache)
+        masked = cache is not None and (not begins or exact(x_BTD))
+        step = self.step(x_BTD.shape[0], x_BTD.shape[1], x_BTD.device, cache, masked)
         for block in self.layers:
             x_BTD = block(x_BTD, step)
         hidden_BTD = self.norm(x_BTD)
         return hidden_BTD if self.layout is None else hidden_BTD.to(self.layout.main)
 
-    def step(self, rows: int, length: int, device: torch.device, cache: KVCache | None) -> Step:
-        """What the layers share of a call over `length` positions of each row."""
+    def step(
+        self, rows: int, length: int, device: torch.device, cache: KVCache | None, masked: bool = True
+    ) -> Step:
+        """What the layers share of a call over `length` positions of each row. Only rows that begin with the
+        call may go without a mask."""
         offsets = torch.arange(length, device=device).expand(rows, length)
         positions = offsets if cache is None else cache.positions[:, None] + offsets
         return Step(
             positions_BT=positions,
             rotary=rotary_table(positions, self.config.rotary_dim, self.config.rope_theta),
-            mask_B1TS=None if cache is None else attention_mask(positions, cache.span),
+            mask_B1TS=attention_mask(positions, cache.span) if cache is not None and masked else None,
             cache=cache,
         )

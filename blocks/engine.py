@@ -1,29 +1,31 @@
 """Continuous batching: jobs that arrive at different times share every step of one decoder.
 
-n rows in use, D decoder width, V a voice's vocabulary, m jobs of one voice.
+n rows in use, D decoder width.
 
 A job is one answer or one picture. It has one row, or two with guidance (conditional and unconditional), and
 a `Voice` that says how its tokens are embedded and how hidden states become logits. Each turn of the engine
-admits what waits, chooses one token of every job, and runs the decoder once over all rows. A job's tokens
-depend on its own prompt, options and seed only, as they do in the pipelines.
+admits what waits, chooses one token of every job, and runs the decoder once over all rows, on CUDA from a
+recording. A job's tokens depend on its own prompt, options and seed only, as they do in the pipelines.
 """
 
 import logging
 import threading
 from collections import deque
 from collections.abc import Sequence
+from contextlib import nullcontext
 
 import torch
-from torch import Tensor
 
 from .choosing import Voice
 from .decoder import Decoder
+from .engine_steps import RecordedSteps
 from .errors import OptionError
-from .generation import check_context, decode_one
-from .jobs import Chosen, Job
+from .generation import check_context, decode_one, records
+from .graphs import Recorder, recorder_for
+from .job_choice import choose_all
+from .jobs import Job
 from .prefilling import Prefiller
-from .sampling import Sampling, guide, sample
-from .slots import Slots, take
+from .slots import Slots, sent
 
 _log = logging.getLogger("bifrons.engine")
 
@@ -42,8 +44,17 @@ class Engine:
     Rows are promised (`reserve`) before a prompt is prepared, so that what is beyond the queue costs nothing.
     """
 
-    def __init__(self, decoder: Decoder, *, rows: int, context: int, max_waiting: int) -> None:
-        """`max_waiting`: rows that may wait for others to end. Raises `OptionError`."""
+    def __init__(
+        self,
+        decoder: Decoder,
+        *,
+        rows: int,
+        context: int,
+        max_waiting: int,
+        recorder: Recorder | None = None,
+    ) -> None:
+        """`max_waiting`: rows that may wait for others to end. `recorder` records the decoder's steps; None:
+        as CUDA graphs where `generation.records`, else not. Raises `OptionError`."""
         if rows < 2 or not 2 <= context <= decoder.config.max_positions or max_waiting < 0:
             raise OptionError(
                 f"rows {rows}, context {context}, waiting {max_waiting}; accepted: at least 2 rows, 2 to "
@@ -53,6 +64,9 @@ class Engine:
         self.device = decoder.device
         self._slots = Slots(decoder, rows, context)
         self._prefiller = Prefiller(decoder, self._slots)
+        if recorder is None and records(decoder):
+            recorder = recorder_for(self.device)
+        self._recorded = None if recorder is None else RecordedSteps(decoder, self._slots, recorder)
         self._running: list[Job] = []
         self._queue: deque[Job] = deque()
         self._promised = 0
@@ -111,7 +125,9 @@ class Engine:
         return not self._thread.is_alive()
 
     def _run(self) -> None:
-        with torch.no_grad():
+        # Kernels are launched on the thread's own device, whatever the tensors'.
+        device = torch.cuda.device(self.device) if self.device.type == "cuda" else nullcontext()
+        with torch.no_grad(), device:
             while (admitted := self._next_jobs()) is not None:
                 try:
                     self._turn(admitted)
@@ -154,6 +170,8 @@ class Engine:
             self._advance(tokens)
 
     def _prefill(self, jobs: list[Job]) -> None:
+        if jobs and self._recorded is not None:
+            self._recorded.begin()
         places = iter(self._prefiller.add([prompt for job in jobs for prompt in job.prompts_TD]))
         for job in jobs:
             job.places = [next(places) for _ in range(job.rows)]
@@ -168,15 +186,9 @@ class Engine:
 
     def _choose(self) -> dict[Job, int]:
         """One token of every job; tells them, ends what is at its end, and returns those of the others."""
-        chosen: list[tuple[Job, Chosen]] = []
-        for voice, jobs in self._by_voice().items():
-            logits = self._logits(voice, jobs)
-            tokens = self._sample(logits, jobs).tolist()
-            asked = [i for i, job in enumerate(jobs) if job.logprobs is not None]
-            told = dict(zip(asked, self._logprobs(logits, jobs, asked, tokens), strict=True))
-            chosen += [(job, told.get(i) or Chosen(tokens[i])) for i, job in enumerate(jobs)]
+        kernels = None if self._recorded is None else self._recorded.decoding.kernels
         going = {}
-        for job, choice in chosen:
+        for job, choice in choose_all(self._by_voice(), self._slots.hidden_RD, kernels):
             job.step += 1
             self.tokens += 1
             if choice.token == job.eos_id or job.on_token(choice):
@@ -187,56 +199,24 @@ class Engine:
                 going[job] = choice.token
         return going
 
-    def _logits(self, voice: Voice, jobs: list[Job]) -> Tensor:
-        """Logits after guidance, float32 `[m, V]`: of all the jobs' rows in one product."""
-        guided = [i for i, job in enumerate(jobs) if job.rows == 2]
-        places = [job.places[0] for job in jobs] + [jobs[i].places[1] for i in guided]
-        logits = voice.logits(take(self._slots.hidden_RD, places)).float()
-        cond, uncond = logits[: len(jobs)], logits[len(jobs) :]
-        if not guided:
-            return cond
-        scales = torch.tensor([[jobs[i].guidance_scale] for i in guided], device=self.device)
-        mixed = guide(take(cond, guided), uncond, scales)
-        if len(guided) == len(jobs):
-            return mixed
-        return cond.index_copy(0, torch.tensor(guided, device=self.device), mixed)
-
-    def _sample(self, logits: Tensor, jobs: list[Job]) -> Tensor:
-        """Tokens int64 `[m]`; jobs of equal options are drawn together."""
-        tokens = torch.empty(len(jobs), dtype=torch.long, device=self.device)
-        groups: dict[Sampling, list[int]] = {}
-        for i, job in enumerate(jobs):
-            groups.setdefault(job.sampling, []).append(i)
-        for sampling, members in groups.items():
-            seeds = torch.tensor([jobs[i].seed for i in members], device=self.device)
-            steps = torch.tensor([jobs[i].step for i in members], device=self.device)
-            tokens[torch.tensor(members, device=self.device)] = sample(
-                take(logits, members), sampling, seeds, steps
-            )
-        return tokens
-
-    def _logprobs(
-        self, logits: Tensor, jobs: list[Job], asked: list[int], tokens: list[int]
-    ) -> list[Chosen]:
-        found = []
-        scores = take(logits, asked).log_softmax(-1) if asked else logits
-        for row, i in enumerate(asked):
-            top = scores[row].topk(jobs[i].logprobs or 0)
-            pairs = zip(top.indices.tolist(), top.values.tolist(), strict=True)
-            found.append(Chosen(tokens[i], scores[row, tokens[i]].item(), tuple(pairs)))
-        return found
-
     def _advance(self, tokens: dict[Job, int]) -> None:
         """Feed the tokens back: one decoder step over all rows in use."""
         hidden = self._slots.hidden_RD
         x_nD = hidden.new_empty(self.rows_used, hidden.shape[1])
         for voice, jobs in self._by_voice().items():
             # A row's twin gets the same input, which is looked up once.
-            inputs = voice.embed(torch.tensor([tokens[job] for job in jobs], device=self.device))
-            places = torch.tensor([place for job in jobs for place in job.places], device=self.device)
-            repeats = torch.tensor([len(job.places) for job in jobs], device=self.device)
-            x_nD[places] = inputs.repeat_interleave(repeats, 0, output_size=len(places))
-        hidden[: self.rows_used] = decode_one(self.decoder, x_nD, self._slots.active())
+            rows = [(place, i) for i, job in enumerate(jobs) for place in job.places]
+            chosen, places, owners = sent(
+                self.device,
+                [tokens[job] for job in jobs],
+                [place for place, _ in rows],
+                [i for _, i in rows],
+            )
+            x_nD[places] = voice.embed(chosen)[owners]
+        if self._recorded is None:
+            hidden[: self.rows_used] = decode_one(self.decoder, x_nD, self._slots.active())
+        else:
+            self._recorded.run(x_nD)
         self._slots.advance()
         self.steps += 1
 

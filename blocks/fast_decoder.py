@@ -1,11 +1,10 @@
 """One decoding step of the decoder through kernels; `Decoder.forward` is the definition.
 
-R rows, D decoder width, S cache slots, K dimensions of a head. Products of one input are one product: of
-weights that lie side by side in one storage, of which the parameters are views. Quantized weights are
-multiplied one by one. Latent attention and experts compute as they do elsewhere.
+R rows, D decoder width, S cache slots, K dimensions of a head. Products of one input are one product, of
+weights that lie side by side (joining.py). Latent attention and experts compute as they do elsewhere.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from types import ModuleType
 from typing import NamedTuple, cast
@@ -17,7 +16,7 @@ from . import fused
 from .decoder import Attention, Block, Decoder, Step
 from .experts import blocked
 from .feed_forward import FeedForward
-from .invariant import Linear
+from .joining import joined_weight
 from .kv_cache import KVCache
 from .moe import Experts
 from .norm import RMSNorm
@@ -54,54 +53,6 @@ def reads_positions(decoder: Decoder) -> bool:
     return all(isinstance(cast(Block, block).self_attn, Attention) for block in decoder.layers)
 
 
-def _plain_weights(layers: Sequence[nn.Module]) -> list[Tensor] | None:
-    """The weights of linear layers without bias; None where one is something else."""
-    plain = all(type(layer) is Linear and layer.bias is None for layer in layers)
-    return [cast(Linear, layer).weight for layer in layers] if plain else None
-
-
-def _whole(weights: Sequence[Tensor]) -> Tensor | None:
-    """Weights `[O_i, I]` as one, without a copy; None where they do not lie side by side."""
-    first = weights[0]
-    end, storage = first.data_ptr(), first.untyped_storage().data_ptr()
-    for weight in weights:
-        together = weight.data_ptr() == end and weight.untyped_storage().data_ptr() == storage
-        if not together or not weight.is_contiguous() or weight.dtype != first.dtype:
-            return None
-        end += weight.numel() * weight.itemsize
-    rows = sum(len(weight) for weight in weights)
-    return first.detach().as_strided((rows, first.shape[1]), first.stride())
-
-
-def _groups(decoder: Decoder) -> Iterator[tuple[nn.Module, ...]]:
-    """Layers that are multiplied with one input."""
-    for module in decoder.modules():
-        if isinstance(module, Attention):
-            yield module.q_proj, module.k_proj, module.v_proj
-        elif isinstance(module, FeedForward):
-            yield module.gate_proj, module.up_proj
-
-
-@torch.no_grad()
-def join_weights(decoder: Decoder) -> None:
-    """Lays the weights of each group side by side, group by group; names and values stay. Weights that are
-    being trained are left where they are."""
-    for layers in _groups(decoder):
-        weights = _plain_weights(layers)
-        if weights is None or any(weight.requires_grad for weight in weights) or _whole(weights) is not None:
-            continue
-        if len({(weight.dtype, weight.device, weight.shape[1]) for weight in weights}) == 1:
-            parts = torch.cat([weight.data for weight in weights]).split([len(weight) for weight in weights])
-            for weight, part in zip(weights, parts, strict=True):
-                weight.data = part
-
-
-def joined_weight(*layers: nn.Module) -> Tensor | None:
-    """The weights of layers as one, if they lie side by side."""
-    weights = _plain_weights(layers)
-    return None if weights is None else _whole(weights)
-
-
 def _product(kernels: Kernels, x_RD: Tensor, *layers: nn.Module) -> Tensor:
     """The outputs of all layers side by side."""
     whole = joined_weight(*layers)
@@ -116,7 +67,9 @@ def _attention(
     qkv_RC = _product(kernels, x_RD, layer.q_proj, layer.k_proj, layer.v_proj)
     keys, values = (buffer[layer.layer] for buffer in cache.buffers)
     heads = qkv_RC.shape[1] // layer.head_dim - 2 * keys.shape[2]
-    attended = kernels.attention.attend(qkv_RC, rotary, cache.positions, keys, values, heads)
+    attended = kernels.attention.attend(
+        qkv_RC, rotary, cache.positions, keys, values, heads, cache.arrivals
+    )
     return _product(kernels, attended, layer.o_proj)
 
 

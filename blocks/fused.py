@@ -22,7 +22,7 @@ def device_serves(device: torch.device) -> bool:
 @cache
 def reads_float8(device: torch.device) -> bool:
     """Whether kernels there read float8_e4m3fn: Triton compiles that for Ada, Hopper and later alone."""
-    return torch.cuda.get_device_capability(device) >= _FLOAT8_CAPABILITY
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= _FLOAT8_CAPABILITY
 
 
 def serves(x: Tensor, *weights: Tensor) -> bool:

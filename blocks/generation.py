@@ -30,12 +30,12 @@ def check_context(prompt: int, new: int, limit: int) -> None:
 def prefill(
     decoder: Decoder, rows: Sequence[Tensor], cache: KVCache, chunk: int | None = None
 ) -> Tensor:
-    """Run whole prompts, each `[T_i, D]`, into an empty cache; hidden states of the last positions `[B, D]`.
+    """Run whole prompts, each `[T_i, D]`, behind `cache.positions`; hidden states of the last ones `[B, D]`.
 
     With `chunk`, at most so many positions of each row at a time, which bounds the memory of activations;
     the result is the same.
     """
-    device = cache.positions.device
+    device, empty = cache.positions.device, cache.filled == 0
     lengths = torch.tensor([len(row) for row in rows], device=device)
     x_BTD = pad_sequence(list(rows), batch_first=True)
     last_BD = x_BTD.new_zeros(len(rows), x_BTD.shape[-1])
@@ -43,7 +43,7 @@ def prefill(
         part_BTD = x_BTD[:, start : start + chunk] if chunk else x_BTD
         length = part_BTD.shape[1]
         cache.reserve(start + length)
-        hidden_BTD = decoder(part_BTD, cache)
+        hidden_BTD = decoder(part_BTD, cache, begins=empty and start == 0)
         place_B = lengths - 1 - start
         found_BD = hidden_BTD[cache.rows, place_B.clamp(0, length - 1)]
         last_BD = torch.where(((place_B >= 0) & (place_B < length))[:, None], found_BD, last_BD)
@@ -112,10 +112,15 @@ def generate_all(decoder: Decoder, task: Task) -> Tensor:
 
 def captures(decoder: Decoder, voice: Voice) -> bool:
     """Whether steps are captured: where graphs are, of a model's own voice, unless it is told not to."""
+    return voice.owner is not None and records(decoder)
+
+
+def records(decoder: Decoder) -> bool:
+    """Whether a decoder's work, and that of what its model puts before it, is recorded."""
     device = decoder.device
     if decoder.layout is not None:  # weights that move have no place that a recording could name
         return False
-    if decoder.capture is False or device.type != "cuda" or voice.owner is None:
+    if decoder.capture is False or device.type != "cuda":
         return False
     return not torch.is_autocast_enabled(device.type)
 

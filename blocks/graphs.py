@@ -1,6 +1,7 @@
 """Recording work on static tensors, to be run again by one launch: CUDA graphs."""
 
 import gc
+import threading
 from collections.abc import Callable
 from contextlib import suppress
 from functools import cache
@@ -10,6 +11,10 @@ from weakref import WeakSet
 import torch
 
 Work = Callable[[], None]
+
+recording = threading.RLock()
+"""Held by who records. All recorders of a device share a stream: what one thread launches on it would get
+into another's graph. And no thread may change how a model computes, or where its weights lie, meanwhile."""
 
 
 class Recorder:
@@ -45,7 +50,7 @@ class GraphRecorder(Recorder):
     def __call__(self, work: Work) -> Work:
         """Runs the work once (kernels are built and loaded, work space is made), then captures it."""
         self.made += 1
-        with torch.cuda.device(self.device):
+        with recording, torch.cuda.device(self.device):
             current = torch.cuda.current_stream()
             self._stream.wait_stream(current)
             with torch.cuda.stream(self._stream):
@@ -77,3 +82,8 @@ class GraphRecorder(Recorder):
             self._pool = None
             raise
         graph.capture_end()
+
+
+def recorder_for(device: torch.device) -> Recorder:
+    """A recorder with a pool of its own."""
+    return GraphRecorder(device) if device.type == "cuda" else Recorder()

@@ -86,6 +86,7 @@ def _draw_whole(
     COUNT: tl.constexpr,
     PARTS: tl.constexpr,
     PADDED: tl.constexpr,
+    RECORDED: tl.constexpr,
     EARLY: tl.constexpr,
 ):
     if EARLY:
@@ -97,7 +98,8 @@ def _draw_whole(
     token = tl.load(places + n * PARTS + tl.argmax(value, axis=0)).to(tl.int64)
     step = tl.load(steps + n)
     tl.store(tokens + n, token)
-    tl.store(record + step * COUNT + n, token)
+    if RECORDED:
+        tl.store(record + step * COUNT + n, token)
     tl.store(steps + n, step + 1)
 
 
@@ -106,12 +108,13 @@ def draw(
     seeds_N: Tensor,
     steps_N: Tensor,
     tokens_N: Tensor,
-    record_SN: Tensor,
+    record_SN: Tensor | None,
     *,
     guidance: Tensor | None,
     temperature: Tensor | None,
 ) -> None:
-    """Choose one token of every draw into `tokens` and row `steps` of `record`; then steps are one further.
+    """Choose one token of every draw into `tokens` and row `steps` of `record` (if there is one); then steps
+    are one further.
 
     With `guidance`, a number on the device, rows 2 n and 2 n + 1 of the logits are those of draw n with and
     without its condition. `temperature`, likewise a number on the device, is None for the likeliest token.
@@ -143,9 +146,10 @@ def draw(
         places,
         tokens_N,
         steps_N,
-        record_SN,
-        COUNT=record_SN.shape[1],
+        tokens_N if record_SN is None else record_SN,
+        COUNT=1 if record_SN is None else record_SN.shape[1],
         PARTS=parts,
         PADDED=triton.next_power_of_2(parts),
+        RECORDED=record_SN is not None,
         **launching(logits_RV),
     )

@@ -1,11 +1,16 @@
 """Products of few rows with large weights, which are bound by reading the weights once.
 
-R rows, I inputs, O outputs. A weight is `[O, I]`, as in `nn.Linear`. The weights are the large side of the
-tensor cores' tiles and the rows, filled up, the small one.
+R rows, I inputs, O outputs, C columns of a weight as it is stored (bytes of two inputs each in int4, else
+inputs), G groups of inputs that share an int4 scale. A weight is `[O, I]`, as in `nn.Linear`, or codes with
+scales as in `quantized_weight`. The weights are the large side of the tensor cores' tiles and the rows,
+filled up, the small one. A program loads its first weights while it waits for the kernel before it.
 """
 
 # What Triton's compiler reads is not what a checker of types takes it for.
 # pyright: reportArgumentType=false, reportOperatorIssue=false, reportCallIssue=false
+# pyright: reportAssignmentType=false, reportGeneralTypeIssues=false
+
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -15,72 +20,142 @@ from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from .kernels import launching, swiglu
+from .quantized_weight import Weight, group_size
+from .row_products import exact_products
 
 MOST_ROWS = 16
-"""Up to so many rows these kernels serve, above the library's products do."""
+"""Up to so many rows plain weights are multiplied here, above the library's products do it."""
+_ROWS = 16  # of a tile: the least that the tensor cores take
 _PROGRAMS = 128  # tiles are made as large as leaves so many: one for each processor of a large GPU
-_INPUTS = 256
-_LINE = 128  # bytes that the cache of the device reads at once
-_AHEAD = 1 << 16
-"""Bytes of weights that a program asks into that cache while it waits for the kernel before it."""
+
+
+class Tile(NamedTuple):
+    """How a kernel walks: outputs of a tile, bytes of each output's weights in a turn of its loop."""
+
+    outputs: int
+    bytes: int
+    warps: int = 4
+    stages: int = 4
 
 
 @triton.jit
-def _tile(weight, n, k, I: tl.constexpr, WHOLE: tl.constexpr):  # noqa: E741
+def _codes(weight, n, c, COLUMNS: tl.constexpr, WHOLE: tl.constexpr):
+    """Columns `c` of the outputs `n`, `[O, C]`."""
+    places = weight + n[:, None] * COLUMNS + c[None, :]
     if WHOLE:
-        return tl.load(weight + n[:, None] * I + k[None, :])
-    return tl.load(weight + n[:, None] * I + k[None, :], mask=(k < I)[None, :], other=0.0)
+        return tl.load(places)
+    return tl.load(places, mask=(c < COLUMNS)[None, :], other=0.0)
 
 
 @triton.jit
-def _ask_ahead(weight, n, I: tl.constexpr, LINES: tl.constexpr, STEP: tl.constexpr):  # noqa: E741
-    """Asks for the first lines of some outputs' weights."""
-    places = weight + n[:, None] * I + tl.minimum(tl.arange(0, LINES) * STEP, I - 1)[None, :]
-    tl.inline_asm_elementwise(
-        "prefetch.global.L2 [$1]; mov.u32 $0, 0;",
-        "=r,l",
-        [places.to(tl.int64)],
-        dtype=tl.int32,
-        is_pure=False,
-        pack=1,
-    )
+def _pairs(x, r, c, R, COLUMNS: tl.constexpr, EXACT: tl.constexpr, kept: tl.constexpr):
+    """Even and odd inputs of the rows, `[C, R]` each. Two numbers of 16 bits are loaded as one of 32."""
+    known = (r < R)[None, :] & (c < COLUMNS)[:, None]
+    places = r[None, :] * COLUMNS + c[:, None]
+    if EXACT:
+        even = tl.load(x + 2 * places, mask=known, other=0.0)
+        odd = tl.load(x + 2 * places + 1, mask=known, other=0.0)
+        return even.to(kept), odd.to(kept)
+    both = tl.load(x.to(tl.pointer_type(tl.int32)) + places, mask=known, other=0)
+    even, odd = (both & 0xFFFF).to(tl.int16), (both >> 16).to(tl.int16)
+    return even.to(kept, bitcast=True), odd.to(kept, bitcast=True)
 
 
 @triton.jit
+def _add(
+    acc,
+    codes,
+    x,
+    scale,
+    zero,
+    n,
+    r,
+    first,
+    R,
+    COLUMNS: tl.constexpr,
+    KIND: tl.constexpr,
+    HALF: tl.constexpr,
+    EXACT: tl.constexpr,
+    BLOCK_O: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
+    """`acc [O, R]` and the product of codes `[O, C]`, whose columns begin at `first`, with their inputs."""
+    kept: tl.constexpr = tl.float32 if EXACT else x.dtype.element_ty
+    c = first + tl.arange(0, BLOCK_C)
+    if KIND == "int4":
+        G: tl.constexpr = BLOCK_C // HALF
+        groups: tl.constexpr = COLUMNS // HALF
+        group = first // HALF + tl.arange(0, G)
+        at, known = n[:, None] * groups + group[None, :], (group < groups)[None, :]
+        step = tl.load(scale + at, mask=known, other=0.0).to(tl.float32)[:, :, None]
+        base = tl.load(zero + at, mask=known, other=0.0).to(tl.float32)[:, :, None]
+        grouped = tl.reshape(codes, (BLOCK_O, G, HALF))
+        low = ((grouped & 15).to(tl.float32) - 8.0) * step + base
+        high = ((grouped >> 4).to(tl.float32) - 8.0) * step + base
+        even, odd = _pairs(x, r, c, R, COLUMNS, EXACT, kept)
+        acc = tl.dot(tl.reshape(low, (BLOCK_O, BLOCK_C)).to(kept), even, acc, input_precision="ieee")
+        return tl.dot(tl.reshape(high, (BLOCK_O, BLOCK_C)).to(kept), odd, acc, input_precision="ieee")
+    known = (r < R)[None, :] & (c < COLUMNS)[:, None]
+    rows = tl.load(x + r[None, :] * COLUMNS + c[:, None], mask=known, other=0.0)
+    return tl.dot(codes.to(kept), rows.to(kept), acc, input_precision="ieee")
+
+
+@triton.jit(do_not_specialize=["R"])
 def _product(
     x,
     weight,
+    scale,
+    zero,
     out,
-    R: tl.constexpr,
-    I: tl.constexpr,  # noqa: E741
+    R,
     O: tl.constexpr,  # noqa: E741
-    R_PADDED: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    KIND: tl.constexpr,
+    HALF: tl.constexpr,
+    EXACT: tl.constexpr,
+    BLOCK_R: tl.constexpr,
     BLOCK_O: tl.constexpr,
-    BLOCK_I: tl.constexpr,
+    BLOCK_C: tl.constexpr,
     GATED: tl.constexpr,
-    LINES: tl.constexpr,
-    STEP: tl.constexpr,
     EARLY: tl.constexpr,
 ):
-    """Some outputs of all rows. GATED: the weight is gates over ups, and out is `silu(gate) * up`."""
+    """Some outputs of a tile of rows. GATED: the weight is gates over ups, and out is `silu(gate) * up`."""
+    whole: tl.constexpr = COLUMNS % BLOCK_C == 0
     n = tl.program_id(0) * BLOCK_O + tl.arange(0, BLOCK_O)
-    known = tl.minimum(n, O - 1).to(tl.int64)  # a last tile that sticks out computes a row twice
+    mine = tl.minimum(n, O - 1).to(tl.int64)  # a last tile that sticks out computes a row twice
+    c = tl.arange(0, BLOCK_C)
+    codes = _codes(weight, mine, c, COLUMNS, whole)
+    others = codes
+    if GATED:
+        others = _codes(weight, mine + O, c, COLUMNS, whole)
     if EARLY:
-        _ask_ahead(weight, known, I, LINES, STEP)
-        if GATED:
-            _ask_ahead(weight, known + O, I, LINES, STEP)
         gdc_wait()
         gdc_launch_dependents()
-    r = tl.arange(0, R_PADDED)
+    r = tl.program_id(1) * BLOCK_R + tl.arange(0, BLOCK_R)
     kind = out.dtype.element_ty
-    acc = tl.zeros([BLOCK_O, R_PADDED], tl.float32)
-    ups = tl.zeros([BLOCK_O, R_PADDED], tl.float32)
-    for first in range(0, I, BLOCK_I):
-        k = first + tl.arange(0, BLOCK_I)
-        rows = tl.load(x + r[None, :] * I + k[:, None], mask=(r < R)[None, :] & (k < I)[:, None], other=0.0)
-        acc = tl.dot(_tile(weight, known, k, I, I % BLOCK_I == 0), rows, acc)
+    acc = tl.zeros([BLOCK_O, BLOCK_R], tl.float32)
+    ups = acc
+    acc = _add(acc, codes, x, scale, zero, mine, r, 0, R, COLUMNS, KIND, HALF, EXACT, BLOCK_O, BLOCK_C)
+    if GATED:
+        ups = _add(
+            ups, others, x, scale, zero, mine + O, r, 0, R, COLUMNS, KIND, HALF, EXACT, BLOCK_O, BLOCK_C
+        )
+    for first in range(BLOCK_C, COLUMNS, BLOCK_C):
+        c = first + tl.arange(0, BLOCK_C)
+        codes = _codes(weight, mine, c, COLUMNS, whole)
+        acc = _add(
+            acc, codes, x, scale, zero, mine, r, first, R, COLUMNS, KIND, HALF, EXACT, BLOCK_O, BLOCK_C
+        )
         if GATED:
-            ups = tl.dot(_tile(weight, known + O, k, I, I % BLOCK_I == 0), rows, ups)
+            others = _codes(weight, mine + O, c, COLUMNS, whole)
+            ups = _add(
+                ups, others, x, scale, zero, mine + O, r, first,
+                R, COLUMNS, KIND, HALF, EXACT, BLOCK_O, BLOCK_C,
+            )  # fmt: skip
+    if KIND == "int8" or KIND == "fp8":
+        acc *= tl.load(scale + mine).to(tl.float32)[:, None]
+        if GATED:
+            ups *= tl.load(scale + mine + O).to(tl.float32)[:, None]
     if GATED:
         gate = acc.to(kind).to(tl.float32)
         opened = (gate / (1.0 + tl.exp(-gate))).to(kind).to(tl.float32)
@@ -88,43 +163,56 @@ def _product(
     tl.store(out + r[None, :] * O + n[:, None], acc.to(kind), mask=(r < R)[None, :] & (n < O)[:, None])
 
 
-def serves(x_RI: Tensor) -> bool:
-    """Whether the kernels take these rows: few, in half precision, of whole sixteens of inputs."""
-    return len(x_RI) <= MOST_ROWS and x_RI.dtype != torch.float32 and x_RI.shape[1] % 16 == 0
+def plan_tile(kind: str, outputs: int, gated: bool) -> Tile:
+    """Tiles for a product of `outputs` outputs, each of one weight row, or two where they are gated."""
+    block = next((b for b in (64, 32) if outputs >= _PROGRAMS * b), 16)
+    return Tile(block, 512 if block < 64 else 256)
 
 
-def _launch(x_RI: Tensor, weight_OI: Tensor, outputs: int, gated: bool) -> Tensor:
+def _launch(x_RI: Tensor, weight: Weight, gated: bool) -> Tensor:
     rows, inputs = x_RI.shape
+    codes, kind = weight.codes, weight.kind
+    outputs, columns = len(codes) // (2 if gated else 1), codes.shape[1]
+    tile = plan_tile(kind, outputs, gated)
+    least = max(32, tile.bytes // codes.itemsize)
     out = x_RI.new_empty(rows, outputs)
-    weights = 2 if gated else 1
-    block = next((b for b in (64, 32) if weights * outputs >= _PROGRAMS * b * weights), 16)
-    _product[(triton.cdiv(outputs, block),)](
+    _product[(triton.cdiv(outputs, tile.outputs), triton.cdiv(rows, _ROWS))](
         x_RI.contiguous(),
-        weight_OI,
+        codes,
+        codes if weight.scale is None else weight.scale,
+        codes if weight.zero is None else weight.zero,
         out,
-        R=rows,
-        I=inputs,
+        rows,
         O=outputs,
-        R_PADDED=16,
-        BLOCK_O=block,
-        BLOCK_I=_INPUTS if block < 64 else _INPUTS // 2,
+        COLUMNS=columns,
+        KIND=kind,
+        HALF=group_size(inputs) // 2 if kind == "int4" else 1,
+        EXACT=exact_products(x_RI.dtype),
+        BLOCK_R=_ROWS,
+        BLOCK_O=tile.outputs,
+        BLOCK_C=min(least, max(32, triton.next_power_of_2(columns))),
         GATED=gated,
-        LINES=_AHEAD // (weights * block * _LINE),
-        STEP=_LINE // weight_OI.itemsize,
-        num_warps=4,
-        num_stages=4,
+        num_warps=tile.warps,
+        num_stages=tile.stages if x_RI.dtype != torch.float32 else 2,
         **launching(out),
     )
     return out
 
 
-def product(x_RI: Tensor, weight_OI: Tensor) -> Tensor:
+def serves(x_RI: Tensor, weight: Weight) -> bool:
+    """Whether the kernels take these rows: few, in half precision, of whole sixteens of inputs; or codes."""
+    if weight.kind != "plain":
+        return True
+    return len(x_RI) <= MOST_ROWS and x_RI.dtype != torch.float32 and x_RI.shape[1] % 16 == 0
+
+
+def product(x_RI: Tensor, weight: Weight) -> Tensor:
     """`F.linear`, `[R, O]`."""
-    return _launch(x_RI, weight_OI, len(weight_OI), False) if serves(x_RI) else F.linear(x_RI, weight_OI)
+    return _launch(x_RI, weight, False) if serves(x_RI, weight) else F.linear(x_RI, weight.codes)
 
 
-def gated_product(x_RI: Tensor, weight_OI: Tensor) -> Tensor:
+def gated_product(x_RI: Tensor, weight: Weight) -> Tensor:
     """`silu(gate) * up` of a weight that holds the gates' rows and then the ups', `[R, O / 2]`."""
-    if serves(x_RI):
-        return _launch(x_RI, weight_OI, len(weight_OI) // 2, True)
-    return swiglu(F.linear(x_RI, weight_OI))
+    if serves(x_RI, weight):
+        return _launch(x_RI, weight, True)
+    return swiglu(F.linear(x_RI, weight.codes))

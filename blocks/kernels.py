@@ -41,12 +41,13 @@ def _add_norm(
     ADDS: tl.constexpr,
     EARLY: tl.constexpr,
 ):
-    if EARLY:
-        gdc_wait()
-        gdc_launch_dependents()
     at = tl.program_id(0).to(tl.int64) * WIDTH
     k = tl.arange(0, PADDED)
     inside = k < WIDTH
+    gain = tl.load(weight + k, mask=inside, other=0.0).to(tl.float32)
+    if EARLY:
+        gdc_wait()
+        gdc_launch_dependents()
     wide = tl.load(x + at + k, mask=inside, other=0.0).to(tl.float32)
     if ADDS:
         wide += tl.load(delta + at + k, mask=inside, other=0.0).to(tl.float32)
@@ -55,8 +56,7 @@ def _add_norm(
         wide = rounded.to(tl.float32)
     scale = tl.rsqrt(tl.sum(wide * wide, axis=0) / WIDTH + eps)
     normed = (wide * scale).to(out.dtype.element_ty).to(tl.float32)
-    scaled = tl.load(weight + k, mask=inside, other=0.0).to(tl.float32) * normed
-    tl.store(out + at + k, scaled.to(out.dtype.element_ty), mask=inside)
+    tl.store(out + at + k, (gain * normed).to(out.dtype.element_ty), mask=inside)
 
 
 def add_norm(

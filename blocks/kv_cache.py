@@ -87,6 +87,8 @@ class KVCache:
             )
         self.positions = torch.zeros(rows, dtype=torch.long, device=device)
         self.rows = torch.arange(rows, device=device)
+        self.arrivals = torch.zeros(rows * widths[0][0], dtype=torch.int32, device=device)
+        """Zeros that a kernel counts its programs with, for each row and head."""
         self.slots = slots
         self.filled = 0
 

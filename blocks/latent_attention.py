@@ -85,9 +85,9 @@ class LatentAttention(nn.Module):
         slots_BSC = torch.cat((self.kv_a_layernorm(latent_BTR), k_rope_BTP), dim=-1)
         if step.cache is not None:
             (cached_BS1C,) = step.cache.write(self.layer, step.positions_BT, (slots_BSC[:, :, None],))
-            slots_BSC = cached_BS1C[:, :, 0]
+            slots_BSC = slots_BSC if step.mask_B1TS is None else cached_BS1C[:, :, 0]
         # Where rows must not depend on each other, neither may the form on a neighbour's longer prompt.
-        few = step.cache is not None and (queries == 1 if exact(x_BTD) else sizes.absorbs(queries))
+        few = step.mask_B1TS is not None and (queries == 1 if exact(x_BTD) else sizes.absorbs(queries))
         attend = self.absorbed if few else self.expanded
         out_BHTV = attend(q_nope_BHTN, q_rope_BHTP, slots_BSC, step.mask_B1TS)
         return self.o_proj(out_BHTV.transpose(1, 2).flatten(2))

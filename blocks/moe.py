@@ -143,7 +143,8 @@ class Experts(nn.Module):
             out_NKD = form(x_ND, *stacks, chosen_NK)
         else:
             out_NKD = self._full(x_ND, chosen_NK)
-        return (out_NKD.float() * weights_NK[..., None]).sum(1).to(x_ND.dtype)
+        # Float32 by the weights' dtype: outputs in half precision are not written out wider before.
+        return (out_NKD * weights_NK[..., None]).sum(1).to(x_ND.dtype)
 
     def _full(self, x: Tensor, chosen_NK: Tensor) -> Tensor:
         gate_up, down = cast(Tensor, self.gate_up), cast(Tensor, self.down)

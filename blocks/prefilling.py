@@ -23,12 +23,10 @@ from torch import Tensor
 from .decoder import Decoder
 from .generation import prefill
 from .invariant import exact
-from .slots import Slots
+from .slots import BLOCK, Slots
 
 PREFILL_CHUNK = 512
 """Positions of a prompt that are computed at once: bounds the memory of activations."""
-BLOCK = 4
-"""Positions that are compared at a time."""
 LEAST_SHARED = 16
 """Positions below which copying, or waiting for another prompt to copy from, isn't worth its while."""
 LEAST_OWN = 4
@@ -163,7 +161,8 @@ class Prefiller:
     def _compute(self, group: list[_Row]) -> None:
         longest = max(row.shared for row in group) + max(row.own for row in group)
         start, stop = group[0].place, group[-1].place + 1
-        view = self.slots.view(start, stop, longest)
+        shared = any(row.shared for row in group)
+        view = self.slots.view(start, stop, longest if shared else 0)
         begun = torch.tensor([row.shared for row in group], device=view.positions.device)
         view.positions.copy_(begun)
         hidden = prefill(self.decoder, [row.prompt_TD[row.shared :] for row in group], view, PREFILL_CHUNK)

@@ -12,7 +12,7 @@ what rounding moves the ends of a group by).
 """
 
 from math import gcd, prod
-from typing import cast
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -33,6 +33,16 @@ _int8_product = getattr(torch, "_weight_int8pack_mm", None)
 _FEW_ROWS = 16
 _MOST_ROWS = 64  # that kernels multiply on CUDA; for more, decoding the weight once costs little
 _WHOLE = 64  # it works in blocks; at other sizes it is wrong, or reads behind its arguments (torch 2.14)
+
+
+class Weight(NamedTuple):
+    """A weight as kernels take it: numbers `[O, I]` of the rows' dtype ("plain"), or codes with their scales
+    and, in int4, zeros."""
+
+    codes: Tensor
+    scale: Tensor | None = None
+    zero: Tensor | None = None
+    kind: str = "plain"
 
 
 def group_size(inputs: int) -> int:
@@ -83,18 +93,17 @@ def decode(codes: Tensor, scale: Tensor, zero: Tensor | None, dtype: torch.dtype
     return (steps * scale.float()[..., None] + zero.float()[..., None]).flatten(-2).to(dtype)
 
 
-def product(x: Tensor, codes: Tensor, scale: Tensor, zero: Tensor | None) -> Tensor:
+def product(x: Tensor, kind: str, codes: Tensor, scale: Tensor, zero: Tensor | None) -> Tensor:
     """`x [..., I]` times one quantized weight `[O, I]`, `[..., O]`: decoded, or by a product of the codes."""
     rows = prod(x.shape[:-1])
-    int8 = codes.dtype == torch.int8
-    if _int8_product is not None and int8 and x.device.type == "cpu" and x.dtype == SCALE_DTYPE:
+    if _int8_product is not None and kind == "int8" and x.device.type == "cpu" and x.dtype == SCALE_DTYPE:
         whole = codes.shape[0] % _WHOLE == 0 and codes.shape[1] % _WHOLE == 0
         if whole and 0 < rows <= _FEW_ROWS:
             return _int8_product(x.reshape(rows, -1).contiguous(), codes, scale).view(*x.shape[:-1], -1)
     if 0 < rows <= _MOST_ROWS and fused.serves(x, codes):
-        from .quantized_kernels import multiply  # needs Triton
+        from .kernel_products import product as multiply  # needs Triton
 
-        return multiply(x.reshape(rows, -1), codes, scale, zero).view(*x.shape[:-1], -1)
+        return multiply(x.reshape(rows, -1), Weight(codes, scale, zero, kind)).view(*x.shape[:-1], -1)
     return linear(x, decode(codes, scale, zero, x.dtype))
 
 
@@ -136,7 +145,7 @@ class QuantizedWeight(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Of a linear layer: `[..., I]` -> `[..., O]`."""
-        return product(x, self.codes, self.scale, self.zero)
+        return product(x, self.kind, self.codes, self.scale, self.zero)
 
     def _apply(self, fn, recurse: bool = True):  # type: ignore[no-untyped-def]
         """Moves to another device, but keeps its dtypes: `model.to(dtype)` must not touch the scales."""
@@ -164,4 +173,4 @@ class Stack:
     def product(self, x: Tensor, index: int) -> Tensor:
         weight = self._weight
         zero = None if weight.zero is None else weight.zero[index]
-        return product(x, weight.codes[index], weight.scale[index], zero)
+        return product(x, weight.kind, weight.codes[index], weight.scale[index], zero)

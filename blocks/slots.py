@@ -3,11 +3,17 @@
 R rows of the cache, n of them in use (always 0..n-1), D decoder width.
 """
 
+from collections.abc import Sequence
+from itertools import chain
+
 import torch
 from torch import Tensor
 
 from .decoder import Decoder
 from .kv_cache import KVCache
+
+BLOCK = 4
+"""Positions that a mark stands for."""
 
 
 class SlotView(KVCache):
@@ -17,6 +23,7 @@ class SlotView(KVCache):
         self.buffers = tuple(buffer[:, start:stop] for buffer in cache.buffers)
         self.positions = cache.positions[start:stop]
         self.rows = cache.rows[: stop - start]
+        self.arrivals = cache.arrivals
         self.slots, self.filled = cache.slots, filled
 
 
@@ -25,7 +32,7 @@ class Slots:
 
     `lengths` mirrors the positions of the rows in use on the host, so that no step asks the device. `marks`
     tells of every row which prompt it begins with (`prefilling.fingerprints`), also of one that is in use no
-    more: its slots stay as they are until it is taken again.
+    more: those slots stay as they are until it is taken again.
     """
 
     def __init__(self, decoder: Decoder, rows: int, context: int) -> None:
@@ -36,8 +43,12 @@ class Slots:
         self.marks: list[list[bytes]] = [[] for _ in range(rows)]
 
     @property
+    def rows(self) -> int:
+        return len(self.marks)
+
+    @property
     def free(self) -> int:
-        return len(self.cache.rows) - len(self.lengths)
+        return self.rows - len(self.lengths)
 
     def add(self, lengths: list[int]) -> int:
         """Take rows for prompts of these lengths behind those in use; the first one's place."""
@@ -67,6 +78,14 @@ class Slots:
             for buffer, part in zip(self.cache.buffers, parts, strict=True):
                 buffer[:, target, :count] = part
 
+    def park(self, stop: int) -> None:
+        """Let free rows before `stop` stand right behind what their marks tell of: a step over them spoils
+        none of that, writes inside the cache (a prompt leaves room for a token), and reads no further.
+        """
+        held = [BLOCK * len(marks) for marks in self.marks[len(self.lengths) : stop]]
+        if held:
+            self.cache.positions[len(self.lengths) : stop] = sent(self.hidden_RD.device, held)[0]
+
     def advance(self) -> None:
         """Note that every row in use has got one position longer."""
         self.lengths = [length + 1 for length in self.lengths]
@@ -91,8 +110,17 @@ class Slots:
         self.marks = [[] for _ in self.marks]
 
 
+def sent(device: torch.device, *lists: Sequence[int]) -> list[Tensor]:
+    """Lists of whole numbers as tensors int64, in one copy, for which nothing waits."""
+    # Each begins at a multiple of 16 bytes: kernels are built anew for pointers that do not.
+    even = [[*numbers, *[0] * (len(numbers) % 2)] for numbers in lists]
+    together = torch.tensor(list(chain.from_iterable(even)), dtype=torch.long)
+    parts = together.to(device, non_blocking=True).split([len(numbers) for numbers in even])
+    return [part[: len(numbers)] for part, numbers in zip(parts, lists, strict=True)]
+
+
 def take(rows: Tensor, places: list[int]) -> Tensor:
     """Rows `[len(places), ...]` of a tensor, without a copy where all of the first ones are asked for."""
     if places == list(range(len(places))):
         return rows[: len(places)]
-    return rows[torch.tensor(places, device=rows.device)]
+    return rows[sent(rows.device, places)[0]]

@@ -5,7 +5,6 @@ positions, V vocabulary. Sequences beyond those of a task are computed and never
 position 0, where they cost least.
 """
 
-from collections import OrderedDict
 from collections.abc import Sequence
 
 import torch
@@ -14,19 +13,19 @@ from torch.nn.utils.rnn import pad_sequence
 
 from .choosing import Dials, Form, Voice, choose, filtered, spread
 from .decoder import Decoder
-from .fast_decoder import decode_fast, host_free, load_kernels, reads_positions
 from .generation import Task, prefill
 from .graphs import Recorder, Work
 from .kv_cache import allocated_slots
-from .rope import rotary_table
+from .recordings import Decoding, Recordings
 from .slots import SlotView
 
-SPAN = 128
-"""Steps that must know how many slots are read are recorded for multiples of so many."""
 _PROMPTS = (32, 64, 128)
-"""Lengths that short prompts are padded to: launching the reading of one takes longer than the reading."""
-_PROMPT_POSITIONS = 4096  # of all rows: reading more keeps the device busy for longer than launching takes
-_RECORDINGS = 48
+"""Lengths that short prompts are padded to, longer ones to multiples of the last: launching the reading of
+one takes longer than the reading."""
+_PROMPT_POSITIONS = 4096
+"""Positions of all rows up to which prompts are read by a recording. More keep the device busy for longer
+than launching takes; and a recording keeps the memory of its activations, as much as it takes to read so many
+positions at once, which is also how prompts without a `prefill_chunk` are read."""
 
 
 class Station:
@@ -35,7 +34,7 @@ class Station:
     def __init__(self, decoder: Decoder, count: int, rows_each: int, slots: int, recorder: Recorder) -> None:
         weight = decoder.embed_tokens.weight
         device, rows = weight.device, count * rows_each
-        self.count, self.rows_each, self.slots, self._record = count, rows_each, slots, recorder
+        self.count, self.rows_each, self.slots = count, rows_each, slots
         self.cache = decoder.new_cache(rows, slots)
         self.hidden_RD = torch.zeros(rows, decoder.config.hidden_size, device=device, dtype=weight.dtype)
         self.lengths_R = torch.zeros(rows, dtype=torch.long, device=device)
@@ -44,19 +43,19 @@ class Station:
         self.numbers = torch.ones(5, device=device)
         self.dials, self.one = Dials(*self.numbers[:4].split(1)), self.numbers[4:]
         self.seen_NV: Tensor | None = None
-        self.kernels = load_kernels(device)
-        self.by_position = self.kernels is not None and reads_positions(decoder)
-        places, config = torch.arange(slots, device=device), decoder.config
-        cos, sin = rotary_table(places[None], config.rotary_dim, config.rope_theta)
-        self.rotary = (cos[0], sin[0])
-        self._prompts: dict[int, Tensor] = {}
-        self._recordings: OrderedDict[object, Work] = OrderedDict()
+        self.decoding = Decoding(decoder, slots)
+        # Prompts of any length, [R, T, D] from its beginning, for all recordings of their reading.
+        positions = min(rows * allocated_slots(slots), _PROMPT_POSITIONS)
+        self._prompts_PD = self.hidden_RD.new_zeros(positions, self.hidden_RD.shape[1])
+        self._met: set[int] = set()
+        """Lengths, of those that are not recorded at once, that came before."""
+        self._recordings = Recordings(recorder)
         self._longest = 0
 
     @property
     def bytes(self) -> int:
         seen = [] if self.seen_NV is None else [self.seen_NV]
-        tensors = [*self.cache.buffers, *self._prompts.values(), *self.rotary, self.record_SN, *seen]
+        tensors = [*self.cache.buffers, self._prompts_PD, *self.decoding.rotary, self.record_SN, *seen]
         return sum(tensor.numel() * tensor.itemsize for tensor in tensors)
 
     def begin(self, decoder: Decoder, task: Task) -> None:
@@ -88,23 +87,26 @@ class Station:
         self.steps_N.zero_()
 
     def _prompt_length(self, decoder: Decoder, task: Task) -> int | None:
-        """What short prompts are padded to where reading them is recorded, else None."""
-        length = next((length for length in _PROMPTS if length >= task.longest), None)
-        if length is None or length > self.slots or len(self.hidden_RD) * length > _PROMPT_POSITIONS:
+        """What prompts are padded to where reading them is recorded, else None. A long prompt is not the
+        first time: its length may never come again, and recording takes longer than launching once."""
+        most = _PROMPTS[-1]
+        length = next((few for few in _PROMPTS if few >= task.longest), -(-task.longest // most) * most)
+        if length > self.slots or len(self.hidden_RD) * length > _PROMPT_POSITIONS:
             return None
-        if task.prefill_chunk is not None and task.prefill_chunk < task.longest:
+        if task.prefill_chunk is not None and task.prefill_chunk < length:
             return None
         # Long inputs of experts ask the device for their numbers, but in one dtype.
         asks = decoder.config.moe is not None and self.hidden_RD.dtype != torch.bfloat16
-        return None if asks and self.hidden_RD.device.type == "cuda" else length
+        if asks and self.hidden_RD.device.type == "cuda":
+            return None
+        if length > most and length not in self._met:
+            self._met.add(length)
+            return None
+        return length
 
     def _read(self, decoder: Decoder, rows: Sequence[Tensor], length: int) -> None:
         """Prompts through their recording. What stands behind a prompt is overwritten before it is seen."""
-        if length not in self._prompts:
-            self._prompts[length] = self.hidden_RD.new_zeros(
-                len(self.hidden_RD), length, self.hidden_RD.shape[1]
-            )
-        x_RTD = self._prompts[length]
+        x_RTD = self._prompts_PD[: len(self.hidden_RD) * length].unflatten(0, (-1, length))
         padded = pad_sequence(list(rows), batch_first=True)
         x_RTD[: len(rows), : padded.shape[1]] = padded
         lengths = [len(row) for row in rows] + [0] * (len(x_RTD) - len(rows))
@@ -113,7 +115,7 @@ class Station:
         def work() -> None:
             self.cache.positions.zero_()
             self.cache.filled = length
-            hidden_RTD = decoder(x_RTD, self.cache)
+            hidden_RTD = decoder(x_RTD, self.cache, begins=True)
             self.hidden_RD.copy_(hidden_RTD[self.cache.rows, (self.lengths_R - 1).clamp(min=0)])
             self.cache.positions.copy_(self.lengths_R)
 
@@ -121,9 +123,7 @@ class Station:
 
     def step(self, decoder: Decoder, voice: Voice, form: Form, number: int) -> None:
         """Choose the tokens of step `number`, which go into its row of `record_SN`, and run the decoder."""
-        span = 0
-        if not self.by_position:
-            span = min(-(-(self._longest + number + 1) // SPAN) * SPAN, allocated_slots(self.slots))
+        span = self.decoding.span(self._longest + number + 1)
 
         def work() -> None:
             self._choose(voice.logits(self.hidden_RD), form)
@@ -134,7 +134,8 @@ class Station:
 
     def _choose(self, logits_RV: Tensor, form: Form) -> None:
         seen = self.seen_NV if form.penalized else None
-        if self.kernels is None:
+        kernels = self.decoding.kernels
+        if kernels is None:
             tokens = choose(logits_RV, form, self.dials, self.seeds_N, self.steps_N, seen)
             self.tokens_N.copy_(tokens)
             self.record_SN.index_copy_(0, self.steps_N[:1], tokens[None])
@@ -144,7 +145,7 @@ class Station:
         if form.top_k or form.nucleus or form.penalized:
             logits_RV, temperature = filtered(logits_RV, form, self.dials, seen), self.one
             guidance = None
-        self.kernels.draw.draw(
+        kernels.draw.draw(
             logits_RV,
             self.seeds_N,
             self.steps_N,
@@ -157,31 +158,10 @@ class Station:
             seen.scatter_(1, self.tokens_N[:, None], True)
 
     def _advance(self, decoder: Decoder, x_RD: Tensor, span: int) -> None:
-        self.cache.filled = min(span, self.slots)
-        if self.kernels is None:
-            self.hidden_RD.copy_(decoder(x_RD[:, None], self.cache)[:, 0])
-        else:
-            decode_fast(self.kernels, decoder, x_RD, self.cache, self.rotary, self.hidden_RD)
+        self.decoding.step(decoder, x_RD, self.cache, span, self.hidden_RD)
         self.cache.positions += 1
 
     def _run(self, decoder: Decoder, key: object, work: Work) -> None:
-        """Run work from its recording, which is made the first time."""
-        replay = self._recordings.get(key)
-        if replay is None:
-            if len(self._recordings) >= _RECORDINGS:
-                self._recordings.popitem(last=False)
-            replay = self._recordings[key] = self._recorded(decoder, work)
-        self._recordings.move_to_end(key)
-        replay()
-
-    def _recorded(self, decoder: Decoder, work: Work) -> Work:
-        """Recording may run the work: what it changes is put back. (It writes cache slots and tokens that its
-        first replay writes again.)"""
         changed = [self.hidden_RD, self.cache.positions, self.steps_N, self.tokens_N]
         changed += [] if self.seen_NV is None else [self.seen_NV]
-        before = [tensor.clone() for tensor in changed]
-        with host_free(decoder):
-            replay = self._record(work)
-        for tensor, value in zip(changed, before, strict=True):
-            tensor.copy_(value)
-        return replay
+        self._recordings.run(decoder, key, work, changed)

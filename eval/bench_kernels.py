@@ -3,14 +3,16 @@
 from collections.abc import Callable
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.functional import linear
 
 from ..blocks.captured import store_of
 from ..blocks.decoder import Attention, Decoder
-from ..blocks.fast_decoder import Kernels, joined_weight, load_kernels
+from ..blocks.fast_decoder import Kernels, load_kernels
 from ..blocks.feed_forward import FeedForward
+from ..blocks.joining import joined_weight
 from ..blocks.norm import RMSNorm
+from ..blocks.quantized_weight import Weight, decode
 from ..blocks.rope import rotary_table
 from .bench_measure import Bench
 
@@ -24,7 +26,7 @@ def bench_kernels(bench: Bench, decoder: Decoder, rows: int, filled: int, bandwi
     kernels = load_kernels(bench.device)
     if kernels is None or decoder.capture is False:
         return
-    groups: dict[str, list[Tensor]] = {}
+    groups: dict[str, list[Weight]] = {}
     for module in decoder.modules():
         for name, weight in _weights(module):
             groups.setdefault(name, []).append(weight)
@@ -33,15 +35,28 @@ def bench_kernels(bench: Bench, decoder: Decoder, rows: int, filled: int, bandwi
     _bench_between(bench, decoder, kernels, rows, filled, bandwidth)
 
 
-def _weights(module: torch.nn.Module) -> list[tuple[str, Tensor]]:
-    found: list[tuple[str, Tensor | None]] = []
+def _weights(module: torch.nn.Module) -> list[tuple[str, Weight]]:
+    found: list[tuple[str, Weight | None]] = []
     if isinstance(module, Attention):
         found += [("q, k, v", joined_weight(module.q_proj, module.k_proj, module.v_proj))]
         found += [("o", joined_weight(module.o_proj))]
     elif isinstance(module, FeedForward):
         found += [("gate, up", joined_weight(module.gate_proj, module.up_proj))]
         found += [("down", joined_weight(module.down_proj))]
-    return [(f"{name} {tuple(weight.shape)}", weight) for name, weight in found if weight is not None]
+    return [(f"{name} {_shape(weight)}", weight) for name, weight in found if weight is not None]
+
+
+def _shape(weight: Weight) -> tuple[int, int]:
+    """Outputs and inputs."""
+    outputs, columns = weight.codes.shape
+    return outputs, 2 * columns if weight.kind == "int4" else columns
+
+
+def _library(x_RI: Tensor, weight: Weight) -> Tensor:
+    """The library's product, to compare with; of quantized weights, once they are decoded."""
+    if weight.scale is None:
+        return linear(x_RI, weight.codes)
+    return linear(x_RI, decode(weight.codes, weight.scale, weight.zero, x_RI.dtype))
 
 
 def _bench_products(
@@ -49,19 +64,22 @@ def _bench_products(
     decoder: Decoder,
     kernels: Kernels,
     name: str,
-    weights: list[Tensor],
+    weights: list[Weight],
     rows: int,
     bandwidth: float,
 ) -> None:
-    x_RI = torch.randn(rows, weights[0].shape[1], device=bench.device).to(weights[0].dtype)
-    limit = weights[0].numel() * weights[0].itemsize / bandwidth
-    gated, library = name.startswith("gate"), F.linear
-    forms: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"library": library}
-    if kernels.products.serves(x_RI):
+    first, dtype = weights[0], decoder.embed_tokens.weight.dtype
+    x_RI = torch.randn(rows, _shape(first)[1], device=bench.device).to(dtype)
+    limit = sum(part.nbytes for part in first[:3] if part is not None) / bandwidth
+    plain = first.kind == "plain"
+    forms: dict[str, Callable[[Tensor, Weight], Tensor]] = {"library" if plain else "decoded": _library}
+    if kernels.products.serves(x_RI, first):
+        gated = name.startswith("gate")
         forms["kernel"] = kernels.products.gated_product if gated else kernels.products.product
     for form, run in forms.items():
         works = [lambda w=w, run=run: run(x_RI, w) for w in weights]
-        _measure(bench, decoder, f"{name}, {rows} rows, {form}", limit, works)
+        kind = form if plain else f"{first.kind}, {form}"
+        _measure(bench, decoder, f"{name}, {rows} rows, {kind}", limit, works)
 
 
 def _bench_between(
@@ -84,7 +102,9 @@ def _bench_between(
     attend = kernels.attention.attend
     pairs = [(cache.buffers[0][i], cache.buffers[1][i]) for i in range(config.num_layers)]
     works = [
-        lambda k=k, v=v: attend(qkv, (cos[0], sin[0]), cache.positions, k, v, config.num_heads)
+        lambda k=k, v=v: attend(
+            qkv, (cos[0], sin[0]), cache.positions, k, v, config.num_heads, cache.arrivals
+        )
         for k, v in pairs
     ]
     read = cache.row_bytes(filled, 1, config.cache_widths, weight.dtype) * rows

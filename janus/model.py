@@ -14,6 +14,7 @@ from ..blocks.decoder import Decoder
 from ..blocks.errors import OptionError
 from ..blocks.invariant import Linear
 from ..blocks.projector import MlpProjector
+from ..blocks.recorded_part import by_recording
 from ..blocks.siglip import SiglipConfig, build_siglip
 from ..tokenizers.vq import VQModel
 from .config import JanusConfig
@@ -90,7 +91,10 @@ class JanusModel(nn.Module):
         return self.decoder.embed_tokens(ids)
 
     def embed_pictures(self, pixels_N3SS: Tensor) -> Tensor:
-        """Pixels in -1..1 -> embeddings of the picture's tokens `[N, P, D]`."""
+        """Pixels in -1..1 -> embeddings of the picture's tokens `[N, P, D]`; on CUDA by a recording."""
+        return by_recording(self, self.decoder, (self.vision_model, self.aligner), self._see, pixels_N3SS)
+
+    def _see(self, pixels_N3SS: Tensor) -> Tensor:
         return self.aligner(self.vision_model(pixels_N3SS))
 
     def embed_codes(self, codes: Tensor) -> Tensor:

@@ -63,9 +63,10 @@ class JanusPipeline(Conversing):
         bfloat16 on a GPU. `quantize` keeps the decoder's weights in `int8`, `int4` or `fp8`, quantized one by
         one as they are read; a folder that holds them so needs no word of it. `parts` loads only what
         painting (`paint`) or answering (`read`) takes; what needs the rest is then an `OptionError`. On CUDA,
-        steps of painting and answering are captured as graphs, once for each number of rows; with `capture`
-        false every operation is launched by itself, which is slower but needs no preparation. `progress`
-        shows a bar on stderr for loads of more than half a second.
+        steps of painting and answering are captured as graphs, once for each number of rows, and the reading
+        of prompts and pictures for lengths and numbers that come again; with `capture` false every operation
+        is launched by itself, which is slower but needs no preparation. `progress` shows a bar on stderr for
+        loads of more than half a second.
         `device_map` spreads the weights over several devices. `"auto"` fills the GPUs one after the other and
         leaves the rest in the machine's memory, from where each layer is moved to a GPU for the time of its
         work; `"balanced"` fills the GPUs alike; a dict says where modules go (as

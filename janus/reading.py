@@ -17,5 +17,6 @@ def embed_prompt(model: JanusModel, prepared: Prepared) -> Prompt:
     x_TD = model.embed_text(prepared.ids.to(device))
     if len(prepared.pixels):
         pixels = prepared.pixels.to(device, dtype)
-        x_TD[prepared.image_mask.to(device)] = model.embed_pictures(pixels).flatten(0, 1)
+        places = prepared.image_mask.nonzero()[:, 0]  # on the host, which so need not wait for the device
+        x_TD = x_TD.index_copy(0, places.to(device), model.embed_pictures(pixels).flatten(0, 1))
     return Prompt(prepared.ids, x_TD)

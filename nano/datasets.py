@@ -24,7 +24,7 @@ from .world import Scene, reading_order
 PAINT_MIX = {
     "single_object": 6,
     "two_object": 18,
-    "counting": 22,
+    "counting": 34,
     "colors": 10,
     "position": 18,
     "color_attr": 22,

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from ..blocks.decoder import Decoder, DecoderConfig
 from ..blocks.invariant import Linear
 from ..blocks.projector import MlpProjector
+from ..blocks.recorded_part import by_recording
 from ..blocks.siglip import build_siglip
 from .config import VL2Config
 
@@ -71,7 +72,10 @@ class VL2Model(nn.Module):
         return self.decoder.embed_tokens(ids)
 
     def embed_tiles(self, pixels_N3SS: Tensor) -> Tensor:
-        """Tiles in -1..1 -> their tokens `[N, H, H, D]`."""
+        """Tiles in -1..1 -> their tokens `[N, H, H, D]`; on CUDA by a recording."""
+        return by_recording(self, self.decoder, (self.vision, self.projector), self._see, pixels_N3SS)
+
+    def _see(self, pixels_N3SS: Tensor) -> Tensor:
         side = self.config.vision.image_size // self.config.vision.patch_size
         features = self.vision(pixels_N3SS).unflatten(1, (side, side))
         return self.projector(features)

@@ -64,8 +64,8 @@ class VL2Pipeline(Conversing):
         `fp8`, quantized one by one as they are read; a folder that holds them so needs no word of it.
         `max_tiles` replaces the folder's resolutions by all of at most so many local tiles (the paper takes
         18 for InfographicVQA). On CUDA, steps of answering are captured as graphs, once for each number of
-        rows; with `capture` false every operation is launched by itself, which is slower but needs no
-        preparation.
+        rows, and the reading of prompts and tiles for lengths and numbers that come again; with `capture`
+        false every operation is launched by itself, which is slower but needs no preparation.
         `device_map` spreads the weights over several devices. `"auto"` fills the GPUs one after the other and
         leaves the rest in the machine's memory, from where each layer is moved to a GPU for the time of its
         work; `"balanced"` fills the GPUs alike; a dict says where modules go (as

@@ -6,7 +6,8 @@ import socket
 import httpcore
 import pytest
 import torch
-from bifrons.apps import server_guard
+from bifrons.apps import server_guard, server_models
+from bifrons.apps.cli import main
 from bifrons.apps.server_fetch import GuardedBackend, check_url, fetch, is_public
 from bifrons.apps.server_guard import BodyLimit, key_matches, read_keys
 from bifrons.apps.server_models import public_name
@@ -229,6 +230,19 @@ def test_a_small_model_is_computed_with_one_thread_unless_told(
     ]
     use_threads(asked, decoders)
     assert set_to == ([] if wanted is None else [wanted])
+
+
+@pytest.mark.parametrize("flags", [[], ["--eager"]])
+def test_eager_reaches_the_model(flags, monkeypatch):
+    asked = []
+
+    def load(*_, **how):
+        asked.append(how["eager"])
+        raise OptionError("that is enough")
+
+    monkeypatch.setattr(server_models, "load_pipeline", load)
+    assert main(["serve", "-m", "janus-nano", *flags]) == 2
+    assert asked == [bool(flags)]
 
 
 @pytest.mark.parametrize("threads", [0, -1])

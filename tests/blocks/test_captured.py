@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from bifrons.blocks import captured, generation, station
+from bifrons.blocks import captured, generation, recordings
 from bifrons.blocks.captured import bucket, bucket_below, captured_steps, captured_tokens, store_of
 from bifrons.blocks.choosing import spread
 from bifrons.blocks.decoder import Decoder
@@ -102,7 +102,8 @@ def test_one_station_serves_prompts_seeds_and_numbers(painter: JanusPipeline) ->
         options = PaintOptions(1.5 + seed, temperature=0.5 + seed / 10)
         task = painting(painter, 3 + seed % 2, options, 4 + seed, seed)
         assert torch.equal(captured_tokens(decoder, task), plain(decoder, task))
-    spans = 1 if store._free[0].by_position else 1 + (task.longest + 13) // station.SPAN
+    by_position = store._free[0].decoding.by_position
+    spans = 1 if by_position else 1 + (task.longest + 13) // recordings.SPAN
     assert len(store._free) == 1
     assert store.recorder.made == 1 + spans  # the prompts' and the step's
     list(captured_steps(decoder, painting(painter, 4, PaintOptions(3.0, top_k=5), 4)))

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 import torch.nn.functional as F
-from bifrons.blocks import captured, fast_decoder, generation, station
+from bifrons.blocks import captured, fast_decoder, fused, generation, joining, recordings
 from bifrons.blocks.choosing import Choosing, Voice
 from bifrons.blocks.decoder import Decoder, DecoderConfig
 from bifrons.blocks.generation import Task
@@ -17,6 +17,7 @@ from bifrons.blocks.latent_attention import LatentConfig
 from bifrons.blocks.moe import MoEConfig
 from bifrons.blocks.norm import RMSNorm
 from bifrons.blocks.quantize import quantize_model
+from bifrons.blocks.quantized_weight import Weight
 from bifrons.blocks.random import exponential_noise
 from bifrons.blocks.rope import rotary_table, rotate
 from bifrons.blocks.sampling import Sampling, guide, sample
@@ -90,14 +91,12 @@ def test_swiglu(dtype: torch.dtype) -> None:
 def test_products(dtype: torch.dtype, rows: int, inputs: int, outputs: int) -> None:
     from bifrons.blocks.kernel_products import gated_product, product, serves
 
-    if INTERPRETED and dtype == torch.bfloat16:
-        pytest.skip("the interpreter takes bfloat16 for whole numbers in `tl.dot`")
     x, weight = normal(rows, inputs, dtype=dtype), normal(outputs, inputs, dtype=dtype, seed=1) / 8
-    assert serves(x) == (rows <= 16 and dtype != torch.float32)
+    assert serves(x, Weight(weight)) == (rows <= 16 and dtype != torch.float32)
     exact = x.double() @ weight.double().T
-    close(product(x, weight) / 4, exact / 4, dtype)
+    close(product(x, Weight(weight)) / 4, exact / 4, dtype)
     gate, up = F.linear(x, weight).chunk(2, dim=-1)
-    close(gated_product(x, weight) / 4, F.silu(gate) * up / 4, dtype)
+    close(gated_product(x, Weight(weight)) / 4, F.silu(gate) * up / 4, dtype)
 
 
 @runs
@@ -127,7 +126,9 @@ def test_attention_of_one_query(
     positions[0], positions[1] = 0, min(64, slots - 1)
     wanted, wanted_keys, wanted_values = plain_attention(qkv, positions, keys, values, heads)
     cos, sin = rotary_table(torch.arange(slots, device=DEVICE)[None], dim, 1e4)
-    found = attend(qkv, (cos[0], sin[0]), positions, keys, values, heads)
+    arrivals = torch.zeros(rows * kv_heads, dtype=torch.int32, device=DEVICE)
+    found = attend(qkv, (cos[0], sin[0]), positions, keys, values, heads, arrivals)
+    assert not arrivals.any()
     close(found, wanted, dtype)
     close(keys, wanted_keys, dtype)
     assert torch.equal(values, wanted_values)
@@ -190,6 +191,10 @@ def test_draw(guided: bool, temperature: float) -> None:
     assert torch.equal(tokens, sample(mixed, Sampling(temperature), seeds, before))
     assert torch.equal(steps, before + 1)
     assert torch.equal(record[before, torch.arange(4, device=DEVICE)], tokens)
+    again = torch.zeros_like(tokens)
+    one = torch.tensor([temperature], device=DEVICE) if temperature else None
+    draw(mixed, seeds, before, again, None, guidance=None, temperature=one)
+    assert torch.equal(again, tokens)
 
 
 @runs
@@ -261,7 +266,8 @@ def through_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     """The interpreter's kernels serve the CPU."""
     if INTERPRETED:
         found = fast_decoder.import_kernels()
-        monkeypatch.setattr(station, "load_kernels", lambda device: found)
+        monkeypatch.setattr(recordings, "load_kernels", lambda device: found)
+        monkeypatch.setattr(fused, "reads_float8", lambda device: True)
 
 
 @runs
@@ -296,7 +302,7 @@ def test_penalty_through_kernels() -> None:
 @runs
 @pytest.mark.usefixtures("through_kernels")
 @pytest.mark.parametrize("kind", ["int8", "int4", "fp8"])
-def test_quantized_weights_go_one_by_one(kind: str) -> None:
+def test_steps_with_quantized_weights_are_the_plain_steps(kind: str) -> None:
     whole = nn.Module()
     whole.language = speaker("multi-head")
     quantize_model(whole, kind)
@@ -309,7 +315,7 @@ def test_quantized_weights_go_one_by_one(kind: str) -> None:
 def test_joined_weights_keep_names_and_values() -> None:
     model = speaker("experts")
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    fast_decoder.join_weights(model.decoder)
+    joining.join_weights(model.decoder)
     after = model.state_dict()
     assert list(after) == list(before)
     assert all(torch.equal(after[name], before[name]) for name in before)
@@ -319,14 +325,14 @@ def test_joined_weights_keep_names_and_values() -> None:
     }
     assert len(storages) == 1
     places = [tensor.data_ptr() for tensor in model.parameters()]
-    fast_decoder.join_weights(model.decoder)
+    joining.join_weights(model.decoder)
     assert [tensor.data_ptr() for tensor in model.parameters()] == places
 
 
 def test_weights_in_training_are_not_moved() -> None:
     model = speaker("multi-head").requires_grad_(True)
     places = [tensor.data_ptr() for tensor in model.parameters()]
-    fast_decoder.join_weights(model.decoder)
+    joining.join_weights(model.decoder)
     assert [tensor.data_ptr() for tensor in model.parameters()] == places
 
 

@@ -4,12 +4,13 @@ import pytest
 import torch
 
 pytest.importorskip("triton")
-from bifrons.blocks import few_tokens, fused, quantized_kernels
+from bifrons.blocks import few_tokens, fused, kernel_products
 from bifrons.blocks.experts import blocked, looped
 from bifrons.blocks.graphs import GraphRecorder
+from bifrons.blocks.joining import joined_weight
+from bifrons.blocks.kernel_products import product
 from bifrons.blocks.moe import MoE, MoEConfig
-from bifrons.blocks.quantized_kernels import multiply
-from bifrons.blocks.quantized_weight import QuantizedWeight, Stack
+from bifrons.blocks.quantized_weight import QuantizedWeight, Stack, Weight
 from bifrons.blocks.row_products import as_weight
 from torch import nn
 
@@ -48,10 +49,10 @@ def test_product_is_that_of_the_decoded_weight(rows, shape, dtype, kind):
     weight = stored(made(0, *shape) / shape[1] ** 0.5, kind)
     x = made(1, rows, shape[1]).to(DEVICE, dtype)
     exact = x.double() @ weight.decode(torch.float32).double().T
-    found = multiply(x, weight.codes, weight.scale, weight.zero)
+    found = product(x, Weight(weight.codes, weight.scale, weight.zero, kind))
     assert found.shape == exact.shape
     assert found.dtype == dtype
-    # More than two rows take int4 weights as they decode to the dtype of the rows.
+    # int4 weights are taken as they decode to the dtype of the rows.
     assert (found.double() - exact).abs().max() <= 4 * torch.finfo(dtype).eps * exact.abs().max() + 1e-6
 
 
@@ -60,7 +61,7 @@ def test_a_linear_layer_takes_the_kernel_for_few_rows(kind, monkeypatch):
     weight, x = stored(made(0, 40, 64) / 8, kind), made(1, 2, 3, 64).to(DEVICE)
     plain = x @ weight.decode(torch.float32).T
     calls = []
-    monkeypatch.setattr(quantized_kernels, "multiply", lambda *args: calls.append(1) or multiply(*args))
+    monkeypatch.setattr(kernel_products, "product", lambda *args: calls.append(1) or product(*args))
     let_kernels_serve(monkeypatch)
     torch.testing.assert_close(weight(x), plain, rtol=1e-4, atol=1e-5)
     assert calls == [1]
@@ -117,8 +118,9 @@ def test_fp8_is_decoded_where_kernels_do_not_read_it(reads, monkeypatch):
     layer.experts.down = down
     assert fused.serves(x)
     assert fused.serves(x, weight.codes) == layer._few(x) == reads
+    assert (joined_weight(weight) is not None) == reads
     calls = []
-    monkeypatch.setattr(quantized_kernels, "multiply", lambda *args: calls.append(1) or x[:, :40])
+    monkeypatch.setattr(kernel_products, "product", lambda *args: calls.append(1) or x[:, :40])
     weight(x)
     assert bool(calls) == reads
 

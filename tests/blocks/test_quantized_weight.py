@@ -139,7 +139,7 @@ def test_experts_equal_the_definition_on_decoded_stacks(kind, tokens):
     stacks = Stack(gate_up, x.dtype), Stack(down, x.dtype)
     for form in (chosen_only, blocked):
         torch.testing.assert_close(form(x, *stacks, chosen), expected)
-    alone = product(x, gate_up.codes[2], gate_up.scale[2], gate_up.zero[2] if kind == "int4" else None)
+    alone = product(x, kind, gate_up.codes[2], gate_up.scale[2], gate_up.zero[2] if kind == "int4" else None)
     torch.testing.assert_close(stacks[0].product(x, 2), alone)
 
 

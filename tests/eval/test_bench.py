@@ -5,11 +5,15 @@ import json
 import pytest
 import torch
 from bifrons.apps.commands_bench import seconds
+from bifrons.blocks import fused
 from bifrons.blocks.checkpoint_plan import wanted_tensors
 from bifrons.blocks.errors import OptionError
+from bifrons.blocks.fast_decoder import import_kernels
+from bifrons.blocks.joining import join_weights
 from bifrons.blocks.kv_cache import KVCache
-from bifrons.eval import bench_models
-from bifrons.eval.bench_measure import Line, step_bytes
+from bifrons.blocks.memory import held_bytes
+from bifrons.eval import bench_kernels, bench_models
+from bifrons.eval.bench_measure import Bench, Line, step_bytes
 from bifrons.eval.bench_models import JANUS, VL2, pick_config, random_model
 from bifrons.eval.bench_speed import BenchOptions, run_bench
 from bifrons.janus.model import JanusModel
@@ -98,6 +102,30 @@ def test_the_limit_counts_chosen_experts(janus_mini):
     experts = 3 * 3 * moe.num_experts * moe.expert_width * 96 * 4  # layers, projections, in float32
     all_of_them, one = step_bytes(decoder, [], 10**6, 0), step_bytes(decoder, [], 1, 0)
     assert all_of_them - one == pytest.approx(experts * (1 - moe.top_k / moe.num_experts))
+
+
+@pytest.mark.parametrize("kind", [None, "int8", "int4", "fp8"])
+def test_kernels_are_held_against_what_they_read(kind, monkeypatch):
+    """The lines of a step's parts, in Triton's interpreter where there is no GPU."""
+    pytest.importorskip("triton")
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if device.type == "cpu":
+        monkeypatch.setattr(bench_kernels, "load_kernels", lambda device: import_kernels())
+        monkeypatch.setattr(fused, "reads_float8", lambda device: True)
+    monkeypatch.setattr(bench_kernels, "_RUNS", 1)
+    decoder = random_model(pick_config("janus", "nano", 1), device, torch.bfloat16, kind).decoder
+    join_weights(decoder)
+    bench = Bench(device, lambda line: None)
+    bench_kernels.bench_kernels(bench, decoder, 2, 40, 1.0)
+    limits = {line.work: line.limit for line in bench.lines}
+    named = f"{kind}, " if kind else ""
+    products = [work for work in limits if " rows, " in work]
+    assert len(products) == 8
+    for form in ("decoded" if kind else "library", "kernel"):
+        read = sum(limits[work] for work in products if work.endswith(f" rows, {named}{form}"))
+        layer = decoder.layers[0]
+        assert read == sum(held_bytes(part) for part in (layer.self_attn, layer.mlp))
+    assert {"sum and norm, 2 rows", "attention over 40 slots, 2 rows"} <= set(limits)
 
 
 @pytest.mark.parametrize("kind", ["int4", "fp8"])

@@ -96,9 +96,9 @@ def test_pictures_do_not_depend_on_what_is_free(pipes, monkeypatch):
     monkeypatch.setattr(planning, "free_bytes", lambda device: int(two / 0.8) + 8)
     forward = pipe.model.decoder.forward
 
-    def watch(x_BTD, cache=None):
+    def watch(x_BTD, cache=None, begins=False):
         rows.append(len(x_BTD))
-        return forward(x_BTD, cache)
+        return forward(x_BTD, cache, begins)
 
     monkeypatch.setattr(pipe.model.decoder, "forward", watch)
     assert pipe.generate(["a", "b", "c"], seed=3, output_type="codes").equal(whole)
