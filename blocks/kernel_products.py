@@ -48,53 +48,20 @@ def _codes(weight, n, c, COLUMNS: tl.constexpr, WHOLE: tl.constexpr):
 
 
 @triton.jit
-def _pairs(x, r, c, R, COLUMNS: tl.constexpr, EXACT: tl.constexpr, kept: tl.constexpr):
-    """Even and odd inputs of the rows, `[C, R]` each. Two numbers of 16 bits are loaded as one of 32."""
-    known = (r < R)[None, :] & (c < COLUMNS)[:, None]
-    places = r[None, :] * COLUMNS + c[:, None]
-    if EXACT:
-        even = tl.load(x + 2 * places, mask=known, other=0.0)
-        odd = tl.load(x + 2 * places + 1, mask=known, other=0.0)
-        return even.to(kept), odd.to(kept)
-    both = tl.load(x.to(tl.pointer_type(tl.int32)) + places, mask=known, other=0)
-    even, odd = (both & 0xFFFF).to(tl.int16), (both >> 16).to(tl.int16)
-    return even.to(kept, bitcast=True), odd.to(kept, bitcast=True)
-
-
-@triton.jit
 def _add(
     acc,
     codes,
     x,
-    scale,
-    zero,
-    n,
     r,
     first,
     R,
     COLUMNS: tl.constexpr,
-    KIND: tl.constexpr,
-    HALF: tl.constexpr,
     EXACT: tl.constexpr,
-    BLOCK_O: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
     """`acc [O, R]` and the product of codes `[O, C]`, whose columns begin at `first`, with their inputs."""
     kept: tl.constexpr = tl.float32 if EXACT else x.dtype.element_ty
     c = first + tl.arange(0, BLOCK_C)
-    if KIND == "int4":
-        G: tl.constexpr = BLOCK_C // HALF
-        groups: tl.constexpr = COLUMNS // HALF
-        group = first // HALF + tl.arange(0, G)
-        at, known = n[:, None] * groups + group[None, :], (group < groups)[None, :]
-        step = tl.load(scale + at, mask=known, other=0.0).to(tl.float32)[:, :, None]
-        base = tl.load(zero + at, mask=known, other=0.0).to(tl.float32)[:, :, None]
-        grouped = tl.reshape(codes, (BLOCK_O, G, HALF))
-        low = ((grouped & 15).to(tl.float32) - 8.0) * step + base
-        high = ((grouped >> 4).to(tl.float32) - 8.0) * step + base
-        even, odd = _pairs(x, r, c, R, COLUMNS, EXACT, kept)
-        acc = tl.dot(tl.reshape(low, (BLOCK_O, BLOCK_C)).to(kept), even, acc, input_precision="ieee")
-        return tl.dot(tl.reshape(high, (BLOCK_O, BLOCK_C)).to(kept), odd, acc, input_precision="ieee")
     known = (r < R)[None, :] & (c < COLUMNS)[:, None]
     rows = tl.load(x + r[None, :] * COLUMNS + c[:, None], mask=known, other=0.0)
     return tl.dot(codes.to(kept), rows.to(kept), acc, input_precision="ieee")
