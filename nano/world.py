@@ -240,7 +240,7 @@ def place(rng: Random, shapes: Sequence[str], colors: Sequence[str], aspect: flo
 
 
 def place_apart(rng: Random, shapes: Sequence[str], colors: Sequence[str]) -> Scene:
-    """A square scene like those of `place`, but each thing lies within a quarter of the picture of its own."""
+    """A square scene like those of `place`, but each thing lies within its own quarter of the picture."""
     assert len(shapes) <= MAX_THINGS
     low, high = _SIZES[len(shapes)]
     things = []
