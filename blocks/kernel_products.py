@@ -63,8 +63,8 @@ def _add(
     NORMED: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
-    """`acc [O, R]` and the product of codes `[O, C]`, whose columns begin at `first`, with their inputs. These
-    are normed first where that is asked for."""
+    """`acc [O, R]` and the product of codes `[O, C]`, whose columns begin at `first`, with their inputs,
+    which are normed first where that is asked for."""
     kind = x.dtype.element_ty
     kept: tl.constexpr = tl.float32 if EXACT else x.dtype.element_ty
     c = first + tl.arange(0, BLOCK_C)
