@@ -25,9 +25,11 @@ from .kernels import launching, swiglu
 from .quantized_weight import Weight
 from .row_products import exact_products
 
-MOST_ROWS = 16
+MOST_ROWS = 32
 """Up to so many rows plain weights are multiplied here, above the library's products do it."""
-_ROWS = 16  # of a tile: the least that the tensor cores take
+FUSED_ROWS = 16
+"""Up to so many rows products norm what they read: each of their programs does it for all of them."""
+_TILE_ROWS = (16, 32)  # the least that the tensor cores take, and the most
 
 
 class Tile(NamedTuple):
@@ -195,13 +197,14 @@ def _launch(
     codes = weight.codes
     outputs = len(codes) // (2 if gated else 1)
     tile = plan_tile(weight.kind, columns, outputs, gated)
-    programs = triton.cdiv(outputs, tile.outputs)
+    programs, least = triton.cdiv(outputs, tile.outputs), _TILE_ROWS[0]
+    block_rows = least if rows <= least else _TILE_ROWS[1]
     out = x_RI.new_empty(rows, outputs)
     squares = out
     if residual_RO is not None:
         squares = torch.empty(rows, programs, dtype=torch.float32, device=out.device)
     parts = 0 if normed is None else normed.squares.shape[1]
-    _product[(programs, triton.cdiv(rows, _ROWS))](
+    _product[(programs, triton.cdiv(rows, block_rows))](
         x_RI.contiguous(),
         codes,
         codes if weight.scale is None else weight.scale,
@@ -216,7 +219,7 @@ def _launch(
         COLUMNS=columns,
         SCALED=weight.scale is not None,
         EXACT=exact_products(x_RI.dtype),
-        BLOCK_R=_ROWS,
+        BLOCK_R=block_rows,
         BLOCK_O=tile.outputs,
         BLOCK_C=min(max(32, tile.bytes // codes.itemsize), max(32, triton.next_power_of_2(columns))),
         GATED=gated,
@@ -230,16 +233,21 @@ def _launch(
     return out, squares
 
 
-def fuses(x_RI: Tensor, weight: Weight) -> bool:
+def serves(x_RI: Tensor, weight: Weight) -> bool:
     """Whether `_product` takes these rows: few, in half precision, of whole sixteens of inputs; or codes."""
     if weight.kind != "plain":
         return weight.kind != "int4"
     return len(x_RI) <= MOST_ROWS and x_RI.dtype != torch.float32 and x_RI.shape[1] % 16 == 0
 
 
+def fuses(x_RI: Tensor, weight: Weight) -> bool:
+    """Whether products add a residual and norm what they read."""
+    return len(x_RI) <= FUSED_ROWS and serves(x_RI, weight)
+
+
 def product(x_RI: Tensor, weight: Weight, normed: Normed | None = None) -> Tensor:
     """`F.linear`, `[R, O]`. Inputs are `normed` first where that is given, which `fuses` has to allow."""
-    if fuses(x_RI, weight):
+    if serves(x_RI, weight):
         return _launch(x_RI, weight, False, normed)[0]
     assert normed is None
     return multiply_int4(x_RI, weight) if weight.kind == "int4" else F.linear(x_RI, weight.codes)
@@ -247,7 +255,7 @@ def product(x_RI: Tensor, weight: Weight, normed: Normed | None = None) -> Tenso
 
 def gated_product(x_RI: Tensor, weight: Weight, normed: Normed | None = None) -> Tensor:
     """`silu(gate) * up` of a weight that holds the gates' rows and then the ups', `[R, O / 2]`."""
-    if fuses(x_RI, weight):
+    if serves(x_RI, weight):
         return _launch(x_RI, weight, True, normed)[0]
     assert normed is None
     return swiglu(product(x_RI, weight))
