@@ -6,7 +6,7 @@ serves every step. rope.py and invariant.attend stay the definition.
 """
 
 # What Triton's compiler reads is not what a checker of types takes it for.
-# pyright: reportArgumentType=false, reportOperatorIssue=false, reportCallIssue=false
+# pyright: reportArgumentType=false, reportOperatorIssue=false, reportCallIssue=false, reportGeneralTypeIssues=false
 
 import torch
 import triton

@@ -73,7 +73,7 @@ def _bench_products(
     limit = sum(part.nbytes for part in first[:3] if part is not None) / bandwidth
     plain = first.kind == "plain"
     forms: dict[str, Callable[[Tensor, Weight], Tensor]] = {"library" if plain else "decoded": _library}
-    if kernels.products.serves(x_RI, first):
+    if not plain or kernels.products.serves(x_RI, first):
         gated = name.startswith("gate")
         forms["kernel"] = kernels.products.gated_product if gated else kernels.products.product
     for form, run in forms.items():

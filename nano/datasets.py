@@ -6,7 +6,7 @@ N examples, L text tokens of a row (padded on the right).
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing import get_context
 from pathlib import Path
 from random import Random
@@ -18,8 +18,8 @@ from torch import Tensor
 
 from .questions import sample_question, sample_scene
 from .render import pack
-from .sentences import KINDS, article, enumeration, sample_case
-from .world import Scene, reading_order
+from .sentences import KINDS, Case, article, enumeration, sample_case
+from .world import Scene, held_out_relation, place_apart, reading_order
 
 PAINT_MIX = {
     "single_object": 6,
@@ -93,11 +93,22 @@ def gather(
     return {"ids": ids, "lengths": lengths, "learn": marks, **packed}
 
 
+def apart(case: Case, rng: Random) -> Case:
+    """Three or four things put into quarters of their own: so there is room for each whatever was painted
+    before it, and none for one more. (Learned from things anywhere, too many were the commonest mistake.)"""
+    things = case.scene.things
+    while len(things) > 2:
+        scene = place_apart(rng, [t.shape for t in things], [t.color for t in things])
+        if not held_out_relation(scene.things):
+            return replace(case, scene=scene)
+    return case
+
+
 def paint_shard(seed: int, encode: Encode, width: int) -> Arrays:
     """Sentences as painting prompts (`encode` gives the whole prompt's ids) with their scenes."""
     rng = Random(seed)
     kinds, weights = list(PAINT_MIX), list(PAINT_MIX.values())
-    cases = [sample_case(kind, rng) for kind in rng.choices(kinds, weights, k=SHARD)]
+    cases = [apart(sample_case(kind, rng), rng) for kind in rng.choices(kinds, weights, k=SHARD)]
     rows = [encode(case.metadata["prompt"]) for case in cases]
     return gather(rows, [[False] * len(row) for row in rows], [case.scene for case in cases], width)
 

@@ -2,10 +2,9 @@
 
 B rows, L prompt tokens, T image tokens of a picture, X = L + T, D decoder width, P patches of a picture.
 
-Painting: sentences with their pictures' codes, where recipe 4 was run partly of the model's own right
-pictures; the prompt of every tenth row is blanked as in the unconditional row of guidance. Reading:
-conversations of questions, half about rendered pictures, a quarter about what the tokenizer makes of them, so
-that the model can read what it paints.
+Painting: sentences with their pictures' codes; the prompt of every tenth row is blanked as in the
+unconditional row of guidance. Reading: conversations of questions, half about rendered pictures, a
+quarter about what the tokenizer makes of them, so that the model can read what it paints.
 """
 
 import argparse
@@ -24,7 +23,6 @@ from .datasets import Examples, answer_loss, load_examples
 from .janus_format import TurnEncoder
 from .janus_spec import SIDE
 from .recipe_data import EXAMPLES
-from .recipe_own import load_own
 from .recipe_vision import TOWER
 from .recipe_vq import OFF_LATTICE, jitter, to_pixels
 from .render import render_packed
@@ -33,8 +31,6 @@ from .trainer import Run, Trainer, initialise
 PAINT_ROWS, READ_ROWS = 176, 80
 BLANK = 0.1
 REPAINTED = 0.25
-OWN_SHARE = 0.5
-"""Of the rows to paint: pictures that the model painted itself and that are right, where there are any."""
 PEAK_RATE = 3.5e-3
 READ_WEIGHT = 0.7
 
@@ -114,36 +110,13 @@ class JanusTrainer(Trainer[JanusModel]):
         self.read = load_examples(folder / EXAMPLES, "read").to(device)
         self.say(f"{len(self.paint)} sentences, {len(self.read)} conversations loaded")
         self.codes = encode_all(model, self.paint.scenes, device)
-        self.rendered = len(self.paint)
-        if (own := load_own(folder)) is not None:
-            self._add(own)
         self.say(f"pictures encoded, first codes {self.codes[0, :4].tolist()}")
         learned = nn.ModuleList([part for name, part in model.named_children() if name != "gen_vision_model"])
         self.learn(model, learned, model.decoder.layers)
 
-    def _add(self, own: dict[str, Tensor]) -> None:
-        """Own pictures behind the rendered ones; scenes are not needed once there are codes."""
-        there = {name: value.to(self.device) for name, value in own.items()}
-        paint, unlearned = self.paint, torch.zeros_like(there["ids"], dtype=torch.bool)
-        self.paint = Examples(
-            torch.cat((paint.ids, there["ids"])),
-            torch.cat((paint.lengths, there["lengths"])),
-            torch.cat((paint.learn, unlearned)),
-            {},
-        )
-        self.codes = torch.cat((self.codes, there["codes"]))
-        self.say(f"{len(there['ids'])} own pictures among them")
-
-    def _choose(self, count: int) -> Tensor:
-        """Sentences of a step: some rendered, some own."""
-        own = len(self.paint) - self.rendered
-        mine = int(count * OWN_SHARE) if own else 0
-        rendered = torch.randint(self.rendered, (count - mine,), device=self.device)
-        return torch.cat((rendered, torch.randint(max(own, 1), (mine,), device=self.device) + self.rendered))
-
     def losses(self) -> dict[str, Tensor]:
         painting, reading = self.rows
-        chosen = self._choose(painting)
+        chosen = torch.randint(len(self.paint), (painting,), device=self.device)
         asked = torch.randint(len(self.read), (reading,), device=self.device)
         rows = self.read.take(asked)
         pixels = to_pixels(render_packed(jitter(rows.scenes, OFF_LATTICE), SIDE, self.device))

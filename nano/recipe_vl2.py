@@ -108,9 +108,7 @@ class VL2Trainer(Trainer[VL2Model]):
         self.one = load_examples(run.folder / EXAMPLES, "one").to(run.device)
         self.two = load_examples(run.folder / EXAMPLES, "two").to(run.device)
         self.say(f"{len(self.one)} and {len(self.two)} conversations about one and two pictures loaded")
-        model = new_model(run.folder)
-        if start is not None:
-            model.load_state_dict(VL2Pipeline.from_pretrained(start, "cpu", "float32").model.state_dict())
+        model = new_model(run.folder, start)
         for module in model.modules():
             if isinstance(module, MoE):
                 module.experts.form = dense
@@ -161,9 +159,12 @@ class VL2Trainer(Trainer[VL2Model]):
         save_file(weights, self.folder / "model.safetensors", {"format": "pt"})
 
 
-def new_model(folder: Path) -> VL2Model:
-    """Fresh weights, and the taught tower of the folder."""
+def new_model(folder: Path, start: Path | None = None) -> VL2Model:
+    """All the weights of `start`, or fresh ones and the taught tower of the folder."""
     model = VL2Model(read_config(folder))
+    if start is not None:
+        model.load_state_dict(VL2Pipeline.from_pretrained(start, "cpu", "float32").model.state_dict())
+        return model
     initialise(model, model.config.decoder.num_layers)
     model.vision.load_state_dict(load_file(folder / TOWER))
     return model

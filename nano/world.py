@@ -237,3 +237,20 @@ def place(rng: Random, shapes: Sequence[str], colors: Sequence[str], aspect: flo
         things = _try_place(rng, shapes, colors, low, high, aspect)
         if things is not None:
             return Scene(things, rng.choice(BACKGROUNDS), aspect)
+
+
+def place_apart(rng: Random, shapes: Sequence[str], colors: Sequence[str]) -> Scene:
+    """A square scene like those of `place`, but each thing lies within its own quarter of the picture."""
+    assert len(shapes) <= MAX_THINGS
+    low, high = _SIZES[len(shapes)]
+    things = []
+    for shape, color, quarter in zip(shapes, colors, rng.sample(range(4), len(shapes)), strict=True):
+        size = _on_lattice(rng, low, high)
+        centre = []
+        for side, begin in zip(EXTENTS[shape], (quarter % 2 / 2, quarter // 2 / 2), strict=True):
+            half = side * size / 2
+            first = begin + (_GAP / 2 if begin else _MARGIN) + half
+            last = begin + 0.5 - (_MARGIN if begin else _GAP / 2) - half
+            centre.append(_on_lattice(rng, first, last))
+        things.append(Thing(shape, color, centre[0], centre[1], size))
+    return Scene(tuple(things), rng.choice(BACKGROUNDS))

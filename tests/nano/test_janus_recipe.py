@@ -9,7 +9,6 @@ from bifrons.nano.datasets import paint_shard, question_shard, save_examples
 from bifrons.nano.janus_format import PaintEncoder, TurnEncoder, write_folder
 from bifrons.nano.recipe_data import EXAMPLES, PAINT_WIDTH, READ_WIDTH
 from bifrons.nano.recipe_janus import JanusTrainer
-from bifrons.nano.recipe_own import add_own
 from bifrons.nano.trainer import Run
 from safetensors.torch import load_file, save_file
 
@@ -39,20 +38,3 @@ def test_a_step_changes_all_but_the_tokenizer_and_loads(folder):
     trainer.save()
     pipe = JanusPipeline.from_pretrained(folder, "cpu")
     assert pipe.generate("a photo of a star", seed=1, output_type="codes").shape == (1, 256)
-
-
-def test_own_pictures_are_a_share_of_what_is_painted(folder):
-    encoded = torch.tensor([PaintEncoder(folder)("a photo of a star")])
-    ids = torch.zeros(2, PAINT_WIDTH, dtype=torch.int16)
-    ids[:, : encoded.shape[1]] = encoded
-    codes = torch.arange(512).reshape(2, 256).short()
-    add_own(folder, {"ids": ids, "lengths": torch.full((2,), encoded.shape[1]), "codes": codes})
-    trainer = JanusTrainer(Run(folder, 60.0), locate("janus-nano"), (4, 4))
-    assert (len(trainer.paint), trainer.rendered) == (5, 3)
-    chosen = trainer._choose(4)
-    assert ((chosen >= 3).tolist(), bool((chosen < 5).all())) == ([False, False, True, True], True)
-    taken = trainer.paint.take(chosen)
-    assert torch.equal(taken.ids[2], ids[0])
-    assert torch.equal(trainer.codes[3:], codes)
-    losses = trainer.update()
-    assert losses["paint"] > 2  # own codes that are no picture are among them: they count

@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 import torch
 from bifrons.blocks.errors import OptionError
+from bifrons.nano.datasets import apart
 from bifrons.nano.questions import sample_scene
 from bifrons.nano.render import pack, render, render_packed, to_pil
+from bifrons.nano.sentences import sample_case
 from bifrons.nano.shapes import EXTENTS, HALF_SPAN, OUTLINES, SHAPES, signed_distance
 from bifrons.nano.world import (
     BACKGROUNDS,
@@ -23,6 +25,7 @@ from bifrons.nano.world import (
     extent,
     is_held_out,
     place,
+    place_apart,
     relation,
 )
 
@@ -141,3 +144,38 @@ def test_sizes_and_mistakes():
         pack([])
     with pytest.raises(OptionError, match="1 to 4"):
         place(Random(0), ["star"] * 5, ["red"] * 5)
+
+
+def test_things_apart_keep_to_quarters_of_their_own():
+    rng = Random(4)
+    for count in (3, 4):
+        places = set()
+        for _ in range(200):
+            shapes = [rng.choice(SHAPES) for _ in range(count)]
+            scene = place_apart(rng, shapes, ["red"] * count)
+            boxes = [box_of(thing) for thing in scene.things]
+            quarters = {(x0 >= 0.5, y0 >= 0.5) for x0, y0, _, _ in boxes}
+            assert len(quarters) == count
+            for x0, y0, x1, y1 in boxes:
+                for low, high in ((x0, x1), (y0, y1)):
+                    assert 0.03 <= low < high <= 0.97
+                    assert low >= 0.525 or high <= 0.475
+            places |= {(thing.x, thing.y) for thing in scene.things}
+        assert len(places) > 60
+
+
+def test_paintings_of_three_or_four_things_have_them_apart():
+    rng = Random(1)
+    for kind in ("counting", "mixed", "two_object"):
+        for _ in range(60):
+            case = sample_case(kind, rng)
+            moved = apart(case, rng)
+            assert [(t.shape, t.color) for t in moved.scene.things] == [
+                (t.shape, t.color) for t in case.scene.things
+            ]
+            assert moved.metadata == case.metadata
+            assert not is_held_out(moved.scene)
+            if len(case.scene.things) < 3:
+                assert moved == case
+            else:
+                assert len({(t.x > 0.5, t.y > 0.5) for t in moved.scene.things}) == len(moved.scene.things)
