@@ -53,67 +53,35 @@ def reads_positions(decoder: Decoder) -> bool:
     return all(isinstance(cast(Block, block).self_attn, Attention) for block in decoder.layers)
 
 
-class Flow(NamedTuple):
-    """What runs past the layers, `total + delta` `[R, D]`, and, where a product made the total, the sums of
-    its squares."""
-
-    total_RD: Tensor
-    delta_RD: Tensor | None = None
-    squares: Tensor | None = None
-
-
-def _normed(kernels: Kernels, flow: Flow, norm: RMSNorm, out: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """The flow as one sum, and its norm."""
-    return kernels.step.add_norm(flow.total_RD, flow.delta_RD, norm.weight, norm.eps, out)
-
-
-def _out_of(
-    kernels: Kernels, flow: Flow, norm: RMSNorm, *layers: nn.Module, gated: bool = False
-) -> tuple[Tensor, Tensor]:
-    """The flow as one sum, and the outputs of all layers for its norm side by side; `gated`: of a gate and an
-    up projection, `silu(gate) * up`."""
-    whole, products = joined_weight(*layers), kernels.products
-    if whole is None:
-        total, normed = _normed(kernels, flow, norm)
-        beside = torch.cat([layer(normed) for layer in layers], dim=-1)
-        return total, kernels.step.swiglu(beside) if gated else beside
-    multiply = products.gated_product if gated else products.product
-    if flow.squares is not None and products.fuses(flow.total_RD, whole):
-        how = products.Normed(flow.squares, norm.weight, norm.eps)
-        return flow.total_RD, multiply(flow.total_RD, whole, how)
-    total, normed = _normed(kernels, flow, norm)
-    return total, multiply(normed, whole)
-
-
-def _onto(kernels: Kernels, total_RD: Tensor, x_RI: Tensor, layer: nn.Module) -> Flow:
-    """The flow after a layer's outputs came to it."""
-    weight, products = joined_weight(layer), kernels.products
-    if weight is None:
-        return Flow(total_RD, layer(x_RI))
-    if not products.fuses(x_RI, weight):
-        return Flow(total_RD, products.product(x_RI, weight))
-    total_RD, squares = products.added_product(x_RI, weight, total_RD)
-    return Flow(total_RD, None, squares)
+def _product(kernels: Kernels, x_RD: Tensor, *layers: nn.Module) -> Tensor:
+    """The outputs of all layers side by side."""
+    whole = joined_weight(*layers)
+    if whole is not None:
+        return kernels.products.product(x_RD, whole)
+    return torch.cat([layer(x_RD) for layer in layers], dim=-1)
 
 
 def _attention(
-    kernels: Kernels, block: Block, flow: Flow, cache: KVCache, rotary: tuple[Tensor, Tensor]
-) -> Flow:
-    layer = cast(Attention, block.self_attn)
-    total, qkv_RC = _out_of(kernels, flow, block.input_layernorm, layer.q_proj, layer.k_proj, layer.v_proj)
+    kernels: Kernels, layer: Attention, x_RD: Tensor, cache: KVCache, rotary: tuple[Tensor, Tensor]
+) -> Tensor:
+    qkv_RC = _product(kernels, x_RD, layer.q_proj, layer.k_proj, layer.v_proj)
     keys, values = (buffer[layer.layer] for buffer in cache.buffers)
     heads = qkv_RC.shape[1] // layer.head_dim - 2 * keys.shape[2]
-    attended = kernels.attention.attend(qkv_RC, rotary, cache.positions, keys, values, heads, cache.arrivals)
-    return _onto(kernels, total, attended, layer.o_proj)
+    attended = kernels.attention.attend(
+        qkv_RC, rotary, cache.positions, keys, values, heads, cache.arrivals
+    )
+    return _product(kernels, attended, layer.o_proj)
 
 
-def _feed_forward(kernels: Kernels, block: Block, flow: Flow) -> Flow:
-    layer, norm = block.mlp, block.post_attention_layernorm
+def _feed_forward(kernels: Kernels, layer: nn.Module, x_RD: Tensor) -> Tensor:
     if not isinstance(layer, FeedForward):
-        total, normed = _normed(kernels, flow, norm)
-        return Flow(total, layer(normed[:, None])[:, 0])
-    total, inner_RI = _out_of(kernels, flow, norm, layer.gate_proj, layer.up_proj, gated=True)
-    return _onto(kernels, total, inner_RI, layer.down_proj)
+        return layer(x_RD[:, None])[:, 0]
+    whole = joined_weight(layer.gate_proj, layer.up_proj)
+    if whole is not None:
+        inner_RI = kernels.products.gated_product(x_RD, whole)
+    else:
+        inner_RI = kernels.step.swiglu(_product(kernels, x_RD, layer.gate_proj, layer.up_proj))
+    return _product(kernels, inner_RI, layer.down_proj)
 
 
 def decode_fast(
@@ -132,15 +100,20 @@ def decode_fast(
     step: Step | None = None
     if not reads_positions(decoder):
         step = decoder.step(len(x_RD), 1, x_RD.device, cache)
-    flow = Flow(x_RD)
-    for block in (cast(Block, block) for block in decoder.layers):
+    blocks = [cast(Block, block) for block in decoder.layers]
+    norms = [*(block.input_layernorm for block in blocks[1:]), decoder.norm]
+    first = blocks[0].input_layernorm
+    x_RD, normed_RD = kernels.step.add_norm(x_RD, None, first.weight, first.eps)
+    for block, following in zip(blocks, norms, strict=True):
         if step is None:
-            flow = _attention(kernels, block, flow, cache, rotary)
+            attended = _attention(kernels, cast(Attention, block.self_attn), normed_RD, cache, rotary)
         else:
-            total, normed = _normed(kernels, flow, block.input_layernorm)
-            flow = Flow(total, block.self_attn(normed[:, None], step)[:, 0])
-        flow = _feed_forward(kernels, block, flow)
-    _normed(kernels, flow, decoder.norm, out_RD)
+            attended = block.self_attn(normed_RD[:, None], step)[:, 0]
+        between: RMSNorm = block.post_attention_layernorm
+        x_RD, normed_RD = kernels.step.add_norm(x_RD, attended, between.weight, between.eps)
+        changed = _feed_forward(kernels, block.mlp, normed_RD)
+        out = out_RD if following is decoder.norm else None
+        x_RD, normed_RD = kernels.step.add_norm(x_RD, changed, following.weight, following.eps, out)
 
 
 @contextmanager

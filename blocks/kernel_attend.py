@@ -18,7 +18,6 @@ from .kernels import launching
 
 _BLOCK = 32
 """Slots that a program reads at a time."""
-_WARPS = 4
 _ENOUGH = 512
 """Programs that keep a large GPU busy: from here on rows are not split."""
 _LEAST_CHUNK = 64
@@ -227,7 +226,7 @@ def attend(
         BLOCK=max(4, _BLOCK // group_padded),
         SPLITS=splits,
         SPLITS_PADDED=triton.next_power_of_2(splits),
-        num_warps=_WARPS,
+        num_warps=2 if splits > 1 else 4,
         **launching(out),
     )
     return out

@@ -196,10 +196,10 @@ def test_free_rows_keep_what_they_hold(wisher: Wisher) -> None:
     assert slots.cache.positions[:5].tolist() == slots.lengths
     for row in range(3):
         found = [*[state[row] for state in first], *[state[row] for state in second[1:]]]
-        assert torch.equal(torch.stack(found), alone(decoder, prompts[row], inputs))
+        torch.testing.assert_close(torch.stack(found), alone(decoder, prompts[row], inputs))
     for row in (3, 4):
         found = torch.stack([state[row] for state in second])
-        assert torch.equal(found, alone(decoder, added[row - 3], inputs[2:]))
+        torch.testing.assert_close(found, alone(decoder, added[row - 3], inputs[2:]))
     assert all(torch.equal(a, b) for a, b in zip(beginnings(5), before[2], strict=True))
     assert all(torch.equal(a[:, :36], b) for a, b in zip(beginnings(3), before[0], strict=True))
 

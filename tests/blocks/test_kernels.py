@@ -88,29 +88,17 @@ def test_swiglu(dtype: torch.dtype) -> None:
 @runs
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(
-    ("rows", "inputs", "outputs"), [(1, 64, 40), (3, 272, 96), (17, 64, 32), (33, 64, 32)]
+    ("rows", "inputs", "outputs"), [(1, 64, 40), (3, 272, 96), (17, 64, 32)]
 )
 def test_products(dtype: torch.dtype, rows: int, inputs: int, outputs: int) -> None:
-    from bifrons.blocks.kernel_products import Normed, added_product, fuses, gated_product, product, serves
+    from bifrons.blocks.kernel_products import gated_product, product, serves
 
     x, weight = normal(rows, inputs, dtype=dtype), normal(outputs, inputs, dtype=dtype, seed=1) / 8
-    assert serves(x, Weight(weight)) == (rows <= 32 and dtype != torch.float32)
+    assert serves(x, Weight(weight)) == (rows <= 16 and dtype != torch.float32)
     exact = x.double() @ weight.double().T
     close(product(x, Weight(weight)) / 4, exact / 4, dtype)
     gate, up = F.linear(x, weight).chunk(2, dim=-1)
     close(gated_product(x, Weight(weight)) / 4, F.silu(gate) * up / 4, dtype)
-    if not fuses(x, Weight(weight)):
-        return
-    back, norm = normal(inputs, outputs, dtype=dtype, seed=2) / 8, RMSNorm(inputs, 1e-5).to(DEVICE, dtype)
-    norm.requires_grad_(False).weight.copy_(normal(inputs, seed=3))
-    total, squares = added_product(product(x, Weight(weight)), Weight(back), x)
-    close(total / 4, (x + F.linear(F.linear(x, weight), back)) / 4, dtype)
-    close(squares.sum(1), total.float().square().sum(1), torch.float32)
-    how = Normed(squares, norm.weight, norm.eps)
-    close(product(total, Weight(weight), how) / 4, F.linear(norm(total), weight) / 4, dtype)
-    gate, up = F.linear(norm(total), weight).chunk(2, dim=-1)
-    scale = 40 if INTERPRETED else 4  # the roundings of the interpreter add up
-    close(gated_product(total, Weight(weight), how) / scale, F.silu(gate) * up / scale, dtype)
 
 
 @runs

@@ -53,7 +53,9 @@ def test_product_is_that_of_the_decoded_weight(rows, shape, dtype, kind):
     assert found.shape == exact.shape
     assert found.dtype == dtype
     # int4 weights are taken as they decode to the dtype of the rows.
-    assert (found.double() - exact).abs().max() <= 4 * torch.finfo(dtype).eps * exact.abs().max() + 1e-6
+    # The error of a sum grows with the root of its length.
+    room = (4 + shape[1] ** 0.5 / 4) * torch.finfo(dtype).eps
+    assert (found.double() - exact).abs().max() <= room * exact.abs().max() + 1e-6
 
 
 @kinds
