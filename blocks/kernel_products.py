@@ -28,6 +28,9 @@ from .row_products import exact_products
 MOST_ROWS = 16
 """Up to so many rows plain weights are multiplied here, above the library's products do it."""
 _ROWS = 16  # of a tile: the least that the tensor cores take
+_LINE = 128  # bytes that the device's cache reads at once
+_AHEAD = 0
+"""Bytes of weights that a program asks into that cache while it waits for the kernel before it."""
 
 
 class Tile(NamedTuple):
@@ -46,6 +49,22 @@ def _codes(weight, n, c, COLUMNS: tl.constexpr, WHOLE: tl.constexpr):
     if WHOLE:
         return tl.load(places)
     return tl.load(places, mask=(c < COLUMNS)[None, :], other=0.0)
+
+
+@triton.jit
+def _ask_ahead(weight, n, first, COLUMNS: tl.constexpr, LINES: tl.constexpr, STEP: tl.constexpr):
+    """Asks for some lines of the outputs `n`, from column `first` on."""
+    places = (
+        weight + n[:, None] * COLUMNS + tl.minimum(first + tl.arange(0, LINES) * STEP, COLUMNS - 1)[None, :]
+    )
+    tl.inline_asm_elementwise(
+        "prefetch.global.L2 [$1]; mov.u32 $0, 0;",
+        "=r,l",
+        [places.to(tl.int64)],
+        dtype=tl.int32,
+        is_pure=False,
+        pack=1,
+    )
 
 
 @triton.jit
@@ -83,6 +102,8 @@ def _product(
     BLOCK_O: tl.constexpr,
     BLOCK_C: tl.constexpr,
     GATED: tl.constexpr,
+    LINES: tl.constexpr,
+    STEP: tl.constexpr,
     EARLY: tl.constexpr,
 ):
     """Some outputs of a tile of rows. GATED: the weight is gates over ups, and out is `silu(gate) * up`."""
@@ -95,6 +116,10 @@ def _product(
     if GATED:
         others = _codes(weight, mine + O, c, COLUMNS, whole)
     if EARLY:
+        if LINES > 0:
+            _ask_ahead(weight, mine, BLOCK_C, COLUMNS, LINES, STEP)
+            if GATED:
+                _ask_ahead(weight, mine + O, BLOCK_C, COLUMNS, LINES, STEP)
         gdc_wait()
         gdc_launch_dependents()
     r = tl.program_id(1) * BLOCK_R + tl.arange(0, BLOCK_R)
@@ -146,6 +171,7 @@ def _launch(x_RI: Tensor, weight: Weight, gated: bool) -> Tensor:
     outputs = len(codes) // (2 if gated else 1)
     tile = plan_tile(weight.kind, columns, outputs, gated)
     out = x_RI.new_empty(rows, outputs)
+    lines = min(_AHEAD // ((2 if gated else 1) * tile.outputs * _LINE), columns * codes.itemsize // _LINE)
     _product[(triton.cdiv(outputs, tile.outputs), triton.cdiv(rows, _ROWS))](
         x_RI.contiguous(),
         codes,
@@ -160,6 +186,8 @@ def _launch(x_RI: Tensor, weight: Weight, gated: bool) -> Tensor:
         BLOCK_O=tile.outputs,
         BLOCK_C=min(max(32, tile.bytes // codes.itemsize), max(32, triton.next_power_of_2(columns))),
         GATED=gated,
+        LINES=0 if lines < 1 else 1 << (lines.bit_length() - 1),
+        STEP=_LINE // codes.itemsize,
         num_warps=tile.warps,
         num_stages=tile.stages if x_RI.dtype != torch.float32 else 2,
         **launching(out),
