@@ -49,7 +49,10 @@ def looped(x_ND: Tensor, gate_up: Tensor, down: Tensor, chosen_NK: Tensor) -> Te
 
 def _sorted_pairs(chosen_NK: Tensor, experts: int) -> tuple[Tensor, Tensor, Tensor]:
     """Pairs ordered by expert: (order `[P]`, expert of each `[P]`, pairs of each expert `[E]`)."""
-    sorted_P, order_P = chosen_NK.flatten().sort(stable=True)
+    # A radix sort makes a pass for every byte.
+    narrow = torch.int16 if experts <= torch.iinfo(torch.int16).max else chosen_NK.dtype
+    sorted_P, order_P = chosen_NK.flatten().to(narrow).sort(stable=True)
+    sorted_P = sorted_P.long()
     counts_E = torch.zeros(experts, dtype=torch.long, device=order_P.device)
     return order_P, sorted_P, counts_E.scatter_add_(0, sorted_P, torch.ones_like(sorted_P))
 
@@ -67,6 +70,11 @@ def _unsort(out_PD: Tensor, order_P: Tensor, chosen_NK: Tensor) -> Tensor:
 
 def grouped(x_ND: Tensor, gate_up: Tensor, down: Tensor, chosen_NK: Tensor) -> Tensor:
     """One grouped product each for all gates and ups and for all downs."""
+    return _unsort(*grouped_sorted(x_ND, gate_up, down, chosen_NK), chosen_NK)
+
+
+def grouped_sorted(x_ND: Tensor, gate_up: Tensor, down: Tensor, chosen_NK: Tensor) -> tuple[Tensor, Tensor]:
+    """`grouped` before the order is undone: outputs of pairs by expert, `[P, D]`, and their order `[P]`."""
     assert _grouped_mm is not None, "this torch has no grouped product"
     order_P, expert_P, counts_E = _sorted_pairs(chosen_NK, len(gate_up))
     pairs_PD = x_ND[order_P // chosen_NK.shape[1]]
@@ -78,7 +86,7 @@ def grouped(x_ND: Tensor, gate_up: Tensor, down: Tensor, chosen_NK: Tensor) -> T
     ends_E = counts_E.cumsum(0).to(torch.int32)
     hidden = _swiglu(_grouped_mm(pairs_PD, gate_up.transpose(1, 2), offs=ends_E))
     out_PD = _grouped_mm(hidden, down.transpose(1, 2), offs=ends_E)
-    return _unsort(out_PD if places_P is None else out_PD[places_P], order_P, chosen_NK)
+    return out_PD if places_P is None else out_PD[places_P], order_P
 
 
 def chosen_only(x_ND: Tensor, gate_up: Stack, down: Stack, chosen_NK: Tensor) -> Tensor:

@@ -26,7 +26,10 @@ def reads_float8(device: torch.device) -> bool:
 
 
 def serves(x: Tensor, *weights: Tensor) -> bool:
-    """Whether kernels without gradients may take `x` through `weights`."""
+    """Whether kernels without gradients may take `x` through `weights`. Where torch compiles, it fuses the
+    plain functions itself."""
+    if torch.compiler.is_compiling():
+        return False
     if x.dtype not in DTYPES or not device_serves(x.device) or not x.numel():
         return False
     if any(weight.dtype == torch.float8_e4m3fn for weight in weights) and not reads_float8(x.device):

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from . import fused
 from .invariant import Linear, attend, by_head, exact
 from .norm import RMSNorm
-from .rope import deinterleave, rotate
+from .rope import rotate_pairs
 
 if TYPE_CHECKING:
     from .decoder import DecoderConfig, Step
@@ -79,9 +79,9 @@ class LatentAttention(nn.Module):
             return self.o_proj(attend_latent(self, q, kv_BTC, step))
         q_BHTK = q.unflatten(-1, (self.num_heads, self.query_dim)).transpose(1, 2)
         q_nope_BHTN, q_rope_BHTP = q_BHTK.split((sizes.nope_dim, sizes.rope_dim), dim=-1)
-        q_rope_BHTP = rotate(deinterleave(q_rope_BHTP), step.rotary)
+        q_rope_BHTP = rotate_pairs(q_rope_BHTP, step.rotary)
         latent_BTR, k_rope_BTP = kv_BTC.split((sizes.kv_rank, sizes.rope_dim), dim=-1)
-        k_rope_BTP = rotate(deinterleave(k_rope_BTP)[:, None], step.rotary)[:, 0]
+        k_rope_BTP = rotate_pairs(k_rope_BTP[:, None], step.rotary)[:, 0]
         slots_BSC = torch.cat((self.kv_a_layernorm(latent_BTR), k_rope_BTP), dim=-1)
         if step.cache is not None:
             (cached_BS1C,) = step.cache.write(self.layer, step.positions_BT, (slots_BSC[:, :, None],))

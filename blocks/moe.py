@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from . import fused
 from .errors import ConfigError
-from .experts import Form, blocked, chosen_only, pick_form
+from .experts import Form, blocked, chosen_only, grouped, grouped_sorted, pick_form
 from .feed_forward import FeedForward
 from .invariant import linear, row_sums, sigmoid
 from .quantized_weight import QuantizedWeight, Stack
@@ -142,17 +142,23 @@ class Experts(nn.Module):
             form = chosen_only if x_ND.device.type == "cpu" else blocked
             out_NKD = form(x_ND, *stacks, chosen_NK)
         else:
-            out_NKD = self._full(x_ND, chosen_NK)
+            x, gate_up, down = self._operands(x_ND)
+            form = self.form or pick_form(x, gate_up, chosen_NK.numel())
+            if form is grouped and fused.serves(x, gate_up, down, weights_NK):
+                from .prefill_kernels import weighted_sum  # needs Triton
+
+                return weighted_sum(*grouped_sorted(x, gate_up, down, chosen_NK), weights_NK)
+            out_NKD = form(x, gate_up, down, chosen_NK)
         # Float32 by the weights' dtype: outputs in half precision are not written out wider before.
         return (out_NKD * weights_NK[..., None]).sum(1).to(x_ND.dtype)
 
-    def _full(self, x: Tensor, chosen_NK: Tensor) -> Tensor:
+    def _operands(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The input and the parameters in the dtype that products take."""
         gate_up, down = cast(Tensor, self.gate_up), cast(Tensor, self.down)
         if torch.is_autocast_enabled(x.device.type):
             dtype = torch.get_autocast_dtype(x.device.type)
-            x, gate_up, down = x.to(dtype), gate_up.to(dtype), down.to(dtype)
-        form = self.form or pick_form(x, gate_up, chosen_NK.numel())
-        return form(x, gate_up, down, chosen_NK)
+            return x.to(dtype), gate_up.to(dtype), down.to(dtype)
+        return x, gate_up, down
 
 
 class MoE(nn.Module):

@@ -6,6 +6,8 @@ B batch, T positions of this call, H heads, K dimensions of a head.
 import torch
 from torch import Tensor
 
+from . import fused
+
 
 def rotary_table(positions_BT: Tensor, dim: int, theta: float) -> tuple[Tensor, Tensor]:
     """Cosine and sine `[B, T, dim]`, always float32, whatever the weights are.
@@ -21,10 +23,23 @@ def rotary_table(positions_BT: Tensor, dim: int, theta: float) -> tuple[Tensor, 
 
 def rotate(x_BHTK: Tensor, table: tuple[Tensor, Tensor]) -> Tensor:
     """Turn each pair (k, k + K/2) by its angle, in float32; returns the dtype of `x`."""
+    if fused.serves(x_BHTK):
+        from . import prefill_kernels  # needs Triton
+
+        return prefill_kernels.rotate(x_BHTK, table)
     cos, sin = (part[:, None] for part in table)
     x = x_BHTK.float()
     low, high = x.chunk(2, dim=-1)
     return (x * cos + torch.cat((-high, low), dim=-1) * sin).to(x_BHTK.dtype)
+
+
+def rotate_pairs(x_BHTK: Tensor, table: tuple[Tensor, Tensor]) -> Tensor:
+    """`rotate` of pairs side by side, (2 k, 2 k + 1), which come out half-split."""
+    if fused.serves(x_BHTK):
+        from . import prefill_kernels  # needs Triton
+
+        return prefill_kernels.rotate(x_BHTK, table, pairs=True)
+    return rotate(deinterleave(x_BHTK), table)
 
 
 def deinterleave(x: Tensor) -> Tensor:
