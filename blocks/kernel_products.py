@@ -29,7 +29,7 @@ MOST_ROWS = 16
 """Up to so many rows plain weights are multiplied here, above the library's products do it."""
 _ROWS = 16  # of a tile: the least that the tensor cores take
 _LINE = 128  # bytes that the device's cache reads at once
-_AHEAD = 0
+_AHEAD = 1 << 14
 """Bytes of weights that a program asks into that cache while it waits for the kernel before it."""
 
 
