@@ -71,6 +71,14 @@ def _groups(decoder: Decoder) -> Iterator[tuple[nn.Module, ...]]:
             yield module.gate_proj, module.up_proj
 
 
+def _put(layer: nn.Module, field: str, piece: Tensor) -> None:
+    """Let a layer's weight, or a part of a quantized one, be this tensor."""
+    if isinstance(layer, QuantizedWeight):
+        setattr(layer, field, piece)  # not its data: a view would keep the memory that it was a view of
+    else:
+        cast(Linear, layer).weight.data = piece
+
+
 @torch.no_grad()
 def join_weights(decoder: Decoder) -> None:
     """Lays the weights of each group side by side, group by group. Weights that are being trained are left
@@ -79,9 +87,9 @@ def join_weights(decoder: Decoder) -> None:
         weights = _weights(layers)
         if weights is None or any(weight.codes.requires_grad for weight in weights):
             continue
-        for tensors in _parts(weights):
+        for field, tensors in zip(Weight._fields, _parts(weights), strict=False):
             alike = len({(tensor.dtype, tensor.device, tensor.shape[1:]) for tensor in tensors}) == 1
             if alike and _whole(tensors) is None:
                 pieces = torch.cat([tensor.data for tensor in tensors]).split([len(t) for t in tensors])
-                for tensor, piece in zip(tensors, pieces, strict=True):
-                    tensor.data = piece
+                for layer, piece in zip(layers, pieces, strict=True):
+                    _put(layer, field, piece)

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import weakref
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -329,6 +330,32 @@ def test_joined_weights_keep_names_and_values() -> None:
     places = [tensor.data_ptr() for tensor in model.parameters()]
     joining.join_weights(model.decoder)
     assert [tensor.data_ptr() for tensor in model.parameters()] == places
+
+
+@pytest.mark.parametrize("kind", ["int8", "int4"])
+def test_joined_codes_keep_their_values_and_leave_nothing_behind(kind: str) -> None:
+    whole = nn.Module()
+    whole.language = speaker("multi-head")
+    quantize_model(whole, kind)
+    decoder = whole.language.decoder
+    for module in decoder.modules():  # views, which know what they are views of
+        for name, buffer in list(module._buffers.items()):
+            if buffer is not None:
+                module._buffers[name] = buffer.repeat(2, *[1] * (buffer.ndim - 1))[: len(buffer)]
+    before = {name: buffer.clone() for name, buffer in decoder.named_buffers()}
+    attention = decoder.layers[0].self_attn
+    base = weakref.ref(attention.q_proj.codes._base)
+    joining.join_weights(decoder)
+    after = dict(decoder.named_buffers())
+    assert list(after) == list(before)
+    assert all(torch.equal(after[name], before[name]) for name in before)
+    joined = joining.joined_weight(attention.q_proj, attention.k_proj, attention.v_proj)
+    assert joined is not None
+    assert len(joined.codes) == 3 * len(attention.q_proj.codes)
+    assert base() is None
+    places = [buffer.data_ptr() for buffer in decoder.buffers()]
+    joining.join_weights(decoder)
+    assert [buffer.data_ptr() for buffer in decoder.buffers()] == places
 
 
 def test_weights_in_training_are_not_moved() -> None:
