@@ -23,7 +23,9 @@ from .station import Station
 
 AHEAD = 2
 """Steps launched beyond the one whose tokens are waited for, so that the device never idles."""
-_KEPT = 4  # stations of a decoder
+_KEPT = 16
+"""Stations of a decoder, if there is memory: fewer than the sizes of batches in use would be made again and
+again."""
 _SLOTS = 128
 
 

@@ -236,6 +236,16 @@ def test_fifty_calls_capture_little_and_leak_nothing(
     assert torch.cuda.memory_allocated() <= before
 
 
+def test_batches_of_many_sizes_are_recorded_once(painter: JanusPipeline) -> None:
+    decoder, sizes = painter.model.decoder, (1, 2, 3, 5, 8, 11, 16, 24, 32)
+    for size in sizes:
+        generate_all(decoder, painting(painter, size, PaintOptions(2.0), 2))
+    made = store_of(decoder).recorder.made
+    for size in reversed(sizes):
+        generate_all(decoder, painting(painter, size, PaintOptions(3.0), 3, seed=size))
+    assert store_of(decoder).recorder.made == made
+
+
 @on_cuda
 def test_stations_go_with_their_model() -> None:
     left = []
