@@ -14,6 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..blocks.absent import absent
+from . import vq_strips
+from .vq_strips import Map, Strips
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,11 @@ class ResBlock(nn.Module):
         h = self.conv2(F.silu(self.norm2(h)))
         return h + (self.nin_shortcut(x_BCHW) if self.reshapes else x_BCHW)
 
+    def in_strips(self, x: Map, strips: Strips) -> Map:
+        h = strips.normed_conv(x, self.norm1, self.conv1)
+        shortcut = self.nin_shortcut if self.reshapes else None
+        return strips.add_normed_conv(x, h, self.norm2, self.conv2, shortcut)
+
 
 class AttnBlock(nn.Module):
     """Single-head attention over all places of the grid."""
@@ -71,6 +78,9 @@ class AttnBlock(nn.Module):
         out = F.scaled_dot_product_attention(q, k, v)[:, 0].transpose(1, 2).reshape(x_BCHW.shape)
         return x_BCHW + self.proj_out(out)
 
+    def in_strips(self, x: Map, strips: Strips) -> Map:
+        return strips.begin(self(x.x_1CHW))
+
 
 class Downsample(nn.Module):
     def __init__(self, channels: int) -> None:
@@ -88,6 +98,9 @@ class Upsample(nn.Module):
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
         return self.conv(F.interpolate(x_BCHW, scale_factor=2.0, mode="nearest"))
+
+    def in_strips(self, x: Map, strips: Strips) -> Map:
+        return strips.upsampled_conv(x, self.conv)
 
 
 class Level(nn.Module):
@@ -109,6 +122,15 @@ class Level(nn.Module):
         for name in self.rescale:
             x_BCHW = self.get_submodule(name)(x_BCHW)
         return x_BCHW
+
+    def in_strips(self, x: Map, strips: Strips) -> Map:
+        for index, block in enumerate(self.res):
+            x = block.in_strips(x, strips)
+            if self.attn is not None:
+                x = self.attn[index].in_strips(x, strips)
+        for name in self.rescale:
+            x = self.get_submodule(name).in_strips(x, strips)
+        return x
 
 
 def middle(channels: int) -> nn.ModuleList:
@@ -162,6 +184,17 @@ class Decoder(nn.Module):
         h = chain([*self.mid, *self.conv_blocks], self.conv_in(z_BCHW))
         return self.conv_out(F.silu(self.norm_out(h)))
 
+    def in_strips(self, z_BCHW: Tensor) -> Tensor:
+        """What `forward` gives, one picture after the other, with less memory and on a CPU sooner."""
+        return torch.cat([self._one_in_strips(z_1CHW) for z_1CHW in z_BCHW.split(1)])
+
+    def _one_in_strips(self, z_1CHW: Tensor) -> Tensor:
+        strips = Strips()
+        h = strips.begin(self.conv_in(z_1CHW))
+        for module in (*self.mid, *self.conv_blocks):
+            h = module.in_strips(h, strips)  # type: ignore[operator]
+        return strips.finish(h, self.norm_out, self.conv_out)
+
 
 class Codebook(nn.Module):
     """The code vectors; both they and what is compared with them are scaled to unit length at every use."""
@@ -208,7 +241,9 @@ class VQModel(nn.Module):
         if codes_BT.shape[1] != prod(grid):
             raise ValueError(f"{codes_BT.shape[1]} codes do not fill a grid of {grid[0]} x {grid[1]}")
         vectors = self.quantize.vectors()[codes_BT]
-        return self.decoder(self.post_quant_conv(vectors.transpose(1, 2).unflatten(2, grid)))
+        z_BCHW = self.post_quant_conv(vectors.transpose(1, 2).unflatten(2, grid))
+        form = self.decoder.in_strips if vq_strips.suits(z_BCHW, self.decoder) else self.decoder
+        return form(z_BCHW)
 
 
 def to_uint8(pixels_BCHW: Tensor) -> Tensor:
