@@ -14,8 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..blocks.absent import absent
-from . import vq_strips
-from .vq_strips import Map, Strips
+from .vq_strips import Map, Strips, suits
 
 
 @dataclass(frozen=True)
@@ -184,11 +183,8 @@ class Decoder(nn.Module):
         h = chain([*self.mid, *self.conv_blocks], self.conv_in(z_BCHW))
         return self.conv_out(F.silu(self.norm_out(h)))
 
-    def in_strips(self, z_BCHW: Tensor) -> Tensor:
-        """What `forward` gives, one picture after the other, with less memory and on a CPU sooner."""
-        return torch.cat([self._one_in_strips(z_1CHW) for z_1CHW in z_BCHW.split(1)])
-
-    def _one_in_strips(self, z_1CHW: Tensor) -> Tensor:
+    def in_strips(self, z_1CHW: Tensor) -> Tensor:
+        """What `forward` gives for one picture, with less memory and on a CPU sooner."""
         strips = Strips()
         h = strips.begin(self.conv_in(z_1CHW))
         for module in (*self.mid, *self.conv_blocks):
@@ -240,10 +236,14 @@ class VQModel(nn.Module):
         """Codes `[B, T]` of a (rows, columns) `grid` -> pixels `[B, 3, H, W]`, about -1..1, not clipped."""
         if codes_BT.shape[1] != prod(grid):
             raise ValueError(f"{codes_BT.shape[1]} codes do not fill a grid of {grid[0]} x {grid[1]}")
-        vectors = self.quantize.vectors()[codes_BT]
-        z_BCHW = self.post_quant_conv(vectors.transpose(1, 2).unflatten(2, grid))
-        form = self.decoder.in_strips if vq_strips.suits(z_BCHW, self.decoder) else self.decoder
-        return form(z_BCHW)
+        book_NE = self.quantize.vectors()
+
+        def before_decoder(codes_BT: Tensor) -> Tensor:
+            return self.post_quant_conv(book_NE[codes_BT].transpose(1, 2).unflatten(2, grid))
+
+        if not suits(book_NE, self.decoder):
+            return self.decoder(before_decoder(codes_BT))
+        return torch.cat([self.decoder.in_strips(before_decoder(codes_1T)) for codes_1T in codes_BT.split(1)])
 
 
 def to_uint8(pixels_BCHW: Tensor) -> Tensor:

@@ -9,21 +9,30 @@ One picture at a time: C channels, H and W height and width, K and O channels in
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .vq_winograd import ROWS, conv_rows, row_kernels
+
 NUMBERS_A_THREAD = 2**19
-"""Of a strip, for each thread: a megabyte in bfloat16."""
+"""Of a strip, for each thread: a megabyte in bfloat16. From half to four times as many took the same time."""
+
+WINOGRAD_PLACES = 96 * 96
+"""Of a feature map, from which halved products save more than the sums of the weights take."""
 
 
 def suits(x: Tensor, module: nn.Module) -> bool:
     """Whether strips are the better form: without gradients, in the dtypes they were measured in."""
     weights = list(module.parameters())
-    if x.device.type != "cpu" or x.dtype not in (torch.bfloat16, torch.float32) or torch.is_autocast_enabled("cpu"):
+    if (
+        x.device.type != "cpu"
+        or x.dtype not in (torch.bfloat16, torch.float32)
+        or torch.is_autocast_enabled("cpu")
+    ):
         return False
     if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (x, *weights)):
         return False
@@ -82,7 +91,9 @@ class Strips:
             y.wrote(top, bottom)
         return y
 
-    def add_normed_conv(self, x: Map, y: Map, norm: nn.GroupNorm, conv: nn.Conv2d, shortcut: nn.Module | None) -> Map:
+    def add_normed_conv(
+        self, x: Map, y: Map, norm: nn.GroupNorm, conv: nn.Conv2d, shortcut: nn.Module | None
+    ) -> Map:
         """`conv(silu(norm(y))) + shortcut(x)`, written over x without a shortcut, over y with one."""
         out = Map(self.empty(x.x_1CHW, conv.out_channels, *x.x_1CHW.shape[2:]) if shortcut else x.x_1CHW)
         for top, bottom, found in _normed_convs(y, norm, conv):
@@ -93,8 +104,8 @@ class Strips:
         return out
 
     def upsampled_conv(self, x: Map, conv: nn.Conv2d) -> Map:
-        """`conv` of x with every place doubled in both directions. Of the 3 x 3 places under the kernel only 2 x 2
-        differ, so that each of the four places that come of one has a kernel of 2 x 2 sums of weights."""
+        """`conv` of x with every place doubled in both directions. Of the 3 x 3 places under the kernel only
+        2 x 2 differ, so each of the four places that come of one has a kernel of 2 x 2 sums of weights."""
         h, w = x.x_1CHW.shape[2:]
         y = Map(self.empty(x.x_1CHW, conv.out_channels, 2 * h, 2 * w))
         y_HWO = y.x_1CHW[0].permute(1, 2, 0).view(h, 2, w, 2, -1)
@@ -138,6 +149,7 @@ def _strips(x_1CHW: Tensor, scale: int = 1) -> Iterator[tuple[int, int]]:
     numbers = NUMBERS_A_THREAD * torch.get_num_threads()
     count = max(1, round(h * w * scale**2 * x_1CHW.shape[1] / numbers))
     rows = -(-h // count)
+    rows += -rows % ROWS
     for top in range(0, h, rows):
         yield top, min(top + rows, h)
 
@@ -151,13 +163,29 @@ def _rows(x_1CHW: Tensor, top: int, bottom: int) -> Tensor:
 
 
 def _normed_convs(x: Map, norm: nn.GroupNorm, conv: nn.Conv2d) -> Iterator[tuple[int, int, Tensor]]:
-    """The strips of `conv(silu(norm(x)))`, for 3 x 3 kernels: first row, the one after the last, what is there."""
+    """Strips of `conv(silu(norm(x)))`, for 3 x 3 kernels: first row, the one after the last, what is there."""
     mean_C, var_C = x.group_statistics(norm)
     gain, shift = (None if p is None else p.float() for p in (norm.weight, norm.bias))
-    height = x.x_1CHW.shape[2]
+    height, convolve = x.x_1CHW.shape[2], _convolution(conv, x.x_1CHW)
     for top, bottom in _strips(x.x_1CHW):
         rows = x.x_1CHW[:, :, max(top - 1, 0) : bottom + 1]
         rows = F.silu(F.batch_norm(rows, mean_C, var_C, gain, shift, eps=norm.eps), inplace=True)
         if top == 0 or bottom == height:
             rows = F.pad(rows, (0, 0, int(top == 0), int(bottom == height)))
-        yield top, bottom, F.conv2d(rows, conv.weight, conv.bias, padding=(0, 1))
+        yield top, bottom, convolve(rows)
+
+
+def _convolution(conv: nn.Conv2d, x_1CHW: Tensor) -> Callable[[Tensor], Tensor]:
+    """`conv` of rows that bring what lies above and below them."""
+    weight, bias = conv.weight, conv.bias
+    if by_winograd(conv, x_1CHW):
+        kernels = row_kernels(weight)
+        return lambda rows: conv_rows(rows, kernels, bias)
+    weight = weight.contiguous(memory_format=torch.channels_last)
+    return lambda rows: F.conv2d(rows, weight, bias, padding=(0, 1))
+
+
+def by_winograd(conv: nn.Conv2d, x_1CHW: Tensor) -> bool:
+    """Whether fewer products pay for the sums: of the weights at every call, of rows in and out."""
+    height, width = x_1CHW.shape[2:]
+    return x_1CHW.dtype == torch.float32 and height % ROWS == 0 and height * width >= WINOGRAD_PLACES
