@@ -124,12 +124,9 @@ class Level(nn.Module):
 
     def in_strips(self, x: Map, strips: Strips) -> Map:
         for index, block in enumerate(self.res):
-            x = block.in_strips(x, strips)
-            if self.attn is not None:
-                x = self.attn[index].in_strips(x, strips)
-        for name in self.rescale:
-            x = self.get_submodule(name).in_strips(x, strips)
-        return x
+            after = [] if self.attn is None else [self.attn[index]]
+            x = chain_in_strips([block, *after], x, strips)
+        return chain_in_strips(map(self.get_submodule, self.rescale), x, strips)
 
 
 def middle(channels: int) -> nn.ModuleList:
@@ -139,6 +136,12 @@ def middle(channels: int) -> nn.ModuleList:
 def chain(modules: Iterable[nn.Module], x: Tensor) -> Tensor:
     for module in modules:
         x = module(x)
+    return x
+
+
+def chain_in_strips(modules: Iterable[nn.Module], x: Map, strips: Strips) -> Map:
+    for module in modules:
+        x = module.in_strips(x, strips)  # type: ignore[operator]
     return x
 
 
@@ -187,8 +190,7 @@ class Decoder(nn.Module):
         """What `forward` gives for one picture, with less memory and on a CPU sooner."""
         strips = Strips()
         h = strips.begin(self.conv_in(z_1CHW))
-        for module in (*self.mid, *self.conv_blocks):
-            h = module.in_strips(h, strips)  # type: ignore[operator]
+        h = chain_in_strips([*self.mid, *self.conv_blocks], h, strips)
         return strips.finish(h, self.norm_out, self.conv_out)
 
 

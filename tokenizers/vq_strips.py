@@ -56,7 +56,8 @@ class Map:
         """Mean and variance of the channel's group for each channel, `[C]` each."""
         share_S1 = torch.tensor([[float(count)] for count, _, _ in self.parts])
         share_S1 /= share_S1.sum()
-        mean_SC, var_SC = (torch.stack([part[i] for part in self.parts]) for i in (1, 2))
+        mean_SC = torch.stack([mean_C for _, mean_C, _ in self.parts])
+        var_SC = torch.stack([var_C for _, _, var_C in self.parts])
         mean_SGc, var_SGc = (t.unflatten(1, (norm.num_groups, -1)) for t in (mean_SC, var_SC))
         share_S11 = share_S1[..., None] / mean_SGc.shape[2]
         mean_G1 = (share_S11 * mean_SGc).sum((0, 2))[:, None]
@@ -163,7 +164,7 @@ def _rows(x_1CHW: Tensor, top: int, bottom: int) -> Tensor:
 
 
 def _normed_convs(x: Map, norm: nn.GroupNorm, conv: nn.Conv2d) -> Iterator[tuple[int, int, Tensor]]:
-    """Strips of `conv(silu(norm(x)))`, for 3 x 3 kernels: first row, the one after the last, what is there."""
+    """Strips of `conv(silu(norm(x)))`, kernels of 3 x 3: first row, the one after the last, the numbers."""
     mean_C, var_C = x.group_statistics(norm)
     gain, shift = (None if p is None else p.float() for p in (norm.weight, norm.bias))
     height, convolve = x.x_1CHW.shape[2], _convolution(conv, x.x_1CHW)

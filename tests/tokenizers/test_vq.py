@@ -1,7 +1,5 @@
 """The image tokenizer's decoder in strips against its plain form."""
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 from bifrons.tokenizers import vq_strips
@@ -27,7 +25,7 @@ def model() -> VQModel:
 
 
 @pytest.fixture(params=[2**8, 2**11, 2**19])
-def strips(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def strips(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Strips of one to all rows, halved products where the height allows."""
     monkeypatch.setattr(vq_strips, "NUMBERS_A_THREAD", request.param)
     monkeypatch.setattr(vq_strips, "WINOGRAD_PLACES", 1)
