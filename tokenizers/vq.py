@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..blocks.absent import absent
+from .vq_strips import Map, Strips, suits
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,11 @@ class ResBlock(nn.Module):
         h = self.conv2(F.silu(self.norm2(h)))
         return h + (self.nin_shortcut(x_BCHW) if self.reshapes else x_BCHW)
 
+    def in_strips(self, x: Map, strips: Strips) -> Map:
+        h = strips.normed_conv(x, self.norm1, self.conv1)
+        shortcut = self.nin_shortcut if self.reshapes else None
+        return strips.add_normed_conv(x, h, self.norm2, self.conv2, shortcut)
+
 
 class AttnBlock(nn.Module):
     """Single-head attention over all places of the grid."""
@@ -71,6 +77,9 @@ class AttnBlock(nn.Module):
         out = F.scaled_dot_product_attention(q, k, v)[:, 0].transpose(1, 2).reshape(x_BCHW.shape)
         return x_BCHW + self.proj_out(out)
 
+    def in_strips(self, x: Map, strips: Strips) -> Map:
+        return strips.begin(self(x.x_1CHW))
+
 
 class Downsample(nn.Module):
     def __init__(self, channels: int) -> None:
@@ -88,6 +97,9 @@ class Upsample(nn.Module):
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
         return self.conv(F.interpolate(x_BCHW, scale_factor=2.0, mode="nearest"))
+
+    def in_strips(self, x: Map, strips: Strips) -> Map:
+        return strips.upsampled_conv(x, self.conv)
 
 
 class Level(nn.Module):
@@ -110,6 +122,12 @@ class Level(nn.Module):
             x_BCHW = self.get_submodule(name)(x_BCHW)
         return x_BCHW
 
+    def in_strips(self, x: Map, strips: Strips) -> Map:
+        for index, block in enumerate(self.res):
+            after = [] if self.attn is None else [self.attn[index]]
+            x = chain_in_strips([block, *after], x, strips)
+        return chain_in_strips(map(self.get_submodule, self.rescale), x, strips)
+
 
 def middle(channels: int) -> nn.ModuleList:
     return nn.ModuleList((ResBlock(channels, channels), AttnBlock(channels), ResBlock(channels, channels)))
@@ -118,6 +136,12 @@ def middle(channels: int) -> nn.ModuleList:
 def chain(modules: Iterable[nn.Module], x: Tensor) -> Tensor:
     for module in modules:
         x = module(x)
+    return x
+
+
+def chain_in_strips(modules: Iterable[nn.Module], x: Map, strips: Strips) -> Map:
+    for module in modules:
+        x = module.in_strips(x, strips)  # type: ignore[operator]
     return x
 
 
@@ -161,6 +185,13 @@ class Decoder(nn.Module):
     def forward(self, z_BCHW: Tensor) -> Tensor:
         h = chain([*self.mid, *self.conv_blocks], self.conv_in(z_BCHW))
         return self.conv_out(F.silu(self.norm_out(h)))
+
+    def in_strips(self, z_1CHW: Tensor) -> Tensor:
+        """What `forward` gives for one picture, with less memory and on a CPU sooner."""
+        strips = Strips()
+        h = strips.begin(self.conv_in(z_1CHW))
+        h = chain_in_strips([*self.mid, *self.conv_blocks], h, strips)
+        return strips.finish(h, self.norm_out, self.conv_out)
 
 
 class Codebook(nn.Module):
@@ -207,8 +238,14 @@ class VQModel(nn.Module):
         """Codes `[B, T]` of a (rows, columns) `grid` -> pixels `[B, 3, H, W]`, about -1..1, not clipped."""
         if codes_BT.shape[1] != prod(grid):
             raise ValueError(f"{codes_BT.shape[1]} codes do not fill a grid of {grid[0]} x {grid[1]}")
-        vectors = self.quantize.vectors()[codes_BT]
-        return self.decoder(self.post_quant_conv(vectors.transpose(1, 2).unflatten(2, grid)))
+        book_NE = self.quantize.vectors()
+
+        def before_decoder(codes_BT: Tensor) -> Tensor:
+            return self.post_quant_conv(book_NE[codes_BT].transpose(1, 2).unflatten(2, grid))
+
+        if not suits(book_NE, self.decoder):
+            return self.decoder(before_decoder(codes_BT))
+        return torch.cat([self.decoder.in_strips(before_decoder(codes_1T)) for codes_1T in codes_BT.split(1)])
 
 
 def to_uint8(pixels_BCHW: Tensor) -> Tensor:
