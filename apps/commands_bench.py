@@ -76,6 +76,7 @@ def summary(found: dict[str, Any]) -> list[str]:
     kind = f" with {options['quantize']} weights" if options["quantize"] else ""
     load = f", load {told['load_before']} on {told['cores']} cores before" if "cores" in told else ""
     return [
+        *found.get("failed", ()),
         f"steps: {found['steps']}",
         f"{options['family']} {options['size']}, {found['layers']} layers, {found['dtype']}{kind}, "
         f"{size_text(found['weights'])} of random weights, median of {options['repeats']}",

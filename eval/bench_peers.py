@@ -25,12 +25,18 @@ _GUIDANCE = 5.0
 
 def bench_peers(
     bench: Bench, config: JanusConfig, dtype: torch.dtype, batch: int, limit: float, amount: Amount
-) -> None:
-    """Both peers, one after the other. `limit` is that of one step. `BifronsError` without transformers."""
-    transformers = import_transformers()
+) -> list[str]:
+    """Both peers, one after the other. `limit` is that of one step. Returns what went wrong within a peer's own
+    code (as in transformers 5.17, whose `generate` fails at its cache). `BifronsError` without transformers."""
+    transformers, failed = import_transformers(), []
     with quiet(transformers), torch.no_grad():
-        _bench_llama(bench, transformers, config, dtype, batch, limit, amount)
-        _bench_janus(bench, transformers, config, dtype, batch, limit, amount)
+        for who, peer in (("Llama", _bench_llama), ("Janus", _bench_janus)):
+            try:
+                peer(bench, transformers, config, dtype, batch, limit, amount)
+            except (TypeError, AttributeError, ValueError) as error:
+                where = f"transformers {transformers.__version__}"
+                failed.append(f"{where} {who} did not run: {type(error).__name__}: {error}")
+    return failed
 
 
 def _text_settings(config: JanusConfig) -> dict[str, Any]:

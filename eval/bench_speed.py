@@ -94,6 +94,6 @@ def run_bench(options: BenchOptions, told: Callable[[Line], object]) -> dict[str
             torch.cuda.empty_cache()
         with torch.device("meta"):
             limit = painting_limit(JanusModel(plain).to(dtype), options.batch, speed)
-        bench_peers(bench, plain, dtype, options.batch, limit, amount)
+        found["failed"] = bench_peers(bench, plain, dtype, options.batch, limit, amount)
     found["lines"] = [line.as_json() for line in bench.lines]
     return found

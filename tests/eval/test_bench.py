@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from bifrons.apps.commands_bench import seconds
+from bifrons.apps.commands_bench import seconds, summary
 from bifrons.blocks import fused
 from bifrons.blocks.checkpoint_plan import wanted_tensors
 from bifrons.blocks.errors import OptionError
@@ -12,7 +12,7 @@ from bifrons.blocks.fast_decoder import import_kernels
 from bifrons.blocks.joining import join_weights
 from bifrons.blocks.kv_cache import KVCache
 from bifrons.blocks.memory import held_bytes
-from bifrons.eval import bench_kernels, bench_models
+from bifrons.eval import bench_kernels, bench_models, bench_peers
 from bifrons.eval.bench_measure import Bench, Line, step_bytes
 from bifrons.eval.bench_models import JANUS, VL2, pick_config, random_model
 from bifrons.eval.bench_speed import BenchOptions, run_bench
@@ -66,6 +66,21 @@ def test_peers_do_the_same_work():
     steps = [line for line in told if line.work == "painting, a step of 2 rows"]
     assert [line.who for line in steps] == ["bifrons", "transformers Llama loop", "transformers Janus"]
     assert len({line.limit for line in steps}) == 1
+
+
+def test_a_peer_that_fails_is_told_of(monkeypatch):
+    pytest.importorskip("transformers")
+
+    def fails(*args):
+        raise TypeError("an argument is missing")
+
+    monkeypatch.setattr(bench_peers, "_bench_janus", fails)
+    options = BenchOptions("janus", "nano", layers=1, steps=2, repeats=1, device="cpu", peers=True)
+    found = run_bench(options, lambda line: None)
+    assert found["lines"][-1]["who"] == "transformers Llama loop"
+    (failed,) = found["failed"]
+    assert failed.endswith("Janus did not run: TypeError: an argument is missing")
+    assert summary(found)[0] == failed
 
 
 def test_vl2_in_small(monkeypatch, janus_mini):
