@@ -26,8 +26,11 @@ _GUIDANCE = 5.0
 def bench_peers(
     bench: Bench, config: JanusConfig, dtype: torch.dtype, batch: int, limit: float, amount: Amount
 ) -> list[str]:
-    """Both peers, one after the other. `limit` is that of one step. Returns what went wrong within a peer's own
-    code (as in transformers 5.17, whose `generate` fails at its cache). `BifronsError` without transformers."""
+    """Both peers, one after the other. `limit` is that of one step. `BifronsError` without transformers.
+
+    Returns what went wrong within a peer's own code, as in transformers 5.17, whose `generate` fails at its
+    cache.
+    """
     transformers, failed = import_transformers(), []
     with quiet(transformers), torch.no_grad():
         for who, peer in (("Llama", _bench_llama), ("Janus", _bench_janus)):

@@ -21,8 +21,9 @@ from .vq_winograd import ROWS, conv_rows, row_kernels
 NUMBERS_A_THREAD = 2**19
 """Of a strip, for each thread: a megabyte in bfloat16. From half to four times as many took the same time."""
 
-WINOGRAD_PLACES = 96 * 96
-"""Of a feature map, from which halved products save more than the sums of the weights take."""
+WINOGRAD_PLACES, WINOGRAD_CHANNELS = 96 * 96, 64
+"""Of a feature map, from which halved products save more than the sums of the weights and of rows take. (At
+32 channels, janus-nano's, they cost a third more than they save.)"""
 
 
 def suits(x: Tensor, module: nn.Module) -> bool:
@@ -189,4 +190,5 @@ def _convolution(conv: nn.Conv2d, x_1CHW: Tensor) -> Callable[[Tensor], Tensor]:
 def by_winograd(conv: nn.Conv2d, x_1CHW: Tensor) -> bool:
     """Whether fewer products pay for the sums: of the weights at every call, of rows in and out."""
     height, width = x_1CHW.shape[2:]
-    return x_1CHW.dtype == torch.float32 and height % ROWS == 0 and height * width >= WINOGRAD_PLACES
+    large = height * width >= WINOGRAD_PLACES and conv.in_channels >= WINOGRAD_CHANNELS
+    return x_1CHW.dtype == torch.float32 and height % ROWS == 0 and large

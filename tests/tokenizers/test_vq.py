@@ -29,6 +29,7 @@ def strips(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> N
     """Strips of one to all rows, halved products where the height allows."""
     monkeypatch.setattr(vq_strips, "NUMBERS_A_THREAD", request.param)
     monkeypatch.setattr(vq_strips, "WINOGRAD_PLACES", 1)
+    monkeypatch.setattr(vq_strips, "WINOGRAD_CHANNELS", 1)
 
 
 def codes_of(grid: tuple[int, int], pictures: int = 2) -> Tensor:
