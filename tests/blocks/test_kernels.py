@@ -3,14 +3,13 @@
 import os
 import subprocess
 import sys
-import weakref
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 import torch.nn.functional as F
-from bifrons.blocks import captured, fast_decoder, fused, generation, joining, recordings
+from bifrons.blocks import captured, fast_decoder, fused, generation, recordings
 from bifrons.blocks.choosing import Choosing, Voice
 from bifrons.blocks.decoder import Decoder, DecoderConfig
 from bifrons.blocks.generation import Task
@@ -88,9 +87,7 @@ def test_swiglu(dtype: torch.dtype) -> None:
 
 @runs
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize(
-    ("rows", "inputs", "outputs"), [(1, 64, 40), (3, 272, 96), (17, 64, 32)]
-)
+@pytest.mark.parametrize(("rows", "inputs", "outputs"), [(1, 64, 40), (3, 272, 96), (17, 64, 32)])
 def test_products(dtype: torch.dtype, rows: int, inputs: int, outputs: int) -> None:
     from bifrons.blocks.kernel_products import gated_product, product, serves
 
@@ -121,9 +118,7 @@ def test_attention_of_one_query(
     from bifrons.blocks.kernel_attend import attend
 
     monkeypatch.setattr(kernels, "_ENOUGH", 16)  # the last case is not split
-    keys, values = (
-        normal(rows, kv_heads, slots, dim, dtype=dtype, seed=i).transpose(1, 2) for i in range(2)
-    )
+    keys, values = (normal(rows, kv_heads, slots, dim, dtype=dtype, seed=i).transpose(1, 2) for i in range(2))
     qkv = normal(rows, (heads + 2 * kv_heads) * dim, dtype=dtype, seed=2)
     positions = torch.randint(slots, (rows,), generator=torch.Generator().manual_seed(3)).to(DEVICE)
     positions[0], positions[1] = 0, min(64, slots - 1)
@@ -175,9 +170,7 @@ def test_splits_cover_the_slots() -> None:
 def test_draw(guided: bool, temperature: float) -> None:
     from bifrons.blocks.kernel_draw import draw
 
-    seeds, steps = (
-        torch.tensor(x, device=DEVICE) for x in ([5, 2**40 + 3, 2**63 - 1, 0], [0, 3, 575, 3])
-    )
+    seeds, steps = (torch.tensor(x, device=DEVICE) for x in ([5, 2**40 + 3, 2**63 - 1, 0], [0, 3, 575, 3]))
     logits = normal(8 if guided else 4, 2500) * 3
     tokens, record = torch.zeros(4, device=DEVICE).long(), torch.zeros(600, 4, device=DEVICE).long()
     before = steps.clone()
@@ -313,56 +306,6 @@ def test_steps_with_quantized_weights_are_the_plain_steps(kind: str) -> None:
     asked = task(model, [5, 8], Choosing(Sampling(0.0)))
     wanted = torch.stack(list(generation.plain_steps(model.decoder, asked)), dim=1).cpu()
     assert torch.equal(captured.captured_tokens(model.decoder, asked), wanted)
-
-
-def test_joined_weights_keep_names_and_values() -> None:
-    model = speaker("experts")
-    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    joining.join_weights(model.decoder)
-    after = model.state_dict()
-    assert list(after) == list(before)
-    assert all(torch.equal(after[name], before[name]) for name in before)
-    attention = model.decoder.layers[0].self_attn
-    storages = {
-        getattr(attention, f"{leaf}_proj").weight.untyped_storage().data_ptr() for leaf in ("q", "k", "v")
-    }
-    assert len(storages) == 1
-    places = [tensor.data_ptr() for tensor in model.parameters()]
-    joining.join_weights(model.decoder)
-    assert [tensor.data_ptr() for tensor in model.parameters()] == places
-
-
-@pytest.mark.parametrize("kind", ["int8", "int4"])
-def test_joined_codes_keep_their_values_and_leave_nothing_behind(kind: str) -> None:
-    whole = nn.Module()
-    whole.language = speaker("multi-head")
-    quantize_model(whole, kind)
-    decoder = whole.language.decoder
-    for module in decoder.modules():  # views, which know what they are views of
-        for name, buffer in list(module._buffers.items()):
-            if buffer is not None:
-                module._buffers[name] = buffer.repeat(2, *[1] * (buffer.ndim - 1))[: len(buffer)]
-    before = {name: buffer.clone() for name, buffer in decoder.named_buffers()}
-    attention = decoder.layers[0].self_attn
-    base = weakref.ref(attention.q_proj.codes._base)
-    joining.join_weights(decoder)
-    after = dict(decoder.named_buffers())
-    assert list(after) == list(before)
-    assert all(torch.equal(after[name], before[name]) for name in before)
-    joined = joining.joined_weight(attention.q_proj, attention.k_proj, attention.v_proj)
-    assert joined is not None
-    assert len(joined.codes) == 3 * len(attention.q_proj.codes)
-    assert base() is None
-    places = [buffer.data_ptr() for buffer in decoder.buffers()]
-    joining.join_weights(decoder)
-    assert [buffer.data_ptr() for buffer in decoder.buffers()] == places
-
-
-def test_weights_in_training_are_not_moved() -> None:
-    model = speaker("multi-head").requires_grad_(True)
-    places = [tensor.data_ptr() for tensor in model.parameters()]
-    joining.join_weights(model.decoder)
-    assert [tensor.data_ptr() for tensor in model.parameters()] == places
 
 
 def test_kernels_are_for_cuda() -> None:
