@@ -133,7 +133,8 @@ def test_generations_side_by_side(painter: JanusPipeline) -> None:
     assert len(store_of(decoder)._free) == 2
 
 
-def test_few_stations_are_kept(painter: JanusPipeline) -> None:
+def test_few_stations_are_kept(painter: JanusPipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(captured, "_KEPT", 4)
     decoder = painter.model.decoder
     for count in (1, 2, 4, 5, 9, 1):
         captured_tokens(decoder, painting(painter, count, PaintOptions(3.0), 2))
