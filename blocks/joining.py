@@ -31,10 +31,11 @@ def _weights(layers: Sequence[nn.Module]) -> list[Weight] | None:
     return found if len(found) == len(layers) and len({weight.kind for weight in found}) == 1 else None
 
 
-def _parts(weights: Sequence[Weight]) -> list[list[Tensor]]:
-    """The codes of all weights, their scales, and their zeros, as far as they have some."""
-    columns = zip(*(weight[:3] for weight in weights), strict=True)
-    return [cast(list[Tensor], list(column)) for column in columns if column[0] is not None]
+def _parts(weights: Sequence[Weight]) -> dict[str, list[Tensor]]:
+    """The codes of all weights, their scales, and their zeros, as far as they have some, by field."""
+    fields = ("codes", "scale", "zero")
+    columns = {field: [getattr(weight, field) for weight in weights] for field in fields}
+    return {field: column for field, column in columns.items() if column[0] is not None}
 
 
 def _whole(parts: Sequence[Tensor]) -> Tensor | None:
@@ -54,12 +55,12 @@ def joined_weight(*layers: nn.Module) -> Weight | None:
     weights = _weights(layers)
     if weights is None or (weights[0].kind == "fp8" and not fused.reads_float8(weights[0].codes.device)):
         return None
-    wholes = [_whole(part) for part in _parts(weights)]
-    if any(whole is None for whole in wholes):
-        return None
-    codes, scale, zero = cast(list[Tensor | None], [*wholes, None, None])[:3]
-    assert codes is not None
-    return Weight(codes, scale, zero, weights[0].kind)
+    wholes: dict[str, Tensor] = {}
+    for field, tensors in _parts(weights).items():
+        if (whole := _whole(tensors)) is None:
+            return None
+        wholes[field] = whole
+    return Weight(**wholes, kind=weights[0].kind)
 
 
 def _groups(decoder: Decoder) -> Iterator[tuple[nn.Module, ...]]:
@@ -87,7 +88,7 @@ def join_weights(decoder: Decoder) -> None:
         weights = _weights(layers)
         if weights is None or any(weight.codes.requires_grad for weight in weights):
             continue
-        for field, tensors in zip(Weight._fields, _parts(weights), strict=False):
+        for field, tensors in _parts(weights).items():
             alike = len({(tensor.dtype, tensor.device, tensor.shape[1:]) for tensor in tensors}) == 1
             if alike and _whole(tensors) is None:
                 pieces = torch.cat([tensor.data for tensor in tensors]).split([len(t) for t in tensors])
