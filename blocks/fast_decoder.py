@@ -7,7 +7,7 @@ weights that lie side by side (joining.py). Latent attention and experts compute
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import ModuleType
-from typing import NamedTuple, cast
+from typing import TYPE_CHECKING, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +20,9 @@ from .joining import joined_weight
 from .kv_cache import KVCache
 from .moe import Experts
 from .norm import RMSNorm
+
+if TYPE_CHECKING:
+    from .kernel_products import Normed
 
 
 class Kernels(NamedTuple):
@@ -53,35 +56,75 @@ def reads_positions(decoder: Decoder) -> bool:
     return all(isinstance(cast(Block, block).self_attn, Attention) for block in decoder.layers)
 
 
-def _product(kernels: Kernels, x_RD: Tensor, *layers: nn.Module) -> Tensor:
+def _product(kernels: Kernels, x: "Tensor | Normed", *layers: nn.Module) -> Tensor:
     """The outputs of all layers side by side."""
     whole = joined_weight(*layers)
     if whole is not None:
-        return kernels.products.product(x_RD, whole)
-    return torch.cat([layer(x_RD) for layer in layers], dim=-1)
+        return kernels.products.product(x, whole)
+    rows = x if isinstance(x, Tensor) else x.rows
+    return torch.cat([layer(rows) for layer in layers], dim=-1)
 
 
 def _attention(
-    kernels: Kernels, layer: Attention, x_RD: Tensor, cache: KVCache, rotary: tuple[Tensor, Tensor]
+    kernels: Kernels, layer: Attention, x: "Normed", cache: KVCache, rotary: tuple[Tensor, Tensor]
 ) -> Tensor:
-    qkv_RC = _product(kernels, x_RD, layer.q_proj, layer.k_proj, layer.v_proj)
+    """What the heads gather, side by side."""
+    qkv_RC = _product(kernels, x, layer.q_proj, layer.k_proj, layer.v_proj)
     keys, values = (buffer[layer.layer] for buffer in cache.buffers)
     heads = qkv_RC.shape[1] // layer.head_dim - 2 * keys.shape[2]
-    attended = kernels.attention.attend(
-        qkv_RC, rotary, cache.positions, keys, values, heads, cache.arrivals
-    )
-    return _product(kernels, attended, layer.o_proj)
+    return kernels.attention.attend(qkv_RC, rotary, cache.positions, keys, values, heads, cache.arrivals)
 
 
-def _feed_forward(kernels: Kernels, layer: nn.Module, x_RD: Tensor) -> Tensor:
-    if not isinstance(layer, FeedForward):
-        return layer(x_RD[:, None])[:, 0]
+def _hidden(kernels: Kernels, layer: FeedForward, x: "Normed") -> Tensor:
+    """`silu(gate) * up`."""
     whole = joined_weight(layer.gate_proj, layer.up_proj)
     if whole is not None:
-        inner_RI = kernels.products.gated_product(x_RD, whole)
+        return kernels.products.gated_product(x, whole)
+    return kernels.step.swiglu(_product(kernels, x, layer.gate_proj, layer.up_proj))
+
+
+def _norms(kernels: Kernels, layer: nn.Module, x_RD: Tensor) -> bool:
+    """Whether the first product of a layer norms its rows."""
+    if isinstance(layer, Attention):
+        whole = joined_weight(layer.q_proj, layer.k_proj, layer.v_proj)
+    elif isinstance(layer, FeedForward):
+        whole = joined_weight(layer.gate_proj, layer.up_proj)
     else:
-        inner_RI = kernels.step.swiglu(_product(kernels, x_RD, layer.gate_proj, layer.up_proj))
-    return _product(kernels, inner_RI, layer.down_proj)
+        return False
+    return whole is not None and kernels.products.serves(x_RD, whole)
+
+
+class _Stream:
+    """The sum that all layers add to, and its norm for the layer that reads it next."""
+
+    def __init__(self, kernels: Kernels, x_RD: Tensor, norm: RMSNorm) -> None:
+        self._kernels = kernels
+        self._total_RD, rows = kernels.step.add_norm(x_RD, None, norm.weight, norm.eps)
+        self.normed: Normed = kernels.products.Normed(rows)
+
+    def add(self, delta_RD: Tensor, norm: RMSNorm, out_RD: Tensor | None = None) -> None:
+        self._total_RD, rows = self._kernels.step.add_norm(
+            self._total_RD, delta_RD, norm.weight, norm.eps, out_RD
+        )
+        self.normed = self._kernels.products.Normed(rows)
+
+    def add_product(
+        self,
+        x_RI: Tensor,
+        layer: nn.Module,
+        norm: RMSNorm,
+        following: nn.Module | None,
+        out_RD: Tensor | None = None,
+    ) -> None:
+        """`layer(x)`, in one launch if the layer that reads it norms its rows. Without one `out` does."""
+        products, weight = self._kernels.products, joined_weight(layer)
+        fits = weight is not None and products.adds(x_RI, weight)
+        if fits and following is not None and _norms(self._kernels, following, self._total_RD):
+            self._total_RD, self.normed = products.add_product(
+                x_RI, weight, self._total_RD, norm.weight, norm.eps
+            )
+        else:
+            self.add(_product(self._kernels, x_RI, layer), norm, out_RD)
 
 
 def decode_fast(
@@ -101,19 +144,22 @@ def decode_fast(
     if not reads_positions(decoder):
         step = decoder.step(len(x_RD), 1, x_RD.device, cache)
     blocks = [cast(Block, block) for block in decoder.layers]
-    norms = [*(block.input_layernorm for block in blocks[1:]), decoder.norm]
-    first = blocks[0].input_layernorm
-    x_RD, normed_RD = kernels.step.add_norm(x_RD, None, first.weight, first.eps)
-    for block, following in zip(blocks, norms, strict=True):
+    stream = _Stream(kernels, x_RD, blocks[0].input_layernorm)
+    for block, following in zip(blocks, [*blocks[1:], None], strict=True):
+        norm: RMSNorm = block.post_attention_layernorm
         if step is None:
-            attended = _attention(kernels, cast(Attention, block.self_attn), normed_RD, cache, rotary)
+            layer = cast(Attention, block.self_attn)
+            attended = _attention(kernels, layer, stream.normed, cache, rotary)
+            stream.add_product(attended, layer.o_proj, norm, block.mlp)
         else:
-            attended = block.self_attn(normed_RD[:, None], step)[:, 0]
-        between: RMSNorm = block.post_attention_layernorm
-        x_RD, normed_RD = kernels.step.add_norm(x_RD, attended, between.weight, between.eps)
-        changed = _feed_forward(kernels, block.mlp, normed_RD)
-        out = out_RD if following is decoder.norm else None
-        x_RD, normed_RD = kernels.step.add_norm(x_RD, changed, following.weight, following.eps, out)
+            stream.add(block.self_attn(stream.normed.rows[:, None], step)[:, 0], norm)
+        norm = decoder.norm if following is None else following.input_layernorm
+        reader, out = (None, out_RD) if following is None else (following.self_attn, None)
+        if isinstance(block.mlp, FeedForward):
+            hidden = _hidden(kernels, block.mlp, stream.normed)
+            stream.add_product(hidden, block.mlp.down_proj, norm, reader, out)
+        else:
+            stream.add(block.mlp(stream.normed.rows[:, None])[:, 0], norm, out)
 
 
 @contextmanager

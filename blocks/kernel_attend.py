@@ -16,12 +16,12 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from .kernels import launching
 
-_BLOCK = 32
+_BLOCK = 16
 """Slots that a program reads at a time."""
-_ENOUGH = 512
-"""Programs that keep a large GPU busy: from here on rows are not split."""
-_LEAST_CHUNK = 64
-_MOST_SPLITS = 64
+_ENOUGH = 3072
+"""Programs, of a warp each, that keep a large GPU busy: rows are split into no more."""
+_LEAST_CHUNK = 32
+_MOST_SPLITS = 32
 
 
 @triton.jit
@@ -169,7 +169,7 @@ def plan_splits(programs: int, slots: int) -> tuple[int, int]:
     """Slots of a chunk and how many chunks: by what is allocated alone, so that a graph serves every fill."""
     if programs >= _ENOUGH:
         return slots, 1
-    wanted = min(_MOST_SPLITS, triton.cdiv(2 * _ENOUGH, programs))
+    wanted = min(_MOST_SPLITS, triton.cdiv(_ENOUGH, programs))
     chunk = max(_LEAST_CHUNK, triton.cdiv(triton.cdiv(slots, wanted), _BLOCK) * _BLOCK)
     return chunk, triton.cdiv(slots, chunk)
 
@@ -226,7 +226,7 @@ def attend(
         BLOCK=max(4, _BLOCK // group_padded),
         SPLITS=splits,
         SPLITS_PADDED=triton.next_power_of_2(splits),
-        num_warps=2 if splits > 1 else 4,
+        num_warps=1,
         **launching(out),
     )
     return out

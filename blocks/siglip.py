@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
-from torch import nn
+from torch import Tensor, nn
 
 if TYPE_CHECKING:
     from timm.models.vision_transformer import VisionTransformer
@@ -42,7 +42,14 @@ def build_siglip(config: SiglipConfig) -> "VisionTransformer":
 
     timm is imported here, not at the top: it costs seconds that painting alone need not pay.
     """
+    from timm.layers import PatchEmbed
     from timm.models.vision_transformer import VisionTransformer
+
+    class Patches(PatchEmbed):
+        """Patches with their channels side by side: all later sums keep the order that these lie in."""
+
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x).contiguous()
 
     return VisionTransformer(
         img_size=config.image_size,
@@ -51,6 +58,7 @@ def build_siglip(config: SiglipConfig) -> "VisionTransformer":
         depth=config.layers,
         num_heads=config.heads,
         mlp_ratio=config.mlp_ratio,
+        embed_layer=Patches,
         class_token=False,
         global_pool="",
         num_classes=0,

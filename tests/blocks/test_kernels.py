@@ -87,12 +87,14 @@ def test_swiglu(dtype: torch.dtype) -> None:
 
 @runs
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize(("rows", "inputs", "outputs"), [(1, 64, 40), (3, 272, 96), (17, 64, 32)])
+@pytest.mark.parametrize(
+    ("rows", "inputs", "outputs"), [(1, 64, 40), (3, 272, 96), (17, 64, 32), (33, 64, 32)]
+)
 def test_products(dtype: torch.dtype, rows: int, inputs: int, outputs: int) -> None:
-    from bifrons.blocks.kernel_products import gated_product, product, serves
+    from bifrons.blocks.kernel_products import MOST_ROWS, gated_product, product, serves
 
     x, weight = normal(rows, inputs, dtype=dtype), normal(outputs, inputs, dtype=dtype, seed=1) / 8
-    assert serves(x, Weight(weight)) == (rows <= 16 and dtype != torch.float32)
+    assert serves(x, Weight(weight)) == (rows <= MOST_ROWS and dtype != torch.float32)
     exact = x.double() @ weight.double().T
     close(product(x, Weight(weight)) / 4, exact / 4, dtype)
     gate, up = F.linear(x, weight).chunk(2, dim=-1)

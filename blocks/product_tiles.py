@@ -1,0 +1,60 @@
+"""How products of few rows walk through their weights: tiles that were the quickest where they were tried."""
+
+from typing import NamedTuple
+
+MOST_ROWS = 32
+"""Up to so many rows plain weights are multiplied here; of more the library's products are quicker."""
+
+
+class Tile(NamedTuple):
+    """How a kernel walks: outputs of a tile, bytes of each output's weights in a turn of its loop, rows that
+    it is filled up to. `flip`: the rows are the large side of the tensor cores' tiles."""
+
+    outputs: int
+    bytes: int
+    warps: int
+    stages: int
+    rows: int = 8
+    flip: bool = False
+
+
+def plan_tile(kind: str, inputs: int, outputs: int, gated: bool, rows: int) -> Tile:
+    """Tiles for a product of `outputs` outputs, each of one weight row, or two where they are gated.
+
+    The quickest of some forty of each in steps of Janus-Pro-1B and 7B on an H100, tried in their place: a
+    product that is small alone loads while others compute. One warp multiplies 16 weight rows at a time:
+    with more of them on as many, each would turn the same codes into numbers.
+    """
+    if kind == "plain" and rows > 16:
+        return _many_rows(inputs, outputs, gated)
+    tile = _plain(inputs, outputs, gated) if kind == "plain" else _codes(kind, inputs, outputs, gated)
+    if rows > 16:
+        return tile._replace(rows=32, bytes=min(tile.bytes, 256), stages=3)
+    return tile if rows <= tile.rows else tile._replace(rows=16, stages=min(tile.stages, 4))
+
+
+def _plain(inputs: int, outputs: int, gated: bool) -> Tile:
+    if gated:
+        return Tile(16 if inputs <= 2048 else 32, 512, warps=4, stages=2, rows=16, flip=True)
+    if outputs > inputs:  # queries, keys and values
+        return Tile(32, 256, 2, stages=6) if outputs >= 8192 else Tile(32, 512, 2, stages=3)
+    if outputs < inputs:
+        return Tile(16, 512, 1, stages=6) if outputs < 4096 else Tile(32, 1024, 2, stages=5)
+    return Tile(16, 512, 1, stages=5) if outputs < 2048 else Tile(32, 512, 2, stages=4)
+
+
+def _codes(kind: str, inputs: int, outputs: int, gated: bool) -> Tile:
+    if kind == "int4":  # a turn takes a group
+        return Tile(16, 32, 2, stages=6) if gated else Tile(32, 32, 2, stages=5)
+    if gated or outputs > inputs:
+        return Tile(32, 256, 2, stages=3)
+    return Tile(16, 512, 1, stages=5) if outputs < inputs else Tile(32, 512, 2, stages=4)
+
+
+def _many_rows(inputs: int, outputs: int, gated: bool) -> Tile:
+    if gated:
+        wide = inputs <= 2048
+        return Tile(128, 128, 4, stages=5, rows=32) if wide else Tile(32, 256, 4, stages=3, rows=32)
+    if outputs > inputs:
+        return Tile(64, 128, 2, stages=5, rows=32)
+    return Tile(64, 256, 4, stages=5 if outputs < inputs else 4, rows=32)
