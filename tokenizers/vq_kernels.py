@@ -11,8 +11,6 @@ channels-last, `[B, P, C]` in memory.
 # pyright: reportArgumentType=false, reportOperatorIssue=false, reportCallIssue=false
 # pyright: reportGeneralTypeIssues=false, reportAttributeAccessIssue=false
 
-from dataclasses import dataclass
-
 import torch
 import triton
 import triton.language as tl
@@ -21,11 +19,13 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from ..blocks.kernels import launching
 
-_NUMBERS, _COLUMNS = 4096, 128
-"""Of a map, that a block has at a time; and how many of them lie beside each other, at most."""
-_BLOCKS = 512
-"""That take the statistics of a picture, about: enough for a whole GPU, whatever the batch."""
-_PARTS = 128  # that the union reads at a time
+_COLUMNS = 128
+"""Channels of a map that a block has, at most."""
+_NUMBERS, _SUMMED = 4096, 2048
+"""Of a map, that a block writes; and that it takes statistics of at a time."""
+_BLOCKS = 768
+"""That take the statistics of a picture, at most: as many as a large GPU holds, whatever the batch."""
+_UNITED = 4096  # statistics that a block unites at a time
 
 
 @triton.jit
@@ -200,9 +200,9 @@ def _double(
         tl.store(out + there * C + channel, rounded, mask=inside)
 
 
-def _tile(channels: int) -> dict[str, int]:
+def _tile(channels: int, numbers: int) -> dict[str, int]:
     columns = min(triton.next_power_of_2(channels), _COLUMNS)
-    return {"C": channels, "ROWS": _NUMBERS // columns, "COLUMNS": columns}
+    return {"C": channels, "ROWS": numbers // columns, "COLUMNS": columns}
 
 
 def _grid(x_BCHW: Tensor, tile: dict[str, int]) -> tuple[int, int, int]:
@@ -210,17 +210,13 @@ def _grid(x_BCHW: Tensor, tile: dict[str, int]) -> tuple[int, int, int]:
     return triton.cdiv(height * width, tile["ROWS"]), triton.cdiv(channels, tile["COLUMNS"]), pictures
 
 
-def _terms(*terms: Tensor | None, y_BCHW: Tensor) -> list[Tensor]:
+def _terms(y: Tensor, past: Tensor | None, bias: Tensor | None) -> tuple[Tensor, ...]:
     """What kernels get; they do not read what is not there."""
-    return [y_BCHW if term is None else term for term in terms]
+    return y, y if past is None else past, y if bias is None else bias
 
 
-@dataclass(frozen=True)
-class Statistics:
-    """Of the channels of a map, for parts of `span` places each: mean, and summed squares of deviations."""
-
-    parts_BS2C: Tensor
-    span: int
+Statistics = tuple[Tensor, int]
+"""Mean and summed squares of deviations of each channel in each part, `[B, S, 2, C]`; places of a part."""
 
 
 def statistics(
@@ -228,13 +224,13 @@ def statistics(
 ) -> Statistics:
     """Statistics of `y`; or with `writes`, of `y + bias + past`, which is written over `y`."""
     pictures, channels, height, width = y_BCHW.shape
-    tile = _tile(channels)
+    tile = _tile(channels, _SUMMED)
     tiles, across, _ = _grid(y_BCHW, tile)
     steps = triton.cdiv(tiles * across, _BLOCKS)
     count = triton.cdiv(tiles, steps)
     parts = torch.empty(pictures, count, 2, channels, dtype=torch.float32, device=y_BCHW.device)
     _statistics[(count, across, pictures)](
-        *_terms(y_BCHW, past_BCHW, bias_C, y_BCHW=y_BCHW),
+        *_terms(y_BCHW, past_BCHW, bias_C),
         y_BCHW,
         parts,
         height * width,
@@ -245,7 +241,7 @@ def statistics(
         ADDS=past_BCHW is not None,
         **launching(y_BCHW),
     )
-    return Statistics(parts, steps * tile["ROWS"])
+    return parts, steps * tile["ROWS"]
 
 
 def normed(
@@ -259,30 +255,29 @@ def normed(
 ) -> Tensor:
     """`silu(norm(x + bias))` by the statistics of `x`, into `out`, which may be `x`."""
     pictures, channels, height, width = x_BCHW.shape
-    group, count = channels // norm.num_groups, found.parts_BS2C.shape[1]
-    dials_B2C = found.parts_BS2C.new_empty(pictures, 2, channels)
+    (parts_BS2C, span), group = found, channels // norm.num_groups
+    count, padded = parts_BS2C.shape[1], triton.next_power_of_2(group)
+    dials_B2C = parts_BS2C.new_empty(pictures, 2, channels)
     _unite[(norm.num_groups, pictures)](
-        found.parts_BS2C,
+        parts_BS2C,
         norm.weight if bias_C is None else bias_C,
         norm.weight,
         norm.bias,
         dials_B2C,
         norm.eps,
         height * width,
-        found.span,
+        span,
         count,
         C=channels,
         WIDTH=group,
-        PADDED=triton.next_power_of_2(group),
-        PARTS=min(_PARTS, triton.next_power_of_2(count)),
+        PADDED=padded,
+        PARTS=min(triton.next_power_of_2(count), _UNITED // padded),
         BIASED=bias_C is not None,
         **launching(x_BCHW),
     )
     out = torch.empty_like(x_BCHW) if out is None else out
-    tile = _tile(channels)
-    _scale[_grid(x_BCHW, tile)](
-        x_BCHW, dials_B2C, out, height * width, **tile, SILU=silu, **launching(x_BCHW)
-    )
+    tile = _tile(channels, _NUMBERS) | {"SILU": silu}
+    _scale[_grid(x_BCHW, tile)](x_BCHW, dials_B2C, out, height * width, **tile, **launching(x_BCHW))
     return out
 
 
@@ -290,9 +285,9 @@ def doubled(y_BCHW: Tensor, bias_C: Tensor | None = None, past_BCHW: Tensor | No
     """`y + bias + past` with every place doubled in both directions, `[B, C, 2 H, 2 W]`."""
     pictures, channels, height, width = y_BCHW.shape
     out = y_BCHW.new_empty(pictures, 2 * height, 2 * width, channels).permute(0, 3, 1, 2)
-    tile = _tile(channels)
+    tile = _tile(channels, _NUMBERS)
     _double[_grid(y_BCHW, tile)](
-        *_terms(y_BCHW, past_BCHW, bias_C, y_BCHW=y_BCHW),
+        *_terms(y_BCHW, past_BCHW, bias_C),
         out,
         height * width,
         width,
