@@ -51,7 +51,7 @@ def channels_last(module: nn.Module) -> None:
         if not isinstance(conv, nn.Conv2d) or conv.weight.requires_grad:
             continue
         if not conv.weight.is_contiguous(memory_format=torch.channels_last):
-            with recording, torch.inference_mode(False):
+            with recording, torch.inference_mode(conv.weight.is_inference()):
                 conv.weight.data = conv.weight.data.contiguous(memory_format=torch.channels_last)
 
 
