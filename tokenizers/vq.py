@@ -251,7 +251,7 @@ class VQModel(nn.Module):
         """Codes `[B, T]` of a (rows, columns) `grid` -> pixels `[B, 3, H, W]`, about -1..1, not clipped."""
         if codes_BT.shape[1] != prod(grid):
             raise ValueError(f"{codes_BT.shape[1]} codes do not fill a grid of {grid[0]} x {grid[1]}")
-        if vq_cuda.suits(self.decoder) and codes_BT.numel():
+        if self._fuses() and codes_BT.numel():
             vq_cuda.channels_last(self.decoder)
             done = [self._decode_fused(codes, grid) for codes in codes_BT.split(self.at_once(grid))]
             return done[0] if len(done) == 1 else torch.cat(done)
@@ -270,16 +270,19 @@ class VQModel(nn.Module):
             book_BET = F.normalize(self.quantize.embedding(codes_BT), dim=-1).transpose(1, 2)
             return self.decoder.by(Fused(), self.post_quant_conv(book_BET.unflatten(2, grid)))
 
+    def _fuses(self) -> bool:
+        return vq_cuda.suits(self.decoder, self.quantize, self.post_quant_conv)
+
     def at_once(self, grid: tuple[int, int]) -> int:
-        """How many pictures are decoded together, at most: beyond that more at once gain nothing."""
-        if not vq_cuda.suits(self.decoder):
+        """How many pictures to decode together, at most: the fused form splits its batches by it."""
+        if not self._fuses():
             return 1
         return max(1, vq_cuda.NUMBERS_AT_ONCE // self.config.largest_map(grid))
 
     def worth_recording(self, pictures: int, grid: tuple[int, int]) -> bool:
-        """Whether decoding so many keeps the device busy for no longer than launching takes."""
+        """Whether so many pictures are few enough for a recording that keeps their maps."""
         few = pictures * self.config.largest_map(grid) <= vq_cuda.NUMBERS_RECORDED
-        return few and vq_cuda.suits(self.decoder)
+        return few and self._fuses()
 
 
 def to_uint8(pixels_BCHW: Tensor) -> Tensor:

@@ -23,35 +23,40 @@ if TYPE_CHECKING:
     from .vq_kernels import Statistics
 
 DTYPES = (torch.bfloat16, torch.float16)
-"""In float32 the plain form is as fast as its convolutions are, and its pictures are what others are compared
-with."""
+"""In float32 the plain form stays: its pictures are what others are compared with."""
 
 NUMBERS_AT_ONCE = 80_000_000
-"""Of the largest map of all pictures that are decoded together: four of VQ-16's with 384 pixels a side, from
-where on more at once gain little. Three such maps are alive at a time."""
+"""Of the largest map of all pictures that are decoded together: four of VQ-16's with 384 pixels a side. Three
+such maps are alive at a time."""
 
 NUMBERS_RECORDED = 20_000_000
-"""Up to so many, launching takes as long as the device does: worth a recording, which keeps its maps."""
+"""Of the largest map of all pictures, up to which decoding is recorded: a recording keeps its maps."""
 
 
-def suits(module: nn.Module) -> bool:
-    """Whether its weights are where this is the better form, and no gradients are asked for."""
-    weights = list(module.parameters())
+def suits(*modules: nn.Module) -> bool:
+    """Whether their weights are where this is the better form, and no gradients are asked for."""
+    weights = [weight for module in modules for weight in module.parameters()]
     first = weights[0]
     if first.dtype not in DTYPES or not fused.serves(first, *weights):
         return False
     return all(weight.device == first.device and weight.dtype == first.dtype for weight in weights)
 
 
+def _strays(module: nn.Module) -> list[nn.Conv2d]:
+    convs = (part for part in module.modules() if isinstance(part, nn.Conv2d))
+    form = torch.channels_last
+    return [c for c in convs if not (c.weight.requires_grad or c.weight.is_contiguous(memory_format=form))]
+
+
 @torch.no_grad()
 def channels_last(module: nn.Module) -> None:
     """Lay the weights of convolutions as their kernels read them, for good: values, names and shapes stay.
     Weights that are being trained are left where they are, and laid anew at every call."""
-    for conv in module.modules():
-        if not isinstance(conv, nn.Conv2d) or conv.weight.requires_grad:
-            continue
-        if not conv.weight.is_contiguous(memory_format=torch.channels_last):
-            with recording, torch.inference_mode(conv.weight.is_inference()):
+    if not _strays(module):
+        return
+    with recording:  # who comes meanwhile waits, and finds none
+        for conv in _strays(module):
+            with torch.inference_mode(conv.weight.is_inference()):
                 conv.weight.data = conv.weight.data.contiguous(memory_format=torch.channels_last)
 
 

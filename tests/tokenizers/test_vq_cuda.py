@@ -220,6 +220,9 @@ def test_trained_weights_stay_where_they_are(serve: list[int]) -> None:
     wanted.sum().backward()
     assert model.decoder.conv_in.weight.grad is not None
     torch.testing.assert_close(found, wanted, atol=1e-3, rtol=0)
+    model.decoder.requires_grad_(False)
+    model.decode(codes, (1, 2)).sum().backward()
+    assert model.quantize.embedding.weight.grad is not None
     model.requires_grad_(False)
     with torch.autocast(DEVICE, torch.bfloat16):
         model.decode(codes, (1, 2))
