@@ -97,6 +97,13 @@ class JanusModel(nn.Module):
     def _see(self, pixels_N3SS: Tensor) -> Tensor:
         return self.aligner(self.vision_model(pixels_N3SS))
 
+    def decode_codes(self, codes_NT: Tensor) -> Tensor:
+        """Image codes -> pixels `[N, 3, S, S]`, about -1..1; of a few pictures on CUDA by a recording."""
+        vq, grid = self.gen_vision_model, self.config.grid
+        if not vq.worth_recording(len(codes_NT), grid):
+            return vq.decode(codes_NT, grid)
+        return by_recording(vq, self.decoder, (vq,), lambda codes: vq.decode(codes, grid), codes_NT)
+
     def embed_codes(self, codes: Tensor) -> Tensor:
         """Image codes `[...]` -> embeddings `[..., D]`, as painted tokens are fed back."""
         return self.gen_aligner(self.gen_embed(codes))

@@ -12,12 +12,13 @@ from torch import Tensor
 from ..blocks.captured import bucket_below, slots_for, store_of
 from ..blocks.choosing import Choosing, Voice, paired
 from ..blocks.generation import Task, captures, check_context, generate, generate_all
+from ..blocks.memory import rows_that_fit
 from ..blocks.planning import batch_that_fits, spread_batch
 from ..blocks.sampling import guide
 from ..tokenizers.vq import to_uint8
 from .model import JanusModel
 from .options import PaintOptions
-from .sizes import painting_work
+from .sizes import painting_work, vq_activations
 
 Callback = Callable[[int, int, Tensor], None]
 
@@ -97,12 +98,14 @@ def _batch(model: JanusModel, guided: bool, longest: int) -> int:
 
 @torch.no_grad()
 def decode(model: JanusModel, codes_NT: Tensor) -> list[Image.Image]:
-    """Codes `[N, T]` -> pictures, one at a time: the decoder's activations are large."""
-    device = _home(model)
+    """Codes `[N, T]` -> pictures, one or a few at a time: the decoder's activations are large."""
+    device, dtype = _home(model), model.decoder.dtype
+    size = model.gen_vision_model.at_once(model.config.grid)
+    if size > 1:
+        size = min(size, rows_that_fit(vq_activations(model.config) * dtype.itemsize, device))
     pictures = []
-    for codes in codes_NT.to(device):
-        pixels = model.gen_vision_model.decode(codes[None], model.config.grid)
-        pictures.append(Image.fromarray(to_uint8(pixels)[0].cpu().numpy()))
+    for codes in codes_NT.to(device).split(size):
+        pictures += map(Image.fromarray, to_uint8(model.decode_codes(codes)).cpu().numpy())
     return pictures
 
 

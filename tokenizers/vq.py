@@ -8,13 +8,29 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import pairwise
 from math import prod
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..blocks.absent import absent
-from .vq_strips import Map, Strips, suits
+from . import vq_cuda, vq_strips
+from .vq_cuda import Fused
+from .vq_strips import Strips
+
+
+class Operations(Protocol):
+    """What computes the decoder in another form (`Strips`, `Fused`). `Any` is a feature map of its kind."""
+
+    def begin(self, x: Tensor, /) -> Any: ...
+    def normed_conv(self, x: Any, norm: nn.GroupNorm, conv: nn.Conv2d, /) -> Any: ...
+    def add_normed_conv(
+        self, x: Any, y: Any, norm: nn.GroupNorm, conv: nn.Conv2d, shortcut: nn.Conv2d | None, /
+    ) -> Any: ...
+    def attend(self, x: Any, block: "AttnBlock", /) -> Any: ...
+    def upsampled_conv(self, x: Any, conv: nn.Conv2d, /) -> Any: ...
+    def finish(self, x: Any, norm: nn.GroupNorm, conv: nn.Conv2d, /) -> Tensor: ...
 
 
 @dataclass(frozen=True)
@@ -32,6 +48,13 @@ class VQConfig:
     def downsampling(self) -> int:
         """Pixels of a picture's side per code."""
         return 2 ** (len(self.ch_mult) - 1)
+
+    def largest_map(self, grid: tuple[int, int]) -> int:
+        """Numbers of the decoder's largest feature map for one picture: at each resolution there is one with
+        the channels of the coarser resolution before it."""
+        last = len(self.ch_mult) - 1
+        widths = [self.ch * self.ch_mult[min(level + 1, last)] for level in range(last + 1)]
+        return max(width * prod(grid) << 2 * (last - level) for level, width in enumerate(widths))
 
 
 def group_norm(channels: int) -> nn.GroupNorm:
@@ -54,10 +77,10 @@ class ResBlock(nn.Module):
         h = self.conv2(F.silu(self.norm2(h)))
         return h + (self.nin_shortcut(x_BCHW) if self.reshapes else x_BCHW)
 
-    def in_strips(self, x: Map, strips: Strips) -> Map:
-        h = strips.normed_conv(x, self.norm1, self.conv1)
+    def by(self, operations: Operations, x: Any) -> Any:
+        h = operations.normed_conv(x, self.norm1, self.conv1)
         shortcut = self.nin_shortcut if self.reshapes else None
-        return strips.add_normed_conv(x, h, self.norm2, self.conv2, shortcut)
+        return operations.add_normed_conv(x, h, self.norm2, self.conv2, shortcut)
 
 
 class AttnBlock(nn.Module):
@@ -77,8 +100,8 @@ class AttnBlock(nn.Module):
         out = F.scaled_dot_product_attention(q, k, v)[:, 0].transpose(1, 2).reshape(x_BCHW.shape)
         return x_BCHW + self.proj_out(out)
 
-    def in_strips(self, x: Map, strips: Strips) -> Map:
-        return strips.begin(self(x.x_1CHW))
+    def by(self, operations: Operations, x: Any) -> Any:
+        return operations.attend(x, self)
 
 
 class Downsample(nn.Module):
@@ -98,8 +121,8 @@ class Upsample(nn.Module):
     def forward(self, x_BCHW: Tensor) -> Tensor:
         return self.conv(F.interpolate(x_BCHW, scale_factor=2.0, mode="nearest"))
 
-    def in_strips(self, x: Map, strips: Strips) -> Map:
-        return strips.upsampled_conv(x, self.conv)
+    def by(self, operations: Operations, x: Any) -> Any:
+        return operations.upsampled_conv(x, self.conv)
 
 
 class Level(nn.Module):
@@ -113,20 +136,15 @@ class Level(nn.Module):
             self.add_module(name, module)
         self.rescale = tuple(rescale)
 
-    def forward(self, x_BCHW: Tensor) -> Tensor:
+    def steps(self) -> list[nn.Module]:
+        """What is computed, one after the other."""
+        steps: list[nn.Module] = []
         for index, block in enumerate(self.res):
-            x_BCHW = block(x_BCHW)
-            if self.attn is not None:
-                x_BCHW = self.attn[index](x_BCHW)
-        for name in self.rescale:
-            x_BCHW = self.get_submodule(name)(x_BCHW)
-        return x_BCHW
+            steps += [block] if self.attn is None else [block, self.attn[index]]
+        return [*steps, *map(self.get_submodule, self.rescale)]
 
-    def in_strips(self, x: Map, strips: Strips) -> Map:
-        for index, block in enumerate(self.res):
-            after = [] if self.attn is None else [self.attn[index]]
-            x = chain_in_strips([block, *after], x, strips)
-        return chain_in_strips(map(self.get_submodule, self.rescale), x, strips)
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        return chain(self.steps(), x_BCHW)
 
 
 def middle(channels: int) -> nn.ModuleList:
@@ -136,12 +154,6 @@ def middle(channels: int) -> nn.ModuleList:
 def chain(modules: Iterable[nn.Module], x: Tensor) -> Tensor:
     for module in modules:
         x = module(x)
-    return x
-
-
-def chain_in_strips(modules: Iterable[nn.Module], x: Map, strips: Strips) -> Map:
-    for module in modules:
-        x = module.in_strips(x, strips)  # type: ignore[operator]
     return x
 
 
@@ -186,12 +198,13 @@ class Decoder(nn.Module):
         h = chain([*self.mid, *self.conv_blocks], self.conv_in(z_BCHW))
         return self.conv_out(F.silu(self.norm_out(h)))
 
-    def in_strips(self, z_1CHW: Tensor) -> Tensor:
-        """What `forward` gives for one picture, with less memory and on a CPU sooner."""
-        strips = Strips()
-        h = strips.begin(self.conv_in(z_1CHW))
-        h = chain_in_strips([*self.mid, *self.conv_blocks], h, strips)
-        return strips.finish(h, self.norm_out, self.conv_out)
+    def by(self, operations: Operations, z_BCHW: Tensor) -> Tensor:
+        """What `forward` gives, with less memory and sooner; in strips of one picture."""
+        x = operations.begin(self.conv_in(z_BCHW))
+        levels = [step for level in self.conv_blocks for step in level.steps()]  # type: ignore[operator]
+        for module in [*self.mid, *levels]:  # nothing else holds a map
+            x = module.by(operations, x)  # type: ignore[operator]
+        return operations.finish(x, self.norm_out, self.conv_out)
 
 
 class Codebook(nn.Module):
@@ -238,14 +251,38 @@ class VQModel(nn.Module):
         """Codes `[B, T]` of a (rows, columns) `grid` -> pixels `[B, 3, H, W]`, about -1..1, not clipped."""
         if codes_BT.shape[1] != prod(grid):
             raise ValueError(f"{codes_BT.shape[1]} codes do not fill a grid of {grid[0]} x {grid[1]}")
+        if self._fuses() and codes_BT.numel():
+            vq_cuda.channels_last(self.decoder)
+            done = [self._decode_fused(codes, grid) for codes in codes_BT.split(self.at_once(grid))]
+            return done[0] if len(done) == 1 else torch.cat(done)
         book_NE = self.quantize.vectors()
 
         def before_decoder(codes_BT: Tensor) -> Tensor:
             return self.post_quant_conv(book_NE[codes_BT].transpose(1, 2).unflatten(2, grid))
 
-        if not suits(book_NE, self.decoder):
+        if not vq_strips.suits(book_NE, self.decoder):
             return self.decoder(before_decoder(codes_BT))
-        return torch.cat([self.decoder.in_strips(before_decoder(codes_1T)) for codes_1T in codes_BT.split(1)])
+        strips = (self.decoder.by(Strips(), before_decoder(codes_1T)) for codes_1T in codes_BT.split(1))
+        return torch.cat(list(strips))
+
+    def _decode_fused(self, codes_BT: Tensor, grid: tuple[int, int]) -> Tensor:
+        with torch.cuda.device_of(codes_BT):
+            book_BET = F.normalize(self.quantize.embedding(codes_BT), dim=-1).transpose(1, 2)
+            return self.decoder.by(Fused(), self.post_quant_conv(book_BET.unflatten(2, grid)))
+
+    def _fuses(self) -> bool:
+        return vq_cuda.suits(self.decoder, self.quantize, self.post_quant_conv)
+
+    def at_once(self, grid: tuple[int, int]) -> int:
+        """How many pictures to decode together, at most: the fused form splits its batches by it."""
+        if not self._fuses():
+            return 1
+        return max(1, vq_cuda.NUMBERS_AT_ONCE // self.config.largest_map(grid))
+
+    def worth_recording(self, pictures: int, grid: tuple[int, int]) -> bool:
+        """Whether so many pictures are few enough for a recording that keeps their maps."""
+        few = pictures * self.config.largest_map(grid) <= vq_cuda.NUMBERS_RECORDED
+        return few and self._fuses()
 
 
 def to_uint8(pixels_BCHW: Tensor) -> Tensor:

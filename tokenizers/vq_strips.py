@@ -105,6 +105,9 @@ class Strips:
         self.spare = y.x_1CHW
         return out
 
+    def attend(self, x: Map, block: nn.Module) -> Map:
+        return self.begin(block(x.x_1CHW))
+
     def upsampled_conv(self, x: Map, conv: nn.Conv2d) -> Map:
         """`conv` of x with every place doubled in both directions. Of the 3 x 3 places under the kernel only
         2 x 2 differ, so each of the four places that come of one has a kernel of 2 x 2 sums of weights."""

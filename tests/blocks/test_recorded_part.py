@@ -6,6 +6,7 @@ import weakref
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from bifrons.blocks import recorded_part
@@ -181,6 +182,32 @@ def test_answers_about_pictures_are_the_same(pipe: Any) -> None:
     assert made(pipe.model) == 1
     pipe.model.decoder.capture = False
     assert set(answers) == {pipe.ask(picture, "What is this?", 12)}
+
+
+@pytest.mark.parametrize("name", ["janus-mini"])
+def test_pictures_are_drawn_by_a_recording(pipe: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where that is worth it; it is the image tokenizer's own, beside the tower's."""
+    model = pipe.model
+    vq, grid, total = model.gen_vision_model, model.config.grid, model.config.num_codes
+    codes = torch.randint(model.config.vq.codebook_size, (2, total), device=pipe.device)
+    model.decode_codes(codes)
+    assert not vq.worth_recording(2, grid)  # in float32
+    monkeypatch.setattr(vq, "worth_recording", lambda count, grid: count <= 2)
+    recorder = Twice() if pipe.device.type == "cpu" else recorded_part_of(vq, pipe.device).recorder
+    recorded_part_of(vq, pipe.device).recorder = recorder
+    with torch.no_grad():
+        for seed in range(3):
+            close(model.decode_codes(codes.roll(seed, 1)), vq.decode(codes.roll(seed, 1), grid))
+            see(model, pictures(model, 1))
+        model.decode_codes(codes.repeat(2, 1))
+        model.decode_codes(codes.repeat(2, 1))
+    assert recorder.made == 1
+    assert made(model) == 1
+    drawn = pipe.decode_codes(codes)
+    monkeypatch.undo()
+    for one, other in zip(drawn, pipe.decode_codes(codes), strict=True):
+        difference = torch.tensor(np.asarray(one, dtype=int) - np.asarray(other, dtype=int))
+        assert difference.abs().max() <= 1
 
 
 @on_cuda
