@@ -90,7 +90,7 @@ def _add(
     return acc
 
 
-@triton.jit(do_not_specialize=["R"])
+@triton.jit(do_not_specialize=["R", "P"])
 def product_kernel(
     x,
     weight,
@@ -102,6 +102,7 @@ def product_kernel(
     gain,
     total,
     parts,
+    P,
     eps,
     R,
     O: tl.constexpr,  # noqa: E741
@@ -114,15 +115,14 @@ def product_kernel(
     BLOCK_C: tl.constexpr,
     GATED: tl.constexpr,
     PARTS: tl.constexpr,
-    PARTS_PADDED: tl.constexpr,
     ADDS: tl.constexpr,
     LINES: tl.constexpr,
     STEP: tl.constexpr,
     EARLY: tl.constexpr,
 ):
     """Some outputs of a tile of rows. GATED: the weight is gates over ups, and out is `silu(gate) * up`.
-    PARTS of `squares`, or 0: the rows are normed by them. ADDS: total is `residual + out`, and out becomes
-    total times gain. (A residual is older than the kernel before this one.)"""
+    PARTS: at least the P parts of `squares` that the rows are normed by, or 0. ADDS: total is
+    `residual + out`, and out becomes total times gain. (A residual is older than the kernel before this.)"""
     whole: tl.constexpr = COLUMNS % BLOCK_C == 0
     tall: tl.constexpr = 2 * BLOCK_O if GATED else BLOCK_O
     j = tl.arange(0, tall)
@@ -145,8 +145,8 @@ def product_kernel(
         gdc_wait()
         gdc_launch_dependents()
     if PARTS > 0:
-        p = tl.arange(0, PARTS_PADDED)
-        known = (p < PARTS)[:, None] & (r < R)[None, :]
+        p = tl.arange(0, PARTS)
+        known = (p < P)[:, None] & (r < R)[None, :]
         sums = tl.sum(tl.load(squares + p[:, None] * R + r[None, :], mask=known, other=0.0), axis=0)
         shrink = tl.rsqrt(sums / (COLUMNS * (2 if KIND == "int4" else 1)) + eps)
     acc = tl.zeros([BLOCK_R, tall] if FLIP else [tall, BLOCK_R], tl.float32)
