@@ -1,4 +1,4 @@
-"""Triton kernels of one decoding step: sum and norm, and SwiGLU, each one launch. How all of them overlap.
+"""Triton kernels of one decoding step: sum and norm, and SwiGLU, each one launch (see overlap.py).
 
 R rows, D decoder width, I width of a feed-forward.
 
@@ -9,23 +9,15 @@ another one.
 # What Triton's compiler reads is not what a checker of types takes it for.
 # pyright: reportArgumentType=false, reportOperatorIssue=false, reportCallIssue=false
 
-from typing import Any
-
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-OVERLAP = True
-"""Whether a kernel may be set up while the one before it still runs (programmatic dependent launch, from
-Hopper on). Each waits for the end of the one before it ahead of all that it reads and writes, but weights."""
+from .overlap import OVERLAP, launching
 
-
-def launching(x: Tensor) -> dict[str, Any]:
-    """What kernels on this tensor's device are launched with: whether they overlap."""
-    early = OVERLAP and x.device.type == "cuda" and torch.cuda.get_device_capability(x.device)[0] >= 9
-    return {"EARLY": True, "launch_pdl": True} if early else {"EARLY": False}
+__all__ = ["OVERLAP", "add_norm", "launching", "swiglu"]
 
 
 @triton.jit
