@@ -31,7 +31,8 @@ _SPLIT = 32  # slots at least
 _MOST_BLOCKS = 1024  # beyond which splits get longer
 _MOST_SPLITS = 64  # likewise, as each of them is read again for every tile of every head's values
 _TILE_R, _TILE_V = 64, 32
-_GROUP, _WARPS = 8, 8  # of the kernel that puts splits together: splits at a time, warps
+_WARPS = 8
+_GROUP, _LEAVE_WARPS = 8, 8  # of the kernel that puts splits together: splits at a time
 _LOG2_E = 1.4426950408889634
 
 
@@ -105,6 +106,7 @@ def attend_latent(layer: "LatentAttention", q_BTD: Tensor, kv_BTC: Tensor, step:
     parts = q_BTD.new_empty(rows, heads, splits, rank, dtype=torch.float32)
     tops, sums = q_BTD.new_empty(2, rows, heads, splits, dtype=torch.float32)
     wide = q_BTD.dtype == torch.float32
+    tile = min(split, 16 if wide else 32)
     attend_kernel[(splits, blocks, rows)](
         query_BHC,
         slots_BSC,
@@ -121,8 +123,9 @@ def attend_latent(layer: "LatentAttention", q_BTD: Tensor, kv_BTC: Tensor, step:
         SPLIT=split,
         EXACT=exact_products(q_BTD.dtype),
         BLOCK_H=_HEADS,
-        BLOCK_S=min(split, 16 if wide else 32),
+        BLOCK_S=tile,
         num_stages=1 if wide else 2,
+        num_warps=_WARPS,
         **widths,
         **pads,
         **early,
@@ -145,7 +148,7 @@ def attend_latent(layer: "LatentAttention", q_BTD: Tensor, kv_BTC: Tensor, step:
         BLOCK_G=_GROUP,
         SPLITS=triton.next_power_of_2(splits),
         TILE_V=_TILE_V,
-        num_warps=_WARPS,
+        num_warps=_LEAVE_WARPS,
         **widths,
         **early,
     )

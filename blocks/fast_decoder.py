@@ -1,7 +1,7 @@
 """One decoding step of the decoder through kernels; `Decoder.forward` is the definition.
 
 R rows, D decoder width, S cache slots, K dimensions of a head. Products of one input are one product, of
-weights that lie side by side (joining.py). Latent attention and experts compute as they do elsewhere.
+weights that lie side by side (joining.py). Experts compute as they do elsewhere.
 """
 
 from collections.abc import Iterator
@@ -18,24 +18,26 @@ from .experts import blocked
 from .feed_forward import FeedForward
 from .joining import joined_weight
 from .kv_cache import KVCache
+from .latent_attention import LatentAttention
 from .moe import Experts
 from .norm import RMSNorm
 
 
 class Kernels(NamedTuple):
-    """The modules of kernels: sums and norms, attention, products, and the draw."""
+    """The modules of kernels: sums and norms, attention of both kinds, products, and the draw."""
 
     step: ModuleType
     attention: ModuleType
+    latent: ModuleType
     products: ModuleType
     draw: ModuleType
 
 
 def import_kernels() -> Kernels:
     """An `ImportError` where there is no Triton: it comes with torch for CUDA on Linux only."""
-    from . import kernel_attend, kernel_draw, kernel_products, kernels
+    from . import attend_latent, kernel_attend, kernel_draw, kernel_products, kernels
 
-    return Kernels(kernels, kernel_attend, kernel_products, kernel_draw)
+    return Kernels(kernels, kernel_attend, attend_latent, kernel_products, kernel_draw)
 
 
 def load_kernels(device: torch.device) -> Kernels | None:
@@ -73,6 +75,25 @@ def _attention(
     return _product(kernels, attended, layer.o_proj)
 
 
+def _latent_attention(kernels: Kernels, layer: LatentAttention, x_RD: Tensor, step: Step) -> Tensor:
+    if not fused.serves(x_RD, layer.kv_b_proj.weight):
+        return layer(x_RD[:, None], step)[:, 0]
+    first, second = layer.first_proj, layer.kv_a_proj_with_mqa
+    whole = joined_weight(first, second)
+    if whole is not None:
+        width = layer.sizes.kv_rank + layer.sizes.rope_dim
+        both_RC = kernels.products.product(x_RD, whole)
+        q_RC, kv_RC = both_RC[:, :-width], both_RC[:, -width:]
+    else:
+        q_RC, kv_RC = _product(kernels, x_RD, first), _product(kernels, x_RD, second)
+    if layer.sizes.q_rank is not None:
+        norm = layer.q_a_layernorm
+        _, normed_RC = kernels.step.add_norm(q_RC, None, norm.weight, norm.eps)
+        q_RC = _product(kernels, normed_RC, layer.q_b_proj)
+    attended_R1C = kernels.latent.attend_latent(layer, q_RC[:, None], kv_RC[:, None], step)
+    return _product(kernels, attended_R1C[:, 0], layer.o_proj)
+
+
 def _feed_forward(kernels: Kernels, layer: nn.Module, x_RD: Tensor) -> Tensor:
     if not isinstance(layer, FeedForward):
         return layer(x_RD[:, None])[:, 0]
@@ -108,7 +129,7 @@ def decode_fast(
         if step is None:
             attended = _attention(kernels, cast(Attention, block.self_attn), normed_RD, cache, rotary)
         else:
-            attended = block.self_attn(normed_RD[:, None], step)[:, 0]
+            attended = _latent_attention(kernels, cast(LatentAttention, block.self_attn), normed_RD, step)
         between: RMSNorm = block.post_attention_layernorm
         x_RD, normed_RD = kernels.step.add_norm(x_RD, attended, between.weight, between.eps)
         changed = _feed_forward(kernels, block.mlp, normed_RD)

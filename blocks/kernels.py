@@ -9,7 +9,6 @@ another one.
 # What Triton's compiler reads is not what a checker of types takes it for.
 # pyright: reportArgumentType=false, reportOperatorIssue=false, reportCallIssue=false
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -28,19 +27,21 @@ def _add_norm(
     total,
     out,
     eps,
+    x_stride,
     WIDTH: tl.constexpr,
     PADDED: tl.constexpr,
     ADDS: tl.constexpr,
     EARLY: tl.constexpr,
 ):
-    at = tl.program_id(0).to(tl.int64) * WIDTH
+    row = tl.program_id(0).to(tl.int64)
+    at = row * WIDTH
     k = tl.arange(0, PADDED)
     inside = k < WIDTH
     gain = tl.load(weight + k, mask=inside, other=0.0).to(tl.float32)
     if EARLY:
         gdc_wait()
         gdc_launch_dependents()
-    wide = tl.load(x + at + k, mask=inside, other=0.0).to(tl.float32)
+    wide = tl.load(x + row * x_stride + k, mask=inside, other=0.0).to(tl.float32)
     if ADDS:
         wide += tl.load(delta + at + k, mask=inside, other=0.0).to(tl.float32)
         rounded = wide.to(total.dtype.element_ty)
@@ -56,9 +57,9 @@ def add_norm(
 ) -> tuple[Tensor, Tensor]:
     """`x + delta` (None: `x` itself) and its `RMSNorm`, which goes into `out` if that is given."""
     rows, width = x_RD.shape
-    x_RD = x_RD.contiguous()
-    total_RD = x_RD if delta_RD is None else torch.empty_like(x_RD)
-    out = torch.empty_like(x_RD) if out is None else out
+    x_RD = x_RD if x_RD.stride(1) == 1 else x_RD.contiguous()
+    total_RD = x_RD if delta_RD is None else x_RD.new_empty(rows, width)
+    out = x_RD.new_empty(rows, width) if out is None else out
     _add_norm[(rows,)](
         x_RD,
         x_RD if delta_RD is None else delta_RD.contiguous(),
@@ -66,6 +67,7 @@ def add_norm(
         total_RD,
         out,
         eps,
+        x_RD.stride(0),
         WIDTH=width,
         PADDED=triton.next_power_of_2(width),
         ADDS=delta_RD is not None,

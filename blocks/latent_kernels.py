@@ -162,7 +162,8 @@ def attend_kernel(
     EARLY: tl.constexpr,
 ):
     """What a block of heads gathers from one split of a row's slots: the largest score (base 2), the sum of
-    weights relative to it, and the weighted sum of latents."""
+    weights relative to it, and the weighted sum of latents. A split of one tile is loaded ahead, but for the
+    new slot, which the kernel before writes."""
     split, block, row = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     position = tl.load(positions_ptr + row * position_stride).to(tl.int32)
     length = tl.minimum(position + 1, slots)
@@ -172,7 +173,8 @@ def attend_kernel(
     row_ptr = slots_ptr + row.to(tl.int64) * row_stride
     places = first + tl.arange(0, BLOCK_S)
     live = places < length
-    latent_SR, turned_SP = _slots(row_ptr, places, ranks, turns, live & (places != position), R, P)
+    if SPLIT == BLOCK_S:
+        latent_SR, turned_SP = _slots(row_ptr, places, ranks, turns, live & (places != position), R, P)
     _let_in(EARLY)
     if first < length:
         kept: tl.constexpr = tl.float32 if EXACT else query_ptr.dtype.element_ty
@@ -180,22 +182,24 @@ def attend_kernel(
         query = query_ptr + (row * H + heads[:, None]) * (R + P)
         q_HR = tl.load(query + ranks[None, :], mask=there_H1 & ranks_1R, other=0.0).to(kept)
         q_HP = tl.load(query + R + turns[None, :], mask=there_H1 & turns_1P, other=0.0).to(kept)
-        own = live & (places == position)
-        new_SR, new_SP = _slots(row_ptr, places, ranks, turns, own, R, P)
-        latent_SR = tl.where(own[:, None], new_SR, latent_SR).to(kept)
-        turned_SP = tl.where(own[:, None], new_SP, turned_SP).to(kept)
         top_H = tl.full([BLOCK_H], -float("inf"), dtype=tl.float32)
         sum_H = tl.zeros([BLOCK_H], dtype=tl.float32)
         out_HR = tl.zeros([BLOCK_H, BLOCK_R], dtype=tl.float32)
-        top_H, sum_H, out_HR = _gather(
-            q_HR, q_HP, latent_SR, turned_SP, live, scale, top_H, sum_H, out_HR
-        )
-        for start in range(BLOCK_S, SPLIT, BLOCK_S):
-            live = start + places < length
-            latent_SR, turned_SP = _slots(row_ptr, start + places, ranks, turns, live, R, P)
+        if SPLIT == BLOCK_S:
+            own = live & (places == position)
+            new_SR, new_SP = _slots(row_ptr, places, ranks, turns, own, R, P)
+            latent_SR = tl.where(own[:, None], new_SR, latent_SR).to(kept)
+            turned_SP = tl.where(own[:, None], new_SP, turned_SP).to(kept)
             top_H, sum_H, out_HR = _gather(
-                q_HR, q_HP, latent_SR.to(kept), turned_SP.to(kept), live, scale, top_H, sum_H, out_HR
+                q_HR, q_HP, latent_SR, turned_SP, live, scale, top_H, sum_H, out_HR
             )
+        else:
+            for start in range(0, SPLIT, BLOCK_S):
+                live = start + places < length
+                latent_SR, turned_SP = _slots(row_ptr, start + places, ranks, turns, live, R, P)
+                top_H, sum_H, out_HR = _gather(
+                    q_HR, q_HP, latent_SR.to(kept), turned_SP.to(kept), live, scale, top_H, sum_H, out_HR
+                )
         at_H = (row * H + heads) * splits + split
         tl.store(tops_ptr + at_H, top_H, mask=heads < H)
         tl.store(sums_ptr + at_H, sum_H, mask=heads < H)
@@ -245,8 +249,8 @@ def leave_kernel(
         some = start + tl.arange(0, BLOCK_G)
         share = tl.exp2(tl.load(tops_ptr + first + some, mask=some < count, other=-float("inf")) - top)
         mask = (some < count)[:, None] & (ranks < R)[None, :]
-        at = (first + some)[:, None] * R + ranks[None, :]
-        parts_GR += share[:, None] * tl.load(parts_ptr + at, mask=mask, other=0.0)
+        part = parts_ptr + (first + some)[:, None] * R + ranks[None, :]
+        parts_GR += share[:, None] * tl.load(part, mask=mask, other=0.0)
     gathered_R = tl.sum(parts_GR, axis=0) / total
     kind = out_ptr.dtype.element_ty
     if PROJECT:
