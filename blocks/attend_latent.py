@@ -47,12 +47,14 @@ def plan_split(programs: int, span: int) -> int:
     return split
 
 
-def attend_latent(layer: "LatentAttention", q_BTD: Tensor, kv_BTC: Tensor, step: "Step") -> Tensor:
+def attend_latent(
+    layer: "LatentAttention", q_BTD: Tensor, kv_BTC: Tensor, step: "Step", tables: bool = False
+) -> Tensor:
     """The new slots written into the cache, and what the one query of each row gathers, `[B, 1, H * V]`.
 
     `q_BTD` and `kv_BTC` are the outputs of the layer's projections, `[B, 1, H * (N + P)]` and `[B, 1, C]`, or
-    views of one that holds both. The step's positions and rotary tables are older than the kernel that made
-    them.
+    views of one that holds both. The step's positions, and its cosines and sines, are older than the last
+    kernel before; with `tables` they are those of all positions, `[S, P]`.
     """
     assert step.cache is not None
     sizes, heads, rows = layer.sizes, layer.num_heads, len(q_BTD)
@@ -86,9 +88,11 @@ def attend_latent(layer: "LatentAttention", q_BTD: Tensor, kv_BTC: Tensor, step:
         slots_BSC.stride(0),
         positions.stride(0),
         slots_BSC.shape[1],
+        len(cos) - 1,
         N=sizes.nope_dim,
         V=sizes.value_dim,
         P=turns,
+        TABLES=tables,
         BLOCK_N=min(triton.next_power_of_2(sizes.nope_dim), 128),
         TILE_R=_TILE_R,
         **widths,

@@ -76,8 +76,7 @@ def _attention(
 
 
 def _latent_attention(kernels: Kernels, layer: LatentAttention, x_RD: Tensor, step: Step) -> Tensor:
-    if not fused.serves(x_RD, layer.kv_b_proj.weight):
-        return layer(x_RD[:, None], step)[:, 0]
+    """`step` holds the tables of all positions."""
     first, second = layer.first_proj, layer.kv_a_proj_with_mqa
     whole = joined_weight(first, second)
     if whole is not None:
@@ -90,7 +89,7 @@ def _latent_attention(kernels: Kernels, layer: LatentAttention, x_RD: Tensor, st
         norm = layer.q_a_layernorm
         _, normed_RC = kernels.step.add_norm(q_RC, None, norm.weight, norm.eps)
         q_RC = _product(kernels, normed_RC, layer.q_b_proj)
-    attended_R1C = kernels.latent.attend_latent(layer, q_RC[:, None], kv_RC[:, None], step)
+    attended_R1C = kernels.latent.attend_latent(layer, q_RC[:, None], kv_RC[:, None], step, True)
     return _product(kernels, attended_R1C[:, 0], layer.o_proj)
 
 
@@ -118,18 +117,23 @@ def decode_fast(
     `rotary` are cosines and sines of all slots, `[S, K]`. Attention that does not go by the positions reads
     `cache.span` slots.
     """
-    step: Step | None = None
-    if not reads_positions(decoder):
-        step = decoder.step(len(x_RD), 1, x_RD.device, cache)
     blocks = [cast(Block, block) for block in decoder.layers]
+    latent = [block.self_attn for block in blocks if isinstance(block.self_attn, LatentAttention)]
+    served = fused.serves(x_RD, *(layer.kv_b_proj.weight for layer in latent))
+    if served or not latent:
+        step = Step(cache.positions[:, None], rotary, None, cache)
+    else:
+        step = decoder.step(len(x_RD), 1, x_RD.device, cache)
     norms = [*(block.input_layernorm for block in blocks[1:]), decoder.norm]
     first = blocks[0].input_layernorm
     x_RD, normed_RD = kernels.step.add_norm(x_RD, None, first.weight, first.eps)
     for block, following in zip(blocks, norms, strict=True):
-        if step is None:
-            attended = _attention(kernels, cast(Attention, block.self_attn), normed_RD, cache, rotary)
-        else:
+        if isinstance(block.self_attn, Attention):
+            attended = _attention(kernels, block.self_attn, normed_RD, cache, rotary)
+        elif served:
             attended = _latent_attention(kernels, cast(LatentAttention, block.self_attn), normed_RD, step)
+        else:
+            attended = block.self_attn(normed_RD[:, None], step)[:, 0]
         between: RMSNorm = block.post_attention_layernorm
         x_RD, normed_RD = kernels.step.add_norm(x_RD, attended, between.weight, between.eps)
         changed = _feed_forward(kernels, block.mlp, normed_RD)

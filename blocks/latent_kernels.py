@@ -36,7 +36,7 @@ def _let_in(EARLY: tl.constexpr):
         gdc_wait()
 
 
-@triton.jit(do_not_specialize=["position_stride", "slots"])
+@triton.jit(do_not_specialize=["position_stride", "slots", "last"])
 def enter_kernel(
     q_ptr,
     kv_ptr,
@@ -53,28 +53,32 @@ def enter_kernel(
     row_stride,
     position_stride,
     slots,
+    last,
     H: tl.constexpr,
     N: tl.constexpr,
     V: tl.constexpr,
     R: tl.constexpr,
     P: tl.constexpr,
+    TABLES: tl.constexpr,
     BLOCK_R: tl.constexpr,
     BLOCK_P: tl.constexpr,
     BLOCK_N: tl.constexpr,
     TILE_R: tl.constexpr,
     EARLY: tl.constexpr,
 ):
-    """Block 0 writes a row's new slot, 1 to H turn the rotary queries, the others make the latent ones."""
+    """Block 0 writes a row's new slot, 1 to H turn the rotary queries, the others make the latent ones.
+    Cosines and sines are those of the rows or, if TABLES, of all positions up to `last`."""
     block, row = tl.program_id(0), tl.program_id(1)
     kind = query_ptr.dtype.element_ty
     q_row, kv_row = q_ptr + row.to(tl.int64) * q_stride, kv_ptr + row.to(tl.int64) * kv_stride
     pairs = tl.arange(0, BLOCK_P)
     mask = pairs < P // 2
     if block <= H:
-        cos = tl.load(cos_ptr + row * P + pairs, mask=mask, other=0.0)
-        sin = tl.load(sin_ptr + row * P + pairs, mask=mask, other=0.0)
+        position = tl.load(positions_ptr + row * position_stride)
+        angles = tl.minimum(tl.maximum(position, 0), last) if TABLES else row
+        cos = tl.load(cos_ptr + angles * P + pairs, mask=mask, other=0.0)
+        sin = tl.load(sin_ptr + angles * P + pairs, mask=mask, other=0.0)
         if block == 0:
-            position = tl.load(positions_ptr + row * position_stride)
             places = tl.arange(0, BLOCK_R)
             gain = tl.load(norm_ptr + places, mask=places < R, other=0.0).to(tl.float32)
             _let_in(EARLY)
