@@ -119,11 +119,12 @@ def enter_kernel(
 
 
 @triton.jit
-def _slots(slot_ptr, places, ranks, turns, mask, R: tl.constexpr, P: tl.constexpr):
+def _slots(slot_ptr, places, ranks, turns, mask, R: tl.constexpr, P: tl.constexpr, FROM: tl.constexpr = ""):
     """Latents `[S, R]` and rotary keys `[S, P]` of some slots of a row, where `mask`."""
     at, there = slot_ptr + places[:, None] * (R + P), mask[:, None]
-    latent_SR = tl.load(at + ranks[None, :], mask=there & (ranks < R)[None, :], other=0.0)
-    return latent_SR, tl.load(at + R + turns[None, :], mask=there & (turns < P)[None, :], other=0.0)
+    latent, turned = there & (ranks < R)[None, :], there & (turns < P)[None, :]
+    latent_SR = tl.load(at + ranks[None, :], mask=latent, other=0.0, cache_modifier=FROM)
+    return latent_SR, tl.load(at + R + turns[None, :], mask=turned, other=0.0, cache_modifier=FROM)
 
 
 @triton.jit
@@ -191,7 +192,8 @@ def attend_kernel(
         out_HR = tl.zeros([BLOCK_H, BLOCK_R], dtype=tl.float32)
         if SPLIT == BLOCK_S:
             own = live & (places == position)
-            new_SR, new_SP = _slots(row_ptr, places, ranks, turns, own, R, P)
+            # Its neighbours may have brought an older state of it into the nearest cache.
+            new_SR, new_SP = _slots(row_ptr, places, ranks, turns, own, R, P, ".cg")
             latent_SR = tl.where(own[:, None], new_SR, latent_SR).to(kept)
             turned_SP = tl.where(own[:, None], new_SP, turned_SP).to(kept)
             top_H, sum_H, out_HR = _gather(
