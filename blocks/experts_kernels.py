@@ -14,6 +14,7 @@ an expert, R rows of a tile. A table of pairs has P + S * N rows: pair `n * K + 
 import triton
 import triton.language as tl
 
+from .overlap import ask_ahead, gdc_launch_dependents, gdc_wait
 from .row_products import few, many
 
 
@@ -106,27 +107,41 @@ def hidden_kernel(
     BLOCK_O: tl.constexpr,
     BLOCK_C: tl.constexpr,
     UNROLL: tl.constexpr,
+    LINES: tl.constexpr,
+    STEP: tl.constexpr,
+    EARLY: tl.constexpr,
 ):
-    """`silu(gate(x)) * up(x)` of a tile of I for one pair (R = 1), or for up to R pairs of an expert."""
-    tile, block = tl.program_id(0) * BLOCK_O, tl.program_id(1)
+    """`silu(gate(x)) * up(x)` of a tile of I for one pair (R = 1), or for up to R pairs of an expert. Shared
+    experts come first: which they are is known, and so their weights are asked for while nobody is chosen."""
+    tile = tl.program_id(0) * BLOCK_O
+    shared_blocks = tl.num_programs(1) - P
+    pair, block = tl.program_id(1) - shared_blocks, tl.program_id(1)
     groups: tl.constexpr = COLUMNS // HALF if KIND == "int4" else 1
     columns = tile + tl.arange(0, BLOCK_O)
     outs = tl.minimum(columns, INNER - 1)
-    if block < P:
-        expert = tl.load(chosen_ptr + block).to(tl.int64)
-        at = expert * 2 * INNER
-        gate, up = w_ptr + at * COLUMNS, w_ptr + (at + INNER) * COLUMNS
-        gate_scale, up_scale = scale_ptr + at * groups, scale_ptr + (at + INNER) * groups
-        gate_zero, up_zero = zero_ptr + at * groups, zero_ptr + (at + INNER) * groups
-        rows, live, count = _members(chosen_ptr, expert, block, P, R, BLOCK_P)
-        tokens = rows // K
-    else:
-        shared, tokens, live, count = _shared_rows(block - P, N, R)
+    if block < shared_blocks:
+        shared, tokens, live, count = _shared_rows(block, N, R)
         rows = P + shared * N + tokens
         at = (shared * INNER).to(tl.int64)
         gate, up = shared_gate_ptr + at * COLUMNS, shared_up_ptr + at * COLUMNS
         gate_scale, up_scale = shared_gate_scale_ptr + at * groups, shared_up_scale_ptr + at * groups
         gate_zero, up_zero = shared_gate_zero_ptr + at * groups, shared_up_zero_ptr + at * groups
+        if EARLY:
+            ask_ahead(gate, outs, COLUMNS, COLUMNS, LINES, STEP)
+            ask_ahead(up, outs, COLUMNS, COLUMNS, LINES, STEP)
+            gdc_wait()
+            gdc_launch_dependents()
+    else:
+        if EARLY:
+            gdc_wait()
+            gdc_launch_dependents()
+        expert = tl.load(chosen_ptr + pair).to(tl.int64)
+        at = expert * 2 * INNER
+        gate, up = w_ptr + at * COLUMNS, w_ptr + (at + INNER) * COLUMNS
+        gate_scale, up_scale = scale_ptr + at * groups, scale_ptr + (at + INNER) * groups
+        gate_zero, up_zero = zero_ptr + at * groups, zero_ptr + (at + INNER) * groups
+        rows, live, count = _members(chosen_ptr, expert, pair, P, R, BLOCK_P)
+        tokens = rows // K
     if count > 0:
         gates = _tile(
             x_ptr, tokens, live, gate, gate_scale, gate_zero, outs, COLUMNS, groups,
@@ -167,11 +182,24 @@ def outputs_kernel(
     BLOCK_O: tl.constexpr,
     BLOCK_C: tl.constexpr,
     UNROLL: tl.constexpr,
+    LINES: tl.constexpr,
+    STEP: tl.constexpr,
+    EARLY: tl.constexpr,
 ):
-    """A tile of D of `down(hidden)`, float32, for one pair (R = 1), or for up to R pairs of an expert."""
+    """A tile of D of `down(hidden)`, float32, for one pair (R = 1), or for up to R pairs of an expert. Who is
+    chosen was written before the kernel ahead began, and is enough to ask for weights by."""
     tile, block = tl.program_id(0) * BLOCK_O, tl.program_id(1)
     columns = tile + tl.arange(0, BLOCK_O)
     outs = tl.minimum(columns, D - 1)
+    if EARLY:
+        if block < P:
+            expert = tl.load(chosen_ptr + block, cache_modifier=".cg").to(tl.int64)
+            ask_ahead(w_ptr + expert * D * COLUMNS, outs, COLUMNS, COLUMNS, LINES, STEP)
+        else:
+            stripe = shared_ptr + (block - P) // tl.cdiv(N, R) * COLUMNS
+            ask_ahead(stripe, outs, S * COLUMNS, COLUMNS, LINES, STEP)
+        gdc_wait()
+        gdc_launch_dependents()
     if block < P:
         expert = tl.load(chosen_ptr + block).to(tl.int64)
         groups = COLUMNS // HALF if KIND == "int4" else 1
@@ -197,11 +225,23 @@ def outputs_kernel(
 
 @triton.jit(do_not_specialize=["N", "P"])
 def sum_kernel(
-    pairs_ptr, weights_ptr, out_ptr, N, P, D, K: tl.constexpr, S: tl.constexpr, BLOCK_D: tl.constexpr
+    pairs_ptr,
+    weights_ptr,
+    out_ptr,
+    N,
+    P,
+    D,
+    K: tl.constexpr,
+    S: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    EARLY: tl.constexpr,
 ):
     """The weighted sum over a token's pairs in their order, plus the shared experts'."""
     token, columns = tl.program_id(1), tl.program_id(0) * BLOCK_D + tl.arange(0, BLOCK_D)
     there = columns < D
+    if EARLY:
+        gdc_launch_dependents()
+        gdc_wait()
     total = tl.zeros([BLOCK_D], dtype=tl.float32)
     for place in tl.static_range(K):
         pair = token * K + place

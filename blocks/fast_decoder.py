@@ -1,7 +1,7 @@
 """One decoding step of the decoder through kernels; `Decoder.forward` is the definition.
 
 R rows, D decoder width, S cache slots, K dimensions of a head. Products of one input are one product, of
-weights that lie side by side (joining.py). Latent attention and experts compute as they do elsewhere.
+weights that lie side by side (joining.py). Experts compute as they do elsewhere.
 """
 
 from collections.abc import Iterator
@@ -18,6 +18,7 @@ from .experts import blocked
 from .feed_forward import FeedForward
 from .joining import joined_weight
 from .kv_cache import KVCache
+from .latent_attention import LatentAttention
 from .moe import Experts
 from .norm import RMSNorm
 
@@ -26,19 +27,20 @@ if TYPE_CHECKING:
 
 
 class Kernels(NamedTuple):
-    """The modules of kernels: sums and norms, attention, products, and the draw."""
+    """The modules of kernels: sums and norms, attention of both kinds, products, and the draw."""
 
     step: ModuleType
     attention: ModuleType
+    latent: ModuleType
     products: ModuleType
     draw: ModuleType
 
 
 def import_kernels() -> Kernels:
     """An `ImportError` where there is no Triton: it comes with torch for CUDA on Linux only."""
-    from . import kernel_attend, kernel_draw, kernel_products, kernels
+    from . import attend_latent, kernel_attend, kernel_draw, kernel_products, kernels
 
-    return Kernels(kernels, kernel_attend, kernel_products, kernel_draw)
+    return Kernels(kernels, kernel_attend, attend_latent, kernel_products, kernel_draw)
 
 
 def load_kernels(device: torch.device) -> Kernels | None:
@@ -73,6 +75,23 @@ def _attention(
     keys, values = (buffer[layer.layer] for buffer in cache.buffers)
     heads = qkv_RC.shape[1] // layer.head_dim - 2 * keys.shape[2]
     return kernels.attention.attend(qkv_RC, rotary, cache.positions, keys, values, heads, cache.arrivals)
+
+
+def _latent_attention(kernels: Kernels, layer: LatentAttention, x: "Normed", step: Step) -> Tensor:
+    """What the heads gather, side by side; `step` holds the tables of all positions."""
+    first, second = layer.first_proj, layer.kv_a_proj_with_mqa
+    whole = joined_weight(first, second)
+    if whole is not None:
+        width = layer.sizes.kv_rank + layer.sizes.rope_dim
+        both_RC = kernels.products.product(x, whole)
+        q_RC, kv_RC = both_RC[:, :-width], both_RC[:, -width:]
+    else:
+        q_RC, kv_RC = _product(kernels, x, first), _product(kernels, x, second)
+    if layer.sizes.q_rank is not None:
+        norm = layer.q_a_layernorm
+        _, normed_RC = kernels.step.add_norm(q_RC, None, norm.weight, norm.eps)
+        q_RC = _product(kernels, normed_RC, layer.q_b_proj)
+    return kernels.latent.attend_latent(layer, q_RC[:, None], kv_RC[:, None], step, True)[:, 0]
 
 
 def _hidden(kernels: Kernels, layer: FeedForward, x: "Normed") -> Tensor:
@@ -140,19 +159,25 @@ def decode_fast(
     `rotary` are cosines and sines of all slots, `[S, K]`. Attention that does not go by the positions reads
     `cache.span` slots.
     """
-    step: Step | None = None
-    if not reads_positions(decoder):
-        step = decoder.step(len(x_RD), 1, x_RD.device, cache)
     blocks = [cast(Block, block) for block in decoder.layers]
+    latent = [block.self_attn for block in blocks if isinstance(block.self_attn, LatentAttention)]
+    served = fused.serves(x_RD, *(layer.kv_b_proj.weight for layer in latent))
+    if served or not latent:
+        step = Step(cache.positions[:, None], rotary, None, cache)
+    else:
+        step = decoder.step(len(x_RD), 1, x_RD.device, cache)
     stream = _Stream(kernels, x_RD, blocks[0].input_layernorm)
     for block, following in zip(blocks, [*blocks[1:], None], strict=True):
-        norm: RMSNorm = block.post_attention_layernorm
-        if step is None:
-            layer = cast(Attention, block.self_attn)
-            attended = _attention(kernels, layer, stream.normed, cache, rotary)
-            stream.add_product(attended, layer.o_proj, norm, block.mlp)
+        norm, layer = block.post_attention_layernorm, block.self_attn
+        if isinstance(layer, LatentAttention) and not served:
+            stream.add(layer(stream.normed.rows[:, None], step)[:, 0], norm)
         else:
-            stream.add(block.self_attn(stream.normed.rows[:, None], step)[:, 0], norm)
+            if isinstance(layer, LatentAttention):
+                attended = _latent_attention(kernels, layer, stream.normed, step)
+            else:
+                layer = cast(Attention, layer)
+                attended = _attention(kernels, layer, stream.normed, cache, rotary)
+            stream.add_product(attended, layer.o_proj, norm, block.mlp)
         norm = decoder.norm if following is None else following.input_layernorm
         reader, out = (None, out_RD) if following is None else (following.self_attn, None)
         if isinstance(block.mlp, FeedForward):

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from .experts_kernels import hidden_kernel, outputs_kernel, sum_kernel
 from .gate_kernels import choose
+from .overlap import launching, lines
 from .quantized_weight import QuantizedWeight
 from .row_products import ROWS, Weight, as_weight, exact_products, loop_sizes
 
@@ -30,6 +31,8 @@ Shared = tuple[Weight, Weight, Weight]
 
 _TILE = 8  # outputs of a block for one token: small, so that every multiprocessor has several
 _TILE_MANY = 32
+_AHEAD = 4096
+"""Bytes of each weight row that a block asks for while it waits for the kernel before it."""
 
 
 def mixture(layer: "MoE", x_ND: Tensor) -> Tensor:
@@ -81,6 +84,7 @@ def weighted(
         "BLOCK_O": tile,
         "num_warps": 4,
         "num_stages": 2 if x_ND.dtype == torch.float32 else 3,
+        **launching(x_ND),
     }
     hidden_kernel[(triton.cdiv(inner, tile), blocks)](
         x_ND,
@@ -95,6 +99,7 @@ def weighted(
         K=chosen_NK.shape[1],
         **_kind(gate_up),
         **loop_sizes(width, gate_up.kind, rows > 1),
+        **lines(gate_up.numbers, _AHEAD),
         **same,
     )
     outputs_kernel[(triton.cdiv(width, tile), blocks)](
@@ -109,11 +114,21 @@ def weighted(
         S=shares,
         **_kind(down),
         **loop_sizes(inner, down.kind, rows > 1),
+        **lines(down.numbers, _AHEAD),
         **same,
     )
     out_ND = torch.empty_like(x_ND)
     sum_kernel[(triton.cdiv(width, 256), count)](
-        outputs, weights_NK, out_ND, count, pairs, width, K=chosen_NK.shape[1], S=shares, BLOCK_D=256
+        outputs,
+        weights_NK,
+        out_ND,
+        count,
+        pairs,
+        width,
+        K=chosen_NK.shape[1],
+        S=shares,
+        BLOCK_D=256,
+        **launching(x_ND),
     )
     return out_ND
 

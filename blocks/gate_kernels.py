@@ -14,12 +14,13 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .row_products import few, loop_sizes
+from .overlap import gdc_launch_dependents, gdc_wait, launching
 
 if TYPE_CHECKING:
     from .moe import Gate
 
-_TILE = 4
+_TILE = 2
+_COLUMNS = 4096  # that a program loads while it waits for the kernel before it
 
 
 @triton.jit
@@ -30,18 +31,26 @@ def _scores_kernel(
     E,
     D: tl.constexpr,
     BLOCK_O: tl.constexpr,
-    BLOCK_C: tl.constexpr,
-    UNROLL: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    EARLY: tl.constexpr,
 ):
     """Logits of a tile of experts for one token, in float32."""
     token, first = tl.program_id(1), tl.program_id(0) * BLOCK_O
     experts = first + tl.arange(0, BLOCK_O)
+    # Every expert loads the inputs for itself: from the nearest cache, but in its own layout.
+    columns = tl.zeros([BLOCK_O, 1], dtype=tl.int32) + tl.arange(0, BLOCK_D)[None, :]
+    rows = weight_ptr + tl.minimum(experts, E - 1)[:, None] * D
+    weight = tl.load(rows + columns, mask=columns < D, other=0.0)
+    if EARLY:
+        gdc_launch_dependents()
+        gdc_wait()
     x = x_ptr + token * D
-    outs = tl.minimum(experts, E - 1)
-    logits, _ = few(
-        x, x, weight_ptr, weight_ptr, weight_ptr, outs, D, 1, D, "plain", 1, False, BLOCK_O, BLOCK_C, UNROLL
-    )
-    tl.store(logits_ptr + token * E + experts, logits, mask=experts < E)
+    sums = weight.to(tl.float32) * tl.load(x + columns, mask=columns < D, other=0.0).to(tl.float32)
+    for start in range(BLOCK_D, D, BLOCK_D):
+        at = start + columns
+        weight = tl.load(rows + at, mask=at < D, other=0.0)
+        sums += weight.to(tl.float32) * tl.load(x + at, mask=at < D, other=0.0).to(tl.float32)
+    tl.store(logits_ptr + token * E + experts, tl.sum(sums, axis=1), mask=experts < E)
 
 
 @triton.jit
@@ -58,10 +67,14 @@ def _choice_kernel(
     NORMALIZE: tl.constexpr,
     BLOCK_E: tl.constexpr,
     BLOCK_K: tl.constexpr,
+    EARLY: tl.constexpr,
 ):
     """The K best experts of one token and their weights; of equal ones the first."""
     token, experts, places = tl.program_id(0), tl.arange(0, BLOCK_E), tl.arange(0, BLOCK_K)
     there = experts < E
+    if EARLY:
+        gdc_launch_dependents()
+        gdc_wait()
     logits = tl.load(logits_ptr + token * E + experts, mask=there, other=-float("inf"))
     if SOFTMAX:
         scores = tl.exp(logits - tl.max(logits, axis=0))
@@ -89,9 +102,17 @@ def choose(gate: "Gate", x_ND: Tensor) -> tuple[Tensor, Tensor]:
     config, (count, width) = gate.config, x_ND.shape
     experts = config.num_experts
     logits_NE = x_ND.new_empty(count, experts, dtype=torch.float32)
-    sizes = loop_sizes(width, "plain", many=False)
-    grid = (triton.cdiv(experts, _TILE), count)
-    _scores_kernel[grid](x_ND, gate.weight, logits_NE, experts, width, BLOCK_O=_TILE, **sizes)
+    early = launching(x_ND)
+    _scores_kernel[(triton.cdiv(experts, _TILE), count)](
+        x_ND,
+        gate.weight,
+        logits_NE,
+        experts,
+        width,
+        BLOCK_O=_TILE,
+        BLOCK_D=min(triton.next_power_of_2(width), _COLUMNS),
+        **early,
+    )
     chosen_NK = x_ND.new_empty(count, config.top_k, dtype=torch.int64)
     weights_NK = x_ND.new_empty(count, config.top_k, dtype=torch.float32)
     biased = config.method == "noaux_tc"
@@ -109,5 +130,6 @@ def choose(gate: "Gate", x_ND: Tensor) -> tuple[Tensor, Tensor]:
         BLOCK_E=triton.next_power_of_2(experts),
         BLOCK_K=triton.next_power_of_2(config.top_k),
         num_warps=1,
+        **early,
     )
     return chosen_NK, weights_NK

@@ -13,6 +13,7 @@ from . import fused
 from .decoder import Attention, Decoder
 from .feed_forward import FeedForward
 from .invariant import Linear
+from .latent_attention import LatentAttention
 from .quantized_weight import QuantizedWeight, Weight
 
 
@@ -68,6 +69,8 @@ def _groups(decoder: Decoder) -> Iterator[tuple[nn.Module, ...]]:
     for module in decoder.modules():
         if isinstance(module, Attention):
             yield module.q_proj, module.k_proj, module.v_proj
+        elif isinstance(module, LatentAttention):
+            yield module.first_proj, module.kv_a_proj_with_mqa
         elif isinstance(module, FeedForward):
             yield module.gate_proj, module.up_proj
 

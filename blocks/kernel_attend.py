@@ -12,9 +12,8 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from .kernels import launching
+from .overlap import gdc_launch_dependents, gdc_wait, launching
 
 _BLOCK = 16
 """Slots that a program reads at a time."""

@@ -11,9 +11,8 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from .kernels import launching
+from .overlap import gdc_launch_dependents, gdc_wait, launching
 
 _BLOCK = 1024
 

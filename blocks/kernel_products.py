@@ -20,7 +20,8 @@ import torch.nn.functional as F
 import triton
 from torch import Tensor
 
-from .kernels import launching, swiglu
+from .kernels import swiglu
+from .overlap import launching
 from .product_kernel import product_kernel
 from .product_tiles import MOST_ROWS, Tile, plan_tile
 from .quantized_weight import Weight, decode

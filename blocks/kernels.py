@@ -1,4 +1,4 @@
-"""Triton kernels of one decoding step: sum and norm, and SwiGLU, each one launch. How all of them overlap.
+"""Triton kernels of one decoding step: sum and norm, and SwiGLU, each one launch (see overlap.py).
 
 R rows, D decoder width, I width of a feed-forward.
 
@@ -9,23 +9,11 @@ another one.
 # What Triton's compiler reads is not what a checker of types takes it for.
 # pyright: reportArgumentType=false, reportOperatorIssue=false, reportCallIssue=false
 
-from typing import Any
-
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-OVERLAP = True
-"""Whether a kernel may be set up while the one before it still runs (programmatic dependent launch, from
-Hopper on). Each waits for the end of the one before it ahead of all that it reads and writes, but weights."""
-
-
-def launching(x: Tensor) -> dict[str, Any]:
-    """What kernels on this tensor's device are launched with: whether they overlap."""
-    early = OVERLAP and x.device.type == "cuda" and torch.cuda.get_device_capability(x.device)[0] >= 9
-    return {"EARLY": True, "launch_pdl": True} if early else {"EARLY": False}
+from .overlap import gdc_launch_dependents, gdc_wait, launching
 
 
 @triton.jit
@@ -36,19 +24,21 @@ def _add_norm(
     total,
     out,
     eps,
+    x_stride,
     WIDTH: tl.constexpr,
     PADDED: tl.constexpr,
     ADDS: tl.constexpr,
     EARLY: tl.constexpr,
 ):
-    at = tl.program_id(0).to(tl.int64) * WIDTH
+    row = tl.program_id(0).to(tl.int64)
+    at = row * WIDTH
     k = tl.arange(0, PADDED)
     inside = k < WIDTH
     gain = tl.load(weight + k, mask=inside, other=0.0).to(tl.float32)
     if EARLY:
         gdc_wait()
         gdc_launch_dependents()
-    wide = tl.load(x + at + k, mask=inside, other=0.0).to(tl.float32)
+    wide = tl.load(x + row * x_stride + k, mask=inside, other=0.0).to(tl.float32)
     if ADDS:
         wide += tl.load(delta + at + k, mask=inside, other=0.0).to(tl.float32)
         rounded = wide.to(total.dtype.element_ty)
@@ -64,9 +54,9 @@ def add_norm(
 ) -> tuple[Tensor, Tensor]:
     """`x + delta` (None: `x` itself) and its `RMSNorm`, which goes into `out` if that is given."""
     rows, width = x_RD.shape
-    x_RD = x_RD.contiguous()
-    total_RD = x_RD if delta_RD is None else torch.empty_like(x_RD)
-    out = torch.empty_like(x_RD) if out is None else out
+    x_RD = x_RD if x_RD.stride(1) == 1 else x_RD.contiguous()
+    total_RD = x_RD if delta_RD is None else x_RD.new_empty(rows, width)
+    out = x_RD.new_empty(rows, width) if out is None else out
     _add_norm[(rows,)](
         x_RD,
         x_RD if delta_RD is None else delta_RD.contiguous(),
@@ -74,6 +64,7 @@ def add_norm(
         total_RD,
         out,
         eps,
+        x_RD.stride(0),
         WIDTH=width,
         PADDED=triton.next_power_of_2(width),
         ADDS=delta_RD is not None,

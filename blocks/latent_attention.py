@@ -65,6 +65,11 @@ class LatentAttention(nn.Module):
         self.kv_b_proj = Linear(latent.kv_rank, heads * (latent.nope_dim + latent.value_dim), bias=False)
         self.o_proj = Linear(heads * latent.value_dim, width, bias=False)
 
+    @property
+    def first_proj(self) -> nn.Module:
+        """Where queries begin: it has the same inputs as `kv_a_proj_with_mqa`."""
+        return self.q_proj if self.sizes.q_rank is None else self.q_a_proj
+
     def forward(self, x_BTD: Tensor, step: "Step") -> Tensor:
         sizes = self.sizes
         if sizes.q_rank is None:

@@ -9,8 +9,8 @@ R rows, O outputs, C columns of a tile, as they are stored: inputs, or bytes of 
 
 import triton
 import triton.language as tl
-from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
+from .overlap import ask_ahead, gdc_launch_dependents, gdc_wait
 from .unpacking import unpack
 
 
@@ -21,22 +21,6 @@ def _codes(weight, n, c, COLUMNS: tl.constexpr, WHOLE: tl.constexpr):
     if WHOLE:
         return tl.load(places)
     return tl.load(places, mask=(c < COLUMNS)[None, :], other=0.0)
-
-
-@triton.jit
-def _ask_ahead(weight, n, first, COLUMNS: tl.constexpr, LINES: tl.constexpr, STEP: tl.constexpr):
-    """Asks for some lines of the outputs `n`, from column `first` on."""
-    places = (
-        weight + n[:, None] * COLUMNS + tl.minimum(first + tl.arange(0, LINES) * STEP, COLUMNS - 1)[None, :]
-    )
-    tl.inline_asm_elementwise(
-        "prefetch.global.L2 [$1]; mov.u32 $0, 0;",
-        "=r,l",
-        [places.to(tl.int64)],
-        dtype=tl.int32,
-        is_pure=False,
-        pack=1,
-    )
 
 
 @triton.jit
@@ -140,15 +124,14 @@ def product_kernel(
         past = tl.load(residual + places, mask=stored, other=0.0).to(tl.float32)
         gains = tl.load(gain + n, mask=n < O, other=0.0).to(tl.float32)[:, None]
     if EARLY:
-        if LINES > 0:
-            _ask_ahead(weight, mine, BLOCK_C, COLUMNS, LINES, STEP)
+        if COLUMNS > BLOCK_C:
+            ask_ahead(weight + BLOCK_C, mine, COLUMNS, COLUMNS - BLOCK_C, LINES, STEP)
         gdc_wait()
         gdc_launch_dependents()
     if PARTS > 0:
         p = tl.arange(0, PARTS)
         known = (p < P)[:, None] & (r < R)[None, :]
-        sums = tl.sum(tl.load(squares + p[:, None] * R + r[None, :], mask=known, other=0.0), axis=0)
-        shrink = tl.rsqrt(sums / (COLUMNS * (2 if KIND == "int4" else 1)) + eps)
+        squared = tl.load(squares + p[:, None] * R + r[None, :], mask=known, other=0.0)
     acc = tl.zeros([BLOCK_R, tall] if FLIP else [tall, BLOCK_R], tl.float32)
     # A group's scales are loaded a turn before they serve: Triton lets loads run ahead for products alone.
     next_steps, next_least = _group(scale, zero, mine, BLOCK_C, COLUMNS, KIND, BLOCK_C)
@@ -162,8 +145,9 @@ def product_kernel(
         acc = tl.trans(acc)
     if KIND == "int8" or KIND == "fp8":
         acc *= tl.load(scale + mine).to(tl.float32)[:, None]
-    if PARTS > 0:
-        acc *= shrink[None, :]
+    if PARTS > 0:  # loaded long ago, and added up only now: nothing waited for them
+        mean = tl.sum(squared, axis=0) / (COLUMNS * (2 if KIND == "int4" else 1))
+        acc *= tl.rsqrt(mean + eps)[None, :]
     kind = out.dtype.element_ty
     if GATED:
         gate, up = tl.split(tl.permute(tl.reshape(acc, [2, BLOCK_O, BLOCK_R]), [1, 2, 0]))

@@ -60,8 +60,10 @@ def how_steps_run(device: torch.device, eager: bool) -> str:
     if kernels is None:
         return "captured as CUDA graphs, without kernels: there is no Triton"
     version = kernels.step.triton.__version__
-    overlap = "overlapping" if kernels.step.OVERLAP else "one after the other"
-    return f"captured as CUDA graphs, with kernels by Triton {version}, {overlap}"
+    from ..blocks import overlap  # needs Triton
+
+    order = "overlapping" if overlap.OVERLAP else "one after the other"
+    return f"captured as CUDA graphs, with kernels by Triton {version}, {order}"
 
 
 def run_bench(options: BenchOptions, told: Callable[[Line], object]) -> dict[str, Any]:

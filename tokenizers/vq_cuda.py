@@ -29,6 +29,9 @@ NUMBERS_AT_ONCE = 80_000_000
 """Of the largest map of all pictures that are decoded together: four of VQ-16's with 384 pixels a side. Three
 such maps are alive at a time."""
 
+_MOST_PLACES = 1024
+"""Of a grid, up to which all scores of attention are kept at once."""
+
 NUMBERS_RECORDED = 20_000_000
 """Of the largest map of all pictures, up to which decoding is recorded: a recording keeps its maps."""
 
@@ -100,8 +103,8 @@ class Fused:
         found = self._settle(x)
         h = self.kernels.normed(x.y_BCHW, found, block.norm, silu=False)
         h_BPC = _rows(Map(h))
-        q, k, v = (_pointwise(h_BPC, project)[:, None] for project in (block.q, block.k, block.v))
-        out_BPC = F.scaled_dot_product_attention(q, k, v)[:, 0]
+        q, k, v = (_pointwise(h_BPC, project) for project in (block.q, block.k, block.v))
+        out_BPC = _attend(q, k, v)
         y_BPC = F.linear(out_BPC, block.proj_out.weight.flatten(1))
         return Map(_image(y_BPC, x), block.proj_out.bias, x.y_BCHW)
 
@@ -119,6 +122,15 @@ class Fused:
         found = self.kernels.statistics(x.y_BCHW, x.bias_C, x.past_BCHW, writes=writes)
         x.bias_C = x.past_BCHW = None
         return found
+
+
+def _attend(q_BPC: Tensor, k_BPC: Tensor, v_BPC: Tensor) -> Tensor:
+    """Attention of one head over all places. At 576 places of 512 channels torch's own takes 54 us on an H100,
+    products 15; they keep all scores at once."""
+    if q_BPC.shape[1] > _MOST_PLACES:
+        return F.scaled_dot_product_attention(q_BPC[:, None], k_BPC[:, None], v_BPC[:, None])[:, 0]
+    scores_BPP = torch.bmm(q_BPC, k_BPC.transpose(1, 2)).float() * q_BPC.shape[2] ** -0.5
+    return torch.bmm(scores_BPP.softmax(-1).to(v_BPC.dtype), v_BPC)
 
 
 def _last(x_BCHW: Tensor) -> Tensor:

@@ -15,9 +15,8 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor, nn
-from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from ..blocks.kernels import launching
+from ..blocks.overlap import gdc_launch_dependents, gdc_wait, launching
 
 _COLUMNS = 128
 """Channels of a map that a block has, at most."""

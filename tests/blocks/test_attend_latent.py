@@ -82,6 +82,28 @@ def test_longer_splits_gather_the_same(monkeypatch):
         torch.testing.assert_close(found, plain, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize(("least", "tile", "group"), [(16, 16, 4), (32, 64, 8), (64, 32, 16), (128, 16, 8)])
+def test_other_plans_gather_the_same(least, tile, group, monkeypatch):
+    decoder = made_decoder(SMALL, 2)
+    prompts = [torch.randn(length, 64).to(DEVICE) for length in (150, 31, 63, 1)]
+    news = torch.randn(3, 4, 64).to(DEVICE)
+    plain, _ = steps(decoder, prompts, news, torch.float32, False, monkeypatch)
+    for name, value in (("_SPLIT", least), ("_TILE_V", tile), ("_GROUP", group), ("_TILE_R", 2 * tile)):
+        monkeypatch.setattr(module, name, value)
+    found, _ = steps(decoder, prompts, news, torch.float32, True, monkeypatch)
+    torch.testing.assert_close(found, plain, rtol=1e-4, atol=1e-5)
+
+
+def test_splits_are_few():
+    for programs in (1, 8, 40, 3000):
+        for span in (32, 128, 1152, 4096, 131072):
+            split = module.plan_split(programs, span)
+            count = -(-span // split)
+            assert count <= 64
+            assert programs * count <= 1024 or count == 1
+            assert split == 32 or -(-span // (split // 2)) > min(64, 1024 // programs)
+
+
 @pytest.mark.parametrize(
     ("rows", "heads"), [(2, 3), (9, 1)] if DEVICE == "cpu" else [(2, 16), (9, 16), (1, 32)]
 )

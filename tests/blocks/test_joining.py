@@ -1,12 +1,14 @@
 """Weights that are multiplied with one input lie side by side, and nothing else changes."""
 
 import weakref
+from dataclasses import replace
 
 import pytest
 import torch
 from bifrons.blocks import fused
 from bifrons.blocks.decoder import Decoder, DecoderConfig
 from bifrons.blocks.joining import join_weights, joined_weight
+from bifrons.blocks.latent_attention import LatentConfig
 from bifrons.blocks.moe import MoEConfig
 from bifrons.blocks.quantize import quantize_model
 from torch import nn
@@ -22,6 +24,10 @@ CONFIG = DecoderConfig(
     max_positions=64,
     moe=MoEConfig(4, 2, 16, 1, first_dense=1),
 )
+LATENT = {
+    "latent": replace(CONFIG, latent=LatentConfig(16, None, 8, 8, 8)),
+    "query rank": replace(CONFIG, latent=LatentConfig(16, 20, 8, 8, 8)),
+}
 
 
 @pytest.fixture
@@ -73,6 +79,29 @@ def test_codes_keep_their_values_and_leave_nothing_behind(
     places = [buffer.data_ptr() for buffer in decoder.buffers()]
     join_weights(decoder)
     assert [buffer.data_ptr() for buffer in decoder.buffers()] == places
+
+
+@pytest.mark.parametrize("kind", [None, "int8", "int4", "fp8"])
+@pytest.mark.parametrize("name", LATENT)
+def test_queries_and_latents_have_one_input(name: str, kind: str | None, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(fused, "reads_float8", lambda device: True)
+    torch.manual_seed(0)
+    whole = nn.Module()
+    whole.decoder = Decoder(LATENT[name]).requires_grad_(False)
+    if kind is not None:
+        quantize_model(whole, kind)
+    before = {name: tensor.clone() for name, tensor in whole.decoder.state_dict().items()}
+    join_weights(whole.decoder)
+    after = whole.decoder.state_dict()
+    assert list(after) == list(before)
+    assert all(torch.equal(after[name].float(), before[name].float()) for name in before)
+    attention = whole.decoder.layers[0].self_attn
+    pair = (attention.first_proj, attention.kv_a_proj_with_mqa)
+    assert pair[0] is (attention.q_proj if name == "latent" else attention.q_a_proj)
+    joined = joined_weight(*pair)
+    assert joined is not None
+    codes = [layer.weight if kind is None else layer.codes for layer in pair]
+    assert torch.equal(joined.codes.float(), torch.cat([part.float() for part in codes]))
 
 
 def test_weights_in_training_are_not_moved() -> None:
