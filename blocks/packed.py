@@ -3,12 +3,12 @@
 M rows, O outputs, I inputs. A packed weight is a tensor of `[O, I]` and of its dtype that only `product` and
 `unpacked` read; it takes the memory that the plain one took.
 
-In the plain order oneDNN puts a weight into its own at every product, which keeps two cores below the speed of
-memory. Measured on 2 cores of an EPYC with avx512_bf16 whose memory gives 33 GB/s, torch 2.14, weights that no
-cache holds: 5632 x 2048 takes 2 rows 1.15 ms (20 GB/s), packed 0.98, packed and filled up to 4 rows 0.79 (29
-GB/s); 2048 x 5632 1.06, 0.96, 0.81; 2048 x 2048 0.40, 0.37, 0.29. Packed is never slower from 1 to 576 rows.
-Not faster than plain, each measured there: one row at a time, filling up plain rows, the weight as the left
-factor, a weight stored `[I, O]`, products by blocks of outputs, huge pages.
+In the plain order oneDNN puts a weight into its own at every product, which keeps two cores below the speed
+of memory. Measured on 2 cores of an EPYC with avx512_bf16, memory of 33 GB/s, torch 2.14, weights that
+no cache holds: 5632 x 2048 takes 2 rows 1.15 ms (20 GB/s), packed 0.98, packed and filled up to 4 rows 0.79
+(29 GB/s); 2048 x 5632 1.06, 0.96, 0.81; 2048 x 2048 0.40, 0.37, 0.29. From 1 to 576 rows packed takes less,
+or the same. Not faster than plain, each measured there: one row at a time, filling up plain rows, the weight
+as the left factor, a weight stored `[I, O]`, products by blocks of outputs, huge pages.
 """
 
 from functools import cache
