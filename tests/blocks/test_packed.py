@@ -2,12 +2,18 @@
 
 import copy
 import io
+from typing import cast
 
 import pytest
 import torch
 import torch.nn.functional as F
 from bifrons.blocks import packed
+from bifrons.blocks.decoder import Decoder, DecoderConfig
+from bifrons.blocks.generation import decode_one
 from bifrons.blocks.invariant import Linear
+from bifrons.blocks.quantize import quantize_model
+from bifrons.blocks.quantized_weight import QuantizedWeight
+from torch import nn
 
 needs_packing = pytest.mark.skipif(not packed._can(), reason="this processor or torch does not pack")
 
@@ -124,3 +130,22 @@ def test_many_rows_pack_nothing():
     for _ in range(8):
         linear(torch.randn(packed.FEW + 1, 1024).bfloat16())
     assert not linear.weight.is_mkldnn
+
+
+@needs_packing
+def test_a_decoder_packs_and_can_still_be_quantized():
+    torch.manual_seed(0)
+    config = DecoderConfig(32, 1024, 1024, num_layers=1, num_heads=8, num_kv_heads=8)
+    model = nn.ModuleDict({"model": Decoder(config)}).bfloat16().requires_grad_(False).eval()
+    decoder = cast(Decoder, model["model"])
+    rows_BD, found = torch.randn(2, 1024).bfloat16(), []
+    for _ in range(8):
+        found.append(decode_one(decoder, rows_BD, decoder.new_cache(2, 4)))
+    linears = [module for module in decoder.modules() if isinstance(module, Linear)]
+    assert len(linears) == 7
+    assert all(linear.weight.is_mkldnn for linear in linears)
+    assert (found[-1] - found[0]).abs().max() <= 2**-5 * found[0].abs().max()
+    quantize_model(model, "int8")
+    assert isinstance(decoder.get_submodule("layers.0.mlp.up_proj"), QuantizedWeight)
+    quantized = decode_one(decoder, rows_BD, decoder.new_cache(2, 4))
+    assert (quantized - found[0]).abs().max() <= 0.1 * found[0].abs().max()
