@@ -14,12 +14,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from . import packed
+
 ROWS = 4
 _ENOUGH = 12
 VECTOR = 32
 """Numbers that a loop over a tensor takes at a time, at most (two vectors of 16); the rest go one by one."""
 _MOST_SCORES = 1 << 24
 """Scores of a row's heads that are kept at once (64 MiB); longer prompts go to the fused attention."""
+_USES = 4  # after which a weight is packed, which takes as long as some ten products
 
 
 def exact(x: Tensor) -> bool:
@@ -45,10 +48,52 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 
 class Linear(nn.Linear):
-    """`nn.Linear` by `linear`."""
+    """`nn.Linear` by `linear`.
+
+    Where `packed` is faster, the weight of a layer that is used for few rows again and again is packed in its
+    place. Whatever copies, moves, stores or trains the layer finds the plain weight again; what reads the
+    weight itself sets `packs` False, or calls `unpack` before.
+    """
+
+    packs = True
+    _uses = 0
 
     def forward(self, input: Tensor) -> Tensor:
-        return linear(input, self.weight, self.bias)
+        weight = self.weight
+        if weight.is_mkldnn:
+            return packed.product(input, weight, self.bias)
+        if self.packs and packed.packs(input, weight):
+            self._uses += 1
+            if self._uses > _USES and not hasattr(self, "_hf_hook"):  # accelerate's, which move weights
+                self.weight = nn.Parameter(packed.packed(weight), requires_grad=False)
+        return linear(input, weight, self.bias)
+
+    def unpack(self) -> None:
+        """Put the plain weight back, until the layer was used as often again."""
+        self._uses = 0
+        if self.weight.is_mkldnn:
+            self.weight = nn.Parameter(packed.unpacked(self.weight), requires_grad=self.weight.requires_grad)
+
+    def train(self, mode: bool = True) -> "Linear":
+        if mode:
+            self.unpack()
+        return super().train(mode)
+
+    def _apply(self, fn, recurse: bool = True):  # type: ignore[no-untyped-def]
+        self.unpack()
+        return super()._apply(fn, recurse)
+
+    def _save_to_state_dict(self, destination, prefix, keep_vars):  # type: ignore[no-untyped-def]
+        self.unpack()
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+
+    def _load_from_state_dict(self, *args, **kwargs):  # type: ignore[no-untyped-def]
+        self.unpack()
+        super()._load_from_state_dict(*args, **kwargs)
+
+    def __getstate__(self) -> dict[str, object]:
+        self.unpack()
+        return dict(self.__dict__)
 
 
 def sigmoid(x_MN: Tensor) -> Tensor:

@@ -63,6 +63,7 @@ class LatentAttention(nn.Module):
         # eps is this norm's own default in the reference, not the model's rms_norm_eps.
         self.kv_a_layernorm = RMSNorm(latent.kv_rank, 1e-6)
         self.kv_b_proj = Linear(latent.kv_rank, heads * (latent.nope_dim + latent.value_dim), bias=False)
+        self.kv_b_proj.packs = False  # the absorbed form reads it
         self.o_proj = Linear(heads * latent.value_dim, width, bias=False)
 
     @property

@@ -18,6 +18,7 @@ from .checkpoint_plan import KeyMap, Placement, wanted_tensors
 from .config_files import Section, read_json
 from .decoder import Decoder
 from .errors import ConfigError, OptionError
+from .invariant import Linear
 from .moe import Experts
 from .quantized_weight import CODES, GROUP, KINDS, SCALE_DTYPE, QuantizedWeight, group_size
 
@@ -121,6 +122,9 @@ def swap(model: nn.Module, kind: str) -> dict[str, QuantizedWeight]:
 
 def quantize_model(model: nn.Module, kind: str) -> nn.Module:
     """Quantizes a loaded model in place, layer by layer, where it stands."""
+    for module in model.modules():
+        if isinstance(module, Linear):
+            module.unpack()
     parameters = {name: parameter.detach() for name, parameter in model.named_parameters()}
     for param, weight in swap(model, kind).items():
         for leaf, tensor in weight.encode(parameters.pop(param)).items():

@@ -29,6 +29,20 @@ def test_equals_torchs_within_rounding(slots):
     assert error <= 4 * theirs + 2**-9 * exact.abs().max()
 
 
+@pytest.mark.parametrize("numbers", [1, 32 * 50, 32 * 50 * 3, 32 * 50 * 4, 32 * 50 * 9])
+def test_parts_give_what_the_whole_gives(numbers, monkeypatch):
+    """Parts of a head, of some heads of a row, of a row, and of some rows."""
+    from bifrons.blocks import attend_one as module
+
+    q, k, v = drawn()
+    mask = (torch.arange(50) < torch.tensor([50, 20, 3])[:, None])[:, None, None]
+    whole = attend_one(q, k, v, mask)
+    monkeypatch.setattr(module, "_PART", numbers)
+    assert (attend_one(q, k, v, mask) - whole).abs().max() <= 2**-8 * whole.abs().max()
+    with torch.inference_mode():
+        assert attend_one(q, k, v, mask).shape == whole.shape
+
+
 def test_serves_where_it_is_faster():
     assert serves(*drawn()[:2])
     assert not serves(*drawn(dtype=torch.float32)[:2])
