@@ -7,7 +7,8 @@ mapped and touched page by page at every call, which takes longer than the work.
 EPYC with AVX-512 for 2 rows of 16 heads of 128 dimensions, torch 2.14: over 96, 352 and 608 slots
 `scaled_dot_product_attention` takes 0.4, 1.3 and 2.3 ms, this 0.2, 0.5 and 0.9. Multiplying and summing whole
 tensors takes 0.2, 0.6 and 0.9 where the allocator happens to keep their memory; within a step of
-Janus-Pro-1B, where it does not, widening alone took 5 ms a layer over 352 slots. In float32 torch's is as fast as this, or faster.
+Janus-Pro-1B, where it does not, widening alone took 5 ms a layer over 352 slots. In float32 torch's is as
+fast as this, or faster.
 """
 
 import threading

@@ -7,7 +7,7 @@ weights that lie side by side (joining.py). Experts compute as they do elsewhere
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import ModuleType
-from typing import TYPE_CHECKING, NamedTuple, cast
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -21,9 +21,6 @@ from .kv_cache import KVCache
 from .latent_attention import LatentAttention
 from .moe import Experts
 from .norm import RMSNorm
-
-if TYPE_CHECKING:
-    from .kernel_products import Normed
 
 
 class Kernels(NamedTuple):
@@ -58,92 +55,53 @@ def reads_positions(decoder: Decoder) -> bool:
     return all(isinstance(cast(Block, block).self_attn, Attention) for block in decoder.layers)
 
 
-def _product(kernels: Kernels, x: "Tensor | Normed", *layers: nn.Module) -> Tensor:
+def _product(kernels: Kernels, x_RD: Tensor, *layers: nn.Module) -> Tensor:
     """The outputs of all layers side by side."""
     whole = joined_weight(*layers)
     if whole is not None:
-        return kernels.products.product(x, whole)
-    rows = x if isinstance(x, Tensor) else x.rows
-    return torch.cat([layer(rows) for layer in layers], dim=-1)
+        return kernels.products.product(x_RD, whole)
+    return torch.cat([layer(x_RD) for layer in layers], dim=-1)
 
 
 def _attention(
-    kernels: Kernels, layer: Attention, x: "Normed", cache: KVCache, rotary: tuple[Tensor, Tensor]
+    kernels: Kernels, layer: Attention, x_RD: Tensor, cache: KVCache, rotary: tuple[Tensor, Tensor]
 ) -> Tensor:
-    """What the heads gather, side by side."""
-    qkv_RC = _product(kernels, x, layer.q_proj, layer.k_proj, layer.v_proj)
+    qkv_RC = _product(kernels, x_RD, layer.q_proj, layer.k_proj, layer.v_proj)
     keys, values = (buffer[layer.layer] for buffer in cache.buffers)
     heads = qkv_RC.shape[1] // layer.head_dim - 2 * keys.shape[2]
-    return kernels.attention.attend(qkv_RC, rotary, cache.positions, keys, values, heads, cache.arrivals)
+    attended = kernels.attention.attend(
+        qkv_RC, rotary, cache.positions, keys, values, heads, cache.arrivals
+    )
+    return _product(kernels, attended, layer.o_proj)
 
 
-def _latent_attention(kernels: Kernels, layer: LatentAttention, x: "Normed", step: Step) -> Tensor:
-    """What the heads gather, side by side; `step` holds the tables of all positions."""
+def _latent_attention(kernels: Kernels, layer: LatentAttention, x_RD: Tensor, step: Step) -> Tensor:
+    """`step` holds the tables of all positions."""
     first, second = layer.first_proj, layer.kv_a_proj_with_mqa
     whole = joined_weight(first, second)
     if whole is not None:
         width = layer.sizes.kv_rank + layer.sizes.rope_dim
-        both_RC = kernels.products.product(x, whole)
+        both_RC = kernels.products.product(x_RD, whole)
         q_RC, kv_RC = both_RC[:, :-width], both_RC[:, -width:]
     else:
-        q_RC, kv_RC = _product(kernels, x, first), _product(kernels, x, second)
+        q_RC, kv_RC = _product(kernels, x_RD, first), _product(kernels, x_RD, second)
     if layer.sizes.q_rank is not None:
         norm = layer.q_a_layernorm
         _, normed_RC = kernels.step.add_norm(q_RC, None, norm.weight, norm.eps)
         q_RC = _product(kernels, normed_RC, layer.q_b_proj)
-    return kernels.latent.attend_latent(layer, q_RC[:, None], kv_RC[:, None], step, True)[:, 0]
+    attended_R1C = kernels.latent.attend_latent(layer, q_RC[:, None], kv_RC[:, None], step, True)
+    return _product(kernels, attended_R1C[:, 0], layer.o_proj)
 
 
-def _hidden(kernels: Kernels, layer: FeedForward, x: "Normed") -> Tensor:
-    """`silu(gate) * up`."""
+def _feed_forward(kernels: Kernels, layer: nn.Module, x_RD: Tensor) -> Tensor:
+    if not isinstance(layer, FeedForward):
+        return layer(x_RD[:, None])[:, 0]
     whole = joined_weight(layer.gate_proj, layer.up_proj)
     if whole is not None:
-        return kernels.products.gated_product(x, whole)
-    return kernels.step.swiglu(_product(kernels, x, layer.gate_proj, layer.up_proj))
-
-
-def _norms(kernels: Kernels, layer: nn.Module, x_RD: Tensor) -> bool:
-    """Whether the first product of a layer norms its rows."""
-    if isinstance(layer, Attention):
-        whole = joined_weight(layer.q_proj, layer.k_proj, layer.v_proj)
-    elif isinstance(layer, FeedForward):
-        whole = joined_weight(layer.gate_proj, layer.up_proj)
+        inner_RI = kernels.products.gated_product(x_RD, whole)
     else:
-        return False
-    return whole is not None and kernels.products.serves(x_RD, whole)
-
-
-class _Stream:
-    """The sum that all layers add to, and its norm for the layer that reads it next."""
-
-    def __init__(self, kernels: Kernels, x_RD: Tensor, norm: RMSNorm) -> None:
-        self._kernels = kernels
-        self._total_RD, rows = kernels.step.add_norm(x_RD, None, norm.weight, norm.eps)
-        self.normed: Normed = kernels.products.Normed(rows)
-
-    def add(self, delta_RD: Tensor, norm: RMSNorm, out_RD: Tensor | None = None) -> None:
-        self._total_RD, rows = self._kernels.step.add_norm(
-            self._total_RD, delta_RD, norm.weight, norm.eps, out_RD
-        )
-        self.normed = self._kernels.products.Normed(rows)
-
-    def add_product(
-        self,
-        x_RI: Tensor,
-        layer: nn.Module,
-        norm: RMSNorm,
-        following: nn.Module | None,
-        out_RD: Tensor | None = None,
-    ) -> None:
-        """`layer(x)`, in one launch if the layer that reads it norms its rows. Without one `out` does."""
-        products, weight = self._kernels.products, joined_weight(layer)
-        fits = weight is not None and products.adds(x_RI, weight)
-        if fits and following is not None and _norms(self._kernels, following, self._total_RD):
-            self._total_RD, self.normed = products.add_product(
-                x_RI, weight, self._total_RD, norm.weight, norm.eps
-            )
-        else:
-            self.add(_product(self._kernels, x_RI, layer), norm, out_RD)
+        inner_RI = kernels.step.swiglu(_product(kernels, x_RD, layer.gate_proj, layer.up_proj))
+    return _product(kernels, inner_RI, layer.down_proj)
 
 
 def decode_fast(
@@ -166,25 +124,21 @@ def decode_fast(
         step = Step(cache.positions[:, None], rotary, None, cache)
     else:
         step = decoder.step(len(x_RD), 1, x_RD.device, cache)
-    stream = _Stream(kernels, x_RD, blocks[0].input_layernorm)
-    for block, following in zip(blocks, [*blocks[1:], None], strict=True):
-        norm, layer = block.post_attention_layernorm, block.self_attn
-        if isinstance(layer, LatentAttention) and not served:
-            stream.add(layer(stream.normed.rows[:, None], step)[:, 0], norm)
+    norms = [*(block.input_layernorm for block in blocks[1:]), decoder.norm]
+    first = blocks[0].input_layernorm
+    x_RD, normed_RD = kernels.step.add_norm(x_RD, None, first.weight, first.eps)
+    for block, following in zip(blocks, norms, strict=True):
+        if isinstance(block.self_attn, Attention):
+            attended = _attention(kernels, block.self_attn, normed_RD, cache, rotary)
+        elif served:
+            attended = _latent_attention(kernels, cast(LatentAttention, block.self_attn), normed_RD, step)
         else:
-            if isinstance(layer, LatentAttention):
-                attended = _latent_attention(kernels, layer, stream.normed, step)
-            else:
-                layer = cast(Attention, layer)
-                attended = _attention(kernels, layer, stream.normed, cache, rotary)
-            stream.add_product(attended, layer.o_proj, norm, block.mlp)
-        norm = decoder.norm if following is None else following.input_layernorm
-        reader, out = (None, out_RD) if following is None else (following.self_attn, None)
-        if isinstance(block.mlp, FeedForward):
-            hidden = _hidden(kernels, block.mlp, stream.normed)
-            stream.add_product(hidden, block.mlp.down_proj, norm, reader, out)
-        else:
-            stream.add(block.mlp(stream.normed.rows[:, None])[:, 0], norm, out)
+            attended = block.self_attn(normed_RD[:, None], step)[:, 0]
+        between: RMSNorm = block.post_attention_layernorm
+        x_RD, normed_RD = kernels.step.add_norm(x_RD, attended, between.weight, between.eps)
+        changed = _feed_forward(kernels, block.mlp, normed_RD)
+        out = out_RD if following is decoder.norm else None
+        x_RD, normed_RD = kernels.step.add_norm(x_RD, changed, following.weight, following.eps, out)
 
 
 @contextmanager

@@ -119,12 +119,14 @@ def enter_kernel(
 
 
 @triton.jit
-def _slots(slot_ptr, places, ranks, turns, mask, R: tl.constexpr, P: tl.constexpr, FROM: tl.constexpr = ""):
-    """Latents `[S, R]` and rotary keys `[S, P]` of some slots of a row, where `mask`."""
+def _slots(slot_ptr, places, ranks, turns, mask, R: tl.constexpr, P: tl.constexpr, FRESH: tl.constexpr):
+    """Latents `[S, R]` and rotary keys `[S, P]` of some slots of a row, where `mask`. FRESH: not from the
+    nearest cache, into which their neighbours may have brought an older state of them."""
+    source: tl.constexpr = ".cg" if FRESH else ""
     at, there = slot_ptr + places[:, None] * (R + P), mask[:, None]
     latent, turned = there & (ranks < R)[None, :], there & (turns < P)[None, :]
-    latent_SR = tl.load(at + ranks[None, :], mask=latent, other=0.0, cache_modifier=FROM)
-    return latent_SR, tl.load(at + R + turns[None, :], mask=turned, other=0.0, cache_modifier=FROM)
+    latent_SR = tl.load(at + ranks[None, :], mask=latent, other=0.0, cache_modifier=source)
+    return latent_SR, tl.load(at + R + turns[None, :], mask=turned, other=0.0, cache_modifier=source)
 
 
 @triton.jit
@@ -179,7 +181,7 @@ def attend_kernel(
     places = first + tl.arange(0, BLOCK_S)
     live = places < length
     if SPLIT == BLOCK_S:
-        latent_SR, turned_SP = _slots(row_ptr, places, ranks, turns, live & (places != position), R, P)
+        latent_SR, turned_SP = _slots(row_ptr, places, ranks, turns, live & (places != position), R, P, False)
     _let_in(EARLY)
     if first < length:
         kept: tl.constexpr = tl.float32 if EXACT else query_ptr.dtype.element_ty
@@ -192,8 +194,7 @@ def attend_kernel(
         out_HR = tl.zeros([BLOCK_H, BLOCK_R], dtype=tl.float32)
         if SPLIT == BLOCK_S:
             own = live & (places == position)
-            # Its neighbours may have brought an older state of it into the nearest cache.
-            new_SR, new_SP = _slots(row_ptr, places, ranks, turns, own, R, P, ".cg")
+            new_SR, new_SP = _slots(row_ptr, places, ranks, turns, own, R, P, True)
             latent_SR = tl.where(own[:, None], new_SR, latent_SR).to(kept)
             turned_SP = tl.where(own[:, None], new_SP, turned_SP).to(kept)
             top_H, sum_H, out_HR = _gather(
@@ -202,7 +203,7 @@ def attend_kernel(
         else:
             for start in range(0, SPLIT, BLOCK_S):
                 live = start + places < length
-                latent_SR, turned_SP = _slots(row_ptr, start + places, ranks, turns, live, R, P)
+                latent_SR, turned_SP = _slots(row_ptr, start + places, ranks, turns, live, R, P, False)
                 top_H, sum_H, out_HR = _gather(
                     q_HR, q_HP, latent_SR.to(kept), turned_SP.to(kept), live, scale, top_H, sum_H, out_HR
                 )

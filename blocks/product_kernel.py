@@ -74,20 +74,13 @@ def _add(
     return acc
 
 
-@triton.jit(do_not_specialize=["R", "P"])
+@triton.jit(do_not_specialize=["R"])
 def product_kernel(
     x,
     weight,
     scale,
     zero,
     out,
-    squares,
-    residual,
-    gain,
-    total,
-    parts,
-    P,
-    eps,
     R,
     O: tl.constexpr,  # noqa: E741
     COLUMNS: tl.constexpr,
@@ -98,15 +91,11 @@ def product_kernel(
     BLOCK_O: tl.constexpr,
     BLOCK_C: tl.constexpr,
     GATED: tl.constexpr,
-    PARTS: tl.constexpr,
-    ADDS: tl.constexpr,
     LINES: tl.constexpr,
     STEP: tl.constexpr,
     EARLY: tl.constexpr,
 ):
-    """Some outputs of a tile of rows. GATED: the weight is gates over ups, and out is `silu(gate) * up`.
-    PARTS: at least the P parts of `squares` that the rows are normed by, or 0. ADDS: total is
-    `residual + out`, and out becomes total times gain. (A residual is older than the kernel before this.)"""
+    """Some outputs of a tile of rows. GATED: the weight is gates over ups, and out is `silu(gate) * up`."""
     whole: tl.constexpr = COLUMNS % BLOCK_C == 0
     tall: tl.constexpr = 2 * BLOCK_O if GATED else BLOCK_O
     j = tl.arange(0, tall)
@@ -116,22 +105,12 @@ def product_kernel(
     c = tl.arange(0, BLOCK_C)
     codes = _codes(weight, mine, c, COLUMNS, whole)
     steps, least = _group(scale, zero, mine, 0, COLUMNS, KIND, BLOCK_C)
-    r = tl.program_id(1) * BLOCK_R + tl.arange(0, BLOCK_R)
-    n = first_out + tl.arange(0, BLOCK_O)
-    stored = (r < R)[None, :] & (n < O)[:, None]
-    places = r[None, :] * O + n[:, None]
-    if ADDS:
-        past = tl.load(residual + places, mask=stored, other=0.0).to(tl.float32)
-        gains = tl.load(gain + n, mask=n < O, other=0.0).to(tl.float32)[:, None]
     if EARLY:
         if COLUMNS > BLOCK_C:
             ask_ahead(weight + BLOCK_C, mine, COLUMNS, COLUMNS - BLOCK_C, LINES, STEP)
         gdc_wait()
         gdc_launch_dependents()
-    if PARTS > 0:
-        p = tl.arange(0, PARTS)
-        known = (p < P)[:, None] & (r < R)[None, :]
-        squared = tl.load(squares + p[:, None] * R + r[None, :], mask=known, other=0.0)
+    r = tl.program_id(1) * BLOCK_R + tl.arange(0, BLOCK_R)
     acc = tl.zeros([BLOCK_R, tall] if FLIP else [tall, BLOCK_R], tl.float32)
     # A group's scales are loaded a turn before they serve: Triton lets loads run ahead for products alone.
     next_steps, next_least = _group(scale, zero, mine, BLOCK_C, COLUMNS, KIND, BLOCK_C)
@@ -145,20 +124,11 @@ def product_kernel(
         acc = tl.trans(acc)
     if KIND == "int8" or KIND == "fp8":
         acc *= tl.load(scale + mine).to(tl.float32)[:, None]
-    if PARTS > 0:  # loaded long ago, and added up only now: nothing waited for them
-        mean = tl.sum(squared, axis=0) / (COLUMNS * (2 if KIND == "int4" else 1))
-        acc *= tl.rsqrt(mean + eps)[None, :]
     kind = out.dtype.element_ty
     if GATED:
         gate, up = tl.split(tl.permute(tl.reshape(acc, [2, BLOCK_O, BLOCK_R]), [1, 2, 0]))
         gate = gate.to(kind).to(tl.float32)
         opened = (gate / (1.0 + tl.exp(-gate))).to(kind).to(tl.float32)
         acc = opened * up.to(kind).to(tl.float32)
-    if ADDS:
-        whole_sum = (past + acc.to(kind).to(tl.float32)).to(kind)
-        tl.store(total + places, whole_sum, mask=stored)
-        wide = whole_sum.to(tl.float32)
-        inside = tl.where(stored, wide, 0.0)
-        tl.store(parts + tl.program_id(0) * R + r, tl.sum(inside * inside, axis=0), mask=r < R)
-        acc = wide * gains
-    tl.store(out + places, acc.to(kind), mask=stored)
+    n = first_out + tl.arange(0, BLOCK_O)
+    tl.store(out + r[None, :] * O + n[:, None], acc.to(kind), mask=(r < R)[None, :] & (n < O)[:, None])

@@ -40,7 +40,9 @@ def _plain(inputs: int, outputs: int, gated: bool) -> Tile:
         return Tile(32, 256, 2, stages=6) if outputs >= 8192 else Tile(32, 512, 2, stages=3)
     if outputs < inputs:
         return Tile(16, 512, 1, stages=6) if outputs < 4096 else Tile(32, 1024, 2, stages=5)
-    return Tile(16, 512, 1, stages=5) if outputs < 2048 else Tile(32, 512, 2, stages=4)
+    if outputs < 2048:
+        return Tile(16, 512, 1, stages=5)
+    return Tile(16, 1024, 2, stages=3) if outputs < 4096 else Tile(32, 512, 2, stages=4)
 
 
 def _codes(kind: str, inputs: int, outputs: int, gated: bool) -> Tile:
@@ -48,13 +50,12 @@ def _codes(kind: str, inputs: int, outputs: int, gated: bool) -> Tile:
         return Tile(16, 32, 2, stages=6) if gated else Tile(32, 32, 2, stages=5)
     if gated or outputs > inputs:
         return Tile(32, 256, 2, stages=3)
-    return Tile(16, 512, 1, stages=5) if outputs < inputs else Tile(32, 512, 2, stages=4)
+    return Tile(16, 512, 1, stages=6) if outputs < inputs else Tile(32, 256, 2, stages=6)
 
 
 def _many_rows(inputs: int, outputs: int, gated: bool) -> Tile:
     if gated:
-        wide = inputs <= 2048
-        return Tile(128, 128, 4, stages=5, rows=32) if wide else Tile(32, 256, 4, stages=3, rows=32)
+        return Tile(32, 256, 4, stages=3, rows=32)
     if outputs > inputs:
-        return Tile(64, 128, 2, stages=5, rows=32)
+        return Tile(32, 256, 4, stages=6, rows=32) if inputs <= 2048 else Tile(64, 128, 2, stages=5, rows=32)
     return Tile(64, 256, 4, stages=5 if outputs < inputs else 4, rows=32)

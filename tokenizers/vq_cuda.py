@@ -125,8 +125,8 @@ class Fused:
 
 
 def _attend(q_BPC: Tensor, k_BPC: Tensor, v_BPC: Tensor) -> Tensor:
-    """Attention of one head over all places. At 576 places of 512 channels torch's own takes 54 us on an H100,
-    products 15; they keep all scores at once."""
+    """Attention of one head over all places. At 576 places of 512 channels torch's own takes 54 us on an
+    H100, products 15; they keep all scores at once."""
     if q_BPC.shape[1] > _MOST_PLACES:
         return F.scaled_dot_product_attention(q_BPC[:, None], k_BPC[:, None], v_BPC[:, None])[:, 0]
     scores_BPP = torch.bmm(q_BPC, k_BPC.transpose(1, 2)).float() * q_BPC.shape[2] ** -0.5
