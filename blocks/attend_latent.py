@@ -30,9 +30,9 @@ _HEADS = 16  # of a block
 _SPLIT = 32  # slots at least
 _MOST_BLOCKS = 1024  # beyond which splits get longer
 _MOST_SPLITS = 64  # likewise, as each of them is read again for every tile of every head's values
-_TILE_R, _TILE_V = 64, 32
+_TILE_R, _TILE_V = 64, 64
 _WARPS = 8
-_GROUP, _LEAVE_WARPS = 8, 8  # of the kernel that puts splits together: splits at a time
+_GROUP, _LEAVE_WARPS = 4, 8  # of the kernel that puts splits together: splits at a time
 _LOG2_E = 1.4426950408889634
 
 

@@ -29,9 +29,9 @@ if TYPE_CHECKING:
 Shared = tuple[Weight, Weight, Weight]
 """The weights of shared experts: gates, ups and downs."""
 
-_TILE = 8  # outputs of a block for one token: small, so that every multiprocessor has several
+_TILE = 4  # outputs of a block for one token: small, so that every multiprocessor has several
 _TILE_MANY = 32
-_AHEAD = 4096
+_AHEAD = 1024
 """Bytes of each weight row that a block asks for while it waits for the kernel before it."""
 
 

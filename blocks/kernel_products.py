@@ -32,11 +32,10 @@ _AHEAD = 1 << 14
 
 
 def _columns(weight: Weight, tile: Tile) -> int:
-    """Columns that a turn of the loop takes: in int4 those of a group."""
+    """Columns that a turn of the loop takes: in int4 those of its groups."""
     columns = weight.codes.shape[1]
-    if weight.kind == "int4":
-        assert weight.scale is not None
-        return columns // weight.scale.shape[1]
+    if weight.zero is not None:
+        return columns // weight.zero.shape[1] * tile.groups
     return min(max(32, tile.bytes // weight.codes.itemsize), max(32, triton.next_power_of_2(columns)))
 
 
@@ -44,7 +43,8 @@ def _launch(x_RI: Tensor, weight: Weight, gated: bool) -> Tensor:
     rows, codes = len(x_RI), weight.codes
     columns = codes.shape[1]
     outputs = len(codes) // (2 if gated else 1)
-    tile = plan_tile(weight.kind, x_RI.shape[1], outputs, gated, rows)
+    groups = 1 if weight.zero is None else weight.zero.shape[1]
+    tile = plan_tile(weight.kind, x_RI.shape[1], outputs, gated, rows, groups)
     out = x_RI.new_empty(rows, outputs)
     lines = min(_AHEAD // ((2 if gated else 1) * tile.outputs * _LINE), columns * codes.itemsize // _LINE)
     product_kernel[(triton.cdiv(outputs, tile.outputs), triton.cdiv(rows, tile.rows))](
@@ -62,6 +62,7 @@ def _launch(x_RI: Tensor, weight: Weight, gated: bool) -> Tensor:
         BLOCK_R=tile.rows,
         BLOCK_O=tile.outputs,
         BLOCK_C=_columns(weight, tile),
+        GROUPS=tile.groups,
         GATED=gated,
         LINES=0 if lines < 1 else 1 << (lines.bit_length() - 1),
         STEP=_LINE // codes.itemsize,
@@ -75,9 +76,8 @@ def _launch(x_RI: Tensor, weight: Weight, gated: bool) -> Tensor:
 def serves(x_RI: Tensor, weight: Weight) -> bool:
     """Whether the kernel takes these rows: few, in half precision, of whole sixteens of inputs; or codes,
     whose groups are not too small."""
-    if weight.kind == "int4":
-        assert weight.scale is not None
-        return x_RI.shape[1] // weight.scale.shape[1] >= _LEAST_GROUP
+    if weight.zero is not None:
+        return x_RI.shape[1] // weight.zero.shape[1] >= _LEAST_GROUP
     if weight.kind != "plain":
         return True
     return len(x_RI) <= MOST_ROWS and x_RI.dtype != torch.float32 and x_RI.shape[1] % 16 == 0

@@ -20,7 +20,7 @@ FP8 = pytest.mark.skipif(
 kinds = pytest.mark.parametrize("kind", ["int8", "int4", pytest.param("fp8", marks=FP8)])
 pytestmark = pytest.mark.usefixtures("few_blocks")
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-SHAPES = [(40, 72), (48, 160), (33, 20), (64, 576)]  # outputs, inputs
+SHAPES = [(40, 72), (48, 160), (33, 20), (64, 576), (40, 512), (24, 128)]  # outputs, inputs
 if DEVICE == "cuda":  # the interpreter is slow
     SHAPES += [(4096, 4096), (11008, 4096), (4096, 11008)]
 

@@ -24,7 +24,7 @@ MAPS = [(1, 32, 4, 5), (2, 64, 5, 7), (1, 512, 3, 2), (1, 96, 7, 9), (1, 160, 1,
 
 @pytest.fixture(autouse=True)
 def exact_convolutions() -> Iterator[None]:
-    with torch.backends.cudnn.flags(allow_tf32=False):
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
         yield
 
 
@@ -171,7 +171,7 @@ def plain(model: VQModel, codes_BT: Tensor, grid: tuple[int, int]) -> Tensor:
 @pytest.mark.parametrize("grid", GRIDS)
 def test_decoding_gives_what_the_plain_form_gives(grid: tuple[int, int], serve: list[int]) -> None:
     model, codes = model_of(), codes_of(grid)
-    with torch.backends.cudnn.flags(allow_tf32=False):
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
         wanted, found = plain(model, codes, grid), model.decode(codes, grid)
     assert serve == [1]
     assert found.shape == wanted.shape
@@ -259,7 +259,7 @@ def test_half_precision_errs_as_little_as_the_plain_form(dtype: torch.dtype, ser
     """Both are compared with float32. The interpreter cuts off where a GPU rounds."""
     model, codes, grid = model_of(dtype=dtype), codes_of((4, 3)), (4, 3)
     found, usual = model.decode(codes, grid).float(), plain(model, codes, grid).float()
-    with torch.backends.cudnn.flags(allow_tf32=False):
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
         exact = plain(model.float(), codes, grid)
     slack = 1.5 if DEVICE == "cuda" or dtype == torch.float16 else 6
     assert (found - exact).square().mean() < slack * (usual - exact).square().mean()
@@ -281,7 +281,7 @@ def test_whole_pictures(dtype: torch.dtype, pictures: int) -> None:
     device = torch.device("cuda", torch.cuda.current_device())
     GraphRecorder(device)(lambda: outs.append(model.decode(codes, grid)))()
     torch.testing.assert_close(outs[-1], found, rtol=0, atol=0)
-    with torch.backends.cudnn.flags(allow_tf32=False):
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
         exact = plain(model.float(), codes, grid)
     assert (found.float() - exact).square().mean() < 1.5 * (usual - exact).square().mean()
 
