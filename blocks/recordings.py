@@ -41,8 +41,17 @@ class Weights:
 
 
 def _places(modules: Sequence[nn.Module]) -> list[int]:
-    tensors = (tensor for module in modules for tensor in [*module.parameters(), *module.buffers()])
-    return [tensor.data_ptr() for tensor in tensors]
+    """Where all parameters and buffers lie. (`parameters()` spells out their names: for a vision tower that
+    takes 0.9 ms, on the way to every first token, and this 0.3.)"""
+    places: list[int] = []
+    left: list[nn.Module | None] = list(modules)
+    while left:
+        module = left.pop()
+        if module is not None:
+            for kept in (module._parameters, module._buffers):
+                places += [tensor.data_ptr() for tensor in kept.values() if tensor is not None]
+            left += module._modules.values()
+    return places
 
 
 class Recordings:
