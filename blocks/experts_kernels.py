@@ -67,11 +67,10 @@ def _tile(
     """Rows `rows` of `x` by weight rows `outs`, `[R, O]`."""
     if R == 1:
         x = x_ptr + tl.sum(rows, axis=0) * (2 * COLUMNS if KIND == "int4" else COLUMNS)
-        sums, _ = few(
-            x, x, w_ptr, scale_ptr, zero_ptr, outs, stride, groups,
-            COLUMNS, KIND, HALF, False, BLOCK_O, BLOCK_C, UNROLL,
-        )  # fmt: skip
-        sums = sums[None, :]
+        sums = few(
+            x, w_ptr, scale_ptr, zero_ptr, outs, stride, groups,
+            COLUMNS, KIND, HALF, BLOCK_O, BLOCK_C, UNROLL,
+        )[None, :]  # fmt: skip
     else:
         sums = many(
             x_ptr, rows, live, w_ptr, scale_ptr, zero_ptr, outs, stride, groups,

@@ -20,13 +20,13 @@ from .experts_kernels import hidden_kernel, outputs_kernel, sum_kernel
 from .gate_kernels import choose
 from .overlap import launching, lines
 from .quantized_weight import QuantizedWeight
-from .row_products import ROWS, Weight, as_weight, exact_products, loop_sizes
+from .row_products import ROWS, Operand, as_operand, exact_products, loop_sizes
 
 if TYPE_CHECKING:
     from .feed_forward import FeedForward
     from .moe import MoE
 
-Shared = tuple[Weight, Weight, Weight]
+Shared = tuple[Operand, Operand, Operand]
 """The weights of shared experts: gates, ups and downs."""
 
 _TILE = 4  # outputs of a block for one token: small, so that every multiprocessor has several
@@ -40,7 +40,7 @@ def mixture(layer: "MoE", x_ND: Tensor) -> Tensor:
     x_ND = x_ND.contiguous()
     config, experts = layer.gate.config, layer.experts
     chosen = choose(layer.gate, x_ND) if config.num_groups == 1 else layer.gate(x_ND)
-    gate_up, down = as_weight(experts.gate_up), as_weight(experts.down)
+    gate_up, down = as_operand(experts.gate_up), as_operand(experts.down)
     if layer.shared_experts is None:
         return weighted(x_ND, gate_up, down, *chosen)
     shared = _weights(layer.shared_experts)
@@ -51,7 +51,7 @@ def mixture(layer: "MoE", x_ND: Tensor) -> Tensor:
 
 def _weights(shared: "FeedForward") -> Shared:
     gate, up, down = (
-        as_weight(part if isinstance(part, QuantizedWeight) else part.weight)
+        as_operand(part if isinstance(part, QuantizedWeight) else part.weight)
         for part in cast(list, [shared.gate_proj, shared.up_proj, shared.down_proj])
     )
     return gate, up, down
@@ -59,8 +59,8 @@ def _weights(shared: "FeedForward") -> Shared:
 
 def weighted(
     x_ND: Tensor,
-    gate_up: Weight,
-    down: Weight,
+    gate_up: Operand,
+    down: Operand,
     chosen_NK: Tensor,
     weights_NK: Tensor,
     shared: Shared | None = None,
@@ -133,11 +133,11 @@ def weighted(
     return out_ND
 
 
-def _kind(weight: Weight) -> dict[str, int | str]:
+def _kind(weight: Operand) -> dict[str, int | str]:
     return {"COLUMNS": weight.numbers.shape[-1], "KIND": weight.kind, "HALF": weight.half}
 
 
-def joins(shared: Shared, gate_up: Weight, down: Weight) -> bool:
+def joins(shared: Shared, gate_up: Operand, down: Operand) -> bool:
     """Whether a shared feed-forward can be cut into experts like the others."""
     alike = zip(shared, (gate_up, gate_up, down), strict=True)
     return all((a.kind, a.half, a.numbers.dtype) == (b.kind, b.half, b.numbers.dtype) for a, b in alike)

@@ -4,7 +4,7 @@ A weight is read once, from where it lies: `[O, I]` numbers of the rows' dtype, 
 `quantized_weight`; sums are in float32. R rows, O outputs of a tile, I inputs, C columns as they are stored
 (bytes of two inputs each in int4, else inputs), G groups of inputs that share an int4 scale.
 
-`few` multiplies and adds for one row or two, at the speed of memory. `many` takes up to 16 rows through the
+`few` multiplies and adds for one row, at the speed of memory. `many` takes up to 16 rows through the
 tensor cores, for little more than one costs.
 """
 
@@ -30,7 +30,7 @@ ROWS = 16  # of a tile of `many`
 
 
 @dataclass(frozen=True)
-class Weight:
+class Operand:
     """A weight as kernels take it: numbers or codes, scale and zero (the numbers again, where there is none),
     its kind, and half the inputs of a group."""
 
@@ -45,12 +45,12 @@ class Weight:
         return self.numbers, self.scale, self.zero
 
 
-def as_weight(weight: Tensor | QuantizedWeight) -> Weight:
+def as_operand(weight: Tensor | QuantizedWeight) -> Operand:
     if isinstance(weight, Tensor):
-        return Weight(weight, weight, weight, "plain", 1)
+        return Operand(weight, weight, weight, "plain", 1)
     if weight.zero is None:
-        return Weight(weight.codes, weight.scale, weight.scale, weight.kind, 1)
-    return Weight(weight.codes, weight.scale, weight.zero, weight.kind, group_size(weight.inputs) // 2)
+        return Operand(weight.codes, weight.scale, weight.scale, weight.kind, 1)
+    return Operand(weight.codes, weight.scale, weight.zero, weight.kind, group_size(weight.inputs) // 2)
 
 
 def loop_sizes(inputs: int, kind: str, many: bool) -> dict[str, int]:
@@ -92,7 +92,6 @@ def _int4_sums(even, odd, low, high, scale, zero, TILE: tl.constexpr, G: tl.cons
 @triton.jit
 def few(
     x_ptr,
-    other_ptr,
     w_ptr,
     scale_ptr,
     zero_ptr,
@@ -102,13 +101,12 @@ def few(
     COLUMNS: tl.constexpr,
     KIND: tl.constexpr,
     HALF: tl.constexpr,
-    TWO: tl.constexpr,
     BLOCK_O: tl.constexpr,
     BLOCK_C: tl.constexpr,
     UNROLL: tl.constexpr,
 ):
-    """Rows `x` and, if TWO, `other` by weight rows `outs`: `[O]` each. `stride`: columns from one weight row
-    to the next, `groups`: scales."""
+    """A row `x` by weight rows `outs`, `[O]`. `stride`: columns from one weight row to the next, `groups`:
+    scales."""
     whole: tl.constexpr = COLUMNS % (BLOCK_C * UNROLL) == 0
     G: tl.constexpr = BLOCK_C // HALF
     nothing: tl.constexpr = 0.0 if KIND == "fp8" else 0  # no integer becomes a float8
@@ -116,7 +114,6 @@ def few(
         sums = tl.zeros([BLOCK_O], dtype=tl.float32)
     else:
         sums = tl.zeros([BLOCK_O, BLOCK_C], dtype=tl.float32)
-    other_sums = sums
     for turn in range(0, COLUMNS, BLOCK_C * UNROLL):
         for step in tl.static_range(UNROLL):
             start = turn + step * BLOCK_C
@@ -137,22 +134,14 @@ def few(
                 zero = tl.load(zero_ptr + mine, mask=there, other=0.0).to(tl.float32)
                 even, odd = _pairs(x_ptr, start, COLUMNS, BLOCK_C)
                 sums += _int4_sums(even, odd, low, high, scale, zero, BLOCK_O, G, HALF)
-                if TWO:
-                    even, odd = _pairs(other_ptr, start, COLUMNS, BLOCK_C)
-                    other_sums += _int4_sums(even, odd, low, high, scale, zero, BLOCK_O, G, HALF)
             else:
-                w = w.to(tl.float32)
-                sums += w * tl.load(x_ptr + at, mask=at < COLUMNS, other=0.0).to(tl.float32)
-                if TWO:
-                    other_sums += w * tl.load(other_ptr + at, mask=at < COLUMNS, other=0.0).to(tl.float32)
+                x = tl.load(x_ptr + at, mask=at < COLUMNS, other=0.0).to(tl.float32)
+                sums += w.to(tl.float32) * x
     if KIND != "int4":
         sums = tl.sum(sums, axis=1)
-        other_sums = tl.sum(other_sums, axis=1)
     if KIND == "int8" or KIND == "fp8":
-        scale = tl.load(scale_ptr + outs).to(tl.float32)
-        sums *= scale
-        other_sums *= scale
-    return sums, other_sums
+        sums *= tl.load(scale_ptr + outs).to(tl.float32)
+    return sums
 
 
 @triton.jit

@@ -9,7 +9,7 @@ from bifrons.blocks.experts import looped
 from bifrons.blocks.few_tokens import weighted
 from bifrons.blocks.gate_kernels import choose
 from bifrons.blocks.moe import Gate, MoE, MoEConfig
-from bifrons.blocks.row_products import as_weight
+from bifrons.blocks.row_products import as_operand
 
 pytestmark = pytest.mark.usefixtures("few_blocks")
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -49,7 +49,7 @@ def test_weighted_sum_is_that_of_the_loop(dtype, size, tokens, top_k):
     down = made(2, 7, width, inner, dtype=dtype, scale=inner**-0.5)
     chosen = torch.stack([torch.randperm(7)[:top_k] for _ in range(tokens)]).to(DEVICE)
     weights = made(3, tokens, top_k, dtype=torch.float32).abs()
-    found = weighted(x, as_weight(gate_up), as_weight(down), chosen, weights)
+    found = weighted(x, as_operand(gate_up), as_operand(down), chosen, weights)
     assert found.shape == x.shape
     assert found.dtype == dtype
     close(found, expected_sum(x, gate_up, down, chosen, weights))
@@ -62,9 +62,9 @@ def test_many_tokens_share_an_expert(tokens):
     down = made(2, 5, 64, 32, dtype=torch.float32, scale=0.1)
     chosen = torch.tensor([[3, 3 if token % 4 == 0 else token % 5] for token in range(tokens)]).to(DEVICE)
     weights = made(3, tokens, 2, dtype=torch.float32)
-    found = weighted(x, as_weight(gate_up), as_weight(down), chosen, weights)
+    found = weighted(x, as_operand(gate_up), as_operand(down), chosen, weights)
     close(found, expected_sum(x, gate_up, down, chosen, weights))
-    assert torch.equal(found, weighted(x, as_weight(gate_up), as_weight(down), chosen, weights))
+    assert torch.equal(found, weighted(x, as_operand(gate_up), as_operand(down), chosen, weights))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

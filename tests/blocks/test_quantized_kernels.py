@@ -11,7 +11,7 @@ from bifrons.blocks.joining import joined_weight
 from bifrons.blocks.kernel_products import product
 from bifrons.blocks.moe import MoE, MoEConfig
 from bifrons.blocks.quantized_weight import QuantizedWeight, Stack, Weight
-from bifrons.blocks.row_products import as_weight
+from bifrons.blocks.row_products import as_operand
 from torch import nn
 
 FP8 = pytest.mark.skipif(
@@ -103,7 +103,7 @@ def test_experts_are_those_of_the_decoded_stacks(width, inner, tokens, kind, mon
     )
     let_kernels_serve(monkeypatch)
     torch.testing.assert_close(layer(x)[0], expected, rtol=1e-4, atol=1e-5)
-    halves = {as_weight(experts.down).half, as_weight(shared.down_proj).half}
+    halves = {as_operand(experts.down).half, as_operand(shared.down_proj).half}
     assert joined == [len(halves) == 1]
 
 
