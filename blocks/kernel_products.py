@@ -13,6 +13,8 @@ product adds the residual and leaves sums of squares by which the second one's o
 # What Triton's compiler reads is not what a checker of types takes it for:
 # pyright: reportArgumentType=false, reportCallIssue=false
 
+from functools import cache
+
 import torch
 import torch.nn.functional as F
 import triton
@@ -21,12 +23,13 @@ from torch import Tensor
 from .kernels import swiglu
 from .overlap import launching
 from .product_kernel import product_kernel
-from .product_tiles import MOST_ROWS, Tile, plan_tile
+from .product_tiles import MOST_ROWS, Tile, fit, plan_tile
 from .quantized_weight import Weight, decode
 from .row_products import exact_products
 
 _LEAST_GROUP = 16  # inputs that share a scale: as many as the tensor cores add at once
 _LINE = 128  # bytes that the device's cache reads at once
+_LEAST_SHARED = 99 << 10  # bytes of shared memory that a program has on every GPU from Ampere on
 _AHEAD = 1 << 14
 """Bytes of weights that a program asks into that cache while it waits for the kernel before it."""
 
@@ -39,12 +42,25 @@ def _columns(weight: Weight, tile: Tile) -> int:
     return min(max(32, tile.bytes // weight.codes.itemsize), max(32, triton.next_power_of_2(columns)))
 
 
+@cache
+def _shared_memory(device: torch.device) -> int:
+    """Bytes that a program can have."""
+    if device.type != "cuda":  # in the interpreter
+        return 1 << 30
+    return getattr(torch.cuda.get_device_properties(device), "shared_memory_per_block_optin", _LEAST_SHARED)
+
+
 def _launch(x_RI: Tensor, weight: Weight, gated: bool) -> Tensor:
     rows, codes = len(x_RI), weight.codes
     columns = codes.shape[1]
     outputs = len(codes) // (2 if gated else 1)
     groups = 1 if weight.zero is None else weight.zero.shape[1]
     tile = plan_tile(weight.kind, x_RI.shape[1], outputs, gated, rows, groups)
+    width = _columns(weight, tile)
+    inputs = width * x_RI.shape[1] // columns
+    turn = width * codes.itemsize * tile.outputs * (2 if gated else 1)
+    turn += inputs * x_RI.itemsize * tile.rows * tile.groups
+    tile = fit(tile, turn, _shared_memory(x_RI.device))
     out = x_RI.new_empty(rows, outputs)
     lines = min(_AHEAD // ((2 if gated else 1) * tile.outputs * _LINE), columns * codes.itemsize // _LINE)
     product_kernel[(triton.cdiv(outputs, tile.outputs), triton.cdiv(rows, tile.rows))](
@@ -61,13 +77,13 @@ def _launch(x_RI: Tensor, weight: Weight, gated: bool) -> Tensor:
         FLIP=tile.flip,
         BLOCK_R=tile.rows,
         BLOCK_O=tile.outputs,
-        BLOCK_C=_columns(weight, tile),
+        BLOCK_C=width,
         GROUPS=tile.groups,
         GATED=gated,
         LINES=0 if lines < 1 else 1 << (lines.bit_length() - 1),
         STEP=_LINE // codes.itemsize,
         num_warps=tile.warps,
-        num_stages=tile.stages if out.dtype != torch.float32 else 2,
+        num_stages=tile.stages if out.dtype != torch.float32 else min(tile.stages, 2),
         **launching(out),
     )
     return out

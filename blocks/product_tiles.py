@@ -20,6 +20,12 @@ class Tile(NamedTuple):
     groups: int = 1
 
 
+def fit(tile: Tile, turn_bytes: int, room: int) -> Tile:
+    """A tile with as many stages as a program's shared memory has `room` for; all but one of them lie there,
+    each with what a turn of the loop reads. (An H100 has 227 KiB, an A100 163, GPUs for desks 99.)"""
+    return tile._replace(stages=max(1, min(tile.stages, room // turn_bytes + 1)))
+
+
 def plan_tile(kind: str, inputs: int, outputs: int, gated: bool, rows: int, groups: int = 1) -> Tile:
     """Tiles for a product of `outputs` outputs, each of one weight row, or two where they are gated;
     `groups` share a scale in int4.
