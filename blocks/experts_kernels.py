@@ -14,7 +14,7 @@ an expert, R rows of a tile. A table of pairs has P + S * N rows: pair `n * K + 
 import triton
 import triton.language as tl
 
-from .overlap import ask_ahead, gdc_launch_dependents, gdc_wait
+from .overlap import ask_ahead, gdc_launch_dependents, gdc_wait, let_in
 from .row_products import few, many
 
 
@@ -238,9 +238,7 @@ def sum_kernel(
     """The weighted sum over a token's pairs in their order, plus the shared experts'."""
     token, columns = tl.program_id(1), tl.program_id(0) * BLOCK_D + tl.arange(0, BLOCK_D)
     there = columns < D
-    if EARLY:
-        gdc_launch_dependents()
-        gdc_wait()
+    let_in(EARLY)
     total = tl.zeros([BLOCK_D], dtype=tl.float32)
     for place in tl.static_range(K):
         pair = token * K + place

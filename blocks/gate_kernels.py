@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .overlap import gdc_launch_dependents, gdc_wait, launching
+from .overlap import launching, let_in
 
 if TYPE_CHECKING:
     from .moe import Gate
@@ -41,9 +41,7 @@ def _scores_kernel(
     columns = tl.zeros([BLOCK_O, 1], dtype=tl.int32) + tl.arange(0, BLOCK_D)[None, :]
     rows = weight_ptr + tl.minimum(experts, E - 1)[:, None] * D
     weight = tl.load(rows + columns, mask=columns < D, other=0.0)
-    if EARLY:
-        gdc_launch_dependents()
-        gdc_wait()
+    let_in(EARLY)
     x = x_ptr + token * D
     sums = weight.to(tl.float32) * tl.load(x + columns, mask=columns < D, other=0.0).to(tl.float32)
     for start in range(BLOCK_D, D, BLOCK_D):
@@ -72,9 +70,7 @@ def _choice_kernel(
     """The K best experts of one token and their weights; of equal ones the first."""
     token, experts, places = tl.program_id(0), tl.arange(0, BLOCK_E), tl.arange(0, BLOCK_K)
     there = experts < E
-    if EARLY:
-        gdc_launch_dependents()
-        gdc_wait()
+    let_in(EARLY)
     logits = tl.load(logits_ptr + token * E + experts, mask=there, other=-float("inf"))
     if SOFTMAX:
         scores = tl.exp(logits - tl.max(logits, axis=0))

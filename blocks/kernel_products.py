@@ -21,17 +21,16 @@ import triton
 from torch import Tensor
 
 from .kernels import swiglu
-from .overlap import launching
+from .overlap import launching, lines
 from .product_kernel import product_kernel
 from .product_tiles import MOST_ROWS, Tile, fit, plan_tile
 from .quantized_weight import Weight, decode
 from .row_products import exact_products
 
 _LEAST_GROUP = 16  # inputs that share a scale: as many as the tensor cores add at once
-_LINE = 128  # bytes that the device's cache reads at once
 _LEAST_SHARED = 99 << 10  # bytes of shared memory that a program has on every GPU from Ampere on
 _AHEAD = 1 << 14
-"""Bytes of weights that a program asks into that cache while it waits for the kernel before it."""
+"""Bytes of weights that a program asks for while it waits for the kernel before it."""
 
 
 def _columns(weight: Weight, tile: Tile) -> int:
@@ -58,11 +57,11 @@ def _launch(x_RI: Tensor, weight: Weight, gated: bool) -> Tensor:
     tile = plan_tile(weight.kind, x_RI.shape[1], outputs, gated, rows, groups)
     width = _columns(weight, tile)
     inputs = width * x_RI.shape[1] // columns
-    turn = width * codes.itemsize * tile.outputs * (2 if gated else 1)
+    tall = tile.outputs * (2 if gated else 1)
+    turn = width * codes.itemsize * tall
     turn += inputs * x_RI.itemsize * tile.rows * tile.groups
     tile = fit(tile, turn, _shared_memory(x_RI.device))
     out = x_RI.new_empty(rows, outputs)
-    lines = min(_AHEAD // ((2 if gated else 1) * tile.outputs * _LINE), columns * codes.itemsize // _LINE)
     product_kernel[(triton.cdiv(outputs, tile.outputs), triton.cdiv(rows, tile.rows))](
         x_RI.contiguous(),
         codes,
@@ -80,8 +79,7 @@ def _launch(x_RI: Tensor, weight: Weight, gated: bool) -> Tensor:
         BLOCK_C=width,
         GROUPS=tile.groups,
         GATED=gated,
-        LINES=0 if lines < 1 else 1 << (lines.bit_length() - 1),
-        STEP=_LINE // codes.itemsize,
+        **lines(codes, _AHEAD // tall),
         num_warps=tile.warps,
         num_stages=tile.stages if out.dtype != torch.float32 else min(tile.stages, 2),
         **launching(out),

@@ -17,7 +17,7 @@ of the rest of a query or key, V dimensions of a value.
 import triton
 import triton.language as tl
 
-from .overlap import gdc_launch_dependents, gdc_wait
+from .overlap import let_in
 
 
 @triton.jit
@@ -26,14 +26,6 @@ def _turned(x_ptr, cos, sin, pairs, mask):
     even = tl.load(x_ptr + 2 * pairs, mask=mask, other=0.0).to(tl.float32)
     odd = tl.load(x_ptr + 2 * pairs + 1, mask=mask, other=0.0).to(tl.float32)
     return even * cos - odd * sin, odd * cos + even * sin
-
-
-@triton.jit
-def _let_in(EARLY: tl.constexpr):
-    """The next kernel may be set up; what the one before this one made is there."""
-    if EARLY:
-        gdc_launch_dependents()
-        gdc_wait()
 
 
 @triton.jit(do_not_specialize=["position_stride", "slots", "last"])
@@ -81,7 +73,7 @@ def enter_kernel(
         if block == 0:
             places = tl.arange(0, BLOCK_R)
             gain = tl.load(norm_ptr + places, mask=places < R, other=0.0).to(tl.float32)
-            _let_in(EARLY)
+            let_in(EARLY)
             inside = (position >= 0) & (position < slots)
             x = tl.load(kv_row + places, mask=places < R, other=0.0).to(tl.float32)
             x = (x * tl.rsqrt(tl.sum(x * x, axis=0) / R + eps)).to(kind).to(tl.float32) * gain
@@ -92,7 +84,7 @@ def enter_kernel(
             tl.store(slot + R + P // 2 + pairs, high.to(kind), mask=mask & inside)
         else:
             head = block - 1
-            _let_in(EARLY)
+            let_in(EARLY)
             low, high = _turned(q_row + head * (N + P) + N, cos, sin, pairs, mask)
             query = query_ptr + (row * H + head) * (R + P) + R
             tl.store(query + pairs, low.to(kind), mask=mask)
@@ -105,7 +97,7 @@ def enter_kernel(
         known = (columns < R)[None, :]
         at = weight_ptr + (head * (N + V) + places) * R + columns[None, :]
         weight = tl.load(at, mask=(places < N) & known, other=0.0)
-        _let_in(EARLY)
+        let_in(EARLY)
         mine = q_row + head * (N + P)
         q = tl.load(mine + places, mask=places < N, other=0.0)
         sums = q.to(tl.float32) * weight.to(tl.float32)
@@ -182,7 +174,7 @@ def attend_kernel(
     live = places < length
     if SPLIT == BLOCK_S:
         latent_SR, turned_SP = _slots(row_ptr, places, ranks, turns, live & (places != position), R, P, False)
-    _let_in(EARLY)
+    let_in(EARLY)
     if first < length:
         kept: tl.constexpr = tl.float32 if EXACT else query_ptr.dtype.element_ty
         there_H1, ranks_1R, turns_1P = (heads < H)[:, None], (ranks < R)[None, :], (turns < P)[None, :]
@@ -245,7 +237,7 @@ def leave_kernel(
         at = (head * (N + V) + N + values)[:, None] * R + ranks[None, :]
         inside = (values < V)[:, None] & (ranks < R)[None, :]
         weight = tl.load(weight_ptr + at, mask=inside, other=0.0)
-    _let_in(EARLY)
+    let_in(EARLY)
     every = tl.arange(0, SPLITS)
     tops = tl.load(tops_ptr + first + every, mask=every < count, other=-float("inf"))
     sums = tl.load(sums_ptr + first + every, mask=every < count, other=0.0)

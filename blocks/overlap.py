@@ -8,6 +8,7 @@ back may be written. The next kernel may be let in earlier: it waits for this on
 
 # What Triton compiles is not what its Python types say:
 # pyright: reportArgumentType=false, reportCallIssue=false, reportOperatorIssue=false
+# pyright: reportOptionalCall=false
 
 from typing import Any
 
@@ -21,7 +22,7 @@ try:
 except ImportError:  # a Triton without launches that overlap: kernels come one after the other
     gdc_launch_dependents = gdc_wait = None
 
-__all__ = ["OVERLAP", "ask_ahead", "gdc_launch_dependents", "gdc_wait", "launching", "lines"]
+__all__ = ["OVERLAP", "ask_ahead", "gdc_launch_dependents", "gdc_wait", "launching", "let_in", "lines"]
 
 OVERLAP = True
 """Whether kernels overlap where they can."""
@@ -39,6 +40,14 @@ def lines(weight: Tensor, most: int) -> dict[str, int]:
     """What `ask_ahead` asks for of each row of a weight: `LINES` of `STEP` numbers, up to `most` bytes."""
     count = triton.cdiv(min(weight.shape[-1] * weight.itemsize, most), _LINE)
     return {"LINES": triton.next_power_of_2(count) if count else 0, "STEP": _LINE // weight.itemsize}
+
+
+@triton.jit
+def let_in(EARLY: tl.constexpr):
+    """The next kernel may be set up; what the kernels before this one made is there."""
+    if EARLY:
+        gdc_launch_dependents()
+        gdc_wait()
 
 
 @triton.jit

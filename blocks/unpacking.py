@@ -14,41 +14,34 @@ import triton.language as tl
 
 # A byte s eeee mmm in the upper half of 16 bits, its exponent and mantissa moved down by 4: the bfloat16 of
 # the same fields, whose exponent has a bias of 127 instead of 7. Times 2^120 (0x7b80) that is the number.
-_FLOAT8 = tl.constexpr("""{
-    .reg .b32 spread, fields, by, none;
-    mov.b32 by, 0x7b807b80;
-    mov.b32 none, 0x80008000;
-    prmt.b32 spread, $2, 0, 0x1404;
+_FLOAT8_PAIR = """
+    prmt.b32 spread, $2, 0, {pick};
     shr.b32 fields, spread, 4;
     and.b32 fields, fields, 0x07f007f0;
     lop3.b32 spread, spread, 0x80008000, fields, 0xea;
-    fma.rn.bf16x2 $0, spread, by, none;
-    prmt.b32 spread, $2, 0, 0x3424;
-    shr.b32 fields, spread, 4;
-    and.b32 fields, fields, 0x07f007f0;
-    lop3.b32 spread, spread, 0x80008000, fields, 0xea;
-    fma.rn.bf16x2 $1, spread, by, none;
-}""")
+    fma.rn.bf16x2 {out}, spread, by, none;"""
+_FLOAT8 = tl.constexpr(
+    "{.reg .b32 spread, fields, by, none; mov.b32 by, 0x7b807b80; mov.b32 none, 0x80008000;"
+    + _FLOAT8_PAIR.format(pick="0x1404", out="$0")
+    + _FLOAT8_PAIR.format(pick="0x3424", out="$1")
+    + "}"
+)
 
-# 0x43 over a code of 4 bits is the bfloat16 of 128 + code; 136 (0x4308) less is code - 8. Low halves come
-# out first, two numbers at a time, then high ones.
-_INT4 = tl.constexpr("""{
-    .reg .b32 spread, number, one, less;
-    mov.b32 one, 0x3f803f80;
-    mov.b32 less, 0xc308c308;
-    prmt.b32 spread, $4, 0, 0x4140;
+# 0x43 over a code of 4 bits is the bfloat16 of 128 + code; 136 (0x4308) less is code - 8. Low halves of the
+# bytes come out in two registers, high ones in two more.
+_INT4_PAIR = """
+    prmt.b32 spread, $4, 0, {pick};
     lop3.b32 number, spread, 0x000f000f, 0x43004300, 0xea;
-    fma.rn.bf16x2 $0, number, one, less;
+    fma.rn.bf16x2 {low}, number, one, less;
     shr.b32 spread, spread, 4;
     lop3.b32 number, spread, 0x000f000f, 0x43004300, 0xea;
-    fma.rn.bf16x2 $2, number, one, less;
-    prmt.b32 spread, $4, 0, 0x4342;
-    lop3.b32 number, spread, 0x000f000f, 0x43004300, 0xea;
-    fma.rn.bf16x2 $1, number, one, less;
-    shr.b32 spread, spread, 4;
-    lop3.b32 number, spread, 0x000f000f, 0x43004300, 0xea;
-    fma.rn.bf16x2 $3, number, one, less;
-}""")
+    fma.rn.bf16x2 {high}, number, one, less;"""
+_INT4 = tl.constexpr(
+    "{.reg .b32 spread, number, one, less; mov.b32 one, 0x3f803f80; mov.b32 less, 0xc308c308;"
+    + _INT4_PAIR.format(pick="0x4140", low="$0", high="$2")
+    + _INT4_PAIR.format(pick="0x4342", low="$1", high="$3")
+    + "}"
+)
 
 
 @triton.jit

@@ -253,7 +253,7 @@ class VQModel(nn.Module):
             raise ValueError(f"{codes_BT.shape[1]} codes do not fill a grid of {grid[0]} x {grid[1]}")
         if self._fuses() and codes_BT.numel():
             vq_cuda.channels_last(self.decoder)
-            done = [self._decode_fused(codes, grid) for codes in codes_BT.split(self.at_once(grid))]
+            done = [self._decode_fused(codes, grid) for codes in codes_BT.split(self._fused_at_once(grid))]
             return done[0] if len(done) == 1 else torch.cat(done)
         book_NE = self.quantize.vectors()
 
@@ -275,8 +275,9 @@ class VQModel(nn.Module):
 
     def at_once(self, grid: tuple[int, int]) -> int:
         """How many pictures to decode together, at most: the fused form splits its batches by it."""
-        if not self._fuses():
-            return 1
+        return self._fused_at_once(grid) if self._fuses() else 1
+
+    def _fused_at_once(self, grid: tuple[int, int]) -> int:
         return max(1, vq_cuda.NUMBERS_AT_ONCE // self.config.largest_map(grid))
 
     def worth_recording(self, pictures: int, grid: tuple[int, int]) -> bool:

@@ -137,6 +137,16 @@ def _unite(
 
 
 @triton.jit
+def _own(places, C: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    """A block's picture, places `[P, 1]`, channels `[1, C]`, which numbers there are, and where, `[P, C]`."""
+    b = tl.program_id(2).to(tl.int64)
+    place = tl.program_id(0) * ROWS + tl.arange(0, ROWS)[:, None]
+    channel = (tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS))[None, :]
+    inside = (place < places) & (channel < C)
+    return b, place, channel, inside, (b * places + place) * C + channel
+
+
+@triton.jit
 def _scale(
     x,
     dials,
@@ -148,11 +158,7 @@ def _scale(
     SILU: tl.constexpr,
     EARLY: tl.constexpr,
 ):
-    b = tl.program_id(2).to(tl.int64)
-    place = tl.program_id(0) * ROWS + tl.arange(0, ROWS)[:, None]
-    channel = (tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS))[None, :]
-    inside = (place < places) & (channel < C)
-    at = (b * places + place) * C + channel
+    b, _, channel, inside, at = _own(places, C, ROWS, COLUMNS)
     if EARLY:
         gdc_wait()
         gdc_launch_dependents()
@@ -180,11 +186,7 @@ def _double(
     EARLY: tl.constexpr,
 ):
     """`y + bias + past`, each place of which becomes 2 x 2."""
-    b = tl.program_id(2).to(tl.int64)
-    place = tl.program_id(0) * ROWS + tl.arange(0, ROWS)[:, None]
-    channel = (tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS))[None, :]
-    inside = (place < places) & (channel < C)
-    at = (b * places + place) * C + channel
+    b, place, channel, inside, at = _own(places, C, ROWS, COLUMNS)
     bias_C = tl.load(bias + channel, mask=channel < C, other=0.0).to(tl.float32) if BIASED else 0.0
     if EARLY:
         gdc_wait()
