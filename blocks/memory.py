@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 if TYPE_CHECKING:
-    from .decoder import Layout
+    from .model.decoder import Layout
 
 # Rows that the CPU computes together: beyond this a larger batch is no faster there.
 _CPU_ROWS = 64

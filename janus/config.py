@@ -3,11 +3,11 @@
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ..blocks.config_files import Section, read_json
-from ..blocks.decoder import DecoderConfig
 from ..blocks.errors import ConfigError
-from ..blocks.siglip import KNOWN_TOWERS, SiglipConfig
-from ..tokenizers.vq import VQConfig
+from ..blocks.json_config import Section, read_json
+from ..blocks.model.decoder import DecoderConfig
+from ..blocks.model.siglip import KNOWN_TOWERS, SiglipConfig
+from ..tokenizers.vq.model import VQConfig
 
 
 @dataclass(frozen=True)

@@ -14,18 +14,18 @@ from typing import Any
 
 import torch
 
-from ..blocks.checkpoint import TensorEntry, list_tensors, progress_bar, write_safetensors
-from ..blocks.checkpoint_files import TensorReader, weight_files
-from ..blocks.checkpoint_merge import QuantizedWriter, merged
-from ..blocks.checkpoint_plan import compare, place, wanted_tensors
-from ..blocks.checkpoint_write import Spec, spec_bytes
-from ..blocks.config_files import Section, read_json
+from ..blocks.checkpoints.key_mapping import compare, place, wanted_tensors
+from ..blocks.checkpoints.loader import TensorEntry, list_tensors, progress_bar, write_safetensors
+from ..blocks.checkpoints.quantized_writer import QuantizedWriter, merged
+from ..blocks.checkpoints.reader import TensorReader, weight_files
+from ..blocks.checkpoints.writer import Spec, spec_bytes
 from ..blocks.errors import CheckpointError, ConfigError
-from ..blocks.siglip import SiglipConfig
-from ..tokenizers.vq import VQConfig
+from ..blocks.json_config import Section, read_json
+from ..blocks.model.siglip import SiglipConfig
+from ..tokenizers.vq.model import VQConfig
 from .config import JanusConfig, read_config
-from .keys import pick_key_map
 from .model import JanusModel
+from .weight_names import pick_key_map
 
 _ORIGINAL_TYPES = ("multi_modality", "deepseek_vl_v2")
 _TEXT_SUFFIXES = {".json", ".md", ".txt", ".model", ".jinja"}

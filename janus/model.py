@@ -9,14 +9,14 @@ from typing import Literal, get_args
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..blocks.absent import absent
-from ..blocks.decoder import Decoder
+from ..blocks.engine.graphed_module import by_recording
 from ..blocks.errors import OptionError
-from ..blocks.invariant import Linear
-from ..blocks.projector import MlpProjector
-from ..blocks.recorded_part import by_recording
-from ..blocks.siglip import SiglipConfig, build_siglip
-from ..tokenizers.vq import VQModel
+from ..blocks.kernels.batch_invariant import Linear
+from ..blocks.model.decoder import Decoder
+from ..blocks.model.missing_parts import absent
+from ..blocks.model.projector import MlpProjector
+from ..blocks.model.siglip import SiglipConfig, build_siglip
+from ..tokenizers.vq.model import VQModel
 from .config import JanusConfig
 
 Parts = Literal["all", "paint", "read"]

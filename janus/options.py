@@ -4,9 +4,9 @@ import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ..blocks.answering import MAX_SEED
+from ..blocks.chat.text_generation import MAX_SEED
+from ..blocks.engine.sampling_params import Sampling, check_integer, check_number
 from ..blocks.errors import OptionError
-from ..blocks.sampling import Sampling, check_integer, check_number
 
 
 @dataclass(frozen=True)

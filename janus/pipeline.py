@@ -8,23 +8,23 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ..blocks.answering import Prompt
-from ..blocks.checkpoint import list_tensors, load_weights
-from ..blocks.conversing import Conversing, Messages
+from ..blocks.chat.pipeline import Conversing, Messages
+from ..blocks.chat.text_generation import Prompt
+from ..blocks.checkpoints.hub import locate
+from ..blocks.checkpoints.loader import list_tensors, load_weights
+from ..blocks.checkpoints.quantize import pick_quantization
+from ..blocks.engine.generate import check_context
+from ..blocks.engine.sampling_params import check_integer
 from ..blocks.errors import OptionError, PromptError
-from ..blocks.fitting import MaxMemory
-from ..blocks.generation import check_context
-from ..blocks.locate import locate
-from ..blocks.placing import DeviceMap, pick_places, prepare
-from ..blocks.quantize import pick_quantization
-from ..blocks.sampling import check_integer
+from ..blocks.placement.auto_device_map import MaxMemory
+from ..blocks.placement.device_map import DeviceMap, pick_places, prepare
 from ..tokenizers.text import TextTokenizer
-from . import painting, reading
+from . import image_generation, reading
 from .config import read_config, read_guidance
-from .keys import pick_key_map
 from .model import JanusModel, Parts, check_parts
 from .options import PaintOptions, picture_seeds
 from .processor import JanusProcessor
+from .weight_names import pick_key_map
 
 
 class JanusPipeline(Conversing):
@@ -132,7 +132,7 @@ class JanusPipeline(Conversing):
         top_p: float = PaintOptions.top_p,
         negative_prompt: str | None = None,
         output_type: Literal["pil", "codes"] = "pil",
-        callback: painting.Callback | None = None,
+        callback: image_generation.Callback | None = None,
     ) -> list[Image.Image] | Tensor:
         """Paint pictures: a list of PIL pictures, or their codes, int64 `[N, T]`; prompt-major.
 
@@ -156,10 +156,11 @@ class JanusPipeline(Conversing):
             pair = self._prompt_ids(text, options)
             cond += [pair[0]] * num_images_per_prompt
             uncond += [pair[1]] * num_images_per_prompt
-        codes = painting.paint(self.model, cond, uncond if options.guided else None, options, seeds, callback)
+        uncond = uncond if options.guided else None
+        codes = image_generation.paint(self.model, cond, uncond, options, seeds, callback)
         if output_type == "codes":
             return codes
-        pictures = painting.decode(self.model, codes)
+        pictures = image_generation.decode(self.model, codes)
         for index, picture in enumerate(pictures):
             text = prompts[index // num_images_per_prompt]
             picture.info.update(self._settings(text, seeds[index], options))
@@ -194,14 +195,14 @@ class JanusPipeline(Conversing):
 
     def encode_image(self, image: Any) -> Tensor:
         """VQ codes of a picture, int64 `[T]`, after the processor's resizing and padding to a square."""
-        return painting.encode(self.model, self.processor.preprocess(image))
+        return image_generation.encode(self.model, self.processor.preprocess(image))
 
     def decode_codes(self, codes: Tensor | Sequence[int]) -> list[Image.Image]:
         """Pictures of codes `[T]` or `[N, T]`."""
         found, total = self._codes(codes), self.model.config.num_codes
         if found.ndim not in (1, 2) or found.shape[-1] != total:
             raise OptionError(f"codes have shape {list(found.shape)}; accepted: [{total}] or [N, {total}]")
-        return painting.decode(self.model, found.reshape(-1, total))
+        return image_generation.decode(self.model, found.reshape(-1, total))
 
     def _codes(self, codes: Tensor | Sequence[int]) -> Tensor:
         """Codes as int64, checked to be whole numbers within the codebook."""
@@ -222,7 +223,7 @@ class JanusPipeline(Conversing):
         """Guided logits of the first image token, float32 `[codebook]`."""
         options = PaintOptions(guidance_scale)
         cond, uncond = self._prompt_ids(prompt, options)
-        return painting.first_image_logits(
+        return image_generation.first_image_logits(
             self.model, cond, uncond if options.guided else None, guidance_scale
         )
 
@@ -231,4 +232,4 @@ class JanusPipeline(Conversing):
         found = self._codes(codes)
         if found.ndim != 1:
             raise OptionError(f"codes have shape {list(found.shape)}; accepted: [T]")
-        return painting.score_codes(self.model, self.processor.generation(prompt)[0], found)
+        return image_generation.score_codes(self.model, self.processor.generation(prompt)[0], found)

@@ -14,10 +14,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ..blocks.config_files import Section
+from ..blocks.chat.image_io import open_picture, resize_bicubic
+from ..blocks.chat.messages import normalize_messages
 from ..blocks.errors import ConfigError, PromptError
-from ..blocks.messages import normalize_messages
-from ..blocks.pictures import open_picture, resize_bicubic
+from ..blocks.json_config import Section
 from ..tokenizers.text import PAD, TextTokenizer, read_settings
 from .prompts import IMAGE_END, IMAGE_START, IMAGE_TAG, Template
 

@@ -7,8 +7,8 @@ each message `role: content` and a separator that alternates with the message's 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from ..blocks.chat.messages import Turn
 from ..blocks.errors import PromptError
-from ..blocks.messages import Turn
 from ..tokenizers.text import EOS, TextTokenizer
 
 SYSTEM_PROMPT = (

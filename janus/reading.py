@@ -5,7 +5,7 @@ T prompt tokens, D decoder width, N pictures, P tokens of a picture.
 
 import torch
 
-from ..blocks.answering import Prompt
+from ..blocks.chat.text_generation import Prompt
 from .model import JanusModel
 from .processor import Prepared
 

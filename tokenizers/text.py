@@ -15,8 +15,8 @@ from typing import Any
 
 from tokenizers import AddedToken, Tokenizer
 
-from ..blocks.config_files import read_json
 from ..blocks.errors import ConfigError, PromptError
+from ..blocks.json_config import read_json
 
 BOS = "<｜begin▁of▁sentence｜>"
 EOS = "<｜end▁of▁sentence｜>"

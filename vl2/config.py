@@ -3,12 +3,12 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..blocks.config_files import Section, read_json
-from ..blocks.decoder import DecoderConfig
 from ..blocks.errors import ConfigError
-from ..blocks.latent_attention import LatentConfig
-from ..blocks.moe import MoEConfig
-from ..blocks.siglip import KNOWN_TOWERS, SiglipConfig
+from ..blocks.json_config import Section, read_json
+from ..blocks.model.decoder import DecoderConfig
+from ..blocks.model.mla import LatentConfig
+from ..blocks.model.moe import MoEConfig
+from ..blocks.model.siglip import KNOWN_TOWERS, SiglipConfig
 
 VARIANTS = {
     "DeepSeek-VL2-Tiny": "deepseek-ai/deepseek-vl2-tiny",

@@ -11,11 +11,11 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from ..blocks.decoder import Decoder, DecoderConfig
-from ..blocks.invariant import Linear
-from ..blocks.projector import MlpProjector
-from ..blocks.recorded_part import by_recording
-from ..blocks.siglip import build_siglip
+from ..blocks.engine.graphed_module import by_recording
+from ..blocks.kernels.batch_invariant import Linear
+from ..blocks.model.decoder import Decoder, DecoderConfig
+from ..blocks.model.projector import MlpProjector
+from ..blocks.model.siglip import build_siglip
 from .config import VL2Config
 
 _TILES_AT_ONCE = 16  # bounds the tower's activations: about 0.2 GiB a GPU batch of so400m in bfloat16

@@ -7,25 +7,25 @@ from typing import Any
 import torch
 from PIL import Image
 
-from ..blocks.answering import AnswerOptions, Prompt
-from ..blocks.checkpoint import load_weights
-from ..blocks.conversing import Conversing, Messages
+from ..blocks.chat.image_io import open_picture
+from ..blocks.chat.pipeline import Conversing, Messages
+from ..blocks.chat.text_generation import AnswerOptions, Prompt
+from ..blocks.checkpoints.hub import locate
+from ..blocks.checkpoints.loader import load_weights
+from ..blocks.checkpoints.quantize import pick_quantization
+from ..blocks.engine.generate import check_context
+from ..blocks.engine.sampling_params import check_integer
 from ..blocks.errors import PictureError, PromptError
-from ..blocks.fitting import MaxMemory
-from ..blocks.generation import check_context
-from ..blocks.locate import locate
-from ..blocks.pictures import open_picture
-from ..blocks.placing import DeviceMap, pick_places, prepare
-from ..blocks.quantize import pick_quantization
-from ..blocks.sampling import check_integer
+from ..blocks.placement.auto_device_map import MaxMemory
+from ..blocks.placement.device_map import DeviceMap, pick_places, prepare
 from ..tokenizers.text import TextTokenizer
 from . import reading
 from .config import read_config
 from .grounding import Box, Grounding, draw_boxes, parse_grounding
-from .keys import keep_float32, key_map
 from .model import VL2Model
 from .processor import VL2Processor
 from .prompts import GROUNDING, example_prompt, locate_prompt
+from .weight_names import keep_float32, key_map
 
 CAPTION_PROMPT = "Describe this image."
 _EXAMPLE_COLOUR = (255, 0, 0)

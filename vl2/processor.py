@@ -13,9 +13,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ..blocks.config_files import Section
+from ..blocks.chat.messages import normalize_messages
 from ..blocks.errors import ConfigError
-from ..blocks.messages import normalize_messages
+from ..blocks.json_config import Section
 from ..tokenizers.text import TextTokenizer, read_settings
 from .config import VL2Config, read_candidates
 from .prompts import IMAGE, SPECIAL, encode_turns

@@ -7,8 +7,8 @@ a history has no space after `<|Assistant|>:`, other than the printed form of th
 
 from collections.abc import Sequence
 
+from ..blocks.chat.messages import Turn
 from ..blocks.errors import PromptError
-from ..blocks.messages import Turn
 from ..tokenizers.text import TextTokenizer
 
 IMAGE = "<image>"

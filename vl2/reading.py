@@ -5,7 +5,7 @@ T prompt tokens, D decoder width.
 
 import torch
 
-from ..blocks.answering import Prompt
+from ..blocks.chat.text_generation import Prompt
 from .model import VL2Model
 from .processor import Prepared
 

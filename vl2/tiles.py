@@ -11,8 +11,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ..blocks.pictures import resize_bicubic
-from ..blocks.sampling import check_integer
+from ..blocks.chat.image_io import resize_bicubic
+from ..blocks.engine.sampling_params import check_integer
 
 Size = tuple[int, int]
 """(width, height), in pixels or in tiles."""

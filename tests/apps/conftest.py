@@ -87,7 +87,7 @@ class Running:
     """A server process on a free port."""
 
     def __init__(self, *options: object) -> None:
-        words = [sys.executable, "-m", "bifrons.apps.cli", "serve", "--port", "0", *map(str, options)]
+        words = [sys.executable, "-m", "bifrons.apps.cli.main", "serve", "--port", "0", *map(str, options)]
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
         self.process = subprocess.Popen(words, stderr=subprocess.PIPE, text=True, env=environment)
         assert self.process.stderr is not None

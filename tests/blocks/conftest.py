@@ -19,10 +19,10 @@ def measured_processor() -> None:
 @pytest.fixture
 def few_blocks(monkeypatch):
     """No gradients; and where every block takes the interpreter's time, larger and fewer ones."""
-    from bifrons.blocks import few_tokens, gate_kernels  # need Triton
+    from bifrons.blocks.kernels import moe_decode, moe_router  # need Triton
 
     if not torch.cuda.is_available():
-        monkeypatch.setattr(few_tokens, "_TILE", 32)
-        monkeypatch.setattr(gate_kernels, "_TILE", 16)
+        monkeypatch.setattr(moe_decode, "_TILE", 32)
+        monkeypatch.setattr(moe_router, "_TILE", 16)
     with torch.no_grad():
         yield

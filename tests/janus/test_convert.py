@@ -4,13 +4,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from bifrons.blocks.checkpoint import list_tensors, load_weights, read_tensor
+from bifrons.blocks.checkpoints.loader import list_tensors, load_weights, read_tensor
 from bifrons.blocks.errors import CheckpointError, ConfigError
 from bifrons.janus import convert as convert_module
 from bifrons.janus.config import read_config
 from bifrons.janus.convert import convert
-from bifrons.janus.keys import pick_key_map
 from bifrons.janus.model import JanusModel
+from bifrons.janus.weight_names import pick_key_map
 from safetensors.torch import load_file, save_file
 
 transformers = pytest.importorskip("transformers")

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 import torch
-from bifrons.blocks.checkpoint import TensorEntry, check
+from bifrons.blocks.checkpoints.loader import TensorEntry, check
 from bifrons.janus.config import read_config
-from bifrons.janus.keys import pick_key_map
 from bifrons.janus.model import JanusModel
+from bifrons.janus.weight_names import pick_key_map
 
 DATA = Path(__file__).parent.parent / "data"
 RELEASES = ("janus-1.3b", "janus-pro-1b", "janus-pro-7b")

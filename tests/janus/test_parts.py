@@ -3,9 +3,9 @@
 import pytest
 import torch
 from bifrons import JanusPipeline, OptionError
-from bifrons.blocks import planning
-from bifrons.blocks.planning import batch_that_fits, size_text
-from bifrons.janus.sizes import painting_work
+from bifrons.blocks.placement import memory_budget
+from bifrons.blocks.placement.memory_budget import batch_that_fits, size_text
+from bifrons.janus.variants import painting_work
 from PIL import Image
 
 PICTURE = Image.new("RGB", (50, 40), "teal")
@@ -63,9 +63,9 @@ def test_other_parts_are_refused(janus_mini):
 
 def test_weights_that_do_not_fit_are_refused_before_loading(janus_mini, monkeypatch, pipes):
     needed = sum(p.numel() * 4 for p in pipes["all"].model.parameters())
-    monkeypatch.setattr(planning, "free_bytes", lambda device: needed)
+    monkeypatch.setattr(memory_budget, "free_bytes", lambda device: needed)
     load(janus_mini)
-    monkeypatch.setattr(planning, "free_bytes", lambda device: needed - 1)
+    monkeypatch.setattr(memory_budget, "free_bytes", lambda device: needed - 1)
     text = f"needs {size_text(needed)} for its weights as float32 on cpu, where .*accepted: what fits"
     with pytest.raises(OptionError, match=text):
         load(janus_mini)
@@ -77,7 +77,7 @@ def test_batches_use_what_is_free_and_no_more(pipes, monkeypatch):
     config, dtype = pipes["all"].model.config, torch.bfloat16
     work = painting_work(config, True, 20)
     for free in (1, 10**6, 3 * 10**7, 10**9, 10**12):
-        monkeypatch.setattr(planning, "free_bytes", lambda device, free=free: free)
+        monkeypatch.setattr(memory_budget, "free_bytes", lambda device, free=free: free)
         count = batch_that_fits(work, torch.device("cuda"), dtype)
 
         def taken(count: int) -> int:
@@ -93,7 +93,7 @@ def test_pictures_do_not_depend_on_what_is_free(pipes, monkeypatch):
     whole = pipe.generate(["a", "b", "c"], seed=3, output_type="codes")
     work = painting_work(pipe.model.config, True, len(pipe.processor.generation("a")[0]))
     two = work.cache_bytes(2, pipe.dtype) + work.activation_bytes(2, pipe.dtype)
-    monkeypatch.setattr(planning, "free_bytes", lambda device: int(two / 0.8) + 8)
+    monkeypatch.setattr(memory_budget, "free_bytes", lambda device: int(two / 0.8) + 8)
     forward = pipe.model.decoder.forward
 
     def watch(x_BTD, cache=None, begins=False):

@@ -3,11 +3,11 @@
 from pathlib import Path
 from typing import Any
 
-import bifrons.janus.painting as painting
+import bifrons.janus.image_generation as painting
 import pytest
 import torch
 from bifrons import JanusPipeline, OptionError, PromptError
-from bifrons.blocks.sampling import Sampling, keep_top_k, keep_top_p, sample
+from bifrons.blocks.engine.sampling_params import Sampling, keep_top_k, keep_top_p, sample
 from PIL import Image
 
 PROMPTS = ["A red apple", "Three dogs left of the blue car and a green cup above the table", "a b c"]

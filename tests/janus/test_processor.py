@@ -5,8 +5,8 @@ import shutil
 
 import pytest
 import torch
+from bifrons.blocks.chat.messages import Turn
 from bifrons.blocks.errors import ConfigError, PromptError
-from bifrons.blocks.messages import Turn
 from bifrons.janus.processor import JanusProcessor
 from bifrons.janus.prompts import FIRST, PRO, SYSTEM_PROMPT, Template
 from bifrons.tokenizers.text import PAD, TextTokenizer

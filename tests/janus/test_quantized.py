@@ -5,9 +5,9 @@ import json
 import pytest
 import torch
 from bifrons import ConfigError, JanusPipeline, OptionError
-from bifrons.blocks.checkpoint import list_tensors
-from bifrons.blocks.quantize import model_bytes, quantize_model, targets
-from bifrons.blocks.quantized_weight import QuantizedWeight
+from bifrons.blocks.checkpoints.loader import list_tensors
+from bifrons.blocks.checkpoints.quantize import model_bytes, quantize_model, targets
+from bifrons.blocks.model.quantized_linear import QuantizedWeight
 
 KINDS = ("int8", "int4", "fp8")
 PROMPTS = ("a red apple", "two dogs", "the green cup above a table", "x")

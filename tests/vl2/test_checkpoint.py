@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from bifrons.blocks.checkpoint import TensorEntry, check, list_tensors
+from bifrons.blocks.checkpoints.loader import TensorEntry, check, list_tensors
 from bifrons.blocks.errors import ConfigError
-from bifrons.blocks.latent_attention import LatentConfig
-from bifrons.blocks.moe import MoEConfig
+from bifrons.blocks.model.mla import LatentConfig
+from bifrons.blocks.model.moe import MoEConfig
 from bifrons.vl2.config import VL2Config, read_config
-from bifrons.vl2.keys import keep_float32, key_map, official_tensors
 from bifrons.vl2.model import VL2Model
+from bifrons.vl2.weight_names import keep_float32, key_map, official_tensors
 
 DATA = Path(__file__).parent.parent / "data"
 RELEASES = ("deepseek-vl2-tiny", "deepseek-vl2-small", "deepseek-vl2")

@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from bifrons.blocks.answering import AnswerOptions, answer_ids, last_logits
-from bifrons.blocks.generation import prefill
+from bifrons.blocks.chat.text_generation import AnswerOptions, answer_ids, last_logits
+from bifrons.blocks.engine.generate import prefill
 from torch import Tensor
 
 TOLERANCE = 2e-4

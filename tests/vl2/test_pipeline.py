@@ -3,8 +3,8 @@
 import pytest
 import torch
 from bifrons import Box, OptionError, PictureError, PromptError, VL2Pipeline
-from bifrons.blocks.answering import AnswerOptions, answer_ids
-from bifrons.blocks.messages import normalize_messages
+from bifrons.blocks.chat.messages import normalize_messages
+from bifrons.blocks.chat.text_generation import AnswerOptions, answer_ids
 from bifrons.vl2.prompts import encode_turns
 from PIL import Image
 

@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from bifrons.blocks.quantize import model_bytes
-from bifrons.blocks.quantized_weight import QuantizedWeight
-from bifrons.vl2.keys import keep_float32
+from bifrons.blocks.checkpoints.quantize import model_bytes
+from bifrons.blocks.model.quantized_linear import QuantizedWeight
 from bifrons.vl2.pipeline import VL2Pipeline
+from bifrons.vl2.weight_names import keep_float32
 
 KINDS = ("int8", "int4", "fp8")
 # The mean KL divergence of next-token distributions that is accepted, the least share of equal best tokens.

@@ -1,0 +1,187 @@
+"""`bifrons eval`: the stages of an evaluation."""
+
+import argparse
+import sys
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any
+
+from ...blocks.checkpoints.hub import locate
+from ...blocks.errors import OptionError
+from ...eval.geneval.compare import compare as compare_results
+from ...eval.geneval.compare import format_comparison, read_results
+from ...eval.geneval.scoring import format_table
+from ...eval.geneval.suites import geneval
+from ...eval.runs.detect import DetectorChoice, collect, look
+from ...eval.runs.generate import generate as paint_run
+from ...eval.runs.import_images import Found, of_small_world, record_import, scan
+from ...eval.runs.recipe import Recipe
+from ...eval.runs.run_dir import RunDir
+from ...eval.runs.score import score_file, summary_json
+from ...eval.runs.stages import prepare, things_to_see
+from ...eval.runs.stages import score as score_run
+from ...eval.runs.workers import Ranks, joined_ranks
+from ..files import print_json
+from ..pipelines import label
+
+
+def evaluate(args: argparse.Namespace) -> int:
+    """Run the stage that was named; the status as `main` has it."""
+    stages = {
+        "run": run,
+        "generate": generate,
+        "detect": detect,
+        "score": score,
+        "report": report,
+        "import": import_pictures,
+        "compare": compare,
+        "selftest": selftest,
+    }
+    return stages[args.stage](args)
+
+
+def run(args: argparse.Namespace) -> int:
+    with joined_ranks() as ranks:
+        opened = _open(args, ranks)
+        choice = _choice(args, opened.recipe.suite == "shapes")
+        _check(choice, args.device, ranks)
+        _paint(opened, args, ranks)
+        found = things_to_see(args.run_dir)
+        look(args.run_dir, found.pictures, choice, args.device, args.processes, args.threads, ranks)
+        return _finish(args.run_dir, found) if ranks.rank == 0 else 0
+
+
+def generate(args: argparse.Namespace) -> int:
+    with joined_ranks(args.rank, args.world_size) as ranks:
+        opened = _open(args, ranks)
+        _paint(opened, args, ranks)
+        if ranks.rank == 0:
+            left = len(opened.left(opened.pictures()))
+            print(f"{opened.images}: {len(opened.pictures()) - left} pictures, {left} to be painted")
+    return 0
+
+
+def detect(args: argparse.Namespace) -> int:
+    with joined_ranks(args.rank, args.world_size) as ranks:
+        found = things_to_see(args.run_dir)
+        choice = _choice(args, of_small_world(found))
+        _check(choice, args.device, ranks)
+        look(args.run_dir, found.pictures, choice, args.device, args.processes, args.threads, ranks)
+        if ranks.rank == 0 and (ranks.linked or ranks.size == 1):
+            collect(args.run_dir, found.pictures)
+            print(args.run_dir / "detections.jsonl")
+    return 0
+
+
+def score(args: argparse.Namespace) -> int:
+    if args.detections is None:
+        if args.output is not None:
+            raise OptionError("--output goes with --detections; a run's results go into its folder")
+        summary, problems = score_run(args.run_dir)
+        _tell(problems)
+    else:
+        if args.output is None:
+            raise OptionError("--detections needs --output FILE, the results.jsonl to write")
+        summary = score_file(args.detections, args.output)
+    if args.json:
+        print_json(summary_json(summary))
+    else:
+        print(format_table(summary))
+    return 0
+
+
+def report(args: argparse.Namespace) -> int:
+    _report(args.run_dir)
+    return 0
+
+
+def import_pictures(args: argparse.Namespace) -> int:
+    found = scan(args.source, args.images_per_prompt, geneval(args.prompts) if args.prompts else None)
+    choice = _choice(args, of_small_world(found))
+    _check(choice, args.device, Ranks())
+    record_import(args.run_dir, args.source, args.images_per_prompt, args.prompts)
+    look(args.run_dir, found.pictures, choice, args.device, args.processes, args.threads)
+    return _finish(args.run_dir, found)
+
+
+def compare(args: argparse.Namespace) -> int:
+    found = compare_results(read_results(args.a), read_results(args.b))
+    if args.json:
+        kinds = {
+            tag: {**asdict(kind), "interval": list(kind.interval), "difference": kind.value}
+            for tag, kind in found.kinds.items()
+        }
+        print_json({**asdict(found), "kinds": kinds})
+    else:
+        print(format_comparison(found, str(args.a), str(args.b)))
+    return 0
+
+
+def selftest(args: argparse.Namespace) -> int:
+    """0 when every verdict was as planted, else 1."""
+    from ...eval.geneval.selftest import format_selftest, run_selftest
+
+    results, passed = run_selftest(args.cases, args.seed)
+    print(format_selftest(results))
+    return 0 if passed else 1
+
+
+def _open(args: argparse.Namespace, ranks: Ranks) -> RunDir:
+    """The run of these arguments. With linked ranks, rank 0 makes the folder before the others open it."""
+    given: dict[str, Any] = {f.name: getattr(args, f.name) for f in fields(Recipe) if f.name in args}
+    if ranks.rank:
+        ranks.wait()
+    opened = prepare(args.run_dir, given, args.device, args.prompts)
+    if not ranks.rank:
+        ranks.wait()
+        if note := label(locate(opened.recipe.model)):
+            print(note, file=sys.stderr)
+    return opened
+
+
+def _paint(opened: RunDir, args: argparse.Namespace, ranks: Ranks) -> None:
+    recipe = opened.recipe
+    if ranks.rank == 0:
+        total = len(opened.pictures())
+        print(
+            f"{recipe.model} on {recipe.suite}: {total} pictures, guidance {recipe.guidance_scale:g}, "
+            f"temperature {recipe.temperature:g}, top-k {recipe.top_k}, top-p {recipe.top_p:g}, "
+            f"seed {recipe.seed} ({recipe.seed_policy}), {recipe.dtype}",
+            file=sys.stderr,
+        )
+    paint_run(opened, args.device, args.processes, args.threads, ranks)
+
+
+def _choice(args: argparse.Namespace, shapes: bool) -> DetectorChoice:
+    """The detector that was named, else the one that the sentences are made for; the choice is printed."""
+    kind = args.detector or ("shapes" if shapes else "mask2former-official")
+    return DetectorChoice(kind, args.detector_weights, args.clip_weights)
+
+
+def _check(choice: DetectorChoice, device: str | None, ranks: Ranks) -> None:
+    """An unusable detector is told of before hours of painting."""
+    detector = choice.make(device)
+    if ranks.rank == 0:
+        note = "" if detector.comparable else "; its scores are not comparable with GenEval's"
+        print(f"detector: {detector.name}{note}", file=sys.stderr)
+
+
+def _finish(run_dir: Path, found: Found) -> int:
+    summary, problems = score_run(run_dir, found)
+    _tell(problems)
+    print(format_table(summary))
+    _report(run_dir)
+    return 0
+
+
+def _report(run_dir: Path) -> None:
+    from ...eval.report.markdown import write_report
+
+    write_report(run_dir)
+    print(run_dir / "report.md")
+    print(run_dir / "report.html")
+
+
+def _tell(problems: list[dict[str, str]]) -> None:
+    for item in problems:
+        print(f"not scored: {item['filename']}: {item['reason']}", file=sys.stderr)

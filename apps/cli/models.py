@@ -1,0 +1,56 @@
+"""`bifrons info` and `bifrons convert`."""
+
+import argparse
+import re
+import sys
+from functools import partial
+
+from ...blocks.checkpoints.hub import locate
+from ...blocks.checkpoints.quantize import check_kind
+from ...blocks.checkpoints.quantized_writer import QuantizedWriter
+from ...blocks.errors import OptionError
+from ..files import print_json
+from ..pipelines import describe
+from .inspect import inspect_model, report_lines
+
+_UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
+
+
+def info(args: argparse.Namespace) -> int:
+    """0 for a model that would load, 1 for one that would not, whose report tells why."""
+    found = inspect_model(args.model)
+    if args.json:
+        print_json(found)
+    else:
+        print("\n".join(report_lines(found)))
+    for error in found["errors"]:
+        print(f"error: {error}", file=sys.stderr)
+    return 0 if found["sound"] else 1
+
+
+def convert(args: argparse.Namespace) -> int:
+    from ...janus.convert import convert as convert_folder
+
+    work, source = convert_folder, locate(args.source)
+    if args.max_shard_size is not None:
+        work = partial(work, max_shard_bytes=byte_count(args.max_shard_size))
+    if check_kind(args.quantize) is not None:
+        described = describe(source)
+        writer = QuantizedWriter(described.network, described.key_map, args.quantize)
+        work = partial(work, writer=writer)
+    written = work(source, args.target)
+    files = sorted(path.name for path in written.iterdir())
+    if args.json:
+        print_json({"source": args.source, "folder": str(written), "files": files})
+    else:
+        print(written)
+    return 0
+
+
+def byte_count(text: str) -> int:
+    """`5GB`, `500 MiB` or a bare number of bytes; an `OptionError` for anything else."""
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMG]I?B)?\s*", text, re.IGNORECASE)
+    count = int(float(match[1]) * _UNITS[(match[2] or "").upper()]) if match else 0
+    if count < 1:
+        raise OptionError(f"max-shard-size is {text!r}; accepted: a size such as 5GB, 500MB or 2GiB")
+    return count

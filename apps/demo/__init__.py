@@ -1,0 +1,5 @@
+"""The Gradio page: create, ask, find.
+
+Imports `apps` and both pipelines.
+Start with `app.py`.
+"""

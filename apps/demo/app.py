@@ -1,0 +1,119 @@
+"""The web page: its tabs put together, and its launch."""
+
+import os
+import signal
+import socket
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ...blocks.errors import OptionError
+from .ask_tab import AskTab
+from .components import CSS, Update, gr, theme
+from .create_tab import CreateTab
+from .jobs import Jobs
+from .locate_tab import FindTab
+from .models import Served
+
+RUNNING = 24
+"""Jobs that run or wait for their model at a time; each takes a thread."""
+QUEUE = 48
+"""Clicks that may wait behind those."""
+_MAX_UPLOAD = "20mb"
+_KEEP_SECONDS = 6 * 3600
+
+
+class Page:
+    """The Gradio page of some models. `jobs` tells what runs, `blocks` is to be launched."""
+
+    def __init__(self, models: Sequence[Served], folder: Path) -> None:
+        self.models, self.jobs = list(models), Jobs()
+        self.create: CreateTab | None = None
+        self.find: FindTab | None = None
+        # What Gradio has copied into its own cache goes away after some hours, looked at every ten minutes.
+        with gr.Blocks(
+            title="Bifrons", delete_cache=(600, _KEEP_SECONDS), analytics_enabled=False
+        ) as self.blocks:
+            gr.HTML(_head(self.models), elem_classes="bf-head")
+            with gr.Tabs() as self.tabs:
+                if any(served.paints for served in models):
+                    with gr.Tab("Create", id="create"):
+                        self.create = CreateTab(models, self.jobs, folder)
+                with gr.Tab("Ask", id="ask"):
+                    self.ask = AskTab(models, self.jobs, folder)
+                if any(served.finds for served in models):
+                    with gr.Tab("Find", id="find"):
+                        self.find = FindTab(models, self.jobs)
+            self._connect()
+        self.blocks.queue(max_size=QUEUE, default_concurrency_limit=RUNNING)
+
+    def _connect(self) -> None:
+        self.blocks.unload(self.leave)
+        if self.create is not None:
+            self.create.ask.click(
+                self.ask_about,
+                [self.create.files, self.create.chosen, self.ask.box],
+                [self.tabs, self.ask.box],
+                queue=False,
+                show_progress="hidden",
+                api_visibility="private",
+            )
+
+    def ask_about(self, files: list[str], chosen: int, box: dict[str, Any]) -> Update:
+        """Move a picture to the tab *Ask*; a question begun there stays."""
+        if not files:
+            return {self.tabs: gr.update()}
+        said = {"text": box.get("text") or "", "files": [files[chosen]]}
+        return {self.tabs: gr.update(selected="ask"), self.ask.box: gr.update(value=said)}
+
+    def leave(self, request: gr.Request) -> None:
+        self.jobs.leave(request.session_hash)
+
+    def launch(self, host: str, port: int, share: bool = False) -> str:
+        """Serve from threads of their own; returns the address. An `OptionError` where the port is taken."""
+        try:
+            socket.create_server((host, port)).close()
+        except OSError as error:
+            raise OptionError(
+                f"can't serve at {host}, port {port}: {error}; accepted: a free --port"
+            ) from error
+        _, address, public = self.blocks.launch(
+            server_name=host,
+            server_port=port,
+            share=share,
+            quiet=True,
+            prevent_thread_lock=True,
+            max_file_size=_MAX_UPLOAD,
+            max_threads=RUNNING + 16,
+            ssr_mode=False,
+            enable_monitoring=False,
+            mcp_server=False,
+            theme=theme(),
+            css=CSS,
+            footer_links=[],
+        )
+        return public or address
+
+
+def _head(models: Sequence[Served]) -> str:
+    does = ["paint pictures"] if any(served.paints for served in models) else []
+    does.append("ask about them" if does else "ask about pictures")
+    if any(served.finds for served in models):
+        does.append("find things in them")
+    words = ", ".join(does[:-1]) + " and " * (len(does) > 1) + does[-1]
+    return f"<h1>Bifrons</h1><p>{words[0].upper()}{words[1:]}. All of it is computed on this server.</p>"
+
+
+def serve(models: Sequence[Served], host: str, port: int, share: bool) -> None:
+    """Show the page until Ctrl-C or SIGTERM. What visitors gave or painted is on disk no longer than that."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    with tempfile.TemporaryDirectory(prefix="bifrons-demo-", ignore_cleanup_errors=True) as folder:
+        os.environ["GRADIO_TEMP_DIR"] = str(Path(folder) / "cache")
+        page = Page(models, Path(folder))
+        address = page.launch(host, port, share)
+        if share and not page.blocks.share_url:
+            print("There is no public address: the tunnel can't be reached from here.", file=sys.stderr)
+        print(f"Bifrons is at {address} (Ctrl-C ends it)", file=sys.stderr)
+        page.blocks.block_thread()

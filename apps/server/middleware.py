@@ -1,0 +1,133 @@
+"""What stands before every request: counting, the key, and a bound on the body."""
+
+import asyncio
+import hmac
+import time
+from pathlib import Path
+from typing import Any
+
+from prometheus_client import Counter, Histogram
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from ...blocks.errors import OptionError
+from .errors import CLIENT_GONE, error_response
+
+BODY_SECONDS = 60.0
+_OPEN_PATHS = frozenset({"/health", "/openapi.json", "/docs"})
+_DRAIN = 4
+"""How many times the limit is still read, and thrown away, so that the client is there for the refusal."""
+
+
+def read_keys(path: Path) -> list[bytes]:
+    """The keys of a file, one a line. An `OptionError` where it can't be read or holds none."""
+    try:
+        keys = [line.strip() for line in path.read_bytes().splitlines() if line.strip()]
+    except OSError as error:
+        raise OptionError(f"api-key-file {path} can't be read: {error.strerror}") from error
+    if not keys:
+        raise OptionError(f"api-key-file {path} holds no key; accepted: one key a line")
+    return keys
+
+
+def key_matches(given: bytes, keys: list[bytes]) -> bool:
+    """Compare with every key, in a time that does not tell how far they agree."""
+    return bool(sum([hmac.compare_digest(given, key) for key in keys]))
+
+
+def _header(scope: Scope, name: bytes) -> bytes:
+    return next((value for key, value in scope["headers"] if key == name), b"")
+
+
+class KeyCheck:
+    """Refuse with 401 what lacks `Authorization: Bearer KEY`, but for the paths that tell nothing."""
+
+    def __init__(self, app: ASGIApp, keys: list[bytes]) -> None:
+        self.app, self.keys = app, keys
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and scope["path"] not in _OPEN_PATHS:
+            scheme, _, given = _header(scope, b"authorization").partition(b" ")
+            if scheme.lower() != b"bearer" or not key_matches(given.strip(), self.keys):
+                message = "the API key is missing or wrong; send it as `Authorization: Bearer KEY`"
+                headers = {"WWW-Authenticate": "Bearer"}
+                reply = error_response(401, message, "invalid_api_key", headers=headers)
+                return await reply(scope, receive, send)
+        return await self.app(scope, receive, send)
+
+
+class BodyLimit:
+    """Read the body, at most `limit` bytes within `BODY_SECONDS`, before the application sees the request."""
+
+    def __init__(self, app: ASGIApp, limit: int) -> None:
+        self.app, self.limit = app, limit
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["method"] in ("GET", "HEAD", "OPTIONS"):
+            return await self.app(scope, receive, send)
+        try:
+            async with asyncio.timeout(BODY_SECONDS):
+                body = await self._read(receive)
+        except TimeoutError:
+            reply = error_response(408, f"the body took more than {BODY_SECONDS:.0f} seconds", "timeout")
+            return await reply(scope, receive, send)
+        if body is None:
+            return None
+        if len(body) > self.limit:
+            message = f"the body has more than {self.limit:,} bytes, which is the most accepted"
+            reply = error_response(413, message, "body_too_large", headers={"Connection": "close"})
+            return await reply(scope, receive, send)
+        first: list[Message] = [{"type": "http.request", "body": bytes(body), "more_body": False}]
+
+        async def replay() -> Message:
+            return first.pop() if first else await receive()
+
+        return await self.app(scope, replay, send)
+
+    async def _read(self, receive: Receive) -> bytearray | None:
+        """The body, cut just beyond the limit; None when the client left."""
+        body, seen = bytearray(), 0
+        while True:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                return None
+            piece = message.get("body", b"")
+            seen += len(piece)
+            if len(body) <= self.limit:
+                body += piece
+            if not message.get("more_body", False) or seen > _DRAIN * self.limit:
+                return body
+
+
+class Counting:
+    """Count requests and their time, by the route (never by the raw path, which anyone can choose)."""
+
+    def __init__(self, app: ASGIApp, registry: Any) -> None:
+        self.app = app
+        labels = ("route", "status")
+        self.requests = Counter("bifrons_requests", "Requests answered", labels, registry=registry)
+        self.seconds = Histogram(
+            "bifrons_request_seconds",
+            "Time from a request's head to the end of its answer",
+            ("route",),
+            registry=registry,
+            buckets=(0.01, 0.05, 0.1, 0.5, 1, 2, 5, 10, 30, 60, 120, 300),
+        )
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return await self.app(scope, receive, send)
+        started, status = time.monotonic(), CLIENT_GONE
+
+        async def watch(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            await send(message)
+
+        try:
+            await self.app(scope, receive, watch)
+        finally:
+            route = getattr(scope.get("route"), "path", "other")
+            self.requests.labels(route, str(status)).inc()
+            self.seconds.labels(route).observe(time.monotonic() - started)
+        return None

@@ -1,0 +1,150 @@
+"""Fetching pictures that a request names by address, without becoming a way into the server's own network.
+
+A name is resolved once, every address it has is checked, and the connection goes to a checked address: no
+second look-up can lead elsewhere. Redirects are followed here, one by one, through the same door.
+"""
+
+import asyncio
+import ipaddress
+import socket
+import urllib.parse
+from collections.abc import Iterable
+from typing import Any
+
+import httpcore
+
+from ...blocks.errors import PictureError
+
+MAX_REDIRECTS = 3
+SECONDS = 15.0
+_PORTS = {"http": 80, "https": 443}
+_REDIRECTS = (301, 302, 303, 307, 308)
+# Address ranges that carry an IPv4 address inside: NAT64 (RFC 6052, 8215) and 6to4 (RFC 3056), Teredo
+# (RFC 4380), IPv4-compatible (RFC 4291). A public picture never needs one.
+_WRAPPING = [
+    ipaddress.ip_network(net)
+    for net in ("64:ff9b::/96", "64:ff9b:1::/48", "2002::/16", "2001::/32", "::/96")
+]
+
+
+def is_public(address: str) -> bool:
+    """Whether an IP address is one of the public internet: not private, loopback, link-local, multicast,
+    reserved or unspecified, nor a form of IPv6 that wraps an IPv4 address."""
+    try:
+        ip = ipaddress.ip_address(address)
+    except ValueError:  # a scope (fe80::1%eth0), or no address at all
+        return False
+    if isinstance(ip, ipaddress.IPv6Address):
+        if ip.ipv4_mapped is not None:
+            return is_public(str(ip.ipv4_mapped))
+        if any(ip in net for net in _WRAPPING) or ip.is_site_local:
+            return False
+    return ip.is_global and not (ip.is_multicast or ip.is_reserved or ip.is_unspecified or ip.is_loopback)
+
+
+async def resolve(host: str, port: int) -> list[str]:
+    """The public addresses of a name. `PictureError` where it has none, or any that is not public."""
+    loop = asyncio.get_running_loop()
+    try:
+        found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    except (OSError, UnicodeError) as error:
+        raise PictureError(f"the address of {host!r} can't be found") from error
+    addresses = [str(entry[4][0]) for entry in found]
+    if not addresses or not all(is_public(address) for address in addresses):
+        raise PictureError(f"{host!r} is not an address of the public internet, and is not fetched")
+    return addresses
+
+
+class GuardedBackend(httpcore.AsyncNetworkBackend):
+    """Connects to checked addresses only. TLS still asks for, and checks, the name."""
+
+    def __init__(self) -> None:
+        # Where anyio is missing, httpcore has a stand-in without methods, which the type checker sees.
+        self._inner: Any = httpcore.AnyIOBackend()
+
+    async def connect_tcp(
+        self,
+        host: str,
+        port: int,
+        timeout: float | None = None,
+        local_address: str | None = None,
+        socket_options: Iterable[httpcore.SOCKET_OPTION] | None = None,
+    ) -> httpcore.AsyncNetworkStream:
+        addresses = await resolve(host, port)
+        return await self._inner.connect_tcp(addresses[0], port, timeout, local_address, socket_options)
+
+    async def connect_unix_socket(
+        self,
+        path: str,
+        timeout: float | None = None,
+        socket_options: Iterable[httpcore.SOCKET_OPTION] | None = None,
+    ) -> httpcore.AsyncNetworkStream:
+        raise PictureError("a socket of this machine is no address of a picture")
+
+    async def sleep(self, seconds: float) -> None:
+        await self._inner.sleep(seconds)
+
+
+def check_url(url: str) -> str:
+    """The URL, if it is one that may be fetched: http or https, a host, a usual port, no credentials."""
+    try:
+        parts = urllib.parse.urlsplit(url)
+        port = parts.port
+    except ValueError as error:
+        raise PictureError(f"the picture's address is malformed: {error}") from error
+    if parts.scheme not in _PORTS or not parts.hostname:
+        raise PictureError("the picture's address is no http or https URL")
+    if parts.username is not None or parts.password is not None:
+        raise PictureError("the picture's address holds credentials, which are not sent")
+    if port not in (None, *_PORTS.values()):
+        raise PictureError(f"the picture's address has port {port}; accepted: 80 and 443")
+    if not url.isascii() or any(c.isspace() for c in url):
+        raise PictureError("the picture's address has characters that a URL must escape")
+    return url
+
+
+async def fetch(url: str, max_bytes: int, backend: httpcore.AsyncNetworkBackend | None = None) -> bytes:
+    """The bytes behind an address, at most `max_bytes`, within `SECONDS`. Raises `PictureError`."""
+    timeouts = dict.fromkeys(("connect", "read", "write", "pool"), SECONDS)
+    try:
+        async with (
+            asyncio.timeout(SECONDS),
+            httpcore.AsyncConnectionPool(network_backend=backend or GuardedBackend()) as pool,
+        ):
+            for _ in range(MAX_REDIRECTS + 1):
+                target = check_url(url)
+                headers = [
+                    ("Host", urllib.parse.urlsplit(target).netloc),
+                    ("Accept", "image/*"),
+                    ("Accept-Encoding", "identity"),
+                    ("User-Agent", "bifrons"),
+                ]
+                async with pool.stream(
+                    "GET", target, headers=headers, extensions={"timeout": timeouts}
+                ) as reply:
+                    if reply.status not in _REDIRECTS:
+                        return await _read(reply, max_bytes)
+                    location = {key.lower(): item for key, item in reply.headers}.get(b"location")
+                    if location is None:
+                        raise PictureError("the picture's address redirects to nowhere")
+                    url = urllib.parse.urljoin(target, location.decode("latin-1"))
+    except TimeoutError as error:
+        raise PictureError(f"the picture did not arrive within {SECONDS:.0f} seconds") from error
+    except (OSError, ValueError, httpcore.NetworkError, httpcore.ProtocolError) as error:
+        if isinstance(error, PictureError):
+            raise
+        raise PictureError("the picture's address did not answer") from error
+    except httpcore.TimeoutException as error:
+        raise PictureError(f"the picture did not arrive within {SECONDS:.0f} seconds") from error
+    raise PictureError(f"the picture's address redirects more than {MAX_REDIRECTS} times")
+
+
+async def _read(reply: httpcore.Response, max_bytes: int) -> bytes:
+    if reply.status != 200:
+        raise PictureError(f"the picture's address answered with status {reply.status}")
+    body = bytearray()
+    async for piece in reply.aiter_stream():
+        body += piece
+        if len(body) > max_bytes:
+            raise PictureError(f"the picture at that address has more than {max_bytes:,} bytes")
+    return bytes(body)

@@ -1,0 +1,174 @@
+"""Which tensors a model folder holds, and reading them one at a time.
+
+Tensors are read by plain file reads, not by mapping: mapped pages count as resident memory, and a
+mapped file that shrinks ends the process. Memory so peaks at what the caller keeps plus one tensor.
+"""
+
+import json
+from pathlib import Path
+from types import TracebackType
+from typing import BinaryIO
+
+import torch
+from torch import Tensor
+
+from ..errors import CheckpointError
+from .formats import TensorEntry, file_size, list_bin, list_safetensors, load_bin
+
+__all__ = ["TensorEntry", "TensorReader", "list_tensors", "read_tensor", "weight_files"]
+
+# In order of preference: an index says exactly which files belong together, so it goes first.
+_SAFETENSORS_INDEX = "model.safetensors.index.json"
+_BIN_INDEX = "pytorch_model.bin.index.json"
+_BIN = "pytorch_model.bin"
+
+
+def list_tensors(folder: Path) -> dict[str, TensorEntry]:
+    """Every tensor of the checkpoint in `folder`, by name; nothing is loaded.
+
+    Accepted, in this order: `*.safetensors.index.json` with its shards, `model.safetensors` or the only
+    `*.safetensors`, `pytorch_model.bin.index.json` with its shards, `pytorch_model.bin`. Raises
+    `CheckpointError` naming what is missing, damaged, unsafe or there twice.
+    """
+    entries: dict[str, TensorEntry] = {}
+    index, files = _find(Path(folder))
+    for path in files:
+        for entry in list_safetensors(path) if path.suffix == ".safetensors" else list_bin(path):
+            if entry.name in entries:
+                where = f"{entries[entry.name].file.name} and {path.name}"
+                raise CheckpointError(f"{folder}: the tensor {entry.name!r} is there twice, in {where}")
+            entries[entry.name] = entry
+    wrong = [n for n, file in (index or {}).items() if n not in entries or entries[n].file.name != file]
+    if index is not None and wrong:
+        names = ", ".join(f"{name!r} (in {index[name]})" for name in wrong[:10])
+        raise CheckpointError(f"{folder}: {len(wrong)} tensors are not where the index says: {names}")
+    return entries
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The files (indices included) of `folder` that hold weights, or would be taken for it."""
+    kinds = (".safetensors", ".safetensors.index.json", ".bin", ".bin.index.json")
+    return sorted(p for p in Path(folder).iterdir() if p.name.endswith(kinds))
+
+
+def _find(folder: Path) -> tuple[dict[str, str] | None, list[Path]]:
+    """The index's map from tensor to file (None without an index) and the files to read."""
+    if not folder.is_dir():
+        state = "is not a folder" if folder.exists() else "does not exist"
+        raise CheckpointError(f"{folder} {state}; a model folder is needed")
+    for index_file in _indices(folder, "*.safetensors.index.json", _SAFETENSORS_INDEX):
+        return _read_index(index_file)
+    single = folder / "model.safetensors"
+    loose = [single] if single.exists() else sorted(folder.glob("*.safetensors"))
+    if len(loose) > 1:
+        names = ", ".join(p.name for p in loose[:10])
+        raise CheckpointError(f"{folder} holds {len(loose)} .safetensors files and no index of them: {names}")
+    if loose:
+        return None, loose
+    if (folder / _BIN_INDEX).exists():
+        return _read_index(folder / _BIN_INDEX)
+    if (folder / _BIN).exists():
+        return None, [folder / _BIN]
+    raise CheckpointError(
+        f"{folder} holds no weights; accepted are *.safetensors (with *.safetensors.index.json if there are "
+        f"several), {_BIN_INDEX} with its shards, or {_BIN}"
+    )
+
+
+def _indices(folder: Path, pattern: str, usual: str) -> list[Path]:
+    found = sorted(folder.glob(pattern))
+    if folder / usual in found:
+        return [folder / usual]
+    if len(found) > 1:
+        raise CheckpointError(f"{folder} holds several indices: {', '.join(p.name for p in found)}; keep one")
+    return found
+
+
+def _read_index(path: Path) -> tuple[dict[str, str], list[Path]]:
+    file_size(path)
+    try:
+        index = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, OSError) as error:
+        raise CheckpointError(f"{path} can't be read as JSON: {error}") from error
+    weights = index.get("weight_map") if isinstance(index, dict) else None
+    if not isinstance(weights, dict) or not weights:
+        raise CheckpointError(f"{path} has no 'weight_map' from tensor names to files")
+    shards = list(dict.fromkeys(weights.values()))
+    for shard in shards:
+        kind = path.name.split(".index.json")[0].rpartition(".")[2]  # "safetensors" or "bin"
+        plain = isinstance(shard, str) and Path(shard).name == shard and "\\" not in shard
+        if not plain or not shard.endswith("." + kind):
+            raise CheckpointError(f"{path} names {shard!r}; accepted are .{kind} files in the same folder")
+    missing = [s for s in shards if not (path.parent / s).exists()]
+    if missing:
+        names = ", ".join(missing[:10])
+        count = f"{len(missing)} of {len(shards)}"
+        raise CheckpointError(f"{path.parent}: {count} weights files are missing: {names}")
+    return weights, [path.parent / s for s in shards]
+
+
+def read_tensor(entry: TensorEntry) -> Tensor:
+    """One tensor on the CPU, contiguous, in the file's dtype; reads exactly its bytes."""
+    with TensorReader() as reader:
+        return reader.read(entry)
+
+
+class TensorReader:
+    """Reads entries one after another, keeping the last file open (and, of a file that can only be
+    loaded whole, its tensors); close it, or use it as a context. Read in order of file for speed."""
+
+    def __init__(self) -> None:
+        self._path: Path | None = None
+        self._stream: BinaryIO | None = None
+        self._whole: dict[str, Tensor] | None = None
+
+    def __enter__(self) -> "TensorReader":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        if self._stream is not None:
+            self._stream.close()
+        self._path = self._stream = self._whole = None
+
+    def read(self, entry: TensorEntry) -> Tensor:
+        """`entry`'s tensor on the CPU, contiguous, its own memory. `CheckpointError` if the file changed."""
+        if entry.file != self._path:
+            self.close()
+            self._path = entry.file
+        if entry.whole_file:
+            return self._from_whole(entry)
+        count = entry.nbytes // entry.dtype.itemsize
+        flat = torch.empty(count, dtype=entry.dtype)
+        self._fill(entry, flat)
+        if entry.strides is None:
+            return flat.view(entry.shape)
+        return flat.as_strided(entry.shape, entry.strides).contiguous()
+
+    def _fill(self, entry: TensorEntry, flat: Tensor) -> None:
+        if entry.nbytes == 0:
+            return
+        try:
+            if self._stream is None:
+                self._stream = entry.file.open("rb", buffering=0)
+            self._stream.seek(entry.offset)
+            view, done = flat.view(torch.uint8).numpy().data, 0
+            while done < entry.nbytes:
+                got = self._stream.readinto(view[done:])  # type: ignore[attr-defined]
+                if not got:
+                    raise CheckpointError(f"{entry.file} ends inside {entry.name!r}; did it change?")
+                done += got
+        except OSError as error:
+            raise CheckpointError(f"{entry.file} can't be read: {error.strerror}") from error
+
+    def _from_whole(self, entry: TensorEntry) -> Tensor:
+        if self._whole is None:
+            self._whole = load_bin(entry.file)
+        tensor = self._whole.get(entry.name)
+        if tensor is None or tuple(tensor.shape) != entry.shape or tensor.dtype != entry.dtype:
+            raise CheckpointError(f"{entry.file} no longer holds {entry.name!r} as listed; did it change?")
+        return tensor.detach().clone(memory_format=torch.contiguous_format)

@@ -1,0 +1,59 @@
+"""What an engine works on: a job is one answer or one picture, in a voice, told token by token.
+
+D decoder width, V a voice's vocabulary, m jobs of one voice.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from .sampling import Voice
+from .sampling_params import Sampling
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """A token and, where the job asks for them, its log-probability and the likeliest (token, logprob).
+
+    They are of the model's own distribution: after guidance, before temperature and filters.
+    """
+
+    token: int
+    logprob: float | None = None
+    top: tuple[tuple[int, float], ...] = ()
+
+
+@dataclass(eq=False)
+class Job:
+    """What to write, and whom to tell. Both callbacks run on the engine's thread and must be quick.
+
+    `prompts_TD` is the prompt's embeddings, or with guidance the conditional and the unconditional ones.
+    `on_token` returns True to end the job there. `on_end` is called once, with "stop" (an end token, or
+    `on_token`'s wish), "length", "cancelled" or "error".
+    """
+
+    voice: Voice
+    prompts_TD: Sequence[Tensor]
+    sampling: Sampling
+    seed: int
+    max_new_tokens: int
+    on_token: Callable[[Chosen], bool | None]
+    on_end: Callable[[str], None]
+    eos_id: int | None = None
+    guidance_scale: float = 1.0
+    logprobs: int | None = None
+    """How many likeliest tokens to tell beside the chosen one; None tells no log-probabilities."""
+    step: int = field(default=0, init=False)
+    places: list[int] = field(default_factory=list, init=False)
+    rows: int = field(default=0, init=False)
+    cancelled: bool = field(default=False, init=False)
+    ended: bool = field(default=False, init=False)
+
+    def __post_init__(self) -> None:
+        self.rows = len(self.prompts_TD)
+        assert self.rows in (1, 2), "a job has a row, or two with guidance"
+
+    def cancel(self) -> None:
+        """End the job before the next step; its rows are free then. Harmless once it has ended."""
+        self.cancelled = True

@@ -1,0 +1,143 @@
+"""The released models' sizes, and models of them with random weights built on the device: no file is read."""
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from ...blocks.checkpoints.hub import locate
+from ...blocks.checkpoints.key_mapping import non_persistent_buffers, wanted_tensors
+from ...blocks.checkpoints.loader import assign
+from ...blocks.checkpoints.quantize import fixed_dtypes, swap
+from ...blocks.errors import OptionError
+from ...blocks.model.decoder import DecoderConfig
+from ...blocks.model.mla import LatentConfig
+from ...blocks.model.moe import MoEConfig
+from ...blocks.model.siglip import KNOWN_TOWERS, SiglipConfig
+from ...blocks.placement.memory_budget import check_weights
+from ...janus.config import JanusConfig
+from ...janus.config import read_config as read_janus
+from ...janus.model import JanusModel
+from ...tokenizers.vq.model import VQConfig
+from ...vl2.config import VL2Config
+from ...vl2.model import VL2Model
+from ...vl2.weight_names import keep_float32
+
+_STD = 0.02
+_CODE_STEP = _STD / 50
+_POOL = 1 << 20  # random numbers that are repeated: how fast a product is does not depend on them
+
+
+def _janus(layers: int, width: int, heads: int, feed_forward: int) -> JanusConfig:
+    decoder = DecoderConfig(
+        102400, width, feed_forward, layers, heads, heads, width // heads, max_positions=16384
+    )
+    return JanusConfig(SiglipConfig(), decoder, VQConfig(), gen_head_width=width)
+
+
+def _vl2(decoder: DecoderConfig) -> VL2Config:
+    return VL2Config(KNOWN_TOWERS["siglip_so400m_patch14_384"], decoder, ((384, 384), (768, 768)))
+
+
+# Sizes as in the released config.json files and, where those are silent, their classes' defaults.
+JANUS = {
+    "1b": _janus(24, 2048, 16, 5632),
+    "7b": _janus(30, 4096, 32, 11008),
+}
+VL2 = {
+    "tiny": _vl2(
+        DecoderConfig(129280, 1280, 6848, 12, 10, 10, 128, 4096, moe=MoEConfig(64, 6, 896, 2, first_dense=1))
+    ),
+    "small": _vl2(
+        DecoderConfig(
+            102400,
+            2048,
+            10944,
+            27,
+            16,
+            16,
+            128,
+            4096,
+            latent=LatentConfig(),
+            moe=MoEConfig(64, 6, 1408, 2, first_dense=1),
+        )
+    ),
+    "base": _vl2(
+        DecoderConfig(
+            129280,
+            2560,
+            12288,
+            30,
+            32,
+            32,
+            80,
+            4096,
+            latent=LatentConfig(),
+            moe=MoEConfig(
+                72, 6, 1536, 2, 1, scoring="sigmoid", method="noaux_tc", normalize=True, scale=2.0
+            ),
+        )
+    ),
+}
+SIZES = {"janus": (*JANUS, "nano"), "vl2": tuple(VL2)}
+
+
+def pick_config(family: str, size: str, layers: int | None) -> JanusConfig | VL2Config:
+    """The architecture of a size, with another number of decoder layers if that is given."""
+    if size not in SIZES[family]:
+        raise OptionError(f"size is {size!r}; accepted for {family}: {', '.join(SIZES[family])}")
+    if family == "vl2":
+        config: JanusConfig | VL2Config = VL2[size]
+    else:
+        config = read_janus(locate("janus-nano"))[0] if size == "nano" else JANUS[size]
+    if layers is None:
+        return config
+    most = config.decoder.num_layers
+    if not 1 <= layers <= most:
+        raise OptionError(f"layers is {layers}; accepted: 1 to {most}, as {size} has")
+    return replace(config, decoder=replace(config.decoder, num_layers=layers))
+
+
+def random_model(
+    config: JanusConfig | VL2Config, device: torch.device, dtype: torch.dtype, kind: str | None
+) -> JanusModel | VL2Model:
+    """A model of that architecture with random weights, quantized if `kind` says so. `OptionError` where it
+    does not fit."""
+    with torch.device("meta"):
+        model = JanusModel(config) if isinstance(config, JanusConfig) else VL2Model(config)
+    keeps = keep_float32 if isinstance(config, VL2Config) else lambda name: False
+    check_weights("this model", model, device, dtype, kind, keeps)
+    if kind is not None:
+        swap(model, kind)
+    fill_random(model, device, dtype, fixed_dtypes(model))
+    assert not non_persistent_buffers(model), "a table would be on meta"
+    return model.eval().requires_grad_(False)
+
+
+def fill_random(
+    model: nn.Module, device: torch.device, dtype: torch.dtype, fixed: dict[str, torch.dtype]
+) -> None:
+    """Weights of a spread as in trained models; norms are one, biases zero."""
+    pool = (torch.randn(_POOL, device=device) * _STD).to(dtype)
+    codes = torch.randint(-127, 128, (_POOL,), device=device, dtype=torch.int8)
+    float8 = (pool.float() / _CODE_STEP).to(torch.float8_e4m3fn)  # random bytes would hold NaN
+    for name, tensor in wanted_tensors(model).items():
+        kind = fixed.get(name)
+        if kind in (torch.int8, torch.uint8):
+            filled = _repeated(codes.view(kind), tensor)
+        elif kind == torch.float8_e4m3fn:
+            filled = _repeated(float8, tensor)
+        elif name.endswith((".bias", ".zero")):
+            filled = torch.zeros(tensor.shape, device=device, dtype=kind or dtype)
+        elif name.endswith(".scale"):
+            filled = torch.full(tensor.shape, _CODE_STEP, device=device, dtype=kind)
+        elif tensor.ndim == 1:
+            filled = torch.ones(tensor.shape, device=device, dtype=dtype)
+        else:
+            filled = _repeated(pool, tensor)
+        assign(model, name, filled)
+
+
+def _repeated(pool: Tensor, like: Tensor) -> Tensor:
+    count = like.numel()
+    return pool.repeat(-(-count // len(pool)))[:count].view(like.shape)

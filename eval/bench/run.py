@@ -1,0 +1,101 @@
+"""How fast a model of the released sizes works on this machine, beside what the memory allows and others.
+
+On CUDA whole pictures are painted. On the CPU a stated number of steps is measured instead, as a picture of
+a large model takes minutes there.
+"""
+
+import gc
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from ...blocks.checkpoints.quantize import check_kind
+from ...blocks.device import resolve_device, resolve_dtype
+from ...blocks.engine.decode_step import load_kernels
+from ...blocks.engine.sampling_params import check_integer
+from ...blocks.errors import OptionError
+from ...blocks.memory import held_bytes
+from ...janus.model import JanusModel
+from .configs import pick_config, random_model
+from .measure import Bench, Line, bandwidth, machine
+from .peers import bench_peers
+from .workloads import Amount, bench_janus, bench_vl2, painting_limit
+
+DEFAULT_SIZE = {"janus": "1b", "vl2": "tiny"}
+
+
+@dataclass(frozen=True)
+class BenchOptions:
+    """What to measure. `layers` None is all; `steps` None is 16 on the CPU and 64 elsewhere."""
+
+    family: str
+    size: str
+    layers: int | None = None
+    batch: int = 1
+    steps: int | None = None
+    repeats: int = 5
+    device: str | None = None
+    dtype: str | None = None
+    quantize: str | None = None
+    peers: bool = False
+    eager: bool = False
+
+    def __post_init__(self) -> None:
+        check_integer("batch", self.batch, low=1)
+        check_integer("repeats", self.repeats, low=1)
+        if self.steps is not None:
+            check_integer("steps", self.steps, low=1, high=512)
+        check_kind(self.quantize)
+        if self.peers and self.family != "janus":
+            raise OptionError("peers are for janus: transformers has no DeepSeek-VL2; accepted: no --peers")
+
+
+def how_steps_run(device: torch.device, eager: bool) -> str:
+    """In words: captured or not, and whether through kernels of our own."""
+    if device.type != "cuda" or eager:
+        return "every operation launched by itself"
+    kernels = load_kernels(device)
+    if kernels is None:
+        return "captured as CUDA graphs, without kernels: there is no Triton"
+    version = kernels.step.triton.__version__
+    from ...blocks.kernels import pdl  # needs Triton
+
+    order = "overlapping" if pdl.OVERLAP else "one after the other"
+    return f"captured as CUDA graphs, with kernels by Triton {version}, {order}"
+
+
+def run_bench(options: BenchOptions, told: Callable[[Line], object]) -> dict[str, Any]:
+    """Measures, telling each line as it comes; returns everything as it goes into JSON. `OptionError` where
+    the model does not fit."""
+    config = pick_config(options.family, options.size, options.layers)
+    device = resolve_device(options.device)
+    dtype = resolve_dtype(options.dtype or ("bfloat16" if device.type == "cpu" else None), device)
+    found = {"machine": machine(device), "options": vars(options), "layers": config.decoder.num_layers}
+    found["dtype"] = str(dtype).removeprefix("torch.")
+    steps = options.steps or (16 if device.type == "cpu" else 64)
+    amount = Amount(steps, options.repeats, whole=device.type != "cpu")
+    found["bandwidth"] = speed = bandwidth(device)
+    bench = Bench(device, told)
+    model = random_model(config, device, dtype, options.quantize)
+    model.decoder.capture = False if options.eager else None
+    found["steps"] = how_steps_run(device, options.eager)
+    found["weights"] = held_bytes(model)
+    if isinstance(model, JanusModel):
+        bench_janus(bench, model, options.batch, speed, amount)
+    else:
+        bench_vl2(bench, model, options.batch, speed, amount)
+    if options.peers:
+        # Theirs are held against the limit of plain weights, which they read.
+        assert isinstance(model, JanusModel)
+        plain = model.config
+        del model
+        gc.collect()
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
+        with torch.device("meta"):
+            limit = painting_limit(JanusModel(plain).to(dtype), options.batch, speed)
+        found["failed"] = bench_peers(bench, plain, dtype, options.batch, limit, amount)
+    found["lines"] = [line.as_json() for line in bench.lines]
+    return found

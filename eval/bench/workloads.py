@@ -1,0 +1,208 @@
+"""What is measured of our models: steps of painting and talking, whole pictures where they are quick.
+
+B pictures or conversations, R rows of the decoder, D its width.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ...blocks.engine.generate import Task, captures, decode_one, generate_all
+from ...blocks.engine.graph_generation import store_of
+from ...blocks.engine.sampling import Choosing, Voice, choose, spread
+from ...blocks.engine.sampling_params import Sampling
+from ...blocks.model.decoder import Decoder
+from ...blocks.model.kv_cache import KVCache
+from ...janus.image_generation import decode, paint
+from ...janus.model import JanusModel
+from ...janus.options import PaintOptions
+from ...vl2.model import VL2Model
+from ...vl2.tiles import num_image_tokens
+from .kernels import bench_kernels
+from .measure import Bench, step_bytes
+
+PROMPT = 32
+"""Tokens of a painting prompt."""
+_TILES = (2, 2)
+_QUESTION = 40  # tokens beside those of the picture: 1,063 in all at the released models' sizes
+
+
+@dataclass(frozen=True)
+class Amount:
+    """How much is measured: steps a run, runs, and whether whole pictures are painted."""
+
+    steps: int
+    repeats: int
+    whole: bool
+
+
+def filled_cache(decoder: Decoder, rows: int, filled: int, more: int) -> KVCache:
+    """A cache in which `filled` positions of each row hold something, and `more` fit."""
+    cache = decoder.new_cache(rows, filled + more)
+    for buffer in cache.buffers:
+        buffer.normal_()
+    rewind(cache, filled)
+    return cache
+
+
+def rewind(cache: KVCache, filled: int) -> None:
+    cache.positions.fill_(filled)
+    cache.filled = filled
+
+
+def stepper(decoder: Decoder, task: Task) -> Callable[[], None]:
+    """The steps of a task, without the reading of its prompts: captured or not, as `generate` does them."""
+    voice, choosing, filled = task.voice, task.choosing, task.longest
+    if captures(decoder, voice):
+        station = store_of(decoder).take(decoder, task)
+        station.begin(decoder, task)
+
+        def replayed() -> None:
+            station.rewind([len(row) for row in task.rows])
+            for step in range(task.max_new_tokens):
+                station.step(decoder, voice, choosing.form, step)
+
+        return replayed
+    cache = filled_cache(decoder, len(task.rows), filled, task.max_new_tokens)
+    seeds = torch.tensor(task.seeds, device=cache.positions.device)
+    start = torch.stack([row[-1] for row in task.rows])
+
+    def launched() -> None:
+        hidden = start
+        rewind(cache, filled)
+        for step in range(task.max_new_tokens):
+            steps = torch.full_like(seeds, step)
+            logits = voice.logits(hidden)
+            tokens = choose(logits, choosing.form, choosing.dials, seeds, steps, None)
+            hidden = decode_one(decoder, spread(voice.embed(tokens), choosing.form), cache)
+
+    return launched
+
+
+def random_rows(decoder: Decoder, rows: int, length: int) -> list[Tensor]:
+    weight = decoder.embed_tokens.weight
+    return list(torch.randn(rows, length, weight.shape[1], device=weight.device).to(weight.dtype))
+
+
+def painting_limit(model: JanusModel, batch: int, bandwidth: float) -> float:
+    """Seconds of a guided step in the middle of a picture; `model` may be on meta in its real dtype."""
+    slots = PROMPT + model.config.num_codes / 2
+    return step_bytes(model.decoder, [model.gen_head, model.gen_aligner], 2 * batch, slots) / bandwidth
+
+
+@torch.no_grad()
+def bench_janus(bench: Bench, model: JanusModel, batch: int, bandwidth: float, amount: Amount) -> None:
+    decoder, total = model.decoder, model.config.num_codes
+    options = PaintOptions()
+    limit = painting_limit(model, batch, bandwidth)
+    vocabulary = decoder.config.vocab_size
+    prompts = [torch.randint(0, vocabulary, (PROMPT,), device=bench.device) for _ in range(2 * batch)]
+
+    def picture() -> None:
+        decode(model, paint(model, prompts[:batch], prompts[batch:], options, list(range(batch))))
+
+    if amount.whole:
+        work = f"{batch} whole picture{'s' if batch > 1 else ''}, guidance {options.guidance_scale:g}"
+        rate = " pictures/s"
+        note = "with all that is made once: kernels built or read, steps captured"
+        first = f"{work}, the first"
+        bench.measure("bifrons", first, picture, repeats=1, warmup=0, items=batch, unit=rate, note=note)
+        bench.measure("bifrons", work, picture, repeats=3, items=batch, unit=rate, limit=limit * total)
+    _bench_painting(bench, model, batch, limit, amount)
+    bench_kernels(bench, decoder, 2 * batch, PROMPT + total // 2, bandwidth)
+    _bench_rest(bench, model, prompts, amount)
+
+
+def _bench_painting(bench: Bench, model: JanusModel, batch: int, limit: float, amount: Amount) -> None:
+    """Steps as `paint` does them, with rows that are guided pairs, from the middle of a picture on."""
+    decoder, total, options = model.decoder, model.config.num_codes, PaintOptions()
+    task = Task(
+        rows=random_rows(decoder, 2 * batch, PROMPT + total // 2 - amount.steps // 2),
+        voice=Voice(model.embed_codes, model.image_logits),
+        choosing=Choosing(options.sampling, options.guidance_scale),
+        seeds=range(batch),
+        max_new_tokens=amount.steps,
+    )
+    bench.measure(
+        "bifrons",
+        f"painting, a step of {2 * batch} rows",
+        stepper(decoder, task),
+        repeats=amount.repeats,
+        per=amount.steps,
+        items=batch,
+        unit=" tokens/s",
+        limit=limit,
+        note=f"{amount.steps} steps a run in the middle of a picture of {total}",
+    )
+
+
+def _bench_rest(bench: Bench, model: JanusModel, prompts: list[Tensor], amount: Amount) -> None:
+    """What comes before and after the steps of a picture, and the eye."""
+    decoder, config, rows = model.decoder, model.config, len(prompts)
+    dtype = decoder.embed_tokens.weight.dtype
+
+    def read() -> None:
+        embedded = [model.embed_text(ids) for ids in prompts]
+        voice = Voice(model.embed_codes, model.image_logits)
+        generate_all(decoder, Task(embedded, voice, Choosing(Sampling(0.0), 1.0), range(rows // 2), 1))
+
+    work = f"prompt of {PROMPT} tokens and a token, {rows} rows"
+    bench.measure("bifrons", work, read, repeats=amount.repeats)
+    codes = torch.randint(0, config.vq.codebook_size, (1, config.num_codes), device=bench.device)
+    work = "VQ decoder, 1 picture"  # recorded the second time, as the tower is
+    bench.measure("bifrons", work, lambda: decode(model, codes), repeats=amount.repeats, warmup=2)
+    side = config.vision.image_size
+    pixels = torch.rand(1, 3, side, side, device=bench.device).to(dtype)
+    work = "SigLIP and adaptor, 1 picture"
+    bench.measure("bifrons", work, lambda: model.embed_pictures(pixels), repeats=amount.repeats, warmup=2)
+
+
+@torch.no_grad()
+def bench_vl2(bench: Bench, model: VL2Model, batch: int, bandwidth: float, amount: Amount) -> None:
+    decoder, vision = model.decoder, model.config.vision
+    device, dtype = bench.device, decoder.embed_tokens.weight.dtype
+    length = num_image_tokens(_TILES, model.config.tile_side) + _QUESTION
+    count = 1 + _TILES[0] * _TILES[1]
+    pixels = torch.rand(count, 3, vision.image_size, vision.image_size, device=device).to(dtype)
+    question = torch.randint(0, decoder.config.vocab_size, (_QUESTION,), device=device)
+
+    def first() -> None:
+        picture = model.embed_pictures(pixels, [_TILES])[0]
+        row = torch.cat((picture, model.embed_text(question)))
+        voice = Voice(model.embed_text, model.text_logits)
+        generate_all(decoder, Task([row], voice, Choosing(Sampling(0.0)), range(1), 1))
+
+    _bench_talking(bench, model, batch, length, bandwidth, amount)
+    bench_kernels(bench, decoder, batch, length, bandwidth)
+    work = f"first token, prompt of {length} tokens with {_TILES[0]} x {_TILES[1]} tiles"
+    # The second time that lengths and counts of tiles come up, their reading is recorded.
+    bench.measure("bifrons", work, first, repeats=max(2, amount.repeats // 2), warmup=2)
+    work = f"SigLIP and adaptor, {count} tiles"
+    bench.measure("bifrons", work, lambda: model.embed_tiles(pixels), repeats=2, warmup=2)
+
+
+def _bench_talking(
+    bench: Bench, model: VL2Model, rows: int, filled: int, bandwidth: float, amount: Amount
+) -> None:
+    decoder = model.decoder
+    limit = step_bytes(decoder, [model.language.lm_head], rows, filled + amount.steps / 2) / bandwidth
+    task = Task(
+        rows=random_rows(decoder, rows, filled),
+        voice=Voice(model.embed_text, model.text_logits),
+        choosing=Choosing(Sampling(0.0)),
+        seeds=range(rows),
+        max_new_tokens=amount.steps,
+    )
+    bench.measure(
+        "bifrons",
+        f"answering, a step of {rows} conversation{'s' if rows > 1 else ''}",
+        stepper(decoder, task),
+        repeats=amount.repeats,
+        per=amount.steps,
+        items=rows,
+        unit=" tokens/s",
+        limit=limit,
+        note=f"{amount.steps} steps a run after a prompt of {filled} tokens, greedy",
+    )

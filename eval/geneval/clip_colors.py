@@ -1,0 +1,279 @@
+"""GenEval's colour classifier: CLIP ViT-L/14 in transformers, from its own weights or open_clip's.
+
+For each thing, the picture is put by the thing's mask over plain grey #999, cropped to its box and shown to
+CLIP; the nearest of ten colours' text embeddings names it. The official scorer computes in mixed precision on
+a GPU; here it is float32 everywhere.
+
+Shape suffixes: N things, D width of the shared embedding, C colours, T templates, L tokens.
+"""
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from safetensors.torch import load_file
+from tokenizers import Tokenizer
+from torch import Tensor
+
+from ...blocks.errors import BifronsError, CheckpointError
+from .mask2former_convert import sha256
+
+COLORS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "brown", "black", "white")
+TEMPLATES = (
+    "a photo of a {color} {name}",
+    "a photo of a {color}-colored {name}",
+    "a photo of a {color} object",
+)
+BACKGROUND = (0x99, 0x99, 0x99)
+MEAN = (0.48145466, 0.4578275, 0.40821073)  # OpenAI's, of its training pictures
+STD = (0.26862954, 0.26130258, 0.27577711)
+BATCH = 16
+
+# sha256 of the files of openai/clip-vit-large-patch14 (model.safetensors, pytorch_model.bin).
+OPENAI_SHA256 = frozenset(
+    (
+        "a2bf730a0c7debf160f7a6b50b3aaf3703e7e88ac73de7a314903141db026dcb",
+        "f1a17cdbe0f36fec524f5cafb1c261ea3bbbc13e346e0f74fc9eb0460dedd0d3",
+    )
+)
+TRANSFORMERS_FILES = ("model.safetensors", "pytorch_model.bin")
+OPEN_CLIP_FILES = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
+MISSING_CLIP = (
+    "the colours need CLIP ViT-L/14 by OpenAI: a folder of openai/clip-vit-large-patch14 (config.json, "
+    "tokenizer.json, model.safetensors) or open_clip's timm/vit_large_patch14_clip_224.openai "
+    "(open_clip_config.json, tokenizer.json, open_clip_model.safetensors); download it anywhere and give the "
+    "folder with --clip-weights"
+)
+
+# open_clip's modules -> transformers'; # is a number. `visual.` and the text tower share the block's names.
+_BLOCK = (
+    ("ln_1", "layer_norm1"),
+    ("ln_2", "layer_norm2"),
+    ("attn.out_proj", "self_attn.out_proj"),
+    ("mlp.c_fc", "mlp.fc1"),
+    ("mlp.c_proj", "mlp.fc2"),
+)
+RENAMES = {
+    "visual.conv1.weight": "vision_model.embeddings.patch_embedding.weight",
+    "visual.class_embedding": "vision_model.embeddings.class_embedding",
+    "visual.positional_embedding": "vision_model.embeddings.position_embedding.weight",
+    "visual.ln_pre": "vision_model.pre_layrnorm",  # spelt so in transformers
+    "visual.ln_post": "vision_model.post_layernorm",
+    "token_embedding.weight": "text_model.embeddings.token_embedding.weight",
+    "positional_embedding": "text_model.embeddings.position_embedding.weight",
+    "ln_final": "text_model.final_layer_norm",
+    "logit_scale": "logit_scale",
+    **{f"visual.transformer.resblocks.#.{a}": f"vision_model.encoder.layers.#.{b}" for a, b in _BLOCK},
+    **{f"transformer.resblocks.#.{a}": f"text_model.encoder.layers.#.{b}" for a, b in _BLOCK},
+}
+_TRANSPOSED = {"visual.proj": "visual_projection.weight", "text_projection": "text_projection.weight"}
+_FUSED = re.compile(r"(visual\.)?transformer\.resblocks\.(\d+)\.attn\.in_proj_(weight|bias)")
+
+
+def convert_open_clip(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """open_clip's tensors under transformers' names. Raises CheckpointError for a name it lacks."""
+    out: dict[str, Tensor] = {}
+    for name, tensor in state.items():
+        fused = _FUSED.fullmatch(name)
+        if name in _TRANSPOSED:
+            out[_TRANSPOSED[name]] = tensor.T.contiguous()
+        elif fused:
+            visual, number, kind = fused.groups()
+            home = f"{'vision' if visual else 'text'}_model.encoder.layers.{number}.self_attn"
+            for part, piece in zip("qkv", tensor.chunk(3), strict=True):
+                out[f"{home}.{part}_proj.{kind}"] = piece.contiguous()
+        else:
+            out[_new_name(name)] = tensor
+    return out
+
+
+def _new_name(name: str) -> str:
+    number = re.search(r"resblocks\.(\d+)\.", name)
+    plain = name.replace(number.group(0), "resblocks.#.") if number else name
+    for ending in ("", ".weight", ".bias"):
+        if plain.endswith(ending) and (new := RENAMES.get(plain.removesuffix(ending))):
+            return new.replace("#", number.group(1) if number else "#") + ending
+    raise CheckpointError(
+        f"the colour classifier has the tensor {name!r}; accepted: open_clip's names of a ViT"
+    )
+
+
+def open_clip_config(settings: Mapping[str, Any], transformers: Any) -> Any:
+    """A CLIPConfig from open_clip's `model_cfg`. OpenAI's networks use the quick GELU."""
+    try:
+        vision, text = settings["vision_cfg"], settings["text_cfg"]
+        act = "quick_gelu" if settings.get("quick_gelu", False) else "gelu"
+        return transformers.CLIPConfig(
+            projection_dim=settings["embed_dim"],
+            vision_config={
+                "hidden_size": vision["width"],
+                "intermediate_size": 4 * vision["width"],
+                "num_hidden_layers": vision["layers"],
+                "num_attention_heads": vision["width"] // vision.get("head_width", 64),
+                "image_size": vision["image_size"],
+                "patch_size": vision["patch_size"],
+                "hidden_act": act,
+                "projection_dim": settings["embed_dim"],
+            },
+            text_config={
+                "hidden_size": text["width"],
+                "intermediate_size": 4 * text["width"],
+                "num_hidden_layers": text["layers"],
+                "num_attention_heads": text["heads"],
+                "max_position_embeddings": text["context_length"],
+                "vocab_size": text["vocab_size"],
+                "hidden_act": act,
+                "projection_dim": settings["embed_dim"],
+                "bos_token_id": text["vocab_size"] - 2,
+                "eos_token_id": text["vocab_size"] - 1,
+            },
+        )
+    except (KeyError, TypeError) as error:
+        raise CheckpointError(
+            f"open_clip_config.json lacks {error}; accepted: open_clip's model_cfg"
+        ) from error
+
+
+class ColorClassifier:
+    """Names the colours of things in a picture. `verified`: these are OpenAI's weights, by their sha256."""
+
+    def __init__(self, model: Any, tokenizer: Tokenizer, verified: bool = False) -> None:
+        self.model = model.eval()
+        self.verified = verified
+        self.side: int = model.config.vision_config.image_size
+        self._tokenizer = tokenizer
+        self._context: int = model.config.text_config.max_position_embeddings
+        self._texts: dict[str, Tensor] = {}
+
+    @torch.no_grad()
+    def names(
+        self, picture: Image.Image, boxes_N4: np.ndarray, masks_NHW: np.ndarray, name: str
+    ) -> list[str]:
+        """A colour for each of N things of class `name`; boxes in pixels, masks at the picture's size."""
+        texts_CD = self._texts.get(name)
+        if texts_CD is None:
+            texts_CD = self._texts[name] = self._embed_texts(name)
+        crops = [self.crop(picture, box, mask) for box, mask in zip(boxes_N4, masks_NHW, strict=True)]
+        found: list[str] = []
+        for start in range(0, len(crops), BATCH):
+            pixels = torch.stack(crops[start : start + BATCH]).to(texts_CD.device)
+            seen_ND = F.normalize(_features(self.model.get_image_features(pixel_values=pixels)), dim=-1)
+            found += [COLORS[int(best)] for best in (seen_ND @ texts_CD.T).argmax(1)]
+        return found
+
+    def crop(self, picture: Image.Image, box: np.ndarray, mask_HW: np.ndarray) -> Tensor:
+        """What CLIP sees of one thing: float32 [3, side, side]."""
+        image = picture.convert("RGB")
+        blank = Image.new("RGB", image.size, BACKGROUND)
+        alone = Image.composite(image, blank, Image.fromarray(mask_HW.astype(np.uint8) * 255))
+        x0, y0, x1, y1 = (round(float(edge)) for edge in box[:4])
+        seen = np.asarray(_fit(alone.crop((x0, y0, x1, y1)), self.side), np.float32) / 255
+        normal = (seen - np.array(MEAN, np.float32)) / np.array(STD, np.float32)
+        return torch.from_numpy(normal).permute(2, 0, 1)
+
+    def _embed_texts(self, name: str) -> Tensor:
+        """[C, D]: for each colour the mean of the templates' embeddings, normalised before and after."""
+        rows = []
+        for color in COLORS:
+            texts = [template.format(color=color, name=name) for template in TEMPLATES]
+            ids_TL = self._ids(texts)
+            out = self.model.get_text_features(input_ids=ids_TL, attention_mask=torch.ones_like(ids_TL))
+            mean_D = F.normalize(_features(out), dim=-1).mean(0)
+            rows.append(mean_D / mean_D.norm())
+        return torch.stack(rows)
+
+    def _ids(self, texts: Sequence[str]) -> Tensor:
+        """int64 [T, L] on the model's device: start, text, end; behind the end, what attention never sees."""
+        coded = [row.ids for row in self._tokenizer.encode_batch(list(texts))]
+        longest = max(map(len, coded))
+        if longest > self._context:
+            raise BifronsError(
+                f"{texts[0]!r} has {longest} tokens; accepted by the classifier: {self._context}"
+            )
+        end = coded[0][-1]
+        device = next(self.model.parameters()).device
+        return torch.tensor([ids + [end] * (longest - len(ids)) for ids in coded], device=device)
+
+
+def _fit(image: Image.Image, side: int) -> Image.Image:
+    """CLIP's preparation: the shorter side to `side` (bicubic), then the middle square."""
+    width, height = image.size
+    short = min(width, height)
+    small = image.resize((int(side * width / short), int(side * height / short)), Image.Resampling.BICUBIC)
+    left, top = (round((edge - side) / 2) for edge in small.size)
+    return small.crop((left, top, left + side, top + side))
+
+
+def _features(out: Any) -> Tensor:
+    """[N, D]; before transformers 5 the bare tensor, since then an output whose pooler holds it."""
+    return out if isinstance(out, Tensor) else out.pooler_output
+
+
+def load_colors(folder: Path, transformers: Any) -> ColorClassifier:
+    """A folder with CLIP's weights, in transformers' form or open_clip's, and its tokenizer.json."""
+    for files, load in ((TRANSFORMERS_FILES, _load_transformers), (OPEN_CLIP_FILES, _load_open_clip)):
+        weights = next((folder / name for name in files if (folder / name).is_file()), None)
+        if weights is None:
+            continue
+        tokenizer_file = folder / "tokenizer.json"
+        if not tokenizer_file.is_file():
+            raise CheckpointError(f"{folder} has no tokenizer.json. {MISSING_CLIP}")
+        tokenizer = Tokenizer.from_file(str(tokenizer_file))
+        tokenizer.no_padding()
+        tokenizer.no_truncation()
+        model, found = load(weights, transformers)
+        _check_loaded(found)
+        return ColorClassifier(model, tokenizer, verified=sha256(weights) in OPENAI_SHA256)
+    raise BifronsError(
+        f"{folder} holds none of {', '.join(TRANSFORMERS_FILES + OPEN_CLIP_FILES)}. {MISSING_CLIP}"
+    )
+
+
+def _load_transformers(weights: Path, transformers: Any) -> tuple[Any, dict[str, Any]]:
+    try:
+        return transformers.CLIPModel.from_pretrained(
+            weights.parent,
+            local_files_only=True,
+            dtype=torch.float32,
+            output_loading_info=True,
+            use_safetensors=weights.suffix == ".safetensors",
+        )
+    except (OSError, ValueError, RuntimeError) as error:
+        raise CheckpointError(f"{weights.parent} is no CLIP model of transformers: {error}") from error
+
+
+def _load_open_clip(weights: Path, transformers: Any) -> tuple[Any, dict[str, Any]]:
+    source = weights.parent / "open_clip_config.json"
+    try:
+        settings = json.loads(source.read_text(encoding="utf-8"))["model_cfg"]
+        state = (
+            load_file(weights)
+            if weights.suffix == ".safetensors"
+            else torch.load(weights, map_location="cpu", weights_only=True)
+        )
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{weights.parent} can't be read as an open_clip folder: {error}") from error
+    config = open_clip_config(settings, transformers)
+    return transformers.CLIPModel.from_pretrained(
+        None,
+        config=config,
+        state_dict={name: tensor.float() for name, tensor in convert_open_clip(state).items()},
+        dtype=torch.float32,
+        output_loading_info=True,
+    )
+
+
+def _check_loaded(found: dict[str, Any]) -> None:
+    for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
+        # Older files list the positions 0, 1, 2, ... as tensors; they are no weights.
+        names = sorted(str(name) for name in found[kind] if "position_ids" not in str(name))
+        if names:
+            raise CheckpointError(
+                f"the colour classifier's tensors do not fit its network, {kind}: {', '.join(names[:4])}"
+            )

@@ -1,0 +1,168 @@
+"""Two evaluations of the same prompts: the difference per kind, and how sure it is.
+
+Shape legend: P prompts of one kind, V distinct values, B bootstrap samples.
+"""
+
+import json
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ...blocks.errors import BifronsError
+from .intervals import Interval, intervals_of_counts
+from .schema import TAGS
+
+_LEVEL = 0.95
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Shares, 0 to 1: of A, of B, A - B, and the interval of that."""
+
+    a: float
+    b: float
+    interval: Interval
+    prompts: int
+
+    @property
+    def value(self) -> float:
+        return self.a - self.b
+
+    @property
+    def told_apart(self) -> bool:
+        return not self.interval.low <= 0 <= self.interval.high
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Per tag that both have, and "overall". `only_a`, `only_b`: prompts that the other lacks, left out."""
+
+    kinds: dict[str, Difference]
+    only_a: int
+    only_b: int
+    level: float
+
+
+def compare(
+    a: Iterable[Mapping[str, Any]],
+    b: Iterable[Mapping[str, Any]],
+    level: float = _LEVEL,
+    samples: int = 10_000,
+    seed: int = 0,
+) -> Comparison:
+    """Compare results rows (tag, correct, metadata) over the prompts that both have.
+
+    The bootstrap draws prompts, each with all its pictures of A and of B, so that what makes a prompt hard
+    for both does not count as a difference. It gives how A's and B's shares vary together; their own
+    intervals (`intervals_of_counts`) and that correlation give the difference's by MOVER (Zou 2007,
+    Psychological Methods 12:399), and those of the kinds, summed in squares, give the overall one. Raises
+    BifronsError where a row is malformed or no prompt is common.
+    """
+    mine, theirs = _by_prompt(a, "A"), _by_prompt(b, "B")
+    common = {tag: [key for key in mine[tag] if key in theirs[tag]] for tag in TAGS}
+    if not any(common.values()):
+        raise BifronsError("the two have no prompt in common; accepted: results of the same suite")
+    kinds: dict[str, Difference] = {}
+    below, above = [], []
+    for place, tag in enumerate(tag for tag in TAGS if common[tag]):
+        counts_P4 = np.array([(*mine[tag][key], *theirs[tag][key]) for key in common[tag]])
+        kind, (low, high) = _difference(counts_P4, level, samples, np.random.default_rng([seed, place]))
+        kinds[tag] = kind
+        below.append(low)
+        above.append(high)
+    mean_a, mean_b = (sum(getattr(kind, side) for kind in kinds.values()) / len(kinds) for side in "ab")
+    value = mean_a - mean_b
+    low, high = (math.hypot(*side) / len(kinds) for side in (below, above))
+    prompts = sum(kind.prompts for kind in kinds.values())
+    kinds["overall"] = Difference(
+        mean_a, mean_b, Interval(max(-1.0, value - low), min(1.0, value + high)), prompts
+    )
+    only = [sum(len(side[tag]) - len(common[tag]) for tag in TAGS) for side in (mine, theirs)]
+    return Comparison(kinds, only[0], only[1], level)
+
+
+def read_results(path: Path) -> list[dict[str, Any]]:
+    """Rows of a results.jsonl, or of the one in a run folder. Raises BifronsError."""
+    source = path / "results.jsonl" if path.is_dir() else path
+    rows = []
+    try:
+        for number, line in enumerate(source.read_bytes().splitlines(), 1):
+            row = json.loads(line)
+            if not isinstance(row, dict):
+                raise ValueError(f"line {number} is no object")
+            rows.append(row)
+    except OSError as error:
+        raise BifronsError(
+            f"{source} can't be read: {error.strerror}; accepted: a results.jsonl or a scored run folder"
+        ) from error
+    except ValueError as error:
+        raise BifronsError(f"{source} holds a line that is no results row: {error}") from error
+    return rows
+
+
+def format_comparison(found: Comparison, a: str, b: str) -> str:
+    """The comparison as lines of plain text, in points of 100."""
+    lines = [f"A: {a}", f"B: {b}", f"{'':<14} {'A':>8} {'B':>8} {'A - B':>8}  {found.level:.0%} interval"]
+    for tag, kind in found.kinds.items():
+        low, high = (f"{100 * side:+.2f}" for side in kind.interval)
+        verdict = "" if kind.told_apart else "  can't be told apart"
+        lines.append(
+            f"{tag:<14} {kind.a:>8.2%} {kind.b:>8.2%} {100 * kind.value:>+8.2f}  [{low}, {high}]"
+            f"  {kind.prompts} prompts{verdict}"
+        )
+    if found.only_a or found.only_b:
+        lines.append(f"left out, as the other lacks them: {found.only_a} prompts of A, {found.only_b} of B")
+    return "\n".join(lines)
+
+
+def _by_prompt(rows: Iterable[Mapping[str, Any]], name: str) -> dict[str, dict[str, tuple[int, int]]]:
+    """Per tag and prompt: correct pictures, and all."""
+    counts: dict[str, dict[str, tuple[int, int]]] = {tag: {} for tag in TAGS}
+    for number, row in enumerate(rows, 1):
+        tag, correct, prompt = row.get("tag"), row.get("correct"), row.get("metadata")
+        if tag not in counts or not isinstance(correct, bool) or not isinstance(prompt, str):
+            raise BifronsError(f"results of {name}, row {number}: lacks a proper tag, correct or metadata")
+        right, images = counts[tag].get(prompt, (0, 0))
+        counts[tag][prompt] = (right + correct, images + 1)
+    return counts
+
+
+def _difference(
+    counts_P4: np.ndarray, level: float, samples: int, generator: np.random.Generator
+) -> tuple[Difference, tuple[float, float]]:
+    """A kind's difference, and how far its limits lie from it for the overall one."""
+    right_a, all_a, right_b, all_b = counts_P4.sum(axis=0)
+    a, b = float(right_a / all_a), float(right_b / all_b)
+    correlation = _correlation(counts_P4, samples, generator)
+    mine, theirs = (_spans(counts_P4[:, side], level, samples) for side in (slice(0, 2), slice(2, 4)))
+    reach = [
+        (_joined(a - x.low, y.high - b, correlation), _joined(x.high - a, b - y.low, correlation))
+        for x, y in zip(mine, theirs, strict=True)
+    ]
+    own = Interval(max(-1.0, a - b - reach[0][0]), min(1.0, a - b + reach[0][1]))
+    return Difference(a, b, own, len(counts_P4)), reach[1]
+
+
+def _spans(right_all_P2: np.ndarray, level: float, samples: int) -> tuple[Interval, Interval]:
+    """A share's own interval, and the one that goes into an overall figure (one kind's overall)."""
+    found = intervals_of_counts({TAGS[0]: right_all_P2}, level, samples)
+    return found[TAGS[0]], found["overall"]
+
+
+def _joined(one: float, other: float, correlation: float) -> float:
+    return math.sqrt(max(0.0, one * one + other * other - 2 * correlation * one * other))
+
+
+def _correlation(counts_P4: np.ndarray, samples: int, generator: np.random.Generator) -> float:
+    """Of A's and B's share over resamplings of the prompts; 0 where one of them does not vary."""
+    values_V4, times_V = np.unique(counts_P4, axis=0, return_counts=True)
+    drawn_BV = generator.multinomial(len(counts_P4), times_V / len(counts_P4), size=samples)
+    right_a_B, all_a_B, right_b_B, all_b_B = (drawn_BV @ values_V4).T
+    a_B, b_B = right_a_B / all_a_B, right_b_B / all_b_B
+    if np.ptp(a_B) == 0 or np.ptp(b_B) == 0:
+        return 0.0
+    return float(np.corrcoef(a_B, b_B)[0, 1])

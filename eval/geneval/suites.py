@@ -1,0 +1,141 @@
+"""The sentences of an evaluation: GenEval's own, and those of the small world in the same schema."""
+
+import hashlib
+import json
+import os
+import urllib.error
+import urllib.request
+from pathlib import Path
+from random import Random
+from typing import Any
+
+from ...blocks.errors import BifronsError, OptionError
+from ...nano.world.sentences import sample_case
+from ..atomic_io import fresh_folder, write_whole
+from .schema import TAGS, read_row
+
+OFFICIAL_COUNTS = dict(zip(TAGS, (80, 99, 80, 94, 100, 100), strict=True))
+"""Prompts of each kind in GenEval's file, which has them in this order."""
+OFFICIAL_SHA256 = "5c48e0813e812e3c373fa5c8ed07a8f0a483be30272b4427b0559c8048e67c13"
+OFFICIAL_URL = (
+    "https://raw.githubusercontent.com/djghosh13/geneval/"
+    "af4902f24d3ca90ebbb446dd9891a59e0f82725f/prompts/evaluation_metadata.jsonl"
+)
+_LARGEST = 64 * 2**20
+
+Row = dict[str, Any]
+
+
+def shapes(seed: int) -> list[Row]:
+    """553 different sentences about the small world, of the six kinds in GenEval's numbers and order.
+
+    They are drawn without restriction, so that some (a tenth of the colourings, for example) name what was
+    left out of janus-nano's training.
+    """
+    rng, rows, seen = Random(seed), [], set()
+    for kind, count in OFFICIAL_COUNTS.items():
+        target = len(rows) + count
+        while len(rows) < target:
+            row = sample_case(kind, rng, "any").metadata
+            if row["prompt"] not in seen:
+                seen.add(row["prompt"])
+                rows.append(row)
+    return rows
+
+
+def geneval(prompts: Path | None = None, cache: Path | None = None) -> list[Row]:
+    """GenEval's 553 rows, from the file `prompts` or fetched once into `cache` (default: `cache_folder`).
+
+    A fetched file must have the official sha256. A file that was named may be another one in the same
+    schema: see `is_official`. Raises BifronsError where there is neither file nor network, or a line that
+    the scorer could not use.
+    """
+    if prompts is None:
+        return parse(_fetched(cache or cache_folder()), "GenEval's prompts")
+    try:
+        content = prompts.read_bytes()
+    except OSError as error:
+        raise BifronsError(
+            f"{prompts} can't be read ({error.strerror}); accepted: a .jsonl file with one prompt and its "
+            "metadata a line"
+        ) from error
+    return parse(content, str(prompts))
+
+
+def cache_folder() -> Path:
+    """`$BIFRONS_CACHE`, or `bifrons` in the user's cache folder."""
+    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(os.environ.get("BIFRONS_CACHE") or Path(home) / "bifrons")
+
+
+def is_official(sha256: str) -> bool:
+    """Whether lines with this `lines_sha256` are GenEval's own prompts, and all of them."""
+    return sha256 == OFFICIAL_SHA256
+
+
+def lines(rows: list[Row]) -> bytes:
+    """Rows as a `.jsonl` file, in the official file's form."""
+    return "".join(json.dumps(row) + "\n" for row in rows).encode()
+
+
+def lines_sha256(rows: list[Row]) -> str:
+    """sha256 of `lines`; for GenEval's own prompts, that of the official file."""
+    return hashlib.sha256(lines(rows)).hexdigest()
+
+
+def parse(content: bytes, name: str) -> list[Row]:
+    """Rows of a prompts file. Raises BifronsError, with the line's number, for one that can't be scored."""
+    rows = []
+    for number, line in enumerate(content.splitlines(), 1):
+        if line.strip():
+            rows.append(metadata_row(line, f"{name} line {number}"))
+    if not rows:
+        raise BifronsError(f"{name} is empty; accepted: one prompt with its metadata a line")
+    return rows
+
+
+def metadata_row(line: bytes, where: str) -> Row:
+    """One line of metadata, checked as the scorer will. Raises BifronsError."""
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise BifronsError(f"{where} is not JSON: {error}") from error
+    read_row({"filename": where, "metadata": row, "boxes": {}, "colors": {}})
+    return row
+
+
+def selection(total: int, limit: int | None) -> list[int]:
+    """Which prompts a limited run takes: evenly spread, so that all kinds occur.
+
+    Raises OptionError when the limit exceeds the suite.
+    """
+    if limit is None:
+        return list(range(total))
+    if not 1 <= limit <= total:
+        raise OptionError(f"limit is {limit}; accepted: 1 to {total}, the suite's prompts")
+    return [(2 * i + 1) * total // (2 * limit) for i in range(limit)]
+
+
+def _fetched(cache: Path) -> bytes:
+    path = cache / "geneval" / "evaluation_metadata.jsonl"
+    if path.is_file():
+        content = path.read_bytes()
+        if hashlib.sha256(content).hexdigest() == OFFICIAL_SHA256:
+            return content
+        raise BifronsError(f"{path} is not the official file; remove it to fetch it anew")
+    try:
+        with urllib.request.urlopen(OFFICIAL_URL, timeout=30) as stream:
+            content = stream.read(_LARGEST)
+    except (urllib.error.URLError, OSError) as error:
+        why = getattr(error, "reason", None) or error
+        raise BifronsError(
+            f"GenEval's prompts could not be fetched ({why}). Get prompts/evaluation_metadata.jsonl of the "
+            f"repository djghosh13/geneval on GitHub and name it with --prompts FILE, or put it at {path}; "
+            "offline, the suite 'shapes' needs no file"
+        ) from error
+    found = hashlib.sha256(content).hexdigest()
+    if found != OFFICIAL_SHA256:
+        raise BifronsError(f"{OFFICIAL_URL} has the sha256 {found}; accepted: {OFFICIAL_SHA256}")
+    fresh_folder(path.parent)
+    write_whole(path, content)
+    return content

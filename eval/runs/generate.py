@@ -1,0 +1,71 @@
+"""The stage that paints a run's pictures."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import cast
+
+from PIL import Image
+
+from ...blocks.checkpoints.hub import locate
+from ...janus.options import PaintOptions
+from ...janus.pipeline import JanusPipeline
+from .recipe import model_fingerprint
+from .run_dir import Picture, RunDir, check_model, open_run
+from .workers import Advance, Ranks, default_processes, spread, weights_bytes
+
+
+@dataclass(frozen=True)
+class Painter:
+    """Paints batches of a run. A batch is always painted as a whole, so that a resumed run has, to the bit,
+    the pictures of one that was never interrupted; only what is missing of it is written."""
+
+    root: Path
+
+    def __call__(self, share: Sequence[list[Picture]], device: str, advance: Advance) -> None:
+        if not share:
+            return
+        run = open_run(self.root)
+        recipe = run.recipe
+        pipe = JanusPipeline.from_pretrained(recipe.model, device, recipe.dtype, progress=False)
+        options = {field.name: getattr(recipe.options, field.name) for field in fields(PaintOptions)}
+        for batch in share:
+            missing = set(run.left(batch))
+            if not missing:
+                continue
+            prompts = [recipe.prompt(run.rows[picture.index]["prompt"]) for picture in batch]
+            seeds = [recipe.picture_seed(*picture) for picture in batch]
+            painted = cast(list[Image.Image], pipe.generate(prompts, seed=seeds, **options))
+            for picture, image in zip(batch, painted, strict=True):
+                if picture in missing:
+                    run.save(picture, image)
+            advance(len(missing))
+
+
+def generate(
+    run: RunDir,
+    device: str | None = None,
+    processes: int | None = None,
+    threads: int = 1,
+    ranks: Ranks | None = None,
+) -> int:
+    """Paint what a run lacks; the number of pictures that were missing in this rank's share.
+
+    processes: None for one per GPU or core; 1 where `ranks` are several. Raises BifronsError where the model
+    is not the run's, a picture is another run's or the disk refuses; what is finished stays.
+    """
+    ranks = ranks or Ranks()
+    folder = locate(run.recipe.model)
+    check_model(run, model_fingerprint(folder))
+    for index in dict.fromkeys(picture.index for picture in run.pictures()):
+        run.write_metadata(index)
+    share = ranks.divide(run.batches(), lambda batches: [batch for batch in batches if run.left(batch)])
+    missing = sum(len(run.left(batch)) for batch in share)
+    if missing:
+        if processes is None:
+            processes = 1 if ranks.size > 1 else default_processes(device, weights_bytes(folder))
+        spread(Painter(run.root), share, missing, processes, ranks.device(device), threads, "painting")
+    ranks.wait()
+    if ranks.size == 1:
+        run.tidy()
+    return missing

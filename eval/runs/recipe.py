@@ -1,0 +1,138 @@
+"""How the pictures of an evaluation are painted, as data, and fingerprints that keep two ways apart."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from ...blocks.chat.text_generation import MAX_SEED
+from ...blocks.checkpoints.loader import TensorEntry, list_tensors
+from ...blocks.engine.sampling_params import check_integer
+from ...blocks.errors import BifronsError, OptionError
+from ...janus.options import PaintOptions
+
+SEED_POLICIES = ("per-picture", "official")
+SUITES = ("shapes", "geneval")
+MARK = "{prompt}"
+_SMALL = 256 * 2**20
+"""Checkpoints up to this many bytes are hashed whole; of larger ones, samples of every tensor are."""
+_SAMPLE = 4096
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """All that decides which pictures a run holds. Raises OptionError for a value out of its range.
+
+    suite: `shapes` (sentences by `suite_seed`) or `geneval`. template: what is put around a sentence before
+    the model's own chat template, with {prompt} in the sentence's place. seed_policy: "per-picture" derives
+    each picture's seed from (seed, prompt, picture); "official" gives picture j of every prompt `seed` + j,
+    as the published generation scripts set 42 anew for each prompt. limit: so many prompts, evenly spread
+    over the suite; None for all. batch_size: pictures that are painted together, which rounding can make
+    visible in rare cases. dtype: as resolved for the device. prompts_sha256: of the suite's lines.
+    """
+
+    suite: str = "shapes"
+    model: str = "janus-nano"
+    dtype: str = "float32"
+    template: str = MARK
+    guidance_scale: float = PaintOptions.guidance_scale
+    temperature: float = PaintOptions.temperature
+    top_k: int = PaintOptions.top_k
+    top_p: float = PaintOptions.top_p
+    images_per_prompt: int = 4
+    seed: int = 42
+    seed_policy: str = SEED_POLICIES[0]
+    suite_seed: int = 0
+    limit: int | None = None
+    batch_size: int = 64
+    prompts_sha256: str = ""
+
+    def __post_init__(self) -> None:
+        for name, accepted in (("suite", SUITES), ("seed_policy", SEED_POLICIES)):
+            if getattr(self, name) not in accepted:
+                raise OptionError(f"{name} is {getattr(self, name)!r}; accepted: {', '.join(accepted)}")
+        if not isinstance(self.template, str) or self.template.count(MARK) != 1:
+            raise OptionError(f"template is {self.template!r}; accepted: a text with {MARK} in it once")
+        check_integer("images_per_prompt", self.images_per_prompt, low=1)
+        check_integer("batch_size", self.batch_size, low=1)
+        check_integer("seed", self.seed, 0, MAX_SEED - self.images_per_prompt)
+        check_integer("suite_seed", self.suite_seed, 0)
+        if self.limit is not None:
+            check_integer("limit", self.limit, low=1)
+        _ = self.options
+
+    @property
+    def options(self) -> PaintOptions:
+        return PaintOptions(self.guidance_scale, self.temperature, self.top_k, self.top_p)
+
+    def prompt(self, sentence: str) -> str:
+        """What the model is asked to paint."""
+        return self.template.replace(MARK, sentence)
+
+    def picture_seed(self, index: int, number: int) -> int:
+        """Seed of picture `number` of prompt `index`, both from 0. Below 2**53, exact in any JSON reader."""
+        if self.seed_policy == "official":
+            return self.seed + number
+        digest = hashlib.sha256(f"{self.seed} {index} {number}".encode()).digest()
+        return int.from_bytes(digest[:8], "big") >> 11
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> "Recipe":
+        """The inverse of `to_json`. Raises BifronsError for missing or unknown fields."""
+        names = {field.name for field in fields(cls)}
+        if not isinstance(content, Mapping) or set(content) != names:
+            got = sorted(content) if isinstance(content, Mapping) else type(content).__name__
+            raise BifronsError(f"a recipe has the fields {got}; accepted: {sorted(names)}")
+        return cls(**content)
+
+
+def differences(old: Recipe, new: Recipe) -> list[str]:
+    """A line for each field in which two recipes differ."""
+    before, after = old.to_json(), new.to_json()
+    return [f"{name} {before[name]!r}, not {after[name]!r}" for name in before if before[name] != after[name]]
+
+
+def fingerprint(recipe: Recipe, model: str) -> str:
+    """sha256 over a recipe and `model_fingerprint`. The model's *name* does not count: a folder may move."""
+    content = {**recipe.to_json(), "model": model}  # in the name's place
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def model_fingerprint(folder: Path) -> str:
+    """sha256 over a model folder: every JSON file, every tensor's name, shape and type, and the weights.
+
+    Weights of up to 256 MiB count with all bytes; of larger ones, three samples of 4 KiB of each tensor
+    (start, middle, end), or of the whole file where tensors have no place of their own in it. Raises
+    CheckpointError where the folder holds no weights.
+    """
+    entries = sorted(list_tensors(folder).values(), key=lambda entry: entry.name)
+    total = hashlib.sha256()
+    for path in sorted(folder.glob("*.json")):
+        if not path.name.endswith(".index.json"):
+            total.update(f"{path.name}\0{hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode())
+    for entry in entries:
+        total.update(f"{entry.name}\0{entry.dtype}\0{list(entry.shape)}\n".encode())
+    files = sorted({entry.file for entry in entries})
+    if sum(path.stat().st_size for path in files) <= _SMALL:
+        for path in files:
+            total.update(hashlib.sha256(path.read_bytes()).digest())
+    else:
+        for path in files:
+            _add_samples(total, path, [entry for entry in entries if entry.file == path])
+    return total.hexdigest()
+
+
+def _add_samples(total: "hashlib._Hash", path: Path, entries: list[TensorEntry]) -> None:
+    size = path.stat().st_size
+    spans = {(0, size) if entry.whole_file else (entry.offset, entry.nbytes) for entry in entries}
+    total.update(f"{size}\n".encode())
+    with path.open("rb") as stream:
+        for offset, length in sorted(spans):
+            for place in (0, (length - _SAMPLE) // 2, length - _SAMPLE):
+                stream.seek(offset + max(place, 0))
+                total.update(stream.read(min(_SAMPLE, length)))

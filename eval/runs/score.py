@@ -1,0 +1,122 @@
+"""From a file of detections to results.jsonl and summary.json."""
+
+import gzip
+import json
+import logging
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from ...blocks.errors import BifronsError
+from ..atomic_io import fresh_folder, told, whole_file
+from ..geneval.scoring import BadLine, Summary, intervals, results_row, score_row, summarize
+
+log = logging.getLogger(__name__)
+LEVEL = 0.95
+
+
+def score_file(
+    detections: Path | str, output: Path | str, not_seen: Sequence[Mapping[str, str]] = ()
+) -> Summary:
+    """Score a file of detections, one row (see `score_row`) a line, into the file `output` and summary.json.
+
+    detections: `.jsonl` or `.jsonl.gz`, read line by line. A line that can't be scored (no JSON, malformed,
+    a filename that an earlier line had) is logged as a warning, listed in the summary's `bad_lines` and in
+    summary.json, and scored as nothing; blank lines are passed over.
+    output: a name that ends in .jsonl, in a folder that may be new; gets the published form. It and the
+    summary.json beside it appear whole or not at all, and replace what had these names.
+    not_seen: {filename, reason} of what could not be looked at; told in the summary's `not_scored`.
+
+    Raises BifronsError when the file is missing, broken off or of another kind, or no line can be scored.
+    """
+    source, results = Path(detections), Path(output)
+    digest = results.with_name("summary.json")
+    if results.suffix != ".jsonl" or results.is_dir():
+        raise BifronsError(f"output {results} names no results file; accepted: a name that ends in .jsonl")
+    if source.resolve() in (results.resolve(), digest.resolve()):
+        raise BifronsError(f"{source} would be replaced by its own results; accepted: another output")
+    lines = _lines(source)
+    first = next(lines, None)  # opened before the folder is made: a wrong name leaves nothing behind
+    if first is None:
+        raise BifronsError(f"{source} is empty; accepted: one row of detections a line")
+    fresh_folder(results.parent)
+    bad: list[BadLine] = []
+    kept: list[dict[str, Any]] = []
+    filenames: dict[str, int] = {}
+    # Of the two, the one that was opened last is in place first.
+    with whole_file(digest) as digest_out, whole_file(results) as results_out:
+        for number, raw in _chain(first, lines):
+            try:
+                scored = _score_line(number, raw, filenames)
+            except BifronsError as error:
+                log.warning("%s line %d is not scored: %s", source, number, error)
+                bad.append(BadLine(number, str(error)))
+                continue
+            results_out.write((json.dumps(scored) + "\n").encode())
+            kept.append({key: scored[key] for key in ("tag", "correct", "metadata")})
+        if not kept:
+            raise BifronsError(f"{source}: no line could be scored; line {bad[0].line}: {bad[0].reason}")
+        summary = replace(summarize(kept), intervals=intervals(kept, LEVEL), bad_lines=tuple(bad))
+        content = summary_json(summary)
+        content["not_scored"] += [dict(item) for item in not_seen]
+        digest_out.write((json.dumps(content, indent=2) + "\n").encode())
+        with told(f"replace {digest}"):
+            digest.unlink(missing_ok=True)  # an old summary must never lie beside new results
+    return summary
+
+
+def summary_json(summary: Summary) -> dict[str, Any]:
+    """The summary as plain JSON values; scores and intervals are shares, 0 to 1."""
+    return {
+        "overall": summary.overall,
+        "overall_interval": list(summary.intervals.get("overall", ())),
+        "interval_level": LEVEL,
+        "correct_images": summary.correct_images,
+        "correct_prompts": summary.correct_prompts,
+        "images": summary.images,
+        "prompts": summary.prompts,
+        "kinds": {
+            tag: {
+                "score": kind.score,
+                "interval": list(summary.intervals.get(tag, ())),
+                "correct": kind.correct,
+                "images": kind.images,
+                "prompts": kind.prompts,
+            }
+            for tag, kind in summary.kinds.items()
+        },
+        "not_scored": [{"line": bad.line, "reason": bad.reason} for bad in summary.bad_lines],
+    }
+
+
+def _score_line(number: int, raw: bytes, filenames: dict[str, int]) -> dict[str, Any]:
+    try:
+        row = json.loads(raw)
+    except (ValueError, RecursionError) as error:
+        raise BifronsError(f"is not JSON: {error}") from error
+    verdict = score_row(row)
+    earlier = filenames.setdefault(row["filename"], number)
+    if earlier != number:
+        raise BifronsError(f"row {row['filename']!r}: 'filename' was scored on line {earlier} already")
+    return results_row(row, verdict)
+
+
+def _lines(source: Path) -> Iterator[tuple[int, bytes]]:
+    """Numbered lines that are not blank."""
+    if not source.name.endswith((".jsonl", ".jsonl.gz")):
+        raise BifronsError(f"{source} is of an unknown kind; accepted: .jsonl or .jsonl.gz")
+    number = 0
+    try:
+        with gzip.open(source, "rb") if source.suffix == ".gz" else source.open("rb") as stream:
+            for number, raw in enumerate(stream, 1):
+                if raw.strip():
+                    yield number, raw
+    except (OSError, EOFError, zlib.error) as error:
+        raise BifronsError(f"{source} can't be read after line {number}: {error}") from error
+
+
+def _chain(first: tuple[int, bytes], rest: Iterator[tuple[int, bytes]]) -> Iterator[tuple[int, bytes]]:
+    yield first
+    yield from rest

@@ -1,0 +1,102 @@
+"""The stages of an evaluation, each from files to files: generate, detect, score."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from ...blocks.checkpoints.hub import locate
+from ...blocks.device import resolve_device, resolve_dtype
+from ...blocks.errors import BifronsError, OptionError
+from ...janus.config import read_guidance
+from ..atomic_io import read_json
+from ..geneval.scoring import Summary
+from ..geneval.suites import Row, geneval, shapes
+from .detect import collect, pictures_of
+from .generate import generate
+from .import_images import Found, scan_again
+from .recipe import Recipe, model_fingerprint
+from .run_dir import RunDir, check_same, create_run, open_run
+from .score import score_file
+
+__all__ = ["generate", "is_import", "load_rows", "prepare", "score", "things_to_see"]
+
+
+def prepare(
+    run_dir: Path, given: Mapping[str, Any], device: str | None = None, prompts: Path | None = None
+) -> RunDir:
+    """Open a run folder, or make it; `given` holds the recipe's fields that were said.
+
+    In a new folder, what was not said is the recipe's default, but dtype is the device's own and
+    guidance_scale the model's. In one that exists it is what the run has, and what was said must agree.
+    prompts: a file for the suite `geneval`. Raises BifronsError, OptionError or CheckpointError.
+    """
+    unknown = set(given) - {field.name for field in fields(Recipe)}
+    if unknown:
+        raise OptionError(f"a recipe has no {', '.join(sorted(unknown))}")
+    if (run_dir / "run.json").is_file():
+        run = open_run(run_dir)
+        said = Recipe(**{**run.recipe.to_json(), **_resolved(given, device)})
+        if prompts is not None and load_rows(said, prompts) != list(run.rows):
+            raise BifronsError(f"{run_dir} is a run of other prompts than {prompts}; take another folder")
+        check_same(run, said, model_fingerprint(locate(said.model)))
+        return run
+    chosen = resolve_device(device)
+    dtype = str(resolve_dtype(given.get("dtype"), chosen)).removeprefix("torch.")
+    folder = locate(given.get("model", Recipe.model))
+    own = read_guidance(folder)
+    guidance = {} if own is None else {"guidance_scale": own}
+    recipe = Recipe(**{**guidance, **given, "dtype": dtype})
+    return create_run(run_dir, recipe, load_rows(recipe, prompts), model_fingerprint(folder))
+
+
+def _resolved(given: Mapping[str, Any], device: str | None) -> dict[str, Any]:
+    """What was said, with the type's name in full (bf16 is bfloat16)."""
+    if given.get("dtype") is None:
+        return dict(given)
+    dtype = resolve_dtype(given["dtype"], resolve_device(device))
+    return {**given, "dtype": str(dtype).removeprefix("torch.")}
+
+
+def load_rows(recipe: Recipe, prompts: Path | None = None) -> list[Row]:
+    """The suite's rows. Raises OptionError where a file of prompts is named for a suite that has none."""
+    if recipe.suite == "geneval":
+        return geneval(prompts)
+    if prompts is not None:
+        raise OptionError("a file of prompts is for the suite 'geneval'; 'shapes' makes its own")
+    return shapes(recipe.suite_seed)
+
+
+def is_import(run_dir: Path) -> bool:
+    """Whether the run folder holds an import. Raises BifronsError where it is no run folder at all."""
+    path = run_dir / "run.json"
+    if not path.is_file():
+        raise BifronsError(f"{run_dir} is no run folder; accepted: one of `bifrons eval run` or `import`")
+    content = read_json(path)
+    return isinstance(content, dict) and content.get("kind") == "import"
+
+
+def things_to_see(run_dir: Path) -> Found:
+    """The pictures of a run or of an import, and what of an import can't be used."""
+    return scan_again(run_dir) if is_import(run_dir) else Found(pictures_of(open_run(run_dir)))
+
+
+def score(run_dir: Path, found: Found | None = None) -> tuple[Summary, list[dict[str, str]]]:
+    """Gather a run's detections and score them: detections.jsonl, results.jsonl and summary.json.
+
+    Also returns {filename, reason} for all that was not seen. `found`: from `things_to_see`, if at hand.
+    Raises BifronsError where a picture has not been looked at, or there is none.
+    """
+    found = found or things_to_see(run_dir)
+    if not found.pictures:
+        raise BifronsError(f"{run_dir}: there is no picture that could be scored{_reasons(found.problems)}")
+    unreadable = [{"filename": name, "reason": why} for name, why in collect(run_dir, found.pictures).items()]
+    problems = [*found.problems, *unreadable]
+    if len(unreadable) == len(found.pictures):
+        raise BifronsError(f"{run_dir}: no picture could be read{_reasons(problems)}")
+    return score_file(run_dir / "detections.jsonl", run_dir / "results.jsonl", problems), problems
+
+
+def _reasons(problems: Sequence[Mapping[str, str]]) -> str:
+    told = "; ".join(f"{item['filename']}: {item['reason']}" for item in problems[:3])
+    return f" ({told}{'; ...' if len(problems) > 3 else ''})" if told else ""

@@ -1,0 +1,140 @@
+"""Painting: prompts to image tokens to pictures.
+
+N pictures, L prompt tokens, T image tokens of a picture, D decoder width.
+"""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ..blocks.engine.generate import Task, captures, check_context, generate, generate_all
+from ..blocks.engine.graph_generation import bucket_below, slots_for, store_of
+from ..blocks.engine.sampling import Choosing, Voice, paired
+from ..blocks.engine.sampling_params import guide
+from ..blocks.memory import rows_that_fit
+from ..blocks.placement.memory_budget import batch_that_fits, spread_batch
+from ..tokenizers.vq.model import to_uint8
+from .model import JanusModel
+from .options import PaintOptions
+from .variants import painting_work, vq_activations
+
+Callback = Callable[[int, int, Tensor], None]
+
+
+def _home(model: JanusModel) -> torch.device:
+    """Where ids, codes and pixels go; an `OptionError` where what paints was not loaded."""
+    _ = model.gen_embed.weight
+    return model.decoder.device
+
+
+def paint_task(
+    model: JanusModel,
+    cond: Sequence[Tensor],
+    uncond: Sequence[Tensor] | None,
+    options: PaintOptions,
+    seeds: Sequence[int],
+) -> Task:
+    """The generation of N pictures' image tokens.
+
+    `cond` and `uncond` are prompt ids `[L]` per picture; None for `uncond` computes without guidance.
+    """
+    device = _home(model)
+    return Task(
+        rows=[model.embed_text(ids.to(device)) for ids in paired(cond, uncond)],
+        voice=Voice(model.embed_codes, model.image_logits),
+        choosing=Choosing(options.sampling, None if uncond is None else options.guidance_scale),
+        seeds=seeds,
+        max_new_tokens=model.config.num_codes,
+    )
+
+
+@torch.no_grad()
+def paint(
+    model: JanusModel,
+    cond: Sequence[Tensor],
+    uncond: Sequence[Tensor] | None,
+    options: PaintOptions,
+    seeds: Sequence[int],
+    callback: Callback | None = None,
+) -> Tensor:
+    """Codes `[N, T]`, computed in batches that fit in memory; a picture does not depend on the split.
+
+    `callback(step, total, codes)` is called after every step of a batch with the codes of that batch so
+    far, `[n, step]`; an exception from it stops the work.
+    """
+    total = model.config.num_codes
+    longest = max(len(ids) for ids in [*cond, *(uncond or ())])
+    check_context(longest, total, model.config.decoder.max_positions)
+    size = _batch(model, uncond is not None, longest)
+    done = []
+    for start in range(0, len(cond), size):
+        batch = slice(start, start + size)
+        task = paint_task(model, cond[batch], uncond and uncond[batch], options, seeds[batch])
+        if callback is None:
+            done.append(generate_all(model.decoder, task))
+            continue
+        steps = []
+        for tokens in generate(model.decoder, task):
+            steps.append(tokens)
+            callback(len(steps), total, torch.stack(steps, dim=1).cpu())
+        done.append(torch.stack(steps, dim=1).cpu())
+    return torch.cat(done)
+
+
+def _batch(model: JanusModel, guided: bool, longest: int) -> int:
+    """How many pictures to compute at once."""
+    decoder, total, device = model.decoder, model.config.num_codes, _home(model)
+    if decoder.layout is not None:
+        return spread_batch(painting_work(model.config, guided, longest), decoder.layout, decoder.dtype)
+    if not captures(decoder, Voice(model.embed_codes, model.image_logits)):
+        return batch_that_fits(painting_work(model.config, guided, longest), device, decoder.dtype)
+    # A captured batch is as large as its station, and what is kept of stations makes room for it.
+    work = painting_work(model.config, guided, slots_for(longest + total) - total)
+    kept = store_of(decoder).bytes
+    return bucket_below(batch_that_fits(work, device, decoder.dtype, kept))
+
+
+@torch.no_grad()
+def decode(model: JanusModel, codes_NT: Tensor) -> list[Image.Image]:
+    """Codes `[N, T]` -> pictures, one or a few at a time: the decoder's activations are large."""
+    device, dtype = _home(model), model.decoder.dtype
+    size = model.gen_vision_model.at_once(model.config.grid)
+    if size > 1:
+        size = min(size, rows_that_fit(vq_activations(model.config) * dtype.itemsize, device))
+    pictures = []
+    for codes in codes_NT.to(device).split(size):
+        pictures += map(Image.fromarray, to_uint8(model.decode_codes(codes)).cpu().numpy())
+    return pictures
+
+
+@torch.no_grad()
+def first_image_logits(
+    model: JanusModel, cond: Tensor, uncond: Tensor | None, guidance_scale: float
+) -> Tensor:
+    """Guided logits of the first image token, float32 `[C]`."""
+    device = _home(model)
+    rows = [cond] if uncond is None else [cond, uncond]
+    hidden = [model.decoder(model.embed_text(ids.to(device))[None])[0, -1] for ids in rows]
+    logits = model.image_logits(torch.stack(hidden)).float()
+    return (logits[0] if uncond is None else guide(logits[0], logits[1], guidance_scale)).cpu()
+
+
+@torch.no_grad()
+def score_codes(model: JanusModel, cond: Tensor, codes_T: Tensor) -> Tensor:
+    """Log-probability of each image token after the prompt, without guidance, float32 `[T]`."""
+    device = _home(model)
+    codes = codes_T.to(device)
+    check_context(len(cond), len(codes), model.config.decoder.max_positions)
+    inputs = torch.cat((model.embed_text(cond.to(device)), model.embed_codes(codes[:-1])))
+    hidden = model.decoder(inputs[None])[0, len(cond) - 1 :]
+    scores = model.image_logits(hidden).float().log_softmax(-1)
+    return scores.gather(1, codes[:, None])[:, 0].cpu()
+
+
+@torch.no_grad()
+def encode(model: JanusModel, pixels_3SS: Tensor) -> Tensor:
+    """Pixels in -1..1 -> codes, int64 `[T]`."""
+    pixels = pixels_3SS[None].to(_home(model), model.decoder.dtype)
+    return model.gen_vision_model.encode(pixels)[0].cpu()

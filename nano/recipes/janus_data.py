@@ -1,0 +1,43 @@
+"""Recipe 0: the text tokenizer and the training examples of `janus-nano`, made on the CPU.
+
+`python -m bifrons.nano.recipes.janus_data --help`. Takes some ten minutes of one core; more cores share it.
+"""
+
+import argparse
+import os
+from functools import partial
+from pathlib import Path
+
+from .datasets import SHARD, build, paint_shard, question_shard, save_examples
+from .janus_format import PaintEncoder, TurnEncoder, write_folder
+
+PAINT_WIDTH, READ_WIDTH = 32, 240
+"""Tokens of the longest painting prompt and of the longest conversation."""
+EXAMPLES = "examples.npz"
+
+
+def make_examples(folder: Path, sentences: int, conversations: int, seed: int, workers: int) -> None:
+    """Write the folder's JSON files and `examples.npz`."""
+    write_folder(folder)
+    paint = partial(paint_shard, encode=PaintEncoder(folder), width=PAINT_WIDTH)
+    read = partial(question_shard, encode_turns=TurnEncoder(folder), width=READ_WIDTH)
+    save_examples(
+        folder / EXAMPLES,
+        paint=build(paint, max(1, sentences // SHARD), seed, workers),
+        read=build(read, max(1, conversations // SHARD), seed + 5000, workers),
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Make janus-nano's text tokenizer and training examples.")
+    parser.add_argument("--folder", type=Path, default=Path("runs/janus-nano"))
+    parser.add_argument("--sentences", type=int, default=300_000)
+    parser.add_argument("--conversations", type=int, default=200_000)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
+    args = parser.parse_args()
+    make_examples(args.folder, args.sentences, args.conversations, args.seed, args.workers)
+
+
+if __name__ == "__main__":
+    main()

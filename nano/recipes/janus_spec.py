@@ -1,0 +1,136 @@
+"""What `janus-nano` is: its sizes, in the official schema with the two extensions for small models."""
+
+from typing import Any
+
+from ...blocks.model.siglip import SiglipConfig
+from ...tokenizers.vq.model import VQConfig
+
+SIDE = 128
+"""Side of its pictures in pixels."""
+
+SPECIAL_TOKENS = (
+    "<｜begin▁of▁sentence｜>",
+    "<｜end▁of▁sentence｜>",
+    "<｜▁pad▁｜>",
+    "<begin_of_image>",
+    "<end_of_image>",
+    "<image_placeholder>",
+    "<|User|>",
+    "<|Assistant|>",
+)
+"""Of Janus-Pro's tokenizer; ids follow the learned vocabulary."""
+
+HIDDEN, VISION_WIDTH, CODEBOOK, CODE_DIM = 384, 192, 2048, 8
+
+
+GUIDANCE_SCALE = 2.5
+"""What it paints best with: at Janus-Pro's 5 it overdoes what the prompt says and leaves its world."""
+
+
+def vq_config() -> VQConfig:
+    """Its image tokenizer: 8 pixels a code, so 256 codes a picture."""
+    return VQConfig(CODEBOOK, CODE_DIM, ch=32, ch_mult=(1, 1, 2, 4), z_channels=64, num_res_blocks=1)
+
+
+def tower_config() -> SiglipConfig:
+    return SiglipConfig(image_size=SIDE, patch_size=16, width=VISION_WIDTH, layers=4, heads=3, mlp_ratio=4)
+
+
+def janus_config(vocab_size: int) -> dict[str, Any]:
+    """`config.json` of janus-nano."""
+
+    vq, tower = vq_config(), tower_config()
+
+    def projector(kind: str, width: int) -> dict[str, Any]:
+        params = {"depth": 2, "input_dim": width, "n_embed": HIDDEN, "projector_type": "mlp_gelu"}
+        return {"cls": "MlpProjector", "model_type": kind, "params": params}
+
+    return {
+        "architectures": ["MultiModalityCausalLM"],
+        "model_type": "multi_modality",
+        "torch_dtype": "bfloat16",
+        "aligner_config": projector("aligner", VISION_WIDTH),
+        "gen_aligner_config": projector("gen_aligner", CODE_DIM),
+        "gen_head_config": {
+            "cls": "vision_head",
+            "model_type": "gen_head",
+            "params": {"image_token_embed": HIDDEN, "image_token_size": CODEBOOK, "n_embed": HIDDEN},
+        },
+        "gen_vision_config": {
+            "cls": "VQ-16",
+            "model_type": "gen_vision",
+            "params": {
+                "image_token_size": CODEBOOK,
+                "n_embed": CODE_DIM,
+                "ch": vq.ch,
+                "ch_mult": list(vq.ch_mult),
+                "z_channels": vq.z_channels,
+                "num_res_blocks": vq.num_res_blocks,
+            },
+        },
+        "language_config": {
+            "hidden_size": HIDDEN,
+            "intermediate_size": 832,
+            "max_position_embeddings": 2048,
+            "model_type": "llama",
+            "num_attention_heads": 6,
+            "num_hidden_layers": 8,
+            "num_key_value_heads": 6,
+            "torch_dtype": "bfloat16",
+            "vocab_size": vocab_size,
+        },
+        "vision_config": {
+            "cls": "CLIPVisionTower",
+            "model_type": "vision",
+            "params": {
+                "image_size": SIDE,
+                "model_name": "siglip_nano_patch16_128",
+                "select_feature": "same",
+                "select_layer": -1,
+                "width": tower.width,
+                "layers": tower.layers,
+                "heads": tower.heads,
+                "patch_size": tower.patch_size,
+                "mlp_ratio": tower.mlp_ratio,
+            },
+        },
+    }
+
+
+def processor_configs() -> dict[str, dict[str, Any]]:
+    """The other JSON files of a Janus folder, by name."""
+    bos, eos, pad = SPECIAL_TOKENS[:3]
+    return {
+        "generation_config.json": {"guidance_scale": GUIDANCE_SCALE},
+        "processor_config.json": {
+            "add_special_token": False,
+            "ignore_id": -100,
+            "image_tag": "<image_placeholder>",
+            "mask_prompt": True,
+            "num_image_tokens": (SIDE // 16) ** 2,
+            "processor_class": "VLChatProcessor",
+            "sft_format": "deepseek",
+        },
+        "preprocessor_config.json": {
+            "background_color": [127, 127, 127],
+            "do_normalize": True,
+            "image_mean": [0.5, 0.5, 0.5],
+            "image_processor_type": "VLMImageProcessor",
+            "image_size": SIDE,
+            "image_std": [0.5, 0.5, 0.5],
+            "min_size": 14,
+            "processor_class": "VLChatProcessor",
+            "rescale_factor": 0.00392156862745098,
+        },
+        "special_tokens_map.json": {"bos_token": bos, "eos_token": eos, "pad_token": pad},
+        "tokenizer_config.json": {
+            "add_bos_token": True,
+            "bos_token": bos,
+            "clean_up_tokenization_spaces": False,
+            "eos_token": eos,
+            "model_max_length": 2048,
+            "pad_token": pad,
+            "tokenizer_class": "LlamaTokenizer",
+            "unk_token": None,
+        },
+    }

@@ -1,0 +1,132 @@
+"""What `vl2-nano` is: its sizes, in the official schema with the extension for small towers."""
+
+from typing import Any
+
+from ...blocks.model.siglip import SiglipConfig
+from ...vl2.tiles import candidate_resolutions
+from .janus_spec import SPECIAL_TOKENS as JANUS_TOKENS
+
+TILE, TILES = 64, 2
+"""Side of a tile in pixels, and local tiles along a side of the world's pictures."""
+
+SPECIAL_TOKENS = (
+    *JANUS_TOKENS[:3],
+    "<image>",
+    "<|ref|>",
+    "<|/ref|>",
+    "<|det|>",
+    "<|/det|>",
+    "<|grounding|>",
+    "<|User|>",
+    "<|Assistant|>",
+)
+"""Of DeepSeek-VL2's tokenizer and processor; ids follow the learned vocabulary."""
+
+HIDDEN, VISION_WIDTH = 256, 128
+_MAX_TILES = 4
+_MAX_POSITIONS = 2048
+
+
+def tower_config() -> SiglipConfig:
+    return SiglipConfig(
+        image_size=TILE, patch_size=8, width=VISION_WIDTH, layers=4, heads=4, mlp_ratio=4.0, gelu_tanh=True
+    )
+
+
+def _candidates() -> list[list[int]]:
+    return [list(size) for size in candidate_resolutions(_MAX_TILES, TILE)]
+
+
+def vl2_config(vocab_size: int) -> dict[str, Any]:
+    """`config.json` of vl2-nano."""
+    tower = tower_config()
+    return {
+        "architectures": ["DeepseekVLV2ForCausalLM"],
+        "model_type": "deepseek_vl_v2",
+        "torch_dtype": "bfloat16",
+        "tile_tag": "2D",
+        "global_view_pos": "head",
+        "candidate_resolutions": _candidates(),
+        "vision_config": {
+            "model_type": "vision",
+            "model_name": "siglip_nano_patch8_64",
+            "image_size": tower.image_size,
+            "patch_size": tower.patch_size,
+            "width": tower.width,
+            "layers": tower.layers,
+            "heads": tower.heads,
+            "mlp_ratio": tower.mlp_ratio,
+        },
+        "projector_config": {
+            "model_type": "mlp_projector",
+            "projector_type": "downsample_mlp_gelu",
+            "depth": 2,
+            "downsample_ratio": 2,
+            "mlp_ratio": 1,
+            "input_dim": VISION_WIDTH,
+            "n_embed": HIDDEN,
+        },
+        "language_config": {
+            "bos_token_id": vocab_size - len(SPECIAL_TOKENS),
+            "eos_token_id": vocab_size - len(SPECIAL_TOKENS) + 1,
+            "first_k_dense_replace": 1,
+            "hidden_size": HIDDEN,
+            "intermediate_size": 512,
+            "kv_lora_rank": 64,
+            "max_position_embeddings": _MAX_POSITIONS,
+            "model_type": "deepseek_v2",
+            "moe_intermediate_size": 160,
+            "n_group": 1,
+            "n_routed_experts": 8,
+            "n_shared_experts": 1,
+            "num_attention_heads": 4,
+            "num_experts_per_tok": 2,
+            "num_hidden_layers": 6,
+            "num_key_value_heads": 4,
+            "q_lora_rank": None,
+            "qk_nope_head_dim": 48,
+            "qk_rope_head_dim": 16,
+            "scoring_func": "softmax",
+            "topk_group": 1,
+            "topk_method": "greedy",
+            "norm_topk_prob": False,
+            "torch_dtype": "bfloat16",
+            "use_mla": True,
+            "v_head_dim": 48,
+            "vocab_size": vocab_size,
+        },
+    }
+
+
+def processor_configs() -> dict[str, dict[str, Any]]:
+    """The other JSON files of a DeepSeek-VL2 folder, by name."""
+    bos, eos, pad = SPECIAL_TOKENS[:3]
+    return {
+        "processor_config.json": {
+            "add_special_token": False,
+            "candidate_resolutions": _candidates(),
+            "downsample_ratio": 2,
+            "ignore_id": -100,
+            "image_mean": [0.5, 0.5, 0.5],
+            "image_std": [0.5, 0.5, 0.5],
+            "image_token": "<image>",
+            "mask_prompt": False,
+            "normalize": True,
+            "pad_token": pad,
+            "patch_size": tower_config().patch_size,
+            "processor_class": "DeepseekVLV2Processor",
+            "sft_format": "deepseek",
+        },
+        "special_tokens_map.json": {"bos_token": bos, "eos_token": eos, "pad_token": pad},
+        "tokenizer_config.json": {
+            "add_bos_token": True,
+            "add_eos_token": False,
+            "bos_token": bos,
+            "clean_up_tokenization_spaces": False,
+            "eos_token": eos,
+            "model_max_length": _MAX_POSITIONS,
+            "pad_token": pad,
+            "tokenizer_class": "LlamaTokenizerFast",
+            "unk_token": None,
+        },
+    }

@@ -1,0 +1,124 @@
+"""The renderer: scenes to pictures, batched, in tensor operations that run alike on every device.
+
+Shape suffixes: B pictures, K places for things, H height, W width; 3 is red, green, blue.
+"""
+
+from collections.abc import Sequence
+from functools import lru_cache
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+
+from ...blocks.errors import OptionError
+from .scene import COLORS, MAX_THINGS, Scene
+from .shapes import HALF_SPAN, SHAPES, TEXELS, distance_atlas
+
+_SHAPE_INDEX = {name: i for i, name in enumerate(SHAPES)}
+
+
+@lru_cache(maxsize=8)
+def _atlas(device: str) -> Tensor:
+    return torch.from_numpy(distance_atlas()).to(device)
+
+
+def pack(scenes: Sequence[Scene]) -> dict[str, Tensor]:
+    """Scenes as tensors, for storing and for `render_packed`.
+
+    Returns `shape` int8 [B, K] (index into SHAPES), `place` float32 [B, K, 3] (x, y, size; size 0 where there
+    is no thing), `color` uint8 [B, K, 3], `background` uint8 [B, 3] and `aspect` float32 [], K = MAX_THINGS.
+    All but `aspect` may be indexed along B. Raises OptionError if the scenes don't share one aspect.
+    """
+    if not scenes:
+        raise OptionError("no scenes to pack; give at least one")
+    if len({scene.aspect for scene in scenes}) > 1:
+        raise OptionError("the scenes of one batch must share one aspect")
+    count = len(scenes)
+    shape = np.zeros((count, MAX_THINGS), dtype=np.int8)
+    place = np.zeros((count, MAX_THINGS, 3), dtype=np.float32)
+    color = np.zeros((count, MAX_THINGS, 3), dtype=np.uint8)
+    for b, scene in enumerate(scenes):
+        if len(scene.things) > MAX_THINGS:
+            raise OptionError(f"a scene holds at most {MAX_THINGS} things, not {len(scene.things)}")
+        for k, thing in enumerate(scene.things):
+            shape[b, k] = _SHAPE_INDEX[thing.shape]
+            place[b, k] = thing.x, thing.y, thing.size
+            color[b, k] = COLORS[thing.color]
+    return {
+        "shape": torch.from_numpy(shape),
+        "place": torch.from_numpy(place),
+        "color": torch.from_numpy(color),
+        "background": torch.tensor([scene.background for scene in scenes], dtype=torch.uint8),
+        "aspect": torch.tensor(scenes[0].aspect, dtype=torch.float32),
+    }
+
+
+def pixel_size(size: int, aspect: float) -> tuple[int, int]:
+    """(height, width) in pixels of a picture whose shorter side is `size`."""
+    if size < 1:
+        raise OptionError(f"size must be at least 1 pixel, not {size}")
+    if aspect >= 1:
+        return size, round(size * aspect)
+    return round(size / aspect), size
+
+
+def _texture_axis(pixels: int, size: int, centre_B: Tensor, scale_B: Tensor) -> Tensor:
+    """Where the pixel centres of one axis fall in a shape's texture, in texels: [B, pixels]."""
+    at = (torch.arange(pixels, device=centre_B.device, dtype=torch.float32) + 0.5) / size
+    local = (at[None] - centre_B[:, None]) / scale_B[:, None]
+    # Beyond the texture its border texel stands in: that is already more than half a pixel outside.
+    return ((local / HALF_SPAN + 1) * (TEXELS / 2)).clamp(0.5, TEXELS - 0.5)
+
+
+def coverage(shape_B: Tensor, place_B3: Tensor, height: int, width: int, size: int) -> Tensor:
+    """How much of each pixel one shape covers: float32 [B, H, W] in [0, 1].
+
+    `shape_B` integer indices into SHAPES; `place_B3` float32 (x, y, size) in units of `size` pixels; size 0
+    covers nothing. The signed distance to the outline, in pixels, is turned into coverage by a ramp one pixel
+    wide, centred on the outline.
+    """
+    batch = len(shape_B)
+    atlas = _atlas(str(place_B3.device))
+    present_B = place_B3[:, 2] > 0
+    scale_B = torch.where(present_B, place_B3[:, 2], 1.0)
+    tx_BW = _texture_axis(width, size, place_B3[:, 0], scale_B)
+    ty_BH = _texture_axis(height, size, place_B3[:, 1], scale_B) + shape_B.float()[:, None] * TEXELS
+    grid_BHW2 = torch.stack(
+        (
+            (tx_BW * (2 / TEXELS) - 1)[:, None, :].expand(batch, height, width),
+            (ty_BH * (2 / (len(SHAPES) * TEXELS)) - 1)[:, :, None].expand(batch, height, width),
+        ),
+        dim=-1,
+    )
+    field = F.grid_sample(
+        atlas.expand(batch, 1, *atlas.shape), grid_BHW2, padding_mode="border", align_corners=False
+    )
+    covered_BHW = (0.5 - field[:, 0] * (scale_B * size)[:, None, None]).clamp(0, 1)
+    return covered_BHW * present_B[:, None, None]
+
+
+@torch.no_grad()
+def render_packed(packed: dict[str, Tensor], size: int, device: str | torch.device) -> Tensor:
+    """Packed scenes (see `pack`) as pictures: uint8 [B, 3, H, W] on `device`; `size` is the shorter side."""
+    height, width = pixel_size(size, float(packed["aspect"]))
+    shape_BK = packed["shape"].to(device).long()
+    place_BK3 = packed["place"].to(device)
+    color_BK3 = packed["color"].to(device).float()
+    background_B3 = packed["background"].to(device).float()
+    canvas_B3HW = background_B3[:, :, None, None].expand(-1, -1, height, width).contiguous()
+    for k in range(shape_BK.shape[1]):
+        covered = coverage(shape_BK[:, k], place_BK3[:, k], height, width, size)
+        canvas_B3HW += covered[:, None] * (color_BK3[:, k, :, None, None] - canvas_B3HW)
+    return (canvas_B3HW + 0.5).clamp_(0, 255).to(torch.uint8)
+
+
+def render(scenes: Sequence[Scene], size: int = 128, device: str | torch.device = "cpu") -> Tensor:
+    """Scenes of one aspect as pictures: uint8 [B, 3, H, W] on `device`; `size` is the shorter side."""
+    return render_packed(pack(scenes), size, device)
+
+
+def to_pil(scene: Scene, size: int = 128) -> Image.Image:
+    """One scene as a PIL picture; `size` is the shorter side in pixels."""
+    return Image.fromarray(render([scene], size)[0].permute(1, 2, 0).contiguous().numpy())

@@ -1,0 +1,218 @@
+"""The page in a real browser: paint, watch it sharpen, ask, find, stop midway, a bad upload."""
+
+import asyncio
+import os
+import re
+import shutil
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from bifrons.apps.demo.app import Page
+from bifrons.apps.demo.models import Served, embedded_models, load_models
+from bifrons.apps.png import read_settings
+from bifrons.nano.world.renderer import to_pil
+from bifrons.nano.world.scene import Scene, Thing
+from playwright.sync_api import Page as Tab
+from playwright.sync_api import expect, sync_playwright
+
+CHROMIUM = shutil.which("chromium")
+FLAGS = [
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+SCENE = Scene((Thing("star", "red", 0.3, 0.3, 0.3), Thing("star", "blue", 0.7, 0.6, 0.25)), (235, 230, 220))
+SLOW = 60_000  # ms; how long a busy machine may take for anything
+
+pytestmark = [
+    pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed (apt-get install chromium)"),
+    pytest.mark.filterwarnings(r"ignore:::gradio\.queueing"),  # its use of pandas
+]
+
+
+@pytest.fixture(scope="module")
+def models() -> Iterator[list[Served]]:
+    """Both embedded models."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # threads of torch that wait for each other starve the browser
+    yield load_models(embedded_models(), "cpu")
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def served(models, tmp_path_factory) -> Iterator[tuple[Page, str]]:
+    """The page and its address."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+
+    async def start() -> tuple[Page, str]:  # see `make_page` in test_demo.py
+        page = Page(models, tmp_path_factory.mktemp("pictures"))
+        return page, page.launch("127.0.0.1", port)
+
+    page, address = asyncio.run(start())
+    yield page, address
+    page.blocks.close(verbose=False)
+
+
+@pytest.fixture(scope="module")
+def tab(served) -> Iterator[Tab]:
+    """A tab of the browser; nothing but the server may be asked for anything."""
+    _, address = served
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        tab = browser.new_page(viewport={"width": 1280, "height": 900})
+        elsewhere: list[str] = []
+        tab.on("request", lambda request: elsewhere.append(request.url))
+        tab.set_default_timeout(SLOW)
+        expect.set_options(timeout=SLOW)
+        tab.goto(address)
+        yield tab
+        browser.close()
+    assert [url for url in elsewhere if not url.startswith((address, "data:", "blob:"))] == []
+
+
+def shoot(tab: Tab, name: str) -> None:
+    """Keep a screenshot where BIFRONS_SCREENSHOTS names a folder for them."""
+    if folder := os.environ.get("BIFRONS_SCREENSHOTS"):
+        tab.screenshot(path=Path(folder) / f"{name}.png", full_page=True)
+
+
+def sources(tab: Tab) -> list[str]:
+    return tab.eval_on_selector_all("#gallery img", "images => images.map(image => image.src)")
+
+
+def ask(tab: Tab, question: str) -> None:
+    """Type as a person does: once more where the page, on a busy machine, has put its own text back since."""
+    box = tab.locator("#question textarea")
+    for _ in range(5):
+        box.fill(question)
+        tab.wait_for_timeout(500)
+        if box.input_value() == question:
+            break
+    expect(box).to_have_value(question)
+    tab.keyboard.press("Enter")
+
+
+def test_paint_watch_and_ask(tab, tmp_path):
+    expect(tab.get_by_text("embedded demonstration model").first).to_be_visible()
+    tab.fill("#prompt textarea", "a photo of a red star and a blue circle")
+    tab.fill("#count input[type=number]", "2")
+    tab.fill("#seed input", "9")
+    tab.click("#paint")
+    expect(tab.locator("#paint-status")).to_contain_text("left")
+    looks = []
+    while "painted" not in tab.inner_text("#paint-status"):
+        now = sources(tab)
+        if now and now not in looks:
+            looks.append(now)
+        if len(looks) == 6:
+            shoot(tab, "painting")
+        tab.wait_for_timeout(100)
+    assert len(looks) >= 3  # it could be watched
+    expect(tab.locator("#details")).to_contain_text("Picture 1 of 2: seed 9")
+    expect(tab.locator("#gallery")).to_contain_text("seed 10")
+
+    tab.locator("#gallery .thumbnail-item").nth(1).click()
+    expect(tab.locator("#details")).to_contain_text("Picture 2 of 2: seed 10")
+    tab.keyboard.press("Escape")
+    with tab.expect_download() as download:
+        tab.click("#download")
+    download.value.save_as(tmp_path / "downloaded.png")
+    assert read_settings(tmp_path / "downloaded.png")["seed"] == "10"
+    tab.click("#use-seed")
+    expect(tab.locator("#seed input")).to_have_value("10")
+    shoot(tab, "painted")
+
+    tab.click("#ask-about")
+    expect(tab.locator("#question .thumbnail-item")).to_have_count(1)  # it puts the question's text back, too
+    ask(tab, "What color is the star?")
+    expect(tab.locator("#ask-status")).to_contain_text("janus-nano answered")
+    expect(tab.locator("#chat .bot").last).to_contain_text(re.compile(r"\w"))
+    expect(tab.locator("#chat .user img").first).to_be_visible()
+    shoot(tab, "asked")
+
+
+def test_a_bad_upload_is_told_where_one_looks(tab, served, tmp_path):
+    tab.goto(served[1])
+    (tmp_path / "notes.png").write_text("this is no picture")
+    tab.get_by_role("tab", name="Ask").click()
+    tab.set_input_files("#question input[type=file]", tmp_path / "notes.png")
+    expect(tab.locator("#question .thumbnail-item")).to_have_count(1)
+    ask(tab, "What color is it?")
+    alert = tab.locator("#ask-status [role=alert]")
+    expect(alert).to_contain_text("'notes.png' is not a picture")
+    expect(tab.locator("#question textarea")).to_have_value("What color is it?")
+    expect(tab.locator("#question .thumbnail-item")).to_have_count(0)
+
+
+def test_find(tab, served, tmp_path):
+    tab.goto(served[1])
+    to_pil(SCENE, 128).save(tmp_path / "picture.png")
+    (tmp_path / "notes.png").write_text("this is no picture")
+    tab.get_by_role("tab", name="Find").click()
+    tab.set_input_files("#find-picture input[type=file]", tmp_path / "notes.png")
+    expect(tab.locator("#find-status [role=alert]")).to_contain_text("'notes.png' is not a picture")
+    tab.set_input_files("#find-picture input[type=file]", tmp_path / "picture.png")
+    expect(tab.locator("#find-status")).to_contain_text("say what to find")
+    tab.fill("#phrase input, #phrase textarea", "the red star")
+    tab.click("#find")
+    expect(tab.locator("#find-status")).to_contain_text("in one place")
+    expect(tab.locator("#found img")).to_be_visible()
+    expect(tab.locator("#boxes")).to_contain_text("the red star")
+    shoot(tab, "found")
+
+
+def test_stop_midway_ends_the_work(tab, served, models, monkeypatch):
+    steps = []
+    generate = models[0].pipe.generate
+
+    def counted(*given, callback, **settings):
+        def count(step, total, codes):
+            steps.append((step, total))
+            callback(step, total, codes)
+
+        return generate(*given, callback=count, **settings)
+
+    monkeypatch.setattr(models[0].pipe, "generate", counted)
+    tab.goto(served[1])
+    tab.get_by_role("tab", name="Create").click()
+    tab.fill("#prompt textarea", "a photo of two stars")
+    tab.fill("#count input[type=number]", "8")
+    tab.click("#paint")
+    expect(tab.locator("#paint-status")).to_contain_text("Painting:")
+    tab.click("#stop-painting")
+    expect(tab.locator("#paint-status")).to_contain_text("Stopped")
+    expect(tab.locator("#paint")).to_be_enabled()
+    assert len(served[0].jobs) == 0
+    assert steps[-1][0] < steps[-1][1]
+
+
+def test_leaving_ends_the_work(tab, served):
+    tab.goto(served[1])
+    tab.fill("#prompt textarea", "a photo of two stars")
+    tab.click("#paint")
+    expect(tab.locator("#paint-status")).to_contain_text("Painting:")
+    (job,) = served[0].jobs._running.values()
+    tab.goto("about:blank")
+    job._thread.join(SLOW / 1000)
+    assert not job.running
+    assert job.result is None
+
+
+def test_a_phone_needs_no_sideways_scrolling(tab, served):
+    tab.set_viewport_size({"width": 390, "height": 844})
+    tab.goto(served[1])
+    for name, part in (("Create", "#paint"), ("Ask", "#question"), ("Find", "#find")):
+        tab.get_by_role("tab", name=name).click()
+        expect(tab.locator(part)).to_be_visible()
+        assert tab.evaluate("document.documentElement.scrollWidth") <= 390
+        shoot(tab, f"phone-{name.lower()}")

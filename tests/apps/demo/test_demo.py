@@ -1,0 +1,282 @@
+"""The page's handlers without a browser, on the small random checkpoints of both families."""
+
+import asyncio
+import socket
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from bifrons.apps.demo.app import Page
+from bifrons.apps.demo.components import failure, in_line, seconds, told
+from bifrons.apps.demo.create_tab import MAX_PICTURES
+from bifrons.apps.demo.jobs import Waiting
+from bifrons.apps.demo.models import Served, by_name, embedded_models, load_models
+from bifrons.apps.png import read_settings
+from bifrons.blocks.chat.image_io import open_picture
+from bifrons.blocks.chat.text_generation import AnswerOptions
+from bifrons.blocks.errors import OptionError
+from bifrons.janus.options import PaintOptions
+from PIL import Image
+
+DATA = Path(__file__).parent.parent.parent / "data"
+BOX = "<|ref|>the star<|/ref|><|det|>[[100, 100, 500, 500], [0, 0, 99, 99]]<|/det|>"
+ME = SimpleNamespace(session_hash="me")
+
+
+@pytest.fixture(scope="module")
+def models() -> list[Served]:
+    return load_models([str(DATA / "janus-mini"), str(DATA / "vl2-mini-mla")], "cpu")
+
+
+def make_page(models: list[Served], folder: Path) -> Page:
+    """Within a running event loop: where there is none, Gradio opens several and never closes them."""
+
+    async def make() -> Page:
+        return Page(models, folder)
+
+    return asyncio.run(make())
+
+
+@pytest.fixture
+def page(models, tmp_path) -> Page:
+    return make_page(models, tmp_path)
+
+
+@pytest.fixture
+def star(tmp_path) -> str:
+    path = tmp_path / "star.png"
+    Image.new("RGB", (200, 100), (250, 20, 20)).save(path)
+    return str(path)
+
+
+@pytest.fixture
+def no_picture(tmp_path) -> str:
+    path = tmp_path / "notes.png"
+    path.write_text("this is no picture")
+    return str(path)
+
+
+def paint(page, prompt="b", count=2, seed=7, guidance=2.0, temperature=1.0, model="janus-mini", before=()):
+    return page.create.paint(model, prompt, count, seed, guidance, temperature, list(before), ME)
+
+
+def ask(page, text, files=(), talk=None, tokens=8, model="janus-mini"):
+    return page.ask.answer(model, {"text": text, "files": list(files)}, talk, 0.0, tokens, None, ME)
+
+
+def test_a_page_offers_what_its_models_can_do(models, tmp_path):
+    janus, vl2 = models
+    both, reads, paints = (make_page(some, tmp_path) for some in (models, [vl2], [janus]))
+    offers = [(page.create is not None, page.find is not None) for page in (both, reads, paints)]
+    assert offers == [(True, True), (False, True), (True, False)]
+    assert [served.name for served in both.create.models] == ["janus-mini"]
+    assert [served.name for served in both.find.models] == ["vl2-mini-mla"]
+    assert [served.name for served in both.ask.models] == ["janus-mini", "vl2-mini-mla"]
+
+
+def test_defaults_are_those_of_the_options(page, models):
+    assert page.create.guidance.value == models[0].pipe.guidance_scale
+    assert page.create.temperature.value == PaintOptions.temperature
+    assert page.ask.temperature.value == AnswerOptions.temperature
+    assert page.ask.tokens.value == AnswerOptions.max_new_tokens
+
+
+def test_an_embedded_model_is_labelled():
+    assert "janus-nano" in embedded_models()
+    assert "embedded demonstration model" in load_models(["janus-nano"], "cpu")[0].headline
+
+
+def test_models_of_one_name_and_unknown_models_are_refused(models, tmp_path):
+    (tmp_path / "janus-mini").symlink_to(DATA / "janus-mini")
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "janus-mini").mkdir()
+    with pytest.raises(OptionError, match="two models are called janus-mini"):
+        load_models([str(DATA / "janus-mini"), str(tmp_path / "elsewhere" / ".." / "janus-mini")], "cpu")
+    with pytest.raises(OptionError, match="accepted: janus-mini, vl2-mini-mla"):
+        by_name(models, "janus-nano")
+
+
+def test_painting_shows_progress_previews_and_pictures(page, models):
+    create = page.create
+    updates = list(paint(page))
+    previews = [u[create.gallery]["value"] for u in updates[1:-1] if create.gallery in u]
+    assert previews
+    assert all(len(preview) == 2 for preview in previews)
+    last = updates[-1]
+    files = last[create.files]
+    expected = models[0].pipe.generate("b", 2, 7, guidance_scale=2.0)
+    for file, picture, seed in zip(files, expected, ("7", "8"), strict=True):
+        assert open_picture(file).tobytes() == picture.tobytes()
+        found = read_settings(Path(file))
+        wanted = {"prompt": "b", "seed": seed, "guidance_scale": "2.0", "model": "janus-mini"}
+        assert wanted.items() <= found.items()
+    assert create.use_seed(files, 1) == 8
+    assert page.ask_about(files, 1, {"text": "What", "files": []})[page.ask.box]["value"] == {
+        "text": "What",
+        "files": [files[1]],
+    }
+    chosen = create.choose(files, SimpleNamespace(index=1))
+    assert chosen[create.download] == files[1]
+    assert "Picture 2 of 2: seed 8" in chosen[create.details]
+    list(paint(page, count=1, seed=1, before=files))
+    assert not any(Path(file).exists() for file in files)
+
+
+def test_stop_ends_the_painting(page, models, monkeypatch):
+    steps = []
+    generate = models[0].pipe.generate
+
+    def counted(*given, callback, **settings):
+        def count(step, total, codes):
+            steps.append((step, total))
+            callback(step, total, codes)
+
+        return generate(*given, callback=count, **settings)
+
+    monkeypatch.setattr(models[0].pipe, "generate", counted)
+    updates = paint(page, count=8)
+    for update in updates:
+        if "Painting:" in update.get(page.create.status, ""):
+            page.create.stop(ME)
+            break
+    (last,) = list(updates)[-1:]
+    assert "Stopped" in last[page.create.status]
+    assert last[page.create.go]["interactive"] is True
+    assert len(page.jobs) == 0
+    assert steps[-1][0] < steps[-1][1]
+
+
+def test_stop_counts_before_the_painting_begins(page):
+    updates = paint(page)
+    next(updates)
+    page.create.stop(ME)
+    (last,) = updates
+    assert "Stopped" in last[page.create.status]
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"prompt": "  "}, "sentence is empty"),
+        ({"seed": -1}, "Seed is -1"),
+        ({"guidance": -2.0}, "Guidance_scale"),
+        ({"count": MAX_PICTURES + 1}, f"{MAX_PICTURES}"),
+        ({"model": "vl2-mini-mla"}, "accepted: janus-mini"),
+    ],
+)
+def test_mistakes_in_painting_are_told_on_the_page(page, given, words):
+    last = list(paint(page, **given))[-1]
+    assert words in last[page.create.status]
+    assert 'role="alert"' in last[page.create.status]
+    assert last[page.create.go]["interactive"] is True
+
+
+def test_a_conversation_goes_on(page, models, star):
+    pipe = models[0].pipe
+    first = list(ask(page, "what?", [star, star]))[-1]
+    answer = pipe.ask([star, star], "what?", 8)
+    talk = first[page.ask.talk]
+    assert talk.messages[-1] == {"role": "assistant", "content": answer}
+    assert first[page.ask.chat][0]["content"] == [{"path": star}, {"path": star}, "what?"]
+    assert "janus-mini answered" in first[page.ask.status]
+    second = list(ask(page, "and now?", talk=talk))[-1]
+    messages = [*talk.messages, {"role": "user", "content": "and now?"}]
+    assert second[page.ask.talk].messages[-1]["content"] == pipe.chat(messages, 8)
+    assert len(second[page.ask.chat]) == 4
+
+
+def test_an_answer_is_streamed_and_stopped(page, star):
+    updates = ask(page, "what?", [star], tokens=300)
+    for update in updates:
+        if "is writing" in update.get(page.ask.status, ""):
+            page.ask.stop(ME)
+            break
+    last = list(updates)[-1]
+    assert "Stopped" in last[page.ask.status]
+    kept = last[page.ask.talk].messages[-1]["content"]
+    assert last[page.ask.chat][-1]["content"].strip() == kept
+    assert len(page.jobs) == 0
+
+
+def test_a_bad_upload_gives_the_question_back(page, star, no_picture):
+    last = list(ask(page, "what?", [star, no_picture]))[-1]
+    assert "notes.png" in last[page.ask.status]
+    assert "is not a picture" in last[page.ask.status]
+    assert str(Path(no_picture).parent) not in last[page.ask.status]
+    assert last[page.ask.box]["value"] == {"text": "what?", "files": [star]}
+
+
+@pytest.mark.parametrize(("text", "count", "words"), [(" ", 1, "question is empty"), ("what?", 7, "up to 6")])
+def test_mistakes_in_asking_are_told_on_the_page(page, star, text, count, words):
+    last = list(ask(page, text, [star] * count))[-1]
+    assert words in last[page.ask.status]
+
+
+@pytest.fixture
+def answers_boxes(models, monkeypatch):
+    """The small checkpoint writes noise; here it writes boxes, so that what follows can be seen."""
+    monkeypatch.setattr(models[1].pipe, "chat", lambda *given, **settings: iter(BOX))
+
+
+def test_finding_draws_and_lists_boxes(page, star, answers_boxes):
+    find = page.find
+    last = list(find.find("vl2-mini-mla", star, "the star", ME))[-1]
+    assert last[find.table]["value"] == [["the star", 20, 10, 100, 50], ["the star", 0, 0, 19, 9]]
+    assert find.look(star)[find.drawn]["value"].getpixel((60, 50)) == (250, 20, 20)
+    assert last[find.drawn]["value"].getpixel((60, 50)) != (250, 20, 20)
+    assert "2 places" in last[find.status]
+
+
+def test_boxes_in_an_answer_are_drawn(page, star, answers_boxes):
+    last = list(ask(page, "where?", [star], model="vl2-mini-mla"))[-1]
+    text, picture = last[page.ask.chat][-1]["content"]
+    assert text == "the star"
+    assert open_picture(picture["path"]).size == (200, 100)
+
+
+def test_finding_nothing_is_told(page, star, models, monkeypatch):
+    monkeypatch.setattr(models[1].pipe, "chat", lambda *given, **settings: iter(["no <b>idea</b>"]))
+    last = list(page.find.find("vl2-mini-mla", star, "the star", ME))[-1]
+    assert "finds no “the star”" in last[page.find.status]
+    assert "no &lt;b&gt;idea" in last[page.find.status]
+
+
+def test_mistakes_in_finding_are_told_on_the_page(page, star, no_picture):
+    find = page.find
+    for file, phrase, words in ((None, "x", "no picture"), (star, " ", "phrase is empty")):
+        assert words in list(find.find("vl2-mini-mla", file, phrase, ME))[-1][find.status]
+    refused = find.look(no_picture)
+    assert refused[find.upload] is None
+    assert "is not a picture" in refused[find.status]
+
+
+def test_failures_of_ours_are_told_and_logged(caplog):
+    shown = failure(KeyError("oops"))
+    assert "KeyError" in shown
+    assert "no fault of yours" in shown
+    assert "oops" in caplog.text
+
+
+def test_words_of_status():
+    assert (seconds(0.2), seconds(61.6), seconds(200)) == ("1 s", "62 s", "3 min")
+    assert "2 other jobs first" in in_line(Waiting(2))
+    assert "<script>" not in told("<script>")
+    assert "width:50.0%" in told("half", 0.5)
+
+
+def test_a_taken_port_is_told(page):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(OptionError, match=f"port {port}.*accepted: a free --port"):
+            page.launch("127.0.0.1", port)
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        (("--port", "70000"), "port is 70000"),
+        (("-m", "no-such-model"), "no-such-model"),
+    ],
+)
+def test_the_command_refuses(refused, argv, words):
+    assert words in refused("demo", *argv)

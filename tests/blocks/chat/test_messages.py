@@ -1,0 +1,164 @@
+"""Both forms of messages give the same turns, and malformed conversations are refused with both numbers."""
+
+import base64
+import io
+
+import pytest
+from bifrons.blocks.chat.messages import normalize_messages
+from bifrons.blocks.errors import PictureError, PromptError
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+MARK = "<image>"
+PICTURE = Image.new("RGB", (3, 2), (255, 0, 0))
+
+
+def _text(text):
+    return {"type": "text", "text": text}
+
+
+def _picture():
+    return {"type": "image", "image": PICTURE}
+
+
+def _user(content, **more):
+    return {"role": "user", "content": content, **more}
+
+
+@pytest.mark.parametrize(
+    ("parts", "text"),
+    [
+        ([_picture(), _text("Q")], "<image>\nQ"),
+        ([_text("Q"), _picture()], "Q\n<image>\n"),
+        ([_text("Q\n"), _picture()], "Q\n<image>\n"),
+        ([_picture(), _picture(), _text("Q")], "<image>\n<image>\nQ"),
+        ([_text("A"), _text("B")], "A\nB"),
+        ([_picture()], "<image>\n"),
+    ],
+)
+def test_parts_join_as_the_official_demos_write(parts, text):
+    (turn,) = normalize_messages([_user(parts)], MARK)
+    assert (turn.role, turn.text) == ("user", text)
+    assert [p.size for p in turn.pictures] == [(3, 2)] * text.count(MARK)
+
+
+def test_all_spellings_of_a_picture(tmp_path):
+    path = tmp_path / "p.png"
+    PICTURE.save(path)
+    buffer = io.BytesIO()
+    PICTURE.save(buffer, "PNG")
+    url = "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+    parts = [
+        {"type": "image_url", "image_url": {"url": url, "detail": "auto"}},
+        {"type": "image_url", "image_url": url},
+        {"type": "image_url", "image_url": {"url": str(path)}},
+        {"type": "image", "image": path},
+        {"type": "picture", "picture": buffer.getvalue()},
+        {"type": "picture", "image": PICTURE},
+    ]
+    (turn,) = normalize_messages([_user(parts)], MARK)
+    assert [p.tobytes() for p in turn.pictures] == [PICTURE.tobytes()] * 6
+
+
+def test_official_and_openai_form_give_the_same():
+    official = [
+        {"role": "<|User|>", "content": f"{MARK}\nQ1", "images": [PICTURE]},
+        {"role": "<|Assistant|>", "content": "A1"},
+        {"role": "<|User|>", "content": "Q2"},
+        {"role": "<|Assistant|>", "content": ""},
+    ]
+    openai = [
+        _user([_picture(), _text("Q1")]),
+        {"role": "assistant", "content": [_text("A1")]},
+        _user("Q2"),
+    ]
+    for messages in (official, openai):
+        turns = normalize_messages(messages, MARK)
+        assert [(t.role, t.text, len(t.pictures)) for t in turns] == [
+            ("user", f"{MARK}\nQ1", 1),
+            ("assistant", "A1", 0),
+            ("user", "Q2", 0),
+        ]
+    old = [{"role": "User", "content": "Q"}, {"role": "Assistant", "content": None}]
+    assert [(t.role, t.text) for t in normalize_messages(old, MARK)] == [("user", "Q")]
+
+
+def test_system_comes_first():
+    turns = normalize_messages([{"role": "system", "content": "S"}, _user("Q")], MARK)
+    assert [turn.role for turn in turns] == ["system", "user"]
+
+
+ANSWER = {"role": "assistant", "content": "A"}
+SYSTEM = {"role": "system", "content": "S"}
+
+
+@pytest.mark.parametrize(
+    ("messages", "message"),
+    [
+        ("hello", "list of messages, not str"),
+        ({"role": "user"}, "list of messages, not dict"),
+        (None, "NoneType"),
+        ([], "empty list"),
+        (["hello"], "message 0 must be a dict"),
+        ([{"role": "tool", "content": "x"}], "'tool'"),
+        ([{"content": "x"}], "role None"),
+        ([{"role": ["user"], "content": "x"}], "role"),
+        ([{"role": "user"}], "no content"),
+        ([_user(3)], "type int"),
+        ([_user("")], "message 0 .user. is empty"),
+        ([_user([])], "empty"),
+        ([_user("Q"), {"role": "assistant", "content": " "}, _user("Q")], "message 1 .assistant. is empty"),
+        ([_user(["hello"])], "part 0 of message 0"),
+        ([_user([{"type": "video"}])], "'video'; accepted: text"),
+        ([_user([{"type": "text"}])], "'text'"),
+        ([_user([{"type": "image"}])], "one picture"),
+        ([_user([{"type": "image_url", "image_url": {}}])], "data: URL"),
+        ([_user([{"type": "image_url", "image_url": {"url": "x", "detail": "low"}}])], "detail"),
+        ([_user(f"{MARK}{MARK}", images=[PICTURE])], "2 mark.* and 1 picture"),
+        ([_user("Q", images=[PICTURE, PICTURE])], "0 mark.* and 2 picture"),
+        ([_user([_picture(), _text(f"what is {MARK}?")])], "2 mark.* and 1 picture"),
+        ([_user([_picture()], images=[PICTURE])], "not both"),
+        ([_user("Q"), {"role": "assistant", "content": MARK}, _user("Q")], "message 1 .assistant."),
+        ([{"role": "system", "content": MARK}, _user("Q")], "message 0 .system."),
+        ([_user("Q"), SYSTEM], "message 1 is a system message"),
+        ([SYSTEM, SYSTEM, _user("Q")], "message 1 is a system message"),
+        ([_user("Q"), _user("Q")], "message 1 is the user's"),
+        ([ANSWER, _user("Q")], "message 0 is the assistant's"),
+        ([_user("Q"), ANSWER], "must end with a message of the user"),
+        ([SYSTEM], "must end with"),
+        ([{"role": "assistant", "content": ""}], "must end with"),
+    ],
+)
+def test_malformed_conversations_are_refused(messages, message):
+    with pytest.raises(PromptError, match=message):
+        normalize_messages(messages, MARK)
+
+
+def test_bad_picture_and_paths_from_a_network_are_refused(tmp_path):
+    path = tmp_path / "p.png"
+    PICTURE.save(path)
+    with pytest.raises(PictureError, match="does not exist"):
+        normalize_messages([_user(MARK, images="nowhere.png")], MARK)
+    for message in (_user([{"type": "image_url", "image_url": str(path)}]), _user(MARK, images=[path])):
+        assert len(normalize_messages([message], MARK)[0].pictures) == 1
+        with pytest.raises(PictureError, match="data: URL"):
+            normalize_messages([message], MARK, local_files=False)
+
+
+parts = st.lists(st.one_of(st.none(), st.text(alphabet="ab \n", max_size=5)), max_size=6)
+
+
+@given(parts)
+def test_any_parts_keep_their_texts_marks_and_order(given_parts):
+    message = _user([_picture() if part is None else _text(part) for part in given_parts])
+    pictures = given_parts.count(None)
+    if not pictures and not "".join(part or "" for part in given_parts).strip():
+        with pytest.raises(PromptError, match="empty"):
+            normalize_messages([message], MARK)
+        return
+    (turn,) = normalize_messages([message], MARK)
+    assert len(turn.pictures) == turn.text.count(MARK) == pictures
+    squeezed = "".join(MARK if part is None else part for part in given_parts)
+    assert turn.text.replace("\n", "") == squeezed.replace("\n", "")
+    assert turn.text.count(f"{MARK}\n") == pictures

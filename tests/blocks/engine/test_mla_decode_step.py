@@ -1,0 +1,162 @@
+"""Steps with latent attention whose projections are the kernels' products too, against the plain decoder; in
+Triton's interpreter where there is no GPU."""
+
+import pytest
+import torch
+
+pytest.importorskip("triton")
+from bifrons.blocks.checkpoints.quantize import quantize_model
+from bifrons.blocks.engine import decode_step, recordings
+from bifrons.blocks.engine.cuda_graphs import GraphRecorder
+from bifrons.blocks.engine.fused_weights import join_weights
+from bifrons.blocks.engine.generate import decode_one, prefill
+from bifrons.blocks.engine.recordings import Decoding
+from bifrons.blocks.kernels import dispatch, gemv, pdl
+from bifrons.blocks.kernels.rmsnorm_swiglu import add_norm
+from bifrons.blocks.model.decoder import Decoder, DecoderConfig
+from bifrons.blocks.model.mla import LatentConfig
+from bifrons.blocks.model.moe import MoEConfig
+from bifrons.blocks.model.quantized_linear import QuantizedWeight
+from torch import Tensor, nn
+
+pytestmark = pytest.mark.usefixtures("few_blocks")
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+SLOTS = 96
+FP8 = pytest.mark.skipif(
+    DEVICE.type == "cuda" and torch.cuda.get_device_capability() < (8, 9), reason="its kernels want Ada"
+)
+KINDS = [None, "int8", "int4", pytest.param("fp8", marks=FP8)]
+cuda = pytest.mark.skipif(DEVICE.type == "cpu", reason="needs a GPU")
+
+
+def made_decoder(latent: LatentConfig, kind: str | None = None, layers: int = 1, **sizes: int) -> Decoder:
+    torch.manual_seed(0)
+    config = DecoderConfig(
+        vocab_size=10,
+        hidden_size=sizes.get("width", 64),
+        intermediate_size=64,
+        num_layers=layers,
+        num_heads=sizes.get("heads", 3),
+        max_positions=512,
+        latent=latent,
+        moe=MoEConfig(sizes.get("experts", 4), 2, sizes.get("inner", 32), num_shared=2, first_dense=1),
+    )
+    whole = nn.Module()
+    whole.decoder = Decoder(config).requires_grad_(False).to(DEVICE)
+    if kind is not None:
+        quantize_model(whole, kind)
+    return whole.decoder
+
+
+def plain_steps(decoder: Decoder, prompts: list[Tensor], news: Tensor, monkeypatch) -> list[Tensor]:
+    cache = decoder.new_cache(len(prompts), SLOTS)
+    with monkeypatch.context() as patch:
+        patch.setattr(dispatch, "device_serves", lambda device: False)
+        prefill(decoder, prompts, cache)
+        return [decode_one(decoder, new, cache) for new in news]
+
+
+def fast_steps(decoder: Decoder, prompts: list[Tensor], news: Tensor, monkeypatch) -> list[Tensor]:
+    """The steps by `decode_fast`, after prompts that were read by the plain functions."""
+    cache = decoder.new_cache(len(prompts), SLOTS)
+    with monkeypatch.context() as patch:
+        patch.setattr(dispatch, "device_serves", lambda device: False)
+        prefill(decoder, prompts, cache)
+    found = []
+    with monkeypatch.context() as patch:
+        patch.setattr(dispatch, "device_serves", lambda device: True)
+        patch.setattr(dispatch, "reads_float8", lambda device: True)
+        kernels = decode_step.import_kernels()
+        patch.setattr(recordings, "load_kernels", lambda device: kernels)
+        decoding = Decoding(decoder, SLOTS)
+        for new in news:
+            out = torch.empty_like(new)
+            decoding.step(decoder, new, cache, SLOTS, out)
+            cache.positions += 1
+            found.append(out)
+    return found
+
+
+def counted(monkeypatch) -> list[int]:
+    """Outputs of each product that is launched."""
+    widths, launch = [], gemv.product
+    monkeypatch.setattr(
+        gemv, "product", lambda x, weight: widths.append(len(weight.codes)) or launch(x, weight)
+    )
+    return widths
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("q_rank", [None, 20])
+@pytest.mark.parametrize("rows", [1, 3, 9])
+def test_steps_are_those_of_the_plain_decoder(rows, q_rank, kind, monkeypatch):
+    latent = LatentConfig(16, q_rank, 12, 8, 10)
+    decoder = made_decoder(latent, kind, layers=2 if rows == 1 else 1)
+    prompts = [torch.randn(length, 64).to(DEVICE) for length in (40, 3, 31, 1, 7, 2, 9, 5, 20)[:rows]]
+    news = torch.randn(2, rows, 64).to(DEVICE)
+    wanted = plain_steps(decoder, prompts, news, monkeypatch)
+    join_weights(decoder)
+    widths = counted(monkeypatch)
+    found = fast_steps(decoder, prompts, news, monkeypatch)
+    torch.testing.assert_close(torch.stack(found), torch.stack(wanted), rtol=1e-3, atol=1e-4)
+    joined = (q_rank or 3 * 20) + 16 + 8
+    assert widths.count(joined) == len(news) * len(decoder.layers)
+    assert 16 + 8 not in widths
+
+
+def test_projections_of_two_kinds_are_two_products(monkeypatch):
+    decoder = made_decoder(LatentConfig(16, None, 12, 8, 10))
+    attention = decoder.layers[0].self_attn
+    weight = QuantizedWeight("int8", tuple(attention.q_proj.weight.shape))
+    for leaf, tensor in weight.encode(attention.q_proj.weight).items():
+        setattr(weight, leaf, tensor)
+    attention.q_proj = weight
+    prompts, news = [torch.randn(4, 64).to(DEVICE)] * 2, torch.randn(1, 2, 64).to(DEVICE)
+    wanted = plain_steps(decoder, prompts, news, monkeypatch)
+    join_weights(decoder)
+    widths = counted(monkeypatch)
+    found = fast_steps(decoder, prompts, news, monkeypatch)
+    torch.testing.assert_close(found[0], wanted[0], rtol=1e-3, atol=1e-4)
+    assert {60, 24} <= set(widths)
+
+
+def test_norm_of_a_view():
+    both = torch.randn(3, 100).to(DEVICE)
+    gain = torch.rand(40).to(DEVICE)
+    one, other = both[:, :40], both[:, 40:80]
+    _, found = add_norm(one, None, gain, 1e-6)
+    assert found.is_contiguous()
+    assert torch.equal(found, add_norm(one.contiguous(), None, gain, 1e-6)[1])
+    assert torch.equal(add_norm(one, other, gain, 1e-6)[0], one + other)
+
+
+@cuda
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("rows", [1, 5, 12])
+@pytest.mark.parametrize("q_rank", [None, 256])
+def test_kernels_that_overlap_compute_the_same_bits(q_rank, rows, kind, monkeypatch):
+    """Steps of released sizes, recorded with and without overlap, at other positions each time."""
+    latent = LatentConfig(q_rank=q_rank)
+    decoder = made_decoder(latent, kind, 6, width=2048, heads=16, experts=64, inner=1408).to(torch.bfloat16)
+    join_weights(decoder)
+    news = torch.randn(40, rows, 2048, device=DEVICE, dtype=torch.bfloat16)
+    found = []
+    for overlaps in (False, True):
+        monkeypatch.setattr(pdl, "OVERLAP", overlaps)
+        cache = decoder.new_cache(rows, SLOTS)
+        cache.positions += torch.arange(rows, device=DEVICE)
+        decoding, x, out = Decoding(decoder, SLOTS), news[0].clone(), torch.empty_like(news[0])
+        kept = cache.positions.clone()
+        replay = GraphRecorder(torch.device("cuda", torch.cuda.current_device()))(
+            lambda: decoding.step(decoder, x, cache, SLOTS, out)  # noqa: B023
+        )
+        cache.positions.copy_(kept)
+        hidden = []
+        for new in news:
+            x.copy_(new)
+            replay()
+            cache.positions += 1
+            hidden.append(out.clone())
+        found.append(torch.stack(hidden))
+    assert torch.isfinite(found[0]).all()
+    assert torch.equal(*found)

@@ -1,0 +1,79 @@
+"""The CPU's attention of one query against torch's, in bfloat16."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from bifrons.blocks.kernels.cpu_attention import attend_one, serves
+from bifrons.janus.pipeline import JanusPipeline
+
+
+def drawn(heads=4, slots=50, queries=1, dtype=torch.bfloat16):
+    torch.manual_seed(slots)
+    shapes = ((3, heads, queries, 32), (3, slots, 4, 32), (3, slots, 4, 32))
+    return [torch.randn(shape).to(dtype) for shape in shapes]
+
+
+@pytest.mark.parametrize("slots", [1, 50, 300])
+def test_equals_torchs_within_rounding(slots):
+    q, k, v = drawn(slots=slots)
+    ends = torch.tensor([1, (slots + 1) // 2, slots])
+    mask = (torch.arange(slots) < ends[:, None])[:, None, None]
+    found = attend_one(q, k, v, mask)
+    plain = [x.transpose(1, 2) for x in (k, v)]
+    exact = F.scaled_dot_product_attention(q.double(), *(x.double() for x in plain), attn_mask=mask)
+    assert found.shape == exact.shape
+    assert found.dtype == q.dtype
+    error = (found - exact).abs().max()
+    assert error <= 2**-7 * exact.abs().max()
+    theirs = (F.scaled_dot_product_attention(q, *plain, attn_mask=mask) - exact).abs().max()
+    assert error <= 4 * theirs + 2**-9 * exact.abs().max()
+
+
+@pytest.mark.parametrize("numbers", [1, 32 * 50, 32 * 50 * 3, 32 * 50 * 4, 32 * 50 * 9])
+def test_parts_give_what_the_whole_gives(numbers, monkeypatch):
+    """Parts of a head, of some heads of a row, of a row, and of some rows."""
+    from bifrons.blocks.kernels import cpu_attention as module
+
+    q, k, v = drawn()
+    mask = (torch.arange(50) < torch.tensor([50, 20, 3])[:, None])[:, None, None]
+    whole = attend_one(q, k, v, mask)
+    monkeypatch.setattr(module, "_PART", numbers)
+    assert (attend_one(q, k, v, mask) - whole).abs().max() <= 2**-8 * whole.abs().max()
+    with torch.inference_mode():
+        assert attend_one(q, k, v, mask).shape == whole.shape
+
+
+def test_serves_where_it_is_faster():
+    assert serves(*drawn()[:2])
+    assert not serves(*drawn(dtype=torch.float32)[:2])
+    assert not serves(*drawn(queries=2)[:2])
+    assert not serves(*drawn(heads=8)[:2])
+    assert not serves(drawn()[0].requires_grad_(), drawn()[1])
+
+
+def test_the_decoder_takes_it(janus_mini, monkeypatch):
+    from bifrons.blocks.kernels import cpu_attention as module
+
+    pipe = JanusPipeline.from_pretrained(janus_mini, device="cpu", dtype="bfloat16", progress=False)
+    calls = []
+    monkeypatch.setattr(module, "attend_one", lambda *args: calls.append(1) or attend_one(*args))
+    with_it = pipe.generate("a", seed=1, output_type="codes")
+    assert len(calls) == 35 * 3  # every step after the prompt, every layer
+    scores = pipe.score_image("a", with_it[0])
+    calls.clear()
+    monkeypatch.setattr(module, "serves", lambda *args: False)
+    assert (pipe.score_image("a", with_it[0]) - scores).abs().max() == 0  # whole sequences never take it
+    decoder = pipe.model.decoder
+    rows = torch.randn(2, 30, 96).bfloat16()
+    cached = []
+    for use in (True, False):
+        monkeypatch.setattr(module, "serves", serves if use else lambda *args: False)
+        cache = decoder.config.new_cache(2, 30, device=rows.device, dtype=rows.dtype)
+        with torch.no_grad():
+            for x in rows.transpose(0, 1):
+                cache.reserve(cache.filled + 1)
+                hidden = decoder(x[:, None], cache)
+                cache.positions += 1
+        cached.append(hidden.float())
+    assert len(calls) == 30 * 3
+    assert (cached[0] - cached[1]).abs().max() < 0.05 * cached[1].abs().max()

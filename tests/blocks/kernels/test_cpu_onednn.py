@@ -1,0 +1,151 @@
+"""Products by packed weights against plain ones, and layers that pack and unpack their weights."""
+
+import copy
+import io
+from typing import cast
+
+import pytest
+import torch
+import torch.nn.functional as F
+from bifrons.blocks.checkpoints.quantize import quantize_model
+from bifrons.blocks.engine.generate import decode_one
+from bifrons.blocks.kernels import cpu_onednn
+from bifrons.blocks.kernels.batch_invariant import Linear
+from bifrons.blocks.model.decoder import Decoder, DecoderConfig
+from bifrons.blocks.model.quantized_linear import QuantizedWeight
+from torch import nn
+
+needs_packing = pytest.mark.skipif(not cpu_onednn._can(), reason="this processor or torch does not pack")
+
+
+def layer(outputs=1088, inputs=1024, bias=False, dtype=torch.bfloat16) -> Linear:
+    torch.manual_seed(0)
+    return Linear(inputs, outputs, bias=bias, dtype=dtype).requires_grad_(False).eval()
+
+
+def used(linear: Linear, times: int = 8) -> Linear:
+    """After so many uses for two rows."""
+    for _ in range(times):
+        linear(torch.randn(2, linear.in_features, dtype=linear.weight.dtype))
+    return linear
+
+
+@needs_packing
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("rows", [1, 2, 3, 4, 5, 16, 17, 100])
+def test_packed_product_equals_the_plain_one(rows, bias):
+    linear = used(layer(bias=bias))
+    assert linear.weight.is_mkldnn
+    weight = linear.weight.to_dense()
+    x = torch.randn(rows, 1, 1024).bfloat16()
+    exact = F.linear(x.double(), weight.double(), linear.bias.double() if bias else None)
+    found, plain = linear(x), F.linear(x, weight, linear.bias)
+    assert found.shape == plain.shape
+    assert found.dtype == plain.dtype
+    assert (found - exact).abs().max() <= 2**-8 * exact.abs().max()
+    assert (found - exact).abs().mean() <= 1.1 * (plain - exact).abs().mean() + 1e-9
+
+
+@needs_packing
+def test_packing_keeps_values_shape_and_memory():
+    linear = layer()
+    before = linear.weight.clone()
+    weight = used(linear).weight
+    assert weight.is_mkldnn
+    assert (weight.shape, weight.dtype, weight.requires_grad) == (before.shape, before.dtype, False)
+    assert torch.ops.mkldnn._nbytes(weight) == before.nbytes
+    assert [name for name, _ in linear.named_parameters()] == ["weight"]
+    linear.unpack()
+    assert linear.weight.equal(before)
+    assert not linear.weight.is_mkldnn
+    assert linear(torch.randn(2, 1024).bfloat16()).shape == (2, 1088)
+    assert not linear.weight.is_mkldnn  # it starts to count anew
+
+
+@needs_packing
+def test_whatever_takes_a_layer_finds_the_plain_weight():
+    before = layer().weight
+    assert used(layer()).state_dict()["weight"].equal(before)
+    assert copy.deepcopy(used(layer())).weight.equal(before)
+    assert used(layer()).float().weight.equal(before.float())
+    assert used(layer()).to("meta").weight.shape == before.shape
+    assert used(layer()).train().weight.equal(before)
+    other = used(layer())
+    other.load_state_dict({"weight": before * 2})
+    assert other.weight.equal(before * 2)
+    stream = io.BytesIO()
+    torch.save(used(layer()), stream)
+    stream.seek(0)
+    assert torch.load(stream, weights_only=False).weight.equal(before)
+
+
+@needs_packing
+def test_gradients_go_through_a_packed_weight():
+    linear = used(layer())
+    x = torch.randn(2, 1024).bfloat16().requires_grad_()
+    linear(x).float().pow(2).sum().backward()
+    plain = x.detach().clone().requires_grad_()
+    F.linear(plain, linear.weight.to_dense()).float().pow(2).sum().backward()
+    assert x.grad is not None
+    assert plain.grad is not None
+    torch.testing.assert_close(x.grad, plain.grad)
+
+
+@needs_packing
+def test_packed_under_inference_mode_serves_elsewhere():
+    with torch.inference_mode():
+        linear = used(layer())
+    assert linear.weight.is_mkldnn
+    assert not linear.weight.is_inference()
+    assert linear(torch.randn(1, 1024).bfloat16().requires_grad_()).requires_grad
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: layer(dtype=torch.float32),
+        lambda: layer(dtype=torch.float16),
+        lambda: layer(outputs=1090),  # not of whole blocks
+        lambda: layer(inputs=1040),
+        lambda: layer(outputs=64),  # in the caches
+        lambda: layer().requires_grad_(),
+    ],
+)
+def test_other_layers_stay_plain(make):
+    assert not used(make()).weight.is_mkldnn
+
+
+def test_a_layer_whose_weight_is_read_stays_plain(monkeypatch):
+    linear = layer()
+    linear.packs = False
+    assert not used(linear).weight.is_mkldnn
+    linear.packs = True
+    monkeypatch.setattr(cpu_onednn, "_can", lambda: False)
+    assert not used(linear).weight.is_mkldnn
+
+
+@needs_packing
+def test_many_rows_pack_nothing():
+    linear = layer()
+    for _ in range(8):
+        linear(torch.randn(cpu_onednn.FEW + 1, 1024).bfloat16())
+    assert not linear.weight.is_mkldnn
+
+
+@needs_packing
+def test_a_decoder_packs_and_can_still_be_quantized():
+    torch.manual_seed(0)
+    config = DecoderConfig(32, 1024, 1024, num_layers=1, num_heads=8, num_kv_heads=8)
+    model = nn.ModuleDict({"model": Decoder(config)}).bfloat16().requires_grad_(False).eval()
+    decoder = cast(Decoder, model["model"])
+    rows_BD, found = torch.randn(2, 1024).bfloat16(), []
+    for _ in range(8):
+        found.append(decode_one(decoder, rows_BD, decoder.new_cache(2, 4)))
+    linears = [module for module in decoder.modules() if isinstance(module, Linear)]
+    assert len(linears) == 7
+    assert all(linear.weight.is_mkldnn for linear in linears)
+    assert (found[-1] - found[0]).abs().max() <= 2**-5 * found[0].abs().max()
+    quantize_model(model, "int8")
+    assert isinstance(decoder.get_submodule("layers.0.mlp.up_proj"), QuantizedWeight)
+    quantized = decode_one(decoder, rows_BD, decoder.new_cache(2, 4))
+    assert (quantized - found[0]).abs().max() <= 0.1 * found[0].abs().max()

@@ -1,0 +1,31 @@
+"""Tiles of products of few rows fit into the shared memory of every GPU that kernels serve."""
+
+import pytest
+from bifrons.blocks.kernels.gemv_tiles import fit, plan_tile
+
+SHAPES = [
+    (2048, 6144, False),
+    (4096, 4096, False),
+    (4096, 11008, True),
+    (11008, 4096, False),
+    (1280, 1280, False),
+]
+BYTES = {"plain": 2.0, "int8": 1.0, "fp8": 1.0, "int4": 0.5}
+KIB = 1024
+
+
+@pytest.mark.parametrize("kind", BYTES)
+@pytest.mark.parametrize("rows", [1, 2, 5, 9, 16, 17, 40])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_stages_fit(shape: tuple[int, int, bool], rows: int, kind: str) -> None:
+    inputs, outputs, gated = shape
+    tile = plan_tile(kind, inputs, outputs, gated, rows, inputs // 64)
+    numbers = tile.bytes / BYTES[kind]
+    turn = int(tile.bytes * tile.outputs * (1 + gated) + numbers * 2 * tile.rows * tile.groups)
+    assert fit(tile, turn, 227 * KIB) == tile  # where they were measured
+    for room in (163 * KIB, 99 * KIB):
+        fitted = fit(tile, turn, room)
+        assert fitted._replace(stages=tile.stages) == tile
+        assert 2 <= fitted.stages <= tile.stages
+        assert (fitted.stages - 1) * turn <= room
+        assert fitted.stages == tile.stages or fitted.stages * turn > room

@@ -1,0 +1,151 @@
+"""Rotation and the experts' weighted sum by kernels; in Triton's interpreter where there is no GPU."""
+
+import pytest
+import torch
+
+pytest.importorskip("triton")
+from bifrons.blocks.engine.cuda_graphs import GraphRecorder
+from bifrons.blocks.kernels import dispatch, prefill_fused
+from bifrons.blocks.model.moe import Experts
+from bifrons.blocks.model.moe_dispatch import _sorted_pairs, grouped, grouped_sorted
+from bifrons.blocks.model.rope import deinterleave, rotary_table, rotate, rotate_pairs
+
+pytestmark = pytest.mark.usefixtures("few_blocks")
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+LENGTH = 1152 if DEVICE == "cuda" else 5  # the interpreter is slow
+cuda = pytest.mark.skipif(DEVICE == "cpu", reason="needs a GPU")
+
+
+def made(seed: int, *shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(DEVICE, dtype)
+
+
+def let_kernels_serve(monkeypatch: pytest.MonkeyPatch, serve: bool = True) -> None:
+    monkeypatch.setattr(dispatch, "device_serves", lambda device: serve)
+
+
+def heads(layout: str, count: int, dim: int, dtype: torch.dtype) -> torch.Tensor:
+    """`[2, H, T, K]`."""
+    if layout == "contiguous":
+        return made(0, 2, count, LENGTH, dim, dtype=dtype)
+    if layout == "transposed":
+        return made(0, 2, LENGTH, count, dim, dtype=dtype).transpose(1, 2)
+    return made(0, 2, LENGTH, count, dim + 24, dtype=dtype).transpose(1, 2)[..., 24:]  # as queries are cut
+
+
+def same(found: torch.Tensor, wanted: torch.Tensor) -> None:
+    assert found.dtype == wanted.dtype
+    if found.dtype == torch.bfloat16 and DEVICE == "cpu":  # the interpreter cuts off where the device rounds
+        torch.testing.assert_close(found, wanted, rtol=2**-7, atol=0)
+    else:
+        assert torch.equal(found, wanted)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("layout", ["contiguous", "transposed", "cut"])
+@pytest.mark.parametrize(("count", "dim"), [(1, 64), (3, 24), (10, 128), (4, 80)])
+def test_rotation_has_the_bits_of_the_plain_one(count, dim, layout, dtype, monkeypatch):
+    x = heads(layout, count, dim, dtype)
+    positions = torch.stack([torch.arange(LENGTH) + first for first in (0, 700)]).to(DEVICE)
+    calls, kernel = [], prefill_fused.rotate
+    for table in (rotary_table(positions, dim, 10000.0), rotary_table(positions[1:], dim, 10000.0)):
+        let_kernels_serve(monkeypatch, False)
+        wanted = rotate(x, table), rotate(deinterleave(x), table)
+        let_kernels_serve(monkeypatch)
+        with monkeypatch.context() as patch:
+            patch.setattr(prefill_fused, "rotate", lambda *a, **k: calls.append(1) or kernel(*a, **k))
+            found = rotate(x, table), rotate_pairs(x, table)
+        assert calls == [1, 1]
+        calls.clear()
+        for one, other in zip(found, wanted, strict=True):
+            same(one, other)
+        if layout != "cut":
+            assert found[0].stride() == x.stride()
+
+
+def test_gradients_and_autocast_take_the_plain_rotation(monkeypatch):
+    let_kernels_serve(monkeypatch)
+    monkeypatch.setattr(prefill_fused, "rotate", lambda *args, **options: pytest.fail("a kernel ran"))
+    x = made(0, 1, 2, 4, 16)
+    table = rotary_table(torch.arange(4, device=DEVICE)[None], 16, 10000.0)
+    with torch.autocast(DEVICE, torch.bfloat16):
+        rotate(x, table)
+        rotate_pairs(x, table)
+    with torch.enable_grad():
+        assert rotate(x.requires_grad_(), table).requires_grad
+        assert rotate_pairs(x, table).requires_grad
+
+
+def choices(tokens: int, top_k: int, experts: int) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(5)
+    rows = [torch.randperm(experts, generator=generator)[:top_k] for _ in range(tokens)]
+    return torch.stack(rows).to(DEVICE)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("tokens", "top_k", "width"), [(1, 1, 40), (7, 6, 520), (LENGTH, 3, 1280)])
+def test_weighted_sum_is_the_plain_one(tokens, top_k, width, dtype):
+    weights = made(1, tokens, top_k).abs()
+    out = made(2, tokens * top_k, width, dtype=dtype)
+    order = torch.randperm(len(out), generator=torch.Generator().manual_seed(3)).to(DEVICE)
+    pairs = torch.empty_like(out)
+    pairs[order] = out
+    wanted = (pairs.view(tokens, top_k, width).double() * weights.double()[..., None]).sum(1)
+    found = prefill_fused.weighted_sum(out, order, weights)
+    assert found.dtype == dtype
+    eps = torch.finfo(dtype).eps  # of rounding once, or of cutting off; and of sums in float32
+    torch.testing.assert_close(found.double(), wanted, rtol=eps, atol=2e-6)
+
+
+@pytest.mark.parametrize("experts", [9, 40_000])
+def test_pairs_are_sorted_as_whole_numbers_are(experts):
+    chosen = choices(60, 6, experts)
+    chosen[:, 0] = 8
+    order, sorted_numbers, counts = _sorted_pairs(chosen, experts)
+    wanted, places = chosen.flatten().sort(stable=True)
+    assert torch.equal(order, places)
+    assert torch.equal(sorted_numbers, wanted)
+    assert sorted_numbers.dtype == torch.long
+    assert torch.equal(counts, torch.bincount(chosen.flatten(), minlength=experts))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("tokens", [5, 100])
+def test_experts_sum_by_the_kernel(tokens, dtype, monkeypatch):
+    torch.manual_seed(0)
+    experts = Experts(9, 64, 32).to(DEVICE, dtype)
+    experts.form = grouped
+    x, weights, chosen = made(0, tokens, 64, dtype=dtype), made(1, tokens, 3).abs(), choices(tokens, 3, 9)
+    let_kernels_serve(monkeypatch, False)
+    wanted = experts(x, chosen, weights)
+    calls, kernel = [], prefill_fused.weighted_sum
+    monkeypatch.setattr(prefill_fused, "weighted_sum", lambda *args: calls.append(1) or kernel(*args))
+    let_kernels_serve(monkeypatch)
+    found = experts(x, chosen, weights)
+    assert calls == [1]
+    assert found.dtype == dtype
+    eps = torch.finfo(dtype).eps
+    torch.testing.assert_close(found, wanted, rtol=2 * eps, atol=2 * eps)
+    with torch.enable_grad():
+        assert experts(x, chosen, weights).requires_grad
+    assert calls == [1]
+
+
+@cuda
+def test_a_prompt_is_captured(monkeypatch):
+    """Nothing waits for the device."""
+    gate_up, down = made(0, 9, 64, 64, dtype=torch.bfloat16) / 8, made(1, 9, 64, 32, dtype=torch.bfloat16) / 6
+    x, weights, chosen = made(2, LENGTH, 64, dtype=torch.bfloat16), made(3, LENGTH, 3), choices(LENGTH, 3, 9)
+    table = rotary_table(torch.arange(LENGTH, device=DEVICE)[None], 64, 10000.0)
+    found = []
+
+    def step() -> None:
+        out = prefill_fused.weighted_sum(*grouped_sorted(x, gate_up, down, chosen), weights)
+        found[:] = [out, rotate(out[None, None], table), rotate_pairs(out[None, None], table)]
+
+    replay = GraphRecorder(torch.device("cuda", torch.cuda.current_device()))(step)
+    replay()
+    captured = list(found)
+    step()
+    assert all(torch.equal(one, other) for one, other in zip(found, captured, strict=True))

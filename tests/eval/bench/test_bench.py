@@ -1,0 +1,177 @@
+"""The speed benchmark on sizes that take no time: its figures are there, and its limits are what they say."""
+
+import json
+
+import pytest
+import torch
+from bifrons.apps.cli.bench import seconds, summary
+from bifrons.blocks.checkpoints.key_mapping import wanted_tensors
+from bifrons.blocks.engine.decode_step import import_kernels
+from bifrons.blocks.engine.fused_weights import join_weights
+from bifrons.blocks.errors import OptionError
+from bifrons.blocks.kernels import dispatch
+from bifrons.blocks.memory import held_bytes
+from bifrons.blocks.model.kv_cache import KVCache
+from bifrons.eval.bench import configs, kernels, peers
+from bifrons.eval.bench.configs import JANUS, VL2, pick_config, random_model
+from bifrons.eval.bench.measure import Bench, Line, step_bytes
+from bifrons.eval.bench.run import BenchOptions, run_bench
+from bifrons.janus.model import JanusModel
+from bifrons.vl2.config import read_config
+from bifrons.vl2.model import VL2Model
+
+# Billions of parameters that are computed with (SigLIP's pooling is not): arithmetic on the releases' files.
+PARAMETERS = {"1b": 2.09, "7b": 7.42, "tiny": 3.37, "small": 16.1, "base": 27.5}
+
+
+@pytest.mark.parametrize("size", PARAMETERS)
+def test_sizes_are_those_of_the_releases(size):
+
+    with torch.device("meta"):
+        model = JanusModel(JANUS[size]) if size in JANUS else VL2Model(VL2[size])
+    count = sum(parameter.numel() for parameter in model.parameters())
+    assert count / 1e9 == pytest.approx(PARAMETERS[size], rel=0.01)
+
+
+@pytest.mark.parametrize("quantize", [None, "int8", "int4", "fp8"])
+def test_a_run_has_its_figures(quantize):
+    told = []
+    options = BenchOptions(
+        "janus", "nano", layers=1, batch=2, steps=2, repeats=1, device="cpu", quantize=quantize
+    )
+    found = run_bench(options, told.append)
+    assert [line.work for line in told] == [
+        "painting, a step of 4 rows",
+        "prompt of 32 tokens and a token, 4 rows",
+        "VQ decoder, 1 picture",
+        "SigLIP and adaptor, 1 picture",
+    ]
+    assert found["lines"] == [line.as_json() for line in told]
+    step = told[0]
+    assert step.ratio == pytest.approx(step.seconds / step.limit)
+    assert step.rate == pytest.approx(2 / step.seconds)
+    assert all(line.peak > 0 and line.seconds >= line.best > 0 for line in told)
+    assert found["bandwidth"] > 1e8
+    assert found["dtype"] == "bfloat16"
+    assert found["machine"]["threads"] == torch.get_num_threads()
+    json.dumps(found)
+
+
+def test_peers_do_the_same_work():
+    pytest.importorskip("transformers")
+    told = []
+    run_bench(
+        BenchOptions("janus", "nano", layers=1, steps=2, repeats=1, device="cpu", peers=True), told.append
+    )
+    steps = [line for line in told if line.work == "painting, a step of 2 rows"]
+    assert [line.who for line in steps] == ["bifrons", "transformers Llama loop", "transformers Janus"]
+    assert len({line.limit for line in steps}) == 1
+
+
+def test_a_peer_that_fails_is_told_of(monkeypatch):
+    pytest.importorskip("transformers")
+
+    def fails(*args):
+        raise TypeError("an argument is missing")
+
+    monkeypatch.setattr(peers, "_bench_janus", fails)
+    options = BenchOptions("janus", "nano", layers=1, steps=2, repeats=1, device="cpu", peers=True)
+    found = run_bench(options, lambda line: None)
+    assert found["lines"][-1]["who"] == "transformers Llama loop"
+    (failed,) = found["failed"]
+    assert failed.endswith("Janus did not run: TypeError: an argument is missing")
+    assert summary(found)[0] == failed
+
+
+def test_vl2_in_small(monkeypatch, janus_mini):
+    config = read_config(janus_mini.parent / "vl2-mini-mla")
+    monkeypatch.setitem(configs.VL2, "tiny", config)
+    for quantize in (None, "int4"):
+        told = []
+        options = BenchOptions("vl2", "tiny", steps=2, repeats=1, device="cpu", quantize=quantize)
+        run_bench(options, told.append)
+        assert len(told) == 3
+        assert told[0].work == "answering, a step of 1 conversation"
+        assert "first token, prompt of 181 tokens with 2 x 2 tiles" in told[1].work
+
+
+def test_the_limit_counts_what_a_step_reads(janus_mini):
+    config = pick_config("janus", "nano", 2)
+    model = random_model(config, torch.device("cpu"), torch.bfloat16, None)
+    decoder = model.decoder
+    weights = sum(t.numel() for name, t in wanted_tensors(decoder).items() if not name.startswith("embed"))
+    slot = KVCache.row_bytes(32, 2, config.decoder.cache_widths, torch.bfloat16) // 32
+    assert slot == 2 * 2 * 384 * 2
+    head = model.gen_head
+    expected = 2 * (weights + sum(p.numel() for p in head.parameters())) + 3 * 10 * slot
+    assert step_bytes(decoder, [head], 3, 10) == expected
+    eight = random_model(config, torch.device("cpu"), torch.bfloat16, "int8")
+    assert step_bytes(eight.decoder, [], 1, 0) < 0.52 * step_bytes(decoder, [], 1, 0)
+
+
+def test_the_limit_counts_chosen_experts(janus_mini):
+    config = read_config(janus_mini.parent / "vl2-mini-mla")
+    with torch.device("meta"):
+        decoder = VL2Model(config).decoder
+    moe = config.decoder.moe
+    experts = 3 * 3 * moe.num_experts * moe.expert_width * 96 * 4  # layers, projections, in float32
+    all_of_them, one = step_bytes(decoder, [], 10**6, 0), step_bytes(decoder, [], 1, 0)
+    assert all_of_them - one == pytest.approx(experts * (1 - moe.top_k / moe.num_experts))
+
+
+@pytest.mark.parametrize("kind", [None, "int8", "int4", "fp8"])
+def test_kernels_are_held_against_what_they_read(kind, monkeypatch):
+    """The lines of a step's parts, in Triton's interpreter where there is no GPU."""
+    pytest.importorskip("triton")
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if device.type == "cpu":
+        monkeypatch.setattr(kernels, "load_kernels", lambda device: import_kernels())
+        monkeypatch.setattr(dispatch, "reads_float8", lambda device: True)
+    monkeypatch.setattr(kernels, "_RUNS", 1)
+    decoder = random_model(pick_config("janus", "nano", 1), device, torch.bfloat16, kind).decoder
+    join_weights(decoder)
+    bench = Bench(device, lambda line: None)
+    kernels.bench_kernels(bench, decoder, 2, 40, 1.0)
+    limits = {line.work: line.limit for line in bench.lines}
+    named = f"{kind}, " if kind else ""
+    products = [work for work in limits if " rows, " in work]
+    assert len(products) == 8
+    for form in ("decoded" if kind else "library", "kernel"):
+        read = sum(limits[work] for work in products if work.endswith(f" rows, {named}{form}"))
+        layer = decoder.layers[0]
+        assert read == sum(held_bytes(part) for part in (layer.self_attn, layer.mlp))
+    assert {"sum and norm, 2 rows", "attention over 40 slots, 2 rows"} <= set(limits)
+
+
+@pytest.mark.parametrize("kind", ["int4", "fp8"])
+def test_random_models_compute_finite_numbers(kind):
+    model = random_model(pick_config("janus", "nano", 2), torch.device("cpu"), torch.float32, kind)
+    with torch.no_grad():
+        logits = model.image_logits(model.decoder(model.embed_text(torch.arange(5))[None]))
+    assert logits.isfinite().all()
+    assert logits.std() > 0
+
+
+def test_the_command(bifrons_main, capsys):
+    words = ("bench", "janus", "--size", "nano", "--layers", "1", "--steps", "2", "--repeats", "1")
+    assert bifrons_main(*words, "--device", "cpu", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["layers"] == 1
+    assert bifrons_main(*words, "--device", "cpu", "--quantize", "int8") == 0
+    out = capsys.readouterr().out
+    assert "painting, a step of 2 rows" in out
+    assert "bfloat16 with int8 weights" in out
+    for flags, message in (
+        (("--size", "2b"), "size is '2b'; accepted for janus: 1b, 7b, nano"),
+        (("--layers", "99"), "layers is 99; accepted: 1 to 8"),
+        (("--batch", "0"), "batch is 0; accepted: at least 1"),
+        (("--quantize", "int3"), "quantize is 'int3'"),
+    ):
+        assert bifrons_main("bench", "janus", "--size", "nano", "--device", "cpu", *flags) == 2
+        assert message in capsys.readouterr().err
+    with pytest.raises(OptionError, match="transformers has no DeepSeek-VL2"):
+        BenchOptions("vl2", "tiny", peers=True)
+
+
+def test_seconds_for_people():
+    assert [seconds(value) for value in (0.0123, 0.9, 1.5)] == ["12.3 ms", "900 ms", "1.5 s"]
+    assert Line("a", "b", 2.0, 1.0, 3, 1.0, "/s", 0.5, 1).ratio == 4.0

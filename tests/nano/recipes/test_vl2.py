@@ -1,0 +1,230 @@
+"""What vl2-nano is trained on is what the pipeline will give it; and what it is asked has right answers."""
+
+from pathlib import Path
+from random import Random
+
+import pytest
+import torch
+from bifrons.eval.nano.vl2 import judge_search, matched
+from bifrons.nano.recipes.janus_spec import SIDE
+from bifrons.nano.recipes.trainer import Run, initialise
+from bifrons.nano.recipes.vision import TOWERS, Seer, vision_losses
+from bifrons.nano.recipes.vision_labels import NOTHING, Views, label_patches
+from bifrons.nano.recipes.vl2 import Balance, VL2Trainer, arrange_all, draw_frames, put_pictures
+from bifrons.nano.recipes.vl2_data import compare, save_examples, talk
+from bifrons.nano.recipes.vl2_format import ConversationEncoder, write_folder
+from bifrons.nano.recipes.vq import to_pixels
+from bifrons.nano.world.pairs import KINDS as PAIR_KINDS
+from bifrons.nano.world.pairs import sample_comparison, sample_pair
+from bifrons.nano.world.phrases import KINDS as SEARCH_KINDS
+from bifrons.nano.world.phrases import NOT_THERE, Search, answer, normalized_box, sample_search
+from bifrons.nano.world.questions import sample_scene
+from bifrons.nano.world.renderer import pack, render, render_packed, to_pil
+from bifrons.nano.world.scene import SHAPES, Scene, Thing, is_held_out
+from bifrons.tokenizers.text import TextTokenizer
+from bifrons.vl2.config import read_config
+from bifrons.vl2.grounding import Box, draw_boxes, parse_grounding
+from bifrons.vl2.model import VL2Model
+from bifrons.vl2.pipeline import VL2Pipeline
+from bifrons.vl2.processor import VL2Processor
+from bifrons.vl2.reading import embed_prompt
+from safetensors.torch import save_file
+
+GREY = (204, 208, 212)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("vl2-nano")
+    write_folder(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def model(folder) -> VL2Model:
+    torch.manual_seed(0)
+    made = VL2Model(read_config(folder))
+    initialise(made, made.config.decoder.num_layers)
+    return made.eval()
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_a_row_is_embedded_as_the_pipeline_does(folder, model, count):
+    scenes = [sample_scene(Random(seed)) for seed in range(count)]
+    encode = ConversationEncoder(folder)
+    ids, learn = encode([("What is it?", "star"), ("Count the stars.", "two")], count)
+    processor = VL2Processor.from_folder(folder, TextTokenizer.from_folder(folder), model.config)
+    said = [
+        {
+            "role": "user",
+            "content": "<image>\n" * count + "What is it?",
+            "images": [to_pil(s) for s in scenes],
+        },
+        {"role": "assistant", "content": "star"},
+        {"role": "user", "content": "Count the stars."},
+    ]
+    prepared = processor.understanding(said)
+    asked = len(prepared.ids)
+    assert ids[:asked] == prepared.ids.tolist()
+    assert [i for i, taught in zip(ids, learn, strict=True) if taught][-1] == encode.tokenizer.eos_id
+    assert encode.tokenizer.decode([i for i, t in zip(ids, learn, strict=True) if t]).count("star") == 1
+
+    views = TOWERS["vl2"][1]
+    with torch.no_grad():
+        tiles = model.embed_tiles(views.cut(to_pixels(render(scenes, SIDE))).flatten(0, 1))
+        pictures = arrange_all(model, tiles.unflatten(0, (count, -1)), views.grid)
+        x = model.embed_text(torch.tensor([ids[:asked]]))
+        for picture, place in zip(pictures, encode.places, strict=False):
+            x = put_pictures(x, picture[None], place)
+    # Both scale with the same cubic kernel, the pipeline's in 8-bit steps.
+    torch.testing.assert_close(x[0], embed_prompt(model, prepared).embeddings_TD, atol=0.02, rtol=0.02)
+
+
+def test_frames_are_those_that_are_drawn():
+    scene = sample_scene(Random(3))
+    box = Box.from_normalized("", normalized_box(scene.things[0]), (SIDE, SIDE))
+    drawn = draw_boxes(to_pil(scene, SIDE), [box], labels=False, colour=(255, 0, 0))
+    pixels = to_pixels(render([scene, scene], SIDE))
+    frames = torch.tensor([[v / 999 for v in normalized_box(scene.things[0])], [0.0] * 4])
+    ours = draw_frames(pixels, frames)
+    want = torch.tensor(list(drawn.tobytes()), dtype=torch.uint8).view(SIDE, SIDE, 3).permute(2, 0, 1)
+    assert torch.equal(((ours[0] + 1) * 127.5).round().to(torch.uint8), want)
+    assert torch.equal(ours[1], pixels[1])
+
+
+def test_patches_are_labelled_with_what_covers_them():
+    # A square over the left half of the picture's middle row, nothing elsewhere.
+    scene = Scene((Thing("square", "red", 0.25, 0.5, 0.5),), GREY)
+    views = Views(picture=128, side=64, patch=16, grid=2)
+    labels = label_patches(pack([scene]), views)
+    square = SHAPES.index("square")
+    whole = labels.shape[0, 0].view(4, 4)
+    assert (whole[1:3, :2] == square).all()
+    assert (whole == NOTHING).sum() == 12
+    top_left = labels.shape[0, 1].view(4, 4)
+    assert (top_left[2:] == square).all()
+    assert (top_left[:2] == NOTHING).all()
+    torch.testing.assert_close(labels.box[0, 1, 15], torch.tensor([0.0, 0.5, 1.0, 1.0]))
+    assert (labels.shape[0, 2] == NOTHING).all()
+
+
+def test_a_tower_learns_from_its_patches():
+    torch.manual_seed(0)
+    config, views = TOWERS["vl2"]
+    seer = Seer(config)
+    initialise(seer, config.layers)
+    packed = pack([sample_scene(Random(seed)) for seed in range(2)])
+    pixels = to_pixels(render_packed(packed, SIDE, "cpu"))
+    adam = torch.optim.AdamW(seer.parameters(), 2e-3)
+    first = sum(vision_losses(seer, packed, pixels, views).values()).item()
+    for _ in range(8):
+        adam.zero_grad()
+        loss = sum(v for v in vision_losses(seer, packed, pixels, views).values() if v.requires_grad)
+        loss.backward()
+        adam.step()
+    assert sum(vision_losses(seer, packed, pixels, views).values()).item() < 0.7 * first
+
+
+def test_phrases_name_what_they_say():
+    rng, seen = Random(5), set()
+    for _ in range(400):
+        scene = sample_scene(rng)
+        search = sample_search(scene, rng)
+        seen.add((search.kind, bool(search.found)))
+        assert not search.held_out
+        words = search.phrase.removeprefix("the ").split()
+        for thing in search.found:
+            assert thing in scene.things
+            assert thing.color in words or any(w.startswith(thing.shape) for w in words)
+        said = answer(search)
+        assert judge_search(said, search, scene) == (True, len(search.found), len(search.found))
+        read = parse_grounding(said, (SIDE, SIDE))
+        assert not read.problems
+        assert (said == NOT_THERE) == (not search.found)
+    assert {kind for kind, _ in seen} == set(SEARCH_KINDS)
+    assert ("related", True) in seen
+    assert ("related", False) in seen
+
+
+def test_judging_finds_faults():
+    scene = Scene(
+        (Thing("star", "red", 0.25, 0.25, 0.25), Thing("star", "blue", 0.75, 0.75, 0.25)), GREY
+    )
+    search = Search("named", "the stars", scene.things, False)
+    right = answer(search)
+    assert judge_search(right, search, scene)[0]
+    one = answer(Search("named", "the stars", scene.things[:1], False))
+    assert judge_search(one, search, scene) == (False, 1, 2)
+    assert judge_search(NOT_THERE, search, scene) == (False, 0, 2)
+    assert judge_search(right, Search("absent", "the heart", (), False), scene) == (False, 0, 0)
+    assert matched([(0, 0, 100, 100)] * 2, [(0, 0, 100, 100)]) == 1
+    assert matched([(0, 0, 100, 49)], [(0, 0, 100, 100)]) == 0
+
+
+def test_comparisons_have_right_answers():
+    rng, seen = Random(7), set()
+    for _ in range(300):
+        a, b = sample_pair(rng)
+        question = sample_comparison(a, b, rng)
+        seen.add(question.kind)
+        assert not question.held_out
+        assert not is_held_out(a)
+        if question.kind == "more" and "things" in question.text:
+            want = "neither" if len(a.things) == len(b.things) else "the first"
+            want = "the second" if len(a.things) < len(b.things) else want
+            assert question.answer == want
+    assert seen == set(PAIR_KINDS)
+    same = Scene((Thing("star", "red", 0.5, 0.5, 0.25),), GREY)
+    assert sample_comparison(same, same, rng, "same").answer == "yes"
+    assert sample_comparison(same, same, rng, "total").answer == "two"
+
+
+def test_a_short_training_writes_a_model_that_loads(folder, model):
+    save_file(model.vision.state_dict(), folder / "vision.safetensors")
+    encode, rng = ConversationEncoder(folder), Random(0)
+    groups = {}
+    for name, width in (("one", 288), ("two", 352)):
+        scenes = [sample_scene(rng) for _ in range(4)]
+        turns = [talk(s, rng)[:2] if name == "one" else compare(s, s, rng)[:2] for s in scenes]
+        rows = [encode(one, 1 if name == "one" else 2) for one in turns]
+        packed = {k: v.numpy() for k, v in pack(scenes).items()}
+        ids = torch.nn.utils.rnn.pad_sequence([torch.tensor(r[0]) for r in rows], batch_first=True)
+        learn = torch.nn.utils.rnn.pad_sequence([torch.tensor(r[1]) for r in rows], batch_first=True)
+        spare = (0, width - ids.shape[1])
+        ids, learn = (torch.nn.functional.pad(t, spare) for t in (ids.short(), learn))
+        more = {}
+        if name == "two":
+            more = {f"second.{k}": packed[k] for k in ("shape", "place", "color", "background")}
+            more["frame"] = torch.zeros(4, 4).numpy()
+        lengths = torch.tensor([len(r[0]) for r in rows]).numpy()
+        groups[name] = {"ids": ids.numpy(), "learn": learn.numpy(), "lengths": lengths, **packed, **more}
+    save_examples(folder / "examples.npz", **groups)
+
+    trainer = VL2Trainer(Run(folder, 60.0), rows=(2, 1))
+    trainer.rate.fill_(1e-3)
+    losses = trainer.update()
+    assert set(losses) == {"one", "two", "balance"}
+    assert losses["balance"] >= 0.99  # 1 is perfect balance
+    trainer.save()
+    pipe = VL2Pipeline.from_pretrained(folder, "cpu")
+    ours = trainer.average.model.state_dict()
+    for name, tensor in pipe.model.state_dict().items():
+        torch.testing.assert_close(tensor, ours[name].to(torch.bfloat16).float(), atol=0, rtol=0)
+    assert isinstance(pipe.ask(to_pil(sample_scene(rng), SIDE), "What is it?", 4), str)
+
+    again = VL2Trainer(Run(folder, 60.0), rows=(2, 1))
+    again.prepare()
+    again.resume()
+    for old, new in zip(trainer.model.parameters(), again.model.parameters(), strict=True):
+        assert torch.equal(old, new)
+
+
+def test_balance_is_least_where_experts_are_used_alike(model):
+    balance = Balance(model)
+    gate = balance.gates[0]
+    gate(torch.randn(64, model.config.decoder.hidden_size))
+    even = balance.take()
+    with torch.no_grad():
+        gate.weight[0] += 1.0
+    gate(torch.randn(64, model.config.decoder.hidden_size).abs())
+    assert balance.take() > even
