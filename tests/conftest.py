@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from bifrons.apps.cli import main
+from bifrons.apps.cli.main import main
 from hypothesis import settings
 from PIL import Image
 

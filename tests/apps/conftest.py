@@ -19,7 +19,7 @@ from typing import Any
 
 import httpx
 import pytest
-from bifrons.apps.cli import main
+from bifrons.apps.cli.main import main
 from PIL import Image
 
 MODEL_FILES = (

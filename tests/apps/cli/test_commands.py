@@ -29,7 +29,7 @@ def picture(tmp_path: Path, parity_picture) -> Path:
 
 def test_help_and_version_are_quick():
     code = (
-        "import sys; from bifrons.apps.cli import main\n"
+        "import sys; from bifrons.apps.cli.main import main\n"
         "assert main(['--help']) == main(['--version']) == 0; sys.exit('torch' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-from bifrons.apps.cli import main
+from bifrons.apps.cli.main import main
 from bifrons.nano.world.phrases import normalized_box
 from bifrons.nano.world.renderer import to_pil
 from bifrons.nano.world.scene import Scene, Thing

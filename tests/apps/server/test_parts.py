@@ -6,7 +6,7 @@ import socket
 import httpcore
 import pytest
 import torch
-from bifrons.apps.cli import main
+from bifrons.apps.cli.main import main
 from bifrons.apps.server import middleware, registry
 from bifrons.apps.server.middleware import BodyLimit, key_matches, read_keys
 from bifrons.apps.server.registry import public_name

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from bifrons.apps.cli import main
+from bifrons.apps.cli.main import main
 from bifrons.blocks.errors import BifronsError
 from bifrons.eval.geneval.compare import compare
 

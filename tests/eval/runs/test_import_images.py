@@ -5,7 +5,7 @@ from pathlib import Path
 from random import Random
 
 import pytest
-from bifrons.apps.cli import main
+from bifrons.apps.cli.main import main
 from bifrons.blocks.errors import BifronsError
 from bifrons.eval.geneval.suites import lines
 from bifrons.eval.runs.import_images import scan

@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
-from bifrons.apps.cli import main
+from bifrons.apps.cli.main import main
 from bifrons.eval.runs.generate import generate
 from bifrons.eval.runs.run_dir import open_run
 from bifrons.eval.runs.workers import Ranks
