@@ -3,24 +3,81 @@
 N pictures, L prompt tokens, T image tokens of a picture, D decoder width.
 """
 
+import secrets
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from PIL import Image
 from torch import Tensor
 
+from ..blocks.chat.text_generation import MAX_SEED
 from ..blocks.engine.generate import Task, captures, check_context, generate, generate_all
 from ..blocks.engine.graph_generation import bucket_below, slots_for, store_of
 from ..blocks.engine.sampling import Choosing, Voice, paired
-from ..blocks.engine.sampling_params import guide
+from ..blocks.engine.sampling_params import Sampling, check_integer, check_number, guide
+from ..blocks.errors import OptionError
 from ..blocks.memory import rows_that_fit
 from ..blocks.placement.memory_budget import batch_that_fits, spread_batch
 from ..tokenizers.vq.model import to_uint8
 from .model import JanusModel
-from .options import PaintOptions
-from .variants import painting_work, vq_activations
+from .variants import image_generation_work, vq_activations
 
 Callback = Callable[[int, int, Tensor], None]
+
+
+@dataclass(frozen=True)
+class ImageGenerationOptions:
+    """How a picture is painted. `guidance_scale=1` means no guidance: no unconditional rows are computed."""
+
+    guidance_scale: float = 5.0
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    negative_prompt: str | None = None
+
+    def __post_init__(self) -> None:
+        check_number("guidance_scale", self.guidance_scale, low=0.0)
+        _ = self.sampling
+        if self.negative_prompt is not None and not isinstance(self.negative_prompt, str):
+            raise OptionError(f"negative_prompt is {self.negative_prompt!r}; accepted: a text or None")
+        if self.negative_prompt is not None and not self.guided:
+            raise OptionError(
+                "negative_prompt works through guidance; accepted with a guidance_scale other than 1"
+            )
+
+    @property
+    def guided(self) -> bool:
+        return self.guidance_scale != 1.0
+
+    @property
+    def sampling(self) -> Sampling:
+        return Sampling(self.temperature, self.top_k, self.top_p)
+
+
+def image_seeds(seed: int | Sequence[int] | None, prompts: int, per_prompt: int) -> list[int]:
+    """One seed per picture, prompt-major.
+
+    A number: picture j of every prompt gets `seed + j`, so that a picture's seed does not depend on
+    which other prompts are in the call. None: a fresh random start for each prompt. A list: one
+    number per prompt (then + j) or one per picture.
+    """
+    if seed is None:
+        starts = [secrets.randbelow(2**32) for _ in range(prompts)]
+    elif isinstance(seed, int):
+        starts = [seed] * prompts
+    elif isinstance(seed, Sequence) and not isinstance(seed, str) and len(seed) == prompts:
+        starts = list(seed)
+    elif isinstance(seed, Sequence) and not isinstance(seed, str) and len(seed) == prompts * per_prompt:
+        return [check_integer("seed", number, 0, MAX_SEED) for number in seed]
+    else:
+        raise OptionError(
+            f"seed is {seed!r}; accepted: None, a whole number, or a list of {prompts} (one per prompt) "
+            f"or {prompts * per_prompt} (one per picture)"
+        )
+    for start in starts:
+        check_integer("seed", start, 0, MAX_SEED - per_prompt)
+    return [start + index for start in starts for index in range(per_prompt)]
 
 
 def _home(model: JanusModel) -> torch.device:
@@ -29,11 +86,11 @@ def _home(model: JanusModel) -> torch.device:
     return model.decoder.device
 
 
-def paint_task(
+def image_generation_batch(
     model: JanusModel,
     cond: Sequence[Tensor],
     uncond: Sequence[Tensor] | None,
-    options: PaintOptions,
+    options: ImageGenerationOptions,
     seeds: Sequence[int],
 ) -> Task:
     """The generation of N pictures' image tokens.
@@ -55,7 +112,7 @@ def paint(
     model: JanusModel,
     cond: Sequence[Tensor],
     uncond: Sequence[Tensor] | None,
-    options: PaintOptions,
+    options: ImageGenerationOptions,
     seeds: Sequence[int],
     callback: Callback | None = None,
 ) -> Tensor:
@@ -71,7 +128,7 @@ def paint(
     done = []
     for start in range(0, len(cond), size):
         batch = slice(start, start + size)
-        task = paint_task(model, cond[batch], uncond and uncond[batch], options, seeds[batch])
+        task = image_generation_batch(model, cond[batch], uncond and uncond[batch], options, seeds[batch])
         if callback is None:
             done.append(generate_all(model.decoder, task))
             continue
@@ -87,11 +144,12 @@ def _batch(model: JanusModel, guided: bool, longest: int) -> int:
     """How many pictures to compute at once."""
     decoder, total, device = model.decoder, model.config.num_codes, _home(model)
     if decoder.layout is not None:
-        return spread_batch(painting_work(model.config, guided, longest), decoder.layout, decoder.dtype)
+        work = image_generation_work(model.config, guided, longest)
+        return spread_batch(work, decoder.layout, decoder.dtype)
     if not captures(decoder, Voice(model.embed_codes, model.image_logits)):
-        return batch_that_fits(painting_work(model.config, guided, longest), device, decoder.dtype)
+        return batch_that_fits(image_generation_work(model.config, guided, longest), device, decoder.dtype)
     # A captured batch is as large as its station, and what is kept of stations makes room for it.
-    work = painting_work(model.config, guided, slots_for(longest + total) - total)
+    work = image_generation_work(model.config, guided, slots_for(longest + total) - total)
     kept = store_of(decoder).bytes
     return bucket_below(batch_that_fits(work, device, decoder.dtype, kept))
 
@@ -110,7 +168,7 @@ def decode(model: JanusModel, codes_NT: Tensor) -> list[Image.Image]:
 
 
 @torch.no_grad()
-def first_image_logits(
+def next_image_logits(
     model: JanusModel, cond: Tensor, uncond: Tensor | None, guidance_scale: float
 ) -> Tensor:
     """Guided logits of the first image token, float32 `[C]`."""
@@ -122,7 +180,7 @@ def first_image_logits(
 
 
 @torch.no_grad()
-def score_codes(model: JanusModel, cond: Tensor, codes_T: Tensor) -> Tensor:
+def score_image_codes(model: JanusModel, cond: Tensor, codes_T: Tensor) -> Tensor:
     """Log-probability of each image token after the prompt, without guidance, float32 `[T]`."""
     device = _home(model)
     codes = codes_T.to(device)

@@ -6,9 +6,11 @@ V text vocabulary, C codebook size. Module names are those of the official check
 
 from typing import Literal, get_args
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..blocks.chat.text_generation import Prompt
 from ..blocks.engine.graphed_module import by_recording
 from ..blocks.errors import OptionError
 from ..blocks.kernels.batch_invariant import Linear
@@ -18,6 +20,7 @@ from ..blocks.model.projector import MlpProjector
 from ..blocks.model.siglip import SiglipConfig, build_siglip
 from ..tokenizers.vq.model import VQModel
 from .config import JanusConfig
+from .processor import ModelInputs
 
 Parts = Literal["all", "paint", "read"]
 """What of a model is there: `paint` lacks the eye (SigLIP), the text head and the image tokenizer's encoder,
@@ -64,7 +67,7 @@ class LanguageModel(nn.Module):
 class JanusModel(nn.Module):
     """All parts of a Janus checkpoint. Embeddings go in and logits come out; loops live elsewhere."""
 
-    per_picture = ("vision_model", "aligner", "gen_vision_model")
+    per_image_modules = ("vision_model", "aligner", "gen_vision_model")
     """Parts that work once a picture, not once a token: what may best rest away from the GPU."""
 
     def __init__(self, config: JanusConfig, parts: Parts = "all") -> None:
@@ -90,9 +93,21 @@ class JanusModel(nn.Module):
         """Text ids `[...]` -> embeddings `[..., D]`."""
         return self.decoder.embed_tokens(ids)
 
-    def embed_pictures(self, pixels_N3SS: Tensor) -> Tensor:
+    def embed_images(self, pixels_N3SS: Tensor) -> Tensor:
         """Pixels in -1..1 -> embeddings of the picture's tokens `[N, P, D]`; on CUDA by a recording."""
         return by_recording(self, self.decoder, (self.vision_model, self.aligner), self._see, pixels_N3SS)
+
+    @torch.no_grad()
+    def embed_prompt(self, inputs: ModelInputs) -> Prompt:
+        """Text embeddings `[T, D]` with the images' embeddings at the positions that the mask marks."""
+        device, dtype = self.decoder.device, self.decoder.dtype
+        x_TD = self.embed_text(inputs.ids.to(device))
+        if len(inputs.pixels):
+            pixels = inputs.pixels.to(device, dtype)
+            # On the host, so that nothing waits for the device.
+            positions = inputs.image_mask.nonzero()[:, 0]
+            x_TD = x_TD.index_copy(0, positions.to(device), self.embed_images(pixels).flatten(0, 1))
+        return Prompt(inputs.ids, x_TD)
 
     def _see(self, pixels_N3SS: Tensor) -> Tensor:
         return self.aligner(self.vision_model(pixels_N3SS))

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ..blocks.chat.pipeline import Conversing, Messages
+from ..blocks.chat.pipeline import ChatPipeline, Messages
 from ..blocks.chat.text_generation import Prompt
 from ..blocks.checkpoints.hub import locate
 from ..blocks.checkpoints.loader import list_tensors, load_weights
@@ -19,15 +19,15 @@ from ..blocks.errors import OptionError, PromptError
 from ..blocks.placement.auto_device_map import MaxMemory
 from ..blocks.placement.device_map import DeviceMap, pick_places, prepare
 from ..tokenizers.text import TextTokenizer
-from . import image_generation, reading
+from . import image_generation
 from .config import read_config, read_guidance
+from .image_generation import ImageGenerationOptions, image_seeds
 from .model import JanusModel, Parts, check_parts
-from .options import PaintOptions, picture_seeds
 from .processor import JanusProcessor
 from .weight_names import pick_key_map
 
 
-class JanusPipeline(Conversing):
+class JanusPipeline(ChatPipeline):
     """A loaded Janus model with its tokenizer and processor. Make one with `from_pretrained`."""
 
     def __init__(
@@ -36,7 +36,7 @@ class JanusPipeline(Conversing):
         tokenizer: TextTokenizer,
         processor: JanusProcessor,
         name: str,
-        guidance_scale: float = PaintOptions.guidance_scale,
+        guidance_scale: float = ImageGenerationOptions.guidance_scale,
     ) -> None:
         self.model: JanusModel = model
         self.tokenizer, self.processor, self.name = tokenizer, processor, name
@@ -127,30 +127,30 @@ class JanusPipeline(Conversing):
         num_images_per_prompt: int = 1,
         seed: int | Sequence[int] | None = None,
         guidance_scale: float | None = None,
-        temperature: float = PaintOptions.temperature,
-        top_k: int = PaintOptions.top_k,
-        top_p: float = PaintOptions.top_p,
+        temperature: float = ImageGenerationOptions.temperature,
+        top_k: int = ImageGenerationOptions.top_k,
+        top_p: float = ImageGenerationOptions.top_p,
         negative_prompt: str | None = None,
         output_type: Literal["pil", "codes"] = "pil",
         callback: image_generation.Callback | None = None,
     ) -> list[Image.Image] | Tensor:
         """Paint pictures: a list of PIL pictures, or their codes, int64 `[N, T]`; prompt-major.
 
-        Picture j of each prompt has seed `seed + j`, or see `options.picture_seeds` for lists and None.
+        Picture j of each prompt has seed `seed + j`, or see `image_seeds` for lists and None.
         `guidance_scale` None is the model's own: 5.0, but less for the embedded one (`self.guidance_scale`).
         A picture's settings are in its `info`. `top_k=0` samples from the whole codebook, as the
         reference does. `callback(step, total, codes)` follows the work; to stop it, raise from there.
         Raises `PromptError` or `OptionError`.
         """
         scale = self.guidance_scale if guidance_scale is None else guidance_scale
-        options = PaintOptions(scale, temperature, top_k, top_p, negative_prompt)
+        options = ImageGenerationOptions(scale, temperature, top_k, top_p, negative_prompt)
         check_integer("num_images_per_prompt", num_images_per_prompt, low=1)
         if output_type not in ("pil", "codes"):
             raise OptionError(f"output_type is {output_type!r}; accepted: 'pil' or 'codes'")
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
         if not prompts:
             raise PromptError("no prompt was given; accepted: a text or a list of at least one")
-        seeds = picture_seeds(seed, len(prompts), num_images_per_prompt)
+        seeds = image_seeds(seed, len(prompts), num_images_per_prompt)
         cond, uncond = [], []
         for text in prompts:
             pair = self._prompt_ids(text, options)
@@ -166,13 +166,13 @@ class JanusPipeline(Conversing):
             picture.info.update(self._settings(text, seeds[index], options))
         return pictures
 
-    def _prompt_ids(self, text: str, options: PaintOptions) -> tuple[Tensor, Tensor]:
-        cond, uncond = self.processor.generation(text)
+    def _prompt_ids(self, text: str, options: ImageGenerationOptions) -> tuple[Tensor, Tensor]:
+        cond, uncond = self.processor.generation_ids(text)
         if options.negative_prompt is not None:
-            uncond = self.processor.negative(options.negative_prompt, cond)
+            uncond = self.processor.negative_ids(options.negative_prompt, cond)
         return cond, uncond
 
-    def _settings(self, prompt: str, seed: int, options: PaintOptions) -> dict[str, str]:
+    def _settings(self, prompt: str, seed: int, options: ImageGenerationOptions) -> dict[str, str]:
         settings = {"prompt": prompt, "seed": str(seed), "model": self.name, "software": "Bifrons"}
         for field in ("guidance_scale", "temperature", "top_k", "top_p", "negative_prompt"):
             value = getattr(options, field)
@@ -181,17 +181,17 @@ class JanusPipeline(Conversing):
         return settings
 
     @property
-    def image_mark(self) -> str:
+    def image_placeholder(self) -> str:
         return self.processor.image_tag
 
     def prompts(
         self, conversations: Sequence[Messages], room: int, *, local_files: bool = True
     ) -> list[Prompt]:
-        read = self.processor.understanding
+        read = self.processor.chat_inputs
         prepared = [read(messages, local_files=local_files) for messages in conversations]
         for one in prepared:
             check_context(len(one.ids), room, self.model.config.decoder.max_positions)
-        return [reading.embed_prompt(self.model, one) for one in prepared]
+        return [self.model.embed_prompt(one) for one in prepared]
 
     def encode_image(self, image: Any) -> Tensor:
         """VQ codes of a picture, int64 `[T]`, after the processor's resizing and padding to a square."""
@@ -219,11 +219,13 @@ class JanusPipeline(Conversing):
             raise OptionError(f"codes reach from {found.min()} to {found.max()}; accepted: 0 to {size - 1}")
         return found.long()
 
-    def next_image_logits(self, prompt: str, guidance_scale: float = PaintOptions.guidance_scale) -> Tensor:
+    def next_image_logits(
+        self, prompt: str, guidance_scale: float = ImageGenerationOptions.guidance_scale
+    ) -> Tensor:
         """Guided logits of the first image token, float32 `[codebook]`."""
-        options = PaintOptions(guidance_scale)
+        options = ImageGenerationOptions(guidance_scale)
         cond, uncond = self._prompt_ids(prompt, options)
-        return image_generation.first_image_logits(
+        return image_generation.next_image_logits(
             self.model, cond, uncond if options.guided else None, guidance_scale
         )
 
@@ -232,4 +234,4 @@ class JanusPipeline(Conversing):
         found = self._codes(codes)
         if found.ndim != 1:
             raise OptionError(f"codes have shape {list(found.shape)}; accepted: [T]")
-        return image_generation.score_codes(self.model, self.processor.generation(prompt)[0], found)
+        return image_generation.score_image_codes(self.model, self.processor.generation_ids(prompt)[0], found)

@@ -14,18 +14,18 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ..blocks.chat.image_io import open_picture, resize_bicubic
+from ..blocks.chat.image_io import open_image, resize_bicubic
 from ..blocks.chat.messages import normalize_messages
 from ..blocks.errors import ConfigError, PromptError
 from ..blocks.json_config import Section
 from ..tokenizers.text import PAD, TextTokenizer, read_settings
 from .prompts import IMAGE_END, IMAGE_START, IMAGE_TAG, Template
 
-__all__ = ["IMAGE_TAG", "JanusProcessor", "PixelRule", "Prepared"]
+__all__ = ["IMAGE_TAG", "JanusProcessor", "ModelInputs", "PixelRule"]
 
 
 @dataclass(frozen=True)
-class Prepared:
+class ModelInputs:
     """A conversation for the model.
 
     `ids` int64 [T]; `image_mask` bool [T], true where the pictures' embeddings go; `pixels` float32
@@ -145,27 +145,27 @@ class JanusProcessor:
         return cls(tokenizer, rule, num_image_tokens, tag)
 
     def preprocess(self, picture: Any) -> Tensor:
-        """Pixels float32 [3, S, S], about -1..1, of whatever `open_picture` takes. Raises PictureError."""
-        return self.pixel_rule(open_picture(picture))
+        """Pixels float32 [3, S, S], about -1..1, of whatever `open_image` takes. Raises PictureError."""
+        return self.pixel_rule(open_image(picture))
 
-    def understanding(
+    def chat_inputs(
         self, messages: Any, system: str | None = None, *, local_files: bool = True
-    ) -> Prepared:
+    ) -> ModelInputs:
         """A conversation, in either form of `blocks.messages`, as the model reads it.
 
         Every picture tag becomes start, `num_image_tokens` tags, end. `system` None is the default system
-        prompt; a system message replaces it. `local_files` as in `open_picture`.
+        prompt; a system message replaces it. `local_files` as in `open_image`.
         Raises PromptError and PictureError.
         """
         turns = normalize_messages(messages, self.image_tag, local_files=local_files)
-        ids = self.expand(self.tokenizer.encode(self.template.understanding_prompt(turns, system)))
+        ids = self.expand(self.tokenizer.encode(self.template.chat_prompt(turns, system)))
         pictures = [picture for turn in turns for picture in turn.pictures]
         mask = ids == self.image_id
         if int(mask.sum()) != len(pictures) * self.num_image_tokens:
             raise PromptError(f"the prompt holds the mark {self.image_tag} outside of the user's messages")
         size = self.pixel_rule.size
         pixels = [self.pixel_rule(picture) for picture in pictures]
-        return Prepared(ids, mask, torch.stack(pixels) if pixels else torch.zeros(0, 3, size, size))
+        return ModelInputs(ids, mask, torch.stack(pixels) if pixels else torch.zeros(0, 3, size, size))
 
     def expand(self, ids: Sequence[int]) -> Tensor:
         """Ids with every picture tag as start, `num_image_tokens` tags, end; int64 [T]."""
@@ -175,7 +175,7 @@ class JanusProcessor:
             expanded += place if token == self.image_id else [token]
         return torch.tensor(expanded, dtype=torch.long)
 
-    def generation(self, prompt: str) -> tuple[Tensor, Tensor]:
+    def generation_ids(self, prompt: str) -> tuple[Tensor, Tensor]:
         """Ids of a painting prompt and of its unconditional twin, both int64 [L].
 
         The twin keeps the first and the last id (BOS and the start of the picture) and has pads between.
@@ -184,14 +184,14 @@ class JanusProcessor:
         cond = torch.tensor(self.tokenizer.encode(self.template.generation_prompt(prompt)), dtype=torch.long)
         return cond, self._unconditional(cond)
 
-    def negative(self, text: str, cond: Tensor) -> Tensor:
+    def negative_ids(self, text: str, cond: Tensor) -> Tensor:
         """Ids int64 [L'] to put in the place of `cond`'s unconditional twin for a negative prompt.
 
         A text gives its own painting prompt, of its own length; an empty one gives the twin.
         """
         if isinstance(text, str) and not text.strip():
             return self._unconditional(cond)
-        return self.generation(text)[0]
+        return self.generation_ids(text)[0]
 
     def _unconditional(self, cond: Tensor) -> Tensor:
         uncond = cond.clone()

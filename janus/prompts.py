@@ -37,7 +37,7 @@ class Template:
         """
         return PRO if tokenizer.has(PRO.user) else FIRST
 
-    def understanding_prompt(self, turns: Sequence[Turn], system: str | None = None) -> str:
+    def chat_prompt(self, turns: Sequence[Turn], system: str | None = None) -> str:
         """The text of a conversation that waits for the assistant's next message.
 
         `turns` as `normalize_messages` gives them, ending with the user's. `system` None is the default

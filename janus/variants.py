@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from ..blocks.chat.text_generation import AnswerOptions
+from ..blocks.chat.text_generation import TextGenerationOptions
 from ..blocks.placement.memory_estimate import PROMPT_TOKENS, Work, decoder_work, siglip_activations
 from .config import JanusConfig
 from .prompts import PRO
@@ -35,7 +35,7 @@ def variant(config: JanusConfig, folder: Path) -> str | None:
     return "Janus-Pro-1B" if f'"{PRO.user}"' in text else "Janus-1.3B"
 
 
-def painting_work(config: JanusConfig, guided: bool, prompt: int = PROMPT_TOKENS) -> Work:
+def image_generation_work(config: JanusConfig, guided: bool, prompt: int = PROMPT_TOKENS) -> Work:
     """One picture of a prompt of so many tokens; the VQ decoder then works on one picture after the other."""
     return decoder_work(
         "picture, guided" if guided else "picture, guidance scale 1",
@@ -48,7 +48,7 @@ def painting_work(config: JanusConfig, guided: bool, prompt: int = PROMPT_TOKENS
     )
 
 
-def talking_work(config: JanusConfig) -> Work:
+def chat_work(config: JanusConfig) -> Work:
     """One conversation with one picture and an answer of the default length."""
     picture = config.vision.num_patches + 2
     return decoder_work(
@@ -56,13 +56,13 @@ def talking_work(config: JanusConfig) -> Work:
         config.decoder,
         config.decoder.vocab_size,
         picture + PROMPT_TOKENS,
-        AnswerOptions.max_new_tokens,
+        TextGenerationOptions.max_new_tokens,
         once=siglip_activations(config.vision, 1),
     )
 
 
 def works(config: JanusConfig) -> list[Work]:
-    return [painting_work(config, True), painting_work(config, False), talking_work(config)]
+    return [image_generation_work(config, True), image_generation_work(config, False), chat_work(config)]
 
 
 def vq_activations(config: JanusConfig) -> int:

@@ -11,12 +11,14 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from ..blocks.chat.text_generation import Prompt
 from ..blocks.engine.graphed_module import by_recording
 from ..blocks.kernels.batch_invariant import Linear
 from ..blocks.model.decoder import Decoder, DecoderConfig
 from ..blocks.model.projector import MlpProjector
 from ..blocks.model.siglip import build_siglip
 from .config import VL2Config
+from .processor import ModelInputs
 
 _TILES_AT_ONCE = 16  # bounds the tower's activations: about 0.2 GiB a GPU batch of so400m in bfloat16
 
@@ -49,7 +51,7 @@ class LanguageModel(nn.Module):
 class VL2Model(nn.Module):
     """All parts of a DeepSeek-VL2 checkpoint. Embeddings go in and logits come out; loops live elsewhere."""
 
-    per_picture = ("vision", "projector")
+    per_image_modules = ("vision", "projector")
     """Parts that work once a picture, not once a token: what may best rest away from the GPU."""
 
     def __init__(self, config: VL2Config) -> None:
@@ -80,7 +82,7 @@ class VL2Model(nn.Module):
         features = self.vision(pixels_N3SS).unflatten(1, (side, side))
         return self.projector(features)
 
-    def embed_pictures(self, pixels_N3SS: Tensor, grids: Sequence[tuple[int, int]]) -> list[Tensor]:
+    def embed_images(self, pixels_N3SS: Tensor, grids: Sequence[tuple[int, int]]) -> list[Tensor]:
         """All tiles of several pictures -> the token sequence `[T_i, D]` of each.
 
         `grids` holds (columns, rows) of local tiles per picture; its tiles are the global one, then the local
@@ -91,6 +93,18 @@ class VL2Model(nn.Module):
         return [
             self.arrange(part, grid) for part, grid in zip(tiles.split(counts), grids, strict=True)
         ]
+
+    @torch.no_grad()
+    def embed_prompt(self, inputs: ModelInputs) -> Prompt:
+        """Text embeddings `[T, D]` with the images' tokens at the positions that the mask marks."""
+        device, dtype = self.decoder.device, self.decoder.dtype
+        x_TD = self.embed_text(inputs.ids.to(device))
+        if inputs.grids:
+            images = self.embed_images(inputs.pixels.to(device, dtype), inputs.grids)
+            # On the host, so that nothing waits for the device.
+            positions = inputs.image_mask.nonzero()[:, 0]
+            x_TD = x_TD.index_copy(0, positions.to(device), torch.cat(images))
+        return Prompt(inputs.ids, x_TD)
 
     def arrange(self, tiles_NHHD: Tensor, grid: tuple[int, int]) -> Tensor:
         """One picture's tiles as a sequence `[T, D]`: global rows, the separator, rows of the local mosaic;

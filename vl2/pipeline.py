@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from PIL import Image
 
-from ..blocks.chat.image_io import open_picture
-from ..blocks.chat.pipeline import Conversing, Messages
-from ..blocks.chat.text_generation import AnswerOptions, Prompt
+from ..blocks.chat.image_io import open_image
+from ..blocks.chat.pipeline import ChatPipeline, Messages
+from ..blocks.chat.text_generation import Prompt, TextGenerationOptions
 from ..blocks.checkpoints.hub import locate
 from ..blocks.checkpoints.loader import load_weights
 from ..blocks.checkpoints.quantize import pick_quantization
@@ -19,7 +19,6 @@ from ..blocks.errors import PictureError, PromptError
 from ..blocks.placement.auto_device_map import MaxMemory
 from ..blocks.placement.device_map import DeviceMap, pick_places, prepare
 from ..tokenizers.text import TextTokenizer
-from . import reading
 from .config import read_config
 from .grounding import Box, Grounding, draw_boxes, parse_grounding
 from .model import VL2Model
@@ -31,13 +30,13 @@ CAPTION_PROMPT = "Describe this image."
 _EXAMPLE_COLOUR = (255, 0, 0)
 
 
-class VL2Pipeline(Conversing):
+class VL2Pipeline(ChatPipeline):
     """A loaded DeepSeek-VL2 model with its tokenizer and processor. Make one with `from_pretrained`.
 
     Answers show the marks of places (`<|ref|>`, `<|det|>`); `ground` reads them.
     """
 
-    keeps_marks = True
+    keeps_special_tokens = True
 
     def __init__(self, model: VL2Model, tokenizer: TextTokenizer, processor: VL2Processor, name: str) -> None:
         self.model: VL2Model = model
@@ -121,23 +120,23 @@ class VL2Pipeline(Conversing):
         return self.model.decoder.dtype
 
     @property
-    def image_mark(self) -> str:
+    def image_placeholder(self) -> str:
         return self.processor.image_token
 
     def prompts(
         self, conversations: Sequence[Messages], room: int, *, local_files: bool = True
     ) -> list[Prompt]:
-        read = self.processor.understanding
+        read = self.processor.chat_inputs
         prepared = [read(messages, local_files=local_files) for messages in conversations]
         for one in prepared:
             check_context(len(one.ids), room, self.model.config.decoder.max_positions)
-        return [reading.embed_prompt(self.model, one) for one in prepared]
+        return [self.model.embed_prompt(one) for one in prepared]
 
     def ground(
         self,
         images: Any,
         question: str,
-        max_new_tokens: int = AnswerOptions.max_new_tokens,
+        max_new_tokens: int = TextGenerationOptions.max_new_tokens,
         *,
         prefill_chunk: int | None = None,
     ) -> Grounding:
@@ -146,7 +145,7 @@ class VL2Pipeline(Conversing):
         Boxes are in pixels of the last picture, which is where the official prompts look for things.
         """
         messages = self.question(images, question)
-        pictures = [open_picture(source) for source in messages[0]["images"]]
+        pictures = [open_image(source) for source in messages[0]["images"]]
         if not pictures:
             raise PictureError("there is no picture to find things in; accepted: one picture or a list")
         messages[0]["images"] = pictures
@@ -158,7 +157,7 @@ class VL2Pipeline(Conversing):
         self,
         image: Any,
         phrase: str | None = None,
-        max_new_tokens: int = AnswerOptions.max_new_tokens,
+        max_new_tokens: int = TextGenerationOptions.max_new_tokens,
         *,
         example: tuple[Any, Box | Sequence[int]] | None = None,
     ) -> list[Box]:
@@ -179,7 +178,7 @@ class VL2Pipeline(Conversing):
         return list(self.ground([marked, image], example_prompt(phrase), max_new_tokens).boxes)
 
     def caption(
-        self, image: Any, grounded: bool = False, max_new_tokens: int = AnswerOptions.max_new_tokens
+        self, image: Any, grounded: bool = False, max_new_tokens: int = TextGenerationOptions.max_new_tokens
     ) -> str | Grounding:
         """A description of a picture; with `grounded` as a `Grounding`: text, and a box for what it names."""
         if grounded:
@@ -190,7 +189,7 @@ class VL2Pipeline(Conversing):
 
 
 def _frame(picture: Any, box: Box | Sequence[int]) -> Image.Image:
-    opened = open_picture(picture)
+    opened = open_image(picture)
     corners = box.pixels if isinstance(box, Box) else tuple(box)
     if len(corners) != 4:
         raise PromptError(f"the example's box is {box!r}; accepted: a Box or x1, y1, x2, y2")

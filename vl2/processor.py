@@ -31,7 +31,7 @@ from .tiles import (
 
 
 @dataclass(frozen=True)
-class Prepared:
+class ModelInputs:
     """A conversation for the model.
 
     `ids` int64 [T]; `image_mask` bool [T], true where pictures go; `pixels` float32 [N, 3, S, S]; `grids`
@@ -113,10 +113,10 @@ class VL2Processor:
         """Tiles float32 [N, 3, S, S], about -1..1, of an RGB picture at the resolution `best`."""
         return cut_tiles(picture, best, self.tile, self.pixel_rule)
 
-    def understanding(self, messages: Any, *, local_files: bool = True) -> Prepared:
+    def chat_inputs(self, messages: Any, *, local_files: bool = True) -> ModelInputs:
         """A conversation, in either form of `blocks.messages`, as the model reads it.
 
-        Raises PromptError and PictureError; `local_files` as in `open_picture`.
+        Raises PromptError and PictureError; `local_files` as in `open_image`.
         """
         turns = normalize_messages(messages, self.image_token, local_files=local_files)
         pictures = [picture for turn in turns for picture in turn.pictures]
@@ -129,7 +129,7 @@ class VL2Processor:
             ids += [self.image_id] * count + stretch
             mask += [True] * count + [False] * len(stretch)
         tiles = [self.preprocess(picture, best) for picture, best in zip(pictures, bests, strict=True)]
-        return Prepared(
+        return ModelInputs(
             ids=torch.tensor(ids, dtype=torch.long),
             image_mask=torch.tensor(mask),
             pixels=torch.cat(tiles) if tiles else torch.zeros(0, 3, self.tile, self.tile),

@@ -1,6 +1,6 @@
 """What DeepSeek-VL2 models are called by their size, their parts, and the memory of a conversation."""
 
-from ..blocks.chat.text_generation import AnswerOptions
+from ..blocks.chat.text_generation import TextGenerationOptions
 from ..blocks.placement.memory_estimate import PROMPT_TOKENS, Work, decoder_work, siglip_activations
 from .config import VL2Config
 from .tiles import num_image_tokens
@@ -39,7 +39,7 @@ def works(config: VL2Config) -> list[Work]:
         config.decoder,
         config.decoder.vocab_size,
         most + PROMPT_TOKENS,
-        AnswerOptions.max_new_tokens,
+        TextGenerationOptions.max_new_tokens,
         once=once,
     )
     return [conversation]

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
-from ...blocks.chat.image_io import open_picture
-from ...blocks.chat.text_generation import AnswerOptions, answer_seed
+from ...blocks.chat.image_io import open_image
+from ...blocks.chat.text_generation import TextGenerationOptions, resolve_seed
 from ...blocks.errors import BifronsError, PromptError
 from ..files import print_json
 from ..pipelines import explain_memory, load_pipeline
@@ -30,9 +30,9 @@ _HELP = """\
 
 def _answer_options(args: argparse.Namespace) -> dict[str, Any]:
     """The options as keywords of the pipelines, checked."""
-    given = {f.name: getattr(args, f.name) for f in fields(AnswerOptions) if f.name in args}
-    options = AnswerOptions(**given)
-    return {f.name: getattr(options, f.name) for f in fields(options)} | {"seed": answer_seed(args.seed)}
+    given = {f.name: getattr(args, f.name) for f in fields(TextGenerationOptions) if f.name in args}
+    options = TextGenerationOptions(**given)
+    return {f.name: getattr(options, f.name) for f in fields(options)} | {"seed": resolve_seed(args.seed)}
 
 
 def _advice(model: str) -> str:
@@ -52,7 +52,7 @@ def ask(args: argparse.Namespace) -> int:
     if not paths and Path(question).is_file():
         raise PromptError(f"there is a picture, {question}, but no question; write the question after it")
     options = _answer_options(args)
-    pictures = [open_picture(path) for path in paths]
+    pictures = [open_image(path) for path in paths]
     pipe = _load(args)
     with explain_memory("answering", lambda: _advice(args.model)):
         answer = pipe.ask(pictures, question, stream=not args.json, **options)
@@ -106,7 +106,7 @@ class Conversation:
 def chat(args: argparse.Namespace) -> int:
     """0, or 2 where the input is no terminal and a line of it failed."""
     options = _answer_options(args)
-    pictures = [open_picture(path) for path in args.image or ()]
+    pictures = [open_image(path) for path in args.image or ()]
     pipe = _load(args)
     conversation = Conversation(pipe, args.model, args.system, options)
     conversation.waiting += pictures
@@ -155,7 +155,7 @@ def _take(conversation: Conversation, line: str) -> None:
         print("(forgotten)", file=sys.stderr)
     elif command == "/image":
         path = rest.strip().strip("\"'")
-        picture = open_picture(path)
+        picture = open_image(path)
         conversation.waiting.append(picture)
         print(f"({path}: {picture.width} x {picture.height}, goes with your next message)", file=sys.stderr)
     elif line.startswith("/"):

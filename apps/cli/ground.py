@@ -6,7 +6,7 @@ import time
 from dataclasses import asdict
 from pathlib import Path
 
-from ...blocks.chat.image_io import open_picture
+from ...blocks.chat.image_io import open_image
 from ...blocks.errors import OptionError, PromptError
 from ...vl2.grounding import draw_boxes
 from ...vl2.prompts import locate_prompt
@@ -27,7 +27,7 @@ def find(args: argparse.Namespace) -> int:
     target = None if args.output is None else Path(args.output)
     if target is not None and target.suffix.lower() != ".png":
         raise OptionError(f"output is {args.output!r}; accepted: a name that ends in .png")
-    picture = open_picture(args.image)
+    picture = open_image(args.image)
     family = family_of(locate(args.model))
     if family != "DeepSeek-VL2":
         raise OptionError(

@@ -14,12 +14,12 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from ...blocks.chat.image_io import open_picture
+from ...blocks.chat.image_io import open_image
 from ...blocks.engine.sampling_params import check_integer
 from ...blocks.errors import OptionError, PromptError
 from ...blocks.placement.memory_budget import size_text
-from ...janus.options import PaintOptions, picture_seeds
-from ...janus.variants import painting_work
+from ...janus.image_generation import ImageGenerationOptions, image_seeds
+from ...janus.variants import image_generation_work
 from ..defaults import DEFAULT_MODEL
 from ..files import print_json, slug, write_new
 from ..pipelines import explain_memory, load_pipeline
@@ -47,10 +47,10 @@ def generate(args: argparse.Namespace) -> int:
     started = time.monotonic()
     # What is not given stays out, since a model may have a guidance scale of its own. What needs no model is
     # checked before one is loaded, which can take minutes.
-    given = {f.name: getattr(args, f.name) for f in fields(PaintOptions) if f.name in args}
-    PaintOptions(**given)
+    given = {f.name: getattr(args, f.name) for f in fields(ImageGenerationOptions) if f.name in args}
+    ImageGenerationOptions(**given)
     count = len(args.prompt) * check_integer("n", args.n, low=1)
-    picture_seeds(args.seed, len(args.prompt), args.n)
+    image_seeds(args.seed, len(args.prompt), args.n)
     if not all(prompt.strip() for prompt in args.prompt):
         raise PromptError("a prompt is empty; say what to paint")
     target = Path(args.output or _FOLDER)
@@ -84,7 +84,7 @@ def _paint(
 
     def advice() -> str:
         scale = given.get("guidance_scale", pipe.guidance_scale)
-        work = painting_work(config, PaintOptions(scale).guided)
+        work = image_generation_work(config, ImageGenerationOptions(scale).guided)
         return (
             f"each picture takes {size_text(work.cache_bytes(1, pipe.dtype))} of cache and about "
             f"{size_text(work.activation_bytes(1, pipe.dtype))} of activations beside the weights; accepted: "
@@ -118,7 +118,7 @@ def _paint(
 
 def encode(args: argparse.Namespace) -> int:
     """Codes as JSON (codes in raster order, grid, model), or as a `.npy` array in the shape of the grid."""
-    picture = open_picture(args.image)
+    picture = open_image(args.image)
     target = None if args.output is None else Path(args.output)
     if target is not None and target.suffix.lower() not in (".json", ".npy"):
         raise OptionError(f"output is {args.output!r}; accepted: a name that ends in .json or .npy")

@@ -40,15 +40,15 @@ class _Formatter(argparse.HelpFormatter):
 
 
 def _paint_options() -> type:
-    from ...janus.options import PaintOptions
+    from ...janus.image_generation import ImageGenerationOptions
 
-    return PaintOptions
+    return ImageGenerationOptions
 
 
 def _answer_options() -> type:
-    from ...blocks.chat.text_generation import AnswerOptions
+    from ...blocks.chat.text_generation import TextGenerationOptions
 
-    return AnswerOptions
+    return TextGenerationOptions
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -8,8 +8,8 @@ from typing import Any
 
 from PIL import Image
 
-from ...blocks.chat.image_io import open_picture
-from ...blocks.chat.text_generation import AnswerOptions
+from ...blocks.chat.image_io import open_image
+from ...blocks.chat.text_generation import TextGenerationOptions
 from ...blocks.errors import PictureError, PromptError
 from ...vl2.grounding import draw_boxes, parse_grounding
 from ..files import write_new
@@ -69,14 +69,14 @@ class Turn:
 def open_upload(file: str) -> Image.Image:
     """An uploaded picture; the `PictureError` names it as the visitor does, without the server's folders."""
     try:
-        return open_picture(file)
+        return open_image(file)
     except PictureError as error:
         raise PictureError(str(error).replace(repr(file), repr(Path(file).name))) from error
 
 
 def is_picture(file: str) -> bool:
     try:
-        open_picture(file)
+        open_image(file)
     except PictureError:
         return False
     return True
@@ -121,7 +121,7 @@ class AskTab:
         self.temperature = gr.Slider(
             0,
             2,
-            value=AnswerOptions.temperature,
+            value=TextGenerationOptions.temperature,
             step=0.05,
             label="Temperature",
             info="0 always takes the likeliest word",
@@ -130,7 +130,7 @@ class AskTab:
         self.tokens = gr.Slider(
             1,
             MAX_TOKENS,
-            value=AnswerOptions.max_new_tokens,
+            value=TextGenerationOptions.max_new_tokens,
             step=1,
             label="Longest answer",
             info="in tokens",
@@ -174,7 +174,7 @@ class AskTab:
         text = ""
         try:
             served = by_name(self.models, model)
-            options = AnswerOptions(max_new_tokens=tokens, temperature=temperature)
+            options = TextGenerationOptions(max_new_tokens=tokens, temperature=temperature)
             turn = Turn.read(said)
             messages = [*talk.messages, turn.message]
             job = Job(served.line, lambda job: _answer(job, served, messages, options, seed))
@@ -261,7 +261,9 @@ def _last_picture(messages: Messages) -> Image.Image | None:
     return None
 
 
-def _answer(job: Job, served: Served, messages: Messages, options: AnswerOptions, seed: int | None) -> str:
+def _answer(
+    job: Job, served: Served, messages: Messages, options: TextGenerationOptions, seed: int | None
+) -> str:
     """The answer; tells what there is of it after every piece."""
     text = ""
     with explain_memory("answering", lambda: "accepted: fewer pictures or a shorter answer"):

@@ -8,7 +8,7 @@ from PIL import Image
 
 from ...blocks.engine.sampling_params import check_integer
 from ...blocks.errors import PromptError
-from ...janus.options import PaintOptions, picture_seeds
+from ...janus.image_generation import ImageGenerationOptions, image_seeds
 from ..files import slug, write_new
 from ..png import texts, write_png
 from .components import Stopped, Update, choose_model, failure, follow, gr, in_line, seconds, told
@@ -74,7 +74,7 @@ class CreateTab:
             self.temperature = gr.Slider(
                 0,
                 2,
-                value=PaintOptions.temperature,
+                value=ImageGenerationOptions.temperature,
                 step=0.05,
                 label="Temperature",
                 min_width=130,
@@ -161,9 +161,9 @@ class CreateTab:
             served = by_name(self.models, model)
             if not prompt.strip():
                 raise PromptError("the sentence is empty; say what to paint")
-            options = PaintOptions(guidance_scale=guidance, temperature=temperature)
+            options = ImageGenerationOptions(guidance_scale=guidance, temperature=temperature)
             count = check_integer("number of pictures", count, 1, MAX_PICTURES)
-            seeds = picture_seeds(seed, 1, count)
+            seeds = image_seeds(seed, 1, count)
             job = Job(served.line, lambda job: paint_all(job, served, prompt, seeds, options))
             self.jobs.add(request.session_hash, TAB, job)
             remove_files(before)

@@ -5,7 +5,7 @@ from typing import Any
 
 from PIL import Image
 
-from ...blocks.chat.text_generation import AnswerOptions
+from ...blocks.chat.text_generation import TextGenerationOptions
 from ...blocks.errors import PictureError, PromptError
 from ...vl2.grounding import Box, Grounding, draw_boxes, parse_grounding
 from ...vl2.prompts import locate_prompt
@@ -148,7 +148,7 @@ def _find(job: Job, served: Served, picture: Image.Image, phrase: str) -> tuple[
 
     pipe = served.pipe
     assert isinstance(pipe, VL2Pipeline)
-    text, tokens = "", AnswerOptions.max_new_tokens
+    text, tokens = "", TextGenerationOptions.max_new_tokens
     with explain_memory("looking", lambda: "accepted: a smaller picture"):
         for piece in pipe.chat(pipe.question(picture, locate_prompt(phrase)), tokens, stream=True):
             text += piece

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ...janus.options import PaintOptions
+from ...janus.image_generation import ImageGenerationOptions
 from ..pipelines import explain_memory
 from .jobs import Job
 from .models import Served
@@ -71,7 +71,7 @@ def painter(served: Served) -> "JanusPipeline":
 
 
 def paint_all(
-    job: Job, served: Served, prompt: str, seeds: list[int], options: PaintOptions
+    job: Job, served: Served, prompt: str, seeds: list[int], options: ImageGenerationOptions
 ) -> tuple[list[Image.Image], float]:
     """The pictures, and the seconds that they took."""
     advice = "accepted: fewer pictures"

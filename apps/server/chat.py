@@ -10,8 +10,8 @@ from fastapi.responses import JSONResponse
 from PIL import Image
 from pydantic import BaseModel
 
-from ...blocks.chat.image_io import open_picture
-from ...blocks.chat.text_generation import Prompt, answer_seed
+from ...blocks.chat.image_io import open_image
+from ...blocks.chat.text_generation import Prompt, resolve_seed
 from ...blocks.engine.request import Job
 from ...blocks.engine.sampling_params import Sampling
 from ...blocks.errors import PictureError, PromptError
@@ -65,14 +65,14 @@ class Answering:
             raise ApiError(400, str(error), code="context_length_exceeded", param="messages") from error
         stops = [asked.stop] if isinstance(asked.stop, str) else asked.stop or []
         sampling = Sampling(value(asked, "temperature"), 0, value(asked, "top_p"))
-        seed = answer_seed(asked.seed)
+        seed = resolve_seed(asked.seed)
         for index in range(self.choices):
             writer = AnswerWriter(
                 index,
                 pipe.tokenizer,
                 stops,
                 self.mailbox.put,
-                skip_special_tokens=not pipe.keeps_marks,
+                skip_special_tokens=not pipe.keeps_special_tokens,
                 stream=bool(asked.stream),
             )
             self.writers.append(writer)
@@ -217,7 +217,7 @@ async def _part(part: Any, fleet: Fleet) -> dict[str, Any]:
 
 
 def _open(source: str | bytes, options: ServerOptions) -> Image.Image:
-    opened = open_picture(source, max_pixels=options.max_pixels, local_files=False)
+    opened = open_image(source, max_pixels=options.max_pixels, local_files=False)
     if max(opened.size) > options.max_side:
         width, height = opened.size
         raise PictureError(

@@ -15,7 +15,7 @@ from PIL import Image
 from ...blocks.engine.request import Chosen, Job
 from ...blocks.errors import PromptError
 from ...janus import image_generation
-from ...janus.options import PaintOptions, picture_seeds
+from ...janus.image_generation import ImageGenerationOptions, image_seeds
 from ..png import write_png
 from . import schema as schema
 from .chat import dump, value
@@ -36,14 +36,14 @@ class Painting:
         self.mailbox = Mailbox()
         self.pictures = asked.n or 1
         scale = self.pipe.guidance_scale if asked.guidance_scale is None else asked.guidance_scale
-        self.options = PaintOptions(
+        self.options = ImageGenerationOptions(
             scale,
             value(asked, "temperature"),
             value(asked, "top_k"),
             value(asked, "top_p"),
             asked.negative_prompt,
         )
-        self.seeds = picture_seeds(
+        self.seeds = image_seeds(
             secrets.randbelow(2**32) if asked.seed is None else asked.seed, 1, self.pictures
         )
         self.format: Any = value(asked, "output_format")
@@ -67,9 +67,9 @@ class Painting:
     def _prompts(self) -> list[torch.Tensor]:
         """Embeddings of the prompt, and with guidance of what it is guided away from."""
         processor, negative = self.pipe.processor, self.options.negative_prompt
-        cond, uncond = processor.generation(self.asked.prompt)
+        cond, uncond = processor.generation_ids(self.asked.prompt)
         if negative is not None:
-            uncond = processor.negative(negative, cond)
+            uncond = processor.negative_ids(negative, cond)
         self.prompt_tokens = len(cond)
         try:
             self.served.engine.check(max(len(cond), len(uncond)), self.total)

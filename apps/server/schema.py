@@ -8,8 +8,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from ...blocks.chat.text_generation import MAX_SEED, AnswerOptions
-from ...janus.options import PaintOptions
+from ...blocks.chat.text_generation import MAX_SEED, TextGenerationOptions
+from ...janus.image_generation import ImageGenerationOptions
 
 MAX_CHOICES = 8
 MAX_IMAGES = 10  # as in OpenAI's
@@ -89,8 +89,8 @@ class ChatRequest(Request):
     messages: Annotated[list[Message], Field(min_length=1, max_length=256)]
     max_tokens: Tokens | None = None
     max_completion_tokens: Tokens | None = None
-    temperature: Temperature | None = Field(AnswerOptions.temperature, description="0 is greedy.")
-    top_p: TopP | None = AnswerOptions.top_p
+    temperature: Temperature | None = Field(TextGenerationOptions.temperature, description="0 is greedy.")
+    top_p: TopP | None = TextGenerationOptions.top_p
     seed: Seed | None = Field(None, description="Choice j is drawn with seed + j.")
     n: Annotated[int, Field(ge=1, le=MAX_CHOICES)] | None = 1
     stop: Stop | Annotated[list[Stop], Field(max_length=4)] | None = None
@@ -125,9 +125,9 @@ class ImageRequest(Request):
     guidance_scale: Annotated[float, Field(ge=0, le=100)] | None = Field(
         None, description="The model's own, if none is given; 1 is without guidance."
     )
-    temperature: Temperature | None = PaintOptions.temperature
-    top_k: Annotated[int, Field(ge=0, le=1_000_000)] | None = PaintOptions.top_k
-    top_p: TopP | None = PaintOptions.top_p
+    temperature: Temperature | None = ImageGenerationOptions.temperature
+    top_k: Annotated[int, Field(ge=0, le=1_000_000)] | None = ImageGenerationOptions.top_k
+    top_p: TopP | None = ImageGenerationOptions.top_p
     negative_prompt: Annotated[str, Field(max_length=MAX_PROMPT)] | None = None
 
 

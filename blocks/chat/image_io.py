@@ -42,7 +42,7 @@ def as_list(images: Any) -> list[Any]:
     return list(images) if isinstance(images, list | tuple) else [images]
 
 
-def open_picture(
+def open_image(
     source: Any, *, max_pixels: int = MAX_PIXELS, apply_exif: bool = False, local_files: bool = True
 ) -> Image.Image:
     """A new RGB picture from a path, bytes, a `data:` URL or a PIL picture (which is left as it was).

@@ -24,7 +24,7 @@ from typing import Any
 from PIL import Image
 
 from ..errors import PromptError
-from .image_io import as_list, open_picture
+from .image_io import as_list, open_image
 
 ROLES = {
     "system": "system",
@@ -69,7 +69,7 @@ def normalize_messages(messages: Any, mark: str, *, local_files: bool = True) ->
     for index, (role, text, sources) in enumerate(read):
         if not text.strip():
             raise PromptError(f"message {index} ({role}) is empty; only a last one of the assistant may be")
-        pictures = tuple(open_picture(source, local_files=local_files) for source in sources)
+        pictures = tuple(open_image(source, local_files=local_files) for source in sources)
         turns.append(Turn(role, text, pictures))
     return turns
 

@@ -1,4 +1,4 @@
-"""`Conversing`: the methods that the pipelines of both families share: text from conversations."""
+"""`ChatPipeline`: the methods that the pipelines of both families share: text from conversations."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
@@ -12,20 +12,20 @@ from ..engine.sampling_params import check_integer
 from ..errors import PromptError
 from .image_io import as_list
 from .text_generation import (
-    AnswerOptions,
+    ChatModel,
     Prompt,
-    Speaker,
-    answer_seed,
-    answers,
-    last_logits,
-    score_answer,
-    stream_answer,
+    TextGenerationOptions,
+    generate_texts,
+    next_token_logits,
+    resolve_seed,
+    score_answer_ids,
+    stream_text,
 )
 
 Messages = list[dict[str, Any]]
 
 
-class Conversing(ABC):
+class ChatPipeline(ABC):
     """Answers about pictures. A family says how a conversation becomes a `Prompt`, and the rest follows.
 
     `temperature=0` is greedy. `repetition_penalty` above 1 makes tokens that were there before less likely,
@@ -33,14 +33,14 @@ class Conversing(ABC):
     which saves memory and changes nothing else.
     """
 
-    model: Speaker
+    model: ChatModel
     tokenizer: TextTokenizer
-    keeps_marks: bool = False
+    keeps_special_tokens: bool = False
     """Whether answers show special tokens, because they mean something there (boxes)."""
 
     @property
     @abstractmethod
-    def image_mark(self) -> str:
+    def image_placeholder(self) -> str:
         """What stands for a picture in a text."""
 
     @abstractmethod
@@ -53,23 +53,25 @@ class Conversing(ABC):
         """The conversation of `ask`: for each picture a mark and a newline, then the text."""
         if not isinstance(text, str) or not text.strip():
             raise PromptError(f"the question is {text!r}; accepted: a text that is not empty")
-        if self.image_mark in text:
-            raise PromptError(f"the question holds {self.image_mark}; `ask` writes one per picture itself")
+        if self.image_placeholder in text:
+            raise PromptError(
+                f"the question holds {self.image_placeholder}; `ask` writes one per picture itself"
+            )
         pictures = as_list(images)
-        content = f"{self.image_mark}\n" * len(pictures) + text
+        content = f"{self.image_placeholder}\n" * len(pictures) + text
         return [{"role": "user", "content": content, "images": pictures}]
 
     def ask(
         self,
         images: Any,
         question: str,
-        max_new_tokens: int = AnswerOptions.max_new_tokens,
-        temperature: float = AnswerOptions.temperature,
-        top_p: float = AnswerOptions.top_p,
+        max_new_tokens: int = TextGenerationOptions.max_new_tokens,
+        temperature: float = TextGenerationOptions.temperature,
+        top_p: float = TextGenerationOptions.top_p,
         seed: int | None = None,
         stream: bool = False,
         *,
-        repetition_penalty: float = AnswerOptions.repetition_penalty,
+        repetition_penalty: float = TextGenerationOptions.repetition_penalty,
         prefill_chunk: int | None = None,
     ) -> str | Iterator[str]:
         """Answer a question about one picture or a list (paths, PIL pictures, bytes); none is allowed too.
@@ -90,13 +92,13 @@ class Conversing(ABC):
     def chat(
         self,
         messages: Messages,
-        max_new_tokens: int = AnswerOptions.max_new_tokens,
-        temperature: float = AnswerOptions.temperature,
-        top_p: float = AnswerOptions.top_p,
+        max_new_tokens: int = TextGenerationOptions.max_new_tokens,
+        temperature: float = TextGenerationOptions.temperature,
+        top_p: float = TextGenerationOptions.top_p,
         seed: int | None = None,
         stream: bool = False,
         *,
-        repetition_penalty: float = AnswerOptions.repetition_penalty,
+        repetition_penalty: float = TextGenerationOptions.repetition_penalty,
         prefill_chunk: int | None = None,
         local_files: bool = True,
     ) -> str | Iterator[str]:
@@ -104,12 +106,12 @@ class Conversing(ABC):
 
         With `local_files` false, messages name no files of this machine: for requests from a network.
         """
-        options = AnswerOptions(max_new_tokens, temperature, top_p, repetition_penalty)
-        start, chunk = answer_seed(seed), check_chunk(prefill_chunk)
+        options = TextGenerationOptions(max_new_tokens, temperature, top_p, repetition_penalty)
+        start, chunk = resolve_seed(seed), check_chunk(prefill_chunk)
         prompts = self.prompts([messages], options.max_new_tokens, local_files=local_files)
-        skip = not self.keeps_marks
+        skip = not self.keeps_special_tokens
         if stream:
-            return stream_answer(
+            return stream_text(
                 self.model,
                 self.tokenizer,
                 prompts[0],
@@ -118,7 +120,7 @@ class Conversing(ABC):
                 skip_special_tokens=skip,
                 prefill_chunk=chunk,
             )
-        return answers(
+        return generate_texts(
             self.model,
             self.tokenizer,
             prompts,
@@ -131,43 +133,43 @@ class Conversing(ABC):
     def chat_batch(
         self,
         conversations: Sequence[Messages],
-        max_new_tokens: int = AnswerOptions.max_new_tokens,
-        temperature: float = AnswerOptions.temperature,
-        top_p: float = AnswerOptions.top_p,
+        max_new_tokens: int = TextGenerationOptions.max_new_tokens,
+        temperature: float = TextGenerationOptions.temperature,
+        top_p: float = TextGenerationOptions.top_p,
         seed: int | None = None,
         *,
-        repetition_penalty: float = AnswerOptions.repetition_penalty,
+        repetition_penalty: float = TextGenerationOptions.repetition_penalty,
         prefill_chunk: int | None = None,
         local_files: bool = True,
     ) -> list[str]:
         """`chat` for several conversations in one batch; each gives what it gives alone with that seed."""
-        options = AnswerOptions(max_new_tokens, temperature, top_p, repetition_penalty)
+        options = TextGenerationOptions(max_new_tokens, temperature, top_p, repetition_penalty)
         chunk = check_chunk(prefill_chunk)
         prompts = self.prompts(conversations, options.max_new_tokens, local_files=local_files)
         if not prompts:
             return []
-        seeds = [answer_seed(seed) for _ in prompts]
-        return answers(
+        seeds = [resolve_seed(seed) for _ in prompts]
+        return generate_texts(
             self.model,
             self.tokenizer,
             prompts,
             options,
             seeds,
-            skip_special_tokens=not self.keeps_marks,
+            skip_special_tokens=not self.keeps_special_tokens,
             prefill_chunk=chunk,
         )
 
     def next_logits(self, messages: Messages, *, prefill_chunk: int | None = None) -> Tensor:
         """Logits of the text head at the last prompt position, float32 `[vocabulary]`."""
         chunk = check_chunk(prefill_chunk)
-        return last_logits(self.model, self.prompts([messages], 0)[0], chunk)
+        return next_token_logits(self.model, self.prompts([messages], 0)[0], chunk)
 
     def score_text(self, messages: Messages, answer: str) -> Tensor:
         """Log-probability of each token of `answer`, tokenised as it is, after the prompt: float32 `[T]`."""
         if not isinstance(answer, str) or not answer:
             raise PromptError(f"the answer is {answer!r}; accepted: a text that is not empty")
         ids = torch.tensor(self.tokenizer.encode(answer, bos=False))
-        return score_answer(self.model, self.prompts([messages], len(ids))[0], ids)
+        return score_answer_ids(self.model, self.prompts([messages], len(ids))[0], ids)
 
 
 def check_chunk(prefill_chunk: int | None) -> int | None:

@@ -23,7 +23,7 @@ MAX_SEED = 2**63 - 1
 
 
 @dataclass(frozen=True)
-class AnswerOptions:
+class TextGenerationOptions:
     """How an answer is written; `temperature=0` is greedy, `repetition_penalty=1` changes nothing."""
 
     max_new_tokens: int = 512
@@ -42,12 +42,12 @@ class AnswerOptions:
         return Sampling(self.temperature, 0, self.top_p)
 
 
-def answer_seed(seed: int | None) -> int:
+def resolve_seed(seed: int | None) -> int:
     """The seed of an answer: the given one, checked, or a fresh random one."""
     return secrets.randbelow(2**32) if seed is None else check_integer("seed", seed, 0, MAX_SEED)
 
 
-class Speaker(Protocol):
+class ChatModel(Protocol):
     """What answering needs of a model."""
 
     @property
@@ -74,10 +74,10 @@ class Prompt:
 
 
 @torch.no_grad()
-def answer_steps(
-    model: Speaker,
+def generate_tokens(
+    model: ChatModel,
     prompts: Sequence[Prompt],
-    options: AnswerOptions,
+    options: TextGenerationOptions,
     seeds: Sequence[int],
     eos_id: int,
     prefill_chunk: int | None = None,
@@ -110,51 +110,51 @@ def answer_steps(
         yield step
 
 
-def answer_ids(
-    model: Speaker,
+def generate_ids(
+    model: ChatModel,
     prompts: Sequence[Prompt],
-    options: AnswerOptions,
+    options: TextGenerationOptions,
     seeds: Sequence[int],
     eos_id: int,
     prefill_chunk: int | None = None,
 ) -> list[list[int]]:
     """The tokens of the whole answer to each conversation, without the end token."""
     ids: list[list[int]] = [[] for _ in prompts]
-    for step in answer_steps(model, prompts, options, seeds, eos_id, prefill_chunk):
+    for step in generate_tokens(model, prompts, options, seeds, eos_id, prefill_chunk):
         for row, token in zip(ids, step, strict=True):
             if token is not None:
                 row.append(token)
     return ids
 
 
-def answers(
-    model: Speaker,
+def generate_texts(
+    model: ChatModel,
     tokenizer: TextTokenizer,
     prompts: Sequence[Prompt],
-    options: AnswerOptions,
+    options: TextGenerationOptions,
     seeds: Sequence[int],
     *,
     skip_special_tokens: bool = True,
     prefill_chunk: int | None = None,
 ) -> list[str]:
     """The whole answer to each conversation, stripped of the space that the template leaves to it."""
-    ids = answer_ids(model, prompts, options, seeds, tokenizer.eos_id, prefill_chunk)
+    ids = generate_ids(model, prompts, options, seeds, tokenizer.eos_id, prefill_chunk)
     return [tokenizer.decode(row, skip_special_tokens).strip() for row in ids]
 
 
-def stream_answer(
-    model: Speaker,
+def stream_text(
+    model: ChatModel,
     tokenizer: TextTokenizer,
     prompt: Prompt,
-    options: AnswerOptions,
+    options: TextGenerationOptions,
     seed: int,
     *,
     skip_special_tokens: bool = True,
     prefill_chunk: int | None = None,
 ) -> Iterator[str]:
-    """Pieces of one answer as they are written; joined, what `answers` returns, bar its last strip."""
+    """Pieces of one answer as they are written; joined, what `generate_texts` returns, bar its last strip."""
     decoder, started = StreamDecoder(tokenizer, skip_special_tokens), False
-    steps = answer_steps(model, [prompt], options, [seed], tokenizer.eos_id, prefill_chunk)
+    steps = generate_tokens(model, [prompt], options, [seed], tokenizer.eos_id, prefill_chunk)
     pieces = (decoder.push(step[0]) for step in steps if step[0] is not None)
     for source in (pieces, (decoder.flush() for _ in range(1))):
         for piece in source:
@@ -165,7 +165,7 @@ def stream_answer(
 
 
 @torch.no_grad()
-def last_logits(model: Speaker, prompt: Prompt, prefill_chunk: int | None = None) -> Tensor:
+def next_token_logits(model: ChatModel, prompt: Prompt, prefill_chunk: int | None = None) -> Tensor:
     """Logits of the text head at the last prompt position, float32 `[V]` on the CPU."""
     row = prompt.embeddings_TD
     check_context(len(prompt), 0, model.decoder.config.max_positions)
@@ -178,7 +178,7 @@ def last_logits(model: Speaker, prompt: Prompt, prefill_chunk: int | None = None
 
 
 @torch.no_grad()
-def score_answer(model: Speaker, prompt: Prompt, answer_A: Tensor) -> Tensor:
+def score_answer_ids(model: ChatModel, prompt: Prompt, answer_A: Tensor) -> Tensor:
     """Log-probability of each answer token after the prompt, float32 `[A]` on the CPU."""
     row = prompt.embeddings_TD
     answer = answer_A.to(row.device)

@@ -109,7 +109,7 @@ def units(model: nn.Module) -> list[str]:
                 found.append(name)
 
     visit("", model)
-    late = getattr(model, "per_picture", ())
+    late = getattr(model, "per_image_modules", ())
     return sorted(found, key=lambda name: name in late)
 
 

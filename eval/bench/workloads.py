@@ -15,9 +15,8 @@ from ...blocks.engine.sampling import Choosing, Voice, choose, spread
 from ...blocks.engine.sampling_params import Sampling
 from ...blocks.model.decoder import Decoder
 from ...blocks.model.kv_cache import KVCache
-from ...janus.image_generation import decode, paint
+from ...janus.image_generation import ImageGenerationOptions, decode, paint
 from ...janus.model import JanusModel
-from ...janus.options import PaintOptions
 from ...vl2.model import VL2Model
 from ...vl2.tiles import num_image_tokens
 from .kernels import bench_kernels
@@ -95,7 +94,7 @@ def painting_limit(model: JanusModel, batch: int, bandwidth: float) -> float:
 @torch.no_grad()
 def bench_janus(bench: Bench, model: JanusModel, batch: int, bandwidth: float, amount: Amount) -> None:
     decoder, total = model.decoder, model.config.num_codes
-    options = PaintOptions()
+    options = ImageGenerationOptions()
     limit = painting_limit(model, batch, bandwidth)
     vocabulary = decoder.config.vocab_size
     prompts = [torch.randint(0, vocabulary, (PROMPT,), device=bench.device) for _ in range(2 * batch)]
@@ -117,7 +116,7 @@ def bench_janus(bench: Bench, model: JanusModel, batch: int, bandwidth: float, a
 
 def _bench_painting(bench: Bench, model: JanusModel, batch: int, limit: float, amount: Amount) -> None:
     """Steps as `paint` does them, with rows that are guided pairs, from the middle of a picture on."""
-    decoder, total, options = model.decoder, model.config.num_codes, PaintOptions()
+    decoder, total, options = model.decoder, model.config.num_codes, ImageGenerationOptions()
     task = Task(
         rows=random_rows(decoder, 2 * batch, PROMPT + total // 2 - amount.steps // 2),
         voice=Voice(model.embed_codes, model.image_logits),
@@ -156,7 +155,7 @@ def _bench_rest(bench: Bench, model: JanusModel, prompts: list[Tensor], amount: 
     side = config.vision.image_size
     pixels = torch.rand(1, 3, side, side, device=bench.device).to(dtype)
     work = "SigLIP and adaptor, 1 picture"
-    bench.measure("bifrons", work, lambda: model.embed_pictures(pixels), repeats=amount.repeats, warmup=2)
+    bench.measure("bifrons", work, lambda: model.embed_images(pixels), repeats=amount.repeats, warmup=2)
 
 
 @torch.no_grad()
@@ -169,7 +168,7 @@ def bench_vl2(bench: Bench, model: VL2Model, batch: int, bandwidth: float, amoun
     question = torch.randint(0, decoder.config.vocab_size, (_QUESTION,), device=device)
 
     def first() -> None:
-        picture = model.embed_pictures(pixels, [_TILES])[0]
+        picture = model.embed_images(pixels, [_TILES])[0]
         row = torch.cat((picture, model.embed_text(question)))
         voice = Voice(model.embed_text, model.text_logits)
         generate_all(decoder, Task([row], voice, Choosing(Sampling(0.0)), range(1), 1))

@@ -6,7 +6,7 @@ from random import Random
 
 from PIL import Image
 
-from ...blocks.chat.pipeline import Conversing
+from ...blocks.chat.pipeline import ChatPipeline
 from ...nano.world.questions import KINDS, sample_question, sample_scene
 from ...nano.world.renderer import to_pil
 
@@ -20,7 +20,10 @@ Table = dict[str, tuple[int, int]]
 
 
 def ask_all(
-    pipe: Conversing, asked: Sequence[tuple[Sequence[Image.Image], str]], max_new_tokens: int, batch: int = 50
+    pipe: ChatPipeline,
+    asked: Sequence[tuple[Sequence[Image.Image], str]],
+    max_new_tokens: int,
+    batch: int = 50,
 ) -> list[str]:
     """The greedy answers to questions about pictures, each a conversation of its own."""
     messages = [
@@ -51,7 +54,7 @@ def same_answer(said: str, wanted: str) -> bool:
     return said.strip().lower().rstrip(".") == wanted
 
 
-def score_answers(pipe: Conversing, scenes: int, seed: int, split: str) -> Table:
+def score_answers(pipe: ChatPipeline, scenes: int, seed: int, split: str) -> Table:
     """(right, asked) for each kind of question; one question a scene. In the held-out split, only questions
     that are about what was left out count."""
     rng, cases = Random(seed), []

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ...blocks.chat.image_io import open_picture
+from ...blocks.chat.image_io import open_image
 from ...blocks.errors import BifronsError, PictureError
 from ..atomic_io import fresh_folder, told, whole_file, write_json
 from ..geneval.detectors import Detector, make_detector
@@ -86,7 +86,7 @@ class Looker:
             for seen in share:
                 row: Row = {"filename": seen.filename, "metadata": seen.metadata}
                 try:
-                    row.update(detector.detect(open_picture(seen.path, apply_exif=True), seen.metadata))
+                    row.update(detector.detect(open_image(seen.path, apply_exif=True), seen.metadata))
                 except PictureError as error:
                     row["problem"] = str(error)
                 row.update(picture=seen.sha256, detector=who)

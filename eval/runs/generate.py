@@ -8,7 +8,7 @@ from typing import cast
 from PIL import Image
 
 from ...blocks.checkpoints.hub import locate
-from ...janus.options import PaintOptions
+from ...janus.image_generation import ImageGenerationOptions
 from ...janus.pipeline import JanusPipeline
 from .recipe import model_fingerprint
 from .run_dir import Picture, RunDir, check_model, open_run
@@ -28,7 +28,8 @@ class Painter:
         run = open_run(self.root)
         recipe = run.recipe
         pipe = JanusPipeline.from_pretrained(recipe.model, device, recipe.dtype, progress=False)
-        options = {field.name: getattr(recipe.options, field.name) for field in fields(PaintOptions)}
+        names = [field.name for field in fields(ImageGenerationOptions)]
+        options = {name: getattr(recipe.options, name) for name in names}
         for batch in share:
             missing = set(run.left(batch))
             if not missing:

@@ -11,7 +11,7 @@ from ...blocks.chat.text_generation import MAX_SEED
 from ...blocks.checkpoints.loader import TensorEntry, list_tensors
 from ...blocks.engine.sampling_params import check_integer
 from ...blocks.errors import BifronsError, OptionError
-from ...janus.options import PaintOptions
+from ...janus.image_generation import ImageGenerationOptions
 
 SEED_POLICIES = ("per-picture", "official")
 SUITES = ("shapes", "geneval")
@@ -37,10 +37,10 @@ class Recipe:
     model: str = "janus-nano"
     dtype: str = "float32"
     template: str = MARK
-    guidance_scale: float = PaintOptions.guidance_scale
-    temperature: float = PaintOptions.temperature
-    top_k: int = PaintOptions.top_k
-    top_p: float = PaintOptions.top_p
+    guidance_scale: float = ImageGenerationOptions.guidance_scale
+    temperature: float = ImageGenerationOptions.temperature
+    top_k: int = ImageGenerationOptions.top_k
+    top_p: float = ImageGenerationOptions.top_p
     images_per_prompt: int = 4
     seed: int = 42
     seed_policy: str = SEED_POLICIES[0]
@@ -64,8 +64,8 @@ class Recipe:
         _ = self.options
 
     @property
-    def options(self) -> PaintOptions:
-        return PaintOptions(self.guidance_scale, self.temperature, self.top_k, self.top_p)
+    def options(self) -> ImageGenerationOptions:
+        return ImageGenerationOptions(self.guidance_scale, self.temperature, self.top_k, self.top_p)
 
     def prompt(self, sentence: str) -> str:
         """What the model is asked to paint."""

@@ -81,7 +81,7 @@ def nucleus_loss(
 
 def read_inputs(model: JanusModel, rows: Examples, pixels: Tensor, image_at: int) -> Tensor:
     """Embeddings of conversations; every row's picture stands at the same place."""
-    pictures = model.embed_pictures(pixels).bfloat16()
+    pictures = model.embed_images(pixels).bfloat16()
     x_BLD = model.embed_text(rows.ids.long()).bfloat16()
     return torch.cat((x_BLD[:, :image_at], pictures, x_BLD[:, image_at + pictures.shape[1] :]), dim=1)
 

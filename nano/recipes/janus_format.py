@@ -52,7 +52,7 @@ class TurnEncoder:
         for index, (question, answer) in enumerate(turns):
             said.append(Turn("user", f"{IMAGE_TAG}\n{question}" if index == 0 else question))
             prompt = self.processor.expand(
-                self.tokenizer.encode(template.understanding_prompt(said))
+                self.tokenizer.encode(template.chat_prompt(said))
             ).tolist()
             reply = [*self.tokenizer.encode(f" {answer}", bos=False), self.tokenizer.eos_id]
             assert prompt[: len(ids)] == ids, "a turn changed the tokens before it"

@@ -50,7 +50,7 @@ def test_vision_tower_and_aligner(pipe, tensors) -> None:
     pixels = tensors["pixels.0"].reshape(-1, 3, 96, 96)
     with torch.no_grad():
         close(pipe.model.vision_model(pixels), tensors["vision.0"])
-        close(pipe.model.embed_pictures(pixels), tensors["aligned.0"])
+        close(pipe.model.embed_images(pixels), tensors["aligned.0"])
 
 
 @pytest.mark.parametrize("index", range(3))

@@ -81,7 +81,7 @@ def test_options_do_what_they_say(pipe) -> None:
     # The empty negative prompt is the reference's unconditional row; scale 0 sees that row alone.
     assert codes(pipe, "a red cube", seed=1, negative_prompt="") == free
     pair = ["dog cat", "cat dog"]
-    assert len({len(pipe.processor.generation(text)[0]) for text in pair}) == 1
+    assert len({len(pipe.processor.generation_ids(text)[0]) for text in pair}) == 1
     assert codes(pipe, pair[0], seed=1, guidance_scale=0.0) == codes(
         pipe, pair[1], seed=1, guidance_scale=0.0
     )

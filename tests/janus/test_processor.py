@@ -43,7 +43,7 @@ def test_conversations_are_the_references(processor, figures, pictures):
     for conversation, ids in zip(figures["conversations"], figures["input_ids"], strict=True):
         count = sum(len(m.get("images", [])) for m in conversation)
         messages = [{**m, "images": [pictures[int(i)] for i in m.get("images", [])]} for m in conversation]
-        prepared = processor.understanding(messages)
+        prepared = processor.chat_inputs(messages)
         assert prepared.ids.tolist() == ids
         assert prepared.ids.dtype == torch.long
         assert prepared.image_mask.dtype == torch.bool
@@ -57,10 +57,10 @@ def test_prompts_are_the_references(processor, figures):
     for conversation, prompt in zip(figures["conversations"], figures["prompts"], strict=True):
         roles = {"<|User|>": "user", "<|Assistant|>": "assistant"}
         turns = [Turn(roles[m["role"]], m["content"]) for m in conversation if m["content"]]
-        assert processor.template.understanding_prompt(turns) == prompt
+        assert processor.template.chat_prompt(turns) == prompt
     for case in figures["gen_prompts"]:
         assert processor.template.generation_prompt(case["text"]) == case["prompt"]
-        cond, uncond = processor.generation(case["text"])
+        cond, uncond = processor.generation_ids(case["text"])
         assert cond.tolist() == case["input_ids"]
         pad = processor.tokenizer.token_id(PAD)
         assert uncond.tolist() == [cond[0], *[pad] * (len(cond) - 2), cond[-1]]
@@ -69,15 +69,15 @@ def test_prompts_are_the_references(processor, figures):
 def test_both_templates_give_the_official_strings():
     turns = [Turn("user", " <image_placeholder>\nQ1\n"), Turn("assistant", "A1 "), Turn("user", "Q2")]
     pro = f"<|User|>: <image_placeholder>\nQ1\n\n<|Assistant|>: A1{EOS}<|User|>: Q2\n\n<|Assistant|>:"
-    assert PRO.understanding_prompt(turns) == f"{SYSTEM_PROMPT}\n\n{pro}"
-    assert PRO.understanding_prompt(turns, system="") == pro
-    assert PRO.understanding_prompt([Turn("system", "Be brief."), *turns]) == f"Be brief.\n\n{pro}"
-    assert FIRST.understanding_prompt(turns[:1]) == (
+    assert PRO.chat_prompt(turns) == f"{SYSTEM_PROMPT}\n\n{pro}"
+    assert PRO.chat_prompt(turns, system="") == pro
+    assert PRO.chat_prompt([Turn("system", "Be brief."), *turns]) == f"Be brief.\n\n{pro}"
+    assert FIRST.chat_prompt(turns[:1]) == (
         f"{SYSTEM_PROMPT}\n\nUser: <image_placeholder>\nQ1\n\nAssistant:"
     )
     assert FIRST.generation_prompt("a red cube") == "User: a red cube\n\nAssistant:<begin_of_image>"
     with pytest.raises(PromptError, match="end with"):
-        PRO.understanding_prompt(turns[:2])
+        PRO.chat_prompt(turns[:2])
 
 
 def test_openai_messages_give_the_same_as_official_ones(processor, figures, pictures):
@@ -90,31 +90,31 @@ def test_openai_messages_give_the_same_as_official_ones(processor, figures, pict
             ],
         }
     ]
-    assert processor.understanding(messages).ids.tolist() == figures["input_ids"][0]
+    assert processor.chat_inputs(messages).ids.tolist() == figures["input_ids"][0]
 
 
 def test_text_alone_has_no_pixels(processor):
-    prepared = processor.understanding([{"role": "user", "content": "Hello"}])
+    prepared = processor.chat_inputs([{"role": "user", "content": "Hello"}])
     assert prepared.pixels.shape == (0, 3, 96, 96)
     assert not prepared.image_mask.any()
 
 
 def test_negative_prompt_has_its_own_length_and_empty_is_the_twin(processor):
-    cond, uncond = processor.generation("a red apple on a table")
-    assert torch.equal(processor.negative("blue", cond), processor.generation("blue")[0])
-    assert len(processor.negative("blue", cond)) < len(cond)
-    assert torch.equal(processor.negative("", cond), uncond)
+    cond, uncond = processor.generation_ids("a red apple on a table")
+    assert torch.equal(processor.negative_ids("blue", cond), processor.generation_ids("blue")[0])
+    assert len(processor.negative_ids("blue", cond)) < len(cond)
+    assert torch.equal(processor.negative_ids("", cond), uncond)
 
 
 @pytest.mark.parametrize("prompt", ["", " \n\t", None, 3, ["a"]])
 def test_prompts_without_words_are_refused(processor, prompt):
     with pytest.raises(PromptError):
-        processor.generation(prompt)
+        processor.generation_ids(prompt)
 
 
 def test_mark_in_a_system_prompt_is_refused(processor):
     with pytest.raises(PromptError, match="outside"):
-        processor.understanding([{"role": "user", "content": "Hi"}], system="<image_placeholder>")
+        processor.chat_inputs([{"role": "user", "content": "Hi"}], system="<image_placeholder>")
 
 
 def test_size_is_truncated_not_rounded_and_kept_above_the_minimum(processor):
@@ -183,5 +183,5 @@ def test_first_janus_lacks_the_tag_and_the_role_tokens(janus_mini, tmp_path):
     assert Template.for_tokenizer(tokenizer) is FIRST
     assert tokenizer.token_id("<image_placeholder>") == size
     picture = Image.new("RGB", (9, 9))
-    prepared = first.understanding([{"role": "user", "content": "<image_placeholder>\nQ", "images": picture}])
+    prepared = first.chat_inputs([{"role": "user", "content": "<image_placeholder>\nQ", "images": picture}])
     assert int(prepared.image_mask.sum()) == 36

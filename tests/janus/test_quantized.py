@@ -42,7 +42,7 @@ def agreement(plain: JanusPipeline, other: JanusPipeline) -> tuple[float, float]
     pairs = []
     with torch.no_grad():
         for prompt, row in zip(PROMPTS, codes, strict=True):
-            ids = plain.processor.generation(prompt)[0]
+            ids = plain.processor.generation_ids(prompt)[0]
             logits = []
             for pipe in (plain, other):
                 model = pipe.model

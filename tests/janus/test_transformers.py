@@ -70,7 +70,7 @@ def test_text_logits(saved, parity_picture) -> None:
     model, pipe = saved
     content = "<image_placeholder>\nWhat is this?"
     messages = [{"role": "user", "content": content, "images": [parity_picture(1, 200, 131)]}]
-    prepared = pipe.processor.understanding(messages)
+    prepared = pipe.processor.chat_inputs(messages)
     with torch.no_grad():
         expected = model(input_ids=prepared.ids[None], pixel_values=prepared.pixels).logits[0, -1]
     close(pipe.next_logits(messages), expected)
@@ -78,7 +78,7 @@ def test_text_logits(saved, parity_picture) -> None:
 
 def test_image_logits_and_decoded_picture(saved) -> None:
     model, pipe = saved
-    cond, uncond = pipe.processor.generation("a red cube")
+    cond, uncond = pipe.processor.generation_ids("a red cube")
     with torch.no_grad():
         embeddings = model.get_input_embeddings()(torch.stack((cond, uncond)))
         hidden = model.model.language_model(inputs_embeds=embeddings).last_hidden_state[:, -1]

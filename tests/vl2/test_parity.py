@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from bifrons.blocks.chat.text_generation import AnswerOptions, answer_ids, last_logits
+from bifrons.blocks.chat.text_generation import TextGenerationOptions, generate_ids, next_token_logits
 from bifrons.blocks.engine.generate import prefill
 from torch import Tensor
 
@@ -15,7 +15,7 @@ def close(found: Tensor, expected: Tensor) -> bool:
 
 def test_conversations_become_the_references_ids_and_tiles(case):
     for number, messages in enumerate(case.conversations):
-        prepared = case.pipe.processor.understanding(messages)
+        prepared = case.pipe.processor.chat_inputs(messages)
         assert prepared.ids.tolist() == case.figures["input_ids"][number]
         assert torch.equal(prepared.image_mask, prepared.ids == case.pipe.processor.image_id)
         # The reference writes (0, 0) for a conversation without pictures.
@@ -43,7 +43,7 @@ def test_next_logits(case, chunk: int | None):
 @pytest.mark.parametrize("chunk", [None, 64])
 def test_a_mixed_batch_answers_as_each_alone(case, chunk: int | None):
     prompts = case.pipe.prompts(case.conversations, 12)
-    found = answer_ids(case.pipe.model, prompts, AnswerOptions(12), [0] * 5, -1, chunk)
+    found = generate_ids(case.pipe.model, prompts, TextGenerationOptions(12), [0] * 5, -1, chunk)
     assert found == [case.figures["cases"][f"und.{number}.greedy_ids"] for number in range(5)]
 
 
@@ -55,13 +55,13 @@ def test_a_row_of_a_batch_has_the_logits_it_has_alone(case):
     with torch.no_grad():
         together = model.text_logits(prefill(model.decoder, [p.embeddings_TD for p in prompts], cache))
     for prompt, found in zip(prompts, together, strict=True):
-        assert close(found, last_logits(model, prompt))
+        assert close(found, next_token_logits(model, prompt))
 
 
 def test_tiles_in_several_chunks_are_the_same(case, monkeypatch):
-    prepared = case.pipe.processor.understanding(case.conversations[2])
+    prepared = case.pipe.processor.chat_inputs(case.conversations[2])
     with torch.no_grad():
-        whole = case.pipe.model.embed_pictures(prepared.pixels, prepared.grids)
+        whole = case.pipe.model.embed_images(prepared.pixels, prepared.grids)
         monkeypatch.setattr("bifrons.vl2.model._TILES_AT_ONCE", 2)
-        pieces = case.pipe.model.embed_pictures(prepared.pixels, prepared.grids)
+        pieces = case.pipe.model.embed_images(prepared.pixels, prepared.grids)
     assert all(close(a, b) for a, b in zip(pieces, whole, strict=True))

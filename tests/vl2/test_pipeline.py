@@ -4,7 +4,7 @@ import pytest
 import torch
 from bifrons import Box, OptionError, PictureError, PromptError, VL2Pipeline
 from bifrons.blocks.chat.messages import normalize_messages
-from bifrons.blocks.chat.text_generation import AnswerOptions, answer_ids
+from bifrons.blocks.chat.text_generation import TextGenerationOptions, generate_ids
 from bifrons.vl2.prompts import encode_turns
 from PIL import Image
 
@@ -41,8 +41,8 @@ def test_sampling_follows_the_seed_and_not_the_batch(pipe):
 
 def test_repetition_penalty_forbids_what_was_there(pipe):
     prompts = pipe.prompts([[user("a word")]], 40)
-    (plain,) = answer_ids(pipe.model, prompts, AnswerOptions(40), [0], -1)
-    (found,) = answer_ids(pipe.model, prompts, AnswerOptions(40, repetition_penalty=1e6), [0], -1)
+    (plain,) = generate_ids(pipe.model, prompts, TextGenerationOptions(40), [0], -1)
+    (found,) = generate_ids(pipe.model, prompts, TextGenerationOptions(40, repetition_penalty=1e6), [0], -1)
     assert len(set(plain)) < len(plain)
     assert len(set(found)) == len(found)
     assert not set(found) & set(prompts[0].ids.tolist())
@@ -116,7 +116,7 @@ def test_options_and_questions_out_of_range(pipe):
 
 
 def test_a_conversation_too_long_says_what_fits(pipe):
-    length = len(pipe.processor.understanding([user("hi")]).ids)
+    length = len(pipe.processor.chat_inputs([user("hi")]).ids)
     with pytest.raises(PromptError, match=f"at most {2048 - length} new tokens fit"):
         pipe.chat([user("hi")], max_new_tokens=2048)
     with pytest.raises(PromptError, match="shorten"):

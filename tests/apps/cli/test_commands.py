@@ -13,7 +13,7 @@ import pytest
 from bifrons.apps.cli import chat, images, main
 from bifrons.apps.files import slug, write_new
 from bifrons.apps.png import read_settings
-from bifrons.janus.options import PaintOptions
+from bifrons.janus.image_generation import ImageGenerationOptions
 from bifrons.janus.pipeline import JanusPipeline
 from PIL import Image
 
@@ -40,7 +40,7 @@ def test_help_and_version_are_quick():
 
 def test_help_tells_the_defaults_of_the_dataclasses(bifrons):
     text = " ".join(bifrons("generate", "--help").out.split())
-    assert f"bring their own default (default: {PaintOptions.guidance_scale})" in text
+    assert f"bring their own default (default: {ImageGenerationOptions.guidance_scale})" in text
     assert "(default: 512)" in bifrons("ask", "--help").out
 
 

@@ -12,10 +12,10 @@ from bifrons.apps.demo.create_tab import MAX_PICTURES
 from bifrons.apps.demo.jobs import Waiting
 from bifrons.apps.demo.models import Served, by_name, embedded_models, load_models
 from bifrons.apps.png import read_settings
-from bifrons.blocks.chat.image_io import open_picture
-from bifrons.blocks.chat.text_generation import AnswerOptions
+from bifrons.blocks.chat.image_io import open_image
+from bifrons.blocks.chat.text_generation import TextGenerationOptions
 from bifrons.blocks.errors import OptionError
-from bifrons.janus.options import PaintOptions
+from bifrons.janus.image_generation import ImageGenerationOptions
 from PIL import Image
 
 DATA = Path(__file__).parent.parent.parent / "data"
@@ -76,9 +76,9 @@ def test_a_page_offers_what_its_models_can_do(models, tmp_path):
 
 def test_defaults_are_those_of_the_options(page, models):
     assert page.create.guidance.value == models[0].pipe.guidance_scale
-    assert page.create.temperature.value == PaintOptions.temperature
-    assert page.ask.temperature.value == AnswerOptions.temperature
-    assert page.ask.tokens.value == AnswerOptions.max_new_tokens
+    assert page.create.temperature.value == ImageGenerationOptions.temperature
+    assert page.ask.temperature.value == TextGenerationOptions.temperature
+    assert page.ask.tokens.value == TextGenerationOptions.max_new_tokens
 
 
 def test_an_embedded_model_is_labelled():
@@ -106,7 +106,7 @@ def test_painting_shows_progress_previews_and_pictures(page, models):
     files = last[create.files]
     expected = models[0].pipe.generate("b", 2, 7, guidance_scale=2.0)
     for file, picture, seed in zip(files, expected, ("7", "8"), strict=True):
-        assert open_picture(file).tobytes() == picture.tobytes()
+        assert open_image(file).tobytes() == picture.tobytes()
         found = read_settings(Path(file))
         wanted = {"prompt": "b", "seed": seed, "guidance_scale": "2.0", "model": "janus-mini"}
         assert wanted.items() <= found.items()
@@ -231,7 +231,7 @@ def test_boxes_in_an_answer_are_drawn(page, star, answers_boxes):
     last = list(ask(page, "where?", [star], model="vl2-mini-mla"))[-1]
     text, picture = last[page.ask.chat][-1]["content"]
     assert text == "the star"
-    assert open_picture(picture["path"]).size == (200, 100)
+    assert open_image(picture["path"]).size == (200, 100)
 
 
 def test_finding_nothing_is_told(page, star, models, monkeypatch):

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from bifrons.blocks.chat.image_io import as_list, open_picture
+from bifrons.blocks.chat.image_io import as_list, open_image
 from bifrons.blocks.errors import PictureError
 from PIL import Image
 
@@ -47,17 +47,17 @@ def test_path_text_bytes_url_and_pil_give_the_same(tmp_path):
     path.write_bytes(data)
     url = "data:image/png;base64," + base64.b64encode(data).decode()
     for source in (path, str(path), data, bytearray(data), memoryview(data), url, "DATA" + url[4:], picture):
-        opened = open_picture(source)
+        opened = open_image(source)
         assert opened.mode == "RGB"
         assert opened.tobytes() == picture.tobytes()
 
 
 def test_pil_picture_is_left_alone():
     picture = Image.new("RGB", (4, 4), RED)
-    open_picture(picture).paste(BLUE, (0, 0, 4, 4))
+    open_image(picture).paste(BLUE, (0, 0, 4, 4))
     assert picture.getpixel((0, 0)) == RED
     grey = Image.new("LA", (4, 4))
-    open_picture(grey)
+    open_image(grey)
     assert grey.mode == "LA"
 
 
@@ -66,32 +66,32 @@ def test_animation_gives_its_first_frame(kind):
     frames = [Image.new("RGB", (8, 8), colour) for colour in (RED, BLUE)]
     options = {"lossless": True} if kind == "WEBP" else {}
     data = _saved(frames[0], kind, save_all=True, append_images=frames[1:], **options)
-    assert open_picture(data).getpixel((4, 4)) == RED
+    assert open_image(data).getpixel((4, 4)) == RED
 
 
 def test_cmyk_jpeg():
-    pixel = open_picture(_saved(Image.new("RGB", (16, 16), RED).convert("CMYK"), "JPEG")).getpixel((8, 8))
+    pixel = open_image(_saved(Image.new("RGB", (16, 16), RED).convert("CMYK"), "JPEG")).getpixel((8, 8))
     assert np.abs(np.subtract(pixel, RED)).max() < 8
 
 
 def test_sixteen_bits_are_scaled_not_clipped():
     values = np.array([[0, 257, 25_700, 40_000, 65_535]], dtype=np.uint16)
     for source in (_saved(Image.fromarray(values), "PNG"), Image.fromarray(values.astype(np.int32))):
-        rgb = np.asarray(open_picture(source))
+        rgb = np.asarray(open_image(source))
         assert rgb[0, :, 0].tolist() == [0, 1, 100, 156, 255]
         assert (rgb == rgb[..., :1]).all()
-    assert open_picture(Image.fromarray(np.array([[7, 255]], np.int32))).getpixel((1, 0)) == (255,) * 3
+    assert open_image(Image.fromarray(np.array([[7, 255]], np.int32))).getpixel((1, 0)) == (255,) * 3
 
 
 def test_alpha_is_dropped_and_hidden_colours_show():
     clear = Image.new("RGBA", (4, 4), (*BLUE, 0))
-    assert open_picture(_saved(clear, "PNG")).getpixel((0, 0)) == BLUE
+    assert open_image(_saved(clear, "PNG")).getpixel((0, 0)) == BLUE
     palette = Image.new("P", (4, 4), 1)
     palette.putpalette([*RED, *BLUE])
     # An alpha for each entry is the kind that makes PIL warn on conversion.
-    assert open_picture(_saved(palette, "PNG", transparency=b"\xff\x00")).getpixel((0, 0)) == BLUE
-    assert open_picture(Image.new("LA", (2, 2), (9, 0))).getpixel((0, 0)) == (9, 9, 9)
-    assert open_picture(Image.new("1", (2, 2), 1)).getpixel((0, 0)) == (255, 255, 255)
+    assert open_image(_saved(palette, "PNG", transparency=b"\xff\x00")).getpixel((0, 0)) == BLUE
+    assert open_image(Image.new("LA", (2, 2), (9, 0))).getpixel((0, 0)) == (9, 9, 9)
+    assert open_image(Image.new("1", (2, 2), 1)).getpixel((0, 0)) == (255, 255, 255)
 
 
 def test_exif_rotation_is_ignored_unless_asked_for():
@@ -99,19 +99,19 @@ def test_exif_rotation_is_ignored_unless_asked_for():
     exif = Image.Exif()
     exif[0x0112] = 6
     data = _saved(picture, "JPEG", exif=exif)
-    assert open_picture(data).size == (32, 16)
-    assert open_picture(data, apply_exif=True).size == (16, 32)
+    assert open_image(data).size == (32, 16)
+    assert open_image(data, apply_exif=True).size == (16, 32)
 
 
 def test_trailing_bytes_do_not_matter():
-    assert open_picture(_saved(Image.new("RGB", (4, 4), RED), "PNG") + b"PK\x03\x04 zip").size == (4, 4)
+    assert open_image(_saved(Image.new("RGB", (4, 4), RED), "PNG") + b"PK\x03\x04 zip").size == (4, 4)
 
 
 def test_bomb_is_refused_from_its_header(tmp_path):
     path = tmp_path / "bomb.png"
     path.write_bytes(_bomb())
     with pytest.raises(PictureError, match="64,000,000"):
-        open_picture(path)
+        open_image(path)
 
 
 def test_limit_is_inclusive_and_holds_for_pil_pictures():
@@ -119,10 +119,10 @@ def test_limit_is_inclusive_and_holds_for_pil_pictures():
     header = _bomb(8)[:16] + struct.pack(">II", 10_000, 10_000) + b"\x01\x00\x00\x00\x00"
     header += struct.pack(">I", zlib.crc32(header[12:29]))
     with pytest.raises(PictureError, match="10,000 x 10,000"):
-        open_picture(header + _bomb(8)[33:])
-    assert open_picture(Image.new("RGB", (4, 4)), max_pixels=16).size == (4, 4)
+        open_image(header + _bomb(8)[33:])
+    assert open_image(Image.new("RGB", (4, 4)), max_pixels=16).size == (4, 4)
     with pytest.raises(PictureError, match="at most 15"):
-        open_picture(Image.new("RGB", (4, 4)), max_pixels=15)
+        open_image(Image.new("RGB", (4, 4)), max_pixels=15)
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "GIF", "WEBP", "BMP", "TIFF"])
@@ -130,7 +130,7 @@ def test_truncated_files_are_refused(kind):
     data = _saved(_noise(), kind)
     for length in (len(data) // 2, len(data) - len(data) // 8):
         with pytest.raises(PictureError):
-            open_picture(data[:length])
+            open_image(data[:length])
 
 
 @pytest.mark.parametrize(
@@ -160,7 +160,7 @@ def test_truncated_files_are_refused(kind):
 )
 def test_what_is_no_picture_is_refused(tmp_path, make, message):
     with pytest.raises(PictureError, match=message):
-        open_picture(make(tmp_path))
+        open_image(make(tmp_path))
 
 
 def _file(folder: Path, data: bytes) -> Path:
@@ -178,7 +178,7 @@ def test_random_bytes_behind_a_true_header_never_escape_as_other_errors():
             for place in rng.integers(8, len(data), 5):
                 data[place] = rng.integers(256)
             with contextlib.suppress(PictureError):
-                assert open_picture(bytes(data)).mode == "RGB"
+                assert open_image(bytes(data)).mode == "RGB"
 
 
 def test_paths_can_be_refused(tmp_path):
@@ -186,8 +186,8 @@ def test_paths_can_be_refused(tmp_path):
     Image.new("RGB", (2, 2)).save(path)
     for source in (path, str(path)):
         with pytest.raises(PictureError, match="data: URL"):
-            open_picture(source, local_files=False)
-    assert open_picture(path.read_bytes(), local_files=False).size == (2, 2)
+            open_image(source, local_files=False)
+    assert open_image(path.read_bytes(), local_files=False).size == (2, 2)
 
 
 def test_as_list():

@@ -19,8 +19,7 @@ from bifrons.blocks.engine.graph_generation import (
 from bifrons.blocks.engine.sampling import spread
 from bifrons.blocks.errors import OptionError
 from bifrons.blocks.model.decoder import Decoder
-from bifrons.janus.image_generation import paint_task
-from bifrons.janus.options import PaintOptions
+from bifrons.janus.image_generation import ImageGenerationOptions, image_generation_batch
 from bifrons.janus.pipeline import JanusPipeline
 from bifrons.vl2.pipeline import VL2Pipeline
 from PIL import Image
@@ -48,11 +47,13 @@ def painter(request: pytest.FixtureRequest, painters: dict[str, JanusPipeline]) 
     return painters[device]
 
 
-def painting(pipe: JanusPipeline, count: int, options: PaintOptions, steps: int = 12, seed: int = 1) -> Task:
+def painting(
+    pipe: JanusPipeline, count: int, options: ImageGenerationOptions, steps: int = 12, seed: int = 1
+) -> Task:
     pairs = [pipe._prompt_ids(TEXTS[(seed + index) % len(TEXTS)], options) for index in range(count)]
     cond, uncond = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
     seeds = range(seed, seed + count)
-    task = paint_task(pipe.model, cond, uncond if options.guided else None, options, seeds)
+    task = image_generation_batch(pipe.model, cond, uncond if options.guided else None, options, seeds)
     return replace(task, max_new_tokens=steps)
 
 
@@ -81,13 +82,13 @@ def test_buckets() -> None:
 @pytest.mark.parametrize(
     "options",
     [
-        PaintOptions(1.0, temperature=0.0),
-        PaintOptions(3.0),
-        PaintOptions(1.0, temperature=0.7, top_p=0.8),
-        PaintOptions(2.0, top_k=9, top_p=0.9),
+        ImageGenerationOptions(1.0, temperature=0.0),
+        ImageGenerationOptions(3.0),
+        ImageGenerationOptions(1.0, temperature=0.7, top_p=0.8),
+        ImageGenerationOptions(2.0, top_k=9, top_p=0.9),
     ],
 )
-def test_tokens_are_those_of_the_plain_loop(painter: JanusPipeline, options: PaintOptions) -> None:
+def test_tokens_are_those_of_the_plain_loop(painter: JanusPipeline, options: ImageGenerationOptions) -> None:
     decoder = painter.model.decoder
     for count in (1, 3):
         task = painting(painter, count, options)
@@ -97,7 +98,7 @@ def test_tokens_are_those_of_the_plain_loop(painter: JanusPipeline, options: Pai
 
 
 def test_whole_picture_is_the_same(painter: JanusPipeline) -> None:
-    task = painting(painter, 2, PaintOptions(3.0), painter.model.config.num_codes)
+    task = painting(painter, 2, ImageGenerationOptions(3.0), painter.model.config.num_codes)
     wanted = plain(painter.model.decoder, task)
     assert torch.equal(captured_tokens(painter.model.decoder, task), wanted)
 
@@ -105,20 +106,20 @@ def test_whole_picture_is_the_same(painter: JanusPipeline) -> None:
 def test_one_station_serves_prompts_seeds_and_numbers(painter: JanusPipeline) -> None:
     decoder, store = painter.model.decoder, store_of(painter.model.decoder)
     for seed in range(10):
-        options = PaintOptions(1.5 + seed, temperature=0.5 + seed / 10)
+        options = ImageGenerationOptions(1.5 + seed, temperature=0.5 + seed / 10)
         task = painting(painter, 3 + seed % 2, options, 4 + seed, seed)
         assert torch.equal(captured_tokens(decoder, task), plain(decoder, task))
     by_position = store._free[0].decoding.by_position
     spans = 1 if by_position else 1 + (task.longest + 13) // recordings.SPAN
     assert len(store._free) == 1
     assert store.recorder.made == 1 + spans  # the prompts' and the step's
-    list(captured_steps(decoder, painting(painter, 4, PaintOptions(3.0, top_k=5), 4)))
+    list(captured_steps(decoder, painting(painter, 4, ImageGenerationOptions(3.0, top_k=5), 4)))
     assert store.recorder.made == 2 + spans
 
 
 def test_stopping_early_leaves_the_station_usable(painter: JanusPipeline) -> None:
     decoder = painter.model.decoder
-    task = painting(painter, 2, PaintOptions(3.0))
+    task = painting(painter, 2, ImageGenerationOptions(3.0))
     wanted = plain(decoder, task)
     for stop in (1, 2, 5):
         steps = captured_steps(decoder, task)
@@ -131,7 +132,7 @@ def test_stopping_early_leaves_the_station_usable(painter: JanusPipeline) -> Non
 
 def test_generations_side_by_side(painter: JanusPipeline) -> None:
     decoder = painter.model.decoder
-    tasks = [painting(painter, 1, PaintOptions(3.0), seed=seed) for seed in (1, 2)]
+    tasks = [painting(painter, 1, ImageGenerationOptions(3.0), seed=seed) for seed in (1, 2)]
     both = zip(*[captured_steps(decoder, task) for task in tasks], strict=True)
     found = [torch.stack(steps, dim=1) for steps in zip(*both, strict=True)]
     for task, tokens in zip(tasks, found, strict=True):
@@ -143,7 +144,7 @@ def test_few_stations_are_kept(painter: JanusPipeline, monkeypatch: pytest.Monke
     monkeypatch.setattr(graph_generation, "_KEPT", 4)
     decoder = painter.model.decoder
     for count in (1, 2, 4, 5, 9, 1):
-        captured_tokens(decoder, painting(painter, count, PaintOptions(3.0), 2))
+        captured_tokens(decoder, painting(painter, count, ImageGenerationOptions(3.0), 2))
     store = store_of(decoder)
     assert len(store._free) == 4
     assert store.bytes > 0
@@ -153,7 +154,7 @@ def test_few_stations_are_kept(painter: JanusPipeline, monkeypatch: pytest.Monke
 
 def test_moved_weights_make_new_recordings(painter: JanusPipeline) -> None:
     decoder = painter.model.decoder
-    task = painting(painter, 1, PaintOptions(1.0, temperature=0.0))
+    task = painting(painter, 1, ImageGenerationOptions(1.0, temperature=0.0))
     captured_tokens(decoder, task)
     made = store_of(decoder).recorder.made
     weight = decoder.norm.weight
@@ -169,9 +170,9 @@ def test_moved_weights_make_new_recordings(painter: JanusPipeline) -> None:
 def test_works_in_and_after_inference_mode(painter: JanusPipeline) -> None:
     decoder = painter.model.decoder
     with torch.inference_mode():
-        task = painting(painter, 1, PaintOptions(3.0))
+        task = painting(painter, 1, ImageGenerationOptions(3.0))
         first = captured_tokens(decoder, task)
-    assert torch.equal(captured_tokens(decoder, painting(painter, 1, PaintOptions(3.0))), first)
+    assert torch.equal(captured_tokens(decoder, painting(painter, 1, ImageGenerationOptions(3.0))), first)
 
 
 class Twice(Recorder):
@@ -208,7 +209,7 @@ def test_recording_leaves_no_trace(painter: JanusPipeline) -> None:
         pytest.skip("graphs are recorded by their own recorder")
     decoder = painter.model.decoder
     store_of(decoder).recorder = Twice()
-    task = painting(painter, 3, PaintOptions(2.0, top_k=40))
+    task = painting(painter, 3, ImageGenerationOptions(2.0, top_k=40))
     assert torch.equal(captured_tokens(decoder, task), plain(decoder, task))
 
 
@@ -217,7 +218,7 @@ def calls(painter: JanusPipeline) -> Callable[[int], None]:
     """`calls(n)` generates with changing prompts, batches, seeds and numbers."""
 
     def run(seed: int) -> None:
-        options = PaintOptions(2.0 + seed % 5, temperature=0.5 + seed % 3)
+        options = ImageGenerationOptions(2.0 + seed % 5, temperature=0.5 + seed % 3)
         generate_all(painter.model.decoder, painting(painter, 1 + seed % 4, options, 6, seed))
 
     return run
@@ -246,10 +247,10 @@ def test_fifty_calls_capture_little_and_leak_nothing(
 def test_batches_of_many_sizes_are_recorded_once(painter: JanusPipeline) -> None:
     decoder, sizes = painter.model.decoder, (1, 2, 3, 5, 8, 11, 16, 24, 32)
     for size in sizes:
-        generate_all(decoder, painting(painter, size, PaintOptions(2.0), 2))
+        generate_all(decoder, painting(painter, size, ImageGenerationOptions(2.0), 2))
     made = store_of(decoder).recorder.made
     for size in reversed(sizes):
-        generate_all(decoder, painting(painter, size, PaintOptions(3.0), 3, seed=size))
+        generate_all(decoder, painting(painter, size, ImageGenerationOptions(3.0), 3, seed=size))
     assert store_of(decoder).recorder.made == made
 
 
@@ -273,7 +274,7 @@ def test_stations_go_with_their_model() -> None:
 def test_hidden_states_in_half_precision(dtype: str, count: int) -> None:
     """Roundings differ from the plain path's, so tokens may; with the same tokens, states are close."""
     pipe = JanusPipeline.from_pretrained("janus-nano", "cuda", dtype, parts="paint", progress=False)
-    decoder, task = pipe.model.decoder, painting(pipe, count, PaintOptions(3.0), 30)
+    decoder, task = pipe.model.decoder, painting(pipe, count, ImageGenerationOptions(3.0), 30)
     with torch.no_grad():
         found = store_of(decoder).take(decoder, task)
         found.begin(decoder, task)

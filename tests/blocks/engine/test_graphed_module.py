@@ -49,7 +49,7 @@ def pipe(request: pytest.FixtureRequest, name: str, monkeypatch: pytest.MonkeyPa
 def see(model: Any, pixels: Tensor) -> Tensor:
     """Through the plain signature."""
     with torch.no_grad():
-        return getattr(model, "embed_tiles", model.embed_pictures)(pixels)
+        return getattr(model, "embed_tiles", model.embed_images)(pixels)
 
 
 def see_plainly(model: Any, pixels: Tensor) -> Tensor:
@@ -115,7 +115,7 @@ def test_moved_weights_make_new_recordings(pipe: Any) -> None:
     model = pipe.model
     for _ in range(3):
         see(model, pictures(model, 1))
-    weight = next(model._modules[model.per_picture[1]].parameters())
+    weight = next(model._modules[model.per_image_modules[1]].parameters())
     weight.data = -weight.data
     close(see(model, pictures(model, 1)), see_plainly(model, pictures(model, 1)))
     assert made(model) == 2
@@ -127,7 +127,7 @@ def test_moved_weights_make_new_recordings(pipe: Any) -> None:
 
 def test_gradients_eager_and_other_devices_are_plain(pipe: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     model = pipe.model
-    entrance = getattr(model, "embed_tiles", model.embed_pictures)
+    entrance = getattr(model, "embed_tiles", model.embed_images)
     for _ in range(3):
         model.requires_grad_(True)
         assert entrance(pictures(model, 1)).requires_grad

@@ -4,7 +4,7 @@ import threading
 import time
 
 import pytest
-from bifrons.blocks.chat.text_generation import AnswerOptions, answer_ids
+from bifrons.blocks.chat.text_generation import TextGenerationOptions, generate_ids
 from bifrons.blocks.engine.request import Chosen, Job
 from bifrons.blocks.engine.sampling import Voice
 from bifrons.blocks.engine.sampling_params import Sampling
@@ -65,14 +65,14 @@ class Maker:
         return Job(self.text, [prompt.embeddings_TD], sampling, seed, new, out.on_token, out.on_end, **more)
 
     def paint(self, words, sampling, seed, scale, out) -> Job:
-        pair = self.pipe.processor.generation(words)[: 1 if scale == 1.0 else 2]
+        pair = self.pipe.processor.generation_ids(words)[: 1 if scale == 1.0 else 2]
         prompts = [self.pipe.model.embed_text(ids).detach() for ids in pair]
         total = self.pipe.model.config.num_codes
         return Job(self.image, prompts, sampling, seed, total, out.on_token, out.on_end, guidance_scale=scale)
 
     def expected_chat(self, prompt, sampling, seed, new) -> list[int]:
-        options = AnswerOptions(new, sampling.temperature, sampling.top_p)
-        return answer_ids(self.pipe.model, [prompt], options, [seed], self.pipe.tokenizer.eos_id)[0]
+        options = TextGenerationOptions(new, sampling.temperature, sampling.top_p)
+        return generate_ids(self.pipe.model, [prompt], options, [seed], self.pipe.tokenizer.eos_id)[0]
 
     def expected_codes(self, words, sampling, seed, scale) -> list[int]:
         codes = self.pipe.generate(

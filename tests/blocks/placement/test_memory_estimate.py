@@ -61,4 +61,5 @@ def test_official_models_are_known_by_their_size(tmp_path, janus):
     (tmp_path / "tokenizer.json").write_text("{}")
     assert janus_sizes.variant(small, tmp_path) == "Janus-1.3B"
     # 24 layers of two rows of 704 positions of 2 x 16 x 128 numbers in bfloat16
-    assert janus_sizes.painting_work(small, True).cache_bytes(1, torch.bfloat16) == 24 * 2 * 704 * 4096 * 2
+    work = janus_sizes.image_generation_work(small, True)
+    assert work.cache_bytes(1, torch.bfloat16) == 24 * 2 * 704 * 4096 * 2

@@ -14,7 +14,7 @@ import accelerate.hooks
 import pytest
 import torch
 from bifrons.blocks import memory
-from bifrons.blocks.chat.text_generation import AnswerOptions, answer_ids
+from bifrons.blocks.chat.text_generation import TextGenerationOptions, generate_ids
 from bifrons.blocks.checkpoints.quantize import decoder_name, swap
 from bifrons.blocks.engine.generate import captures, decode_one, prefill
 from bifrons.blocks.engine.request import Job
@@ -32,7 +32,7 @@ from bifrons.janus import pipeline as janus_pipeline
 from bifrons.janus.config import read_config
 from bifrons.janus.model import JanusModel
 from bifrons.janus.pipeline import JanusPipeline
-from bifrons.janus.variants import painting_work
+from bifrons.janus.variants import image_generation_work
 from bifrons.vl2 import pipeline as vl2_pipeline
 from bifrons.vl2.config import read_config as read_vl2_config
 from bifrons.vl2.model import VL2Model
@@ -163,7 +163,7 @@ def test_the_engine_serves_a_spread_model(monkeypatch, janus_mini):
         assert engine.close(10)
     plain = JanusPipeline.from_pretrained(janus_mini, "cpu")
     for prompt, tokens in zip(prompts, heard, strict=True):
-        assert tokens == answer_ids(plain.model, [prompt], AnswerOptions(6, 1.0), [5], -1)[0]
+        assert tokens == generate_ids(plain.model, [prompt], TextGenerationOptions(6, 1.0), [5], -1)[0]
 
 
 def test_a_cache_in_layers_is_the_cache():
@@ -242,7 +242,7 @@ def over_gpus(model) -> Places:
     homes[f"{inside}.norm"] = GPU[1]
     homes[inside.replace(".model", ".lm_head")] = GPU[1]
     homes[f"{inside}.layers.0"] = CPU
-    for name in model.per_picture:
+    for name in model.per_image_modules:
         homes[name] = CPU
     return Places(GPU[0], homes, lodging(homes, GPU[0]))
 
@@ -276,13 +276,13 @@ def test_nothing_is_computed_across_devices(fake_gpus, name, kind):
         side = model.config.vision.image_size
         pixels = torch.empty(2, 3, side, side, device=GPU[0])
         if name == "janus-mini":
-            assert model.embed_pictures(pixels).device == GPU[0]
+            assert model.embed_images(pixels).device == GPU[0]
             codes = model.gen_vision_model.encode(pixels)
             assert codes.device == GPU[0]
             assert model.gen_vision_model.decode(codes, model.config.grid).device == GPU[0]
             assert model.image_logits(hidden).device == model.embed_codes(codes).device == GPU[0]
         else:
-            assert model.embed_pictures(pixels, [(1, 1)])[0].device == GPU[0]
+            assert model.embed_images(pixels, [(1, 1)])[0].device == GPU[0]
         slots = Slots(decoder, 3, 16)
         slots.add([4, 4])
         prefill(decoder, [rows[0][:4]] * 2, slots.view(0, 2, 4))
@@ -303,7 +303,7 @@ def test_the_fake_gpus_would_notice(fake_gpus):
 
 def test_batches_go_by_the_fullest_device(monkeypatch, janus_mini):
     config = read_config(janus_mini)[0]
-    work = painting_work(config, True)
+    work = image_generation_work(config, True)
     each = work.cache_bytes(1, torch.bfloat16)
     free = {GPU[0]: 200 * each, GPU[1]: 200 * each}
     monkeypatch.setattr(memory_budget, "free_bytes", lambda device: free[device])

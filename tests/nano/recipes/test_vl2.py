@@ -27,7 +27,6 @@ from bifrons.vl2.grounding import Box, draw_boxes, parse_grounding
 from bifrons.vl2.model import VL2Model
 from bifrons.vl2.pipeline import VL2Pipeline
 from bifrons.vl2.processor import VL2Processor
-from bifrons.vl2.reading import embed_prompt
 from safetensors.torch import save_file
 
 GREY = (204, 208, 212)
@@ -63,7 +62,7 @@ def test_a_row_is_embedded_as_the_pipeline_does(folder, model, count):
         {"role": "assistant", "content": "star"},
         {"role": "user", "content": "Count the stars."},
     ]
-    prepared = processor.understanding(said)
+    prepared = processor.chat_inputs(said)
     asked = len(prepared.ids)
     assert ids[:asked] == prepared.ids.tolist()
     assert [i for i, taught in zip(ids, learn, strict=True) if taught][-1] == encode.tokenizer.eos_id
@@ -77,7 +76,7 @@ def test_a_row_is_embedded_as_the_pipeline_does(folder, model, count):
         for picture, place in zip(pictures, encode.places, strict=False):
             x = put_pictures(x, picture[None], place)
     # Both scale with the same cubic kernel, the pipeline's in 8-bit steps.
-    torch.testing.assert_close(x[0], embed_prompt(model, prepared).embeddings_TD, atol=0.02, rtol=0.02)
+    torch.testing.assert_close(x[0], model.embed_prompt(prepared).embeddings_TD, atol=0.02, rtol=0.02)
 
 
 def test_frames_are_those_that_are_drawn():
