@@ -22,7 +22,7 @@ _ADVICE = {
 
 
 @contextmanager
-def told(action: str) -> Iterator[None]:
+def disk_errors(action: str) -> Iterator[None]:
     """Turn an OSError within into a BifronsError that begins "can't ACTION" and says what to do."""
     try:
         yield
@@ -33,7 +33,7 @@ def told(action: str) -> Iterator[None]:
 
 def fresh_folder(path: Path) -> Path:
     """The folder, made with its parents where it is missing. Raises BifronsError where that fails."""
-    with told(f"make the folder {path}"):
+    with disk_errors(f"make the folder {path}"):
         path.mkdir(parents=True, exist_ok=True)
     return path
 
@@ -47,7 +47,7 @@ def whole_file(path: Path, durable: bool = True) -> Iterator[IO[bytes]]:
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with told(f"write {path}"):
+        with disk_errors(f"write {path}"):
             with temporary.open("wb") as stream:
                 yield stream
                 stream.flush()

@@ -11,16 +11,15 @@ from ...blocks.errors import OptionError
 from ...eval.geneval.compare import compare as compare_results
 from ...eval.geneval.compare import format_comparison, read_results
 from ...eval.geneval.scoring import format_table
-from ...eval.geneval.suites import geneval
-from ...eval.runs.detect import DetectorChoice, collect, look
-from ...eval.runs.generate import generate as paint_run
-from ...eval.runs.import_images import Found, of_small_world, record_import, scan
+from ...eval.geneval.suites import geneval_prompts
+from ...eval.runs.detect import DetectorChoice, collect, detect_objects
+from ...eval.runs.generate import generate_images
+from ...eval.runs.import_images import ImageSet, is_small_world, record_import, scan_folder
 from ...eval.runs.recipe import Recipe
 from ...eval.runs.run_dir import RunDir
 from ...eval.runs.score import score_file, summary_json
-from ...eval.runs.stages import prepare, things_to_see
-from ...eval.runs.stages import score as score_run
-from ...eval.runs.workers import Ranks, joined_ranks
+from ...eval.runs.stages import load_images, prepare, score_run
+from ...eval.runs.workers import Ranks, join_ranks
 from ..files import print_json
 from ..pipelines import label
 
@@ -41,34 +40,34 @@ def evaluate(args: argparse.Namespace) -> int:
 
 
 def run(args: argparse.Namespace) -> int:
-    with joined_ranks() as ranks:
+    with join_ranks() as ranks:
         opened = _open(args, ranks)
         choice = _choice(args, opened.recipe.suite == "shapes")
         _check(choice, args.device, ranks)
         _paint(opened, args, ranks)
-        found = things_to_see(args.run_dir)
-        look(args.run_dir, found.pictures, choice, args.device, args.processes, args.threads, ranks)
+        found = load_images(args.run_dir)
+        detect_objects(args.run_dir, found.images, choice, args.device, args.processes, args.threads, ranks)
         return _finish(args.run_dir, found) if ranks.rank == 0 else 0
 
 
 def generate(args: argparse.Namespace) -> int:
-    with joined_ranks(args.rank, args.world_size) as ranks:
+    with join_ranks(args.rank, args.world_size) as ranks:
         opened = _open(args, ranks)
         _paint(opened, args, ranks)
         if ranks.rank == 0:
-            left = len(opened.left(opened.pictures()))
-            print(f"{opened.images}: {len(opened.pictures()) - left} pictures, {left} to be painted")
+            left = len(opened.unfinished(opened.image_keys()))
+            print(f"{opened.images_dir}: {len(opened.image_keys()) - left} pictures, {left} to be painted")
     return 0
 
 
 def detect(args: argparse.Namespace) -> int:
-    with joined_ranks(args.rank, args.world_size) as ranks:
-        found = things_to_see(args.run_dir)
-        choice = _choice(args, of_small_world(found))
+    with join_ranks(args.rank, args.world_size) as ranks:
+        found = load_images(args.run_dir)
+        choice = _choice(args, is_small_world(found))
         _check(choice, args.device, ranks)
-        look(args.run_dir, found.pictures, choice, args.device, args.processes, args.threads, ranks)
+        detect_objects(args.run_dir, found.images, choice, args.device, args.processes, args.threads, ranks)
         if ranks.rank == 0 and (ranks.linked or ranks.size == 1):
-            collect(args.run_dir, found.pictures)
+            collect(args.run_dir, found.images)
             print(args.run_dir / "detections.jsonl")
     return 0
 
@@ -96,11 +95,12 @@ def report(args: argparse.Namespace) -> int:
 
 
 def import_pictures(args: argparse.Namespace) -> int:
-    found = scan(args.source, args.images_per_prompt, geneval(args.prompts) if args.prompts else None)
-    choice = _choice(args, of_small_world(found))
+    rows = geneval_prompts(args.prompts) if args.prompts else None
+    found = scan_folder(args.source, args.images_per_prompt, rows)
+    choice = _choice(args, is_small_world(found))
     _check(choice, args.device, Ranks())
     record_import(args.run_dir, args.source, args.images_per_prompt, args.prompts)
-    look(args.run_dir, found.pictures, choice, args.device, args.processes, args.threads)
+    detect_objects(args.run_dir, found.images, choice, args.device, args.processes, args.threads)
     return _finish(args.run_dir, found)
 
 
@@ -142,14 +142,14 @@ def _open(args: argparse.Namespace, ranks: Ranks) -> RunDir:
 def _paint(opened: RunDir, args: argparse.Namespace, ranks: Ranks) -> None:
     recipe = opened.recipe
     if ranks.rank == 0:
-        total = len(opened.pictures())
+        total = len(opened.image_keys())
         print(
             f"{recipe.model} on {recipe.suite}: {total} pictures, guidance {recipe.guidance_scale:g}, "
             f"temperature {recipe.temperature:g}, top-k {recipe.top_k}, top-p {recipe.top_p:g}, "
             f"seed {recipe.seed} ({recipe.seed_policy}), {recipe.dtype}",
             file=sys.stderr,
         )
-    paint_run(opened, args.device, args.processes, args.threads, ranks)
+    generate_images(opened, args.device, args.processes, args.threads, ranks)
 
 
 def _choice(args: argparse.Namespace, shapes: bool) -> DetectorChoice:
@@ -166,7 +166,7 @@ def _check(choice: DetectorChoice, device: str | None, ranks: Ranks) -> None:
         print(f"detector: {detector.name}{note}", file=sys.stderr)
 
 
-def _finish(run_dir: Path, found: Found) -> int:
+def _finish(run_dir: Path, found: ImageSet) -> int:
     summary, problems = score_run(run_dir, found)
     _tell(problems)
     print(format_table(summary))

@@ -26,7 +26,7 @@ _LARGEST = 64 * 2**20
 Row = dict[str, Any]
 
 
-def shapes(seed: int) -> list[Row]:
+def shapes_prompts(seed: int) -> list[Row]:
     """553 different sentences about the small world, of the six kinds in GenEval's numbers and order.
 
     They are drawn without restriction, so that some (a tenth of the colourings, for example) name what was
@@ -43,7 +43,7 @@ def shapes(seed: int) -> list[Row]:
     return rows
 
 
-def geneval(prompts: Path | None = None, cache: Path | None = None) -> list[Row]:
+def geneval_prompts(prompts: Path | None = None, cache: Path | None = None) -> list[Row]:
     """GenEval's 553 rows, from the file `prompts` or fetched once into `cache` (default: `cache_folder`).
 
     A fetched file must have the official sha256. A file that was named may be another one in the same
@@ -73,14 +73,14 @@ def is_official(sha256: str) -> bool:
     return sha256 == OFFICIAL_SHA256
 
 
-def lines(rows: list[Row]) -> bytes:
+def to_jsonl(rows: list[Row]) -> bytes:
     """Rows as a `.jsonl` file, in the official file's form."""
     return "".join(json.dumps(row) + "\n" for row in rows).encode()
 
 
 def lines_sha256(rows: list[Row]) -> str:
     """sha256 of `lines`; for GenEval's own prompts, that of the official file."""
-    return hashlib.sha256(lines(rows)).hexdigest()
+    return hashlib.sha256(to_jsonl(rows)).hexdigest()
 
 
 def parse(content: bytes, name: str) -> list[Row]:
@@ -104,7 +104,7 @@ def metadata_row(line: bytes, where: str) -> Row:
     return row
 
 
-def selection(total: int, limit: int | None) -> list[int]:
+def select_prompts(total: int, limit: int | None) -> list[int]:
     """Which prompts a limited run takes: evenly spread, so that all kinds occur.
 
     Raises OptionError when the limit exceeds the suite.

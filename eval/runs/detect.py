@@ -20,12 +20,12 @@ from typing import Any, NamedTuple
 
 from ...blocks.chat.image_io import open_image
 from ...blocks.errors import BifronsError, PictureError
-from ..atomic_io import fresh_folder, told, whole_file, write_json
+from ..atomic_io import disk_errors, fresh_folder, whole_file, write_json
 from ..geneval.detectors import Detector, make_detector
 from ..geneval.suites import Row
 from .recipe import model_fingerprint
 from .run_dir import RunDir
-from .workers import Advance, Ranks, default_processes, spread
+from .workers import Advance, Ranks, default_processes, run_workers
 
 _SEEN, _UNREADABLE, _PARTS = "detections.jsonl", "unreadable.jsonl", "detections"
 _DETECTOR_BYTES = {"shapes": 200 * 2**20}
@@ -33,7 +33,7 @@ _DETECTOR_BYTES = {"shapes": 200 * 2**20}
 _OTHER_BYTES = 4 * 2**30
 
 
-class Seen(NamedTuple):
+class ImageRecord(NamedTuple):
     """A picture to look at: its name in the results, where it is, and what was to be painted."""
 
     filename: str
@@ -65,13 +65,13 @@ class DetectorChoice:
 
 
 @dataclass(frozen=True)
-class Looker:
+class DetectionWorker:
     """Looks at pictures and appends a row for each to a part file of its own."""
 
     root: Path
     choice: DetectorChoice
 
-    def __call__(self, share: Sequence[Seen], device: str, advance: Advance) -> None:
+    def __call__(self, share: Sequence[ImageRecord], device: str, advance: Advance) -> None:
         if not share:
             return
         detector = self.choice.make(device)
@@ -82,7 +82,7 @@ class Looker:
             "fingerprint": self.choice.fingerprint(),
         }
         path = self.root / _PARTS / f"part-{time.time_ns()}-{os.getpid()}.jsonl"
-        with told(f"write {path}"), path.open("x", encoding="utf-8") as stream:
+        with disk_errors(f"write {path}"), path.open("x", encoding="utf-8") as stream:
             for seen in share:
                 row: Row = {"filename": seen.filename, "metadata": seen.metadata}
                 try:
@@ -95,15 +95,15 @@ class Looker:
                 advance(1)
 
 
-def pictures_of(run: RunDir) -> list[Seen]:
+def images_of_run(run: RunDir) -> list[ImageRecord]:
     """A run's pictures. Raises BifronsError where some are not painted yet."""
     found, missing = [], []
-    for picture in run.pictures():
+    for picture in run.image_keys():
         digest = run.sha256(picture)
         if digest is None:
             missing.append(picture.filename)
         else:
-            found.append(Seen(picture.filename, run.path(picture), digest, run.rows[picture.index]))
+            found.append(ImageRecord(picture.filename, run.path(picture), digest, run.rows[picture.index]))
     if missing:
         raise BifronsError(
             f"{run.root} lacks {len(missing)} of {len(missing) + len(found)} pictures, such as {missing[0]}; "
@@ -112,9 +112,9 @@ def pictures_of(run: RunDir) -> list[Seen]:
     return found
 
 
-def look(
+def detect_objects(
     root: Path,
-    pictures: Sequence[Seen],
+    pictures: Sequence[ImageRecord],
     choice: DetectorChoice,
     device: str | None = None,
     processes: int | None = None,
@@ -134,12 +134,12 @@ def look(
             place = "cpu" if choice.kind == "shapes" else device
             processes = 1 if ranks.size > 1 else default_processes(place, own)
         place = "cpu" if choice.kind == "shapes" else ranks.device(device)
-        spread(Looker(root, choice), share, len(share), processes, place, threads, "looking")
+        run_workers(DetectionWorker(root, choice), share, len(share), processes, place, threads, "looking")
     ranks.wait()
     return len(share)
 
 
-def collect(root: Path, pictures: Sequence[Seen]) -> dict[str, str]:
+def collect(root: Path, pictures: Sequence[ImageRecord]) -> dict[str, str]:
     """Gather the rows of all pictures, at least one, into detections.jsonl; for one process, at the end.
 
     Returns the pictures that could not be read, with the reason. Raises BifronsError where one was not looked
@@ -168,7 +168,7 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def _without_row(root: Path, pictures: Sequence[Seen], choice: DetectorChoice) -> list[Seen]:
+def _without_row(root: Path, pictures: Sequence[ImageRecord], choice: DetectorChoice) -> list[ImageRecord]:
     rows, mine = _rows(root, pictures), choice.fingerprint()
     others = {row["detector"]["name"] for row in rows.values() if row["detector"]["fingerprint"] != mine}
     if others:
@@ -179,7 +179,7 @@ def _without_row(root: Path, pictures: Sequence[Seen], choice: DetectorChoice) -
     return [seen for seen in pictures if seen.filename not in rows]
 
 
-def _rows(root: Path, pictures: Sequence[Seen]) -> dict[str, dict[str, Any]]:
+def _rows(root: Path, pictures: Sequence[ImageRecord]) -> dict[str, dict[str, Any]]:
     """Rows of these pictures as they are now, by file name; of several, the first."""
     wanted = {seen.filename: seen.sha256 for seen in pictures}
     rows: dict[str, dict[str, Any]] = {}

@@ -11,18 +11,18 @@ from ...blocks.checkpoints.hub import locate
 from ...janus.image_generation import ImageGenerationOptions
 from ...janus.pipeline import JanusPipeline
 from .recipe import model_fingerprint
-from .run_dir import Picture, RunDir, check_model, open_run
-from .workers import Advance, Ranks, default_processes, spread, weights_bytes
+from .run_dir import ImageKey, RunDir, check_model, open_run
+from .workers import Advance, Ranks, default_processes, run_workers, weights_bytes
 
 
 @dataclass(frozen=True)
-class Painter:
+class GenerationWorker:
     """Paints batches of a run. A batch is always painted as a whole, so that a resumed run has, to the bit,
     the pictures of one that was never interrupted; only what is missing of it is written."""
 
     root: Path
 
-    def __call__(self, share: Sequence[list[Picture]], device: str, advance: Advance) -> None:
+    def __call__(self, share: Sequence[list[ImageKey]], device: str, advance: Advance) -> None:
         if not share:
             return
         run = open_run(self.root)
@@ -31,11 +31,11 @@ class Painter:
         names = [field.name for field in fields(ImageGenerationOptions)]
         options = {name: getattr(recipe.options, name) for name in names}
         for batch in share:
-            missing = set(run.left(batch))
+            missing = set(run.unfinished(batch))
             if not missing:
                 continue
             prompts = [recipe.prompt(run.rows[picture.index]["prompt"]) for picture in batch]
-            seeds = [recipe.picture_seed(*picture) for picture in batch]
+            seeds = [recipe.image_seed(*picture) for picture in batch]
             painted = cast(list[Image.Image], pipe.generate(prompts, seed=seeds, **options))
             for picture, image in zip(batch, painted, strict=True):
                 if picture in missing:
@@ -43,7 +43,7 @@ class Painter:
             advance(len(missing))
 
 
-def generate(
+def generate_images(
     run: RunDir,
     device: str | None = None,
     processes: int | None = None,
@@ -58,15 +58,16 @@ def generate(
     ranks = ranks or Ranks()
     folder = locate(run.recipe.model)
     check_model(run, model_fingerprint(folder))
-    for index in dict.fromkeys(picture.index for picture in run.pictures()):
+    for index in dict.fromkeys(picture.index for picture in run.image_keys()):
         run.write_metadata(index)
-    share = ranks.divide(run.batches(), lambda batches: [batch for batch in batches if run.left(batch)])
-    missing = sum(len(run.left(batch)) for batch in share)
+    share = ranks.divide(run.batches(), lambda batches: [batch for batch in batches if run.unfinished(batch)])
+    missing = sum(len(run.unfinished(batch)) for batch in share)
     if missing:
         if processes is None:
             processes = 1 if ranks.size > 1 else default_processes(device, weights_bytes(folder))
-        spread(Painter(run.root), share, missing, processes, ranks.device(device), threads, "painting")
+        worker = GenerationWorker(run.root)
+        run_workers(worker, share, missing, processes, ranks.device(device), threads, "painting")
     ranks.wait()
     if ranks.size == 1:
-        run.tidy()
+        run.remove_temporary_files()
     return missing

@@ -9,8 +9,8 @@ from pathlib import Path
 from ...blocks.errors import BifronsError
 from ...nano.world.scene import SHAPES
 from ..atomic_io import fresh_folder, read_json, write_json
-from ..geneval.suites import Row, geneval, metadata_row
-from .detect import Seen, file_sha256
+from ..geneval.suites import Row, geneval_prompts, metadata_row
+from .detect import ImageRecord, file_sha256
 
 _SAMPLE = re.compile(r"(\d+)\.png")
 _KNOWN = re.compile(r"\d+\.json")
@@ -19,24 +19,26 @@ _PROMPT_FILES = {"metadata.jsonl", "samples", "grid.png"}
 
 
 @dataclass
-class Found:
+class ImageSet:
     """`problems`: {filename, reason} for all that is missing, odd or can't be used."""
 
-    pictures: list[Seen] = field(default_factory=list)
+    images: list[ImageRecord] = field(default_factory=list)
     problems: list[dict[str, str]] = field(default_factory=list)
 
     def problem(self, filename: str, reason: str) -> None:
         self.problems.append({"filename": filename, "reason": reason})
 
 
-def scan(folder: Path, images_per_prompt: int | None = None, rows: Sequence[Row] | None = None) -> Found:
+def scan_folder(
+    folder: Path, images_per_prompt: int | None = None, rows: Sequence[Row] | None = None
+) -> ImageSet:
     """Pictures of a folder in GenEval's layout (or of the folder `images` in it, as a run has it).
 
     images_per_prompt: how many there should be; None takes the commonest number. rows: the suite that was
     painted, to find prompts that are missing or others. Raises BifronsError where there is no such layout.
     """
-    root = picture_root(folder)
-    found, prompts = Found(), {}
+    root = images_root(folder)
+    found, prompts = ImageSet(), {}
     for path in sorted(root.iterdir()):
         if not (path.is_dir() and path.name.isdecimal()):
             if not path.name.startswith("."):
@@ -60,13 +62,13 @@ def scan(folder: Path, images_per_prompt: int | None = None, rows: Sequence[Row]
     return found
 
 
-def of_small_world(found: Found) -> bool:
+def is_small_world(found: ImageSet) -> bool:
     """Whether all that the prompts ask for are shapes of the small world."""
-    classes = {clause["class"] for seen in found.pictures for clause in seen.metadata["include"]}
+    classes = {clause["class"] for seen in found.images for clause in seen.metadata["include"]}
     return bool(classes) and classes <= set(SHAPES)
 
 
-def picture_root(folder: Path) -> Path:
+def images_root(folder: Path) -> Path:
     """The folder that holds 00000, 00001, ...; raises BifronsError where neither it nor its `images` does."""
     for root in (folder, folder / "images"):
         if root.is_dir() and any(path.is_dir() and path.name.isdecimal() for path in root.iterdir()):
@@ -83,7 +85,7 @@ def record_import(
     """Make the run folder of an import, or open that of the same source. Raises BifronsError otherwise."""
     content = {
         "kind": "import",
-        "source": str(picture_root(source).resolve()),
+        "source": str(images_root(source).resolve()),
         "images_per_prompt": images_per_prompt,
         "prompts": None if prompts is None else str(prompts.resolve()),
     }
@@ -95,15 +97,15 @@ def record_import(
     write_json(path, content)
 
 
-def scan_again(run_dir: Path) -> Found:
+def rescan_import(run_dir: Path) -> ImageSet:
     """The pictures of an import's run folder, as they are now."""
     content = read_json(run_dir / "run.json")
     named = content.get("prompts")
-    rows = geneval(Path(named)) if named else None
-    return scan(Path(content["source"]), content.get("images_per_prompt"), rows)
+    rows = geneval_prompts(Path(named)) if named else None
+    return scan_folder(Path(content["source"]), content.get("images_per_prompt"), rows)
 
 
-def _samples(folder: Path, found: Found) -> dict[int, Path]:
+def _samples(folder: Path, found: ImageSet) -> dict[int, Path]:
     """Numbered pictures of one prompt; all else in its folders is told of."""
     for path in sorted(folder.iterdir()):
         if path.name not in _PROMPT_FILES:
@@ -124,7 +126,7 @@ def _samples(folder: Path, found: Found) -> dict[int, Path]:
 
 
 def _add_prompt(
-    found: Found, folder: Path, samples: dict[int, Path], wanted: int, rows: Sequence[Row] | None
+    found: ImageSet, folder: Path, samples: dict[int, Path], wanted: int, rows: Sequence[Row] | None
 ) -> None:
     """Its pictures, if its metadata can be used. `rows`: the suite's row for it, or an empty list."""
     try:
@@ -147,7 +149,7 @@ def _add_prompt(
             found.problem(name, f"can't be read: {error.strerror}")
             continue
         filename = f"{folder.name}/samples/{samples[number].name}"
-        found.pictures.append(Seen(filename, samples[number], digest, metadata))
+        found.images.append(ImageRecord(filename, samples[number], digest, metadata))
 
 
 def _metadata(folder: Path) -> Row:

@@ -71,7 +71,7 @@ class Recipe:
         """What the model is asked to paint."""
         return self.template.replace(MARK, sentence)
 
-    def picture_seed(self, index: int, number: int) -> int:
+    def image_seed(self, index: int, number: int) -> int:
         """Seed of picture `number` of prompt `index`, both from 0. Below 2**53, exact in any JSON reader."""
         if self.seed_policy == "official":
             return self.seed + number

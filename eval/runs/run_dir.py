@@ -26,15 +26,15 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from ...blocks.errors import BifronsError, CheckpointError
-from ..atomic_io import fresh_folder, read_json, told, write_json, write_whole
-from ..geneval.suites import Row, lines, lines_sha256, parse, selection
+from ..atomic_io import disk_errors, fresh_folder, read_json, write_json, write_whole
+from ..geneval.suites import Row, lines_sha256, parse, select_prompts, to_jsonl
 from .recipe import Recipe, differences, fingerprint
 
 log = logging.getLogger(__name__)
 
 
-class Picture(NamedTuple):
-    """Picture `number` of prompt `index`, both from 0; the index counts in the whole suite."""
+class ImageKey(NamedTuple):
+    """Image `number` of prompt `index`, both from 0; the index counts in the whole suite."""
 
     index: int
     number: int
@@ -59,27 +59,27 @@ class RunDir:
         return fingerprint(self.recipe, self.model_fingerprint)
 
     @property
-    def images(self) -> Path:
+    def images_dir(self) -> Path:
         return self.root / "images"
 
-    def pictures(self) -> list[Picture]:
+    def image_keys(self) -> list[ImageKey]:
         """All pictures of the run, in order."""
-        indices = selection(len(self.rows), self.recipe.limit)
-        return [Picture(i, j) for i in indices for j in range(self.recipe.images_per_prompt)]
+        indices = select_prompts(len(self.rows), self.recipe.limit)
+        return [ImageKey(i, j) for i in indices for j in range(self.recipe.images_per_prompt)]
 
-    def batches(self) -> list[list[Picture]]:
+    def batches(self) -> list[list[ImageKey]]:
         """The pictures as they are painted together: the same division whoever paints, and when."""
-        pictures, size = self.pictures(), self.recipe.batch_size
+        pictures, size = self.image_keys(), self.recipe.batch_size
         return [pictures[start : start + size] for start in range(0, len(pictures), size)]
 
-    def path(self, picture: Picture) -> Path:
-        return self.images / picture.filename
+    def path(self, picture: ImageKey) -> Path:
+        return self.images_dir / picture.filename
 
-    def is_done(self, picture: Picture) -> bool:
+    def is_finished(self, picture: ImageKey) -> bool:
         """Whether the picture is finished. Raises BifronsError where it is another run's."""
         return self.sha256(picture) is not None
 
-    def sha256(self, picture: Picture) -> str | None:
+    def sha256(self, picture: ImageKey) -> str | None:
         """The finished picture's sha256, or None. Raises BifronsError where it is another run's."""
         path = self.path(picture)
         try:
@@ -106,14 +106,14 @@ class RunDir:
             return None
         return digest
 
-    def left(self, pictures: Sequence[Picture]) -> list[Picture]:
+    def unfinished(self, pictures: Sequence[ImageKey]) -> list[ImageKey]:
         """Those of the pictures that are not finished."""
-        return [picture for picture in pictures if not self.is_done(picture)]
+        return [picture for picture in pictures if not self.is_finished(picture)]
 
     def write_metadata(self, index: int) -> None:
         """The prompt's metadata.jsonl, if it isn't there. Raises BifronsError where it is another one."""
-        path = self.images / f"{index:05d}" / "metadata.jsonl"
-        wanted = lines([self.rows[index]])
+        path = self.images_dir / f"{index:05d}" / "metadata.jsonl"
+        wanted = to_jsonl([self.rows[index]])
         if path.is_file():
             if path.read_bytes() != wanted:
                 raise BifronsError(f"{path} holds another prompt than this run's; take another run folder")
@@ -121,7 +121,7 @@ class RunDir:
         fresh_folder(path.parent / "samples")
         write_whole(path, wanted, durable=False)
 
-    def save(self, picture: Picture, image: Image.Image) -> None:
+    def save(self, picture: ImageKey, image: Image.Image) -> None:
         """Write a finished picture and its sidecar. Raises BifronsError where the disk refuses."""
         chunks = PngInfo()
         for name, value in image.info.items():
@@ -139,17 +139,17 @@ class RunDir:
             **self.recipe.to_json(),
             "prompt": self.recipe.prompt(sentence),
             "run_seed": self.recipe.seed,
-            "seed": self.recipe.picture_seed(*picture),
+            "seed": self.recipe.image_seed(*picture),
         }
         path = self.path(picture)
         self.write_metadata(picture.index)
         write_json(path.with_suffix(".json"), sidecar, durable=False)
         write_whole(path, content, durable=False)
 
-    def tidy(self) -> None:
+    def remove_temporary_files(self) -> None:
         """Remove what killed processes left half-written; only when nobody paints in the folder."""
-        with told(f"tidy {self.images}"):
-            for path in self.images.glob("*/**/.*.tmp"):
+        with disk_errors(f"tidy {self.images_dir}"):
+            for path in self.images_dir.glob("*/**/.*.tmp"):
                 path.unlink(missing_ok=True)
 
 
@@ -160,22 +160,22 @@ def create_run(root: Path, recipe: Recipe, rows: Sequence[Row], model_fingerprin
     where the folder belongs to another recipe or model, and where it can't be written.
     """
     recipe = Recipe(**{**recipe.to_json(), "prompts_sha256": lines_sha256(list(rows))})
-    selection(len(rows), recipe.limit)
+    select_prompts(len(rows), recipe.limit)
     run = RunDir(root, recipe, model_fingerprint, tuple(rows))
     if not (root / "run.json").exists():
         if (root / "images").exists() and any((root / "images").iterdir()):
             raise BifronsError(f"{root} holds pictures but no run.json; accepted: a new folder, or a run's")
         fresh_folder(root)
-        write_whole(root / "prompts.jsonl", lines(list(rows)))
+        write_whole(root / "prompts.jsonl", to_jsonl(list(rows)))
         content = {"fingerprint": run.fingerprint, "model_fingerprint": model_fingerprint}
         write_json(root / "run.json", {**content, "recipe": recipe.to_json(), "software": software()})
         return run
     found = open_run(root)
-    check_same(found, recipe, model_fingerprint)
+    check_same_recipe(found, recipe, model_fingerprint)
     return found
 
 
-def check_same(run: RunDir, recipe: Recipe, model_fingerprint: str) -> None:
+def check_same_recipe(run: RunDir, recipe: Recipe, model_fingerprint: str) -> None:
     """Raise BifronsError unless a run folder has this recipe (but for the model's name) and model."""
     lines_ = [line for line in differences(run.recipe, recipe) if not line.startswith("model ")]
     if model_fingerprint != run.model_fingerprint:

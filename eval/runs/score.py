@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ...blocks.errors import BifronsError
-from ..atomic_io import fresh_folder, told, whole_file
+from ..atomic_io import disk_errors, fresh_folder, whole_file
 from ..geneval.scoring import BadLine, Summary, intervals, results_row, score_row, summarize
 
 log = logging.getLogger(__name__)
@@ -62,7 +62,7 @@ def score_file(
         content = summary_json(summary)
         content["not_scored"] += [dict(item) for item in not_seen]
         digest_out.write((json.dumps(content, indent=2) + "\n").encode())
-        with told(f"replace {digest}"):
+        with disk_errors(f"replace {digest}"):
             digest.unlink(missing_ok=True)  # an old summary must never lie beside new results
     return summary
 

@@ -11,15 +11,15 @@ from ...blocks.errors import BifronsError, OptionError
 from ...janus.config import read_guidance
 from ..atomic_io import read_json
 from ..geneval.scoring import Summary
-from ..geneval.suites import Row, geneval, shapes
-from .detect import collect, pictures_of
-from .generate import generate
-from .import_images import Found, scan_again
+from ..geneval.suites import Row, geneval_prompts, shapes_prompts
+from .detect import collect, images_of_run
+from .generate import generate_images
+from .import_images import ImageSet, rescan_import
 from .recipe import Recipe, model_fingerprint
-from .run_dir import RunDir, check_same, create_run, open_run
+from .run_dir import RunDir, check_same_recipe, create_run, open_run
 from .score import score_file
 
-__all__ = ["generate", "is_import", "load_rows", "prepare", "score", "things_to_see"]
+__all__ = ["generate_images", "is_import", "load_images", "load_rows", "prepare", "score_run"]
 
 
 def prepare(
@@ -39,7 +39,7 @@ def prepare(
         said = Recipe(**{**run.recipe.to_json(), **_resolved(given, device)})
         if prompts is not None and load_rows(said, prompts) != list(run.rows):
             raise BifronsError(f"{run_dir} is a run of other prompts than {prompts}; take another folder")
-        check_same(run, said, model_fingerprint(locate(said.model)))
+        check_same_recipe(run, said, model_fingerprint(locate(said.model)))
         return run
     chosen = resolve_device(device)
     dtype = str(resolve_dtype(given.get("dtype"), chosen)).removeprefix("torch.")
@@ -61,10 +61,10 @@ def _resolved(given: Mapping[str, Any], device: str | None) -> dict[str, Any]:
 def load_rows(recipe: Recipe, prompts: Path | None = None) -> list[Row]:
     """The suite's rows. Raises OptionError where a file of prompts is named for a suite that has none."""
     if recipe.suite == "geneval":
-        return geneval(prompts)
+        return geneval_prompts(prompts)
     if prompts is not None:
         raise OptionError("a file of prompts is for the suite 'geneval'; 'shapes' makes its own")
-    return shapes(recipe.suite_seed)
+    return shapes_prompts(recipe.suite_seed)
 
 
 def is_import(run_dir: Path) -> bool:
@@ -76,23 +76,23 @@ def is_import(run_dir: Path) -> bool:
     return isinstance(content, dict) and content.get("kind") == "import"
 
 
-def things_to_see(run_dir: Path) -> Found:
+def load_images(run_dir: Path) -> ImageSet:
     """The pictures of a run or of an import, and what of an import can't be used."""
-    return scan_again(run_dir) if is_import(run_dir) else Found(pictures_of(open_run(run_dir)))
+    return rescan_import(run_dir) if is_import(run_dir) else ImageSet(images_of_run(open_run(run_dir)))
 
 
-def score(run_dir: Path, found: Found | None = None) -> tuple[Summary, list[dict[str, str]]]:
+def score_run(run_dir: Path, found: ImageSet | None = None) -> tuple[Summary, list[dict[str, str]]]:
     """Gather a run's detections and score them: detections.jsonl, results.jsonl and summary.json.
 
-    Also returns {filename, reason} for all that was not seen. `found`: from `things_to_see`, if at hand.
+    Also returns {filename, reason} for all that was not seen. `found`: from `load_images`, if at hand.
     Raises BifronsError where a picture has not been looked at, or there is none.
     """
-    found = found or things_to_see(run_dir)
-    if not found.pictures:
+    found = found or load_images(run_dir)
+    if not found.images:
         raise BifronsError(f"{run_dir}: there is no picture that could be scored{_reasons(found.problems)}")
-    unreadable = [{"filename": name, "reason": why} for name, why in collect(run_dir, found.pictures).items()]
+    unreadable = [{"filename": name, "reason": why} for name, why in collect(run_dir, found.images).items()]
     problems = [*found.problems, *unreadable]
-    if len(unreadable) == len(found.pictures):
+    if len(unreadable) == len(found.images):
         raise BifronsError(f"{run_dir}: no picture could be read{_reasons(problems)}")
     return score_file(run_dir / "detections.jsonl", run_dir / "results.jsonl", problems), problems
 

@@ -29,7 +29,7 @@ _WORKING_ROOM = 3
 """Memory of a process that paints on the CPU, as a multiple of its weights: cache and activations too."""
 
 
-class Work(Protocol[Item]):
+class Worker(Protocol[Item]):
     """What each process does with its share; picklable. `advance(n)` tells that n more pictures are done."""
 
     def __call__(self, share: Sequence[Item], device: str, advance: Advance) -> None: ...
@@ -70,7 +70,7 @@ class Ranks:
 
 
 @contextlib.contextmanager
-def joined_ranks(rank: int | None = None, size: int | None = None) -> Iterator[Ranks]:
+def join_ranks(rank: int | None = None, size: int | None = None) -> Iterator[Ranks]:
     """The ranks by hand (`rank` of `size`), else those of torchrun's or accelerate's environment, else one.
 
     Raises OptionError for a rank out of its range or half of the pair.
@@ -104,8 +104,8 @@ def default_processes(device: str | None, weights: int) -> int:
     return max(1, min(cores, free_bytes(chosen) // max(1, _WORKING_ROOM * weights)))
 
 
-def spread(
-    work: Work[T],
+def run_workers(
+    worker: Worker[T],
     items: Sequence[T],
     pictures: int,
     processes: int,
@@ -113,7 +113,7 @@ def spread(
     threads: int,
     what: str,
 ) -> None:
-    """Do `work` on the items with so many processes and a progress bar over `pictures` on stderr.
+    """Run `worker` on the items with so many processes and a progress bar over `pictures` on stderr.
 
     Each process computes with `threads` threads on the CPU; on GPUs, process i has GPU i. With one process it
     is this one. Raises BifronsError with the first message of a process that failed; the others are ended.
@@ -131,7 +131,7 @@ def spread(
                 bar.update(number)
 
             try:
-                work(items, kind, advance)
+                worker(items, kind, advance)
             finally:
                 torch.set_num_threads(before)
             return
@@ -139,7 +139,7 @@ def spread(
         context = get_context("spawn")
         news: Any = context.Queue()
         children = [
-            context.Process(target=_child, args=(work, items[i::processes], devices[i], threads, news))
+            context.Process(target=_child, args=(worker, items[i::processes], devices[i], threads, news))
             for i in range(processes)
         ]
         try:
@@ -188,13 +188,13 @@ def _follow(children: Sequence[Any], news: Any, bar: tqdm) -> None:
             bar.update(value)
 
 
-def _child(work: Work[T], share: Sequence[T], device: str, threads: int, news: Any) -> None:
+def _child(worker: Worker[T], share: Sequence[T], device: str, threads: int, news: Any) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent too, which ends its children
     threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(threads)
     tqdm.set_lock(threading.RLock())  # its own would be shared among processes, and left over when this ends
     try:
-        work(share, device, lambda number: news.put(("advance", number)))
+        worker(share, device, lambda number: news.put(("advance", number)))
     except BifronsError as error:
         news.put(("error", str(error)))
     else:

@@ -7,8 +7,8 @@ from random import Random
 import pytest
 from bifrons.apps.cli.main import main
 from bifrons.blocks.errors import BifronsError
-from bifrons.eval.geneval.suites import lines
-from bifrons.eval.runs.import_images import scan
+from bifrons.eval.geneval.suites import to_jsonl
+from bifrons.eval.runs.import_images import scan_folder
 from bifrons.nano.world.renderer import to_pil
 from bifrons.nano.world.sentences import KINDS, sample_case
 
@@ -96,26 +96,26 @@ def test_an_odd_folder_is_told_row_by_row(
 def test_a_suite_tells_missing_and_other_prompts(folder: Path, tmp_path: Path) -> None:
     rows = [json.loads((folder / f"{i:05d}" / "metadata.jsonl").read_text()) for i in range(6)]
     rows[2] = {**rows[2], "prompt": "something else"}
-    found = scan(folder, 2, [*rows, rows[0]])
+    found = scan_folder(folder, 2, [*rows, rows[0]])
     assert {item["filename"] for item in found.problems} == {
         "00002/metadata.jsonl",
         "00002/samples/0000.png",
         "00002/samples/0001.png",
         "00006",
     }
-    assert len(found.pictures) == 10
-    assert {item["filename"] for item in scan(folder, 3).problems} == {
+    assert len(found.images) == 10
+    assert {item["filename"] for item in scan_folder(folder, 3).problems} == {
         f"{i:05d}/samples/0002.png" for i in range(6)
     }
     prompts = tmp_path / "prompts.jsonl"
-    prompts.write_bytes(lines([*rows, rows[0]]))
+    prompts.write_bytes(to_jsonl([*rows, rows[0]]))
     assert evaluate(folder, tmp_path / "run", "--prompts", str(prompts)) == 0
     assert len(json.loads((tmp_path / "run" / "summary.json").read_bytes())["not_scored"]) == 4
 
 
 def test_refusals(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(BifronsError, match="GenEval's layout"):
-        scan(tmp_path / "absent")
+        scan_folder(tmp_path / "absent")
     command = ["eval", "import", str(folder), "-R", str(tmp_path / "run")]
     assert main([*command, "--detector", "mask2former-official"]) == 2
     assert "--detector-weights" in capsys.readouterr().err

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from bifrons.apps.cli.main import main
-from bifrons.eval.runs.generate import generate
+from bifrons.eval.runs.generate import generate_images
 from bifrons.eval.runs.run_dir import open_run
 from bifrons.eval.runs.workers import Ranks
 
@@ -75,13 +75,13 @@ def test_ranks_by_hand_share_the_work_whenever_they_start(
     assert main([*arguments, "--rank", "1", "--world-size", "2"]) == 0
     run = open_run(tmp_path)
     batches = run.batches()
-    assert [bool(run.left(batch)) for batch in batches] == [i % 2 == 0 for i in range(len(batches))]
+    assert [bool(run.unfinished(batch)) for batch in batches] == [i % 2 == 0 for i in range(len(batches))]
     first = painted(tmp_path)
-    assert generate(run, "cpu", processes=1, ranks=Ranks(0, 2)) == 6
-    assert generate(run, "cpu", processes=1) == 0
+    assert generate_images(run, "cpu", processes=1, ranks=Ranks(0, 2)) == 6
+    assert generate_images(run, "cpu", processes=1) == 0
     assert first.items() <= painted(tmp_path).items()
     same = open_run(whole)
-    assert [run.sha256(p) for p in run.pictures()] == [same.sha256(p) for p in same.pictures()]
+    assert [run.sha256(p) for p in run.image_keys()] == [same.sha256(p) for p in same.image_keys()]
 
 
 def test_looking_goes_on_after_a_torn_line(whole: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -16,11 +16,11 @@ from bifrons.blocks.errors import BifronsError, CheckpointError, OptionError
 from bifrons.eval.atomic_io import write_whole
 from bifrons.eval.geneval import suites
 from bifrons.eval.runs.recipe import Recipe, fingerprint, model_fingerprint
-from bifrons.eval.runs.run_dir import Picture, RunDir, check_model, create_run, open_run
+from bifrons.eval.runs.run_dir import ImageKey, RunDir, check_model, create_run, open_run
 from bifrons.nano.world.sentences import suite
 from PIL import Image
 
-ROWS = suites.shapes(0)
+ROWS = suites.shapes_prompts(0)
 
 
 def make(root: Path, **fields: object) -> RunDir:
@@ -28,8 +28,8 @@ def make(root: Path, **fields: object) -> RunDir:
     return create_run(root, recipe, ROWS, "m" * 64)
 
 
-def picture(run: RunDir, number: int = 0) -> tuple[Picture, Image.Image]:
-    return run.pictures()[number], Image.new("RGB", (8, 8), (number, 0, 0))
+def picture(run: RunDir, number: int = 0) -> tuple[ImageKey, Image.Image]:
+    return run.image_keys()[number], Image.new("RGB", (8, 8), (number, 0, 0))
 
 
 def test_a_recipe_is_data() -> None:
@@ -45,11 +45,11 @@ def test_a_recipe_is_data() -> None:
 
 def test_seeds() -> None:
     recipe = Recipe()
-    seeds = {recipe.picture_seed(i, j) for i in range(553) for j in range(4)}
+    seeds = {recipe.image_seed(i, j) for i in range(553) for j in range(4)}
     assert len(seeds) == 2212
     assert max(seeds) < 2**53
     official = Recipe(seed_policy="official")
-    assert [official.picture_seed(i, j) for i in (0, 9) for j in range(3)] == [42, 43, 44] * 2
+    assert [official.image_seed(i, j) for i in (0, 9) for j in range(3)] == [42, 43, 44] * 2
 
 
 def test_fingerprints_tell_recipes_and_models_apart(tmp_path: Path, janus_mini: Path) -> None:
@@ -98,12 +98,12 @@ def test_large_checkpoints_are_sampled_in_every_tensor(
 def test_the_suite_of_shapes() -> None:
     assert Counter(row["tag"] for row in ROWS) == suites.OFFICIAL_COUNTS
     assert len({row["prompt"] for row in ROWS}) == len(ROWS) == 553
-    assert suites.shapes(0) == ROWS != suites.shapes(1)
-    chosen = suites.selection(553, 6)
+    assert suites.shapes_prompts(0) == ROWS != suites.shapes_prompts(1)
+    chosen = suites.select_prompts(553, 6)
     assert len({ROWS[i]["tag"] for i in chosen}) == 6
-    assert suites.selection(553, 553) == suites.selection(553, None) == list(range(553))
+    assert suites.select_prompts(553, 553) == suites.select_prompts(553, None) == list(range(553))
     with pytest.raises(OptionError, match="1 to 553"):
-        suites.selection(553, 554)
+        suites.select_prompts(553, 554)
 
 
 def test_official_prompts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -112,21 +112,21 @@ def test_official_prompts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
 
     monkeypatch.setattr(urllib.request, "urlopen", no_network)
     with pytest.raises(BifronsError, match="--prompts FILE"):
-        suites.geneval(cache=tmp_path)
-    content = suites.lines(suite(12, 3))
+        suites.geneval_prompts(cache=tmp_path)
+    content = suites.to_jsonl(suite(12, 3))
     monkeypatch.setattr(urllib.request, "urlopen", lambda url, timeout: io.BytesIO(content))
     with pytest.raises(BifronsError, match="5c48e081"):
-        suites.geneval(cache=tmp_path)
+        suites.geneval_prompts(cache=tmp_path)
     assert list(tmp_path.rglob("*.jsonl")) == []
     monkeypatch.setattr(suites, "OFFICIAL_SHA256", hashlib.sha256(content).hexdigest())
-    rows = suites.geneval(cache=tmp_path)
+    rows = suites.geneval_prompts(cache=tmp_path)
     assert suites.is_official(suites.lines_sha256(rows))
     monkeypatch.setattr(urllib.request, "urlopen", no_network)
-    assert suites.geneval(cache=tmp_path) == rows  # fetched once
+    assert suites.geneval_prompts(cache=tmp_path) == rows  # fetched once
     mine = tmp_path / "mine.jsonl"
     mine.write_bytes(content.splitlines(keepends=True)[0] + b'{"tag": "colors", "prompt": "x"}\n')
     with pytest.raises(BifronsError, match="line 2"):
-        suites.geneval(mine)
+        suites.geneval_prompts(mine)
 
 
 def test_a_run_folder_keeps_to_one_recipe(tmp_path: Path) -> None:
@@ -143,9 +143,9 @@ def test_a_run_folder_keeps_to_one_recipe(tmp_path: Path) -> None:
     other = make(tmp_path / "other", guidance_scale=3.0)
     other.save(one, image)
     for name in (one.filename, one.filename.replace("png", "json")):
-        (run.images / name).write_bytes((other.images / name).read_bytes())
+        (run.images_dir / name).write_bytes((other.images_dir / name).read_bytes())
     with pytest.raises(BifronsError, match="another recipe or model"):
-        run.left(run.pictures())
+        run.unfinished(run.image_keys())
     content = json.loads((tmp_path / "run.json").read_bytes())
     content["recipe"]["temperature"] = 0.5
     (tmp_path / "run.json").write_text(json.dumps(content))
@@ -155,22 +155,22 @@ def test_a_run_folder_keeps_to_one_recipe(tmp_path: Path) -> None:
 
 def test_finished_means_whole_and_with_its_sidecar(tmp_path: Path) -> None:
     run = make(tmp_path)
-    pictures = run.pictures()
-    assert [one.index for one in pictures] == suites.selection(553, 6)
-    assert run.left(pictures) == pictures
+    pictures = run.image_keys()
+    assert [one.index for one in pictures] == suites.select_prompts(553, 6)
+    assert run.unfinished(pictures) == pictures
     for number in range(4):
         run.save(*picture(run, number))
-    assert run.left(pictures) == pictures[4:]
+    assert run.unfinished(pictures) == pictures[4:]
     path = run.path(pictures[0])
     path.write_bytes(path.read_bytes()[:-10])
     run.path(pictures[1]).unlink()
     run.path(pictures[2]).with_suffix(".json").unlink()
     run.path(pictures[3]).with_suffix(".json").write_text("{")
-    assert run.left(pictures) == pictures
-    folder = run.images / f"{pictures[0].index:05d}"
+    assert run.unfinished(pictures) == pictures
+    folder = run.images_dir / f"{pictures[0].index:05d}"
     assert json.loads((folder / "metadata.jsonl").read_bytes()) == ROWS[pictures[0].index]
     sidecar = json.loads((folder / "samples" / "0000.json").read_bytes())
-    assert sidecar["seed"] == run.recipe.picture_seed(*pictures[0])
+    assert sidecar["seed"] == run.recipe.image_seed(*pictures[0])
     assert (sidecar["fingerprint"], sidecar["temperature"]) == (run.fingerprint, 1.0)
 
 
@@ -192,7 +192,7 @@ def test_a_disk_that_refuses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, co
             run.save(one, image)
     samples = run.path(one).parent
     assert list(samples.iterdir()) == []
-    assert run.left([one]) == [one]
+    assert run.unfinished([one]) == [one]
     old = tmp_path / "results.jsonl"
     old.write_bytes(b"old")
     with monkeypatch.context() as patch:
