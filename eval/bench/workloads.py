@@ -19,7 +19,6 @@ from ...janus.image_generation import ImageGenerationOptions, decode, paint
 from ...janus.model import JanusModel
 from ...vl2.model import VL2Model
 from ...vl2.tiles import num_image_tokens
-from .kernels import bench_kernels
 from .measure import Bench, step_bytes
 
 PROMPT = 32
@@ -93,10 +92,10 @@ def painting_limit(model: JanusModel, batch: int, bandwidth: float) -> float:
 
 @torch.no_grad()
 def bench_janus(bench: Bench, model: JanusModel, batch: int, bandwidth: float, amount: Amount) -> None:
-    decoder, total = model.decoder, model.config.num_codes
+    total = model.config.num_codes
     options = ImageGenerationOptions()
     limit = painting_limit(model, batch, bandwidth)
-    vocabulary = decoder.config.vocab_size
+    vocabulary = model.decoder.config.vocab_size
     prompts = [torch.randint(0, vocabulary, (PROMPT,), device=bench.device) for _ in range(2 * batch)]
 
     def picture() -> None:
@@ -110,7 +109,6 @@ def bench_janus(bench: Bench, model: JanusModel, batch: int, bandwidth: float, a
         bench.measure("bifrons", first, picture, repeats=1, warmup=0, items=batch, unit=rate, note=note)
         bench.measure("bifrons", work, picture, repeats=3, items=batch, unit=rate, limit=limit * total)
     _bench_painting(bench, model, batch, limit, amount)
-    bench_kernels(bench, decoder, 2 * batch, PROMPT + total // 2, bandwidth)
     _bench_rest(bench, model, prompts, amount)
 
 
@@ -138,7 +136,7 @@ def _bench_painting(bench: Bench, model: JanusModel, batch: int, limit: float, a
 
 
 def _bench_rest(bench: Bench, model: JanusModel, prompts: list[Tensor], amount: Amount) -> None:
-    """What comes before and after the steps of a picture, and the eye."""
+    """What comes before and after the steps of a picture, and the vision encoder."""
     decoder, config, rows = model.decoder, model.config, len(prompts)
     dtype = decoder.embed_tokens.weight.dtype
 
@@ -174,7 +172,6 @@ def bench_vl2(bench: Bench, model: VL2Model, batch: int, bandwidth: float, amoun
         generate_all(decoder, Task([row], voice, Choosing(Sampling(0.0)), range(1), 1))
 
     _bench_talking(bench, model, batch, length, bandwidth, amount)
-    bench_kernels(bench, decoder, batch, length, bandwidth)
     work = f"first token, prompt of {length} tokens with {_TILES[0]} x {_TILES[1]} tiles"
     # The second time that lengths and counts of tiles come up, their reading is recorded.
     bench.measure("bifrons", work, first, repeats=max(2, amount.repeats // 2), warmup=2)

@@ -6,15 +6,11 @@ import pytest
 import torch
 from bifrons.apps.cli.bench import seconds, summary
 from bifrons.blocks.checkpoints.key_mapping import wanted_tensors
-from bifrons.blocks.engine.decode_step import import_kernels
-from bifrons.blocks.engine.fused_weights import join_weights
 from bifrons.blocks.errors import OptionError
-from bifrons.blocks.kernels import dispatch
-from bifrons.blocks.memory import held_bytes
 from bifrons.blocks.model.kv_cache import KVCache
-from bifrons.eval.bench import configs, kernels, peers
+from bifrons.eval.bench import configs, peers
 from bifrons.eval.bench.configs import JANUS, VL2, pick_config, random_model
-from bifrons.eval.bench.measure import Bench, Line, step_bytes
+from bifrons.eval.bench.measure import Line, step_bytes
 from bifrons.eval.bench.run import BenchOptions, run_bench
 from bifrons.janus.model import JanusModel
 from bifrons.vl2.config import read_config
@@ -117,30 +113,6 @@ def test_the_limit_counts_chosen_experts(janus_mini):
     experts = 3 * 3 * moe.num_experts * moe.expert_width * 96 * 4  # layers, projections, in float32
     all_of_them, one = step_bytes(decoder, [], 10**6, 0), step_bytes(decoder, [], 1, 0)
     assert all_of_them - one == pytest.approx(experts * (1 - moe.top_k / moe.num_experts))
-
-
-@pytest.mark.parametrize("kind", [None, "int8", "int4", "fp8"])
-def test_kernels_are_held_against_what_they_read(kind, monkeypatch):
-    """The lines of a step's parts, in Triton's interpreter where there is no GPU."""
-    pytest.importorskip("triton")
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if device.type == "cpu":
-        monkeypatch.setattr(kernels, "load_kernels", lambda device: import_kernels())
-        monkeypatch.setattr(dispatch, "reads_float8", lambda device: True)
-    monkeypatch.setattr(kernels, "_RUNS", 1)
-    decoder = random_model(pick_config("janus", "nano", 1), device, torch.bfloat16, kind).decoder
-    join_weights(decoder)
-    bench = Bench(device, lambda line: None)
-    kernels.bench_kernels(bench, decoder, 2, 40, 1.0)
-    limits = {line.work: line.limit for line in bench.lines}
-    named = f"{kind}, " if kind else ""
-    products = [work for work in limits if " rows, " in work]
-    assert len(products) == 8
-    for form in ("decoded" if kind else "library", "kernel"):
-        read = sum(limits[work] for work in products if work.endswith(f" rows, {named}{form}"))
-        layer = decoder.layers[0]
-        assert read == sum(held_bytes(part) for part in (layer.self_attn, layer.mlp))
-    assert {"sum and norm, 2 rows", "attention over 40 slots, 2 rows"} <= set(limits)
 
 
 @pytest.mark.parametrize("kind", ["int4", "fp8"])
