@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ..blocks.checkpoints.hub import EMBEDDED, locate
-from ..blocks.checkpoints.loader import KeyMap
+from ..blocks.checkpoints.hub import EMBEDDED, find_model_folder
+from ..blocks.checkpoints.key_mapping import KeyMap
 from ..blocks.device import resolve_device
 from ..blocks.errors import ConfigError, OptionError
 from ..blocks.json_config import read_json
 from ..blocks.model.decoder import DecoderConfig
-from ..blocks.placement.memory_estimate import Work
+from ..blocks.placement.memory_estimate import Workload
 from .defaults import DEFAULT_MODEL
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ def load_pipeline(
     memory of the device, or of those of the `device_map`, before anything is loaded. `parts` is what of a
     Janus model the work takes. With `eager`, no steps are captured.
     """
-    folder = locate(model)
+    folder = find_model_folder(model)
     family = family_of(folder)
     if paints and family != "Janus":
         raise OptionError(
@@ -114,7 +114,7 @@ class Described:
     variant: str | None
     decoder: DecoderConfig
     parts: dict[str, str]
-    works: list[Work]
+    workloads: list[Workload]
     network: torch.nn.Module
     key_map: Callable[[Any], KeyMap]
     keep_float32: Callable[[str], bool]
@@ -141,7 +141,7 @@ def _describe_janus(folder: Path) -> Described:
         variant=variants.variant(config, folder),
         decoder=config.decoder,
         parts=variants.PARTS,
-        works=variants.works(config),
+        workloads=variants.workloads(config),
         network=network,
         key_map=lambda names: pick_key_map(names, model_type, config.tied),
         keep_float32=lambda name: False,
@@ -163,7 +163,7 @@ def _describe_vl2(folder: Path) -> Described:
         variant=variants.variant(config),
         decoder=config.decoder,
         parts=variants.PARTS,
-        works=variants.works(config),
+        workloads=variants.workloads(config),
         network=network,
         key_map=lambda names: key_map,
         keep_float32=keep_float32,

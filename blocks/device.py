@@ -1,6 +1,13 @@
-"""Where a model runs and in which precision. No other module decides or assumes either."""
+"""Where a model runs, in which precision, and how much memory is free there.
+
+No other module decides or assumes a default device or dtype.
+"""
+
+import os
+from pathlib import Path
 
 import torch
+from torch import nn
 
 from .errors import OptionError
 
@@ -67,3 +74,22 @@ def synchronize(device: torch.device) -> None:
         torch.cuda.synchronize(device)
     elif device.type == "mps":
         torch.mps.synchronize()
+
+
+def free_bytes(device: torch.device) -> int:
+    """Memory that a new allocation can have on the device; for the CPU, of this machine."""
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    if device.type == "mps":
+        return torch.mps.recommended_max_memory() - torch.mps.current_allocated_memory()
+    meminfo = Path("/proc/meminfo")
+    if meminfo.exists():
+        fields = dict(line.split(":", 1) for line in meminfo.read_text().splitlines())
+        return int(fields["MemAvailable"].split()[0]) * 1024
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+
+
+def module_bytes(module: nn.Module) -> int:
+    """Memory of a module's parameters and buffers."""
+    return sum(tensor.numel() * tensor.itemsize for tensor in [*module.parameters(), *module.buffers()])

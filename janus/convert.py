@@ -14,11 +14,12 @@ from typing import Any
 
 import torch
 
-from ..blocks.checkpoints.key_mapping import compare, place, wanted_tensors
-from ..blocks.checkpoints.loader import TensorEntry, list_tensors, progress_bar, write_safetensors
-from ..blocks.checkpoints.quantized_writer import QuantizedWriter, merged
-from ..blocks.checkpoints.reader import TensorReader, weight_files
-from ..blocks.checkpoints.writer import Spec, spec_bytes
+from ..blocks.checkpoints.formats import TensorEntry
+from ..blocks.checkpoints.key_mapping import compare, group_by_parameter, saved_tensors
+from ..blocks.checkpoints.loader import progress_bar
+from ..blocks.checkpoints.quantized_writer import QuantizedWriter, merged_specs
+from ..blocks.checkpoints.reader import TensorReader, list_tensors, weight_files
+from ..blocks.checkpoints.writer import TensorSpec, spec_bytes, write_safetensors
 from ..blocks.errors import CheckpointError, ConfigError
 from ..blocks.json_config import Section, read_json
 from ..blocks.model.siglip import SiglipConfig
@@ -112,23 +113,25 @@ def _kept_files(src: Path, model_type: str) -> list[Path]:
     ]
 
 
-def _unchanged(entries: dict[str, TensorEntry], reader: TensorReader) -> list[Spec]:
+def _unchanged(entries: dict[str, TensorEntry], reader: TensorReader) -> list[TensorSpec]:
     ordered = sorted(entries.values(), key=lambda e: (str(e.file), e.offset))
     return [(e.name, partial(reader.read, e), e.shape, e.dtype) for e in ordered]
 
 
 def _renamed(
     src: Path, entries: dict[str, TensorEntry], reader: TensorReader
-) -> tuple[list[Spec], dict[str, dict[str, Any]]]:
+) -> tuple[list[TensorSpec], dict[str, dict[str, Any]]]:
     """The tensors under official names, and the files that the official format has instead."""
     config, model_type = read_config(src)
     with torch.device("meta"):
-        wanted = wanted_tensors(JanusModel(config))
-    pieces, unknown, unused = place(entries.values(), pick_key_map(entries, model_type, config.tied))
+        wanted = saved_tensors(JanusModel(config))
+    pieces, unknown, unused = group_by_parameter(
+        entries.values(), pick_key_map(entries, model_type, config.tied)
+    )
     report = compare(wanted, pieces, unknown, unused)
     if not report.ok:
         raise CheckpointError(f"{src} does not fit its config.json: {report.summary()}")
-    specs = list(merged(wanted, pieces, reader))
+    specs = list(merged_specs(wanted, pieces, reader))
     dtype = entries[pieces["language_model.model.embed_tokens.weight"][0].entry.name].dtype
     files = {
         "config.json": original_config(config, str(dtype).removeprefix("torch.")),

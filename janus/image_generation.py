@@ -17,11 +17,10 @@ from ..blocks.engine.graph_generation import bucket_below, slots_for, store_of
 from ..blocks.engine.sampling import Choosing, Voice, paired
 from ..blocks.engine.sampling_params import Sampling, check_integer, check_number, guide
 from ..blocks.errors import OptionError
-from ..blocks.memory import rows_that_fit
-from ..blocks.placement.memory_budget import batch_that_fits, spread_batch
+from ..blocks.placement.memory_budget import batch_over_devices, batch_that_fits, rows_that_fit
 from ..tokenizers.vq.model import to_uint8
 from .model import JanusModel
-from .variants import image_generation_work, vq_activations
+from .variants import image_generation_workload, vq_activations
 
 Callback = Callable[[int, int, Tensor], None]
 
@@ -144,12 +143,13 @@ def _batch(model: JanusModel, guided: bool, longest: int) -> int:
     """How many pictures to compute at once."""
     decoder, total, device = model.decoder, model.config.num_codes, _home(model)
     if decoder.layout is not None:
-        work = image_generation_work(model.config, guided, longest)
-        return spread_batch(work, decoder.layout, decoder.dtype)
+        work = image_generation_workload(model.config, guided, longest)
+        return batch_over_devices(work, decoder.layout, decoder.dtype)
     if not captures(decoder, Voice(model.embed_codes, model.image_logits)):
-        return batch_that_fits(image_generation_work(model.config, guided, longest), device, decoder.dtype)
+        work = image_generation_workload(model.config, guided, longest)
+        return batch_that_fits(work, device, decoder.dtype)
     # A captured batch is as large as its station, and what is kept of stations makes room for it.
-    work = image_generation_work(model.config, guided, slots_for(longest + total) - total)
+    work = image_generation_workload(model.config, guided, slots_for(longest + total) - total)
     kept = store_of(decoder).bytes
     return bucket_below(batch_that_fits(work, device, decoder.dtype, kept))
 

@@ -10,14 +10,15 @@ from torch import Tensor
 
 from ..blocks.chat.pipeline import ChatPipeline, Messages
 from ..blocks.chat.text_generation import Prompt
-from ..blocks.checkpoints.hub import locate
-from ..blocks.checkpoints.loader import list_tensors, load_weights
+from ..blocks.checkpoints.hub import find_model_folder
+from ..blocks.checkpoints.loader import load_weights
 from ..blocks.checkpoints.quantize import pick_quantization
+from ..blocks.checkpoints.reader import list_tensors
 from ..blocks.engine.generate import check_context
 from ..blocks.engine.sampling_params import check_integer
 from ..blocks.errors import OptionError, PromptError
 from ..blocks.placement.auto_device_map import MaxMemory
-from ..blocks.placement.device_map import DeviceMap, pick_places, prepare
+from ..blocks.placement.device_map import DeviceMap, choose_placement, dispatch_model
 from ..tokenizers.text import TextTokenizer
 from . import image_generation
 from .config import read_config, read_guidance
@@ -76,13 +77,13 @@ class JanusPipeline(ChatPipeline):
         Raises `CheckpointError` (or its `ConfigError`) when the files are not a whole Janus model, and
         `OptionError` before anything is loaded where the weights exceed the free memory.
         """
-        folder = locate(model)
+        folder = find_model_folder(model)
         quantization = pick_quantization(folder, quantize)
         config, model_type = read_config(folder)
         entries = list_tensors(folder)
         with torch.device("meta"):
             network = JanusModel(config, check_parts(parts))
-        places, chosen_dtype = pick_places(
+        placement, chosen_dtype = choose_placement(
             str(model),
             network,
             device=device,
@@ -100,13 +101,13 @@ class JanusPipeline(ChatPipeline):
             network,
             folder,
             pick_key_map(entries, model_type, config.tied),
-            device=places.home,
+            device=placement.device_of,
             dtype=chosen_dtype,
             progress=progress,
             entries=entries,
             quantization=quantization,
         )
-        prepare(network, places)
+        dispatch_model(network, placement)
         network.decoder.capture = capture
         guidance_scale = read_guidance(folder)
         if guidance_scale is None:

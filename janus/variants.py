@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from ..blocks.chat.text_generation import TextGenerationOptions
-from ..blocks.placement.memory_estimate import PROMPT_TOKENS, Work, decoder_work, siglip_activations
+from ..blocks.placement.memory_estimate import PROMPT_TOKENS, Workload, decoder_workload, siglip_activations
 from .config import JanusConfig
 from .prompts import PRO
 
@@ -35,9 +35,9 @@ def variant(config: JanusConfig, folder: Path) -> str | None:
     return "Janus-Pro-1B" if f'"{PRO.user}"' in text else "Janus-1.3B"
 
 
-def image_generation_work(config: JanusConfig, guided: bool, prompt: int = PROMPT_TOKENS) -> Work:
+def image_generation_workload(config: JanusConfig, guided: bool, prompt: int = PROMPT_TOKENS) -> Workload:
     """One picture of a prompt of so many tokens; the VQ decoder then works on one picture after the other."""
-    return decoder_work(
+    return decoder_workload(
         "picture, guided" if guided else "picture, guidance scale 1",
         config.decoder,
         config.vq.codebook_size,
@@ -48,10 +48,10 @@ def image_generation_work(config: JanusConfig, guided: bool, prompt: int = PROMP
     )
 
 
-def chat_work(config: JanusConfig) -> Work:
+def chat_workload(config: JanusConfig) -> Workload:
     """One conversation with one picture and an answer of the default length."""
     picture = config.vision.num_patches + 2
-    return decoder_work(
+    return decoder_workload(
         "conversation, one picture",
         config.decoder,
         config.decoder.vocab_size,
@@ -61,8 +61,9 @@ def chat_work(config: JanusConfig) -> Work:
     )
 
 
-def works(config: JanusConfig) -> list[Work]:
-    return [image_generation_work(config, True), image_generation_work(config, False), chat_work(config)]
+def workloads(config: JanusConfig) -> list[Workload]:
+    images = [image_generation_workload(config, guided) for guided in (True, False)]
+    return [*images, chat_workload(config)]
 
 
 def vq_activations(config: JanusConfig) -> int:

@@ -13,7 +13,7 @@ two meanings, and a folder that mixes both is refused.
 import re
 from collections.abc import Iterable
 
-from ..blocks.checkpoints.key_mapping import KeyMap, Placement
+from ..blocks.checkpoints.key_mapping import KeyMap, ParameterSlice
 from ..blocks.errors import CheckpointError, ConfigError
 
 _HOLES = {
@@ -119,17 +119,17 @@ _TRANSFORMERS = [(_pattern(theirs), re.sub(r"\{\w+\}", "{}", ours)) for ours, th
 _TRANSFORMERS_UNUSED = [_pattern(name) for name in _HF_UNUSED]
 
 
-def original_keys(name: str) -> Placement | None:
+def original_keys(name: str) -> ParameterSlice | None:
     """Where a tensor of an official folder goes: to the parameter of the same name. None if it is
     known and unused; `KeyError` if the name is unknown."""
     if any(p.fullmatch(name) for p in _ORIGINAL):
-        return Placement(name)
+        return ParameterSlice(name)
     if any(p.fullmatch(name) for p in _ORIGINAL_UNUSED):
         return None
     raise KeyError(name)
 
 
-def transformers_keys(name: str) -> Placement | None:
+def transformers_keys(name: str) -> ParameterSlice | None:
     """Where a tensor of a transformers-format folder goes; its name may begin with `model.` or not.
     q, k and v of the eye are thirds of `attn.qkv`; the position table [T, D] becomes [1, T, D]. None if
     it is known and unused; `KeyError` if the name is unknown."""
@@ -142,15 +142,15 @@ def transformers_keys(name: str) -> Placement | None:
             param = ours.format(*match.groups())
             third = _QKV.search(bare) if param.startswith(_VIT) else None
             part = ("qkv".index(third[1]), 3) if third else None
-            return Placement(param, part=part, reshape=param == _POS_EMBED)
+            return ParameterSlice(param, part=part, reshape=param == _POS_EMBED)
     if any(p.fullmatch(bare) for p in _TRANSFORMERS_UNUSED):
         return None
     raise KeyError(name)
 
 
-def _tied_transformers_keys(name: str) -> Placement | tuple[Placement, ...] | None:
+def _tied_transformers_keys(name: str) -> ParameterSlice | tuple[ParameterSlice, ...] | None:
     to = transformers_keys(name)
-    return (to, Placement(LM_HEAD)) if to is not None and to.param == _EMBED else to
+    return (to, ParameterSlice(LM_HEAD)) if to is not None and to.param == _EMBED else to
 
 
 def pick_key_map(names: Iterable[str], model_type: str, tied: bool = False) -> KeyMap:

@@ -10,14 +10,14 @@ from PIL import Image
 from ..blocks.chat.image_io import open_image
 from ..blocks.chat.pipeline import ChatPipeline, Messages
 from ..blocks.chat.text_generation import Prompt, TextGenerationOptions
-from ..blocks.checkpoints.hub import locate
+from ..blocks.checkpoints.hub import find_model_folder
 from ..blocks.checkpoints.loader import load_weights
 from ..blocks.checkpoints.quantize import pick_quantization
 from ..blocks.engine.generate import check_context
 from ..blocks.engine.sampling_params import check_integer
 from ..blocks.errors import PictureError, PromptError
 from ..blocks.placement.auto_device_map import MaxMemory
-from ..blocks.placement.device_map import DeviceMap, pick_places, prepare
+from ..blocks.placement.device_map import DeviceMap, choose_placement, dispatch_model
 from ..tokenizers.text import TextTokenizer
 from .config import read_config
 from .grounding import Box, Grounding, draw_boxes, parse_grounding
@@ -77,12 +77,12 @@ class VL2Pipeline(ChatPipeline):
         """
         if max_tiles is not None:
             check_integer("max_tiles", max_tiles, low=1)
-        folder = locate(model)
+        folder = find_model_folder(model)
         quantization = pick_quantization(folder, quantize)
         config = read_config(folder)
         with torch.device("meta"):
             network = VL2Model(config)
-        places, chosen_dtype = pick_places(
+        placement, chosen_dtype = choose_placement(
             str(model),
             network,
             device=device,
@@ -101,13 +101,13 @@ class VL2Pipeline(ChatPipeline):
             network,
             folder,
             key_map,
-            device=places.home,
+            device=placement.device_of,
             dtype=chosen_dtype,
             progress=progress,
             keep_float32=keep_float32,
             quantization=quantization,
         )
-        prepare(network, places)
+        dispatch_model(network, placement)
         network.decoder.capture = capture
         return cls(network.eval(), tokenizer, processor, str(model))
 

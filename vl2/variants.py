@@ -1,7 +1,7 @@
 """What DeepSeek-VL2 models are called by their size, their parts, and the memory of a conversation."""
 
 from ..blocks.chat.text_generation import TextGenerationOptions
-from ..blocks.placement.memory_estimate import PROMPT_TOKENS, Work, decoder_work, siglip_activations
+from ..blocks.placement.memory_estimate import PROMPT_TOKENS, Workload, decoder_workload, siglip_activations
 from .config import VL2Config
 from .tiles import num_image_tokens
 
@@ -27,14 +27,14 @@ def variant(config: VL2Config) -> str | None:
     return _BY_SIZE.get((config.decoder.num_layers, config.decoder.hidden_size))
 
 
-def works(config: VL2Config) -> list[Work]:
+def workloads(config: VL2Config) -> list[Workload]:
     """A conversation with the picture that takes most tokens and an answer of the default length."""
     tile = config.vision.image_size
     grids = [(width // tile, height // tile) for width, height in config.candidates]
     most = max(num_image_tokens(grid, config.tile_side) for grid in grids)
     tiles = 1 + max(columns * rows for columns, rows in grids)
     once = siglip_activations(config.vision, tiles)
-    conversation = decoder_work(
+    conversation = decoder_workload(
         "conversation, one picture",
         config.decoder,
         config.decoder.vocab_size,

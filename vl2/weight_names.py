@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 from torch import Tensor
 
-from ..blocks.checkpoints.key_mapping import Placement
+from ..blocks.checkpoints.key_mapping import ParameterSlice
 
 _HOLES = {
     "{n}": r"\d+",
@@ -72,15 +72,15 @@ _UNUSED_PATTERNS = [_pattern(name) for name in _UNUSED]
 _STACK = re.compile(r"(.*\.mlp\.experts)\.(gate_up|down)")
 
 
-def key_map(name: str) -> Placement | None:
+def key_map(name: str) -> ParameterSlice | None:
     """Where an official tensor goes. None if it is known and unused; `KeyError` if the name is unknown."""
     if any(pattern.fullmatch(name) for pattern in _SAME_PATTERNS):
-        return Placement(name)
+        return ParameterSlice(name)
     for pattern, stack, part in _STACKED_PATTERNS:
         match = pattern.fullmatch(name)
         if match:
             expert = match["e"]
-            return Placement(f"{name[: match.start('e')]}{stack}", select=(int(expert),), part=part)
+            return ParameterSlice(f"{name[: match.start('e')]}{stack}", select=(int(expert),), part=part)
     if any(pattern.fullmatch(name) for pattern in _UNUSED_PATTERNS):
         return None
     raise KeyError(name)

@@ -6,7 +6,7 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
-from ...blocks.checkpoints.hub import locate
+from ...blocks.checkpoints.hub import find_model_folder
 from ...blocks.errors import OptionError
 from ...eval.geneval.compare import compare as compare_results
 from ...eval.geneval.compare import format_comparison, read_results
@@ -134,7 +134,7 @@ def _open(args: argparse.Namespace, ranks: Ranks) -> RunDir:
     opened = prepare(args.run_dir, given, args.device, args.prompts)
     if not ranks.rank:
         ranks.wait()
-        if note := label(locate(opened.recipe.model)):
+        if note := label(find_model_folder(opened.recipe.model)):
             print(note, file=sys.stderr)
     return opened
 

@@ -19,7 +19,7 @@ from ...blocks.engine.sampling_params import check_integer
 from ...blocks.errors import OptionError, PromptError
 from ...blocks.placement.memory_budget import size_text
 from ...janus.image_generation import ImageGenerationOptions, image_seeds
-from ...janus.variants import image_generation_work
+from ...janus.variants import image_generation_workload
 from ..defaults import DEFAULT_MODEL
 from ..files import print_json, slug, write_new
 from ..pipelines import explain_memory, load_pipeline
@@ -84,7 +84,7 @@ def _paint(
 
     def advice() -> str:
         scale = given.get("guidance_scale", pipe.guidance_scale)
-        work = image_generation_work(config, ImageGenerationOptions(scale).guided)
+        work = image_generation_workload(config, ImageGenerationOptions(scale).guided)
         return (
             f"each picture takes {size_text(work.cache_bytes(1, pipe.dtype))} of cache and about "
             f"{size_text(work.activation_bytes(1, pipe.dtype))} of activations beside the weights; accepted: "

@@ -11,10 +11,11 @@ from typing import Any
 
 import torch
 
-from ...blocks.checkpoints.hub import locate
-from ...blocks.checkpoints.loader import KeyMap, TensorEntry, check, list_tensors
+from ...blocks.checkpoints.formats import TensorEntry
+from ...blocks.checkpoints.hub import find_model_folder
+from ...blocks.checkpoints.key_mapping import KeyMap, check
 from ...blocks.checkpoints.quantize import fixed_dtypes, model_bytes, stored_keys, stored_kind, swap
-from ...blocks.checkpoints.reader import weight_files
+from ...blocks.checkpoints.reader import list_tensors, weight_files
 from ...blocks.errors import BifronsError
 from ...blocks.model.quantized_linear import KINDS
 from ...blocks.placement.memory_budget import size_text
@@ -30,7 +31,7 @@ _FORMATS = {"multi_modality": "original", "deepseek_vl_v2": "original", "janus":
 def inspect_model(model: str) -> dict[str, Any]:
     """The whole report. `errors` holds what kept a part of it from being made; `sound` is whether the model
     would load. A `CheckpointError` only where there is no such folder."""
-    folder = locate(model)
+    folder = find_model_folder(model)
     found: dict[str, Any] = {"model": model, "folder": str(folder), "label": label(folder), "errors": []}
     found["files"] = [
         {"name": path.name, "bytes": path.stat().st_size}
@@ -107,7 +108,7 @@ def _architecture(described: Described, kind: str | None) -> dict[str, Any]:
                         name: work.activation_bytes(batch, dtype) for name, dtype in DTYPES.items()
                     },
                 }
-                for work in described.works
+                for work in described.workloads
                 for batch in BATCHES
             ],
         },

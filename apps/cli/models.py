@@ -5,7 +5,7 @@ import re
 import sys
 from functools import partial
 
-from ...blocks.checkpoints.hub import locate
+from ...blocks.checkpoints.hub import find_model_folder
 from ...blocks.checkpoints.quantize import check_kind
 from ...blocks.checkpoints.quantized_writer import QuantizedWriter
 from ...blocks.errors import OptionError
@@ -31,7 +31,7 @@ def info(args: argparse.Namespace) -> int:
 def convert(args: argparse.Namespace) -> int:
     from ...janus.convert import convert as convert_folder
 
-    work, source = convert_folder, locate(args.source)
+    work, source = convert_folder, find_model_folder(args.source)
     if args.max_shard_size is not None:
         work = partial(work, max_shard_bytes=byte_count(args.max_shard_size))
     if check_kind(args.quantize) is not None:

@@ -6,7 +6,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ...blocks.checkpoints.hub import EMBEDDED, locate
+from ...blocks.checkpoints.hub import EMBEDDED, find_model_folder
 from ...blocks.errors import CheckpointError, OptionError
 from ..pipelines import label, load_pipeline
 from .jobs import Line
@@ -61,7 +61,7 @@ def embedded_models() -> list[str]:
     found = []
     for name in EMBEDDED:
         try:
-            locate(name)
+            find_model_folder(name)
         except CheckpointError:
             continue
         found.append(name)
@@ -77,7 +77,7 @@ def load_models(
     """
     served: list[Served] = []
     for name in dict.fromkeys(names):
-        folder = locate(name)
+        folder = find_model_folder(name)
         shown = folder.resolve().name if Path(name).expanduser().is_dir() else name
         if any(shown == other.name for other in served):
             raise OptionError(f"two models are called {shown}; accepted: models with different names")

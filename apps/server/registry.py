@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from ...blocks.checkpoints.hub import EMBEDDED, locate
+from ...blocks.checkpoints.hub import EMBEDDED, find_model_folder
 from ...blocks.engine.sampling import Voice
 from ...blocks.engine.sampling_params import check_integer
 from ...blocks.engine.scheduler import Engine
 from ...blocks.errors import OptionError
-from ...blocks.memory import rows_that_fit
 from ...blocks.model.kv_cache import KVCache
+from ...blocks.placement.memory_budget import rows_that_fit
 from ..pipelines import label, load_pipeline
 from .errors import ApiError
 
@@ -106,16 +106,14 @@ class Fleet:
         # Two: decoded pictures are large, and the engine needs the processor too.
         self._threads = ThreadPoolExecutor(2, thread_name_prefix="bifrons-prepare")
 
-    def load(
-        self, model: str, device: str | None, dtype: str | None, **how: Any
-    ) -> Served:
+    def load(self, model: str, device: str | None, dtype: str | None, **how: Any) -> Served:
         """Load a model and start its engine; `how` are other keywords of `load_pipeline`. Raises
         `BifronsError`."""
         name = public_name(model)
         if name in self.models:
             raise OptionError(f"two models are called {name}; accepted: models of different names")
         pipe = load_pipeline(model, device, dtype, **how)
-        served = Served(name, pipe, self.options, label(locate(model)))
+        served = Served(name, pipe, self.options, label(find_model_folder(model)))
         self.models[name] = served
         return served
 

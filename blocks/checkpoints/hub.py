@@ -11,7 +11,7 @@ _WEIGHTS = Path(__file__).parent.parent.parent / "nano" / "weights"
 _FILES = ["*.json", "*.safetensors", "pytorch_model*.bin"]
 
 
-def locate(model: str | Path) -> Path:
+def find_model_folder(model: str | Path) -> Path:
     """A local folder, the name of an embedded model or a hub id (`owner/name`) -> the local folder.
 
     A folder on disk wins over a name. A hub id is downloaded once into the hub's cache.

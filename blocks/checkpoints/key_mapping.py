@@ -7,16 +7,16 @@ from itertools import product
 import torch
 from torch import Tensor, nn
 
-from .reader import TensorEntry
+from .formats import TensorEntry
 
 
 @dataclass(frozen=True)
-class Placement:
+class ParameterSlice:
     """Where a checkpoint tensor goes: `model.param[select]`, and of that part i of n equal parts along
     its first dimension if `part` is (i, n). `reshape` allows another shape with as many elements.
 
-    >>> Placement("blocks.0.attn.qkv.weight", part=(1, 3))         # the key projection of a fused q, k, v
-    >>> Placement("layers.1.experts.gate_up", select=(7,), part=(0, 2))  # expert 7's gate
+    >>> ParameterSlice("blocks.0.attn.qkv.weight", part=(1, 3))  # the key projection of a fused q, k, v
+    >>> ParameterSlice("layers.1.experts.gate_up", select=(7,), part=(0, 2))  # expert 7's gate
     """
 
     param: str
@@ -25,7 +25,7 @@ class Placement:
     reshape: bool = False
 
 
-KeyMap = Callable[[str], Placement | tuple[Placement, ...] | None]
+KeyMap = Callable[[str], ParameterSlice | tuple[ParameterSlice, ...] | None]
 """Name in the file -> where it goes (several places where the file ties what the model keeps apart);
 None: known and unused. `KeyError`: an unknown name."""
 
@@ -35,7 +35,7 @@ class Piece:
     """One tensor of the file with one of its places."""
 
     entry: TensorEntry
-    to: Placement
+    to: ParameterSlice
 
     @property
     def scheme(self) -> tuple[int, int]:
@@ -86,7 +86,7 @@ class Report:
         return "\n".join(lines) or f"all tensors fit ({len(self.unused)} known and unused)"
 
 
-def place(
+def group_by_parameter(
     entries: Iterable[TensorEntry], key_map: KeyMap
 ) -> tuple[dict[str, list[Piece]], list[str], list[str]]:
     """Groups a file's tensors by the parameter they fill: (pieces by parameter, unknown names, unused
@@ -111,7 +111,7 @@ def without_parts(key_map: KeyMap, prefixes: Iterable[str]) -> KeyMap:
     """The key map of a model without the parts whose parameters begin so: their tensors count as unused."""
     left_out = tuple(prefixes)
 
-    def find(name: str) -> Placement | tuple[Placement, ...] | None:
+    def find(name: str) -> ParameterSlice | tuple[ParameterSlice, ...] | None:
         places = key_map(name)
         if places is None:
             return None
@@ -124,10 +124,10 @@ def without_parts(key_map: KeyMap, prefixes: Iterable[str]) -> KeyMap:
 def check(model: nn.Module, entries: dict[str, TensorEntry], key_map: KeyMap) -> Report:
     """Compares names and shapes of the file with the parameters and persistent buffers of `model`
     (usually on `meta`). Loads nothing and raises nothing: see `Report.ok` and `Report.summary()`."""
-    return compare(wanted_tensors(model), *place(entries.values(), key_map))
+    return compare(saved_tensors(model), *group_by_parameter(entries.values(), key_map))
 
 
-def wanted_tensors(model: nn.Module) -> dict[str, Tensor]:
+def saved_tensors(model: nn.Module) -> dict[str, Tensor]:
     """Parameters and persistent buffers by name: what a checkpoint must fill."""
     loose = {name for name, _ in non_persistent_buffers(model)}
     wanted: dict[str, Tensor] = dict(model.named_parameters(remove_duplicate=False))
@@ -149,7 +149,7 @@ def non_persistent_buffers(model: nn.Module) -> list[tuple[str, Tensor]]:
 def compare(
     wanted: dict[str, Tensor], pieces: dict[str, list[Piece]], unknown: list[str], unused: list[str]
 ) -> Report:
-    """`check`, from what `wanted_tensors` and `place` gave."""
+    """`check`, from what `saved_tensors` and `place` gave."""
     extra = list(unknown)
     for param in pieces.keys() - wanted.keys():
         extra += [f"{p.entry.name} (no {param!r} in this model)" for p in pieces[param]]

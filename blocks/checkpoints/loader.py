@@ -16,37 +16,19 @@ from tqdm import tqdm
 from ..errors import CheckpointError
 from ..model.missing_parts import absent_parts
 from ..model.quantized_linear import QuantizedWeight
+from .formats import TensorEntry
 from .key_mapping import (
     KeyMap,
     Piece,
-    Placement,
     Report,
-    check,
     compare,
+    group_by_parameter,
     non_persistent_buffers,
-    place,
-    wanted_tensors,
+    saved_tensors,
     without_parts,
 )
 from .quantize import Quantization, fixed_dtypes, stored_keys, swap
-from .reader import TensorEntry, TensorReader, list_tensors, read_tensor
-from .writer import write_safetensors
-
-__all__ = [
-    "KeyMap",
-    "Piece",
-    "Placement",
-    "Report",
-    "TensorEntry",
-    "check",
-    "fill",
-    "list_tensors",
-    "load_weights",
-    "place",
-    "progress_bar",
-    "read_tensor",
-    "write_safetensors",
-]
+from .reader import TensorReader, list_tensors
 
 
 def _never(name: str) -> bool:
@@ -84,18 +66,18 @@ def load_weights(
     key_map = without_parts(key_map, absent_parts(model))
     quantized: dict[str, QuantizedWeight] = {}
     if quantization is None:
-        wanted = wanted_tensors(model)
+        wanted = saved_tensors(model)
     elif quantization.stored:
         swap(model, quantization.kind)
-        wanted = wanted_tensors(model)
+        wanted = saved_tensors(model)
         key_map = stored_keys(key_map, fixed_dtypes(model))
     else:
-        wanted = wanted_tensors(model)
+        wanted = saved_tensors(model)
         quantized = swap(model, quantization.kind)
     fixed = fixed_dtypes(model)
     if entries is None:
         entries = list_tensors(folder)
-    pieces, unknown, unused = place(entries.values(), key_map)
+    pieces, unknown, unused = group_by_parameter(entries.values(), key_map)
     report = compare(wanted, pieces, unknown, unused)
     if not report.ok:
         raise CheckpointError(f"{folder} does not fit this model: {report.summary()}")
@@ -113,7 +95,7 @@ def load_weights(
     _stream(model, wanted, pieces, where, want, progress, quantized)
     for name, buffer in non_persistent_buffers(model):
         assign(model, name, buffer.to(where(name)))
-    left = [name for name, tensor in wanted_tensors(model).items() if tensor.is_meta]
+    left = [name for name, tensor in saved_tensors(model).items() if tensor.is_meta]
     assert not left, f"still on meta after loading: {left[:10]}"
     return report
 

@@ -20,7 +20,7 @@ from ..kernels.batch_invariant import Linear
 from ..model.decoder import Decoder
 from ..model.moe import Experts
 from ..model.quantized_linear import CODES, GROUP, KINDS, SCALE_DTYPE, QuantizedWeight, group_size
-from .key_mapping import KeyMap, Placement, wanted_tensors
+from .key_mapping import KeyMap, ParameterSlice, saved_tensors
 
 CONFIG_KEY = "quantization_config"
 _METHOD = "bifrons"
@@ -135,15 +135,15 @@ def quantize_model(model: nn.Module, kind: str) -> nn.Module:
 def fixed_dtypes(model: nn.Module) -> dict[str, torch.dtype]:
     """Tensors of a model that keep their dtype whatever it is loaded in: codes and scales."""
     places = [f"{name}." for name, module in model.named_modules() if isinstance(module, QuantizedWeight)]
-    tensors = wanted_tensors(model).items()
+    tensors = saved_tensors(model).items()
     return {name: tensor.dtype for name, tensor in tensors if name.startswith(tuple(places))}
 
 
 def stored_keys(key_map: KeyMap, names: Mapping[str, object]) -> KeyMap:
     """The key map of a quantized folder: codes and scales are stored under their own names `names`."""
 
-    def find(name: str) -> Placement | tuple[Placement, ...] | None:
-        return Placement(name) if name in names else key_map(name)
+    def find(name: str) -> ParameterSlice | tuple[ParameterSlice, ...] | None:
+        return ParameterSlice(name) if name in names else key_map(name)
 
     return find
 
@@ -162,7 +162,7 @@ def tensor_bytes(
     """Memory of each of a plain model's weights when loaded in `dtype` and quantized so."""
     quantized = {} if kind is None else targets(model)
     found = {}
-    for name, tensor in wanted_tensors(model).items():
+    for name, tensor in saved_tensors(model).items():
         if name in quantized and kind is not None:
             found[name] = quantized_bytes(quantized[name][1], kind)
         else:

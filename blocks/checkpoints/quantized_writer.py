@@ -11,16 +11,17 @@ from torch import Tensor, nn
 
 from ..errors import CheckpointError
 from ..model.quantized_linear import QuantizedWeight
-from .key_mapping import KeyMap, Piece, compare, place, wanted_tensors
+from .formats import TensorEntry
+from .key_mapping import KeyMap, Piece, compare, group_by_parameter, saved_tensors
 from .loader import fill
 from .quantize import CONFIG_KEY, config_entry, pick_quantization, targets
-from .reader import TensorEntry, TensorReader
-from .writer import Spec
+from .reader import TensorReader
+from .writer import TensorSpec
 
 
-def merged(
+def merged_specs(
     wanted: dict[str, Tensor], pieces: dict[str, list[Piece]], reader: TensorReader
-) -> Iterator[Spec]:
+) -> Iterator[TensorSpec]:
     """Each parameter with its pieces in one tensor."""
     for param, target in wanted.items():
         group = pieces[param]
@@ -51,23 +52,23 @@ class QuantizedWriter:
     key_map: Callable[[Iterable[str]], KeyMap]
     kind: str
 
-    def specs(self, src: Path, entries: dict[str, TensorEntry], reader: TensorReader) -> list[Spec]:
+    def specs(self, src: Path, entries: dict[str, TensorEntry], reader: TensorReader) -> list[TensorSpec]:
         """What to write, nothing read yet. `CheckpointError` if the tensors do not fit the model,
         `OptionError` if they are quantized otherwise."""
         quantization = pick_quantization(src, self.kind)
         if quantization is not None and quantization.stored:
             return [(e.name, partial(reader.read, e), e.shape, e.dtype) for e in entries.values()]
-        wanted = wanted_tensors(self.network)
-        pieces, unknown, unused = place(entries.values(), self.key_map(entries))
+        wanted = saved_tensors(self.network)
+        pieces, unknown, unused = group_by_parameter(entries.values(), self.key_map(entries))
         report = compare(wanted, pieces, unknown, unused)
         if not report.ok:
             raise CheckpointError(f"{src} does not fit its config.json: {report.summary()}")
         found, specs = targets(self.network), []
-        for spec in merged(wanted, pieces, reader):
+        for spec in merged_specs(wanted, pieces, reader):
             specs += self._encoded(spec, *found[spec[0]]) if spec[0] in found else [spec]
         return specs
 
-    def _encoded(self, spec: Spec, name: str, shape: tuple[int, ...]) -> list[Spec]:
+    def _encoded(self, spec: TensorSpec, name: str, shape: tuple[int, ...]) -> list[TensorSpec]:
         """One weight's codes and scales. It is read again for each, so that none has to wait in memory."""
         with torch.device("meta"):
             weight = QuantizedWeight(self.kind, shape)

@@ -15,8 +15,6 @@ from torch import Tensor
 from ..errors import CheckpointError
 from .formats import TensorEntry, file_size, list_bin, list_safetensors, load_bin
 
-__all__ = ["TensorEntry", "TensorReader", "list_tensors", "read_tensor", "weight_files"]
-
 # In order of preference: an index says exactly which files belong together, so it goes first.
 _SAFETENSORS_INDEX = "model.safetensors.index.json"
 _BIN_INDEX = "pytorch_model.bin.index.json"

@@ -17,13 +17,13 @@ from .reader import weight_files
 _DTYPE_NAMES = {dtype: name for name, dtype in SAFETENSORS_DTYPES.items()}
 _INDEX = "model.safetensors.index.json"
 
-Spec = tuple[str, Callable[[], Tensor], tuple[int, ...], torch.dtype]
+TensorSpec = tuple[str, Callable[[], Tensor], tuple[int, ...], torch.dtype]
 """Name, a function that gives the tensor when its turn comes, its shape, its dtype."""
 
 
 def write_safetensors(
     folder: Path,
-    tensors: Iterable[Spec],
+    tensors: Iterable[TensorSpec],
     max_shard_bytes: int = 5_000_000_000,
     metadata: dict[str, str] | None = None,
     on_bytes: Callable[[int], object] = lambda count: None,
@@ -73,13 +73,13 @@ def write_safetensors(
     return [final for _, final in made]
 
 
-def spec_bytes(spec: Spec) -> int:
+def spec_bytes(spec: TensorSpec) -> int:
     """What the tensor will take in a file."""
     return math.prod(spec[2]) * spec[3].itemsize
 
 
-def _split(specs: list[Spec], limit: int) -> list[list[Spec]]:
-    shards: list[list[Spec]] = [[]]
+def _split(specs: list[TensorSpec], limit: int) -> list[list[TensorSpec]]:
+    shards: list[list[TensorSpec]] = [[]]
     size = 0
     for spec in specs:
         if shards[-1] and size + spec_bytes(spec) > limit:
@@ -107,7 +107,7 @@ def _refuse_full(folder: Path, total: int) -> None:
 
 
 def _write_shard(
-    path: Path, shard: list[Spec], metadata: dict[str, str], on_bytes: Callable[[int], object]
+    path: Path, shard: list[TensorSpec], metadata: dict[str, str], on_bytes: Callable[[int], object]
 ) -> None:
     header: dict[str, object] = {"__metadata__": metadata} if metadata else {}
     end = 0
@@ -132,7 +132,7 @@ def _write_shard(
         os.fsync(stream.fileno())
 
 
-def _write_index(path: Path, names: list[str], shards: list[list[Spec]], total: int) -> None:
+def _write_index(path: Path, names: list[str], shards: list[list[TensorSpec]], total: int) -> None:
     where = {spec[0]: name for name, shard in zip(names, shards, strict=True) for spec in shard}
     index = {"metadata": {"total_size": total}, "weight_map": where}
     path.write_text(json.dumps(index, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

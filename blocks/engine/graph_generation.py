@@ -13,7 +13,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
-from ..memory import free_bytes
+from ..device import free_bytes
 from ..model.decoder import Decoder
 from ..model.kv_cache import KVCache
 from .cuda_graphs import recorder_for

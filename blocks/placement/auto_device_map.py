@@ -6,9 +6,9 @@ from typing import Any, cast
 import torch
 from torch import nn
 
+from ..device import free_bytes
 from ..errors import OptionError
-from ..memory import free_bytes
-from .layout import CPU, Places, lodging, longest_prefix, read_device
+from .layout import CPU, DevicePlacement, longest_prefix, offloaded_units, parse_device
 from .memory_budget import size_text
 
 MaxMemory = Mapping[Any, Any]
@@ -17,7 +17,7 @@ MaxMemory = Mapping[Any, Any]
 _FOR_WEIGHTS = 0.8  # of a GPU's free memory, where nobody says how much: caches and activations take the rest
 
 
-def default_memory() -> dict[torch.device, int]:
+def available_memory() -> dict[torch.device, int]:
     """What there is, in the order in which it is filled."""
     gpus = [torch.device("cuda", number) for number in range(torch.cuda.device_count())]
     if not gpus and torch.backends.mps.is_available():
@@ -28,7 +28,7 @@ def default_memory() -> dict[torch.device, int]:
     return memory
 
 
-def read_memory(max_memory: MaxMemory) -> dict[torch.device, int]:
+def parse_max_memory(max_memory: MaxMemory) -> dict[torch.device, int]:
     """What a caller allows, checked, GPUs first; a device that is not named gets nothing."""
     from accelerate.utils.modeling import convert_file_size_to_int
 
@@ -36,7 +36,7 @@ def read_memory(max_memory: MaxMemory) -> dict[torch.device, int]:
         raise OptionError(f"max_memory is {max_memory!r}; accepted: such as {{0: '20GiB', 'cpu': '60GiB'}}")
     found: dict[torch.device, int] = {}
     for key, value in max_memory.items():
-        device = read_device(key, "a device of max_memory")
+        device = parse_device(key, "a device of max_memory")
         try:
             if isinstance(value, bool) or not isinstance(value, int | str):
                 raise ValueError(value)
@@ -76,16 +76,16 @@ def _skeleton(sizes: Mapping[str, int]) -> nn.Module:
     return root
 
 
-def infer_places(
+def infer_placement(
     name: str, sizes: Mapping[str, int], memory: Mapping[torch.device, int], balanced: bool = False
-) -> Places:
+) -> DevicePlacement:
     """Homes for units of these sizes within `memory`, whose devices are filled one after the other; with
     `balanced`, GPUs get about equal shares. What is over goes to the CPU, if it is there, and lodges. `name`
     says what it is, for the `OptionError` where it does not fit."""
     gpus, total, largest = [d for d in memory if d != CPU], sum(sizes.values()), max(sizes.values())
     first = next(iter(memory))
     if total <= memory[first] and not (balanced and len(gpus) > 1):
-        return Places(first, dict.fromkeys(sizes, first))
+        return DevicePlacement(first, dict.fromkeys(sizes, first))
     # accelerate keeps room on the first GPU for what moves there. First without: perhaps nothing has to.
     for reserves in (False, True):
         budget = {d: memory[d] + (0 if reserves or d != first else largest) for d in gpus}
@@ -93,9 +93,9 @@ def infer_places(
         # The first GPU takes what lodges, unless it is full; what nothing moves to may be any.
         mains = [homes[next(iter(homes))]] if CPU not in homes.values() else gpus
         for main in mains:
-            places = Places(main, homes, lodging(homes, main))
-            if all(used <= memory.get(device, 0) for device, used in places.used(sizes).items()):
-                return places
+            placement = DevicePlacement(main, homes, offloaded_units(homes, main))
+            if all(used <= memory.get(device, 0) for device, used in placement.peak_bytes(sizes).items()):
+                return placement
     told = ", ".join(f"{size_text(size)} on {device}" for device, size in memory.items())
     room = f" beside {size_text(largest)} on a GPU for what moves there" if gpus and CPU in memory else ""
     raise OptionError(
@@ -117,5 +117,5 @@ def _infer(
         limits = cast(dict, get_balanced_memory(skeleton, limits, no_split_module_classes=["_Unit"]))
     limits["cpu"] = 2 * sum(sizes.values()) + 1  # whether it is as much is seen afterwards
     found = infer_auto_device_map(skeleton, limits, no_split_module_classes=["_Unit"])
-    places = {unit: found[longest_prefix(unit, found) or ""] for unit in sizes}
-    return {unit: numbers.get(place, CPU) for unit, place in places.items()}
+    placement = {unit: found[longest_prefix(unit, found) or ""] for unit in sizes}
+    return {unit: numbers.get(place, CPU) for unit, place in placement.items()}

@@ -7,11 +7,10 @@ import torch
 from torch import nn
 
 from ..checkpoints.quantize import check_device, decoder_name, tensor_bytes
-from ..device import check_capture, resolve_device, resolve_dtype
+from ..device import check_capture, free_bytes, resolve_device, resolve_dtype
 from ..errors import OptionError
-from ..memory import free_bytes
-from .auto_device_map import MaxMemory, default_memory, infer_places, read_memory
-from .layout import CPU, Places, lodging, longest_prefix, read_device
+from .auto_device_map import MaxMemory, available_memory, infer_placement, parse_max_memory
+from .layout import CPU, DevicePlacement, longest_prefix, offloaded_units, parse_device
 from .memory_budget import check_weights, form_text, size_text
 
 DeviceMap = str | Mapping[str, Any]
@@ -25,7 +24,7 @@ def _never(name: str) -> bool:
     return False
 
 
-def pick_places(
+def choose_placement(
     name: str,
     model: nn.Module,
     *,
@@ -36,8 +35,8 @@ def pick_places(
     keep_float32: Callable[[str], bool] = _never,
     device_map: DeviceMap | None = None,
     max_memory: MaxMemory | None = None,
-) -> tuple[Places, torch.dtype]:
-    """The places and the dtype of a model (plain, on meta) that is to be loaded, quantized as `kind`.
+) -> tuple[DevicePlacement, torch.dtype]:
+    """The placement and the dtype of a model (plain, on meta) that is to be loaded, quantized as `kind`.
 
     Raises `OptionError`, before anything is loaded, for what is not accepted and for what does not fit.
     """
@@ -48,7 +47,7 @@ def pick_places(
         check_capture(capture, main)
         chosen = resolve_dtype(dtype, main)
         check_weights(name, model, main, chosen, kind, keep_float32, _INSTEAD)
-        return Places(main, dict.fromkeys(units(model), main)), chosen
+        return DevicePlacement(main, dict.fromkeys(units(model), main)), chosen
     if device is not None:
         raise OptionError(f"device is {str(device)!r} and there is a device_map too; accepted: one of them")
     if not isinstance(device_map, str | Mapping):
@@ -56,38 +55,40 @@ def pick_places(
     if isinstance(device_map, str):
         if device_map not in _POLICIES:
             raise OptionError(f"device_map is {device_map!r}; accepted: {_ACCEPTED}")
-        memory = default_memory() if max_memory is None else read_memory(max_memory)
+        memory = available_memory() if max_memory is None else parse_max_memory(max_memory)
         chosen = resolve_dtype(dtype, next(iter(memory)))
         sizes = unit_bytes(model, chosen, kind, keep_float32)
         stated = f"{name} as {form_text(chosen, kind)}"
-        places = infer_places(stated, sizes, memory, device_map == "balanced")
+        placement = infer_placement(stated, sizes, memory, device_map == "balanced")
     else:
         if max_memory is not None:
             raise OptionError(
                 "max_memory comes with a device_map of modules; accepted: with 'auto' or 'balanced'"
             )
-        places = read_map(model, device_map)
-        chosen = resolve_dtype(dtype, places.main)
+        placement = parse_device_map(model, device_map)
+        chosen = resolve_dtype(dtype, placement.main)
         sizes = unit_bytes(model, chosen, kind, keep_float32)
-    if capture and places.spread:
-        raise OptionError(f"capture is True, but the model is spread over {places}; accepted: False or None")
-    check_capture(capture, places.main)
-    for one, needed in places.used(sizes).items():
+    if capture and placement.uses_several_devices:
+        raise OptionError(
+            f"capture is True, but the model is spread over {placement}; accepted: False or None"
+        )
+    check_capture(capture, placement.main)
+    for one, needed in placement.peak_bytes(sizes).items():
         check_device(kind, one)
         if needed > (free := free_bytes(one)):
             raise OptionError(
                 f"{name} as {form_text(chosen, kind)} would take {size_text(needed)} of {one}, where "
                 f"{size_text(free)} are free; accepted: a device_map, or a max_memory, that fits"
             )
-    return places, chosen
+    return placement, chosen
 
 
-def prepare(model: nn.Module, places: Places) -> None:
-    """Make a model that was loaded to `places` compute there."""
-    if places.spread:
-        from .offload import spread  # needs accelerate
+def dispatch_model(model: nn.Module, placement: DevicePlacement) -> None:
+    """Make a model that was loaded to `placement` compute there."""
+    if placement.uses_several_devices:
+        from .offload import attach_hooks  # needs accelerate
 
-        spread(model, places)
+        attach_hooks(model, placement)
 
 
 def _containers(model: nn.Module) -> list[str]:
@@ -125,7 +126,7 @@ def unit_bytes(
     return sizes
 
 
-def read_map(model: nn.Module, device_map: Mapping[str, Any]) -> Places:
+def parse_device_map(model: nn.Module, device_map: Mapping[str, Any]) -> DevicePlacement:
     """A map that names modules: units, or what holds some of them; the longest name counts."""
     names, known = units(model), {*_containers(model), *units(model)}
     given: dict[str, torch.device] = {}
@@ -135,7 +136,7 @@ def read_map(model: nn.Module, device_map: Mapping[str, Any]) -> Places:
             raise OptionError(
                 f"device_map names {name!r}; accepted: '' for everything, {shown}, and each of the layers"
             )
-        given[name] = read_device(device, f"the device of {name!r}")
+        given[name] = parse_device(device, f"the device of {name!r}")
     missing = [name for name in names if longest_prefix(name, given) is None]
     if missing:
         more = ", ..." if len(missing) > 4 else ""
@@ -146,4 +147,4 @@ def read_map(model: nn.Module, device_map: Mapping[str, Any]) -> Places:
     homes = {name: given[longest_prefix(name, given) or ""] for name in names}
     first = homes[f"{decoder_name(model)}.embed_tokens"]
     main = first if first != CPU else next((home for home in homes.values() if home != CPU), CPU)
-    return Places(main, homes, lodging(homes, main))
+    return DevicePlacement(main, homes, offloaded_units(homes, main))

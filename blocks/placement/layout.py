@@ -18,41 +18,41 @@ CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
-class Places:
+class DevicePlacement:
     """`main` takes inputs and computes what lodges; `homes` are the units' own devices. What belongs to no
     unit (VL2's two separators) lies on `main`."""
 
     main: torch.device
-    homes: Mapping[str, torch.device]
-    lodgers: frozenset[str] = frozenset()
+    devices: Mapping[str, torch.device]
+    offloaded: frozenset[str] = frozenset()
 
-    def home(self, name: str) -> torch.device:
+    def device_of(self, name: str) -> torch.device:
         """Where a parameter lies, by its name or its unit's."""
-        unit = longest_prefix(name, self.homes)
-        return self.main if unit is None else self.homes[unit]
+        unit = longest_prefix(name, self.devices)
+        return self.main if unit is None else self.devices[unit]
 
-    def works(self, unit: str) -> torch.device:
+    def execution_device(self, unit: str) -> torch.device:
         """Where a unit computes."""
-        return self.main if unit in self.lodgers else self.homes[unit]
+        return self.main if unit in self.offloaded else self.devices[unit]
 
-    def used(self, sizes: Mapping[str, int]) -> dict[torch.device, int]:
+    def peak_bytes(self, sizes: Mapping[str, int]) -> dict[torch.device, int]:
         """What units of these sizes take of each device at most: those at home, and the largest lodger."""
-        used = dict.fromkeys((self.main, *self.homes.values()), 0)
+        used = dict.fromkeys((self.main, *self.devices.values()), 0)
         for unit, size in sizes.items():
-            used[self.homes[unit]] += size
-        used[self.main] += max((sizes[unit] for unit in self.lodgers), default=0)
+            used[self.devices[unit]] += size
+        used[self.main] += max((sizes[unit] for unit in self.offloaded), default=0)
         return used
 
     @property
-    def spread(self) -> bool:
-        return bool(self.lodgers) or any(home != self.main for home in self.homes.values())
+    def uses_several_devices(self) -> bool:
+        return bool(self.offloaded) or any(home != self.main for home in self.devices.values())
 
     def __str__(self) -> str:
-        used = [str(self.main), *(str(home) for home in self.homes.values())]
+        used = [str(self.main), *(str(home) for home in self.devices.values())]
         return " and ".join(dict.fromkeys(used))
 
 
-def lodging(homes: Mapping[str, torch.device], main: torch.device) -> frozenset[str]:
+def offloaded_units(homes: Mapping[str, torch.device], main: torch.device) -> frozenset[str]:
     return frozenset(name for name, home in homes.items() if home == CPU and main != CPU)
 
 
@@ -66,7 +66,7 @@ def longest_prefix(name: str, prefixes: Mapping[str, Any]) -> str | None:
     return None
 
 
-def read_device(device: Any, what: str) -> torch.device:
+def parse_device(device: Any, what: str) -> torch.device:
     """A GPU's number or a device's name, checked; GPUs come with their number."""
     gpus = torch.cuda.device_count()
     told = f"accepted: cpu{', mps' if torch.backends.mps.is_available() else ''}" + "".join(

@@ -7,15 +7,15 @@ import torch
 from torch import nn
 
 from ..checkpoints.quantize import check_device, model_bytes
+from ..device import free_bytes
 from ..errors import OptionError
-from ..memory import free_bytes
 from ..model.decoder import Layout
 from ..model.quantized_linear import KINDS
-from .memory_estimate import Work
+from .memory_estimate import Workload
 
 # Estimates of activations are rough, and an allocator loses some: a batch gets this part of what is free.
 _USABLE = 0.8
-_CPU_ITEMS = 64  # beyond this a larger batch is no faster on a CPU
+_CPU_ROWS = 64  # beyond this a larger batch is no faster on a CPU
 
 
 def size_text(count: int) -> str:
@@ -69,7 +69,7 @@ def form_text(dtype: torch.dtype, kind: str | None) -> str:
     return str(dtype).removeprefix("torch.") + (f" with {kind} weights" if kind else "")
 
 
-def batch_that_fits(work: Work, device: torch.device, dtype: torch.dtype, kept: int = 0) -> int:
+def batch_that_fits(work: Workload, device: torch.device, dtype: torch.dtype, kept: int = 0) -> int:
     """How many items of that work to compute at once, by the memory that is free now; at least one. `kept`
     bytes more will be free when it begins."""
     budget = int((free_bytes(device) + kept) * _USABLE)
@@ -79,10 +79,10 @@ def batch_that_fits(work: Work, device: torch.device, dtype: torch.dtype, kept: 
         (budget - once) // max(each, 1),
         budget // (each + max(work.activations * dtype.itemsize, work.sampling * torch.float32.itemsize)),
     )
-    return max(1, min(fitting, _CPU_ITEMS) if device.type == "cpu" else fitting)
+    return max(1, min(fitting, _CPU_ROWS) if device.type == "cpu" else fitting)
 
 
-def spread_batch(work: Work, layout: Layout, dtype: torch.dtype) -> int:
+def batch_over_devices(work: Workload, layout: Layout, dtype: torch.dtype) -> int:
     """`batch_that_fits` of a model that is spread over devices: each holds the caches of its layers, and the
     main one leaves room for the weights that move there."""
     fitting = []
@@ -91,3 +91,16 @@ def spread_batch(work: Work, layout: Layout, dtype: torch.dtype) -> int:
         moved = layout.moved if device == layout.main else 0
         fitting.append(batch_that_fits(replace(work, cache=cache), device, dtype, -moved))
     return min(fitting)
+
+
+def rows_that_fit(bytes_per_row: int, device: torch.device, layout: Layout | None = None) -> int:
+    """Number of rows of that size to compute at once, at least one.
+
+    With a `layout`, each of its devices holds the share of a row that belongs to its layers.
+    """
+    fitting = max(1, int(free_bytes(device) * _USABLE) // bytes_per_row)
+    if layout is not None:
+        shares = {one: layout.layers.count(one) / len(layout.layers) for one in layout.layers}
+        free = {one: free_bytes(one) - (layout.moved if one == layout.main else 0) for one in shares}
+        fitting = max(1, min(int(free[one] * _USABLE / (bytes_per_row * shares[one])) for one in shares))
+    return min(fitting, _CPU_ROWS) if device.type == "cpu" else fitting

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from ..checkpoints.key_mapping import wanted_tensors
+from ..checkpoints.key_mapping import saved_tensors
 from ..model.decoder import DecoderConfig
 from ..model.kv_cache import KVCache
 from ..model.siglip import SiglipConfig
@@ -25,7 +25,7 @@ _SAMPLING = 16
 
 
 @dataclass(frozen=True)
-class Work:
+class Workload:
     """What one item of a batch takes beside the weights. Counts are numbers in the model's dtype, but
     `sampling`, which counts float32 numbers. `once` does not grow with the batch; it comes before or after
     the rest, so that the larger of both is the peak."""
@@ -48,15 +48,15 @@ class Work:
         return max(step, self.once * dtype.itemsize)
 
 
-def decoder_work(
+def decoder_workload(
     name: str, config: DecoderConfig, vocabulary: int, prompt: int, new: int, *, rows: int = 1, once: int = 0
-) -> Work:
+) -> Workload:
     """The work of reading `prompt` positions and writing `new` ones, with `rows` rows of the cache an item.
 
     Positions beyond the context are cut off, as no such work is accepted.
     """
     positions = min(prompt + new, config.max_positions)
-    return Work(
+    return Workload(
         name=name,
         rows=rows,
         positions=positions,
@@ -90,7 +90,7 @@ def parameters_by_part(model: nn.Module, parts: Mapping[str, str]) -> dict[str, 
     """Parameters per part of a model (usually on meta); `parts` maps a label to a pattern that is searched in
     the name, and the first that matches counts. Every parameter belongs to a part."""
     counts = dict.fromkeys(parts, 0)
-    for name, tensor in wanted_tensors(model).items():
+    for name, tensor in saved_tensors(model).items():
         label = next(label for label, pattern in parts.items() if re.search(pattern, name))
         counts[label] += tensor.numel()
     return {label: count for label, count in counts.items() if count}

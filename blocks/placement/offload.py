@@ -1,4 +1,4 @@
-"""A loaded model whose units (places.py) lie on several devices, made ready to compute.
+"""A loaded model whose units (placement.py) lie on several devices, made ready to compute.
 
 Inputs follow the units: what enters one is moved to where it computes, by hooks of accelerate. The weights
 of lodgers stay in the machine's memory and are on the main GPU for the time of their work only, one unit at
@@ -17,10 +17,10 @@ from accelerate.utils import find_device, send_to_device, set_module_tensor_to_d
 from torch import nn
 
 from ..checkpoints.quantize import decoder_name
-from ..memory import held_bytes
+from ..device import module_bytes
 from ..model.decoder import Decoder, Layout
 from .device_map import units
-from .layout import Places
+from .layout import DevicePlacement
 
 
 class UnitHook(AlignDevicesHook):
@@ -49,21 +49,26 @@ def _current(device: torch.device) -> Iterator[None]:
         yield
 
 
-def spread(model: nn.Module, places: Places) -> None:
-    """Make a model that was loaded to `places` compute there; nothing changes where that is one device."""
-    if not places.spread:
+def attach_hooks(model: nn.Module, placement: DevicePlacement) -> None:
+    """Make a model that was loaded to `placement` compute there; nothing changes where that is one device."""
+    if not placement.uses_several_devices:
         return
     names, inside = units(model), decoder_name(model)
     decoder = cast(Decoder, model.get_submodule(inside))
     layers = [f"{inside}.layers.{number}" for number in range(len(decoder.layers))]
-    moved = max((held_bytes(model.get_submodule(name)) for name in places.lodgers), default=0)
-    away = any(places.works(name) != places.main for name in layers)
+    moved = max((module_bytes(model.get_submodule(name)) for name in placement.offloaded), default=0)
+    away = any(placement.execution_device(name) != placement.main for name in layers)
     for name in names:
         hands_on = name in layers
         reached = away and (hands_on or name == f"{inside}.norm")  # by what may come from another device
-        if name in places.lodgers or places.works(name) != places.main or reached:
-            _attach(model.get_submodule(name), places.works(name), name in places.lodgers, not hands_on)
-    decoder.layout = Layout(places.main, tuple(places.works(name) for name in layers), moved)
+        if name in placement.offloaded or placement.execution_device(name) != placement.main or reached:
+            _attach(
+                model.get_submodule(name),
+                placement.execution_device(name),
+                name in placement.offloaded,
+                not hands_on,
+            )
+    decoder.layout = Layout(placement.main, tuple(placement.execution_device(name) for name in layers), moved)
 
 
 def _attach(module: nn.Module, device: torch.device, lodges: bool, returns: bool) -> None:

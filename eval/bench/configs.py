@@ -5,8 +5,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from ...blocks.checkpoints.hub import locate
-from ...blocks.checkpoints.key_mapping import non_persistent_buffers, wanted_tensors
+from ...blocks.checkpoints.hub import find_model_folder
+from ...blocks.checkpoints.key_mapping import non_persistent_buffers, saved_tensors
 from ...blocks.checkpoints.loader import assign
 from ...blocks.checkpoints.quantize import fixed_dtypes, swap
 from ...blocks.errors import OptionError
@@ -73,9 +73,7 @@ VL2 = {
             80,
             4096,
             latent=LatentConfig(),
-            moe=MoEConfig(
-                72, 6, 1536, 2, 1, scoring="sigmoid", method="noaux_tc", normalize=True, scale=2.0
-            ),
+            moe=MoEConfig(72, 6, 1536, 2, 1, scoring="sigmoid", method="noaux_tc", normalize=True, scale=2.0),
         )
     ),
 }
@@ -89,7 +87,7 @@ def pick_config(family: str, size: str, layers: int | None) -> JanusConfig | VL2
     if family == "vl2":
         config: JanusConfig | VL2Config = VL2[size]
     else:
-        config = read_janus(locate("janus-nano"))[0] if size == "nano" else JANUS[size]
+        config = read_janus(find_model_folder("janus-nano"))[0] if size == "nano" else JANUS[size]
     if layers is None:
         return config
     most = config.decoder.num_layers
@@ -121,7 +119,7 @@ def fill_random(
     pool = (torch.randn(_POOL, device=device) * _STD).to(dtype)
     codes = torch.randint(-127, 128, (_POOL,), device=device, dtype=torch.int8)
     float8 = (pool.float() / _CODE_STEP).to(torch.float8_e4m3fn)  # random bytes would hold NaN
-    for name, tensor in wanted_tensors(model).items():
+    for name, tensor in saved_tensors(model).items():
         kind = fixed.get(name)
         if kind in (torch.int8, torch.uint8):
             filled = _repeated(codes.view(kind), tensor)

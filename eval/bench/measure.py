@@ -18,8 +18,7 @@ from typing import Any
 
 import torch
 
-from ...blocks.device import synchronize
-from ...blocks.memory import held_bytes
+from ...blocks.device import module_bytes, synchronize
 from ...blocks.model.decoder import Decoder
 from ...blocks.model.kv_cache import KVCache, allocated_slots
 from ...blocks.model.moe import Experts
@@ -132,13 +131,13 @@ def bandwidth(device: torch.device) -> float:
 def step_bytes(decoder: Decoder, heads: list[torch.nn.Module], rows: int, slots: float) -> float:
     """Bytes that one position of each row must read with so many filled slots. Of routed experts those that
     are chosen, as many as are expected to differ if rows choose alike often and on their own."""
-    total = float(sum(held_bytes(module) for module in [*decoder.layers, decoder.norm, *heads]))
+    total = float(sum(module_bytes(module) for module in [*decoder.layers, decoder.norm, *heads]))
     config = decoder.config
     if config.moe is not None:
         idle = (1 - config.moe.top_k / config.moe.num_experts) ** rows
         for module in decoder.modules():
             if isinstance(module, Experts):
-                total -= idle * held_bytes(module)
+                total -= idle * module_bytes(module)
     dtype = decoder.embed_tokens.weight.dtype
     span = KVCache.row_bytes(1, config.num_layers, config.cache_widths, dtype)
     return total + rows * slots * span / allocated_slots(1)

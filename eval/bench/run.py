@@ -12,11 +12,10 @@ from typing import Any
 import torch
 
 from ...blocks.checkpoints.quantize import check_kind
-from ...blocks.device import resolve_device, resolve_dtype
+from ...blocks.device import module_bytes, resolve_device, resolve_dtype
 from ...blocks.engine.decode_step import load_kernels
 from ...blocks.engine.sampling_params import check_integer
 from ...blocks.errors import OptionError
-from ...blocks.memory import held_bytes
 from ...janus.model import JanusModel
 from .configs import pick_config, random_model
 from .measure import Bench, Line, bandwidth, machine
@@ -81,7 +80,7 @@ def run_bench(options: BenchOptions, told: Callable[[Line], object]) -> dict[str
     model = random_model(config, device, dtype, options.quantize)
     model.decoder.capture = False if options.eager else None
     found["steps"] = how_steps_run(device, options.eager)
-    found["weights"] = held_bytes(model)
+    found["weights"] = module_bytes(model)
     if isinstance(model, JanusModel):
         bench_janus(bench, model, options.batch, speed, amount)
     else:

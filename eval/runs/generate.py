@@ -7,7 +7,7 @@ from typing import cast
 
 from PIL import Image
 
-from ...blocks.checkpoints.hub import locate
+from ...blocks.checkpoints.hub import find_model_folder
 from ...janus.image_generation import ImageGenerationOptions
 from ...janus.pipeline import JanusPipeline
 from .recipe import model_fingerprint
@@ -56,7 +56,7 @@ def generate_images(
     is not the run's, a picture is another run's or the disk refuses; what is finished stays.
     """
     ranks = ranks or Ranks()
-    folder = locate(run.recipe.model)
+    folder = find_model_folder(run.recipe.model)
     check_model(run, model_fingerprint(folder))
     for index in dict.fromkeys(picture.index for picture in run.image_keys()):
         run.write_metadata(index)

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from ...blocks.chat.text_generation import MAX_SEED
-from ...blocks.checkpoints.loader import TensorEntry, list_tensors
+from ...blocks.checkpoints.formats import TensorEntry
+from ...blocks.checkpoints.reader import list_tensors
 from ...blocks.engine.sampling_params import check_integer
 from ...blocks.errors import BifronsError, OptionError
 from ...janus.image_generation import ImageGenerationOptions

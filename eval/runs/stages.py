@@ -5,7 +5,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from ...blocks.checkpoints.hub import locate
+from ...blocks.checkpoints.hub import find_model_folder
 from ...blocks.device import resolve_device, resolve_dtype
 from ...blocks.errors import BifronsError, OptionError
 from ...janus.config import read_guidance
@@ -39,11 +39,11 @@ def prepare(
         said = Recipe(**{**run.recipe.to_json(), **_resolved(given, device)})
         if prompts is not None and load_rows(said, prompts) != list(run.rows):
             raise BifronsError(f"{run_dir} is a run of other prompts than {prompts}; take another folder")
-        check_same_recipe(run, said, model_fingerprint(locate(said.model)))
+        check_same_recipe(run, said, model_fingerprint(find_model_folder(said.model)))
         return run
     chosen = resolve_device(device)
     dtype = str(resolve_dtype(given.get("dtype"), chosen)).removeprefix("torch.")
-    folder = locate(given.get("model", Recipe.model))
+    folder = find_model_folder(given.get("model", Recipe.model))
     own = read_guidance(folder)
     guidance = {} if own is None else {"guidance_scale": own}
     recipe = Recipe(**{**guidance, **given, "dtype": dtype})

@@ -16,10 +16,9 @@ import torch
 import torch.distributed as dist
 from tqdm import tqdm
 
-from ...blocks.device import resolve_device
+from ...blocks.device import free_bytes, resolve_device
 from ...blocks.engine.sampling_params import check_integer
 from ...blocks.errors import BifronsError, OptionError
-from ...blocks.memory import free_bytes
 
 T = TypeVar("T")
 Item = TypeVar("Item", contravariant=True)
@@ -211,6 +210,6 @@ def _end_with_parent() -> None:
 
 def weights_bytes(folder: Path) -> int:
     """What a checkpoint's floating-point numbers take as float32."""
-    from ...blocks.checkpoints.loader import list_tensors
+    from ...blocks.checkpoints.reader import list_tensors
 
     return sum(entry.nbytes // entry.dtype.itemsize * 4 for entry in list_tensors(folder).values())

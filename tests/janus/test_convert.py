@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from bifrons.blocks.checkpoints.loader import list_tensors, load_weights, read_tensor
+from bifrons.blocks.checkpoints.loader import load_weights
+from bifrons.blocks.checkpoints.reader import list_tensors, read_tensor
 from bifrons.blocks.errors import CheckpointError, ConfigError
 from bifrons.janus import convert as convert_module
 from bifrons.janus.config import read_config

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 import torch
-from bifrons.blocks.checkpoints.loader import TensorEntry, check
+from bifrons.blocks.checkpoints.formats import TensorEntry
+from bifrons.blocks.checkpoints.key_mapping import check
 from bifrons.janus.config import read_config
 from bifrons.janus.model import JanusModel
 from bifrons.janus.weight_names import pick_key_map

@@ -5,7 +5,7 @@ import torch
 from bifrons import JanusPipeline, OptionError
 from bifrons.blocks.placement import memory_budget
 from bifrons.blocks.placement.memory_budget import batch_that_fits, size_text
-from bifrons.janus.variants import image_generation_work
+from bifrons.janus.variants import image_generation_workload
 from PIL import Image
 
 PICTURE = Image.new("RGB", (50, 40), "teal")
@@ -75,7 +75,7 @@ def test_weights_that_do_not_fit_are_refused_before_loading(janus_mini, monkeypa
 
 def test_batches_use_what_is_free_and_no_more(pipes, monkeypatch):
     config, dtype = pipes["all"].model.config, torch.bfloat16
-    work = image_generation_work(config, True, 20)
+    work = image_generation_workload(config, True, 20)
     for free in (1, 10**6, 3 * 10**7, 10**9, 10**12):
         monkeypatch.setattr(memory_budget, "free_bytes", lambda device, free=free: free)
         count = batch_that_fits(work, torch.device("cuda"), dtype)
@@ -91,7 +91,7 @@ def test_batches_use_what_is_free_and_no_more(pipes, monkeypatch):
 def test_pictures_do_not_depend_on_what_is_free(pipes, monkeypatch):
     pipe, rows = pipes["paint"], []
     whole = pipe.generate(["a", "b", "c"], seed=3, output_type="codes")
-    work = image_generation_work(pipe.model.config, True, len(pipe.processor.generation_ids("a")[0]))
+    work = image_generation_workload(pipe.model.config, True, len(pipe.processor.generation_ids("a")[0]))
     two = work.cache_bytes(2, pipe.dtype) + work.activation_bytes(2, pipe.dtype)
     monkeypatch.setattr(memory_budget, "free_bytes", lambda device: int(two / 0.8) + 8)
     forward = pipe.model.decoder.forward

@@ -5,8 +5,8 @@ import json
 import pytest
 import torch
 from bifrons import ConfigError, JanusPipeline, OptionError
-from bifrons.blocks.checkpoints.loader import list_tensors
 from bifrons.blocks.checkpoints.quantize import model_bytes, quantize_model, targets
+from bifrons.blocks.checkpoints.reader import list_tensors
 from bifrons.blocks.model.quantized_linear import QuantizedWeight
 
 KINDS = ("int8", "int4", "fp8")

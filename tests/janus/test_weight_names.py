@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from bifrons.blocks.checkpoints.loader import Placement
+from bifrons.blocks.checkpoints.key_mapping import ParameterSlice
 from bifrons.blocks.errors import CheckpointError, ConfigError
 from bifrons.janus.weight_names import original_keys, pick_key_map, transformers_keys
 
@@ -22,7 +22,7 @@ def test_official_names_are_the_models_own(model):
     unused = [name for name, to in places.items() if to is None]
     assert len(unused) == UNUSED
     assert all("attn_pool" in name or name.endswith("codebook_used") for name in unused)
-    assert all(to == Placement(name) for name, to in places.items() if to)
+    assert all(to == ParameterSlice(name) for name, to in places.items() if to)
 
 
 @pytest.mark.parametrize("prefix", ["model.", ""])
@@ -38,7 +38,7 @@ def test_transformers_names_with_and_without_prefix(model, prefix):
             name = prefix + name.removeprefix("model.") if name != "lm_head.weight" else name
             part = (i, 3) if len(group) == 3 else None
             reshape = ours == "vision_model.vision_tower.pos_embed"
-            assert transformers_keys(name) == Placement(ours, part=part, reshape=reshape)
+            assert transformers_keys(name) == ParameterSlice(ours, part=part, reshape=reshape)
             assert name not in reached
             reached.add(name)
     assert len(reached) == {"janus-pro-1b": 964, "janus-pro-7b": 1018}[model]
@@ -89,8 +89,8 @@ def test_a_tied_file_without_a_head_fills_it_from_the_embedding():
     name = "model.language_model.embed_tokens.weight"
     keys = pick_key_map([name], "janus", tied=True)
     embed, head = "language_model.model.embed_tokens.weight", "language_model.lm_head.weight"
-    assert keys(name) == (Placement(embed), Placement(head))
-    assert pick_key_map([name], "janus")(name) == Placement(embed)
+    assert keys(name) == (ParameterSlice(embed), ParameterSlice(head))
+    assert pick_key_map([name], "janus")(name) == ParameterSlice(embed)
 
 
 def test_the_table_fits_transformers_itself():

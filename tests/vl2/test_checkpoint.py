@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from bifrons.blocks.checkpoints.loader import TensorEntry, check, list_tensors
+from bifrons.blocks.checkpoints.formats import TensorEntry
+from bifrons.blocks.checkpoints.key_mapping import check
+from bifrons.blocks.checkpoints.reader import list_tensors
 from bifrons.blocks.errors import ConfigError
 from bifrons.blocks.model.mla import LatentConfig
 from bifrons.blocks.model.moe import MoEConfig

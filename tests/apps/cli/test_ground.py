@@ -36,9 +36,7 @@ def test_boxes_are_printed_and_drawn(picture, tmp_path, capsys) -> None:
     assert told["boxes"] == [
         {"label": "the star", "box": [20, 20, 100, 100], "normalized": [100, 200, 500, 999]}
     ]
-    assert told["problems"] == [
-        {"text": "<|det|>", "position": 9, "reason": "a mark that is not closed"}
-    ]
+    assert told["problems"] == [{"text": "<|det|>", "position": 9, "reason": "a mark that is not closed"}]
     with Image.open(told["file"]) as drawn:
         assert drawn.size == (200, 100)
         assert len(drawn.convert("RGB").getcolors()) > 1

@@ -11,15 +11,10 @@ from pathlib import Path
 import pytest
 import torch
 from bifrons.blocks.checkpoints import formats
-from bifrons.blocks.checkpoints.loader import (
-    Placement,
-    check,
-    list_tensors,
-    load_weights,
-    progress_bar,
-    read_tensor,
-    write_safetensors,
-)
+from bifrons.blocks.checkpoints.key_mapping import ParameterSlice, check
+from bifrons.blocks.checkpoints.loader import load_weights, progress_bar
+from bifrons.blocks.checkpoints.reader import list_tensors, read_tensor
+from bifrons.blocks.checkpoints.writer import write_safetensors
 from bifrons.blocks.errors import CheckpointError
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -250,15 +245,15 @@ class Toy(nn.Module):
             self.register_buffer("table", torch.ones(2), persistent=False)
 
 
-def toy_keys(name: str) -> Placement | None:
+def toy_keys(name: str) -> ParameterSlice | None:
     if name == "old":
         return None
     kind, _, rest = name.partition(".")
     if kind in ("q", "k", "v"):
-        return Placement(f"qkv.{rest}", part=("qkv".index(kind), 3))
+        return ParameterSlice(f"qkv.{rest}", part=("qkv".index(kind), 3))
     if kind in ("gate", "up"):
-        return Placement("gate_up", select=(int(rest),), part=(kind == "up", 2))
-    return {n: Placement(n, reshape=n == "pos") for n in ("pos", "bias", "count")}[name]
+        return ParameterSlice("gate_up", select=(int(rest),), part=(kind == "up", 2))
+    return {n: ParameterSlice(n, reshape=n == "pos") for n in ("pos", "bias", "count")}[name]
 
 
 def toy_state() -> dict[str, torch.Tensor]:
@@ -335,7 +330,7 @@ def test_every_mismatch_is_reported_before_anything_is_loaded(tmp_path):
 def test_a_place_filled_twice_is_reported(tmp_path):
     state = toy_state() | {"bias2": torch.zeros(2), "whole": torch.zeros(6, 4)}
     save_file(state, tmp_path / "model.safetensors")
-    more = {"bias2": Placement("bias"), "whole": Placement("qkv.weight")}
+    more = {"bias2": ParameterSlice("bias"), "whole": ParameterSlice("qkv.weight")}
     with torch.device("meta"):
         model = Toy()
     report = check(model, list_tensors(tmp_path), lambda name: more.get(name) or toy_keys(name))
@@ -358,7 +353,7 @@ def test_one_tensor_may_fill_two_places(tmp_path):
     save_file({"e": torch.randn(2, 2)}, tmp_path / "model.safetensors")
     with torch.device("meta"):
         model = nn.ModuleDict({k: nn.Linear(2, 2, bias=False) for k in "ab"})
-    both = (Placement("a.weight"), Placement("b.weight"))
+    both = (ParameterSlice("a.weight"), ParameterSlice("b.weight"))
     load_weights(model, tmp_path, lambda name: both, device="cpu", dtype=None)
     a, b = (model.get_parameter(f"{k}.weight") for k in "ab")
     assert torch.equal(a, b)
@@ -376,12 +371,13 @@ MEMORY = """
 import re, sys, torch
 from pathlib import Path
 from torch import nn
-from bifrons.blocks.checkpoints.loader import Placement, load_weights
+from bifrons.blocks.checkpoints.key_mapping import ParameterSlice
+from bifrons.blocks.checkpoints.loader import load_weights
 with torch.device("meta"):
     model = nn.ModuleList(nn.Linear(4096, 4096, bias=False, dtype=torch.bfloat16) for _ in range(9))
 peak = lambda: int(re.search(r"VmHWM:\\s*(\\d+)", Path("/proc/self/status").read_text())[1]) * 1024
 before = peak()
-load_weights(model, Path(sys.argv[1]), Placement, device="cpu", dtype=torch.bfloat16)
+load_weights(model, Path(sys.argv[1]), ParameterSlice, device="cpu", dtype=torch.bfloat16)
 print((peak() - before) / (9 * 4096 * 4096 * 2), float(sum(p.float().sum() for p in model.parameters())))
 """
 

@@ -6,9 +6,9 @@ from bifrons.apps.cli.options import parse_map, parse_memory
 from bifrons.blocks.checkpoints.quantize import model_bytes
 from bifrons.blocks.errors import OptionError
 from bifrons.blocks.placement import auto_device_map, device_map, memory_budget
-from bifrons.blocks.placement.auto_device_map import infer_places, read_memory
-from bifrons.blocks.placement.device_map import pick_places, read_map, unit_bytes, units
-from bifrons.blocks.placement.layout import CPU, Places, longest_prefix
+from bifrons.blocks.placement.auto_device_map import infer_placement, parse_max_memory
+from bifrons.blocks.placement.device_map import choose_placement, parse_device_map, unit_bytes, units
+from bifrons.blocks.placement.layout import CPU, DevicePlacement, longest_prefix
 from bifrons.janus.config import read_config
 from bifrons.janus.model import JanusModel
 from bifrons.janus.pipeline import JanusPipeline
@@ -36,50 +36,50 @@ def three_gpus(monkeypatch):
         monkeypatch.setattr(module, "free_bytes", lambda device: 1000 if device.type == "cuda" else 10**6)
 
 
-def used(places: Places, sizes=SIZES) -> dict[str, int]:
+def used(placement: DevicePlacement, sizes=SIZES) -> dict[str, int]:
     found: dict[str, int] = {}
-    for unit, home in places.homes.items():
+    for unit, home in placement.devices.items():
         found[str(home)] = found.get(str(home), 0) + sizes[unit]
     return found
 
 
 def test_what_fits_on_the_first_device_stays_together():
-    assert not infer_places("m", SIZES, {GPU[0]: 1300, GPU[1]: 9999, CPU: 9999}).spread
-    assert not infer_places("m", SIZES, {CPU: 1300}).spread
+    assert not infer_placement("m", SIZES, {GPU[0]: 1300, GPU[1]: 9999, CPU: 9999}).uses_several_devices
+    assert not infer_placement("m", SIZES, {CPU: 1300}).uses_several_devices
 
 
 def test_gpus_are_filled_in_order_before_anything_lodges():
-    places = infer_places("m", SIZES, {GPU[0]: 800, GPU[1]: 600, CPU: 9999})
-    assert places.main == GPU[0]
-    assert not places.lodgers
-    assert used(places) == {"cuda:0": 750, "cuda:1": 550}
-    assert places.home("model.layers.3.mlp.weight") == GPU[0] != places.home("model.layers.8")
-    without = infer_places("m", SIZES, {GPU[0]: 800, GPU[1]: 600})  # what must not lodge may yet fit
-    assert without == places
+    placement = infer_placement("m", SIZES, {GPU[0]: 800, GPU[1]: 600, CPU: 9999})
+    assert placement.main == GPU[0]
+    assert not placement.offloaded
+    assert used(placement) == {"cuda:0": 750, "cuda:1": 550}
+    assert placement.device_of("model.layers.3.mlp.weight") == GPU[0] != placement.device_of("model.layers.8")
+    without = infer_placement("m", SIZES, {GPU[0]: 800, GPU[1]: 600})  # what must not lodge may yet fit
+    assert without == placement
 
 
 def test_balanced_gives_gpus_about_as_much():
     memory = {GPU[0]: 2000, GPU[1]: 2000, GPU[2]: 2000, CPU: 9999}
-    shares = used(infer_places("m", SIZES, memory, balanced=True))
+    shares = used(infer_placement("m", SIZES, memory, balanced=True))
     assert set(shares) == {"cuda:0", "cuda:1", "cuda:2"}
     assert max(shares.values()) <= 600
-    assert not infer_places("m", SIZES, memory).spread
+    assert not infer_placement("m", SIZES, memory).uses_several_devices
 
 
 def test_the_rest_lodges_and_room_is_left_for_it():
-    places = infer_places("m", SIZES, {GPU[0]: 700, CPU: 1000})
-    assert places.main == GPU[0]
-    assert "tower" in places.lodgers  # which works once a picture, so it comes last
-    assert "model.embed" not in places.lodgers
-    assert places.used(SIZES)[GPU[0]] <= 700
-    assert places.used(SIZES)[CPU] == sum(SIZES[name] for name in places.lodgers)
-    assert {places.works(name) for name in SIZES} == {GPU[0]}
+    placement = infer_placement("m", SIZES, {GPU[0]: 700, CPU: 1000})
+    assert placement.main == GPU[0]
+    assert "tower" in placement.offloaded  # which works once a picture, so it comes last
+    assert "model.embed" not in placement.offloaded
+    assert placement.peak_bytes(SIZES)[GPU[0]] <= 700
+    assert placement.peak_bytes(SIZES)[CPU] == sum(SIZES[name] for name in placement.offloaded)
+    assert {placement.execution_device(name) for name in SIZES} == {GPU[0]}
 
 
 def test_a_gpu_with_room_for_the_largest_module_alone_computes_everything():
-    places = infer_places("m", SIZES, {GPU[0]: 200, CPU: 9999})
-    assert places.main == GPU[0]
-    assert places.lodgers == frozenset(SIZES)
+    placement = infer_placement("m", SIZES, {GPU[0]: 200, CPU: 9999})
+    assert placement.main == GPU[0]
+    assert placement.offloaded == frozenset(SIZES)
 
 
 @pytest.mark.parametrize(
@@ -88,7 +88,7 @@ def test_a_gpu_with_room_for_the_largest_module_alone_computes_everything():
 )
 def test_what_does_not_fit_is_refused_with_the_sizes(memory):
     with pytest.raises(OptionError, match=r"m needs 1.3 kB for its weights.* on (cuda:0|cpu)"):
-        infer_places("m", SIZES, memory)
+        infer_placement("m", SIZES, memory)
 
 
 def test_units_cover_all_that_has_weights(janus, vl2_mini):
@@ -120,18 +120,18 @@ def test_a_part_that_is_absent_has_no_place(janus_mini):
 def test_maps_of_modules(janus, three_gpus):
     inside = "language_model.model"
     given = {"": 0, f"{inside}.layers": "cuda:1", f"{inside}.layers.0": "2", "vision_model": "cpu"}
-    places = read_map(janus, given)
-    assert places.main == GPU[0]
-    assert places.home(f"{inside}.layers.0.mlp.up_proj.weight") == GPU[2]
-    assert places.home(f"{inside}.layers.1") == GPU[1]
-    assert places.home(f"{inside}.norm.weight") == GPU[0]
-    assert places.lodgers == {"vision_model"}
-    assert places.works("vision_model") == GPU[0]
-    assert set(str(places).split(" and ")) == {"cuda:0", "cuda:1", "cuda:2", "cpu"}
-    assert read_map(janus, {"": "cpu"}) == Places(CPU, dict.fromkeys(units(janus), CPU))
-    first = read_map(janus, {"": "cpu", f"{inside}.layers.1": 1})
+    placement = parse_device_map(janus, given)
+    assert placement.main == GPU[0]
+    assert placement.device_of(f"{inside}.layers.0.mlp.up_proj.weight") == GPU[2]
+    assert placement.device_of(f"{inside}.layers.1") == GPU[1]
+    assert placement.device_of(f"{inside}.norm.weight") == GPU[0]
+    assert placement.offloaded == {"vision_model"}
+    assert placement.execution_device("vision_model") == GPU[0]
+    assert set(str(placement).split(" and ")) == {"cuda:0", "cuda:1", "cuda:2", "cpu"}
+    assert parse_device_map(janus, {"": "cpu"}) == DevicePlacement(CPU, dict.fromkeys(units(janus), CPU))
+    first = parse_device_map(janus, {"": "cpu", f"{inside}.layers.1": 1})
     assert first.main == GPU[1]
-    assert f"{inside}.embed_tokens" in first.lodgers
+    assert f"{inside}.embed_tokens" in first.offloaded
 
 
 @pytest.mark.parametrize(
@@ -150,16 +150,16 @@ def test_maps_of_modules(janus, three_gpus):
 )
 def test_maps_that_are_refused(janus, three_gpus, given, words):
     with pytest.raises(OptionError, match=words):
-        read_map(janus, given)
+        parse_device_map(janus, given)
 
 
 def test_memory_that_is_allowed(three_gpus):
-    assert read_memory({"cpu": "1GiB", 1: "2MB", "0": 77}) == {
+    assert parse_max_memory({"cpu": "1GiB", 1: "2MB", "0": 77}) == {
         GPU[0]: 77,
         GPU[1]: 2 * 10**6,
         CPU: 2**30,
     }
-    assert list(read_memory({"cpu": 5, 1: 5, 0: 0})) == [GPU[1], CPU]
+    assert list(parse_max_memory({"cpu": 5, 1: 5, 0: 0})) == [GPU[1], CPU]
 
 
 @pytest.mark.parametrize(
@@ -178,12 +178,12 @@ def test_memory_that_is_allowed(three_gpus):
 )
 def test_memory_that_is_refused(three_gpus, given, words):
     with pytest.raises(OptionError, match=words):
-        read_memory(given)
+        parse_max_memory(given)
 
 
 def pick(model, **how):
     given = {"device": None, "dtype": None, "capture": None, "kind": None}
-    return pick_places("m", model, **{**given, **how})
+    return choose_placement("m", model, **{**given, **how})
 
 
 def test_options_that_do_not_go_together(janus, three_gpus, monkeypatch):
@@ -202,21 +202,21 @@ def test_options_that_do_not_go_together(janus, three_gpus, monkeypatch):
     monkeypatch.setattr(device_map, "free_bytes", lambda device: 10**12)
     with pytest.raises(OptionError, match="capture is True, but the model is spread over cuda:0 and cpu"):
         pick(janus, device_map={"": 0, "vision_model": "cpu"}, capture=True)
-    places, dtype = pick(janus, device_map={"": 1}, capture=True)
-    assert (places.spread, places.main, dtype) == (False, GPU[1], torch.bfloat16)
+    placement, dtype = pick(janus, device_map={"": 1}, capture=True)
+    assert (placement.uses_several_devices, placement.main, dtype) == (False, GPU[1], torch.bfloat16)
 
 
 def test_auto_goes_by_what_is_free(janus, three_gpus, monkeypatch):
     total = model_bytes(janus, torch.bfloat16, None, lambda name: False)
     for module in (auto_device_map, device_map):
         monkeypatch.setattr(module, "free_bytes", lambda d: total * 6 // 5 if d.type == "cuda" else 10**9)
-    places, dtype = pick(janus, device_map="auto")  # 0.8 of the first do not do
+    placement, dtype = pick(janus, device_map="auto")  # 0.8 of the first do not do
     assert dtype == torch.bfloat16
-    assert places.spread
-    assert {home.type for home in places.homes.values()} == {"cuda"}
-    places, _ = pick(janus, device_map="auto", max_memory={0: total - 1, "cpu": "1GB"})
-    assert places.main == GPU[0]
-    assert "gen_vision_model" in places.lodgers
+    assert placement.uses_several_devices
+    assert {home.type for home in placement.devices.values()} == {"cuda"}
+    placement, _ = pick(janus, device_map="auto", max_memory={0: total - 1, "cpu": "1GB"})
+    assert placement.main == GPU[0]
+    assert "gen_vision_model" in placement.offloaded
 
 
 def test_the_refusal_without_a_map_names_it(janus, monkeypatch):

@@ -20,13 +20,13 @@ def janus(janus_mini):
 
 def test_caches_are_those_that_are_allocated(janus):
     config, _ = janus
-    for work in janus_sizes.works(config):
+    for work in janus_sizes.workloads(config):
         for dtype in (torch.float32, torch.bfloat16):
             cache = config.decoder.new_cache(
                 3 * work.rows, work.positions, device=torch.device("meta"), dtype=dtype
             )
             assert work.cache_bytes(3, dtype) == sum(b.numel() * b.itemsize for b in cache.buffers)
-    guided, alone, _ = janus_sizes.works(config)
+    guided, alone, _ = janus_sizes.workloads(config)
     assert guided.cache == 2 * alone.cache
 
 
@@ -41,7 +41,7 @@ def test_every_parameter_is_in_a_part(janus, janus_mini):
     assert sum(parts.values()) == sum(parameter.numel() for parameter in vl2_model.parameters())
     assert parts[vl2_sizes.EXPERTS] > 0
     assert list(parts) == list(vl2_sizes.PARTS)
-    for work in vl2_sizes.works(vl2):
+    for work in vl2_sizes.workloads(vl2):
         assert work.positions <= vl2.decoder.max_positions
 
 
@@ -61,5 +61,5 @@ def test_official_models_are_known_by_their_size(tmp_path, janus):
     (tmp_path / "tokenizer.json").write_text("{}")
     assert janus_sizes.variant(small, tmp_path) == "Janus-1.3B"
     # 24 layers of two rows of 704 positions of 2 x 16 x 128 numbers in bfloat16
-    work = janus_sizes.image_generation_work(small, True)
+    work = janus_sizes.image_generation_workload(small, True)
     assert work.cache_bytes(1, torch.bfloat16) == 24 * 2 * 704 * 4096 * 2

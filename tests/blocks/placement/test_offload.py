@@ -13,7 +13,6 @@ from pathlib import Path
 import accelerate.hooks
 import pytest
 import torch
-from bifrons.blocks import memory
 from bifrons.blocks.chat.text_generation import TextGenerationOptions, generate_ids
 from bifrons.blocks.checkpoints.quantize import decoder_name, swap
 from bifrons.blocks.engine.generate import captures, decode_one, prefill
@@ -26,13 +25,13 @@ from bifrons.blocks.model.decoder import Decoder, DecoderConfig, Layout
 from bifrons.blocks.model.kv_slots import Slots
 from bifrons.blocks.placement import memory_budget, offload
 from bifrons.blocks.placement.device_map import units
-from bifrons.blocks.placement.layout import CPU, Places, lodging
-from bifrons.blocks.placement.memory_budget import batch_that_fits, spread_batch
+from bifrons.blocks.placement.layout import CPU, DevicePlacement, offloaded_units
+from bifrons.blocks.placement.memory_budget import batch_over_devices, batch_that_fits, rows_that_fit
 from bifrons.janus import pipeline as janus_pipeline
 from bifrons.janus.config import read_config
 from bifrons.janus.model import JanusModel
 from bifrons.janus.pipeline import JanusPipeline
-from bifrons.janus.variants import image_generation_work
+from bifrons.janus.variants import image_generation_workload
 from bifrons.vl2 import pipeline as vl2_pipeline
 from bifrons.vl2.config import read_config as read_vl2_config
 from bifrons.vl2.model import VL2Model
@@ -50,10 +49,12 @@ def load_lodging(monkeypatch, family: str, folder, stays=(), **how):
 
     def lodge(name, model, *, dtype, **_):
         names = units(model)
-        return Places(CPU, dict.fromkeys(names, CPU), frozenset(names) - {*stays}), dtype or torch.float32
+        return DevicePlacement(
+            CPU, dict.fromkeys(names, CPU), frozenset(names) - {*stays}
+        ), dtype or torch.float32
 
     with monkeypatch.context() as patch:
-        patch.setattr(module, "pick_places", lodge)
+        patch.setattr(module, "choose_placement", lodge)
         return pipeline.from_pretrained(folder, **how)
 
 
@@ -129,7 +130,7 @@ def test_weights_leave_after_a_failure_too(monkeypatch, janus_mini):
 
 
 def test_captured_steps_are_off(monkeypatch, janus_mini):
-    away = load_lodging(monkeypatch, "Janus", janus_mini, capture=True)  # which `pick_places` refuses
+    away = load_lodging(monkeypatch, "Janus", janus_mini, capture=True)  # which `choose_placement` refuses
     assert not captures(away.model.decoder, Voice(away.model.embed_text, away.model.text_logits))
 
 
@@ -179,8 +180,8 @@ def test_a_cache_in_layers_is_the_cache():
         view = slots.view(0, 3, 9)
         for layer in range(config.num_layers):
             value = torch.randn(3, 9, config.num_kv_heads, config.head_dim)
-            places = torch.arange(9).expand(3, 9)
-            view.write(layer, places, (value, value + 1))
+            placement = torch.arange(9).expand(3, 9)
+            view.write(layer, placement, (value, value + 1))
         slots.copy([(0, 1, 4), (1, 2, 5)])
         slots.drop(0)
         return [buffer[layer] for buffer in slots.cache.buffers for layer in range(config.num_layers)]
@@ -219,20 +220,20 @@ def fake_gpus(monkeypatch):
     return FakeTensorMode(allow_non_fake_inputs=True)
 
 
-def place(model, places: Places) -> None:
+def place(model, placement: DevicePlacement) -> None:
     """What loading does: every tensor to its home."""
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
         path, _, leaf = name.rpartition(".")
         parent = model.get_submodule(path)
-        there = torch.empty(tensor.shape, dtype=tensor.dtype, device=places.home(name))
+        there = torch.empty(tensor.shape, dtype=tensor.dtype, device=placement.device_of(name))
         if leaf in parent._parameters:
             parent._parameters[leaf] = torch.nn.Parameter(there, requires_grad=False)
         else:
             parent._buffers[leaf] = there
-    offload.spread(model.eval(), places)
+    offload.attach_hooks(model.eval(), placement)
 
 
-def over_gpus(model) -> Places:
+def over_gpus(model) -> DevicePlacement:
     """Half of the layers on one GPU, the others and the head on the other; the eye and a layer lodge."""
     homes = dict.fromkeys(units(model), GPU[0])
     inside = decoder_name(model)
@@ -244,7 +245,7 @@ def over_gpus(model) -> Places:
     homes[f"{inside}.layers.0"] = CPU
     for name in model.per_image_modules:
         homes[name] = CPU
-    return Places(GPU[0], homes, lodging(homes, GPU[0]))
+    return DevicePlacement(GPU[0], homes, offloaded_units(homes, GPU[0]))
 
 
 def make(name: str):
@@ -303,46 +304,49 @@ def test_the_fake_gpus_would_notice(fake_gpus):
 
 def test_batches_go_by_the_fullest_device(monkeypatch, janus_mini):
     config = read_config(janus_mini)[0]
-    work = image_generation_work(config, True)
+    work = image_generation_workload(config, True)
     each = work.cache_bytes(1, torch.bfloat16)
     free = {GPU[0]: 200 * each, GPU[1]: 200 * each}
     monkeypatch.setattr(memory_budget, "free_bytes", lambda device: free[device])
     alone = batch_that_fits(work, GPU[0], torch.bfloat16)
-    both = spread_batch(work, Layout(GPU[0], (GPU[0], GPU[1]), 0), torch.bfloat16)
+    both = batch_over_devices(work, Layout(GPU[0], (GPU[0], GPU[1]), 0), torch.bfloat16)
     assert alone < both <= 2 * alone + 1
-    assert spread_batch(work, Layout(GPU[0], (GPU[0], GPU[1]), 100 * each), torch.bfloat16) < both
+    assert (
+        batch_over_devices(work, Layout(GPU[0], (GPU[0], GPU[1]), 100 * each), torch.bfloat16) < both
+    )
     free[GPU[1]] = each
-    assert spread_batch(work, Layout(GPU[0], (GPU[0], GPU[1]), 0), torch.bfloat16) == 1
+    assert batch_over_devices(work, Layout(GPU[0], (GPU[0], GPU[1]), 0), torch.bfloat16) == 1
 
 
 def test_rows_of_an_engine_go_by_the_fullest_device(monkeypatch):
     free = {GPU[0]: 1000, GPU[1]: 1000}
-    monkeypatch.setattr(memory, "free_bytes", lambda device: free[device])
-    assert memory.rows_that_fit(8, GPU[0]) == 100
-    assert memory.rows_that_fit(8, GPU[0], Layout(GPU[0], (GPU[0], GPU[1]), 0)) == 200
-    assert memory.rows_that_fit(8, GPU[0], Layout(GPU[0], (GPU[0], GPU[1]), 500)) == 100
-    assert memory.rows_that_fit(8, GPU[0], Layout(GPU[0], (GPU[1], GPU[1]), 500)) == 100
+    monkeypatch.setattr(memory_budget, "free_bytes", lambda device: free[device])
+    assert rows_that_fit(8, GPU[0]) == 100
+    assert rows_that_fit(8, GPU[0], Layout(GPU[0], (GPU[0], GPU[1]), 0)) == 200
+    assert rows_that_fit(8, GPU[0], Layout(GPU[0], (GPU[0], GPU[1]), 500)) == 100
+    assert rows_that_fit(8, GPU[0], Layout(GPU[0], (GPU[1], GPU[1]), 500)) == 100
     free[GPU[1]] = 0
-    assert memory.rows_that_fit(8, GPU[0], Layout(GPU[0], (GPU[0], GPU[1]), 0)) == 1
+    assert rows_that_fit(8, GPU[0], Layout(GPU[0], (GPU[0], GPU[1]), 0)) == 1
 
 
 MEMORY = """
 import re, sys, torch
 from pathlib import Path
 from torch import nn
-from bifrons.blocks.checkpoints.loader import Placement, load_weights
+from bifrons.blocks.checkpoints.key_mapping import ParameterSlice
+from bifrons.blocks.checkpoints.loader import load_weights
 from bifrons.blocks.model.decoder import Decoder, DecoderConfig
-from bifrons.blocks.placement.layout import CPU, Places
+from bifrons.blocks.placement.layout import CPU, DevicePlacement
 from bifrons.blocks.placement.device_map import units
-from bifrons.blocks.placement.offload import spread
+from bifrons.blocks.placement.offload import attach_hooks
 with torch.device("meta"):
     model = nn.ModuleDict({"model": Decoder(DecoderConfig(64, 1024, 4096, 8, 8, 8))})
 peak = lambda: int(re.search(r"VmHWM:\\s*(\\d+)", Path("/proc/self/status").read_text())[1]) * 1024
 names = units(model)
-places = Places(CPU, dict.fromkeys(names, CPU), frozenset(names))
+placement = DevicePlacement(CPU, dict.fromkeys(names, CPU), frozenset(names))
 before = peak()
-load_weights(model, Path(sys.argv[1]), Placement, device=places.home, dtype=torch.bfloat16)
-spread(model, places)
+load_weights(model, Path(sys.argv[1]), ParameterSlice, device=placement.device_of, dtype=torch.bfloat16)
+attach_hooks(model, placement)
 with torch.no_grad():
     model["model"](torch.zeros(1, 2, 1024, dtype=torch.bfloat16))
 print(peak() - before)

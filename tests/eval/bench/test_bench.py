@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 from bifrons.apps.cli.bench import seconds, summary
-from bifrons.blocks.checkpoints.key_mapping import wanted_tensors
+from bifrons.blocks.checkpoints.key_mapping import saved_tensors
 from bifrons.blocks.errors import OptionError
 from bifrons.blocks.model.kv_cache import KVCache
 from bifrons.eval.bench import configs, peers
@@ -95,7 +95,7 @@ def test_the_limit_counts_what_a_step_reads(janus_mini):
     config = pick_config("janus", "nano", 2)
     model = random_model(config, torch.device("cpu"), torch.bfloat16, None)
     decoder = model.decoder
-    weights = sum(t.numel() for name, t in wanted_tensors(decoder).items() if not name.startswith("embed"))
+    weights = sum(t.numel() for name, t in saved_tensors(decoder).items() if not name.startswith("embed"))
     slot = KVCache.row_bytes(32, 2, config.decoder.cache_widths, torch.bfloat16) // 32
     assert slot == 2 * 2 * 384 * 2
     head = model.gen_head

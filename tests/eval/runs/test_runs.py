@@ -79,7 +79,7 @@ def test_fingerprints_tell_recipes_and_models_apart(tmp_path: Path, janus_mini: 
 def test_large_checkpoints_are_sampled_in_every_tensor(
     janus_mini: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from bifrons.blocks.checkpoints.loader import list_tensors
+    from bifrons.blocks.checkpoints.reader import list_tensors
     from bifrons.eval.runs import recipe
 
     monkeypatch.setattr(recipe, "_SMALL", 0)

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from bifrons.blocks.checkpoints.hub import locate
+from bifrons.blocks.checkpoints.hub import find_model_folder
 from bifrons.janus.pipeline import JanusPipeline
 from bifrons.nano.recipes import datasets
 from bifrons.nano.recipes.datasets import paint_shard, question_shard, save_examples
@@ -19,7 +19,7 @@ VQ = "gen_vision_model."
 def folder(tmp_path, monkeypatch):
     monkeypatch.setattr(datasets, "SHARD", 3)
     write_folder(tmp_path)
-    shipped = load_file(locate("janus-nano") / "model.safetensors")
+    shipped = load_file(find_model_folder("janus-nano") / "model.safetensors")
     save_file({k.removeprefix(VQ): v for k, v in shipped.items() if VQ in k}, tmp_path / "vq.safetensors")
     paint = paint_shard(0, PaintEncoder(tmp_path), PAINT_WIDTH)
     read = question_shard(0, TurnEncoder(tmp_path), READ_WIDTH)
@@ -28,7 +28,7 @@ def folder(tmp_path, monkeypatch):
 
 
 def test_a_step_changes_all_but_the_tokenizer_and_loads(folder):
-    trainer = JanusTrainer(Run(folder, 60.0), locate("janus-nano"), (2, 4))
+    trainer = JanusTrainer(Run(folder, 60.0), find_model_folder("janus-nano"), (2, 4))
     before = {k: v.clone() for k, v in trainer.model.state_dict().items()}
     trainer.rate.fill_(1e-3)
     losses = trainer.update()
@@ -48,7 +48,7 @@ def test_the_nucleus_of_the_start_is_learned_and_of_blank_prompts_the_codes(fold
     wanted = (-(kept[:2] * logs[:2]).sum() - logs[3]) / 2
     torch.testing.assert_close(nucleus_loss(logits, logits, codes, blank, 0.8), wanted)
 
-    start = locate("janus-nano")
+    start = find_model_folder("janus-nano")
     trainer = JanusTrainer(Run(folder, 60.0), start, (4, 4), nucleus=0.9)
     before = [p.clone() for p in trainer.teacher.parameters()]
     trainer.rate.fill_(1e-3)
