@@ -175,7 +175,7 @@ def _finish(run_dir: Path, found: ImageSet) -> int:
 
 
 def _report(run_dir: Path) -> None:
-    from ...eval.report.markdown import write_report
+    from ...eval.report.render import write_report
 
     write_report(run_dir)
     print(run_dir / "report.md")

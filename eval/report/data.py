@@ -1,8 +1,8 @@
-"""What a report says, gathered from a run folder and judged: scores, comparisons, failures."""
+"""The content of a report, read from a scored run folder: scores, comparisons, failures."""
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,20 +14,13 @@ from ..geneval.published import PUBLISHED, REPRODUCED, Figures, of_model
 from ..geneval.schema import TAGS
 from ..geneval.suites import is_official, lines_sha256
 
-NAMES = {
-    "single_object": "single object",
-    "two_object": "two objects",
-    "counting": "counting",
-    "colors": "colours",
-    "position": "position",
-    "color_attr": "attribute binding",
-    "overall": "overall",
-}
-
 
 @dataclass(frozen=True)
 class Score:
-    """One bar: a share and its interval. `alike`: the kinds that it can't be told apart from."""
+    """The share of correct images of one kind (or "overall") with its interval.
+
+    ties: the other kinds whose scores do not differ significantly from this one.
+    """
 
     tag: str
     share: float
@@ -35,27 +28,32 @@ class Score:
     correct: int
     images: int
     prompts: int
-    alike: tuple[str, ...] = ()
+    ties: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class Failure:
-    """One picture that was scored as wrong. `boxes`: (class, [x0, y0, x1, y1, score]) in pixels."""
+    """An image that was scored as wrong. boxes: (class, [x0, y0, x1, y1, score]) in pixels.
+    image: its file, None where it is gone."""
 
     filename: str
     tag: str
     prompt: str
     reason: str
     boxes: tuple[tuple[str, list[float]], ...]
-    picture: Path | None
+    image: Path | None
 
 
 @dataclass(frozen=True)
 class Report:
-    """All that both reports show. `obstacles`: why the score may not be called GenEval; empty if it may."""
+    """What both forms of the report show.
+
+    obstacles: why the score may not be called GenEval; empty if it may. absent: kinds without an image.
+    failures: a sample of the `failed` wrong images. published, reproduced: figures of the same model;
+    others: published figures of all models.
+    """
 
     model: str | None
-    suite: str | None
     detector: str
     obstacles: tuple[str, ...]
     scores: tuple[Score, ...]
@@ -73,36 +71,45 @@ class Report:
 
     @property
     def comparable(self) -> bool:
+        """Whether the score may be called GenEval."""
         return not self.obstacles
 
     @property
     def title(self) -> str:
+        """The report's heading."""
         name = "GenEval" if self.comparable else "GenEval-style evaluation"
         return f"{name} of {self.model}" if self.model else f"{name} of imported pictures"
 
+    @property
+    def references(self) -> list[tuple[str, Figures]]:
+        """The figures of the same model, each with the heading of its column."""
+        pairs = (("published", self.published), ("reproduced", self.reproduced))
+        return [(heading, figures) for heading, figures in pairs if figures is not None]
 
-def read_report(run_dir: Path, most_failures: int) -> Report:
+    @property
+    def citations(self) -> list[str]:
+        """Where the figures of others come from."""
+        return sorted({figures.source for figures in (*self.others, self.reproduced) if figures})
+
+
+def read_report(run_dir: Path, max_failures: int) -> Report:
     """Read a scored run folder. Raises BifronsError where results.jsonl or summary.json is missing or odd."""
     for name in ("results.jsonl", "summary.json"):
         if not (run_dir / name).is_file():
             raise BifronsError(f"{run_dir} has no {name}; accepted: a run that `bifrons eval score` scored")
-    summary = _object(read_json(run_dir / "summary.json"), run_dir / "summary.json")
-    run = (
-        _object(read_json(run_dir / "run.json"), run_dir / "run.json")
-        if (run_dir / "run.json").is_file()
-        else {}
-    )
-    recipe = run.get("recipe") if isinstance(run.get("recipe"), Mapping) else {}
-    assert isinstance(recipe, Mapping)
-    rows = _results(run_dir / "results.jsonl")
+    summary, run = _read_object(run_dir / "summary.json"), _read_object(run_dir / "run.json")
+    recipe: Mapping[str, Any] = run["recipe"] if isinstance(run.get("recipe"), Mapping) else {}
+    rows = list(_results(run_dir / "results.jsonl"))
     scores, overall = _scores(summary, run_dir / "summary.json")
     detector = _detector(run_dir, summary, run)
     obstacles = _obstacles(detector, recipe, rows, len(summary.get("not_scored", ())))
     model = recipe.get("model")
     wrong = [row for row in rows if not row["correct"]]
+    source = run.get("source")
+    folders = [run_dir / "images", *([Path(source)] if isinstance(source, str) else []), run_dir]
+    settings = {key: run[key] for key in ("model_fingerprint", "fingerprint", "source") if key in run}
     return Report(
         model=model,
-        suite=recipe.get("suite"),
         detector=str(detector.get("name", "unknown")),
         obstacles=obstacles,
         scores=scores,
@@ -110,31 +117,38 @@ def read_report(run_dir: Path, most_failures: int) -> Report:
         level=float(summary.get("interval_level", 0.95)),
         correct_prompts=float(summary.get("correct_prompts", 0)),
         absent=tuple(tag for tag in TAGS if tag not in {score.tag for score in scores}),
-        failures=tuple(_failure(row, _roots(run_dir, run)) for row in spread(wrong, most_failures)),
+        failures=tuple(_failure(row, folders) for row in sample_rows(wrong, max_failures)),
         failed=len(wrong),
-        not_scored=tuple(_told(item) for item in summary.get("not_scored", ())),
-        recipe=_recipe(run, recipe),
+        not_scored=tuple(_problem(item) for item in summary.get("not_scored", ())),
+        recipe=tuple(
+            (key.replace("_", " "), "none" if value is None else str(value))
+            for key, value in {**recipe, **settings}.items()
+        ),
         published=of_model(model, PUBLISHED) if model and not obstacles else None,
         reproduced=of_model(model, REPRODUCED) if model and not obstacles else None,
         others=() if obstacles else PUBLISHED,
     )
 
 
-def spread(rows: Sequence[Mapping[str, Any]], most: int) -> list[Mapping[str, Any]]:
-    """At most `most` rows: the kinds take turns, and each kind's rows are evenly spaced over its own."""
-    kinds = {tag: [row for row in rows if row["tag"] == tag] for tag in TAGS}
-    shares = dict.fromkeys(kinds, 0)
-    left = min(most, len(rows))
+def sample_rows(rows: Sequence[Mapping[str, Any]], limit: int) -> list[Mapping[str, Any]]:
+    """At most `limit` rows: as equally many of each kind as there are, evenly spaced over the kind's rows."""
+    by_kind = {tag: [row for row in rows if row["tag"] == tag] for tag in TAGS}
+    counts = dict.fromkeys(by_kind, 0)
+    left = min(limit, len(rows))
     while left:
-        for tag, mine in kinds.items():
-            if left and shares[tag] < len(mine):
-                shares[tag] += 1
+        for tag, of_kind in by_kind.items():
+            if left and counts[tag] < len(of_kind):
+                counts[tag] += 1
                 left -= 1
-    return [mine[i * len(mine) // shares[tag]] for tag, mine in kinds.items() for i in range(shares[tag])]
+    return [
+        of_kind[i * len(of_kind) // count]
+        for of_kind, count in zip(by_kind.values(), counts.values(), strict=True)
+        for i in range(count)
+    ]
 
 
-def told_apart(a: Score, b: Score) -> bool:
-    """Whether the interval of a's and b's difference leaves out 0 (independent samples; Zou and Donner's
+def differ(a: Score, b: Score) -> bool:
+    """Whether the interval of the difference of two independent scores leaves out 0 (Zou and Donner's
     MOVER, 2008, Statistics in Medicine 27:1693)."""
     if a.share < b.share:
         a, b = b, a
@@ -142,24 +156,16 @@ def told_apart(a: Score, b: Score) -> bool:
 
 
 def verdict(score: Score, value: float) -> str:
-    """A figure of someone else, without an interval of its own, against ours."""
+    """Our score against a figure of others, which has no interval of its own."""
     if score.interval.low <= value <= score.interval.high:
         return "not told apart"
     return "ours is higher" if score.share > value else "ours is lower"
 
 
-def percent(share: float) -> str:
-    return f"{share:.1%}"
-
-
-def span(interval: Interval) -> str:
-    return f"{100 * interval.low:.1f} to {100 * interval.high:.1f}%"
-
-
-def _scores(summary: Mapping[str, Any], where: Path) -> tuple[tuple[Score, ...], Score]:
+def _scores(summary: Mapping[str, Any], path: Path) -> tuple[tuple[Score, ...], Score]:
+    """The kinds' scores, and the overall one."""
     try:
-        kinds = summary["kinds"]
-        plain = [
+        scores = [
             Score(
                 tag,
                 kind["score"],
@@ -169,110 +175,93 @@ def _scores(summary: Mapping[str, Any], where: Path) -> tuple[tuple[Score, ...],
                 kind["prompts"],
             )
             for tag in TAGS
-            if (kind := kinds.get(tag))
+            if (kind := summary["kinds"].get(tag))
         ]
         overall = Score(
             "overall",
             summary["overall"],
             Interval(*summary["overall_interval"]),
-            sum(score.correct for score in plain),
+            sum(score.correct for score in scores),
             summary["images"],
             summary["prompts"],
         )
     except (KeyError, TypeError, AttributeError) as error:
-        raise BifronsError(f"{where} lacks {error}; accepted: what `bifrons eval score` writes") from error
-    scores = []
-    for score in plain:
-        alike = tuple(other.tag for other in plain if other is not score and not told_apart(score, other))
-        scores.append(replace(score, alike=alike))
-    return tuple(scores), overall
+        raise BifronsError(f"{path} lacks {error}; accepted: what `bifrons eval score` writes") from error
+    ties = (tuple(b.tag for b in scores if b is not a and not differ(a, b)) for a in scores)
+    return tuple(replace(a, ties=tags) for a, tags in zip(scores, ties, strict=True)), overall
 
 
 def _detector(run_dir: Path, summary: Mapping[str, Any], run: Mapping[str, Any]) -> Mapping[str, Any]:
-    """{"name", "comparable"} as the detecting stage left it, or nothing for detections from elsewhere."""
-    source = run_dir / "detect.json"
-    stage = _object(read_json(source), source) if source.is_file() else {}
-    for found in (summary.get("detector"), stage.get("detector", stage), run.get("detector")):
-        if isinstance(found, Mapping) and "name" in found:
-            return found
+    """{"name", "comparable"} as the detection stage wrote it, or nothing for detections from elsewhere."""
+    stage = _read_object(run_dir / "detect.json")
+    for detector in (summary.get("detector"), stage.get("detector", stage), run.get("detector")):
+        if isinstance(detector, Mapping) and "name" in detector:
+            return detector
     return {}
 
 
 def _obstacles(
     detector: Mapping[str, Any], recipe: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], missing: int
 ) -> tuple[str, ...]:
-    """Whoever painted them: official detections of pictures for all of the official prompts are GenEval."""
-    found = []
+    """GenEval is: the official detector on pictures, by whatever model, of all of the official prompts."""
+    obstacles = []
     if not detector:
-        found.append("the detector is not known")
+        obstacles.append("the detector is not known")
     elif detector.get("comparable") is not True:
-        found.append("the detector is not GenEval's official Mask2Former with OpenAI's CLIP ViT-L/14")
+        obstacles.append("the detector is not GenEval's official Mask2Former with OpenAI's CLIP ViT-L/14")
     if recipe.get("suite", "geneval") != "geneval":
-        found.append(f"the suite is {recipe['suite']}, not GenEval's prompts")
+        obstacles.append(f"the suite is {recipe['suite']}, not GenEval's prompts")
     elif recipe.get("limit"):
-        found.append(f"only {recipe['limit']} prompts of the suite were painted")
+        obstacles.append(f"only {recipe['limit']} prompts of the suite were painted")
     elif not is_official(_prompts_sha256(rows)):
-        found.append("the prompts that were scored are not GenEval's, all of them, in their order")
+        obstacles.append("the prompts that were scored are not GenEval's, all of them, in their order")
     if missing:
-        found.append(f"something was missing or could not be scored ({missing}, listed below)")
-    return tuple(found)
+        obstacles.append(f"something was missing or could not be scored ({missing}, listed below)")
+    return tuple(obstacles)
 
 
 def _prompts_sha256(rows: Sequence[Mapping[str, Any]]) -> str:
-    """sha256 of the prompts file that the pictures' folders, in order, have the lines of."""
+    """sha256 of the prompts file whose lines are the metadata of the images' folders, in order."""
     folders: dict[str, str] = {}
     for row in rows:
         folders.setdefault(row["filename"].split("/")[0], row["metadata"])
     return lines_sha256([json.loads(folders[name]) for name in sorted(folders)])
 
 
-def _recipe(run: Mapping[str, Any], recipe: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
-    shown = {
-        **recipe,
-        **{key: run[key] for key in ("model_fingerprint", "fingerprint", "source") if key in run},
-    }
-    return tuple(
-        (key.replace("_", " "), "none" if value is None else str(value)) for key, value in shown.items()
-    )
-
-
-def _roots(run_dir: Path, run: Mapping[str, Any]) -> list[Path]:
-    source = run.get("source")
-    return [run_dir / "images", *([Path(source)] if isinstance(source, str) else []), run_dir]
-
-
-def _results(path: Path) -> list[Mapping[str, Any]]:
-    rows = []
+def _results(path: Path) -> Iterator[Mapping[str, Any]]:
+    """The rows of results.jsonl, checked."""
     for number, line in enumerate(path.read_bytes().splitlines(), 1):
         try:
             row = json.loads(line)
             texts = [row[key] for key in ("filename", "tag", "prompt", "reason")]
-            details, metadata = json.loads(row["details"]), json.loads(row["metadata"])
-            whole = (
-                isinstance(details, dict) and isinstance(metadata, dict) and isinstance(row["correct"], bool)
-            )
+            objects = json.loads(row["details"]), json.loads(row["metadata"])
+            valid = isinstance(row["correct"], bool) and row["tag"] in TAGS
         except (ValueError, KeyError, TypeError) as error:
             raise BifronsError(f"{path} line {number} is no results row: {error!r}") from error
-        if not whole or row["tag"] not in TAGS or not all(isinstance(text, str) for text in texts):
+        valid = valid and all(isinstance(value, dict) for value in objects)
+        if not valid or not all(isinstance(text, str) for text in texts):
             raise BifronsError(f"{path} line {number} is no results row; accepted: what the scorer writes")
-        rows.append(row)
-    return rows
+        yield row
 
 
-def _failure(row: Mapping[str, Any], roots: Sequence[Path]) -> Failure:
-    boxes = [(cls, box) for cls, found in json.loads(row["details"]).items() for box in found]
-    picture = next((root / row["filename"] for root in roots if (root / row["filename"]).is_file()), None)
-    return Failure(row["filename"], row["tag"], row["prompt"], row["reason"], tuple(boxes), picture)
+def _failure(row: Mapping[str, Any], folders: Sequence[Path]) -> Failure:
+    boxes = tuple((cls, box) for cls, boxes in json.loads(row["details"]).items() for box in boxes)
+    paths = (folder / row["filename"] for folder in folders)
+    image = next((path for path in paths if path.is_file()), None)
+    return Failure(row["filename"], row["tag"], row["prompt"], row["reason"], boxes, image)
 
 
-def _told(item: Any) -> str:
+def _problem(item: Any) -> str:
+    """An entry of the summary's `not_scored` as a line of text."""
     if not isinstance(item, Mapping):
         return str(item)
     place = item.get("filename") or f"detections, line {item.get('line')}"
     return f"{place}: {item.get('reason')}"
 
 
-def _object(content: Any, path: Path) -> Mapping[str, Any]:
+def _read_object(path: Path) -> Mapping[str, Any]:
+    """The JSON object in a file, empty where there is no file. Raises BifronsError for anything else."""
+    content = read_json(path) if path.is_file() else {}
     if not isinstance(content, Mapping):
         raise BifronsError(f"{path} holds no JSON object")
     return content

@@ -1,218 +1,166 @@
-"""report.html: one file with its own style and drawings, and pictures as data URLs."""
+"""The report of a scored run, from two templates: report.md, and report.html, which needs no other file."""
 
 import base64
 import io
-from html import escape
 from pathlib import Path
+from typing import Any, NamedTuple
 
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
 from PIL import Image, UnidentifiedImageError
 
-from ..geneval.published import Figures
-from .data import NAMES, Failure, Report, Score, percent, span, verdict
-from .style import STYLE
+from ..atomic_io import write_whole
+from ..geneval.intervals import Interval
+from .data import Failure, Report, Score, read_report, verdict
 
+MAX_FAILURES, MAX_NOT_SCORED = 24, 50
 THUMBNAIL = 384
-_HUES = (211, 28, 140, 325, 265, 175, 0, 50)  # of the boxes, by class, in order of appearance
+"""Longest side of an embedded image, in pixels."""
+SMALL_IMAGE = 160
+"""Images up to this side are embedded as PNG, since JPEG would smear their few pixels."""
+INTERVALS = (
+    "Intervals are for the score over prompts of that kind: a bootstrap over prompts (a prompt's pictures "
+    "stay together, kinds apart) gives the variance, Wilson's limits at the effective sample size the ends."
+)
+HUES = (211, 28, 140, 325, 265, 175, 0, 50)
+"""Of the boxes, by class, in order of appearance."""
+KIND_NAMES = {
+    "single_object": "single object",
+    "two_object": "two objects",
+    "counting": "counting",
+    "colors": "colours",
+    "position": "position",
+    "color_attr": "attribute binding",
+    "overall": "overall",
+}
 
 
-def render(report: Report, about_intervals: str) -> str:
-    """The whole page. Everything that a run brings is escaped."""
-    body = [
-        _header(report),
-        _chart(report, about_intervals),
-        _figures(report),
-        _gallery(report),
-        _not_scored(report),
-        _recipe(report),
-    ]
-    return (
-        "<!doctype html>\n"
-        '<html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        '<meta name="color-scheme" content="light dark">'
-        f"<title>{escape(report.title)}</title><style>{STYLE}</style></head>"
-        f"<body><main>{''.join(part for part in body if part)}</main></body></html>\n"
+class Thumbnail(NamedTuple):
+    """A data URL of a scaled-down image, and the size of the image itself."""
+
+    url: str
+    width: int
+    height: int
+
+
+class BoxLabel(NamedTuple):
+    """A detected box and its caption, in pixels of the image; hue in degrees."""
+
+    hue: int
+    box: tuple[float, float, float, float]
+    left: float
+    top: float
+    width: float
+    font_size: float
+    text: str
+
+
+def write_report(run_dir: Path) -> tuple[Path, Path]:
+    """Write report.md and report.html into a run folder from its results.jsonl and summary.json.
+
+    Also reads run.json (the recipe), detect.json (the detector) and the images, where they exist: an
+    imported run has no recipe, and an image that is gone leaves a note. Raises BifronsError where the run
+    is not scored, or the disk refuses. Returns both paths.
+    """
+    report = read_report(run_dir, MAX_FAILURES)
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent / "templates"),
+        autoescape=select_autoescape(("html.j2",)),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
     )
-
-
-def _header(report: Report) -> str:
-    if report.comparable:
-        badge = '<span class="badge good">GenEval</span>'
-        why = "The official prompts, all of them, seen by the official detector."
-    else:
-        badge = '<span class="badge warn">Not comparable with GenEval</span>'
-        listed = "; ".join(report.obstacles)
-        why = f"{escape(listed[0].upper() + listed[1:])}."
-    overall = report.overall
-    facts = (
-        ("overall", percent(overall.share), f"{report.level:.0%} interval {span(overall.interval)}"),
-        ("pictures", f"{overall.images:,}", f"{overall.correct:,} correct"),
-        ("prompts", f"{overall.prompts:,}", f"{percent(report.correct_prompts)} with a correct picture"),
+    environment.filters.update(
+        kind=KIND_NAMES.__getitem__,
+        labels=box_labels,
+        link=link,
+        percent=percent,
+        plain=plain,
+        span=span,
+        tenth="{:.1f}".format,
+        thumbnail=thumbnail,
     )
-    tiles = "".join(
-        f'<div class="tile"><span class="what">{what}</span><b>{value}</b><span>{more}</span></div>'
-        for what, value, more in facts
-    )
-    return (
-        f"<header><h1>{escape(report.title)}</h1><p>{badge} {why}</p>"
-        f'<p class="quiet">Detector: {escape(report.detector)}</p></header>'
-        f'<section class="tiles">{tiles}</section>'
-    )
+    values: dict[str, Any] = {
+        "report": report,
+        "run_dir": run_dir,
+        "rows": (*report.scores, report.overall),
+        "comparisons": comparisons(report),
+        "about_intervals": INTERVALS,
+        "level": f"{report.level:.0%}",
+        "ties": ties,
+        "verdict": verdict,
+        "kinds": KIND_NAMES,
+        "max_not_scored": MAX_NOT_SCORED,
+    }
+    written = run_dir / "report.md", run_dir / "report.html"
+    for path in written:
+        write_whole(path, environment.get_template(f"{path.name}.j2").render(values).encode())
+    return written
 
 
-def _chart(report: Report, about: str) -> str:
-    rows = "".join(_bar(score, report) for score in report.scores)
-    axis = "".join(f"<span>{tick}</span>" for tick in ("0", "25", "50", "75", "100%"))
-    marks = ""
-    if report.published or report.reproduced:
-        marks = (
-            '<p class="quiet"><i class="key tick"></i> published &ensp; '
-            '<i class="key ring"></i> reproduced by others</p>'
-        )
-    absent = ""
-    if report.absent:
-        absent = f"<p>No picture of these kinds: {', '.join(NAMES[tag] for tag in report.absent)}.</p>"
-    return (
-        f'<section><h2>By kind</h2><div class="chart">{rows}{_bar(report.overall, report)}'
-        f'<div class="bar axis"><span></span><div class="ticks">{axis}</div><span></span></div></div>'
-        f'{marks}{absent}<p class="quiet">Thin lines: {report.level:.0%} intervals. {escape(about)}</p>'
-        "</section>"
-    )
-
-
-def _bar(score: Score, report: Report) -> str:
-    """A row of the chart: name, drawing, value. The drawing is in percent of its width."""
-    low, high, value = (100 * x for x in (*score.interval, score.share))
-    label = f"{NAMES[score.tag]}: {percent(score.share)}, interval {span(score.interval)}"
-    shapes = [
-        '<rect class="ground" width="100" height="20"/>',
-        f'<rect class="value" width="{value:.2f}" height="20"/>',
-        f'<path class="span" d="M{low:.2f} 10H{high:.2f}M{low:.2f} 5V15M{high:.2f} 5V15"/>',
-    ]
-    for source, kind in ((report.published, "tick"), (report.reproduced, "ring")):
-        if source is not None and score.tag in source.values:
-            at = 100 * source.values[score.tag]
-            shapes.append(f'<path class="{kind}" d="M{at:.2f} 0V20"/>')
-    return (
-        f'<div class="bar {"overall" if score.tag == "overall" else ""}"><span>{NAMES[score.tag]}</span>'
-        f'<svg viewBox="0 0 100 20" preserveAspectRatio="none" role="img" aria-label="{escape(label)}">'
-        f'{"".join(shapes)}</svg><span class="number">{percent(score.share)}</span></div>'
-    )
-
-
-def _figures(report: Report) -> str:
-    sources = [("published", report.published), ("reproduced", report.reproduced)]
-    heads = ["kind", "score", "interval", "correct", "prompts"]
-    shown = [(word, source) for word, source in sources if source is not None]
-    heads += [word for word, _ in shown] + ["not told apart from"]
-    rows = "".join(
-        _figures_row(score, [source for _, source in shown], len(report.scores))
-        for score in (*report.scores, report.overall)
-    )
-    note = "Published and independently reproduced figures: not comparable, so they are not shown."
-    if report.comparable:
-        note = (
-            "A published figure has no interval of its own; it is not told apart where it lies inside ours. "
-            "Two kinds are not told apart where the interval of their difference holds 0."
-        )
-    table = f"<table><thead><tr>{_cells('th', heads)}</tr></thead><tbody>{rows}</tbody></table>"
-    return (
-        f'<section><h2>Figures</h2><div class="scroll">{table}</div><p class="quiet">{note}</p>'
-        f"{_others(report)}</section>"
-    )
-
-
-def _figures_row(score: Score, sources: list[Figures], kinds: int) -> str:
-    counts = [f"{score.correct} of {score.images}", str(score.prompts)]
-    row = _cells("td", [NAMES[score.tag], percent(score.share), span(score.interval), *counts])
-    for source in sources:
-        value = source.values.get(score.tag)
-        told = "not given" if value is None else f"{percent(value)}<small>{verdict(score, value)}</small>"
-        row += f'<td class="other">{told}</td>'
-    alike = ", ".join(NAMES[tag] for tag in score.alike)
-    if len(score.alike) == kinds - 1 > 1:
-        alike = "any other kind"
-    if not alike and score.tag != "overall" and kinds > 1:
-        alike = "none: told apart from all"
-    return f'<tr class="{score.tag}">{row}{_cells("td", [alike])}</tr>'
-
-
-def _others(report: Report) -> str:
-    if not report.others:
-        return ""
-    head = _cells("th", ["model", *NAMES.values()])
-    rows = ""
+def comparisons(report: Report) -> list[str]:
+    """Which scores differ from each other and from published ones, one statement a line."""
+    lines = []
+    for heading, figures in report.references:
+        source = "reproduced by others" if heading == "reproduced" else heading
+        for score in (*report.scores, report.overall):
+            if (value := figures.values.get(score.tag)) is not None:
+                ours = f"{KIND_NAMES[score.tag]}: {percent(score.share)} ({span(score.interval)})"
+                lines.append(f"{ours} against {percent(value)} {source}: {verdict(score, value)}")
     for other in report.others:
-        values = [f"{other.values[tag]:.2f}" if tag in other.values else "" for tag in NAMES]
-        if verdict(report.overall, other.values["overall"]) == "not told apart":
-            values[-1] += " (inside our interval)"
-        rows += f"<tr>{_cells('td', [other.model, *values])}</tr>"
-    sources = {row.source for row in (*report.others, *([report.reproduced] if report.reproduced else []))}
-    told = " ".join(f"{escape(source)}." for source in sorted(sources))
-    return (
-        f'<h3>Published figures</h3><div class="scroll"><table><thead><tr>{head}</tr></thead>'
-        f'<tbody>{rows}</tbody></table></div><p class="quiet">Sources: {told}</p>'
-    )
+        value = other.values["overall"]
+        if other is not report.published and verdict(report.overall, value) == "not told apart":
+            lines.append(f"overall: {percent(value)} of {other.model} lies inside the interval")
+    pairs = sorted({tuple(sorted((score.tag, tag))) for score in report.scores for tag in score.ties})
+    if pairs and all(len(score.ties) == len(report.scores) - 1 for score in report.scores):
+        lines.append("none of this run's kinds can be told apart from another")
+    elif pairs:
+        listed = ", ".join(f"{KIND_NAMES[a]} and {KIND_NAMES[b]}" for a, b in pairs)
+        lines.append(f"kinds of this run that can't be told apart: {listed}")
+    if report.absent:
+        lines.append(f"no picture of these kinds: {', '.join(KIND_NAMES[tag] for tag in report.absent)}")
+    return lines
 
 
-def _gallery(report: Report) -> str:
-    if not report.failures:
-        return '<section><h2>Failures</h2><p class="quiet">None.</p></section>'
-    cards = "".join(_card(failure) for failure in report.failures)
-    count = f"{len(report.failures)} of {report.failed:,}"
-    return (
-        f"<section><h2>Failures <small>{count} shown, spread over the kinds</small></h2>"
-        '<p class="quiet">Boxes: what counts, scored above 0.3 (above 0.9 where things are counted).</p>'
-        f'<div class="cards">{cards}</div></section>'
-    )
+def ties(score: Score, report: Report) -> str:
+    """The kinds that do not differ from this one, as a table cell."""
+    others = len(report.scores) - 1
+    if len(score.ties) == others > 1:
+        return "any other kind"
+    if not score.ties and score.tag != "overall" and others > 0:
+        return "none: told apart from all"
+    return ", ".join(KIND_NAMES[tag] for tag in score.ties)
 
 
-def _card(failure: Failure) -> str:
-    reasons = "".join(f"<li>{escape(line)}</li>" for line in failure.reason.splitlines())
-    return (
-        f'<figure>{_picture(failure)}<figcaption><span class="kind">{NAMES[failure.tag]}</span>'
-        f"<q>{escape(failure.prompt)}</q><ul>{reasons}</ul><code>{escape(failure.filename)}</code>"
-        "</figcaption></figure>"
-    )
+def link(failure: Failure, run_dir: Path) -> str:
+    """The image's name in Markdown, as a link where its file lies in the run folder."""
+    name = f"`{failure.filename}`"
+    if failure.image is None or not failure.image.is_relative_to(run_dir):
+        return name
+    return f"[{name}]({failure.image.relative_to(run_dir).as_posix()})"
 
 
-def _picture(failure: Failure) -> str:
-    loaded = _load(failure.picture) if failure.picture is not None else None
-    if loaded is None:
-        return '<div class="frame lost">picture not found, or unreadable</div>'
-    url, width, height = loaded
-    classes = list(dict.fromkeys(cls for cls, _ in failure.boxes))
-    line = max(width, height)
-    drawn = "".join(
-        _box(cls, box, _HUES[classes.index(cls) % len(_HUES)], line)
-        for cls, box in failure.boxes
-        if len(box) == 5
-    )
-    return (
-        f'<div class="frame"><svg viewBox="0 0 {width} {height}" role="img" '
-        f'aria-label="{escape(failure.prompt)}">'
-        f'<image href="{url}" width="{width}" height="{height}"/>{drawn}</svg></div>'
-    )
+def percent(share: float) -> str:
+    """A share, 0 to 1, in percent."""
+    return f"{share:.1%}"
 
 
-def _box(cls: str, box: list[float], hue: int, line: int) -> str:
-    """A frame and its name, in pixels of the picture; `line` is its longer side."""
-    x0, y0, x1, y1, score = (float(number) for number in box)
-    size = line / 22
-    text = f"{cls} {score:.2f}"
-    room = 0.56 * size * len(text) + 0.5 * size
-    left = max(0.0, min(x0, line - room))
-    top = y0 - 1.25 * size if y0 > 1.25 * size else y0
-    return (
-        f'<g style="--hue:{hue}"><rect class="box" x="{x0:.1f}" y="{y0:.1f}" width="{x1 - x0:.1f}" '
-        f'height="{y1 - y0:.1f}"/><rect class="tag" x="{left:.1f}" y="{top:.1f}" width="{room:.1f}" '
-        f'height="{1.25 * size:.1f}"/><text x="{left + 0.25 * size:.1f}" y="{top + 0.95 * size:.1f}" '
-        f'font-size="{size:.1f}">{escape(text)}</text></g>'
-    )
+def span(interval: Interval) -> str:
+    """An interval in percent."""
+    return f"{100 * interval.low:.1f} to {100 * interval.high:.1f}%"
 
 
-def _load(path: Path) -> tuple[str, int, int] | None:
-    """(data URL of a thumbnail, width and height of the picture itself), or None for an unreadable file."""
+def plain(text: str) -> str:
+    """Text escaped for Markdown: nothing in a prompt may become a link, a tag or the end of a table cell."""
+    for mark in "\\`*_[]<>|#":
+        text = text.replace(mark, f"\\{mark}")
+    return " ".join(text.split())
+
+
+def thumbnail(path: Path | None) -> Thumbnail | None:
+    """The image as a data URL, or None where it is missing or unreadable."""
+    if path is None:
+        return None
     try:
         with Image.open(path) as opened:
             image = opened.convert("RGB")
@@ -220,29 +168,25 @@ def _load(path: Path) -> tuple[str, int, int] | None:
         return None
     width, height = image.size
     image.thumbnail((THUMBNAIL, THUMBNAIL))
-    stream, form = io.BytesIO(), "PNG" if max(width, height) <= 160 else "JPEG"
-    image.save(stream, form, **({} if form == "PNG" else {"quality": 85}))
+    stream, kind = io.BytesIO(), "PNG" if max(width, height) <= SMALL_IMAGE else "JPEG"
+    image.save(stream, kind, **({} if kind == "PNG" else {"quality": 85}))
     content = base64.b64encode(stream.getvalue()).decode()
-    return f"data:image/{form.lower()};base64,{content}", width, height
+    return Thumbnail(f"data:image/{kind.lower()};base64,{content}", width, height)
 
 
-def _not_scored(report: Report) -> str:
-    if not report.not_scored:
-        return ""
-    lines = "".join(f"<li>{escape(line)}</li>" for line in report.not_scored[:50])
-    more = f"<p>and {len(report.not_scored) - 50} more</p>" if len(report.not_scored) > 50 else ""
-    count = len(report.not_scored)
-    return f"<section><h2>Not scored <small>{count}</small></h2><ul>{lines}</ul>{more}</section>"
-
-
-def _recipe(report: Report) -> str:
-    if not report.recipe:
-        return '<section><h2>Recipe</h2><p class="quiet">Not known: the pictures were imported.</p></section>'
-    rows = "".join(
-        f"<tr><th>{escape(k)}</th><td><code>{escape(v)}</code></td></tr>" for k, v in report.recipe
-    )
-    return f'<section><h2>Recipe</h2><div class="scroll"><table class="recipe">{rows}</table></div></section>'
-
-
-def _cells(kind: str, texts: list[str]) -> str:
-    return "".join(f"<{kind}>{escape(text)}</{kind}>" for text in texts)
+def box_labels(failure: Failure, side: int) -> list[BoxLabel]:
+    """The boxes of an image whose longer side is `side`, each with a caption above it where there is room."""
+    classes = list(dict.fromkeys(cls for cls, _ in failure.boxes))
+    size = side / 22
+    labels = []
+    for cls, box in failure.boxes:
+        if len(box) != 5:
+            continue
+        x0, y0, x1, y1, score = map(float, box)
+        text = f"{cls} {score:.2f}"
+        width = 0.56 * size * len(text) + 0.5 * size
+        left = max(0.0, min(x0, side - width))
+        top = y0 - 1.25 * size if y0 > 1.25 * size else y0
+        hue = HUES[classes.index(cls) % len(HUES)]
+        labels.append(BoxLabel(hue, (x0, y0, x1 - x0, y1 - y0), left, top, width, size, text))
+    return labels

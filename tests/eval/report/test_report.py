@@ -14,8 +14,8 @@ from bifrons.blocks.errors import BifronsError
 from bifrons.eval.geneval.intervals import Interval
 from bifrons.eval.geneval.schema import TAGS
 from bifrons.eval.geneval.suites import lines_sha256
-from bifrons.eval.report.data import Score, spread, told_apart
-from bifrons.eval.report.markdown import write_report
+from bifrons.eval.report.data import Score, differ, sample_rows
+from bifrons.eval.report.render import write_report
 from bifrons.eval.runs.score import score_file
 from PIL import Image
 
@@ -208,15 +208,15 @@ def test_large_pictures_are_shown_small(tmp_path):
         assert picture.size == (384, 384)
 
 
-def test_spread_takes_turns_and_skips_evenly():
+def test_sampled_rows_are_equally_many_of_each_kind_and_evenly_spaced():
     rows = [{"tag": tag, "n": n} for tag, count in (("counting", 10), ("position", 2)) for n in range(count)]
-    assert [(row["tag"], row["n"]) for row in spread(rows, 6)] == [
+    assert [(row["tag"], row["n"]) for row in sample_rows(rows, 6)] == [
         *(("counting", n) for n in (0, 2, 5, 7)),
         ("position", 0),
         ("position", 1),
     ]
-    assert spread(rows, 100) == rows
-    assert spread([], 5) == []
+    assert sample_rows(rows, 100) == rows
+    assert sample_rows([], 5) == []
 
 
 def test_odd_runs_still_give_a_report(tmp_path):
@@ -250,12 +250,12 @@ def test_an_unscored_run_is_an_error_and_leaves_no_report(tmp_path):
     assert not list(root.glob("report.*"))
 
 
-def test_told_apart_is_about_the_difference():
+def test_scores_differ_by_the_interval_of_their_difference():
     """Overlapping intervals may belong to shares that differ clearly: MOVER's limit by hand."""
     a = Score(TAGS[0], 0.70, Interval(0.62, 0.77), 70, 100, 100)
     b = Score(TAGS[1], 0.58, Interval(0.50, 0.655), 58, 100, 100)
     assert a.interval.low < b.interval.high
-    assert told_apart(a, b)  # 0.12 > sqrt(0.08^2 + 0.075^2) = 0.1097
+    assert differ(a, b)  # 0.12 > sqrt(0.08^2 + 0.075^2) = 0.1097
     c = Score(TAGS[1], 0.60, Interval(0.52, 0.675), 60, 100, 100)
-    assert not told_apart(a, c)
-    assert not told_apart(c, a)  # 0.10 < 0.1097
+    assert not differ(a, c)
+    assert not differ(c, a)  # 0.10 < 0.1097
