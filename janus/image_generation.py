@@ -12,9 +12,9 @@ from PIL import Image
 from torch import Tensor
 
 from ..blocks.chat.text_generation import MAX_SEED
-from ..blocks.engine.generate import Task, captures, check_context, generate, generate_all
-from ..blocks.engine.graph_generation import bucket_below, slots_for, store_of
-from ..blocks.engine.sampling import Choosing, Voice, paired
+from ..blocks.engine.generate import GenerationBatch, captures, check_context, generate, generate_all
+from ..blocks.engine.graph_generation import bucket_below, graph_pool_of, slots_for
+from ..blocks.engine.sampling import Choosing, TokenHead, paired
 from ..blocks.engine.sampling_params import Sampling, check_integer, check_number, guide
 from ..blocks.errors import OptionError
 from ..blocks.placement.memory_budget import batch_over_devices, batch_that_fits, rows_that_fit
@@ -91,15 +91,15 @@ def image_generation_batch(
     uncond: Sequence[Tensor] | None,
     options: ImageGenerationOptions,
     seeds: Sequence[int],
-) -> Task:
+) -> GenerationBatch:
     """The generation of N pictures' image tokens.
 
     `cond` and `uncond` are prompt ids `[L]` per picture; None for `uncond` computes without guidance.
     """
     device = _home(model)
-    return Task(
+    return GenerationBatch(
         rows=[model.embed_text(ids.to(device)) for ids in paired(cond, uncond)],
-        voice=Voice(model.embed_codes, model.image_logits),
+        head=TokenHead(model.embed_codes, model.image_logits),
         choosing=Choosing(options.sampling, None if uncond is None else options.guidance_scale),
         seeds=seeds,
         max_new_tokens=model.config.num_codes,
@@ -126,13 +126,13 @@ def paint(
     size = _batch(model, uncond is not None, longest)
     done = []
     for start in range(0, len(cond), size):
-        batch = slice(start, start + size)
-        task = image_generation_batch(model, cond[batch], uncond and uncond[batch], options, seeds[batch])
+        part = slice(start, start + size)
+        batch = image_generation_batch(model, cond[part], uncond and uncond[part], options, seeds[part])
         if callback is None:
-            done.append(generate_all(model.decoder, task))
+            done.append(generate_all(model.decoder, batch))
             continue
         steps = []
-        for tokens in generate(model.decoder, task):
+        for tokens in generate(model.decoder, batch):
             steps.append(tokens)
             callback(len(steps), total, torch.stack(steps, dim=1).cpu())
         done.append(torch.stack(steps, dim=1).cpu())
@@ -145,12 +145,12 @@ def _batch(model: JanusModel, guided: bool, longest: int) -> int:
     if decoder.layout is not None:
         work = image_generation_workload(model.config, guided, longest)
         return batch_over_devices(work, decoder.layout, decoder.dtype)
-    if not captures(decoder, Voice(model.embed_codes, model.image_logits)):
+    if not captures(decoder, TokenHead(model.embed_codes, model.image_logits)):
         work = image_generation_workload(model.config, guided, longest)
         return batch_that_fits(work, device, decoder.dtype)
-    # A captured batch is as large as its station, and what is kept of stations makes room for it.
+    # A captured batch is as large as its buffers, and what is kept of buffers makes room for it.
     work = image_generation_workload(model.config, guided, slots_for(longest + total) - total)
-    kept = store_of(decoder).bytes
+    kept = graph_pool_of(decoder).bytes
     return bucket_below(batch_that_fits(work, device, decoder.dtype, kept))
 
 

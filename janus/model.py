@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..blocks.chat.text_generation import Prompt
-from ..blocks.engine.graphed_module import by_recording
+from ..blocks.engine.graphed_module import run_graphed
 from ..blocks.errors import OptionError
 from ..blocks.kernels.batch_invariant import Linear
 from ..blocks.model.decoder import Decoder
@@ -95,7 +95,7 @@ class JanusModel(nn.Module):
 
     def embed_images(self, pixels_N3SS: Tensor) -> Tensor:
         """Pixels in -1..1 -> embeddings of the picture's tokens `[N, P, D]`; on CUDA by a recording."""
-        return by_recording(self, self.decoder, (self.vision_model, self.aligner), self._see, pixels_N3SS)
+        return run_graphed(self, self.decoder, (self.vision_model, self.aligner), self._see, pixels_N3SS)
 
     @torch.no_grad()
     def embed_prompt(self, inputs: ModelInputs) -> Prompt:
@@ -117,7 +117,7 @@ class JanusModel(nn.Module):
         vq, grid = self.gen_vision_model, self.config.grid
         if not vq.worth_recording(len(codes_NT), grid):
             return vq.decode(codes_NT, grid)
-        return by_recording(vq, self.decoder, (vq,), lambda codes: vq.decode(codes, grid), codes_NT)
+        return run_graphed(vq, self.decoder, (vq,), lambda codes: vq.decode(codes, grid), codes_NT)
 
     def embed_codes(self, codes: Tensor) -> Tensor:
         """Image codes `[...]` -> embeddings `[..., D]`, as painted tokens are fed back."""

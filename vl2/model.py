@@ -12,7 +12,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from ..blocks.chat.text_generation import Prompt
-from ..blocks.engine.graphed_module import by_recording
+from ..blocks.engine.graphed_module import run_graphed
 from ..blocks.kernels.batch_invariant import Linear
 from ..blocks.model.decoder import Decoder, DecoderConfig
 from ..blocks.model.projector import MlpProjector
@@ -35,9 +35,7 @@ class TileProjector(MlpProjector):
         """Features on the grid of patches -> tokens `[N, H, H, D]`; a rest at right and bottom sees zeros."""
         rest = -x_NGGC.shape[1] % self.ratio
         padded = F.pad(x_NGGC, (0, 0, 0, rest, 0, rest))
-        squares = rearrange(
-            padded, "n (h dy) (w dx) c -> n h w (c dy dx)", dy=self.ratio, dx=self.ratio
-        )
+        squares = rearrange(padded, "n (h dy) (w dx) c -> n h w (c dy dx)", dy=self.ratio, dx=self.ratio)
         return super().forward(squares)
 
 
@@ -75,7 +73,7 @@ class VL2Model(nn.Module):
 
     def embed_tiles(self, pixels_N3SS: Tensor) -> Tensor:
         """Tiles in -1..1 -> their tokens `[N, H, H, D]`; on CUDA by a recording."""
-        return by_recording(self, self.decoder, (self.vision, self.projector), self._see, pixels_N3SS)
+        return run_graphed(self, self.decoder, (self.vision, self.projector), self._see, pixels_N3SS)
 
     def _see(self, pixels_N3SS: Tensor) -> Tensor:
         side = self.config.vision.image_size // self.config.vision.patch_size
@@ -90,9 +88,7 @@ class VL2Model(nn.Module):
         """
         tiles = torch.cat([self.embed_tiles(chunk) for chunk in pixels_N3SS.split(_TILES_AT_ONCE)])
         counts = [1 + columns * rows for columns, rows in grids]
-        return [
-            self.arrange(part, grid) for part, grid in zip(tiles.split(counts), grids, strict=True)
-        ]
+        return [self.arrange(part, grid) for part, grid in zip(tiles.split(counts), grids, strict=True)]
 
     @torch.no_grad()
     def embed_prompt(self, inputs: ModelInputs) -> Prompt:

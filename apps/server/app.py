@@ -34,7 +34,7 @@ _REFUSALS: dict[int, str] = {
 }
 
 
-class _EngineMetrics:
+class _SchedulerMetrics:
     """What the engines tell at the moment they are asked."""
 
     def __init__(self, fleet: Fleet) -> None:
@@ -42,19 +42,19 @@ class _EngineMetrics:
 
     def collect(self) -> Any:
         gauges = {
-            "rows_used": ("Rows that run", lambda engine: engine.rows_used),
-            "rows_promised": ("Rows that run, wait or are prepared", lambda engine: engine.rows_promised),
-            "rows": ("Rows of the cache", lambda engine: engine.rows),
+            "rows_used": ("Rows that run", lambda it: it.rows_used),
+            "rows_promised": ("Rows that run, wait or are prepared", lambda it: it.rows_promised),
+            "rows": ("Rows of the cache", lambda it: it.rows),
         }
         counters = {
-            "steps": ("Decoder steps", lambda engine: engine.steps),
-            "tokens": ("Tokens chosen", lambda engine: engine.tokens),
+            "steps": ("Decoder steps", lambda it: it.steps),
+            "tokens": ("Tokens chosen", lambda it: it.tokens),
         }
         for kind, table in ((GaugeMetricFamily, gauges), (CounterMetricFamily, counters)):
             for name, (text, read) in table.items():
                 family = kind(f"bifrons_engine_{name}", text, labels=["model"])
                 for served in self.fleet.models.values():
-                    family.add_metric([served.name], read(served.engine))
+                    family.add_metric([served.name], read(served.scheduler))
                 yield family
 
 
@@ -64,7 +64,7 @@ def _card(served: Served) -> schema.ModelCard:
         created=served.created,
         paints=served.painter is not None,
         image_size=served.image_size,
-        context=served.engine.context,
+        context=served.scheduler.context,
         note=served.note,
     )
 
@@ -142,7 +142,7 @@ def create_app(fleet: Fleet, keys: list[bytes] | None = None) -> ASGIApp:
         redoc_url=None,
     )
     registry = CollectorRegistry()
-    registry.register(_EngineMetrics(fleet))
+    registry.register(_SchedulerMetrics(fleet))
     errors.install(app)
     _add_routes(app, fleet, registry)
     _exact_schema(app, fleet)

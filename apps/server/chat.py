@@ -12,7 +12,7 @@ from pydantic import BaseModel
 
 from ...blocks.chat.image_io import open_image
 from ...blocks.chat.text_generation import Prompt, resolve_seed
-from ...blocks.engine.request import Job
+from ...blocks.engine.request import Request as GenerationRequest
 from ...blocks.engine.sampling_params import Sampling
 from ...blocks.errors import PictureError, PromptError
 from . import schema as schema
@@ -24,7 +24,7 @@ from .url_fetch import fetch
 
 
 class Answering:
-    """One request on its way: its jobs, their writers and what they tell."""
+    """One HTTP request in progress: its generation requests, their writers and what they tell."""
 
     def __init__(self, served: Served, asked: schema.ChatRequest) -> None:
         self.served, self.asked = served, asked
@@ -32,35 +32,35 @@ class Answering:
         self.created = int(time.time())
         self.mailbox = Mailbox()
         self.choices = asked.n or 1
-        self.jobs: list[Job] = []
+        self.requests: list[GenerationRequest] = []
         self.writers: list[AnswerWriter] = []
         self.prompt_tokens = 0
 
     async def start(self, fleet: Fleet) -> None:
-        """Reserve rows, prepare the prompt, queue the jobs."""
-        engine = self.served.engine
+        """Reserve rows, prepare the prompt, queue the requests."""
+        scheduler = self.served.scheduler
         self.served.check_rows(self.choices)
-        engine.reserve(self.choices)
+        scheduler.reserve(self.choices)
         try:
             messages = await collect(self.asked.messages, fleet)
             prompt = await fleet.run(self._prompt, messages)
-            self.jobs = self._make_jobs(prompt, fleet.options)
-            engine.submit(self.jobs)
+            self.requests = self._make_requests(prompt, fleet.options)
+            scheduler.submit(self.requests)
         except BaseException:
-            engine.release(self.choices)
+            scheduler.release(self.choices)
             raise
 
     def _prompt(self, messages: list[dict[str, Any]]) -> Prompt:
         return self.served.pipe.prompts([messages], 0, local_files=False)[0]
 
-    def _make_jobs(self, prompt: Prompt, options: ServerOptions) -> list[Job]:
+    def _make_requests(self, prompt: Prompt, options: ServerOptions) -> list[GenerationRequest]:
         asked, served, pipe = self.asked, self.served, self.served.pipe
         self.prompt_tokens = len(prompt)
         new = asked.max_completion_tokens or asked.max_tokens
         if new is None:
-            new = max(1, min(options.max_new_tokens, served.engine.context - len(prompt)))
+            new = max(1, min(options.max_new_tokens, served.scheduler.context - len(prompt)))
         try:
-            served.engine.check(len(prompt), new)
+            served.scheduler.check(len(prompt), new)
         except PromptError as error:
             raise ApiError(400, str(error), code="context_length_exceeded", param="messages") from error
         stops = [asked.stop] if isinstance(asked.stop, str) else asked.stop or []
@@ -77,7 +77,7 @@ class Answering:
             )
             self.writers.append(writer)
         return [
-            Job(
+            GenerationRequest(
                 served.text,
                 [prompt.embeddings_TD],
                 sampling,
@@ -92,8 +92,8 @@ class Answering:
         ]
 
     def cancel(self) -> None:
-        for job in self.jobs:
-            job.cancel()
+        for request in self.requests:
+            request.cancel()
 
     @property
     def usage(self) -> schema.Usage:
@@ -260,6 +260,6 @@ def router(fleet: Fleet) -> APIRouter:
         if not asked.stream:
             return JSONResponse(dump(await while_connected(request, answering.whole(fleet))))
         await while_connected(request, answering.start(fleet))
-        return EventStream(answering.events(), answering.jobs)
+        return EventStream(answering.events(), answering.requests)
 
     return routes

@@ -10,7 +10,7 @@ from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 
-from ...blocks.engine.scheduler import EngineFull, EngineStopped
+from ...blocks.engine.scheduler import QueueFull, SchedulerStopped
 from ...blocks.errors import BifronsError, OptionError, PictureError, PromptError
 
 RETRY_AFTER_SECONDS = 2
@@ -73,9 +73,9 @@ def describe(error: Exception) -> tuple[int, str, str, str | None]:
     """Status, message, code and field of what a request can raise, beside bugs."""
     if isinstance(error, ApiError):
         return error.status, error.message, error.code, error.param
-    if isinstance(error, EngineFull):
+    if isinstance(error, QueueFull):
         return 429, "the server is busy and its queue is full; try again in a moment", "queue_full", None
-    if isinstance(error, EngineStopped):
+    if isinstance(error, SchedulerStopped):
         return 503, "the server is stopping and takes no more requests", "stopping", None
     if isinstance(error, BifronsError):
         code = next((code for kind, code in _CODES.items() if isinstance(error, kind)), "invalid_request")
@@ -151,7 +151,7 @@ async def _bug(request: Request, error: Exception) -> Response:
 
 def install(app: FastAPI) -> None:
     """Answer every kind of error in OpenAI's shape."""
-    for kind in (ApiError, EngineFull, EngineStopped, BifronsError):
+    for kind in (ApiError, QueueFull, SchedulerStopped, BifronsError):
         app.add_exception_handler(kind, _refused)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _http)

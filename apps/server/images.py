@@ -12,7 +12,8 @@ from fastapi import APIRouter, Depends, Request, Response
 from fastapi.responses import JSONResponse
 from PIL import Image
 
-from ...blocks.engine.request import Chosen, Job
+from ...blocks.engine.request import Request as GenerationRequest
+from ...blocks.engine.request import SampledToken
 from ...blocks.errors import PromptError
 from ...janus import image_generation
 from ...janus.image_generation import ImageGenerationOptions, image_seeds
@@ -27,7 +28,7 @@ _DEFAULT_QUALITY = 90
 
 
 class Painting:
-    """One request on its way: its jobs and what they tell."""
+    """One HTTP request in progress: its generation requests and what they tell."""
 
     def __init__(self, served: Served, asked: schema.ImageRequest) -> None:
         assert served.painter is not None
@@ -47,20 +48,20 @@ class Painting:
             secrets.randbelow(2**32) if asked.seed is None else asked.seed, 1, self.pictures
         )
         self.format: Any = value(asked, "output_format")
-        self.jobs: list[Job] = []
+        self.requests: list[GenerationRequest] = []
         self.prompt_tokens = 0
 
     async def start(self, fleet: Fleet) -> None:
-        """Reserve rows, prepare the prompt, queue the jobs."""
-        engine, rows = self.served.engine, self.pictures * (2 if self.options.guided else 1)
+        """Reserve rows, prepare the prompt, queue the requests."""
+        scheduler, rows = self.served.scheduler, self.pictures * (2 if self.options.guided else 1)
         self.served.check_rows(rows)
-        engine.reserve(rows)
+        scheduler.reserve(rows)
         try:
             prompts = await fleet.run(self._prompts)
-            self.jobs = [self._job(index, prompts) for index in range(self.pictures)]
-            engine.submit(self.jobs)
+            self.requests = [self._request(index, prompts) for index in range(self.pictures)]
+            scheduler.submit(self.requests)
         except BaseException:
-            engine.release(rows)
+            scheduler.release(rows)
             raise
 
     @torch.no_grad()
@@ -72,7 +73,7 @@ class Painting:
             uncond = processor.negative_ids(negative, cond)
         self.prompt_tokens = len(cond)
         try:
-            self.served.engine.check(max(len(cond), len(uncond)), self.total)
+            self.served.scheduler.check(max(len(cond), len(uncond)), self.total)
         except PromptError as error:
             raise ApiError(400, str(error), code="context_length_exceeded", param="prompt") from error
         rows = [cond, uncond] if self.options.guided else [cond]
@@ -83,14 +84,14 @@ class Painting:
         """Tokens of a picture."""
         return self.pipe.model.config.num_codes
 
-    def _job(self, index: int, prompts: list[torch.Tensor]) -> Job:
+    def _request(self, index: int, prompts: list[torch.Tensor]) -> GenerationRequest:
         assert self.served.image is not None
         codes: list[int] = []
         partials = (self.asked.partial_images or 0) if self.asked.stream else 0
         # Evenly over the painting: after 1/(k+1), 2/(k+1) ... of it.
         told = {self.total * (k + 1) // (partials + 1): k for k in range(partials)}
 
-        def on_token(choice: Chosen) -> None:
+        def on_token(choice: SampledToken) -> None:
             codes.append(choice.token)
             if len(codes) in told:
                 self.mailbox.put((index, list(codes), None))
@@ -98,7 +99,7 @@ class Painting:
         def on_end(reason: str) -> None:
             self.mailbox.put((index, codes, reason))
 
-        return Job(
+        return GenerationRequest(
             self.served.image,
             prompts,
             self.options.sampling,
@@ -110,8 +111,8 @@ class Painting:
         )
 
     def cancel(self) -> None:
-        for job in self.jobs:
-            job.cancel()
+        for request in self.requests:
+            request.cancel()
 
     @property
     def usage(self) -> schema.ImageUsage:
@@ -233,6 +234,6 @@ def router(fleet: Fleet) -> APIRouter:
         if not asked.stream:
             return JSONResponse(dump(await while_connected(request, painting_request.whole(fleet))))
         await while_connected(request, painting_request.start(fleet))
-        return EventStream(painting_request.events(fleet), painting_request.jobs)
+        return EventStream(painting_request.events(fleet), painting_request.requests)
 
     return routes

@@ -1,4 +1,4 @@
-"""The models that a server runs: a pipeline, its engine, and what requests to it may ask."""
+"""The models that a server runs: a pipeline, its scheduler, and what requests to it may ask."""
 
 import asyncio
 import time
@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ...blocks.checkpoints.hub import EMBEDDED, find_model_folder
-from ...blocks.engine.sampling import Voice
+from ...blocks.engine.sampling import TokenHead
 from ...blocks.engine.sampling_params import check_integer
-from ...blocks.engine.scheduler import Engine
+from ...blocks.engine.scheduler import Scheduler
 from ...blocks.errors import OptionError
 from ...blocks.model.kv_cache import KVCache
 from ...blocks.placement.memory_budget import rows_that_fit
@@ -55,7 +55,7 @@ class ServerOptions:
 
 
 class Served:
-    """One model and its engine."""
+    """One model and its scheduler."""
 
     def __init__(self, name: str, pipe: "Pipeline", options: ServerOptions, note: str | None) -> None:
         self.name, self.pipe, self.note = name, pipe, note
@@ -65,13 +65,13 @@ class Served:
         context = min(options.context, config.max_positions)
         row_bytes = KVCache.row_bytes(context, config.num_layers, config.cache_widths, pipe.dtype)
         rows = max(2, min(options.rows, rows_that_fit(row_bytes, pipe.device, decoder.layout)))
-        self.engine = Engine(decoder, rows=rows, context=context, max_waiting=options.max_queue)
-        self.text = Voice(pipe.model.embed_text, pipe.model.text_logits)
+        self.scheduler = Scheduler(decoder, rows=rows, context=context, max_waiting=options.max_queue)
+        self.text = TokenHead(pipe.model.embed_text, pipe.model.text_logits)
         self.painter = _painter(pipe)
-        self.image: Voice | None = None
+        self.image: TokenHead | None = None
         if self.painter is not None:
             model = self.painter.model
-            self.image = Voice(model.embed_codes, model.image_logits)
+            self.image = TokenHead(model.embed_codes, model.image_logits)
 
     @property
     def image_size(self) -> str | None:
@@ -84,7 +84,7 @@ class Served:
 
     def check_rows(self, rows: int) -> None:
         """An `ApiError` for a request that could never run, however long it waited."""
-        most = self.engine.rows + self.engine.max_waiting
+        most = self.scheduler.rows + self.scheduler.max_waiting
         if rows > most:
             message = f"n asks for {rows} rows at once; this server has {most}"
             raise ApiError(400, message, code="invalid_value", param="n")
@@ -107,7 +107,7 @@ class Fleet:
         self._threads = ThreadPoolExecutor(2, thread_name_prefix="bifrons-prepare")
 
     def load(self, model: str, device: str | None, dtype: str | None, **how: Any) -> Served:
-        """Load a model and start its engine; `how` are other keywords of `load_pipeline`. Raises
+        """Load a model and start its scheduler; `how` are other keywords of `load_pipeline`. Raises
         `BifronsError`."""
         name = public_name(model)
         if name in self.models:
@@ -147,7 +147,7 @@ class Fleet:
         """Finish what runs."""
         self.stopping = True
         for served in self.models.values():
-            served.engine.close()
+            served.scheduler.close()
         self._threads.shutdown()
 
 

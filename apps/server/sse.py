@@ -9,14 +9,14 @@ from fastapi import Request
 from fastapi.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from ...blocks.engine.request import Job
+from ...blocks.engine.request import Request as GenerationRequest
 from .errors import ApiError, ClientGone, error_content
 
 T = TypeVar("T")
 
 
 class Mailbox:
-    """What the jobs of one request tell, in order; filled from the engine's thread."""
+    """Events of one HTTP request's generation requests, in order; filled from the scheduler's thread."""
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
@@ -30,7 +30,7 @@ class Mailbox:
 
 
 def check_reason(reason: str) -> str:
-    """A job's end as a finish reason; an `ApiError` of status 500 where the engine failed."""
+    """A request's end as a finish reason; an `ApiError` of status 500 where the engine failed."""
     if reason not in ("stop", "length"):
         raise ApiError(500, "the engine failed at this request; the server's log tells why", code=reason)
     return reason
@@ -68,13 +68,13 @@ def event(content: Any, name: str | None = None) -> bytes:
 
 
 class EventStream(StreamingResponse):
-    """Server-sent events. Whatever ends the response, its jobs are cancelled (ended ones don't mind)."""
+    """Server-sent events. Whatever ends the response, its requests are cancelled (ended ones don't mind)."""
 
     media_type = "text/event-stream"
 
-    def __init__(self, events: AsyncIterator[bytes], jobs: Sequence[Job]) -> None:
+    def __init__(self, events: AsyncIterator[bytes], requests: Sequence[GenerationRequest]) -> None:
         super().__init__(_told(events), headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"})
-        self.jobs = jobs
+        self.requests = requests
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
@@ -82,8 +82,8 @@ class EventStream(StreamingResponse):
         except (ClientGone, OSError):
             return
         finally:
-            for job in self.jobs:
-                job.cancel()
+            for request in self.requests:
+                request.cancel()
 
 
 async def _told(events: AsyncIterator[bytes]) -> AsyncIterator[bytes]:

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from ...blocks.engine.request import Chosen
+from ...blocks.engine.request import SampledToken
 from ...tokenizers.text import StreamDecoder, TextTokenizer
 from .schema import TokenLogprob, TopLogprob
 
@@ -63,7 +63,7 @@ class Piece:
 
 
 class AnswerWriter:
-    """The callbacks of an answer's job. `tell` gets a `Piece` at its end, with `stream` as it is written."""
+    """The callbacks of a text request. `tell` gets a `Piece` at its end, with `stream` as it is written."""
 
     def __init__(
         self,
@@ -81,7 +81,7 @@ class AnswerWriter:
         self._text, self._logprobs = "", []
         self.count = 0
 
-    def on_token(self, choice: Chosen) -> bool:
+    def on_token(self, choice: SampledToken) -> bool:
         self.count += 1
         self._text += self._filter.feed(self._decoder.push(choice.token))
         if choice.logprob is not None:
@@ -102,7 +102,7 @@ class AnswerWriter:
         self._text, self._logprobs = "", []
 
 
-def token_logprob(tokenizer: TextTokenizer, choice: Chosen) -> TokenLogprob:
+def token_logprob(tokenizer: TextTokenizer, choice: SampledToken) -> TokenLogprob:
     def entry(token: int, logprob: float | None) -> TopLogprob:
         text = tokenizer.decode([token], skip_special_tokens=False)
         # A part of a character has no text, and this vocabulary does not tell its bytes.

@@ -12,10 +12,10 @@ SMALL = 50_000_000
 """Weights of a decoder below which a server on the CPU computes with one thread, unless told otherwise.
 Measured is that janus-nano's 13 million are faster so; where the bound should be is not.
 
-An engine computes on a thread of its own, whose OpenMP threads come on top of those of the thread that loaded
-the model. Where both together outnumber the cores, threads were seen to sleep some 270 times in a step of
-janus-nano, which fits OpenMP putting them to sleep at the end of each product; that cause is inferred. And
-where they spin, it is at the cost of what prepares prompts and pictures beside the engine.
+A scheduler computes on a thread of its own, whose OpenMP threads come on top of those of the thread that
+loaded the model. Where both together outnumber the cores, threads were seen to sleep some 270 times in a step
+of janus-nano, which fits OpenMP putting them to sleep at the end of each product; that cause is inferred. And
+where they spin, it is at the cost of what prepares prompts and pictures beside the scheduler.
 """
 
 

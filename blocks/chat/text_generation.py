@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from ...tokenizers.text import StreamDecoder, TextTokenizer
-from ..engine.generate import Task, check_context, generate, prefill
-from ..engine.sampling import Choosing, Voice
+from ..engine.generate import GenerationBatch, check_context, generate, prefill
+from ..engine.sampling import Choosing, TokenHead
 from ..engine.sampling_params import Sampling, check_integer, check_number
 from ..errors import OptionError
 from ..model.decoder import Decoder
@@ -90,9 +90,9 @@ def generate_tokens(
         seen_BV = torch.zeros(len(prompts), vocabulary, dtype=torch.bool, device=device)
         for row, prompt in enumerate(prompts):
             seen_BV[row, prompt.ids.to(device)] = True
-    task = Task(
+    batch = GenerationBatch(
         rows=[prompt.embeddings_TD for prompt in prompts],
-        voice=Voice(model.embed_text, model.text_logits),
+        head=TokenHead(model.embed_text, model.text_logits),
         choosing=Choosing(options.sampling, repetition_penalty=options.repetition_penalty),
         seeds=seeds,
         max_new_tokens=options.max_new_tokens,
@@ -100,7 +100,7 @@ def generate_tokens(
         prefill_chunk=prefill_chunk,
     )
     ended = [False] * len(prompts)
-    for tokens in generate(model.decoder, task):
+    for tokens in generate(model.decoder, batch):
         step: list[int | None] = []
         for row, token in enumerate(tokens.tolist()):
             ended[row] = ended[row] or token == eos_id

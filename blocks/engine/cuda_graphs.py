@@ -12,12 +12,12 @@ import torch
 
 Work = Callable[[], None]
 
-recording = threading.RLock()
+graph_capture_lock = threading.RLock()
 """Held by who records. All recorders of a device share a stream: what one thread launches on it would get
 into another's graph. And no thread may change how a model computes, or where its weights lie, meanwhile."""
 
 
-class Recorder:
+class GraphCapturer:
     """For devices without graphs: the work itself is what runs it again."""
 
     def __init__(self) -> None:
@@ -36,7 +36,7 @@ def _stream(index: int) -> torch.cuda.Stream:
     return torch.cuda.Stream(index)
 
 
-class GraphRecorder(Recorder):
+class CudaGraphCapturer(GraphCapturer):
     """Records CUDA graphs that share one pool of memory: they are to be run one after the other."""
 
     def __init__(self, device: torch.device) -> None:
@@ -50,7 +50,7 @@ class GraphRecorder(Recorder):
     def __call__(self, work: Work) -> Work:
         """Runs the work once (kernels are built and loaded, work space is made), then captures it."""
         self.made += 1
-        with recording, torch.cuda.device(self.device):
+        with graph_capture_lock, torch.cuda.device(self.device):
             current = torch.cuda.current_stream()
             self._stream.wait_stream(current)
             with torch.cuda.stream(self._stream):
@@ -84,6 +84,6 @@ class GraphRecorder(Recorder):
         graph.capture_end()
 
 
-def recorder_for(device: torch.device) -> Recorder:
-    """A recorder with a pool of its own."""
-    return GraphRecorder(device) if device.type == "cuda" else Recorder()
+def graph_capturer(device: torch.device) -> GraphCapturer:
+    """A capturer with a pool of its own."""
+    return CudaGraphCapturer(device) if device.type == "cuda" else GraphCapturer()

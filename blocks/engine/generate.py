@@ -15,7 +15,7 @@ from torch.nn.utils.rnn import pad_sequence
 from ..errors import PromptError
 from ..model.decoder import Decoder
 from ..model.kv_cache import KVCache
-from .sampling import Choosing, Voice, choose, spread
+from .sampling import Choosing, TokenHead, choose, spread
 
 
 def check_context(prompt: int, new: int, limit: int) -> None:
@@ -27,9 +27,7 @@ def check_context(prompt: int, new: int, limit: int) -> None:
         )
 
 
-def prefill(
-    decoder: Decoder, rows: Sequence[Tensor], cache: KVCache, chunk: int | None = None
-) -> Tensor:
+def prefill(decoder: Decoder, rows: Sequence[Tensor], cache: KVCache, chunk: int | None = None) -> Tensor:
     """Run whole prompts, each `[T_i, D]`, behind `cache.positions`; hidden states of the last ones `[B, D]`.
 
     With `chunk`, at most so many positions of each row at a time, which bounds the memory of activations;
@@ -61,7 +59,7 @@ def decode_one(decoder: Decoder, x_BD: Tensor, cache: KVCache) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Task:
+class GenerationBatch:
     """What is to be generated: `max_new_tokens` for each of N sequences.
 
     `rows` are the prompts' embeddings, each `[T_i, D]`: one a sequence, or with guidance two, with and
@@ -70,7 +68,7 @@ class Task:
     """
 
     rows: Sequence[Tensor]
-    voice: Voice
+    head: TokenHead
     choosing: Choosing
     seeds: Sequence[int]
     max_new_tokens: int
@@ -79,40 +77,40 @@ class Task:
 
     def __post_init__(self) -> None:
         assert len(self.rows) == self.choosing.rows_each * len(self.seeds)
-        assert (self.seen is not None) == self.choosing.form.penalized
+        assert (self.seen is not None) == self.choosing.mode.penalized
 
     @property
     def longest(self) -> int:
         return max(len(row) for row in self.rows)
 
 
-def generate(decoder: Decoder, task: Task) -> Iterator[Tensor]:
+def generate(decoder: Decoder, batch: GenerationBatch) -> Iterator[Tensor]:
     """Yield the tokens `[N]` of one step after the other, until all are there or the caller stops.
 
     On CUDA the steps are captured (`captures`); their tokens are then on the host.
     """
-    check_context(task.longest, task.max_new_tokens, decoder.config.max_positions)
-    if captures(decoder, task.voice):
+    check_context(batch.longest, batch.max_new_tokens, decoder.config.max_positions)
+    if captures(decoder, batch.head):
         from .graph_generation import captured_steps
 
-        yield from captured_steps(decoder, task)
+        yield from captured_steps(decoder, batch)
     else:
-        yield from plain_steps(decoder, task)
+        yield from plain_steps(decoder, batch)
 
 
-def generate_all(decoder: Decoder, task: Task) -> Tensor:
+def generate_all(decoder: Decoder, batch: GenerationBatch) -> Tensor:
     """All tokens at once, int64 `[N, max_new_tokens]` on the host: `generate` without a look in between."""
-    if not captures(decoder, task.voice):
-        return torch.stack(list(generate(decoder, task)), dim=1).cpu()
+    if not captures(decoder, batch.head):
+        return torch.stack(list(generate(decoder, batch)), dim=1).cpu()
     from .graph_generation import captured_tokens
 
-    check_context(task.longest, task.max_new_tokens, decoder.config.max_positions)
-    return captured_tokens(decoder, task)
+    check_context(batch.longest, batch.max_new_tokens, decoder.config.max_positions)
+    return captured_tokens(decoder, batch)
 
 
-def captures(decoder: Decoder, voice: Voice) -> bool:
-    """Whether steps are captured: where graphs are, of a model's own voice, unless it is told not to."""
-    return voice.owner is not None and records(decoder)
+def captures(decoder: Decoder, head: TokenHead) -> bool:
+    """Whether steps are captured: where graphs are, of a model's own head, unless it is told not to."""
+    return head.owner is not None and records(decoder)
 
 
 def records(decoder: Decoder) -> bool:
@@ -125,16 +123,16 @@ def records(decoder: Decoder) -> bool:
     return not torch.is_autocast_enabled(device.type)
 
 
-def plain_steps(decoder: Decoder, task: Task) -> Iterator[Tensor]:
+def plain_steps(decoder: Decoder, batch: GenerationBatch) -> Iterator[Tensor]:
     """The definition of `generate`: every operation of every step is launched by itself."""
-    device, choosing, voice = task.rows[0].device, task.choosing, task.voice
-    form, seen = choosing.form, None if task.seen is None else task.seen.clone()
-    seeds_N = torch.tensor(task.seeds, dtype=torch.long, device=device)
-    cache = decoder.new_cache(len(task.rows), task.longest + task.max_new_tokens)
-    hidden = prefill(decoder, task.rows, cache, task.prefill_chunk)
-    for step in range(task.max_new_tokens):
+    device, choosing, head = batch.rows[0].device, batch.choosing, batch.head
+    mode, seen = choosing.mode, None if batch.seen is None else batch.seen.clone()
+    seeds_N = torch.tensor(batch.seeds, dtype=torch.long, device=device)
+    cache = decoder.new_cache(len(batch.rows), batch.longest + batch.max_new_tokens)
+    hidden = prefill(decoder, batch.rows, cache, batch.prefill_chunk)
+    for step in range(batch.max_new_tokens):
         steps_N = torch.full_like(seeds_N, step)
-        tokens = choose(voice.logits(hidden), form, choosing.dials, seeds_N, steps_N, seen)
+        tokens = choose(head.logits(hidden), mode, choosing.tensors, seeds_N, steps_N, seen)
         yield tokens
-        if step + 1 < task.max_new_tokens:
-            hidden = decode_one(decoder, spread(voice.embed(tokens), form), cache)
+        if step + 1 < batch.max_new_tokens:
+            hidden = decode_one(decoder, spread(head.embed(tokens), mode), cache)

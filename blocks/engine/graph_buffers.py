@@ -1,7 +1,7 @@
 """The static tensors of a captured generation, and the recordings of its steps.
 
 N sequences, R rows (N, or 2 N with guidance: rows 2 n and 2 n + 1), S cache slots, D decoder width, T prompt
-positions, V vocabulary. Sequences beyond those of a task are computed and never looked at; they start at
+positions, V vocabulary. Sequences beyond those of a batch are computed and never looked at; they start at
 position 0, where they cost least.
 """
 
@@ -14,10 +14,10 @@ from torch.nn.utils.rnn import pad_sequence
 from ..model.decoder import Decoder
 from ..model.kv_cache import allocated_slots
 from ..model.kv_slots import SlotView
-from .cuda_graphs import Recorder, Work
-from .generate import Task, prefill
-from .recordings import Decoding, Recordings
-from .sampling import Dials, Form, Voice, choose, filtered, spread
+from .cuda_graphs import GraphCapturer, Work
+from .generate import GenerationBatch, prefill
+from .recordings import CapturedGraphs, Decoding
+from .sampling import SamplingMode, SamplingTensors, TokenHead, choose, filtered, spread
 
 _PROMPTS = (32, 64, 128)
 """Lengths that short prompts are padded to, longer ones to multiples of the last: launching the reading of
@@ -28,10 +28,12 @@ than launching takes; and a recording keeps the memory of its activations, as mu
 positions at once, which is also how prompts without a `prefill_chunk` are read."""
 
 
-class Station:
-    """Works on one task at a time: `begin`, then `step` for each token."""
+class GraphBuffers:
+    """Works on one batch at a time: `begin`, then `step` for each token."""
 
-    def __init__(self, decoder: Decoder, count: int, rows_each: int, slots: int, recorder: Recorder) -> None:
+    def __init__(
+        self, decoder: Decoder, count: int, rows_each: int, slots: int, capturer: GraphCapturer
+    ) -> None:
         weight = decoder.embed_tokens.weight
         device, rows = weight.device, count * rows_each
         self.count, self.rows_each, self.slots = count, rows_each, slots
@@ -41,7 +43,7 @@ class Station:
         self.tokens_N, self.steps_N, self.seeds_N = torch.zeros(3, count, dtype=torch.long, device=device)
         self.record_SN = torch.zeros(slots, count, dtype=torch.long, device=device)
         self.numbers = torch.ones(5, device=device)
-        self.dials, self.one = Dials(*self.numbers[:4].split(1)), self.numbers[4:]
+        self.tensors, self.one = SamplingTensors(*self.numbers[:4].split(1)), self.numbers[4:]
         self.seen_NV: Tensor | None = None
         self.decoding = Decoding(decoder, slots)
         # Prompts of any length, [R, T, D] from its beginning, for all recordings of their reading.
@@ -49,7 +51,7 @@ class Station:
         self._prompts_PD = self.hidden_RD.new_zeros(positions, self.hidden_RD.shape[1])
         self._met: set[int] = set()
         """Lengths, of those that are not recorded at once, that came before."""
-        self._recordings = Recordings(recorder)
+        self._recordings = CapturedGraphs(capturer)
         self._longest = 0
 
     @property
@@ -58,42 +60,42 @@ class Station:
         tensors = [*self.cache.buffers, self._prompts_PD, *self.decoding.rotary, self.record_SN, *seen]
         return sum(tensor.numel() * tensor.itemsize for tensor in tensors)
 
-    def begin(self, decoder: Decoder, task: Task) -> None:
+    def begin(self, decoder: Decoder, batch: GenerationBatch) -> None:
         """Read the prompts and set everything to the first step."""
-        count, rows, device = len(task.seeds), len(task.rows), self.hidden_RD.device
+        count, rows, device = len(batch.seeds), len(batch.rows), self.hidden_RD.device
         self.steps_N.zero_()
         self.seeds_N.zero_()
-        self.seeds_N[:count] = torch.tensor(task.seeds, dtype=torch.long).to(device)
-        self.numbers[:4] = torch.tensor(task.choosing.dials, dtype=torch.float32).to(device)
-        if task.seen is not None:
+        self.seeds_N[:count] = torch.tensor(batch.seeds, dtype=torch.long).to(device)
+        self.numbers[:4] = torch.tensor(batch.choosing.tensors, dtype=torch.float32).to(device)
+        if batch.seen is not None:
             seen = self.seen_NV
             if seen is None:
-                self.seen_NV = seen = task.seen.new_zeros(self.count, task.seen.shape[1])
+                self.seen_NV = seen = batch.seen.new_zeros(self.count, batch.seen.shape[1])
             seen.zero_()
-            seen[:count] = task.seen
-        self._longest = task.longest
-        if (length := self._prompt_length(decoder, task)) is None:
+            seen[:count] = batch.seen
+        self._longest = batch.longest
+        if (length := self._prompt_length(decoder, batch)) is None:
             self.cache.positions.zero_()
             view = SlotView(self.cache, 0, rows, 0)
-            hidden = prefill(decoder, task.rows, view, task.prefill_chunk)
+            hidden = prefill(decoder, batch.rows, view, batch.prefill_chunk)
             self.hidden_RD.zero_()
             self.hidden_RD[:rows] = hidden
         else:
-            self._read(decoder, task.rows, length)
+            self._read(decoder, batch.rows, length)
 
     def rewind(self, lengths: Sequence[int]) -> None:
         """Back to the first step after prompts of these lengths, for measuring steps again and again."""
         self.cache.positions[: len(lengths)] = torch.tensor(lengths).to(self.cache.positions.device)
         self.steps_N.zero_()
 
-    def _prompt_length(self, decoder: Decoder, task: Task) -> int | None:
+    def _prompt_length(self, decoder: Decoder, batch: GenerationBatch) -> int | None:
         """What prompts are padded to where reading them is recorded, else None. A long prompt is not the
         first time: its length may never come again, and recording takes longer than launching once."""
         most = _PROMPTS[-1]
-        length = next((few for few in _PROMPTS if few >= task.longest), -(-task.longest // most) * most)
+        length = next((few for few in _PROMPTS if few >= batch.longest), -(-batch.longest // most) * most)
         if length > self.slots or len(self.hidden_RD) * length > _PROMPT_POSITIONS:
             return None
-        if task.prefill_chunk is not None and task.prefill_chunk < length:
+        if batch.prefill_chunk is not None and batch.prefill_chunk < length:
             return None
         # Long inputs of experts ask the device for their numbers, but in one dtype.
         asks = decoder.config.moe is not None and self.hidden_RD.dtype != torch.bfloat16
@@ -121,29 +123,29 @@ class Station:
 
         self._run(decoder, ("prompt", length), work)
 
-    def step(self, decoder: Decoder, voice: Voice, form: Form, number: int) -> None:
+    def step(self, decoder: Decoder, head: TokenHead, mode: SamplingMode, number: int) -> None:
         """Choose the tokens of step `number`, which go into its row of `record_SN`, and run the decoder."""
         span = self.decoding.span(self._longest + number + 1)
 
         def work() -> None:
-            self._choose(voice.logits(self.hidden_RD), form)
-            self._advance(decoder, spread(voice.embed(self.tokens_N), form), span)
+            self._choose(head.logits(self.hidden_RD), mode)
+            self._advance(decoder, spread(head.embed(self.tokens_N), mode), span)
 
-        names = tuple(getattr(part, "__qualname__", "") for part in (voice.embed, voice.logits))
-        self._run(decoder, (names, form, span), work)
+        names = tuple(getattr(part, "__qualname__", "") for part in (head.embed, head.logits))
+        self._run(decoder, (names, mode, span), work)
 
-    def _choose(self, logits_RV: Tensor, form: Form) -> None:
-        seen = self.seen_NV if form.penalized else None
+    def _choose(self, logits_RV: Tensor, mode: SamplingMode) -> None:
+        seen = self.seen_NV if mode.penalized else None
         kernels = self.decoding.kernels
         if kernels is None:
-            tokens = choose(logits_RV, form, self.dials, self.seeds_N, self.steps_N, seen)
+            tokens = choose(logits_RV, mode, self.tensors, self.seeds_N, self.steps_N, seen)
             self.tokens_N.copy_(tokens)
             self.record_SN.index_copy_(0, self.steps_N[:1], tokens[None])
             self.steps_N += 1
             return
-        guidance, temperature = self.dials.guidance, self.dials.temperature
-        if form.top_k or form.nucleus or form.penalized:
-            logits_RV, temperature = filtered(logits_RV, form, self.dials, seen), self.one
+        guidance, temperature = self.tensors.guidance, self.tensors.temperature
+        if mode.top_k or mode.nucleus or mode.penalized:
+            logits_RV, temperature = filtered(logits_RV, mode, self.tensors, seen), self.one
             guidance = None
         kernels.draw.draw(
             logits_RV,
@@ -151,8 +153,8 @@ class Station:
             self.steps_N,
             self.tokens_N,
             self.record_SN,
-            guidance=guidance if form.guided else None,
-            temperature=None if form.greedy else temperature,
+            guidance=guidance if mode.guided else None,
+            temperature=None if mode.greedy else temperature,
         )
         if seen is not None:
             seen.scatter_(1, self.tokens_N[:, None], True)

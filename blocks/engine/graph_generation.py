@@ -1,7 +1,7 @@
 """Generation by recorded steps: head, guidance, choice, next embedding and decoder in one launch.
 
-N sequences, T new tokens. Stations (their tensors and recordings) are kept with the decoder for the next
-call. What differs between calls is written into a station's tensors, so that only another count of sequences,
+N sequences, T new tokens. Buffers (their tensors and recordings) are kept with the decoder for the next
+call. What differs between calls is written into static tensors, so that only another count of sequences,
 a larger cache, or options that change which operations there are make something new.
 """
 
@@ -16,15 +16,15 @@ from torch import Tensor
 from ..device import free_bytes
 from ..model.decoder import Decoder
 from ..model.kv_cache import KVCache
-from .cuda_graphs import recorder_for
-from .generate import Task
-from .graph_buffers import Station
+from .cuda_graphs import graph_capturer
+from .generate import GenerationBatch
+from .graph_buffers import GraphBuffers
 from .recordings import Weights
 
 AHEAD = 2
 """Steps launched beyond the one whose tokens are waited for, so that the device never idles."""
 _KEPT = 16
-"""Stations of a decoder, if there is memory: fewer than the sizes of batches in use would be made again and
+"""Buffers of a decoder, if there is memory: fewer than the sizes of batches in use would be made again and
 again."""
 _SLOTS = 128
 
@@ -49,43 +49,43 @@ def slots_for(positions: int) -> int:
     return bucket(positions, 64) if positions <= 2 * _SLOTS else -(-positions // _SLOTS) * _SLOTS
 
 
-class Store:
-    """The stations of one decoder: at most so many, those used last."""
+class GraphPool:
+    """The buffers of one decoder: at most so many, those used last."""
 
     def __init__(self, device: torch.device) -> None:
         self._device, self._lock = device, threading.Lock()
-        self._free: list[Station] = []
+        self._free: list[GraphBuffers] = []
         self._weights = Weights()
-        self.recorder = recorder_for(device)
+        self.capturer = graph_capturer(device)
 
     @property
     def bytes(self) -> int:
-        """Memory of the stations that no task uses."""
+        """Memory of the buffers that no batch uses."""
         with self._lock:
-            return sum(station.bytes for station in self._free)
+            return sum(buffers.bytes for buffers in self._free)
 
-    def take(self, decoder: Decoder, task: Task) -> Station:
-        """A station for the task, which nobody else uses until it is given back."""
-        count, each = bucket(len(task.seeds)), task.choosing.rows_each
-        positions = task.longest + task.max_new_tokens
+    def take(self, decoder: Decoder, batch: GenerationBatch) -> GraphBuffers:
+        """Buffers for the batch, which nobody else uses until they are given back."""
+        count, each = bucket(len(batch.seeds)), batch.choosing.rows_each
+        positions = batch.longest + batch.max_new_tokens
         with self._lock:
-            if self._weights.moved(task.voice.owner or decoder, decoder=decoder):
+            if self._weights.moved(batch.head.owner or decoder, decoder=decoder):
                 self._free.clear()
             alike = [s for s in self._free if (s.count, s.rows_each) == (count, each)]
             fitting = [s for s in alike if s.slots >= positions]
             if fitting:
-                station = min(fitting, key=lambda s: s.slots)
-                self._free.remove(station)
-                return station
+                buffers = min(fitting, key=lambda s: s.slots)
+                self._free.remove(buffers)
+                return buffers
             self._make_room(decoder, count * each, slots_for(positions))
-        return Station(decoder, count, each, slots_for(positions), self.recorder)
+        return GraphBuffers(decoder, count, each, slots_for(positions), self.capturer)
 
-    def give(self, station: Station) -> None:
+    def give(self, buffers: GraphBuffers) -> None:
         with self._lock:
-            self._free.append(station)
+            self._free.append(buffers)
 
     def clear(self) -> None:
-        """Free the memory of all stations that no task uses."""
+        """Free the memory of all buffers that no batch uses."""
         with self._lock:
             self._free.clear()
 
@@ -96,44 +96,44 @@ class Store:
             self._free.pop(0)
 
 
-_stores: WeakKeyDictionary[Decoder, Store] = WeakKeyDictionary()
+_pools: WeakKeyDictionary[Decoder, GraphPool] = WeakKeyDictionary()
 _making = threading.Lock()
 
 
-def store_of(decoder: Decoder) -> Store:
+def graph_pool_of(decoder: Decoder) -> GraphPool:
     """What is kept for a decoder, as long as it lives."""
     with _making:
-        if decoder not in _stores:
-            _stores[decoder] = Store(decoder.embed_tokens.weight.device)
-        return _stores[decoder]
+        if decoder not in _pools:
+            _pools[decoder] = GraphPool(decoder.embed_tokens.weight.device)
+        return _pools[decoder]
 
 
 @contextmanager
-def _begun(decoder: Decoder, task: Task) -> Iterator[Station]:
-    """A station that has read the task's prompts, and is given back at the end."""
-    store = store_of(decoder)
-    station = store.take(decoder, task)
+def _begun(decoder: Decoder, batch: GenerationBatch) -> Iterator[GraphBuffers]:
+    """Buffers that hold the batch's prompts, given back at the end."""
+    pool = graph_pool_of(decoder)
+    buffers = pool.take(decoder, batch)
     try:
-        station.begin(decoder, task)
-        yield station
+        buffers.begin(decoder, batch)
+        yield buffers
     finally:
-        store.give(station)
+        pool.give(buffers)
 
 
-@torch.inference_mode(False)  # or other calls could not write into a station's tensors
+@torch.inference_mode(False)  # or other calls could not write into static tensors
 @torch.no_grad()
-def captured_steps(decoder: Decoder, task: Task) -> Iterator[Tensor]:
+def captured_steps(decoder: Decoder, batch: GenerationBatch) -> Iterator[Tensor]:
     """`generate` by recorded steps; tokens `[N]` on the host."""
-    with _begun(decoder, task) as station:
-        count, total, form = len(task.seeds), task.max_new_tokens, task.choosing.form
-        on_cuda = station.record_SN.device.type == "cuda"
-        host_TN = torch.empty(total, station.count, dtype=torch.long, pin_memory=on_cuda)
+    with _begun(decoder, batch) as buffers:
+        count, total, mode = len(batch.seeds), batch.max_new_tokens, batch.choosing.mode
+        on_cuda = buffers.record_SN.device.type == "cuda"
+        host_TN = torch.empty(total, buffers.count, dtype=torch.long, pin_memory=on_cuda)
         copied: list[torch.cuda.Event] = []
         launched = 0
         for step in range(total):
             while launched < min(total, step + 1 + AHEAD):
-                station.step(decoder, task.voice, form, launched)
-                host_TN[launched].copy_(station.record_SN[launched], non_blocking=True)
+                buffers.step(decoder, batch.head, mode, launched)
+                host_TN[launched].copy_(buffers.record_SN[launched], non_blocking=True)
                 if on_cuda:
                     copied.append(torch.cuda.Event())
                     copied[-1].record()
@@ -143,11 +143,11 @@ def captured_steps(decoder: Decoder, task: Task) -> Iterator[Tensor]:
             yield host_TN[step, :count].clone()
 
 
-@torch.inference_mode(False)  # or other calls could not write into a station's tensors
+@torch.inference_mode(False)  # or other calls could not write into static tensors
 @torch.no_grad()
-def captured_tokens(decoder: Decoder, task: Task) -> Tensor:
+def captured_tokens(decoder: Decoder, batch: GenerationBatch) -> Tensor:
     """`generate_all` by recorded steps, int64 `[N, T]` on the host."""
-    with _begun(decoder, task) as station:
-        for step in range(task.max_new_tokens):
-            station.step(decoder, task.voice, task.choosing.form, step)
-        return station.record_SN[: task.max_new_tokens, : len(task.seeds)].t().cpu()
+    with _begun(decoder, batch) as buffers:
+        for step in range(batch.max_new_tokens):
+            buffers.step(decoder, batch.head, batch.choosing.mode, step)
+        return buffers.record_SN[: batch.max_new_tokens, : len(batch.seeds)].t().cpu()

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from ..model.decoder import Decoder
-from .cuda_graphs import Work, recorder_for
+from .cuda_graphs import Work, graph_capturer
 from .generate import records
 from .recordings import Weights
 
@@ -28,11 +28,11 @@ _KEPT = 8  # recordings of a part
 Part = Callable[[Tensor], Tensor]
 
 
-class RecordedPart:
+class GraphedModule:
     """One part of one model, and its recordings that were used last."""
 
     def __init__(self, device: torch.device) -> None:
-        self.device, self.recorder = device, recorder_for(device)
+        self.device, self.capturer = device, graph_capturer(device)
         # Threads that prepare prompts come here beside each other and beside those that generate. All launch
         # on one stream, but between a replay and the copying of its output another thread may launch: graphs
         # of the same pool, which might write there, wait for the lock, and steps have pools of their own.
@@ -68,22 +68,22 @@ class RecordedPart:
         def work() -> None:
             outs[:] = [part(static)]
 
-        self._made[key] = (static, outs, self.recorder(work))
+        self._made[key] = (static, outs, self.capturer(work))
 
 
-_kept: WeakKeyDictionary[nn.Module, RecordedPart] = WeakKeyDictionary()
+_kept: WeakKeyDictionary[nn.Module, GraphedModule] = WeakKeyDictionary()
 _making = threading.Lock()
 
 
-def recorded_part_of(model: nn.Module, device: torch.device) -> RecordedPart:
+def graphed_module_of(model: nn.Module, device: torch.device) -> GraphedModule:
     """What is kept for a model, as long as it lives there."""
     with _making:
         if model not in _kept or _kept[model].device != device:
-            _kept[model] = RecordedPart(device)
+            _kept[model] = GraphedModule(device)
         return _kept[model]
 
 
-def by_recording(
+def run_graphed(
     model: nn.Module, decoder: Decoder, modules: Sequence[nn.Module], part: Part, x: Tensor
 ) -> Tensor:
     """`part(x)`, `[N, ...]` from `[N, ...]`, of a model whose `decoder` says whether its work is recorded."""
@@ -91,4 +91,4 @@ def by_recording(
         return part(x)
     if x.is_cuda and torch.cuda.is_current_stream_capturing():  # into a graph of the caller's
         return part(x)
-    return recorded_part_of(model, x.device).run(modules, part, x)
+    return graphed_module_of(model, x.device).run(modules, part, x)

@@ -8,23 +8,23 @@ from torch import Tensor
 
 from ..model.decoder import Decoder
 from ..model.kv_slots import Slots
-from .cuda_graphs import Recorder
+from .cuda_graphs import GraphCapturer
 from .graph_generation import bucket
-from .recordings import Decoding, Recordings, Weights
+from .recordings import CapturedGraphs, Decoding, Weights
 
 
-class RecordedSteps:
-    """`generation.decode_one` over an engine's rows, `begin` where jobs begin and then `run` for each step.
+class GraphedSteps:
+    """`generate.decode_one` over a scheduler's rows: `begin` where requests begin, then `run` for each step.
 
     Rows are filled up to a bucket with free ones, which are computed and never looked at (`Slots.park`). The
-    recorder is the engine's own: recordings of one recorder share memory and are not to run at the same time,
-    and stations run theirs on other threads.
+    capturer is the engine's own: recordings of one capturer share memory and are not to run at the same time,
+    and buffers run theirs on other threads.
     """
 
-    def __init__(self, decoder: Decoder, slots: Slots, recorder: Recorder) -> None:
-        self.decoder, self.slots, self.recorder = decoder, slots, recorder
+    def __init__(self, decoder: Decoder, slots: Slots, capturer: GraphCapturer) -> None:
+        self.decoder, self.slots, self.capturer = decoder, slots, capturer
         self.decoding = Decoding(decoder, slots.cache.slots)
-        self._recordings, self._weights = Recordings(recorder), Weights()
+        self._recordings, self._weights = CapturedGraphs(capturer), Weights()
         self._x_RD = torch.zeros_like(slots.hidden_RD)
 
     def begin(self) -> None:

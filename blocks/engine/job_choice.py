@@ -1,6 +1,6 @@
-"""One token of every job of an engine: heads, guidance and draws, of jobs that are alike together.
+"""One token of every request of an engine: heads, guidance and draws, of requests that are alike together.
 
-R rows of the cache, m jobs of one voice, D decoder width, V a voice's vocabulary.
+R rows of the cache, m requests of one head, D decoder width, V a head's vocabulary.
 """
 
 from collections.abc import Mapping, Sequence
@@ -10,51 +10,53 @@ from torch import Tensor
 
 from ..model.kv_slots import sent, take
 from .decode_step import Kernels
-from .request import Chosen, Job
-from .sampling import Voice
+from .request import Request, SampledToken
+from .sampling import TokenHead
 from .sampling_params import Sampling, guide, narrow, sample
 
 
 def choose_all(
-    groups: Mapping[Voice, list[Job]], hidden_RD: Tensor, kernels: Kernels | None = None
-) -> list[tuple[Job, Chosen]]:
-    """One token of every job, from the hidden states of the rows. The device is waited for once, and
+    groups: Mapping[TokenHead, list[Request]], hidden_RD: Tensor, kernels: Kernels | None = None
+) -> list[tuple[Request, SampledToken]]:
+    """One token of every request, from the hidden states of the rows. The device is waited for once, and
     again where log-probabilities are asked for."""
-    logits = [_logits(voice, jobs, hidden_RD) for voice, jobs in groups.items()]
-    drawn = [_draw(of_voice, jobs, kernels) for of_voice, jobs in zip(logits, groups.values(), strict=True)]
+    logits = [_logits(head, requests, hidden_RD) for head, requests in groups.items()]
+    drawn = [
+        _draw(of_head, requests, kernels) for of_head, requests in zip(logits, groups.values(), strict=True)
+    ]
     numbers = iter(torch.cat(drawn).tolist())
     chosen = []
-    for of_voice, jobs in zip(logits, groups.values(), strict=True):
-        tokens = [next(numbers) for _ in jobs]
-        asked = [i for i, job in enumerate(jobs) if job.logprobs is not None]
-        told = dict(zip(asked, _logprobs(of_voice, jobs, asked, tokens), strict=True))
-        chosen += [(job, told.get(i) or Chosen(tokens[i])) for i, job in enumerate(jobs)]
+    for of_head, requests in zip(logits, groups.values(), strict=True):
+        tokens = [next(numbers) for _ in requests]
+        asked = [i for i, request in enumerate(requests) if request.logprobs is not None]
+        told = dict(zip(asked, _logprobs(of_head, requests, asked, tokens), strict=True))
+        chosen += [(request, told.get(i) or SampledToken(tokens[i])) for i, request in enumerate(requests)]
     return chosen
 
 
-def _logits(voice: Voice, jobs: Sequence[Job], hidden_RD: Tensor) -> Tensor:
-    """Logits after guidance, float32 `[m, V]`: of all the jobs' rows in one product."""
-    guided = [i for i, job in enumerate(jobs) if job.rows == 2]
-    places = [job.places[0] for job in jobs] + [jobs[i].places[1] for i in guided]
-    logits = voice.logits(take(hidden_RD, places)).float()
-    cond, uncond = logits[: len(jobs)], logits[len(jobs) :]
+def _logits(head: TokenHead, requests: Sequence[Request], hidden_RD: Tensor) -> Tensor:
+    """Logits after guidance, float32 `[m, V]`: of all the requests' rows in one product."""
+    guided = [i for i, request in enumerate(requests) if request.rows == 2]
+    places = [request.places[0] for request in requests] + [requests[i].places[1] for i in guided]
+    logits = head.logits(take(hidden_RD, places)).float()
+    cond, uncond = logits[: len(requests)], logits[len(requests) :]
     if not guided:
         return cond
-    scales = torch.tensor([[jobs[i].guidance_scale] for i in guided])
+    scales = torch.tensor([[requests[i].guidance_scale] for i in guided])
     mixed = guide(take(cond, guided), uncond, scales.to(logits.device, non_blocking=True))
-    if len(guided) == len(jobs):
+    if len(guided) == len(requests):
         return mixed
     return cond.index_copy(0, sent(logits.device, guided)[0], mixed)
 
 
-def _draw(logits_mV: Tensor, jobs: Sequence[Job], kernels: Kernels | None) -> Tensor:
-    """Tokens int64 `[m]`; jobs of equal options are drawn together."""
+def _draw(logits_mV: Tensor, requests: Sequence[Request], kernels: Kernels | None) -> Tensor:
+    """Tokens int64 `[m]`; requests of equal options are drawn together."""
     groups: dict[Sampling, list[int]] = {}
-    for i, job in enumerate(jobs):
-        groups.setdefault(job.sampling, []).append(i)
+    for i, request in enumerate(requests):
+        groups.setdefault(request.sampling, []).append(i)
     parts, order = [], []
     for sampling, members in groups.items():
-        seeds, steps = [jobs[i].seed for i in members], [jobs[i].step for i in members]
+        seeds, steps = [requests[i].seed for i in members], [requests[i].step for i in members]
         seeds_m, steps_m = sent(logits_mV.device, seeds, steps)
         parts.append(_draw_alike(take(logits_mV, members), sampling, seeds_m, steps_m, kernels))
         order += members
@@ -67,7 +69,7 @@ def _draw(logits_mV: Tensor, jobs: Sequence[Job], kernels: Kernels | None) -> Te
 def _draw_alike(
     logits_mV: Tensor, sampling: Sampling, seeds_m: Tensor, steps_m: Tensor, kernels: Kernels | None
 ) -> Tensor:
-    """`sample`; by a kernel where there are some, as a station's recording does."""
+    """`sample`; by a kernel where there are some, as in a captured step."""
     if kernels is None or sampling.temperature == 0.0:
         return sample(logits_mV, sampling, seeds_m, steps_m)
     temperature, tokens_m = sampling.temperature, torch.empty_like(seeds_m)
@@ -78,16 +80,18 @@ def _draw_alike(
     return tokens_m
 
 
-def _logprobs(logits_mV: Tensor, jobs: Sequence[Job], asked: list[int], tokens: list[int]) -> list[Chosen]:
-    """What is told of the jobs that ask."""
+def _logprobs(
+    logits_mV: Tensor, requests: Sequence[Request], asked: list[int], tokens: list[int]
+) -> list[SampledToken]:
+    """What is told of the requests that ask."""
     if not asked:
         return []
     scores = take(logits_mV, asked).log_softmax(-1)
     own = scores.gather(1, sent(scores.device, [tokens[i] for i in asked])[0][:, None])
-    top = scores.topk(max(jobs[i].logprobs or 0 for i in asked))
+    top = scores.topk(max(requests[i].logprobs or 0 for i in asked))
     values, places = torch.cat((own, top.values), dim=1).tolist(), top.indices.tolist()
     found = []
     for i, (logprob, *others), best in zip(asked, values, places, strict=True):
         pairs = zip(best, others, strict=True)
-        found.append(Chosen(tokens[i], logprob, tuple(pairs)[: jobs[i].logprobs or 0]))
+        found.append(SampledToken(tokens[i], logprob, tuple(pairs)[: requests[i].logprobs or 0]))
     return found

@@ -3,9 +3,9 @@
 R rows of the cache, n prompts, T positions of a prompt, D decoder width.
 
 Keys and values of a position depend on the embeddings up to it only. So a prompt that begins like one in the
-cache (of a job that runs, or of one that has ended and whose row nobody took since) gets its first positions
-from there: as a rule those of the template and the system prompt, in a longer conversation all but the last
-question. That is done where it changes no bit (`invariant.exact`).
+cache (of a request that runs, or of one that has ended and whose row nobody took since) gets its first
+positions from there: as a rule those of the template and the system prompt, in a longer conversation all but
+the last question. That is done where it changes no bit (`invariant.exact`).
 """
 
 import hashlib

@@ -1,4 +1,4 @@
-"""Recordings that are kept, and what voids them; a decoder step on static tensors, which stations and the
+"""CapturedGraphs that are kept, and what voids them; a decoder step on static tensors, which buffers and the
 engine record.
 
 R rows, D decoder width, S cache slots, K dimensions of a head.
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ..model.decoder import Decoder
 from ..model.kv_cache import KVCache, allocated_slots
 from ..model.rope import rotary_table
-from .cuda_graphs import Recorder, Work, recording
+from .cuda_graphs import GraphCapturer, Work, graph_capture_lock
 from .decode_step import decode_fast, host_free, load_kernels, reads_positions
 from .fused_weights import join_weights
 
@@ -23,7 +23,7 @@ _RECORDINGS = 48
 
 
 class Weights:
-    """Recordings hold where weights were: they are void once a model was moved or given others."""
+    """CapturedGraphs hold where weights were: they are void once a model was moved or given others."""
 
     def __init__(self) -> None:
         self._places: list[int] = []
@@ -34,7 +34,7 @@ class Weights:
         if _places(modules) == self._places:
             return False
         if decoder is not None:
-            with recording:
+            with graph_capture_lock:
                 join_weights(decoder)
         self._places = _places(modules)
         return True
@@ -54,11 +54,11 @@ def _places(modules: Sequence[nn.Module]) -> list[int]:
     return places
 
 
-class Recordings:
+class CapturedGraphs:
     """Work on a decoder by recordings, each made when it is first needed; those used last are kept."""
 
-    def __init__(self, recorder: Recorder) -> None:
-        self._record = recorder
+    def __init__(self, capturer: GraphCapturer) -> None:
+        self._record = capturer
         self._kept: OrderedDict[object, Work] = OrderedDict()
 
     def run(self, decoder: Decoder, key: object, work: Work, changed: Sequence[Tensor] = ()) -> None:
@@ -69,7 +69,7 @@ class Recordings:
             if len(self._kept) >= _RECORDINGS:
                 self._kept.popitem(last=False)
             before = [tensor.clone() for tensor in changed]
-            with recording, host_free(decoder):
+            with graph_capture_lock, host_free(decoder):
                 replay = self._kept[key] = self._record(work)
             for tensor, value in zip(changed, before, strict=True):
                 tensor.copy_(value)

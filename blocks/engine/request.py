@@ -1,6 +1,6 @@
-"""What an engine works on: a job is one answer or one picture, in a voice, told token by token.
+"""What an engine works on: a request is one answer or one picture, in a head, told token by token.
 
-D decoder width, V a voice's vocabulary, m jobs of one voice.
+D decoder width, V a head's vocabulary, m requests of one head.
 """
 
 from collections.abc import Callable, Sequence
@@ -8,13 +8,13 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from .sampling import Voice
+from .sampling import TokenHead
 from .sampling_params import Sampling
 
 
 @dataclass(frozen=True)
-class Chosen:
-    """A token and, where the job asks for them, its log-probability and the likeliest (token, logprob).
+class SampledToken:
+    """A token and, where the request asks for them, its log-probability and the likeliest (token, logprob).
 
     They are of the model's own distribution: after guidance, before temperature and filters.
     """
@@ -25,20 +25,20 @@ class Chosen:
 
 
 @dataclass(eq=False)
-class Job:
+class Request:
     """What to write, and whom to tell. Both callbacks run on the engine's thread and must be quick.
 
     `prompts_TD` is the prompt's embeddings, or with guidance the conditional and the unconditional ones.
-    `on_token` returns True to end the job there. `on_end` is called once, with "stop" (an end token, or
+    `on_token` returns True to end the request there. `on_end` is called once, with "stop" (an end token, or
     `on_token`'s wish), "length", "cancelled" or "error".
     """
 
-    voice: Voice
+    head: TokenHead
     prompts_TD: Sequence[Tensor]
     sampling: Sampling
     seed: int
     max_new_tokens: int
-    on_token: Callable[[Chosen], bool | None]
+    on_token: Callable[[SampledToken], bool | None]
     on_end: Callable[[str], None]
     eos_id: int | None = None
     guidance_scale: float = 1.0
@@ -52,8 +52,8 @@ class Job:
 
     def __post_init__(self) -> None:
         self.rows = len(self.prompts_TD)
-        assert self.rows in (1, 2), "a job has a row, or two with guidance"
+        assert self.rows in (1, 2), "a request has a row, or two with guidance"
 
     def cancel(self) -> None:
-        """End the job before the next step; its rows are free then. Harmless once it has ended."""
+        """End the request before the next step; its rows are free then. Harmless once it has ended."""
         self.cancelled = True

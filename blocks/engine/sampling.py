@@ -1,7 +1,7 @@
-"""What a generation is made with: a model's voice, and how tokens are chosen from its logits.
+"""What a generation is made with: a model's head, and how tokens are chosen from its logits.
 
 N sequences, R rows of the decoder (N, or 2 N with guidance: rows 2 n and 2 n + 1 are sequence n with and
-without its condition), D decoder width, V a voice's vocabulary.
+without its condition), D decoder width, V a head's vocabulary.
 """
 
 from collections.abc import Callable, Sequence
@@ -14,7 +14,7 @@ from .sampling_params import Sampling, guide, narrow, penalize, race
 
 
 @dataclass(frozen=True)
-class Voice:
+class TokenHead:
     """One kind of tokens: `embed` makes tokens `[m]` inputs `[m, D]`, `logits` hidden states `[m, V]`."""
 
     embed: Callable[[Tensor], Tensor]
@@ -27,7 +27,7 @@ class Voice:
         return owners[0] if owners[0] is owners[1] and isinstance(owners[0], nn.Module) else None
 
 
-class Form(NamedTuple):
+class SamplingMode(NamedTuple):
     """What of the choice decides which operations a step is made of."""
 
     guided: bool
@@ -37,7 +37,7 @@ class Form(NamedTuple):
     penalized: bool
 
 
-class Dials(NamedTuple):
+class SamplingTensors(NamedTuple):
     """What of the choice are mere numbers; a captured step reads them from tensors `[1]`."""
 
     guidance: float | Tensor
@@ -59,9 +59,9 @@ class Choosing:
         return 1 if self.guidance_scale is None else 2
 
     @property
-    def form(self) -> Form:
+    def mode(self) -> SamplingMode:
         sampling, greedy = self.sampling, self.sampling.temperature == 0.0
-        return Form(
+        return SamplingMode(
             guided=self.guidance_scale is not None,
             greedy=greedy,
             top_k=0 if greedy else sampling.top_k,
@@ -70,38 +70,45 @@ class Choosing:
         )
 
     @property
-    def dials(self) -> Dials:
+    def tensors(self) -> SamplingTensors:
         scale = 1.0 if self.guidance_scale is None else self.guidance_scale
-        return Dials(scale, self.sampling.temperature, self.sampling.top_p, self.repetition_penalty)
+        return SamplingTensors(scale, self.sampling.temperature, self.sampling.top_p, self.repetition_penalty)
 
 
-def filtered(logits_RV: Tensor, form: Form, dials: Dials, seen_NV: Tensor | None) -> Tensor:
+def filtered(
+    logits_RV: Tensor, mode: SamplingMode, tensors: SamplingTensors, seen_NV: Tensor | None
+) -> Tensor:
     """Logits float32 `[N, V]` after guidance, penalty, temperature and filters, in this order."""
     logits = logits_RV.float()
-    if form.guided:
+    if mode.guided:
         cond, uncond = logits.unflatten(0, (-1, 2)).unbind(1)
-        logits = guide(cond, uncond, dials.guidance)
+        logits = guide(cond, uncond, tensors.guidance)
     if seen_NV is not None:
-        logits = penalize(logits, seen_NV, dials.penalty)
-    if form.greedy:
+        logits = penalize(logits, seen_NV, tensors.penalty)
+    if mode.greedy:
         return logits
-    return narrow(logits, dials.temperature, form.top_k, dials.top_p if form.nucleus else 1.0)
+    return narrow(logits, tensors.temperature, mode.top_k, tensors.top_p if mode.nucleus else 1.0)
 
 
 def choose(
-    logits_RV: Tensor, form: Form, dials: Dials, seeds_N: Tensor, steps_N: Tensor, seen_NV: Tensor | None
+    logits_RV: Tensor,
+    mode: SamplingMode,
+    tensors: SamplingTensors,
+    seeds_N: Tensor,
+    steps_N: Tensor,
+    seen_NV: Tensor | None,
 ) -> Tensor:
     """One token of every sequence, int64 `[N]`; it is marked in `seen`, the mask of what was there before."""
-    logits = filtered(logits_RV, form, dials, seen_NV)
-    tokens = logits.argmax(-1) if form.greedy else race(logits, seeds_N, steps_N)
+    logits = filtered(logits_RV, mode, tensors, seen_NV)
+    tokens = logits.argmax(-1) if mode.greedy else race(logits, seeds_N, steps_N)
     if seen_NV is not None:
         seen_NV.scatter_(1, tokens[:, None], True)
     return tokens
 
 
-def spread(x_ND: Tensor, form: Form) -> Tensor:
+def spread(x_ND: Tensor, mode: SamplingMode) -> Tensor:
     """Inputs of all rows `[R, D]`: both rows of a guided sequence get the same."""
-    return x_ND[:, None].expand(-1, 2, -1).flatten(0, 1) if form.guided else x_ND
+    return x_ND[:, None].expand(-1, 2, -1).flatten(0, 1) if mode.guided else x_ND
 
 
 def paired(first: Sequence[Tensor], second: Sequence[Tensor] | None) -> list[Tensor]:
@@ -109,4 +116,3 @@ def paired(first: Sequence[Tensor], second: Sequence[Tensor] | None) -> list[Ten
     if second is None:
         return list(first)
     return [row for pair in zip(first, second, strict=True) for row in pair]
-

@@ -1,11 +1,11 @@
-"""Continuous batching: jobs that arrive at different times share every step of one decoder.
+"""Continuous batching: requests that arrive at different times share every step of one decoder.
 
 n rows in use, D decoder width.
 
-A job is one answer or one picture. It has one row, or two with guidance (conditional and unconditional), and
-a `Voice` that says how its tokens are embedded and how hidden states become logits. Each turn of the engine
-admits what waits, chooses one token of every job, and runs the decoder once over all rows, on CUDA from a
-recording. A job's tokens depend on its own prompt, options and seed only, as they do in the pipelines.
+A request is one answer or one image. It has one row, or two with guidance (conditional and unconditional),
+and a `TokenHead`: how its tokens are embedded and how hidden states become logits. Each step admits what
+waits, chooses one token of every request, and runs the decoder once over all rows, on CUDA from a recording.
+A request's tokens depend on its own prompt, options and seed only, as they do in the pipelines.
 """
 
 import logging
@@ -19,26 +19,26 @@ import torch
 from ..errors import OptionError
 from ..model.decoder import Decoder
 from ..model.kv_slots import Slots, sent
-from .cuda_graphs import Recorder, recorder_for
+from .cuda_graphs import GraphCapturer, graph_capturer
 from .generate import check_context, decode_one, records
-from .graphed_steps import RecordedSteps
+from .graphed_steps import GraphedSteps
 from .job_choice import choose_all
 from .prefill import Prefiller
-from .request import Job
-from .sampling import Voice
+from .request import Request
+from .sampling import TokenHead
 
 _log = logging.getLogger("bifrons.engine")
 
 
-class EngineFull(Exception):
+class QueueFull(Exception):
     """As many rows as may wait are waiting."""
 
 
-class EngineStopped(Exception):
-    """The engine takes no more jobs."""
+class SchedulerStopped(Exception):
+    """The scheduler takes no more requests."""
 
 
-class Engine:
+class Scheduler:
     """A decoder, a cache of `rows` rows of `context` positions, a bounded queue, and the thread in between.
 
     Rows are promised (`reserve`) before a prompt is prepared, so that what is beyond the queue costs nothing.
@@ -51,9 +51,9 @@ class Engine:
         rows: int,
         context: int,
         max_waiting: int,
-        recorder: Recorder | None = None,
+        capturer: GraphCapturer | None = None,
     ) -> None:
-        """`max_waiting`: rows that may wait for others to end. `recorder` records the decoder's steps; None:
+        """`max_waiting`: rows that may wait for others to end. `capturer` records the decoder's steps; None:
         as CUDA graphs where `generation.records`, else not. Raises `OptionError`."""
         if rows < 2 or not 2 <= context <= decoder.config.max_positions or max_waiting < 0:
             raise OptionError(
@@ -64,11 +64,11 @@ class Engine:
         self.device = decoder.device
         self._slots = Slots(decoder, rows, context)
         self._prefiller = Prefiller(decoder, self._slots)
-        if recorder is None and records(decoder):
-            recorder = recorder_for(self.device)
-        self._recorded = None if recorder is None else RecordedSteps(decoder, self._slots, recorder)
-        self._running: list[Job] = []
-        self._queue: deque[Job] = deque()
+        if capturer is None and records(decoder):
+            capturer = graph_capturer(self.device)
+        self._recorded = None if capturer is None else GraphedSteps(decoder, self._slots, capturer)
+        self._running: list[Request] = []
+        self._queue: deque[Request] = deque()
         self._promised = 0
         self._closing = False
         self._changed = threading.Condition()
@@ -83,23 +83,23 @@ class Engine:
 
     @property
     def rows_promised(self) -> int:
-        """Rows of all jobs that run, wait or are being prepared."""
+        """Rows of all requests that run, wait or are being prepared."""
         return self._promised
 
     def reserve(self, rows: int) -> None:
-        """Promise rows to jobs that will be submitted (or given back by `release`).
+        """Promise rows to requests that will be submitted (or given back by `release`).
 
-        Raises `EngineFull` when they would not even wait, `EngineStopped` after `close`.
+        Raises `QueueFull` when they would not even wait, `SchedulerStopped` after `close`.
         """
         with self._changed:
             if self._closing:
-                raise EngineStopped("the engine is stopping")
+                raise SchedulerStopped("the engine is stopping")
             if self._promised + rows > self.rows + self.max_waiting:
-                raise EngineFull(f"{self._promised} rows are in use or waiting")
+                raise QueueFull(f"{self._promised} rows are in use or waiting")
             self._promised += rows
 
     def release(self, rows: int) -> None:
-        """Take a promise back that led to no job."""
+        """Take a promise back that led to no request."""
         with self._changed:
             self._promised -= rows
             self._changed.notify_all()
@@ -108,12 +108,12 @@ class Engine:
         """`PromptError` where a prompt of so many tokens and so many new ones exceed a row."""
         check_context(prompt, new, self.context)
 
-    def submit(self, jobs: Sequence[Job]) -> None:
-        """Queue jobs whose rows are reserved. Raises `PromptError` where one does not fit into a row."""
-        for job in jobs:
-            self.check(max(len(prompt) for prompt in job.prompts_TD), job.max_new_tokens)
+    def submit(self, requests: Sequence[Request]) -> None:
+        """Queue requests whose rows are reserved. Raises `PromptError` where one does not fit into a row."""
+        for request in requests:
+            self.check(max(len(prompt) for prompt in request.prompts_TD), request.max_new_tokens)
         with self._changed:
-            self._queue.extend(jobs)
+            self._queue.extend(requests)
             self._changed.notify_all()
 
     def close(self, timeout: float | None = None) -> bool:
@@ -131,37 +131,37 @@ class Engine:
             while (admitted := self._next_jobs()) is not None:
                 try:
                     self._turn(admitted)
-                except Exception:  # of whatever kind: the jobs must be told, and the next ones served
-                    _log.exception("a step failed; %d jobs end with it", len(self._running))
+                except Exception:  # of whatever kind: the requests must be told, and the next ones served
+                    _log.exception("a step failed; %d requests end with it", len(self._running))
                     self._slots.clear()
                     failed, self._running = [*self._running, *admitted], []
-                    for job in failed:
-                        self._tell_end(job, "error")
+                    for request in failed:
+                        self._tell_end(request, "error")
         self._prefiller.close()
 
-    def _next_jobs(self) -> list[Job] | None:
-        """Wait for something to do; the jobs to begin now, in the order they came. None: the end."""
+    def _next_jobs(self) -> list[Request] | None:
+        """Wait for something to do; the requests to begin now, in the order they came. None: the end."""
         with self._changed:
             while not self._queue and not self._running:
                 if self._closing and self._promised == 0:
                     return None
                 self._changed.wait()
-            admitted = [job for job in self._queue if job.cancelled]
-            self._queue = deque(job for job in self._queue if not job.cancelled)
-            free = self._slots.free + sum(job.rows for job in self._running if job.cancelled)
+            admitted = [request for request in self._queue if request.cancelled]
+            self._queue = deque(request for request in self._queue if not request.cancelled)
+            free = self._slots.free + sum(request.rows for request in self._running if request.cancelled)
             while self._queue and self._queue[0].rows <= free:
-                job = self._queue.popleft()
-                admitted.append(job)
-                free -= job.rows
+                request = self._queue.popleft()
+                admitted.append(request)
+                free -= request.rows
             return admitted
 
-    def _turn(self, admitted: list[Job]) -> None:
-        for job in [job for job in self._running if job.cancelled]:
-            self._end(job, "cancelled")
-        begun = [job for job in admitted if not job.cancelled]
-        for job in admitted:
-            if job not in begun:
-                self._tell_end(job, "cancelled")
+    def _turn(self, admitted: list[Request]) -> None:
+        for request in [request for request in self._running if request.cancelled]:
+            self._end(request, "cancelled")
+        begun = [request for request in admitted if not request.cancelled]
+        for request in admitted:
+            if request not in begun:
+                self._tell_end(request, "cancelled")
         self._prefill(begun)
         if not self._running:
             return
@@ -169,50 +169,50 @@ class Engine:
         if self._running:
             self._advance(tokens)
 
-    def _prefill(self, jobs: list[Job]) -> None:
-        if jobs and self._recorded is not None:
+    def _prefill(self, requests: list[Request]) -> None:
+        if requests and self._recorded is not None:
             self._recorded.begin()
-        places = iter(self._prefiller.add([prompt for job in jobs for prompt in job.prompts_TD]))
-        for job in jobs:
-            job.places = [next(places) for _ in range(job.rows)]
-            job.prompts_TD = ()  # the embeddings are needed no more
-            self._running.append(job)
+        places = iter(self._prefiller.add([prompt for request in requests for prompt in request.prompts_TD]))
+        for request in requests:
+            request.places = [next(places) for _ in range(request.rows)]
+            request.prompts_TD = ()  # the embeddings are needed no more
+            self._running.append(request)
 
-    def _by_voice(self) -> dict[Voice, list[Job]]:
-        groups: dict[Voice, list[Job]] = {}
-        for job in self._running:
-            groups.setdefault(job.voice, []).append(job)
+    def _by_head(self) -> dict[TokenHead, list[Request]]:
+        groups: dict[TokenHead, list[Request]] = {}
+        for request in self._running:
+            groups.setdefault(request.head, []).append(request)
         return groups
 
-    def _choose(self) -> dict[Job, int]:
-        """One token of every job; tells them, ends what is at its end, and returns those of the others."""
+    def _choose(self) -> dict[Request, int]:
+        """One token of every request; reports it, and returns those of the requests that go on."""
         kernels = None if self._recorded is None else self._recorded.decoding.kernels
         going = {}
-        for job, choice in choose_all(self._by_voice(), self._slots.hidden_RD, kernels):
-            job.step += 1
+        for request, choice in choose_all(self._by_head(), self._slots.hidden_RD, kernels):
+            request.step += 1
             self.tokens += 1
-            if choice.token == job.eos_id or job.on_token(choice):
-                self._end(job, "stop")
-            elif job.step == job.max_new_tokens:
-                self._end(job, "length")
+            if choice.token == request.eos_id or request.on_token(choice):
+                self._end(request, "stop")
+            elif request.step == request.max_new_tokens:
+                self._end(request, "length")
             else:
-                going[job] = choice.token
+                going[request] = choice.token
         return going
 
-    def _advance(self, tokens: dict[Job, int]) -> None:
+    def _advance(self, tokens: dict[Request, int]) -> None:
         """Feed the tokens back: one decoder step over all rows in use."""
         hidden = self._slots.hidden_RD
         x_nD = hidden.new_empty(self.rows_used, hidden.shape[1])
-        for voice, jobs in self._by_voice().items():
+        for head, requests in self._by_head().items():
             # A row's twin gets the same input, which is looked up once.
-            rows = [(place, i) for i, job in enumerate(jobs) for place in job.places]
+            rows = [(place, i) for i, request in enumerate(requests) for place in request.places]
             chosen, places, owners = sent(
                 self.device,
-                [tokens[job] for job in jobs],
+                [tokens[request] for request in requests],
                 [place for place, _ in rows],
                 [i for _, i in rows],
             )
-            x_nD[places] = voice.embed(chosen)[owners]
+            x_nD[places] = head.embed(chosen)[owners]
         if self._recorded is None:
             hidden[: self.rows_used] = decode_one(self.decoder, x_nD, self._slots.active())
         else:
@@ -220,23 +220,23 @@ class Engine:
         self._slots.advance()
         self.steps += 1
 
-    def _end(self, job: Job, reason: str) -> None:
-        self._running.remove(job)
-        while job.places:
-            # The highest first, so that a job's second row can't be what moves into its first one's place.
-            job.places.sort()
-            place = job.places.pop()
+    def _end(self, request: Request, reason: str) -> None:
+        self._running.remove(request)
+        while request.places:
+            # The highest first, so that a request's second row can't move into its first one's place.
+            request.places.sort()
+            place = request.places.pop()
             moved = self._slots.drop(place)
             for other in self._running:
                 other.places = [place if p == moved else p for p in other.places]
-        self._tell_end(job, reason)
+        self._tell_end(request, reason)
 
-    def _tell_end(self, job: Job, reason: str) -> None:
-        if job.ended:
+    def _tell_end(self, request: Request, reason: str) -> None:
+        if request.ended:
             return
-        job.ended = True
-        self.release(job.rows)
+        request.ended = True
+        self.release(request.rows)
         try:
-            job.on_end(reason)
-        except Exception:  # a listener that is gone must not take the other jobs with it
-            _log.exception("a job's listener failed")
+            request.on_end(reason)
+        except Exception:  # a listener that is gone must not take the other requests with it
+            _log.exception("a request's listener failed")

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ...blocks.engine.generate import Task, captures, decode_one, generate_all
-from ...blocks.engine.graph_generation import store_of
-from ...blocks.engine.sampling import Choosing, Voice, choose, spread
+from ...blocks.engine.generate import GenerationBatch, captures, decode_one, generate_all
+from ...blocks.engine.graph_generation import graph_pool_of
+from ...blocks.engine.sampling import Choosing, TokenHead, choose, spread
 from ...blocks.engine.sampling_params import Sampling
 from ...blocks.model.decoder import Decoder
 from ...blocks.model.kv_cache import KVCache
@@ -50,31 +50,31 @@ def rewind(cache: KVCache, filled: int) -> None:
     cache.filled = filled
 
 
-def stepper(decoder: Decoder, task: Task) -> Callable[[], None]:
-    """The steps of a task, without the reading of its prompts: captured or not, as `generate` does them."""
-    voice, choosing, filled = task.voice, task.choosing, task.longest
-    if captures(decoder, voice):
-        station = store_of(decoder).take(decoder, task)
-        station.begin(decoder, task)
+def stepper(decoder: Decoder, batch: GenerationBatch) -> Callable[[], None]:
+    """The steps of a batch, without the reading of its prompts: captured or not, as `generate` does them."""
+    head, choosing, filled = batch.head, batch.choosing, batch.longest
+    if captures(decoder, head):
+        buffers = graph_pool_of(decoder).take(decoder, batch)
+        buffers.begin(decoder, batch)
 
         def replayed() -> None:
-            station.rewind([len(row) for row in task.rows])
-            for step in range(task.max_new_tokens):
-                station.step(decoder, voice, choosing.form, step)
+            buffers.rewind([len(row) for row in batch.rows])
+            for step in range(batch.max_new_tokens):
+                buffers.step(decoder, head, choosing.mode, step)
 
         return replayed
-    cache = filled_cache(decoder, len(task.rows), filled, task.max_new_tokens)
-    seeds = torch.tensor(task.seeds, device=cache.positions.device)
-    start = torch.stack([row[-1] for row in task.rows])
+    cache = filled_cache(decoder, len(batch.rows), filled, batch.max_new_tokens)
+    seeds = torch.tensor(batch.seeds, device=cache.positions.device)
+    start = torch.stack([row[-1] for row in batch.rows])
 
     def launched() -> None:
         hidden = start
         rewind(cache, filled)
-        for step in range(task.max_new_tokens):
+        for step in range(batch.max_new_tokens):
             steps = torch.full_like(seeds, step)
-            logits = voice.logits(hidden)
-            tokens = choose(logits, choosing.form, choosing.dials, seeds, steps, None)
-            hidden = decode_one(decoder, spread(voice.embed(tokens), choosing.form), cache)
+            logits = head.logits(hidden)
+            tokens = choose(logits, choosing.mode, choosing.tensors, seeds, steps, None)
+            hidden = decode_one(decoder, spread(head.embed(tokens), choosing.mode), cache)
 
     return launched
 
@@ -115,9 +115,9 @@ def bench_janus(bench: Bench, model: JanusModel, batch: int, bandwidth: float, a
 def _bench_painting(bench: Bench, model: JanusModel, batch: int, limit: float, amount: Amount) -> None:
     """Steps as `paint` does them, with rows that are guided pairs, from the middle of a picture on."""
     decoder, total, options = model.decoder, model.config.num_codes, ImageGenerationOptions()
-    task = Task(
+    steps = GenerationBatch(
         rows=random_rows(decoder, 2 * batch, PROMPT + total // 2 - amount.steps // 2),
-        voice=Voice(model.embed_codes, model.image_logits),
+        head=TokenHead(model.embed_codes, model.image_logits),
         choosing=Choosing(options.sampling, options.guidance_scale),
         seeds=range(batch),
         max_new_tokens=amount.steps,
@@ -125,7 +125,7 @@ def _bench_painting(bench: Bench, model: JanusModel, batch: int, limit: float, a
     bench.measure(
         "bifrons",
         f"painting, a step of {2 * batch} rows",
-        stepper(decoder, task),
+        stepper(decoder, steps),
         repeats=amount.repeats,
         per=amount.steps,
         items=batch,
@@ -142,8 +142,10 @@ def _bench_rest(bench: Bench, model: JanusModel, prompts: list[Tensor], amount: 
 
     def read() -> None:
         embedded = [model.embed_text(ids) for ids in prompts]
-        voice = Voice(model.embed_codes, model.image_logits)
-        generate_all(decoder, Task(embedded, voice, Choosing(Sampling(0.0), 1.0), range(rows // 2), 1))
+        head = TokenHead(model.embed_codes, model.image_logits)
+        generate_all(
+            decoder, GenerationBatch(embedded, head, Choosing(Sampling(0.0), 1.0), range(rows // 2), 1)
+        )
 
     work = f"prompt of {PROMPT} tokens and a token, {rows} rows"
     bench.measure("bifrons", work, read, repeats=amount.repeats)
@@ -168,8 +170,8 @@ def bench_vl2(bench: Bench, model: VL2Model, batch: int, bandwidth: float, amoun
     def first() -> None:
         picture = model.embed_images(pixels, [_TILES])[0]
         row = torch.cat((picture, model.embed_text(question)))
-        voice = Voice(model.embed_text, model.text_logits)
-        generate_all(decoder, Task([row], voice, Choosing(Sampling(0.0)), range(1), 1))
+        head = TokenHead(model.embed_text, model.text_logits)
+        generate_all(decoder, GenerationBatch([row], head, Choosing(Sampling(0.0)), range(1), 1))
 
     _bench_talking(bench, model, batch, length, bandwidth, amount)
     work = f"first token, prompt of {length} tokens with {_TILES[0]} x {_TILES[1]} tiles"
@@ -184,9 +186,9 @@ def _bench_talking(
 ) -> None:
     decoder = model.decoder
     limit = step_bytes(decoder, [model.language.lm_head], rows, filled + amount.steps / 2) / bandwidth
-    task = Task(
+    steps = GenerationBatch(
         rows=random_rows(decoder, rows, filled),
-        voice=Voice(model.embed_text, model.text_logits),
+        head=TokenHead(model.embed_text, model.text_logits),
         choosing=Choosing(Sampling(0.0)),
         seeds=range(rows),
         max_new_tokens=amount.steps,
@@ -194,7 +196,7 @@ def _bench_talking(
     bench.measure(
         "bifrons",
         f"answering, a step of {rows} conversation{'s' if rows > 1 else ''}",
-        stepper(decoder, task),
+        stepper(decoder, steps),
         repeats=amount.repeats,
         per=amount.steps,
         items=rows,

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ...blocks.engine.cuda_graphs import recording
+from ...blocks.engine.cuda_graphs import graph_capture_lock
 from ...blocks.kernels import dispatch
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ def channels_last(module: nn.Module) -> None:
     Weights that are being trained are left where they are, and laid anew at every call."""
     if not _strays(module):
         return
-    with recording:  # who comes meanwhile waits, and finds none
+    with graph_capture_lock:  # who comes meanwhile waits, and finds none
         for conv in _strays(module):
             with torch.inference_mode(conv.weight.is_inference()):
                 conv.weight.data = conv.weight.data.contiguous(memory_format=torch.channels_last)

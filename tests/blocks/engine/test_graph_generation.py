@@ -7,14 +7,14 @@ from dataclasses import replace
 import pytest
 import torch
 from bifrons.blocks.engine import generate, graph_generation, recordings
-from bifrons.blocks.engine.cuda_graphs import Recorder, Work
-from bifrons.blocks.engine.generate import Task, decode_one, generate_all, plain_steps, prefill
+from bifrons.blocks.engine.cuda_graphs import GraphCapturer, Work
+from bifrons.blocks.engine.generate import GenerationBatch, decode_one, generate_all, plain_steps, prefill
 from bifrons.blocks.engine.graph_generation import (
     bucket,
     bucket_below,
     captured_steps,
     captured_tokens,
-    store_of,
+    graph_pool_of,
 )
 from bifrons.blocks.engine.sampling import spread
 from bifrons.blocks.errors import OptionError
@@ -37,29 +37,29 @@ def painters() -> dict[str, JanusPipeline]:
 
 @pytest.fixture(params=DEVICES)
 def painter(request: pytest.FixtureRequest, painters: dict[str, JanusPipeline]) -> JanusPipeline:
-    """janus-nano in float32; its stations start anew in each test."""
+    """janus-nano in float32; its buffers start anew in each test."""
     device = request.param
     if device not in painters:
         painters[device] = JanusPipeline.from_pretrained(
             "janus-nano", device, "float32", parts="paint", progress=False
         )
-    graph_generation._stores.pop(painters[device].model.decoder, None)
+    graph_generation._pools.pop(painters[device].model.decoder, None)
     return painters[device]
 
 
 def painting(
     pipe: JanusPipeline, count: int, options: ImageGenerationOptions, steps: int = 12, seed: int = 1
-) -> Task:
+) -> GenerationBatch:
     pairs = [pipe._prompt_ids(TEXTS[(seed + index) % len(TEXTS)], options) for index in range(count)]
     cond, uncond = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
     seeds = range(seed, seed + count)
-    task = image_generation_batch(pipe.model, cond, uncond if options.guided else None, options, seeds)
-    return replace(task, max_new_tokens=steps)
+    batch = image_generation_batch(pipe.model, cond, uncond if options.guided else None, options, seeds)
+    return replace(batch, max_new_tokens=steps)
 
 
-def plain(decoder: Decoder, task: Task) -> Tensor:
+def plain(decoder: Decoder, batch: GenerationBatch) -> Tensor:
     with torch.no_grad():
-        return torch.stack(list(plain_steps(decoder, task)), dim=1).cpu()
+        return torch.stack(list(plain_steps(decoder, batch)), dim=1).cpu()
 
 
 def test_capture_is_an_option() -> None:
@@ -91,53 +91,53 @@ def test_buckets() -> None:
 def test_tokens_are_those_of_the_plain_loop(painter: JanusPipeline, options: ImageGenerationOptions) -> None:
     decoder = painter.model.decoder
     for count in (1, 3):
-        task = painting(painter, count, options)
-        wanted = plain(decoder, task)
-        assert torch.equal(captured_tokens(decoder, task), wanted)
-        assert torch.equal(torch.stack(list(captured_steps(decoder, task)), dim=1), wanted)
+        batch = painting(painter, count, options)
+        wanted = plain(decoder, batch)
+        assert torch.equal(captured_tokens(decoder, batch), wanted)
+        assert torch.equal(torch.stack(list(captured_steps(decoder, batch)), dim=1), wanted)
 
 
 def test_whole_picture_is_the_same(painter: JanusPipeline) -> None:
-    task = painting(painter, 2, ImageGenerationOptions(3.0), painter.model.config.num_codes)
-    wanted = plain(painter.model.decoder, task)
-    assert torch.equal(captured_tokens(painter.model.decoder, task), wanted)
+    batch = painting(painter, 2, ImageGenerationOptions(3.0), painter.model.config.num_codes)
+    wanted = plain(painter.model.decoder, batch)
+    assert torch.equal(captured_tokens(painter.model.decoder, batch), wanted)
 
 
 def test_one_station_serves_prompts_seeds_and_numbers(painter: JanusPipeline) -> None:
-    decoder, store = painter.model.decoder, store_of(painter.model.decoder)
+    decoder, pool = painter.model.decoder, graph_pool_of(painter.model.decoder)
     for seed in range(10):
         options = ImageGenerationOptions(1.5 + seed, temperature=0.5 + seed / 10)
-        task = painting(painter, 3 + seed % 2, options, 4 + seed, seed)
-        assert torch.equal(captured_tokens(decoder, task), plain(decoder, task))
-    by_position = store._free[0].decoding.by_position
-    spans = 1 if by_position else 1 + (task.longest + 13) // recordings.SPAN
-    assert len(store._free) == 1
-    assert store.recorder.made == 1 + spans  # the prompts' and the step's
+        batch = painting(painter, 3 + seed % 2, options, 4 + seed, seed)
+        assert torch.equal(captured_tokens(decoder, batch), plain(decoder, batch))
+    by_position = pool._free[0].decoding.by_position
+    spans = 1 if by_position else 1 + (batch.longest + 13) // recordings.SPAN
+    assert len(pool._free) == 1
+    assert pool.capturer.made == 1 + spans  # the prompts' and the step's
     list(captured_steps(decoder, painting(painter, 4, ImageGenerationOptions(3.0, top_k=5), 4)))
-    assert store.recorder.made == 2 + spans
+    assert pool.capturer.made == 2 + spans
 
 
 def test_stopping_early_leaves_the_station_usable(painter: JanusPipeline) -> None:
     decoder = painter.model.decoder
-    task = painting(painter, 2, ImageGenerationOptions(3.0))
-    wanted = plain(decoder, task)
+    batch = painting(painter, 2, ImageGenerationOptions(3.0))
+    wanted = plain(decoder, batch)
     for stop in (1, 2, 5):
-        steps = captured_steps(decoder, task)
+        steps = captured_steps(decoder, batch)
         found = torch.stack([next(steps) for _ in range(stop)], dim=1)
         steps.close()
         assert torch.equal(found, wanted[:, :stop])
-    assert torch.equal(captured_tokens(decoder, task), wanted)
-    assert len(store_of(decoder)._free) == 1
+    assert torch.equal(captured_tokens(decoder, batch), wanted)
+    assert len(graph_pool_of(decoder)._free) == 1
 
 
 def test_generations_side_by_side(painter: JanusPipeline) -> None:
     decoder = painter.model.decoder
     tasks = [painting(painter, 1, ImageGenerationOptions(3.0), seed=seed) for seed in (1, 2)]
-    both = zip(*[captured_steps(decoder, task) for task in tasks], strict=True)
+    both = zip(*[captured_steps(decoder, batch) for batch in tasks], strict=True)
     found = [torch.stack(steps, dim=1) for steps in zip(*both, strict=True)]
-    for task, tokens in zip(tasks, found, strict=True):
-        assert torch.equal(tokens, plain(decoder, task))
-    assert len(store_of(decoder)._free) == 2
+    for batch, tokens in zip(tasks, found, strict=True):
+        assert torch.equal(tokens, plain(decoder, batch))
+    assert len(graph_pool_of(decoder)._free) == 2
 
 
 def test_few_stations_are_kept(painter: JanusPipeline, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -145,24 +145,24 @@ def test_few_stations_are_kept(painter: JanusPipeline, monkeypatch: pytest.Monke
     decoder = painter.model.decoder
     for count in (1, 2, 4, 5, 9, 1):
         captured_tokens(decoder, painting(painter, count, ImageGenerationOptions(3.0), 2))
-    store = store_of(decoder)
-    assert len(store._free) == 4
-    assert store.bytes > 0
-    store.clear()
-    assert store.bytes == 0
+    pool = graph_pool_of(decoder)
+    assert len(pool._free) == 4
+    assert pool.bytes > 0
+    pool.clear()
+    assert pool.bytes == 0
 
 
 def test_moved_weights_make_new_recordings(painter: JanusPipeline) -> None:
     decoder = painter.model.decoder
-    task = painting(painter, 1, ImageGenerationOptions(1.0, temperature=0.0))
-    captured_tokens(decoder, task)
-    made = store_of(decoder).recorder.made
+    batch = painting(painter, 1, ImageGenerationOptions(1.0, temperature=0.0))
+    captured_tokens(decoder, batch)
+    made = graph_pool_of(decoder).capturer.made
     weight = decoder.norm.weight
     before = weight.data
     try:
         weight.data = -before
-        assert torch.equal(captured_tokens(decoder, task), plain(decoder, task))
-        assert store_of(decoder).recorder.made == 2 * made
+        assert torch.equal(captured_tokens(decoder, batch), plain(decoder, batch))
+        assert graph_pool_of(decoder).capturer.made == 2 * made
     finally:
         weight.data = before
 
@@ -170,13 +170,13 @@ def test_moved_weights_make_new_recordings(painter: JanusPipeline) -> None:
 def test_works_in_and_after_inference_mode(painter: JanusPipeline) -> None:
     decoder = painter.model.decoder
     with torch.inference_mode():
-        task = painting(painter, 1, ImageGenerationOptions(3.0))
-        first = captured_tokens(decoder, task)
+        batch = painting(painter, 1, ImageGenerationOptions(3.0))
+        first = captured_tokens(decoder, batch)
     assert torch.equal(captured_tokens(decoder, painting(painter, 1, ImageGenerationOptions(3.0))), first)
 
 
-class Twice(Recorder):
-    """Runs the work while it is recorded, as graphs' recorder does to warm up."""
+class Twice(GraphCapturer):
+    """Runs the work while it is recorded, as graphs' capturer does to warm up."""
 
     def __call__(self, work: Work) -> Work:
         work()
@@ -197,20 +197,20 @@ def test_answers_are_those_of_the_plain_loop(
         {"temperature": 0.0, "repetition_penalty": 1.5, "prefill_chunk": 16},
     ]
     wanted = [pipe.chat_batch(conversations, 20, **given) for given in settings]
-    store_of(pipe.model.decoder).recorder = Twice()
-    monkeypatch.setattr(generate, "captures", lambda decoder, voice: True)
+    graph_pool_of(pipe.model.decoder).capturer = Twice()
+    monkeypatch.setattr(generate, "captures", lambda decoder, head: True)
     assert [pipe.chat_batch(conversations, 20, **given) for given in settings] == wanted
     assert "".join(pipe.ask(picture, "What is this?", 20, stream=True)).strip() == wanted[0][0]
-    assert store_of(pipe.model.decoder).recorder.made > 3
+    assert graph_pool_of(pipe.model.decoder).capturer.made > 3
 
 
 def test_recording_leaves_no_trace(painter: JanusPipeline) -> None:
     if painter.device.type == "cuda":
-        pytest.skip("graphs are recorded by their own recorder")
+        pytest.skip("graphs are recorded by their own capturer")
     decoder = painter.model.decoder
-    store_of(decoder).recorder = Twice()
-    task = painting(painter, 3, ImageGenerationOptions(2.0, top_k=40))
-    assert torch.equal(captured_tokens(decoder, task), plain(decoder, task))
+    graph_pool_of(decoder).capturer = Twice()
+    batch = painting(painter, 3, ImageGenerationOptions(2.0, top_k=40))
+    assert torch.equal(captured_tokens(decoder, batch), plain(decoder, batch))
 
 
 @pytest.fixture
@@ -233,14 +233,14 @@ def test_fifty_calls_capture_little_and_leak_nothing(
     decoder = painter.model.decoder
     for seed in range(12):
         calls(seed)
-    made = store_of(decoder).recorder.made
+    made = graph_pool_of(decoder).capturer.made
     assert made == 6  # prompts and steps of 1, 2 and 4 pictures
     torch.cuda.synchronize()
     before = torch.cuda.memory_allocated()
     for seed in range(50):
         calls(seed)
     torch.cuda.synchronize()
-    assert store_of(decoder).recorder.made == made
+    assert graph_pool_of(decoder).capturer.made == made
     assert torch.cuda.memory_allocated() <= before
 
 
@@ -248,10 +248,10 @@ def test_batches_of_many_sizes_are_recorded_once(painter: JanusPipeline) -> None
     decoder, sizes = painter.model.decoder, (1, 2, 3, 5, 8, 11, 16, 24, 32)
     for size in sizes:
         generate_all(decoder, painting(painter, size, ImageGenerationOptions(2.0), 2))
-    made = store_of(decoder).recorder.made
+    made = graph_pool_of(decoder).capturer.made
     for size in reversed(sizes):
         generate_all(decoder, painting(painter, size, ImageGenerationOptions(3.0), 3, seed=size))
-    assert store_of(decoder).recorder.made == made
+    assert graph_pool_of(decoder).capturer.made == made
 
 
 @on_cuda
@@ -260,7 +260,7 @@ def test_stations_go_with_their_model() -> None:
     for _ in range(2):  # the first time makes what stays: work space of the products
         pipe = JanusPipeline.from_pretrained("janus-nano", "cuda", parts="paint", progress=False)
         pipe.generate("a red circle", seed=1)
-        assert store_of(pipe.model.decoder).recorder.made
+        assert graph_pool_of(pipe.model.decoder).capturer.made
         del pipe
         gc.collect()
         torch.cuda.synchronize()
@@ -274,20 +274,20 @@ def test_stations_go_with_their_model() -> None:
 def test_hidden_states_in_half_precision(dtype: str, count: int) -> None:
     """Roundings differ from the plain path's, so tokens may; with the same tokens, states are close."""
     pipe = JanusPipeline.from_pretrained("janus-nano", "cuda", dtype, parts="paint", progress=False)
-    decoder, task = pipe.model.decoder, painting(pipe, count, ImageGenerationOptions(3.0), 30)
+    decoder, batch = pipe.model.decoder, painting(pipe, count, ImageGenerationOptions(3.0), 30)
     with torch.no_grad():
-        found = store_of(decoder).take(decoder, task)
-        found.begin(decoder, task)
+        found = graph_pool_of(decoder).take(decoder, batch)
+        found.begin(decoder, batch)
         cache = decoder.config.new_cache(
-            len(task.rows), task.longest + 30, device=pipe.device, dtype=task.rows[0].dtype
+            len(batch.rows), batch.longest + 30, device=pipe.device, dtype=batch.rows[0].dtype
         )
-        hidden, form = prefill(decoder, task.rows, cache), task.choosing.form
+        hidden, mode = prefill(decoder, batch.rows, cache), batch.choosing.mode
         for step in range(30):
             wide = hidden.float()
             error = (found.hidden_RD[: len(hidden)].float() - wide).norm() / wide.norm()
             assert error < 0.05, f"step {step}"
-            found.step(decoder, task.voice, form, step)
-            inputs = spread(task.voice.embed(found.tokens_N[:count]), form)
+            found.step(decoder, batch.head, mode, step)
+            inputs = spread(batch.head.embed(found.tokens_N[:count]), mode)
             hidden = decode_one(decoder, inputs, cache)
 
 
@@ -301,7 +301,7 @@ def test_experts_and_latent_attention_are_captured(
     pipe = VL2Pipeline.from_pretrained(folder, "cuda", dtype, progress=False)
     picture = Image.new("RGB", (80, 60), (200, 30, 30))
     found = pipe.chat_batch([pipe.question(picture, "What?"), pipe.question([], "Why not?")], 20)
-    assert store_of(pipe.model.decoder).recorder.made
+    assert graph_pool_of(pipe.model.decoder).capturer.made
     pipe.model.decoder.capture = False
     wanted = pipe.chat_batch([pipe.question(picture, "What?"), pipe.question([], "Why not?")], 20)
     if dtype == "float32":

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 from bifrons.blocks.engine import graphed_module
-from bifrons.blocks.engine.cuda_graphs import Recorder, Work
-from bifrons.blocks.engine.graphed_module import recorded_part_of
+from bifrons.blocks.engine.cuda_graphs import GraphCapturer, Work
+from bifrons.blocks.engine.graphed_module import graphed_module_of
 from bifrons.janus.pipeline import JanusPipeline
 from bifrons.vl2.pipeline import VL2Pipeline
 from PIL import Image
@@ -22,8 +22,8 @@ DEVICES = ["cpu", pytest.param("cuda", marks=on_cuda)]
 FOLDER = Path(__file__).parent.parent.parent / "data"
 
 
-class Twice(Recorder):
-    """Runs the work while it is recorded, as graphs' recorder does to warm up."""
+class Twice(GraphCapturer):
+    """Runs the work while it is recorded, as graphs' capturer does to warm up."""
 
     def __call__(self, work: Work) -> Work:
         work()
@@ -42,7 +42,7 @@ def pipe(request: pytest.FixtureRequest, name: str, monkeypatch: pytest.MonkeyPa
     pipe = family.from_pretrained(FOLDER / name, request.param, "float32", progress=False)
     if request.param == "cpu":
         monkeypatch.setattr(graphed_module, "records", lambda decoder: decoder.capture is not False)
-        recorded_part_of(pipe.model, pipe.device).recorder = Twice()
+        graphed_module_of(pipe.model, pipe.device).capturer = Twice()
     return pipe
 
 
@@ -70,11 +70,11 @@ def close(found: Tensor, wanted: Tensor) -> None:
 
 def kept(model: Any) -> list[int]:
     """Inputs of the batches that there are recordings for, those used last at the end."""
-    return [key[0][0] for key in recorded_part_of(model, model.decoder.device)._made]
+    return [key[0][0] for key in graphed_module_of(model, model.decoder.device)._made]
 
 
 def made(model: Any) -> int:
-    return recorded_part_of(model, model.decoder.device).recorder.made
+    return graphed_module_of(model, model.decoder.device).capturer.made
 
 
 def test_recorded_is_plain_and_the_callers_own(pipe: Any) -> None:
@@ -193,15 +193,15 @@ def test_pictures_are_drawn_by_a_recording(pipe: Any, monkeypatch: pytest.Monkey
     model.decode_codes(codes)
     assert not vq.worth_recording(2, grid)  # in float32
     monkeypatch.setattr(vq, "worth_recording", lambda count, grid: count <= 2)
-    recorder = Twice() if pipe.device.type == "cpu" else recorded_part_of(vq, pipe.device).recorder
-    recorded_part_of(vq, pipe.device).recorder = recorder
+    capturer = Twice() if pipe.device.type == "cpu" else graphed_module_of(vq, pipe.device).capturer
+    graphed_module_of(vq, pipe.device).capturer = capturer
     with torch.no_grad():
         for seed in range(3):
             close(model.decode_codes(codes.roll(seed, 1)), vq.decode(codes.roll(seed, 1), grid))
             see(model, pictures(model, 1))
         model.decode_codes(codes.repeat(2, 1))
         model.decode_codes(codes.repeat(2, 1))
-    assert recorder.made == 1
+    assert capturer.made == 1
     assert made(model) == 1
     drawn = pipe.decode_codes(codes)
     monkeypatch.undo()

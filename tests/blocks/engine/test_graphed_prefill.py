@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 import torch
 from bifrons.blocks.engine import graph_generation
-from bifrons.blocks.engine.cuda_graphs import GraphRecorder, Recorder, Work
-from bifrons.blocks.engine.generate import Task, plain_steps, prefill
-from bifrons.blocks.engine.graph_buffers import Station
-from bifrons.blocks.engine.graph_generation import captured_tokens, store_of
-from bifrons.blocks.engine.sampling import Choosing, Voice
+from bifrons.blocks.engine.cuda_graphs import CudaGraphCapturer, GraphCapturer, Work
+from bifrons.blocks.engine.generate import GenerationBatch, plain_steps, prefill
+from bifrons.blocks.engine.graph_buffers import GraphBuffers
+from bifrons.blocks.engine.graph_generation import captured_tokens, graph_pool_of
+from bifrons.blocks.engine.sampling import Choosing, TokenHead
 from bifrons.blocks.engine.sampling_params import Sampling
 from bifrons.blocks.kernels import dispatch
 from bifrons.blocks.model import decoder as blocks_decoder
@@ -38,8 +38,8 @@ FOLDER = Path(__file__).parent.parent.parent / "data"
 MINIS = ("janus-mini", "vl2-mini-mha", "vl2-mini-mla", "vl2-mini-noaux")
 
 
-class Twice(Recorder):
-    """Runs the work while it is recorded, as graphs' recorder does to warm up."""
+class Twice(GraphCapturer):
+    """Runs the work while it is recorded, as graphs' capturer does to warm up."""
 
     def __call__(self, work: Work) -> Work:
         work()
@@ -49,13 +49,13 @@ class Twice(Recorder):
 def load(name: str, device: str, dtype: str = "float32") -> Any:
     family = JanusPipeline if name.startswith("janus") else VL2Pipeline
     model = family.from_pretrained(FOLDER / name, device, dtype, progress=False).model
-    graph_generation._stores.pop(model.decoder, None)
+    graph_generation._pools.pop(model.decoder, None)
     if device == "cpu":
-        store_of(model.decoder).recorder = Twice()
+        graph_pool_of(model.decoder).capturer = Twice()
     return model
 
 
-def reading(model: Any, lengths: Sequence[int], new: int = 8, seed: int = 0) -> Task:
+def reading(model: Any, lengths: Sequence[int], new: int = 8, seed: int = 0) -> GenerationBatch:
     """Prompts of random tokens, so many of each, and so many new ones."""
     vocabulary = model.decoder.config.vocab_size
     ids = torch.Generator().manual_seed(seed)
@@ -63,19 +63,19 @@ def reading(model: Any, lengths: Sequence[int], new: int = 8, seed: int = 0) -> 
     device = model.decoder.device
     with torch.no_grad():
         embedded = [model.embed_text(row.to(device)) for row in rows]
-    voice = Voice(model.embed_text, model.text_logits)
-    return Task(embedded, voice, Choosing(Sampling(0.0)), range(len(rows)), new)
+    head = TokenHead(model.embed_text, model.text_logits)
+    return GenerationBatch(embedded, head, Choosing(Sampling(0.0)), range(len(rows)), new)
 
 
-def plain(decoder: Decoder, task: Task) -> Tensor:
+def plain(decoder: Decoder, batch: GenerationBatch) -> Tensor:
     with torch.no_grad():
-        return torch.stack(list(plain_steps(decoder, task)), dim=1).cpu()
+        return torch.stack(list(plain_steps(decoder, batch)), dim=1).cpu()
 
 
 def prompt_keys(model: Any) -> list[int]:
-    """Lengths of the prompts that the one station has recordings for."""
-    (station,) = store_of(model.decoder)._free
-    return [key[1] for key in station._recordings._kept if key[0] == "prompt"]
+    """Lengths of the prompts that the one set of buffers has recordings for."""
+    (buffers,) = graph_pool_of(model.decoder)._free
+    return [key[1] for key in buffers._recordings._kept if key[0] == "prompt"]
 
 
 def records_here(model: Any) -> bool:
@@ -90,8 +90,8 @@ def test_long_prompts_give_the_tokens_of_the_plain_loop(name: str, device: str) 
     """Also over what longer prompts of other recordings left, and in rows beside others."""
     model = load(name, device)
     for seed, lengths in enumerate([(300, 190), (290, 260), (200, 131), (140, 250), (300, 20), (129, 130)]):
-        task = reading(model, lengths, seed=seed)
-        assert torch.equal(captured_tokens(model.decoder, task), plain(model.decoder, task)), lengths
+        batch = reading(model, lengths, seed=seed)
+        assert torch.equal(captured_tokens(model.decoder, batch), plain(model.decoder, batch)), lengths
     assert sorted(prompt_keys(model)) == ([256, 384] if records_here(model) else [])
 
 
@@ -101,16 +101,16 @@ def test_graphs_compute_what_is_recorded_in_bfloat16(name: str) -> None:
     """Experts included, whose choice turns on roundings: so of the same padded prompt. Where there are none,
     the prompt without padding is close too."""
     model = load(name, "cuda", "bfloat16")
-    decoder, task, found = model.decoder, reading(model, (300,)), []
+    decoder, batch, found = model.decoder, reading(model, (300,)), []
     with torch.no_grad():
-        for recorder in (Recorder(), GraphRecorder(decoder.device)):
-            station = Station(decoder, 1, 1, 384, recorder)
+        for capturer in (GraphCapturer(), CudaGraphCapturer(decoder.device)):
+            buffers = GraphBuffers(decoder, 1, 1, 384, capturer)
             for _ in range(3):
-                station.begin(decoder, task)
-            assert recorder.made == 1
-            found.append(station.hidden_RD.float())
+                buffers.begin(decoder, batch)
+            assert capturer.made == 1
+            found.append(buffers.hidden_RD.float())
         if decoder.config.moe is None:
-            found.append(prefill(decoder, task.rows, decoder.new_cache(1, 300)).float())
+            found.append(prefill(decoder, batch.rows, decoder.new_cache(1, 300)).float())
     for other in found[1:]:
         assert (other - found[0]).norm() / found[0].norm() < (1e-3 if other is found[1] else 0.02)
 
@@ -118,15 +118,15 @@ def test_graphs_compute_what_is_recorded_in_bfloat16(name: str) -> None:
 @pytest.mark.parametrize("device", DEVICES)
 def test_a_length_that_comes_once_is_not_recorded(device: str) -> None:
     model = load("janus-mini", device)
-    captured_tokens(model.decoder, reading(model, [600]))  # a station that the others fit into
+    captured_tokens(model.decoder, reading(model, [600]))  # buffers that the others fit into
     for length in (150, 300, 450):
         captured_tokens(model.decoder, reading(model, [length]))
     assert prompt_keys(model) == []
     captured_tokens(model.decoder, reading(model, [170]))
-    made = store_of(model.decoder).recorder.made
+    made = graph_pool_of(model.decoder).capturer.made
     captured_tokens(model.decoder, reading(model, [256]))
     assert prompt_keys(model) == [256]
-    assert store_of(model.decoder).recorder.made == made
+    assert graph_pool_of(model.decoder).capturer.made == made
     captured_tokens(model.decoder, reading(model, [100]))
     assert prompt_keys(model) == [256, 128]  # short ones are recorded the first time
 
@@ -134,10 +134,10 @@ def test_a_length_that_comes_once_is_not_recorded(device: str) -> None:
 @pytest.mark.parametrize("device", DEVICES)
 def test_a_chunk_bounds_what_is_read_at_once(device: str) -> None:
     model = load("janus-mini", device)
-    task = reading(model, [300])
-    wanted = plain(model.decoder, task)
+    batch = reading(model, [300])
+    wanted = plain(model.decoder, batch)
     for chunk, recorded in ((128, []), (383, []), (384, []), (384, [384])):
-        found = captured_tokens(model.decoder, replace(task, prefill_chunk=chunk))
+        found = captured_tokens(model.decoder, replace(batch, prefill_chunk=chunk))
         assert torch.equal(found, wanted)
         assert prompt_keys(model) == recorded
 
@@ -147,8 +147,8 @@ def test_many_positions_are_not_recorded() -> None:
     for _ in range(3):
         captured_tokens(model.decoder, reading(model, [1100] * 4, new=1))  # 4 x 1152 positions
     assert prompt_keys(model) == []
-    (station,) = store_of(model.decoder)._free
-    assert len(station._prompts_PD) == 4096
+    (buffers,) = graph_pool_of(model.decoder)._free
+    assert len(buffers._prompts_PD) == 4096
     for _ in range(2):
         captured_tokens(model.decoder, reading(model, [1024] * 4, new=1))
     assert prompt_keys(model) == [1024]
@@ -188,7 +188,7 @@ class HostFree(TorchDispatchMode):
         return out
 
 
-class HostFreeRecorder(Recorder):
+class HostFreeCapturer(GraphCapturer):
     def __call__(self, work: Work) -> Work:
         with HostFree() as mode:
             work()
@@ -228,11 +228,11 @@ def test_reading_never_waits_for_the_device(
     model, mode = fake_model(name, dtype)
     decoder, side = model.decoder, model.config.vision.image_size
     with mode, torch.no_grad():
-        recorder = HostFreeRecorder()
-        station, width = Station(decoder, 2, 1, 512, recorder), decoder.config.hidden_size
+        capturer = HostFreeCapturer()
+        buffers, width = GraphBuffers(decoder, 2, 1, 512, capturer), decoder.config.hidden_size
         rows = [torch.empty(length, width, device="cuda", dtype=dtype) for length in (300, 120)]
-        station._read(decoder, rows, 384)
-        assert recorder.made == 1
+        buffers._read(decoder, rows, 384)
+        assert capturer.made == 1
         with HostFree() as watched:
             model._see(torch.empty(5, 3, side, side, device="cuda", dtype=dtype))
         assert watched.launched

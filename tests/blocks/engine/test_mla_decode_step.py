@@ -7,7 +7,7 @@ import torch
 pytest.importorskip("triton")
 from bifrons.blocks.checkpoints.quantize import quantize_model
 from bifrons.blocks.engine import decode_step, recordings
-from bifrons.blocks.engine.cuda_graphs import GraphRecorder
+from bifrons.blocks.engine.cuda_graphs import CudaGraphCapturer
 from bifrons.blocks.engine.fused_weights import join_weights
 from bifrons.blocks.engine.generate import decode_one, prefill
 from bifrons.blocks.engine.recordings import Decoding
@@ -147,7 +147,7 @@ def test_kernels_that_overlap_compute_the_same_bits(q_rank, rows, kind, monkeypa
         cache.positions += torch.arange(rows, device=DEVICE)
         decoding, x, out = Decoding(decoder, SLOTS), news[0].clone(), torch.empty_like(news[0])
         kept = cache.positions.clone()
-        replay = GraphRecorder(torch.device("cuda", torch.cuda.current_device()))(
+        replay = CudaGraphCapturer(torch.device("cuda", torch.cuda.current_device()))(
             lambda: decoding.step(decoder, x, cache, SLOTS, out)  # noqa: B023
         )
         cache.positions.copy_(kept)

@@ -1,4 +1,4 @@
-"""An engine whose steps are recorded: CUDA graphs on CUDA, and everything but them on the CPU."""
+"""A scheduler whose steps are recorded: CUDA graphs on CUDA, and everything but them on the CPU."""
 
 import os
 import threading
@@ -9,15 +9,15 @@ from dataclasses import dataclass, field
 import pytest
 import torch
 from bifrons.blocks.engine import recordings
-from bifrons.blocks.engine.cuda_graphs import Recorder, Work
+from bifrons.blocks.engine.cuda_graphs import GraphCapturer, Work
 from bifrons.blocks.engine.decode_step import import_kernels
-from bifrons.blocks.engine.generate import Task, decode_one, plain_steps, prefill
-from bifrons.blocks.engine.graphed_steps import RecordedSteps
+from bifrons.blocks.engine.generate import GenerationBatch, decode_one, plain_steps, prefill
+from bifrons.blocks.engine.graphed_steps import GraphedSteps
 from bifrons.blocks.engine.prefill import BLOCK, LEAST_SHARED, Prefiller
-from bifrons.blocks.engine.request import Job
-from bifrons.blocks.engine.sampling import Choosing, Voice
+from bifrons.blocks.engine.request import Request
+from bifrons.blocks.engine.sampling import Choosing, TokenHead
 from bifrons.blocks.engine.sampling_params import Sampling
-from bifrons.blocks.engine.scheduler import Engine
+from bifrons.blocks.engine.scheduler import Scheduler
 from bifrons.blocks.model.decoder import Decoder
 from bifrons.blocks.model.kv_slots import Slots
 from bifrons.janus.pipeline import JanusPipeline
@@ -31,8 +31,8 @@ ROWS, CONTEXT = 6, 96
 BUCKETS = 4  # of six rows: 1, 2, 4 and all
 
 
-class Twice(Recorder):
-    """Runs the work while it is recorded, as graphs' recorder does to warm up."""
+class Twice(GraphCapturer):
+    """Runs the work while it is recorded, as graphs' capturer does to warm up."""
 
     def __call__(self, work: Work) -> Work:
         work()
@@ -41,9 +41,9 @@ class Twice(Recorder):
 
 @dataclass
 class Wish:
-    """A job to be, and what came of it."""
+    """A request to be, and what came of it."""
 
-    voice: Voice
+    head: TokenHead
     prompts_TD: list[Tensor]
     sampling: Sampling
     seed: int
@@ -53,20 +53,20 @@ class Wish:
     reasons: list[str] = field(default_factory=list)
     ended: threading.Event = field(default_factory=threading.Event)
 
-    def job(self) -> Job:
+    def request(self) -> Request:
         def end(reason: str) -> None:
             self.reasons.append(reason)
             self.ended.set()
 
-        given = (self.voice, self.prompts_TD, self.sampling, self.seed, self.new)
+        given = (self.head, self.prompts_TD, self.sampling, self.seed, self.new)
         scale = 1.0 if self.scale is None else self.scale
-        return Job(*given, lambda choice: self.tokens.append(choice.token), end, guidance_scale=scale)
+        return Request(*given, lambda choice: self.tokens.append(choice.token), end, guidance_scale=scale)
 
     @torch.no_grad()
     def alone(self, decoder: Decoder) -> list[int]:
         choosing = Choosing(self.sampling, self.scale)
-        task = Task(self.prompts_TD, self.voice, choosing, [self.seed], self.new)
-        return torch.cat(list(plain_steps(decoder, task))).tolist()
+        batch = GenerationBatch(self.prompts_TD, self.head, choosing, [self.seed], self.new)
+        return torch.cat(list(plain_steps(decoder, batch))).tolist()
 
 
 @dataclass
@@ -85,9 +85,9 @@ class Wisher:
         prompts = [model.embed_text(row).detach() for row in ids]
         sampling = (Sampling(0.0), Sampling(1.0), Sampling(0.7, 0, 0.9), Sampling(1.0, 20))[seed % 4]
         if seed % 3 == 0 and hasattr(model, "embed_codes"):
-            voice = Voice(model.embed_codes, model.image_logits)
-            return Wish(voice, [prompts[0], prompts[1][: length // 2]], sampling, seed, new, 3.0)
-        return Wish(Voice(model.embed_text, model.text_logits), prompts[:1], sampling, seed, new)
+            head = TokenHead(model.embed_codes, model.image_logits)
+            return Wish(head, [prompts[0], prompts[1][: length // 2]], sampling, seed, new, 3.0)
+        return Wish(TokenHead(model.embed_text, model.text_logits), prompts[:1], sampling, seed, new)
 
     def few(self) -> list[Wish]:
         """Six answers that end one after the other, so that every bucket comes up."""
@@ -115,17 +115,17 @@ def wisher(request, load) -> Wisher:
 
 
 @contextmanager
-def running(decoder: Decoder, recorder: Recorder | None, context: int = CONTEXT) -> Iterator[Engine]:
-    engine = Engine(decoder, rows=ROWS, context=context, max_waiting=200, recorder=recorder)
+def running(decoder: Decoder, capturer: GraphCapturer | None, context: int = CONTEXT) -> Iterator[Scheduler]:
+    scheduler = Scheduler(decoder, rows=ROWS, context=context, max_waiting=200, capturer=capturer)
     try:
-        yield engine
+        yield scheduler
     finally:
-        assert engine.close(60)
+        assert scheduler.close(60)
 
 
-def submit(engine: Engine, wishes: list[Wish]) -> None:
-    engine.reserve(sum(len(wish.prompts_TD) for wish in wishes))
-    engine.submit([wish.job() for wish in wishes])
+def submit(scheduler: Scheduler, wishes: list[Wish]) -> None:
+    scheduler.reserve(sum(len(wish.prompts_TD) for wish in wishes))
+    scheduler.submit([wish.request() for wish in wishes])
 
 
 def check(decoder: Decoder, wishes: list[Wish]) -> None:
@@ -136,18 +136,18 @@ def check(decoder: Decoder, wishes: list[Wish]) -> None:
 
 
 def test_jobs_get_what_they_get_alone(wisher: Wisher) -> None:
-    recorder = Twice()
-    with running(wisher.decoder, recorder) as engine:
+    capturer = Twice()
+    with running(wisher.decoder, capturer) as scheduler:
         few, many = wisher.few(), wisher.many(20)
-        submit(engine, few)
+        submit(scheduler, few)
         check(wisher.decoder, few)
-        assert recorder.made == BUCKETS
+        assert capturer.made == BUCKETS
         for start in range(0, 20, 4):  # some come while others run
-            submit(engine, many[start : start + 4])
+            submit(scheduler, many[start : start + 4])
             many[start].ended.wait(60)
         check(wisher.decoder, many)
-        assert recorder.made == BUCKETS
-        assert engine._prefiller.copied > 0
+        assert capturer.made == BUCKETS
+        assert scheduler._prefiller.copied > 0
 
 
 @torch.no_grad()
@@ -159,11 +159,11 @@ def alone(decoder: Decoder, prompt_TD: Tensor, inputs: Tensor) -> Tensor:
 
 @torch.no_grad()
 def test_free_rows_keep_what_they_hold(wisher: Wisher) -> None:
-    """Free rows that are computed hold prompts of up to the most positions that an engine takes."""
+    """Free rows that are computed hold prompts of up to the most positions that a scheduler takes."""
     decoder, generator = wisher.decoder, torch.Generator().manual_seed(0)
     width = decoder.config.hidden_size
     slots = Slots(decoder, ROWS, CONTEXT)
-    prefiller, steps = Prefiller(decoder, slots), RecordedSteps(decoder, slots, Twice())
+    prefiller, steps = Prefiller(decoder, slots), GraphedSteps(decoder, slots, Twice())
     lengths = (LEAST_SHARED, 21, 30, 38, CONTEXT - 2, CONTEXT - 1)
     prompts = [torch.randn(length, width, generator=generator) for length in lengths]
     inputs = torch.randn(5, width, generator=generator)
@@ -218,24 +218,24 @@ def test_parked_rows_stand_where_they_read_least(load: Callable[[str, str], Wish
 
 def test_long_rows_make_recordings_of_their_own(load: Callable[[str, str], Wisher]) -> None:
     """Where a step must know how many slots are read: for each 128 of them."""
-    wisher, recorder = load("vl2-mini-mla", "cpu"), Recorder()
-    with running(wisher.decoder, recorder, context=300) as engine:
+    wisher, capturer = load("vl2-mini-mla", "cpu"), GraphCapturer()
+    with running(wisher.decoder, capturer, context=300) as scheduler:
         wishes = [wisher.wish(1, 100, 40), wisher.wish(2, 240, 50)]
         for wish, made in zip(wishes, (2, 3), strict=True):  # up to 128 and 256; 256 again and 320
-            submit(engine, [wish])
+            submit(scheduler, [wish])
             check(wisher.decoder, [wish])
-            assert recorder.made == made
+            assert capturer.made == made
 
 
 def test_moved_weights_make_new_recordings(load: Callable[[str, str], Wisher]) -> None:
-    wisher, recorder = load("janus-mini", "cpu"), Recorder()
+    wisher, capturer = load("janus-mini", "cpu"), GraphCapturer()
     weight = wisher.decoder.norm.weight
-    with running(wisher.decoder, recorder) as engine:
+    with running(wisher.decoder, capturer) as scheduler:
         for made in (1, 2):
             wishes = [wisher.wish(1, 12, 6)]
-            submit(engine, wishes)
+            submit(scheduler, wishes)
             check(wisher.decoder, wishes)
-            assert recorder.made == made
+            assert capturer.made == made
             weight.data = -weight.data
 
 
@@ -249,12 +249,12 @@ def test_a_recording_that_fails_ends_its_jobs_alone(load: Callable[[str, str], W
             return super().__call__(work)
 
     wisher = load("janus-mini", "cpu")
-    with running(wisher.decoder, Failing()) as engine:
+    with running(wisher.decoder, Failing()) as scheduler:
         bad, good = wisher.few(), wisher.few()
-        submit(engine, bad)
+        submit(scheduler, bad)
         assert all(wish.ended.wait(60) for wish in bad)
         assert [wish.reasons for wish in bad] == [["error"]] * ROWS
-        submit(engine, good)
+        submit(scheduler, good)
         check(wisher.decoder, good)
 
 
@@ -264,8 +264,8 @@ def test_what_is_recorded_by_default(device: str, load: Callable[[str, str], Wis
     decoder = load("janus-mini", device).decoder
     for capture in (None, False):
         decoder.capture = capture
-        with running(decoder, None) as engine:
-            assert (engine._recorded is not None) == (device == "cuda" and capture is None)
+        with running(decoder, None) as scheduler:
+            assert (scheduler._recorded is not None) == (device == "cuda" and capture is None)
 
 
 @pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") != "1", reason="the device runs the kernels")
@@ -273,30 +273,30 @@ def test_through_kernels(load: Callable[[str, str], Wisher], monkeypatch: pytest
     """With the attention that goes by the positions on the device, and the draw."""
     pytest.importorskip("triton")
     monkeypatch.setattr(recordings, "load_kernels", lambda device: import_kernels())
-    wisher, recorder = load("janus-mini", "cpu"), Twice()
+    wisher, capturer = load("janus-mini", "cpu"), Twice()
     wishes = [wisher.wish(seed, length, new) for seed, length, new in ((1, 9, 6), (2, 30, 4), (3, 70, 3))]
-    with running(wisher.decoder, recorder) as engine:
-        assert engine._recorded.decoding.by_position
-        submit(engine, wishes)
+    with running(wisher.decoder, capturer) as scheduler:
+        assert scheduler._recorded.decoding.by_position
+        submit(scheduler, wishes)
         check(wisher.decoder, wishes)
-        arrivals = engine._slots.cache.arrivals
-        assert engine._slots.view(0, 2, 0).arrivals is arrivals
+        arrivals = scheduler._slots.cache.arrivals
+        assert scheduler._slots.view(0, 2, 0).arrivals is arrivals
     assert not arrivals.any()
-    assert recorder.made == 3  # four rows, two, one
+    assert capturer.made == 3  # four rows, two, one
 
 
 @on_cuda
 @pytest.mark.parametrize("name", MODELS)
 def test_fifty_jobs_capture_little_on_cuda(name: str, load: Callable[[str, str], Wisher]) -> None:
     wisher = load(name, "cuda")
-    with running(wisher.decoder, None) as engine:
+    with running(wisher.decoder, None) as scheduler:
         few, many = wisher.few(), wisher.many(50)
-        submit(engine, few)
+        submit(scheduler, few)
         check(wisher.decoder, few)
-        assert engine._recorded is not None
-        assert engine._recorded.recorder.made == BUCKETS
+        assert scheduler._recorded is not None
+        assert scheduler._recorded.capturer.made == BUCKETS
         for start in range(0, 50, 5):
-            submit(engine, many[start : start + 5])
+            submit(scheduler, many[start : start + 5])
             many[start].ended.wait(60)
         check(wisher.decoder, many)
-        assert engine._recorded.recorder.made == BUCKETS
+        assert scheduler._recorded.capturer.made == BUCKETS

@@ -11,9 +11,9 @@ import torch
 import torch.nn.functional as F
 from bifrons.blocks.checkpoints.quantize import quantize_model
 from bifrons.blocks.engine import decode_step, generate, graph_generation, recordings
-from bifrons.blocks.engine.generate import Task
+from bifrons.blocks.engine.generate import GenerationBatch
 from bifrons.blocks.engine.philox import exponential_noise
-from bifrons.blocks.engine.sampling import Choosing, Voice
+from bifrons.blocks.engine.sampling import Choosing, TokenHead
 from bifrons.blocks.engine.sampling_params import Sampling, guide, sample
 from bifrons.blocks.kernels import dispatch
 from bifrons.blocks.model.decoder import Decoder, DecoderConfig
@@ -213,7 +213,7 @@ def test_noise_of_the_draw_is_the_plain_noise() -> None:
 
 
 class Speaker(nn.Module):
-    """A small model with one voice."""
+    """A small model with one token head."""
 
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__()
@@ -253,11 +253,11 @@ def speaker(name: str, dtype: torch.dtype = torch.float32) -> Speaker:
     return model.to(DEVICE, dtype)
 
 
-def task(model: Speaker, lengths: list[int], choosing: Choosing, steps: int = 10) -> Task:
+def batch(model: Speaker, lengths: list[int], choosing: Choosing, steps: int = 10) -> GenerationBatch:
     dtype = model.head.weight.dtype
     rows = [normal(length, 32, dtype=dtype, seed=length) for length in lengths]
     seeds = list(range(len(rows) // choosing.rows_each))
-    return Task(rows, Voice(model.embed, model.logits), choosing, seeds, steps)
+    return GenerationBatch(rows, TokenHead(model.embed, model.logits), choosing, seeds, steps)
 
 
 @pytest.fixture
@@ -279,7 +279,7 @@ def test_steps_through_kernels_are_the_plain_steps(name: str) -> None:
         Choosing(Sampling(0.0), guidance_scale=3.0),
         Choosing(Sampling(1.3, top_k=20, top_p=0.9), guidance_scale=2.0),
     ):
-        asked = task(model, [5, 68, 3, 12], choosing, 4)
+        asked = batch(model, [5, 68, 3, 12], choosing, 4)
         wanted = torch.stack(list(generate.plain_steps(model.decoder, asked)), dim=1).cpu()
         assert torch.equal(graph_generation.captured_tokens(model.decoder, asked), wanted)
 
@@ -292,7 +292,7 @@ def test_penalty_through_kernels() -> None:
     seen = torch.zeros(2, 70, dtype=torch.bool, device=DEVICE)
     seen[0, :9] = True
     rows = [normal(length, 32, seed=length) for length in (4, 8)]
-    asked = Task(rows, Voice(model.embed, model.logits), choosing, [0, 1], 10, seen)
+    asked = GenerationBatch(rows, TokenHead(model.embed, model.logits), choosing, [0, 1], 10, seen)
     wanted = torch.stack(list(generate.plain_steps(model.decoder, asked)), dim=1).cpu()
     assert torch.equal(graph_generation.captured_tokens(model.decoder, asked), wanted)
     assert int(seen.sum()) == 9
@@ -306,11 +306,11 @@ def test_steps_with_quantized_weights_are_the_plain_steps(kind: str) -> None:
     whole.language = speaker("multi-head")
     quantize_model(whole, kind)
     model = whole.language
-    asked = task(model, [5, 8], Choosing(Sampling(0.0)))
+    asked = batch(model, [5, 8], Choosing(Sampling(0.0)))
     wanted = torch.stack(list(generate.plain_steps(model.decoder, asked)), dim=1).cpu()
     assert torch.equal(graph_generation.captured_tokens(model.decoder, asked), wanted)
 
 
 def test_kernels_are_for_cuda() -> None:
     assert decode_step.load_kernels(torch.device("cpu")) is None
-    assert not generate.captures(speaker("multi-head").cpu().decoder, Voice(*[SimpleNamespace] * 2))
+    assert not generate.captures(speaker("multi-head").cpu().decoder, TokenHead(*[SimpleNamespace] * 2))

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 pytest.importorskip("triton")
-from bifrons.blocks.engine.cuda_graphs import GraphRecorder
+from bifrons.blocks.engine.cuda_graphs import CudaGraphCapturer
 from bifrons.blocks.kernels import dispatch, prefill_fused
 from bifrons.blocks.model.moe import Experts
 from bifrons.blocks.model.moe_dispatch import _sorted_pairs, grouped, grouped_sorted
@@ -144,7 +144,7 @@ def test_a_prompt_is_captured(monkeypatch):
         out = prefill_fused.weighted_sum(*grouped_sorted(x, gate_up, down, chosen), weights)
         found[:] = [out, rotate(out[None, None], table), rotate_pairs(out[None, None], table)]
 
-    replay = GraphRecorder(torch.device("cuda", torch.cuda.current_device()))(step)
+    replay = CudaGraphCapturer(torch.device("cuda", torch.cuda.current_device()))(step)
     replay()
     captured = list(found)
     step()

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 pytest.importorskip("triton")
-from bifrons.blocks.engine.cuda_graphs import GraphRecorder
+from bifrons.blocks.engine.cuda_graphs import CudaGraphCapturer
 from bifrons.blocks.engine.fused_weights import joined_weight
 from bifrons.blocks.kernels import dispatch, gemv, moe_decode
 from bifrons.blocks.kernels.gemv import product
@@ -142,7 +142,7 @@ def test_plain_path_on_a_gpu_is_that_of_the_cpu(tokens, kind, monkeypatch):
     def step() -> None:
         found[:] = [blocked(x, Stack(gate_up, x.dtype), Stack(down, x.dtype), chosen)]
 
-    replay = GraphRecorder(torch.device("cuda", torch.cuda.current_device()))(step)
+    replay = CudaGraphCapturer(torch.device("cuda", torch.cuda.current_device()))(step)
     replay()
     torch.testing.assert_close(found[0].cpu(), wanted, rtol=1e-4, atol=1e-5)
     half = gate_up.decode(torch.bfloat16)

@@ -16,10 +16,10 @@ import torch
 from bifrons.blocks.chat.text_generation import TextGenerationOptions, generate_ids
 from bifrons.blocks.checkpoints.quantize import decoder_name, swap
 from bifrons.blocks.engine.generate import captures, decode_one, prefill
-from bifrons.blocks.engine.request import Job
-from bifrons.blocks.engine.sampling import Voice
+from bifrons.blocks.engine.request import Request
+from bifrons.blocks.engine.sampling import TokenHead
 from bifrons.blocks.engine.sampling_params import Sampling
-from bifrons.blocks.engine.scheduler import Engine
+from bifrons.blocks.engine.scheduler import Scheduler
 from bifrons.blocks.kernels import dispatch
 from bifrons.blocks.model.decoder import Decoder, DecoderConfig, Layout
 from bifrons.blocks.model.kv_slots import Slots
@@ -131,21 +131,21 @@ def test_weights_leave_after_a_failure_too(monkeypatch, janus_mini):
 
 def test_captured_steps_are_off(monkeypatch, janus_mini):
     away = load_lodging(monkeypatch, "Janus", janus_mini, capture=True)  # which `choose_placement` refuses
-    assert not captures(away.model.decoder, Voice(away.model.embed_text, away.model.text_logits))
+    assert not captures(away.model.decoder, TokenHead(away.model.embed_text, away.model.text_logits))
 
 
 def test_the_engine_serves_a_spread_model(monkeypatch, janus_mini):
     away = load_lodging(monkeypatch, "Janus", janus_mini)
-    text = Voice(away.model.embed_text, away.model.text_logits)
+    text = TokenHead(away.model.embed_text, away.model.text_logits)
     questions = [away.question([], words) for words in ("Hello?", "What is it like?", "Why?")]
     prompts = away.prompts(questions, 1)
-    engine = Engine(away.model.decoder, rows=2, context=128, max_waiting=9)
+    scheduler = Scheduler(away.model.decoder, rows=2, context=128, max_waiting=9)
     heard: list[list[int]] = [[] for _ in prompts]
     ends = [threading.Event() for _ in prompts]
     try:
-        engine.reserve(len(prompts))
-        jobs = [
-            Job(
+        scheduler.reserve(len(prompts))
+        requests = [
+            Request(
                 text,
                 [prompt.embeddings_TD],
                 Sampling(1.0),
@@ -156,12 +156,12 @@ def test_the_engine_serves_a_spread_model(monkeypatch, janus_mini):
             )
             for i, prompt in enumerate(prompts)
         ]
-        engine.submit(jobs)
+        scheduler.submit(requests)
         for _ in range(20):  # beside it, as a server prepares prompts
             away.model.embed_text(torch.arange(9))
         assert all(end.wait(30) for end in ends)
     finally:
-        assert engine.close(10)
+        assert scheduler.close(10)
     plain = JanusPipeline.from_pretrained(janus_mini, "cpu")
     for prompt, tokens in zip(prompts, heard, strict=True):
         assert tokens == generate_ids(plain.model, [prompt], TextGenerationOptions(6, 1.0), [5], -1)[0]

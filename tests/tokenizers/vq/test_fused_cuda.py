@@ -7,7 +7,7 @@ import pytest
 import torch
 
 pytest.importorskip("triton")
-from bifrons.blocks.engine.cuda_graphs import GraphRecorder
+from bifrons.blocks.engine.cuda_graphs import CudaGraphCapturer
 from bifrons.blocks.kernels import dispatch
 from bifrons.tokenizers.vq import fused_cuda, triton_kernels
 from bifrons.tokenizers.vq.model import VQConfig, VQModel
@@ -280,7 +280,7 @@ def test_whole_pictures(dtype: torch.dtype, pictures: int) -> None:
     found, usual = model.decode(codes, grid), plain(model, codes, grid).float()
     outs: list[Tensor] = []
     device = torch.device("cuda", torch.cuda.current_device())
-    GraphRecorder(device)(lambda: outs.append(model.decode(codes, grid)))()
+    CudaGraphCapturer(device)(lambda: outs.append(model.decode(codes, grid)))()
     torch.testing.assert_close(outs[-1], found, rtol=0, atol=0)
     with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
         exact = plain(model.float(), codes, grid)
