@@ -14,10 +14,16 @@ import torch
 from ...blocks.checkpoints.formats import TensorEntry
 from ...blocks.checkpoints.hub import find_model_folder
 from ...blocks.checkpoints.key_mapping import KeyMap, check
-from ...blocks.checkpoints.quantize import fixed_dtypes, model_bytes, stored_keys, stored_kind, swap
+from ...blocks.checkpoints.quantize import (
+    model_bytes,
+    quantized_dtypes,
+    quantized_key_map,
+    replace_with_quantized,
+    stored_kind,
+)
 from ...blocks.checkpoints.reader import list_tensors, weight_files
 from ...blocks.errors import BifronsError
-from ...blocks.model.quantized_linear import KINDS
+from ...blocks.kernels.codec import KINDS
 from ...blocks.placement.memory_budget import size_text
 from ...blocks.placement.memory_estimate import active_parameters, parameters_by_part
 from ..pipelines import Described, describe, label
@@ -68,8 +74,8 @@ def _stored(
     """What `check` compares; the network turns into what a quantized folder fills."""
     key_map = described.key_map(entries)
     if kind is not None:
-        swap(described.network, kind)
-        key_map = stored_keys(key_map, fixed_dtypes(described.network))
+        replace_with_quantized(described.network, kind)
+        key_map = quantized_key_map(key_map, quantized_dtypes(described.network))
     return described.network, entries, key_map
 
 

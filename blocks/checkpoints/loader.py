@@ -27,7 +27,7 @@ from .key_mapping import (
     saved_tensors,
     without_parts,
 )
-from .quantize import Quantization, fixed_dtypes, stored_keys, swap
+from .quantize import Quantization, quantized_dtypes, quantized_key_map, replace_with_quantized
 from .reader import TensorReader, list_tensors
 
 
@@ -68,13 +68,13 @@ def load_weights(
     if quantization is None:
         wanted = saved_tensors(model)
     elif quantization.stored:
-        swap(model, quantization.kind)
+        replace_with_quantized(model, quantization.kind)
         wanted = saved_tensors(model)
-        key_map = stored_keys(key_map, fixed_dtypes(model))
+        key_map = quantized_key_map(key_map, quantized_dtypes(model))
     else:
         wanted = saved_tensors(model)
-        quantized = swap(model, quantization.kind)
-    fixed = fixed_dtypes(model)
+        quantized = replace_with_quantized(model, quantization.kind)
+    fixed = quantized_dtypes(model)
     if entries is None:
         entries = list_tensors(folder)
     pieces, unknown, unused = group_by_parameter(entries.values(), key_map)

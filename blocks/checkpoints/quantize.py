@@ -17,9 +17,10 @@ from torch import nn
 from ..errors import ConfigError, OptionError
 from ..json_config import Section, read_json
 from ..kernels.batch_invariant import Linear
+from ..kernels.codec import CODE_DTYPES, GROUP_SIZE, KINDS, SCALE_DTYPE, group_size
 from ..model.decoder import Decoder
 from ..model.moe import Experts
-from ..model.quantized_linear import CODES, GROUP, KINDS, SCALE_DTYPE, QuantizedWeight, group_size
+from ..model.quantized_linear import QuantizedWeight
 from .key_mapping import KeyMap, ParameterSlice, saved_tensors
 
 CONFIG_KEY = "quantization_config"
@@ -46,15 +47,15 @@ def check_device(kind: str | None, device: torch.device) -> None:
     if kind is None or device.type in ("cpu", "cuda"):
         return
     try:
-        torch.zeros(1, dtype=CODES[kind], device=device)
+        torch.zeros(1, dtype=CODE_DTYPES[kind], device=device)
     except (TypeError, RuntimeError, AssertionError) as error:
         others = ", ".join(other for other in KINDS if other != kind)
         raise OptionError(f"{kind} weights can't be on {device} ({error}); accepted: {others}") from error
 
 
-def config_entry(kind: str) -> dict[str, Any]:
+def quantization_config(kind: str) -> dict[str, Any]:
     """What `config.json` states of a quantized folder under `CONFIG_KEY`."""
-    return {"quant_method": _METHOD, "weights": kind} | ({"group_size": GROUP} if kind == "int4" else {})
+    return {"quant_method": _METHOD, "weights": kind} | ({"group_size": GROUP_SIZE} if kind == "int4" else {})
 
 
 def stored_kind(folder: Path) -> str | None:
@@ -66,7 +67,7 @@ def stored_kind(folder: Path) -> str | None:
         return None
     section = config.section(CONFIG_KEY)
     section.expect("quant_method", _METHOD)
-    section.expect("group_size", GROUP)
+    section.expect("group_size", GROUP_SIZE)
     kind = section.get("weights")
     if kind not in KINDS:
         raise ConfigError(f"{section.where}.weights is {kind!r}; accepted: {', '.join(KINDS)}")
@@ -88,7 +89,7 @@ def decoder_name(model: nn.Module) -> str:
     return next(name for name, module in model.named_modules() if isinstance(module, Decoder))
 
 
-def targets(model: nn.Module) -> dict[str, tuple[str, tuple[int, ...]]]:
+def quantizable_weights(model: nn.Module) -> dict[str, tuple[str, tuple[int, ...]]]:
     """What is to be quantized, of a model that is not yet: parameter -> (the `QuantizedWeight` that takes its
     place, its shape)."""
     found: dict[str, tuple[str, tuple[int, ...]]] = {}
@@ -105,10 +106,9 @@ def targets(model: nn.Module) -> dict[str, tuple[str, tuple[int, ...]]]:
     return found
 
 
-def swap(model: nn.Module, kind: str) -> dict[str, QuantizedWeight]:
-    """Puts empty quantized weights, on meta, in the places of `targets`; returns them by the parameter that
-    each stands for."""
-    found = targets(model)
+def replace_with_quantized(model: nn.Module, kind: str) -> dict[str, QuantizedWeight]:
+    """Replaces the `quantizable_weights` by empty quantized ones on meta; returns those by parameter name."""
+    found = quantizable_weights(model)
     with torch.device("meta"):
         weights = {param: QuantizedWeight(kind, shape) for param, (_, shape) in found.items()}
     for param, (name, _) in found.items():
@@ -126,20 +126,20 @@ def quantize_model(model: nn.Module, kind: str) -> nn.Module:
         if isinstance(module, Linear):
             module.unpack()
     parameters = {name: parameter.detach() for name, parameter in model.named_parameters()}
-    for param, weight in swap(model, kind).items():
+    for param, weight in replace_with_quantized(model, kind).items():
         for leaf, tensor in weight.encode(parameters.pop(param)).items():
             setattr(weight, leaf, tensor)
     return model
 
 
-def fixed_dtypes(model: nn.Module) -> dict[str, torch.dtype]:
+def quantized_dtypes(model: nn.Module) -> dict[str, torch.dtype]:
     """Tensors of a model that keep their dtype whatever it is loaded in: codes and scales."""
     places = [f"{name}." for name, module in model.named_modules() if isinstance(module, QuantizedWeight)]
     tensors = saved_tensors(model).items()
     return {name: tensor.dtype for name, tensor in tensors if name.startswith(tuple(places))}
 
 
-def stored_keys(key_map: KeyMap, names: Mapping[str, object]) -> KeyMap:
+def quantized_key_map(key_map: KeyMap, names: Mapping[str, object]) -> KeyMap:
     """The key map of a quantized folder: codes and scales are stored under their own names `names`."""
 
     def find(name: str) -> ParameterSlice | tuple[ParameterSlice, ...] | None:
@@ -153,14 +153,14 @@ def quantized_bytes(shape: tuple[int, ...], kind: str) -> int:
     count, inputs = prod(shape), shape[-1]
     if kind == "int4":
         return count // 2 + count // group_size(inputs) * 2 * SCALE_DTYPE.itemsize
-    return count * CODES[kind].itemsize + count // inputs * SCALE_DTYPE.itemsize
+    return count * CODE_DTYPES[kind].itemsize + count // inputs * SCALE_DTYPE.itemsize
 
 
 def tensor_bytes(
     model: nn.Module, dtype: torch.dtype, kind: str | None, keep_float32: Callable[[str], bool]
 ) -> dict[str, int]:
     """Memory of each of a plain model's weights when loaded in `dtype` and quantized so."""
-    quantized = {} if kind is None else targets(model)
+    quantized = {} if kind is None else quantizable_weights(model)
     found = {}
     for name, tensor in saved_tensors(model).items():
         if name in quantized and kind is not None:

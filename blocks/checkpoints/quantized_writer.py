@@ -14,7 +14,7 @@ from ..model.quantized_linear import QuantizedWeight
 from .formats import TensorEntry
 from .key_mapping import KeyMap, Piece, compare, group_by_parameter, saved_tensors
 from .loader import fill
-from .quantize import CONFIG_KEY, config_entry, pick_quantization, targets
+from .quantize import CONFIG_KEY, pick_quantization, quantizable_weights, quantization_config
 from .reader import TensorReader
 from .writer import TensorSpec
 
@@ -63,7 +63,7 @@ class QuantizedWriter:
         report = compare(wanted, pieces, unknown, unused)
         if not report.ok:
             raise CheckpointError(f"{src} does not fit its config.json: {report.summary()}")
-        found, specs = targets(self.network), []
+        found, specs = quantizable_weights(self.network), []
         for spec in merged_specs(wanted, pieces, reader):
             specs += self._encoded(spec, *found[spec[0]]) if spec[0] in found else [spec]
         return specs
@@ -81,4 +81,4 @@ class QuantizedWriter:
 
     def config(self, content: dict[str, Any]) -> dict[str, Any]:
         """`config.json` with the quantization stated."""
-        return {**content, CONFIG_KEY: config_entry(self.kind)}
+        return {**content, CONFIG_KEY: quantization_config(self.kind)}

@@ -19,7 +19,7 @@ from ..model.kv_cache import KVCache
 from ..model.layers import RMSNorm
 from ..model.mla import LatentAttention
 from ..model.moe import Experts
-from ..model.moe_dispatch import blocked
+from ..model.moe_dispatch import padded_bmm
 from .fused_weights import joined_weight
 
 
@@ -59,7 +59,7 @@ def _product(kernels: Kernels, x_RD: Tensor, *layers: nn.Module) -> Tensor:
     """The outputs of all layers side by side."""
     whole = joined_weight(*layers)
     if whole is not None:
-        return kernels.products.product(x_RD, whole)
+        return kernels.products.linear(x_RD, whole)
     return torch.cat([layer(x_RD) for layer in layers], dim=-1)
 
 
@@ -81,7 +81,7 @@ def _latent_attention(kernels: Kernels, layer: LatentAttention, x_RD: Tensor, st
     whole = joined_weight(first, second)
     if whole is not None:
         width = layer.sizes.kv_rank + layer.sizes.rope_dim
-        both_RC = kernels.products.product(x_RD, whole)
+        both_RC = kernels.products.linear(x_RD, whole)
         q_RC, kv_RC = both_RC[:, :-width], both_RC[:, -width:]
     else:
         q_RC, kv_RC = _product(kernels, x_RD, first), _product(kernels, x_RD, second)
@@ -98,7 +98,7 @@ def _feed_forward(kernels: Kernels, layer: nn.Module, x_RD: Tensor) -> Tensor:
         return layer(x_RD[:, None])[:, 0]
     whole = joined_weight(layer.gate_proj, layer.up_proj)
     if whole is not None:
-        inner_RI = kernels.products.gated_product(x_RD, whole)
+        inner_RI = kernels.products.linear_swiglu(x_RD, whole)
     else:
         inner_RI = kernels.step.swiglu(_product(kernels, x_RD, layer.gate_proj, layer.up_proj))
     return _product(kernels, inner_RI, layer.down_proj)
@@ -144,13 +144,14 @@ def decode_fast(
 @contextmanager
 def host_free(decoder: Decoder) -> Iterator[None]:
     """Experts in a form that never asks the device how many tokens they got, for the time of a capture."""
-    asking = [module for module in decoder.modules() if isinstance(module, Experts) and module.form is None]
+    experts = [module for module in decoder.modules() if isinstance(module, Experts)]
+    asking = [module for module in experts if module.implementation is None]
     if decoder.embed_tokens.weight.dtype == torch.bfloat16:  # the grouped product does not ask in this one
         asking = []
     for module in asking:
-        module.form = blocked
+        module.implementation = padded_bmm
     try:
         yield
     finally:
         for module in asking:
-            module.form = None
+            module.implementation = None

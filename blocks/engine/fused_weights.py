@@ -11,28 +11,29 @@ from torch import Tensor, nn
 
 from ..kernels import dispatch
 from ..kernels.batch_invariant import Linear
+from ..kernels.codec import WeightTensors
 from ..model.decoder import Attention, Decoder
 from ..model.feed_forward import FeedForward
 from ..model.mla import LatentAttention
-from ..model.quantized_linear import QuantizedWeight, Weight
+from ..model.quantized_linear import QuantizedWeight
 
 
-def weight_of(layer: nn.Module) -> Weight | None:
+def weight_of(layer: nn.Module) -> WeightTensors | None:
     """The weight of a linear layer without bias, plain or quantized; None for anything else."""
     if type(layer) is Linear and layer.bias is None:
-        return Weight(layer.weight)
+        return WeightTensors(layer.weight)
     if isinstance(layer, QuantizedWeight) and layer.codes.ndim == 2:
-        return Weight(layer.codes, layer.scale, layer.zero, layer.kind)
+        return layer.tensors
     return None
 
 
-def _weights(layers: Sequence[nn.Module]) -> list[Weight] | None:
+def _weights(layers: Sequence[nn.Module]) -> list[WeightTensors] | None:
     """The weights of all layers, if they are of one kind."""
     found = [weight for layer in layers if (weight := weight_of(layer)) is not None]
     return found if len(found) == len(layers) and len({weight.kind for weight in found}) == 1 else None
 
 
-def _parts(weights: Sequence[Weight]) -> dict[str, list[Tensor]]:
+def _parts(weights: Sequence[WeightTensors]) -> dict[str, list[Tensor]]:
     """The codes of all weights, their scales, and their zeros, as far as they have some, by field."""
     fields = ("codes", "scale", "zero")
     columns = {field: [getattr(weight, field) for weight in weights] for field in fields}
@@ -51,7 +52,7 @@ def _whole(parts: Sequence[Tensor]) -> Tensor | None:
     return first.detach().as_strided((sum(len(part) for part in parts), *first.shape[1:]), first.stride())
 
 
-def joined_weight(*layers: nn.Module) -> Weight | None:
+def joined_weight(*layers: nn.Module) -> WeightTensors | None:
     """The weights of layers as one, if they lie side by side and kernels there read their kind."""
     weights = _weights(layers)
     if weights is None or (weights[0].kind == "fp8" and not dispatch.reads_float8(weights[0].codes.device)):
@@ -61,7 +62,7 @@ def joined_weight(*layers: nn.Module) -> Weight | None:
         if (whole := _whole(tensors)) is None:
             return None
         wholes[field] = whole
-    return Weight(**wholes, kind=weights[0].kind)
+    return WeightTensors(**wholes, kind=weights[0].kind)
 
 
 def _groups(decoder: Decoder) -> Iterator[tuple[nn.Module, ...]]:

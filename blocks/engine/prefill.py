@@ -20,7 +20,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from ..kernels.batch_invariant import exact
+from ..kernels.batch_invariant import is_batch_invariant
 from ..model.decoder import Decoder
 from ..model.kv_slots import BLOCK, Slots
 from .generate import prefill
@@ -86,7 +86,7 @@ class Prefiller:
 
     def add(self, prompts: Sequence[Tensor]) -> list[int]:
         """Take rows for prompts, each `[T, D]`, and run them; their places."""
-        shares = exact(self.slots.hidden_RD)
+        shares = is_batch_invariant(self.slots.hidden_RD)
         rows = [_Row(prompt, fingerprints(prompt) if shares else []) for prompt in prompts]
         waiting = rows
         while waiting:

@@ -1,19 +1,32 @@
-"""Parts of Triton kernels: codes of quantized weights as numbers, in the registers where they lie.
+"""Parts of Triton kernels: codes of quantized weights as numbers, in the registers that hold them.
 
-Triton's own conversion from int8 to bfloat16 is two instructions a code; from float8 to bfloat16 it is many,
-through a unit that takes a quarter of the others' rate, and 4 bits it knows nothing of. So for bfloat16 these
-are made of the codes' bits, four bytes at a time. O outputs, C columns.
+Triton converts int8 to bfloat16 in two instructions per code, float8 to bfloat16 in many (on a unit with a
+quarter of the others' rate), and does not know 4 bits. So for bfloat16 the numbers are assembled from the
+codes' bits, four bytes at a time. O outputs, C columns.
 """
 
-# What Triton's compiler reads is not what a checker of types takes it for.
+# Triton kernels are not what their Python types say.
 # pyright: reportArgumentType=false, reportOperatorIssue=false, reportCallIssue=false
 # pyright: reportAssignmentType=false, reportGeneralTypeIssues=false
 
+import os
+
+import torch
 import triton
 import triton.language as tl
 
-# A byte s eeee mmm in the upper half of 16 bits, its exponent and mantissa moved down by 4: the bfloat16 of
-# the same fields, whose exponent has a bias of 127 instead of 7. Times 2^120 (0x7b80) that is the number.
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+"""Whether kernels run in Triton's interpreter, as in tests on the CPU."""
+
+
+def dot_in_float32(dtype: torch.dtype) -> bool:
+    """Whether `tl.dot` takes its operands in float32: the interpreter multiplies the bits of bfloat16."""
+    return INTERPRETED or dtype == torch.float32
+
+
+# A byte s eeee mmm in the upper half of 16 bits, with exponent and mantissa shifted down by 4, is the
+# bfloat16 of the same fields, whose exponent has a bias of 127 instead of 7. Multiplied by 2^120 (0x7b80) it
+# is the number.
 _FLOAT8_PAIR = """
     prmt.b32 spread, $2, 0, {pick};
     shr.b32 fields, spread, 4;
@@ -27,8 +40,8 @@ _FLOAT8 = tl.constexpr(
     + "}"
 )
 
-# 0x43 over a code of 4 bits is the bfloat16 of 128 + code; 136 (0x4308) less is code - 8. Low halves of the
-# bytes come out in two registers, high ones in two more.
+# A 4-bit code under the byte 0x43 is the bfloat16 of 128 + code; subtracting 136 (0x4308) gives code - 8. Low
+# halves of the bytes come out in two registers, high halves in two more.
 _INT4_PAIR = """
     prmt.b32 spread, $4, 0, {pick};
     lop3.b32 number, spread, 0x000f000f, 0x43004300, 0xea;
@@ -45,21 +58,28 @@ _INT4 = tl.constexpr(
 
 
 @triton.jit
-def unpack(codes, KIND: tl.constexpr, KEPT: tl.constexpr):
-    """Codes `[O, C]` as numbers in KEPT, not scaled: `[O, C]`, or of int4 `[O, 2 C]`, each code less 8."""
+def unpack_int4(codes, DTYPE: tl.constexpr):
+    """Bytes of two int4 codes each -> (even inputs, odd inputs) in DTYPE, each code less 8."""
+    if tl.bfloat16 == DTYPE:
+        even, odd = tl.inline_asm_elementwise(
+            _INT4, "=r,=r,=r,=r,r", [codes], dtype=(tl.bfloat16, tl.bfloat16), is_pure=True, pack=4
+        )
+    else:
+        even, odd = (codes & 15).to(DTYPE) - 8.0, (codes >> 4).to(DTYPE) - 8.0
+    return even, odd
+
+
+@triton.jit
+def dequantize(codes, KIND: tl.constexpr, DTYPE: tl.constexpr):
+    """Codes `[O, C]` as unscaled numbers in DTYPE: `[O, C]`, or for int4 `[O, 2 C]`, each code less 8."""
     if KIND == "int4":
-        if tl.bfloat16 == KEPT:
-            low, high = tl.inline_asm_elementwise(
-                _INT4, "=r,=r,=r,=r,r", [codes], dtype=(tl.bfloat16, tl.bfloat16), is_pure=True, pack=4
-            )
-        else:
-            low, high = (codes & 15).to(KEPT) - 8.0, (codes >> 4).to(KEPT) - 8.0
-        numbers = tl.reshape(tl.join(low.to(KEPT), high.to(KEPT)), (codes.shape[0], 2 * codes.shape[1]))
-    elif KIND == "fp8" and tl.bfloat16 == KEPT:
+        even, odd = unpack_int4(codes, DTYPE)
+        numbers = tl.reshape(tl.join(even.to(DTYPE), odd.to(DTYPE)), (codes.shape[0], 2 * codes.shape[1]))
+    elif KIND == "fp8" and tl.bfloat16 == DTYPE:
         bits = codes.to(tl.int8, bitcast=True)
         numbers = tl.inline_asm_elementwise(
             _FLOAT8, "=r,=r,r", [bits], dtype=tl.bfloat16, is_pure=True, pack=4
         )
     else:
-        numbers = codes.to(KEPT)
+        numbers = codes.to(DTYPE)
     return numbers

@@ -1,40 +1,111 @@
-"""Products of few rows with large weights, which are bound by reading the weights once.
+"""Linear layers for a few rows (gemv and thin gemm) on CUDA, which are bound by reading the weights once.
 
-R rows, I inputs, O outputs, C columns of a tile, as they are stored: inputs, or bytes of two inputs each in
-int4. A weight is `[O, I]`, as in `nn.Linear`, or codes with scales as in `quantized_weight`. The weights are
-the large side of the tensor cores' tiles and the rows, filled up, the small one. A program loads its first
-weights while it waits for the kernel before it.
-
-Tried, and slower: norms and residual sums made in here, which saves two launches a layer. On an H100 a layer
-of Janus-Pro-1B takes 54.8 us; 68 (of 59, then) when each program norms all its inputs, 58.8 when the first
-product adds the residual and leaves sums of squares by which the second one's outputs are scaled.
+R rows, I inputs, O outputs, C columns of a tile as they are stored: inputs, or bytes of two inputs each in
+int4. A weight is `[O, I]`, as in `nn.Linear`, or codes with scales as in `codec`. The weights are the large
+side of the tensor cores' tiles, and the rows, padded, the small one. A program loads its first weights while
+it waits for the preceding kernel.
 """
 
-# What Triton's compiler reads is not what a checker of types takes it for:
+# Triton kernels take tensors where their signatures name no types:
 # pyright: reportArgumentType=false, reportCallIssue=false
 
 from functools import cache
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 import triton
 from torch import Tensor
 
-from ..model.quantized_linear import Weight, decode
-from .gemv_tiles import MOST_ROWS, Tile, fit, plan_tile
-from .gemv_triton import product_kernel
+from .codec import WeightTensors, decode
+from .dequant import dot_in_float32
+from .gemv_triton import gemv_kernel
 from .pdl import launching, lines
 from .rmsnorm_swiglu import swiglu
-from .row_products import exact_products
 
-_LEAST_GROUP = 16  # inputs that share a scale: as many as the tensor cores add at once
-_LEAST_SHARED = 99 << 10  # bytes of shared memory that a program has on every GPU from Ampere on
-_AHEAD = 1 << 14
-"""Bytes of weights that a program asks for while it waits for the kernel before it."""
+MAX_ROWS = 32
+"""Rows up to which plain weights are multiplied here; for more, the library's products are faster."""
+_MIN_GROUP = 16  # inputs that share a scale: the depth of one tensor core instruction
+_MIN_SHARED_MEMORY = 99 << 10  # bytes that a program may use on every GPU from Ampere on
+_PREFETCH_BYTES = 1 << 14  # of weights, into L2, while a program waits for the preceding kernel
 
 
-def _columns(weight: Weight, tile: Tile) -> int:
-    """Columns that a turn of the loop takes: in int4 those of its groups."""
+class Tile(NamedTuple):
+    """How a program walks through its weights.
+
+    `outputs` of a tile; `bytes` of each output's weights in one iteration of the loop; `rows` that it is
+    padded to; `flip`: the rows are the large side of the tensor cores' tiles; `groups` of inputs that share
+    an int4 scale in one iteration.
+    """
+
+    outputs: int
+    bytes: int
+    warps: int
+    stages: int
+    rows: int = 8
+    flip: bool = False
+    groups: int = 1
+
+
+def limit_stages(tile: Tile, iteration_bytes: int, shared_memory: int) -> Tile:
+    """The tile with as many pipeline stages as fit into a program's shared memory: all but one of them lie
+    there, each with what one iteration reads. (An H100 has 227 KiB, an A100 163, consumer GPUs 99.)"""
+    return tile._replace(stages=max(1, min(tile.stages, shared_memory // iteration_bytes + 1)))
+
+
+def plan_tile(kind: str, inputs: int, outputs: int, gated: bool, rows: int, groups: int = 1) -> Tile:
+    """The tile for a product of `outputs` outputs, each of one weight row, or of two where they are gated; a
+    weight row has `groups` int4 scales.
+
+    The fastest of some forty candidates each in steps of Janus-Pro-1B and 7B on an H100, measured within the
+    step: a product that is small by itself loads while others compute. One warp multiplies 16 weight rows at
+    a time: with more warps on as many rows, each would decode the same codes.
+    """
+    if kind == "int4":
+        return _int4_tile(gated, rows, groups)
+    if kind == "plain" and rows > 16:
+        return _plain_tile_over_16_rows(inputs, outputs, gated)
+    tile = _plain_tile(inputs, outputs, gated) if kind == "plain" else _8_bit_tile(inputs, outputs, gated)
+    if rows > 16:
+        return tile._replace(rows=32, bytes=min(tile.bytes, 256), stages=3)
+    return tile if rows <= tile.rows else tile._replace(rows=16, stages=min(tile.stages, 4))
+
+
+def _plain_tile(inputs: int, outputs: int, gated: bool) -> Tile:
+    if gated:
+        return Tile(16 if inputs <= 2048 else 32, 512, warps=4, stages=2, rows=16, flip=True)
+    if outputs > inputs:  # queries, keys and values
+        return Tile(32, 256, 2, stages=6) if outputs >= 8192 else Tile(32, 512, 2, stages=3)
+    if outputs < inputs:
+        return Tile(16, 512, 1, stages=6) if outputs < 4096 else Tile(32, 1024, 2, stages=5)
+    if outputs < 2048:
+        return Tile(16, 512, 1, stages=5)
+    return Tile(16, 1024, 2, stages=3) if outputs < 4096 else Tile(32, 512, 2, stages=4)
+
+
+def _plain_tile_over_16_rows(inputs: int, outputs: int, gated: bool) -> Tile:
+    if gated:
+        return Tile(32, 256, 4, stages=3, rows=32)
+    if outputs > inputs:
+        return Tile(32, 256, 4, stages=6, rows=32) if inputs <= 2048 else Tile(64, 128, 2, stages=5, rows=32)
+    return Tile(64, 256, 4, stages=5 if outputs < inputs else 4, rows=32)
+
+
+def _8_bit_tile(inputs: int, outputs: int, gated: bool) -> Tile:
+    if gated or outputs > inputs:
+        return Tile(32, 256, 2, stages=3)
+    return Tile(16, 512, 1, stages=6) if outputs < inputs else Tile(32, 256, 2, stages=6)
+
+
+def _int4_tile(gated: bool, rows: int, groups: int) -> Tile:
+    """A row takes as many columns of the product as there are groups in an iteration, and at least eight
+    columns are computed."""
+    at_once = next(count for count in (4, 2, 1) if groups % count == 0)
+    padded = max(8 // at_once, min(16, 1 << (rows - 1).bit_length()))
+    return Tile(16 if gated else 32, 32 * at_once, 2, stages=4, rows=padded, groups=at_once)
+
+
+def _columns_per_iteration(weight: WeightTensors, tile: Tile) -> int:
     columns = weight.codes.shape[1]
     if weight.zero is not None:
         return columns // weight.zero.shape[1] * tile.groups
@@ -43,43 +114,42 @@ def _columns(weight: Weight, tile: Tile) -> int:
 
 @cache
 def _shared_memory(device: torch.device) -> int:
-    """Bytes that a program can have."""
+    """Bytes of shared memory that a program can have."""
     if device.type != "cuda":  # in the interpreter
         return 1 << 30
-    return getattr(torch.cuda.get_device_properties(device), "shared_memory_per_block_optin", _LEAST_SHARED)
+    properties = torch.cuda.get_device_properties(device)
+    return getattr(properties, "shared_memory_per_block_optin", _MIN_SHARED_MEMORY)
 
 
-def _launch(x_RI: Tensor, weight: Weight, gated: bool) -> Tensor:
+def _launch(x_RI: Tensor, weight: WeightTensors, gated: bool) -> Tensor:
     rows, codes = len(x_RI), weight.codes
     columns = codes.shape[1]
     outputs = len(codes) // (2 if gated else 1)
     groups = 1 if weight.zero is None else weight.zero.shape[1]
     tile = plan_tile(weight.kind, x_RI.shape[1], outputs, gated, rows, groups)
-    width = _columns(weight, tile)
-    inputs = width * x_RI.shape[1] // columns
-    tall = tile.outputs * (2 if gated else 1)
-    turn = width * codes.itemsize * tall
-    turn += inputs * x_RI.itemsize * tile.rows * tile.groups
-    tile = fit(tile, turn, _shared_memory(x_RI.device))
+    block_columns = _columns_per_iteration(weight, tile)
+    block_inputs = block_columns * x_RI.shape[1] // columns
+    weight_rows = tile.outputs * (2 if gated else 1)
+    iteration_bytes = block_columns * codes.itemsize * weight_rows
+    iteration_bytes += block_inputs * x_RI.itemsize * tile.rows * tile.groups
+    tile = limit_stages(tile, iteration_bytes, _shared_memory(x_RI.device))
     out = x_RI.new_empty(rows, outputs)
-    product_kernel[(triton.cdiv(outputs, tile.outputs), triton.cdiv(rows, tile.rows))](
+    gemv_kernel[(triton.cdiv(outputs, tile.outputs), triton.cdiv(rows, tile.rows))](
         x_RI.contiguous(),
-        codes,
-        codes if weight.scale is None else weight.scale,
-        codes if weight.zero is None else weight.zero,
+        *weight.kernel_arguments,
         out,
         rows,
         O=outputs,
         COLUMNS=columns,
         KIND=weight.kind,
-        EXACT=exact_products(out.dtype),
+        FLOAT32=dot_in_float32(out.dtype),
         FLIP=tile.flip,
         BLOCK_R=tile.rows,
         BLOCK_O=tile.outputs,
-        BLOCK_C=width,
+        BLOCK_C=block_columns,
         GROUPS=tile.groups,
         GATED=gated,
-        **lines(codes, _AHEAD // tall),
+        **lines(codes, _PREFETCH_BYTES // weight_rows),
         num_warps=tile.warps,
         num_stages=tile.stages if out.dtype != torch.float32 else min(tile.stages, 2),
         **launching(out),
@@ -87,25 +157,24 @@ def _launch(x_RI: Tensor, weight: Weight, gated: bool) -> Tensor:
     return out
 
 
-def serves(x_RI: Tensor, weight: Weight) -> bool:
-    """Whether the kernel takes these rows: few, in half precision, of whole sixteens of inputs; or codes,
-    whose groups are not too small."""
+def supports(x_RI: Tensor, weight: WeightTensors) -> bool:
+    """Whether the kernel takes these rows: a few, in half precision, with a multiple of 16 inputs; or any
+    rows of a quantized weight whose groups are not too small."""
     if weight.zero is not None:
-        return x_RI.shape[1] // weight.zero.shape[1] >= _LEAST_GROUP
+        return x_RI.shape[1] // weight.zero.shape[1] >= _MIN_GROUP
     if weight.kind != "plain":
         return True
-    return len(x_RI) <= MOST_ROWS and x_RI.dtype != torch.float32 and x_RI.shape[1] % 16 == 0
+    return len(x_RI) <= MAX_ROWS and x_RI.dtype != torch.float32 and x_RI.shape[1] % 16 == 0
 
 
-def product(x_RI: Tensor, weight: Weight) -> Tensor:
+def linear(x_RI: Tensor, weight: WeightTensors) -> Tensor:
     """`F.linear`, `[R, O]`."""
-    if serves(x_RI, weight):
-        return _launch(x_RI, weight, False)
-    if weight.scale is None:
-        return F.linear(x_RI, weight.codes)
-    return F.linear(x_RI, decode(weight.codes, weight.scale, weight.zero, x_RI.dtype))
+    if supports(x_RI, weight):
+        return _launch(x_RI, weight, gated=False)
+    return F.linear(x_RI, weight.codes if weight.kind == "plain" else decode(weight, x_RI.dtype))
 
 
-def gated_product(x_RI: Tensor, weight: Weight) -> Tensor:
-    """`silu(gate) * up` of a weight that holds the gates' rows and then the ups', `[R, O / 2]`."""
-    return _launch(x_RI, weight, True) if serves(x_RI, weight) else swiglu(product(x_RI, weight))
+def linear_swiglu(x_RI: Tensor, weight: WeightTensors) -> Tensor:
+    """`silu(gate) * up` for a weight that holds the rows of the gate and then those of the up projection,
+    `[R, O / 2]`."""
+    return _launch(x_RI, weight, gated=True) if supports(x_RI, weight) else swiglu(linear(x_RI, weight))

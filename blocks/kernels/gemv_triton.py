@@ -1,63 +1,51 @@
-"""The Triton kernel of products of few rows with large weights (see kernel_products.py).
+"""Triton code of linear layers for a few rows: `gemv_kernel` for whole layers (launched by gemv.py), and
+`linear_tile`, the building block of the experts' kernels in moe_decode_triton.py.
 
-R rows, O outputs, C columns of a tile, as they are stored: inputs, or bytes of two inputs each in int4.
+R rows, O outputs, C columns of a tile as they are stored (inputs, or bytes of two inputs each in int4), G
+groups of inputs that share an int4 scale. Sums are in float32.
 """
 
-# What Triton's compiler reads is not what a checker of types takes it for.
+# Triton kernels are not what their Python types say.
 # pyright: reportArgumentType=false, reportOperatorIssue=false, reportCallIssue=false
 # pyright: reportAssignmentType=false, reportGeneralTypeIssues=false
 
 import triton
 import triton.language as tl
 
-from .dequant import unpack
+from .dequant import dequantize, unpack_int4
 from .pdl import ask_ahead, gdc_launch_dependents, gdc_wait
 
 
 @triton.jit
-def _codes(weight, n, c, COLUMNS: tl.constexpr, WHOLE: tl.constexpr):
+def _load_codes(weight, n, c, COLUMNS: tl.constexpr, WHOLE: tl.constexpr):
     """Columns `c` of the outputs `n`, `[O, C]`."""
-    places = weight + n[:, None] * COLUMNS + c[None, :]
+    pointers = weight + n[:, None] * COLUMNS + c[None, :]
     if WHOLE:
-        return tl.load(places)
-    return tl.load(places, mask=(c < COLUMNS)[None, :], other=0.0)
+        return tl.load(pointers)
+    return tl.load(pointers, mask=(c < COLUMNS)[None, :], other=0.0)
 
 
 @triton.jit
-def _scales(
-    scale,
-    zero,
-    n,
-    g,
-    first,
-    COLUMNS: tl.constexpr,
-    KIND: tl.constexpr,
-    GROUPS: tl.constexpr,
-    BLOCK_C: tl.constexpr,
-):
+def _load_scales(
+    scale_ptr, zero_ptr, n, g, first,
+    COLUMNS: tl.constexpr, KIND: tl.constexpr, GROUPS: tl.constexpr, BLOCK_C: tl.constexpr,
+):  # fmt: skip
     """In int4 the scales and zeros of the outputs `n` in the groups `g` of those that begin at column
     `first`, or of the last ones, `[O, R]` each."""
     if KIND == "int4":
-        half: tl.constexpr = BLOCK_C // GROUPS
-        at = tl.minimum(first, COLUMNS - BLOCK_C) // half + g[None, :] + n[:, None] * (COLUMNS // half)
-        steps, least = tl.load(scale + at).to(tl.float32), tl.load(zero + at).to(tl.float32)
+        columns: tl.constexpr = BLOCK_C // GROUPS
+        at = tl.minimum(first, COLUMNS - BLOCK_C) // columns + g[None, :] + n[:, None] * (COLUMNS // columns)
+        scale, zero = tl.load(scale_ptr + at).to(tl.float32), tl.load(zero_ptr + at).to(tl.float32)
     else:
-        steps, least = 0.0, 0.0
-    return steps, least
+        scale, zero = 0.0, 0.0
+    return scale, zero
 
 
 @triton.jit
-def _members(
-    x,
-    r,
-    g,
-    first,
-    R,
-    COLUMNS: tl.constexpr,
-    KIND: tl.constexpr,
-    GROUPS: tl.constexpr,
-    BLOCK_C: tl.constexpr,
-):
+def _load_group_inputs(
+    x, r, g, first, R,
+    COLUMNS: tl.constexpr, KIND: tl.constexpr, GROUPS: tl.constexpr, BLOCK_C: tl.constexpr,
+):  # fmt: skip
     """In int4 the inputs of rows `r` in the groups `g` of those that begin at column `first`, or of the last
     ones, `[R, I]`."""
     if KIND == "int4":
@@ -70,43 +58,31 @@ def _members(
 
 
 @triton.jit
-def _add(
-    acc,
-    codes,
-    steps,
-    least,
-    members,
-    x,
-    r,
-    g,
-    first,
-    R,
-    COLUMNS: tl.constexpr,
-    KIND: tl.constexpr,
-    EXACT: tl.constexpr,
-    FLIP: tl.constexpr,
-    GROUPS: tl.constexpr,
-    BLOCK_C: tl.constexpr,
-):
-    """`acc [O, R]` (FLIP: `[R, O]`) and the product of codes `[O, C]`, whose columns begin at `first`, with
-    their inputs. In int4 a weight is `steps * code + least`, and a row stands there once for each of the
-    GROUPS that the inputs belong to, with the inputs of group `g` alone: all are added up in the end."""
-    each: tl.constexpr = 2 if KIND == "int4" else 1
-    inputs: tl.constexpr = COLUMNS * each
-    width: tl.constexpr = BLOCK_C * each
-    kept: tl.constexpr = tl.float32 if EXACT else x.dtype.element_ty
-    own = tl.arange(0, width)
-    known = (r < R)[None, :]
+def _accumulate(
+    acc, codes, scale, zero, group_inputs, x, r, g, first, R,
+    COLUMNS: tl.constexpr, KIND: tl.constexpr, FLOAT32: tl.constexpr, FLIP: tl.constexpr,
+    GROUPS: tl.constexpr, BLOCK_C: tl.constexpr,
+):  # fmt: skip
+    """`acc [O, R]` (FLIP: `[R, O]`) plus the product of codes `[O, C]`, whose columns begin at `first`, with
+    their inputs. In int4 a weight is `scale * code + zero`, and a row occurs once for each of the GROUPS that
+    the inputs belong to, with the inputs of group `g` alone; these partial sums are added up after the
+    loop."""
+    per_column: tl.constexpr = 2 if KIND == "int4" else 1
+    inputs: tl.constexpr = COLUMNS * per_column
+    width: tl.constexpr = BLOCK_C * per_column
+    dtype: tl.constexpr = tl.float32 if FLOAT32 else x.dtype.element_ty
+    offsets = tl.arange(0, width)
+    mask = (r < R)[None, :]
     if COLUMNS % BLOCK_C != 0:
-        known = known & (first * each + own < inputs)[:, None]
+        mask = mask & (first * per_column + offsets < inputs)[:, None]
     if GROUPS > 1:
-        known = known & ((own // (width // GROUPS))[:, None] == g[None, :])
-    places = x + r[None, :] * inputs + (first * each + own)[:, None]
-    rows = tl.load(places, mask=known, other=0.0).to(kept)
-    numbers = unpack(codes, KIND, kept)
+        mask = mask & ((offsets // (width // GROUPS))[:, None] == g[None, :])
+    pointers = x + r[None, :] * inputs + (first * per_column + offsets)[:, None]
+    rows = tl.load(pointers, mask=mask, other=0.0).to(dtype)
+    numbers = dequantize(codes, KIND, dtype)
     if KIND == "int4":
-        sums = tl.sum(members.to(tl.float32), axis=1)
-        acc += steps * tl.dot(numbers, rows, input_precision="ieee") + least * sums[None, :]
+        sums = tl.sum(group_inputs.to(tl.float32), axis=1)
+        acc += scale * tl.dot(numbers, rows, input_precision="ieee") + zero * sums[None, :]
     elif FLIP:
         acc = tl.dot(tl.trans(rows), tl.trans(numbers), acc, input_precision="ieee")
     else:
@@ -115,73 +91,204 @@ def _add(
 
 
 @triton.jit(do_not_specialize=["R"])
-def product_kernel(
-    x,
-    weight,
-    scale,
-    zero,
-    out,
-    R,
-    O: tl.constexpr,  # noqa: E741
-    COLUMNS: tl.constexpr,
-    KIND: tl.constexpr,
-    EXACT: tl.constexpr,
-    FLIP: tl.constexpr,
-    BLOCK_R: tl.constexpr,
-    BLOCK_O: tl.constexpr,
-    BLOCK_C: tl.constexpr,
-    GROUPS: tl.constexpr,
-    GATED: tl.constexpr,
-    LINES: tl.constexpr,
-    STEP: tl.constexpr,
-    EARLY: tl.constexpr,
-):
-    """Some outputs of a tile of rows. GATED: the weight is gates over ups, and out is `silu(gate) * up`."""
+def gemv_kernel(
+    x, weight, scale_ptr, zero_ptr, out, R,
+    O: tl.constexpr, COLUMNS: tl.constexpr,  # noqa: E741
+    KIND: tl.constexpr, FLOAT32: tl.constexpr, FLIP: tl.constexpr,
+    BLOCK_R: tl.constexpr, BLOCK_O: tl.constexpr, BLOCK_C: tl.constexpr,
+    GROUPS: tl.constexpr, GATED: tl.constexpr,
+    LINES: tl.constexpr, STEP: tl.constexpr, EARLY: tl.constexpr,
+):  # fmt: skip
+    """A tile of outputs for a tile of rows. GATED: the weight is gate over up, and out is `silu(gate) *
+    up`."""
     whole: tl.constexpr = COLUMNS % BLOCK_C == 0
-    tall: tl.constexpr = 2 * BLOCK_O if GATED else BLOCK_O
-    j = tl.arange(0, tall)
-    first_out = tl.program_id(0) * BLOCK_O
-    # A last tile that sticks out computes an output twice.
-    mine = (tl.minimum(first_out + j % BLOCK_O, O - 1) + j // BLOCK_O * O).to(tl.int64)
+    weight_rows: tl.constexpr = 2 * BLOCK_O if GATED else BLOCK_O
+    j = tl.arange(0, weight_rows)
+    first_output = tl.program_id(0) * BLOCK_O
+    # A last tile that goes beyond the outputs computes the last output again.
+    n = (tl.minimum(first_output + j % BLOCK_O, O - 1) + j // BLOCK_O * O).to(tl.int64)
     c = tl.arange(0, BLOCK_C)
-    codes = _codes(weight, mine, c, COLUMNS, whole)
-    side = tl.arange(0, GROUPS * BLOCK_R)
+    codes = _load_codes(weight, n, c, COLUMNS, whole)
+    rows_by_group = tl.arange(0, GROUPS * BLOCK_R)
     first_row = tl.program_id(1) * BLOCK_R
-    r, g = first_row + side % BLOCK_R, side // BLOCK_R
-    steps, least = _scales(scale, zero, mine, g, 0, COLUMNS, KIND, GROUPS, BLOCK_C)
+    r, g = first_row + rows_by_group % BLOCK_R, rows_by_group // BLOCK_R
+    scale, zero = _load_scales(scale_ptr, zero_ptr, n, g, 0, COLUMNS, KIND, GROUPS, BLOCK_C)
     if EARLY:
         if COLUMNS > BLOCK_C:
-            ask_ahead(weight + BLOCK_C, mine, COLUMNS, COLUMNS - BLOCK_C, LINES, STEP)
+            ask_ahead(weight + BLOCK_C, n, COLUMNS, COLUMNS - BLOCK_C, LINES, STEP)
         gdc_wait()
         gdc_launch_dependents()
-    acc = tl.zeros([GROUPS * BLOCK_R, tall] if FLIP else [tall, GROUPS * BLOCK_R], tl.float32)
-    members = _members(x, r, g, 0, R, COLUMNS, KIND, GROUPS, BLOCK_C)
-    # What is not multiplied is loaded a turn before it serves: Triton lets only operands run ahead.
-    next_members = _members(x, r, g, BLOCK_C, R, COLUMNS, KIND, GROUPS, BLOCK_C)
-    next_steps, next_least = _scales(scale, zero, mine, g, BLOCK_C, COLUMNS, KIND, GROUPS, BLOCK_C)
-    acc = _add(acc, codes, steps, least, members, x, r, g, 0, R, COLUMNS, KIND, EXACT, FLIP, GROUPS, BLOCK_C)
+    acc = tl.zeros([GROUPS * BLOCK_R, weight_rows] if FLIP else [weight_rows, GROUPS * BLOCK_R], tl.float32)
+    inputs = _load_group_inputs(x, r, g, 0, R, COLUMNS, KIND, GROUPS, BLOCK_C)
+    # Loaded an iteration ahead by hand: Triton pipelines only the operands of `tl.dot`.
+    next_inputs = _load_group_inputs(x, r, g, BLOCK_C, R, COLUMNS, KIND, GROUPS, BLOCK_C)
+    next_scale, next_zero = _load_scales(scale_ptr, zero_ptr, n, g, BLOCK_C, COLUMNS, KIND, GROUPS, BLOCK_C)
+    acc = _accumulate(
+        acc, codes, scale, zero, inputs, x, r, g, 0, R, COLUMNS, KIND, FLOAT32, FLIP, GROUPS, BLOCK_C
+    )
     for first in range(BLOCK_C, COLUMNS, BLOCK_C):
-        codes = _codes(weight, mine, first + c, COLUMNS, whole)
-        steps, least, members = next_steps, next_least, next_members
-        next_members = _members(x, r, g, first + BLOCK_C, R, COLUMNS, KIND, GROUPS, BLOCK_C)
-        next_steps, next_least = _scales(
-            scale, zero, mine, g, first + BLOCK_C, COLUMNS, KIND, GROUPS, BLOCK_C
+        codes = _load_codes(weight, n, first + c, COLUMNS, whole)
+        scale, zero, inputs = next_scale, next_zero, next_inputs
+        next_inputs = _load_group_inputs(x, r, g, first + BLOCK_C, R, COLUMNS, KIND, GROUPS, BLOCK_C)
+        next_scale, next_zero = _load_scales(
+            scale_ptr, zero_ptr, n, g, first + BLOCK_C, COLUMNS, KIND, GROUPS, BLOCK_C
         )
-        acc = _add(
-            acc, codes, steps, least, members, x, r, g, first,
-            R, COLUMNS, KIND, EXACT, FLIP, GROUPS, BLOCK_C,
-        )  # fmt: skip
+        acc = _accumulate(
+            acc, codes, scale, zero, inputs, x, r, g, first, R, COLUMNS, KIND, FLOAT32, FLIP, GROUPS, BLOCK_C
+        )
     if GROUPS > 1:
-        acc = tl.sum(tl.reshape(acc, [tall, GROUPS, BLOCK_R]), axis=1)
+        acc = tl.sum(tl.reshape(acc, [weight_rows, GROUPS, BLOCK_R]), axis=1)
     if FLIP:
         acc = tl.trans(acc)
     if KIND == "int8" or KIND == "fp8":
-        acc *= tl.load(scale + mine).to(tl.float32)[:, None]
-    kind = out.dtype.element_ty
+        acc *= tl.load(scale_ptr + n).to(tl.float32)[:, None]
+    dtype = out.dtype.element_ty
     if GATED:
         gate, up = tl.split(tl.permute(tl.reshape(acc, [2, BLOCK_O, BLOCK_R]), [1, 2, 0]))
-        gate = gate.to(kind).to(tl.float32)
-        opened = (gate / (1.0 + tl.exp(-gate))).to(kind).to(tl.float32)
-        acc = opened * up.to(kind).to(tl.float32)
-    n, r = first_out + tl.arange(0, BLOCK_O), first_row + tl.arange(0, BLOCK_R)
-    tl.store(out + r[None, :] * O + n[:, None], acc.to(kind), mask=(r < R)[None, :] & (n < O)[:, None])
+        gate = gate.to(dtype).to(tl.float32)
+        silu = (gate / (1.0 + tl.exp(-gate))).to(dtype).to(tl.float32)
+        acc = silu * up.to(dtype).to(tl.float32)
+    n_out, r_out = first_output + tl.arange(0, BLOCK_O), first_row + tl.arange(0, BLOCK_R)
+    mask = (r_out < R)[None, :] & (n_out < O)[:, None]
+    tl.store(out + r_out[None, :] * O + n_out[:, None], acc.to(dtype), mask=mask)
+
+
+@triton.jit
+def _load_group_parameters(
+    scale_ptr, zero_ptr, outs, groups, start,
+    COLUMNS: tl.constexpr, GROUP_C: tl.constexpr, BLOCK_C: tl.constexpr,
+):  # fmt: skip
+    """Int4 scales and zeros of weight rows `outs` in the groups of a block of columns, `[O, G]` each,
+    float32."""
+    group = start // GROUP_C + tl.arange(0, BLOCK_C // GROUP_C)
+    mask = (group < COLUMNS // GROUP_C)[None, :]
+    at = outs[:, None] * groups + group[None, :]
+    scale = tl.load(scale_ptr + at, mask=mask, other=0.0).to(tl.float32)
+    zero = tl.load(zero_ptr + at, mask=mask, other=0.0).to(tl.float32)
+    return scale, zero
+
+
+@triton.jit
+def _load_even_odd(x_ptr, start, columns, BLOCK_C: tl.constexpr):
+    """Even and odd inputs of a row from column `start` on, `[C]` each, float32."""
+    offsets = 2 * start + tl.arange(0, 2 * BLOCK_C)
+    x = tl.load(x_ptr + offsets, mask=offsets < 2 * columns, other=0.0).to(tl.float32)
+    return tl.split(tl.reshape(x, (BLOCK_C, 2)))
+
+
+@triton.jit
+def _int4_sums(
+    even, odd, w_even, w_odd, scale, zero,
+    BLOCK_O: tl.constexpr, GROUP_C: tl.constexpr, BLOCK_C: tl.constexpr,
+):  # fmt: skip
+    """What a tile of int4 weights `[O, C]` adds to a row's outputs, `[O]`: each group is scaled as a
+    whole."""
+    G: tl.constexpr = BLOCK_C // GROUP_C
+    products = tl.reshape(w_even * even[None, :] + w_odd * odd[None, :], (BLOCK_O, G, GROUP_C))
+    inputs = tl.sum(tl.reshape(even + odd, (G, GROUP_C)), axis=1)
+    return tl.sum(tl.sum(products, axis=2) * scale + zero * inputs[None, :], axis=1)
+
+
+@triton.jit
+def _gemv_tile(
+    x_ptr, w_ptr, scale_ptr, zero_ptr, outs, stride, groups,
+    COLUMNS: tl.constexpr, KIND: tl.constexpr, GROUP_C: tl.constexpr,
+    BLOCK_O: tl.constexpr, BLOCK_C: tl.constexpr, UNROLL: tl.constexpr,
+):  # fmt: skip
+    """One row `x` by weight rows `outs`, `[O]`, multiplied and added without tensor cores, at memory
+    speed."""
+    whole: tl.constexpr = COLUMNS % (BLOCK_C * UNROLL) == 0
+    padding: tl.constexpr = 0.0 if KIND == "fp8" else 0  # no integer becomes a float8
+    if KIND == "int4":
+        sums = tl.zeros([BLOCK_O], dtype=tl.float32)
+    else:
+        sums = tl.zeros([BLOCK_O, BLOCK_C], dtype=tl.float32)
+    for block in range(0, COLUMNS, BLOCK_C * UNROLL):
+        for step in tl.static_range(UNROLL):
+            start = block + step * BLOCK_C
+            columns = start + tl.arange(0, BLOCK_C)
+            pointers = w_ptr + outs[:, None] * stride + columns[None, :]
+            # Every weight row loads the inputs for itself: from the nearest cache, but in its own layout.
+            at = tl.zeros([BLOCK_O, 1], dtype=tl.int32) + columns[None, :]
+            if whole:
+                w = tl.load(pointers)
+            else:
+                w = tl.load(pointers, mask=at < COLUMNS, other=padding)
+            if KIND == "int4":
+                w_even, w_odd = unpack_int4(w, tl.float32)
+                scale, zero = _load_group_parameters(
+                    scale_ptr, zero_ptr, outs, groups, start, COLUMNS, GROUP_C, BLOCK_C
+                )
+                even, odd = _load_even_odd(x_ptr, start, COLUMNS, BLOCK_C)
+                sums += _int4_sums(even, odd, w_even, w_odd, scale, zero, BLOCK_O, GROUP_C, BLOCK_C)
+            else:
+                x = tl.load(x_ptr + at, mask=at < COLUMNS, other=0.0).to(tl.float32)
+                sums += w.to(tl.float32) * x
+    if KIND != "int4":
+        sums = tl.sum(sums, axis=1)
+    if KIND == "int8" or KIND == "fp8":
+        sums *= tl.load(scale_ptr + outs).to(tl.float32)
+    return sums
+
+
+@triton.jit
+def _gemm_tile(
+    x_ptr, rows, valid, w_ptr, scale_ptr, zero_ptr, outs, stride, groups,
+    COLUMNS: tl.constexpr, KIND: tl.constexpr, GROUP_C: tl.constexpr, FLOAT32: tl.constexpr,
+    R: tl.constexpr, BLOCK_O: tl.constexpr, BLOCK_C: tl.constexpr,
+):  # fmt: skip
+    """Up to 16 rows `rows` of `x` where `valid` by weight rows `outs`, `[R, O]`, on the tensor cores."""
+    padding: tl.constexpr = 0.0 if KIND == "fp8" else 0  # no integer becomes a float8
+    inputs: tl.constexpr = 2 * COLUMNS if KIND == "int4" else COLUMNS
+    dtype: tl.constexpr = tl.float32 if FLOAT32 else x_ptr.dtype.element_ty
+    sums = tl.zeros([R, BLOCK_O], dtype=tl.float32)
+    for start in range(0, COLUMNS, BLOCK_C):
+        columns = start + tl.arange(0, BLOCK_C)
+        inside = columns < COLUMNS
+        pointers = w_ptr + outs[:, None] * stride + columns[None, :]
+        if COLUMNS % BLOCK_C == 0:
+            w = tl.load(pointers)
+        else:
+            w = tl.load(pointers, mask=inside[None, :], other=padding)
+        mask = valid[:, None] & inside[None, :]
+        if KIND == "int4":
+            shape: tl.constexpr = (BLOCK_O, BLOCK_C // GROUP_C, GROUP_C)
+            scale, zero = _load_group_parameters(
+                scale_ptr, zero_ptr, outs, groups, start, COLUMNS, GROUP_C, BLOCK_C
+            )
+            w_even, w_odd = unpack_int4(w, tl.float32)
+            w_even = tl.reshape(w_even, shape) * scale[:, :, None] + zero[:, :, None]
+            w_odd = tl.reshape(w_odd, shape) * scale[:, :, None] + zero[:, :, None]
+            w_even, w_odd = tl.reshape(w_even, (BLOCK_O, BLOCK_C)), tl.reshape(w_odd, (BLOCK_O, BLOCK_C))
+            pairs = x_ptr + rows[:, None] * inputs + 2 * columns[None, :]
+            even, odd = tl.load(pairs, mask=mask, other=0.0), tl.load(pairs + 1, mask=mask, other=0.0)
+            sums = tl.dot(even.to(dtype), tl.trans(w_even.to(dtype)), sums, input_precision="ieee")
+            sums = tl.dot(odd.to(dtype), tl.trans(w_odd.to(dtype)), sums, input_precision="ieee")
+        else:
+            x = tl.load(x_ptr + rows[:, None] * inputs + columns[None, :], mask=mask, other=0.0)
+            sums = tl.dot(x.to(dtype), tl.trans(w.to(dtype)), sums, input_precision="ieee")
+    if KIND == "int8" or KIND == "fp8":
+        sums *= tl.load(scale_ptr + outs).to(tl.float32)[None, :]
+    return sums
+
+
+@triton.jit
+def linear_tile(
+    x_ptr, rows, valid, w_ptr, scale_ptr, zero_ptr, outs, stride, groups,
+    COLUMNS: tl.constexpr, KIND: tl.constexpr, GROUP_C: tl.constexpr, FLOAT32: tl.constexpr,
+    R: tl.constexpr, BLOCK_O: tl.constexpr, BLOCK_C: tl.constexpr, UNROLL: tl.constexpr,
+):  # fmt: skip
+    """Rows `rows` of `x` by weight rows `outs`, `[R, O]`. `stride`: columns from one weight row to the next;
+    `groups`: int4 scales likewise."""
+    if R == 1:
+        x = x_ptr + tl.sum(rows, axis=0) * (2 * COLUMNS if KIND == "int4" else COLUMNS)
+        sums = _gemv_tile(
+            x, w_ptr, scale_ptr, zero_ptr, outs, stride, groups,
+            COLUMNS, KIND, GROUP_C, BLOCK_O, BLOCK_C, UNROLL,
+        )[None, :]  # fmt: skip
+    else:
+        sums = _gemm_tile(
+            x_ptr, rows, valid, w_ptr, scale_ptr, zero_ptr, outs, stride, groups,
+            COLUMNS, KIND, GROUP_C, FLOAT32, R, BLOCK_O, BLOCK_C,
+        )  # fmt: skip
+    return sums

@@ -16,10 +16,10 @@ import torch
 import triton
 from torch import Tensor
 
-from .batch_invariant import by_head
+from .batch_invariant import per_head_matmul
+from .dequant import dot_in_float32
 from .mla_decode_triton import attend_kernel, enter_kernel, leave_kernel
 from .pdl import launching
-from .row_products import exact_products
 
 if TYPE_CHECKING:
     from ..model.decoder import Step
@@ -103,7 +103,7 @@ def attend_latent(
     to_latent_HNR, from_latent_HVR = weight_HKR.split((sizes.nope_dim, sizes.value_dim), dim=1)
     if not few:
         q_BHN = q_BTD[:, 0].unflatten(-1, (heads, -1))[..., : sizes.nope_dim]
-        query_BHC[..., :rank] = by_head(q_BHN[:, :, None], to_latent_HNR)[:, :, 0]
+        query_BHC[..., :rank] = per_head_matmul(q_BHN[:, :, None], to_latent_HNR)[:, :, 0]
     blocks = triton.cdiv(heads, _HEADS)
     split = plan_split(rows * blocks, step.cache.span)
     splits = triton.cdiv(step.cache.span, split)
@@ -125,7 +125,7 @@ def attend_latent(
         slots_BSC.shape[1],
         P=turns,
         SPLIT=split,
-        EXACT=exact_products(q_BTD.dtype),
+        EXACT=dot_in_float32(q_BTD.dtype),
         BLOCK_H=_HEADS,
         BLOCK_S=tile,
         num_stages=1 if wide else 2,
@@ -157,5 +157,5 @@ def attend_latent(
         **early,
     )
     if not few:
-        out = by_head(out[:, :, None], from_latent_HVR.transpose(1, 2))
+        out = per_head_matmul(out[:, :, None], from_latent_HVR.transpose(1, 2))
     return out.reshape(rows, 1, -1)

@@ -1,143 +1,127 @@
-"""A mixture of experts for few tokens on CUDA, by the kernels of `gate_kernels` and `experts_kernels`.
+"""A mixture of experts for a few tokens on CUDA: three launches after the router's two.
 
-Five launches a layer. Nothing waits for the device, and shapes alone decide what is launched.
+Nothing waits for the device, and shapes alone decide what is launched.
 
-N tokens, D model width, E experts, I width of an expert, K experts a token, P = N * K pairs of a token and
-an expert.
+N tokens, D model width, E experts, I width of an expert, K experts per token, P = N * K token-expert pairs.
 """
 
-# What Triton compiles is not what its Python types say:
-# pyright: reportArgumentType=false, reportAssignmentType=false, reportGeneralTypeIssues=false
-# pyright: reportOperatorIssue=false, reportCallIssue=false
+# Triton kernels take tensors where their signatures name no types:
+# pyright: reportArgumentType=false, reportCallIssue=false
 
-from typing import TYPE_CHECKING, cast
+from math import gcd
+from typing import Any
 
 import torch
 import triton
 from torch import Tensor
 
-from ..model.quantized_linear import QuantizedWeight
-from .moe_decode_triton import hidden_kernel, outputs_kernel, sum_kernel
-from .moe_router import choose
+from .codec import WeightTensors
+from .dequant import dot_in_float32
+from .moe_decode_triton import down_kernel, gate_up_kernel, sum_kernel
 from .pdl import launching, lines
-from .row_products import ROWS, Operand, as_operand, exact_products, loop_sizes
 
-if TYPE_CHECKING:
-    from ..model.feed_forward import FeedForward
-    from ..model.moe import MoE
+SharedExperts = tuple[WeightTensors, WeightTensors, WeightTensors]
+"""Gate, up and down weights of the feed-forward that is all shared experts together."""
 
-Shared = tuple[Operand, Operand, Operand]
-"""The weights of shared experts: gates, ups and downs."""
-
-_TILE = 4  # outputs of a block for one token: small, so that every multiprocessor has several
-_TILE_MANY = 32
-_AHEAD = 1024
-"""Bytes of each weight row that a block asks for while it waits for the kernel before it."""
+GEMV_BLOCK_OUTPUTS = 4
+"""Outputs of a program for one token: few, so that every multiprocessor has several programs."""
+_GEMM_BLOCK_OUTPUTS = 32
+_GEMM_ROWS = 16  # of a program's tile for several tokens: the smallest side of a tensor core's tile
+_PREFETCH_BYTES = 1024  # of each weight row, into L2, while a program waits for the preceding kernel
 
 
-def mixture(layer: "MoE", x_ND: Tensor) -> Tensor:
-    """`MoE.forward` of few tokens, `[N, D]`."""
-    x_ND = x_ND.contiguous()
-    config, experts = layer.gate.config, layer.experts
-    chosen = choose(layer.gate, x_ND) if config.num_groups == 1 else layer.gate(x_ND)
-    gate_up, down = as_operand(experts.gate_up), as_operand(experts.down)
-    if layer.shared_experts is None:
-        return weighted(x_ND, gate_up, down, *chosen)
-    shared = _weights(layer.shared_experts)
-    if joins(shared, gate_up, down):
-        return weighted(x_ND, gate_up, down, *chosen, shared)
-    return weighted(x_ND, gate_up, down, *chosen) + layer.shared_experts(x_ND)
-
-
-def _weights(shared: "FeedForward") -> Shared:
-    gate, up, down = (
-        as_operand(part if isinstance(part, QuantizedWeight) else part.weight)
-        for part in cast(list, [shared.gate_proj, shared.up_proj, shared.down_proj])
-    )
-    return gate, up, down
-
-
-def weighted(
+def fused_experts(
     x_ND: Tensor,
-    gate_up: Operand,
-    down: Operand,
-    chosen_NK: Tensor,
+    gate_up: WeightTensors,
+    down: WeightTensors,
+    expert_ids_NK: Tensor,
     weights_NK: Tensor,
-    shared: Shared | None = None,
+    shared: SharedExperts | None = None,
 ) -> Tensor:
-    """The weighted sum of the chosen experts' outputs, and the `shared` feed-forward's (gate, up, down) if
-    it can be cut into experts of the same width (see `joins`); `[N, D]` in the dtype of `x`."""
-    (count, width), pairs = x_ND.shape, chosen_NK.numel()
-    inner = gate_up.numbers.shape[1] // 2
-    shares = 0 if shared is None else shared[0].numbers.shape[0] // inner
+    """The weighted sum of the selected experts' outputs, plus the output of `shared` experts that
+    `can_fuse_shared`; `[N, D]` in the dtype of `x`."""
+    (count, width), pairs = x_ND.shape, expert_ids_NK.numel()
+    inner = gate_up.codes.shape[1] // 2
+    num_shared = 0 if shared is None else len(shared[0]) // inner
     shared_gate, shared_up, shared_down = shared or (gate_up, gate_up, down)
-    rows = 1 if count == 1 else ROWS
-    tile = _TILE if rows == 1 else _TILE_MANY
-    blocks = pairs + shares * triton.cdiv(count, rows)
-    table = pairs + shares * count
-    hidden = x_ND.new_empty(table, inner)
-    outputs = x_ND.new_empty(table, width, dtype=torch.float32)
-    same = {
-        "EXACT": exact_products(x_ND.dtype),
-        "R": rows,
-        "BLOCK_P": triton.next_power_of_2(pairs),
-        "BLOCK_O": tile,
-        "num_warps": 4,
-        "num_stages": 2 if x_ND.dtype == torch.float32 else 3,
-        **launching(x_ND),
-    }
-    hidden_kernel[(triton.cdiv(inner, tile), blocks)](
+    rows = 1 if count == 1 else _GEMM_ROWS
+    tile = GEMV_BLOCK_OUTPUTS if rows == 1 else _GEMM_BLOCK_OUTPUTS
+    blocks = pairs + num_shared * triton.cdiv(count, rows)
+    total_pairs = pairs + num_shared * count
+    hidden = x_ND.new_empty(total_pairs, inner)
+    outputs = x_ND.new_empty(total_pairs, width, dtype=torch.float32)
+    top_k, launch = expert_ids_NK.shape[1], launching(x_ND)
+    gate_up_kernel[(triton.cdiv(inner, tile), blocks)](
         x_ND,
-        chosen_NK,
-        *gate_up.tensors,
-        *shared_gate.tensors,
-        *shared_up.tensors,
+        expert_ids_NK,
+        *gate_up.kernel_arguments,
+        *shared_gate.kernel_arguments,
+        *shared_up.kernel_arguments,
         hidden,
         count,
         pairs,
         INNER=inner,
-        K=chosen_NK.shape[1],
-        **_kind(gate_up),
-        **loop_sizes(width, gate_up.kind, rows > 1),
-        **lines(gate_up.numbers, _AHEAD),
-        **same,
+        K=top_k,
+        **_linear_options(x_ND, gate_up, width, pairs, rows, tile),
+        **launch,
     )
-    outputs_kernel[(triton.cdiv(width, tile), blocks)](
+    down_kernel[(triton.cdiv(width, tile), blocks)](
         hidden,
-        chosen_NK,
-        *down.tensors,
-        *shared_down.tensors,
+        expert_ids_NK,
+        *down.kernel_arguments,
+        *shared_down.kernel_arguments,
         outputs,
         count,
         pairs,
         D=width,
-        S=shares,
-        **_kind(down),
-        **loop_sizes(inner, down.kind, rows > 1),
-        **lines(down.numbers, _AHEAD),
-        **same,
+        S=num_shared,
+        **_linear_options(x_ND, down, inner, pairs, rows, tile),
+        **launch,
     )
     out_ND = torch.empty_like(x_ND)
-    sum_kernel[(triton.cdiv(width, 256), count)](
-        outputs,
-        weights_NK,
-        out_ND,
-        count,
-        pairs,
-        width,
-        K=chosen_NK.shape[1],
-        S=shares,
-        BLOCK_D=256,
-        **launching(x_ND),
-    )
+    grid = (triton.cdiv(width, 256), count)
+    arguments = (outputs, weights_NK, out_ND, count, pairs, width)
+    sum_kernel[grid](*arguments, K=top_k, S=num_shared, BLOCK_D=256, **launch)
     return out_ND
 
 
-def _kind(weight: Operand) -> dict[str, int | str]:
-    return {"COLUMNS": weight.numbers.shape[-1], "KIND": weight.kind, "HALF": weight.half}
+def _linear_options(
+    x_ND: Tensor, weight: WeightTensors, inputs: int, pairs: int, rows: int, tile: int
+) -> dict[str, Any]:
+    """Constants and launch options of a kernel that multiplies tiles of `rows` rows by a weight."""
+    return {
+        "COLUMNS": weight.codes.shape[-1],
+        "KIND": weight.kind,
+        "GROUP_C": weight.group_columns,
+        "FLOAT32": dot_in_float32(x_ND.dtype),
+        "R": rows,
+        "BLOCK_P": triton.next_power_of_2(pairs),
+        "BLOCK_O": tile,
+        **_loop_options(inputs, weight.kind, tensor_cores=rows > 1),
+        **lines(weight.codes, _PREFETCH_BYTES),
+        "num_warps": 4,
+        "num_stages": 2 if x_ND.dtype == torch.float32 else 3,
+    }
 
 
-def joins(shared: Shared, gate_up: Operand, down: Operand) -> bool:
-    """Whether a shared feed-forward can be cut into experts like the others."""
-    alike = zip(shared, (gate_up, gate_up, down), strict=True)
-    return all((a.kind, a.half, a.numbers.dtype) == (b.kind, b.half, b.numbers.dtype) for a, b in alike)
+def _loop_options(inputs: int, kind: str, tensor_cores: bool) -> dict[str, int]:
+    """How a kernel loops over the inputs: `BLOCK_C` columns at a time, `UNROLL` times per iteration, so that
+    many loads are in flight at once (with tensor cores, Triton's pipelining sees to that)."""
+    columns = inputs // 2 if kind == "int4" else inputs
+    block = gcd(columns, 128 if tensor_cores else 256)
+    if block < (64 if tensor_cores else 128):
+        block = min(max(triton.next_power_of_2(columns), 32), 128)
+    if tensor_cores:
+        return {"BLOCK_C": block, "UNROLL": 1}
+    blocks = -(-columns // block)
+    limit = min(blocks, 1536 // block)
+    even = max(times for times in range(1, limit + 1) if blocks % times == 0)
+    return {"BLOCK_C": block, "UNROLL": even if 2 * even > limit else limit}
+
+
+def can_fuse_shared(shared: SharedExperts, gate_up: WeightTensors, down: WeightTensors) -> bool:
+    """Whether the shared feed-forward can be cut into experts like the others, and computed with them."""
+    pairs = zip(shared, (gate_up, gate_up, down), strict=True)
+    return all(
+        (a.kind, a.group_columns, a.codes.dtype) == (b.kind, b.group_columns, b.codes.dtype) for a, b in pairs
+    )

@@ -1,13 +1,11 @@
-"""The gate of a mixture of experts for few tokens on CUDA, in two Triton kernels, float32 throughout.
+"""The router of a mixture of experts for a few tokens on CUDA, in two Triton kernels, float32 throughout.
 
-N tokens, D model width, E experts, K experts a token.
+N tokens, D model width, E experts, K experts per token.
 """
 
-# What Triton compiles is not what its Python types say:
+# Triton kernels are not what their Python types say:
 # pyright: reportArgumentType=false, reportAssignmentType=false, reportGeneralTypeIssues=false
 # pyright: reportOperatorIssue=false, reportCallIssue=false
-
-from typing import TYPE_CHECKING
 
 import torch
 import triton
@@ -16,29 +14,21 @@ from torch import Tensor
 
 from .pdl import launching, let_in
 
-if TYPE_CHECKING:
-    from ..model.moe import Gate
-
-_TILE = 2
-_COLUMNS = 4096  # that a program loads while it waits for the kernel before it
+BLOCK_EXPERTS = 2
+"""Experts of a program of the logits kernel."""
+_BLOCK_COLUMNS = 4096  # inputs that a program loads while it waits for the preceding kernel
 
 
 @triton.jit
-def _scores_kernel(
-    x_ptr,
-    weight_ptr,
-    logits_ptr,
-    E,
-    D: tl.constexpr,
-    BLOCK_O: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-    EARLY: tl.constexpr,
-):
+def _logits_kernel(
+    x_ptr, weight_ptr, logits_ptr, E, D: tl.constexpr,
+    BLOCK_E: tl.constexpr, BLOCK_D: tl.constexpr, EARLY: tl.constexpr,
+):  # fmt: skip
     """Logits of a tile of experts for one token, in float32."""
-    token, first = tl.program_id(1), tl.program_id(0) * BLOCK_O
-    experts = first + tl.arange(0, BLOCK_O)
+    token, first = tl.program_id(1), tl.program_id(0) * BLOCK_E
+    experts = first + tl.arange(0, BLOCK_E)
     # Every expert loads the inputs for itself: from the nearest cache, but in its own layout.
-    columns = tl.zeros([BLOCK_O, 1], dtype=tl.int32) + tl.arange(0, BLOCK_D)[None, :]
+    columns = tl.zeros([BLOCK_E, 1], dtype=tl.int32) + tl.arange(0, BLOCK_D)[None, :]
     rows = weight_ptr + tl.minimum(experts, E - 1)[:, None] * D
     weight = tl.load(rows + columns, mask=columns < D, other=0.0)
     let_in(EARLY)
@@ -52,26 +42,16 @@ def _scores_kernel(
 
 
 @triton.jit
-def _choice_kernel(
-    logits_ptr,
-    bias_ptr,
-    chosen_ptr,
-    weights_ptr,
-    E,
-    scale,
-    K: tl.constexpr,
-    SOFTMAX: tl.constexpr,
-    BIASED: tl.constexpr,
-    NORMALIZE: tl.constexpr,
-    BLOCK_E: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-    EARLY: tl.constexpr,
-):
-    """The K best experts of one token and their weights; of equal ones the first."""
-    token, experts, places = tl.program_id(0), tl.arange(0, BLOCK_E), tl.arange(0, BLOCK_K)
-    there = experts < E
+def _top_k_kernel(
+    logits_ptr, bias_ptr, ids_ptr, weights_ptr, E, scale,
+    K: tl.constexpr, SOFTMAX: tl.constexpr, BIASED: tl.constexpr, NORMALIZE: tl.constexpr,
+    BLOCK_E: tl.constexpr, BLOCK_K: tl.constexpr, EARLY: tl.constexpr,
+):  # fmt: skip
+    """The K best experts of one token and their weights; ties go to the first."""
+    token, experts, k = tl.program_id(0), tl.arange(0, BLOCK_E), tl.arange(0, BLOCK_K)
+    inside = experts < E
     let_in(EARLY)
-    logits = tl.load(logits_ptr + token * E + experts, mask=there, other=-float("inf"))
+    logits = tl.load(logits_ptr + token * E + experts, mask=inside, other=-float("inf"))
     if SOFTMAX:
         scores = tl.exp(logits - tl.max(logits, axis=0))
         scores = scores / tl.sum(scores, axis=0)
@@ -79,53 +59,64 @@ def _choice_kernel(
         scores = 1.0 / (1.0 + tl.exp(-logits))
     ranks = scores
     if BIASED:
-        ranks += tl.load(bias_ptr + experts, mask=there, other=0.0).to(tl.float32)
-    ranks = tl.where(there, ranks, -float("inf"))
-    chosen, weights = tl.zeros([BLOCK_K], dtype=tl.int32), tl.zeros([BLOCK_K], dtype=tl.float32)
+        ranks += tl.load(bias_ptr + experts, mask=inside, other=0.0).to(tl.float32)
+    ranks = tl.where(inside, ranks, -float("inf"))
+    ids, weights = tl.zeros([BLOCK_K], dtype=tl.int32), tl.zeros([BLOCK_K], dtype=tl.float32)
     for place in tl.static_range(K):
-        best = tl.minimum(tl.argmax(ranks, axis=0), E - 1)  # NaN must not lead out of the tables
-        chosen = tl.where(places == place, best, chosen)
-        weights = tl.where(places == place, tl.sum(tl.where(experts == best, scores, 0.0), axis=0), weights)
+        best = tl.minimum(tl.argmax(ranks, axis=0), E - 1)  # stays inside the tables for NaN too
+        ids = tl.where(k == place, best, ids)
+        weights = tl.where(k == place, tl.sum(tl.where(experts == best, scores, 0.0), axis=0), weights)
         ranks = tl.where(experts == best, -float("inf"), ranks)
     if NORMALIZE:
         weights = weights / (tl.sum(weights, axis=0) + 1e-20)
-    tl.store(chosen_ptr + token * K + places, chosen.to(tl.int64), mask=places < K)
-    tl.store(weights_ptr + token * K + places, weights * scale, mask=places < K)
+    tl.store(ids_ptr + token * K + k, ids.to(tl.int64), mask=k < K)
+    tl.store(weights_ptr + token * K + k, weights * scale, mask=k < K)
 
 
-def choose(gate: "Gate", x_ND: Tensor) -> tuple[Tensor, Tensor]:
-    """`Gate.forward` without groups of experts: experts int64 and weights float32 `[N, K]`."""
-    config, (count, width) = gate.config, x_ND.shape
-    experts = config.num_experts
+def select_experts(
+    x_ND: Tensor,
+    weight_ED: Tensor,
+    bias_E: Tensor | None,
+    *,
+    top_k: int,
+    softmax: bool,
+    normalize: bool,
+    scale: float,
+) -> tuple[Tensor, Tensor]:
+    """The experts of each token, int64 `[N, K]`, and their weights, float32 `[N, K]`.
+
+    Scores are the softmax, or else the sigmoid, of the router's logits; `bias_E` is added for ranking only.
+    Weights are divided by their sum if `normalize`, and multiplied by `scale`.
+    """
+    (count, width), experts = x_ND.shape, len(weight_ED)
     logits_NE = x_ND.new_empty(count, experts, dtype=torch.float32)
-    early = launching(x_ND)
-    _scores_kernel[(triton.cdiv(experts, _TILE), count)](
+    launch = launching(x_ND)
+    _logits_kernel[(triton.cdiv(experts, BLOCK_EXPERTS), count)](
         x_ND,
-        gate.weight,
+        weight_ED,
         logits_NE,
         experts,
         width,
-        BLOCK_O=_TILE,
-        BLOCK_D=min(triton.next_power_of_2(width), _COLUMNS),
-        **early,
+        BLOCK_E=BLOCK_EXPERTS,
+        BLOCK_D=min(triton.next_power_of_2(width), _BLOCK_COLUMNS),
+        **launch,
     )
-    chosen_NK = x_ND.new_empty(count, config.top_k, dtype=torch.int64)
-    weights_NK = x_ND.new_empty(count, config.top_k, dtype=torch.float32)
-    biased = config.method == "noaux_tc"
-    _choice_kernel[(count,)](
+    expert_ids_NK = x_ND.new_empty(count, top_k, dtype=torch.int64)
+    weights_NK = x_ND.new_empty(count, top_k, dtype=torch.float32)
+    _top_k_kernel[(count,)](
         logits_NE,
-        gate.e_score_correction_bias if biased else logits_NE,
-        chosen_NK,
+        logits_NE if bias_E is None else bias_E,
+        expert_ids_NK,
         weights_NK,
         experts,
-        config.scale,
-        K=config.top_k,
-        SOFTMAX=config.scoring == "softmax",
-        BIASED=biased,
-        NORMALIZE=config.normalize and config.top_k > 1,
+        scale,
+        K=top_k,
+        SOFTMAX=softmax,
+        BIASED=bias_E is not None,
+        NORMALIZE=normalize,
         BLOCK_E=triton.next_power_of_2(experts),
-        BLOCK_K=triton.next_power_of_2(config.top_k),
+        BLOCK_K=triton.next_power_of_2(top_k),
         num_warps=1,
-        **early,
+        **launch,
     )
-    return chosen_NK, weights_NK
+    return expert_ids_NK, weights_NK

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..kernels import cpu_attention
-from ..kernels.batch_invariant import Linear, attend, exact
+from ..kernels.batch_invariant import Linear, attend, is_batch_invariant
 from .feed_forward import FeedForward
 from .kv_cache import KVCache
 from .layers import RMSNorm
@@ -147,7 +147,7 @@ def make_attention(config: DecoderConfig, layer: int) -> nn.Module:
 
 def make_feed_forward(config: DecoderConfig, layer: int) -> nn.Module:
     """The feed-forward of one layer: a mixture of experts where the config has it, else dense."""
-    if config.moe is not None and config.moe.serves(layer):
+    if config.moe is not None and config.moe.has_experts(layer):
         return MoE(config.moe, config.hidden_size)
     return FeedForward(config.hidden_size, config.intermediate_size)
 
@@ -208,7 +208,7 @@ class Decoder(nn.Module):
         rows stand at position 0: then nothing is read from the cache, and attention takes its causal form,
         which leaves out what a mask would only hide.
         """
-        masked = cache is not None and (not begins or exact(x_BTD))
+        masked = cache is not None and (not begins or is_batch_invariant(x_BTD))
         step = self.step(x_BTD.shape[0], x_BTD.shape[1], x_BTD.device, cache, masked)
         for block in self.layers:
             x_BTD = block(x_BTD, step)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ..kernels import dispatch
-from ..kernels.batch_invariant import Linear, attend, by_head, exact
+from ..kernels.batch_invariant import Linear, attend, is_batch_invariant, per_head_matmul
 from .layers import RMSNorm
 from .rope import rotate_pairs
 
@@ -63,7 +63,7 @@ class LatentAttention(nn.Module):
         # eps is this norm's own default in the reference, not the model's rms_norm_eps.
         self.kv_a_layernorm = RMSNorm(latent.kv_rank, 1e-6)
         self.kv_b_proj = Linear(latent.kv_rank, heads * (latent.nope_dim + latent.value_dim), bias=False)
-        self.kv_b_proj.packs = False  # the absorbed form reads it
+        self.kv_b_proj.prepacks = False  # the absorbed form reads it
         self.o_proj = Linear(heads * latent.value_dim, width, bias=False)
 
     @property
@@ -93,7 +93,8 @@ class LatentAttention(nn.Module):
             (cached_BS1C,) = step.cache.write(self.layer, step.positions_BT, (slots_BSC[:, :, None],))
             slots_BSC = slots_BSC if step.mask_B1TS is None else cached_BS1C[:, :, 0]
         # Where rows must not depend on each other, neither may the form on a neighbour's longer prompt.
-        few = step.mask_B1TS is not None and (queries == 1 if exact(x_BTD) else sizes.absorbs(queries))
+        pays_off = queries == 1 if is_batch_invariant(x_BTD) else sizes.absorbs(queries)
+        few = step.mask_B1TS is not None and pays_off
         attend = self.absorbed if few else self.expanded
         out_BHTV = attend(q_nope_BHTN, q_rope_BHTP, slots_BSC, step.mask_B1TS)
         return self.o_proj(out_BHTV.transpose(1, 2).flatten(2))
@@ -117,9 +118,9 @@ class LatentAttention(nn.Module):
         sizes = self.sizes
         weight_HKR = self.kv_b_proj.weight.unflatten(0, (self.num_heads, -1))
         to_latent_HNR, from_latent_HVR = weight_HKR.split((sizes.nope_dim, sizes.value_dim), dim=1)
-        q_latent_BHTR = by_head(q_nope_BHTN, to_latent_HNR)
+        q_latent_BHTR = per_head_matmul(q_nope_BHTN, to_latent_HNR)
         q_BHTC = torch.cat((q_latent_BHTR, q_rope_BHTP), dim=-1) * self.query_dim**-0.5
-        if exact(slots_BSC):
+        if is_batch_invariant(slots_BSC):
             slots_BSC = slots_BSC.contiguous()  # a view's strides would decide the path of the product
         scores = torch.bmm(q_BHTC.flatten(1, 2), slots_BSC.transpose(1, 2))
         scores_BHTS = scores.unflatten(1, q_BHTC.shape[1:3]).float()
@@ -127,4 +128,4 @@ class LatentAttention(nn.Module):
             scores_BHTS = scores_BHTS.masked_fill(~mask_B1TS, -torch.inf)
         weights_BHTS = scores_BHTS.softmax(-1).to(slots_BSC.dtype)
         gathered = torch.bmm(weights_BHTS.flatten(1, 2), slots_BSC[..., : sizes.kv_rank])
-        return by_head(gathered.unflatten(1, q_BHTC.shape[1:3]), from_latent_HVR.transpose(1, 2))
+        return per_head_matmul(gathered.unflatten(1, q_BHTC.shape[1:3]), from_latent_HVR.transpose(1, 2))

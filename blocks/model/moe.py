@@ -1,6 +1,8 @@
-"""Mixture of experts (DeepSeekMoE, Dai et al. 2024): a gate, routed experts, and shared experts for all.
+"""Mixture of experts (DeepSeekMoE, Dai et al. 2024): a router ("gate"), routed experts, and shared experts
+that compute every token.
 
-B rows, T positions, N = B * T tokens, D model width, E experts, G groups of experts, K experts a token.
+B rows, T positions, N = B * T tokens, D model width, E experts, G groups of experts, I width of an expert,
+K experts per token.
 """
 
 from dataclasses import dataclass
@@ -12,12 +14,20 @@ from torch import Tensor, nn
 from ..errors import ConfigError
 from ..kernels import dispatch
 from ..kernels.batch_invariant import linear, row_sums, sigmoid
+from ..kernels.codec import WeightTensors
 from .feed_forward import FeedForward
-from .moe_dispatch import Form, blocked, chosen_only, grouped, grouped_sorted, pick_form
-from .quantized_linear import QuantizedWeight, Stack
+from .moe_dispatch import (
+    ExpertsImplementation,
+    grouped_gemm,
+    grouped_gemm_sorted,
+    loop_active_experts,
+    padded_bmm,
+    pick_implementation,
+)
+from .quantized_linear import QuantizedWeight
 
-_FEW_PAIRS = 256
-"""Pairs of a token and an expert up to which kernels compute a whole layer where they can."""
+_KERNEL_MAX_PAIRS = 256
+"""Token-expert pairs up to which kernels compute a whole layer where they can."""
 
 SCORING = ("softmax", "sigmoid")
 METHODS = ("greedy", "group_limited_greedy", "noaux_tc")
@@ -25,12 +35,14 @@ METHODS = ("greedy", "group_limited_greedy", "noaux_tc")
 
 @dataclass(frozen=True)
 class MoEConfig:
-    """Experts of the layers `layer >= first_dense` with `layer % every == 0`; the other layers are dense.
+    """Sizes and routing of the layers with experts: `layer >= first_dense` with `layer % every == 0`; the
+    others are dense.
 
-    `method`: `greedy` takes the K best scores; `group_limited_greedy` (DeepSeek-V2, sec. 2.2.2) only from
-    the `topk_group` groups with the best single score; `noaux_tc` (DeepSeek-V3, eq. 16) ranks by score plus
-    a learned bias, groups by their two best, and weighs by the score alone. Weights are divided by their sum
-    if `normalize`, and multiplied by `scale`.
+    `method`: `greedy` takes the K best scores; `group_limited_greedy` (DeepSeek-V2, sec. 2.2.2) takes them
+    from the `topk_group` groups with the best single score; `noaux_tc` (DeepSeek-V3, eq. 16) ranks experts by
+    score plus a learned bias, groups by the sum of their two best, and weighs by the score alone. Weights are
+    divided by their sum if `normalize`, and multiplied by `scale`. `ConfigError` for settings that mean
+    nothing.
     """
 
     num_experts: int
@@ -62,25 +74,26 @@ class MoEConfig:
         if self.every < 1 or self.expert_width < 1:
             raise ConfigError("moe_layer_freq and moe_intermediate_size must be 1 or more")
 
-    def serves(self, layer: int) -> bool:
-        """Whether that layer of the decoder has experts."""
+    def has_experts(self, layer: int) -> bool:
+        """Whether that layer of the decoder is a mixture of experts."""
         return layer >= self.first_dense and layer % self.every == 0
 
 
-def keep_best_groups(scores_NE: Tensor, groups: int, kept: int, best: int) -> Tensor:
-    """Scores with those of all but the `kept` best groups set to 0 (as the reference does, not to -inf).
+def mask_groups(scores_NE: Tensor, groups: int, topk_group: int, best: int) -> Tensor:
+    """Scores with those of all but the `topk_group` best groups set to 0 (as the reference does, not to
+    -inf).
 
     A group's rank is the sum of its `best` best scores.
     """
     scores_NGE = scores_NE.unflatten(-1, (groups, -1))
     ranks_NG = scores_NGE.topk(best, dim=-1).values.sum(-1)
-    chosen = ranks_NG.topk(kept, dim=-1).indices
-    mask = torch.zeros_like(ranks_NG, dtype=torch.bool).scatter(-1, chosen, True)
+    selected = ranks_NG.topk(topk_group, dim=-1).indices
+    mask = torch.zeros_like(ranks_NG, dtype=torch.bool).scatter(-1, selected, True)
     return scores_NGE.masked_fill(~mask[..., None], 0.0).flatten(-2)
 
 
 class Gate(nn.Module):
-    """Chooses K experts for each token, in float32 throughout, whatever the weights and the input are."""
+    """The router: selects K experts for each token, in float32 whatever the weights and the input are."""
 
     def __init__(self, config: MoEConfig, hidden_size: int) -> None:
         super().__init__()
@@ -92,38 +105,56 @@ class Gate(nn.Module):
             nn.init.kaiming_uniform_(self.weight, a=5**0.5)
 
     def scores(self, x_ND: Tensor) -> Tensor:
-        """How well each expert suits each token, `[N, E]`."""
+        """Affinity of each token to each expert, `[N, E]`."""
         with torch.autocast(x_ND.device.type, enabled=False):
             logits_NE = linear(x_ND.float(), self.weight.float())
         return logits_NE.softmax(-1) if self.config.scoring == "softmax" else sigmoid(logits_NE)
 
-    def choose(self, scores_NE: Tensor) -> tuple[Tensor, Tensor]:
+    def select_experts(self, scores_NE: Tensor) -> tuple[Tensor, Tensor]:
         """The experts of each token, int64 `[N, K]`, and their weights, float32 `[N, K]`."""
         config, ranks_NE = self.config, scores_NE
         if config.method == "noaux_tc":
             ranks_NE = scores_NE + self.e_score_correction_bias.float()
         if config.method != "greedy" and config.num_groups > 1:
             best = 2 if config.method == "noaux_tc" else 1
-            ranks_NE = keep_best_groups(ranks_NE, config.num_groups, config.topk_group, best)
-        chosen_NK = ranks_NE.topk(config.top_k, dim=-1).indices
+            ranks_NE = mask_groups(ranks_NE, config.num_groups, config.topk_group, best)
+        expert_ids_NK = ranks_NE.topk(config.top_k, dim=-1).indices
         from_ranks = config.method == "group_limited_greedy"
-        weights_NK = (ranks_NE if from_ranks else scores_NE).gather(-1, chosen_NK)
+        weights_NK = (ranks_NE if from_ranks else scores_NE).gather(-1, expert_ids_NK)
         if config.normalize and config.top_k > 1:
             weights_NK = weights_NK / (row_sums(weights_NK) + 1e-20)
-        return chosen_NK, weights_NK * config.scale
+        return expert_ids_NK, weights_NK * config.scale
 
     def forward(self, x_ND: Tensor) -> tuple[Tensor, Tensor]:
-        return self.choose(self.scores(x_ND))
+        """Expert ids int64 `[N, K]`, and their weights float32 `[N, K]`."""
+        return self.select_experts(self.scores(x_ND))
+
+    def forward_kernels(self, x_ND: Tensor) -> tuple[Tensor, Tensor]:
+        """`forward` of a few tokens on CUDA, by kernels unless experts are in groups."""
+        from ..kernels import moe_router  # needs Triton
+
+        config = self.config
+        if config.num_groups > 1:
+            return self(x_ND)
+        return moe_router.select_experts(
+            x_ND,
+            self.weight,
+            self.e_score_correction_bias if config.method == "noaux_tc" else None,
+            top_k=config.top_k,
+            softmax=config.scoring == "softmax",
+            normalize=config.normalize and config.top_k > 1,
+            scale=config.scale,
+        )
 
 
 class Experts(nn.Module):
-    """SwiGLU feed-forwards as stacked tensors: gate over up `[E, 2I, D]`, and down `[E, D, I]`, as parameters
-    or quantized.
+    """Routed SwiGLU experts as stacked tensors: gate over up `[E, 2I, D]`, and down `[E, D, I]`, as
+    parameters or quantized.
 
-    `form` says how parameters are computed with; None leaves it to `pick_form`.
+    `implementation` computes with parameters; None leaves it to `pick_implementation`.
     """
 
-    form: Form | None = None
+    implementation: ExpertsImplementation | None = None
     gate_up: nn.Parameter | QuantizedWeight
     down: nn.Parameter | QuantizedWeight
 
@@ -135,21 +166,20 @@ class Experts(nn.Module):
             nn.init.uniform_(self.gate_up, -(hidden_size**-0.5), hidden_size**-0.5)
             nn.init.uniform_(self.down, -(width**-0.5), width**-0.5)
 
-    def forward(self, x_ND: Tensor, chosen_NK: Tensor, weights_NK: Tensor) -> Tensor:
-        """The weighted sum of the chosen experts' outputs, `[N, D]` in the dtype of `x`."""
+    def forward(self, x_ND: Tensor, expert_ids_NK: Tensor, weights_NK: Tensor) -> Tensor:
+        """The weighted sum of the selected experts' outputs, `[N, D]` in the dtype of `x`."""
         if isinstance(self.gate_up, QuantizedWeight) and isinstance(self.down, QuantizedWeight):
-            stacks = Stack(self.gate_up, x_ND.dtype), Stack(self.down, x_ND.dtype)
-            form = chosen_only if x_ND.device.type == "cpu" else blocked
-            out_NKD = form(x_ND, *stacks, chosen_NK)
+            quantized = loop_active_experts if x_ND.device.type == "cpu" else padded_bmm
+            out_NKD = quantized(x_ND, self.gate_up.tensors, self.down.tensors, expert_ids_NK)
         else:
             x, gate_up, down = self._operands(x_ND)
-            form = self.form or pick_form(x, gate_up, chosen_NK.numel())
-            if form is grouped and dispatch.serves(x, gate_up, down, weights_NK):
+            implementation = self.implementation or pick_implementation(x, gate_up, expert_ids_NK.numel())
+            if implementation is grouped_gemm and dispatch.serves(x, gate_up, down, weights_NK):
                 from ..kernels.prefill_fused import weighted_sum  # needs Triton
 
-                return weighted_sum(*grouped_sorted(x, gate_up, down, chosen_NK), weights_NK)
-            out_NKD = form(x, gate_up, down, chosen_NK)
-        # Float32 by the weights' dtype: outputs in half precision are not written out wider before.
+                return weighted_sum(*grouped_gemm_sorted(x, gate_up, down, expert_ids_NK), weights_NK)
+            out_NKD = implementation(x, gate_up, down, expert_ids_NK)
+        # The weights' dtype makes this float32, without writing half-precision outputs out in float32 first.
         return (out_NKD * weights_NK[..., None]).sum(1).to(x_ND.dtype)
 
     def _operands(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -159,6 +189,13 @@ class Experts(nn.Module):
             dtype = torch.get_autocast_dtype(x.device.type)
             return x.to(dtype), gate_up.to(dtype), down.to(dtype)
         return x, gate_up, down
+
+
+def _weight_tensors(weight: nn.Module | Tensor) -> WeightTensors:
+    """The weight of a linear layer, or a stack of experts, as kernels take it."""
+    if isinstance(weight, QuantizedWeight):
+        return weight.tensors
+    return WeightTensors(weight if isinstance(weight, Tensor) else cast(Tensor, weight.weight))
 
 
 class MoE(nn.Module):
@@ -172,17 +209,36 @@ class MoE(nn.Module):
         self.shared_experts = FeedForward(hidden_size, shared) if shared else None
 
     def forward(self, x_BTD: Tensor) -> Tensor:
+        """Routed plus shared experts, `[B, T, D]`."""
         x_ND = x_BTD.flatten(0, -2)
-        if self._few(x_ND):
-            from ..kernels.moe_decode import mixture  # needs Triton
-
-            return mixture(self, x_ND).view_as(x_BTD)
+        if self._kernels_serve(x_ND):
+            return self._forward_kernels(x_ND.contiguous()).view_as(x_BTD)
         out_BTD = self.experts(x_ND, *self.gate(x_ND)).view_as(x_BTD)
         return out_BTD if self.shared_experts is None else out_BTD + self.shared_experts(x_BTD)
 
-    def _few(self, x_ND: Tensor) -> bool:
-        """Whether kernels for few tokens compute the layer."""
-        if not dispatch.device_serves(x_ND.device) or len(x_ND) * self.gate.config.top_k > _FEW_PAIRS:
+    def _kernels_serve(self, x_ND: Tensor) -> bool:
+        """Whether kernels for a few tokens compute the layer."""
+        pairs = len(x_ND) * self.gate.config.top_k
+        if not dispatch.device_serves(x_ND.device) or pairs > _KERNEL_MAX_PAIRS:
             return False
-        free = self.experts.form in (None, blocked)  # whoever asks for `blocked` does not want to wait
-        return free and dispatch.serves(x_ND, *self.parameters(), *self.buffers())
+        # `padded_bmm` is set where nothing may wait for the device, which is true of the kernels as well.
+        free_choice = self.experts.implementation in (None, padded_bmm)
+        return free_choice and dispatch.serves(x_ND, *self.parameters(), *self.buffers())
+
+    def _forward_kernels(self, x_ND: Tensor) -> Tensor:
+        """`forward` of a few tokens on CUDA, `[N, D]`."""
+        from ..kernels.moe_decode import can_fuse_shared, fused_experts  # needs Triton
+
+        routing = self.gate.forward_kernels(x_ND)
+        gate_up, down = _weight_tensors(self.experts.gate_up), _weight_tensors(self.experts.down)
+        layer = self.shared_experts
+        if layer is None:
+            return fused_experts(x_ND, gate_up, down, *routing)
+        shared = (
+            _weight_tensors(layer.gate_proj),
+            _weight_tensors(layer.up_proj),
+            _weight_tensors(layer.down_proj),
+        )
+        if can_fuse_shared(shared, gate_up, down):
+            return fused_experts(x_ND, gate_up, down, *routing, shared)
+        return fused_experts(x_ND, gate_up, down, *routing) + layer(x_ND)

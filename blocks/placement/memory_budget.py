@@ -9,8 +9,8 @@ from torch import nn
 from ..checkpoints.quantize import check_device, model_bytes
 from ..device import free_bytes
 from ..errors import OptionError
+from ..kernels.codec import KINDS
 from ..model.decoder import Layout
-from ..model.quantized_linear import KINDS
 from .memory_estimate import Workload
 
 # Estimates of activations are rough, and an allocator loses some: a batch gets this part of what is free.

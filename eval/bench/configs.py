@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from ...blocks.checkpoints.hub import find_model_folder
 from ...blocks.checkpoints.key_mapping import non_persistent_buffers, saved_tensors
 from ...blocks.checkpoints.loader import assign
-from ...blocks.checkpoints.quantize import fixed_dtypes, swap
+from ...blocks.checkpoints.quantize import quantized_dtypes, replace_with_quantized
 from ...blocks.errors import OptionError
 from ...blocks.model.decoder import DecoderConfig
 from ...blocks.model.mla import LatentConfig
@@ -106,8 +106,8 @@ def random_model(
     keeps = keep_float32 if isinstance(config, VL2Config) else lambda name: False
     check_weights("this model", model, device, dtype, kind, keeps)
     if kind is not None:
-        swap(model, kind)
-    fill_random(model, device, dtype, fixed_dtypes(model))
+        replace_with_quantized(model, kind)
+    fill_random(model, device, dtype, quantized_dtypes(model))
     assert not non_persistent_buffers(model), "a table would be on meta"
     return model.eval().requires_grad_(False)
 

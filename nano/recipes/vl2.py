@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ...blocks.model.moe import Gate, MoE
-from ...blocks.model.moe_dispatch import dense
+from ...blocks.model.moe_dispatch import dense_experts
 from ...vl2.config import read_config
 from ...vl2.model import VL2Model
 from ...vl2.pipeline import VL2Pipeline
@@ -111,7 +111,7 @@ class VL2Trainer(Trainer[VL2Model]):
         model = new_model(run.folder, start)
         for module in model.modules():
             if isinstance(module, MoE):
-                module.experts.form = dense
+                module.experts.implementation = dense_experts
         model = model.to(run.device)
         self.learn(model)
         self.balance = Balance(model)

@@ -1,4 +1,4 @@
-"""What the tests of bits share."""
+"""What the tests of kernels and of bitwise equality share."""
 
 from pathlib import Path
 
@@ -10,7 +10,7 @@ _CPUINFO = Path("/proc/cpuinfo")
 
 @pytest.fixture(scope="session")
 def measured_processor() -> None:
-    """Skips elsewhere: which products agree in every bit was measured on AMD processors with AVX-512."""
+    """Skips on other processors than those on which bitwise equality of products was measured."""
     amd = _CPUINFO.exists() and "AuthenticAMD" in _CPUINFO.read_text()
     if not amd or torch.backends.cpu.get_cpu_capability() != "AVX512":
         pytest.skip("which products agree in every bit was measured on AMD processors with AVX-512")
@@ -18,11 +18,11 @@ def measured_processor() -> None:
 
 @pytest.fixture
 def few_blocks(monkeypatch):
-    """No gradients; and where every block takes the interpreter's time, larger and fewer ones."""
+    """No gradients; and in the interpreter, where every program takes time, larger and fewer programs."""
     from bifrons.blocks.kernels import moe_decode, moe_router  # need Triton
 
     if not torch.cuda.is_available():
-        monkeypatch.setattr(moe_decode, "_TILE", 32)
-        monkeypatch.setattr(moe_router, "_TILE", 16)
+        monkeypatch.setattr(moe_decode, "GEMV_BLOCK_OUTPUTS", 32)
+        monkeypatch.setattr(moe_router, "BLOCK_EXPERTS", 16)
     with torch.no_grad():
         yield

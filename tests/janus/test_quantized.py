@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 from bifrons import ConfigError, JanusPipeline, OptionError
-from bifrons.blocks.checkpoints.quantize import model_bytes, quantize_model, targets
+from bifrons.blocks.checkpoints.quantize import model_bytes, quantizable_weights, quantize_model
 from bifrons.blocks.checkpoints.reader import list_tensors
 from bifrons.blocks.model.quantized_linear import QuantizedWeight
 
@@ -80,7 +80,7 @@ def test_the_decoder_alone_is_quantized(plain, quantized, kind):
     leaves = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj")
     leaves += ("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")
     assert changed == {f"language_model.model.layers.{i}.{leaf}" for i in range(3) for leaf in leaves}
-    concerned = targets(plain.model)
+    concerned = quantizable_weights(plain.model)
     kept = {name: tensor for name, tensor in plain.model.named_parameters() if name not in concerned}
     found = dict(model.named_parameters())
     assert found.keys() == kept.keys()

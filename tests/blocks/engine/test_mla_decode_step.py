@@ -79,9 +79,9 @@ def fast_steps(decoder: Decoder, prompts: list[Tensor], news: Tensor, monkeypatc
 
 def counted(monkeypatch) -> list[int]:
     """Outputs of each product that is launched."""
-    widths, launch = [], gemv.product
+    widths, launch = [], gemv.linear
     monkeypatch.setattr(
-        gemv, "product", lambda x, weight: widths.append(len(weight.codes)) or launch(x, weight)
+        gemv, "linear", lambda x, weight: widths.append(len(weight.codes)) or launch(x, weight)
     )
     return widths
 

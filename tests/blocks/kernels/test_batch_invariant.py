@@ -5,7 +5,14 @@ from pathlib import Path
 import pytest
 import torch
 from bifrons.blocks.engine.generate import decode_one, prefill
-from bifrons.blocks.kernels.batch_invariant import Linear, attend, exact, linear, row_sums, sigmoid
+from bifrons.blocks.kernels.batch_invariant import (
+    Linear,
+    attend,
+    is_batch_invariant,
+    linear,
+    row_sums,
+    sigmoid,
+)
 from bifrons.janus.pipeline import JanusPipeline
 from bifrons.vl2.pipeline import VL2Pipeline
 
@@ -47,8 +54,8 @@ def test_they_are_the_products_that_they_stand_for(rows):
     torch.manual_seed(0)
     x = torch.randn(rows, 24)
     layer = Linear(24, 7)
-    assert exact(x)
-    assert not exact(x.double())
+    assert is_batch_invariant(x)
+    assert not is_batch_invariant(x.double())
     torch.testing.assert_close(layer(x[None]), torch.nn.functional.linear(x, layer.weight, layer.bias)[None])
     torch.testing.assert_close(
         linear(x.double(), layer.weight.double()), x.double() @ layer.weight.double().T

@@ -15,7 +15,7 @@ from bifrons.blocks.model.decoder import Decoder, DecoderConfig
 from bifrons.blocks.model.quantized_linear import QuantizedWeight
 from torch import nn
 
-needs_packing = pytest.mark.skipif(not cpu_onednn._can(), reason="this processor or torch does not pack")
+needs_packing = pytest.mark.skipif(not cpu_onednn.is_supported(), reason="no prepacking here")
 
 
 def layer(outputs=1088, inputs=1024, bias=False, dtype=torch.bfloat16) -> Linear:
@@ -117,10 +117,10 @@ def test_other_layers_stay_plain(make):
 
 def test_a_layer_whose_weight_is_read_stays_plain(monkeypatch):
     linear = layer()
-    linear.packs = False
+    linear.prepacks = False
     assert not used(linear).weight.is_mkldnn
-    linear.packs = True
-    monkeypatch.setattr(cpu_onednn, "_can", lambda: False)
+    linear.prepacks = True
+    monkeypatch.setattr(cpu_onednn, "is_supported", lambda: False)
     assert not used(linear).weight.is_mkldnn
 
 
@@ -128,7 +128,7 @@ def test_a_layer_whose_weight_is_read_stays_plain(monkeypatch):
 def test_many_rows_pack_nothing():
     linear = layer()
     for _ in range(8):
-        linear(torch.randn(cpu_onednn.FEW + 1, 1024).bfloat16())
+        linear(torch.randn(cpu_onednn.MAX_ROWS + 1, 1024).bfloat16())
     assert not linear.weight.is_mkldnn
 
 

@@ -16,11 +16,11 @@ from bifrons.blocks.engine.philox import exponential_noise
 from bifrons.blocks.engine.sampling import Choosing, TokenHead
 from bifrons.blocks.engine.sampling_params import Sampling, guide, sample
 from bifrons.blocks.kernels import dispatch
+from bifrons.blocks.kernels.codec import WeightTensors
 from bifrons.blocks.model.decoder import Decoder, DecoderConfig
 from bifrons.blocks.model.layers import RMSNorm
 from bifrons.blocks.model.mla import LatentConfig
 from bifrons.blocks.model.moe import MoEConfig
-from bifrons.blocks.model.quantized_linear import Weight
 from bifrons.blocks.model.rope import rotary_table, rotate
 from torch import Tensor, nn
 
@@ -92,14 +92,14 @@ def test_swiglu(dtype: torch.dtype) -> None:
     ("rows", "inputs", "outputs"), [(1, 64, 40), (3, 272, 96), (17, 64, 32), (33, 64, 32)]
 )
 def test_products(dtype: torch.dtype, rows: int, inputs: int, outputs: int) -> None:
-    from bifrons.blocks.kernels.gemv import MOST_ROWS, gated_product, product, serves
+    from bifrons.blocks.kernels.gemv import MAX_ROWS, linear, linear_swiglu, supports
 
     x, weight = normal(rows, inputs, dtype=dtype), normal(outputs, inputs, dtype=dtype, seed=1) / 8
-    assert serves(x, Weight(weight)) == (rows <= MOST_ROWS and dtype != torch.float32)
+    assert supports(x, WeightTensors(weight)) == (rows <= MAX_ROWS and dtype != torch.float32)
     exact = x.double() @ weight.double().T
-    close(product(x, Weight(weight)) / 4, exact / 4, dtype)
+    close(linear(x, WeightTensors(weight)) / 4, exact / 4, dtype)
     gate, up = F.linear(x, weight).chunk(2, dim=-1)
-    close(gated_product(x, Weight(weight)) / 4, F.silu(gate) * up / 4, dtype)
+    close(linear_swiglu(x, WeightTensors(weight)) / 4, F.silu(gate) * up / 4, dtype)
 
 
 @runs

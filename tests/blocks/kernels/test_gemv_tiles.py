@@ -1,7 +1,9 @@
-"""Tiles of products of few rows fit into the shared memory of every GPU that kernels serve."""
+"""Tiles of linear layers for a few rows fit into the shared memory of every GPU that kernels serve."""
 
 import pytest
-from bifrons.blocks.kernels.gemv_tiles import fit, plan_tile
+
+pytest.importorskip("triton")
+from bifrons.blocks.kernels.gemv import limit_stages, plan_tile
 
 SHAPES = [
     (2048, 6144, False),
@@ -21,11 +23,11 @@ def test_stages_fit(shape: tuple[int, int, bool], rows: int, kind: str) -> None:
     inputs, outputs, gated = shape
     tile = plan_tile(kind, inputs, outputs, gated, rows, inputs // 64)
     numbers = tile.bytes / BYTES[kind]
-    turn = int(tile.bytes * tile.outputs * (1 + gated) + numbers * 2 * tile.rows * tile.groups)
-    assert fit(tile, turn, 227 * KIB) == tile  # where they were measured
-    for room in (163 * KIB, 99 * KIB):
-        fitted = fit(tile, turn, room)
+    iteration = int(tile.bytes * tile.outputs * (1 + gated) + numbers * 2 * tile.rows * tile.groups)
+    assert limit_stages(tile, iteration, 227 * KIB) == tile  # where they were measured
+    for shared_memory in (163 * KIB, 99 * KIB):
+        fitted = limit_stages(tile, iteration, shared_memory)
         assert fitted._replace(stages=tile.stages) == tile
         assert 2 <= fitted.stages <= tile.stages
-        assert (fitted.stages - 1) * turn <= room
-        assert fitted.stages == tile.stages or fitted.stages * turn > room
+        assert (fitted.stages - 1) * iteration <= shared_memory
+        assert fitted.stages == tile.stages or fitted.stages * iteration > shared_memory

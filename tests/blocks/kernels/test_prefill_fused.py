@@ -7,7 +7,7 @@ pytest.importorskip("triton")
 from bifrons.blocks.engine.cuda_graphs import CudaGraphCapturer
 from bifrons.blocks.kernels import dispatch, prefill_fused
 from bifrons.blocks.model.moe import Experts
-from bifrons.blocks.model.moe_dispatch import _sorted_pairs, grouped, grouped_sorted
+from bifrons.blocks.model.moe_dispatch import grouped_gemm, grouped_gemm_sorted, sort_by_expert
 from bifrons.blocks.model.rope import deinterleave, rotary_table, rotate, rotate_pairs
 
 pytestmark = pytest.mark.usefixtures("few_blocks")
@@ -102,7 +102,7 @@ def test_weighted_sum_is_the_plain_one(tokens, top_k, width, dtype):
 def test_pairs_are_sorted_as_whole_numbers_are(experts):
     chosen = choices(60, 6, experts)
     chosen[:, 0] = 8
-    order, sorted_numbers, counts = _sorted_pairs(chosen, experts)
+    order, sorted_numbers, counts = sort_by_expert(chosen, experts)
     wanted, places = chosen.flatten().sort(stable=True)
     assert torch.equal(order, places)
     assert torch.equal(sorted_numbers, wanted)
@@ -115,7 +115,7 @@ def test_pairs_are_sorted_as_whole_numbers_are(experts):
 def test_experts_sum_by_the_kernel(tokens, dtype, monkeypatch):
     torch.manual_seed(0)
     experts = Experts(9, 64, 32).to(DEVICE, dtype)
-    experts.form = grouped
+    experts.implementation = grouped_gemm
     x, weights, chosen = made(0, tokens, 64, dtype=dtype), made(1, tokens, 3).abs(), choices(tokens, 3, 9)
     let_kernels_serve(monkeypatch, False)
     wanted = experts(x, chosen, weights)
@@ -141,7 +141,7 @@ def test_a_prompt_is_captured(monkeypatch):
     found = []
 
     def step() -> None:
-        out = prefill_fused.weighted_sum(*grouped_sorted(x, gate_up, down, chosen), weights)
+        out = prefill_fused.weighted_sum(*grouped_gemm_sorted(x, gate_up, down, chosen), weights)
         found[:] = [out, rotate(out[None, None], table), rotate_pairs(out[None, None], table)]
 
     replay = CudaGraphCapturer(torch.device("cuda", torch.cuda.current_device()))(step)

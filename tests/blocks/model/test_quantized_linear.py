@@ -5,9 +5,10 @@ import torch
 import torch.nn.functional as F
 from bifrons.blocks.checkpoints.quantize import check_device
 from bifrons.blocks.errors import OptionError
+from bifrons.blocks.kernels.codec import group_size, unpack_int4
 from bifrons.blocks.model import quantized_linear as module
-from bifrons.blocks.model.moe_dispatch import blocked, chosen_only, looped
-from bifrons.blocks.model.quantized_linear import QuantizedWeight, Stack, group_size, product
+from bifrons.blocks.model.moe_dispatch import loop_active_experts, loop_experts, padded_bmm
+from bifrons.blocks.model.quantized_linear import QuantizedWeight, quantized_linear
 
 
 def stored(weight: torch.Tensor, kind: str) -> QuantizedWeight:
@@ -82,7 +83,7 @@ def test_int4_is_off_by_half_a_step_at_most(case):
     moved = 8 * step * 2**-9 + (groups.amin(-1) + 8 * step).abs() * 2**-9
     error = (quantized.decode(torch.float32).view_as(groups) - groups).abs().amax(-1)
     assert (error <= step / 2 * (1 + 2**-8) + moved + 1e-9).all()
-    assert set(module.unpack_int4(quantized.codes).unique().tolist()) == set(range(16))
+    assert set(unpack_int4(quantized.codes).unique().tolist()) == set(range(16))
 
 
 def test_zero_weights_and_constant_groups_are_exact():
@@ -94,7 +95,7 @@ def test_zero_weights_and_constant_groups_are_exact():
 
 def test_packing_order_is_even_low():
     weight = torch.arange(16.0).repeat(1, 4)
-    assert module.unpack_int4(stored(weight, "int4").codes)[0, :16].tolist() == list(range(16))
+    assert unpack_int4(stored(weight, "int4").codes)[0, :16].tolist() == list(range(16))
     assert stored(weight, "int4").codes[0, 0] == 0x10
 
 
@@ -110,7 +111,7 @@ def test_product_is_that_of_the_decoded_weight(kind, dtype):
     assert (found - exact).abs().max() <= 4 * torch.finfo(dtype).eps * exact.abs().max()
 
 
-@pytest.mark.skipif(module._int8_product is None, reason="this torch has no int8 product")
+@pytest.mark.skipif(module._int8_mm is None, reason="this torch has no int8 product")
 @pytest.mark.parametrize("rows", [1, 2, 16])
 @pytest.mark.parametrize("shape", [(64, 192), (576, 64), (896, 1280), (33, 64), (64, 96)])
 def test_int8_product_equals_the_plain_one(rows, shape, monkeypatch):
@@ -118,14 +119,14 @@ def test_int8_product_equals_the_plain_one(rows, shape, monkeypatch):
     quantized = stored(torch.randn(shape), "int8")
     x = torch.randn(rows, shape[1]).bfloat16()
     calls = []
-    kernel = module._int8_product
-    monkeypatch.setattr(module, "_int8_product", lambda *args: calls.append(1) or kernel(*args))
+    kernel = module._int8_mm
+    monkeypatch.setattr(module, "_int8_mm", lambda *args: calls.append(1) or kernel(*args))
     fast = quantized(x).float()
     # torch's product crashes at other sizes, so it must not be asked there.
     assert calls == ([1] if shape[0] % 64 == shape[1] % 64 == 0 else [])
     plain = F.linear(x.float(), quantized.decode(torch.float32))
     assert (fast - plain).abs().max() <= 2**-7 * plain.abs().max()
-    monkeypatch.setattr(module, "_int8_product", None)
+    monkeypatch.setattr(module, "_int8_mm", None)
     assert (quantized(x).float() - plain).abs().max() <= 2**-7 * plain.abs().max()
 
 
@@ -135,12 +136,11 @@ def test_experts_equal_the_definition_on_decoded_stacks(kind, tokens):
     torch.manual_seed(1)
     gate_up, down = stored(torch.randn(6, 32, 64) / 8, kind), stored(torch.randn(6, 64, 16) / 4, kind)
     x, chosen = torch.randn(tokens, 64), torch.rand(tokens, 6).topk(3).indices
-    expected = looped(x, gate_up.decode(x.dtype), down.decode(x.dtype), chosen)
-    stacks = Stack(gate_up, x.dtype), Stack(down, x.dtype)
-    for form in (chosen_only, blocked):
-        torch.testing.assert_close(form(x, *stacks, chosen), expected)
-    alone = product(x, kind, gate_up.codes[2], gate_up.scale[2], gate_up.zero[2] if kind == "int4" else None)
-    torch.testing.assert_close(stacks[0].product(x, 2), alone)
+    expected = loop_experts(x, gate_up.decode(x.dtype), down.decode(x.dtype), chosen)
+    for implementation in (loop_active_experts, padded_bmm):
+        torch.testing.assert_close(implementation(x, gate_up.tensors, down.tensors, chosen), expected)
+    alone = F.linear(x, gate_up.decode(x.dtype)[2])
+    torch.testing.assert_close(quantized_linear(x, gate_up.tensors[2]), alone)
 
 
 def test_dtypes_stay_when_a_model_is_moved():

@@ -14,7 +14,7 @@ import accelerate.hooks
 import pytest
 import torch
 from bifrons.blocks.chat.text_generation import TextGenerationOptions, generate_ids
-from bifrons.blocks.checkpoints.quantize import decoder_name, swap
+from bifrons.blocks.checkpoints.quantize import decoder_name, replace_with_quantized
 from bifrons.blocks.engine.generate import captures, decode_one, prefill
 from bifrons.blocks.engine.request import Request
 from bifrons.blocks.engine.sampling import TokenHead
@@ -261,7 +261,7 @@ def make(name: str):
 def test_nothing_is_computed_across_devices(fake_gpus, name, kind):
     model = make(name)
     if kind is not None:
-        swap(model, kind)
+        replace_with_quantized(model, kind)
     with fake_gpus, torch.no_grad():
         place(model, over_gpus(model))
         decoder = model.decoder

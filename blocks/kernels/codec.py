@@ -1,0 +1,123 @@
+"""Weight-only quantization to int8, fp8 and int4: encoding and decoding of tensors.
+
+O outputs, I inputs, G groups of inputs that share a scale, E experts. A weight is `[O, I]`, or a stack of
+them `[E, O, I]`.
+
+int8: symmetric, one scale per output: `w = scale * code`, codes -127..127. fp8: the same with float8_e4m3fn
+codes, which have 4 significant bits and reach 448 (Micikevicius et al. 2022, arXiv 2209.05433, table 1):
+small weights keep more bits than in int8, the largest fewer. int4: asymmetric, a scale and a zero per group
+of up to 64 inputs: `w = zero + scale * (code - 8)`, codes 0..15, two per byte (even input in the low half).
+Codes are computed from the rounded scales, so that bfloat16 scales cost no more than half a step (in int4
+also what rounding moves the ends of a group by).
+"""
+
+from dataclasses import dataclass
+from math import gcd
+
+import torch
+from torch import Tensor
+
+KINDS = ("int8", "int4", "fp8")
+CODE_DTYPES = {"int8": torch.int8, "int4": torch.uint8, "fp8": torch.float8_e4m3fn}
+GROUP_SIZE = 64
+"""Inputs of an int4 group where that divides their number; else the greatest common divisor of both."""
+SCALE_DTYPE = torch.bfloat16
+
+
+def group_size(inputs: int) -> int:
+    """Inputs that share an int4 scale and zero."""
+    return gcd(inputs, GROUP_SIZE)
+
+
+@dataclass(frozen=True)
+class WeightTensors:
+    """A linear weight, or a stack of them, as products take it: plain numbers in `codes` (kind "plain"), or
+    codes with scales and, in int4, zeros."""
+
+    codes: Tensor
+    scale: Tensor | None = None
+    zero: Tensor | None = None
+    kind: str = "plain"
+
+    def __getitem__(self, index: int | Tensor) -> "WeightTensors":
+        """One weight of a stack, or the stack of some."""
+        scale, zero = (None if part is None else part[index] for part in (self.scale, self.zero))
+        return WeightTensors(self.codes[index], scale, zero, self.kind)
+
+    def __len__(self) -> int:
+        return len(self.codes)
+
+    @property
+    def group_columns(self) -> int:
+        """Columns of `codes` that share an int4 scale and zero, two inputs each; 1 for the other kinds."""
+        return 1 if self.zero is None else self.codes.shape[-1] // self.zero.shape[-1]
+
+    @property
+    def named(self) -> dict[str, Tensor]:
+        """The tensors that this kind has, by field name."""
+        fields = {"codes": self.codes, "scale": self.scale, "zero": self.zero}
+        return {name: tensor for name, tensor in fields.items() if tensor is not None}
+
+    @property
+    def kernel_arguments(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Codes, scale and zero for a kernel's parameters; what a kind does not have is never read."""
+        scale = self.codes if self.scale is None else self.scale
+        return self.codes, scale, scale if self.zero is None else self.zero
+
+
+def _encode_int8(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """`[O, I]` -> codes int8 `[O, I]`, scales `[O]`."""
+    exact = weight.float()
+    largest = exact.abs().amax(-1)
+    scale = torch.where(largest > 0, largest / 127, 1.0).to(SCALE_DTYPE)
+    codes = (exact / scale.float()[..., None]).round().clamp(-127, 127)
+    return codes.to(torch.int8), scale
+
+
+def _encode_fp8(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """`[O, I]` -> codes float8_e4m3fn `[O, I]`, scales `[O]`."""
+    exact, limit = weight.float(), torch.finfo(torch.float8_e4m3fn).max
+    largest = exact.abs().amax(-1)
+    scale = torch.where(largest > 0, largest / limit, 1.0).to(SCALE_DTYPE)
+    scale = scale.clamp(min=torch.finfo(SCALE_DTYPE).tiny)
+    # A scale that was rounded down leads beyond the limit, which a conversion may turn into NaN.
+    return (exact / scale.float()[..., None]).clamp(-limit, limit).to(torch.float8_e4m3fn), scale
+
+
+def _encode_int4(weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """`[O, I]` -> codes uint8 `[O, I / 2]`, scales and zeros `[O, G]`."""
+    groups = weight.float().unflatten(-1, (-1, group_size(weight.shape[-1])))
+    low, high = groups.amin(-1), groups.amax(-1)
+    scale = torch.where(high > low, (high - low) / 15, 1.0).to(SCALE_DTYPE)
+    zero = torch.where(high > low, low + 8 * scale.float(), low).to(SCALE_DTYPE)
+    steps = (groups - zero.float()[..., None]) / scale.float()[..., None]
+    codes = (steps.round() + 8).clamp(0, 15).to(torch.uint8).flatten(-2)
+    return codes[..., 0::2] | (codes[..., 1::2] << 4), scale, zero
+
+
+_ENCODERS = {"int8": _encode_int8, "int4": _encode_int4, "fp8": _encode_fp8}
+
+
+def encode(weight: Tensor, kind: str) -> WeightTensors:
+    """Quantizes `[O, I]`, or a stack `[E, O, I]` weight by weight, which bounds the memory it takes."""
+    encoder = _ENCODERS[kind]
+    if weight.ndim == 2:
+        return WeightTensors(*encoder(weight), kind=kind)
+    return WeightTensors(*map(torch.stack, zip(*map(encoder, weight), strict=True)), kind=kind)
+
+
+def unpack_int4(codes: Tensor) -> Tensor:
+    """Bytes `[..., I / 2]` -> codes 0..15, uint8 `[..., I]`."""
+    return torch.stack((codes & 15, codes >> 4), dim=-1).flatten(-2)
+
+
+def decode(weight: WeightTensors, dtype: torch.dtype) -> Tensor:
+    """The numbers that the codes of a quantized weight stand for, rounded to `dtype` once."""
+    codes, scale, zero = weight.codes, weight.scale, weight.zero
+    assert scale is not None, "a plain weight has no codes"
+    if zero is None:
+        # The bfloat16 product of two numbers of up to 8 bits is the rounded exact one: no detour by float32.
+        work = dtype if dtype == SCALE_DTYPE else torch.float32
+        return (codes.to(work) * scale.to(work)[..., None]).to(dtype)
+    steps = unpack_int4(codes).float().unflatten(-1, (scale.shape[-1], -1)) - 8
+    return (steps * scale.float()[..., None] + zero.float()[..., None]).flatten(-2).to(dtype)
