@@ -1,18 +1,22 @@
-"""What a Janus checkpoint is: the one place where its `config.json` is read, and the released variants."""
+"""The architecture of a Janus model, read from `config.json` (original or transformers format)."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from ..blocks.errors import ConfigError
 from ..blocks.json_config import Section, read_json
 from ..blocks.model.decoder import DecoderConfig
-from ..blocks.model.siglip import KNOWN_TOWERS, SiglipConfig
+from ..blocks.model.siglip import SiglipConfig, check_siglip, read_siglip
 from ..tokenizers.vq.model import VQConfig
 
 
 @dataclass(frozen=True)
 class JanusConfig:
-    """Architecture of a Janus model. Widths of heads and adaptors that are the decoder's are not repeated."""
+    """Architecture of a Janus model. Projectors end in the decoder's width, which is not repeated.
+
+    `tied` (transformers format only): the files may leave out `lm_head.weight`, which then equals the text
+    embedding's.
+    """
 
     vision: SiglipConfig
     decoder: DecoderConfig
@@ -21,51 +25,47 @@ class JanusConfig:
     aligner_depth: int = 2
     gen_aligner_depth: int = 2
     tied: bool = False
-    """The file may leave out `lm_head.weight`, which then equals the embedding's (transformers only)."""
 
     @property
     def grid(self) -> tuple[int, int]:
-        """Rows and columns of image tokens of a painted picture."""
+        """Rows and columns of image tokens of a generated image."""
         side = self.vision.image_size // self.vq.downsampling
         return side, side
 
     @property
     def num_codes(self) -> int:
-        """Image tokens of a painted picture."""
+        """Image tokens of a generated image."""
         return self.grid[0] * self.grid[1]
 
-
-VARIANTS = {
-    "Janus-1.3B": "deepseek-ai/Janus-1.3B",
-    "Janus-Pro-1B": "deepseek-ai/Janus-Pro-1B",
-    "Janus-Pro-7B": "deepseek-ai/Janus-Pro-7B",
-}
-"""Released models and their hub ids."""
 
 MODEL_TYPES = ("multi_modality", "janus")
 """`model_type` of the original format and of the transformers format."""
 
 
 def read_config(folder: Path) -> tuple[JanusConfig, str]:
-    """The architecture in `folder/config.json` and its `model_type`; a `ConfigError` says what is off."""
+    """The architecture in `folder/config.json` and its `model_type`. Raises `ConfigError`."""
     path = folder / "config.json"
-    config = Section(read_json(path), str(path))
+    return parse_config(Section(read_json(path), str(path)))
+
+
+def parse_config(config: Section) -> tuple[JanusConfig, str]:
+    """The architecture in the content of a `config.json` and its `model_type`. Raises `ConfigError`."""
     model_type = config.get("model_type")
     if model_type not in MODEL_TYPES:
         raise ConfigError(
-            f"{path}: model_type is {model_type!r}; accepted for Janus: {' and '.join(MODEL_TYPES)}"
+            f"{config.where}: model_type is {model_type!r}; accepted for Janus: {' and '.join(MODEL_TYPES)}"
         )
-    read = _read_original if model_type == "multi_modality" else _read_transformers
-    result = read(config)
-    _check(result, str(path))
+    parse = _parse_original if model_type == "multi_modality" else _parse_transformers
+    result = parse(config)
+    _check(result, config.where)
     return result, model_type
 
 
-def read_guidance(folder: Path) -> float | None:
-    """The guidance scale that a model's own `generation_config.json` recommends; None if it says nothing.
+def read_guidance_scale(folder: Path) -> float | None:
+    """The guidance scale that `generation_config.json` of a model folder recommends; None if it has none.
 
-    Only that number is taken: other entries there are defaults of transformers (top_k 50, say), which the
-    reference does not sample with.
+    Other entries of the file are ignored: they are defaults of transformers (such as top_k 50), which the
+    reference does not sample with. Raises `ConfigError`.
     """
     path = folder / "generation_config.json"
     if not path.exists():
@@ -74,8 +74,8 @@ def read_guidance(folder: Path) -> float | None:
     return None if section.get("guidance_scale") is None else section.number("guidance_scale", 1.0)
 
 
-def _read_decoder(section: Section) -> DecoderConfig:
-    """Llama's settings; what an official file leaves out is `LlamaConfig`'s default."""
+def _parse_decoder(section: Section) -> DecoderConfig:
+    """The Llama decoder. Settings that a file leaves out have the defaults of transformers' `LlamaConfig`."""
     section.expect("hidden_act", "silu")
     section.expect("attention_bias", False)
     section.expect("mlp_bias", False)
@@ -102,35 +102,21 @@ def _read_decoder(section: Section) -> DecoderConfig:
     )
 
 
-def _read_original(config: Section) -> JanusConfig:
-    """The official schema, with the optional sizes of the two extensions that small models use."""
+def _parse_original(config: Section) -> JanusConfig:
+    """The official schema. `vision_config` and `gen_vision_config` may also state sizes, for small models."""
     vision, vq = config.section("vision_config", "params"), config.section("gen_vision_config", "params")
     vision.expect("select_layer", -1)
     vision.expect("select_feature", "same")
-    tower = KNOWN_TOWERS.get(vision.get("model_name"))
-    if tower is None and vision.get("width") is None:
-        raise ConfigError(
-            f"{vision.where}.model_name is {vision.get('model_name')!r}; accepted: "
-            f"{', '.join(KNOWN_TOWERS)}, or any name with width, layers, heads and patch_size stated"
-        )
-    base = tower or SiglipConfig()
+    tower = read_siglip(vision, vision.get("model_name"), SiglipConfig())
     aligner, gen_aligner = (
         config.section(name, "params") for name in ("aligner_config", "gen_aligner_config")
     )
     for projector in (aligner, gen_aligner):
         projector.expect("projector_type", "mlp_gelu")
-    decoder = _read_decoder(config.section("language_config"))
+    decoder = _parse_decoder(config.section("language_config"))
     default = VQConfig()
     return JanusConfig(
-        vision=replace(
-            base,
-            image_size=vision.integer("image_size", base.image_size),
-            patch_size=vision.integer("patch_size", base.patch_size),
-            width=vision.integer("width", base.width),
-            layers=vision.integer("layers", base.layers),
-            heads=vision.integer("heads", base.heads),
-            mlp_ratio=vision.number("mlp_ratio", base.mlp_ratio),
-        ),
+        vision=tower,
         decoder=decoder,
         vq=VQConfig(
             codebook_size=vq.integer("image_token_size", default.codebook_size),
@@ -148,8 +134,8 @@ def _read_original(config: Section) -> JanusConfig:
     )
 
 
-def _read_transformers(config: Section) -> JanusConfig:
-    """The schema of `transformers.JanusConfig`; defaults are its classes'."""
+def _parse_transformers(config: Section) -> JanusConfig:
+    """The schema of transformers' `JanusConfig`, with its defaults."""
     vision, vq = config.section("vision_config"), config.section("vq_config")
     vision.expect("hidden_act", "gelu")
     vision.expect("use_qk_norm", False)
@@ -157,7 +143,7 @@ def _read_transformers(config: Section) -> JanusConfig:
     vision.expect("layer_norm_eps", 1e-6)
     vq.expect("double_latent", False)
     vq.expect("hidden_act", "gelu")
-    decoder = _read_decoder(config.section("text_config"))
+    decoder = _parse_decoder(config.section("text_config"))
     return JanusConfig(
         vision=SiglipConfig(
             image_size=vision.integer("image_size", 384),
@@ -184,12 +170,9 @@ def _read_transformers(config: Section) -> JanusConfig:
 
 
 def _check(config: JanusConfig, where: str) -> None:
-    """Sizes that would otherwise fail deep inside a module."""
+    """Refuse sizes that would otherwise fail deep inside a module."""
     vision, vq, decoder = config.vision, config.vq, config.decoder
-    if not vision.heads or vision.width % vision.heads:
-        raise ConfigError(f"{where}: vision width {vision.width} is no multiple of its {vision.heads} heads")
-    if not vision.patch_size or vision.image_size < vision.patch_size:
-        raise ConfigError(f"{where}: image_size {vision.image_size} holds no patch of {vision.patch_size}")
+    check_siglip(vision, where)
     if vision.image_size % vq.downsampling:
         raise ConfigError(
             f"{where}: image_size {vision.image_size} is no multiple of {vq.downsampling} pixels a code"

@@ -21,7 +21,7 @@ from ..blocks.placement.auto_device_map import MaxMemory
 from ..blocks.placement.device_map import DeviceMap, choose_placement, dispatch_model
 from ..tokenizers.text import TextTokenizer
 from . import image_generation
-from .config import read_config, read_guidance
+from .config import read_config, read_guidance_scale
 from .image_generation import ImageGenerationOptions, image_seeds
 from .model import JanusModel, Parts, check_parts
 from .processor import JanusProcessor
@@ -109,7 +109,7 @@ class JanusPipeline(ChatPipeline):
         )
         dispatch_model(network, placement)
         network.decoder.capture = capture
-        guidance_scale = read_guidance(folder)
+        guidance_scale = read_guidance_scale(folder)
         if guidance_scale is None:
             return cls(network.eval(), tokenizer, processor, str(model))
         return cls(network.eval(), tokenizer, processor, str(model), guidance_scale)

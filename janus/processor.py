@@ -159,7 +159,7 @@ class JanusProcessor:
         """
         turns = normalize_messages(messages, self.image_tag, local_files=local_files)
         ids = self.expand(self.tokenizer.encode(self.template.chat_prompt(turns, system)))
-        pictures = [picture for turn in turns for picture in turn.pictures]
+        pictures = [picture for turn in turns for picture in turn.images]
         mask = ids == self.image_id
         if int(mask.sum()) != len(pictures) * self.num_image_tokens:
             raise PromptError(f"the prompt holds the mark {self.image_tag} outside of the user's messages")

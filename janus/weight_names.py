@@ -1,182 +1,186 @@
-"""Names of Janus's tensors: the official ones, which are also our model's, and transformers'.
+"""Names of Janus's tensors: one table of the official names and those of transformers.
 
-One table holds both. On each line the left name is the official one (`deepseek-ai/Janus-Pro-*`), the
-right one that of transformers' `JanusForConditionalGeneration`, which exists with and without a
-leading `model.` (the head `lm_head` never has it). Holes: `{n}` a number, `{p}` weight or bias, and
-the three groups of leaves below; a name's holes are filled alike on both sides.
+The left column holds the official names (`deepseek-ai/Janus-Pro-*`), which are also our parameters'. The
+right column holds those of transformers' `JanusForConditionalGeneration`, without the leading `model.` that
+its files may have (the head `lm_head` never has it). Placeholders: `{n}` is a number, `{p}` weight or bias,
+others as in `_PLACEHOLDERS`; the placeholders of a row match the same text on both sides.
 
 Without `model.`, transformers' `language_model.` is the inner model, so `language_model.layers.0` there
-is `language_model.model.layers.0` here. Each list of names accepts only its own spelling: no name has
-two meanings, and a folder that mixes both is refused.
+is `language_model.model.layers.0` here. Each key map accepts its own spelling only, so that no name has
+two meanings and a folder that mixes both is refused.
 """
 
 import re
 from collections.abc import Iterable
 
-from ..blocks.checkpoints.key_mapping import KeyMap, ParameterSlice
+from ..blocks.checkpoints.key_mapping import KeyMap, ParameterSlice, name_pattern
 from ..blocks.errors import CheckpointError, ConfigError
 
-_HOLES = {
+_PLACEHOLDERS = {
     "{n}": r"\d+",
     "{p}": r"weight|bias",
     "{res}": r"norm1|norm2|conv1|conv2|nin_shortcut",
     "{attn}": r"norm|q|k|v|proj_out",
     "{lm}": r"self_attn\.[qkvo]_proj|mlp\.(?:gate|up|down)_proj|input_layernorm|post_attention_layernorm",
+    "{pool}": r"q|kv|proj|norm|mlp\.fc1|mlp\.fc2",
 }
 
-_VIT, _HF_VIT = "vision_model.vision_tower", "vision_model"
-_VQ, _HF_VQ = "gen_vision_model", "vqmodel"
-_ENC, _HF_ENC = f"{_VQ}.encoder", f"{_HF_VQ}.encoder"
-_DEC, _HF_DEC = f"{_VQ}.decoder", f"{_HF_VQ}.decoder"
-_BLOCK, _HF_BLOCK = f"{_VIT}.blocks.{{n}}", f"{_HF_VIT}.encoder.layers.{{n}}"
-
-_TABLE: list[tuple[str, str]] = [
-    # The eye: SigLIP, as timm names it.
-    (f"{_VIT}.pos_embed", f"{_HF_VIT}.embeddings.position_embedding.weight"),
-    (f"{_VIT}.patch_embed.proj.{{p}}", f"{_HF_VIT}.embeddings.patch_embedding.{{p}}"),
-    (f"{_BLOCK}.norm1.{{p}}", f"{_HF_BLOCK}.layer_norm1.{{p}}"),
-    (f"{_BLOCK}.norm2.{{p}}", f"{_HF_BLOCK}.layer_norm2.{{p}}"),
-    (f"{_BLOCK}.attn.qkv.{{p}}", f"{_HF_BLOCK}.self_attn.q_proj.{{p}}"),
-    (f"{_BLOCK}.attn.qkv.{{p}}", f"{_HF_BLOCK}.self_attn.k_proj.{{p}}"),
-    (f"{_BLOCK}.attn.qkv.{{p}}", f"{_HF_BLOCK}.self_attn.v_proj.{{p}}"),
-    (f"{_BLOCK}.attn.proj.{{p}}", f"{_HF_BLOCK}.self_attn.projection_layer.{{p}}"),
-    (f"{_BLOCK}.mlp.fc1.{{p}}", f"{_HF_BLOCK}.mlp.fc1.{{p}}"),
-    (f"{_BLOCK}.mlp.fc2.{{p}}", f"{_HF_BLOCK}.mlp.fc2.{{p}}"),
-    (f"{_VIT}.norm.{{p}}", f"{_HF_VIT}.post_layernorm.{{p}}"),
-    ("aligner.layers.0.{p}", "aligner.fc1.{p}"),
-    ("aligner.layers.2.{p}", "aligner.hidden_layers.0.{p}"),
-    ("aligner.layers.4.{p}", "aligner.hidden_layers.1.{p}"),
-    ("aligner.layers.6.{p}", "aligner.hidden_layers.2.{p}"),
-    # The image tokenizer.
-    (f"{_ENC}.conv_in.{{p}}", f"{_HF_ENC}.conv_in.{{p}}"),
-    (f"{_ENC}.conv_blocks.{{n}}.res.{{n}}.{{res}}.{{p}}", f"{_HF_ENC}.down.{{n}}.block.{{n}}.{{res}}.{{p}}"),
-    (
-        f"{_ENC}.conv_blocks.{{n}}.attn.{{n}}.{{attn}}.{{p}}",
-        f"{_HF_ENC}.down.{{n}}.attn.{{n}}.{{attn}}.{{p}}",
-    ),
-    (f"{_ENC}.conv_blocks.{{n}}.downsample.conv.{{p}}", f"{_HF_ENC}.down.{{n}}.downsample.conv.{{p}}"),
-    (f"{_ENC}.mid.0.{{res}}.{{p}}", f"{_HF_ENC}.mid.block_1.{{res}}.{{p}}"),
-    (f"{_ENC}.mid.1.{{attn}}.{{p}}", f"{_HF_ENC}.mid.attn_1.{{attn}}.{{p}}"),
-    (f"{_ENC}.mid.2.{{res}}.{{p}}", f"{_HF_ENC}.mid.block_2.{{res}}.{{p}}"),
-    (f"{_ENC}.norm_out.{{p}}", f"{_HF_ENC}.norm_out.{{p}}"),
-    (f"{_ENC}.conv_out.{{p}}", f"{_HF_ENC}.conv_out.{{p}}"),
-    (f"{_VQ}.quant_conv.{{p}}", f"{_HF_VQ}.quant_conv.{{p}}"),
-    (f"{_VQ}.quantize.embedding.weight", f"{_HF_VQ}.quantize.embedding.weight"),
-    (f"{_VQ}.post_quant_conv.{{p}}", f"{_HF_VQ}.post_quant_conv.{{p}}"),
-    (f"{_DEC}.conv_in.{{p}}", f"{_HF_DEC}.conv_in.{{p}}"),
-    (f"{_DEC}.mid.0.{{res}}.{{p}}", f"{_HF_DEC}.mid.block_1.{{res}}.{{p}}"),
-    (f"{_DEC}.mid.1.{{attn}}.{{p}}", f"{_HF_DEC}.mid.attn_1.{{attn}}.{{p}}"),
-    (f"{_DEC}.mid.2.{{res}}.{{p}}", f"{_HF_DEC}.mid.block_2.{{res}}.{{p}}"),
-    (f"{_DEC}.conv_blocks.{{n}}.res.{{n}}.{{res}}.{{p}}", f"{_HF_DEC}.up.{{n}}.block.{{n}}.{{res}}.{{p}}"),
-    (f"{_DEC}.conv_blocks.{{n}}.attn.{{n}}.{{attn}}.{{p}}", f"{_HF_DEC}.up.{{n}}.attn.{{n}}.{{attn}}.{{p}}"),
-    (f"{_DEC}.conv_blocks.{{n}}.upsample.conv.{{p}}", f"{_HF_DEC}.up.{{n}}.upsample.conv.{{p}}"),
-    (f"{_DEC}.norm_out.{{p}}", f"{_HF_DEC}.norm_out.{{p}}"),
-    (f"{_DEC}.conv_out.{{p}}", f"{_HF_DEC}.conv_out.{{p}}"),
-    # The hand: from codes to embeddings, from hidden states to codes.
-    ("gen_embed.weight", "generation_embeddings.weight"),
-    ("gen_aligner.layers.0.{p}", "generation_aligner.fc1.{p}"),
-    ("gen_aligner.layers.2.{p}", "generation_aligner.hidden_layers.0.{p}"),
-    ("gen_aligner.layers.4.{p}", "generation_aligner.hidden_layers.1.{p}"),
-    ("gen_aligner.layers.6.{p}", "generation_aligner.hidden_layers.2.{p}"),
-    ("gen_head.output_mlp_projector.{p}", "generation_head.proj_out.{p}"),
-    ("gen_head.vision_head.{p}", "generation_head.vision_head.{p}"),
-    # The language model: Llama.
-    ("language_model.model.embed_tokens.weight", "language_model.embed_tokens.weight"),
-    ("language_model.model.layers.{n}.{lm}.weight", "language_model.layers.{n}.{lm}.weight"),
-    ("language_model.model.norm.weight", "language_model.norm.weight"),
-    ("language_model.lm_head.weight", "lm_head.weight"),
+# Each block: prefix of the official names, prefix of transformers' names, and the rows without them.
+_SIGLIP = """
+    pos_embed                          embeddings.position_embedding.weight
+    patch_embed.proj.{p}               embeddings.patch_embedding.{p}
+    blocks.{n}.norm1.{p}               encoder.layers.{n}.layer_norm1.{p}
+    blocks.{n}.norm2.{p}               encoder.layers.{n}.layer_norm2.{p}
+    blocks.{n}.attn.qkv.{p}            encoder.layers.{n}.self_attn.q_proj.{p}
+    blocks.{n}.attn.qkv.{p}            encoder.layers.{n}.self_attn.k_proj.{p}
+    blocks.{n}.attn.qkv.{p}            encoder.layers.{n}.self_attn.v_proj.{p}
+    blocks.{n}.attn.proj.{p}           encoder.layers.{n}.self_attn.projection_layer.{p}
+    blocks.{n}.mlp.fc1.{p}             encoder.layers.{n}.mlp.fc1.{p}
+    blocks.{n}.mlp.fc2.{p}             encoder.layers.{n}.mlp.fc2.{p}
+    norm.{p}                           post_layernorm.{p}
+"""
+# Encoder and decoder of the image tokenizer; SIDE is "down" or "up".
+_VQ_HALF = """
+    conv_in.{p}                        conv_in.{p}
+    conv_blocks.{n}.res.{n}.{res}.{p}  SIDE.{n}.block.{n}.{res}.{p}
+    conv_blocks.{n}.attn.{n}.{attn}.{p} SIDE.{n}.attn.{n}.{attn}.{p}
+    conv_blocks.{n}.SIDEsample.conv.{p} SIDE.{n}.SIDEsample.conv.{p}
+    mid.0.{res}.{p}                    mid.block_1.{res}.{p}
+    mid.1.{attn}.{p}                   mid.attn_1.{attn}.{p}
+    mid.2.{res}.{p}                    mid.block_2.{res}.{p}
+    norm_out.{p}                       norm_out.{p}
+    conv_out.{p}                       conv_out.{p}
+"""
+_VQ = """
+    quant_conv.{p}                     quant_conv.{p}
+    quantize.embedding.weight          quantize.embedding.weight
+    post_quant_conv.{p}                post_quant_conv.{p}
+"""
+_MLP_ADAPTOR = """
+    layers.0.{p}                       fc1.{p}
+    layers.2.{p}                       hidden_layers.0.{p}
+    layers.4.{p}                       hidden_layers.1.{p}
+    layers.6.{p}                       hidden_layers.2.{p}
+"""
+_IMAGE_EMBEDDING_AND_HEAD = """
+    gen_embed.weight                   generation_embeddings.weight
+    gen_head.output_mlp_projector.{p}  generation_head.proj_out.{p}
+    gen_head.vision_head.{p}           generation_head.vision_head.{p}
+"""
+_LLAMA = """
+    language_model.model.embed_tokens.weight          language_model.embed_tokens.weight
+    language_model.model.layers.{n}.{lm}.weight       language_model.layers.{n}.{lm}.weight
+    language_model.model.norm.weight                  language_model.norm.weight
+    language_model.lm_head.weight                     lm_head.weight
+"""
+_TABLE = [
+    ("vision_model.vision_tower.", "vision_model.", _SIGLIP),
+    ("aligner.", "aligner.", _MLP_ADAPTOR),
+    ("gen_vision_model.encoder.", "vqmodel.encoder.", _VQ_HALF.replace("SIDE", "down")),
+    ("gen_vision_model.", "vqmodel.", _VQ),
+    ("gen_vision_model.decoder.", "vqmodel.decoder.", _VQ_HALF.replace("SIDE", "up")),
+    ("gen_aligner.", "generation_aligner.", _MLP_ADAPTOR),
+    ("", "", _IMAGE_EMBEDDING_AND_HEAD),
+    ("", "", _LLAMA),
 ]
 
-# In files, but nothing that is computed needs them: SigLIP's pooling, a training counter, tables that
-# follow from the config.
+# In the files, but not needed to compute: SigLIP's pooling head, a training counter, tables that follow from
+# the config.
 _UNUSED = [
-    f"{_VIT}.attn_pool.latent",
-    f"{_VIT}.attn_pool.{{pool}}.{{p}}",
-    f"{_VQ}.quantize.codebook_used",
+    "vision_model.vision_tower.attn_pool.latent",
+    "vision_model.vision_tower.attn_pool.{pool}.{p}",
+    "gen_vision_model.quantize.codebook_used",
     "language_model.model.layers.{n}.self_attn.rotary_emb.inv_freq",
 ]
-_HF_UNUSED = [
-    f"{_HF_VIT}.embeddings.position_ids",
+_TRANSFORMERS_UNUSED = [
+    "vision_model.embeddings.position_ids",
     "language_model.layers.{n}.self_attn.rotary_emb.inv_freq",
     "language_model.rotary_emb.inv_freq",
 ]
-_HOLES["{pool}"] = r"q|kv|proj|norm|mlp\.fc1|mlp\.fc2"
 
-_POS_EMBED = f"{_VIT}.pos_embed"
-_EMBED, LM_HEAD = "language_model.model.embed_tokens.weight", "language_model.lm_head.weight"
-_QKV = re.compile(r"\.self_attn\.([qkv])_proj\.(?:weight|bias)$")
-_HF_HEAD = "lm_head.weight"
+_POS_EMBED = "vision_model.vision_tower.pos_embed"
+_EMBEDDING, _LM_HEAD = "language_model.model.embed_tokens.weight", "language_model.lm_head.weight"
+_TRANSFORMERS_LM_HEAD = "lm_head.weight"
+_SPLIT_QKV = re.compile(r"vision_model\..*\.self_attn\.([qkv])_proj\.(?:weight|bias)")
 
 
 def _pattern(template: str) -> re.Pattern[str]:
-    parts = re.split(r"(\{\w+\})", template)
-    return re.compile("".join(f"({_HOLES[p]})" if p in _HOLES else re.escape(p) for p in parts))
+    return name_pattern(template, _PLACEHOLDERS)
 
 
-_ORIGINAL = [_pattern(ours) for ours in dict.fromkeys(ours for ours, _ in _TABLE)]
-_ORIGINAL_UNUSED = [_pattern(name) for name in _UNUSED]
-_TRANSFORMERS = [(_pattern(theirs), re.sub(r"\{\w+\}", "{}", ours)) for ours, theirs in _TABLE]
-_TRANSFORMERS_UNUSED = [_pattern(name) for name in _HF_UNUSED]
+_ROWS = [
+    (official + row.split()[0], theirs + row.split()[1])
+    for official, theirs, rows in _TABLE
+    for row in rows.strip().splitlines()
+]
+_OFFICIAL_PATTERNS = [_pattern(ours) for ours in dict.fromkeys(ours for ours, _ in _ROWS)]
+_UNUSED_PATTERNS = [_pattern(name) for name in _UNUSED]
+_TRANSFORMERS_PATTERNS = [(_pattern(theirs), re.sub(r"\{\w+\}", "{}", ours)) for ours, theirs in _ROWS]
+_TRANSFORMERS_UNUSED_PATTERNS = [_pattern(name) for name in _TRANSFORMERS_UNUSED]
 
 
 def original_keys(name: str) -> ParameterSlice | None:
-    """Where a tensor of an official folder goes: to the parameter of the same name. None if it is
-    known and unused; `KeyError` if the name is unknown."""
-    if any(p.fullmatch(name) for p in _ORIGINAL):
+    """The key map of an official folder: every tensor fills the parameter of the same name.
+
+    None for a tensor that is known and unused; `KeyError` for an unknown name.
+    """
+    if any(pattern.fullmatch(name) for pattern in _OFFICIAL_PATTERNS):
         return ParameterSlice(name)
-    if any(p.fullmatch(name) for p in _ORIGINAL_UNUSED):
+    if any(pattern.fullmatch(name) for pattern in _UNUSED_PATTERNS):
         return None
     raise KeyError(name)
 
 
 def transformers_keys(name: str) -> ParameterSlice | None:
-    """Where a tensor of a transformers-format folder goes; its name may begin with `model.` or not.
-    q, k and v of the eye are thirds of `attn.qkv`; the position table [T, D] becomes [1, T, D]. None if
-    it is known and unused; `KeyError` if the name is unknown."""
+    """The key map of a transformers-format folder, whose names may begin with `model.` or not.
+
+    SigLIP's q, k and v are thirds of `attn.qkv`; its position table [T, D] becomes [1, T, D]. None for a
+    tensor that is known and unused; `KeyError` for an unknown name.
+    """
     bare = name.removeprefix("model.")
-    if bare == _HF_HEAD and bare != name:
+    if bare == _TRANSFORMERS_LM_HEAD and bare != name:
         raise KeyError(name)
-    for pattern, ours in _TRANSFORMERS:
-        match = pattern.fullmatch(bare)
-        if match:
-            param = ours.format(*match.groups())
-            third = _QKV.search(bare) if param.startswith(_VIT) else None
-            part = ("qkv".index(third[1]), 3) if third else None
+    for pattern, template in _TRANSFORMERS_PATTERNS:
+        if match := pattern.fullmatch(bare):
+            param, split = template.format(*match.groups()), _SPLIT_QKV.fullmatch(bare)
+            part = ("qkv".index(split[1]), 3) if split else None
             return ParameterSlice(param, part=part, reshape=param == _POS_EMBED)
-    if any(p.fullmatch(bare) for p in _TRANSFORMERS_UNUSED):
+    if any(pattern.fullmatch(bare) for pattern in _TRANSFORMERS_UNUSED_PATTERNS):
         return None
     raise KeyError(name)
 
 
 def _tied_transformers_keys(name: str) -> ParameterSlice | tuple[ParameterSlice, ...] | None:
-    to = transformers_keys(name)
-    return (to, ParameterSlice(LM_HEAD)) if to is not None and to.param == _EMBED else to
+    target = transformers_keys(name)
+    tied = target is not None and target.param == _EMBEDDING
+    return (target, ParameterSlice(_LM_HEAD)) if tied else target
 
 
 def pick_key_map(names: Iterable[str], model_type: str, tied: bool = False) -> KeyMap:
-    """The key map for a folder with tensors `names` and the config's `model_type`.
+    """The key map of a folder with tensors `names` and the config's `model_type`.
 
-    `tied` is a transformers config's `tie_word_embeddings`: if it is true and the file has no head, the
-    embedding fills the head too (Janus's own are never tied, and a stored head always wins).
-    `ConfigError` for an unknown `model_type`; `CheckpointError` if the names are those of the other one.
+    `tied` is a transformers config's `tie_word_embeddings`: if true and the files have no head, the
+    embedding fills the head too (the released models are not tied, and a stored head always wins).
+    Raises `ConfigError` for an unknown `model_type`, and `CheckpointError` if the names are those of the
+    other format.
     """
     maps: dict[str, KeyMap] = {"multi_modality": original_keys, "janus": transformers_keys}
     if model_type not in maps:
         raise ConfigError(f"model_type {model_type!r} is not a Janus model; accepted are {', '.join(maps)}")
     names = list(names)
     other = next(kind for kind in maps if kind != model_type)
-    distinct = {kind: sum(_known(key_map, n) for n in names) for kind, key_map in maps.items()}
-    if distinct[other] > distinct[model_type] and distinct[other] == len(names):
+    known = {kind: sum(_is_known(key_map, name) for name in names) for kind, key_map in maps.items()}
+    if known[other] > known[model_type] and known[other] == len(names):
         raise CheckpointError(
             f"config.json says model_type {model_type!r}, but the tensors are named as in {other!r} folders, "
-            f"e.g. {next(n for n in names if not _known(maps[model_type], n))!r}"
+            f"e.g. {next(name for name in names if not _is_known(maps[model_type], name))!r}"
         )
-    if model_type == "janus" and tied and _HF_HEAD not in names:
+    if model_type == "janus" and tied and _TRANSFORMERS_LM_HEAD not in names:
         return _tied_transformers_keys
     return maps[model_type]
 
 
-def _known(key_map: KeyMap, name: str) -> bool:
+def _is_known(key_map: KeyMap, name: str) -> bool:
     try:
         key_map(name)
     except KeyError:

@@ -1,6 +1,6 @@
-"""What a DeepSeek-VL2 checkpoint is: the one place that reads its `config.json`, and the releases."""
+"""The architecture of a DeepSeek-VL2 model, read from `config.json`."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ..blocks.errors import ConfigError
@@ -8,14 +8,7 @@ from ..blocks.json_config import Section, read_json
 from ..blocks.model.decoder import DecoderConfig
 from ..blocks.model.mla import LatentConfig
 from ..blocks.model.moe import MoEConfig
-from ..blocks.model.siglip import KNOWN_TOWERS, SiglipConfig
-
-VARIANTS = {
-    "DeepSeek-VL2-Tiny": "deepseek-ai/deepseek-vl2-tiny",
-    "DeepSeek-VL2-Small": "deepseek-ai/deepseek-vl2-small",
-    "DeepSeek-VL2": "deepseek-ai/deepseek-vl2",
-}
-"""Released models and their hub ids."""
+from ..blocks.model.siglip import KNOWN_TOWERS, SiglipConfig, check_siglip, read_siglip
 
 MODEL_TYPE = "deepseek_vl_v2"
 
@@ -24,7 +17,7 @@ _TOWER = "siglip_so400m_patch14_384"
 
 @dataclass(frozen=True)
 class VL2Config:
-    """What is a DeepSeek-VL2 model. `candidates`: (width, height) in pixels that a picture may take."""
+    """Architecture of a DeepSeek-VL2 model. `candidates`: the resolutions (width, height) of tiled images."""
 
     vision: SiglipConfig
     decoder: DecoderConfig
@@ -34,22 +27,28 @@ class VL2Config:
 
     @property
     def tile_side(self) -> int:
-        """Tokens along a side of a tile: patches, padded up to whole squares of `downsample`."""
+        """Tokens along a side of a tile: patches / `downsample`, rounded up."""
         return -(-(self.vision.image_size // self.vision.patch_size) // self.downsample)
 
 
 def read_config(folder: Path) -> VL2Config:
-    """The architecture in `folder/config.json`; a `ConfigError` says what is off.
-
-    What a file leaves out has the value of the reference's configuration classes, stated here.
-    """
+    """The architecture in `folder/config.json`. Raises `ConfigError`."""
     path = folder / "config.json"
-    config = Section(read_json(path), str(path))
-    if config.get("model_type") != MODEL_TYPE:
-        raise ConfigError(f"{path}: model_type is {config.get('model_type')!r}; accepted: {MODEL_TYPE!r}")
+    return parse_config(Section(read_json(path), str(path)))
+
+
+def parse_config(config: Section) -> VL2Config:
+    """The architecture in the content of a `config.json`. Raises `ConfigError`.
+
+    Settings that the file leaves out have the defaults of the reference's configuration classes.
+    """
+    model_type = config.get("model_type")
+    if model_type != MODEL_TYPE:
+        raise ConfigError(f"{config.where}: model_type is {model_type!r}; accepted: {MODEL_TYPE!r}")
     config.expect("tile_tag", "2D")
     config.expect("global_view_pos", "head")
-    vision, decoder = _read_vision(config.section("vision_config")), _read_decoder(config)
+    vision = _parse_vision(config.section("vision_config"))
+    decoder = _parse_decoder(config.section("language_config"))
     projector = config.section("projector_config")
     projector.expect("projector_type", "downsample_mlp_gelu")
     projector.expect("mlp_ratio", 1)
@@ -60,7 +59,7 @@ def read_config(folder: Path) -> VL2Config:
     result = VL2Config(
         vision=vision,
         decoder=decoder,
-        candidates=read_candidates(config, vision.image_size),
+        candidates=parse_candidates(config, vision.image_size),
         projector_depth=projector.integer("depth", 2),
         downsample=projector.integer("downsample_ratio", 2),
     )
@@ -69,56 +68,29 @@ def read_config(folder: Path) -> VL2Config:
     return result
 
 
-def read_candidates(section: Section, tile: int) -> tuple[tuple[int, int], ...]:
-    """`candidate_resolutions`: (width, height) pairs, each a whole number of tiles; absent, one tile."""
-    value = section.get("candidate_resolutions", [[tile, tile]])
-    pairs = value if isinstance(value, list | tuple) else []
-    found = []
+def parse_candidates(section: Section, tile: int) -> tuple[tuple[int, int], ...]:
+    """`candidate_resolutions`: pairs (width, height), multiples of the tile side; if absent, one tile."""
+    pairs = section.get("candidate_resolutions", [[tile, tile]])
+    pairs = pairs if isinstance(pairs, list | tuple) and pairs else [pairs]
     for pair in pairs:
-        if not isinstance(pair, list | tuple) or len(pair) != 2 or any(type(n) is not int for n in pair):
-            break
-        if any(n < tile or n % tile for n in pair):
-            break
-        found.append((pair[0], pair[1]))
-    if not found or len(found) != len(pairs):
-        raise ConfigError(
-            f"{section.where}.candidate_resolutions holds {pairs[len(found)] if pairs else value!r}; "
-            f"accepted: a list of [width, height], both multiples of {tile}"
-        )
-    return tuple(found)
+        valid = isinstance(pair, list | tuple) and len(pair) == 2 and all(type(n) is int for n in pair)
+        if not valid or any(n < tile or n % tile for n in pair):
+            raise ConfigError(
+                f"{section.where}.candidate_resolutions holds {pair!r}; "
+                f"accepted: a list of [width, height], both multiples of {tile}"
+            )
+    return tuple((width, height) for width, height in pairs)
 
 
-def _read_vision(section: Section) -> SiglipConfig:
-    """The tower: a known one by its name, or any whose sizes are stated. All use the tanh GELU."""
-    name = section.get("model_name", _TOWER)
-    base = KNOWN_TOWERS.get(name)
-    if base is None and section.get("width") is None:
-        raise ConfigError(
-            f"{section.where}.model_name is {name!r}; accepted: {_TOWER}, or any name with width, layers, "
-            "heads and patch_size stated"
-        )
-    base = base or KNOWN_TOWERS[_TOWER]
-    result = SiglipConfig(
-        image_size=section.integer("image_size", base.image_size),
-        patch_size=section.integer("patch_size", base.patch_size),
-        width=section.integer("width", base.width),
-        layers=section.integer("layers", base.layers),
-        heads=section.integer("heads", base.heads),
-        mlp_ratio=section.number("mlp_ratio", base.mlp_ratio),
-        gelu_tanh=True,
-    )
-    if not result.heads or result.width % result.heads:
-        raise ConfigError(f"{section.where}: width {result.width} is no multiple of its {result.heads} heads")
-    if not result.patch_size or result.image_size < result.patch_size:
-        raise ConfigError(
-            f"{section.where}: image_size {result.image_size} holds no patch of {result.patch_size}"
-        )
-    return result
+def _parse_vision(section: Section) -> SiglipConfig:
+    """The vision tower: a known one by its name, or any whose sizes are stated. All use the tanh GELU."""
+    tower = read_siglip(section, section.get("model_name", _TOWER), KNOWN_TOWERS[_TOWER])
+    check_siglip(tower, section.where)
+    return replace(tower, gelu_tanh=True)
 
 
-def _read_decoder(config: Section) -> DecoderConfig:
-    """The language model: `DecoderConfig` from `DeepseekV2Config`'s settings and defaults."""
-    section = config.section("language_config")
+def _parse_decoder(section: Section) -> DecoderConfig:
+    """The language model, with the settings and defaults of the reference's `DeepseekV2Config`."""
     section.expect("hidden_act", "silu")
     section.expect("attention_bias", False)
     section.expect("rope_scaling", None)
@@ -129,7 +101,7 @@ def _read_decoder(config: Section) -> DecoderConfig:
         raise ConfigError(f"{section.where}: hidden_size {hidden} is no multiple of the {heads} heads")
     if not kv_heads or heads % kv_heads:
         raise ConfigError(f"{section.where}: {heads} heads can't share {kv_heads} key/value heads")
-    latent = _read_latent(section)
+    latent = _parse_latent(section)
     head_dim = hidden // heads
     if (head_dim if latent is None else latent.rope_dim) % 2:
         raise ConfigError(f"{section.where}: rotary dimensions of a head must be even")
@@ -145,15 +117,15 @@ def _read_decoder(config: Section) -> DecoderConfig:
         rms_norm_eps=section.number("rms_norm_eps", 1e-6),
         rope_theta=section.number("rope_theta", 10000.0),
         latent=latent,
-        moe=_read_moe(section),
+        moe=_parse_moe(section),
     )
 
 
-def _read_latent(section: Section) -> LatentConfig | None:
-    """Latent attention, unless `use_mla` is false: then the file's zero and null sizes mean nothing."""
+def _parse_latent(section: Section) -> LatentConfig | None:
+    """Latent attention; None if `use_mla` is false, where the sizes in the file are zero or null."""
     if not section.get("use_mla", True):
         return None
-    # An explicit null means queries without a low rank; only an absent entry takes the default.
+    # An explicit null means that queries have no low-rank form; only an absent entry takes the default.
     low_rank = section.get("q_lora_rank") is not None or "q_lora_rank" not in section.values
     latent = LatentConfig(
         kv_rank=section.integer("kv_lora_rank", 512),
@@ -167,8 +139,8 @@ def _read_latent(section: Section) -> LatentConfig | None:
     return latent
 
 
-def _read_moe(section: Section) -> MoEConfig | None:
-    """Experts, if there are any. `topk_method` must be set: its default in the reference names no method."""
+def _parse_moe(section: Section) -> MoEConfig | None:
+    """Mixture of experts, if any. `topk_method` must be set: its default in the reference names no method."""
     if section.get("n_routed_experts") is None:
         return None
     return MoEConfig(

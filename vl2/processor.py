@@ -17,7 +17,7 @@ from ..blocks.chat.messages import normalize_messages
 from ..blocks.errors import ConfigError
 from ..blocks.json_config import Section
 from ..tokenizers.text import TextTokenizer, read_settings
-from .config import VL2Config, read_candidates
+from .config import VL2Config, parse_candidates
 from .prompts import IMAGE, SPECIAL, encode_turns
 from .tiles import (
     MAX_CROPPED,
@@ -93,7 +93,7 @@ class VL2Processor:
         if not isinstance(token, str) or not token:
             raise ConfigError(f"{path.name}.image_token is {token!r}; accepted: the name of a token")
         stated = section.get("candidate_resolutions")
-        candidates = None if stated is None else read_candidates(section, config.vision.image_size)
+        candidates = None if stated is None else parse_candidates(section, config.vision.image_size)
         mean, std = PixelRule.mean, PixelRule.std
         rule = PixelRule(_three(section, "image_mean", mean), _three(section, "image_std", std))
         if 0 in rule.std:
@@ -119,7 +119,7 @@ class VL2Processor:
         Raises PromptError and PictureError; `local_files` as in `open_image`.
         """
         turns = normalize_messages(messages, self.image_token, local_files=local_files)
-        pictures = [picture for turn in turns for picture in turn.pictures]
+        pictures = [picture for turn in turns for picture in turn.images]
         bests = [self.best_resolution(picture.size, len(pictures)) for picture in pictures]
         grids = tuple((width // self.tile, height // self.tile) for width, height in bests)
         counts = tuple(num_image_tokens(grid, self.side) for grid in grids)

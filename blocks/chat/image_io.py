@@ -1,4 +1,4 @@
-"""Reading pictures that users hand in: from files, bytes, data URLs or PIL, always to plain RGB."""
+"""Reads images that users hand in (files, bytes, data URLs, PIL images) as RGB; resizes and normalizes."""
 
 import base64
 import binascii
@@ -11,32 +11,42 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image, ImageOps
+from torch import Tensor
 
 from ..errors import PictureError
 
 MAX_PIXELS = 64_000_000
-"""Largest picture that is decoded by default: 192 MB as RGB, and more than cameras save as a rule."""
+"""Largest image that is decoded by default: 192 MB as RGB, and more than most cameras produce."""
 
 FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "TIFF", "WEBP")
-"""File formats that are read. PIL knows more; some of those start other programs (EPS)."""
+"""Accepted file formats. PIL reads more, but some of those start other programs (EPS)."""
 
-# `warnings.catch_warnings` swaps a table of the whole process, so that two threads must not overlap in it.
+# `warnings.catch_warnings` changes state of the whole process, so two threads must not be inside it at once.
 _WARNINGS_LOCK = threading.RLock()
 
 
-def resize_bicubic(picture: Image.Image, size: tuple[int, int]) -> Image.Image:
-    """The picture at `size` (width, height), resampled along rows first and then along columns.
+def resize_bicubic(image: Image.Image, size: tuple[int, int]) -> Image.Image:
+    """The image resized to `size` (width, height), horizontally first and then vertically.
 
-    The order is part of what the models were trained on, since 8 bits are kept in between: Pillow always did
-    it so, but from version 13 on takes the cheaper order where both are asked for at once.
+    The models were trained with this order, which matters because the intermediate result is rounded to
+    8 bits. From version 13 on, Pillow picks the cheaper order when both axes are resized in one call.
     """
-    rows = picture.resize((size[0], picture.height), Image.Resampling.BICUBIC)
-    return rows.resize(size, Image.Resampling.BICUBIC)
+    horizontal = image.resize((size[0], image.height), Image.Resampling.BICUBIC)
+    return horizontal.resize(size, Image.Resampling.BICUBIC)
 
 
-def as_list(images: Any) -> list[Any]:
-    """The pictures of an argument that takes none (None), one picture, or a list or tuple of them."""
+def normalize_pixels(
+    pixels_HW3: np.ndarray, mean: tuple[float, float, float], std: tuple[float, float, float]
+) -> Tensor:
+    """Float32 pixels minus `mean`, divided by `std` (both per channel), as `[3, height, width]`."""
+    normalized = (pixels_HW3 - np.array(mean, np.float32)) / np.array(std, np.float32)
+    return torch.from_numpy(np.ascontiguousarray(normalized.transpose(2, 0, 1)))
+
+
+def as_image_list(images: Any) -> list[Any]:
+    """The images of an argument that is None, one image, or a list or tuple of images."""
     if images is None:
         return []
     return list(images) if isinstance(images, list | tuple) else [images]
@@ -45,51 +55,51 @@ def as_list(images: Any) -> list[Any]:
 def open_image(
     source: Any, *, max_pixels: int = MAX_PIXELS, apply_exif: bool = False, local_files: bool = True
 ) -> Image.Image:
-    """A new RGB picture from a path, bytes, a `data:` URL or a PIL picture (which is left as it was).
+    """A new RGB image from a path, bytes, a `data:` URL or a PIL image (which is left unchanged).
 
     =========================  =====================================================================
-    RGB                        as it is
-    animated (GIF, APNG, ...)  the first frame; of a PIL picture the frame that it is at
-    alpha (RGBA, LA)           the alpha channel is dropped, as the official processors do
+    RGB                        unchanged
+    animated (GIF, APNG, ...)  the first frame; of a PIL image the current frame
+    alpha (RGBA, LA)           the alpha channel is dropped, as in the official processors
     palette, with alpha too    the palette's colours; a transparent entry shows the colour it hides
     1 bit, grey                grey
     CMYK, YCbCr, HSV           PIL's conversion (no colour profiles)
     16-bit grey                each value / 257, rounded (the official code clips or wraps it)
     32-bit integer grey        as 8 bits up to 255, as 16 bits up to 65535, else refused
-    floating point             refused: nothing says which value is white
+    floating point             refused: the value of white is unknown
     EXIF orientation           ignored, as in the official processors, unless `apply_exif`
     more than `max_pixels`     refused from the header, before anything is decoded
     =========================  =====================================================================
 
-    `max_pixels` can't exceed PIL's own limit (`2 * Image.MAX_IMAGE_PIXELS`). With `local_files` false
-    no path is read: for requests from a network. Nothing is ever downloaded.
-    Raises PictureError for all that is no picture, damaged or refused.
+    `max_pixels` can't exceed PIL's own limit (`2 * Image.MAX_IMAGE_PIXELS`). With `local_files` false, paths
+    are refused: use it for requests from a network. Nothing is ever downloaded.
+    Raises PictureError for anything that is not an image, is damaged or is refused.
     """
-    name, opened = _resolve(source, local_files)
+    name, opened = _resolve_source(source, local_files)
     with _WARNINGS_LOCK, warnings.catch_warnings():
-        # Size limits and damage are judged here; PIL's warnings about them would only repeat it on stderr.
+        # Size and damage are checked here, so PIL's warnings about them would only repeat it on stderr.
         warnings.simplefilter("ignore")
         if isinstance(opened, Image.Image):
             return _to_rgb(opened, name, max_pixels, apply_exif)
         try:
-            picture = Image.open(opened, formats=_known_formats())
+            image = Image.open(opened, formats=_supported_formats())
         except Image.DecompressionBombError as error:
             raise PictureError(f"{name} has too many pixels; at most {max_pixels:,} are accepted") from error
         except Image.UnidentifiedImageError as error:
             raise PictureError(f"{name} is not a picture; accepted: {', '.join(FORMATS)}") from error
         except Exception as error:  # PIL's readers raise nearly anything on damaged headers
             raise PictureError(f"{name} can't be read: {error}") from error
-        with picture:
-            return _to_rgb(picture, name, max_pixels, apply_exif)
+        with image:
+            return _to_rgb(image, name, max_pixels, apply_exif)
 
 
-def _known_formats() -> list[str]:
+def _supported_formats() -> list[str]:
     Image.init()
     return [name for name in FORMATS if name in Image.OPEN]
 
 
-def _resolve(source: Any, local_files: bool) -> tuple[str, Any]:
-    """A name for messages, and what PIL can open: a PIL picture, a path or a byte stream."""
+def _resolve_source(source: Any, local_files: bool) -> tuple[str, Any]:
+    """A name for error messages, and what PIL can open: a PIL image, a path or a byte stream."""
     if isinstance(source, Image.Image):
         return "the PIL picture", source
     if isinstance(source, bytes | bytearray | memoryview):
@@ -100,62 +110,62 @@ def _resolve(source: Any, local_files: bool) -> tuple[str, Any]:
         raise PictureError(
             f"a picture can't be a {type(source).__name__}; accepted: path, bytes, data: URL, PIL picture"
         )
-    text = os.fspath(source)
     if isinstance(source, str):
         scheme = source[:8].lower()
         if scheme.startswith("data:"):
-            return "the picture in the data: URL", io.BytesIO(_data_url(source))
+            return "the picture in the data: URL", io.BytesIO(_decode_data_url(source))
         if scheme.startswith(("http:", "https:", "ftp:")):
             raise PictureError(
-                f"{_short(source)} is an address; nothing is downloaded: save the picture and give its path, "
-                "or put it into a data: URL"
+                f"{_shortened(source)} is an address; nothing is downloaded: save the picture and give its "
+                "path, or put it into a data: URL"
             )
     if not local_files:
         raise PictureError("a path is not accepted here; give the picture as a data: URL")
-    return _short(text), _regular_file(text)
+    return _shortened(os.fspath(source)), _check_file(os.fspath(source))
 
 
-def _regular_file(text: Any) -> Path:
+def _check_file(source: str | bytes) -> Path:
+    """The path of a regular file that is not empty."""
+    path, problem = Path(os.fsdecode(source)), None
     try:
-        path = Path(os.fsdecode(text))
         if path.is_dir():
-            raise PictureError(f"{_short(text)} is a folder, not a picture")
-        if not path.exists():
-            raise PictureError(f"{_short(text)} does not exist")
-        if not path.is_file():
-            raise PictureError(f"{_short(text)} is not a regular file")
-        if path.stat().st_size == 0:
-            raise PictureError(f"{_short(text)} is an empty file")
-    except PictureError:
-        raise
+            problem = "is a folder, not a picture"
+        elif not path.exists():
+            problem = "does not exist"
+        elif not path.is_file():
+            problem = "is not a regular file"
+        elif path.stat().st_size == 0:
+            problem = "is an empty file"
     except (OSError, ValueError) as error:  # too long a name, a NUL in it, no permission
-        raise PictureError(f"{_short(text)} can't be opened: {error}") from error
+        problem = f"can't be opened: {error}"
+    if problem:
+        raise PictureError(f"{_shortened(source)} {problem}")
     return path
 
 
-def _short(text: Any) -> str:
-    shown = repr(text)
-    return shown if len(shown) <= 120 else f"{shown[:100]}...' ({len(text):,} characters)"
+def _shortened(text: Any) -> str:
+    quoted = repr(text)
+    return quoted if len(quoted) <= 120 else f"{quoted[:100]}...' ({len(text):,} characters)"
 
 
-def _data_url(url: str) -> bytes:
+def _decode_data_url(url: str) -> bytes:
     """The bytes of a data: URL (RFC 2397)."""
     header, comma, body = url.partition(",")
     if not comma:
-        raise PictureError(f"{_short(url)} is no data: URL; accepted: data:image/png;base64,...")
-    body_bytes = urllib.parse.unquote_to_bytes(body)
+        raise PictureError(f"{_shortened(url)} is no data: URL; accepted: data:image/png;base64,...")
+    content = urllib.parse.unquote_to_bytes(body)
     if header.lower().endswith(";base64"):
         try:
-            body_bytes = base64.b64decode(b"".join(body_bytes.split()), validate=True)
+            content = base64.b64decode(b"".join(content.split()), validate=True)
         except binascii.Error as error:
             raise PictureError(f"the data: URL is not valid base64: {error}") from error
-    if not body_bytes:
+    if not content:
         raise PictureError("the data: URL holds 0 bytes")
-    return body_bytes
+    return content
 
 
-def _to_rgb(picture: Image.Image, name: str, max_pixels: int, apply_exif: bool) -> Image.Image:
-    width, height = picture.size
+def _to_rgb(image: Image.Image, name: str, max_pixels: int, apply_exif: bool) -> Image.Image:
+    width, height = image.size
     if width < 1 or height < 1:
         raise PictureError(f"{name} has no pixels ({width} x {height})")
     if width * height > max_pixels:
@@ -164,26 +174,26 @@ def _to_rgb(picture: Image.Image, name: str, max_pixels: int, apply_exif: bool) 
             f"at most {max_pixels:,} are accepted"
         )
     try:
-        picture.load()
+        image.load()
         if apply_exif:
-            picture = ImageOps.exif_transpose(picture)
-        if picture.mode.startswith(("I", "F")):
-            return _grey_to_rgb(picture, name)
-        return picture.convert("RGB")
+            image = ImageOps.exif_transpose(image)
+        if image.mode.startswith(("I", "F")):
+            return _grey_to_rgb(image, name)
+        return image.convert("RGB")
     except PictureError:
         raise
     except Exception as error:  # PIL's decoders raise nearly anything on damaged data
         raise PictureError(f"{name} is damaged or of a kind that can't be converted: {error}") from error
 
 
-def _grey_to_rgb(picture: Image.Image, name: str) -> Image.Image:
-    if picture.mode == "F":
+def _grey_to_rgb(image: Image.Image, name: str) -> Image.Image:
+    if image.mode == "F":
         raise PictureError(f"{name} holds floating-point values; accepted: 8 or 16 bits a channel")
-    values = np.asarray(picture).astype(np.int64)
+    values = np.asarray(image).astype(np.int64)
     if values.min() < 0 or values.max() > 65535:
         raise PictureError(
             f"{name} holds values from {values.min()} to {values.max()}; accepted: 8 or 16 bits a channel"
         )
-    if picture.mode.startswith("I;16") or values.max() > 255:
+    if image.mode.startswith("I;16") or values.max() > 255:
         values = (values + 128) // 257
     return Image.fromarray(values.astype(np.uint8)).convert("RGB")

@@ -1,20 +1,20 @@
-"""Conversations: OpenAI's form of messages and the official one, read into one neutral list of turns.
+"""Reads conversations, in OpenAI's form of messages or the official one, into a list of turns.
 
-OpenAI's form: `content` is a text, or a list of parts
+OpenAI's form: `content` is a text or a list of parts
 
     {"type": "text", "text": "..."}
-    {"type": "image_url", "image_url": {"url": "data:image/png;base64,..." or a path}}   (or the url itself)
-    {"type": "image", "image": path, PIL picture or bytes}           ("picture" is accepted for "image")
+    {"type": "image_url", "image_url": {"url": "data:image/png;base64,..." or a path}}  (or the url itself)
+    {"type": "image", "image": path, PIL image or bytes}             ("picture" is accepted for "image")
 
-A picture part becomes the family's mark and a newline. Between two text parts, and between a text and a
-picture after it, there is one newline (none is added where the text ends with one). So a picture and "Q" give
-"<mark>\\nQ", as the official demos write it, and "Q" and a picture give "Q\\n<mark>\\n".
+An image part becomes the family's image token and a newline. Between two text parts, and between a text and
+an image after it, there is one newline (none is added where the text ends with one). So an image and "Q" give
+"<image>\\nQ", as the official demos write it, and "Q" and an image give "Q\\n<image>\\n".
 
-The official form: `content` is a text that holds the marks, and the pictures are in the message's `images`.
+The official form: `content` is a text that holds the image tokens, and `images` holds the images.
 
 Roles are `system`, `user` and `assistant`, or the official spellings in `ROLES`. An optional system message
-comes first, then user and assistant take turns, and the last word is the user's; one empty message of the
-assistant may follow it, as the official demos write.
+comes first, then user and assistant alternate, and the last message is the user's; an empty message of the
+assistant may follow it, as in the official demos.
 """
 
 from collections.abc import Mapping, Sequence
@@ -24,7 +24,7 @@ from typing import Any
 from PIL import Image
 
 from ..errors import PromptError
-from .image_io import as_list, open_image
+from .image_io import as_image_list, open_image
 
 ROLES = {
     "system": "system",
@@ -37,40 +37,40 @@ ROLES = {
     "User": "user",
     "Assistant": "assistant",
 }
-_PICTURE_KEYS = ("image", "picture")
+_IMAGE_KEYS = ("image", "picture")
 
 
 @dataclass(frozen=True)
 class Turn:
-    """One message: its role ("system", "user" or "assistant"), text with marks, a picture per mark (RGB)."""
+    """One message: role ("system", "user", "assistant"), text with image tokens, one RGB image per token."""
 
     role: str
     text: str
-    pictures: tuple[Image.Image, ...] = ()
+    images: tuple[Image.Image, ...] = ()
 
 
-def normalize_messages(messages: Any, mark: str, *, local_files: bool = True) -> list[Turn]:
-    """Turns of a conversation, without the empty assistant message that may end it.
+def normalize_messages(messages: Any, image_token: str, *, local_files: bool = True) -> list[Turn]:
+    """The turns of a conversation, without the empty assistant message that may end it.
 
-    `mark` is what stands for a picture in a text (`<image>`, `<image_placeholder>`). With `local_files` false
-    a str names no file, only a `data:` URL is accepted: for messages that come from a network.
-    Raises PromptError for a malformed conversation and PictureError for a picture that can't be read.
+    `image_token` stands for an image in a text (`<image>`, `<image_placeholder>`). With `local_files` false,
+    images may only be `data:` URLs, bytes or PIL images: use it for messages from a network.
+    Raises PromptError for a malformed conversation and PictureError for an image that can't be read.
     """
     if isinstance(messages, str | bytes | Mapping) or not isinstance(messages, Sequence):
         raise PromptError(f"messages must be a list of messages, not {type(messages).__name__}")
     if not messages:
         raise PromptError("messages is an empty list; accepted: at least one message of the user")
-    # Every message is read and checked before the first picture is decoded.
-    read = [_read_message(message, f"message {i}", mark) for i, message in enumerate(messages)]
-    if read[-1][0] == "assistant" and not read[-1][1].strip():
-        read.pop()
-    _check_order([role for role, _, _ in read])
+    # Every message is read and checked before the first image is decoded.
+    parsed = [_parse_message(message, f"message {i}", image_token) for i, message in enumerate(messages)]
+    if parsed[-1][0] == "assistant" and not parsed[-1][1].strip():
+        parsed.pop()
+    _check_order([role for role, _, _ in parsed])
     turns = []
-    for index, (role, text, sources) in enumerate(read):
+    for index, (role, text, sources) in enumerate(parsed):
         if not text.strip():
             raise PromptError(f"message {index} ({role}) is empty; only a last one of the assistant may be")
-        pictures = tuple(open_image(source, local_files=local_files) for source in sources)
-        turns.append(Turn(role, text, pictures))
+        images = tuple(open_image(source, local_files=local_files) for source in sources)
+        turns.append(Turn(role, text, images))
     return turns
 
 
@@ -91,15 +91,15 @@ def _check_order(roles: list[str]) -> None:
         )
 
 
-def _read_message(message: Any, where: str, mark: str) -> tuple[str, str, list[Any]]:
-    """Role, text with marks, and the pictures' sources, with as many marks as pictures."""
+def _parse_message(message: Any, where: str, image_token: str) -> tuple[str, str, list[Any]]:
+    """Role, text with image tokens, and one image source per token."""
     if not isinstance(message, Mapping):
         raise PromptError(f"{where} must be a dict with 'role' and 'content', not {type(message).__name__}")
     role = message.get("role")
     if not isinstance(role, str) or role not in ROLES:
         raise PromptError(f"{where} has the role {role!r}; accepted: {', '.join(ROLES)}")
     role = ROLES[role]
-    content, images = message.get("content"), as_list(message.get("images"))
+    content, images = message.get("content"), as_image_list(message.get("images"))
     if content is None and role == "assistant":
         content = ""
     if isinstance(content, str):
@@ -107,57 +107,61 @@ def _read_message(message: Any, where: str, mark: str) -> tuple[str, str, list[A
     elif isinstance(content, list | tuple):
         if images:
             raise PromptError(f"{where} has picture parts or 'images', not both: use 'images' with a text")
-        text, sources = _join_parts(content, where, mark)
+        text, sources = _join_parts(content, where, image_token)
     elif content is None:
         raise PromptError(f"{where} has no content; accepted: a text or a list of parts")
     else:
         raise PromptError(f"{where} has content of type {type(content).__name__}; accepted: a text or parts")
-    marks = text.count(mark)
-    if role != "user" and (marks or sources):
-        raise PromptError(f"{where} ({role}) has a picture or the mark {mark}; only the user's messages may")
-    if marks != len(sources):
+    count = text.count(image_token)
+    if role != "user" and (count or sources):
         raise PromptError(
-            f"{where} has {marks} mark(s) {mark} and {len(sources)} picture(s); their numbers must be equal"
+            f"{where} ({role}) has a picture or the mark {image_token}; only the user's messages may"
+        )
+    if count != len(sources):
+        raise PromptError(
+            f"{where} has {count} mark(s) {image_token} and {len(sources)} picture(s); "
+            "their numbers must be equal"
         )
     return role, text, sources
 
 
-def _join_parts(parts: Sequence[Any], where: str, mark: str) -> tuple[str, list[Any]]:
+def _join_parts(parts: Sequence[Any], message: str, image_token: str) -> tuple[str, list[Any]]:
+    """Text with image tokens and the image sources of a list of parts; `message` names it in errors."""
     text, sources = "", []
     for number, part in enumerate(parts):
-        here = f"part {number} of {where}"
+        where = f"part {number} of {message}"
         if not isinstance(part, Mapping):
-            raise PromptError(f"{here} must be a dict with a 'type', not {type(part).__name__}")
+            raise PromptError(f"{where} must be a dict with a 'type', not {type(part).__name__}")
         if text and not text.endswith("\n"):
             text += "\n"
         kind = part.get("type")
         if kind == "text":
             if not isinstance(part.get("text"), str):
-                raise PromptError(f"{here} must hold a str in 'text'")
+                raise PromptError(f"{where} must hold a str in 'text'")
             text += part["text"]
-        elif kind in ("image_url", *_PICTURE_KEYS):
-            text += f"{mark}\n"
-            sources.append(_source(part, here))
+        elif kind in ("image_url", *_IMAGE_KEYS):
+            text += f"{image_token}\n"
+            sources.append(_image_source(part, where))
         else:
-            raise PromptError(f"{here} has the type {kind!r}; accepted: text, image_url, image, picture")
+            raise PromptError(f"{where} has the type {kind!r}; accepted: text, image_url, image, picture")
     return text, sources
 
 
-def _source(part: Mapping[str, Any], here: str) -> Any:
-    """What the picture of a part is read from."""
+def _image_source(part: Mapping[str, Any], where: str) -> Any:
+    """What `open_image` reads the image of a part from."""
     if part["type"] == "image_url":
         value = part.get("image_url")
         if isinstance(value, Mapping):
             if value.get("detail") not in (None, "auto", "high"):
                 raise PromptError(
-                    f"{here} asks for the detail {value['detail']!r}; accepted: 'auto' and 'high', since a "
+                    f"{where} asks for the detail {value['detail']!r}; accepted: 'auto' and 'high', since a "
                     "picture is always read at the model's full resolution"
                 )
             value = value.get("url")
         if not isinstance(value, str) or not value:
-            raise PromptError(f"{here} must hold a data: URL or a path in 'image_url' (or in its 'url')")
+            raise PromptError(f"{where} must hold a data: URL or a path in 'image_url' (or in its 'url')")
         return value
-    given = [part[key] for key in _PICTURE_KEYS if part.get(key) is not None]
+    given = [part[key] for key in _IMAGE_KEYS if part.get(key) is not None]
     if len(given) != 1:
-        raise PromptError(f"{here} must hold one picture in 'image' (a path, a PIL picture or bytes)")
+        raise PromptError(f"{where} must hold one picture in 'image' (a path, a PIL picture or bytes)")
     return given[0]

@@ -10,7 +10,7 @@ from torch import Tensor
 from ...tokenizers.text import TextTokenizer
 from ..engine.sampling_params import check_integer
 from ..errors import PromptError
-from .image_io import as_list
+from .image_io import as_image_list
 from .text_generation import (
     ChatModel,
     Prompt,
@@ -57,7 +57,7 @@ class ChatPipeline(ABC):
             raise PromptError(
                 f"the question holds {self.image_placeholder}; `ask` writes one per picture itself"
             )
-        pictures = as_list(images)
+        pictures = as_image_list(images)
         content = f"{self.image_placeholder}\n" * len(pictures) + text
         return [{"role": "user", "content": content, "images": pictures}]
 

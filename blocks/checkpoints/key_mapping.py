@@ -1,6 +1,7 @@
 """What goes where: a checkpoint's tensors against a model's parameters, before anything is read."""
 
-from collections.abc import Callable, Iterable
+import re
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from itertools import product
 
@@ -28,6 +29,13 @@ class ParameterSlice:
 KeyMap = Callable[[str], ParameterSlice | tuple[ParameterSlice, ...] | None]
 """Name in the file -> where it goes (several places where the file ties what the model keeps apart);
 None: known and unused. `KeyError`: an unknown name."""
+
+
+def name_pattern(template: str, placeholders: Mapping[str, str]) -> re.Pattern[str]:
+    """A pattern of tensor names: a literal name, but for placeholders such as `{n}`, which become groups that
+    match `placeholders["{n}"]`."""
+    parts = re.split(r"(\{\w+\})", template)
+    return re.compile("".join(f"({placeholders[p]})" if p in placeholders else re.escape(p) for p in parts))
 
 
 @dataclass(frozen=True)

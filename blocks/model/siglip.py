@@ -5,9 +5,12 @@ B pictures, N patches, W tower width, S picture side in pixels.
 
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
+
+from ..errors import ConfigError
+from ..json_config import Section
 
 if TYPE_CHECKING:
     from timm.models.vision_transformer import VisionTransformer
@@ -35,6 +38,37 @@ KNOWN_TOWERS = {
     "siglip_large_patch16_384": SiglipConfig(),
     "siglip_so400m_patch14_384": SiglipConfig(384, 14, 1152, 27, 16, 3.7362, gelu_tanh=True),
 }
+
+
+def read_siglip(section: Section, model_name: Any, unnamed: SiglipConfig) -> SiglipConfig:
+    """The tower of an official config's vision section: a known one, with the sizes that the section states.
+
+    A tower of another `model_name` must state its sizes; what it leaves out is that of `unnamed`.
+    """
+    base = KNOWN_TOWERS.get(model_name)
+    if base is None and section.get("width") is None:
+        raise ConfigError(
+            f"{section.where}.model_name is {model_name!r}; accepted: {', '.join(KNOWN_TOWERS)}, or any name "
+            "with width, layers, heads and patch_size stated"
+        )
+    base = base or unnamed
+    return SiglipConfig(
+        image_size=section.integer("image_size", base.image_size),
+        patch_size=section.integer("patch_size", base.patch_size),
+        width=section.integer("width", base.width),
+        layers=section.integer("layers", base.layers),
+        heads=section.integer("heads", base.heads),
+        mlp_ratio=section.number("mlp_ratio", base.mlp_ratio),
+        gelu_tanh=base.gelu_tanh,
+    )
+
+
+def check_siglip(config: SiglipConfig, where: str) -> None:
+    """Raise a `ConfigError`, which begins with `where`, for sizes that no tower can have."""
+    if not config.heads or config.width % config.heads:
+        raise ConfigError(f"{where}: vision width {config.width} is no multiple of its {config.heads} heads")
+    if not config.patch_size or config.image_size < config.patch_size:
+        raise ConfigError(f"{where}: image_size {config.image_size} holds no patch of {config.patch_size}")
 
 
 def build_siglip(config: SiglipConfig) -> "VisionTransformer":

@@ -8,7 +8,7 @@ from typing import Any
 from ...blocks.checkpoints.hub import find_model_folder
 from ...blocks.device import resolve_device, resolve_dtype
 from ...blocks.errors import BifronsError, OptionError
-from ...janus.config import read_guidance
+from ...janus.config import read_guidance_scale
 from ..atomic_io import read_json
 from ..geneval.scoring import Summary
 from ..geneval.suites import Row, geneval_prompts, shapes_prompts
@@ -44,7 +44,7 @@ def prepare(
     chosen = resolve_device(device)
     dtype = str(resolve_dtype(given.get("dtype"), chosen)).removeprefix("torch.")
     folder = find_model_folder(given.get("model", Recipe.model))
-    own = read_guidance(folder)
+    own = read_guidance_scale(folder)
     guidance = {} if own is None else {"guidance_scale": own}
     recipe = Recipe(**{**guidance, **given, "dtype": dtype})
     return create_run(run_dir, recipe, load_rows(recipe, prompts), model_fingerprint(folder))

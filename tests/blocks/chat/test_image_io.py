@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from bifrons.blocks.chat.image_io import as_list, open_image
+from bifrons.blocks.chat.image_io import as_image_list, open_image
 from bifrons.blocks.errors import PictureError
 from PIL import Image
 
@@ -192,7 +192,7 @@ def test_paths_can_be_refused(tmp_path):
 
 def test_as_list():
     picture = Image.new("RGB", (2, 2))
-    assert as_list(None) == []
-    assert as_list("a.png") == ["a.png"]
-    assert as_list((picture, b"x")) == [picture, b"x"]
-    assert as_list([]) == []
+    assert as_image_list(None) == []
+    assert as_image_list("a.png") == ["a.png"]
+    assert as_image_list((picture, b"x")) == [picture, b"x"]
+    assert as_image_list([]) == []

@@ -40,7 +40,7 @@ def _user(content, **more):
 def test_parts_join_as_the_official_demos_write(parts, text):
     (turn,) = normalize_messages([_user(parts)], MARK)
     assert (turn.role, turn.text) == ("user", text)
-    assert [p.size for p in turn.pictures] == [(3, 2)] * text.count(MARK)
+    assert [p.size for p in turn.images] == [(3, 2)] * text.count(MARK)
 
 
 def test_all_spellings_of_a_picture(tmp_path):
@@ -58,7 +58,7 @@ def test_all_spellings_of_a_picture(tmp_path):
         {"type": "picture", "image": PICTURE},
     ]
     (turn,) = normalize_messages([_user(parts)], MARK)
-    assert [p.tobytes() for p in turn.pictures] == [PICTURE.tobytes()] * 6
+    assert [p.tobytes() for p in turn.images] == [PICTURE.tobytes()] * 6
 
 
 def test_official_and_openai_form_give_the_same():
@@ -75,7 +75,7 @@ def test_official_and_openai_form_give_the_same():
     ]
     for messages in (official, openai):
         turns = normalize_messages(messages, MARK)
-        assert [(t.role, t.text, len(t.pictures)) for t in turns] == [
+        assert [(t.role, t.text, len(t.images)) for t in turns] == [
             ("user", f"{MARK}\nQ1", 1),
             ("assistant", "A1", 0),
             ("user", "Q2", 0),
@@ -141,7 +141,7 @@ def test_bad_picture_and_paths_from_a_network_are_refused(tmp_path):
     with pytest.raises(PictureError, match="does not exist"):
         normalize_messages([_user(MARK, images="nowhere.png")], MARK)
     for message in (_user([{"type": "image_url", "image_url": str(path)}]), _user(MARK, images=[path])):
-        assert len(normalize_messages([message], MARK)[0].pictures) == 1
+        assert len(normalize_messages([message], MARK)[0].images) == 1
         with pytest.raises(PictureError, match="data: URL"):
             normalize_messages([message], MARK, local_files=False)
 
@@ -158,7 +158,7 @@ def test_any_parts_keep_their_texts_marks_and_order(given_parts):
             normalize_messages([message], MARK)
         return
     (turn,) = normalize_messages([message], MARK)
-    assert len(turn.pictures) == turn.text.count(MARK) == pictures
+    assert len(turn.images) == turn.text.count(MARK) == pictures
     squeezed = "".join(MARK if part is None else part for part in given_parts)
     assert turn.text.replace("\n", "") == squeezed.replace("\n", "")
     assert turn.text.count(f"{MARK}\n") == pictures
