@@ -152,8 +152,9 @@ def transformers_keys(name: str) -> ParameterSlice | None:
 
 def _tied_transformers_keys(name: str) -> ParameterSlice | tuple[ParameterSlice, ...] | None:
     target = transformers_keys(name)
-    tied = target is not None and target.param == _EMBEDDING
-    return (target, ParameterSlice(_LM_HEAD)) if tied else target
+    if target is not None and target.param == _EMBEDDING:
+        return target, ParameterSlice(_LM_HEAD)
+    return target
 
 
 def pick_key_map(names: Iterable[str], model_type: str, tied: bool = False) -> KeyMap:
