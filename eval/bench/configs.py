@@ -1,4 +1,5 @@
-"""The released models' sizes, and models of them with random weights built on the device: no file is read."""
+"""The released models' sizes, and models of these sizes with random weights, built on the device without
+files."""
 
 from dataclasses import replace
 
@@ -25,7 +26,7 @@ from ...vl2.weight_names import keep_float32
 
 _STD = 0.02
 _CODE_STEP = _STD / 50
-_POOL = 1 << 20  # random numbers that are repeated: how fast a product is does not depend on them
+_POOL = 1 << 20  # random numbers, repeated to fill a tensor: speed does not depend on the values
 
 
 def _janus(layers: int, width: int, heads: int, feed_forward: int) -> JanusConfig:
@@ -39,7 +40,7 @@ def _vl2(decoder: DecoderConfig) -> VL2Config:
     return VL2Config(KNOWN_TOWERS["siglip_so400m_patch14_384"], decoder, ((384, 384), (768, 768)))
 
 
-# Sizes as in the released config.json files and, where those are silent, their classes' defaults.
+# As in the released config.json files; what these omit, as in the defaults of their config classes.
 JANUS = {
     "1b": _janus(24, 2048, 16, 5632),
     "7b": _janus(30, 4096, 32, 11008),
@@ -81,7 +82,10 @@ SIZES = {"janus": (*JANUS, "nano"), "vl2": tuple(VL2)}
 
 
 def pick_config(family: str, size: str, layers: int | None) -> JanusConfig | VL2Config:
-    """The architecture of a size, with another number of decoder layers if that is given."""
+    """The config of a released size, optionally with another number of decoder layers.
+
+    Raises `OptionError` for an unknown size, or more layers than the model has.
+    """
     if size not in SIZES[family]:
         raise OptionError(f"size is {size!r}; accepted for {family}: {', '.join(SIZES[family])}")
     if family == "vl2":
@@ -99,8 +103,8 @@ def pick_config(family: str, size: str, layers: int | None) -> JanusConfig | VL2
 def random_model(
     config: JanusConfig | VL2Config, device: torch.device, dtype: torch.dtype, kind: str | None
 ) -> JanusModel | VL2Model:
-    """A model of that architecture with random weights, quantized if `kind` says so. `OptionError` where it
-    does not fit."""
+    """A model with random weights, quantized to `kind` (None: not). Raises `OptionError` where it does not
+    fit."""
     with torch.device("meta"):
         model = JanusModel(config) if isinstance(config, JanusConfig) else VL2Model(config)
     keeps = keep_float32 if isinstance(config, VL2Config) else lambda name: False
@@ -115,7 +119,10 @@ def random_model(
 def fill_random(
     model: nn.Module, device: torch.device, dtype: torch.dtype, fixed: dict[str, torch.dtype]
 ) -> None:
-    """Weights of a spread as in trained models; norms are one, biases zero."""
+    """Fill all weights: normal with the deviation of trained models, norms one, biases zero.
+
+    `fixed` names tensors whose dtype is not `dtype` (quantized codes, scales, routers).
+    """
     pool = (torch.randn(_POOL, device=device) * _STD).to(dtype)
     codes = torch.randint(-127, 128, (_POOL,), device=device, dtype=torch.int8)
     float8 = (pool.float() / _CODE_STEP).to(torch.float8_e4m3fn)  # random bytes would hold NaN

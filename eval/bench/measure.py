@@ -1,7 +1,7 @@
-"""Clocks, memory and the limit that a benchmark is held against.
+"""Timing, peak memory, and the limit that a benchmark is compared with.
 
-The limit of a decoding step is the time to read once what it must read: the weights that it goes through and
-the filled part of the cache, over the bandwidth that a plain copy (CUDA) or sum (CPU) of a large buffer
+The limit of a decoding step is the time to read once what it must read: the weights it uses and the filled
+part of the kv cache, divided by the bandwidth that a plain copy (CUDA) or sum (CPU) of a large buffer
 reaches on the same device just before.
 """
 
@@ -23,13 +23,17 @@ from ...blocks.model.decoder import Decoder
 from ...blocks.model.kv_cache import KVCache, allocated_slots
 from ...blocks.model.moe import Experts
 
-_BUFFER = 1 << 29  # bytes: beyond any cache of a processor
+_BUFFER = 1 << 29  # bytes, larger than any processor's cache
 
 
 @dataclass(frozen=True)
 class Line:
-    """One figure. `seconds` is the median of `repeats` runs, `best` the least; `rate` counts `unit` a second.
-    `limit` is in seconds, None where memory is not what bounds the work. `peak` counts bytes."""
+    """One figure.
+
+    `seconds` is the median of `repeats` runs, `best` the minimum; `rate` is in `unit` (items per second).
+    `limit` is in seconds, None where memory bandwidth does not bound the work; `ratio` is `seconds / limit`.
+    `peak` is in bytes.
+    """
 
     who: str
     work: str
@@ -48,14 +52,15 @@ class Line:
             object.__setattr__(self, "ratio", self.seconds / self.limit)
 
     def as_json(self) -> dict[str, Any]:
+        """The fields as a dictionary."""
         return asdict(self)
 
 
 class Bench:
-    """Measures work on one device and keeps its lines."""
+    """Measures work on one device and collects the lines."""
 
-    def __init__(self, device: torch.device, told: Callable[[Line], object]) -> None:
-        self.device, self._told = device, told
+    def __init__(self, device: torch.device, on_line: Callable[[Line], object]) -> None:
+        self.device, self._on_line = device, on_line
         self.lines: list[Line] = []
 
     def measure(
@@ -72,12 +77,12 @@ class Bench:
         limit: float | None = None,
         note: str = "",
     ) -> Line:
-        """Times `run`, which does `per` steps of `items` items each; figures are for one step."""
+        """Time `run`, which does `per` steps of `items` items each; the figures are for one step."""
         times = [seconds / per for seconds in self.time(run, repeats=repeats, warmup=warmup)]
         return self.add(who, work, times, items=items, unit=unit, limit=limit, note=note)
 
     def time(self, run: Callable[[], object], *, repeats: int, warmup: int = 1) -> list[float]:
-        """Seconds of each run; the memory's peak is that of these runs."""
+        """Seconds of each run after the warm-up; the peak of memory is reset before them."""
         for _ in range(warmup):
             run()
         reset_peak(self.device)
@@ -101,18 +106,19 @@ class Bench:
         limit: float | None,
         note: str,
     ) -> Line:
-        """A line of steps that took `times`."""
+        """Add a line for steps that took `times` seconds each."""
         middle = statistics.median(times)
         line = Line(
             who, work, middle, min(times), len(times), items / middle, unit, limit, peak(self.device), note
         )
         self.lines.append(line)
-        self._told(line)
+        self._on_line(line)
         return line
 
 
 def bandwidth(device: torch.device) -> float:
-    """Bytes a second: read by a sum on the CPU, read and written by a copy elsewhere; the best of several."""
+    """Bytes per second, the best of 8 tries: read by a sum on the CPU, read and written by a copy
+    elsewhere."""
     x = torch.ones(_BUFFER // 4, device=device)
     y = torch.empty_like(x) if device.type != "cpu" else x
     best = float("inf")
@@ -129,30 +135,34 @@ def bandwidth(device: torch.device) -> float:
 
 
 def step_bytes(decoder: Decoder, heads: list[torch.nn.Module], rows: int, slots: float) -> float:
-    """Bytes that one position of each row must read with so many filled slots. Of routed experts those that
-    are chosen, as many as are expected to differ if rows choose alike often and on their own."""
+    """Bytes that a step of `rows` rows must read when each has `slots` filled cache slots.
+
+    Of routed experts it counts the expected number of distinct ones, if every row chose uniformly and
+    independently.
+    """
     total = float(sum(module_bytes(module) for module in [*decoder.layers, decoder.norm, *heads]))
     config = decoder.config
     if config.moe is not None:
-        idle = (1 - config.moe.top_k / config.moe.num_experts) ** rows
+        unused = (1 - config.moe.top_k / config.moe.num_experts) ** rows
         for module in decoder.modules():
             if isinstance(module, Experts):
-                total -= idle * module_bytes(module)
+                total -= unused * module_bytes(module)
     dtype = decoder.embed_tokens.weight.dtype
     span = KVCache.row_bytes(1, config.num_layers, config.cache_widths, dtype)
     return total + rows * slots * span / allocated_slots(1)
 
 
 def reset_peak(device: torch.device) -> None:
+    """Start measuring the peak of memory anew."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     elif device.type == "cpu":
-        with suppress(OSError):  # not on every platform: then the peak is the process's so far
+        with suppress(OSError):  # not on every platform; the peak is then that of the whole process so far
             Path("/proc/self/clear_refs").write_text("5")
 
 
 def peak(device: torch.device) -> int:
-    """Bytes: of this device's allocations, or on the CPU of the whole process."""
+    """Peak memory in bytes: of the device's allocations, or on the CPU of the whole process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     if device.type == "mps":
@@ -167,14 +177,14 @@ def peak(device: torch.device) -> int:
 
 
 def machine(device: torch.device) -> dict[str, Any]:
-    """What the figures were measured on, and when."""
+    """The machine the figures were measured on, and the date."""
     kind = platform.processor() or platform.machine()
     if device.type == "cuda":
         kind = torch.cuda.get_device_name(device)
     elif (cpuinfo := Path("/proc/cpuinfo")).exists():
         names = [line for line in cpuinfo.read_text().splitlines() if line.startswith("model name")]
         kind = names[0].partition(":")[2].strip() if names else kind
-    found: dict[str, Any] = {
+    description: dict[str, Any] = {
         "kind": kind,
         "device": str(device),
         "threads": torch.get_num_threads(),
@@ -182,5 +192,5 @@ def machine(device: torch.device) -> dict[str, Any]:
         "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
     }
     if hasattr(os, "getloadavg"):
-        found |= {"cores": os.cpu_count(), "load_before": round(os.getloadavg()[0], 2)}
-    return found
+        description |= {"cores": os.cpu_count(), "load_before": round(os.getloadavg()[0], 2)}
+    return description

@@ -1,16 +1,18 @@
-"""The same work by others, in the same process and with random weights of the same sizes: transformers'
-`JanusForConditionalGeneration.generate`, and a plain loop around its Llama.
+"""The same work by transformers, in the same process and with random weights of the same sizes.
 
-B pictures, R = 2 B rows, D decoder width.
+Two peers: `JanusForConditionalGeneration.generate`, and a plain loop around `LlamaModel`.
+
+B images, R = 2 B rows, D decoder width.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from inspect import signature
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ...blocks.engine.sampling_params import guide
 from ...janus.config import JanusConfig
@@ -19,27 +21,50 @@ from .configs import fill_random
 from .measure import Bench
 from .workloads import PROMPT, Amount
 
-_BOS, _BOI, _PAD = 1, 2, 3  # of no importance to random weights
-_GUIDANCE = 5.0
+_BOS, _BOI, _PAD = 1, 2, 3  # any ids do: the weights are random
+_GUIDANCE_SCALE = 5.0
+
+
+@dataclass(frozen=True)
+class PeerWork:
+    """What both peers measure: `batch` guided images of a model of these sizes. `limit` is seconds a step."""
+
+    bench: Bench
+    transformers: Any
+    config: JanusConfig
+    dtype: torch.dtype
+    batch: int
+    limit: float
+    amount: Amount
+
+    @property
+    def rows(self) -> int:
+        """Decoder rows: a conditional and an unconditional one for each image."""
+        return 2 * self.batch
+
+    @property
+    def version(self) -> str:
+        """The peer's name and release, for notes."""
+        return f"transformers {self.transformers.__version__}"
 
 
 def bench_peers(
     bench: Bench, config: JanusConfig, dtype: torch.dtype, batch: int, limit: float, amount: Amount
 ) -> list[str]:
-    """Both peers, one after the other. `limit` is that of one step. `BifronsError` without transformers.
+    """Measure both peers, one after the other. `limit` is that of one step, in seconds.
 
-    Returns what went wrong within a peer's own code, as in transformers 5.17, whose `generate` fails at its
-    cache.
+    Returns a message for each peer that failed in its own code (transformers 5.17's `generate` does, at its
+    cache). Raises `BifronsError` where transformers is not installed.
     """
-    transformers, failed = import_transformers(), []
+    transformers, failures = import_transformers(), []
+    work = PeerWork(bench, transformers, config, dtype, batch, limit, amount)
     with quiet(transformers), torch.no_grad():
-        for who, peer in (("Llama", _bench_llama), ("Janus", _bench_janus)):
+        for name, bench_peer in (("Llama", _bench_llama), ("Janus", _bench_janus)):
             try:
-                peer(bench, transformers, config, dtype, batch, limit, amount)
+                bench_peer(work)
             except (TypeError, AttributeError, ValueError) as error:
-                where = f"transformers {transformers.__version__}"
-                failed.append(f"{where} {who} did not run: {type(error).__name__}: {error}")
-    return failed
+                failures.append(f"{work.version} {name} did not run: {type(error).__name__}: {error}")
+    return failures
 
 
 def _text_settings(config: JanusConfig) -> dict[str, Any]:
@@ -58,8 +83,8 @@ def _text_settings(config: JanusConfig) -> dict[str, Any]:
 
 
 @contextmanager
-def _quick_build(device: torch.device, dtype: torch.dtype) -> Iterator[None]:
-    """Modules come to be on the device, in the dtype, with whatever lies in their memory."""
+def _uninitialized(device: torch.device, dtype: torch.dtype) -> Iterator[None]:
+    """Modules are built on the device, in the dtype, with uninitialized weights."""
     from transformers.initialization import no_init_weights
 
     before = torch.get_default_dtype()
@@ -71,72 +96,81 @@ def _quick_build(device: torch.device, dtype: torch.dtype) -> Iterator[None]:
         torch.set_default_dtype(before)
 
 
-def _built(kind: Any, settings: Any, bench: Bench, dtype: torch.dtype) -> Any:
-    with _quick_build(bench.device, dtype):
-        model = kind(settings)
-    fixed = {name: b.dtype for name, b in model.named_buffers()}
-    kept = {name: b.clone() for name, b in model.named_buffers()}
-    fill_random(model, bench.device, dtype, fixed)
-    for name, buffer in kept.items():
+def _random_peer(work: PeerWork, model_class: Any, settings: Any) -> Any:
+    """A model of transformers with random weights; its buffers (rotary tables) stay what they are."""
+    with _uninitialized(work.bench.device, work.dtype):
+        model = model_class(settings)
+    buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    fill_random(
+        model, work.bench.device, work.dtype, {name: buffer.dtype for name, buffer in buffers.items()}
+    )
+    for name, buffer in buffers.items():
         model.get_buffer(name).copy_(buffer)
     return model.eval()
 
 
-def _bench_llama(
-    bench: Bench,
-    transformers: Any,
-    config: JanusConfig,
-    dtype: torch.dtype,
-    batch: int,
-    limit: float,
-    amount: Amount,
-) -> None:
+def _bench_llama(work: PeerWork) -> None:
     """Steps of `LlamaModel` with its dynamic cache, then head, guidance, a draw and the next embedding."""
-    rows, width, device = 2 * batch, config.decoder.hidden_size, bench.device
-    settings = transformers.LlamaConfig(**_text_settings(config), attn_implementation="sdpa")
-    model = _built(transformers.LlamaModel, settings, bench, dtype)
-    hand = nn.ModuleDict(
-        {
-            "up": nn.Linear(width, config.gen_head_width),
-            "head": nn.Linear(config.gen_head_width, config.vq.codebook_size),
-            "embed": nn.Embedding(config.vq.codebook_size, config.vq.code_dim),
-            "align": nn.Linear(config.vq.code_dim, width),
-            "align2": nn.Linear(width, width),
-        }
+    amount = work.amount
+    work.bench.measure(
+        "transformers Llama loop",
+        f"painting, a step of {work.rows} rows",
+        _llama_loop(work),
+        repeats=amount.repeats,
+        per=amount.steps,
+        items=work.batch,
+        unit=" tokens/s",
+        limit=work.limit,
+        note=f"{work.version}, {amount.steps} steps a run in the middle of a picture, with the making of the "
+        "cache",
     )
-    hand.to(device, dtype)
-    start = torch.randn(rows, 1, width, device=device).to(dtype)
-    # Renamed between releases of transformers 5.
+
+
+def _llama_loop(work: PeerWork) -> Callable[[], None]:
+    config, device, dtype = work.config, work.bench.device, work.dtype
+    settings = work.transformers.LlamaConfig(**_text_settings(config), attn_implementation="sdpa")
+    model = _random_peer(work, work.transformers.LlamaModel, settings)
+    image_head = _image_head(config).to(device, dtype)
+    start_R1D = torch.randn(work.rows, 1, config.decoder.hidden_size, device=device).to(dtype)
+    # The argument was renamed between releases of transformers 5.
     cache_name = "cache" if "cache" in signature(model.forward).parameters else "past_key_values"
-    filled = PROMPT + config.num_codes // 2 - amount.steps // 2
+    filled = PROMPT + config.num_codes // 2 - work.amount.steps // 2
 
     def steps() -> None:
-        cache: Any = transformers.DynamicCache(config=settings)
-        shape = (rows, config.decoder.num_kv_heads, filled, config.decoder.head_dim)
+        cache: Any = work.transformers.DynamicCache(config=settings)
+        shape = (work.rows, config.decoder.num_kv_heads, filled, config.decoder.head_dim)
         for layer in range(config.decoder.num_layers):
             keys = torch.zeros(shape, device=device, dtype=dtype)
             cache.update(keys, torch.zeros_like(keys), layer)
-        x = start
-        for _ in range(amount.steps):
-            hidden = model(inputs_embeds=x, use_cache=True, **{cache_name: cache}).last_hidden_state[:, -1]
-            logits = hand["head"](nn.functional.gelu(hand["up"](hidden))).float()
-            cond, uncond = logits.chunk(2)
-            mixed = guide(cond, uncond, _GUIDANCE)
-            tokens = torch.multinomial(mixed.softmax(-1), 1)[:, 0].repeat(2)
-            x = hand["align2"](nn.functional.gelu(hand["align"](hand["embed"](tokens))))[:, None]
+        x_R1D = start_R1D
+        for _ in range(work.amount.steps):
+            outputs = model(inputs_embeds=x_R1D, use_cache=True, **{cache_name: cache})
+            x_R1D = _next_embedding(image_head, outputs.last_hidden_state[:, -1])
 
-    bench.measure(
-        "transformers Llama loop",
-        f"painting, a step of {rows} rows",
-        steps,
-        repeats=amount.repeats,
-        per=amount.steps,
-        items=batch,
-        unit=" tokens/s",
-        limit=limit,
-        note=f"transformers {transformers.__version__}, {amount.steps} steps a run in the middle of a "
-        "picture, with the making of the cache",
+    return steps
+
+
+def _image_head(config: JanusConfig) -> nn.ModuleDict:
+    """Layers of the sizes of Janus's generation head, embedding and aligner."""
+    width, codes = config.decoder.hidden_size, config.vq
+    return nn.ModuleDict(
+        {
+            "up": nn.Linear(width, config.gen_head_width),
+            "head": nn.Linear(config.gen_head_width, codes.codebook_size),
+            "embed": nn.Embedding(codes.codebook_size, codes.code_dim),
+            "align": nn.Linear(codes.code_dim, width),
+            "align2": nn.Linear(width, width),
+        }
     )
+
+
+def _next_embedding(head: nn.ModuleDict, hidden_RD: Tensor) -> Tensor:
+    """Guided draw of one code per image and its embedding, `[R, 1, D]`."""
+    gelu = nn.functional.gelu
+    logits = head["head"](gelu(head["up"](hidden_RD))).float()
+    guided = guide(*logits.chunk(2), _GUIDANCE_SCALE)
+    tokens = torch.multinomial(guided.softmax(-1), 1)[:, 0].repeat(2)
+    return head["align2"](gelu(head["align"](head["embed"](tokens))))[:, None]
 
 
 def _janus_settings(transformers: Any, config: JanusConfig) -> Any:
@@ -169,32 +203,61 @@ def _janus_settings(transformers: Any, config: JanusConfig) -> Any:
     )
 
 
-def _bench_janus(
-    bench: Bench,
-    transformers: Any,
-    config: JanusConfig,
-    dtype: torch.dtype,
-    batch: int,
-    limit: float,
-    amount: Amount,
-) -> None:
-    """`generate` in image mode. A step is the difference of a longer and a shorter run, so that the prompt
-    does not count; whole pictures are timed where ours are."""
-    settings = _janus_settings(transformers, config)
-    model = _built(transformers.JanusForConditionalGeneration, settings, bench, dtype)
-    tower = model.model.vision_model.config
-    ids = torch.full((batch, PROMPT), _PAD + 1, device=bench.device)
-    options = transformers.GenerationConfig(
+def _bench_janus(work: PeerWork) -> None:
+    """`generate` in image mode: whole images where ours are, else steps.
+
+    A step is the difference between a longer and a shorter run, so that the prompt does not count.
+    """
+    bench, amount, codes = work.bench, work.amount, work.config.num_codes
+    model = _random_peer(
+        work, work.transformers.JanusForConditionalGeneration, _janus_settings(work.transformers, work.config)
+    )
+    generate = _janus_generate(work, model)
+
+    def whole() -> None:
+        for row in generate(codes):
+            model.decode_image_tokens(row[None])
+
+    if amount.whole:
+        plural = "s" if work.batch > 1 else ""
+        bench.measure(
+            "transformers Janus",
+            f"{work.batch} whole picture{plural}, guidance {_GUIDANCE_SCALE:g}",
+            whole,
+            repeats=1,
+            items=work.batch,
+            unit=" pictures/s",
+            limit=work.limit * codes,
+            note=work.version,
+        )
+        return
+    shorter = bench.time(lambda: generate(1), repeats=amount.repeats)
+    longer = bench.time(lambda: generate(1 + amount.steps), repeats=amount.repeats)
+    bench.add(
+        "transformers Janus",
+        f"painting, a step of {work.rows} rows",
+        [(b - a) / amount.steps for a, b in zip(shorter, longer, strict=True)],
+        items=work.batch,
+        unit=" tokens/s",
+        limit=work.limit,
+        note=f"{work.version}, {amount.steps} steps of generate",
+    )
+
+
+def _janus_generate(work: PeerWork, model: Any) -> Callable[[int], Tensor]:
+    """A function from a number of image tokens to the generated codes `[B, tokens]`."""
+    ids = torch.full((work.batch, PROMPT), _PAD + 1, device=work.bench.device)
+    options = work.transformers.GenerationConfig(
         do_sample=True,
-        guidance_scale=_GUIDANCE,
+        guidance_scale=_GUIDANCE_SCALE,
         bos_token_id=_BOS,
         pad_token_id=_PAD,
-        max_length=PROMPT + config.num_codes,
+        max_length=PROMPT + work.config.num_codes,
         generation_kwargs={"boi_token_id": _BOI},
     )
 
-    def picture(tokens: int) -> torch.Tensor:
-        tower.num_image_tokens = tokens
+    def generate(tokens: int) -> Tensor:
+        model.model.vision_model.config.num_image_tokens = tokens
         return model.generate(
             inputs=ids,
             attention_mask=torch.ones_like(ids),
@@ -202,29 +265,4 @@ def _bench_janus(
             generation_config=options,
         )
 
-    who, note = "transformers Janus", f"transformers {transformers.__version__}"
-    if amount.whole:
-
-        def whole() -> None:
-            codes = picture(config.num_codes)
-            for row in codes:
-                model.decode_image_tokens(row[None])
-
-        work = f"{batch} whole picture{'s' if batch > 1 else ''}, guidance {_GUIDANCE:g}"
-        bench.measure(
-            who,
-            work,
-            whole,
-            repeats=1,
-            items=batch,
-            unit=" pictures/s",
-            limit=limit * config.num_codes,
-            note=note,
-        )
-        return
-    shorter = bench.time(lambda: picture(1), repeats=amount.repeats)
-    longer = bench.time(lambda: picture(1 + amount.steps), repeats=amount.repeats)
-    each = [(b - a) / amount.steps for a, b in zip(shorter, longer, strict=True)]
-    note += f", {amount.steps} steps of generate"
-    work = f"painting, a step of {2 * batch} rows"
-    bench.add(who, work, each, items=batch, unit=" tokens/s", limit=limit, note=note)
+    return generate

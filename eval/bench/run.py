@@ -1,7 +1,8 @@
-"""How fast a model of the released sizes works on this machine, beside what the memory allows and others.
+"""`run_bench`: how fast a model of a released size runs on this machine, beside the hardware's limit and
+peers.
 
-On CUDA whole pictures are painted. On the CPU a stated number of steps is measured instead, as a picture of
-a large model takes minutes there.
+On CUDA whole images are generated. On the CPU a number of steps is measured instead, since an image of a
+large model takes minutes there.
 """
 
 import gc
@@ -27,7 +28,10 @@ DEFAULT_SIZE = {"janus": "1b", "vl2": "tiny"}
 
 @dataclass(frozen=True)
 class BenchOptions:
-    """What to measure. `layers` None is all; `steps` None is 16 on the CPU and 64 elsewhere."""
+    """What to measure. `layers` None is all; `steps` None is 16 on the CPU and 64 elsewhere.
+
+    Raises `OptionError` for a value outside its range.
+    """
 
     family: str
     size: str
@@ -52,7 +56,7 @@ class BenchOptions:
 
 
 def how_steps_run(device: torch.device, eager: bool) -> str:
-    """In words: captured or not, and whether through kernels of our own."""
+    """Describes how decoding steps run: captured or not, and through which kernels."""
     if device.type != "cuda" or eager:
         return "every operation launched by itself"
     kernels = load_kernels(device)
@@ -65,28 +69,30 @@ def how_steps_run(device: torch.device, eager: bool) -> str:
     return f"captured as CUDA graphs, with kernels by Triton {version}, {order}"
 
 
-def run_bench(options: BenchOptions, told: Callable[[Line], object]) -> dict[str, Any]:
-    """Measures, telling each line as it comes; returns everything as it goes into JSON. `OptionError` where
-    the model does not fit."""
+def run_bench(options: BenchOptions, on_line: Callable[[Line], object]) -> dict[str, Any]:
+    """Measure; `on_line` gets each line when it is there. Returns everything, ready for JSON.
+
+    Raises `OptionError` where the model does not fit.
+    """
     config = pick_config(options.family, options.size, options.layers)
     device = resolve_device(options.device)
     dtype = resolve_dtype(options.dtype or ("bfloat16" if device.type == "cpu" else None), device)
-    found = {"machine": machine(device), "options": vars(options), "layers": config.decoder.num_layers}
-    found["dtype"] = str(dtype).removeprefix("torch.")
+    report = {"machine": machine(device), "options": vars(options), "layers": config.decoder.num_layers}
+    report["dtype"] = str(dtype).removeprefix("torch.")
     steps = options.steps or (16 if device.type == "cpu" else 64)
     amount = Amount(steps, options.repeats, whole=device.type != "cpu")
-    found["bandwidth"] = speed = bandwidth(device)
-    bench = Bench(device, told)
+    report["bandwidth"] = speed = bandwidth(device)
+    bench = Bench(device, on_line)
     model = random_model(config, device, dtype, options.quantize)
     model.decoder.capture = False if options.eager else None
-    found["steps"] = how_steps_run(device, options.eager)
-    found["weights"] = module_bytes(model)
+    report["steps"] = how_steps_run(device, options.eager)
+    report["weights"] = module_bytes(model)
     if isinstance(model, JanusModel):
         bench_janus(bench, model, options.batch, speed, amount)
     else:
         bench_vl2(bench, model, options.batch, speed, amount)
     if options.peers:
-        # Theirs are held against the limit of plain weights, which they read.
+        # Peers read plain weights, so their limit is that of plain weights.
         assert isinstance(model, JanusModel)
         plain = model.config
         del model
@@ -95,6 +101,6 @@ def run_bench(options: BenchOptions, told: Callable[[Line], object]) -> dict[str
             torch.cuda.empty_cache()
         with torch.device("meta"):
             limit = painting_limit(JanusModel(plain).to(dtype), options.batch, speed)
-        found["failed"] = bench_peers(bench, plain, dtype, options.batch, limit, amount)
-    found["lines"] = [line.as_json() for line in bench.lines]
-    return found
+        report["failed"] = bench_peers(bench, plain, dtype, options.batch, limit, amount)
+    report["lines"] = [line.as_json() for line in bench.lines]
+    return report

@@ -1,4 +1,4 @@
-"""The speed benchmark on sizes that take no time: its figures are there, and its limits are what they say."""
+"""The speed benchmark on tiny sizes: every figure is reported, and limits count what they say they count."""
 
 import json
 
@@ -22,7 +22,6 @@ PARAMETERS = {"1b": 2.09, "7b": 7.42, "tiny": 3.37, "small": 16.1, "base": 27.5}
 
 @pytest.mark.parametrize("size", PARAMETERS)
 def test_sizes_are_those_of_the_releases(size):
-
     with torch.device("meta"):
         model = JanusModel(JANUS[size]) if size in JANUS else VL2Model(VL2[size])
     count = sum(parameter.numel() for parameter in model.parameters())
@@ -31,40 +30,40 @@ def test_sizes_are_those_of_the_releases(size):
 
 @pytest.mark.parametrize("quantize", [None, "int8", "int4", "fp8"])
 def test_a_run_has_its_figures(quantize):
-    told = []
+    lines = []
     options = BenchOptions(
         "janus", "nano", layers=1, batch=2, steps=2, repeats=1, device="cpu", quantize=quantize
     )
-    found = run_bench(options, told.append)
-    assert [line.work for line in told] == [
+    report = run_bench(options, lines.append)
+    assert [line.work for line in lines] == [
         "painting, a step of 4 rows",
         "prompt of 32 tokens and a token, 4 rows",
         "VQ decoder, 1 picture",
         "SigLIP and adaptor, 1 picture",
     ]
-    assert found["lines"] == [line.as_json() for line in told]
-    step = told[0]
+    assert report["lines"] == [line.as_json() for line in lines]
+    step = lines[0]
     assert step.ratio == pytest.approx(step.seconds / step.limit)
     assert step.rate == pytest.approx(2 / step.seconds)
-    assert all(line.peak > 0 and line.seconds >= line.best > 0 for line in told)
-    assert found["bandwidth"] > 1e8
-    assert found["dtype"] == "bfloat16"
-    assert found["machine"]["threads"] == torch.get_num_threads()
-    json.dumps(found)
+    assert all(line.peak > 0 and line.seconds >= line.best > 0 for line in lines)
+    assert report["bandwidth"] > 1e8
+    assert report["dtype"] == "bfloat16"
+    assert report["machine"]["threads"] == torch.get_num_threads()
+    json.dumps(report)
 
 
 def test_peers_do_the_same_work():
     pytest.importorskip("transformers")
-    told = []
+    lines = []
     run_bench(
-        BenchOptions("janus", "nano", layers=1, steps=2, repeats=1, device="cpu", peers=True), told.append
+        BenchOptions("janus", "nano", layers=1, steps=2, repeats=1, device="cpu", peers=True), lines.append
     )
-    steps = [line for line in told if line.work == "painting, a step of 2 rows"]
+    steps = [line for line in lines if line.work == "painting, a step of 2 rows"]
     assert [line.who for line in steps] == ["bifrons", "transformers Llama loop", "transformers Janus"]
     assert len({line.limit for line in steps}) == 1
 
 
-def test_a_peer_that_fails_is_told_of(monkeypatch):
+def test_a_peer_that_fails_is_reported(monkeypatch):
     pytest.importorskip("transformers")
 
     def fails(*args):
@@ -72,23 +71,23 @@ def test_a_peer_that_fails_is_told_of(monkeypatch):
 
     monkeypatch.setattr(peers, "_bench_janus", fails)
     options = BenchOptions("janus", "nano", layers=1, steps=2, repeats=1, device="cpu", peers=True)
-    found = run_bench(options, lambda line: None)
-    assert found["lines"][-1]["who"] == "transformers Llama loop"
-    (failed,) = found["failed"]
+    report = run_bench(options, lambda line: None)
+    assert report["lines"][-1]["who"] == "transformers Llama loop"
+    (failed,) = report["failed"]
     assert failed.endswith("Janus did not run: TypeError: an argument is missing")
-    assert summary(found)[0] == failed
+    assert summary(report)[0] == failed
 
 
 def test_vl2_in_small(monkeypatch, janus_mini):
     config = read_config(janus_mini.parent / "vl2-mini-mla")
     monkeypatch.setitem(configs.VL2, "tiny", config)
     for quantize in (None, "int4"):
-        told = []
+        lines = []
         options = BenchOptions("vl2", "tiny", steps=2, repeats=1, device="cpu", quantize=quantize)
-        run_bench(options, told.append)
-        assert len(told) == 3
-        assert told[0].work == "answering, a step of 1 conversation"
-        assert "first token, prompt of 181 tokens with 2 x 2 tiles" in told[1].work
+        run_bench(options, lines.append)
+        assert len(lines) == 3
+        assert lines[0].work == "answering, a step of 1 conversation"
+        assert "first token, prompt of 181 tokens with 2 x 2 tiles" in lines[1].work
 
 
 def test_the_limit_counts_what_a_step_reads(janus_mini):
