@@ -168,7 +168,8 @@ def _next_embedding(head: nn.ModuleDict, hidden_RD: Tensor) -> Tensor:
     """Guided draw of one code per image and its embedding, `[R, 1, D]`."""
     gelu = nn.functional.gelu
     logits = head["head"](gelu(head["up"](hidden_RD))).float()
-    guided = guide(*logits.chunk(2), _GUIDANCE_SCALE)
+    conditional, unconditional = logits.chunk(2)
+    guided = guide(conditional, unconditional, _GUIDANCE_SCALE)
     tokens = torch.multinomial(guided.softmax(-1), 1)[:, 0].repeat(2)
     return head["align2"](gelu(head["align"](head["embed"](tokens))))[:, None]
 
