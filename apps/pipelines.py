@@ -9,11 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ..blocks.checkpoints.hub import EMBEDDED, find_model_folder
+from ..blocks.checkpoints.hub import EMBEDDED, EMBEDDED_FOLDER, ModelFolder, open_model
 from ..blocks.checkpoints.key_mapping import KeyMap
 from ..blocks.device import resolve_device
 from ..blocks.errors import ConfigError, OptionError
-from ..blocks.json_config import read_json
 from ..blocks.model.decoder import DecoderConfig
 from ..blocks.placement.memory_estimate import Workload
 from .defaults import DEFAULT_MODEL
@@ -28,22 +27,21 @@ if TYPE_CHECKING:
     Pipeline = JanusPipeline | VL2Pipeline
 
 _FAMILIES = {"multi_modality": "Janus", "janus": "Janus", "deepseek_vl_v2": "DeepSeek-VL2"}
-_PACKAGE = Path(__file__).resolve().parent.parent
 
 
-def family_of(folder: Path) -> str:
-    """`Janus` or `DeepSeek-VL2`, by the `model_type` of `folder/config.json`; a `ConfigError` otherwise."""
-    path = folder / "config.json"
-    model_type = read_json(path).get("model_type")
+def family_of(folder: ModelFolder) -> str:
+    """`Janus` or `DeepSeek-VL2`, by the `model_type` of its `config.json`; a `ConfigError` otherwise."""
+    config = folder.config
+    model_type = config.get("model_type")
     if not isinstance(model_type, str) or model_type not in _FAMILIES:
-        raise ConfigError(f"{path}: model_type is {model_type!r}; accepted: {', '.join(_FAMILIES)}")
+        raise ConfigError(f"{config.where}: model_type is {model_type!r}; accepted: {', '.join(_FAMILIES)}")
     return _FAMILIES[model_type]
 
 
 def label(folder: Path) -> str | None:
     """What an embedded model is, to be shown wherever it runs; None for any other."""
     folder = folder.resolve()
-    if folder.name in EMBEDDED and folder.is_relative_to(_PACKAGE / "nano"):
+    if folder.name in EMBEDDED and folder.parent == EMBEDDED_FOLDER.resolve():
         return f"{folder.name}: embedded demonstration model, knows only coloured shapes"
     return None
 
@@ -66,14 +64,14 @@ def load_pipeline(
     memory of the device, or of those of the `device_map`, before anything is loaded. `parts` is what of a
     Janus model the work takes. With `eager`, no steps are captured.
     """
-    folder = find_model_folder(model)
+    folder = open_model(model)
     family = family_of(folder)
     if paints and family != "Janus":
         raise OptionError(
             f"{model} is a {family} model, which reads pictures but neither paints nor has codes of them; "
             f"accepted here: a Janus model, such as {DEFAULT_MODEL} or deepseek-ai/Janus-Pro-1B"
         )
-    if note := label(folder):
+    if note := label(folder.path):
         print(note, file=sys.stderr)
     if resolve_device(device).type == "meta":
         raise OptionError("device 'meta' holds no numbers; accepted: cpu, cuda, cuda:N, mps")
@@ -83,10 +81,10 @@ def load_pipeline(
         if family == "Janus":
             from ..janus.pipeline import JanusPipeline
 
-            return JanusPipeline.from_pretrained(model, device, dtype, parts=parts, **how)
+            return JanusPipeline.from_pretrained(folder, device, dtype, parts=parts, **how)
         from ..vl2.pipeline import VL2Pipeline
 
-        return VL2Pipeline.from_pretrained(model, device, dtype, **how)
+        return VL2Pipeline.from_pretrained(folder, device, dtype, **how)
 
 
 @contextmanager
@@ -121,24 +119,24 @@ class Described:
     experts: str | None = None
 
 
-def describe(folder: Path) -> Described:
-    """The architecture that `folder/config.json` states; a `ConfigError` says what is off."""
+def describe(folder: ModelFolder) -> Described:
+    """The architecture that the folder's `config.json` states; a `ConfigError` says what is off."""
     return _describe_janus(folder) if family_of(folder) == "Janus" else _describe_vl2(folder)
 
 
-def _describe_janus(folder: Path) -> Described:
+def _describe_janus(folder: ModelFolder) -> Described:
     from ..janus import variants
-    from ..janus.config import read_config
+    from ..janus.config import parse_config
     from ..janus.model import JanusModel
     from ..janus.weight_names import pick_key_map
 
-    config, model_type = read_config(folder)
+    config, model_type = parse_config(folder.config)
     with torch.device("meta"):
         network = JanusModel(config)
     return Described(
         family="Janus",
         model_type=model_type,
-        variant=variants.variant(config, folder),
+        variant=variants.variant(config, folder.path),
         decoder=config.decoder,
         parts=variants.PARTS,
         workloads=variants.workloads(config),
@@ -148,13 +146,13 @@ def _describe_janus(folder: Path) -> Described:
     )
 
 
-def _describe_vl2(folder: Path) -> Described:
+def _describe_vl2(folder: ModelFolder) -> Described:
     from ..vl2 import variants
-    from ..vl2.config import MODEL_TYPE, read_config
+    from ..vl2.config import MODEL_TYPE, parse_config
     from ..vl2.model import VL2Model
     from ..vl2.weight_names import keep_float32, key_map
 
-    config = read_config(folder)
+    config = parse_config(folder.config)
     with torch.device("meta"):
         network = VL2Model(config)
     return Described(

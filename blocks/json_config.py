@@ -20,6 +20,11 @@ def read_json(path: Path) -> dict[str, Any]:
     return content
 
 
+def read_section(path: Path) -> "Section":
+    """The object in a JSON file, for typed look-ups. Raises `ConfigError`."""
+    return Section(read_json(path), str(path))
+
+
 class Section:
     """One object of a config: typed look-ups with defaults, wrong types refused by name."""
 

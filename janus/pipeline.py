@@ -10,18 +10,17 @@ from torch import Tensor
 
 from ..blocks.chat.pipeline import ChatPipeline, Messages
 from ..blocks.chat.text_generation import Prompt
-from ..blocks.checkpoints.hub import find_model_folder
-from ..blocks.checkpoints.loader import load_weights
-from ..blocks.checkpoints.quantize import pick_quantization
+from ..blocks.checkpoints.hub import ModelFolder, open_model
 from ..blocks.checkpoints.reader import list_tensors
 from ..blocks.engine.generate import check_context
 from ..blocks.engine.sampling_params import check_integer
 from ..blocks.errors import OptionError, PromptError
 from ..blocks.placement.auto_device_map import MaxMemory
-from ..blocks.placement.device_map import DeviceMap, choose_placement, dispatch_model
+from ..blocks.placement.device_map import DeviceMap
+from ..blocks.placement.loading import LoadOptions, load_model
 from ..tokenizers.text import TextTokenizer
 from . import image_generation
-from .config import read_config, read_guidance_scale
+from .config import parse_config, read_guidance_scale
 from .image_generation import ImageGenerationOptions, image_seeds
 from .model import JanusModel, Parts, check_parts
 from .processor import JanusProcessor
@@ -47,7 +46,7 @@ class JanusPipeline(ChatPipeline):
     @classmethod
     def from_pretrained(
         cls,
-        model: str | Path,
+        model: str | Path | ModelFolder,
         device: str | torch.device | None = None,
         dtype: str | torch.dtype | None = None,
         *,
@@ -77,42 +76,22 @@ class JanusPipeline(ChatPipeline):
         Raises `CheckpointError` (or its `ConfigError`) when the files are not a whole Janus model, and
         `OptionError` before anything is loaded where the weights exceed the free memory.
         """
-        folder = find_model_folder(model)
-        quantization = pick_quantization(folder, quantize)
-        config, model_type = read_config(folder)
-        entries = list_tensors(folder)
+        folder = open_model(model)
+        config, model_type = parse_config(folder.config)
+        entries = list_tensors(folder.path)
         with torch.device("meta"):
             network = JanusModel(config, check_parts(parts))
-        placement, chosen_dtype = choose_placement(
-            str(model),
-            network,
-            device=device,
-            dtype=dtype,
-            capture=capture,
-            kind=None if quantization is None else quantization.kind,
-            device_map=device_map,
-            max_memory=max_memory,
-        )
-        tokenizer = TextTokenizer.from_folder(folder)
+        tokenizer = TextTokenizer.from_folder(folder.path)
         processor = JanusProcessor.from_folder(
-            folder, tokenizer, config.vision.image_size, config.vision.num_patches
+            folder.path, tokenizer, config.vision.image_size, config.vision.num_patches
         )
-        load_weights(
-            network,
-            folder,
-            pick_key_map(entries, model_type, config.tied),
-            device=placement.device_of,
-            dtype=chosen_dtype,
-            progress=progress,
-            entries=entries,
-            quantization=quantization,
-        )
-        dispatch_model(network, placement)
-        network.decoder.capture = capture
-        guidance_scale = read_guidance_scale(folder)
+        options = LoadOptions(device, dtype, quantize, device_map, max_memory, capture, progress)
+        key_map = pick_key_map(entries, model_type, config.tied)
+        load_model(network, folder, key_map, options, entries=entries)
+        guidance_scale = read_guidance_scale(folder.path)
         if guidance_scale is None:
-            return cls(network.eval(), tokenizer, processor, str(model))
-        return cls(network.eval(), tokenizer, processor, str(model), guidance_scale)
+            return cls(network, tokenizer, processor, folder.name)
+        return cls(network, tokenizer, processor, folder.name, guidance_scale)
 
     @property
     def device(self) -> torch.device:

@@ -10,16 +10,15 @@ from PIL import Image
 from ..blocks.chat.image_io import open_image
 from ..blocks.chat.pipeline import ChatPipeline, Messages
 from ..blocks.chat.text_generation import Prompt, TextGenerationOptions
-from ..blocks.checkpoints.hub import find_model_folder
-from ..blocks.checkpoints.loader import load_weights
-from ..blocks.checkpoints.quantize import pick_quantization
+from ..blocks.checkpoints.hub import ModelFolder, open_model
 from ..blocks.engine.generate import check_context
 from ..blocks.engine.sampling_params import check_integer
 from ..blocks.errors import PictureError, PromptError
 from ..blocks.placement.auto_device_map import MaxMemory
-from ..blocks.placement.device_map import DeviceMap, choose_placement, dispatch_model
+from ..blocks.placement.device_map import DeviceMap
+from ..blocks.placement.loading import LoadOptions, load_model
 from ..tokenizers.text import TextTokenizer
-from .config import read_config
+from .config import parse_config
 from .grounding import Box, Grounding, draw_boxes, parse_grounding
 from .model import VL2Model
 from .processor import VL2Processor
@@ -45,7 +44,7 @@ class VL2Pipeline(ChatPipeline):
     @classmethod
     def from_pretrained(
         cls,
-        model: str | Path,
+        model: str | Path | ModelFolder,
         device: str | torch.device | None = None,
         dtype: str | torch.dtype | None = None,
         *,
@@ -77,39 +76,17 @@ class VL2Pipeline(ChatPipeline):
         """
         if max_tiles is not None:
             check_integer("max_tiles", max_tiles, low=1)
-        folder = find_model_folder(model)
-        quantization = pick_quantization(folder, quantize)
-        config = read_config(folder)
+        folder = open_model(model)
+        config = parse_config(folder.config)
         with torch.device("meta"):
             network = VL2Model(config)
-        placement, chosen_dtype = choose_placement(
-            str(model),
-            network,
-            device=device,
-            dtype=dtype,
-            capture=capture,
-            kind=None if quantization is None else quantization.kind,
-            keep_float32=keep_float32,
-            device_map=device_map,
-            max_memory=max_memory,
-        )
-        tokenizer = TextTokenizer.from_folder(folder)
-        processor = VL2Processor.from_folder(folder, tokenizer, config)
+        tokenizer = TextTokenizer.from_folder(folder.path)
+        processor = VL2Processor.from_folder(folder.path, tokenizer, config)
         if max_tiles is not None:
             processor.allow_tiles(max_tiles)
-        load_weights(
-            network,
-            folder,
-            key_map,
-            device=placement.device_of,
-            dtype=chosen_dtype,
-            progress=progress,
-            keep_float32=keep_float32,
-            quantization=quantization,
-        )
-        dispatch_model(network, placement)
-        network.decoder.capture = capture
-        return cls(network.eval(), tokenizer, processor, str(model))
+        options = LoadOptions(device, dtype, quantize, device_map, max_memory, capture, progress)
+        load_model(network, folder, key_map, options, keep_float32=keep_float32)
+        return cls(network, tokenizer, processor, folder.name)
 
     @property
     def device(self) -> torch.device:

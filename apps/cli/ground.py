@@ -7,7 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from ...blocks.chat.image_io import open_image
-from ...blocks.checkpoints.hub import find_model_folder
+from ...blocks.checkpoints.hub import open_model
 from ...blocks.errors import OptionError, PromptError
 from ...vl2.grounding import draw_boxes
 from ...vl2.prompts import locate_prompt
@@ -29,7 +29,7 @@ def find(args: argparse.Namespace) -> int:
     if target is not None and target.suffix.lower() != ".png":
         raise OptionError(f"output is {args.output!r}; accepted: a name that ends in .png")
     picture = open_image(args.image)
-    family = family_of(find_model_folder(args.model))
+    family = family_of(open_model(args.model))
     if family != "DeepSeek-VL2":
         raise OptionError(
             f"{args.model} is a {family} model, which does not point at things; "

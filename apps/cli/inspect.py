@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from ...blocks.checkpoints.formats import TensorEntry
-from ...blocks.checkpoints.hub import find_model_folder
+from ...blocks.checkpoints.hub import open_model
 from ...blocks.checkpoints.key_mapping import KeyMap, check
 from ...blocks.checkpoints.quantize import (
     model_bytes,
@@ -37,7 +37,8 @@ _FORMATS = {"multi_modality": "original", "deepseek_vl_v2": "original", "janus":
 def inspect_model(model: str) -> dict[str, Any]:
     """The whole report. `errors` holds what kept a part of it from being made; `sound` is whether the model
     would load. A `CheckpointError` only where there is no such folder."""
-    folder = find_model_folder(model)
+    source = open_model(model)
+    folder = source.path
     found: dict[str, Any] = {"model": model, "folder": str(folder), "label": label(folder), "errors": []}
     found["files"] = [
         {"name": path.name, "bytes": path.stat().st_size}
@@ -47,8 +48,8 @@ def inspect_model(model: str) -> dict[str, Any]:
     described: Described | None = None
     entries: dict[str, TensorEntry] | None = None
     try:
-        described = describe(folder)
-        kind = stored_kind(folder)
+        described = describe(source)
+        kind = stored_kind(source)
         found |= _architecture(described, kind)
     except BifronsError as error:
         found["errors"].append(str(error))

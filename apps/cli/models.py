@@ -5,7 +5,7 @@ import re
 import sys
 from functools import partial
 
-from ...blocks.checkpoints.hub import find_model_folder
+from ...blocks.checkpoints.hub import open_model
 from ...blocks.checkpoints.quantize import check_kind
 from ...blocks.checkpoints.quantized_writer import QuantizedWriter
 from ...blocks.errors import OptionError
@@ -31,14 +31,14 @@ def info(args: argparse.Namespace) -> int:
 def convert(args: argparse.Namespace) -> int:
     from ...janus.convert import convert as convert_folder
 
-    work, source = convert_folder, find_model_folder(args.source)
+    work, source = convert_folder, open_model(args.source)
     if args.max_shard_size is not None:
         work = partial(work, max_shard_bytes=byte_count(args.max_shard_size))
     if check_kind(args.quantize) is not None:
         described = describe(source)
         writer = QuantizedWriter(described.network, described.key_map, args.quantize)
         work = partial(work, writer=writer)
-    written = work(source, args.target)
+    written = work(source.path, args.target)
     files = sorted(path.name for path in written.iterdir())
     if args.json:
         print_json({"source": args.source, "folder": str(written), "files": files})

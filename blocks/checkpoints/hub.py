@@ -1,20 +1,45 @@
-"""From what the user calls a model to the folder with its files."""
+"""From what a user calls a model to the folder with its files."""
 
+from dataclasses import dataclass
+from functools import cached_property
+from importlib.resources import files
 from pathlib import Path
 
 from ..errors import CheckpointError
+from ..json_config import Section, read_section
 
 EMBEDDED = {"janus-nano": "Janus", "vl2-nano": "DeepSeek-VL2"}
 """The small models that the package carries, and their families."""
 
-_WEIGHTS = Path(__file__).parent.parent.parent / "nano" / "weights"
-_FILES = ["*.json", "*.safetensors", "pytorch_model*.bin"]
+EMBEDDED_FOLDER = Path(str(files("bifrons") / "nano" / "weights"))
+"""Packaged data: one folder for each embedded model. An installation may leave it out."""
+
+_DOWNLOADED = ["*.json", "*.safetensors", "pytorch_model*.bin"]
+
+
+@dataclass(frozen=True)
+class ModelFolder:
+    """A model on disk: `name` is what the user called it, `path` its folder."""
+
+    name: str
+    path: Path
+
+    @cached_property
+    def config(self) -> Section:
+        """The content of `config.json`, read once. Raises `ConfigError`."""
+        return read_section(self.path / "config.json")
+
+
+def open_model(model: str | Path | ModelFolder) -> ModelFolder:
+    """The folder of a model; see `find_model_folder`. An open one is returned as it is."""
+    return model if isinstance(model, ModelFolder) else ModelFolder(str(model), find_model_folder(model))
 
 
 def find_model_folder(model: str | Path) -> Path:
-    """A local folder, the name of an embedded model or a hub id (`owner/name`) -> the local folder.
+    """The local folder of a model: a folder, the name of an embedded model or a hub id (`owner/name`).
 
-    A folder on disk wins over a name. A hub id is downloaded once into the hub's cache.
+    A folder on disk wins over a name. A hub id is downloaded once into the hub's cache. Raises
+    `CheckpointError`.
     """
     path = Path(model).expanduser()
     if path.is_dir():
@@ -24,13 +49,13 @@ def find_model_folder(model: str | Path) -> Path:
             f"{path} is a file; accepted: the folder that holds config.json and the weights"
         )
     name = str(model)
-    if name in EMBEDDED and (_WEIGHTS / name).is_dir():
-        return _WEIGHTS / name
+    if name in EMBEDDED and (EMBEDDED_FOLDER / name).is_dir():
+        return EMBEDDED_FOLDER / name
     if isinstance(model, Path) or name.count("/") != 1 or name.startswith((".", "/", "~")):
-        carried = ", ".join(sorted(n for n in EMBEDDED if (_WEIGHTS / n).is_dir()))
+        embedded = ", ".join(sorted(n for n in EMBEDDED if (EMBEDDED_FOLDER / n).is_dir()))
         raise CheckpointError(
             f"no folder {name!r}; accepted: a model folder, a hub id such as deepseek-ai/Janus-Pro-1B, "
-            f"or an embedded model ({carried})"
+            f"or an embedded model ({embedded})"
         )
     return _download(name)
 
@@ -40,7 +65,7 @@ def _download(repo_id: str) -> Path:
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
-        return Path(snapshot_download(repo_id, allow_patterns=_FILES))
+        return Path(snapshot_download(repo_id, allow_patterns=_DOWNLOADED))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise CheckpointError(

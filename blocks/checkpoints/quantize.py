@@ -8,19 +8,18 @@ norms, the gates of experts, heads, SigLIP and its projector, the VQ model. So d
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from math import prod
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
 from ..errors import ConfigError, OptionError
-from ..json_config import Section, read_json
 from ..kernels.batch_invariant import Linear
 from ..kernels.codec import CODE_DTYPES, GROUP_SIZE, KINDS, SCALE_DTYPE, group_size
 from ..model.decoder import Decoder
 from ..model.moe import Experts
 from ..model.quantized_linear import QuantizedWeight
+from .hub import ModelFolder
 from .key_mapping import KeyMap, ParameterSlice, saved_tensors
 
 CONFIG_KEY = "quantization_config"
@@ -58,14 +57,12 @@ def quantization_config(kind: str) -> dict[str, Any]:
     return {"quant_method": _METHOD, "weights": kind} | ({"group_size": GROUP_SIZE} if kind == "int4" else {})
 
 
-def stored_kind(folder: Path) -> str | None:
+def stored_kind(folder: ModelFolder) -> str | None:
     """How the folder's weights are quantized, by its config; None if they are not. A `ConfigError` for ways
     that are not ours."""
-    path = Path(folder) / "config.json"
-    config = Section(read_json(path), str(path))
-    if config.get(CONFIG_KEY) is None:
+    if folder.config.get(CONFIG_KEY) is None:
         return None
-    section = config.section(CONFIG_KEY)
+    section = folder.config.section(CONFIG_KEY)
     section.expect("quant_method", _METHOD)
     section.expect("group_size", GROUP_SIZE)
     kind = section.get("weights")
@@ -74,13 +71,15 @@ def stored_kind(folder: Path) -> str | None:
     return kind
 
 
-def pick_quantization(folder: Path, quantize: str | None) -> Quantization | None:
+def pick_quantization(folder: ModelFolder, quantize: str | None) -> Quantization | None:
     """What to load a folder with, from what is asked for and what it holds."""
     asked, stored = check_kind(quantize), stored_kind(folder)
     if stored is None:
         return None if asked is None else Quantization(asked, stored=False)
     if asked not in (None, stored):
-        raise OptionError(f"quantize is {asked!r}, but {folder} holds {stored} weights; accepted: {stored!r}")
+        raise OptionError(
+            f"quantize is {asked!r}, but {folder.path} holds {stored} weights; accepted: {stored!r}"
+        )
     return Quantization(stored, stored=True)
 
 

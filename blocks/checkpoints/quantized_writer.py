@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ..errors import CheckpointError
 from ..model.quantized_linear import QuantizedWeight
 from .formats import TensorEntry
+from .hub import open_model
 from .key_mapping import KeyMap, Piece, compare, group_by_parameter, saved_tensors
 from .loader import fill
 from .quantize import CONFIG_KEY, pick_quantization, quantizable_weights, quantization_config
@@ -55,7 +56,7 @@ class QuantizedWriter:
     def specs(self, src: Path, entries: dict[str, TensorEntry], reader: TensorReader) -> list[TensorSpec]:
         """What to write, nothing read yet. `CheckpointError` if the tensors do not fit the model,
         `OptionError` if they are quantized otherwise."""
-        quantization = pick_quantization(src, self.kind)
+        quantization = pick_quantization(open_model(src), self.kind)
         if quantization is not None and quantization.stored:
             return [(e.name, partial(reader.read, e), e.shape, e.dtype) for e in entries.values()]
         wanted = saved_tensors(self.network)

@@ -83,14 +83,6 @@ def choose_placement(
     return placement, chosen
 
 
-def dispatch_model(model: nn.Module, placement: DevicePlacement) -> None:
-    """Make a model that was loaded to `placement` compute there."""
-    if placement.uses_several_devices:
-        from .offload import attach_hooks  # needs accelerate
-
-        attach_hooks(model, placement)
-
-
 def _containers(model: nn.Module) -> list[str]:
     """Names of the modules that may be split: those that hold the decoder, itself, and its list of layers."""
     parts = decoder_name(model).split(".")

@@ -23,16 +23,14 @@ from bifrons.blocks.engine.scheduler import Scheduler
 from bifrons.blocks.kernels import dispatch
 from bifrons.blocks.model.decoder import Decoder, DecoderConfig, Layout
 from bifrons.blocks.model.kv_slots import Slots
-from bifrons.blocks.placement import memory_budget, offload
+from bifrons.blocks.placement import loading, memory_budget, offload
 from bifrons.blocks.placement.device_map import units
 from bifrons.blocks.placement.layout import CPU, DevicePlacement, offloaded_units
 from bifrons.blocks.placement.memory_budget import batch_over_devices, batch_that_fits, rows_that_fit
-from bifrons.janus import pipeline as janus_pipeline
 from bifrons.janus.config import read_config
 from bifrons.janus.model import JanusModel
 from bifrons.janus.pipeline import JanusPipeline
 from bifrons.janus.variants import image_generation_workload
-from bifrons.vl2 import pipeline as vl2_pipeline
 from bifrons.vl2.config import read_config as read_vl2_config
 from bifrons.vl2.model import VL2Model
 from bifrons.vl2.pipeline import VL2Pipeline
@@ -40,12 +38,12 @@ from safetensors.torch import save_file
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 GPU = [torch.device("cuda", number) for number in range(2)]
-FAMILIES = {"Janus": (JanusPipeline, janus_pipeline), "VL2": (VL2Pipeline, vl2_pipeline)}
+FAMILIES = {"Janus": JanusPipeline, "VL2": VL2Pipeline}
 
 
 def load_lodging(monkeypatch, family: str, folder, stays=(), **how):
     """A pipeline on the CPU whose units, but those in `stays`, lodge there."""
-    pipeline, module = FAMILIES[family]
+    pipeline = FAMILIES[family]
 
     def lodge(name, model, *, dtype, **_):
         names = units(model)
@@ -54,7 +52,7 @@ def load_lodging(monkeypatch, family: str, folder, stays=(), **how):
         ), dtype or torch.float32
 
     with monkeypatch.context() as patch:
-        patch.setattr(module, "choose_placement", lodge)
+        patch.setattr(loading, "choose_placement", lodge)
         return pipeline.from_pretrained(folder, **how)
 
 
