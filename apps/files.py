@@ -1,16 +1,19 @@
-"""What the commands leave behind: files that appear whole and replace nothing, and JSON on stdout."""
+"""Output of the commands and the page: files under new names, an image's settings, JSON on stdout."""
 
+import itertools
 import json
-import os
 import re
 import unicodedata
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from ..blocks.errors import OptionError
+from ..blocks.files import rename_new, temporary_path
 
 _SLUG_LENGTH = 40
+_SETTING_TYPES = {"seed": int, "guidance_scale": float, "temperature": float, "top_k": int, "top_p": float}
 
 
 def slug(text: str) -> str:
@@ -20,37 +23,35 @@ def slug(text: str) -> str:
 
 
 def write_new(path: Path, write: Callable[[BinaryIO], object]) -> Path:
-    """Write a file whole or not at all, and never over another: where `path` is taken, the next free name
-    (`a-2.png`, `a-3.png`, ...) is. Returns the name; an `OptionError` says why it can't be written."""
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    """Write a complete new file and return its path; an existing file is never replaced.
+
+    If `path` is taken, the first free name of `a-2.png`, `a-3.png`, ... is used. If `write` fails, nothing is
+    left behind. Raises `OptionError` if the file can't be written.
+    """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with part.open("wb") as stream:
+        with temporary_path(path) as temporary:
+            with temporary.open("wb") as stream:
                 write(stream)
-            return _give_name(part, path)
-        finally:
-            part.unlink(missing_ok=True)
+            return _rename_to_free_name(temporary, path)
     except OSError as error:
         raise OptionError(f"can't write {path}: {error.strerror or error}") from error
 
 
-def _give_name(part: Path, path: Path) -> Path:
-    number = 1
-    while True:
-        final = path if number == 1 else path.with_stem(f"{path.stem}-{number}")
-        number += 1
-        try:
-            # A link is refused where the name exists, which no rename is.
-            os.link(part, final)
-            return final
-        except FileExistsError:
-            continue
-        except OSError:  # a file system without links: look first, then rename
-            if not final.exists():
-                part.rename(final)
-                return final
+def _rename_to_free_name(temporary: Path, path: Path) -> Path:
+    for number in itertools.count(1):
+        target = path if number == 1 else path.with_stem(f"{path.stem}-{number}")
+        with suppress(FileExistsError):
+            rename_new(temporary, target)
+            return target
+    raise AssertionError("unreachable")
+
+
+def typed_settings(settings: dict[str, str]) -> dict[str, str | int | float]:
+    """The settings of a generated image with numbers as numbers."""
+    return {name: _SETTING_TYPES.get(name, str)(value) for name, value in settings.items()}
 
 
 def print_json(content: dict[str, Any]) -> None:
+    """Print indented JSON; NaN and infinities are refused."""
     print(json.dumps(content, ensure_ascii=False, indent=2, allow_nan=False))

@@ -1,13 +1,42 @@
 """`bifrons demo`: the web page."""
 
 import argparse
+from collections.abc import Callable
+from typing import Any
 
 from ...blocks.errors import OptionError
-from ..demo.models import embedded_models, load_models
-from .options import loading
+from .options import add_loading, loading
+
+DEFAULT_PORT = 7860
+
+
+def add_demo(commands: Any, command: Callable[..., Any]) -> None:
+    """Add the parser of `demo`; imports nothing heavy."""
+    parser = command(commands, "demo", "open a web page to paint, ask and find")
+    parser.add_argument(
+        "-m",
+        "--model",
+        nargs="+",
+        action="extend",
+        metavar="MODEL",
+        help="folders, hub ids or embedded models (default: the embedded models)",
+    )
+    add_loading(parser)
+    parser.add_argument(
+        "--host", default="127.0.0.1", help="0.0.0.0 for the whole network (default: 127.0.0.1, this machine)"
+    )
+    parser.add_argument("--port", type=int, default=DEFAULT_PORT, help=f"(default: {DEFAULT_PORT})")
+    parser.add_argument(
+        "--share",
+        action="store_true",
+        help="also serve it at a public address, through a tunnel of Gradio's makers",
+    )
 
 
 def demo(args: argparse.Namespace) -> int:
+    """Load the models and serve the page until Ctrl-C."""
+    from ..demo.models import embedded_models, load_models
+
     if not 0 < args.port < 65536:
         raise OptionError(f"port is {args.port}; accepted: 1 to 65535")
     models = load_models(args.model or embedded_models(), **loading(args))

@@ -14,16 +14,15 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from ...blocks.chat.image_io import open_image
+from ...blocks.chat.image_io import open_image, text_chunks, write_png
 from ...blocks.engine.sampling_params import check_integer
 from ...blocks.errors import OptionError, PromptError
 from ...blocks.placement.memory_budget import size_text
 from ...janus.image_generation import ImageGenerationOptions, image_seeds
 from ...janus.variants import image_generation_workload
 from ..defaults import DEFAULT_MODEL
-from ..files import print_json, slug, write_new
+from ..files import print_json, slug, typed_settings, write_new
 from ..pipelines import explain_memory, load_pipeline
-from ..png import texts, typed, write_png
 from .options import loading
 
 if TYPE_CHECKING:
@@ -71,7 +70,7 @@ def generate(args: argparse.Namespace) -> int:
             print(files[-1], flush=True)
     if args.json:
         pairs = zip(files, pictures, strict=True)
-        made = [{"file": str(file), **typed(texts(picture))} for file, picture in pairs]
+        made = [{"file": str(file), **typed_settings(text_chunks(picture))} for file, picture in pairs]
         seconds = round(time.monotonic() - started, 3)
         print_json({"model": args.model, "pictures": made, "seconds": seconds})
     return 0

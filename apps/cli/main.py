@@ -13,8 +13,8 @@ from typing import Any
 from ...blocks.errors import BifronsError
 from ..defaults import DEFAULT_FINDER, DEFAULT_MODEL, version
 from .bench import add_bench
-from .demo_arguments import add_demo
-from .eval_arguments import add_eval
+from .demo import add_demo
+from .eval_options import add_eval
 from .options import add_eager, add_loading
 from .serve import add_serve
 

@@ -51,8 +51,7 @@ def add_serve(commands: Any, command: Callable[..., Any]) -> None:
 def serve(args: argparse.Namespace) -> int:
     from ..server.app import serve as run
     from ..server.middleware import read_keys
-    from ..server.registry import Fleet, ServerOptions
-    from ..server.threads import use_threads
+    from ..server.registry import Fleet, ServerOptions, set_num_threads
 
     names = ("max_queue", "rows", "context")
     given = {name: getattr(args, name) for name in names if name in args}
@@ -63,6 +62,6 @@ def serve(args: argparse.Namespace) -> int:
     how, fleet = loading(args), Fleet(options)
     for model in args.model or [DEFAULT_MODEL, DEFAULT_FINDER]:
         fleet.load(model, **how, eager=args.eager)
-    use_threads(args.threads, [served.pipe.model.decoder for served in fleet.models.values()])
+    set_num_threads(args.threads, [served.pipe.model.decoder for served in fleet.models.values()])
     run(fleet, args.host, args.port, keys)
     return 0

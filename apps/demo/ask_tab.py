@@ -8,13 +8,12 @@ from typing import Any
 
 from PIL import Image
 
-from ...blocks.chat.image_io import open_image
+from ...blocks.chat.image_io import open_image, write_png
 from ...blocks.chat.text_generation import TextGenerationOptions
 from ...blocks.errors import PictureError, PromptError
 from ...vl2.grounding import draw_boxes, parse_grounding
 from ..files import write_new
 from ..pipelines import explain_memory
-from ..png import write_png
 from .components import Stopped, Update, choose_model, failure, follow, gr, in_line, seconds, told
 from .jobs import Job, Jobs, Waiting
 from .models import Served, by_name

@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
+from ...blocks.chat.image_io import text_chunks, write_png
 from ...blocks.engine.sampling_params import check_integer
 from ...blocks.errors import PromptError
 from ...janus.image_generation import ImageGenerationOptions, image_seeds
 from ..files import slug, write_new
-from ..png import texts, write_png
 from .components import Stopped, Update, choose_model, failure, follow, gr, in_line, seconds, told
 from .jobs import Job, Jobs, Waiting
 from .models import Served, by_name
@@ -251,7 +251,7 @@ def _columns(count: int) -> int:
 
 def _settings(file: str) -> dict[str, str]:
     with Image.open(file) as picture:
-        return texts(picture)
+        return text_chunks(picture)
 
 
 def _details(files: list[str], index: int) -> str:

@@ -12,12 +12,12 @@ from fastapi import APIRouter, Depends, Request, Response
 from fastapi.responses import JSONResponse
 from PIL import Image
 
+from ...blocks.chat.image_io import write_png
 from ...blocks.engine.request import Request as GenerationRequest
 from ...blocks.engine.request import SampledToken
 from ...blocks.errors import PromptError
 from ...janus import image_generation
 from ...janus.image_generation import ImageGenerationOptions, image_seeds
-from ..png import write_png
 from . import schema as schema
 from .chat import dump, value
 from .errors import ApiError, json_only

@@ -13,7 +13,7 @@ from ...blocks.errors import OptionError
 from .errors import CLIENT_GONE, error_response
 
 BODY_SECONDS = 60.0
-_OPEN_PATHS = frozenset({"/health", "/openapi.json", "/docs"})
+_OPEN_PATHS = frozenset({"/health", "/openapi.json"})
 _DRAIN = 4
 """How many times the limit is still read, and thrown away, so that the client is there for the refusal."""
 

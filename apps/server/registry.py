@@ -1,12 +1,15 @@
 """The models that a server runs: a pipeline, its scheduler, and what requests to it may ask."""
 
 import asyncio
+import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
+
+import torch
 
 from ...blocks.checkpoints.hub import EMBEDDED, find_model_folder
 from ...blocks.engine.sampling import TokenHead
@@ -23,6 +26,15 @@ if TYPE_CHECKING:
     from ..pipelines import Pipeline
 
 T = TypeVar("T")
+
+SMALL_DECODER = 50_000_000
+"""Number of weights below which a decoder on the CPU computes with one thread by default. One thread was
+measured to be faster for janus-nano (13 million weights); where the limit should be was not measured.
+
+A scheduler computes on its own thread, whose OpenMP threads come on top of those of the thread that loaded
+the model. When both together outnumbered the cores, threads were seen to sleep some 270 times in a decoding
+step of janus-nano. OpenMP putting them to sleep after each product would explain it; that wasn't proved.
+"""
 
 
 @dataclass(frozen=True)
@@ -159,3 +171,21 @@ def public_name(model: str) -> str:
 def _folder_name(model: str) -> str:
     path = Path(model).expanduser()
     return path.resolve().name if path.is_dir() else model
+
+
+def set_num_threads(threads: int | None, decoders: Iterable[Any]) -> None:
+    """Set the number of torch's threads per computation, before any scheduler computes.
+
+    It is `threads` if given; else what OMP_NUM_THREADS says; else 1 if all decoders are small and on the CPU;
+    else torch's default. Raises `OptionError` if `threads` is less than 1.
+    """
+    if threads is not None:
+        torch.set_num_threads(check_integer("threads", threads, low=1))
+    elif "OMP_NUM_THREADS" not in os.environ and all(map(_is_small, decoders)):
+        torch.set_num_threads(1)
+
+
+def _is_small(decoder: Any) -> bool:
+    if decoder.device.type != "cpu":
+        return False
+    return sum(weight.numel() for weight in decoder.parameters()) < SMALL_DECODER

@@ -1,4 +1,4 @@
-"""Reads images that users hand in (files, bytes, data URLs, PIL images) as RGB; resizes and normalizes."""
+"""Reads images that users hand in (files, bytes, data URLs, PIL images) as RGB; writes PNG with text."""
 
 import base64
 import binascii
@@ -8,11 +8,12 @@ import threading
 import urllib.parse
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
 from PIL import Image, ImageOps
+from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
 from ..errors import PictureError
@@ -43,6 +44,20 @@ def normalize_pixels(
     """Float32 pixels minus `mean`, divided by `std` (both per channel), as `[3, height, width]`."""
     normalized = (pixels_HW3 - np.array(mean, np.float32)) / np.array(std, np.float32)
     return torch.from_numpy(np.ascontiguousarray(normalized.transpose(2, 0, 1)))
+
+
+def text_chunks(image: Image.Image) -> dict[str, str]:
+    """The strings in an image's `info`: the settings that a pipeline generated it with."""
+    pairs = image.info.items()
+    return {name: value for name, value in pairs if isinstance(name, str) and isinstance(value, str)}
+
+
+def write_png(image: Image.Image, stream: BinaryIO) -> None:
+    """Write an image as PNG with its `text_chunks`: as `tEXt`, or `iTXt` for text beyond Latin-1."""
+    chunks = PngInfo()
+    for name, value in text_chunks(image).items():
+        chunks.add_text(name, value)
+    image.save(stream, format="PNG", pnginfo=chunks)
 
 
 def as_image_list(images: Any) -> list[Any]:

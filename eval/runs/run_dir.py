@@ -23,8 +23,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from PIL import Image
-from PIL.PngImagePlugin import PngInfo
 
+from ...blocks.chat.image_io import write_png
 from ...blocks.errors import BifronsError, CheckpointError
 from ..atomic_io import disk_errors, fresh_folder, read_json, write_json, write_whole
 from ..geneval.suites import Row, lines_sha256, parse, select_prompts, to_jsonl
@@ -123,12 +123,8 @@ class RunDir:
 
     def save(self, picture: ImageKey, image: Image.Image) -> None:
         """Write a finished picture and its sidecar. Raises BifronsError where the disk refuses."""
-        chunks = PngInfo()
-        for name, value in image.info.items():
-            if isinstance(name, str) and isinstance(value, str):
-                chunks.add_text(name, value)
         stream = io.BytesIO()
-        image.save(stream, format="PNG", pnginfo=chunks)
+        write_png(image, stream)
         content, sentence = stream.getvalue(), self.rows[picture.index]["prompt"]
         sidecar = {
             "fingerprint": self.fingerprint,

@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 from bifrons.apps.cli import chat, images, main
 from bifrons.apps.files import slug, write_new
-from bifrons.apps.png import read_settings
 from bifrons.janus.image_generation import ImageGenerationOptions
 from bifrons.janus.pipeline import JanusPipeline
 from PIL import Image
@@ -59,7 +58,8 @@ def test_generate_into_a_folder(bifrons, janus_mini, tmp_path):
         "4-zwei-äpfel-日本-seed6.png",
     ]
     assert sorted(target.iterdir()) == files
-    settings = read_settings(files[3])
+    with Image.open(files[3]) as image:
+        settings = image.text
     assert settings["prompt"] == "zwei Äpfel 日本"
     assert {settings[name] for name in ("seed", "top_k", "guidance_scale")} == {"6", "40", "5.0"}
     assert settings["model"] == str(janus_mini)

@@ -12,9 +12,9 @@ import pytest
 import torch
 from bifrons.apps.demo.app import Page
 from bifrons.apps.demo.models import Served, embedded_models, load_models
-from bifrons.apps.png import read_settings
 from bifrons.nano.world.renderer import to_pil
 from bifrons.nano.world.scene import Scene, Thing
+from PIL import Image
 from playwright.sync_api import Page as Tab
 from playwright.sync_api import expect, sync_playwright
 
@@ -127,7 +127,8 @@ def test_paint_watch_and_ask(tab, tmp_path):
     with tab.expect_download() as download:
         tab.click("#download")
     download.value.save_as(tmp_path / "downloaded.png")
-    assert read_settings(tmp_path / "downloaded.png")["seed"] == "10"
+    with Image.open(tmp_path / "downloaded.png") as image:
+        assert image.text["seed"] == "10"
     tab.click("#use-seed")
     expect(tab.locator("#seed input")).to_have_value("10")
     shoot(tab, "painted")

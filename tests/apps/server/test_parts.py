@@ -9,9 +9,8 @@ import torch
 from bifrons.apps.cli.main import main
 from bifrons.apps.server import middleware, registry
 from bifrons.apps.server.middleware import BodyLimit, key_matches, read_keys
-from bifrons.apps.server.registry import public_name
+from bifrons.apps.server.registry import SMALL_DECODER, public_name, set_num_threads
 from bifrons.apps.server.stream_text import TextFilter
-from bifrons.apps.server.threads import SMALL, use_threads
 from bifrons.apps.server.url_fetch import GuardedBackend, check_url, fetch, is_public
 from bifrons.blocks.errors import OptionError, PictureError
 from bifrons.blocks.model.decoder import Decoder, DecoderConfig
@@ -225,10 +224,10 @@ def test_a_small_model_is_computed_with_one_thread_unless_told(
         monkeypatch.setenv("OMP_NUM_THREADS", environment)
     configs = [DecoderConfig(16, width, width, 2, 1, 1, width) for width in widths]
     decoders = [Decoder(config) for config in configs]
-    assert [sum(w.numel() for w in decoder.parameters()) > SMALL for decoder in decoders] == [
+    assert [sum(w.numel() for w in decoder.parameters()) > SMALL_DECODER for decoder in decoders] == [
         width == 3000 for width in widths
     ]
-    use_threads(asked, decoders)
+    set_num_threads(asked, decoders)
     assert set_to == ([] if wanted is None else [wanted])
 
 
@@ -248,7 +247,7 @@ def test_eager_reaches_the_model(flags, monkeypatch):
 @pytest.mark.parametrize("threads", [0, -1])
 def test_no_threads_are_refused(threads):
     with pytest.raises(OptionError, match="threads"):
-        use_threads(threads, [])
+        set_num_threads(threads, [])
 
 
 def test_a_body_that_does_not_come_is_refused_in_time(monkeypatch):

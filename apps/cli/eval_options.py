@@ -1,10 +1,9 @@
 """The arguments of `bifrons eval` and its stages; imports nothing heavy."""
 
+import argparse
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-
-Command = Callable[..., Any]
 
 _KINDS = "shapes, mask2former-official or mask2former-hf"
 
@@ -15,7 +14,7 @@ def _recipe() -> type:
     return Recipe
 
 
-def add_eval(commands: Any, command: Command, add_json: Callable[[Any], None]) -> None:
+def add_eval(commands: Any, command: Callable[..., Any], add_json: Callable[[Any], None]) -> None:
     """Add `eval` with its stages. `command(commands, name, text, defaults)` makes a parser whose help shows
     the defaults of a dataclass."""
     parser = command(commands, "eval", "evaluate how well a model paints what was asked for, as GenEval does")
@@ -64,7 +63,7 @@ def _add_recipe(parser: Any) -> None:
         ("--suite-seed", int, "of the sentences of the suite shapes"),
         ("--batch-size", int, "pictures that are painted together"),
     )
-    given: dict[str, Any] = {"default": _absent()}
+    given: dict[str, Any] = {"default": argparse.SUPPRESS}
     recipe.add_argument("--suite", **given, metavar="NAME", help="shapes or geneval")
     recipe.add_argument("--prompts", type=Path, metavar="FILE", help="GenEval's prompts, where not fetched")
     recipe.add_argument("-m", "--model", **given, help="a folder, a hub id or an embedded model")
@@ -81,12 +80,6 @@ def _add_recipe(parser: Any) -> None:
         metavar="NAME",
         help="per-picture, or official: picture j of every prompt has seed + j",
     )
-
-
-def _absent() -> str:
-    import argparse
-
-    return argparse.SUPPRESS
 
 
 def _add_detector(parser: Any) -> None:
