@@ -1,11 +1,9 @@
 """Output of the commands and the page: files under new names, an image's settings, JSON on stdout."""
 
-import itertools
 import json
 import re
 import unicodedata
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -38,13 +36,15 @@ def write_new(path: Path, write: Callable[[BinaryIO], object]) -> Path:
         raise OptionError(f"can't write {path}: {error.strerror or error}") from error
 
 
-def _rename_to_free_name(temporary: Path, path: Path) -> Path:
-    for number in itertools.count(1):
-        target = path if number == 1 else path.with_stem(f"{path.stem}-{number}")
-        with suppress(FileExistsError):
-            rename_new(temporary, target)
+def _rename_to_free_name(source: Path, path: Path) -> Path:
+    target, number = path, 1
+    while True:
+        try:
+            rename_new(source, target)
             return target
-    raise AssertionError("unreachable")
+        except FileExistsError:
+            number += 1
+            target = path.with_stem(f"{path.stem}-{number}")
 
 
 def typed_settings(settings: dict[str, str]) -> dict[str, str | int | float]:
