@@ -13,7 +13,7 @@ from ..blocks.checkpoints.hub import EMBEDDED, EMBEDDED_FOLDER, ModelFolder, ope
 from ..blocks.checkpoints.key_mapping import KeyMap
 from ..blocks.device import resolve_device
 from ..blocks.errors import ConfigError, OptionError
-from ..blocks.model.decoder import DecoderConfig
+from ..blocks.model.context import DecoderConfig
 from ..blocks.placement.memory_estimate import Workload
 from .defaults import DEFAULT_MODEL
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from ..blocks.errors import ConfigError
 from ..blocks.json_config import Section, read_json
-from ..blocks.model.decoder import DecoderConfig
+from ..blocks.model.context import DecoderConfig
 from ..blocks.model.siglip import SiglipConfig, check_siglip, read_siglip
 from ..tokenizers.vq.model import VQConfig
 

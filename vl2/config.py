@@ -5,8 +5,7 @@ from pathlib import Path
 
 from ..blocks.errors import ConfigError
 from ..blocks.json_config import Section, read_json
-from ..blocks.model.decoder import DecoderConfig
-from ..blocks.model.mla import LatentConfig
+from ..blocks.model.context import DecoderConfig, LatentConfig
 from ..blocks.model.moe import MoEConfig
 from ..blocks.model.siglip import KNOWN_TOWERS, SiglipConfig, check_siglip, read_siglip
 

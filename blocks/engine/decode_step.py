@@ -13,10 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from ..kernels import dispatch
-from ..model.decoder import Attention, Block, Decoder, Step
-from ..model.feed_forward import FeedForward
+from ..model.context import ForwardContext
+from ..model.decoder import Attention, Block, Decoder
 from ..model.kv_cache import KVCache
-from ..model.layers import RMSNorm
+from ..model.layers import FeedForward, RMSNorm
 from ..model.mla import LatentAttention
 from ..model.moe import Experts
 from ..model.moe_dispatch import padded_bmm
@@ -24,20 +24,19 @@ from .fused_weights import joined_weight
 
 
 class Kernels(NamedTuple):
-    """The modules of kernels: sums and norms, attention of both kinds, products, and the draw."""
+    """The modules of kernels: sums and norms, multi-head attention, products, and the draw."""
 
     step: ModuleType
     attention: ModuleType
-    latent: ModuleType
     products: ModuleType
     draw: ModuleType
 
 
 def import_kernels() -> Kernels:
     """An `ImportError` where there is no Triton: it comes with torch for CUDA on Linux only."""
-    from ..kernels import decode_attention, gemv, mla_decode, rmsnorm_swiglu, sampling_triton
+    from ..kernels import decode_attention, gemv, rmsnorm_swiglu, sampling_triton
 
-    return Kernels(rmsnorm_swiglu, decode_attention, mla_decode, gemv, sampling_triton)
+    return Kernels(rmsnorm_swiglu, decode_attention, gemv, sampling_triton)
 
 
 def load_kernels(device: torch.device) -> Kernels | None:
@@ -69,27 +68,27 @@ def _attention(
     qkv_RC = _product(kernels, x_RD, layer.q_proj, layer.k_proj, layer.v_proj)
     keys, values = (buffer[layer.layer] for buffer in cache.buffers)
     heads = qkv_RC.shape[1] // layer.head_dim - 2 * keys.shape[2]
-    attended = kernels.attention.attend(
-        qkv_RC, rotary, cache.positions, keys, values, heads, cache.arrivals
-    )
+    attended = kernels.attention.attend(qkv_RC, rotary, cache.positions, keys, values, heads, cache.arrivals)
     return _product(kernels, attended, layer.o_proj)
 
 
-def _latent_attention(kernels: Kernels, layer: LatentAttention, x_RD: Tensor, step: Step) -> Tensor:
-    """`step` holds the tables of all positions."""
+def _latent_attention(
+    kernels: Kernels, layer: LatentAttention, x_RD: Tensor, context: ForwardContext
+) -> Tensor:
+    """The context holds the rotary tables of all positions."""
     first, second = layer.first_proj, layer.kv_a_proj_with_mqa
     whole = joined_weight(first, second)
     if whole is not None:
-        width = layer.sizes.kv_rank + layer.sizes.rope_dim
+        width = layer.latent.kv_rank + layer.latent.rope_dim
         both_RC = kernels.products.linear(x_RD, whole)
         q_RC, kv_RC = both_RC[:, :-width], both_RC[:, -width:]
     else:
         q_RC, kv_RC = _product(kernels, x_RD, first), _product(kernels, x_RD, second)
-    if layer.sizes.q_rank is not None:
+    if layer.latent.q_rank is not None:
         norm = layer.q_a_layernorm
         _, normed_RC = kernels.step.add_norm(q_RC, None, norm.weight, norm.eps)
         q_RC = _product(kernels, normed_RC, layer.q_b_proj)
-    attended_R1C = kernels.latent.attend_latent(layer, q_RC[:, None], kv_RC[:, None], step, True)
+    attended_R1C = layer.decode(q_RC[:, None], kv_RC[:, None], context, rotary_of_slots=True)
     return _product(kernels, attended_R1C[:, 0], layer.o_proj)
 
 
@@ -121,9 +120,9 @@ def decode_fast(
     latent = [block.self_attn for block in blocks if isinstance(block.self_attn, LatentAttention)]
     served = dispatch.serves(x_RD, *(layer.kv_b_proj.weight for layer in latent))
     if served or not latent:
-        step = Step(cache.positions[:, None], rotary, None, cache)
+        context = ForwardContext(cache.positions[:, None], rotary, None, cache)
     else:
-        step = decoder.step(len(x_RD), 1, x_RD.device, cache)
+        context = decoder.forward_context(len(x_RD), 1, x_RD.device, cache)
     norms = [*(block.input_layernorm for block in blocks[1:]), decoder.norm]
     first = blocks[0].input_layernorm
     x_RD, normed_RD = kernels.step.add_norm(x_RD, None, first.weight, first.eps)
@@ -131,9 +130,9 @@ def decode_fast(
         if isinstance(block.self_attn, Attention):
             attended = _attention(kernels, block.self_attn, normed_RD, cache, rotary)
         elif served:
-            attended = _latent_attention(kernels, cast(LatentAttention, block.self_attn), normed_RD, step)
+            attended = _latent_attention(kernels, cast(LatentAttention, block.self_attn), normed_RD, context)
         else:
-            attended = block.self_attn(normed_RD[:, None], step)[:, 0]
+            attended = block.self_attn(normed_RD[:, None], context)[:, 0]
         between: RMSNorm = block.post_attention_layernorm
         x_RD, normed_RD = kernels.step.add_norm(x_RD, attended, between.weight, between.eps)
         changed = _feed_forward(kernels, block.mlp, normed_RD)

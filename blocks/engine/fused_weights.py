@@ -13,7 +13,7 @@ from ..kernels import dispatch
 from ..kernels.batch_invariant import Linear
 from ..kernels.codec import WeightTensors
 from ..model.decoder import Attention, Decoder
-from ..model.feed_forward import FeedForward
+from ..model.layers import FeedForward
 from ..model.mla import LatentAttention
 from ..model.quantized_linear import QuantizedWeight
 

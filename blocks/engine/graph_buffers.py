@@ -13,7 +13,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from ..model.decoder import Decoder
 from ..model.kv_cache import allocated_slots
-from ..model.kv_slots import SlotView
+from ..model.kv_slots import KVSlotView
 from .cuda_graphs import GraphCapturer, Work
 from .generate import GenerationBatch, prefill
 from .recordings import CapturedGraphs, Decoding
@@ -76,7 +76,7 @@ class GraphBuffers:
         self._longest = batch.longest
         if (length := self._prompt_length(decoder, batch)) is None:
             self.cache.positions.zero_()
-            view = SlotView(self.cache, 0, rows, 0)
+            view = KVSlotView(self.cache, 0, rows, 0)
             hidden = prefill(decoder, batch.rows, view, batch.prefill_chunk)
             self.hidden_RD.zero_()
             self.hidden_RD[:rows] = hidden

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ..model.decoder import Decoder
-from ..model.kv_slots import Slots
+from ..model.kv_slots import KVSlots
 from .cuda_graphs import GraphCapturer
 from .graph_generation import bucket
 from .recordings import CapturedGraphs, Decoding, Weights
@@ -16,12 +16,12 @@ from .recordings import CapturedGraphs, Decoding, Weights
 class GraphedSteps:
     """`generate.decode_one` over a scheduler's rows: `begin` where requests begin, then `run` for each step.
 
-    Rows are filled up to a bucket with free ones, which are computed and never looked at (`Slots.park`). The
-    capturer is the engine's own: recordings of one capturer share memory and are not to run at the same time,
-    and buffers run theirs on other threads.
+    Rows are filled up to a bucket with free ones, which are computed and never looked at (`KVSlots.park`).
+    The capturer is the engine's own: recordings of one capturer share memory and are not to run at the same
+    time, and buffers run theirs on other threads.
     """
 
-    def __init__(self, decoder: Decoder, slots: Slots, capturer: GraphCapturer) -> None:
+    def __init__(self, decoder: Decoder, slots: KVSlots, capturer: GraphCapturer) -> None:
         self.decoder, self.slots, self.capturer = decoder, slots, capturer
         self.decoding = Decoding(decoder, slots.cache.slots)
         self._recordings, self._weights = CapturedGraphs(capturer), Weights()

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from ..kernels.batch_invariant import is_batch_invariant
 from ..model.decoder import Decoder
-from ..model.kv_slots import BLOCK, Slots
+from ..model.kv_slots import BLOCK, KVSlots
 from .generate import prefill
 
 PREFILL_CHUNK = 512
@@ -78,7 +78,7 @@ def idle_cores(device: torch.device) -> int:
 class Prefiller:
     """Fills rows of `slots` with prompts; `add` is called from one thread, without gradients."""
 
-    def __init__(self, decoder: Decoder, slots: Slots) -> None:
+    def __init__(self, decoder: Decoder, slots: KVSlots) -> None:
         self.decoder, self.slots = decoder, slots
         self._threads: ThreadPoolExecutor | None = None
         self.copied = 0

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ..model.decoder import Decoder
 from ..model.kv_cache import KVCache, allocated_slots
-from ..model.rope import rotary_table
+from ..model.layers import rotary_table
 from .cuda_graphs import GraphCapturer, Work, graph_capture_lock
 from .decode_step import decode_fast, host_free, load_kernels, reads_positions
 from .fused_weights import join_weights

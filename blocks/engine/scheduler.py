@@ -18,7 +18,7 @@ import torch
 
 from ..errors import OptionError
 from ..model.decoder import Decoder
-from ..model.kv_slots import Slots, sent
+from ..model.kv_slots import KVSlots, sent
 from .cuda_graphs import GraphCapturer, graph_capturer
 from .generate import check_context, decode_one, records
 from .graphed_steps import GraphedSteps
@@ -62,7 +62,7 @@ class Scheduler:
             )
         self.decoder, self.rows, self.context, self.max_waiting = decoder, rows, context, max_waiting
         self.device = decoder.device
-        self._slots = Slots(decoder, rows, context)
+        self._slots = KVSlots(decoder, rows, context)
         self._prefiller = Prefiller(decoder, self._slots)
         if capturer is None and records(decoder):
             capturer = graph_capturer(self.device)

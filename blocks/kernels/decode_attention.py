@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .pdl import gdc_launch_dependents, gdc_wait, launching
+from .pdl import pdl_options, wait_then_trigger
 
 _BLOCK = 16
 """Slots that a program reads at a time."""
@@ -66,7 +66,7 @@ def _attend(
     BLOCK: tl.constexpr,
     SPLITS: tl.constexpr,
     SPLITS_PADDED: tl.constexpr,
-    EARLY: tl.constexpr,
+    PDL: tl.constexpr,
 ):
     """One key/value head of one row over one chunk of its slots; the chunk of the row's own position turns
     the new key, and writes it and the new value into the cache. What is in the cache already, and the
@@ -86,9 +86,7 @@ def _attend(
     sin = tl.load(sin_table + place * K + k, mask=inside, other=0.0)
     cached = row * row_stride + head * head_stride
     key, value = _slots(keys, values, cached, start, stop, slot_stride, k, inside, BLOCK)
-    if EARLY:
-        gdc_wait()
-        gdc_launch_dependents()
+    wait_then_trigger(PDL)
     if start > place:
         return
     mine = qkv + row * ((G + 2) * J * K)
@@ -226,6 +224,6 @@ def attend(
         SPLITS=splits,
         SPLITS_PADDED=triton.next_power_of_2(splits),
         num_warps=1,
-        **launching(out),
+        **pdl_options(out),
     )
     return out

@@ -20,7 +20,7 @@ from torch import Tensor
 from .codec import WeightTensors, decode
 from .dequant import dot_in_float32
 from .gemv_triton import gemv_kernel
-from .pdl import launching, lines
+from .pdl import pdl_options, prefetch_options
 from .rmsnorm_swiglu import swiglu
 
 MAX_ROWS = 32
@@ -149,10 +149,10 @@ def _launch(x_RI: Tensor, weight: WeightTensors, gated: bool) -> Tensor:
         BLOCK_C=block_columns,
         GROUPS=tile.groups,
         GATED=gated,
-        **lines(codes, _PREFETCH_BYTES // weight_rows),
+        **prefetch_options(codes, _PREFETCH_BYTES // weight_rows),
         num_warps=tile.warps,
         num_stages=tile.stages if out.dtype != torch.float32 else min(tile.stages, 2),
-        **launching(out),
+        **pdl_options(out),
     )
     return out
 

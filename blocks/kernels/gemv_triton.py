@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 
 from .dequant import dequantize, unpack_int4
-from .pdl import ask_ahead, gdc_launch_dependents, gdc_wait
+from .pdl import gdc_launch_dependents, gdc_wait, prefetch_l2
 
 
 @triton.jit
@@ -97,7 +97,7 @@ def gemv_kernel(
     KIND: tl.constexpr, FLOAT32: tl.constexpr, FLIP: tl.constexpr,
     BLOCK_R: tl.constexpr, BLOCK_O: tl.constexpr, BLOCK_C: tl.constexpr,
     GROUPS: tl.constexpr, GATED: tl.constexpr,
-    LINES: tl.constexpr, STEP: tl.constexpr, EARLY: tl.constexpr,
+    LINES: tl.constexpr, STEP: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """A tile of outputs for a tile of rows. GATED: the weight is gate over up, and out is `silu(gate) *
     up`."""
@@ -113,9 +113,9 @@ def gemv_kernel(
     first_row = tl.program_id(1) * BLOCK_R
     r, g = first_row + rows_by_group % BLOCK_R, rows_by_group // BLOCK_R
     scale, zero = _load_scales(scale_ptr, zero_ptr, n, g, 0, COLUMNS, KIND, GROUPS, BLOCK_C)
-    if EARLY:
+    if PDL:
         if COLUMNS > BLOCK_C:
-            ask_ahead(weight + BLOCK_C, n, COLUMNS, COLUMNS - BLOCK_C, LINES, STEP)
+            prefetch_l2(weight + BLOCK_C, n, COLUMNS, COLUMNS - BLOCK_C, LINES, STEP)
         gdc_wait()
         gdc_launch_dependents()
     acc = tl.zeros([GROUPS * BLOCK_R, weight_rows] if FLIP else [weight_rows, GROUPS * BLOCK_R], tl.float32)

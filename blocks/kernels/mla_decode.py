@@ -1,16 +1,17 @@
-"""Latent attention of one query a row over the cache, on CUDA, by the kernels of `latent_kernels`.
+"""Multi-head latent attention of one query per row over the cache, on CUDA: launches the kernels of
+`mla_decode_triton`.
 
-Shapes alone decide what is launched, so that a captured step serves every position.
+Shapes alone decide what is launched, so that one captured graph serves every position.
 
-B rows, S cache slots, H heads, R rank of the latent, P dimensions of the rotary part, C = R + P, N dimensions
-of the rest of a query or key, V dimensions of a value.
+B rows, T = 1 position, S cache slots, H heads, R rank of the latent, P dimensions of the rotary part, C = R +
+P, N dimensions of the rest of a query or key, V dimensions of a value, D = H (N + P).
 """
 
-# What Triton compiles is not what its Python types say:
+# Triton kernels are not what their Python types say:
 # pyright: reportArgumentType=false, reportAssignmentType=false, reportGeneralTypeIssues=false
 # pyright: reportOperatorIssue=false, reportCallIssue=false
 
-from typing import TYPE_CHECKING
+from typing import NamedTuple
 
 import torch
 import triton
@@ -18,144 +19,209 @@ from torch import Tensor
 
 from .batch_invariant import per_head_matmul
 from .dequant import dot_in_float32
-from .mla_decode_triton import attend_kernel, enter_kernel, leave_kernel
-from .pdl import launching
+from .mla_decode_triton import absorb_kernel, attention_kernel, combine_kernel
+from .pdl import pdl_options
 
-if TYPE_CHECKING:
-    from ..model.decoder import Step
-    from ..model.mla import LatentAttention
-
-_FEW = 8  # rows up to which the products into and out of the latent's space are made by these kernels
-_HEADS = 16  # of a block
-_SPLIT = 32  # slots at least
-_MOST_BLOCKS = 1024  # beyond which splits get longer
-_MOST_SPLITS = 64  # likewise, as each of them is read again for every tile of every head's values
-_TILE_R, _TILE_V = 64, 64
+MAX_FUSED_ROWS = 8
+"""Rows up to which the kernels multiply by `kv_b_proj` themselves; for more, batched products are faster."""
+BLOCK_H = 16
+MIN_SPLIT = 32
+"""Slots of a split, at least."""
+MAX_PROGRAMS = 1024
+"""Beyond this many programs splits get longer."""
+MAX_SPLITS = 64
+"""Likewise, since every tile of every head's values reads all splits again."""
+TILE_R, TILE_V = 64, 64
+COMBINE_BLOCK = 4
+"""Splits that the combining kernel reads at a time."""
 _WARPS = 8
-_GROUP, _LEAVE_WARPS = 4, 8  # of the kernel that puts splits together: splits at a time
 _LOG2_E = 1.4426950408889634
 
 
+class _Sizes(NamedTuple):
+    heads: int
+    rank: int
+    rope_dim: int
+    nope_dim: int
+    value_dim: int
+
+    @property
+    def blocks(self) -> dict[str, int]:
+        return {
+            "BLOCK_R": max(triton.next_power_of_2(self.rank), 16),
+            "BLOCK_P": max(triton.next_power_of_2(self.rope_dim), 16),
+        }
+
+    def per_head(self, weight: Tensor) -> tuple[Tensor, Tensor]:
+        """`kv_b_proj` as two weights, into the latent space `[H, N, R]` and out of it `[H, V, R]`."""
+        weight_HKR = weight.unflatten(0, (self.heads, -1))
+        into_HNR, out_of_HVR = weight_HKR.split((self.nope_dim, self.value_dim), dim=1)
+        return into_HNR, out_of_HVR
+
+
 def plan_split(programs: int, span: int) -> int:
-    """Slots of a split, for so many programs each: by shapes alone, so that a graph serves every fill."""
-    split = _SPLIT
+    """Slots of a split, with `programs` programs per split. Depends on shapes alone, so that one captured
+    graph serves every position."""
+    split = MIN_SPLIT
     while split < span:
         splits = triton.cdiv(span, split)
-        if splits <= _MOST_SPLITS and programs * splits <= _MOST_BLOCKS:
+        if splits <= MAX_SPLITS and programs * splits <= MAX_PROGRAMS:
             break
         split *= 2
     return split
 
 
-def attend_latent(
-    layer: "LatentAttention", q_BTD: Tensor, kv_BTC: Tensor, step: "Step", tables: bool = False
+def attend(
+    q_BTD: Tensor,
+    kv_BTC: Tensor,
+    slots_BSC: Tensor,
+    positions_BT: Tensor,
+    rotary: tuple[Tensor, Tensor],
+    norm: tuple[Tensor, float],
+    weight: Tensor,
+    *,
+    nope_dim: int,
+    span: int,
+    rotary_of_slots: bool = False,
 ) -> Tensor:
-    """The new slots written into the cache, and what the one query of each row gathers, `[B, 1, H * V]`.
+    """Write the new position of each row into the cache and attend to the slots up to it, `[B, 1, H V]`.
 
-    `q_BTD` and `kv_BTC` are the outputs of the layer's projections, `[B, 1, H * (N + P)]` and `[B, 1, C]`, or
-    views of one that holds both. The step's positions, and its cosines and sines, are older than the last
-    kernel before; with `tables` they are those of all positions, `[S, P]`.
+    `q_BTD` and `kv_BTC` are outputs of the query and latent projections, or views of one tensor that holds
+    both. `slots_BSC` is the cache of this layer, of which attention reads at most `span` slots. `rotary`
+    holds the cosines and sines of `positions_BT`, or with `rotary_of_slots` those of all positions, `[S, P]`.
+    `norm` is the weight `[R]` and eps of the latent's norm, `weight` that of `kv_b_proj`, `[H (N + V), R]`.
+
+    Positions and rotary tables must be older than the kernel launched last before this call (see pdl.py).
     """
-    assert step.cache is not None
-    sizes, heads, rows = layer.sizes, layer.num_heads, len(q_BTD)
-    rank, turns, weight = sizes.kv_rank, sizes.rope_dim, layer.kv_b_proj.weight
-    slots_BSC = step.cache.buffers[0][layer.layer][:, :, 0]
-    positions, (cos, sin) = step.positions_BT, step.rotary
-    assert slots_BSC.stride(1) == rank + turns, "a row's slots lie side by side"
-    assert cos.is_contiguous(), "rotary tables are contiguous"
-    assert sin.is_contiguous(), "rotary tables are contiguous"
-    assert q_BTD.stride(2) == kv_BTC.stride(2) == 1, "a row's numbers lie side by side"
-    few, early = rows <= _FEW, launching(q_BTD)
-    pads = {
-        "BLOCK_R": max(triton.next_power_of_2(rank), 16),
-        "BLOCK_P": max(triton.next_power_of_2(turns), 16),
-    }
-    widths = {"H": heads, "R": rank}
-    query_BHC = q_BTD.new_empty(rows, heads, rank + turns)
-    enter_kernel[(1 + heads + (heads * triton.cdiv(rank, _TILE_R) if few else 0), rows)](
+    rank = len(norm[0])
+    rope_dim = kv_BTC.shape[2] - rank
+    heads = q_BTD.shape[2] // (nope_dim + rope_dim)
+    sizes = _Sizes(heads, rank, rope_dim, nope_dim, len(weight) // heads - nope_dim)
+    assert slots_BSC.stride(1) == slots_BSC.shape[2] == rank + rope_dim, "the slots of a row are contiguous"
+    assert all(table.is_contiguous() for table in rotary), "rotary tables are contiguous"
+    assert q_BTD.stride(2) == kv_BTC.stride(2) == 1, "the numbers of a row are contiguous"
+    query_BHC = _absorb(q_BTD, kv_BTC, slots_BSC, positions_BT, rotary, norm, weight, sizes, rotary_of_slots)
+    split = plan_split(len(q_BTD) * triton.cdiv(heads, BLOCK_H), span)
+    partials = _attend_splits(query_BHC, slots_BSC, positions_BT, sizes, split, triton.cdiv(span, split))
+    return _combine(partials, positions_BT, weight, sizes, split, q_BTD.dtype)[:, None]
+
+
+def _absorb(
+    q_BTD: Tensor,
+    kv_BTC: Tensor,
+    slots_BSC: Tensor,
+    positions_BT: Tensor,
+    rotary: tuple[Tensor, Tensor],
+    norm: tuple[Tensor, float],
+    weight: Tensor,
+    sizes: _Sizes,
+    rotary_of_slots: bool,
+) -> Tensor:
+    """Write the new slots; return the queries in the latent space with their rotated parts, `[B, H, C]`."""
+    (heads, rank, rope_dim, nope_dim, value_dim), rows = sizes, len(q_BTD)
+    fused = rows <= MAX_FUSED_ROWS
+    query_BHC = q_BTD.new_empty(rows, heads, rank + rope_dim)
+    absorb_kernel[(1 + heads + (heads * triton.cdiv(rank, TILE_R) if fused else 0), rows)](
         q_BTD,
         kv_BTC,
-        layer.kv_a_layernorm.weight,
+        norm[0],
         weight,
-        cos,
-        sin,
-        positions,
+        *rotary,
+        positions_BT,
         slots_BSC,
         query_BHC,
-        layer.kv_a_layernorm.eps,
+        norm[1],
         q_BTD.stride(0),
         kv_BTC.stride(0),
         slots_BSC.stride(0),
-        positions.stride(0),
+        positions_BT.stride(0),
         slots_BSC.shape[1],
-        len(cos) - 1,
-        N=sizes.nope_dim,
-        V=sizes.value_dim,
-        P=turns,
-        TABLES=tables,
-        BLOCK_N=min(triton.next_power_of_2(sizes.nope_dim), 128),
-        TILE_R=_TILE_R,
-        **widths,
-        **pads,
-        **early,
+        len(rotary[0]) - 1,
+        H=heads,
+        N=nope_dim,
+        V=value_dim,
+        R=rank,
+        P=rope_dim,
+        ROTARY_OF_SLOTS=rotary_of_slots,
+        BLOCK_N=min(triton.next_power_of_2(nope_dim), 128),
+        TILE_R=TILE_R,
+        **sizes.blocks,
+        **pdl_options(q_BTD),
     )
-    weight_HKR = weight.unflatten(0, (heads, -1))
-    to_latent_HNR, from_latent_HVR = weight_HKR.split((sizes.nope_dim, sizes.value_dim), dim=1)
-    if not few:
-        q_BHN = q_BTD[:, 0].unflatten(-1, (heads, -1))[..., : sizes.nope_dim]
-        query_BHC[..., :rank] = per_head_matmul(q_BHN[:, :, None], to_latent_HNR)[:, :, 0]
-    blocks = triton.cdiv(heads, _HEADS)
-    split = plan_split(rows * blocks, step.cache.span)
-    splits = triton.cdiv(step.cache.span, split)
-    parts = q_BTD.new_empty(rows, heads, splits, rank, dtype=torch.float32)
-    tops, sums = q_BTD.new_empty(2, rows, heads, splits, dtype=torch.float32)
-    wide = q_BTD.dtype == torch.float32
-    tile = min(split, 16 if wide else 32)
-    attend_kernel[(splits, blocks, rows)](
+    if not fused:
+        q_BHN = q_BTD[:, 0].unflatten(-1, (heads, -1))[..., :nope_dim]
+        query_BHC[..., :rank] = per_head_matmul(q_BHN[:, :, None], sizes.per_head(weight)[0])[:, :, 0]
+    return query_BHC
+
+
+def _attend_splits(
+    query_BHC: Tensor, slots_BSC: Tensor, positions_BT: Tensor, sizes: _Sizes, split: int, splits: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Per row, head and split of the slots: the weighted sum of latents, the maximum score, the sum of
+    weights."""
+    rows, heads = query_BHC.shape[:2]
+    sums_BHSR = query_BHC.new_empty(rows, heads, splits, sizes.rank, dtype=torch.float32)
+    row_max_BHS, totals_BHS = query_BHC.new_empty(2, rows, heads, splits, dtype=torch.float32)
+    wide = query_BHC.dtype == torch.float32
+    attention_kernel[(splits, triton.cdiv(heads, BLOCK_H), rows)](
         query_BHC,
         slots_BSC,
-        positions,
-        parts,
-        tops,
-        sums,
-        layer.query_dim**-0.5 * _LOG2_E,
+        positions_BT,
+        sums_BHSR,
+        row_max_BHS,
+        totals_BHS,
+        (sizes.nope_dim + sizes.rope_dim) ** -0.5 * _LOG2_E,
         slots_BSC.stride(0),
-        positions.stride(0),
+        positions_BT.stride(0),
         splits,
         slots_BSC.shape[1],
-        P=turns,
+        H=heads,
+        R=sizes.rank,
+        P=sizes.rope_dim,
         SPLIT=split,
-        EXACT=dot_in_float32(q_BTD.dtype),
-        BLOCK_H=_HEADS,
-        BLOCK_S=tile,
+        FLOAT32=dot_in_float32(query_BHC.dtype),
+        BLOCK_H=BLOCK_H,
+        BLOCK_S=min(split, 16 if wide else 32),
         num_stages=1 if wide else 2,
         num_warps=_WARPS,
-        **widths,
-        **pads,
-        **early,
+        **sizes.blocks,
+        **pdl_options(query_BHC),
     )
-    out = q_BTD.new_empty(rows, heads, sizes.value_dim if few else rank)
-    leave_kernel[(triton.cdiv(sizes.value_dim, _TILE_V) if few else 1, heads, rows)](
-        parts,
-        tops,
-        sums,
-        positions,
+    return sums_BHSR, row_max_BHS, totals_BHS
+
+
+def _combine(
+    partials: tuple[Tensor, Tensor, Tensor],
+    positions_BT: Tensor,
+    weight: Tensor,
+    sizes: _Sizes,
+    split: int,
+    dtype: torch.dtype,
+) -> Tensor:
+    """The splits combined and brought out of the latent space, `[B, H V]`."""
+    rows, heads, splits, rank = partials[0].shape
+    fused = rows <= MAX_FUSED_ROWS
+    out = weight.new_empty(rows, heads, sizes.value_dim if fused else rank, dtype=dtype)
+    combine_kernel[(triton.cdiv(sizes.value_dim, TILE_V) if fused else 1, heads, rows)](
+        *partials,
+        positions_BT,
         weight,
         out,
-        positions.stride(0),
+        positions_BT.stride(0),
         splits,
+        H=heads,
         N=sizes.nope_dim,
         V=sizes.value_dim,
+        R=rank,
         SPLIT=split,
-        PROJECT=few,
-        BLOCK_R=pads["BLOCK_R"],
-        BLOCK_G=_GROUP,
+        PROJECT=fused,
+        BLOCK_R=sizes.blocks["BLOCK_R"],
+        BLOCK_G=COMBINE_BLOCK,
         SPLITS=triton.next_power_of_2(splits),
-        TILE_V=_TILE_V,
-        num_warps=_LEAVE_WARPS,
-        **widths,
-        **early,
+        TILE_V=TILE_V,
+        num_warps=_WARPS,
+        **pdl_options(out),
     )
-    if not few:
-        out = per_head_matmul(out[:, :, None], from_latent_HVR.transpose(1, 2))
-    return out.reshape(rows, 1, -1)
+    if not fused:
+        out = per_head_matmul(out[:, :, None], sizes.per_head(weight)[1].transpose(1, 2))
+    return out.reshape(rows, -1)

@@ -18,7 +18,7 @@ from torch import Tensor
 from .codec import WeightTensors
 from .dequant import dot_in_float32
 from .moe_decode_triton import down_kernel, gate_up_kernel, sum_kernel
-from .pdl import launching, lines
+from .pdl import pdl_options, prefetch_options
 
 SharedExperts = tuple[WeightTensors, WeightTensors, WeightTensors]
 """Gate, up and down weights of the feed-forward that is all shared experts together."""
@@ -50,7 +50,7 @@ def fused_experts(
     total_pairs = pairs + num_shared * count
     hidden = x_ND.new_empty(total_pairs, inner)
     outputs = x_ND.new_empty(total_pairs, width, dtype=torch.float32)
-    top_k, launch = expert_ids_NK.shape[1], launching(x_ND)
+    top_k, launch = expert_ids_NK.shape[1], pdl_options(x_ND)
     gate_up_kernel[(triton.cdiv(inner, tile), blocks)](
         x_ND,
         expert_ids_NK,
@@ -98,7 +98,7 @@ def _linear_options(
         "BLOCK_P": triton.next_power_of_2(pairs),
         "BLOCK_O": tile,
         **_loop_options(inputs, weight.kind, tensor_cores=rows > 1),
-        **lines(weight.codes, _PREFETCH_BYTES),
+        **prefetch_options(weight.codes, _PREFETCH_BYTES),
         "num_warps": 4,
         "num_stages": 2 if x_ND.dtype == torch.float32 else 3,
     }

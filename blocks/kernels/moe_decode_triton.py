@@ -16,7 +16,7 @@ import triton
 import triton.language as tl
 
 from .gemv_triton import linear_tile
-from .pdl import ask_ahead, gdc_launch_dependents, gdc_wait, let_in
+from .pdl import gdc_launch_dependents, gdc_wait, prefetch_l2, trigger_then_wait
 
 
 @triton.jit
@@ -55,7 +55,7 @@ def gate_up_kernel(
     INNER: tl.constexpr, K: tl.constexpr,
     COLUMNS: tl.constexpr, KIND: tl.constexpr, GROUP_C: tl.constexpr, FLOAT32: tl.constexpr,
     R: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_O: tl.constexpr, BLOCK_C: tl.constexpr,
-    UNROLL: tl.constexpr, LINES: tl.constexpr, STEP: tl.constexpr, EARLY: tl.constexpr,
+    UNROLL: tl.constexpr, LINES: tl.constexpr, STEP: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """`silu(gate(x)) * up(x)` of a tile of I for one pair (R = 1), or for up to R pairs of an expert. Shared
     experts come first: their weights are known, and so are prefetched while the router runs."""
@@ -72,13 +72,13 @@ def gate_up_kernel(
         gate, up = shared_gate_ptr + at * COLUMNS, shared_up_ptr + at * COLUMNS
         gate_scale, up_scale = shared_gate_scale_ptr + at * groups, shared_up_scale_ptr + at * groups
         gate_zero, up_zero = shared_gate_zero_ptr + at * groups, shared_up_zero_ptr + at * groups
-        if EARLY:
-            ask_ahead(gate, outs, COLUMNS, COLUMNS, LINES, STEP)
-            ask_ahead(up, outs, COLUMNS, COLUMNS, LINES, STEP)
+        if PDL:
+            prefetch_l2(gate, outs, COLUMNS, COLUMNS, LINES, STEP)
+            prefetch_l2(up, outs, COLUMNS, COLUMNS, LINES, STEP)
             gdc_wait()
             gdc_launch_dependents()
     else:
-        if EARLY:
+        if PDL:
             gdc_wait()
             gdc_launch_dependents()
         expert = tl.load(expert_ids_ptr + pair).to(tl.int64)
@@ -111,20 +111,20 @@ def down_kernel(
     D: tl.constexpr, S: tl.constexpr,
     COLUMNS: tl.constexpr, KIND: tl.constexpr, GROUP_C: tl.constexpr, FLOAT32: tl.constexpr,
     R: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_O: tl.constexpr, BLOCK_C: tl.constexpr,
-    UNROLL: tl.constexpr, LINES: tl.constexpr, STEP: tl.constexpr, EARLY: tl.constexpr,
+    UNROLL: tl.constexpr, LINES: tl.constexpr, STEP: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """A tile of D of `down(hidden)`, float32, for one pair (R = 1), or for up to R pairs of an expert. The
     expert ids were written before the preceding kernel began, so that weights can be prefetched by them."""
     tile, block = tl.program_id(0) * BLOCK_O, tl.program_id(1)
     columns = tile + tl.arange(0, BLOCK_O)
     outs = tl.minimum(columns, D - 1)
-    if EARLY:
+    if PDL:
         if block < P:
             expert = tl.load(expert_ids_ptr + block, cache_modifier=".cg").to(tl.int64)
-            ask_ahead(w_ptr + expert * D * COLUMNS, outs, COLUMNS, COLUMNS, LINES, STEP)
+            prefetch_l2(w_ptr + expert * D * COLUMNS, outs, COLUMNS, COLUMNS, LINES, STEP)
         else:
             stripe = shared_ptr + (block - P) // tl.cdiv(N, R) * COLUMNS
-            ask_ahead(stripe, outs, S * COLUMNS, COLUMNS, LINES, STEP)
+            prefetch_l2(stripe, outs, S * COLUMNS, COLUMNS, LINES, STEP)
         gdc_wait()
         gdc_launch_dependents()
     if block < P:
@@ -153,12 +153,12 @@ def down_kernel(
 @triton.jit(do_not_specialize=["N", "P"])
 def sum_kernel(
     outputs_ptr, weights_ptr, out_ptr, N, P, D,
-    K: tl.constexpr, S: tl.constexpr, BLOCK_D: tl.constexpr, EARLY: tl.constexpr,
+    K: tl.constexpr, S: tl.constexpr, BLOCK_D: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """The weighted sum over a token's pairs in their order, plus the shared experts' outputs."""
     token, columns = tl.program_id(1), tl.program_id(0) * BLOCK_D + tl.arange(0, BLOCK_D)
     mask = columns < D
-    let_in(EARLY)
+    trigger_then_wait(PDL)
     total = tl.zeros([BLOCK_D], dtype=tl.float32)
     for k in tl.static_range(K):
         pair = token * K + k

@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .pdl import launching, let_in
+from .pdl import pdl_options, trigger_then_wait
 
 BLOCK_EXPERTS = 2
 """Experts of a program of the logits kernel."""
@@ -22,7 +22,7 @@ _BLOCK_COLUMNS = 4096  # inputs that a program loads while it waits for the prec
 @triton.jit
 def _logits_kernel(
     x_ptr, weight_ptr, logits_ptr, E, D: tl.constexpr,
-    BLOCK_E: tl.constexpr, BLOCK_D: tl.constexpr, EARLY: tl.constexpr,
+    BLOCK_E: tl.constexpr, BLOCK_D: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """Logits of a tile of experts for one token, in float32."""
     token, first = tl.program_id(1), tl.program_id(0) * BLOCK_E
@@ -31,7 +31,7 @@ def _logits_kernel(
     columns = tl.zeros([BLOCK_E, 1], dtype=tl.int32) + tl.arange(0, BLOCK_D)[None, :]
     rows = weight_ptr + tl.minimum(experts, E - 1)[:, None] * D
     weight = tl.load(rows + columns, mask=columns < D, other=0.0)
-    let_in(EARLY)
+    trigger_then_wait(PDL)
     x = x_ptr + token * D
     sums = weight.to(tl.float32) * tl.load(x + columns, mask=columns < D, other=0.0).to(tl.float32)
     for start in range(BLOCK_D, D, BLOCK_D):
@@ -45,12 +45,12 @@ def _logits_kernel(
 def _top_k_kernel(
     logits_ptr, bias_ptr, ids_ptr, weights_ptr, E, scale,
     K: tl.constexpr, SOFTMAX: tl.constexpr, BIASED: tl.constexpr, NORMALIZE: tl.constexpr,
-    BLOCK_E: tl.constexpr, BLOCK_K: tl.constexpr, EARLY: tl.constexpr,
+    BLOCK_E: tl.constexpr, BLOCK_K: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """The K best experts of one token and their weights; ties go to the first."""
     token, experts, k = tl.program_id(0), tl.arange(0, BLOCK_E), tl.arange(0, BLOCK_K)
     inside = experts < E
-    let_in(EARLY)
+    trigger_then_wait(PDL)
     logits = tl.load(logits_ptr + token * E + experts, mask=inside, other=-float("inf"))
     if SOFTMAX:
         scores = tl.exp(logits - tl.max(logits, axis=0))
@@ -90,7 +90,7 @@ def select_experts(
     """
     (count, width), experts = x_ND.shape, len(weight_ED)
     logits_NE = x_ND.new_empty(count, experts, dtype=torch.float32)
-    launch = launching(x_ND)
+    launch = pdl_options(x_ND)
     _logits_kernel[(triton.cdiv(experts, BLOCK_EXPERTS), count)](
         x_ND,
         weight_ED,

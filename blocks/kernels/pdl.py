@@ -1,12 +1,13 @@
-"""Kernels that overlap: each is set up, and loads weights, while the one before it runs (programmatic
-dependent launch, from Hopper on).
+"""Programmatic dependent launch (PDL, Hopper and later): a kernel is set up, and loads weights, while the
+kernel before it in the stream still runs.
 
-A kernel waits for the end of the one before it ahead of all that it writes, and of all that it reads but
-weights and what is older than the step; so all that came before has ended by then, and memory that was given
-back may be written. The next kernel may be let in earlier: it waits for this one's end itself.
+Every kernel here waits (`gdc_wait`) before it writes anything, and before it reads anything other than
+weights or data older than the current step. So whatever was launched earlier has finished by then, and freed
+memory may be overwritten. It may trigger the launch of the next kernel earlier than that, since that one
+waits for itself.
 """
 
-# What Triton compiles is not what its Python types say:
+# Triton kernels are not what their Python types say:
 # pyright: reportArgumentType=false, reportCallIssue=false, reportOperatorIssue=false
 # pyright: reportOptionalCall=false
 
@@ -19,47 +20,65 @@ from torch import Tensor
 
 try:
     from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
-except ImportError:  # a Triton without launches that overlap: kernels come one after the other
+except ImportError:  # a Triton without dependent launch: kernels run one after the other
     gdc_launch_dependents = gdc_wait = None
 
-__all__ = ["OVERLAP", "ask_ahead", "gdc_launch_dependents", "gdc_wait", "launching", "let_in", "lines"]
+__all__ = [
+    "ENABLED",
+    "gdc_launch_dependents",
+    "gdc_wait",
+    "pdl_options",
+    "prefetch_l2",
+    "prefetch_options",
+    "trigger_then_wait",
+    "wait_then_trigger",
+]
 
-OVERLAP = True
-"""Whether kernels overlap where they can."""
-_LINE = 128  # bytes that the device's cache reads at once
+ENABLED = True
+"""Whether kernels are launched with PDL where the device has it."""
+_CACHE_LINE = 128  # bytes
 
 
-def launching(x: Tensor) -> dict[str, Any]:
-    """What kernels on this tensor's device are launched with: whether they overlap."""
-    early = OVERLAP and gdc_wait is not None and x.device.type == "cuda"
-    early = early and torch.cuda.get_device_capability(x.device)[0] >= 9
-    return {"EARLY": True, "launch_pdl": True} if early else {"EARLY": False}
+def pdl_options(x: Tensor) -> dict[str, Any]:
+    """Launch options of kernels on the device of `x`: whether they use PDL."""
+    use_pdl = ENABLED and gdc_wait is not None and x.device.type == "cuda"
+    use_pdl = use_pdl and torch.cuda.get_device_capability(x.device)[0] >= 9
+    return {"PDL": True, "launch_pdl": True} if use_pdl else {"PDL": False}
 
 
-def lines(weight: Tensor, most: int) -> dict[str, int]:
-    """What `ask_ahead` asks for of each row of a weight: `LINES` of `STEP` numbers, up to `most` bytes."""
-    count = triton.cdiv(min(weight.shape[-1] * weight.itemsize, most), _LINE)
-    return {"LINES": triton.next_power_of_2(count) if count else 0, "STEP": _LINE // weight.itemsize}
+def prefetch_options(weight: Tensor, max_bytes: int) -> dict[str, int]:
+    """Arguments of `prefetch_l2`: from each row of a weight `LINES` cache lines, `STEP` numbers apart, up to
+    `max_bytes`."""
+    count = triton.cdiv(min(weight.shape[-1] * weight.itemsize, max_bytes), _CACHE_LINE)
+    return {"LINES": triton.next_power_of_2(count) if count else 0, "STEP": _CACHE_LINE // weight.itemsize}
 
 
 @triton.jit
-def let_in(EARLY: tl.constexpr):
-    """The next kernel may be set up; what the kernels before this one made is there."""
-    if EARLY:
+def trigger_then_wait(PDL: tl.constexpr):
+    """Let the next kernel be set up, then wait until the results of earlier kernels are visible."""
+    if PDL:
         gdc_launch_dependents()
         gdc_wait()
 
 
 @triton.jit
-def ask_ahead(weight, rows, stride, COLUMNS: tl.constexpr, LINES: tl.constexpr, STEP: tl.constexpr):
-    """Asks for the beginning of weight rows, `stride` numbers apart, into the device's cache."""
+def wait_then_trigger(PDL: tl.constexpr):
+    """Wait until the results of earlier kernels are visible, then let the next kernel be set up."""
+    if PDL:
+        gdc_wait()
+        gdc_launch_dependents()
+
+
+@triton.jit
+def prefetch_l2(weight, rows, stride, COLUMNS: tl.constexpr, LINES: tl.constexpr, STEP: tl.constexpr):
+    """Prefetch the beginning of weight rows, which lie `stride` numbers apart, into the L2 cache."""
     if LINES > 0:
         columns = tl.minimum(tl.arange(0, LINES) * STEP, COLUMNS - 1)
-        places = weight + rows[:, None] * stride + columns[None, :]
+        addresses = weight + rows[:, None] * stride + columns[None, :]
         tl.inline_asm_elementwise(
             "prefetch.global.L2 [$1]; mov.u32 $0, 0;",
             "=r,l",
-            [places.to(tl.int64)],
+            [addresses.to(tl.int64)],
             dtype=tl.int32,
             is_pure=False,
             pack=1,

@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .pdl import gdc_launch_dependents, gdc_wait, launching
+from .pdl import pdl_options, wait_then_trigger
 
 
 @triton.jit
@@ -28,16 +28,14 @@ def _add_norm(
     WIDTH: tl.constexpr,
     PADDED: tl.constexpr,
     ADDS: tl.constexpr,
-    EARLY: tl.constexpr,
+    PDL: tl.constexpr,
 ):
     row = tl.program_id(0).to(tl.int64)
     at = row * WIDTH
     k = tl.arange(0, PADDED)
     inside = k < WIDTH
     gain = tl.load(weight + k, mask=inside, other=0.0).to(tl.float32)
-    if EARLY:
-        gdc_wait()
-        gdc_launch_dependents()
+    wait_then_trigger(PDL)
     wide = tl.load(x + row * x_stride + k, mask=inside, other=0.0).to(tl.float32)
     if ADDS:
         wide += tl.load(delta + at + k, mask=inside, other=0.0).to(tl.float32)
@@ -69,16 +67,14 @@ def add_norm(
         PADDED=triton.next_power_of_2(width),
         ADDS=delta_RD is not None,
         num_warps=4 if width <= 2048 else 8,
-        **launching(out),
+        **pdl_options(out),
     )
     return total_RD, out
 
 
 @triton.jit
-def _swiglu(gate_up, out, WIDTH: tl.constexpr, BLOCK: tl.constexpr, EARLY: tl.constexpr):
-    if EARLY:
-        gdc_wait()
-        gdc_launch_dependents()
+def _swiglu(gate_up, out, WIDTH: tl.constexpr, BLOCK: tl.constexpr, PDL: tl.constexpr):
+    wait_then_trigger(PDL)
     row = tl.program_id(0).to(tl.int64)
     k = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = k < WIDTH
@@ -93,5 +89,5 @@ def swiglu(gate_up_RI: Tensor) -> Tensor:
     rows, width = gate_up_RI.shape[0], gate_up_RI.shape[1] // 2
     out = gate_up_RI.new_empty(rows, width)
     grid = (rows, triton.cdiv(width, 512))
-    _swiglu[grid](gate_up_RI.contiguous(), out, WIDTH=width, BLOCK=512, **launching(out))
+    _swiglu[grid](gate_up_RI.contiguous(), out, WIDTH=width, BLOCK=512, **pdl_options(out))
     return out

@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .pdl import gdc_launch_dependents, gdc_wait, launching
+from .pdl import pdl_options, wait_then_trigger
 
 _BLOCK = 1024
 
@@ -51,11 +51,9 @@ def _draw_parts(
     BLOCK: tl.constexpr,
     GUIDED: tl.constexpr,
     GREEDY: tl.constexpr,
-    EARLY: tl.constexpr,
+    PDL: tl.constexpr,
 ):
-    if EARLY:
-        gdc_wait()
-        gdc_launch_dependents()
+    wait_then_trigger(PDL)
     n = tl.program_id(0).to(tl.int64)
     part = tl.program_id(1)
     v = part * BLOCK + tl.arange(0, BLOCK)
@@ -86,11 +84,9 @@ def _draw_whole(
     PARTS: tl.constexpr,
     PADDED: tl.constexpr,
     RECORDED: tl.constexpr,
-    EARLY: tl.constexpr,
+    PDL: tl.constexpr,
 ):
-    if EARLY:
-        gdc_wait()
-        gdc_launch_dependents()
+    wait_then_trigger(PDL)
     n = tl.program_id(0).to(tl.int64)
     part = tl.arange(0, PADDED)
     value = tl.load(best + n * PARTS + part, mask=part < PARTS, other=float("-inf"))
@@ -138,7 +134,7 @@ def draw(
         GUIDED=guidance is not None,
         GREEDY=temperature is None,
         enable_fp_fusion=False,
-        **launching(logits_RV),
+        **pdl_options(logits_RV),
     )
     _draw_whole[(count,)](
         best,
@@ -150,5 +146,5 @@ def draw(
         PARTS=parts,
         PADDED=triton.next_power_of_2(parts),
         RECORDED=record_SN is not None,
-        **launching(logits_RV),
+        **pdl_options(logits_RV),
     )

@@ -16,7 +16,7 @@ BLOCK = 4
 """Positions that a mark stands for."""
 
 
-class SlotView(KVCache):
+class KVSlotView(KVCache):
     """Rows `start` to `stop` of another cache as a cache of their own; writes go through to that one."""
 
     def __init__(self, cache: KVCache, start: int, stop: int, filled: int) -> None:
@@ -27,7 +27,7 @@ class SlotView(KVCache):
         self.slots, self.filled = cache.slots, filled
 
 
-class Slots:
+class KVSlots:
     """The cache of an engine, and per row the hidden state that its next token is chosen from.
 
     `lengths` mirrors the positions of the rows in use on the host, so that no step asks the device. `marks`
@@ -56,10 +56,10 @@ class Slots:
         self.lengths += lengths
         return start
 
-    def view(self, start: int, stop: int, filled: int) -> SlotView:
-        return SlotView(self.cache, start, stop, filled)
+    def view(self, start: int, stop: int, filled: int) -> KVSlotView:
+        return KVSlotView(self.cache, start, stop, filled)
 
-    def active(self) -> SlotView:
+    def active(self) -> KVSlotView:
         """All rows in use."""
         return self.view(0, len(self.lengths), max(self.lengths))
 

@@ -15,7 +15,7 @@ from ..errors import ConfigError
 from ..kernels import dispatch
 from ..kernels.batch_invariant import linear, row_sums, sigmoid
 from ..kernels.codec import WeightTensors
-from .feed_forward import FeedForward
+from .layers import FeedForward
 from .moe_dispatch import (
     ExpertsImplementation,
     grouped_gemm,

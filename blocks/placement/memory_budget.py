@@ -10,7 +10,7 @@ from ..checkpoints.quantize import check_device, model_bytes
 from ..device import free_bytes
 from ..errors import OptionError
 from ..kernels.codec import KINDS
-from ..model.decoder import Layout
+from ..model.context import DeviceLayout
 from .memory_estimate import Workload
 
 # Estimates of activations are rough, and an allocator loses some: a batch gets this part of what is free.
@@ -82,7 +82,7 @@ def batch_that_fits(work: Workload, device: torch.device, dtype: torch.dtype, ke
     return max(1, min(fitting, _CPU_ROWS) if device.type == "cpu" else fitting)
 
 
-def batch_over_devices(work: Workload, layout: Layout, dtype: torch.dtype) -> int:
+def batch_over_devices(work: Workload, layout: DeviceLayout, dtype: torch.dtype) -> int:
     """`batch_that_fits` of a model that is spread over devices: each holds the caches of its layers, and the
     main one leaves room for the weights that move there."""
     fitting = []
@@ -93,7 +93,7 @@ def batch_over_devices(work: Workload, layout: Layout, dtype: torch.dtype) -> in
     return min(fitting)
 
 
-def rows_that_fit(bytes_per_row: int, device: torch.device, layout: Layout | None = None) -> int:
+def rows_that_fit(bytes_per_row: int, device: torch.device, layout: DeviceLayout | None = None) -> int:
     """Number of rows of that size to compute at once, at least one.
 
     With a `layout`, each of its devices holds the share of a row that belongs to its layers.

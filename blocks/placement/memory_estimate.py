@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from ..checkpoints.key_mapping import saved_tensors
-from ..model.decoder import DecoderConfig
+from ..model.context import DecoderConfig
 from ..model.kv_cache import KVCache
 from ..model.siglip import SiglipConfig
 

@@ -18,7 +18,8 @@ from torch import nn
 
 from ..checkpoints.quantize import decoder_name
 from ..device import module_bytes
-from ..model.decoder import Decoder, Layout
+from ..model.context import DeviceLayout
+from ..model.decoder import Decoder
 from .device_map import units
 from .layout import DevicePlacement
 
@@ -68,7 +69,9 @@ def attach_hooks(model: nn.Module, placement: DevicePlacement) -> None:
                 name in placement.offloaded,
                 not hands_on,
             )
-    decoder.layout = Layout(placement.main, tuple(placement.execution_device(name) for name in layers), moved)
+    decoder.layout = DeviceLayout(
+        placement.main, tuple(placement.execution_device(name) for name in layers), moved
+    )
 
 
 def _attach(module: nn.Module, device: torch.device, lodges: bool, returns: bool) -> None:

@@ -11,8 +11,7 @@ from ...blocks.checkpoints.key_mapping import non_persistent_buffers, saved_tens
 from ...blocks.checkpoints.loader import assign
 from ...blocks.checkpoints.quantize import quantized_dtypes, replace_with_quantized
 from ...blocks.errors import OptionError
-from ...blocks.model.decoder import DecoderConfig
-from ...blocks.model.mla import LatentConfig
+from ...blocks.model.context import DecoderConfig, LatentConfig
 from ...blocks.model.moe import MoEConfig
 from ...blocks.model.siglip import KNOWN_TOWERS, SiglipConfig
 from ...blocks.placement.memory_budget import check_weights

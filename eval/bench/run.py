@@ -65,7 +65,7 @@ def how_steps_run(device: torch.device, eager: bool) -> str:
     version = kernels.step.triton.__version__
     from ...blocks.kernels import pdl  # needs Triton
 
-    order = "overlapping" if pdl.OVERLAP else "one after the other"
+    order = "overlapping" if pdl.ENABLED else "one after the other"
     return f"captured as CUDA graphs, with kernels by Triton {version}, {order}"
 
 

@@ -11,7 +11,7 @@ from bifrons.blocks.checkpoints.formats import TensorEntry
 from bifrons.blocks.checkpoints.key_mapping import check
 from bifrons.blocks.checkpoints.reader import list_tensors
 from bifrons.blocks.errors import ConfigError
-from bifrons.blocks.model.mla import LatentConfig
+from bifrons.blocks.model.context import LatentConfig
 from bifrons.blocks.model.moe import MoEConfig
 from bifrons.vl2.config import VL2Config, read_config
 from bifrons.vl2.model import VL2Model

@@ -16,7 +16,7 @@ import triton
 import triton.language as tl
 from torch import Tensor, nn
 
-from ...blocks.kernels.pdl import gdc_launch_dependents, gdc_wait, launching
+from ...blocks.kernels.pdl import pdl_options, wait_then_trigger
 
 _COLUMNS = 128
 """Channels of a map that a block has, at most."""
@@ -42,7 +42,7 @@ def _statistics(
     WRITES: tl.constexpr,
     BIASED: tl.constexpr,
     ADDS: tl.constexpr,
-    EARLY: tl.constexpr,
+    PDL: tl.constexpr,
 ):
     """Mean and summed squares of deviations of each channel over `steps` tiles. With WRITES they are those of
     `y + bias + past`, which goes into `total`."""
@@ -53,9 +53,7 @@ def _statistics(
     mean = tl.zeros([ROWS, COLUMNS], dtype=tl.float32)
     square = tl.zeros([ROWS, COLUMNS], dtype=tl.float32)
     first = part * steps * ROWS
-    if EARLY:
-        gdc_wait()
-        gdc_launch_dependents()
+    wait_then_trigger(PDL)
     for step in range(steps):
         place = first + step * ROWS + row
         inside = (place < places) & (channel < C)
@@ -96,7 +94,7 @@ def _unite(
     PADDED: tl.constexpr,
     PARTS: tl.constexpr,
     BIASED: tl.constexpr,
-    EARLY: tl.constexpr,
+    PDL: tl.constexpr,
 ):
     """Of one group of `WIDTH` channels: by what each channel is multiplied, and what is added then. With
     BIASED, the statistics are those of what lacks `bias`."""
@@ -109,9 +107,7 @@ def _unite(
     gain_C = tl.load(gain + channel, mask=inside, other=0.0).to(tl.float32)
     offset_C = tl.load(offset + channel, mask=inside, other=0.0).to(tl.float32)
     number = tl.arange(0, PARTS)[:, None]
-    if EARLY:
-        gdc_wait()
-        gdc_launch_dependents()
+    wait_then_trigger(PDL)
     found = parts + b * count * 2 * C + channel
     total = tl.zeros([PARTS, PADDED], dtype=tl.float32)
     for start in range(0, count, PARTS):
@@ -156,12 +152,10 @@ def _scale(
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
     SILU: tl.constexpr,
-    EARLY: tl.constexpr,
+    PDL: tl.constexpr,
 ):
     b, _, channel, inside, at = _own(places, C, ROWS, COLUMNS)
-    if EARLY:
-        gdc_wait()
-        gdc_launch_dependents()
+    wait_then_trigger(PDL)
     scale = tl.load(dials + b * 2 * C + channel, mask=channel < C, other=0.0)
     shift = tl.load(dials + b * 2 * C + C + channel, mask=channel < C, other=0.0)
     number = tl.load(x + at, mask=inside, other=0.0).to(tl.float32) * scale + shift
@@ -183,14 +177,12 @@ def _double(
     COLUMNS: tl.constexpr,
     BIASED: tl.constexpr,
     ADDS: tl.constexpr,
-    EARLY: tl.constexpr,
+    PDL: tl.constexpr,
 ):
     """`y + bias + past`, each place of which becomes 2 x 2."""
     b, place, channel, inside, at = _own(places, C, ROWS, COLUMNS)
     bias_C = tl.load(bias + channel, mask=channel < C, other=0.0).to(tl.float32) if BIASED else 0.0
-    if EARLY:
-        gdc_wait()
-        gdc_launch_dependents()
+    wait_then_trigger(PDL)
     number = tl.load(y + at, mask=inside, other=0.0).to(tl.float32) + bias_C
     if ADDS:
         number += tl.load(past + at, mask=inside, other=0.0).to(tl.float32)
@@ -240,7 +232,7 @@ def statistics(
         WRITES=writes,
         BIASED=bias_C is not None,
         ADDS=past_BCHW is not None,
-        **launching(y_BCHW),
+        **pdl_options(y_BCHW),
     )
     return parts, steps * tile["ROWS"]
 
@@ -274,11 +266,11 @@ def normed(
         PADDED=padded,
         PARTS=min(triton.next_power_of_2(count), _UNITED // padded),
         BIASED=bias_C is not None,
-        **launching(x_BCHW),
+        **pdl_options(x_BCHW),
     )
     out = torch.empty_like(x_BCHW) if out is None else out
     tile = _tile(channels, _NUMBERS) | {"SILU": silu}
-    _scale[_grid(x_BCHW, tile)](x_BCHW, dials_B2C, out, height * width, **tile, **launching(x_BCHW))
+    _scale[_grid(x_BCHW, tile)](x_BCHW, dials_B2C, out, height * width, **tile, **pdl_options(x_BCHW))
     return out
 
 
@@ -295,6 +287,6 @@ def doubled(y_BCHW: Tensor, bias_C: Tensor | None = None, past_BCHW: Tensor | No
         **tile,
         BIASED=bias_C is not None,
         ADDS=past_BCHW is not None,
-        **launching(y_BCHW),
+        **pdl_options(y_BCHW),
     )
     return out

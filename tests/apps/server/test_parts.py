@@ -13,7 +13,8 @@ from bifrons.apps.server.registry import SMALL_DECODER, public_name, set_num_thr
 from bifrons.apps.server.stream_text import TextFilter
 from bifrons.apps.server.url_fetch import GuardedBackend, check_url, fetch, is_public
 from bifrons.blocks.errors import OptionError, PictureError
-from bifrons.blocks.model.decoder import Decoder, DecoderConfig
+from bifrons.blocks.model.context import DecoderConfig
+from bifrons.blocks.model.decoder import Decoder
 from hypothesis import given
 from hypothesis import strategies as st
 

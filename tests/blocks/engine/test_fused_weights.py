@@ -8,8 +8,8 @@ import torch
 from bifrons.blocks.checkpoints.quantize import quantize_model
 from bifrons.blocks.engine.fused_weights import join_weights, joined_weight
 from bifrons.blocks.kernels import dispatch
-from bifrons.blocks.model.decoder import Decoder, DecoderConfig
-from bifrons.blocks.model.mla import LatentConfig
+from bifrons.blocks.model.context import DecoderConfig, LatentConfig
+from bifrons.blocks.model.decoder import Decoder
 from bifrons.blocks.model.moe import MoEConfig
 from torch import nn
 

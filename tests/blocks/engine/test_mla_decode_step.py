@@ -13,8 +13,8 @@ from bifrons.blocks.engine.generate import decode_one, prefill
 from bifrons.blocks.engine.recordings import Decoding
 from bifrons.blocks.kernels import dispatch, gemv, pdl
 from bifrons.blocks.kernels.rmsnorm_swiglu import add_norm
-from bifrons.blocks.model.decoder import Decoder, DecoderConfig
-from bifrons.blocks.model.mla import LatentConfig
+from bifrons.blocks.model.context import DecoderConfig, LatentConfig
+from bifrons.blocks.model.decoder import Decoder
 from bifrons.blocks.model.moe import MoEConfig
 from bifrons.blocks.model.quantized_linear import QuantizedWeight
 from torch import Tensor, nn
@@ -142,7 +142,7 @@ def test_kernels_that_overlap_compute_the_same_bits(q_rank, rows, kind, monkeypa
     news = torch.randn(40, rows, 2048, device=DEVICE, dtype=torch.bfloat16)
     found = []
     for overlaps in (False, True):
-        monkeypatch.setattr(pdl, "OVERLAP", overlaps)
+        monkeypatch.setattr(pdl, "ENABLED", overlaps)
         cache = decoder.new_cache(rows, SLOTS)
         cache.positions += torch.arange(rows, device=DEVICE)
         decoding, x, out = Decoding(decoder, SLOTS), news[0].clone(), torch.empty_like(news[0])

@@ -6,7 +6,7 @@ import pytest
 import torch
 from bifrons.blocks.engine.generate import decode_one, prefill
 from bifrons.blocks.engine.prefill import BLOCK, LEAST_SHARED, Prefiller, common, fingerprints, idle_cores
-from bifrons.blocks.model.kv_slots import Slots
+from bifrons.blocks.model.kv_slots import KVSlots
 from bifrons.janus.pipeline import JanusPipeline
 from bifrons.vl2.pipeline import VL2Pipeline
 
@@ -23,7 +23,7 @@ def decoder(request):
 
 @pytest.fixture
 def prefiller(decoder):
-    slots = Slots(decoder, ROWS, CONTEXT)
+    slots = KVSlots(decoder, ROWS, CONTEXT)
     prefiller = Prefiller(decoder, slots)
     yield prefiller
     prefiller.close()
@@ -123,7 +123,7 @@ def test_after_a_failure_nothing_is_taken_for_held(prefiller, decoder, monkeypat
 
 
 def test_beginnings_trade_places(decoder):
-    slots = Slots(decoder, ROWS, CONTEXT)
+    slots = KVSlots(decoder, ROWS, CONTEXT)
     for buffer in slots.cache.buffers:
         buffer.copy_(torch.arange(float(ROWS))[None, :, None, None, None].expand_as(buffer))
     slots.copy([(1, 0, 10), (0, 1, 20), (4, 2, 5), (3, 3, 30)])

@@ -19,7 +19,7 @@ from bifrons.blocks.engine.sampling import Choosing, TokenHead
 from bifrons.blocks.engine.sampling_params import Sampling
 from bifrons.blocks.engine.scheduler import Scheduler
 from bifrons.blocks.model.decoder import Decoder
-from bifrons.blocks.model.kv_slots import Slots
+from bifrons.blocks.model.kv_slots import KVSlots
 from bifrons.janus.pipeline import JanusPipeline
 from bifrons.vl2.pipeline import VL2Pipeline
 from torch import Tensor
@@ -162,7 +162,7 @@ def test_free_rows_keep_what_they_hold(wisher: Wisher) -> None:
     """Free rows that are computed hold prompts of up to the most positions that a scheduler takes."""
     decoder, generator = wisher.decoder, torch.Generator().manual_seed(0)
     width = decoder.config.hidden_size
-    slots = Slots(decoder, ROWS, CONTEXT)
+    slots = KVSlots(decoder, ROWS, CONTEXT)
     prefiller, steps = Prefiller(decoder, slots), GraphedSteps(decoder, slots, Twice())
     lengths = (LEAST_SHARED, 21, 30, 38, CONTEXT - 2, CONTEXT - 1)
     prompts = [torch.randn(length, width, generator=generator) for length in lengths]
@@ -205,7 +205,7 @@ def test_free_rows_keep_what_they_hold(wisher: Wisher) -> None:
 
 
 def test_parked_rows_stand_where_they_read_least(load: Callable[[str, str], Wisher]) -> None:
-    slots = Slots(load("janus-mini", "cpu").decoder, ROWS, CONTEXT)
+    slots = KVSlots(load("janus-mini", "cpu").decoder, ROWS, CONTEXT)
     slots.add([5])
     slots.marks[2] = [b"a", b"b", b"c"]
     slots.cache.positions[:] = torch.tensor([5, 50, 50, 50, 50, 50])

@@ -11,7 +11,8 @@ from bifrons.blocks.checkpoints.quantize import quantize_model
 from bifrons.blocks.engine.generate import decode_one
 from bifrons.blocks.kernels import cpu_onednn
 from bifrons.blocks.kernels.batch_invariant import Linear
-from bifrons.blocks.model.decoder import Decoder, DecoderConfig
+from bifrons.blocks.model.context import DecoderConfig
+from bifrons.blocks.model.decoder import Decoder
 from bifrons.blocks.model.quantized_linear import QuantizedWeight
 from torch import nn
 

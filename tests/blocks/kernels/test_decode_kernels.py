@@ -17,11 +17,10 @@ from bifrons.blocks.engine.sampling import Choosing, TokenHead
 from bifrons.blocks.engine.sampling_params import Sampling, guide, sample
 from bifrons.blocks.kernels import dispatch
 from bifrons.blocks.kernels.codec import WeightTensors
-from bifrons.blocks.model.decoder import Decoder, DecoderConfig
-from bifrons.blocks.model.layers import RMSNorm
-from bifrons.blocks.model.mla import LatentConfig
+from bifrons.blocks.model.context import DecoderConfig, LatentConfig
+from bifrons.blocks.model.decoder import Decoder
+from bifrons.blocks.model.layers import RMSNorm, rotary_table, rotate
 from bifrons.blocks.model.moe import MoEConfig
-from bifrons.blocks.model.rope import rotary_table, rotate
 from torch import Tensor, nn
 
 pytest.importorskip("triton")

@@ -7,8 +7,8 @@ pytest.importorskip("triton")
 from bifrons.blocks.engine.generate import decode_one, prefill
 from bifrons.blocks.kernels import dispatch
 from bifrons.blocks.kernels import mla_decode as module
-from bifrons.blocks.model.decoder import Decoder, DecoderConfig
-from bifrons.blocks.model.mla import LatentConfig
+from bifrons.blocks.model.context import DecoderConfig, LatentConfig
+from bifrons.blocks.model.decoder import Decoder
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 DTYPES = (torch.float32, torch.bfloat16)
@@ -57,8 +57,8 @@ def test_steps_are_those_of_the_plain_form(latent, heads, lengths, dtype, monkey
     prompts = [torch.randn(length, 64).to(DEVICE, dtype) for length in lengths]
     news = torch.randn(2, len(lengths), 64).to(DEVICE, dtype)
     calls = []
-    kernels = module.attend_latent
-    monkeypatch.setattr(module, "attend_latent", lambda *args: calls.append(1) or kernels(*args))
+    attend = module.attend
+    monkeypatch.setattr(module, "attend", lambda *args, **sizes: calls.append(1) or attend(*args, **sizes))
     found, cache = steps(decoder, prompts, news, dtype, True, monkeypatch)
     assert len(calls) == 2
     exact, plain_cache = steps(decoder, prompts, news, torch.float64, False, monkeypatch)
@@ -77,7 +77,7 @@ def test_longer_splits_gather_the_same(monkeypatch):
     news = torch.randn(1, 2, 64).to(DEVICE)
     plain, _ = steps(decoder, prompts, news, torch.float32, False, monkeypatch)
     for most in (4, 1):
-        monkeypatch.setattr(module, "_MOST_BLOCKS", most)
+        monkeypatch.setattr(module, "MAX_PROGRAMS", most)
         found, _ = steps(decoder, prompts, news, torch.float32, True, monkeypatch)
         torch.testing.assert_close(found, plain, rtol=1e-4, atol=1e-5)
 
@@ -88,7 +88,8 @@ def test_other_plans_gather_the_same(least, tile, group, monkeypatch):
     prompts = [torch.randn(length, 64).to(DEVICE) for length in (150, 31, 63, 1)]
     news = torch.randn(3, 4, 64).to(DEVICE)
     plain, _ = steps(decoder, prompts, news, torch.float32, False, monkeypatch)
-    for name, value in (("_SPLIT", least), ("_TILE_V", tile), ("_GROUP", group), ("_TILE_R", 2 * tile)):
+    plan = {"MIN_SPLIT": least, "TILE_V": tile, "COMBINE_BLOCK": group, "TILE_R": 2 * tile}
+    for name, value in plan.items():
         monkeypatch.setattr(module, name, value)
     found, _ = steps(decoder, prompts, news, torch.float32, True, monkeypatch)
     torch.testing.assert_close(found, plain, rtol=1e-4, atol=1e-5)

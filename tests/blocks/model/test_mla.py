@@ -3,10 +3,11 @@
 import pytest
 import torch
 from bifrons.blocks.engine.generate import decode_one, prefill
-from bifrons.blocks.model.decoder import Decoder, DecoderConfig
-from bifrons.blocks.model.mla import LatentAttention, LatentConfig
+from bifrons.blocks.model.context import DecoderConfig, LatentConfig
+from bifrons.blocks.model.decoder import Decoder
+from bifrons.blocks.model.layers import deinterleave, rotary_table, rotate
+from bifrons.blocks.model.mla import LatentAttention
 from bifrons.blocks.model.moe import MoEConfig
-from bifrons.blocks.model.rope import deinterleave, rotary_table, rotate
 
 
 def make_config(q_rank: int | None = None) -> DecoderConfig:

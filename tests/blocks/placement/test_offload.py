@@ -21,8 +21,9 @@ from bifrons.blocks.engine.sampling import TokenHead
 from bifrons.blocks.engine.sampling_params import Sampling
 from bifrons.blocks.engine.scheduler import Scheduler
 from bifrons.blocks.kernels import dispatch
-from bifrons.blocks.model.decoder import Decoder, DecoderConfig, Layout
-from bifrons.blocks.model.kv_slots import Slots
+from bifrons.blocks.model.context import DecoderConfig, DeviceLayout
+from bifrons.blocks.model.decoder import Decoder
+from bifrons.blocks.model.kv_slots import KVSlots
 from bifrons.blocks.placement import loading, memory_budget, offload
 from bifrons.blocks.placement.device_map import units
 from bifrons.blocks.placement.layout import CPU, DevicePlacement, offloaded_units
@@ -171,8 +172,8 @@ def test_a_cache_in_layers_is_the_cache():
     def fill(layer_devices) -> list:
         decoder = Decoder(config)
         if layer_devices is not None:
-            decoder.layout = Layout(CPU, tuple(layer_devices), 0)
-        slots = Slots(decoder, 4, 40)
+            decoder.layout = DeviceLayout(CPU, tuple(layer_devices), 0)
+        slots = KVSlots(decoder, 4, 40)
         torch.manual_seed(0)
         slots.add([5, 9, 7])
         view = slots.view(0, 3, 9)
@@ -282,7 +283,7 @@ def test_nothing_is_computed_across_devices(fake_gpus, name, kind):
             assert model.image_logits(hidden).device == model.embed_codes(codes).device == GPU[0]
         else:
             assert model.embed_images(pixels, [(1, 1)])[0].device == GPU[0]
-        slots = Slots(decoder, 3, 16)
+        slots = KVSlots(decoder, 3, 16)
         slots.add([4, 4])
         prefill(decoder, [rows[0][:4]] * 2, slots.view(0, 2, 4))
         decode_one(decoder, hidden, slots.active())
@@ -307,24 +308,22 @@ def test_batches_go_by_the_fullest_device(monkeypatch, janus_mini):
     free = {GPU[0]: 200 * each, GPU[1]: 200 * each}
     monkeypatch.setattr(memory_budget, "free_bytes", lambda device: free[device])
     alone = batch_that_fits(work, GPU[0], torch.bfloat16)
-    both = batch_over_devices(work, Layout(GPU[0], (GPU[0], GPU[1]), 0), torch.bfloat16)
+    both = batch_over_devices(work, DeviceLayout(GPU[0], (GPU[0], GPU[1]), 0), torch.bfloat16)
     assert alone < both <= 2 * alone + 1
-    assert (
-        batch_over_devices(work, Layout(GPU[0], (GPU[0], GPU[1]), 100 * each), torch.bfloat16) < both
-    )
+    assert batch_over_devices(work, DeviceLayout(GPU[0], (GPU[0], GPU[1]), 100 * each), torch.bfloat16) < both
     free[GPU[1]] = each
-    assert batch_over_devices(work, Layout(GPU[0], (GPU[0], GPU[1]), 0), torch.bfloat16) == 1
+    assert batch_over_devices(work, DeviceLayout(GPU[0], (GPU[0], GPU[1]), 0), torch.bfloat16) == 1
 
 
 def test_rows_of_an_engine_go_by_the_fullest_device(monkeypatch):
     free = {GPU[0]: 1000, GPU[1]: 1000}
     monkeypatch.setattr(memory_budget, "free_bytes", lambda device: free[device])
     assert rows_that_fit(8, GPU[0]) == 100
-    assert rows_that_fit(8, GPU[0], Layout(GPU[0], (GPU[0], GPU[1]), 0)) == 200
-    assert rows_that_fit(8, GPU[0], Layout(GPU[0], (GPU[0], GPU[1]), 500)) == 100
-    assert rows_that_fit(8, GPU[0], Layout(GPU[0], (GPU[1], GPU[1]), 500)) == 100
+    assert rows_that_fit(8, GPU[0], DeviceLayout(GPU[0], (GPU[0], GPU[1]), 0)) == 200
+    assert rows_that_fit(8, GPU[0], DeviceLayout(GPU[0], (GPU[0], GPU[1]), 500)) == 100
+    assert rows_that_fit(8, GPU[0], DeviceLayout(GPU[0], (GPU[1], GPU[1]), 500)) == 100
     free[GPU[1]] = 0
-    assert rows_that_fit(8, GPU[0], Layout(GPU[0], (GPU[0], GPU[1]), 0)) == 1
+    assert rows_that_fit(8, GPU[0], DeviceLayout(GPU[0], (GPU[0], GPU[1]), 0)) == 1
 
 
 MEMORY = """
@@ -333,7 +332,8 @@ from pathlib import Path
 from torch import nn
 from bifrons.blocks.checkpoints.key_mapping import ParameterSlice
 from bifrons.blocks.checkpoints.loader import load_weights
-from bifrons.blocks.model.decoder import Decoder, DecoderConfig
+from bifrons.blocks.model.context import DecoderConfig
+from bifrons.blocks.model.decoder import Decoder
 from bifrons.blocks.placement.layout import CPU, DevicePlacement
 from bifrons.blocks.placement.device_map import units
 from bifrons.blocks.placement.offload import attach_hooks
