@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ...blocks.engine.sampling_params import guide
 from ...janus.config import JanusConfig
-from ..transformers_loading import import_transformers, quiet
+from ..optional_packages import import_transformers, quiet
 from .configs import fill_random
 from .measure import Bench
 from .workloads import PROMPT, Amount

@@ -1,10 +1,10 @@
 """GenEval's colour classifier: CLIP ViT-L/14 in transformers, from its own weights or open_clip's.
 
-For each thing, the picture is put by the thing's mask over plain grey #999, cropped to its box and shown to
-CLIP; the nearest of ten colours' text embeddings names it. The official scorer computes in mixed precision on
-a GPU; here it is float32 everywhere.
+Each object is cut out by its mask, pasted on plain grey #999, cropped to its box and embedded by CLIP; its
+colour is the nearest of ten text embeddings. The official scorer computes in mixed precision on a GPU; here
+it is float32 everywhere.
 
-Shape suffixes: N things, D width of the shared embedding, C colours, T templates, L tokens.
+Shape suffixes: N objects, D width of the shared embedding, C colours, T templates, L tokens.
 """
 
 import json
@@ -31,17 +31,17 @@ TEMPLATES = (
     "a photo of a {color} object",
 )
 BACKGROUND = (0x99, 0x99, 0x99)
-MEAN = (0.48145466, 0.4578275, 0.40821073)  # OpenAI's, of its training pictures
+MEAN = (0.48145466, 0.4578275, 0.40821073)  # of CLIP's training images
 STD = (0.26862954, 0.26130258, 0.27577711)
 BATCH = 16
 
-# sha256 of the files of openai/clip-vit-large-patch14 (model.safetensors, pytorch_model.bin).
 OPENAI_SHA256 = frozenset(
     (
         "a2bf730a0c7debf160f7a6b50b3aaf3703e7e88ac73de7a314903141db026dcb",
         "f1a17cdbe0f36fec524f5cafb1c261ea3bbbc13e346e0f74fc9eb0460dedd0d3",
     )
 )
+"""Of the weights of openai/clip-vit-large-patch14: model.safetensors and pytorch_model.bin."""
 TRANSFORMERS_FILES = ("model.safetensors", "pytorch_model.bin")
 OPEN_CLIP_FILES = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
 MISSING_CLIP = (
@@ -51,7 +51,7 @@ MISSING_CLIP = (
     "folder with --clip-weights"
 )
 
-# open_clip's modules -> transformers'; # is a number. `visual.` and the text tower share the block's names.
+# open_clip's names -> transformers' names; # is a number. Both towers use the same names within a block.
 _BLOCK = (
     ("ln_1", "layer_norm1"),
     ("ln_2", "layer_norm2"),
@@ -85,9 +85,9 @@ def convert_open_clip(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
             out[_TRANSPOSED[name]] = tensor.T.contiguous()
         elif fused:
             visual, number, kind = fused.groups()
-            home = f"{'vision' if visual else 'text'}_model.encoder.layers.{number}.self_attn"
+            attention = f"{'vision' if visual else 'text'}_model.encoder.layers.{number}.self_attn"
             for part, piece in zip("qkv", tensor.chunk(3), strict=True):
-                out[f"{home}.{part}_proj.{kind}"] = piece.contiguous()
+                out[f"{attention}.{part}_proj.{kind}"] = piece.contiguous()
         else:
             out[_new_name(name)] = tensor
     return out
@@ -141,7 +141,10 @@ def open_clip_config(settings: Mapping[str, Any], transformers: Any) -> Any:
 
 
 class ColorClassifier:
-    """Names the colours of things in a picture. `verified`: these are OpenAI's weights, by their sha256."""
+    """Classifies the colours of objects in an image.
+
+    verified: the weights are OpenAI's, by their sha256.
+    """
 
     def __init__(self, model: Any, tokenizer: Tokenizer, verified: bool = False) -> None:
         self.model = model.eval()
@@ -152,33 +155,33 @@ class ColorClassifier:
         self._texts: dict[str, Tensor] = {}
 
     @torch.no_grad()
-    def names(
-        self, picture: Image.Image, boxes_N4: np.ndarray, masks_NHW: np.ndarray, name: str
+    def classify(
+        self, image: Image.Image, boxes_N4: np.ndarray, masks_NHW: np.ndarray, name: str
     ) -> list[str]:
-        """A colour for each of N things of class `name`; boxes in pixels, masks at the picture's size."""
+        """The colour of each of N objects of class `name`; boxes in pixels, masks at the image's size."""
         texts_CD = self._texts.get(name)
         if texts_CD is None:
             texts_CD = self._texts[name] = self._embed_texts(name)
-        crops = [self.crop(picture, box, mask) for box, mask in zip(boxes_N4, masks_NHW, strict=True)]
-        found: list[str] = []
+        crops = [self.crop(image, box, mask) for box, mask in zip(boxes_N4, masks_NHW, strict=True)]
+        colors: list[str] = []
         for start in range(0, len(crops), BATCH):
             pixels = torch.stack(crops[start : start + BATCH]).to(texts_CD.device)
-            seen_ND = F.normalize(_features(self.model.get_image_features(pixel_values=pixels)), dim=-1)
-            found += [COLORS[int(best)] for best in (seen_ND @ texts_CD.T).argmax(1)]
-        return found
+            objects_ND = F.normalize(_features(self.model.get_image_features(pixel_values=pixels)), dim=-1)
+            colors += [COLORS[int(best)] for best in (objects_ND @ texts_CD.T).argmax(1)]
+        return colors
 
-    def crop(self, picture: Image.Image, box: np.ndarray, mask_HW: np.ndarray) -> Tensor:
-        """What CLIP sees of one thing: float32 [3, side, side]."""
-        image = picture.convert("RGB")
+    def crop(self, image: Image.Image, box: np.ndarray, mask_HW: np.ndarray) -> Tensor:
+        """CLIP's input for one object: float32 [3, side, side]."""
+        image = image.convert("RGB")
         blank = Image.new("RGB", image.size, BACKGROUND)
-        alone = Image.composite(image, blank, Image.fromarray(mask_HW.astype(np.uint8) * 255))
+        masked = Image.composite(image, blank, Image.fromarray(mask_HW.astype(np.uint8) * 255))
         x0, y0, x1, y1 = (round(float(edge)) for edge in box[:4])
-        seen = np.asarray(_fit(alone.crop((x0, y0, x1, y1)), self.side), np.float32) / 255
-        normal = (seen - np.array(MEAN, np.float32)) / np.array(STD, np.float32)
+        pixels = np.asarray(_resize_and_crop(masked.crop((x0, y0, x1, y1)), self.side), np.float32) / 255
+        normal = (pixels - np.array(MEAN, np.float32)) / np.array(STD, np.float32)
         return torch.from_numpy(normal).permute(2, 0, 1)
 
     def _embed_texts(self, name: str) -> Tensor:
-        """[C, D]: for each colour the mean of the templates' embeddings, normalised before and after."""
+        """[C, D]: per colour, the mean of the templates' embeddings, normalised before and after."""
         rows = []
         for color in COLORS:
             texts = [template.format(color=color, name=name) for template in TEMPLATES]
@@ -189,20 +192,21 @@ class ColorClassifier:
         return torch.stack(rows)
 
     def _ids(self, texts: Sequence[str]) -> Tensor:
-        """int64 [T, L] on the model's device: start, text, end; behind the end, what attention never sees."""
-        coded = [row.ids for row in self._tokenizer.encode_batch(list(texts))]
-        longest = max(map(len, coded))
+        """int64 [T, L] on the model's device: start, text, end; padded with ends that causal
+        attention never reaches."""
+        ids = [encoding.ids for encoding in self._tokenizer.encode_batch(list(texts))]
+        longest = max(map(len, ids))
         if longest > self._context:
             raise BifronsError(
                 f"{texts[0]!r} has {longest} tokens; accepted by the classifier: {self._context}"
             )
-        end = coded[0][-1]
+        end = ids[0][-1]
         device = next(self.model.parameters()).device
-        return torch.tensor([ids + [end] * (longest - len(ids)) for ids in coded], device=device)
+        return torch.tensor([row + [end] * (longest - len(row)) for row in ids], device=device)
 
 
-def _fit(image: Image.Image, side: int) -> Image.Image:
-    """CLIP's preparation: the shorter side to `side` (bicubic), then the middle square."""
+def _resize_and_crop(image: Image.Image, side: int) -> Image.Image:
+    """CLIP's preprocessing: bicubic resize of the shorter side to `side`, then a centre crop."""
     width, height = image.size
     short = min(width, height)
     small = image.resize((int(side * width / short), int(side * height / short)), Image.Resampling.BICUBIC)
@@ -211,12 +215,15 @@ def _fit(image: Image.Image, side: int) -> Image.Image:
 
 
 def _features(out: Any) -> Tensor:
-    """[N, D]; before transformers 5 the bare tensor, since then an output whose pooler holds it."""
+    """[N, D]: the output itself before transformers 5, its `pooler_output` since."""
     return out if isinstance(out, Tensor) else out.pooler_output
 
 
-def load_colors(folder: Path, transformers: Any) -> ColorClassifier:
-    """A folder with CLIP's weights, in transformers' form or open_clip's, and its tokenizer.json."""
+def load_color_classifier(folder: Path, transformers: Any) -> ColorClassifier:
+    """Load CLIP's weights, in transformers' format or open_clip's, and its tokenizer.json from a folder.
+
+    Raises BifronsError where the folder has no weights, CheckpointError where they do not fit.
+    """
     for files, load in ((TRANSFORMERS_FILES, _load_transformers), (OPEN_CLIP_FILES, _load_open_clip)):
         weights = next((folder / name for name in files if (folder / name).is_file()), None)
         if weights is None:
@@ -227,8 +234,8 @@ def load_colors(folder: Path, transformers: Any) -> ColorClassifier:
         tokenizer = Tokenizer.from_file(str(tokenizer_file))
         tokenizer.no_padding()
         tokenizer.no_truncation()
-        model, found = load(weights, transformers)
-        _check_loaded(found)
+        model, loading = load(weights, transformers)
+        _check_loaded(loading)
         return ColorClassifier(model, tokenizer, verified=sha256(weights) in OPENAI_SHA256)
     raise BifronsError(
         f"{folder} holds none of {', '.join(TRANSFORMERS_FILES + OPEN_CLIP_FILES)}. {MISSING_CLIP}"
@@ -269,10 +276,10 @@ def _load_open_clip(weights: Path, transformers: Any) -> tuple[Any, dict[str, An
     )
 
 
-def _check_loaded(found: dict[str, Any]) -> None:
+def _check_loaded(loading: dict[str, Any]) -> None:
     for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
-        # Older files list the positions 0, 1, 2, ... as tensors; they are no weights.
-        names = sorted(str(name) for name in found[kind] if "position_ids" not in str(name))
+        # Older files hold the positions 0, 1, 2, ... as tensors, which are not weights.
+        names = sorted(str(name) for name in loading[kind] if "position_ids" not in str(name))
         if names:
             raise CheckpointError(
                 f"the colour classifier's tensors do not fit its network, {kind}: {', '.join(names[:4])}"

@@ -1,4 +1,4 @@
-"""The detectors behind one protocol, and the factory that makes them by name."""
+"""Object detectors behind one protocol, and the factory that makes them by name."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,25 +9,24 @@ from PIL import Image, ImageOps
 from ...blocks.device import resolve_device
 from ...blocks.errors import BifronsError, OptionError
 from ...nano.world.detector import detect, to_geneval
-from ..transformers_loading import import_transformers, quiet
-from .clip_colors import MISSING_CLIP, ColorClassifier, load_colors
-from .mask2former import MISSING_HF, MISSING_OFFICIAL, Instances, Segmenter, load_folder, load_official
-from .scoring import COUNTING_THRESHOLD, THRESHOLD, keep
+from ..optional_packages import import_opencv, import_transformers, quiet
+from .clip_colors import MISSING_CLIP, ColorClassifier, load_color_classifier
+from .mask2former import MISSING_HF, MISSING_OFFICIAL, Segmenter, load_folder, load_official
+from .scoring import select_boxes, threshold_of
 
 KINDS = ("shapes", "mask2former-official", "mask2former-hf")
 
 
 class Detector(Protocol):
-    """Finds things in pictures. `comparable`: scores from it may be called GenEval."""
+    """Detects objects and their colours. comparable: scores from it may be called GenEval."""
 
     name: str
     comparable: bool
 
-    def detect(self, picture: Image.Image, metadata: Mapping[str, Any]) -> dict[str, Any]:
+    def detect(self, image: Image.Image, metadata: Mapping[str, Any]) -> dict[str, Any]:
         """{"boxes": {class: [[x0, y0, x1, y1, score], ...]}, "colors": {class: [name, ...]}}.
 
-        Boxes in pixels. A class's colours match its boxes in number; None where no clause of `metadata`
-        asks.
+        Boxes are in pixels. Each box has a colour, which is None where no clause of `metadata` needs it.
         """
         ...
 
@@ -35,22 +34,22 @@ class Detector(Protocol):
 def make_detector(
     kind: str, weights: str | Path | None = None, clip: str | Path | None = None, device: str | None = None
 ) -> Detector:
-    """A detector by name; nothing is ever taken in another's place.
+    """A detector by name, never another one in its place.
 
     kind: "shapes", the small world's exact detector, which needs no weights and runs on the CPU;
-    "mask2former-official", GenEval's own, with `weights` its mmdet `.pth`; "mask2former-hf", with `weights`
-    a folder of transformers' Mask2Former. Both Mask2Formers take colours from CLIP in the folder `clip`.
-    Raises OptionError for another kind or an option that the kind has no use for, and BifronsError (saying
-    what to get, and which flag takes it) where weights, or the package transformers, are missing.
+    "mask2former-official", GenEval's own, whose `weights` are its mmdet `.pth`; "mask2former-hf", whose
+    `weights` are a folder of transformers' Mask2Former. Both use CLIP in the folder `clip` for colours.
+    Raises OptionError for another kind or an option that the kind does not take, and BifronsError (with
+    what to get, and the flag for it) where weights or a package are missing.
     """
     if kind not in KINDS:
         raise OptionError(f"detector is {kind!r}; accepted: {', '.join(KINDS)}")
     if kind == "shapes":
         given = {"weights": weights, "clip": clip, "device": None if device == "cpu" else device}
-        useless = [name for name, value in given.items() if value is not None]
-        if useless:
+        refused = [name for name, value in given.items() if value is not None]
+        if refused:
             raise OptionError(
-                f"the detector 'shapes' takes no {' or '.join(useless)}: it runs on the CPU alone"
+                f"the detector 'shapes' takes no {' or '.join(refused)}: it runs on the CPU alone"
             )
         return ShapesDetector()
     official = kind == "mask2former-official"
@@ -58,9 +57,10 @@ def make_detector(
     folder = _existing(clip, MISSING_CLIP, want_file=False)
     place = resolve_device(device)
     transformers = import_transformers()
+    import_opencv()  # for the segmenter: better missed here than at the first image
     with quiet(transformers):
         model = load_official(source, transformers) if official else load_folder(source, transformers)
-        colors = load_colors(folder, transformers)
+        colors = load_color_classifier(folder, transformers)
     model.to(place)
     colors.model.to(place)
     return GenEvalDetector(Segmenter(model), colors, official)
@@ -69,25 +69,25 @@ def make_detector(
 def _existing(path: str | Path | None, missing: str, want_file: bool) -> Path:
     if path is None:
         raise BifronsError(missing)
-    found = Path(path).expanduser()
-    if not (found.is_file() if want_file else found.is_dir()):
-        raise BifronsError(f"{found} is no {'file' if want_file else 'folder'}. {missing}")
-    return found
+    path = Path(path).expanduser()
+    if not (path.is_file() if want_file else path.is_dir()):
+        raise BifronsError(f"{path} is no {'file' if want_file else 'folder'}. {missing}")
+    return path
 
 
 class ShapesDetector:
-    """The exact detector of the small world; for any other picture it says nothing of use."""
+    """The exact detector of the small world, of no use for any other image."""
 
     name = "shapes (the small world's exact detector)"
     comparable = False
 
-    def detect(self, picture: Image.Image, metadata: Mapping[str, Any]) -> dict[str, Any]:
-        """As `Detector.detect`; every colour is named, so `metadata` changes nothing. See nano.detector."""
-        return to_geneval(detect(picture))
+    def detect(self, image: Image.Image, metadata: Mapping[str, Any]) -> dict[str, Any]:
+        """See `Detector.detect`. Every box gets its colour, so `metadata` is not used."""
+        return to_geneval(detect(image))
 
 
 class GenEvalDetector:
-    """Mask2Former for things and CLIP for their colours, as GenEval's scorer puts them together."""
+    """Mask2Former for objects and CLIP for their colours, combined as in GenEval's scorer."""
 
     def __init__(self, segmenter: Segmenter, colors: ColorClassifier, official: bool) -> None:
         self._segmenter = segmenter
@@ -105,45 +105,34 @@ class GenEvalDetector:
             )
         return "Hugging Face's Mask2Former (other weights than GenEval's) with CLIP: not comparable"
 
-    def detect(self, picture: Image.Image, metadata: Mapping[str, Any]) -> dict[str, Any]:
-        """As `Detector.detect`. Colours are looked at for the boxes that the scorer will look at, as the
-        official scorer does: per clause with a colour, its `count` best above the threshold."""
-        upright = ImageOps.exif_transpose(picture).convert("RGB")
-        seen = self._segmenter(upright)
+    def detect(self, image: Image.Image, metadata: Mapping[str, Any]) -> dict[str, Any]:
+        """See `Detector.detect`. As in the official scorer, only boxes that the scorer checks get a colour:
+        per clause with a colour, its `count` best above the threshold."""
+        upright = ImageOps.exif_transpose(image).convert("RGB")
+        instances = self._segmenter(upright)
         boxes: dict[str, list[list[float]]] = {}
         colors: dict[str, list[str | None]] = {}
-        asked = colored_counts(metadata)
+        counts = colored_counts(metadata)
+        threshold = threshold_of(metadata.get("tag"))
         for label, name in enumerate(self._segmenter.classes):
-            mine = (seen.labels == label).nonzero()[0]
-            if not len(mine):
+            of_class = (instances.labels == label).nonzero()[0]
+            if not len(of_class):
                 continue
-            boxes[name] = [[*map(float, seen.boxes[i]), float(seen.scores[i])] for i in mine]
-            colors[name] = [None] * len(mine)
-            if name in asked:
-                self._name_colors(upright, seen, mine, asked[name], metadata, name, colors[name])
+            boxes[name] = [[*map(float, instances.boxes[i]), float(instances.scores[i])] for i in of_class]
+            colors[name] = [None] * len(of_class)
+            checked = select_boxes(instances.scores[of_class], threshold)[: counts.get(name, 0)]
+            if len(checked):
+                chosen = of_class[checked]
+                classified = self._colors.classify(
+                    upright, instances.boxes[chosen], instances.masks[chosen], name
+                )
+                for i, color in zip(checked, classified, strict=True):
+                    colors[name][int(i)] = color
         return {"boxes": boxes, "colors": colors}
-
-    def _name_colors(
-        self,
-        picture: Image.Image,
-        seen: Instances,
-        mine: Any,
-        count: int,
-        metadata: Mapping[str, Any],
-        name: str,
-        into: list[str | None],
-    ) -> None:
-        threshold = COUNTING_THRESHOLD if metadata.get("tag") == "counting" else THRESHOLD
-        wanted = keep(seen.scores[mine], threshold)[:count]
-        if len(wanted):
-            which = mine[wanted]
-            named = self._colors.names(picture, seen.boxes[which], seen.masks[which], name)
-            for place, color in zip(wanted, named, strict=True):
-                into[int(place)] = color
 
 
 def colored_counts(metadata: Mapping[str, Any]) -> dict[str, int]:
-    """For each class whose colour a clause asks for, how many of its best boxes are looked at."""
+    """For each class that a clause wants in a colour, how many of its best boxes are checked."""
     counts: dict[str, int] = {}
     for clause in metadata.get("include", ()):
         if "color" in clause:

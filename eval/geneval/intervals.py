@@ -1,8 +1,9 @@
-"""How far a GenEval score can be trusted: confidence intervals from a bootstrap over prompts.
+"""Confidence intervals of GenEval scores, from a bootstrap over prompts.
 
-A model's pictures of one prompt succeed and fail together, so the prompt is the unit that is drawn, with all
-of its pictures, and within its kind. What the interval is for is the score over prompts *of that kind*.
-Shape legend: P prompts of one kind, V distinct values, B bootstrap samples.
+Images of one prompt tend to succeed or fail together, so prompts are resampled, each with all of its images
+and within its kind. The interval is for the score over prompts *of that kind*.
+
+Shape suffixes: P prompts of one kind, V distinct values, B bootstrap samples.
 """
 
 import math
@@ -17,7 +18,7 @@ from .schema import TAGS
 
 
 class Interval(NamedTuple):
-    """Shares, 0 to 1."""
+    """Lower and upper limit of a share, 0 to 1."""
 
     low: float
     high: float
@@ -28,14 +29,14 @@ def intervals(
 ) -> dict[str, Interval]:
     """An interval for each tag that occurs and for "overall", from results rows (tag, correct, metadata).
 
-    The method is `intervals_of_counts`. Raises BifronsError when there is no row or a tag is unknown, and
-    OptionError for a level outside (0, 1) or fewer than 100 samples.
+    See `intervals_of_counts` for the method. Raises BifronsError when there is no row or a tag is unknown,
+    and OptionError for a level outside (0, 1) or fewer than 100 samples.
     """
     return intervals_of_counts(count_prompts(results_rows), level, samples, seed)
 
 
 def count_prompts(results_rows: Iterable[Mapping[str, Any]]) -> dict[str, np.ndarray]:
-    """Per tag that occurs, in GenEval's order, int [P, 2]: a prompt's correct pictures and all of them.
+    """Per tag that occurs, in GenEval's order, int [P, 2]: correct and all images of each prompt.
 
     Raises BifronsError when there is no row, or one has an unknown tag or lacks a field.
     """
@@ -60,17 +61,17 @@ def count_prompts(results_rows: Iterable[Mapping[str, Any]]) -> dict[str, np.nda
 def intervals_of_counts(
     counts: Mapping[str, np.ndarray], level: float = 0.95, samples: int = 10_000, seed: int = 0
 ) -> dict[str, Interval]:
-    """Intervals from counts: per tag an integer array [P, 2] of a prompt's correct pictures and all of them.
+    """Intervals from counts: per tag an integer array [P, 2] of correct and of all images per prompt.
 
-    The percentile bootstrap is not used: with all pictures right it has no width, and with few prompts it
-    covers too little. Instead
+    A percentile bootstrap would have no width where all images are correct, and cover too little with few
+    prompts. Instead
     - the bootstrap gives the score's variance, drawing P - 1 of P prompts, which makes it unbiased (Rao and
       Wu 1988, J. Am. Stat. Assoc. 83:231);
     - a kind's limits are Wilson's at the effective sample size p(1 - p) / variance, reduced by the squared
       ratio of normal to t quantile with P - 1 degrees of freedom (Korn and Graubard 1998, Survey
-      Methodology 24:193), and held between the numbers of prompts and pictures, which are what pictures of
-      a prompt that all agree, or are independent, are worth;
-    - the overall limits join those of the kinds (without the t reduction, which the sum does not need) by
+      Methodology 24:193), and clamped between the number of prompts (images of a prompt fully agree) and of
+      images (they are independent);
+    - the overall limits combine those of the kinds (without the t reduction, which the sum does not need) by
       Zou and Donner's MOVER (2008, Statistics in Medicine 27:1693).
     """
     if not 0 < level < 1:
@@ -100,8 +101,8 @@ def intervals_of_counts(
 def bootstrap_variance(right_all_P2: np.ndarray, samples: int, generator: np.random.Generator) -> float:
     """Variance of correct / all over `samples` resamplings of P - 1 prompts; 0 for a single prompt.
 
-    Prompts with equal counts are exchangeable, so how often each distinct value is drawn is one multinomial
-    draw: the same distribution as drawing prompts one by one, at a cost that does not grow with P.
+    Prompts with equal counts are exchangeable, so the counts of the V distinct values are one multinomial
+    draw: the same distribution as drawing prompts one by one, at a cost independent of P.
     """
     prompts = len(right_all_P2)
     if prompts < 2:
@@ -113,13 +114,13 @@ def bootstrap_variance(right_all_P2: np.ndarray, samples: int, generator: np.ran
 
 
 def _effective(score: float, variance: float, prompts: int, images: int, z: float, small: bool) -> float:
-    """How many independent pictures the kind's pictures are worth."""
+    """The effective sample size: how many independent images have this variance."""
     if score in (0.0, 1.0) or prompts == 1:
-        return prompts  # how far a prompt's pictures agree can't be told: taken as fully
-    worth = score * (1 - score) / variance if variance > 0 else math.inf
+        return prompts  # the agreement within a prompt is unknown, and taken as full
+    size = score * (1 - score) / variance if variance > 0 else math.inf
     if small:
-        worth *= (z / _t_quantile(z, prompts - 1)) ** 2
-    return min(max(worth, prompts), images)
+        size *= (z / _t_quantile(z, prompts - 1)) ** 2
+    return min(max(size, prompts), images)
 
 
 def _wilson(score: float, n: float, z: float) -> Interval:
@@ -130,9 +131,10 @@ def _wilson(score: float, n: float, z: float) -> Interval:
 
 
 def _t_quantile(z: float, df: int) -> float:
-    """Student's t at the normal quantile z >= 0: Abramowitz and Stegun 26.7.5, within 1% from 3 df at 95%.
+    """Student's t quantile for the normal quantile z >= 0: Abramowitz and Stegun 26.7.5.
 
-    Fewer degrees of freedom reduce the effective size below the number of prompts, where it is held anyway.
+    Within 1% from 3 degrees of freedom at 95%. With fewer, the effective size falls below the number of
+    prompts, where it is clamped anyway.
     """
     terms = (
         (z**3 + z) / 4,

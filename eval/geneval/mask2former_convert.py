@@ -1,8 +1,8 @@
 """The official detector's mmdet checkpoint as transformers' Mask2Former.
 
 GenEval's detector is mmdet 2.x's `mask2former_swin-s-p4-w7-224_lsj_8x2_50e_coco`. transformers has the same
-network under other names; `RENAMES` is the one table between them. Two things are more than names: fused
-query, key and value projections are split, and the order inside Swin's patch merging is undone.
+network under other names, which `RENAMES` maps. Beyond names, fused query, key and value projections are
+split, and the channel order of Swin's patch merging is converted.
 """
 
 import hashlib
@@ -25,8 +25,8 @@ _BLOCK = f"{_SWIN}encoder.layers.#.blocks.#."
 _PIXEL = "model.pixel_level_module.decoder."
 _DECODER = "model.transformer_module.decoder."
 
-# mmdet's module or parameter -> transformers' (as its published files have it); # is a number. What follows
-# (".weight", ".bias" or nothing) is kept. Where three names stand, the rows are query, key and value.
+# mmdet's module or parameter -> transformers' in its published files; # is a number. A suffix (".weight",
+# ".bias" or none) stays. Three names split a fused projection into query, key and value.
 RENAMES: tuple[tuple[str, str | tuple[str, str, str]], ...] = (
     ("backbone.patch_embed.projection", f"{_SWIN}embeddings.patch_embeddings.projection"),
     ("backbone.patch_embed.norm", f"{_SWIN}embeddings.norm"),
@@ -127,7 +127,7 @@ RENAMES: tuple[tuple[str, str | tuple[str, str, str]], ...] = (
     ("panoptic_head.mask_embed.4", f"{_DECODER}mask_predictor.mask_embedder.2.0"),
 )
 
-# A table of places that follows from the window size; transformers computes it.
+# An index table that follows from the window size; transformers computes it.
 _DERIVED = re.compile(r"backbone\.stages\.\d+\.blocks\.\d+\.attn\.w_msa\.relative_position_index")
 _MERGING = re.compile(r"backbone\.stages\.\d+\.downsample\.(norm|reduction)\.")
 _PATTERNS = [
@@ -139,8 +139,7 @@ _PATTERNS = [
 def convert(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """mmdet's tensors under transformers' names, split and reordered as needed.
 
-    Raises CheckpointError for a name that the table lacks. Whether all are there, and of the right
-    shapes, is proved where they are loaded.
+    Raises CheckpointError for a name that the table lacks. Loading checks completeness and shapes.
     """
     out: dict[str, Tensor] = {}
     for name, tensor in state.items():
@@ -158,11 +157,10 @@ def convert(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def _new_names(name: str) -> tuple[str, ...]:
     for pattern, new in _PATTERNS:
-        found = pattern.fullmatch(name)
-        if found:
-            *numbers, rest = found.groups()
+        if match := pattern.fullmatch(name):
+            *numbers, suffix = match.groups()
             targets = (new,) if isinstance(new, str) else new
-            return tuple(_fill(target, numbers) + rest for target in targets)
+            return tuple(_fill(target, numbers) + suffix for target in targets)
     raise CheckpointError(
         f"the detector's checkpoint has the tensor {name!r}; accepted: {CHECKPOINT}'s names"
     )
@@ -177,9 +175,8 @@ def _fill(target: str, numbers: list[str]) -> str:
 def undo_merging_order(tensor: Tensor) -> Tensor:
     """Reorder the last dimension, 4 C, of a patch merging's `norm` or `reduction`.
 
-    mmdet gathers the four neighbours with `nn.Unfold`: channel-major, neighbours row by row (00, 01, 10,
-    11). Swin, and transformers, concatenate neighbours column by column (00, 10, 01, 11), each with all of
-    its channels.
+    mmdet gathers the four neighbours with `nn.Unfold`: channel-major, row by row (00, 01, 10, 11). Swin and
+    transformers concatenate the neighbours' channels column by column (00, 10, 01, 11).
     """
     *lead, last = tensor.shape
     by_channel = tensor.reshape(*lead, last // 4, 4)
@@ -187,7 +184,7 @@ def undo_merging_order(tensor: Tensor) -> Tensor:
 
 
 def read_checkpoint(path: Path) -> dict[str, Tensor]:
-    """The tensors of an mmdet `.pth`, which is data only (`weights_only`). Raises CheckpointError."""
+    """The tensors of an mmdet `.pth`, read without running code. Raises CheckpointError for anything else."""
     try:
         content: Any = torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, EOFError, RuntimeError, pickle.UnpicklingError) as error:

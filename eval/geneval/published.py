@@ -1,4 +1,4 @@
-"""GenEval figures that others have published, to be set beside a run's own."""
+"""GenEval figures published by others, for comparison."""
 
 from collections.abc import Mapping
 from typing import NamedTuple
@@ -7,7 +7,7 @@ from .schema import TAGS
 
 
 class Figures(NamedTuple):
-    """Shares, 0 to 1, per tag and for "overall"; what a source does not give is absent."""
+    """A model's scores as shares, 0 to 1, per tag and for "overall"; absent where the source has none."""
 
     model: str
     values: Mapping[str, float]
@@ -41,6 +41,6 @@ _NAMES = {"janus-pro-1b": "Janus-Pro-1B", "janus-pro-7b": "Janus-Pro-7B", "janus
 
 
 def of_model(name: str, figures: tuple[Figures, ...]) -> Figures | None:
-    """The figures of a model that is called as the released ones are, by the last part of its name."""
+    """The figures of a released model, by the last part of its name, or None."""
     known = _NAMES.get(name.rstrip("/").rsplit("/", 1)[-1].lower())
     return next((row for row in figures if row.model == known), None)

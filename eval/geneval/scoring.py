@@ -1,8 +1,9 @@
 """GenEval's verdicts from detections, and their summary: pure functions.
 
 The rules are those of the published scorer (Ghosh et al. 2023, arXiv 2310.11513; repository
-djghosh13/geneval), so that equal detections get equal verdicts. Shape legend: N boxes of one class, 5 numbers
-each (x0, y0, x1, y1 in pixels, score).
+djghosh13/geneval), so that equal detections get equal verdicts.
+
+Shape suffixes: N boxes of one class, 5 numbers each (x0, y0, x1, y1 in pixels, score).
 """
 
 import json
@@ -44,7 +45,8 @@ NO_OFFSET = np.float32(1e-3)
 
 @dataclass(frozen=True)
 class Verdict:
-    """`details` are the boxes kept per class, best first; `reason` has a line for each clause that failed."""
+    """The result for one image. reason: a line for each clause that failed. details: the boxes per class
+    that were above the threshold, best first."""
 
     correct: bool
     reason: str
@@ -52,65 +54,76 @@ class Verdict:
 
 
 def score_row(row: Mapping[str, Any]) -> Verdict:
-    """Judge one picture's detections.
+    """Judge the detections in one image.
 
     row: {"filename", "metadata" (a line of GenEval's prompts file), "boxes": {class: [[x0, y0, x1, y1,
-    score], ...]}, "colors": {class: [name, ...]}}; colors[class][i] is the classifier's name for
-    boxes[class][i], and may be None where no clause asks for it. Raises BifronsError for a malformed row.
+    score], ...]}, "colors": {class: [name, ...]}}; colors[class][i] is the colour of boxes[class][i], and
+    may be None where no clause needs it. Raises BifronsError for a malformed row.
     """
-    seen = read_row(row)
-    threshold = COUNTING_THRESHOLD if seen.tag == "counting" else THRESHOLD
-    kept = {cls: keep(boxes_N5[:, 4], threshold) for cls, boxes_N5 in seen.boxes.items()}
-    kept = {cls: order for cls, order in kept.items() if len(order)}
+    checked = read_row(row)
+    threshold = threshold_of(checked.tag)
+    selected = {cls: select_boxes(boxes_N5[:, 4], threshold) for cls, boxes_N5 in checked.boxes.items()}
+    selected = {cls: order for cls, order in selected.items() if len(order)}
     failures: list[str] = []
-    groups: list[np.ndarray | None] = []
-    for clause in seen.include:
-        failure = _include_failure(seen, clause, kept, groups)
+    clause_boxes: list[np.ndarray | None] = []
+    for clause in checked.include:
+        failure = _include_failure(checked, clause, selected, clause_boxes)
         if failure:
             failures.append(failure)
-        groups.append(None if failure else seen.boxes[clause.cls][kept[clause.cls][: clause.count]])
-    for clause in seen.exclude:
-        number = len(kept.get(clause.cls, ()))
+        best = selected.get(clause.cls, np.zeros(0, int))[: clause.count]
+        clause_boxes.append(None if failure else checked.boxes[clause.cls][best])
+    for clause in checked.exclude:
+        number = len(selected.get(clause.cls, ()))
         if number >= clause.count:
             failures.append(f"{clause.cls}: fewer than {clause.count} allowed, {number} detected")
-    details = {cls: seen.boxes[cls][order].tolist() for cls, order in kept.items()}
+    details = {cls: checked.boxes[cls][order].tolist() for cls, order in selected.items()}
     return Verdict(not failures, "\n".join(failures), details)
 
 
-def keep(scores_N: np.ndarray, threshold: np.float32) -> np.ndarray:
-    """Indices of the boxes that count, best first: strictly above the threshold, at most 16.
+def threshold_of(tag: Any) -> np.float32:
+    """The score above which a box counts, for prompts of this kind."""
+    return COUNTING_THRESHOLD if tag == "counting" else THRESHOLD
 
-    scores_N: float32. The order is numpy's default argsort, reversed, because that is what the published
-    scorer calls: boxes with *equal* scores come in the order of numpy's sorting network for this processor
-    (highest index first where it has none). A stable sort would be tidier and not the same.
+
+def select_boxes(scores_N: np.ndarray, threshold: np.float32) -> np.ndarray:
+    """Indices of the boxes strictly above the threshold, best first, at most 16.
+
+    scores_N: float32. The order is that of the published scorer, numpy's default argsort reversed: *equal*
+    scores come in the order of numpy's sorting network for this processor (highest index first where it has
+    none). A stable sort would give other verdicts.
     """
     order = np.argsort(scores_N)[::-1]
     return order[scores_N[order] > threshold][:MAX_OBJECTS]
 
 
 def _include_failure(
-    row: Row, clause: Clause, kept: dict[str, np.ndarray], groups: list[np.ndarray | None]
+    row: Row, clause: Clause, selected: dict[str, np.ndarray], clause_boxes: list[np.ndarray | None]
 ) -> str | None:
-    """Why the clause does not hold, or None. Only its `count` best boxes are looked at."""
-    cls, found = clause.cls, kept.get(clause.cls, np.zeros(0, int))[: clause.count]
-    if len(found) < clause.count:
-        return f"{cls}: at least {clause.count} wanted, {len(found)} detected"
+    """Why the clause does not hold, or None. Only its `count` best boxes are checked.
+
+    clause_boxes: those boxes of the earlier clauses, None for one that failed.
+    """
+    cls, best = clause.cls, selected.get(clause.cls, np.zeros(0, int))[: clause.count]
+    if len(best) < clause.count:
+        return f"{cls}: at least {clause.count} wanted, {len(best)} detected"
     if clause.color is not None:
-        named = Counter(_color(row, cls, int(i)) for i in found)
-        if named[clause.color] < clause.count:
-            given = ", ".join(f"{number} {color}" for color, number in sorted(named.items()))
-            return f"{cls}: at least {clause.count} {clause.color} wanted, seen: {given}"
+        colors = Counter(_color(row, cls, int(i)) for i in best)
+        if colors[clause.color] < clause.count:
+            listed = ", ".join(f"{number} {color}" for color, number in sorted(colors.items()))
+            return f"{cls}: at least {clause.count} {clause.color} wanted, seen: {listed}"
     if clause.relation is not None:
-        targets = groups[clause.target]
+        targets = clause_boxes[clause.target]
         if targets is None:
             target = row.include[clause.target].cls
             return f"{cls}: wanted {clause.relation} {target}, which failed its own clause"
-        for box in row.boxes[cls][found]:
+        for box in row.boxes[cls][best]:
             for target in targets:
-                held = relations(box, target)
-                if clause.relation not in held:
-                    is_ = " and ".join(r for r in RELATIONS if r in held) or "in no clear relation to it"
-                    return f"{cls}: wanted {clause.relation} {row.include[clause.target].cls}, is {is_}"
+                holding = relations(box, target)
+                if clause.relation not in holding:
+                    actual = (
+                        " and ".join(r for r in RELATIONS if r in holding) or "in no clear relation to it"
+                    )
+                    return f"{cls}: wanted {clause.relation} {row.include[clause.target].cls}, is {actual}"
     return None
 
 
@@ -122,10 +135,10 @@ def _color(row: Row, cls: str, index: int) -> str:
 
 
 def relations(a: np.ndarray, b: np.ndarray) -> set[str]:
-    """Where box `a` lies as seen from box `b` (float32, x0, y0, x1, y1 first): up to two of RELATIONS.
+    """The relations of box `a` to box `b` (float32, x0, y0, x1, y1 first): up to two of RELATIONS.
 
-    The centres' offset is shortened per axis by a tenth of both extents, and an axis counts when what is
-    left exceeds half of the whole offset's length; a clear diagonal so has two relations.
+    The offset of the centres is reduced per axis by a tenth of both extents; an axis counts where the rest
+    exceeds half the length of the whole offset. A clear diagonal therefore has two relations.
     """
     low_a, high_a, low_b, high_b = a[0:2], a[2:4], b[0:2], b[2:4]
     offset = (low_a + high_a) / 2 - (low_b + high_b) / 2
@@ -135,11 +148,11 @@ def relations(a: np.ndarray, b: np.ndarray) -> set[str]:
         return set()
     dx, dy = rest / np.linalg.norm(offset)
     holds = {"left of": dx < -0.5, "right of": dx > 0.5, "above": dy < -0.5, "below": dy > 0.5}
-    return {relation for relation, true in holds.items() if true}
+    return {relation for relation, holding in holds.items() if holding}
 
 
 def results_row(row: Mapping[str, Any], verdict: Verdict) -> dict[str, Any]:
-    """The published results form: metadata and details are JSON texts inside it."""
+    """A row of results.jsonl in the published format, where metadata and details are JSON texts."""
     return {
         "filename": row["filename"],
         "tag": row["metadata"]["tag"],
@@ -153,7 +166,7 @@ def results_row(row: Mapping[str, Any], verdict: Verdict) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class KindScore:
-    """One tag: `score` is the share of its pictures that are correct."""
+    """Counts of one kind: correct images, all images, prompts."""
 
     correct: int
     images: int
@@ -161,6 +174,7 @@ class KindScore:
 
     @property
     def score(self) -> float:
+        """The share of correct images."""
         return self.correct / self.images
 
 
@@ -174,8 +188,8 @@ class BadLine:
 
 @dataclass(frozen=True)
 class Summary:
-    """Scores are shares, 0 to 1. `overall` is the mean over the kinds that occur; `correct_prompts` counts a
-    prompt that has any correct picture; prompts are told apart by their metadata."""
+    """An evaluation's scores, as shares from 0 to 1. overall: mean over the kinds that occur.
+    correct_prompts: share of prompts with any correct image. Prompts are identified by their metadata."""
 
     kinds: dict[str, KindScore]
     overall: float
@@ -188,7 +202,7 @@ class Summary:
 
 
 def summarize(results_rows: Iterable[Mapping[str, Any]]) -> Summary:
-    """Sum up results rows; reads their tag, correct and metadata only.
+    """Summarize results rows, of which it reads tag, correct and metadata.
 
     Raises BifronsError when there is no row, or one has an unknown tag or lacks a field.
     """
@@ -210,7 +224,7 @@ def summarize(results_rows: Iterable[Mapping[str, Any]]) -> Summary:
 
 
 def format_table(summary: Summary) -> str:
-    """The summary as lines of plain text, with intervals where the summary has them."""
+    """The summary as plain text, with intervals where it has them."""
 
     def line(name: str, score: float, counts: str = "") -> str:
         span = summary.intervals.get(name)

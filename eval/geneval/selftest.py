@@ -1,8 +1,8 @@
-"""Does the chain tell right from wrong? Planted faults through renderer, detector and scorer.
+"""A self-test of renderer, detector and scorer with planted faults.
 
-For each kind of fault, sentences of the small world are drawn with scenes that fulfil them; each scene is
-rendered as it is and with the fault planted in it. The true picture must be scored as right, the faulty one
-as GenEval's rules have it: as wrong, but for an object more than asked, which only counting forbids.
+For each kind of fault, scenes of the small world that fulfil a sentence are rendered as they are and with the
+fault planted. The true image must be scored as correct, the faulty one as GenEval's rules have it: as wrong,
+except for an extra object, which only counting forbids.
 """
 
 from collections.abc import Callable, Sequence
@@ -35,8 +35,8 @@ _TRIES = 200
 
 @dataclass(frozen=True)
 class Fault:
-    """How a scene is spoilt. `plant` gives the faulty scene, or None where this scene has no room for it;
-    `breaks`: whether GenEval's rules count it as wrong."""
+    """A fault in a scene. plant: gives the faulty scene, or None where the scene does not allow it.
+    breaks: whether GenEval's rules count it as wrong."""
 
     name: str
     kind: str
@@ -46,7 +46,11 @@ class Fault:
 
 @dataclass(frozen=True)
 class FaultResult:
-    """Verdicts for one kind of fault: how many pictures were as planted, and what was said of the others."""
+    """Verdicts for one kind of fault.
+
+    true_right, planted_right: how many true and how many faulty images were scored as expected. wrong: a
+    description of each unexpected verdict.
+    """
 
     fault: str
     kind: str
@@ -58,6 +62,7 @@ class FaultResult:
 
     @property
     def passed(self) -> bool:
+        """Whether all verdicts were as expected."""
         return self.true_right == self.planted_right == self.cases
 
 
@@ -67,7 +72,7 @@ def _without_one(case: Case, rng: Random) -> Scene:
 
 
 def _with_one_more(case: Case, rng: Random) -> Scene | None:
-    """A thing of the first one's shape and colour is added; all are placed anew."""
+    """Another thing of the first one's shape and colour; all are placed anew."""
     things = case.scene.things
     if len(things) == MAX_THINGS:
         return None
@@ -78,7 +83,7 @@ def _with_one_more(case: Case, rng: Random) -> Scene | None:
 
 
 def _with_a_stranger(case: Case, rng: Random) -> Scene:
-    """A thing of a shape that the sentence does not name is added; relations are kept by trying again."""
+    """Another thing, of a shape that the sentence does not name; all are placed anew."""
     named = {clause["class"] for clause in case.metadata["include"]}
     shape = rng.choice([name for name in SHAPES if name not in named])
     shapes = [*(thing.shape for thing in case.scene.things), shape]
@@ -107,13 +112,13 @@ def _other_shape(case: Case, rng: Random) -> Scene:
 
 
 def _mirrored(case: Case, rng: Random) -> Scene | None:
-    """The two things change places; left out where the result is not clearly another relation."""
+    """The two things swapped, or None where the result is not clearly another relation."""
     first, second = case.scene.things
-    at = replace(first, x=second.x, y=second.y), replace(second, x=first.x, y=first.y)
-    wanted = case.metadata["include"][1]["position"][0]
-    found = relation(box_of(at[0]), box_of(at[1]))
-    inside = all(0.01 < edge < 0.99 for thing in at for edge in box_of(thing))
-    return replace(case.scene, things=at) if found and wanted not in found and inside else None
+    things = replace(first, x=second.x, y=second.y), replace(second, x=first.x, y=first.y)
+    named = case.metadata["include"][1]["position"][0]
+    actual = relation(box_of(things[0]), box_of(things[1]))
+    inside = all(0.01 < edge < 0.99 for thing in things for edge in box_of(thing))
+    return replace(case.scene, things=things) if actual and named not in actual and inside else None
 
 
 def _recolored(scene: Scene, index: int, color: str) -> Scene:
@@ -146,9 +151,9 @@ FAULTS: tuple[Fault, ...] = (
 def run_selftest(
     cases_per_fault: int = 20, seed: int = 0, detector: Detector | None = None
 ) -> tuple[list[FaultResult], bool]:
-    """Plant every fault in `cases_per_fault` scenes: the verdicts per fault, and whether all are as planted.
+    """Plant every fault in `cases_per_fault` scenes; returns the verdicts per fault, and whether all pass.
 
-    `detector` None takes the small world's exact one. Raises OptionError for fewer than one case.
+    detector: None takes the small world's exact one. Raises OptionError for fewer than one case.
     """
     if cases_per_fault < 1:
         raise OptionError(f"cases_per_fault is {cases_per_fault}; accepted: 1 or more")
@@ -164,12 +169,12 @@ def _run(fault: Fault, cases: int, rng: Random, detector: Detector) -> FaultResu
     true_right = planted_right = 0
     wrong: list[str] = []
     for _ in range(cases):
-        case, spoilt = _planted(fault, rng)
-        for scene, expected in ((case.scene, True), (spoilt, not fault.breaks)):
+        case, faulty = _planted(fault, rng)
+        for scene, expected in ((case.scene, True), (faulty, not fault.breaks)):
             correct, reason = _judge(to_pil(scene, SIDE), case.metadata, detector)
             if correct == expected:
                 true_right += scene is case.scene
-                planted_right += scene is spoilt
+                planted_right += scene is faulty
             else:
                 what = "as it should be" if scene is case.scene else fault.name
                 wrong.append(
@@ -182,19 +187,19 @@ def _run(fault: Fault, cases: int, rng: Random, detector: Detector) -> FaultResu
 def _planted(fault: Fault, rng: Random) -> tuple[Case, Scene]:
     for _ in range(_TRIES):
         case = sample_case(fault.kind, rng)
-        spoilt = fault.plant(case, rng)
-        if spoilt is not None:
-            return case, spoilt
+        faulty = fault.plant(case, rng)
+        if faulty is not None:
+            return case, faulty
     raise AssertionError(f"no scene of kind {fault.kind} has room for the fault {fault.name!r}")
 
 
-def _judge(picture: Image.Image, metadata: dict[str, Any], detector: Detector) -> tuple[bool, str]:
-    verdict = score_row({"filename": "selftest", "metadata": metadata, **detector.detect(picture, metadata)})
+def _judge(image: Image.Image, metadata: dict[str, Any], detector: Detector) -> tuple[bool, str]:
+    verdict = score_row({"filename": "selftest", "metadata": metadata, **detector.detect(image, metadata)})
     return verdict.correct, verdict.reason
 
 
 def format_selftest(results: Sequence[FaultResult]) -> str:
-    """The results as lines of plain text, with up to three wrong verdicts per fault."""
+    """The results as plain text, with up to three unexpected verdicts per fault."""
     lines = [f"{'kind':<14} {'planted':<22} {'must be':<8} {'true pictures':>14} {'planted ones':>14}"]
     for result in results:
         counts = [f"{right} of {result.cases}" for right in (result.true_right, result.planted_right)]
@@ -202,7 +207,7 @@ def format_selftest(results: Sequence[FaultResult]) -> str:
         lines.append(
             f"{result.kind:<14} {result.fault:<22} {result.expected:<8} {counts[0]:>14} {counts[1]:>14}{mark}"
         )
-        lines += [f"    {told}" for told in result.wrong[:3]]
+        lines += [f"    {verdict}" for verdict in result.wrong[:3]]
     right = sum(result.true_right + result.planted_right for result in results)
     total = sum(2 * result.cases for result in results)
     lines.append(f"{right} of {total} verdicts as planted")

@@ -1,4 +1,4 @@
-"""The sentences of an evaluation: GenEval's own, and those of the small world in the same schema."""
+"""Prompt suites: GenEval's own, and sentences of the small world in the same schema."""
 
 import hashlib
 import json
@@ -21,24 +21,24 @@ OFFICIAL_URL = (
     "https://raw.githubusercontent.com/djghosh13/geneval/"
     "af4902f24d3ca90ebbb446dd9891a59e0f82725f/prompts/evaluation_metadata.jsonl"
 )
-_LARGEST = 64 * 2**20
+_MAX_BYTES = 64 * 2**20
 
 Row = dict[str, Any]
 
 
 def shapes_prompts(seed: int) -> list[Row]:
-    """553 different sentences about the small world, of the six kinds in GenEval's numbers and order.
+    """553 different sentences about the small world, with as many of each kind as GenEval, in its order.
 
-    They are drawn without restriction, so that some (a tenth of the colourings, for example) name what was
-    left out of janus-nano's training.
+    They are drawn without restriction: some (a tenth of the colourings, for example) are combinations held
+    out from janus-nano's training.
     """
-    rng, rows, seen = Random(seed), [], set()
+    rng, rows, prompts = Random(seed), [], set()
     for kind, count in OFFICIAL_COUNTS.items():
         target = len(rows) + count
         while len(rows) < target:
             row = sample_case(kind, rng, "any").metadata
-            if row["prompt"] not in seen:
-                seen.add(row["prompt"])
+            if row["prompt"] not in prompts:
+                prompts.add(row["prompt"])
                 rows.append(row)
     return rows
 
@@ -46,12 +46,12 @@ def shapes_prompts(seed: int) -> list[Row]:
 def geneval_prompts(prompts: Path | None = None, cache: Path | None = None) -> list[Row]:
     """GenEval's 553 rows, from the file `prompts` or fetched once into `cache` (default: `cache_folder`).
 
-    A fetched file must have the official sha256. A file that was named may be another one in the same
-    schema: see `is_official`. Raises BifronsError where there is neither file nor network, or a line that
-    the scorer could not use.
+    A fetched file must have the official sha256. `prompts` may be another file in the same schema; see
+    `is_official`. Raises BifronsError where there is neither file nor network, or for a line that the scorer
+    could not use.
     """
     if prompts is None:
-        return parse(_fetched(cache or cache_folder()), "GenEval's prompts")
+        return parse_prompts(_fetched(cache or cache_folder()), "GenEval's prompts")
     try:
         content = prompts.read_bytes()
     except OSError as error:
@@ -59,13 +59,13 @@ def geneval_prompts(prompts: Path | None = None, cache: Path | None = None) -> l
             f"{prompts} can't be read ({error.strerror}); accepted: a .jsonl file with one prompt and its "
             "metadata a line"
         ) from error
-    return parse(content, str(prompts))
+    return parse_prompts(content, str(prompts))
 
 
 def cache_folder() -> Path:
     """`$BIFRONS_CACHE`, or `bifrons` in the user's cache folder."""
-    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(os.environ.get("BIFRONS_CACHE") or Path(home) / "bifrons")
+    user_cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(os.environ.get("BIFRONS_CACHE") or Path(user_cache) / "bifrons")
 
 
 def is_official(sha256: str) -> bool:
@@ -74,28 +74,28 @@ def is_official(sha256: str) -> bool:
 
 
 def to_jsonl(rows: list[Row]) -> bytes:
-    """Rows as a `.jsonl` file, in the official file's form."""
+    """Rows as a `.jsonl` file, formatted as the official file."""
     return "".join(json.dumps(row) + "\n" for row in rows).encode()
 
 
 def lines_sha256(rows: list[Row]) -> str:
-    """sha256 of `lines`; for GenEval's own prompts, that of the official file."""
+    """sha256 of `to_jsonl`; for GenEval's own prompts, that of the official file."""
     return hashlib.sha256(to_jsonl(rows)).hexdigest()
 
 
-def parse(content: bytes, name: str) -> list[Row]:
-    """Rows of a prompts file. Raises BifronsError, with the line's number, for one that can't be scored."""
+def parse_prompts(content: bytes, name: str) -> list[Row]:
+    """Rows of a prompts file. Raises BifronsError with the number of a line that can't be scored."""
     rows = []
     for number, line in enumerate(content.splitlines(), 1):
         if line.strip():
-            rows.append(metadata_row(line, f"{name} line {number}"))
+            rows.append(parse_metadata(line, f"{name} line {number}"))
     if not rows:
         raise BifronsError(f"{name} is empty; accepted: one prompt with its metadata a line")
     return rows
 
 
-def metadata_row(line: bytes, where: str) -> Row:
-    """One line of metadata, checked as the scorer will. Raises BifronsError."""
+def parse_metadata(line: bytes, where: str) -> Row:
+    """One line of metadata. Raises BifronsError for one that can't be scored; `where` names it there."""
     try:
         row = json.loads(line)
     except (ValueError, RecursionError) as error:
@@ -105,7 +105,7 @@ def metadata_row(line: bytes, where: str) -> Row:
 
 
 def select_prompts(total: int, limit: int | None) -> list[int]:
-    """Which prompts a limited run takes: evenly spread, so that all kinds occur.
+    """The indices of the prompts of a limited run: evenly spaced, so that all kinds occur.
 
     Raises OptionError when the limit exceeds the suite.
     """
@@ -125,7 +125,7 @@ def _fetched(cache: Path) -> bytes:
         raise BifronsError(f"{path} is not the official file; remove it to fetch it anew")
     try:
         with urllib.request.urlopen(OFFICIAL_URL, timeout=30) as stream:
-            content = stream.read(_LARGEST)
+            content = stream.read(_MAX_BYTES)
     except (urllib.error.URLError, OSError) as error:
         why = getattr(error, "reason", None) or error
         raise BifronsError(
@@ -133,9 +133,9 @@ def _fetched(cache: Path) -> bytes:
             f"repository djghosh13/geneval on GitHub and name it with --prompts FILE, or put it at {path}; "
             "offline, the suite 'shapes' needs no file"
         ) from error
-    found = hashlib.sha256(content).hexdigest()
-    if found != OFFICIAL_SHA256:
-        raise BifronsError(f"{OFFICIAL_URL} has the sha256 {found}; accepted: {OFFICIAL_SHA256}")
+    digest = hashlib.sha256(content).hexdigest()
+    if digest != OFFICIAL_SHA256:
+        raise BifronsError(f"{OFFICIAL_URL} has the sha256 {digest}; accepted: {OFFICIAL_SHA256}")
     fresh_folder(path.parent)
     write_whole(path, content)
     return content

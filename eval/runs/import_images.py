@@ -9,7 +9,7 @@ from pathlib import Path
 from ...blocks.errors import BifronsError
 from ...nano.world.scene import SHAPES
 from ..atomic_io import fresh_folder, read_json, write_json
-from ..geneval.suites import Row, geneval_prompts, metadata_row
+from ..geneval.suites import Row, geneval_prompts, parse_metadata
 from .detect import ImageRecord, file_sha256
 
 _SAMPLE = re.compile(r"(\d+)\.png")
@@ -160,4 +160,4 @@ def _metadata(folder: Path) -> Row:
         raise BifronsError(f"can't be read: {error.strerror}") from error
     if len(lines) != 1:
         raise BifronsError(f"holds {len(lines)} lines; accepted: one")
-    return metadata_row(lines[0], "the line")
+    return parse_metadata(lines[0], "the line")

@@ -27,7 +27,7 @@ from PIL import Image
 from ...blocks.chat.image_io import write_png
 from ...blocks.errors import BifronsError, CheckpointError
 from ..atomic_io import disk_errors, fresh_folder, read_json, write_json, write_whole
-from ..geneval.suites import Row, lines_sha256, parse, select_prompts, to_jsonl
+from ..geneval.suites import Row, lines_sha256, parse_prompts, select_prompts, to_jsonl
 from .recipe import Recipe, differences, fingerprint
 
 log = logging.getLogger(__name__)
@@ -193,7 +193,7 @@ def open_run(root: Path) -> RunDir:
         raise BifronsError(f"{root} is no run folder with a recipe; accepted: one of `bifrons eval run`")
     recipe = Recipe.from_json(content["recipe"])
     source = root / "prompts.jsonl"
-    rows = parse(source.read_bytes() if source.is_file() else b"", str(source))
+    rows = parse_prompts(source.read_bytes() if source.is_file() else b"", str(source))
     run = RunDir(root, recipe, str(content.get("model_fingerprint")), tuple(rows))
     if run.fingerprint != content.get("fingerprint") or lines_sha256(rows) != recipe.prompts_sha256:
         raise BifronsError(f"{root}: run.json or prompts.jsonl was changed since the run began")

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from bifrons.blocks.errors import BifronsError, CheckpointError
-from bifrons.eval.geneval.clip_colors import COLORS, ColorClassifier, convert_open_clip, load_colors
+from bifrons.eval.geneval.clip_colors import COLORS, ColorClassifier, convert_open_clip, load_color_classifier
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
@@ -137,9 +137,9 @@ def test_open_clips_tensors_come_back(folder):
 
 
 def test_both_forms_name_the_same_colours(folder, open_clip_folder, things):
-    one, other = load_colors(folder, transformers), load_colors(open_clip_folder, transformers)
-    named = one.names(*things, "cow")
-    assert named == other.names(*things, "cow")
+    one, other = (load_color_classifier(path, transformers) for path in (folder, open_clip_folder))
+    named = one.classify(*things, "cow")
+    assert named == other.classify(*things, "cow")
     assert len(named) == 20
     assert len(set(named)) > 1
     assert not one.verified
@@ -147,7 +147,7 @@ def test_both_forms_name_the_same_colours(folder, open_clip_folder, things):
 
 def test_verdicts_against_plain_arithmetic(folder, things):
     """Templates, normalise, mean, normalise, argmax of the cosine; each thing and each text alone."""
-    colors = load_colors(folder, transformers)
+    colors = load_color_classifier(folder, transformers)
     model = transformers.CLIPModel.from_pretrained(folder).eval()
     words = tokenizer()
     with torch.no_grad():
@@ -169,12 +169,12 @@ def test_verdicts_against_plain_arithmetic(folder, things):
             pixels = colors.crop(things[0], box, mask)[None]
             seen = model.visual_projection(model.vision_model(pixel_values=pixels).pooler_output)[0].double()
             expected.append(COLORS[int((torch.stack(centres) @ (seen / seen.norm())).argmax())])
-    assert colors.names(*things, "cow") == expected
+    assert colors.classify(*things, "cow") == expected
 
 
 def test_crop_is_the_thing_on_grey(folder):
     """A thing of one colour in the left half of its box: grey #999 on the right, nothing from outside."""
-    colors = load_colors(folder, transformers)
+    colors = load_color_classifier(folder, transformers)
     pixels = np.full((50, 50, 3), (0, 255, 0), np.uint8)
     pixels[10:30, 10:40] = (200, 0, 40)
     mask = np.zeros((50, 50), bool)
@@ -190,7 +190,7 @@ def test_crop_is_the_thing_on_grey(folder):
 
 def test_wide_things_lose_their_ends(folder):
     """The shorter side fills the square and the middle is kept, as CLIP's preparation does."""
-    colors = load_colors(folder, transformers)
+    colors = load_color_classifier(folder, transformers)
     pixels = np.zeros((28, 84, 3), np.uint8)
     pixels[:, 28:56] = 255
     seen = colors.crop(Image.fromarray(pixels), np.array([0, 0, 84, 28]), np.ones((28, 84), bool))
@@ -199,17 +199,17 @@ def test_wide_things_lose_their_ends(folder):
 
 def test_incomplete_folders_say_what_to_get(folder, tmp_path):
     with pytest.raises(BifronsError, match=r"(?s)openai/clip-vit-large-patch14.*--clip-weights"):
-        load_colors(tmp_path, transformers)
+        load_color_classifier(tmp_path, transformers)
     (tmp_path / "model.safetensors").write_bytes(b"")
     with pytest.raises(CheckpointError, match=r"no tokenizer\.json"):
-        load_colors(tmp_path, transformers)
+        load_color_classifier(tmp_path, transformers)
 
 
 def test_too_long_a_class_name_is_refused(folder):
-    colors = load_colors(folder, transformers)
+    colors = load_color_classifier(folder, transformers)
     box, mask = np.array([[0, 0, 9, 9]]), np.ones((1, 9, 9), bool)
     with pytest.raises(BifronsError, match="accepted by the classifier: 12"):
-        colors.names(Image.new("RGB", (9, 9)), box, mask, "cow " * 9)
+        colors.classify(Image.new("RGB", (9, 9)), box, mask, "cow " * 9)
 
 
 def test_only_openais_weights_count_as_verified(folder, monkeypatch):
@@ -217,6 +217,6 @@ def test_only_openais_weights_count_as_verified(folder, monkeypatch):
 
     digest = clip_colors.sha256(folder / "model.safetensors")
     monkeypatch.setattr(clip_colors, "OPENAI_SHA256", frozenset((digest,)))
-    colors = load_colors(folder, transformers)
+    colors = load_color_classifier(folder, transformers)
     assert isinstance(colors, ColorClassifier)
     assert colors.verified

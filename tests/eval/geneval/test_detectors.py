@@ -1,7 +1,7 @@
 """The factory and the protocol: what each kind gives, what it asks for, and what it may be called."""
 
-import builtins
-import importlib
+import sys
+import types
 from pathlib import Path
 
 import numpy as np
@@ -57,13 +57,11 @@ def test_missing_clip_says_what_to_get(tmp_path):
         make_detector("mask2former-official", weights=tmp_path / "m.pth")
 
 
-def test_missing_transformers_says_how_to_install(tmp_path, monkeypatch):
+@pytest.mark.parametrize("module", ["transformers", "cv2"])
+def test_missing_packages_say_how_to_install(tmp_path, monkeypatch, module):
     (tmp_path / "m.pth").touch()
-
-    def absent(name, *rest):
-        raise ImportError(name) if name == "transformers" else builtins.RuntimeError(name)
-
-    monkeypatch.setattr(importlib, "import_module", absent)
+    monkeypatch.setitem(sys.modules, "transformers", types.ModuleType("transformers"))
+    monkeypatch.setitem(sys.modules, module, None)  # makes its import fail
     with pytest.raises(BifronsError, match=r"pip install 'bifrons\[eval\]'"):
         make_detector("mask2former-official", weights=tmp_path / "m.pth", clip=tmp_path, device="cpu")
 
@@ -93,7 +91,7 @@ class NotingColors:
         self.verified = verified
         self.asked: list[tuple[str, list[float]]] = []
 
-    def names(self, picture, boxes, masks, name) -> list[str]:
+    def classify(self, picture, boxes, masks, name) -> list[str]:
         assert all(mask[0, int(box[0])] for box, mask in zip(boxes, masks, strict=True))
         self.asked.append((name, [float(box[0]) for box in boxes]))
         return ["white"] * len(boxes)

@@ -1,4 +1,4 @@
-"""The official detector's path, on a small random network: names, orders, preparation, post-processing."""
+"""The official detector on a small random network: conversion of mmdet's checkpoint, loading, refusals."""
 
 import hashlib
 import re
@@ -12,19 +12,17 @@ from bifrons.eval.geneval.mask2former import (
     CLASSES,
     Segmenter,
     build,
-    instances,
     load_folder,
     load_official,
     official_config,
-    prepare,
 )
 from bifrons.eval.geneval.mask2former_convert import convert, undo_merging_order
-from bifrons.eval.geneval.opencv_resize import resize_linear
 from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 transformers = pytest.importorskip("transformers")
+pytest.importorskip("cv2")
 
 SIZES = {"long_side": 427, "short_side": 256}
 
@@ -223,96 +221,7 @@ def test_nothing_but_tensors_is_read(tmp_path, monkeypatch):
         load_official(path, transformers)
 
 
-# sha256 (first 16 digits) of what OpenCV 4.8 and 5.0 give for `pattern`, with INTER_LINEAR.
-OPENCV = {
-    (50, 65): "546d29efbc512975",
-    (12, 15): "19d4d970b6605978",
-    (17, 31): "f18e49993412266e",
-    (12, 16): "9fd9e54392cf79ce",
-}
-
-
-@pytest.mark.parametrize("size", OPENCV)
-def test_resizing_equals_opencv(size):
-    y, x = np.mgrid[0:24, 0:31]
-    channels = [(y * 37 + x * 11) % 256, (y * y * 5 + x * 3) % 256, (x * x * 7 + y) % 256]
-    pattern = np.stack(channels, -1).astype(np.uint8)
-    resized = resize_linear(pattern, *size)
-    assert resized.shape == (*size, 3)
-    assert hashlib.sha256(resized.tobytes()).hexdigest()[:16] == OPENCV[size]
-    half = resize_linear(pattern[:, :30], 12, 15)
-    assert hashlib.sha256(half.tobytes()).hexdigest()[:16] == "e3a0e36a32d208d7"
-
-
-@pytest.mark.parametrize(
-    ("size", "resized", "padded"),
-    [
-        ((384, 384), (800, 800), (800, 800)),
-        ((1024, 768), (800, 1067), (800, 1088)),
-        ((300, 900), (1333, 444), (1344, 448)),
-        ((1600, 1600), (800, 800), (800, 800)),
-    ],
-)
-def test_preparation(size, resized, padded):
-    picture = Image.new("RGB", size, (255, 0, 128))
-    prepared = prepare(picture)
-    assert prepared.resized == resized
-    assert prepared.pixels.shape == (1, 3, *padded)
-    inside = prepared.pixels[0, :, : resized[0], : resized[1]]
-    expected = (torch.tensor([255, 0, 128.0]) - torch.tensor([123.675, 116.28, 103.53])) / torch.tensor(
-        [58.395, 57.12, 57.375]
-    )
-    torch.testing.assert_close(inside, expected[:, None, None].expand_as(inside))
-    assert prepared.pixels.double().abs().sum() == pytest.approx(inside.double().abs().sum().item())
-
-
 def test_too_narrow_pictures_are_refused(folder):
     segmenter = Segmenter(load_folder(folder, transformers))
     with pytest.raises(PictureError, match="900 x 100 is too narrow"):
         segmenter(Image.new("RGB", (900, 100)))
-
-
-def bilinear(grid, height, width):
-    """Plain bilinear enlargement at pixel centres, float64, written as a loop."""
-    rows, columns = grid.shape
-    out = np.zeros((height, width))
-    for i in range(height):
-        for j in range(width):
-            y = min(max((i + 0.5) * rows / height - 0.5, 0), rows - 1)
-            x = min(max((j + 0.5) * columns / width - 0.5, 0), columns - 1)
-            y0, x0 = int(y), int(x)
-            y1, x1 = min(y0 + 1, rows - 1), min(x0 + 1, columns - 1)
-            top = grid[y0, x0] * (1 - (x - x0)) + grid[y0, x1] * (x - x0)
-            low = grid[y1, x0] * (1 - (x - x0)) + grid[y1, x1] * (x - x0)
-            out[i, j] = top * (1 - (y - y0)) + low * (y - y0)
-    return out
-
-
-def test_post_processing_against_a_slow_reference():
-    rng = np.random.default_rng(7)
-    queries, kinds = 9, 14  # 126 pairs: the 100 best are a real choice
-    logits = rng.normal(0, 2, (queries, kinds + 1)).astype(np.float32)
-    masks = rng.normal(0, 3, (queries, 8, 12)).astype(np.float32)
-    masks[4] = -5  # an empty mask
-    padded, resized, size = (32, 48), (28, 41), (21, 30)
-    got = instances(torch.from_numpy(logits), torch.from_numpy(masks), padded, resized, size)
-
-    expected = []
-    for query in range(queries):
-        grid = bilinear(bilinear(masks[query], *padded)[: resized[0], : resized[1]], *size)
-        on = grid > 0
-        sure = (1 / (1 + np.exp(-grid[on]))).sum() / (on.sum() + 1e-6)
-        ys, xs = np.nonzero(on)
-        box = [xs.min(), ys.min(), xs.max() + 1, ys.max() + 1] if on.any() else [0, 0, 0, 0]
-        exps = np.exp(logits[query].astype(float))
-        for kind in range(kinds):
-            expected.append((exps[kind] / exps.sum(), kind, sure, box, on))
-    expected = sorted(expected, key=lambda row: -row[0])[:100]
-
-    pairs = sorted(range(100), key=lambda i: (got.labels[i], got.scores[i], *got.boxes[i]))
-    wanted = sorted(expected, key=lambda row: (row[1], row[0] * row[2], *row[3]))
-    for i, (probability, kind, sure, box, on) in zip(pairs, wanted, strict=True):
-        assert got.labels[i] == kind
-        assert got.scores[i] == pytest.approx(probability * sure, rel=1e-4, abs=1e-9)
-        assert got.boxes[i].tolist() == box
-        assert np.array_equal(got.masks[i], on)
