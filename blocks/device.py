@@ -4,6 +4,7 @@ No other module decides or assumes a default device or dtype.
 """
 
 import os
+import threading
 from pathlib import Path
 
 import torch
@@ -19,6 +20,10 @@ DTYPES = {
     "bf16": torch.bfloat16,
     "fp16": torch.float16,
 }
+
+graph_capture_lock = threading.RLock()
+"""Held while a CUDA graph is captured. All captures of a device share a stream, so work that another thread
+launched on it would get into the graph; nor may a thread change how a model computes, or move its weights."""
 
 
 def resolve_device(device: str | torch.device | None) -> torch.device:

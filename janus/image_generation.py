@@ -158,7 +158,7 @@ def _batch(model: JanusModel, guided: bool, longest: int) -> int:
 def decode(model: JanusModel, codes_NT: Tensor) -> list[Image.Image]:
     """Codes `[N, T]` -> pictures, one or a few at a time: the decoder's activations are large."""
     device, dtype = _home(model), model.decoder.dtype
-    size = model.gen_vision_model.at_once(model.config.grid)
+    size = model.gen_vision_model.max_batch(model.config.grid)
     if size > 1:
         size = min(size, rows_that_fit(vq_activations(model.config) * dtype.itemsize, device))
     pictures = []

@@ -115,7 +115,7 @@ class JanusModel(nn.Module):
     def decode_codes(self, codes_NT: Tensor) -> Tensor:
         """Image codes -> pixels `[N, 3, S, S]`, about -1..1; of a few pictures on CUDA by a recording."""
         vq, grid = self.gen_vision_model, self.config.grid
-        if not vq.worth_recording(len(codes_NT), grid):
+        if not vq.worth_capturing(len(codes_NT), grid):
             return vq.decode(codes_NT, grid)
         return run_graphed(vq, self.decoder, (vq,), lambda codes: vq.decode(codes, grid), codes_NT)
 

@@ -1,7 +1,6 @@
 """Recording work on static tensors, to be run again by one launch: CUDA graphs."""
 
 import gc
-import threading
 from collections.abc import Callable
 from contextlib import suppress
 from functools import cache
@@ -10,11 +9,9 @@ from weakref import WeakSet
 
 import torch
 
-Work = Callable[[], None]
+from ..device import graph_capture_lock
 
-graph_capture_lock = threading.RLock()
-"""Held by who records. All recorders of a device share a stream: what one thread launches on it would get
-into another's graph. And no thread may change how a model computes, or where its weights lie, meanwhile."""
+Work = Callable[[], None]
 
 
 class GraphCapturer:

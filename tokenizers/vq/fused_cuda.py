@@ -1,158 +1,158 @@
-"""The image tokenizer's decoder on CUDA in half precision: what its modules compute, in channels-last maps.
+"""The VQ decoder's operations on CUDA in half precision, on channels-last maps.
 
 Convolutions stay torch's, without their bias. What lies between them (bias, residual sum, norm, SiLU,
-doubling of places) are the Triton kernels of triton_kernels.py, each of which reads and writes a map once.
+doubling of positions) are the Triton kernels of triton_kernels.py, each of which reads and writes a map once.
 
-B pictures, T codes of a picture, C channels, H and W height and width, P = H * W places.
+B images, T codes of an image, C channels, H and W height and width, P = H * W positions.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from ...blocks.engine.cuda_graphs import graph_capture_lock
+from ...blocks.device import graph_capture_lock
 from ...blocks.kernels import dispatch
+from .operations import WeightBias
 
 if TYPE_CHECKING:
-    from .model import AttnBlock
     from .triton_kernels import Statistics
 
 DTYPES = (torch.bfloat16, torch.float16)
-"""In float32 the plain form stays: its pictures are what others are compared with."""
+"""In float32 the plain form stays: its images are what others are compared with."""
 
-NUMBERS_AT_ONCE = 80_000_000
-"""Of the largest map of all pictures that are decoded together: four of VQ-16's with 384 pixels a side. Three
-such maps are alive at a time."""
+MAX_BATCH_NUMEL = 80_000_000
+"""Numbers in the largest map of all images that are decoded together: four of VQ-16's with 384 pixels a side.
+Three such maps are alive at a time."""
 
-_MOST_PLACES = 1024
-"""Of a grid, up to which all scores of attention are kept at once."""
+MAX_CAPTURED_NUMEL = 20_000_000
+"""Numbers in the largest map of all images up to which decoding is captured: a CUDA graph keeps its maps."""
 
-NUMBERS_RECORDED = 20_000_000
-"""Of the largest map of all pictures, up to which decoding is recorded: a recording keeps its maps."""
+_MAX_SCORED_POSITIONS = 1024
+"""Positions of a grid up to which all scores of attention are held at once."""
 
 
-def suits(*modules: nn.Module) -> bool:
-    """Whether their weights are where this is the better form, and no gradients are asked for."""
-    weights = [weight for module in modules for weight in module.parameters()]
+def supports(weights: Sequence[Tensor]) -> bool:
+    """Whether the weights are where this is the better form, and no gradients are asked for."""
     first = weights[0]
     if first.dtype not in DTYPES or not dispatch.serves(first, *weights):
         return False
     return all(weight.device == first.device and weight.dtype == first.dtype for weight in weights)
 
 
-def _strays(module: nn.Module) -> list[nn.Conv2d]:
-    convs = (part for part in module.modules() if isinstance(part, nn.Conv2d))
-    form = torch.channels_last
-    return [c for c in convs if not (c.weight.requires_grad or c.weight.is_contiguous(memory_format=form))]
+def _is_misplaced(weight: Tensor) -> bool:
+    channels_last = weight.is_contiguous(memory_format=torch.channels_last)
+    return weight.ndim == 4 and not (weight.requires_grad or channels_last)
 
 
 @torch.no_grad()
-def channels_last(module: nn.Module) -> None:
-    """Lay the weights of convolutions as their kernels read them, for good: values, names and shapes stay.
-    Weights that are being trained are left where they are, and laid anew at every call."""
-    if not _strays(module):
+def lay_out_channels_last(weights: Sequence[Tensor]) -> None:
+    """Reorder the memory of convolution weights, in place and for good, to what their kernels read; values,
+    names and shapes stay. Weights in training are left as they are, and reordered at every call."""
+    if not any(map(_is_misplaced, weights)):
         return
-    with graph_capture_lock:  # who comes meanwhile waits, and finds none
-        for conv in _strays(module):
-            with torch.inference_mode(conv.weight.is_inference()):
-                conv.weight.data = conv.weight.data.contiguous(memory_format=torch.channels_last)
+    with graph_capture_lock:  # a thread that waited here finds nothing left to do
+        for weight in filter(_is_misplaced, weights):
+            with torch.inference_mode(weight.is_inference()):
+                weight.data = weight.data.contiguous(memory_format=torch.channels_last)
 
 
 @dataclass
-class Map:
-    """A feature map `y + bias + past`, of which the sums may still be to do."""
+class FeatureMap:
+    """A feature map `y + bias + residual`, whose sums may still be pending."""
 
     y_BCHW: Tensor
     bias_C: Tensor | None = None
-    past_BCHW: Tensor | None = None
+    residual_BCHW: Tensor | None = None
 
 
-class Fused:
-    """The operations of one decoding."""
+class FusedOps:
+    """The operations of one decoding; see `DecoderOps`."""
 
     def __init__(self) -> None:
         from . import triton_kernels  # needs Triton
 
         self.kernels = triton_kernels
 
-    def begin(self, x_BCHW: Tensor) -> Map:
-        return Map(_last(x_BCHW))
+    def begin(self, x_BCHW: Tensor) -> FeatureMap:
+        return FeatureMap(_channels_last(x_BCHW))
 
-    def normed_conv(self, x: Map, norm: nn.GroupNorm, conv: nn.Conv2d) -> Map:
-        """`conv(silu(norm(x)))`; the sums of `x` are done then."""
-        found = self._settle(x)
-        return _conv(self.kernels.normed(x.y_BCHW, found, norm), conv)
+    def normed_conv(self, x: FeatureMap, norm: WeightBias, conv: WeightBias) -> FeatureMap:
+        """`conv(silu(norm(x)))`; also computes the pending sums of `x`."""
+        statistics = self._settle(x)
+        return _conv(self.kernels.normed(x.y_BCHW, statistics, norm), conv)
 
     def add_normed_conv(
-        self, x: Map, y: Map, norm: nn.GroupNorm, conv: nn.Conv2d, shortcut: nn.Conv2d | None
-    ) -> Map:
-        """`conv(silu(norm(y))) + shortcut(x)`; y is written over."""
-        assert y.past_BCHW is None
-        found = self.kernels.statistics(y.y_BCHW)
-        h = self.kernels.normed(y.y_BCHW, found, norm, y.bias_C, out=y.y_BCHW)
+        self, x: FeatureMap, y: FeatureMap, norm: WeightBias, conv: WeightBias, shortcut: WeightBias | None
+    ) -> FeatureMap:
+        """`conv(silu(norm(y))) + shortcut(x)`; overwrites y."""
+        assert y.residual_BCHW is None
+        statistics = self.kernels.statistics(y.y_BCHW)
+        h = self.kernels.normed(y.y_BCHW, statistics, norm, y.bias_C, out=y.y_BCHW)
         out = _conv(h, conv)
-        out.past_BCHW = x.y_BCHW if shortcut is None else _image(_pointwise(_rows(x), shortcut), x)
+        out.residual_BCHW = x.y_BCHW if shortcut is None else _to_map(_pointwise(_to_rows(x), shortcut), x)
         return out
 
-    def attend(self, x: Map, block: AttnBlock) -> Map:
-        found = self._settle(x)
-        h = self.kernels.normed(x.y_BCHW, found, block.norm, silu=False)
-        h_BPC = _rows(Map(h))
-        q, k, v = (_pointwise(h_BPC, project) for project in (block.q, block.k, block.v))
-        out_BPC = _attend(q, k, v)
-        y_BPC = F.linear(out_BPC, block.proj_out.weight.flatten(1))
-        return Map(_image(y_BPC, x), block.proj_out.bias, x.y_BCHW)
+    def attend(
+        self, x: FeatureMap, norm: WeightBias, q: WeightBias, k: WeightBias, v: WeightBias, out: WeightBias
+    ) -> FeatureMap:
+        statistics = self._settle(x)
+        h_BPC = _to_rows(FeatureMap(self.kernels.normed(x.y_BCHW, statistics, norm, silu=False)))
+        attended_BPC = _attend(*(_pointwise(h_BPC, project) for project in (q, k, v)))
+        weight, bias = out
+        return FeatureMap(_to_map(F.linear(attended_BPC, weight.flatten(1)), x), bias, x.y_BCHW)
 
-    def upsampled_conv(self, x: Map, conv: nn.Conv2d) -> Map:
-        return _conv(self.kernels.doubled(x.y_BCHW, x.bias_C, x.past_BCHW), conv)
+    def upsampled_conv(self, x: FeatureMap, conv: WeightBias) -> FeatureMap:
+        return _conv(self.kernels.doubled(x.y_BCHW, x.bias_C, x.residual_BCHW), conv)
 
-    def finish(self, x: Map, norm: nn.GroupNorm, conv: nn.Conv2d) -> Tensor:
-        """`conv(silu(norm(x)))`, contiguous."""
-        found = self._settle(x)
-        return conv(self.kernels.normed(x.y_BCHW, found, norm, out=x.y_BCHW)).contiguous()
+    def finish(self, x: FeatureMap, norm: WeightBias, conv: WeightBias) -> Tensor:
+        statistics = self._settle(x)
+        h = self.kernels.normed(x.y_BCHW, statistics, norm, out=x.y_BCHW)
+        return F.conv2d(h, *conv, padding=1).contiguous()
 
-    def _settle(self, x: Map) -> Statistics:
-        """Do the sums of a map, over what they are of; the statistics of the map."""
-        writes = x.bias_C is not None or x.past_BCHW is not None
-        found = self.kernels.statistics(x.y_BCHW, x.bias_C, x.past_BCHW, writes=writes)
-        x.bias_C = x.past_BCHW = None
-        return found
+    def _settle(self, x: FeatureMap) -> Statistics:
+        """Compute the pending sums of a map in place; returns the map's statistics."""
+        writes = x.bias_C is not None or x.residual_BCHW is not None
+        statistics = self.kernels.statistics(x.y_BCHW, x.bias_C, x.residual_BCHW, writes=writes)
+        x.bias_C = x.residual_BCHW = None
+        return statistics
 
 
 def _attend(q_BPC: Tensor, k_BPC: Tensor, v_BPC: Tensor) -> Tensor:
-    """Attention of one head over all places. At 576 places of 512 channels torch's own takes 54 us on an
-    H100, products 15; they keep all scores at once."""
-    if q_BPC.shape[1] > _MOST_PLACES:
+    """Single-head attention over all positions. At 576 positions of 512 channels torch's own takes 54 us on
+    an H100, two matrix products 15; they hold all scores at once."""
+    if q_BPC.shape[1] > _MAX_SCORED_POSITIONS:
         return F.scaled_dot_product_attention(q_BPC[:, None], k_BPC[:, None], v_BPC[:, None])[:, 0]
     scores_BPP = torch.bmm(q_BPC, k_BPC.transpose(1, 2)).float() * q_BPC.shape[2] ** -0.5
     return torch.bmm(scores_BPP.softmax(-1).to(v_BPC.dtype), v_BPC)
 
 
-def _last(x_BCHW: Tensor) -> Tensor:
+def _channels_last(x_BCHW: Tensor) -> Tensor:
     return x_BCHW.contiguous(memory_format=torch.channels_last)
 
 
-def _conv(x_BCHW: Tensor, conv: nn.Conv2d) -> Map:
-    """`conv`, whose bias is still to add: torch would do that in a pass of its own."""
-    y_BCHW = F.conv2d(x_BCHW, conv.weight, None, conv.stride, conv.padding)  # type: ignore[arg-type]
-    return Map(_last(y_BCHW), conv.bias)
+def _conv(x_BCHW: Tensor, conv: WeightBias) -> FeatureMap:
+    """A 3 x 3 convolution whose bias is still pending: torch would add it in a pass of its own."""
+    weight, bias = conv
+    return FeatureMap(_channels_last(F.conv2d(x_BCHW, weight, padding=1)), bias)
 
 
-def _rows(x: Map) -> Tensor:
+def _to_rows(x: FeatureMap) -> Tensor:
     """`[B, P, C]`."""
     return x.y_BCHW.flatten(2).transpose(1, 2)
 
 
-def _image(x_BPC: Tensor, like: Map) -> Tensor:
+def _to_map(x_BPC: Tensor, like: FeatureMap) -> Tensor:
     """`[B, C, H, W]`."""
     return x_BPC.transpose(1, 2).unflatten(2, like.y_BCHW.shape[2:])
 
 
-def _pointwise(x_BPC: Tensor, conv: nn.Conv2d) -> Tensor:
-    """A convolution of 1 x 1, as the product that it is."""
-    return F.linear(x_BPC, conv.weight.flatten(1), conv.bias)
+def _pointwise(x_BPC: Tensor, conv: WeightBias) -> Tensor:
+    """A 1 x 1 convolution as the matrix product that it is."""
+    weight, bias = conv
+    return F.linear(x_BPC, weight.flatten(1), bias)

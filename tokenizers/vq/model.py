@@ -1,41 +1,27 @@
-"""VQ-16, the image tokenizer of LlamaGen (Sun et al. 2024) and Janus: pictures to codes and back.
+"""VQ-16, the image tokenizer of LlamaGen (Sun et al. 2024) and Janus: images to codes and back.
 
-B pictures, C channels, H and W height and width, Z channels of the encoder's output, E dimensions of a
-code, N codes in the codebook, T codes of a picture in raster order. Module names are the checkpoints'.
+B images, C channels, H and W height and width, Z channels of the encoder's output, E dimensions of a
+code, N codes in the codebook, T codes of an image in raster order. Module names are the checkpoints'.
 """
 
 from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import pairwise
 from math import prod
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...blocks.model.missing_parts import absent
-from . import fused_cuda, strips
-from .fused_cuda import Fused
-from .strips import Strips
-
-
-class Operations(Protocol):
-    """What computes the decoder in another form (`Strips`, `Fused`). `Any` is a feature map of its kind."""
-
-    def begin(self, x: Tensor, /) -> Any: ...
-    def normed_conv(self, x: Any, norm: nn.GroupNorm, conv: nn.Conv2d, /) -> Any: ...
-    def add_normed_conv(
-        self, x: Any, y: Any, norm: nn.GroupNorm, conv: nn.Conv2d, shortcut: nn.Conv2d | None, /
-    ) -> Any: ...
-    def attend(self, x: Any, block: "AttnBlock", /) -> Any: ...
-    def upsampled_conv(self, x: Any, conv: nn.Conv2d, /) -> Any: ...
-    def finish(self, x: Any, norm: nn.GroupNorm, conv: nn.Conv2d, /) -> Tensor: ...
+from . import fused_cuda
+from .operations import NORM_EPS, NORM_GROUPS, ChannelsLastOps, DecoderOps, WeightBias
 
 
 @dataclass(frozen=True)
 class VQConfig:
-    """VQ-16's architecture by default. Each entry of `ch_mult` after the first halves H, W."""
+    """The architecture; VQ-16's by default. Each entry of `ch_mult` after the first halves H and W."""
 
     codebook_size: int = 16384
     code_dim: int = 8
@@ -46,11 +32,11 @@ class VQConfig:
 
     @property
     def downsampling(self) -> int:
-        """Pixels of a picture's side per code."""
+        """Pixels along an image's side per code."""
         return 2 ** (len(self.ch_mult) - 1)
 
     def largest_map(self, grid: tuple[int, int]) -> int:
-        """Numbers of the decoder's largest feature map for one picture: at each resolution there is one with
+        """Numbers in the decoder's largest feature map for one image: at each resolution there is one with
         the channels of the coarser resolution before it."""
         last = len(self.ch_mult) - 1
         widths = [self.ch * self.ch_mult[min(level + 1, last)] for level in range(last + 1)]
@@ -58,10 +44,17 @@ class VQConfig:
 
 
 def group_norm(channels: int) -> nn.GroupNorm:
-    return nn.GroupNorm(32, channels, eps=1e-6)
+    """VQ-16's group norm."""
+    return nn.GroupNorm(NORM_GROUPS, channels, eps=NORM_EPS)
+
+
+def _weights(*modules: nn.Module) -> tuple[WeightBias, ...]:
+    return tuple((module.weight, module.bias) for module in modules)  # type: ignore[misc]
 
 
 class ResBlock(nn.Module):
+    """Two normed convolutions and a shortcut, by a 1 x 1 convolution where the channels change."""
+
     def __init__(self, channels_in: int, channels_out: int) -> None:
         super().__init__()
         self.norm1 = group_norm(channels_in)
@@ -70,21 +63,23 @@ class ResBlock(nn.Module):
         self.conv2 = nn.Conv2d(channels_out, channels_out, 3, padding=1)
         if channels_in != channels_out:
             self.nin_shortcut = nn.Conv2d(channels_in, channels_out, 1)
-        self.reshapes = channels_in != channels_out
+        self.has_shortcut = channels_in != channels_out
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
         h = self.conv1(F.silu(self.norm1(x_BCHW)))
         h = self.conv2(F.silu(self.norm2(h)))
-        return h + (self.nin_shortcut(x_BCHW) if self.reshapes else x_BCHW)
+        return h + (self.nin_shortcut(x_BCHW) if self.has_shortcut else x_BCHW)
 
-    def by(self, operations: Operations, x: Any) -> Any:
-        h = operations.normed_conv(x, self.norm1, self.conv1)
-        shortcut = self.nin_shortcut if self.reshapes else None
-        return operations.add_normed_conv(x, h, self.norm2, self.conv2, shortcut)
+    def forward_with(self, ops: DecoderOps, x: Any) -> Any:
+        """`forward` by other operations."""
+        h = ops.normed_conv(x, *_weights(self.norm1, self.conv1))
+        norm, conv = _weights(self.norm2, self.conv2)
+        shortcut = _weights(self.nin_shortcut)[0] if self.has_shortcut else None
+        return ops.add_normed_conv(x, h, norm, conv, shortcut)
 
 
 class AttnBlock(nn.Module):
-    """Single-head attention over all places of the grid."""
+    """Single-head attention over all positions of the grid."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -100,11 +95,14 @@ class AttnBlock(nn.Module):
         out = F.scaled_dot_product_attention(q, k, v)[:, 0].transpose(1, 2).reshape(x_BCHW.shape)
         return x_BCHW + self.proj_out(out)
 
-    def by(self, operations: Operations, x: Any) -> Any:
-        return operations.attend(x, self)
+    def forward_with(self, ops: DecoderOps, x: Any) -> Any:
+        """`forward` by other operations."""
+        return ops.attend(x, *_weights(self.norm, self.q, self.k, self.v, self.proj_out))
 
 
 class Downsample(nn.Module):
+    """Halves H and W by a convolution of stride 2, padded at the right and the bottom only."""
+
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.conv = nn.Conv2d(channels, channels, 3, stride=2)
@@ -114,6 +112,8 @@ class Downsample(nn.Module):
 
 
 class Upsample(nn.Module):
+    """Doubles H and W by repetition, then a convolution."""
+
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.conv = nn.Conv2d(channels, channels, 3, padding=1)
@@ -121,12 +121,13 @@ class Upsample(nn.Module):
     def forward(self, x_BCHW: Tensor) -> Tensor:
         return self.conv(F.interpolate(x_BCHW, scale_factor=2.0, mode="nearest"))
 
-    def by(self, operations: Operations, x: Any) -> Any:
-        return operations.upsampled_conv(x, self.conv)
+    def forward_with(self, ops: DecoderOps, x: Any) -> Any:
+        """`forward` by other operations."""
+        return ops.upsampled_conv(x, *_weights(self.conv))
 
 
 class Level(nn.Module):
-    """Residual blocks of one resolution, each with attention behind it at the lowest; then the rescaling."""
+    """Residual blocks of one resolution, each followed by attention at the lowest; then the rescaling."""
 
     def __init__(self, widths: list[int], attend: bool, **rescale: nn.Module) -> None:
         super().__init__()
@@ -137,7 +138,7 @@ class Level(nn.Module):
         self.rescale = tuple(rescale)
 
     def steps(self) -> list[nn.Module]:
-        """What is computed, one after the other."""
+        """The modules in the order of computation."""
         steps: list[nn.Module] = []
         for index, block in enumerate(self.res):
             steps += [block] if self.attn is None else [block, self.attn[index]]
@@ -148,16 +149,20 @@ class Level(nn.Module):
 
 
 def middle(channels: int) -> nn.ModuleList:
+    """The blocks at the lowest resolution, between the levels and the codes."""
     return nn.ModuleList((ResBlock(channels, channels), AttnBlock(channels), ResBlock(channels, channels)))
 
 
 def chain(modules: Iterable[nn.Module], x: Tensor) -> Tensor:
+    """The modules applied one after the other."""
     for module in modules:
         x = module(x)
     return x
 
 
 class Encoder(nn.Module):
+    """Pixels `[B, 3, H, W]` to latents `[B, Z, H / downsampling, W / downsampling]`."""
+
     def __init__(self, config: VQConfig) -> None:
         super().__init__()
         widths = [config.ch * mult for mult in config.ch_mult]
@@ -179,6 +184,8 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
+    """Latents `[B, Z, H, W]` to pixels `[B, 3, H x downsampling, W x downsampling]`."""
+
     def __init__(self, config: VQConfig) -> None:
         super().__init__()
         widths = [config.ch * mult for mult in reversed(config.ch_mult)]
@@ -198,17 +205,17 @@ class Decoder(nn.Module):
         h = chain([*self.mid, *self.conv_blocks], self.conv_in(z_BCHW))
         return self.conv_out(F.silu(self.norm_out(h)))
 
-    def by(self, operations: Operations, z_BCHW: Tensor) -> Tensor:
-        """What `forward` gives, with less memory and sooner; in strips of one picture."""
-        x = operations.begin(self.conv_in(z_BCHW))
+    def forward_with(self, ops: DecoderOps, z_BCHW: Tensor) -> Tensor:
+        """`forward` by other operations."""
+        x = ops.begin(self.conv_in(z_BCHW))
         levels = [step for level in self.conv_blocks for step in level.steps()]  # type: ignore[operator]
-        for module in [*self.mid, *levels]:  # nothing else holds a map
-            x = module.by(operations, x)  # type: ignore[operator]
-        return operations.finish(x, self.norm_out, self.conv_out)
+        for module in [*self.mid, *levels]:  # no other reference keeps a feature map alive
+            x = module.forward_with(ops, x)  # type: ignore[operator]
+        return ops.finish(x, *_weights(self.norm_out, self.conv_out))
 
 
 class Codebook(nn.Module):
-    """The code vectors; both they and what is compared with them are scaled to unit length at every use."""
+    """The code vectors. They and the latents compared with them are scaled to unit length at every use."""
 
     def __init__(self, config: VQConfig) -> None:
         super().__init__()
@@ -219,7 +226,7 @@ class Codebook(nn.Module):
         return F.normalize(self.embedding.weight, dim=-1)
 
     def nearest(self, z_BEHW: Tensor) -> Tensor:
-        """Index of the nearest code by squared distance, int64 `[B, H, W]`; in float32."""
+        """Index of the nearest code by squared distance, computed in float32; int64 `[B, H, W]`."""
         z = F.normalize(z_BEHW.permute(0, 2, 3, 1).float(), dim=-1)
         book = F.normalize(self.embedding.weight.float(), dim=-1)
         distance = z.pow(2).sum(-1, keepdim=True) + book.pow(2).sum(-1) - 2 * z @ book.T
@@ -230,10 +237,10 @@ class VQModel(nn.Module):
     """Encoder, codebook and decoder."""
 
     entrances = ("encode", "decode")
-    """The methods by which it is used, instead of `forward` (for `spreading`)."""
+    """The methods that callers use in place of `forward`; offloading wraps them."""
 
     def __init__(self, config: VQConfig, *, encodes: bool = True) -> None:
-        """Without `encodes` the encoder is absent, and pictures become no codes."""
+        """Without `encodes` the encoder is absent, and `encode` raises OptionError."""
         super().__init__()
         self.config = config
         no_encoder = absent("the encoder of pictures", "paint", "all")
@@ -251,39 +258,39 @@ class VQModel(nn.Module):
         """Codes `[B, T]` of a (rows, columns) `grid` -> pixels `[B, 3, H, W]`, about -1..1, not clipped."""
         if codes_BT.shape[1] != prod(grid):
             raise ValueError(f"{codes_BT.shape[1]} codes do not fill a grid of {grid[0]} x {grid[1]}")
-        if self._fuses() and codes_BT.numel():
-            fused_cuda.channels_last(self.decoder)
-            done = [self._decode_fused(codes, grid) for codes in codes_BT.split(self._fused_at_once(grid))]
-            return done[0] if len(done) == 1 else torch.cat(done)
+        if self._uses_fused() and codes_BT.numel():
+            fused_cuda.lay_out_channels_last(list(self.decoder.parameters()))
+            images = [self._decode_fused(codes, grid) for codes in codes_BT.split(self._max_fused(grid))]
+            return images[0] if len(images) == 1 else torch.cat(images)
         book_NE = self.quantize.vectors()
+        if not ChannelsLastOps.supports(book_NE, self.decoder.parameters()):
+            return self.decoder(self._latents(book_NE[codes_BT], grid))
+        latents = (self._latents(book_NE[codes_1T], grid) for codes_1T in codes_BT.split(1))
+        return torch.cat([self.decoder.forward_with(ChannelsLastOps(), z_1ZHW) for z_1ZHW in latents])
 
-        def before_decoder(codes_BT: Tensor) -> Tensor:
-            return self.post_quant_conv(book_NE[codes_BT].transpose(1, 2).unflatten(2, grid))
-
-        if not strips.suits(book_NE, self.decoder):
-            return self.decoder(before_decoder(codes_BT))
-        pictures = (self.decoder.by(Strips(), before_decoder(codes_1T)) for codes_1T in codes_BT.split(1))
-        return torch.cat(list(pictures))
+    def _latents(self, vectors_BTE: Tensor, grid: tuple[int, int]) -> Tensor:
+        """The decoder's input `[B, Z, *grid]`."""
+        return self.post_quant_conv(vectors_BTE.transpose(1, 2).unflatten(2, grid))
 
     def _decode_fused(self, codes_BT: Tensor, grid: tuple[int, int]) -> Tensor:
         with torch.cuda.device_of(codes_BT):
-            book_BET = F.normalize(self.quantize.embedding(codes_BT), dim=-1).transpose(1, 2)
-            return self.decoder.by(Fused(), self.post_quant_conv(book_BET.unflatten(2, grid)))
+            vectors_BTE = F.normalize(self.quantize.embedding(codes_BT), dim=-1)
+            return self.decoder.forward_with(fused_cuda.FusedOps(), self._latents(vectors_BTE, grid))
 
-    def _fuses(self) -> bool:
-        return fused_cuda.suits(self.decoder, self.quantize, self.post_quant_conv)
+    def _uses_fused(self) -> bool:
+        modules = (self.decoder, self.quantize, self.post_quant_conv)
+        return fused_cuda.supports([weight for module in modules for weight in module.parameters()])
 
-    def at_once(self, grid: tuple[int, int]) -> int:
-        """How many pictures to decode together, at most: the fused form splits its batches by it."""
-        return self._fused_at_once(grid) if self._fuses() else 1
+    def _max_fused(self, grid: tuple[int, int]) -> int:
+        return max(1, fused_cuda.MAX_BATCH_NUMEL // self.config.largest_map(grid))
 
-    def _fused_at_once(self, grid: tuple[int, int]) -> int:
-        return max(1, fused_cuda.NUMBERS_AT_ONCE // self.config.largest_map(grid))
+    def max_batch(self, grid: tuple[int, int]) -> int:
+        """Number of images to decode together, at most: the fused form splits larger batches by it."""
+        return self._max_fused(grid) if self._uses_fused() else 1
 
-    def worth_recording(self, pictures: int, grid: tuple[int, int]) -> bool:
-        """Whether so many pictures are few enough for a recording that keeps their maps."""
-        few = pictures * self.config.largest_map(grid) <= fused_cuda.NUMBERS_RECORDED
-        return few and self._fuses()
+    def worth_capturing(self, images: int, grid: tuple[int, int]) -> bool:
+        """Whether so many images are few enough for a CUDA graph, which keeps their feature maps."""
+        return images * self.config.largest_map(grid) <= fused_cuda.MAX_CAPTURED_NUMEL and self._uses_fused()
 
 
 def to_uint8(pixels_BCHW: Tensor) -> Tensor:

@@ -191,8 +191,8 @@ def test_pictures_are_drawn_by_a_recording(pipe: Any, monkeypatch: pytest.Monkey
     vq, grid, total = model.gen_vision_model, model.config.grid, model.config.num_codes
     codes = torch.randint(model.config.vq.codebook_size, (2, total), device=pipe.device)
     model.decode_codes(codes)
-    assert not vq.worth_recording(2, grid)  # in float32
-    monkeypatch.setattr(vq, "worth_recording", lambda count, grid: count <= 2)
+    assert not vq.worth_capturing(2, grid)  # in float32
+    monkeypatch.setattr(vq, "worth_capturing", lambda count, grid: count <= 2)
     capturer = Twice() if pipe.device.type == "cpu" else graphed_module_of(vq, pipe.device).capturer
     graphed_module_of(vq, pipe.device).capturer = capturer
     with torch.no_grad():
