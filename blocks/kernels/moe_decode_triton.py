@@ -97,9 +97,10 @@ def gate_up_kernel(
             x_ptr, tokens, valid, up, up_scale, up_zero, outs, COLUMNS, groups,
             COLUMNS, KIND, GROUP_C, FLOAT32, R, BLOCK_O, BLOCK_C, UNROLL,
         )  # fmt: skip
-        hidden = (gates / (1.0 + tl.exp(-gates)) * ups).to(hidden_ptr.dtype.element_ty)
-        mask = valid[:, None] & (columns < INNER)[None, :]
-        tl.store(hidden_ptr + rows[:, None] * INNER + columns[None, :], hidden, mask=mask)
+        hidden = gates / (1.0 + tl.exp(-gates)) * ups
+        pointers = hidden_ptr + rows[:, None] * INNER + columns[None, :]
+        dtype = hidden_ptr.dtype.element_ty
+        tl.store(pointers, hidden.to(dtype), mask=valid[:, None] & (columns < INNER)[None, :])
 
 
 @triton.jit(do_not_specialize=["N", "P"])
@@ -146,8 +147,8 @@ def down_kernel(
             hidden_ptr, rows, valid, down, scale, zero, outs, stride, groups,
             COLUMNS, KIND, GROUP_C, FLOAT32, R, BLOCK_O, BLOCK_C, UNROLL,
         )  # fmt: skip
-        mask = valid[:, None] & (columns < D)[None, :]
-        tl.store(out_ptr + rows[:, None] * D + columns[None, :], outputs, mask=mask)
+        pointers = out_ptr + rows[:, None] * D + columns[None, :]
+        tl.store(pointers, outputs, mask=valid[:, None] & (columns < D)[None, :])
 
 
 @triton.jit(do_not_specialize=["N", "P"])
