@@ -13,9 +13,8 @@ from torch import Tensor, nn
 from ..blocks.chat.text_generation import Prompt
 from ..blocks.engine.graphed_module import run_graphed
 from ..blocks.errors import OptionError
-from ..blocks.kernels.batch_invariant import Linear
 from ..blocks.model.decoder import Decoder
-from ..blocks.model.layers import MlpProjector
+from ..blocks.model.layers import Linear, MlpProjector
 from ..blocks.model.missing_parts import absent
 from ..blocks.model.siglip import SiglipConfig, build_siglip
 from ..tokenizers.vq.model import VQModel

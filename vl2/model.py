@@ -13,10 +13,9 @@ from torch import Tensor, nn
 
 from ..blocks.chat.text_generation import Prompt
 from ..blocks.engine.graphed_module import run_graphed
-from ..blocks.kernels.batch_invariant import Linear
 from ..blocks.model.context import DecoderConfig
 from ..blocks.model.decoder import Decoder
-from ..blocks.model.layers import MlpProjector
+from ..blocks.model.layers import Linear, MlpProjector
 from ..blocks.model.siglip import build_siglip
 from .config import VL2Config
 from .processor import ModelInputs

@@ -14,9 +14,9 @@ import torch
 from torch import nn
 
 from ..errors import ConfigError, OptionError
-from ..kernels.batch_invariant import Linear
 from ..kernels.codec import CODE_DTYPES, GROUP_SIZE, KINDS, SCALE_DTYPE, group_size
 from ..model.decoder import Decoder
+from ..model.layers import Linear
 from ..model.moe import Experts
 from ..model.quantized_linear import QuantizedWeight
 from .hub import ModelFolder

@@ -10,10 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from ..kernels import dispatch
-from ..kernels.batch_invariant import Linear
 from ..kernels.codec import WeightTensors
 from ..model.decoder import Attention, Decoder
-from ..model.layers import FeedForward
+from ..model.layers import FeedForward, Linear
 from ..model.mla import LatentAttention
 from ..model.quantized_linear import QuantizedWeight
 

@@ -13,9 +13,7 @@ B rows, H heads, T positions, S cache slots, K dimensions of a head, M rows of a
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
-
-from . import cpu_onednn
+from torch import Tensor
 
 ROW_MULTIPLE = 4
 """Products of so many rows, twice as many, or three times and more, agree in every bit of a row."""
@@ -23,7 +21,6 @@ _ANY_ROWS = 12  # from here on their number does not matter
 VECTOR = 32
 """Numbers that a loop over a tensor takes at a time, at most (two vectors of 16); the rest go one by one."""
 _MAX_SCORES = 1 << 24  # of a row's heads at once (64 MiB); longer prompts take fused attention
-_PREPACK_AFTER = 4  # uses of a weight; prepacking takes as long as some ten products
 
 
 def is_batch_invariant(x: Tensor) -> bool:
@@ -46,56 +43,6 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         return F.linear(x, weight, bias)
     padded = F.pad(x.reshape(count, -1), (0, 0, 0, missing))
     return F.linear(padded, weight, bias)[:count].view(*x.shape[:-1], -1)
-
-
-class Linear(nn.Linear):
-    """Batch-invariant `nn.Linear`, which prepacks its weight where that is faster.
-
-    A weight that is used for a few rows again and again is prepacked in place. Whatever copies, moves, stores
-    or trains the layer finds the plain weight again; code that reads the weight itself sets `prepacks` False,
-    or calls `unpack` first.
-    """
-
-    prepacks = True
-    _uses = 0
-
-    def forward(self, input: Tensor) -> Tensor:
-        weight = self.weight
-        if weight.is_mkldnn:
-            return cpu_onednn.linear(input, weight, self.bias)
-        if self.prepacks and cpu_onednn.benefits(input, weight):
-            self._uses += 1
-            if self._uses > _PREPACK_AFTER and not hasattr(self, "_hf_hook"):  # accelerate moves weights
-                self.weight = nn.Parameter(cpu_onednn.prepack(weight), requires_grad=False)
-        return linear(input, weight, self.bias)
-
-    def unpack(self) -> None:
-        """Restore the plain weight, until the layer has been used as often again."""
-        self._uses = 0
-        if self.weight.is_mkldnn:
-            weight = cpu_onednn.unpack(self.weight)
-            self.weight = nn.Parameter(weight, requires_grad=self.weight.requires_grad)
-
-    def train(self, mode: bool = True) -> "Linear":
-        if mode:
-            self.unpack()
-        return super().train(mode)
-
-    def _apply(self, fn, recurse: bool = True):  # type: ignore[no-untyped-def]
-        self.unpack()
-        return super()._apply(fn, recurse)
-
-    def _save_to_state_dict(self, destination, prefix, keep_vars):  # type: ignore[no-untyped-def]
-        self.unpack()
-        super()._save_to_state_dict(destination, prefix, keep_vars)
-
-    def _load_from_state_dict(self, *args, **kwargs):  # type: ignore[no-untyped-def]
-        self.unpack()
-        super()._load_from_state_dict(*args, **kwargs)
-
-    def __getstate__(self) -> dict[str, object]:
-        self.unpack()
-        return dict(self.__dict__)
 
 
 def sigmoid(x_MN: Tensor) -> Tensor:

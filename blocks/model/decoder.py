@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from ..kernels import cpu_attention
-from ..kernels.batch_invariant import Linear, attend, is_batch_invariant
+from ..kernels.batch_invariant import attend, is_batch_invariant
 from .context import DecoderConfig, DeviceLayout, ForwardContext, attention_mask
 from .kv_cache import KVCache
-from .layers import FeedForward, RMSNorm, rotary_table, rotate
+from .layers import FeedForward, Linear, RMSNorm, rotary_table, rotate
 from .mla import LatentAttention
 from .moe import MoE
 

@@ -1,5 +1,5 @@
-"""Layers that all models share: RMSNorm, rotary position embedding, SwiGLU feed-forward and the MLP
-projector.
+"""Layers that all models share: linear layer, RMSNorm, rotary position embedding, SwiGLU feed-forward and the
+MLP projector.
 
 B rows, T positions of this call, H heads, K dimensions of a head.
 """
@@ -9,8 +9,60 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import ConfigError
-from ..kernels import dispatch
-from ..kernels.batch_invariant import Linear
+from ..kernels import cpu_onednn, dispatch
+from ..kernels.batch_invariant import linear
+
+_PREPACK_AFTER = 4  # uses of a weight; prepacking takes as long as some ten products
+
+
+class Linear(nn.Linear):
+    """Batch-invariant `nn.Linear`, which prepacks its weight where that is faster.
+
+    A weight that is used for a few rows again and again is prepacked in place. Whatever copies, moves, stores
+    or trains the layer finds the plain weight again; code that reads the weight itself sets `prepacks` False,
+    or calls `unpack` first.
+    """
+
+    prepacks = True
+    _uses = 0
+
+    def forward(self, input: Tensor) -> Tensor:
+        weight = self.weight
+        if weight.is_mkldnn:
+            return cpu_onednn.linear(input, weight, self.bias)
+        if self.prepacks and cpu_onednn.benefits(input, weight):
+            self._uses += 1
+            if self._uses > _PREPACK_AFTER and not hasattr(self, "_hf_hook"):  # accelerate moves weights
+                self.weight = nn.Parameter(cpu_onednn.prepack(weight), requires_grad=False)
+        return linear(input, weight, self.bias)
+
+    def unpack(self) -> None:
+        """Restore the plain weight, until the layer has been used as often again."""
+        self._uses = 0
+        if self.weight.is_mkldnn:
+            weight = cpu_onednn.unpack(self.weight)
+            self.weight = nn.Parameter(weight, requires_grad=self.weight.requires_grad)
+
+    def train(self, mode: bool = True) -> "Linear":
+        if mode:
+            self.unpack()
+        return super().train(mode)
+
+    def _apply(self, fn, recurse: bool = True):  # type: ignore[no-untyped-def]
+        self.unpack()
+        return super()._apply(fn, recurse)
+
+    def _save_to_state_dict(self, destination, prefix, keep_vars):  # type: ignore[no-untyped-def]
+        self.unpack()
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+
+    def _load_from_state_dict(self, *args, **kwargs):  # type: ignore[no-untyped-def]
+        self.unpack()
+        super()._load_from_state_dict(*args, **kwargs)
+
+    def __getstate__(self) -> dict[str, object]:
+        self.unpack()
+        return dict(self.__dict__)
 
 
 class RMSNorm(nn.Module):

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from ..kernels import dispatch
-from ..kernels.batch_invariant import Linear, attend, is_batch_invariant, per_head_matmul
+from ..kernels.batch_invariant import attend, is_batch_invariant, per_head_matmul
 from .context import DecoderConfig, ForwardContext
-from .layers import RMSNorm, rotate_pairs
+from .layers import Linear, RMSNorm, rotate_pairs
 
 
 class LatentAttention(nn.Module):

@@ -1,56 +1,65 @@
-"""In float32 on the CPU a row's numbers are its own: the same bits alone and in any company."""
-
-from pathlib import Path
+"""In float32 on the CPU a row's results do not depend on the batch: the same bits alone and among others."""
 
 import pytest
 import torch
 from bifrons.blocks.engine.generate import decode_one, prefill
-from bifrons.blocks.kernels.batch_invariant import (
-    Linear,
-    attend,
-    is_batch_invariant,
-    linear,
-    row_sums,
-    sigmoid,
-)
-from bifrons.janus.pipeline import JanusPipeline
-from bifrons.vl2.pipeline import VL2Pipeline
+from bifrons.blocks.kernels.batch_invariant import attend, is_batch_invariant, linear, row_sums, sigmoid
+from bifrons.blocks.model.context import DecoderConfig, LatentConfig
+from bifrons.blocks.model.decoder import Decoder
+from bifrons.blocks.model.layers import Linear
+from bifrons.blocks.model.moe import MoEConfig
 
-DATA = Path(__file__).parent.parent.parent / "data"
+SIZES = {
+    "vocab_size": 704,
+    "hidden_size": 96,
+    "intermediate_size": 160,
+    "num_layers": 4,
+    "num_heads": 4,
+    "num_kv_heads": 4,
+    "head_dim": 24,
+}
+LATENT = LatentConfig(kv_rank=32, nope_dim=24, rope_dim=16, value_dim=20)
+EXPERTS = MoEConfig(12, 3, 48, num_shared=2, first_dense=1)
+NOAUX = MoEConfig(12, 3, 48, 2, 1, 1, "sigmoid", "noaux_tc", num_groups=2, normalize=True, scale=2.0)
+CONFIGS = {
+    "multi-head": DecoderConfig(**SIZES),
+    "multi-head, experts": DecoderConfig(**SIZES, moe=EXPERTS),
+    "latent, experts": DecoderConfig(**SIZES, latent=LATENT, moe=EXPERTS),
+    "latent, noaux": DecoderConfig(**SIZES, latent=LATENT, moe=NOAUX),
+}
 
 
 @pytest.mark.usefixtures("measured_processor")
 @pytest.mark.parametrize("threads", [1, 2])
-@pytest.mark.parametrize("name", ["janus-mini", "vl2-mini-mha", "vl2-mini-mla", "vl2-mini-noaux"])
-def test_rows_are_alike_alone_and_together(name, threads):
-    family = JanusPipeline if name.startswith("janus") else VL2Pipeline
-    decoder = family.from_pretrained(DATA / name, "cpu").model.decoder
+@pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
+def test_rows_are_equal_alone_and_together(config, threads):
+    torch.manual_seed(0)
+    decoder = Decoder(config).requires_grad_(False).eval()
     generator = torch.Generator().manual_seed(0)
     width = decoder.config.hidden_size
     rows = [torch.randn(n, width, generator=generator) for n in (2, 5, 9, 13, 17, 40, 31, 8)]
     inputs = torch.randn(8, 12, width, generator=generator)
 
     @torch.no_grad()
-    def run(chosen: list[int]) -> torch.Tensor:
-        some = [rows[i] for i in chosen]
-        slots = max(map(len, some)) + 12
-        cache = decoder.config.new_cache(len(some), slots, device=torch.device("cpu"), dtype=torch.float32)
-        states = [prefill(decoder, some, cache)]
-        states += [decode_one(decoder, inputs[chosen, step], cache) for step in range(12)]
+    def run(indices: list[int]) -> torch.Tensor:
+        prompts = [rows[i] for i in indices]
+        cache = decoder.new_cache(len(prompts), max(map(len, prompts)) + 12)
+        states = [prefill(decoder, prompts, cache)]
+        states += [decode_one(decoder, inputs[indices, step], cache) for step in range(12)]
         return torch.stack(states, dim=1)
 
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
         together = run(list(range(8)))
-        for chosen in ([0], [5], [1, 2], [3, 0, 7], [2, 3, 4, 5, 6]):
-            assert torch.equal(run(chosen), together[chosen]), chosen
+        for indices in ([0], [5], [1, 2], [3, 0, 7], [2, 3, 4, 5, 6]):
+            assert torch.equal(run(indices), together[indices]), indices
     finally:
         torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize("rows", [1, 2, 3, 5, 12])
-def test_they_are_the_products_that_they_stand_for(rows):
+def test_products_equal_those_of_torch(rows):
     torch.manual_seed(0)
     x = torch.randn(rows, 24)
     layer = Linear(24, 7)
@@ -65,7 +74,7 @@ def test_they_are_the_products_that_they_stand_for(rows):
 
 
 @pytest.mark.parametrize(("queries", "kv_heads"), [(1, 4), (6, 4), (6, 2)])
-def test_attention_is_the_fused_one(queries, kv_heads):
+def test_attention_equals_the_fused_one(queries, kv_heads):
     torch.manual_seed(0)
     q = torch.randn(3, 4, queries, 8)
     k, v = torch.randn(2, 3, kv_heads, 32, 8)

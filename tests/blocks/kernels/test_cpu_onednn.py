@@ -1,4 +1,4 @@
-"""Products by packed weights against plain ones, and layers that pack and unpack their weights."""
+"""Linear layers with prepacked weights against plain ones, and when layers prepack and unpack theirs."""
 
 import copy
 import io
@@ -10,13 +10,13 @@ import torch.nn.functional as F
 from bifrons.blocks.checkpoints.quantize import quantize_model
 from bifrons.blocks.engine.generate import decode_one
 from bifrons.blocks.kernels import cpu_onednn
-from bifrons.blocks.kernels.batch_invariant import Linear
 from bifrons.blocks.model.context import DecoderConfig
 from bifrons.blocks.model.decoder import Decoder
+from bifrons.blocks.model.layers import Linear
 from bifrons.blocks.model.quantized_linear import QuantizedWeight
 from torch import nn
 
-needs_packing = pytest.mark.skipif(not cpu_onednn.is_supported(), reason="no prepacking here")
+needs_prepacking = pytest.mark.skipif(not cpu_onednn.is_supported(), reason="needs prepacking")
 
 
 def layer(outputs=1088, inputs=1024, bias=False, dtype=torch.bfloat16) -> Linear:
@@ -25,30 +25,30 @@ def layer(outputs=1088, inputs=1024, bias=False, dtype=torch.bfloat16) -> Linear
 
 
 def used(linear: Linear, times: int = 8) -> Linear:
-    """After so many uses for two rows."""
+    """The layer after so many calls with two rows."""
     for _ in range(times):
         linear(torch.randn(2, linear.in_features, dtype=linear.weight.dtype))
     return linear
 
 
-@needs_packing
+@needs_prepacking
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("rows", [1, 2, 3, 4, 5, 16, 17, 100])
-def test_packed_product_equals_the_plain_one(rows, bias):
+def test_prepacked_linear_equals_the_plain_one(rows, bias):
     linear = used(layer(bias=bias))
     assert linear.weight.is_mkldnn
     weight = linear.weight.to_dense()
     x = torch.randn(rows, 1, 1024).bfloat16()
     exact = F.linear(x.double(), weight.double(), linear.bias.double() if bias else None)
-    found, plain = linear(x), F.linear(x, weight, linear.bias)
-    assert found.shape == plain.shape
-    assert found.dtype == plain.dtype
-    assert (found - exact).abs().max() <= 2**-8 * exact.abs().max()
-    assert (found - exact).abs().mean() <= 1.1 * (plain - exact).abs().mean() + 1e-9
+    actual, plain = linear(x), F.linear(x, weight, linear.bias)
+    assert actual.shape == plain.shape
+    assert actual.dtype == plain.dtype
+    assert (actual - exact).abs().max() <= 2**-8 * exact.abs().max()
+    assert (actual - exact).abs().mean() <= 1.1 * (plain - exact).abs().mean() + 1e-9
 
 
-@needs_packing
-def test_packing_keeps_values_shape_and_memory():
+@needs_prepacking
+def test_prepacking_keeps_values_shape_and_memory():
     linear = layer()
     before = linear.weight.clone()
     weight = used(linear).weight
@@ -63,8 +63,8 @@ def test_packing_keeps_values_shape_and_memory():
     assert not linear.weight.is_mkldnn  # it starts to count anew
 
 
-@needs_packing
-def test_whatever_takes_a_layer_finds_the_plain_weight():
+@needs_prepacking
+def test_copies_moves_and_state_dicts_see_the_plain_weight():
     before = layer().weight
     assert used(layer()).state_dict()["weight"].equal(before)
     assert copy.deepcopy(used(layer())).weight.equal(before)
@@ -80,8 +80,8 @@ def test_whatever_takes_a_layer_finds_the_plain_weight():
     assert torch.load(stream, weights_only=False).weight.equal(before)
 
 
-@needs_packing
-def test_gradients_go_through_a_packed_weight():
+@needs_prepacking
+def test_gradients_flow_through_a_prepacked_weight():
     linear = used(layer())
     x = torch.randn(2, 1024).bfloat16().requires_grad_()
     linear(x).float().pow(2).sum().backward()
@@ -92,8 +92,8 @@ def test_gradients_go_through_a_packed_weight():
     torch.testing.assert_close(x.grad, plain.grad)
 
 
-@needs_packing
-def test_packed_under_inference_mode_serves_elsewhere():
+@needs_prepacking
+def test_a_weight_prepacked_in_inference_mode_works_outside():
     with torch.inference_mode():
         linear = used(layer())
     assert linear.weight.is_mkldnn
@@ -116,7 +116,7 @@ def test_other_layers_stay_plain(make):
     assert not used(make()).weight.is_mkldnn
 
 
-def test_a_layer_whose_weight_is_read_stays_plain(monkeypatch):
+def test_prepacking_can_be_switched_off(monkeypatch):
     linear = layer()
     linear.prepacks = False
     assert not used(linear).weight.is_mkldnn
@@ -125,28 +125,28 @@ def test_a_layer_whose_weight_is_read_stays_plain(monkeypatch):
     assert not used(linear).weight.is_mkldnn
 
 
-@needs_packing
-def test_many_rows_pack_nothing():
+@needs_prepacking
+def test_many_rows_do_not_prepack():
     linear = layer()
     for _ in range(8):
         linear(torch.randn(cpu_onednn.MAX_ROWS + 1, 1024).bfloat16())
     assert not linear.weight.is_mkldnn
 
 
-@needs_packing
-def test_a_decoder_packs_and_can_still_be_quantized():
+@needs_prepacking
+def test_a_prepacked_decoder_can_still_be_quantized():
     torch.manual_seed(0)
     config = DecoderConfig(32, 1024, 1024, num_layers=1, num_heads=8, num_kv_heads=8)
     model = nn.ModuleDict({"model": Decoder(config)}).bfloat16().requires_grad_(False).eval()
     decoder = cast(Decoder, model["model"])
-    rows_BD, found = torch.randn(2, 1024).bfloat16(), []
+    rows_BD, hidden = torch.randn(2, 1024).bfloat16(), []
     for _ in range(8):
-        found.append(decode_one(decoder, rows_BD, decoder.new_cache(2, 4)))
+        hidden.append(decode_one(decoder, rows_BD, decoder.new_cache(2, 4)))
     linears = [module for module in decoder.modules() if isinstance(module, Linear)]
     assert len(linears) == 7
     assert all(linear.weight.is_mkldnn for linear in linears)
-    assert (found[-1] - found[0]).abs().max() <= 2**-5 * found[0].abs().max()
+    assert (hidden[-1] - hidden[0]).abs().max() <= 2**-5 * hidden[0].abs().max()
     quantize_model(model, "int8")
     assert isinstance(decoder.get_submodule("layers.0.mlp.up_proj"), QuantizedWeight)
     quantized = decode_one(decoder, rows_BD, decoder.new_cache(2, 4))
-    assert (quantized - found[0]).abs().max() <= 0.1 * found[0].abs().max()
+    assert (quantized - hidden[0]).abs().max() <= 0.1 * hidden[0].abs().max()
