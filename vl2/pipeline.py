@@ -121,7 +121,7 @@ class VL2Pipeline(ChatPipeline):
 
         Boxes are in pixels of the last picture, which is where the official prompts look for things.
         """
-        messages = self.question(images, question)
+        messages = self.question_messages(images, question)
         pictures = [open_image(source) for source in messages[0]["images"]]
         if not pictures:
             raise PictureError("there is no picture to find things in; accepted: one picture or a list")

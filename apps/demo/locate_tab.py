@@ -150,7 +150,7 @@ def _find(job: Job, served: Served, picture: Image.Image, phrase: str) -> tuple[
     assert isinstance(pipe, VL2Pipeline)
     text, tokens = "", TextGenerationOptions.max_new_tokens
     with explain_memory("looking", lambda: "accepted: a smaller picture"):
-        for piece in pipe.chat(pipe.question(picture, locate_prompt(phrase)), tokens, stream=True):
+        for piece in pipe.chat(pipe.question_messages(picture, locate_prompt(phrase)), tokens, stream=True):
             text += piece
             found = parse_grounding(text, picture.size)
             job.tell(f"{len(found.boxes)} so far" if found.boxes else "")

@@ -1,65 +1,88 @@
-"""`ChatPipeline`: the methods that the pipelines of both families share: text from conversations."""
+"""`ChatPipeline`: the methods that the pipelines of both families share, from conversations to text."""
 
-from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from ...tokenizers.text import TextTokenizer
-from ..engine.sampling_params import check_integer
+from ..engine.generate import check_context
+from ..engine.sampling import TokenHead
 from ..errors import PromptError
 from .image_io import as_image_list
 from .text_generation import (
     ChatModel,
     Prompt,
     TextGenerationOptions,
-    generate_texts,
+    check_prefill_chunk,
+    generate_ids,
     next_token_logits,
     resolve_seed,
-    score_answer_ids,
+    score_tokens,
     stream_text,
 )
 
 Messages = list[dict[str, Any]]
+"""A conversation, in OpenAI's or the official form: see `blocks.chat.messages`."""
 
 
-class ChatPipeline(ABC):
-    """Answers about pictures. A family says how a conversation becomes a `Prompt`, and the rest follows.
+class ChatProcessor(Protocol):
+    """What a pipeline needs of a family's processor."""
 
-    `temperature=0` is greedy. `repetition_penalty` above 1 makes tokens that were there before less likely,
-    those of the prompt included. `prefill_chunk` bounds how many positions of a prompt are computed at once,
-    which saves memory and changes nothing else.
+    image_token: str
+    """Stands for an image in a text."""
+
+    def chat_inputs(self, messages: Any, *, local_files: bool = True) -> Any:
+        """A conversation as the model's `embed_prompt` takes it, with token `ids` `[T]`."""
+        ...
+
+
+class ChatPipeline:
+    """Text from conversations about images: a model with its tokenizer and processor.
+
+    `name` is what the model was loaded by.
     """
 
     model: ChatModel
-    tokenizer: TextTokenizer
-    keeps_special_tokens: bool = False
-    """Whether answers show special tokens, because they mean something there (boxes)."""
+    processor: ChatProcessor
+    keeps_special_tokens = False
+    """Whether answers show special tokens, because they have a meaning there (boxes)."""
+
+    def __init__(
+        self, model: ChatModel, tokenizer: TextTokenizer, processor: ChatProcessor, name: str
+    ) -> None:
+        self.model, self.tokenizer, self.processor, self.name = model, tokenizer, processor, name
 
     @property
-    @abstractmethod
-    def image_placeholder(self) -> str:
-        """What stands for a picture in a text."""
+    def device(self) -> torch.device:
+        """The device that takes inputs: of a model spread over several, the main one."""
+        return self.model.decoder.device
 
-    @abstractmethod
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of activations."""
+        return self.model.decoder.dtype
+
     def prompts(
-        self, conversations: Sequence[Messages], room: int, *, local_files: bool = True
+        self, conversations: Sequence[Messages], max_new_tokens: int, *, local_files: bool = True
     ) -> list[Prompt]:
-        """Conversations as the model reads them. `PromptError` where less than `room` tokens are left."""
+        """Conversations as embedded prompts. `PromptError` if `max_new_tokens` don't fit behind one."""
+        prepare = self.processor.chat_inputs
+        inputs = [prepare(messages, local_files=local_files) for messages in conversations]
+        for one in inputs:
+            check_context(len(one.ids), max_new_tokens, self.model.decoder.config.max_positions)
+        return [self.model.embed_prompt(one) for one in inputs]
 
-    def question(self, images: Any, text: str) -> Messages:
-        """The conversation of `ask`: for each picture a mark and a newline, then the text."""
-        if not isinstance(text, str) or not text.strip():
-            raise PromptError(f"the question is {text!r}; accepted: a text that is not empty")
-        if self.image_placeholder in text:
-            raise PromptError(
-                f"the question holds {self.image_placeholder}; `ask` writes one per picture itself"
-            )
-        pictures = as_image_list(images)
-        content = f"{self.image_placeholder}\n" * len(pictures) + text
-        return [{"role": "user", "content": content, "images": pictures}]
+    def question_messages(self, images: Any, question: str) -> Messages:
+        """The conversation of `ask`: for each image its token and a newline, then the question."""
+        if not isinstance(question, str) or not question.strip():
+            raise PromptError(f"the question is {question!r}; accepted: a text that is not empty")
+        token = self.processor.image_token
+        if token in question:
+            raise PromptError(f"the question holds {token}; `ask` writes one per picture itself")
+        images = as_image_list(images)
+        return [{"role": "user", "content": f"{token}\n" * len(images) + question, "images": images}]
 
     def ask(
         self,
@@ -74,12 +97,21 @@ class ChatPipeline(ABC):
         repetition_penalty: float = TextGenerationOptions.repetition_penalty,
         prefill_chunk: int | None = None,
     ) -> str | Iterator[str]:
-        """Answer a question about one picture or a list (paths, PIL pictures, bytes); none is allowed too.
+        """Answer a question about images.
 
-        Returns the text, or with `stream` an iterator over its pieces.
+        Args:
+            images: one image, a list of images, or None. An image is a path, bytes, a `data:` URL or a PIL image.
+            question: the text. The image tokens are put before it.
+            max_new_tokens, temperature, top_p, seed, stream, repetition_penalty, prefill_chunk: as in `chat`.
+
+        Returns:
+            The answer, or with `stream` an iterator over its pieces.
+
+        Raises:
+            PromptError, PictureError, OptionError: as in `chat`.
         """
         return self.chat(
-            self.question(images, question),
+            self.question_messages(images, question),
             max_new_tokens,
             temperature,
             top_p,
@@ -102,33 +134,45 @@ class ChatPipeline(ABC):
         prefill_chunk: int | None = None,
         local_files: bool = True,
     ) -> str | Iterator[str]:
-        """The assistant's next message in a conversation, in OpenAI's or the official form of messages.
+        """The assistant's next message in a conversation.
 
-        With `local_files` false, messages name no files of this machine: for requests from a network.
+        Args:
+            messages: the conversation, in OpenAI's or the official form of messages.
+            max_new_tokens: the answer ends after so many tokens, if not before.
+            temperature: 0 is greedy.
+            top_p: sample from the fewest likeliest tokens whose probabilities add up to this; 1 is all.
+            seed: an answer depends on its seed, not on other conversations in a batch; None is a random seed.
+            stream: return an iterator over pieces of the answer.
+            repetition_penalty: above 1, tokens that occurred before, also in the prompt, become less likely.
+            prefill_chunk: compute at most so many prompt positions at once, to save memory.
+            local_files: if false, messages may not name files of this machine: for requests from a network.
+
+        Returns:
+            The answer, or with `stream` an iterator over its pieces.
+
+        Raises:
+            PromptError: the conversation is malformed or too long for the context.
+            PictureError: an image can't be read.
+            OptionError: an option is outside its range.
         """
-        options = TextGenerationOptions(max_new_tokens, temperature, top_p, repetition_penalty)
-        start, chunk = resolve_seed(seed), check_chunk(prefill_chunk)
-        prompts = self.prompts([messages], options.max_new_tokens, local_files=local_files)
-        skip = not self.keeps_special_tokens
-        if stream:
-            return stream_text(
-                self.model,
-                self.tokenizer,
-                prompts[0],
-                options,
-                start,
-                skip_special_tokens=skip,
-                prefill_chunk=chunk,
-            )
-        return generate_texts(
-            self.model,
-            self.tokenizer,
-            prompts,
-            options,
-            [start],
-            skip_special_tokens=skip,
-            prefill_chunk=chunk,
-        )[0]
+        if not stream:
+            return self.chat_batch(
+                [messages],
+                max_new_tokens,
+                temperature,
+                top_p,
+                seed,
+                repetition_penalty=repetition_penalty,
+                prefill_chunk=prefill_chunk,
+                local_files=local_files,
+            )[0]
+        options = TextGenerationOptions(
+            max_new_tokens, temperature, top_p, repetition_penalty, prefill_chunk
+        )
+        start = resolve_seed(seed)
+        (prompt,) = self.prompts([messages], options.max_new_tokens, local_files=local_files)
+        skip_special_tokens = not self.keeps_special_tokens
+        return stream_text(self.model, self.tokenizer, prompt, options, start, skip_special_tokens)
 
     def chat_batch(
         self,
@@ -142,35 +186,34 @@ class ChatPipeline(ABC):
         prefill_chunk: int | None = None,
         local_files: bool = True,
     ) -> list[str]:
-        """`chat` for several conversations in one batch; each gives what it gives alone with that seed."""
-        options = TextGenerationOptions(max_new_tokens, temperature, top_p, repetition_penalty)
-        chunk = check_chunk(prefill_chunk)
+        """`chat` for several conversations in one batch; each gets the answer it gets alone with that seed."""
+        options = TextGenerationOptions(
+            max_new_tokens, temperature, top_p, repetition_penalty, prefill_chunk
+        )
+        seeds = [resolve_seed(seed) for _ in conversations]
         prompts = self.prompts(conversations, options.max_new_tokens, local_files=local_files)
         if not prompts:
             return []
-        seeds = [resolve_seed(seed) for _ in prompts]
-        return generate_texts(
-            self.model,
-            self.tokenizer,
-            prompts,
-            options,
-            seeds,
-            skip_special_tokens=not self.keeps_special_tokens,
-            prefill_chunk=chunk,
-        )
+        answers = generate_ids(self.model, prompts, options, seeds, self.tokenizer.eos_id)
+        return [self.tokenizer.decode(ids, not self.keeps_special_tokens).strip() for ids in answers]
 
     def next_logits(self, messages: Messages, *, prefill_chunk: int | None = None) -> Tensor:
-        """Logits of the text head at the last prompt position, float32 `[vocabulary]`."""
-        chunk = check_chunk(prefill_chunk)
+        """Logits of the text head at the last prompt position, float32 `[vocabulary]` on the CPU.
+
+        `messages` and `prefill_chunk`, and what is raised, are as in `chat`.
+        """
+        chunk = check_prefill_chunk(prefill_chunk)
         return next_token_logits(self.model, self.prompts([messages], 0)[0], chunk)
 
     def score_text(self, messages: Messages, answer: str) -> Tensor:
-        """Log-probability of each token of `answer`, tokenised as it is, after the prompt: float32 `[T]`."""
+        """Log-probability of each token of an answer after a conversation, float32 `[T]` on the CPU.
+
+        `answer` is tokenised as it is: nothing is added before or after it. Raises `PromptError` if it is
+        empty, and what `chat` raises for `messages`.
+        """
         if not isinstance(answer, str) or not answer:
             raise PromptError(f"the answer is {answer!r}; accepted: a text that is not empty")
         ids = torch.tensor(self.tokenizer.encode(answer, bos=False))
-        return score_answer_ids(self.model, self.prompts([messages], len(ids))[0], ids)
-
-
-def check_chunk(prefill_chunk: int | None) -> int | None:
-    return None if prefill_chunk is None else check_integer("prefill_chunk", prefill_chunk, low=1)
+        (prompt,) = self.prompts([messages], len(ids))
+        head = TokenHead(self.model.embed_text, self.model.text_logits)
+        return score_tokens(self.model.decoder, head, prompt.embeddings_TD, ids)

@@ -1,4 +1,4 @@
-"""Answering: embedded conversations to text, for any family whose model has a decoder and a text head.
+"""Text generation from embedded conversations, for any family whose model has a decoder and a text head.
 
 B conversations, T prompt tokens, A answer tokens, D decoder width, V vocabulary.
 """
@@ -7,7 +7,8 @@ import math
 import secrets
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from itertools import chain
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -24,31 +25,54 @@ MAX_SEED = 2**63 - 1
 
 @dataclass(frozen=True)
 class TextGenerationOptions:
-    """How an answer is written; `temperature=0` is greedy, `repetition_penalty=1` changes nothing."""
+    """How a text is generated.
+
+    `temperature=0` is greedy. `repetition_penalty` above 1 makes tokens that occurred before, also in the
+    prompt, less likely; 1 is none. `prefill_chunk` bounds the prompt positions that are computed at once
+    (None: all), which saves memory and changes nothing else. Raises `OptionError`.
+    """
 
     max_new_tokens: int = 512
     temperature: float = 0.0
     top_p: float = 1.0
     repetition_penalty: float = 1.0
+    prefill_chunk: int | None = None
 
     def __post_init__(self) -> None:
         check_integer("max_new_tokens", self.max_new_tokens, low=1)
         _ = self.sampling
         if check_number("repetition_penalty", self.repetition_penalty, low=0.0, high=math.inf) == 0.0:
             raise OptionError("repetition_penalty is 0; accepted: above 0 (1 changes nothing)")
+        check_prefill_chunk(self.prefill_chunk)
 
     @property
     def sampling(self) -> Sampling:
         return Sampling(self.temperature, 0, self.top_p)
 
 
+def check_prefill_chunk(prefill_chunk: int | None) -> int | None:
+    """A chunk size of at least 1, or None. Raises `OptionError`."""
+    return None if prefill_chunk is None else check_integer("prefill_chunk", prefill_chunk, low=1)
+
+
 def resolve_seed(seed: int | None) -> int:
-    """The seed of an answer: the given one, checked, or a fresh random one."""
+    """The given seed, checked, or a random one. Raises `OptionError`."""
     return secrets.randbelow(2**32) if seed is None else check_integer("seed", seed, 0, MAX_SEED)
 
 
+@dataclass(frozen=True)
+class Prompt:
+    """An embedded conversation: token ids `[T]`, image tokens included, and embeddings `[T, D]`."""
+
+    ids: Tensor
+    embeddings_TD: Tensor
+
+    def __len__(self) -> int:
+        return len(self.embeddings_TD)
+
+
 class ChatModel(Protocol):
-    """What answering needs of a model."""
+    """What text generation needs of a model."""
 
     @property
     def decoder(self) -> Decoder: ...
@@ -57,20 +81,13 @@ class ChatModel(Protocol):
         """Text ids `[...]` -> embeddings `[..., D]`."""
         ...
 
+    def embed_prompt(self, inputs: Any) -> Prompt:
+        """A conversation, as the family's processor prepares it, with text and images embedded."""
+        ...
+
     def text_logits(self, hidden: Tensor) -> Tensor:
         """Hidden states `[..., D]` -> logits `[..., V]`."""
         ...
-
-
-@dataclass(frozen=True)
-class Prompt:
-    """One conversation: its ids `[T]` (the marks of pictures included) and its embeddings `[T, D]`."""
-
-    ids: Tensor
-    embeddings_TD: Tensor
-
-    def __len__(self) -> int:
-        return len(self.embeddings_TD)
 
 
 @torch.no_grad()
@@ -80,7 +97,6 @@ def generate_tokens(
     options: TextGenerationOptions,
     seeds: Sequence[int],
     eos_id: int,
-    prefill_chunk: int | None = None,
 ) -> Iterator[list[int | None]]:
     """Yield the next token of every conversation, None for those that have ended, until all have."""
     device = prompts[0].embeddings_TD.device
@@ -97,7 +113,7 @@ def generate_tokens(
         seeds=seeds,
         max_new_tokens=options.max_new_tokens,
         seen=seen_BV,
-        prefill_chunk=prefill_chunk,
+        prefill_chunk=options.prefill_chunk,
     )
     ended = [False] * len(prompts)
     for tokens in generate(model.decoder, batch):
@@ -116,30 +132,14 @@ def generate_ids(
     options: TextGenerationOptions,
     seeds: Sequence[int],
     eos_id: int,
-    prefill_chunk: int | None = None,
 ) -> list[list[int]]:
-    """The tokens of the whole answer to each conversation, without the end token."""
+    """The token ids of the answer to each conversation, without the end token."""
     ids: list[list[int]] = [[] for _ in prompts]
-    for step in generate_tokens(model, prompts, options, seeds, eos_id, prefill_chunk):
+    for step in generate_tokens(model, prompts, options, seeds, eos_id):
         for row, token in zip(ids, step, strict=True):
             if token is not None:
                 row.append(token)
     return ids
-
-
-def generate_texts(
-    model: ChatModel,
-    tokenizer: TextTokenizer,
-    prompts: Sequence[Prompt],
-    options: TextGenerationOptions,
-    seeds: Sequence[int],
-    *,
-    skip_special_tokens: bool = True,
-    prefill_chunk: int | None = None,
-) -> list[str]:
-    """The whole answer to each conversation, stripped of the space that the template leaves to it."""
-    ids = generate_ids(model, prompts, options, seeds, tokenizer.eos_id, prefill_chunk)
-    return [tokenizer.decode(row, skip_special_tokens).strip() for row in ids]
 
 
 def stream_text(
@@ -148,42 +148,41 @@ def stream_text(
     prompt: Prompt,
     options: TextGenerationOptions,
     seed: int,
-    *,
-    skip_special_tokens: bool = True,
-    prefill_chunk: int | None = None,
+    skip_special_tokens: bool,
 ) -> Iterator[str]:
-    """Pieces of one answer as they are written; joined, what `generate_texts` returns, bar its last strip."""
+    """Pieces of the answer to one conversation, as they are generated, without leading space."""
     decoder, started = StreamDecoder(tokenizer, skip_special_tokens), False
-    steps = generate_tokens(model, [prompt], options, [seed], tokenizer.eos_id, prefill_chunk)
-    pieces = (decoder.push(step[0]) for step in steps if step[0] is not None)
-    for source in (pieces, (decoder.flush() for _ in range(1))):
-        for piece in source:
-            piece = piece if started else piece.lstrip()
-            started = started or bool(piece)
-            if piece:
-                yield piece
+    steps = generate_tokens(model, [prompt], options, [seed], tokenizer.eos_id)
+    for token in chain((token for (token,) in steps), (None,)):  # None after the last token
+        piece = decoder.flush() if token is None else decoder.push(token)
+        piece = piece if started else piece.lstrip()
+        if piece:
+            started = True
+            yield piece
 
 
 @torch.no_grad()
 def next_token_logits(model: ChatModel, prompt: Prompt, prefill_chunk: int | None = None) -> Tensor:
     """Logits of the text head at the last prompt position, float32 `[V]` on the CPU."""
-    row = prompt.embeddings_TD
+    x_TD = prompt.embeddings_TD
     check_context(len(prompt), 0, model.decoder.config.max_positions)
     if prefill_chunk is None:
-        hidden = model.decoder(row[None])[0, -1]
+        hidden = model.decoder(x_TD[None])[0, -1]
     else:
-        cache = model.decoder.new_cache(1, len(row))
-        hidden = prefill(model.decoder, [row], cache, prefill_chunk)[0]
+        cache = model.decoder.new_cache(1, len(prompt))
+        hidden = prefill(model.decoder, [x_TD], cache, prefill_chunk)[0]
     return model.text_logits(hidden).float().cpu()
 
 
 @torch.no_grad()
-def score_answer_ids(model: ChatModel, prompt: Prompt, answer_A: Tensor) -> Tensor:
-    """Log-probability of each answer token after the prompt, float32 `[A]` on the CPU."""
-    row = prompt.embeddings_TD
-    answer = answer_A.to(row.device)
-    check_context(len(prompt), len(answer), model.decoder.config.max_positions)
-    inputs = torch.cat((row, model.embed_text(answer[:-1])))
-    hidden = model.decoder(inputs[None])[0, len(prompt) - 1 :]
-    scores = model.text_logits(hidden).float().log_softmax(-1)
-    return scores.gather(1, answer[:, None])[:, 0].cpu()
+def score_tokens(decoder: Decoder, head: TokenHead, prompt_TD: Tensor, tokens_A: Tensor) -> Tensor:
+    """Log-probability of each of `tokens_A` after the prompt and the tokens before it, float32 `[A]` on the CPU.
+
+    `head` embeds and predicts the tokens: text, or image codes.
+    """
+    tokens = tokens_A.to(prompt_TD.device)
+    check_context(len(prompt_TD), len(tokens), decoder.config.max_positions)
+    x_TD = torch.cat((prompt_TD, head.embed(tokens[:-1])))
+    hidden_AD = decoder(x_TD[None])[0, len(prompt_TD) - 1 :]
+    scores_AV = head.logits(hidden_AD).float().log_softmax(-1)
+    return scores_AV.gather(1, tokens[:, None])[:, 0].cpu()

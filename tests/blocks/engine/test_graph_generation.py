@@ -190,7 +190,7 @@ def test_answers_are_those_of_the_plain_loop(
     folder = request.config.rootpath / "tests" / "data" / name
     pipe = VL2Pipeline.from_pretrained(folder, "cpu", progress=False)
     picture = Image.new("RGB", (80, 60), (200, 30, 30))
-    conversations = [pipe.question(picture, "What is this?"), pipe.question([], "And what colour has it?")]
+    conversations = [pipe.question_messages(picture, "What is this?"), pipe.question_messages([], "And what colour has it?")]
     settings = [
         {"temperature": 0.0},
         {"temperature": 0.9, "top_p": 0.9, "seed": 3},
@@ -300,9 +300,9 @@ def test_experts_and_latent_attention_are_captured(
     folder = request.config.rootpath / "tests" / "data" / name
     pipe = VL2Pipeline.from_pretrained(folder, "cuda", dtype, progress=False)
     picture = Image.new("RGB", (80, 60), (200, 30, 30))
-    found = pipe.chat_batch([pipe.question(picture, "What?"), pipe.question([], "Why not?")], 20)
+    found = pipe.chat_batch([pipe.question_messages(picture, "What?"), pipe.question_messages([], "Why not?")], 20)
     assert graph_pool_of(pipe.model.decoder).capturer.made
     pipe.model.decoder.capture = False
-    wanted = pipe.chat_batch([pipe.question(picture, "What?"), pipe.question([], "Why not?")], 20)
+    wanted = pipe.chat_batch([pipe.question_messages(picture, "What?"), pipe.question_messages([], "Why not?")], 20)
     if dtype == "float32":
         assert found == wanted

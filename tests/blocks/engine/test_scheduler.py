@@ -59,7 +59,7 @@ class Maker:
         self.image = TokenHead(model.embed_codes, model.image_logits)
 
     def prompt(self, words: str, pictures=()):
-        return self.pipe.prompts([self.pipe.question(list(pictures), words)], 1)[0]
+        return self.pipe.prompts([self.pipe.question_messages(list(pictures), words)], 1)[0]
 
     def chat(self, prompt, sampling, seed, new, out, **more) -> Request:
         return Request(
@@ -164,7 +164,7 @@ def test_log_probabilities_are_those_of_scoring(scheduler, maker):
     scheduler.reserve(1)
     scheduler.submit([maker.chat(prompt, Sampling(0.0), 0, 1, out, logprobs=3)])
     assert out.ended.wait(30)
-    messages = maker.pipe.question([], "Hello")
+    messages = maker.pipe.question_messages([], "Hello")
     scores = maker.pipe.next_logits(messages).log_softmax(-1)
     choice = out.choices[0]
     assert choice.logprob == pytest.approx(scores[choice.token].item(), abs=1e-4)

@@ -87,7 +87,7 @@ def test_janus_nano_paints_and_answers_the_same(monkeypatch, picture):
 def test_janus_does_all_its_work_the_same(monkeypatch, janus_mini, picture, quantize):
     plain = JanusPipeline.from_pretrained(janus_mini, "cpu", quantize=quantize)
     away = load_lodging(monkeypatch, "Janus", janus_mini, quantize=quantize)
-    messages = plain.question(picture, "What is it?")
+    messages = plain.question_messages(picture, "What is it?")
     codes = plain.encode_image(picture)
 
     def work(pipe: JanusPipeline) -> list:
@@ -115,7 +115,7 @@ def test_vl2_answers_the_same(monkeypatch, janus_mini, picture, kind, quantize):
     plain = VL2Pipeline.from_pretrained(folder, "cpu", quantize=quantize)
     away = load_lodging(monkeypatch, "VL2", folder, quantize=quantize)
     assert plain.ask(picture, "What is it?", 8) == away.ask(picture, "What is it?", 8)
-    messages = plain.question(picture, "What is it?")
+    messages = plain.question_messages(picture, "What is it?")
     assert torch.equal(plain.next_logits(messages), away.next_logits(messages))
     assert resting(away) == set(units(away.model))
     assert not away.model.image_newline.is_meta
@@ -136,7 +136,7 @@ def test_captured_steps_are_off(monkeypatch, janus_mini):
 def test_the_engine_serves_a_spread_model(monkeypatch, janus_mini):
     away = load_lodging(monkeypatch, "Janus", janus_mini)
     text = TokenHead(away.model.embed_text, away.model.text_logits)
-    questions = [away.question([], words) for words in ("Hello?", "What is it like?", "Why?")]
+    questions = [away.question_messages([], words) for words in ("Hello?", "What is it like?", "Why?")]
     prompts = away.prompts(questions, 1)
     scheduler = Scheduler(away.model.decoder, rows=2, context=128, max_waiting=9)
     heard: list[list[int]] = [[] for _ in prompts]

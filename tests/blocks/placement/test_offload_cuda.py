@@ -19,7 +19,7 @@ def same_work(plain: JanusPipeline, away: JanusPipeline, picture) -> None:
     pictures = [pipe.decode_codes(painted[0])[0].tobytes() for pipe in (plain, away)]
     assert pictures[0] == pictures[1]
     assert plain.ask(picture, "What color is the star?", 8) == away.ask(picture, "What color is the star?", 8)
-    messages = plain.question(picture, "How many?")
+    messages = plain.question_messages(picture, "How many?")
     torch.testing.assert_close(plain.next_logits(messages), away.next_logits(messages))
 
 
