@@ -62,6 +62,15 @@ class Section:
             raise ConfigError(f"{self.where}.{name} is {value!r}; accepted: a list of whole numbers above 0")
         return tuple(value)
 
+    def three_numbers(
+        self, name: str, default: tuple[float, float, float]
+    ) -> tuple[float, float, float]:
+        value = self.get(name, default)
+        numbers = list(value) if isinstance(value, list | tuple) else []
+        if len(numbers) != 3 or not all(type(n) in (int, float) for n in numbers):
+            raise ConfigError(f"{self.where}.{name} is {value!r}; accepted: a list of three numbers")
+        return float(numbers[0]), float(numbers[1]), float(numbers[2])
+
     def get(self, name: str, default: Any = None) -> Any:
         value = self.values.get(name)
         return default if value is None else value

@@ -1,6 +1,6 @@
-"""Painting: prompts to image tokens to pictures.
+"""Image generation: from prompt ids to image tokens (codes) to images.
 
-N pictures, L prompt tokens, T image tokens of a picture, D decoder width.
+N images, L prompt tokens, T image tokens of an image, D decoder width, C codebook size, S image side.
 """
 
 import secrets
@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ..blocks.chat.text_generation import MAX_SEED
+from ..blocks.chat.text_generation import MAX_SEED, score_tokens
 from ..blocks.engine.generate import GenerationBatch, captures, check_context, generate, generate_all
 from ..blocks.engine.graph_generation import bucket_below, graph_pool_of, slots_for
 from ..blocks.engine.sampling import Choosing, TokenHead, paired
@@ -23,11 +23,17 @@ from .model import JanusModel
 from .variants import image_generation_workload, vq_activations
 
 Callback = Callable[[int, int, Tensor], None]
+"""`callback(step, total, codes)`, called after each step with the codes so far, `[n, step]`."""
 
 
 @dataclass(frozen=True)
 class ImageGenerationOptions:
-    """How a picture is painted. `guidance_scale=1` means no guidance: no unconditional rows are computed."""
+    """How an image is generated.
+
+    `guidance_scale=1` is no guidance: no unconditional rows are computed. `temperature=0` is greedy;
+    `top_k=0` and `top_p=1` keep the whole codebook. `negative_prompt` replaces the unconditional prompt.
+    Raises `OptionError`.
+    """
 
     guidance_scale: float = 5.0
     temperature: float = 1.0
@@ -55,11 +61,11 @@ class ImageGenerationOptions:
 
 
 def image_seeds(seed: int | Sequence[int] | None, prompts: int, per_prompt: int) -> list[int]:
-    """One seed per picture, prompt-major.
+    """One seed per image, prompt-major.
 
-    A number: picture j of every prompt gets `seed + j`, so that a picture's seed does not depend on
-    which other prompts are in the call. None: a fresh random start for each prompt. A list: one
-    number per prompt (then + j) or one per picture.
+    A number: image j of every prompt gets `seed + j`, so that an image's seed does not depend on the other
+    prompts of the call. None: a random start for each prompt. A list: one number per prompt (then + j) or
+    one per image. Raises `OptionError`.
     """
     if seed is None:
         starts = [secrets.randbelow(2**32) for _ in range(prompts)]
@@ -79,10 +85,15 @@ def image_seeds(seed: int | Sequence[int] | None, prompts: int, per_prompt: int)
     return [start + index for start in starts for index in range(per_prompt)]
 
 
-def _home(model: JanusModel) -> torch.device:
-    """Where ids, codes and pixels go; an `OptionError` where what paints was not loaded."""
+def _input_device(model: JanusModel) -> torch.device:
+    """Where ids, codes and pixels go. Raises `OptionError` if the parts that generate were not loaded."""
     _ = model.gen_embed.weight
     return model.decoder.device
+
+
+def image_head(model: JanusModel) -> TokenHead:
+    """The token head of image codes."""
+    return TokenHead(model.embed_codes, model.image_logits)
 
 
 def image_generation_batch(
@@ -92,14 +103,14 @@ def image_generation_batch(
     options: ImageGenerationOptions,
     seeds: Sequence[int],
 ) -> GenerationBatch:
-    """The generation of N pictures' image tokens.
+    """The batch that generates N images.
 
-    `cond` and `uncond` are prompt ids `[L]` per picture; None for `uncond` computes without guidance.
+    `cond` and `uncond` are the prompt ids `[L]` of each image; `uncond` None is no guidance.
     """
-    device = _home(model)
+    device = _input_device(model)
     return GenerationBatch(
         rows=[model.embed_text(ids.to(device)) for ids in paired(cond, uncond)],
-        head=TokenHead(model.embed_codes, model.image_logits),
+        head=image_head(model),
         choosing=Choosing(options.sampling, None if uncond is None else options.guidance_scale),
         seeds=seeds,
         max_new_tokens=model.config.num_codes,
@@ -107,7 +118,7 @@ def image_generation_batch(
 
 
 @torch.no_grad()
-def paint(
+def generate_codes(
     model: JanusModel,
     cond: Sequence[Tensor],
     uncond: Sequence[Tensor] | None,
@@ -115,15 +126,15 @@ def paint(
     seeds: Sequence[int],
     callback: Callback | None = None,
 ) -> Tensor:
-    """Codes `[N, T]`, computed in batches that fit in memory; a picture does not depend on the split.
+    """Codes `[N, T]` on the CPU, generated in batches that fit in memory.
 
-    `callback(step, total, codes)` is called after every step of a batch with the codes of that batch so
-    far, `[n, step]`; an exception from it stops the work.
+    An image does not depend on how they are split. `callback` gets the codes of the current batch; an
+    exception from it stops the generation.
     """
     total = model.config.num_codes
     longest = max(len(ids) for ids in [*cond, *(uncond or ())])
     check_context(longest, total, model.config.decoder.max_positions)
-    size = _batch(model, uncond is not None, longest)
+    size = _batch_size(model, uncond is not None, longest)
     done = []
     for start in range(0, len(cond), size):
         part = slice(start, start + size)
@@ -139,40 +150,39 @@ def paint(
     return torch.cat(done)
 
 
-def _batch(model: JanusModel, guided: bool, longest: int) -> int:
-    """How many pictures to compute at once."""
-    decoder, total, device = model.decoder, model.config.num_codes, _home(model)
+def _batch_size(model: JanusModel, guided: bool, longest: int) -> int:
+    """Number of images to generate at once, for prompts of up to `longest` tokens."""
+    decoder, total, device = model.decoder, model.config.num_codes, _input_device(model)
+    work = image_generation_workload(model.config, guided, longest)
     if decoder.layout is not None:
-        work = image_generation_workload(model.config, guided, longest)
         return batch_over_devices(work, decoder.layout, decoder.dtype)
-    if not captures(decoder, TokenHead(model.embed_codes, model.image_logits)):
-        work = image_generation_workload(model.config, guided, longest)
+    if not captures(decoder, image_head(model)):
         return batch_that_fits(work, device, decoder.dtype)
-    # A captured batch is as large as its buffers, and what is kept of buffers makes room for it.
+    # A captured batch takes the rows and slots of its buffers; buffers of earlier batches make room for it.
     work = image_generation_workload(model.config, guided, slots_for(longest + total) - total)
-    kept = graph_pool_of(decoder).bytes
-    return bucket_below(batch_that_fits(work, device, decoder.dtype, kept))
+    reusable = graph_pool_of(decoder).bytes
+    return bucket_below(batch_that_fits(work, device, decoder.dtype, reusable))
 
 
 @torch.no_grad()
-def decode(model: JanusModel, codes_NT: Tensor) -> list[Image.Image]:
-    """Codes `[N, T]` -> pictures, one or a few at a time: the decoder's activations are large."""
-    device, dtype = _home(model), model.decoder.dtype
+def decode_images(model: JanusModel, codes_NT: Tensor) -> list[Image.Image]:
+    """Images of codes `[N, T]`, decoded one or a few at a time: the decoder's activations are large."""
+    device, dtype = _input_device(model), model.decoder.dtype
     size = model.gen_vision_model.max_batch(model.config.grid)
     if size > 1:
         size = min(size, rows_that_fit(vq_activations(model.config) * dtype.itemsize, device))
-    pictures = []
+    images = []
     for codes in codes_NT.to(device).split(size):
-        pictures += map(Image.fromarray, to_uint8(model.decode_codes(codes)).cpu().numpy())
-    return pictures
+        images += map(Image.fromarray, to_uint8(model.decode_codes(codes)).cpu().numpy())
+    return images
 
 
 @torch.no_grad()
 def next_image_logits(
     model: JanusModel, cond: Tensor, uncond: Tensor | None, guidance_scale: float
 ) -> Tensor:
-    """Guided logits of the first image token, float32 `[C]`."""
-    device = _home(model)
+    """Guided logits of the first image token, float32 `[C]` on the CPU."""
+    device = _input_device(model)
     rows = [cond] if uncond is None else [cond, uncond]
     hidden = [model.decoder(model.embed_text(ids.to(device))[None])[0, -1] for ids in rows]
     logits = model.image_logits(torch.stack(hidden)).float()
@@ -181,18 +191,13 @@ def next_image_logits(
 
 @torch.no_grad()
 def score_image_codes(model: JanusModel, cond: Tensor, codes_T: Tensor) -> Tensor:
-    """Log-probability of each image token after the prompt, without guidance, float32 `[T]`."""
-    device = _home(model)
-    codes = codes_T.to(device)
-    check_context(len(cond), len(codes), model.config.decoder.max_positions)
-    inputs = torch.cat((model.embed_text(cond.to(device)), model.embed_codes(codes[:-1])))
-    hidden = model.decoder(inputs[None])[0, len(cond) - 1 :]
-    scores = model.image_logits(hidden).float().log_softmax(-1)
-    return scores.gather(1, codes[:, None])[:, 0].cpu()
+    """Log-probability of each image token after the prompt, without guidance, float32 `[T]` on the CPU."""
+    prompt_LD = model.embed_text(cond.to(_input_device(model)))
+    return score_tokens(model.decoder, image_head(model), prompt_LD, codes_T)
 
 
 @torch.no_grad()
-def encode(model: JanusModel, pixels_3SS: Tensor) -> Tensor:
-    """Pixels in -1..1 -> codes, int64 `[T]`."""
-    pixels = pixels_3SS[None].to(_home(model), model.decoder.dtype)
+def encode_pixels(model: JanusModel, pixels_3SS: Tensor) -> Tensor:
+    """Codes int64 `[T]` on the CPU, of pixels in -1..1."""
+    pixels = pixels_3SS[None].to(_input_device(model), model.decoder.dtype)
     return model.gen_vision_model.encode(pixels)[0].cpu()

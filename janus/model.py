@@ -1,7 +1,8 @@
-"""Janus: one decoder that reads pictures through SigLIP and paints them through a VQ codebook.
+"""Janus (Chen et al. 2025, "Janus-Pro"): one decoder that reads images through SigLIP and generates them as
+codes of a VQ image tokenizer.
 
-B rows, T positions, D decoder width, N pictures, P patches of a picture, S picture side in pixels,
-V text vocabulary, C codebook size. Module names are those of the official checkpoints.
+T positions, D decoder width, N images, P patches of an image, S image side in pixels, V text vocabulary,
+C codebook size. Module names are those of the official checkpoints.
 """
 
 from typing import Literal, get_args
@@ -22,17 +23,20 @@ from .config import JanusConfig
 from .processor import ModelInputs
 
 Parts = Literal["all", "paint", "read"]
-"""What of a model is there: `paint` lacks the eye (SigLIP), the text head and the image tokenizer's encoder,
-`read` the image tokenizer, its embedding and its head."""
+"""What is loaded: `paint` lacks the vision encoder (SigLIP), the text head and the image tokenizer's encoder;
+`read` lacks the image tokenizer, the image embedding and the image head."""
 
 
 def check_parts(parts: str) -> Parts:
+    """The argument, if it is one of `Parts`. Raises `OptionError`."""
     if parts not in get_args(Parts):
         raise OptionError(f"parts is {parts!r}; accepted: {', '.join(get_args(Parts))}")
     return parts  # type: ignore[return-value]
 
 
 class VisionModel(nn.Module):
+    """SigLIP: pixels `[N, 3, S, S]` to features `[N, P, width]`."""
+
     def __init__(self, config: SiglipConfig) -> None:
         super().__init__()
         self.vision_tower = build_siglip(config)
@@ -54,6 +58,8 @@ class ImageHead(nn.Module):
 
 
 class LanguageModel(nn.Module):
+    """The decoder, and the text head unless it is left out (`reads` false)."""
+
     def __init__(self, config: JanusConfig, *, reads: bool = True) -> None:
         super().__init__()
         self.model = Decoder(config.decoder)
@@ -64,24 +70,24 @@ class LanguageModel(nn.Module):
 
 
 class JanusModel(nn.Module):
-    """All parts of a Janus checkpoint. Embeddings go in and logits come out; loops live elsewhere."""
+    """The modules of a Janus checkpoint, and the functions that generation loops call."""
 
     per_image_modules = ("vision_model", "aligner", "gen_vision_model")
-    """Parts that work once a picture, not once a token: what may best rest away from the GPU."""
+    """Modules that run once per image, not once per token: the first to be offloaded."""
 
     def __init__(self, config: JanusConfig, parts: Parts = "all") -> None:
         super().__init__()
         self.config, self.parts = config, parts
-        width, eye_width, code_dim = config.decoder.hidden_size, config.vision.width, config.vq.code_dim
-        no_eye = absent("what reads pictures", parts, "read")
-        no_hand = absent("what paints", parts, "paint")
+        width, code_dim = config.decoder.hidden_size, config.vq.code_dim
+        no_vision = absent("what reads pictures", parts, "read")
+        no_generation = absent("what paints", parts, "paint")
         reads, paints = parts != "paint", parts != "read"
-        self.vision_model = VisionModel(config.vision) if reads else no_eye
-        self.aligner = MlpProjector(eye_width, width, config.aligner_depth) if reads else no_eye
-        self.gen_vision_model = VQModel(config.vq, encodes=reads) if paints else no_hand
-        self.gen_aligner = MlpProjector(code_dim, width, config.gen_aligner_depth) if paints else no_hand
-        self.gen_head = ImageHead(config) if paints else no_hand
-        self.gen_embed = nn.Embedding(config.vq.codebook_size, code_dim) if paints else no_hand
+        self.vision_model = VisionModel(config.vision) if reads else no_vision
+        self.aligner = MlpProjector(config.vision.width, width, config.aligner_depth) if reads else no_vision
+        self.gen_vision_model = VQModel(config.vq, encodes=reads) if paints else no_generation
+        self.gen_aligner = MlpProjector(code_dim, width, config.gen_aligner_depth) if paints else no_generation
+        self.gen_head = ImageHead(config) if paints else no_generation
+        self.gen_embed = nn.Embedding(config.vq.codebook_size, code_dim) if paints else no_generation
         self.language_model = LanguageModel(config, reads=reads)
 
     @property
@@ -93,33 +99,34 @@ class JanusModel(nn.Module):
         return self.decoder.embed_tokens(ids)
 
     def embed_images(self, pixels_N3SS: Tensor) -> Tensor:
-        """Pixels in -1..1 -> embeddings of the picture's tokens `[N, P, D]`; on CUDA by a recording."""
-        return run_graphed(self, self.decoder, (self.vision_model, self.aligner), self._see, pixels_N3SS)
+        """Pixels in -1..1 -> embeddings of the images' tokens `[N, P, D]`; on CUDA as a captured graph."""
+        modules = (self.vision_model, self.aligner)
+        return run_graphed(self, self.decoder, modules, self._encode_vision, pixels_N3SS)
+
+    def _encode_vision(self, pixels_N3SS: Tensor) -> Tensor:
+        return self.aligner(self.vision_model(pixels_N3SS))
 
     @torch.no_grad()
     def embed_prompt(self, inputs: ModelInputs) -> Prompt:
-        """Text embeddings `[T, D]` with the images' embeddings at the positions that the mask marks."""
+        """A conversation as embeddings `[T, D]`: of its text, and of its images at the image tokens."""
         device, dtype = self.decoder.device, self.decoder.dtype
         x_TD = self.embed_text(inputs.ids.to(device))
         if len(inputs.pixels):
             pixels = inputs.pixels.to(device, dtype)
-            # On the host, so that nothing waits for the device.
+            # Found on the host, so that it need not wait for the device.
             positions = inputs.image_mask.nonzero()[:, 0]
             x_TD = x_TD.index_copy(0, positions.to(device), self.embed_images(pixels).flatten(0, 1))
         return Prompt(inputs.ids, x_TD)
 
-    def _see(self, pixels_N3SS: Tensor) -> Tensor:
-        return self.aligner(self.vision_model(pixels_N3SS))
-
     def decode_codes(self, codes_NT: Tensor) -> Tensor:
-        """Image codes -> pixels `[N, 3, S, S]`, about -1..1; of a few pictures on CUDA by a recording."""
+        """Image codes -> pixels `[N, 3, S, S]`, about -1..1; for few images on CUDA as a captured graph."""
         vq, grid = self.gen_vision_model, self.config.grid
         if not vq.worth_capturing(len(codes_NT), grid):
             return vq.decode(codes_NT, grid)
         return run_graphed(vq, self.decoder, (vq,), lambda codes: vq.decode(codes, grid), codes_NT)
 
     def embed_codes(self, codes: Tensor) -> Tensor:
-        """Image codes `[...]` -> embeddings `[..., D]`, as painted tokens are fed back."""
+        """Image codes `[...]` -> embeddings `[..., D]`, as generated tokens are fed back."""
         return self.gen_aligner(self.gen_embed(codes))
 
     def text_logits(self, hidden: Tensor) -> Tensor:

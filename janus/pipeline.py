@@ -1,6 +1,7 @@
-"""`JanusPipeline`: what people call. Checks its arguments, then hands on to painting and reading."""
+"""`JanusPipeline`: generates images and answers questions about images."""
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
@@ -8,11 +9,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ..blocks.chat.pipeline import ChatPipeline, Messages
-from ..blocks.chat.text_generation import Prompt
+from ..blocks.chat.pipeline import ChatPipeline
 from ..blocks.checkpoints.hub import ModelFolder, open_model
 from ..blocks.checkpoints.reader import list_tensors
-from ..blocks.engine.generate import check_context
 from ..blocks.engine.sampling_params import check_integer
 from ..blocks.errors import OptionError, PromptError
 from ..blocks.placement.auto_device_map import MaxMemory
@@ -28,7 +27,10 @@ from .weight_names import pick_key_map
 
 
 class JanusPipeline(ChatPipeline):
-    """A loaded Janus model with its tokenizer and processor. Make one with `from_pretrained`."""
+    """A Janus model with its tokenizer and processor. Load one with `from_pretrained`."""
+
+    model: JanusModel
+    processor: JanusProcessor
 
     def __init__(
         self,
@@ -36,12 +38,13 @@ class JanusPipeline(ChatPipeline):
         tokenizer: TextTokenizer,
         processor: JanusProcessor,
         name: str,
-        guidance_scale: float = ImageGenerationOptions.guidance_scale,
+        guidance_scale: float | None = None,
     ) -> None:
-        self.model: JanusModel = model
-        self.tokenizer, self.processor, self.name = tokenizer, processor, name
-        self.guidance_scale = guidance_scale
-        """What `generate` takes when nothing is said: 5.0, or what the model's own files recommend."""
+        super().__init__(model, tokenizer, processor, name)
+        self.guidance_scale = (
+            ImageGenerationOptions.guidance_scale if guidance_scale is None else guidance_scale
+        )
+        """The default of `generate`: what the model's files recommend, else 5.0."""
 
     @classmethod
     def from_pretrained(
@@ -57,24 +60,29 @@ class JanusPipeline(ChatPipeline):
         capture: bool | None = None,
         progress: bool = True,
     ) -> "JanusPipeline":
-        """Load a model folder, a hub id or an embedded model (`janus-nano`).
+        """Load a Janus model.
 
-        `device` None takes CUDA, else MPS, else the CPU; `dtype` None takes float32 on the CPU and
-        bfloat16 on a GPU. `quantize` keeps the decoder's weights in `int8`, `int4` or `fp8`, quantized one by
-        one as they are read; a folder that holds them so needs no word of it. `parts` loads only what
-        painting (`paint`) or answering (`read`) takes; what needs the rest is then an `OptionError`. On CUDA,
-        steps of painting and answering are captured as graphs, once for each number of rows, and the reading
-        of prompts and pictures for lengths and numbers that come again; with `capture` false every operation
-        is launched by itself, which is slower but needs no preparation. `progress` shows a bar on stderr for
-        loads of more than half a second.
-        `device_map` spreads the weights over several devices. `"auto"` fills the GPUs one after the other and
-        leaves the rest in the machine's memory, from where each layer is moved to a GPU for the time of its
-        work; `"balanced"` fills the GPUs alike; a dict says where modules go (as
-        `{"": 0, "vision_model": "cpu"}`). `max_memory` is what weights may take where (as
-        `{0: "20GiB", "cpu": "60GiB"}`); by default 0.8 of each GPU's free memory and all that is free of the
-        machine's. Steps of a model that is spread are not captured.
-        Raises `CheckpointError` (or its `ConfigError`) when the files are not a whole Janus model, and
-        `OptionError` before anything is loaded where the weights exceed the free memory.
+        Args:
+            model: a model folder, a hub id (`deepseek-ai/Janus-Pro-1B`) or an embedded model (`janus-nano`).
+            device: None takes CUDA, else MPS, else the CPU.
+            dtype: None takes bfloat16 on a GPU and float32 on the CPU.
+            quantize: `int8`, `int4` or `fp8` quantizes the decoder's weights as they are read. A folder of
+                quantized weights is loaded as it is.
+            parts: load only what generating images (`paint`) or answering (`read`) needs. Methods that need
+                other parts then raise an OptionError.
+            device_map: spreads the weights over devices. `auto` fills one GPU after the other and leaves
+                the rest in CPU memory, from where each layer is moved to a GPU to compute; `balanced` fills
+                all GPUs equally; a dict places modules: `{"": 0, "vision_model": "cpu"}`.
+            max_memory: what weights may take per device, with a `device_map`: `{0: "20GiB", "cpu": "60GiB"}`.
+                By default 0.8 of each GPU's free memory and all of the CPU's.
+            capture: on CUDA, None captures decoding steps as graphs, once per number of rows, and prompts and
+                images of recurring sizes; False launches each operation, which is slower but needs no
+                preparation. Models on several devices are never captured.
+            progress: show a bar on stderr if loading takes more than half a second.
+
+        Raises:
+            CheckpointError: the files are not a complete Janus model (ConfigError: their settings).
+            OptionError: an argument is not accepted, or the weights exceed the free memory.
         """
         folder = open_model(model)
         config, model_type = parse_config(folder.config)
@@ -88,18 +96,7 @@ class JanusPipeline(ChatPipeline):
         options = LoadOptions(device, dtype, quantize, device_map, max_memory, capture, progress)
         key_map = pick_key_map(entries, model_type, config.tied)
         load_model(network, folder, key_map, options, entries=entries)
-        guidance_scale = read_guidance_scale(folder.path)
-        if guidance_scale is None:
-            return cls(network, tokenizer, processor, folder.name)
-        return cls(network, tokenizer, processor, folder.name, guidance_scale)
-
-    @property
-    def device(self) -> torch.device:
-        return self.model.decoder.device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.model.decoder.dtype
+        return cls(network, tokenizer, processor, folder.name, read_guidance_scale(folder.path))
 
     def generate(
         self,
@@ -114,13 +111,28 @@ class JanusPipeline(ChatPipeline):
         output_type: Literal["pil", "codes"] = "pil",
         callback: image_generation.Callback | None = None,
     ) -> list[Image.Image] | Tensor:
-        """Paint pictures: a list of PIL pictures, or their codes, int64 `[N, T]`; prompt-major.
+        """Generate images from text.
 
-        Picture j of each prompt has seed `seed + j`, or see `image_seeds` for lists and None.
-        `guidance_scale` None is the model's own: 5.0, but less for the embedded one (`self.guidance_scale`).
-        A picture's settings are in its `info`. `top_k=0` samples from the whole codebook, as the
-        reference does. `callback(step, total, codes)` follows the work; to stop it, raise from there.
-        Raises `PromptError` or `OptionError`.
+        Args:
+            prompt: a text, or a list of texts.
+            num_images_per_prompt: images of each prompt.
+            seed: image j of each prompt has seed `seed + j`; a list holds one seed per prompt or per image;
+                None is random. An image depends on its seed, not on the others in the call.
+            guidance_scale: classifier-free guidance; 1 is none, None is the model's default,
+                `self.guidance_scale`.
+            temperature: 0 is greedy.
+            top_k: sample from the likeliest image tokens; 0 is all, as the reference samples.
+            top_p: sample from the fewest likeliest tokens whose probabilities add up to this; 1 is all.
+            negative_prompt: what to guide away from, in place of the unconditional prompt.
+            output_type: `pil` for images, `codes` for their image tokens.
+            callback: `callback(step, total, codes)` after each step; an exception from it stops the call.
+
+        Returns:
+            PIL images with their settings in `info`, or codes, int64 `[N, T]`; prompt-major.
+
+        Raises:
+            PromptError: a prompt is empty or too long.
+            OptionError: another argument is outside its range, or its part of the model was not loaded.
         """
         scale = self.guidance_scale if guidance_scale is None else guidance_scale
         options = ImageGenerationOptions(scale, temperature, top_k, top_p, negative_prompt)
@@ -133,85 +145,76 @@ class JanusPipeline(ChatPipeline):
         seeds = image_seeds(seed, len(prompts), num_images_per_prompt)
         cond, uncond = [], []
         for text in prompts:
-            pair = self._prompt_ids(text, options)
-            cond += [pair[0]] * num_images_per_prompt
-            uncond += [pair[1]] * num_images_per_prompt
-        uncond = uncond if options.guided else None
-        codes = image_generation.paint(self.model, cond, uncond, options, seeds, callback)
+            cond_ids, uncond_ids = self.processor.generation_ids(text, negative_prompt)
+            cond += [cond_ids] * num_images_per_prompt
+            uncond += [uncond_ids] * num_images_per_prompt
+        codes = image_generation.generate_codes(
+            self.model, cond, uncond if options.guided else None, options, seeds, callback
+        )
         if output_type == "codes":
             return codes
-        pictures = image_generation.decode(self.model, codes)
-        for index, picture in enumerate(pictures):
+        images = image_generation.decode_images(self.model, codes)
+        for index, image in enumerate(images):
             text = prompts[index // num_images_per_prompt]
-            picture.info.update(self._settings(text, seeds[index], options))
-        return pictures
-
-    def _prompt_ids(self, text: str, options: ImageGenerationOptions) -> tuple[Tensor, Tensor]:
-        cond, uncond = self.processor.generation_ids(text)
-        if options.negative_prompt is not None:
-            uncond = self.processor.negative_ids(options.negative_prompt, cond)
-        return cond, uncond
+            image.info.update(self._settings(text, seeds[index], options))
+        return images
 
     def _settings(self, prompt: str, seed: int, options: ImageGenerationOptions) -> dict[str, str]:
         settings = {"prompt": prompt, "seed": str(seed), "model": self.name, "software": "Bifrons"}
-        for field in ("guidance_scale", "temperature", "top_k", "top_p", "negative_prompt"):
-            value = getattr(options, field)
-            if value is not None:
-                settings[field] = str(value)
-        return settings
-
-    @property
-    def image_placeholder(self) -> str:
-        return self.processor.image_tag
-
-    def prompts(
-        self, conversations: Sequence[Messages], room: int, *, local_files: bool = True
-    ) -> list[Prompt]:
-        read = self.processor.chat_inputs
-        prepared = [read(messages, local_files=local_files) for messages in conversations]
-        for one in prepared:
-            check_context(len(one.ids), room, self.model.config.decoder.max_positions)
-        return [self.model.embed_prompt(one) for one in prepared]
+        values = asdict(options)
+        return settings | {name: str(value) for name, value in values.items() if value is not None}
 
     def encode_image(self, image: Any) -> Tensor:
-        """VQ codes of a picture, int64 `[T]`, after the processor's resizing and padding to a square."""
-        return image_generation.encode(self.model, self.processor.preprocess(image))
+        """The image tokenizer's codes of an image, int64 `[T]`.
+
+        `image` is a path, bytes, a `data:` URL or a PIL image; it is resized and padded to a square first.
+        Raises `PictureError`, and `OptionError` if the image tokenizer was not loaded.
+        """
+        return image_generation.encode_pixels(self.model, self.processor.preprocess(image))
 
     def decode_codes(self, codes: Tensor | Sequence[int]) -> list[Image.Image]:
-        """Pictures of codes `[T]` or `[N, T]`."""
-        found, total = self._codes(codes), self.model.config.num_codes
-        if found.ndim not in (1, 2) or found.shape[-1] != total:
-            raise OptionError(f"codes have shape {list(found.shape)}; accepted: [{total}] or [N, {total}]")
-        return image_generation.decode(self.model, found.reshape(-1, total))
+        """The images of codes `[T]` or `[N, T]`. Raises `OptionError` for codes of other shapes or values."""
+        checked, total = self._check_codes(codes), self.model.config.num_codes
+        if checked.ndim not in (1, 2) or checked.shape[-1] != total:
+            raise OptionError(f"codes have shape {list(checked.shape)}; accepted: [{total}] or [N, {total}]")
+        return image_generation.decode_images(self.model, checked.reshape(-1, total))
 
-    def _codes(self, codes: Tensor | Sequence[int]) -> Tensor:
+    def _check_codes(self, codes: Tensor | Sequence[int]) -> Tensor:
         """Codes as int64, checked to be whole numbers within the codebook."""
         size = self.model.config.vq.codebook_size
         try:
-            found = torch.as_tensor(codes)
+            checked = torch.as_tensor(codes)
         except (TypeError, ValueError, RuntimeError) as error:
             raise OptionError(f"codes are no array of whole numbers: {error}") from error
-        if found.dtype.is_floating_point or found.dtype.is_complex or found.dtype == torch.bool:
-            raise OptionError(f"codes are {found.dtype}; accepted: whole numbers")
-        if found.numel() == 0:
+        if checked.dtype.is_floating_point or checked.dtype.is_complex or checked.dtype == torch.bool:
+            raise OptionError(f"codes are {checked.dtype}; accepted: whole numbers")
+        if checked.numel() == 0:
             raise OptionError("there are no codes; accepted: at least one")
-        if found.min() < 0 or found.max() >= size:
-            raise OptionError(f"codes reach from {found.min()} to {found.max()}; accepted: 0 to {size - 1}")
-        return found.long()
+        least, most = checked.min(), checked.max()
+        if least < 0 or most >= size:
+            raise OptionError(f"codes reach from {least} to {most}; accepted: 0 to {size - 1}")
+        return checked.long()
 
     def next_image_logits(
         self, prompt: str, guidance_scale: float = ImageGenerationOptions.guidance_scale
     ) -> Tensor:
-        """Guided logits of the first image token, float32 `[codebook]`."""
+        """Guided logits of the first image token after a prompt, float32 `[codebook]` on the CPU.
+
+        `guidance_scale` 1 is no guidance. Raises `PromptError` and `OptionError`.
+        """
         options = ImageGenerationOptions(guidance_scale)
-        cond, uncond = self._prompt_ids(prompt, options)
+        cond, uncond = self.processor.generation_ids(prompt)
         return image_generation.next_image_logits(
             self.model, cond, uncond if options.guided else None, guidance_scale
         )
 
     def score_image(self, prompt: str, codes: Tensor | Sequence[int]) -> Tensor:
-        """Log-probability of each image token after the prompt, without guidance; float32 `[T]`."""
-        found = self._codes(codes)
-        if found.ndim != 1:
-            raise OptionError(f"codes have shape {list(found.shape)}; accepted: [T]")
-        return image_generation.score_image_codes(self.model, self.processor.generation_ids(prompt)[0], found)
+        """Log-probability of each image token after a prompt, without guidance; float32 `[T]` on the CPU.
+
+        Raises `PromptError`, and `OptionError` for codes that are not `[T]` or outside the codebook.
+        """
+        checked = self._check_codes(codes)
+        if checked.ndim != 1:
+            raise OptionError(f"codes have shape {list(checked.shape)}; accepted: [T]")
+        cond, _ = self.processor.generation_ids(prompt)
+        return image_generation.score_image_codes(self.model, cond, checked)

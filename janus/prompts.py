@@ -1,7 +1,7 @@
-"""Janus's chat template: conversations and painting prompts as the one text that gets tokenised.
+"""Janus's chat template: conversations and image prompts as the text that gets tokenised.
 
-The strings equal those of the official `VLChatProcessor` byte for byte: system prompt and separator, then for
-each message `role: content` and a separator that alternates with the message's place, the whole stripped.
+The strings equal those of the official `VLChatProcessor` byte for byte: the system prompt and a separator,
+then for each message `role: content` and a separator that alternates with the message's index, all stripped.
 """
 
 from collections.abc import Sequence
@@ -16,14 +16,14 @@ SYSTEM_PROMPT = (
     "You are able to understand the visual content that the user provides, "
     "and assist the user with a variety of tasks using natural language."
 )
-IMAGE_TAG = "<image_placeholder>"
+IMAGE_TOKEN = "<image_placeholder>"
 IMAGE_START = "<begin_of_image>"
 IMAGE_END = "<end_of_image>"
 
 
 @dataclass(frozen=True)
 class Template:
-    """Role names and separators of one release. `PRO` and `FIRST` below are the two that exist."""
+    """Role names and separators: `PRO` of Janus-Pro, `FIRST` of Janus-1.3B."""
 
     user: str
     assistant: str
@@ -33,16 +33,15 @@ class Template:
     def for_tokenizer(cls, tokenizer: TextTokenizer) -> "Template":
         """Janus-Pro's template if the vocabulary has its role tokens, else that of Janus-1.3B.
 
-        `sft_format` of processor_config.json can't tell: "deepseek" named the older roles once.
+        `sft_format` of processor_config.json does not tell: "deepseek" once named the older roles.
         """
         return PRO if tokenizer.has(PRO.user) else FIRST
 
     def chat_prompt(self, turns: Sequence[Turn], system: str | None = None) -> str:
-        """The text of a conversation that waits for the assistant's next message.
+        """The text of a conversation, up to the assistant's next message.
 
-        `turns` as `normalize_messages` gives them, ending with the user's. `system` None is the default
-        system prompt, "" is none; a system turn in `turns` replaces either. Raises PromptError if no turn
-        is the user's last word.
+        `turns` are those of `normalize_messages`. `system` None is the default system prompt, "" is none; a
+        system turn replaces either. Raises PromptError unless the last turn is the user's.
         """
         system = SYSTEM_PROMPT if system is None else system
         if turns and turns[0].role == "system":
@@ -53,7 +52,7 @@ class Template:
         return self._render([(roles[turn.role], turn.text) for turn in turns], system)
 
     def generation_prompt(self, text: str) -> str:
-        """The text that a picture is painted after. Raises PromptError for anything but a text with words."""
+        """The text before a generated image. Raises PromptError for a prompt that is empty or not a str."""
         if not isinstance(text, str):
             raise PromptError(f"a prompt must be a text (str), not {type(text).__name__}")
         if not text.strip():
@@ -62,7 +61,7 @@ class Template:
 
     def _render(self, messages: Sequence[tuple[str, str]], system: str) -> str:
         parts = [system + self.separators[0]] if system else []
-        # The reference takes the separator by the message's place, not by its role.
+        # The reference picks the separator by the message's index, not by its role.
         for index, (role, content) in enumerate(messages):
             parts.append(f"{role}: {content.strip()}{self.separators[index % 2]}")
         parts.append(f"{self.assistant}:")

@@ -1,42 +1,62 @@
-"""What Janus models are called by their size, their parts, and the memory of painting and talking."""
+"""The released Janus models, the parts of a model, and the memory that its work takes."""
 
+from dataclasses import dataclass
 from pathlib import Path
 
 from ..blocks.chat.text_generation import TextGenerationOptions
 from ..blocks.placement.memory_estimate import PROMPT_TOKENS, Workload, decoder_workload, siglip_activations
 from .config import JanusConfig
-from .prompts import PRO
+from .prompts import FIRST, PRO, Template
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A released model and what tells it from the others."""
+
+    name: str
+    hub_id: str
+    num_layers: int
+    hidden_size: int
+    template: Template
+
+
+VARIANTS = (
+    Variant("Janus-Pro-1B", "deepseek-ai/Janus-Pro-1B", 24, 2048, PRO),
+    Variant("Janus-1.3B", "deepseek-ai/Janus-1.3B", 24, 2048, FIRST),
+    Variant("Janus-Pro-7B", "deepseek-ai/Janus-Pro-7B", 30, 4096, PRO),
+)
 
 PARTS = {
-    "eye (SigLIP, adaptor)": r"^(vision_model|aligner)\.",
+    "vision encoder (SigLIP, projector)": r"^(vision_model|aligner)\.",
     "image tokenizer (VQ)": r"^gen_vision_model\.",
     "image embedding and head": r"^gen_(embed|aligner|head)\.",
     "text embedding and head": r"^language_model\.(model\.embed_tokens|lm_head)\.",
     "transformer": r"^language_model\.model\.",
 }
-"""Label and pattern of names, for `parameters_by_part`."""
+"""Labels of the model's parts and patterns of their parameters' names, for `parameters_by_part`."""
 
 
 def variant(config: JanusConfig, folder: Path) -> str | None:
-    """The name of the released model that has this architecture, or None.
+    """The name of the released model with this architecture, or None.
 
-    Janus-1.3B and Janus-Pro-1B differ in their tokenizer alone: the older one has no role tokens.
+    Janus-1.3B and Janus-Pro-1B differ only in their tokenizer: the older one has no role tokens. Without a
+    `tokenizer.json` in the folder, both are named.
     """
     decoder = config.decoder
-    size = (decoder.num_layers, decoder.hidden_size, decoder.vocab_size, config.vision.layers)
-    if size == (30, 4096, 102400, 24):
-        return "Janus-Pro-7B"
-    if size != (24, 2048, 102400, 24):
+    if (decoder.vocab_size, config.vision.layers) != (102400, 24):
         return None
+    size = (decoder.num_layers, decoder.hidden_size)
+    same_size = [row for row in VARIANTS if (row.num_layers, row.hidden_size) == size]
     tokenizer = folder / "tokenizer.json"
-    if not tokenizer.is_file():
-        return "Janus-Pro-1B or Janus-1.3B"
-    text = tokenizer.read_text(encoding="utf-8", errors="replace")
-    return "Janus-Pro-1B" if f'"{PRO.user}"' in text else "Janus-1.3B"
+    if len(same_size) > 1 and tokenizer.is_file():
+        text = tokenizer.read_text(encoding="utf-8", errors="replace")
+        template = PRO if f'"{PRO.user}"' in text else FIRST
+        same_size = [row for row in same_size if row.template == template]
+    return " or ".join(row.name for row in same_size) or None
 
 
 def image_generation_workload(config: JanusConfig, guided: bool, prompt: int = PROMPT_TOKENS) -> Workload:
-    """One picture of a prompt of so many tokens; the VQ decoder then works on one picture after the other."""
+    """One image after a prompt of so many tokens. The VQ decoder then takes one image after the other."""
     return decoder_workload(
         "picture, guided" if guided else "picture, guidance scale 1",
         config.decoder,
@@ -49,24 +69,27 @@ def image_generation_workload(config: JanusConfig, guided: bool, prompt: int = P
 
 
 def chat_workload(config: JanusConfig) -> Workload:
-    """One conversation with one picture and an answer of the default length."""
-    picture = config.vision.num_patches + 2
+    """One conversation with one image and an answer of the default length."""
+    image_tokens = config.vision.num_patches + 2
     return decoder_workload(
         "conversation, one picture",
         config.decoder,
         config.decoder.vocab_size,
-        picture + PROMPT_TOKENS,
+        image_tokens + PROMPT_TOKENS,
         TextGenerationOptions.max_new_tokens,
         once=siglip_activations(config.vision, 1),
     )
 
 
 def workloads(config: JanusConfig) -> list[Workload]:
+    """The kinds of work that memory is estimated for."""
     images = [image_generation_workload(config, guided) for guided in (True, False)]
     return [*images, chat_workload(config)]
 
 
 def vq_activations(config: JanusConfig) -> int:
-    """Numbers alive in the VQ decoder for one picture: six copies of its largest feature map. VQ-16 at 384
-    pixels measured 6.6 on a CPU; on CUDA in half precision it has three and work space."""
+    """Numbers alive in the VQ decoder for one image: six copies of its largest feature map.
+
+    VQ-16 at 384 pixels measured 6.6 on a CPU; on CUDA in half precision it has three and work space.
+    """
     return 6 * config.vq.largest_map(config.grid)

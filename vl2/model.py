@@ -1,7 +1,9 @@
-"""DeepSeek-VL2: tiles through SigLIP and a downsampling projector into one decoder with experts.
+"""DeepSeek-VL2 (Wu et al. 2024): image tiles go through SigLIP and a downsampling projector into one decoder
+with a mixture of experts.
 
-N tiles, S tile side in pixels, G patches and H tokens along a tile's side, C tower width, D decoder width,
-V vocabulary. Module names are those of the official checkpoints (keys.py says how experts are stacked).
+N tiles, S tile side in pixels, G patches and H tokens along a tile's side, C vision width, D decoder width,
+T positions, V vocabulary. Module names are those of the official checkpoints; `weight_names.py` says how
+experts are stacked.
 """
 
 from collections.abc import Sequence
@@ -20,26 +22,28 @@ from ..blocks.model.siglip import build_siglip
 from .config import VL2Config
 from .processor import ModelInputs
 
-_TILES_AT_ONCE = 16  # bounds the tower's activations: about 0.2 GiB a GPU batch of so400m in bfloat16
+_TILES_AT_ONCE = 16  # bounds activations: about 0.2 GiB for so400m in bfloat16
 
 
 class TileProjector(MlpProjector):
-    """Squares of r x r patches become one token each, then go through the adaptor's linear layers."""
+    """Joins squares of r x r patches into one token each, then applies the MLP."""
 
     def __init__(self, config: VL2Config) -> None:
-        self_dim = config.vision.width * config.downsample**2
-        super().__init__(self_dim, config.decoder.hidden_size, config.projector_depth)
+        input_dim = config.vision.width * config.downsample**2
+        super().__init__(input_dim, config.decoder.hidden_size, config.projector_depth)
         self.ratio = config.downsample
 
     def forward(self, x_NGGC: Tensor) -> Tensor:
-        """Features on the grid of patches -> tokens `[N, H, H, D]`; a rest at right and bottom sees zeros."""
-        rest = -x_NGGC.shape[1] % self.ratio
-        padded = F.pad(x_NGGC, (0, 0, 0, rest, 0, rest))
+        """Features of a grid of patches -> tokens `[N, H, H, D]`; padded with zeros at right and bottom."""
+        padding = -x_NGGC.shape[1] % self.ratio
+        padded = F.pad(x_NGGC, (0, 0, 0, padding, 0, padding))
         squares = rearrange(padded, "n (h dy) (w dx) c -> n h w (c dy dx)", dy=self.ratio, dx=self.ratio)
         return super().forward(squares)
 
 
 class LanguageModel(nn.Module):
+    """The decoder and the text head."""
+
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__()
         self.model = Decoder(config)
@@ -47,10 +51,10 @@ class LanguageModel(nn.Module):
 
 
 class VL2Model(nn.Module):
-    """All parts of a DeepSeek-VL2 checkpoint. Embeddings go in and logits come out; loops live elsewhere."""
+    """The modules of a DeepSeek-VL2 checkpoint, and the functions that generation loops call."""
 
     per_image_modules = ("vision", "projector")
-    """Parts that work once a picture, not once a token: what may best rest away from the GPU."""
+    """Modules that run once per image, not once per token: the first to be offloaded."""
 
     def __init__(self, config: VL2Config) -> None:
         super().__init__()
@@ -58,7 +62,7 @@ class VL2Model(nn.Module):
         self.vision = build_siglip(config.vision)
         self.projector = TileProjector(config)
         self.language = LanguageModel(config.decoder)
-        # As the reference draws them for training; a checkpoint overwrites them.
+        # Initialised as in the reference, for training; a checkpoint overwrites them.
         scale = config.decoder.hidden_size**-0.5
         self.image_newline = nn.Parameter(torch.randn(config.decoder.hidden_size) * scale)
         self.view_seperator = nn.Parameter(torch.randn(config.decoder.hidden_size) * scale)
@@ -72,19 +76,20 @@ class VL2Model(nn.Module):
         return self.decoder.embed_tokens(ids)
 
     def embed_tiles(self, pixels_N3SS: Tensor) -> Tensor:
-        """Tiles in -1..1 -> their tokens `[N, H, H, D]`; on CUDA by a recording."""
-        return run_graphed(self, self.decoder, (self.vision, self.projector), self._see, pixels_N3SS)
+        """Tiles in -1..1 -> their tokens `[N, H, H, D]`; on CUDA as a captured graph."""
+        modules = (self.vision, self.projector)
+        return run_graphed(self, self.decoder, modules, self._encode_vision, pixels_N3SS)
 
-    def _see(self, pixels_N3SS: Tensor) -> Tensor:
+    def _encode_vision(self, pixels_N3SS: Tensor) -> Tensor:
         side = self.config.vision.image_size // self.config.vision.patch_size
         features = self.vision(pixels_N3SS).unflatten(1, (side, side))
         return self.projector(features)
 
     def embed_images(self, pixels_N3SS: Tensor, grids: Sequence[tuple[int, int]]) -> list[Tensor]:
-        """All tiles of several pictures -> the token sequence `[T_i, D]` of each.
+        """All tiles of several images -> the token sequence `[T_i, D]` of each image.
 
-        `grids` holds (columns, rows) of local tiles per picture; its tiles are the global one, then the local
-        ones row by row. The tower runs in bounded chunks.
+        `grids` holds (columns, rows) of local tiles per image. An image's tiles are the global one, then the
+        local ones row by row. At most `_TILES_AT_ONCE` are encoded at once.
         """
         tiles = torch.cat([self.embed_tiles(chunk) for chunk in pixels_N3SS.split(_TILES_AT_ONCE)])
         counts = [1 + columns * rows for columns, rows in grids]
@@ -92,19 +97,21 @@ class VL2Model(nn.Module):
 
     @torch.no_grad()
     def embed_prompt(self, inputs: ModelInputs) -> Prompt:
-        """Text embeddings `[T, D]` with the images' tokens at the positions that the mask marks."""
+        """A conversation as embeddings `[T, D]`: of its text, and of its images at the image tokens."""
         device, dtype = self.decoder.device, self.decoder.dtype
         x_TD = self.embed_text(inputs.ids.to(device))
         if inputs.grids:
             images = self.embed_images(inputs.pixels.to(device, dtype), inputs.grids)
-            # On the host, so that nothing waits for the device.
+            # Found on the host, so that it need not wait for the device.
             positions = inputs.image_mask.nonzero()[:, 0]
             x_TD = x_TD.index_copy(0, positions.to(device), torch.cat(images))
         return Prompt(inputs.ids, x_TD)
 
     def arrange(self, tiles_NHHD: Tensor, grid: tuple[int, int]) -> Tensor:
-        """One picture's tiles as a sequence `[T, D]`: global rows, the separator, rows of the local mosaic;
-        every row ends with a newline."""
+        """One image's tiles as a sequence `[T, D]`: the global tile, a separator, the local tiles, row by row.
+
+        Local tiles are joined to one mosaic first; every row ends with a newline embedding.
+        """
         columns, rows = grid
         mosaic = rearrange(tiles_NHHD[1:], "(r c) h w d -> (r h) (c w) d", r=rows, c=columns)
         return torch.cat(

@@ -1,4 +1,4 @@
-"""`VL2Pipeline`: what people call. Checks arguments, then hands on to reading, answering and grounding."""
+"""`VL2Pipeline`: answers questions about images and locates things in them."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,10 +8,9 @@ import torch
 from PIL import Image
 
 from ..blocks.chat.image_io import open_image
-from ..blocks.chat.pipeline import ChatPipeline, Messages
-from ..blocks.chat.text_generation import Prompt, TextGenerationOptions
+from ..blocks.chat.pipeline import ChatPipeline
+from ..blocks.chat.text_generation import TextGenerationOptions
 from ..blocks.checkpoints.hub import ModelFolder, open_model
-from ..blocks.engine.generate import check_context
 from ..blocks.engine.sampling_params import check_integer
 from ..blocks.errors import PictureError, PromptError
 from ..blocks.placement.auto_device_map import MaxMemory
@@ -30,16 +29,14 @@ _EXAMPLE_COLOUR = (255, 0, 0)
 
 
 class VL2Pipeline(ChatPipeline):
-    """A loaded DeepSeek-VL2 model with its tokenizer and processor. Make one with `from_pretrained`.
+    """A DeepSeek-VL2 model with its tokenizer and processor. Load one with `from_pretrained`.
 
-    Answers show the marks of places (`<|ref|>`, `<|det|>`); `ground` reads them.
+    Answers show the special tokens of grounding (`<|ref|>`, `<|det|>`); `ground` parses them.
     """
 
+    model: VL2Model
+    processor: VL2Processor
     keeps_special_tokens = True
-
-    def __init__(self, model: VL2Model, tokenizer: TextTokenizer, processor: VL2Processor, name: str) -> None:
-        self.model: VL2Model = model
-        self.tokenizer, self.processor, self.name = tokenizer, processor, name
 
     @classmethod
     def from_pretrained(
@@ -55,24 +52,29 @@ class VL2Pipeline(ChatPipeline):
         capture: bool | None = None,
         progress: bool = True,
     ) -> "VL2Pipeline":
-        """Load a model folder, a hub id or an embedded model (`vl2-nano`).
+        """Load a DeepSeek-VL2 model.
 
-        `device` None takes CUDA, else MPS, else the CPU; `dtype` None takes float32 on the CPU and
-        bfloat16 on a GPU. `quantize` keeps the decoder's weights, experts included, in `int8`, `int4` or
-        `fp8`, quantized one by one as they are read; a folder that holds them so needs no word of it.
-        `max_tiles` replaces the folder's resolutions by all of at most so many local tiles (the paper takes
-        18 for InfographicVQA). On CUDA, steps of answering are captured as graphs, once for each number of
-        rows, and the reading of prompts and tiles for lengths and numbers that come again; with `capture`
-        false every operation is launched by itself, which is slower but needs no preparation.
-        `device_map` spreads the weights over several devices. `"auto"` fills the GPUs one after the other and
-        leaves the rest in the machine's memory, from where each layer is moved to a GPU for the time of its
-        work; `"balanced"` fills the GPUs alike; a dict says where modules go (as
-        `{"": 0, "vision": "cpu"}`). `max_memory` is what weights may take where (as
-        `{0: "20GiB", "cpu": "60GiB"}`); by default 0.8 of each GPU's free memory and all that is free of the
-        machine's. Steps of a model that is spread are not captured.
-        `progress` shows a bar on stderr for loads of more than half a second. Raises
-        `CheckpointError` (or its `ConfigError`) when the files are no whole VL2 model, and `OptionError`
-        before anything is loaded where the weights exceed the free memory.
+        Args:
+            model: a model folder, a hub id (`deepseek-ai/deepseek-vl2-tiny`) or an embedded one (`vl2-nano`).
+            device: None takes CUDA, else MPS, else the CPU.
+            dtype: None takes bfloat16 on a GPU and float32 on the CPU.
+            quantize: `int8`, `int4` or `fp8` quantizes the weights of the decoder and its experts as they are
+                read. A folder of quantized weights is loaded as it is.
+            max_tiles: allow all resolutions of at most so many local tiles, in place of the folder's list (of
+                up to 9). The paper takes 18 for InfographicVQA.
+            device_map: spreads the weights over devices. `auto` fills one GPU after the other and leaves
+                the rest in CPU memory, from where each layer is moved to a GPU to compute; `balanced` fills
+                all GPUs equally; a dict places modules: `{"": 0, "vision": "cpu"}`.
+            max_memory: what weights may take per device, with a `device_map`: `{0: "20GiB", "cpu": "60GiB"}`.
+                By default 0.8 of each GPU's free memory and all of the CPU's.
+            capture: on CUDA, None captures decoding steps as graphs, once per number of rows, and prompts and
+                tiles of recurring sizes; False launches each operation, which is slower but needs no
+                preparation. Models on several devices are never captured.
+            progress: show a bar on stderr if loading takes more than half a second.
+
+        Raises:
+            CheckpointError: the files are not a complete VL2 model (ConfigError: their settings).
+            OptionError: an argument is not accepted, or the weights exceed the free memory.
         """
         if max_tiles is not None:
             check_integer("max_tiles", max_tiles, low=1)
@@ -88,27 +90,6 @@ class VL2Pipeline(ChatPipeline):
         load_model(network, folder, key_map, options, keep_float32=keep_float32)
         return cls(network, tokenizer, processor, folder.name)
 
-    @property
-    def device(self) -> torch.device:
-        return self.model.decoder.device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.model.decoder.dtype
-
-    @property
-    def image_placeholder(self) -> str:
-        return self.processor.image_token
-
-    def prompts(
-        self, conversations: Sequence[Messages], room: int, *, local_files: bool = True
-    ) -> list[Prompt]:
-        read = self.processor.chat_inputs
-        prepared = [read(messages, local_files=local_files) for messages in conversations]
-        for one in prepared:
-            check_context(len(one.ids), room, self.model.config.decoder.max_positions)
-        return [self.model.embed_prompt(one) for one in prepared]
-
     def ground(
         self,
         images: Any,
@@ -117,18 +98,19 @@ class VL2Pipeline(ChatPipeline):
         *,
         prefill_chunk: int | None = None,
     ) -> Grounding:
-        """`ask`, greedy, with the answer read as text, boxes and malformed pieces.
+        """`ask`, greedy, with the answer parsed into text, boxes and malformed pieces.
 
-        Boxes are in pixels of the last picture, which is where the official prompts look for things.
+        Boxes are in pixels of the last image, which is where the official prompts look for things. Raises
+        what `ask` raises, and `PictureError` without an image.
         """
         messages = self.question_messages(images, question)
-        pictures = [open_image(source) for source in messages[0]["images"]]
-        if not pictures:
+        opened = [open_image(source) for source in messages[0]["images"]]
+        if not opened:
             raise PictureError("there is no picture to find things in; accepted: one picture or a list")
-        messages[0]["images"] = pictures
+        messages[0]["images"] = opened
         answer = self.chat(messages, max_new_tokens, prefill_chunk=prefill_chunk)
         assert isinstance(answer, str)
-        return parse_grounding(answer, pictures[-1].size)
+        return parse_grounding(answer, opened[-1].size)
 
     def locate(
         self,
@@ -138,11 +120,21 @@ class VL2Pipeline(ChatPipeline):
         *,
         example: tuple[Any, Box | Sequence[int]] | None = None,
     ) -> list[Box]:
-        """Boxes, in pixels, of what the phrase names (`the giraffe at the back`).
+        """Find what a phrase names, or what looks like an example, in an image.
 
-        With `example`, a picture and a box (or x1, y1, x2, y2 in its pixels), boxes in `image` of things like
-        what that box holds; the phrase may then say what it is, or be left out. Malformed pieces of the
-        answer are left out here; `ground` tells them.
+        Args:
+            image: a path, bytes, a `data:` URL or a PIL image.
+            phrase: what to find, such as `the giraffe at the back`. With an example it may say what that is,
+                or be left out.
+            max_new_tokens: the answer ends after so many tokens, if not before.
+            example: another image and a box (or x1, y1, x2, y2 in its pixels) around what to find more of.
+
+        Returns:
+            Boxes in pixels of `image`. Malformed pieces of the answer are left out; `ground` has them.
+
+        Raises:
+            PromptError: neither a phrase nor an example is given, or the example's box is not in its image.
+            PictureError: an image can't be read.
         """
         if phrase is not None and (not isinstance(phrase, str) or not phrase.strip()):
             raise PromptError(f"the phrase is {phrase!r}; accepted: a text that is not empty")
@@ -150,14 +142,18 @@ class VL2Pipeline(ChatPipeline):
             if phrase is None:
                 raise PromptError("there is nothing to locate; accepted: a phrase, an example or both")
             return list(self.ground(image, locate_prompt(phrase), max_new_tokens).boxes)
-        # The example is shown as the official demo shows it: framed in red in the first of two pictures.
-        marked = _frame(*example)
-        return list(self.ground([marked, image], example_prompt(phrase), max_new_tokens).boxes)
+        # As in the official demo: the object is framed in red in the first of two images.
+        framed = _frame_example(*example)
+        return list(self.ground([framed, image], example_prompt(phrase), max_new_tokens).boxes)
 
     def caption(
         self, image: Any, grounded: bool = False, max_new_tokens: int = TextGenerationOptions.max_new_tokens
     ) -> str | Grounding:
-        """A description of a picture; with `grounded` as a `Grounding`: text, and a box for what it names."""
+        """Describe an image.
+
+        Returns the text; with `grounded` a `Grounding`, which has boxes of the things that the text names.
+        Raises `PictureError` and `OptionError`.
+        """
         if grounded:
             return self.ground(image, GROUNDING + CAPTION_PROMPT, max_new_tokens)
         answer = self.ask(image, CAPTION_PROMPT, max_new_tokens)
@@ -165,12 +161,13 @@ class VL2Pipeline(ChatPipeline):
         return answer
 
 
-def _frame(picture: Any, box: Box | Sequence[int]) -> Image.Image:
-    opened = open_image(picture)
+def _frame_example(source: Any, box: Box | Sequence[int]) -> Image.Image:
+    """The example's image with the box outlined."""
+    image = open_image(source)
     corners = box.pixels if isinstance(box, Box) else tuple(box)
     if len(corners) != 4:
         raise PromptError(f"the example's box is {box!r}; accepted: a Box or x1, y1, x2, y2")
     x1, y1, x2, y2 = corners
-    if not (0 <= x1 < x2 <= opened.width and 0 <= y1 < y2 <= opened.height):
-        raise PromptError(f"the example's box {corners} is not inside its picture of {opened.size} pixels")
-    return draw_boxes(opened, [Box("", x1, y1, x2, y2)], labels=False, colour=_EXAMPLE_COLOUR)
+    if not (0 <= x1 < x2 <= image.width and 0 <= y1 < y2 <= image.height):
+        raise PromptError(f"the example's box {corners} is not inside its picture of {image.size} pixels")
+    return draw_boxes(image, [Box("", x1, y1, x2, y2)], labels=False, colour=_EXAMPLE_COLOUR)

@@ -1,8 +1,8 @@
-"""DeepSeek-VL2's prompt, which is made of tokens: pieces of text are tokenised one by one and joined as ids.
+"""DeepSeek-VL2's prompt, made of token ids: pieces of text are tokenised one by one and joined.
 
 BOS, then the system message's text if there is one, then for every message of the user
-`<|User|>: text\\n\\n<|Assistant|>:`, cut at the pictures, and for each of the assistant its text and EOS. So
-a history has no space after `<|Assistant|>:`, other than the printed form of the reference shows.
+`<|User|>: text\\n\\n<|Assistant|>:`, split at the images, and for each message of the assistant its text and
+EOS. So earlier answers have no space after `<|Assistant|>:`, unlike in the form that the reference prints.
 """
 
 from collections.abc import Sequence
@@ -18,34 +18,39 @@ GROUNDING = "<|grounding|>"
 USER, ASSISTANT = "<|User|>", "<|Assistant|>"
 
 SPECIAL = (REF, REF_END, DET, DET_END, GROUNDING, USER, ASSISTANT)
-"""Marks that the vocabulary must hold; those that it lacks are appended in this order, after `<image>`."""
+"""Tokens that the vocabulary must have; missing ones are appended in this order, after `<image>`."""
 
 
-def encode_turns(tokenizer: TextTokenizer, turns: Sequence[Turn], mark: str = IMAGE) -> list[list[int]]:
-    """Ids of a conversation that waits for the assistant, in stretches; between two of them is a picture."""
+def encode_turns(
+    tokenizer: TextTokenizer, turns: Sequence[Turn], image_token: str = IMAGE
+) -> list[list[int]]:
+    """Ids of a conversation up to the assistant's next message, split at the images.
+
+    Between two of the lists is an image. Raises PromptError unless the last turn is the user's.
+    """
     if not turns or turns[-1].role != "user":
         raise PromptError("a conversation must end with a message of the user")
-    stretches = [[tokenizer.bos_id]]
+    pieces = [[tokenizer.bos_id]]
     for turn in turns:
         text = turn.text.strip()
         if turn.role == "user":
-            first, *rest = f"{USER}: {text}\n\n{ASSISTANT}:".split(mark)
-            stretches[-1] += tokenizer.encode(first, bos=False)
-            stretches += [tokenizer.encode(piece, bos=False) for piece in rest]
+            first, *rest = f"{USER}: {text}\n\n{ASSISTANT}:".split(image_token)
+            pieces[-1] += tokenizer.encode(first, bos=False)
+            pieces += [tokenizer.encode(piece, bos=False) for piece in rest]
         elif turn.role == "assistant":
-            stretches[-1] += [*tokenizer.encode(text, bos=False), tokenizer.eos_id]
+            pieces[-1] += [*tokenizer.encode(text, bos=False), tokenizer.eos_id]
         else:
-            stretches[-1] += tokenizer.encode(text, bos=False)
-    return stretches
+            pieces[-1] += tokenizer.encode(text, bos=False)
+    return pieces
 
 
 def locate_prompt(phrase: str) -> str:
-    """The official question for the place of something (the caller puts the picture's mark before it)."""
+    """The official question for where something is, without the image token before it."""
     return f"{REF}{phrase}{REF_END}."
 
 
 def example_prompt(label: str | None) -> str:
-    """The official question for more of what is framed in the first of two pictures."""
+    """The official question for objects like the one that is framed in the first of two images."""
     return (
         f"{GROUNDING}In the first image, {label or 'an object'} within the red rectangle is marked. "
         "Locate the object of the same category in the second image."

@@ -68,9 +68,7 @@ class Painting:
     def _prompts(self) -> list[torch.Tensor]:
         """Embeddings of the prompt, and with guidance of what it is guided away from."""
         processor, negative = self.pipe.processor, self.options.negative_prompt
-        cond, uncond = processor.generation_ids(self.asked.prompt)
-        if negative is not None:
-            uncond = processor.negative_ids(negative, cond)
+        cond, uncond = processor.generation_ids(self.asked.prompt, negative)
         self.prompt_tokens = len(cond)
         try:
             self.served.scheduler.check(max(len(cond), len(uncond)), self.total)
@@ -129,7 +127,7 @@ class Painting:
         filled, width = list(codes), self.pipe.model.config.grid[1]
         while len(filled) < self.total:  # what is not painted yet repeats the last row that is
             filled.append(filled[-width] if len(filled) >= width else filled[-1])
-        picture = image_generation.decode(self.pipe.model, torch.tensor([filled]))[0]
+        picture = image_generation.decode_images(self.pipe.model, torch.tensor([filled]))[0]
         settings = {"prompt": self.asked.prompt, "seed": seed, "model": self.served.name}
         for name in ("guidance_scale", "temperature", "top_k", "top_p", "negative_prompt"):
             settings[name] = getattr(self.options, name)

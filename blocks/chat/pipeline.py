@@ -100,7 +100,7 @@ class ChatPipeline:
         """Answer a question about images.
 
         Args:
-            images: one image, a list of images, or None. An image is a path, bytes, a `data:` URL or a PIL image.
+            images: an image, a list of images, or None; each a path, bytes, a `data:` URL or a PIL image.
             question: the text. The image tokens are put before it.
             max_new_tokens, temperature, top_p, seed, stream, repetition_penalty, prefill_chunk: as in `chat`.
 
@@ -186,7 +186,7 @@ class ChatPipeline:
         prefill_chunk: int | None = None,
         local_files: bool = True,
     ) -> list[str]:
-        """`chat` for several conversations in one batch; each gets the answer it gets alone with that seed."""
+        """`chat` for several conversations in one batch; each answer is what it is alone with that seed."""
         options = TextGenerationOptions(
             max_new_tokens, temperature, top_p, repetition_penalty, prefill_chunk
         )

@@ -176,9 +176,9 @@ def next_token_logits(model: ChatModel, prompt: Prompt, prefill_chunk: int | Non
 
 @torch.no_grad()
 def score_tokens(decoder: Decoder, head: TokenHead, prompt_TD: Tensor, tokens_A: Tensor) -> Tensor:
-    """Log-probability of each of `tokens_A` after the prompt and the tokens before it, float32 `[A]` on the CPU.
+    """Log-probability of each token after the prompt and the tokens before it, float32 `[A]` on the CPU.
 
-    `head` embeds and predicts the tokens: text, or image codes.
+    `head` embeds and predicts the tokens: of text, or image codes.
     """
     tokens = tokens_A.to(prompt_TD.device)
     check_context(len(prompt_TD), len(tokens), decoder.config.max_positions)

@@ -15,7 +15,7 @@ from ...blocks.engine.sampling import Choosing, TokenHead, choose, spread
 from ...blocks.engine.sampling_params import Sampling
 from ...blocks.model.decoder import Decoder
 from ...blocks.model.kv_cache import KVCache
-from ...janus.image_generation import ImageGenerationOptions, decode, paint
+from ...janus.image_generation import ImageGenerationOptions, decode_images, generate_codes
 from ...janus.model import JanusModel
 from ...vl2.model import VL2Model
 from ...vl2.tiles import num_image_tokens
@@ -99,7 +99,8 @@ def bench_janus(bench: Bench, model: JanusModel, batch: int, bandwidth: float, a
     prompts = [torch.randint(0, vocabulary, (PROMPT,), device=bench.device) for _ in range(2 * batch)]
 
     def picture() -> None:
-        decode(model, paint(model, prompts[:batch], prompts[batch:], options, list(range(batch))))
+        cond, uncond = prompts[:batch], prompts[batch:]
+        decode_images(model, generate_codes(model, cond, uncond, options, list(range(batch))))
 
     if amount.whole:
         work = f"{batch} whole picture{'s' if batch > 1 else ''}, guidance {options.guidance_scale:g}"
@@ -113,7 +114,7 @@ def bench_janus(bench: Bench, model: JanusModel, batch: int, bandwidth: float, a
 
 
 def _bench_painting(bench: Bench, model: JanusModel, batch: int, limit: float, amount: Amount) -> None:
-    """Steps as `paint` does them, with rows that are guided pairs, from the middle of a picture on."""
+    """Steps of `generate_codes`, with rows that are guided pairs, from the middle of a picture on."""
     decoder, total, options = model.decoder, model.config.num_codes, ImageGenerationOptions()
     steps = GenerationBatch(
         rows=random_rows(decoder, 2 * batch, PROMPT + total // 2 - amount.steps // 2),
@@ -151,7 +152,7 @@ def _bench_rest(bench: Bench, model: JanusModel, prompts: list[Tensor], amount: 
     bench.measure("bifrons", work, read, repeats=amount.repeats)
     codes = torch.randint(0, config.vq.codebook_size, (1, config.num_codes), device=bench.device)
     work = "VQ decoder, 1 picture"  # recorded the second time, as the tower is
-    bench.measure("bifrons", work, lambda: decode(model, codes), repeats=amount.repeats, warmup=2)
+    bench.measure("bifrons", work, lambda: decode_images(model, codes), repeats=amount.repeats, warmup=2)
     side = config.vision.image_size
     pixels = torch.rand(1, 3, side, side, device=bench.device).to(dtype)
     work = "SigLIP and adaptor, 1 picture"

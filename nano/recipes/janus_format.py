@@ -6,7 +6,7 @@ from pathlib import Path
 
 from ...blocks.chat.messages import Turn
 from ...janus.processor import JanusProcessor
-from ...janus.prompts import IMAGE_TAG, SYSTEM_PROMPT, Template
+from ...janus.prompts import IMAGE_TOKEN, SYSTEM_PROMPT, Template
 from ...tokenizers.text import TextTokenizer
 from .janus_spec import SIDE, SPECIAL_TOKENS, janus_config, processor_configs
 from .tokenizer import train_tokenizer
@@ -50,7 +50,7 @@ class TurnEncoder:
         ids: list[int] = []
         learn: list[bool] = []
         for index, (question, answer) in enumerate(turns):
-            said.append(Turn("user", f"{IMAGE_TAG}\n{question}" if index == 0 else question))
+            said.append(Turn("user", f"{IMAGE_TOKEN}\n{question}" if index == 0 else question))
             prompt = self.processor.expand(
                 self.tokenizer.encode(template.chat_prompt(said))
             ).tolist()

@@ -101,9 +101,11 @@ def test_text_alone_has_no_pixels(processor):
 
 def test_negative_prompt_has_its_own_length_and_empty_is_the_twin(processor):
     cond, uncond = processor.generation_ids("a red apple on a table")
-    assert torch.equal(processor.negative_ids("blue", cond), processor.generation_ids("blue")[0])
-    assert len(processor.negative_ids("blue", cond)) < len(cond)
-    assert torch.equal(processor.negative_ids("", cond), uncond)
+    again, negative = processor.generation_ids("a red apple on a table", "blue")
+    assert torch.equal(again, cond)
+    assert torch.equal(negative, processor.generation_ids("blue")[0])
+    assert len(negative) < len(cond)
+    assert torch.equal(processor.generation_ids("a red apple on a table", "")[1], uncond)
 
 
 @pytest.mark.parametrize("prompt", ["", " \n\t", None, 3, ["a"]])

@@ -43,7 +43,8 @@ def test_next_logits(case, chunk: int | None):
 @pytest.mark.parametrize("chunk", [None, 64])
 def test_a_mixed_batch_answers_as_each_alone(case, chunk: int | None):
     prompts = case.pipe.prompts(case.conversations, 12)
-    found = generate_ids(case.pipe.model, prompts, TextGenerationOptions(12), [0] * 5, -1, chunk)
+    options = TextGenerationOptions(12, prefill_chunk=chunk)
+    found = generate_ids(case.pipe.model, prompts, options, [0] * 5, -1)
     assert found == [case.figures["cases"][f"und.{number}.greedy_ids"] for number in range(5)]
 
 

@@ -129,7 +129,7 @@ def test_more_tiles_by_choice(vl2_cases, pipe):
     picture = Image.new("RGB", (300, 200))
     assert pipe.processor.best_resolution(picture.size) == (144, 144)
     assert wide.processor.best_resolution(picture.size) == (216, 144)
-    assert wide.processor.best_resolution(picture.size, pictures=3) == (72, 72)
+    assert wide.processor.best_resolution(picture.size, num_images=3) == (72, 72)
     assert isinstance(wide.ask(picture, "what", max_new_tokens=2), str)
 
 

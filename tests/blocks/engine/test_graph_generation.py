@@ -50,7 +50,7 @@ def painter(request: pytest.FixtureRequest, painters: dict[str, JanusPipeline]) 
 def painting(
     pipe: JanusPipeline, count: int, options: ImageGenerationOptions, steps: int = 12, seed: int = 1
 ) -> GenerationBatch:
-    pairs = [pipe._prompt_ids(TEXTS[(seed + index) % len(TEXTS)], options) for index in range(count)]
+    pairs = [pipe.processor.generation_ids(TEXTS[(seed + index) % len(TEXTS)]) for index in range(count)]
     cond, uncond = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
     seeds = range(seed, seed + count)
     batch = image_generation_batch(pipe.model, cond, uncond if options.guided else None, options, seeds)
@@ -190,7 +190,8 @@ def test_answers_are_those_of_the_plain_loop(
     folder = request.config.rootpath / "tests" / "data" / name
     pipe = VL2Pipeline.from_pretrained(folder, "cpu", progress=False)
     picture = Image.new("RGB", (80, 60), (200, 30, 30))
-    conversations = [pipe.question_messages(picture, "What is this?"), pipe.question_messages([], "And what colour has it?")]
+    questions = ((picture, "What is this?"), ([], "And what colour has it?"))
+    conversations = [pipe.question_messages(*question) for question in questions]
     settings = [
         {"temperature": 0.0},
         {"temperature": 0.9, "top_p": 0.9, "seed": 3},
@@ -300,9 +301,10 @@ def test_experts_and_latent_attention_are_captured(
     folder = request.config.rootpath / "tests" / "data" / name
     pipe = VL2Pipeline.from_pretrained(folder, "cuda", dtype, progress=False)
     picture = Image.new("RGB", (80, 60), (200, 30, 30))
-    found = pipe.chat_batch([pipe.question_messages(picture, "What?"), pipe.question_messages([], "Why not?")], 20)
+    conversations = [pipe.question_messages(picture, "What?"), pipe.question_messages([], "Why not?")]
+    found = pipe.chat_batch(conversations, 20)
     assert graph_pool_of(pipe.model.decoder).capturer.made
     pipe.model.decoder.capture = False
-    wanted = pipe.chat_batch([pipe.question_messages(picture, "What?"), pipe.question_messages([], "Why not?")], 20)
+    wanted = pipe.chat_batch(conversations, 20)
     if dtype == "float32":
         assert found == wanted
