@@ -80,14 +80,15 @@ class JanusModel(nn.Module):
         self.config, self.parts = config, parts
         width, code_dim = config.decoder.hidden_size, config.vq.code_dim
         no_vision = absent("what reads pictures", parts, "read")
-        no_generation = absent("what paints", parts, "paint")
+        no_image = absent("what paints", parts, "paint")
         reads, paints = parts != "paint", parts != "read"
         self.vision_model = VisionModel(config.vision) if reads else no_vision
-        self.aligner = MlpProjector(config.vision.width, width, config.aligner_depth) if reads else no_vision
-        self.gen_vision_model = VQModel(config.vq, encodes=reads) if paints else no_generation
-        self.gen_aligner = MlpProjector(code_dim, width, config.gen_aligner_depth) if paints else no_generation
-        self.gen_head = ImageHead(config) if paints else no_generation
-        self.gen_embed = nn.Embedding(config.vq.codebook_size, code_dim) if paints else no_generation
+        vision_width = config.vision.width
+        self.aligner = MlpProjector(vision_width, width, config.aligner_depth) if reads else no_vision
+        self.gen_vision_model = VQModel(config.vq, encodes=reads) if paints else no_image
+        self.gen_aligner = MlpProjector(code_dim, width, config.gen_aligner_depth) if paints else no_image
+        self.gen_head = ImageHead(config) if paints else no_image
+        self.gen_embed = nn.Embedding(config.vq.codebook_size, code_dim) if paints else no_image
         self.language_model = LanguageModel(config, reads=reads)
 
     @property

@@ -108,7 +108,7 @@ class VL2Model(nn.Module):
         return Prompt(inputs.ids, x_TD)
 
     def arrange(self, tiles_NHHD: Tensor, grid: tuple[int, int]) -> Tensor:
-        """One image's tiles as a sequence `[T, D]`: the global tile, a separator, the local tiles, row by row.
+        """One image's tiles as a sequence `[T, D]`: the global tile, a separator, the local ones; row by row.
 
         Local tiles are joined to one mosaic first; every row ends with a newline embedding.
         """

@@ -35,7 +35,7 @@ class ModelInputs:
     """A conversation as the model takes it.
 
     `ids` int64 [T]; `image_mask` bool [T], true at image tokens; `pixels` float32 [N, 3, S, S]. For each
-    image: `grids`, its (columns, rows) of local tiles; `num_image_tokens`; `sizes`, (width, height) in pixels.
+    image: `grids` holds (columns, rows) of local tiles, `num_image_tokens`, and `sizes` (width, height).
     """
 
     ids: Tensor
