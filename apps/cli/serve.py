@@ -51,7 +51,7 @@ def add_serve(commands: Any, command: Callable[..., Any]) -> None:
 def serve(args: argparse.Namespace) -> int:
     from ..server.app import serve as run
     from ..server.middleware import read_keys
-    from ..server.registry import Fleet, ServerOptions, set_num_threads
+    from ..server.registry import ModelRegistry, ServerOptions, set_num_threads
 
     names = ("max_queue", "rows", "context")
     given = {name: getattr(args, name) for name in names if name in args}
@@ -59,9 +59,9 @@ def serve(args: argparse.Namespace) -> int:
     keys = None if args.api_key_file is None else read_keys(args.api_key_file)
     if keys is None and args.host not in _LOCAL:
         print(f"note: without --api-key-file, anyone who reaches {args.host} may use it", file=sys.stderr)
-    how, fleet = loading(args), Fleet(options)
+    registry = ModelRegistry(options)
     for model in args.model or [DEFAULT_MODEL, DEFAULT_FINDER]:
-        fleet.load(model, **how, eager=args.eager)
-    set_num_threads(args.threads, [served.pipe.model.decoder for served in fleet.models.values()])
-    run(fleet, args.host, args.port, keys)
+        registry.load(model, **loading(args), eager=args.eager)
+    set_num_threads(args.threads, [served.pipe.model.decoder for served in registry.models.values()])
+    run(registry, args.host, args.port, keys)
     return 0

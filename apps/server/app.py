@@ -1,4 +1,4 @@
-"""The HTTP server: an OpenAI-compatible face of the engines."""
+"""The HTTP server: routes, metrics, the OpenAPI document, and the life of the process."""
 
 import signal
 import socket
@@ -15,13 +15,12 @@ from starlette.types import ASGIApp
 
 from ...blocks.errors import OptionError
 from ..defaults import version
-from . import chat, errors, images
-from . import schema as schema
+from . import chat, errors, images, responses
 from .errors import ErrorReply
-from .middleware import BodyLimit, Counting, KeyCheck
-from .registry import Fleet, Served
+from .middleware import ApiKeyCheck, BodyLimit, RequestMetrics
+from .registry import ModelRegistry, ServedModel
 
-_REFUSALS: dict[int, str] = {
+_ERRORS: dict[int, str] = {
     400: "The request is malformed, or asks for what can't be",
     401: "The API key is missing or wrong",
     404: "There is no such model",
@@ -35,103 +34,100 @@ _REFUSALS: dict[int, str] = {
 
 
 class _SchedulerMetrics:
-    """What the engines tell at the moment they are asked."""
+    """A Prometheus collector that reads the schedulers' counts when it is scraped."""
 
-    def __init__(self, fleet: Fleet) -> None:
-        self.fleet = fleet
+    def __init__(self, registry: ModelRegistry) -> None:
+        self.registry = registry
 
     def collect(self) -> Any:
         gauges = {
-            "rows_used": ("Rows that run", lambda it: it.rows_used),
-            "rows_promised": ("Rows that run, wait or are prepared", lambda it: it.rows_promised),
-            "rows": ("Rows of the cache", lambda it: it.rows),
+            "rows_used": "Rows that run",
+            "rows_promised": "Rows that run, wait or are prepared",
+            "rows": "Rows of the cache",
         }
-        counters = {
-            "steps": ("Decoder steps", lambda it: it.steps),
-            "tokens": ("Tokens chosen", lambda it: it.tokens),
-        }
+        counters = {"steps": "Decoder steps", "tokens": "Tokens chosen"}
         for kind, table in ((GaugeMetricFamily, gauges), (CounterMetricFamily, counters)):
-            for name, (text, read) in table.items():
+            for name, text in table.items():
                 family = kind(f"bifrons_engine_{name}", text, labels=["model"])
-                for served in self.fleet.models.values():
-                    family.add_metric([served.name], read(served.scheduler))
+                for served in self.registry.models.values():
+                    family.add_metric([served.name], getattr(served.scheduler, name))
                 yield family
 
 
-def _card(served: Served) -> schema.ModelCard:
-    return schema.ModelCard(
+def _card(served: ServedModel) -> responses.ModelCard:
+    return responses.ModelCard(
         id=served.name,
         created=served.created,
-        paints=served.painter is not None,
+        paints=served.image_pipe is not None,
         image_size=served.image_size,
         context=served.scheduler.context,
         note=served.note,
     )
 
 
-def _add_routes(app: FastAPI, fleet: Fleet, registry: CollectorRegistry) -> None:
-    app.include_router(chat.router(fleet))
-    app.include_router(images.router(fleet))
+def _add_routes(app: FastAPI, registry: ModelRegistry, collectors: CollectorRegistry) -> None:
+    app.include_router(chat.router(registry))
+    app.include_router(images.router(registry))
 
     @app.get("/v1/models")
-    async def models() -> schema.ModelList:
+    async def models() -> responses.ModelList:
         """The models that this server runs."""
-        return schema.ModelList(data=[_card(served) for served in fleet.models.values()])
+        return responses.ModelList(data=[_card(served) for served in registry.models.values()])
 
     @app.get("/v1/models/{model:path}")
-    async def model(model: str) -> schema.ModelCard:
+    async def model(model: str) -> responses.ModelCard:
         """One model."""
-        return _card(fleet.get(model))
+        return _card(registry.get(model))
 
-    @app.get("/health", responses={503: {"model": schema.Health, "description": "The server is stopping"}})
-    async def health(response: Response) -> schema.Health:
+    @app.get("/health", responses={503: {"model": responses.Health, "description": "The server is stopping"}})
+    async def health(response: Response) -> responses.Health:
         """Whether requests are taken."""
-        response.status_code = 503 if fleet.stopping else 200
-        return schema.Health(status="stopping" if fleet.stopping else "ok", models=list(fleet.models))
+        response.status_code = 503 if registry.stopping else 200
+        status = "stopping" if registry.stopping else "ok"
+        return responses.Health(status=status, models=list(registry.models))
 
     @app.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
     async def metrics() -> Response:
         """Numbers for Prometheus."""
-        return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)
+        return Response(generate_latest(collectors), media_type=CONTENT_TYPE_LATEST)
 
 
-def _exact_schema(app: FastAPI, fleet: Fleet) -> None:
-    """Name the models, and replace FastAPI's own 422, which is never sent, by the refusals that are."""
+def _complete_openapi(app: FastAPI, registry: ModelRegistry) -> None:
+    """Complete the OpenAPI document: model names, and real errors for FastAPI's 422, which is never sent."""
     generate = app.openapi
 
     def openapi() -> dict[str, Any]:
         if app.openapi_schema is not None:
             return app.openapi_schema
-        found = generate()
-        kinds = found["components"]["schemas"]
+        document = generate()
+        schemas = document["components"]["schemas"]
         for name in ("HTTPValidationError", "ValidationError"):
-            kinds.pop(name, None)
-        kinds["ChatRequest"]["properties"]["model"]["enum"] = list(fleet.models)
-        painters = [name for name, served in fleet.models.items() if served.painter is not None]
-        if painters:
-            kinds["ImageRequest"]["properties"]["model"]["anyOf"][0]["enum"] = painters
-        refused = ErrorReply.model_json_schema(ref_template="#/components/schemas/{model}")
-        kinds.update(refused.pop("$defs"))
-        kinds["ErrorReply"] = refused
+            schemas.pop(name, None)
+        schemas["ChatRequest"]["properties"]["model"]["enum"] = list(registry.models)
+        if image_models := [served.name for served in registry.image_models]:
+            schemas["ImageRequest"]["properties"]["model"]["anyOf"][0]["enum"] = image_models
+        error_schema = ErrorReply.model_json_schema(ref_template="#/components/schemas/{model}")
+        schemas.update(error_schema.pop("$defs"))
+        schemas["ErrorReply"] = error_schema
         content = {"application/json": {"schema": {"$ref": "#/components/schemas/ErrorReply"}}}
-        for path, methods in found["paths"].items():
+        for path, methods in document["paths"].items():
             for operation in methods.values():
                 operation["responses"].pop("422", None)
-                for status, text in _REFUSALS.items() if path.startswith("/v1/") else ():
-                    answer = {"description": text, "content": content}
-                    operation["responses"].setdefault(str(status), answer)
-        return found
+                for status, text in _ERRORS.items() if path.startswith("/v1/") else ():
+                    response = {"description": text, "content": content}
+                    operation["responses"].setdefault(str(status), response)
+        return document
 
     app.openapi = openapi
 
 
-def create_app(fleet: Fleet, keys: list[bytes] | None = None) -> ASGIApp:
-    """The application over loaded models; with `keys`, all but health and schema need one of them."""
+def create_app(registry: ModelRegistry, keys: list[bytes] | None = None) -> ASGIApp:
+    """The ASGI application of loaded models; with `keys`, all but health and schema require one of them."""
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         yield
-        fleet.close()
+        registry.close()
 
     app = FastAPI(
         title="Bifrons",
@@ -141,21 +137,21 @@ def create_app(fleet: Fleet, keys: list[bytes] | None = None) -> ASGIApp:
         docs_url=None,
         redoc_url=None,
     )
-    registry = CollectorRegistry()
-    registry.register(_SchedulerMetrics(fleet))
+    collectors = CollectorRegistry()
+    collectors.register(_SchedulerMetrics(registry))
     errors.install(app)
-    _add_routes(app, fleet, registry)
-    _exact_schema(app, fleet)
-    guarded: ASGIApp = BodyLimit(app, fleet.options.max_body)
+    _add_routes(app, registry, collectors)
+    _complete_openapi(app, registry)
+    wrapped: ASGIApp = BodyLimit(app, registry.options.max_body)
     if keys:
-        guarded = KeyCheck(guarded, keys)
-    return Counting(guarded, registry)
+        wrapped = ApiKeyCheck(wrapped, keys)
+    return RequestMetrics(wrapped, collectors)
 
 
 def _listen(host: str, port: int) -> socket.socket:
     try:
         kind = socket.AF_INET6 if ":" in host else socket.AF_INET
-        # With the protocol named, asyncio sends small writes at once; else each answer is 40 ms late.
+        # asyncio sets TCP_NODELAY only if the protocol is given; without it each answer is 40 ms late.
         listener = socket.socket(kind, socket.SOCK_STREAM, socket.IPPROTO_TCP)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind((host, port))
@@ -164,15 +160,18 @@ def _listen(host: str, port: int) -> socket.socket:
     return listener
 
 
-def serve(fleet: Fleet, host: str, port: int, keys: list[bytes] | None) -> None:
-    """Answer requests until SIGTERM or Ctrl-C; then refuse what comes, finish what runs, and return."""
+def serve(registry: ModelRegistry, host: str, port: int, keys: list[bytes] | None) -> None:
+    """Serve until SIGTERM or Ctrl-C; then refuse new requests, finish the running ones, and return.
+
+    Raises `OptionError` if the address can't be listened on.
+    """
     listener = _listen(host, port)
-    config = uvicorn.Config(create_app(fleet, keys), log_level="warning", access_log=False, ws="none")
-    server = _Server(config, fleet)
+    config = uvicorn.Config(create_app(registry, keys), log_level="warning", access_log=False, ws="none")
+    server = _Server(config, registry)
     shown = f"[{host}]" if ":" in host else host
-    names = ", ".join(fleet.models)
+    names = ", ".join(registry.models)
     print(f"serving {names} on http://{shown}:{listener.getsockname()[1]}", file=sys.stderr, flush=True)
-    # uvicorn raises the signal that ended it once more when it is done; by then it has had its effect.
+    # When it is done, uvicorn raises the signal that stopped it once more, which is to be ignored.
     previous = {kind: signal.signal(kind, signal.SIG_IGN) for kind in (signal.SIGTERM, signal.SIGINT)}
     try:
         server.run(sockets=[listener])
@@ -182,10 +181,10 @@ def serve(fleet: Fleet, host: str, port: int, keys: list[bytes] | None) -> None:
 
 
 class _Server(uvicorn.Server):
-    def __init__(self, config: uvicorn.Config, fleet: Fleet) -> None:
+    def __init__(self, config: uvicorn.Config, registry: ModelRegistry) -> None:
         super().__init__(config)
-        self.fleet = fleet
+        self.registry = registry
 
     def handle_exit(self, sig: int, frame: Any) -> None:
-        self.fleet.stopping = True
+        self.registry.stopping = True
         super().handle_exit(sig, frame)

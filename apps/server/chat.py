@@ -8,258 +8,236 @@ from typing import Any
 from fastapi import APIRouter, Depends, Request, Response
 from fastapi.responses import JSONResponse
 from PIL import Image
-from pydantic import BaseModel
 
 from ...blocks.chat.image_io import open_image
 from ...blocks.chat.text_generation import Prompt, resolve_seed
 from ...blocks.engine.request import Request as GenerationRequest
 from ...blocks.engine.sampling_params import Sampling
 from ...blocks.errors import PictureError, PromptError
-from . import schema as schema
-from .errors import ApiError, json_only
-from .registry import Fleet, Served, ServerOptions
-from .sse import EventStream, Mailbox, check_reason, event, while_connected
-from .stream_text import AnswerWriter, Piece
+from . import responses, schema
+from .errors import ApiError, invalid_value, json_only
+from .registry import ModelRegistry, ServedModel, ServerOptions
+from .responses import to_json
+from .schema import field_or_default
+from .sse import EventStream, OutputQueue, check_finish_reason, event, while_connected
+from .stream_text import ChoiceDetokenizer, TextChunk
 from .url_fetch import fetch
 
 
-class Answering:
-    """One HTTP request in progress: its generation requests, their writers and what they tell."""
+class ChatGeneration:
+    """A chat completion in progress: one generation request per choice, and their outputs."""
 
-    def __init__(self, served: Served, asked: schema.ChatRequest) -> None:
-        self.served, self.asked = served, asked
+    def __init__(self, registry: ModelRegistry, served: ServedModel, body: schema.ChatRequest) -> None:
+        self.registry, self.served, self.body = registry, served, body
         self.id = f"chatcmpl-{secrets.token_hex(12)}"
         self.created = int(time.time())
-        self.mailbox = Mailbox()
-        self.choices = asked.n or 1
+        self.outputs = OutputQueue()
+        self.num_choices = body.n or 1
         self.requests: list[GenerationRequest] = []
-        self.writers: list[AnswerWriter] = []
+        self.detokenizers: list[ChoiceDetokenizer] = []
         self.prompt_tokens = 0
 
-    async def start(self, fleet: Fleet) -> None:
-        """Reserve rows, prepare the prompt, queue the requests."""
-        scheduler = self.served.scheduler
-        self.served.check_rows(self.choices)
-        scheduler.reserve(self.choices)
-        try:
-            messages = await collect(self.asked.messages, fleet)
-            prompt = await fleet.run(self._prompt, messages)
-            self.requests = self._make_requests(prompt, fleet.options)
-            scheduler.submit(self.requests)
-        except BaseException:
-            scheduler.release(self.choices)
-            raise
+    async def start(self) -> None:
+        """Prepare the prompt and queue the generation requests."""
+        self.requests = await self.served.submit(self.num_choices, self._make_requests)
+
+    async def _make_requests(self) -> list[GenerationRequest]:
+        messages = await load_messages(self.body.messages, self.registry)
+        prompt = await self.registry.run_in_thread(self._prompt, messages)
+        self.prompt_tokens = len(prompt)
+        max_new_tokens = self._max_new_tokens()
+        temperature, top_p = (field_or_default(self.body, name) for name in ("temperature", "top_p"))
+        sampling = Sampling(temperature, 0, top_p)
+        seed = resolve_seed(self.body.seed)
+        self.detokenizers = [self._detokenizer(index) for index in range(self.num_choices)]
+        return [
+            GenerationRequest(
+                self.served.text_head,
+                [prompt.embeddings_TD],
+                sampling,
+                seed + index,
+                max_new_tokens,
+                detokenizer.on_token,
+                detokenizer.on_end,
+                eos_id=self.served.pipe.tokenizer.eos_id,
+                logprobs=(self.body.top_logprobs or 0) if self.body.logprobs else None,
+            )
+            for index, detokenizer in enumerate(self.detokenizers)
+        ]
 
     def _prompt(self, messages: list[dict[str, Any]]) -> Prompt:
         return self.served.pipe.prompts([messages], 0, local_files=False)[0]
 
-    def _make_requests(self, prompt: Prompt, options: ServerOptions) -> list[GenerationRequest]:
-        asked, served, pipe = self.asked, self.served, self.served.pipe
-        self.prompt_tokens = len(prompt)
-        new = asked.max_completion_tokens or asked.max_tokens
-        if new is None:
-            new = max(1, min(options.max_new_tokens, served.scheduler.context - len(prompt)))
+    def _max_new_tokens(self) -> int:
+        scheduler, asked = self.served.scheduler, self.body.max_completion_tokens or self.body.max_tokens
+        room = scheduler.context - self.prompt_tokens
+        max_new_tokens = asked or max(1, min(self.registry.options.max_new_tokens, room))
         try:
-            served.scheduler.check(len(prompt), new)
+            scheduler.check(self.prompt_tokens, max_new_tokens)
         except PromptError as error:
             raise ApiError(400, str(error), code="context_length_exceeded", param="messages") from error
-        stops = [asked.stop] if isinstance(asked.stop, str) else asked.stop or []
-        sampling = Sampling(value(asked, "temperature"), 0, value(asked, "top_p"))
-        seed = resolve_seed(asked.seed)
-        for index in range(self.choices):
-            writer = AnswerWriter(
-                index,
-                pipe.tokenizer,
-                stops,
-                self.mailbox.put,
-                skip_special_tokens=not pipe.keeps_special_tokens,
-                stream=bool(asked.stream),
-            )
-            self.writers.append(writer)
-        return [
-            GenerationRequest(
-                served.text,
-                [prompt.embeddings_TD],
-                sampling,
-                seed + index,
-                new,
-                writer.on_token,
-                writer.on_end,
-                eos_id=pipe.tokenizer.eos_id,
-                logprobs=(asked.top_logprobs or 0) if asked.logprobs else None,
-            )
-            for index, writer in enumerate(self.writers)
-        ]
+        return max_new_tokens
+
+    def _detokenizer(self, index: int) -> ChoiceDetokenizer:
+        stop, pipe = self.body.stop, self.served.pipe
+        return ChoiceDetokenizer(
+            index,
+            pipe.tokenizer,
+            [stop] if isinstance(stop, str) else stop or [],
+            self.outputs.put,
+            skip_special_tokens=not pipe.keeps_special_tokens,
+            stream=bool(self.body.stream),
+        )
 
     def cancel(self) -> None:
+        """Cancel the generation requests that have not ended."""
         for request in self.requests:
             request.cancel()
 
     @property
-    def usage(self) -> schema.Usage:
-        written = sum(writer.count for writer in self.writers)
-        return schema.Usage(
+    def usage(self) -> responses.Usage:
+        """Numbers of tokens so far."""
+        generated = sum(detokenizer.num_tokens for detokenizer in self.detokenizers)
+        return responses.Usage(
             prompt_tokens=self.prompt_tokens,
-            completion_tokens=written,
-            total_tokens=self.prompt_tokens + written,
+            completion_tokens=generated,
+            total_tokens=self.prompt_tokens + generated,
         )
 
-    def logprobs(self, piece: Piece) -> schema.Logprobs | None:
-        return schema.Logprobs(content=piece.logprobs) if self.asked.logprobs else None
+    def _logprobs(self, chunk: TextChunk) -> responses.Logprobs | None:
+        return responses.Logprobs(content=chunk.logprobs) if self.body.logprobs else None
 
-    async def pieces(self) -> AsyncIterator[Piece]:
-        """Pieces of all choices until each has ended."""
-        going = self.choices
-        while going:
-            piece: Piece = await self.mailbox.get()
-            if piece.reason is not None:
-                check_reason(piece.reason)
-                going -= 1
-            yield piece
+    async def chunks(self) -> AsyncIterator[TextChunk]:
+        """Chunks of all choices until each has ended; an `ApiError` if one failed."""
+        unfinished = self.num_choices
+        while unfinished:
+            chunk: TextChunk = await self.outputs.get()
+            if chunk.finish_reason is not None:
+                check_finish_reason(chunk.finish_reason)
+                unfinished -= 1
+            yield chunk
 
-    async def whole(self, fleet: Fleet) -> schema.ChatCompletion:
+    async def complete(self) -> responses.ChatCompletion:
+        """Start, and wait for the whole completion."""
         try:
-            await self.start(fleet)
-            ended = sorted([piece async for piece in self.pieces()], key=lambda piece: piece.index)
+            await self.start()
+            chunks = sorted([chunk async for chunk in self.chunks()], key=lambda chunk: chunk.index)
         finally:
             self.cancel()
         choices = [
-            schema.Choice(
-                index=piece.index,
-                message=schema.AnswerMessage(content=piece.text),
-                logprobs=self.logprobs(piece),
-                finish_reason="length" if piece.reason == "length" else "stop",
+            responses.Choice(
+                index=chunk.index,
+                message=responses.AnswerMessage(content=chunk.text),
+                logprobs=self._logprobs(chunk),
+                finish_reason="length" if chunk.finish_reason == "length" else "stop",
             )
-            for piece in ended
+            for chunk in chunks
         ]
-        return schema.ChatCompletion(
+        return responses.ChatCompletion(
             id=self.id, created=self.created, model=self.served.name, choices=choices, usage=self.usage
         )
 
     async def events(self) -> AsyncIterator[bytes]:
-        for index in range(self.choices):
-            yield self._chunk(index, schema.Delta(role="assistant", content=""))
-        async for piece in self.pieces():
-            if piece.text or piece.logprobs:
-                yield self._chunk(piece.index, schema.Delta(content=piece.text), self.logprobs(piece))
-            if piece.reason is not None:
-                yield self._chunk(piece.index, schema.Delta(), reason=piece.reason)
-        if self.asked.stream_options is not None and self.asked.stream_options.include_usage:
+        """Server-sent events of the started completion."""
+        for index in range(self.num_choices):
+            yield self._choice_event(index, responses.Delta(role="assistant", content=""))
+        async for chunk in self.chunks():
+            if chunk.text or chunk.logprobs:
+                delta = responses.Delta(content=chunk.text)
+                yield self._choice_event(chunk.index, delta, self._logprobs(chunk))
+            if chunk.finish_reason is not None:
+                finish_reason = "length" if chunk.finish_reason == "length" else "stop"
+                yield self._choice_event(chunk.index, responses.Delta(), finish_reason=finish_reason)
+        if self.body.stream_options is not None and self.body.stream_options.include_usage:
             yield self._event([], self.usage)
         yield event("[DONE]")
 
-    def _chunk(
+    def _choice_event(
         self,
         index: int,
-        delta: schema.Delta,
-        logprobs: schema.Logprobs | None = None,
-        reason: str | None = None,
+        delta: responses.Delta,
+        logprobs: responses.Logprobs | None = None,
+        finish_reason: responses.Finish | None = None,
     ) -> bytes:
-        finish = None if reason is None else "length" if reason == "length" else "stop"
-        choice = schema.ChunkChoice(index=index, delta=delta, logprobs=logprobs, finish_reason=finish)
+        choice = responses.ChunkChoice(
+            index=index, delta=delta, logprobs=logprobs, finish_reason=finish_reason
+        )
         return self._event([choice], None)
 
-    def _event(self, choices: list[schema.ChunkChoice], usage: schema.Usage | None) -> bytes:
-        chunk = schema.ChatChunk(
+    def _event(self, choices: list[responses.ChunkChoice], usage: responses.Usage | None) -> bytes:
+        chunk = responses.ChatChunk(
             id=self.id, created=self.created, model=self.served.name, choices=choices, usage=usage
         )
-        content = dump(chunk)
+        content = to_json(chunk)
         for choice in content["choices"]:
             choice["delta"] = {key: item for key, item in choice["delta"].items() if item is not None}
         return event(content)
 
 
-def value(asked: BaseModel, name: str) -> Any:
-    """A field, where null means the default, as OpenAI has it."""
-    given = getattr(asked, name)
-    return type(asked).model_fields[name].default if given is None else given
-
-
-def dump(model: BaseModel) -> dict[str, Any]:
-    return model.model_dump(mode="json")
-
-
-async def collect(messages: list[Any], fleet: Fleet) -> list[dict[str, Any]]:
-    """The messages as the pipelines take them, pictures decoded: no address or path is left in them."""
+async def load_messages(messages: list[Any], registry: ModelRegistry) -> list[dict[str, Any]]:
+    """The messages as the pipelines take them. Images are decoded, so that no URL or path is left in them."""
     parts = [part for message in messages if isinstance(message.content, list) for part in message.content]
-    total = sum(part.type == "image_url" for part in parts)
-    if total > fleet.options.max_pictures:
-        raise ApiError(
-            400,
-            f"the request has {total} pictures; at most {fleet.options.max_pictures} are accepted",
-            code="too_many_images",
-            param="messages",
-        )
-    collected = []
+    count, limit = sum(part.type == "image_url" for part in parts), registry.options.max_pictures
+    if count > limit:
+        text = f"the request has {count} pictures; at most {limit} are accepted"
+        raise ApiError(400, text, code="too_many_images", param="messages")
+    loaded = []
     for message in messages:
         content = message.content
         if isinstance(content, list):
-            content = [await _part(part, fleet) for part in content]
+            content = [await _load_part(part, registry) for part in content]
         role = "system" if message.role == "developer" else message.role
-        collected.append({"role": role, "content": content})
-    return collected
+        loaded.append({"role": role, "content": content})
+    return loaded
 
 
-async def _part(part: Any, fleet: Fleet) -> dict[str, Any]:
+async def _load_part(part: Any, registry: ModelRegistry) -> dict[str, Any]:
     if part.type == "text":
         return {"type": "text", "text": part.text}
-    source, options = part.image_url.url, fleet.options
+    source, options = part.image_url.url, registry.options
     if source[:6].lower() in ("http:/", "https:"):
         if not options.allow_url_fetch:
-            raise ApiError(
-                400,
-                "this server fetches no pictures; send the picture itself as a data: URL in base64",
-                code="invalid_image_url",
-                param="messages",
-            )
+            text = "this server fetches no pictures; send the picture itself as a data: URL in base64"
+            raise ApiError(400, text, code="invalid_image_url", param="messages")
         source = await fetch(source, options.max_body)
-    return {"type": "image", "image": await fleet.run(_open, source, options)}
+    return {"type": "image", "image": await registry.run_in_thread(_open_image, source, options)}
 
 
-def _open(source: str | bytes, options: ServerOptions) -> Image.Image:
-    opened = open_image(source, max_pixels=options.max_pixels, local_files=False)
-    if max(opened.size) > options.max_side:
-        width, height = opened.size
+def _open_image(source: str | bytes, options: ServerOptions) -> Image.Image:
+    image = open_image(source, max_pixels=options.max_pixels, local_files=False)
+    if max(image.size) > options.max_side:
+        width, height = image.size
         raise PictureError(
             f"the picture is {width:,} x {height:,} pixels; at most {options.max_side:,} a side are accepted"
         )
-    return opened
+    return image
 
 
-def check_together(asked: schema.ChatRequest) -> None:
-    """Fields that contradict each other."""
-    if asked.max_tokens is not None and asked.max_completion_tokens not in (None, asked.max_tokens):
-        raise ApiError(
-            400,
-            "max_tokens and max_completion_tokens differ; give one of them",
-            code="invalid_value",
-            param="max_tokens",
-        )
-    if asked.top_logprobs is not None and not asked.logprobs:
-        raise ApiError(
-            400, "top_logprobs works with logprobs: true", code="invalid_value", param="top_logprobs"
-        )
-    if asked.stream_options is not None and not asked.stream:
-        raise ApiError(
-            400, "stream_options works with stream: true", code="invalid_value", param="stream_options"
-        )
+def check_fields(body: schema.ChatRequest) -> None:
+    """Raise an `ApiError` for fields that contradict each other."""
+    if body.max_tokens is not None and body.max_completion_tokens not in (None, body.max_tokens):
+        raise invalid_value("max_tokens and max_completion_tokens differ; give one of them", "max_tokens")
+    if body.top_logprobs is not None and not body.logprobs:
+        raise invalid_value("top_logprobs works with logprobs: true", "top_logprobs")
+    if body.stream_options is not None and not body.stream:
+        raise invalid_value("stream_options works with stream: true", "stream_options")
 
 
-def router(fleet: Fleet) -> APIRouter:
+def router(registry: ModelRegistry) -> APIRouter:
+    """The route of chat completions."""
     routes = APIRouter(dependencies=[Depends(json_only)])
-    answers: dict[int | str, dict[str, Any]] = {
-        200: {"model": schema.ChatCompletion, "content": schema.event_stream(schema.ChatChunk)}
+    documented: dict[int | str, dict[str, Any]] = {
+        200: {"model": responses.ChatCompletion, "content": responses.event_stream(responses.ChatChunk)}
     }
 
-    @routes.post("/v1/chat/completions", responses=answers, response_model=None)
-    async def chat_completions(asked: schema.ChatRequest, request: Request) -> Response:
+    @routes.post("/v1/chat/completions", responses=documented, response_model=None)
+    async def chat_completions(body: schema.ChatRequest, request: Request) -> Response:
         """The assistant's next message. Pictures are `image_url` parts with data: URLs."""
-        check_together(asked)
-        served = fleet.get(asked.model)
-        answering = Answering(served, asked)
-        if not asked.stream:
-            return JSONResponse(dump(await while_connected(request, answering.whole(fleet))))
-        await while_connected(request, answering.start(fleet))
-        return EventStream(answering.events(), answering.requests)
+        check_fields(body)
+        generation = ChatGeneration(registry, registry.get(body.model), body)
+        if not body.stream:
+            return JSONResponse(to_json(await while_connected(request, generation.complete())))
+        await while_connected(request, generation.start())
+        return EventStream(generation.events(), generation.requests)
 
     return routes

@@ -1,4 +1,4 @@
-"""Errors of the server in OpenAI's shape: `{"error": {"message", "type", "param", "code"}}`."""
+"""Errors as OpenAI's error object: `{"error": {"message", "type", "param", "code"}}`."""
 
 import json
 import logging
@@ -15,7 +15,7 @@ from ...blocks.errors import BifronsError, OptionError, PictureError, PromptErro
 
 RETRY_AFTER_SECONDS = 2
 CLIENT_GONE = 499
-"""What nginx logs for a client that left; nobody receives it."""
+"""The status that nginx logs for a client that disconnected; nobody receives it."""
 
 _TYPES = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error"}
 _CODES = {PictureError: "invalid_image", PromptError: "invalid_prompt", OptionError: "invalid_value"}
@@ -23,10 +23,12 @@ _FIELD_ERRORS = {
     "missing": ("missing_required_parameter", "this field is required"),
     "extra_forbidden": ("unknown_parameter", "this server knows no such field"),
 }
-_LONGEST = 600
+_MAX_MESSAGE = 600
 
 
 class ErrorBody(BaseModel):
+    """OpenAI's error object."""
+
     message: str
     type: str
     param: str | None
@@ -34,13 +36,13 @@ class ErrorBody(BaseModel):
 
 
 class ErrorReply(BaseModel):
-    """What every refused request is answered with."""
+    """The response to every refused request."""
 
     error: ErrorBody
 
 
 class ApiError(Exception):
-    """A refusal with its HTTP status; `param` names the field of the request that it is about."""
+    """A refused request: HTTP status, message, OpenAI's code, and the field of the request that is wrong."""
 
     def __init__(self, status: int, message: str, *, code: str, param: str | None = None) -> None:
         super().__init__(message)
@@ -48,12 +50,18 @@ class ApiError(Exception):
 
 
 class ClientGone(Exception):
-    """The client has closed the connection; nobody reads an answer."""
+    """The client has closed the connection."""
+
+
+def invalid_value(message: str, param: str) -> ApiError:
+    """A refusal of the value of one field, with status 400."""
+    return ApiError(400, message, code="invalid_value", param=param)
 
 
 def error_content(status: int, message: str, code: str | None, param: str | None = None) -> dict[str, Any]:
+    """The error object; a long message is cut."""
     kind = _TYPES.get(status, "invalid_request_error" if status < 500 else "server_error")
-    shown = message if len(message) <= _LONGEST else message[:_LONGEST] + "..."
+    shown = message if len(message) <= _MAX_MESSAGE else message[:_MAX_MESSAGE] + "..."
     return {"error": {"message": shown, "type": kind, "param": param, "code": code}}
 
 
@@ -64,13 +72,14 @@ def error_response(
     param: str | None = None,
     headers: dict[str, str] | None = None,
 ) -> Response:
-    # Escaped to ASCII: a message may quote half a surrogate pair, which UTF-8 can't hold.
+    """A response with the error object."""
+    # Escaped to ASCII: a message may quote a lone surrogate, which UTF-8 can't encode.
     content = json.dumps(error_content(status, message, code, param))
     return Response(content, status, headers=headers, media_type="application/json")
 
 
 def describe(error: Exception) -> tuple[int, str, str, str | None]:
-    """Status, message, code and field of what a request can raise, beside bugs."""
+    """Status, message, code and field of an exception that a request can cause."""
     if isinstance(error, ApiError):
         return error.status, error.message, error.code, error.param
     if isinstance(error, QueueFull):
@@ -84,8 +93,11 @@ def describe(error: Exception) -> tuple[int, str, str, str | None]:
 
 
 async def json_only(request: Request) -> None:
-    """Refuse a body that isn't declared as JSON: FastAPI would take it for bytes and only say that a
-    dictionary is wanted. No page of another site can send this type to a server on its reader's machine."""
+    """Refuse a body that isn't declared as JSON; FastAPI's own message would only ask for a dictionary.
+
+    It also keeps web pages of other sites from posting to a server on the user's machine, since browsers
+    don't send this content type across sites without asking the server first.
+    """
     given = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if given != "application/json" and not (given.startswith("application/") and given.endswith("+json")):
         shown = f"is {given!r}" if given else "is missing"
@@ -93,46 +105,51 @@ async def json_only(request: Request) -> None:
         raise ApiError(415, message, code="unsupported_media_type")
 
 
-async def _refused(request: Request, error: Exception) -> Response:
+async def _handle_refusal(request: Request, error: Exception) -> Response:
     status, message, code, param = describe(error)
     headers = {"Retry-After": str(RETRY_AFTER_SECONDS)} if status in (429, 503) else None
     return error_response(status, message, code, param, headers)
 
 
-async def _invalid(request: Request, error: Exception) -> Response:
+async def _handle_invalid(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
-    found: Sequence[dict[str, Any]] = error.errors()
-    if found[0]["type"] == "json_invalid":
-        return error_response(400, f"the body is no JSON: {found[0]['ctx']['error']}", "invalid_json")
-    where, told = _closest([(_field(one, error.body), one) for one in found])
-    texts = [_FIELD_ERRORS.get(one["type"], ("invalid_value", str(one["msg"]))) for one in told]
-    text = " or ".join(dict.fromkeys(text for _, text in texts))
-    return error_response(400, f"{where or 'the body'}: {text}", texts[0][0], where or None)
+    problems: Sequence[dict[str, Any]] = error.errors()
+    if problems[0]["type"] == "json_invalid":
+        return error_response(400, f"the body is no JSON: {problems[0]['ctx']['error']}", "invalid_json")
+    field, problems = _most_specific([(_field_path(problem, error.body), problem) for problem in problems])
+    codes_and_texts = [
+        _FIELD_ERRORS.get(problem["type"], ("invalid_value", str(problem["msg"]))) for problem in problems
+    ]
+    text = " or ".join(dict.fromkeys(text for _, text in codes_and_texts))
+    return error_response(400, f"{field or 'the body'}: {text}", codes_and_texts[0][0], field or None)
 
 
-def _field(error: dict[str, Any], body: Any) -> str:
-    """The path of a field as the request spells it: pydantic's has names of its own types in between."""
-    path, here, loc = [], body, error["loc"][1:]
-    for place, part in enumerate(loc, 1):
-        index = isinstance(here, list) and isinstance(part, int)
-        found = index or (isinstance(here, dict) and part in here)
-        if found:
-            here = here[part]
-        if found or (place == len(loc) and error["type"] == "missing"):
+def _field_path(problem: dict[str, Any], body: Any) -> str:
+    """The dotted path of a field in the request; pydantic's location also names its own types."""
+    path, value, location = [], body, problem["loc"][1:]
+    for depth, part in enumerate(location, 1):
+        is_index = isinstance(value, list) and isinstance(part, int)
+        exists = is_index or (isinstance(value, dict) and part in value)
+        if exists:
+            value = value[part]
+        if exists or (depth == len(location) and problem["type"] == "missing"):
             path.append(str(part))
     return ".".join(path)
 
 
-def _closest(found: list[tuple[str, dict[str, Any]]]) -> tuple[str, list[dict[str, Any]]]:
-    """The first field with errors, and these. Where a field may be of several kinds, each has its errors:
-    then those count that lie deepest, in the kind which the value fits furthest."""
-    first = found[0][0]
-    inner = [where for where, _ in found if where == first or (first and where.startswith(first + "."))]
-    deepest = max(inner, key=lambda where: where.count("."))
-    return deepest, [one for where, one in found if where == deepest]
+def _most_specific(problems: list[tuple[str, dict[str, Any]]]) -> tuple[str, list[dict[str, Any]]]:
+    """The first field with a problem, and its problems.
+
+    If a field may have several types, pydantic reports problems for each. The deepest of them count: they
+    belong to the type that the value fits best.
+    """
+    first = problems[0][0]
+    below = [field for field, _ in problems if field == first or (first and field.startswith(first + "."))]
+    deepest = max(below, key=lambda field: field.count("."))
+    return deepest, [problem for field, problem in problems if field == deepest]
 
 
-async def _http(request: Request, error: Exception) -> Response:
+async def _handle_http(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     codes = {400: "invalid_json", 404: "unknown_url", 405: "method_not_allowed"}
     message = f"{request.method} {request.url.path}: {error.detail}"
@@ -140,20 +157,20 @@ async def _http(request: Request, error: Exception) -> Response:
     return error_response(error.status_code, message, codes.get(error.status_code), headers=headers)
 
 
-async def _gone(request: Request, error: Exception) -> Response:
+async def _handle_disconnect(request: Request, error: Exception) -> Response:
     return Response(status_code=CLIENT_GONE)
 
 
-async def _bug(request: Request, error: Exception) -> Response:
+async def _handle_bug(request: Request, error: Exception) -> Response:
     logging.getLogger("bifrons.server").error("a request failed", exc_info=error)
     return error_response(500, "the server failed at this request; its log tells why", "internal_error")
 
 
 def install(app: FastAPI) -> None:
-    """Answer every kind of error in OpenAI's shape."""
+    """Answer every kind of exception with OpenAI's error object."""
     for kind in (ApiError, QueueFull, SchedulerStopped, BifronsError):
-        app.add_exception_handler(kind, _refused)
-    app.add_exception_handler(RequestValidationError, _invalid)
-    app.add_exception_handler(HTTPException, _http)
-    app.add_exception_handler(ClientGone, _gone)
-    app.add_exception_handler(Exception, _bug)
+        app.add_exception_handler(kind, _handle_refusal)
+    app.add_exception_handler(RequestValidationError, _handle_invalid)
+    app.add_exception_handler(HTTPException, _handle_http)
+    app.add_exception_handler(ClientGone, _handle_disconnect)
+    app.add_exception_handler(Exception, _handle_bug)

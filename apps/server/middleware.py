@@ -1,4 +1,4 @@
-"""What stands before every request: counting, the key, and a bound on the body."""
+"""ASGI middleware: metrics of requests, API keys, and the limit of request bodies."""
 
 import asyncio
 import hmac
@@ -13,13 +13,13 @@ from ...blocks.errors import OptionError
 from .errors import CLIENT_GONE, error_response
 
 BODY_SECONDS = 60.0
-_OPEN_PATHS = frozenset({"/health", "/openapi.json"})
+_PUBLIC_PATHS = frozenset({"/health", "/openapi.json"})
 _DRAIN = 4
-"""How many times the limit is still read, and thrown away, so that the client is there for the refusal."""
+"""Up to so many times the limit is read and discarded, so that the client gets to read the refusal."""
 
 
 def read_keys(path: Path) -> list[bytes]:
-    """The keys of a file, one a line. An `OptionError` where it can't be read or holds none."""
+    """The keys of a file, one a line. Raises `OptionError` if it can't be read or holds none."""
     try:
         keys = [line.strip() for line in path.read_bytes().splitlines() if line.strip()]
     except OSError as error:
@@ -30,7 +30,7 @@ def read_keys(path: Path) -> list[bytes]:
 
 
 def key_matches(given: bytes, keys: list[bytes]) -> bool:
-    """Compare with every key, in a time that does not tell how far they agree."""
+    """Whether `given` is one of the keys, compared in constant time."""
     return bool(sum([hmac.compare_digest(given, key) for key in keys]))
 
 
@@ -38,14 +38,14 @@ def _header(scope: Scope, name: bytes) -> bytes:
     return next((value for key, value in scope["headers"] if key == name), b"")
 
 
-class KeyCheck:
-    """Refuse with 401 what lacks `Authorization: Bearer KEY`, but for the paths that tell nothing."""
+class ApiKeyCheck:
+    """Refuses requests without `Authorization: Bearer KEY` with 401, except for the public paths."""
 
     def __init__(self, app: ASGIApp, keys: list[bytes]) -> None:
         self.app, self.keys = app, keys
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and scope["path"] not in _OPEN_PATHS:
+        if scope["type"] == "http" and scope["path"] not in _PUBLIC_PATHS:
             scheme, _, given = _header(scope, b"authorization").partition(b" ")
             if scheme.lower() != b"bearer" or not key_matches(given.strip(), self.keys):
                 message = "the API key is missing or wrong; send it as `Authorization: Bearer KEY`"
@@ -56,7 +56,10 @@ class KeyCheck:
 
 
 class BodyLimit:
-    """Read the body, at most `limit` bytes within `BODY_SECONDS`, before the application sees the request."""
+    """Reads the whole body before the application sees the request.
+
+    More than `limit` bytes are refused with 413, more than `BODY_SECONDS` with 408.
+    """
 
     def __init__(self, app: ASGIApp, limit: int) -> None:
         self.app, self.limit = app, limit
@@ -76,30 +79,30 @@ class BodyLimit:
             message = f"the body has more than {self.limit:,} bytes, which is the most accepted"
             reply = error_response(413, message, "body_too_large", headers={"Connection": "close"})
             return await reply(scope, receive, send)
-        first: list[Message] = [{"type": "http.request", "body": bytes(body), "more_body": False}]
+        buffered: list[Message] = [{"type": "http.request", "body": bytes(body), "more_body": False}]
 
         async def replay() -> Message:
-            return first.pop() if first else await receive()
+            return buffered.pop() if buffered else await receive()
 
         return await self.app(scope, replay, send)
 
     async def _read(self, receive: Receive) -> bytearray | None:
-        """The body, cut just beyond the limit; None when the client left."""
-        body, seen = bytearray(), 0
+        """The body, cut off just beyond the limit; None if the client disconnected."""
+        body, received = bytearray(), 0
         while True:
             message = await receive()
             if message["type"] == "http.disconnect":
                 return None
             piece = message.get("body", b"")
-            seen += len(piece)
+            received += len(piece)
             if len(body) <= self.limit:
                 body += piece
-            if not message.get("more_body", False) or seen > _DRAIN * self.limit:
+            if not message.get("more_body", False) or received > _DRAIN * self.limit:
                 return body
 
 
-class Counting:
-    """Count requests and their time, by the route (never by the raw path, which anyone can choose)."""
+class RequestMetrics:
+    """Counts requests and measures their time, by route (the raw path would let clients create labels)."""
 
     def __init__(self, app: ASGIApp, registry: Any) -> None:
         self.app = app
@@ -118,14 +121,14 @@ class Counting:
             return await self.app(scope, receive, send)
         started, status = time.monotonic(), CLIENT_GONE
 
-        async def watch(message: Message) -> None:
+        async def send_and_note_status(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
             await send(message)
 
         try:
-            await self.app(scope, receive, watch)
+            await self.app(scope, receive, send_and_note_status)
         finally:
             route = getattr(scope.get("route"), "path", "other")
             self.requests.labels(route, str(status)).inc()

@@ -1,9 +1,9 @@
-"""The models that a server runs: a pipeline, its scheduler, and what requests to it may ask."""
+"""The models of a server, each with its scheduler; the server's limits; the number of threads."""
 
 import asyncio
 import os
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 
 from ...blocks.checkpoints.hub import EMBEDDED, find_model_folder
+from ...blocks.engine.request import Request as GenerationRequest
 from ...blocks.engine.sampling import TokenHead
 from ...blocks.engine.sampling_params import check_integer
 from ...blocks.engine.scheduler import Scheduler
@@ -19,7 +20,7 @@ from ...blocks.errors import OptionError
 from ...blocks.model.kv_cache import KVCache
 from ...blocks.placement.memory_budget import rows_that_fit
 from ..pipelines import label, load_pipeline
-from .errors import ApiError
+from .errors import ApiError, invalid_value
 
 if TYPE_CHECKING:
     from ...janus.pipeline import JanusPipeline
@@ -39,35 +40,35 @@ step of janus-nano. OpenMP putting them to sleep after each product would explai
 
 @dataclass(frozen=True)
 class ServerOptions:
-    """Limits of a server. What exceeds one is refused with words, before it costs much."""
+    """Limits of a server. Requests beyond them are refused before they cost much."""
 
     max_queue: int = 64
-    """Rows that may wait: an answer is one row, a picture with guidance two."""
+    """Rows that may wait; an answer is one row, an image with guidance two."""
     rows: int = 32
-    """Rows that run together; fewer where memory is short."""
+    """Rows that run together; fewer if memory is short."""
     context: int = 2048
-    """Tokens of a row, prompt and answer; less where the model has less."""
+    """Tokens of a row, prompt and answer; fewer if the model's context is shorter."""
     max_body: int = 20_000_000
-    """Bytes of a request, pictures in base64 included."""
+    """Bytes of a request body, images in base64 included."""
     max_pixels: int = 16_000_000
-    """Pixels of one picture."""
+    """Pixels of one image."""
     max_side: int = 16_384
-    """Width and height of one picture: what resizes it to a model's size holds a copy of as many rows, which
-    for a picture one pixel wide would be hundreds of times the picture."""
+    """Width and height of one image. Resizing makes an intermediate image of the model's width and the input's
+    height: for an input one pixel wide, hundreds of times its size."""
     max_pictures: int = 8
-    """Pictures of one request."""
+    """Images of one request."""
     max_new_tokens: int = 512
-    """Length of an answer where the request states none; less where the context has less room."""
+    """Length of an answer if the request states none; less if the context has less room."""
     allow_url_fetch: bool = False
-    """Whether pictures may be named by address on the public internet."""
+    """Whether images may be given by a public URL."""
 
     def __post_init__(self) -> None:
         for name, low in (("max_queue", 0), ("rows", 2), ("context", 64)):
             check_integer(name.replace("_", "-"), getattr(self, name), low=low)
 
 
-class Served:
-    """One model and its scheduler."""
+class ServedModel:
+    """One model with its scheduler."""
 
     def __init__(self, name: str, pipe: "Pipeline", options: ServerOptions, note: str | None) -> None:
         self.name, self.pipe, self.note = name, pipe, note
@@ -78,85 +79,103 @@ class Served:
         row_bytes = KVCache.row_bytes(context, config.num_layers, config.cache_widths, pipe.dtype)
         rows = max(2, min(options.rows, rows_that_fit(row_bytes, pipe.device, decoder.layout)))
         self.scheduler = Scheduler(decoder, rows=rows, context=context, max_waiting=options.max_queue)
-        self.text = TokenHead(pipe.model.embed_text, pipe.model.text_logits)
-        self.painter = _painter(pipe)
-        self.image: TokenHead | None = None
-        if self.painter is not None:
-            model = self.painter.model
-            self.image = TokenHead(model.embed_codes, model.image_logits)
+        self.text_head = TokenHead(pipe.model.embed_text, pipe.model.text_logits)
+        self.image_pipe = _as_janus(pipe)
+        """The pipeline if it generates images, else None."""
+        self.image_head: TokenHead | None = None
+        if self.image_pipe is not None:
+            model = self.image_pipe.model
+            self.image_head = TokenHead(model.embed_codes, model.image_logits)
 
     @property
     def image_size(self) -> str | None:
-        """Width x height of painted pictures, in pixels; None for a model that doesn't paint."""
-        if self.painter is None:
+        """`WIDTHxHEIGHT` of generated images in pixels; None if the model generates none."""
+        if self.image_pipe is None:
             return None
-        config = self.painter.model.config
+        config = self.image_pipe.model.config
         rows, columns = config.grid
         return f"{columns * config.vq.downsampling}x{rows * config.vq.downsampling}"
 
-    def check_rows(self, rows: int) -> None:
-        """An `ApiError` for a request that could never run, however long it waited."""
-        most = self.scheduler.rows + self.scheduler.max_waiting
-        if rows > most:
-            message = f"n asks for {rows} rows at once; this server has {most}"
-            raise ApiError(400, message, code="invalid_value", param="n")
+    async def submit(
+        self, rows: int, make_requests: Callable[[], Awaitable[list[GenerationRequest]]]
+    ) -> list[GenerationRequest]:
+        """Reserve cache rows, then make generation requests that take them, queue and return them.
+
+        Raises `ApiError` for more rows than the server ever has, `QueueFull` if they can't be had now.
+        """
+        limit = self.scheduler.rows + self.scheduler.max_waiting
+        if rows > limit:
+            message = f"n asks for {rows} rows at once; this server has {limit}"
+            raise invalid_value(message, "n")
+        self.scheduler.reserve(rows)
+        try:
+            requests = await make_requests()
+            self.scheduler.submit(requests)
+        except BaseException:
+            self.scheduler.release(rows)
+            raise
+        return requests
 
 
-def _painter(pipe: "Pipeline") -> "JanusPipeline | None":
+def _as_janus(pipe: "Pipeline") -> "JanusPipeline | None":
     from ...janus.pipeline import JanusPipeline
 
     return pipe if isinstance(pipe, JanusPipeline) else None
 
 
-class Fleet:
-    """All models of a server, and the threads that prepare prompts and encode pictures for them."""
+class ModelRegistry:
+    """All models of a server, and the threads that prepare prompts and encode images for them."""
 
     def __init__(self, options: ServerOptions) -> None:
         self.options = options
-        self.models: dict[str, Served] = {}
+        self.models: dict[str, ServedModel] = {}
         self.stopping = False
-        # Two: decoded pictures are large, and the engine needs the processor too.
+        # Only two threads: decoded images are large, and the schedulers need the processor too.
         self._threads = ThreadPoolExecutor(2, thread_name_prefix="bifrons-prepare")
 
-    def load(self, model: str, device: str | None, dtype: str | None, **how: Any) -> Served:
-        """Load a model and start its scheduler; `how` are other keywords of `load_pipeline`. Raises
-        `BifronsError`."""
+    def load(self, model: str, device: str | None, dtype: str | None, **options: Any) -> ServedModel:
+        """Load a model and start its scheduler; `options` are further keywords of `load_pipeline`.
+
+        Raises `BifronsError`.
+        """
         name = public_name(model)
         if name in self.models:
             raise OptionError(f"two models are called {name}; accepted: models of different names")
-        pipe = load_pipeline(model, device, dtype, **how)
-        served = Served(name, pipe, self.options, label(find_model_folder(model)))
+        pipe = load_pipeline(model, device, dtype, **options)
+        served = ServedModel(name, pipe, self.options, label(find_model_folder(model)))
         self.models[name] = served
         return served
 
-    def get(self, name: str) -> Served:
-        found = self.models.get(name)
-        if found is None:
-            known = ", ".join(self.models)
-            raise ApiError(
-                404, f"there is no model {name!r}; served are: {known}", code="model_not_found", param="model"
-            )
-        return found
-
-    def painting(self, name: str | None) -> Served:
-        """The named model, or the first that paints; an `ApiError` for one that doesn't."""
-        painters = [served for served in self.models.values() if served.painter is not None]
-        if name is None and painters:
-            return painters[0]
-        served = self.get(name) if name is not None else None
-        if served is None or served.painter is None:
-            known = ", ".join(one.name for one in painters) or "none"
-            raise ApiError(
-                400, f"this model does not paint; those that do: {known}", code="invalid_value", param="model"
-            )
+    def get(self, name: str) -> ServedModel:
+        """The model of this name; an `ApiError` with status 404 if there is none."""
+        served = self.models.get(name)
+        if served is None:
+            message = f"there is no model {name!r}; served are: {', '.join(self.models)}"
+            raise ApiError(404, message, code="model_not_found", param="model")
         return served
 
-    async def run(self, work: Callable[..., T], *args: Any) -> T:
-        """Call `work` on one of the threads."""
-        return await asyncio.get_running_loop().run_in_executor(self._threads, work, *args)
+    @property
+    def image_models(self) -> list[ServedModel]:
+        """The models that generate images."""
+        return [served for served in self.models.values() if served.image_pipe is not None]
+
+    def get_image_model(self, name: str | None) -> ServedModel:
+        """The named model, by default the first that generates images; an `ApiError` if it can't."""
+        if name is None and self.image_models:
+            return self.image_models[0]
+        served = self.get(name) if name is not None else None
+        if served is None or served.image_pipe is None:
+            known = ", ".join(model.name for model in self.image_models) or "none"
+            message = f"this model does not paint; those that do: {known}"
+            raise invalid_value(message, "model")
+        return served
+
+    async def run_in_thread(self, function: Callable[..., T], *args: Any) -> T:
+        """The result of `function(*args)`, called on one of the threads."""
+        return await asyncio.get_running_loop().run_in_executor(self._threads, function, *args)
 
     def close(self) -> None:
-        """Finish what runs."""
+        """Refuse new requests and finish the running ones."""
         self.stopping = True
         for served in self.models.values():
             served.scheduler.close()
@@ -164,11 +183,9 @@ class Fleet:
 
 
 def public_name(model: str) -> str:
-    """What requests call a model: an embedded name or a hub id as it is, a folder by its last part."""
-    return model if model in EMBEDDED and not Path(model).is_dir() else _folder_name(model)
-
-
-def _folder_name(model: str) -> str:
+    """The name that requests give a model: a folder's last part; an embedded name or a hub id unchanged."""
+    if model in EMBEDDED and not Path(model).is_dir():
+        return model
     path = Path(model).expanduser()
     return path.resolve().name if path.is_dir() else model
 

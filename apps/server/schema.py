@@ -1,7 +1,7 @@
-"""What the server accepts and answers: the part of OpenAI's interface that these models can honour.
+"""Bodies of requests: the part of OpenAI's interface that these models can honour.
 
-A field of OpenAI's that they can't honour is accepted only with the value that changes nothing; all else is
-refused by name, so that no wish is ignored.
+The names in parentheses are those of OpenAI's own types. A field that the models can't honour is accepted
+only with the value that changes nothing; any other is refused by name, so nothing is silently ignored.
 """
 
 from typing import Annotated, Any, Literal
@@ -27,22 +27,28 @@ Stop = Annotated[str, Field(min_length=1, max_length=256)]
 
 
 class Request(BaseModel):
-    """Strict: no text for a number, no unknown field, no infinity."""
+    """Base of request bodies. Strict: no text for a number, no unknown field, no infinity."""
 
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
 
 class TextPart(Request):
+    """A text part of a message (`ChatCompletionContentPartText`)."""
+
     type: Literal["text"]
     text: Text
 
 
 class ImageAddress(Request):
+    """The image of an image part, as a data: URL."""
+
     url: Annotated[str, Field(min_length=1, description="A data: URL with a picture in base64.")]
     detail: Literal["auto", "high"] | None = None
 
 
 class ImagePart(Request):
+    """An image part of a message (`ChatCompletionContentPartImage`)."""
+
     type: Literal["image_url"]
     image_url: ImageAddress
 
@@ -52,17 +58,24 @@ TextParts = Annotated[list[TextPart], Field(min_length=1, max_length=64)]
 
 
 class SystemMessage(Request):
+    """A system or developer message (`ChatCompletionSystemMessageParam`)."""
+
     role: Literal["system", "developer"]
     content: Text | TextParts
 
 
 class UserMessage(Request):
+    """A user message with text and images (`ChatCompletionUserMessageParam`)."""
+
     role: Literal["user"]
     content: Text | Annotated[list[Part], Field(min_length=1, max_length=64)]
 
 
 class AssistantMessage(Request):
-    """The fields after `content` are those of this server's own answers, to be sent back as they came."""
+    """An assistant message (`ChatCompletionAssistantMessageParam`).
+
+    The fields after `content` are those of this server's answers, so that clients can send them back.
+    """
 
     role: Literal["assistant"]
     content: Text | TextParts | None = None
@@ -77,14 +90,20 @@ Message = Annotated[SystemMessage | UserMessage | AssistantMessage, Field(discri
 
 
 class StreamOptions(Request):
+    """Options of a streamed chat completion (`ChatCompletionStreamOptions`)."""
+
     include_usage: bool = False
 
 
 class PlainFormat(Request):
+    """The response format of plain text (`ResponseFormatText`)."""
+
     type: Literal["text"]
 
 
 class ChatRequest(Request):
+    """The body of `POST /v1/chat/completions` (`CreateChatCompletionRequest`)."""
+
     model: Annotated[str, Field(max_length=256)]
     messages: Annotated[list[Message], Field(min_length=1, max_length=256)]
     max_tokens: Tokens | None = None
@@ -105,6 +124,8 @@ class ChatRequest(Request):
 
 
 class ImageRequest(Request):
+    """The body of `POST /v1/images/generations` (`CreateImageRequest`), with sampling options."""
+
     prompt: Annotated[str, Field(min_length=1, max_length=MAX_PROMPT)]
     model: Annotated[str, Field(max_length=256)] | None = Field(
         None, description="The first model that paints, if none is named."
@@ -131,132 +152,7 @@ class ImageRequest(Request):
     negative_prompt: Annotated[str, Field(max_length=MAX_PROMPT)] | None = None
 
 
-class TopLogprob(BaseModel):
-    token: str
-    logprob: float
-    bytes: list[int] | None
-
-
-class TokenLogprob(TopLogprob):
-    top_logprobs: list[TopLogprob]
-
-
-class Logprobs(BaseModel):
-    content: list[TokenLogprob]
-    refusal: None = None
-
-
-Finish = Literal["stop", "length"]
-
-
-class Usage(BaseModel):
-    prompt_tokens: int
-    completion_tokens: int
-    total_tokens: int
-
-
-class AnswerMessage(BaseModel):
-    role: Literal["assistant"] = "assistant"
-    content: str
-    refusal: None = None
-
-
-class Choice(BaseModel):
-    index: int
-    message: AnswerMessage
-    logprobs: Logprobs | None = None
-    finish_reason: Finish
-
-
-class ChatCompletion(BaseModel):
-    id: str
-    object: Literal["chat.completion"] = "chat.completion"
-    created: int
-    model: str
-    choices: list[Choice]
-    usage: Usage
-
-
-class Delta(BaseModel):
-    role: Literal["assistant"] | None = None
-    content: str | None = None
-
-
-class ChunkChoice(BaseModel):
-    index: int
-    delta: Delta
-    logprobs: Logprobs | None = None
-    finish_reason: Finish | None = None
-
-
-class ChatChunk(BaseModel):
-    """One event of a streamed answer; `data: [DONE]` ends the stream."""
-
-    id: str
-    object: Literal["chat.completion.chunk"] = "chat.completion.chunk"
-    created: int
-    model: str
-    choices: list[ChunkChoice]
-    usage: Usage | None = None
-
-
-class ImageUsage(BaseModel):
-    input_tokens: int
-    output_tokens: int
-    total_tokens: int
-    input_tokens_details: dict[str, int]
-
-
-class Painted(BaseModel):
-    b64_json: str
-    seed: int
-
-
-class ImageReply(BaseModel):
-    created: int
-    background: Literal["opaque"] = "opaque"
-    data: list[Painted]
-    output_format: Literal["png", "jpeg", "webp"]
-    size: str
-    usage: ImageUsage
-
-
-class ImageEvent(BaseModel):
-    """An event of a streamed picture: some partial ones, then the completed one with its usage and seed."""
-
-    type: Literal["image_generation.partial_image", "image_generation.completed"]
-    b64_json: str
-    background: Literal["opaque"] = "opaque"
-    created_at: int
-    output_format: Literal["png", "jpeg", "webp"]
-    quality: Literal["auto"] = "auto"
-    size: str
-    partial_image_index: int | None = None
-    seed: int | None = None
-    usage: ImageUsage | None = None
-
-
-class ModelCard(BaseModel):
-    id: str
-    object: Literal["model"] = "model"
-    created: int
-    owned_by: Literal["bifrons"] = "bifrons"
-    paints: bool
-    image_size: str | None
-    context: int
-    note: str | None
-
-
-class ModelList(BaseModel):
-    object: Literal["list"] = "list"
-    data: list[ModelCard]
-
-
-class Health(BaseModel):
-    status: Literal["ok", "stopping"]
-    models: list[str]
-
-
-def event_stream(model: type[BaseModel]) -> dict[str, Any]:
-    """OpenAPI's entry for a stream of such events."""
-    return {"text/event-stream": {"schema": {"type": "string", "description": model.__doc__ or ""}}}
+def field_or_default(body: BaseModel, name: str) -> Any:
+    """The value of a field; null stands for the default, as in OpenAI's interface."""
+    value = getattr(body, name)
+    return type(body).model_fields[name].default if value is None else value

@@ -1,4 +1,4 @@
-"""Between the engine's thread, the event loop and a client who may leave at any moment."""
+"""Server-sent events, the queue between a scheduler's thread and the event loop, and client disconnects."""
 
 import asyncio
 import json
@@ -15,81 +15,83 @@ from .errors import ApiError, ClientGone, error_content
 T = TypeVar("T")
 
 
-class Mailbox:
-    """Events of one HTTP request's generation requests, in order; filled from the scheduler's thread."""
+class OutputQueue:
+    """Outputs of the generation requests behind one HTTP request, in order; a scheduler's thread fills it."""
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
         self._queue: asyncio.Queue[Any] = asyncio.Queue()
 
-    def put(self, event: Any) -> None:
-        self._loop.call_soon_threadsafe(self._queue.put_nowait, event)
+    def put(self, output: Any) -> None:
+        """Append an output; may be called from any thread."""
+        self._loop.call_soon_threadsafe(self._queue.put_nowait, output)
 
     async def get(self) -> Any:
+        """The next output."""
         return await self._queue.get()
 
 
-def check_reason(reason: str) -> str:
-    """A request's end as a finish reason; an `ApiError` of status 500 where the engine failed."""
+def check_finish_reason(reason: str) -> None:
+    """Raise an `ApiError` with status 500 for a generation request that failed."""
     if reason not in ("stop", "length"):
         raise ApiError(500, "the engine failed at this request; the server's log tells why", code=reason)
-    return reason
 
 
-async def _gone(receive: Receive) -> None:
+async def _wait_for_disconnect(receive: Receive) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass
 
 
-async def _race(work: Awaitable[T], receive: Receive) -> T:
-    """The work's result; `ClientGone`, with the work cancelled, when the client leaves before."""
-    task, gone = asyncio.ensure_future(work), asyncio.ensure_future(_gone(receive))
+async def _until_disconnect(work: Awaitable[T], receive: Receive) -> T:
+    task = asyncio.ensure_future(work)
+    disconnect = asyncio.ensure_future(_wait_for_disconnect(receive))
     try:
-        await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait({task, disconnect}, return_when=asyncio.FIRST_COMPLETED)
         if not task.done():
             raise ClientGone
         return task.result()
     finally:
         task.cancel()
-        gone.cancel()
-        await asyncio.gather(task, gone, return_exceptions=True)
+        disconnect.cancel()
+        await asyncio.gather(task, disconnect, return_exceptions=True)
 
 
 async def while_connected(request: Request, work: Awaitable[T]) -> T:
-    """The work's result, given up with `ClientGone` as soon as the client leaves."""
-    return await _race(work, request.receive)
+    """The result of `work`; if the client disconnects first, `work` is cancelled and `ClientGone` raised."""
+    return await _until_disconnect(work, request.receive)
 
 
 def event(content: Any, name: str | None = None) -> bytes:
-    """One server-sent event."""
+    """One server-sent event: a text, or anything else as JSON."""
     head = f"event: {name}\n" if name else ""
     text = content if isinstance(content, str) else json.dumps(content)
     return f"{head}data: {text}\n\n".encode()
 
 
 class EventStream(StreamingResponse):
-    """Server-sent events. Whatever ends the response, its requests are cancelled (ended ones don't mind)."""
+    """A response of server-sent events. However it ends, its generation requests are cancelled then."""
 
     media_type = "text/event-stream"
 
     def __init__(self, events: AsyncIterator[bytes], requests: Sequence[GenerationRequest]) -> None:
-        super().__init__(_told(events), headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"})
+        headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+        super().__init__(_with_error_event(events), headers=headers)
         self.requests = requests
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
-            await _race(self.stream_response(send), receive)
+            await _until_disconnect(self.stream_response(send), receive)
         except (ClientGone, OSError):
             return
         finally:
             for request in self.requests:
-                request.cancel()
+                request.cancel()  # without effect if it has ended
 
 
-async def _told(events: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-    """The events; an error after the first, when no status can tell it any more, becomes an event."""
+async def _with_error_event(events: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    """The events; an error becomes an event too, since the status of the response is already sent."""
     try:
-        async for one in events:
-            yield one
+        async for sent in events:
+            yield sent
     except ApiError as error:
         yield event(error_content(error.status, error.message, error.code, error.param), "error")

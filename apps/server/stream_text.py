@@ -1,114 +1,123 @@
-"""From tokens to the text of an answer: stop strings, white space at its ends, log-probabilities."""
+"""Turns sampled tokens into the text of a choice: stop strings, stripping, log-probabilities."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from ...blocks.engine.request import SampledToken
 from ...tokenizers.text import StreamDecoder, TextTokenizer
-from .schema import TokenLogprob, TopLogprob
+from .responses import TokenLogprob, TopLogprob
 
-_LEAST_LOGPROB = -9999.0  # what OpenAI's interface says for "very unlikely"; JSON has no infinity
-_BROKEN = "\ufffd"
+_MIN_LOGPROB = -9999.0  # OpenAI's value for "very unlikely"; JSON has no infinity
+_REPLACEMENT_CHARACTER = "\ufffd"
 
 
-class TextFilter:
-    """Text in pieces, cut before the first stop string and without white space at either end.
+class StopStringFilter:
+    """Incremental text, cut before the first stop string and stripped of white space at both ends.
 
-    What may be the beginning of a stop string, or white space at the end, is held until that is certain; so
-    the pieces joined are the whole answer, however it was cut into pieces.
+    Text that may be the beginning of a stop string, or white space at the end, is held back until that is
+    known. So the joined output doesn't depend on how the input was cut into pieces.
     """
 
     def __init__(self, stops: Sequence[str] = ()) -> None:
         self._stops = tuple(stops)
-        self._held = ""
+        self._pending = ""
         self._started = False
         self.stopped = False
+        """Whether a stop string was found."""
 
-    def feed(self, piece: str) -> str:
-        """Take a piece; the text that became certain. `stopped` tells that a stop string was found."""
-        self._held += piece
+    def feed(self, text: str) -> str:
+        """Take more text; returns what can be released."""
+        self._pending += text
         if not self._started:
-            self._held = self._held.lstrip()
-        places = [place for stop in self._stops if (place := self._held.find(stop)) >= 0]
-        if places:
+            self._pending = self._pending.lstrip()
+        positions = [position for stop in self._stops if (position := self._pending.find(stop)) >= 0]
+        if positions:
             self.stopped = True
-            return self._give(min(places), last=True)
-        return self._give(len(self._held) - self._possible_stop(), last=False)
+            return self._release(min(positions), last=True)
+        return self._release(len(self._pending) - self._partial_stop_length(), last=False)
 
     def finish(self) -> str:
         """The text that was held back."""
-        return self._give(len(self._held), last=True)
+        return self._release(len(self._pending), last=True)
 
-    def _give(self, end: int, last: bool) -> str:
-        text = self._held[:end].rstrip()
-        self._held = "" if last else self._held[len(text) :]
+    def _release(self, end: int, last: bool) -> str:
+        text = self._pending[:end].rstrip()
+        self._pending = "" if last else self._pending[len(text) :]
         self._started = self._started or bool(text)
         return text
 
-    def _possible_stop(self) -> int:
-        """Length of the longest end of the text that some stop string begins with."""
+    def _partial_stop_length(self) -> int:
+        """Length of the longest suffix of the pending text that is the beginning of a stop string."""
         longest = max(map(len, self._stops), default=1) - 1
-        ends = range(min(longest, len(self._held)), 0, -1)
-        return next((n for n in ends if any(s.startswith(self._held[-n:]) for s in self._stops)), 0)
+        lengths = range(min(longest, len(self._pending)), 0, -1)
+        suffixes = ((n, self._pending[-n:]) for n in lengths)
+        return next((n for n, end in suffixes if any(s.startswith(end) for s in self._stops)), 0)
 
 
 @dataclass(frozen=True)
-class Piece:
-    """Some text of choice `index`, the tokens behind it, and with the last one why it ended."""
+class TextChunk:
+    """Text of choice `index` and the log-probabilities of its tokens; the last one has a `finish_reason`."""
 
     index: int
     text: str
     logprobs: list[TokenLogprob]
-    reason: str | None = None
+    finish_reason: str | None = None
 
 
-class AnswerWriter:
-    """The callbacks of a text request. `tell` gets a `Piece` at its end, with `stream` as it is written."""
+class ChoiceDetokenizer:
+    """The callbacks of a text request: detokenizes one choice and passes `TextChunk`s to `emit`.
+
+    There is one chunk at the end; with `stream`, one as soon as there is text to release.
+    """
 
     def __init__(
         self,
         index: int,
         tokenizer: TextTokenizer,
         stops: Sequence[str],
-        tell: Callable[[Piece], None],
+        emit: Callable[[TextChunk], None],
         *,
         skip_special_tokens: bool,
         stream: bool,
     ) -> None:
-        self.index, self.tokenizer, self.tell, self.stream = index, tokenizer, tell, stream
+        self.index, self.tokenizer, self.emit, self.stream = index, tokenizer, emit, stream
         self._decoder = StreamDecoder(tokenizer, skip_special_tokens)
-        self._filter = TextFilter(stops)
+        self._filter = StopStringFilter(stops)
         self._text, self._logprobs = "", []
-        self.count = 0
+        self.num_tokens = 0
 
-    def on_token(self, choice: SampledToken) -> bool:
-        self.count += 1
-        self._text += self._filter.feed(self._decoder.push(choice.token))
-        if choice.logprob is not None:
-            self._logprobs.append(token_logprob(self.tokenizer, choice))
+    def on_token(self, sampled: SampledToken) -> bool:
+        """Take a token; returns whether a stop string ends the choice."""
+        self.num_tokens += 1
+        self._text += self._filter.feed(self._decoder.push(sampled.token))
+        if sampled.logprob is not None:
+            self._logprobs.append(token_logprob(self.tokenizer, sampled))
         if self.stream and self._text:
-            self._tell(None)
+            self._emit(None)
         return self._filter.stopped
 
     def on_end(self, reason: str) -> None:
+        """Emit the rest of the text with the finish reason."""
         if not self._filter.stopped:
             self._text += self._filter.feed(self._decoder.flush())
         if not self._filter.stopped:
             self._text += self._filter.finish()
-        self._tell("stop" if self._filter.stopped and reason == "length" else reason)
+        self._emit("stop" if self._filter.stopped and reason == "length" else reason)
 
-    def _tell(self, reason: str | None) -> None:
-        self.tell(Piece(self.index, self._text, self._logprobs, reason))
+    def _emit(self, finish_reason: str | None) -> None:
+        self.emit(TextChunk(self.index, self._text, self._logprobs, finish_reason))
         self._text, self._logprobs = "", []
 
 
-def token_logprob(tokenizer: TextTokenizer, choice: SampledToken) -> TokenLogprob:
+def token_logprob(tokenizer: TextTokenizer, sampled: SampledToken) -> TokenLogprob:
+    """A token with its log-probability and those of its top alternatives, as OpenAI's object."""
+
     def entry(token: int, logprob: float | None) -> TopLogprob:
         text = tokenizer.decode([token], skip_special_tokens=False)
-        # A part of a character has no text, and this vocabulary does not tell its bytes.
-        raw = None if _BROKEN in text else list(text.encode())
-        return TopLogprob(token=text, logprob=max(logprob or 0.0, _LEAST_LOGPROB), bytes=raw)
+        # A token that is part of a character has no text, and the vocabulary doesn't give its bytes.
+        raw = None if _REPLACEMENT_CHARACTER in text else list(text.encode())
+        return TopLogprob(token=text, logprob=max(logprob or 0.0, _MIN_LOGPROB), bytes=raw)
 
-    own = entry(choice.token, choice.logprob)
-    top = [entry(token, logprob) for token, logprob in choice.top]
+    own = entry(sampled.token, sampled.logprob)
+    top = [entry(token, logprob) for token, logprob in sampled.top]
     return TokenLogprob(token=own.token, logprob=own.logprob, bytes=own.bytes, top_logprobs=top)

@@ -1,7 +1,7 @@
-"""Fetching pictures that a request names by address, without becoming a way into the server's own network.
+"""Fetches images by URL, without giving requests access to the server's own network (SSRF).
 
-A name is resolved once, every address it has is checked, and the connection goes to a checked address: no
-second look-up can lead elsewhere. Redirects are followed here, one by one, through the same door.
+A host name is resolved once, all its addresses are checked, and the connection goes to a checked address, so
+that a second look-up can't lead elsewhere (DNS rebinding). Redirects are followed here with the same checks.
 """
 
 import asyncio
@@ -19,47 +19,47 @@ MAX_REDIRECTS = 3
 SECONDS = 15.0
 _PORTS = {"http": 80, "https": 443}
 _REDIRECTS = (301, 302, 303, 307, 308)
-# Address ranges that carry an IPv4 address inside: NAT64 (RFC 6052, 8215) and 6to4 (RFC 3056), Teredo
-# (RFC 4380), IPv4-compatible (RFC 4291). A public picture never needs one.
-_WRAPPING = [
+# Ranges that embed an IPv4 address: NAT64 (RFC 6052, 8215), 6to4 (RFC 3056), Teredo (RFC 4380) and
+# IPv4-compatible (RFC 4291). A public image never needs one.
+_IPV4_EMBEDDING = [
     ipaddress.ip_network(net)
     for net in ("64:ff9b::/96", "64:ff9b:1::/48", "2002::/16", "2001::/32", "::/96")
 ]
 
 
 def is_public(address: str) -> bool:
-    """Whether an IP address is one of the public internet: not private, loopback, link-local, multicast,
-    reserved or unspecified, nor a form of IPv6 that wraps an IPv4 address."""
+    """Whether an IP address is on the public internet: not private, loopback, link-local, multicast, reserved
+    or unspecified, nor an IPv6 address that embeds an IPv4 address (except a mapped public one)."""
     try:
         ip = ipaddress.ip_address(address)
-    except ValueError:  # a scope (fe80::1%eth0), or no address at all
+    except ValueError:  # no address, or one with a scope (fe80::1%eth0)
         return False
     if isinstance(ip, ipaddress.IPv6Address):
         if ip.ipv4_mapped is not None:
             return is_public(str(ip.ipv4_mapped))
-        if any(ip in net for net in _WRAPPING) or ip.is_site_local:
+        if any(ip in net for net in _IPV4_EMBEDDING) or ip.is_site_local:
             return False
     return ip.is_global and not (ip.is_multicast or ip.is_reserved or ip.is_unspecified or ip.is_loopback)
 
 
 async def resolve(host: str, port: int) -> list[str]:
-    """The public addresses of a name. `PictureError` where it has none, or any that is not public."""
+    """The addresses of a host name. Raises `PictureError` if there is none or any is not public."""
     loop = asyncio.get_running_loop()
     try:
-        found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        infos = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     except (OSError, UnicodeError) as error:
         raise PictureError(f"the address of {host!r} can't be found") from error
-    addresses = [str(entry[4][0]) for entry in found]
+    addresses = [str(entry[4][0]) for entry in infos]
     if not addresses or not all(is_public(address) for address in addresses):
         raise PictureError(f"{host!r} is not an address of the public internet, and is not fetched")
     return addresses
 
 
 class GuardedBackend(httpcore.AsyncNetworkBackend):
-    """Connects to checked addresses only. TLS still asks for, and checks, the name."""
+    """Connects to public addresses only. TLS still verifies the host name."""
 
     def __init__(self) -> None:
-        # Where anyio is missing, httpcore has a stand-in without methods, which the type checker sees.
+        # Typed as Any: type checkers see httpcore's stand-in without methods for a missing anyio.
         self._inner: Any = httpcore.AnyIOBackend()
 
     async def connect_tcp(
@@ -86,7 +86,10 @@ class GuardedBackend(httpcore.AsyncNetworkBackend):
 
 
 def check_url(url: str) -> str:
-    """The URL, if it is one that may be fetched: http or https, a host, a usual port, no credentials."""
+    """The URL, if it may be fetched: http or https, a host, port 80 or 443, no credentials.
+
+    Raises `PictureError` otherwise.
+    """
     try:
         parts = urllib.parse.urlsplit(url)
         port = parts.port
@@ -104,7 +107,7 @@ def check_url(url: str) -> str:
 
 
 async def fetch(url: str, max_bytes: int, backend: httpcore.AsyncNetworkBackend | None = None) -> bytes:
-    """The bytes behind an address, at most `max_bytes`, within `SECONDS`. Raises `PictureError`."""
+    """The content at a URL, at most `max_bytes`, within `SECONDS`. Raises `PictureError`."""
     timeouts = dict.fromkeys(("connect", "read", "write", "pool"), SECONDS)
     try:
         async with (

@@ -10,7 +10,7 @@ from bifrons.apps.cli.main import main
 from bifrons.apps.server import middleware, registry
 from bifrons.apps.server.middleware import BodyLimit, key_matches, read_keys
 from bifrons.apps.server.registry import SMALL_DECODER, public_name, set_num_threads
-from bifrons.apps.server.stream_text import TextFilter
+from bifrons.apps.server.stream_text import StopStringFilter
 from bifrons.apps.server.url_fetch import GuardedBackend, check_url, fetch, is_public
 from bifrons.blocks.errors import OptionError, PictureError
 from bifrons.blocks.model.context import DecoderConfig
@@ -159,7 +159,7 @@ def test_one_inner_address_among_public_ones_is_enough_to_refuse(monkeypatch):
 
 
 def filtered(pieces, stops=()) -> tuple[str, bool]:
-    out = TextFilter(stops)
+    out = StopStringFilter(stops)
     text = ""
     for piece in pieces:
         text += out.feed(piece)

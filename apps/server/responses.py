@@ -1,0 +1,171 @@
+"""Bodies of responses and of streamed events; the names in parentheses are those of OpenAI's own types."""
+
+from typing import Any, Literal
+
+from pydantic import BaseModel
+
+
+class TopLogprob(BaseModel):
+    """A token and its log-probability (`TopLogprob`)."""
+
+    token: str
+    logprob: float
+    bytes: list[int] | None
+
+
+class TokenLogprob(TopLogprob):
+    """A generated token with its top alternatives (`ChatCompletionTokenLogprob`)."""
+
+    top_logprobs: list[TopLogprob]
+
+
+class Logprobs(BaseModel):
+    """Log-probabilities of a choice (`ChoiceLogprobs`)."""
+
+    content: list[TokenLogprob]
+    refusal: None = None
+
+
+Finish = Literal["stop", "length"]
+
+
+class Usage(BaseModel):
+    """Token counts of a chat completion (`CompletionUsage`)."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+
+
+class AnswerMessage(BaseModel):
+    """The generated message of a choice (`ChatCompletionMessage`)."""
+
+    role: Literal["assistant"] = "assistant"
+    content: str
+    refusal: None = None
+
+
+class Choice(BaseModel):
+    """One choice of a chat completion (`Choice`)."""
+
+    index: int
+    message: AnswerMessage
+    logprobs: Logprobs | None = None
+    finish_reason: Finish
+
+
+class ChatCompletion(BaseModel):
+    """The response to a chat request that is not streamed (`ChatCompletion`)."""
+
+    id: str
+    object: Literal["chat.completion"] = "chat.completion"
+    created: int
+    model: str
+    choices: list[Choice]
+    usage: Usage
+
+
+class Delta(BaseModel):
+    """What an event adds to the message of a choice (`ChoiceDelta`)."""
+
+    role: Literal["assistant"] | None = None
+    content: str | None = None
+
+
+class ChunkChoice(BaseModel):
+    """One choice of a streamed event (`chat_completion_chunk.Choice`)."""
+
+    index: int
+    delta: Delta
+    logprobs: Logprobs | None = None
+    finish_reason: Finish | None = None
+
+
+class ChatChunk(BaseModel):
+    """One event of a streamed answer; `data: [DONE]` ends the stream."""
+
+    id: str
+    object: Literal["chat.completion.chunk"] = "chat.completion.chunk"
+    created: int
+    model: str
+    choices: list[ChunkChoice]
+    usage: Usage | None = None
+
+
+class ImageUsage(BaseModel):
+    """Token counts of an image request (`ImagesResponse.usage`)."""
+
+    input_tokens: int
+    output_tokens: int
+    total_tokens: int
+    input_tokens_details: dict[str, int]
+
+
+class Painted(BaseModel):
+    """One generated image in base64 (`Image`), with the seed that reproduces it."""
+
+    b64_json: str
+    seed: int
+
+
+class ImageReply(BaseModel):
+    """The response to an image request that is not streamed (`ImagesResponse`)."""
+
+    created: int
+    background: Literal["opaque"] = "opaque"
+    data: list[Painted]
+    output_format: Literal["png", "jpeg", "webp"]
+    size: str
+    usage: ImageUsage
+
+
+class ImageEvent(BaseModel):
+    """An event of a streamed picture: some partial ones, then the completed one with its usage and seed."""
+
+    type: Literal["image_generation.partial_image", "image_generation.completed"]
+    b64_json: str
+    background: Literal["opaque"] = "opaque"
+    created_at: int
+    output_format: Literal["png", "jpeg", "webp"]
+    quality: Literal["auto"] = "auto"
+    size: str
+    partial_image_index: int | None = None
+    seed: int | None = None
+    usage: ImageUsage | None = None
+
+
+class ModelCard(BaseModel):
+    """A model (`Model`), with what it can do: its image size, context and label."""
+
+    id: str
+    object: Literal["model"] = "model"
+    created: int
+    owned_by: Literal["bifrons"] = "bifrons"
+    paints: bool
+    image_size: str | None
+    context: int
+    note: str | None
+
+
+class ModelList(BaseModel):
+    """The response of `GET /v1/models`."""
+
+    object: Literal["list"] = "list"
+    data: list[ModelCard]
+
+
+class Health(BaseModel):
+    """The response of `GET /health`; not part of OpenAI's interface."""
+
+    status: Literal["ok", "stopping"]
+    models: list[str]
+
+
+def event_stream(model: type[BaseModel]) -> dict[str, Any]:
+    """The OpenAPI entry of a stream of such events."""
+    return {"text/event-stream": {"schema": {"type": "string", "description": model.__doc__ or ""}}}
+
+
+def to_json(model: BaseModel) -> dict[str, Any]:
+    """The object as JSON types."""
+    return model.model_dump(mode="json")
