@@ -53,8 +53,8 @@ class ServerOptions:
     max_pixels: int = 16_000_000
     """Pixels of one image."""
     max_side: int = 16_384
-    """Width and height of one image. Resizing makes an intermediate image of the model's width and the input's
-    height: for an input one pixel wide, hundreds of times its size."""
+    """Width and height of one image. Resizing makes an intermediate image of the model's width and the
+    input's height: for an input one pixel wide, hundreds of times its size."""
     max_pictures: int = 8
     """Images of one request."""
     max_new_tokens: int = 512
