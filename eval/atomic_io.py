@@ -1,20 +1,20 @@
-"""Files that appear whole or not at all, and what to say when the disk refuses."""
+"""Reading and writing an evaluation's files, with errors that say what to do when the disk refuses."""
 
 import errno
 import json
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import Any, BinaryIO
 
 from ..blocks.errors import BifronsError
+from ..blocks.files import atomic_write
 
-_AGAIN = "what is finished is kept: free some space and run the same command again"
+_RESUME = "what is finished is kept: free some space and run the same command again"
 _WRITABLE = "accepted: a folder that can be written to"
 _ADVICE = {
-    errno.ENOSPC: f"the disk is full; {_AGAIN}",
-    errno.EDQUOT: f"the quota is used up; {_AGAIN}",
+    errno.ENOSPC: f"the disk is full; {_RESUME}",
+    errno.EDQUOT: f"the quota is used up; {_RESUME}",
     errno.EROFS: f"the file system is read-only; {_WRITABLE}",
     errno.EACCES: f"permission denied; {_WRITABLE}",
     errno.EPERM: f"permission denied; {_WRITABLE}",
@@ -27,67 +27,41 @@ def disk_errors(action: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        why = _ADVICE.get(error.errno or 0) or error.strerror or str(error)
-        raise BifronsError(f"can't {action}: {why}") from error
+        reason = _ADVICE.get(error.errno or 0) or error.strerror or str(error)
+        raise BifronsError(f"can't {action}: {reason}") from error
 
 
-def fresh_folder(path: Path) -> Path:
-    """The folder, made with its parents where it is missing. Raises BifronsError where that fails."""
+def make_folder(path: Path) -> Path:
+    """The folder, created with its parents if needed. Raises BifronsError where that fails."""
     with disk_errors(f"make the folder {path}"):
         path.mkdir(parents=True, exist_ok=True)
     return path
 
 
 @contextmanager
-def whole_file(path: Path, durable: bool = True) -> Iterator[IO[bytes]]:
-    """Write beside `path` and rename at the end; after an error nothing is left, and what was there stays.
-
-    The temporary name starts with a dot, so that no pattern of the official layout matches it. `durable`
-    waits until the data is on the disk. Raises BifronsError where writing fails.
-    """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with disk_errors(f"write {path}"):
-            with temporary.open("wb") as stream:
-                yield stream
-                stream.flush()
-                if durable:
-                    os.fsync(stream.fileno())
-            os.replace(temporary, path)
-    finally:
-        _remove(temporary)
-    if durable and hasattr(os, "O_DIRECTORY"):  # the rename is on the disk only once the folder is
-        handle = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
+def atomic_file(path: Path, durable: bool = True) -> Iterator[BinaryIO]:
+    """`atomic_write`, with a BifronsError where writing fails. The temporary file is hidden, so that no
+    pattern of GenEval's layout matches it."""
+    with disk_errors(f"write {path}"), atomic_write(path, durable) as stream:
+        yield stream
 
 
-def write_whole(path: Path, content: bytes, durable: bool = True) -> None:
-    """A whole file of these bytes; see `whole_file`."""
-    with whole_file(path, durable) as stream:
+def write_file(path: Path, content: bytes, durable: bool = True) -> None:
+    """Write these bytes atomically; see `atomic_file`."""
+    with atomic_file(path, durable) as stream:
         stream.write(content)
 
 
 def write_json(path: Path, content: Any, durable: bool = True) -> None:
-    """A whole file of indented JSON; see `whole_file`."""
-    write_whole(path, (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode(), durable)
+    """Write indented JSON atomically; see `atomic_file`."""
+    write_file(path, (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode(), durable)
 
 
 def read_json(path: Path) -> Any:
-    """The content of a JSON file. Raises BifronsError where it can't be read or is no JSON."""
+    """The content of a JSON file. Raises BifronsError where it can't be read or isn't JSON."""
     try:
         return json.loads(path.read_bytes())
     except OSError as error:
         raise BifronsError(f"{path} can't be read: {error.strerror or error}") from error
     except ValueError as error:
         raise BifronsError(f"{path} is not JSON: {error}") from error
-
-
-def _remove(path: Path) -> None:
-    """Best effort: after a failed write, the cause is what counts, not that its rest can't be removed."""
-    try:
-        path.unlink(missing_ok=True)
-    except OSError:
-        return

@@ -12,7 +12,7 @@ from ...eval.geneval.compare import compare as compare_results
 from ...eval.geneval.compare import format_comparison, read_results
 from ...eval.geneval.scoring import format_table
 from ...eval.geneval.suites import geneval_prompts
-from ...eval.runs.detect import DetectorChoice, collect, detect_objects
+from ...eval.runs.detect import DetectorChoice, collect, detect_objects, images_of_run
 from ...eval.runs.generate import generate_images
 from ...eval.runs.import_images import ImageSet, is_small_world, record_import, scan_folder
 from ...eval.runs.recipe import Recipe
@@ -45,9 +45,11 @@ def run(args: argparse.Namespace) -> int:
         choice = _choice(args, opened.recipe.suite == "shapes")
         _check(choice, args.device, ranks)
         _paint(opened, args, ranks)
-        found = load_images(args.run_dir)
-        detect_objects(args.run_dir, found.images, choice, args.device, args.processes, args.threads, ranks)
-        return _finish(args.run_dir, found) if ranks.rank == 0 else 0
+        image_set = ImageSet(images_of_run(opened))
+        detect_objects(
+            args.run_dir, image_set.images, choice, args.device, args.processes, args.threads, ranks
+        )
+        return _finish(args.run_dir, image_set) if ranks.rank == 0 else 0
 
 
 def generate(args: argparse.Namespace) -> int:
@@ -62,12 +64,13 @@ def generate(args: argparse.Namespace) -> int:
 
 def detect(args: argparse.Namespace) -> int:
     with join_ranks(args.rank, args.world_size) as ranks:
-        found = load_images(args.run_dir)
-        choice = _choice(args, is_small_world(found))
+        image_set = load_images(args.run_dir)
+        choice = _choice(args, is_small_world(image_set))
         _check(choice, args.device, ranks)
-        detect_objects(args.run_dir, found.images, choice, args.device, args.processes, args.threads, ranks)
+        images = image_set.images
+        detect_objects(args.run_dir, images, choice, args.device, args.processes, args.threads, ranks)
         if ranks.rank == 0 and (ranks.linked or ranks.size == 1):
-            collect(args.run_dir, found.images)
+            collect(args.run_dir, images)
             print(args.run_dir / "detections.jsonl")
     return 0
 
@@ -96,12 +99,12 @@ def report(args: argparse.Namespace) -> int:
 
 def import_pictures(args: argparse.Namespace) -> int:
     rows = geneval_prompts(args.prompts) if args.prompts else None
-    found = scan_folder(args.source, args.images_per_prompt, rows)
-    choice = _choice(args, is_small_world(found))
+    image_set = scan_folder(args.source, args.images_per_prompt, rows)
+    choice = _choice(args, is_small_world(image_set))
     _check(choice, args.device, Ranks())
     record_import(args.run_dir, args.source, args.images_per_prompt, args.prompts)
-    detect_objects(args.run_dir, found.images, choice, args.device, args.processes, args.threads)
-    return _finish(args.run_dir, found)
+    detect_objects(args.run_dir, image_set.images, choice, args.device, args.processes, args.threads)
+    return _finish(args.run_dir, image_set)
 
 
 def compare(args: argparse.Namespace) -> int:
@@ -166,8 +169,8 @@ def _check(choice: DetectorChoice, device: str | None, ranks: Ranks) -> None:
         print(f"detector: {detector.name}{note}", file=sys.stderr)
 
 
-def _finish(run_dir: Path, found: ImageSet) -> int:
-    summary, problems = score_run(run_dir, found)
+def _finish(run_dir: Path, image_set: ImageSet) -> int:
+    summary, problems = score_run(run_dir, image_set)
     _tell(problems)
     print(format_table(summary))
     _report(run_dir)

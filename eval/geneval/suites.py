@@ -11,7 +11,7 @@ from typing import Any
 
 from ...blocks.errors import BifronsError, OptionError
 from ...nano.world.sentences import sample_case
-from ..atomic_io import fresh_folder, write_whole
+from ..atomic_io import make_folder, write_file
 from .schema import TAGS, read_row
 
 OFFICIAL_COUNTS = dict(zip(TAGS, (80, 99, 80, 94, 100, 100), strict=True))
@@ -136,6 +136,6 @@ def _fetched(cache: Path) -> bytes:
     digest = hashlib.sha256(content).hexdigest()
     if digest != OFFICIAL_SHA256:
         raise BifronsError(f"{OFFICIAL_URL} has the sha256 {digest}; accepted: {OFFICIAL_SHA256}")
-    fresh_folder(path.parent)
-    write_whole(path, content)
+    make_folder(path.parent)
+    write_file(path, content)
     return content

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
 from PIL import Image, UnidentifiedImageError
 
-from ..atomic_io import write_whole
+from ..atomic_io import write_file
 from ..geneval.intervals import Interval
 from .data import Failure, Report, Score, read_report, verdict
 
@@ -94,7 +94,7 @@ def write_report(run_dir: Path) -> tuple[Path, Path]:
     }
     written = run_dir / "report.md", run_dir / "report.html"
     for path in written:
-        write_whole(path, environment.get_template(f"{path.name}.j2").render(values).encode())
+        write_file(path, environment.get_template(f"{path.name}.j2").render(values).encode())
     return written
 
 

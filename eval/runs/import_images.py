@@ -1,75 +1,81 @@
-"""A folder in GenEval's layout that somebody painted: what can be looked at in it, and what can't."""
+"""Importing a folder of images in GenEval's layout, and what is wrong in it."""
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from ...blocks.errors import BifronsError
 from ...nano.world.scene import SHAPES
-from ..atomic_io import fresh_folder, read_json, write_json
+from ..atomic_io import make_folder, read_json, write_json
 from ..geneval.suites import Row, geneval_prompts, parse_metadata
 from .detect import ImageRecord, file_sha256
 
 _SAMPLE = re.compile(r"(\d+)\.png")
-_KNOWN = re.compile(r"\d+\.json")
+_SIDECAR = re.compile(r"\d+\.json")
 _PROMPT_FILES = {"metadata.jsonl", "samples", "grid.png"}
-"""What GenEval's own scripts write for a prompt."""
+"""The files that GenEval's own scripts write for a prompt."""
 
 
 @dataclass
 class ImageSet:
-    """`problems`: {filename, reason} for all that is missing, odd or can't be used."""
+    """Images to evaluate. problems: {filename, reason} for all that is missing, odd or can't be used."""
 
     images: list[ImageRecord] = field(default_factory=list)
     problems: list[dict[str, str]] = field(default_factory=list)
 
-    def problem(self, filename: str, reason: str) -> None:
+    def add_problem(self, filename: str, reason: str) -> None:
+        """Record something that is missing, odd or can't be used."""
         self.problems.append({"filename": filename, "reason": reason})
 
 
 def scan_folder(
     folder: Path, images_per_prompt: int | None = None, rows: Sequence[Row] | None = None
 ) -> ImageSet:
-    """Pictures of a folder in GenEval's layout (or of the folder `images` in it, as a run has it).
+    """The images of a folder in GenEval's layout (or of the folder `images` in it, as in a run folder).
 
-    images_per_prompt: how many there should be; None takes the commonest number. rows: the suite that was
-    painted, to find prompts that are missing or others. Raises BifronsError where there is no such layout.
+    images_per_prompt: how many there should be; None takes the commonest number. rows: the suite, to find
+    missing or different prompts. Raises BifronsError where the folder has another layout.
     """
     root = images_root(folder)
-    found, prompts = ImageSet(), {}
+    image_set, prompts = ImageSet(), {}
     for path in sorted(root.iterdir()):
         if not (path.is_dir() and path.name.isdecimal()):
             if not path.name.startswith("."):
-                found.problem(path.name, "not part of the layout (folders named by a number); left out")
+                image_set.add_problem(
+                    path.name, "not part of the layout (folders named by a number); left out"
+                )
         elif int(path.name) in prompts:
-            found.problem(path.name, f"prompt {int(path.name)} is there already; its pictures are left out")
+            image_set.add_problem(
+                path.name, f"prompt {int(path.name)} is there already; its pictures are left out"
+            )
         else:
             prompts[int(path.name)] = path
-    samples = {index: _samples(path, found) for index, path in prompts.items()}
-    counts = Counter(len(some) for some in samples.values() if some)
-    # Of equally common numbers the larger: a picture that is missing is told of, never overlooked.
-    wanted = images_per_prompt or max(counts, key=lambda n: (counts[n], n), default=0)
+    samples = {index: _samples(path, image_set) for index, path in prompts.items()}
+    counts = Counter(len(files) for files in samples.values() if files)
+    # Of equally common numbers the larger, so that a missing image is reported rather than overlooked.
+    expected = images_per_prompt or max(counts, key=lambda n: (counts[n], n), default=0)
     for index, path in sorted(prompts.items()):
-        _add_prompt(found, path, samples[index], wanted, rows[index : index + 1] if rows else None)
+        _add_prompt(image_set, path, samples[index], expected, rows[index : index + 1] if rows else None)
     if rows:
         for index in sorted(set(range(len(rows))) - set(prompts)):
-            found.problem(f"{index:05d}", "the prompt is missing")
+            image_set.add_problem(f"{index:05d}", "the prompt is missing")
     elif gaps := max(prompts) + 1 - len(prompts):
-        told = f"{gaps} of the numbers 0 to {max(prompts)} have no folder: prompts may be missing"
-        found.problem(root.name, told)
-    return found
+        reason = f"{gaps} of the numbers 0 to {max(prompts)} have no folder: prompts may be missing"
+        image_set.add_problem(root.name, reason)
+    return image_set
 
 
-def is_small_world(found: ImageSet) -> bool:
-    """Whether all that the prompts ask for are shapes of the small world."""
-    classes = {clause["class"] for seen in found.images for clause in seen.metadata["include"]}
+def is_small_world(image_set: ImageSet) -> bool:
+    """Whether the prompts ask for nothing but shapes of the small world."""
+    classes = {clause["class"] for record in image_set.images for clause in record.metadata["include"]}
     return bool(classes) and classes <= set(SHAPES)
 
 
 def images_root(folder: Path) -> Path:
-    """The folder that holds 00000, 00001, ...; raises BifronsError where neither it nor its `images` does."""
+    """`folder` or its `images`, whichever holds 00000, 00001, ...; raises BifronsError where neither does."""
     for root in (folder, folder / "images"):
         if root.is_dir() and any(path.is_dir() and path.name.isdecimal() for path in root.iterdir()):
             return root
@@ -82,7 +88,7 @@ def images_root(folder: Path) -> Path:
 def record_import(
     run_dir: Path, source: Path, images_per_prompt: int | None = None, prompts: Path | None = None
 ) -> None:
-    """Make the run folder of an import, or open that of the same source. Raises BifronsError otherwise."""
+    """Make the run folder of an import. Raises BifronsError where it is that of anything else."""
     content = {
         "kind": "import",
         "source": str(images_root(source).resolve()),
@@ -90,66 +96,69 @@ def record_import(
         "prompts": None if prompts is None else str(prompts.resolve()),
     }
     path = run_dir / "run.json"
-    before = read_json(path) if path.exists() else content
-    if not isinstance(before, dict) or before.get("source") != content["source"]:
+    existing = read_json(path) if path.exists() else content
+    if not isinstance(existing, dict) or existing.get("source") != content["source"]:
         raise BifronsError(f"{run_dir} is another run's folder; accepted: a new folder for this import")
-    fresh_folder(run_dir)
+    make_folder(run_dir)
     write_json(path, content)
 
 
-def rescan_import(run_dir: Path) -> ImageSet:
-    """The pictures of an import's run folder, as they are now."""
-    content = read_json(run_dir / "run.json")
-    named = content.get("prompts")
-    rows = geneval_prompts(Path(named)) if named else None
+def rescan_import(content: Mapping[str, Any]) -> ImageSet:
+    """The current images of an import. content: of its run.json."""
+    prompts = content.get("prompts")
+    rows = geneval_prompts(Path(prompts)) if prompts else None
     return scan_folder(Path(content["source"]), content.get("images_per_prompt"), rows)
 
 
-def _samples(folder: Path, found: ImageSet) -> dict[int, Path]:
-    """Numbered pictures of one prompt; all else in its folders is told of."""
+def _samples(folder: Path, image_set: ImageSet) -> dict[int, Path]:
+    """The numbered images of one prompt; anything else in its folders is a problem."""
     for path in sorted(folder.iterdir()):
         if path.name not in _PROMPT_FILES:
-            found.problem(f"{folder.name}/{path.name}", "not part of the layout; left out")
+            image_set.add_problem(f"{folder.name}/{path.name}", "not part of the layout; left out")
     samples: dict[int, Path] = {}
-    inside = folder / "samples"
-    for path in sorted(inside.iterdir()) if inside.is_dir() else ():
+    samples_dir = folder / "samples"
+    for path in sorted(samples_dir.iterdir()) if samples_dir.is_dir() else ():
         name, match = f"{folder.name}/samples/{path.name}", _SAMPLE.fullmatch(path.name)
         if match and not path.is_file():
-            found.problem(name, "not a file; left out")
+            image_set.add_problem(name, "not a file; left out")
         elif match and int(match[1]) in samples:
-            found.problem(name, f"picture {int(match[1])} is there already; left out")
+            image_set.add_problem(name, f"picture {int(match[1])} is there already; left out")
         elif match:
             samples[int(match[1])] = path
-        elif not _KNOWN.fullmatch(path.name):
-            found.problem(name, "not part of the layout (pictures named by a number, as .png); left out")
+        elif not _SIDECAR.fullmatch(path.name):
+            image_set.add_problem(
+                name, "not part of the layout (pictures named by a number, as .png); left out"
+            )
     return samples
 
 
 def _add_prompt(
-    found: ImageSet, folder: Path, samples: dict[int, Path], wanted: int, rows: Sequence[Row] | None
+    image_set: ImageSet, folder: Path, samples: dict[int, Path], expected: int, rows: Sequence[Row] | None
 ) -> None:
-    """Its pictures, if its metadata can be used. `rows`: the suite's row for it, or an empty list."""
+    """Add a prompt's images, if its metadata can be used. rows: [the suite's row], or [] if it has none."""
     try:
         metadata = _metadata(folder)
         if rows is not None and list(rows) != [metadata]:
             raise BifronsError("the metadata is not the suite's for this number")
     except BifronsError as error:
-        found.problem(f"{folder.name}/metadata.jsonl", str(error))
+        image_set.add_problem(f"{folder.name}/metadata.jsonl", str(error))
         for path in samples.values():
-            found.problem(f"{folder.name}/samples/{path.name}", "not scored: its metadata can't be used")
+            image_set.add_problem(
+                f"{folder.name}/samples/{path.name}", "not scored: its metadata can't be used"
+            )
         return
-    for number in sorted({*samples, *range(wanted)}):
+    for number in sorted({*samples, *range(expected)}):
         name = f"{folder.name}/samples/{number:04d}.png"
         if number not in samples:
-            found.problem(name, "the picture is missing")
+            image_set.add_problem(name, "the picture is missing")
             continue
         try:
             digest = file_sha256(samples[number])
         except OSError as error:
-            found.problem(name, f"can't be read: {error.strerror}")
+            image_set.add_problem(name, f"can't be read: {error.strerror}")
             continue
         filename = f"{folder.name}/samples/{samples[number].name}"
-        found.images.append(ImageRecord(filename, samples[number], digest, metadata))
+        image_set.images.append(ImageRecord(filename, samples[number], digest, metadata))
 
 
 def _metadata(folder: Path) -> Row:

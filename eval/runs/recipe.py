@@ -1,4 +1,4 @@
-"""How the pictures of an evaluation are painted, as data, and fingerprints that keep two ways apart."""
+"""The recipe of an evaluation's images, and fingerprints of recipes and models."""
 
 import hashlib
 import json
@@ -16,28 +16,28 @@ from ...janus.image_generation import ImageGenerationOptions
 
 SEED_POLICIES = ("per-picture", "official")
 SUITES = ("shapes", "geneval")
-MARK = "{prompt}"
+PLACEHOLDER = "{prompt}"
 _SMALL = 256 * 2**20
-"""Checkpoints up to this many bytes are hashed whole; of larger ones, samples of every tensor are."""
+"""Checkpoints of up to this many bytes are hashed as a whole, larger ones by samples of every tensor."""
 _SAMPLE = 4096
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """All that decides which pictures a run holds. Raises OptionError for a value out of its range.
+    """All that determines the images of a run. Raises OptionError for a value out of its range.
 
-    suite: `shapes` (sentences by `suite_seed`) or `geneval`. template: what is put around a sentence before
-    the model's own chat template, with {prompt} in the sentence's place. seed_policy: "per-picture" derives
-    each picture's seed from (seed, prompt, picture); "official" gives picture j of every prompt `seed` + j,
-    as the published generation scripts set 42 anew for each prompt. limit: so many prompts, evenly spread
-    over the suite; None for all. batch_size: pictures that are painted together, which rounding can make
-    visible in rare cases. dtype: as resolved for the device. prompts_sha256: of the suite's lines.
+    suite: `shapes` (sentences by `suite_seed`) or `geneval`. template: text around a sentence, inside the
+    model's own chat template, with {prompt} for the sentence. seed_policy: "per-picture" derives each image's
+    seed from (seed, prompt, image); "official" gives image j of every prompt `seed` + j, since the published
+    generation scripts set 42 anew for each prompt. limit: number of prompts, evenly spaced over the suite;
+    None for all. batch_size: images generated together, which may matter by rounding. dtype: as resolved for
+    the device. prompts_sha256: of the suite's lines.
     """
 
     suite: str = "shapes"
     model: str = "janus-nano"
     dtype: str = "float32"
-    template: str = MARK
+    template: str = PLACEHOLDER
     guidance_scale: float = ImageGenerationOptions.guidance_scale
     temperature: float = ImageGenerationOptions.temperature
     top_k: int = ImageGenerationOptions.top_k
@@ -54,8 +54,10 @@ class Recipe:
         for name, accepted in (("suite", SUITES), ("seed_policy", SEED_POLICIES)):
             if getattr(self, name) not in accepted:
                 raise OptionError(f"{name} is {getattr(self, name)!r}; accepted: {', '.join(accepted)}")
-        if not isinstance(self.template, str) or self.template.count(MARK) != 1:
-            raise OptionError(f"template is {self.template!r}; accepted: a text with {MARK} in it once")
+        if not isinstance(self.template, str) or self.template.count(PLACEHOLDER) != 1:
+            raise OptionError(
+                f"template is {self.template!r}; accepted: a text with {PLACEHOLDER} in it once"
+            )
         check_integer("images_per_prompt", self.images_per_prompt, low=1)
         check_integer("batch_size", self.batch_size, low=1)
         check_integer("seed", self.seed, 0, MAX_SEED - self.images_per_prompt)
@@ -66,20 +68,22 @@ class Recipe:
 
     @property
     def options(self) -> ImageGenerationOptions:
+        """The arguments of `generate`."""
         return ImageGenerationOptions(self.guidance_scale, self.temperature, self.top_k, self.top_p)
 
     def prompt(self, sentence: str) -> str:
-        """What the model is asked to paint."""
-        return self.template.replace(MARK, sentence)
+        """The model's prompt for a sentence."""
+        return self.template.replace(PLACEHOLDER, sentence)
 
     def image_seed(self, index: int, number: int) -> int:
-        """Seed of picture `number` of prompt `index`, both from 0. Below 2**53, exact in any JSON reader."""
+        """Seed of image `number` of prompt `index`, both from 0. Below 2**53, exact in any JSON reader."""
         if self.seed_policy == "official":
             return self.seed + number
         digest = hashlib.sha256(f"{self.seed} {index} {number}".encode()).digest()
         return int.from_bytes(digest[:8], "big") >> 11
 
     def to_json(self) -> dict[str, Any]:
+        """The fields by name."""
         return asdict(self)
 
     @classmethod
@@ -94,22 +98,22 @@ class Recipe:
 
 def differences(old: Recipe, new: Recipe) -> list[str]:
     """A line for each field in which two recipes differ."""
-    before, after = old.to_json(), new.to_json()
-    return [f"{name} {before[name]!r}, not {after[name]!r}" for name in before if before[name] != after[name]]
+    a, b = old.to_json(), new.to_json()
+    return [f"{name} {a[name]!r}, not {b[name]!r}" for name in a if a[name] != b[name]]
 
 
 def fingerprint(recipe: Recipe, model: str) -> str:
-    """sha256 over a recipe and `model_fingerprint`. The model's *name* does not count: a folder may move."""
-    content = {**recipe.to_json(), "model": model}  # in the name's place
+    """sha256 over a recipe and `model_fingerprint`, in place of the model's name: a folder may move."""
+    content = {**recipe.to_json(), "model": model}
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def model_fingerprint(folder: Path) -> str:
     """sha256 over a model folder: every JSON file, every tensor's name, shape and type, and the weights.
 
-    Weights of up to 256 MiB count with all bytes; of larger ones, three samples of 4 KiB of each tensor
-    (start, middle, end), or of the whole file where tensors have no place of their own in it. Raises
-    CheckpointError where the folder holds no weights.
+    Weights of up to 256 MiB are hashed whole; of larger ones, three samples of 4 KiB of each tensor (start,
+    middle, end), or of the file where tensors have no byte range in it. Raises CheckpointError where the
+    folder has no weights.
     """
     entries = sorted(list_tensors(folder).values(), key=lambda entry: entry.name)
     total = hashlib.sha256()
@@ -134,6 +138,6 @@ def _add_samples(total: "hashlib._Hash", path: Path, entries: list[TensorEntry])
     total.update(f"{size}\n".encode())
     with path.open("rb") as stream:
         for offset, length in sorted(spans):
-            for place in (0, (length - _SAMPLE) // 2, length - _SAMPLE):
-                stream.seek(offset + max(place, 0))
+            for start in (0, (length - _SAMPLE) // 2, length - _SAMPLE):
+                stream.seek(offset + max(start, 0))
                 total.update(stream.read(min(_SAMPLE, length)))

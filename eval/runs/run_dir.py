@@ -1,14 +1,13 @@
-"""A run folder: pictures in GenEval's layout, each with a sidecar, and what is left, read from the disk.
+"""A run folder: images in GenEval's layout, each with a sidecar, and which of them are finished.
 
     R/run.json                          the recipe, the model's fingerprint and the run's
     R/prompts.jsonl                     the whole suite
     R/images/00000/metadata.jsonl       one line of it
-    R/images/00000/samples/0000.png     a picture
-    R/images/00000/samples/0000.json    its sidecar: seed, settings, fingerprints, the picture's sha256
+    R/images/00000/samples/0000.png     an image
+    R/images/00000/samples/0000.json    its sidecar: seed, settings, fingerprints, the image's sha256
 
-A picture is finished when its file is there and is, byte for byte, the one that its sidecar tells of, and the
-sidecar has the run's fingerprint. The sidecar is written first, both under other names and then renamed, so
-that a process can be killed at any time.
+An image is finished when its file has the sha256 in its sidecar, and the sidecar has the run's fingerprint.
+The sidecar is written first, both atomically, so that a process can be killed at any time.
 """
 
 import hashlib
@@ -20,13 +19,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from PIL import Image
 
 from ...blocks.chat.image_io import write_png
 from ...blocks.errors import BifronsError, CheckpointError
-from ..atomic_io import disk_errors, fresh_folder, read_json, write_json, write_whole
+from ..atomic_io import disk_errors, make_folder, read_json, write_file, write_json
 from ..geneval.suites import Row, lines_sha256, parse_prompts, select_prompts, to_jsonl
 from .recipe import Recipe, differences, fingerprint
 
@@ -41,7 +40,7 @@ class ImageKey(NamedTuple):
 
     @property
     def filename(self) -> str:
-        """Its path within the folder of pictures, and its name in every file of results."""
+        """Its path within the folder of images, and its name in every file of results."""
         return f"{self.index:05d}/samples/{self.number:04d}.png"
 
 
@@ -56,32 +55,31 @@ class RunDir:
 
     @property
     def fingerprint(self) -> str:
+        """Identifies recipe and model; every sidecar has it."""
         return fingerprint(self.recipe, self.model_fingerprint)
 
     @property
     def images_dir(self) -> Path:
+        """The folder of the images, in GenEval's layout."""
         return self.root / "images"
 
     def image_keys(self) -> list[ImageKey]:
-        """All pictures of the run, in order."""
+        """All images of the run, in order."""
         indices = select_prompts(len(self.rows), self.recipe.limit)
         return [ImageKey(i, j) for i in indices for j in range(self.recipe.images_per_prompt)]
 
     def batches(self) -> list[list[ImageKey]]:
-        """The pictures as they are painted together: the same division whoever paints, and when."""
-        pictures, size = self.image_keys(), self.recipe.batch_size
-        return [pictures[start : start + size] for start in range(0, len(pictures), size)]
+        """The images in batches that are generated together, the same for any number of processes."""
+        keys, size = self.image_keys(), self.recipe.batch_size
+        return [keys[start : start + size] for start in range(0, len(keys), size)]
 
-    def path(self, picture: ImageKey) -> Path:
-        return self.images_dir / picture.filename
+    def path(self, key: ImageKey) -> Path:
+        """The image's file."""
+        return self.images_dir / key.filename
 
-    def is_finished(self, picture: ImageKey) -> bool:
-        """Whether the picture is finished. Raises BifronsError where it is another run's."""
-        return self.sha256(picture) is not None
-
-    def sha256(self, picture: ImageKey) -> str | None:
-        """The finished picture's sha256, or None. Raises BifronsError where it is another run's."""
-        path = self.path(picture)
+    def sha256(self, key: ImageKey) -> str | None:
+        """The sha256 of a finished image, else None. Raises BifronsError where it is another run's."""
+        path = self.path(key)
         try:
             content = path.read_bytes()
             sidecar = json.loads(path.with_suffix(".json").read_bytes())
@@ -94,11 +92,11 @@ class RunDir:
         except ValueError:
             log.warning("%s has a damaged sidecar and is painted again", path)
             return None
-        found = sidecar.get("fingerprint") if isinstance(sidecar, dict) else None
-        if found != self.fingerprint:
+        fingerprint = sidecar.get("fingerprint") if isinstance(sidecar, dict) else None
+        if fingerprint != self.fingerprint:
             raise BifronsError(
-                f"{path} was painted by another recipe or model (fingerprint {found}); accepted in this run: "
-                f"{self.fingerprint}. Take another run folder, or remove that picture"
+                f"{path} was painted by another recipe or model (fingerprint {fingerprint}); accepted in "
+                f"this run: {self.fingerprint}. Take another run folder, or remove that picture"
             )
         digest = hashlib.sha256(content).hexdigest()
         if digest != sidecar.get("sha256"):
@@ -106,26 +104,26 @@ class RunDir:
             return None
         return digest
 
-    def unfinished(self, pictures: Sequence[ImageKey]) -> list[ImageKey]:
-        """Those of the pictures that are not finished."""
-        return [picture for picture in pictures if not self.is_finished(picture)]
+    def unfinished(self, keys: Sequence[ImageKey]) -> list[ImageKey]:
+        """Those of the images that are not finished. Raises BifronsError where one is another run's."""
+        return [key for key in keys if self.sha256(key) is None]
 
     def write_metadata(self, index: int) -> None:
-        """The prompt's metadata.jsonl, if it isn't there. Raises BifronsError where it is another one."""
+        """Write the prompt's metadata.jsonl if needed. Raises BifronsError where another prompt has it."""
         path = self.images_dir / f"{index:05d}" / "metadata.jsonl"
-        wanted = to_jsonl([self.rows[index]])
+        content = to_jsonl([self.rows[index]])
         if path.is_file():
-            if path.read_bytes() != wanted:
+            if path.read_bytes() != content:
                 raise BifronsError(f"{path} holds another prompt than this run's; take another run folder")
             return
-        fresh_folder(path.parent / "samples")
-        write_whole(path, wanted, durable=False)
+        make_folder(path.parent / "samples")
+        write_file(path, content, durable=False)
 
-    def save(self, picture: ImageKey, image: Image.Image) -> None:
-        """Write a finished picture and its sidecar. Raises BifronsError where the disk refuses."""
+    def save(self, key: ImageKey, image: Image.Image) -> None:
+        """Write a finished image and its sidecar. Raises BifronsError where the disk refuses."""
         stream = io.BytesIO()
         write_png(image, stream)
-        content, sentence = stream.getvalue(), self.rows[picture.index]["prompt"]
+        content, sentence = stream.getvalue(), self.rows[key.index]["prompt"]
         sidecar = {
             "fingerprint": self.fingerprint,
             "model_fingerprint": self.model_fingerprint,
@@ -135,24 +133,25 @@ class RunDir:
             **self.recipe.to_json(),
             "prompt": self.recipe.prompt(sentence),
             "run_seed": self.recipe.seed,
-            "seed": self.recipe.image_seed(*picture),
+            "seed": self.recipe.image_seed(*key),
         }
-        path = self.path(picture)
-        self.write_metadata(picture.index)
+        path = self.path(key)
+        self.write_metadata(key.index)
         write_json(path.with_suffix(".json"), sidecar, durable=False)
-        write_whole(path, content, durable=False)
+        write_file(path, content, durable=False)
 
     def remove_temporary_files(self) -> None:
-        """Remove what killed processes left half-written; only when nobody paints in the folder."""
+        """Remove the unfinished files of killed processes; only while no process generates images."""
         with disk_errors(f"tidy {self.images_dir}"):
-            for path in self.images_dir.glob("*/**/.*.tmp"):
-                path.unlink(missing_ok=True)
+            for pattern in ("*/**/.*.part", "*/**/.*.tmp"):  # .tmp: in older run folders
+                for path in self.images_dir.glob(pattern):
+                    path.unlink(missing_ok=True)
 
 
 def create_run(root: Path, recipe: Recipe, rows: Sequence[Row], model_fingerprint: str) -> RunDir:
-    """Make a run folder, or open one that was made with exactly these.
+    """Make a run folder, or open one with the same recipe, rows and model.
 
-    `recipe.prompts_sha256` is filled in from the rows. Raises BifronsError, with the fields that differ,
+    `recipe.prompts_sha256` is computed from the rows. Raises BifronsError, with the fields that differ,
     where the folder belongs to another recipe or model, and where it can't be written.
     """
     recipe = Recipe(**{**recipe.to_json(), "prompts_sha256": lines_sha256(list(rows))})
@@ -161,34 +160,38 @@ def create_run(root: Path, recipe: Recipe, rows: Sequence[Row], model_fingerprin
     if not (root / "run.json").exists():
         if (root / "images").exists() and any((root / "images").iterdir()):
             raise BifronsError(f"{root} holds pictures but no run.json; accepted: a new folder, or a run's")
-        fresh_folder(root)
-        write_whole(root / "prompts.jsonl", to_jsonl(list(rows)))
+        make_folder(root)
+        write_file(root / "prompts.jsonl", to_jsonl(list(rows)))
         content = {"fingerprint": run.fingerprint, "model_fingerprint": model_fingerprint}
         write_json(root / "run.json", {**content, "recipe": recipe.to_json(), "software": software()})
         return run
-    found = open_run(root)
-    check_same_recipe(found, recipe, model_fingerprint)
-    return found
+    run = open_run(root)
+    check_same_recipe(run, recipe, model_fingerprint)
+    return run
 
 
 def check_same_recipe(run: RunDir, recipe: Recipe, model_fingerprint: str) -> None:
     """Raise BifronsError unless a run folder has this recipe (but for the model's name) and model."""
-    lines_ = [line for line in differences(run.recipe, recipe) if not line.startswith("model ")]
+    changes = [line for line in differences(run.recipe, recipe) if not line.startswith("model ")]
     if model_fingerprint != run.model_fingerprint:
-        lines_.append(
+        changes.append(
             f"model {run.recipe.model!r} ({run.model_fingerprint[:12]}), not {recipe.model!r} "
             f"({model_fingerprint[:12]})"
         )
-    if lines_:
+    if changes:
         raise BifronsError(
-            f"{run.root} is the run of another recipe: {'; '.join(lines_)}. Two recipes never mix in one "
+            f"{run.root} is the run of another recipe: {'; '.join(changes)}. Two recipes never mix in one "
             "run; accepted: the same recipe, or another run folder"
         )
 
 
-def open_run(root: Path) -> RunDir:
-    """Open a run folder that was made. Raises BifronsError for another folder, or one that was changed."""
-    content = read_json(root / "run.json") if (root / "run.json").is_file() else None
+def open_run(root: Path, content: Any = None) -> RunDir:
+    """Open an existing run folder. Raises BifronsError for another folder, or one that was changed.
+
+    content: of run.json, where it is read already.
+    """
+    if content is None and (root / "run.json").is_file():
+        content = read_json(root / "run.json")
     if not isinstance(content, Mapping) or not isinstance(content.get("recipe"), Mapping):
         raise BifronsError(f"{root} is no run folder with a recipe; accepted: one of `bifrons eval run`")
     recipe = Recipe.from_json(content["recipe"])
@@ -200,17 +203,17 @@ def open_run(root: Path) -> RunDir:
     return run
 
 
-def check_model(run: RunDir, found: str) -> None:
-    """Raise CheckpointError unless the model that is to paint has the run's fingerprint."""
-    if found != run.model_fingerprint:
+def check_model(run: RunDir, fingerprint: str) -> None:
+    """Raise CheckpointError unless the model's fingerprint is the run's."""
+    if fingerprint != run.model_fingerprint:
         raise CheckpointError(
             f"the model {run.recipe.model!r} is not what this run began with: its fingerprint is now "
-            f"{found[:12]}, the run's {run.model_fingerprint[:12]}; accepted: the same files, or another run "
-            "folder"
+            f"{fingerprint[:12]}, the run's {run.model_fingerprint[:12]}; accepted: the same files, or "
+            "another run folder"
         )
 
 
 def software() -> dict[str, str]:
-    """Versions that can matter to the pixels, for the record; not part of a fingerprint."""
+    """Versions that may affect the pixels, for the record; not part of a fingerprint."""
     names = ("bifrons", "torch", "numpy", "pillow")
     return {"python": platform.python_version(), **{name: metadata.version(name) for name in names}}

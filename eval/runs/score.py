@@ -6,11 +6,12 @@ import logging
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from ...blocks.errors import BifronsError
-from ..atomic_io import disk_errors, fresh_folder, whole_file
+from ..atomic_io import atomic_file, disk_errors, make_folder
 from ..geneval.scoring import BadLine, Summary, intervals, results_row, score_row, summarize
 
 log = logging.getLogger(__name__)
@@ -18,52 +19,54 @@ LEVEL = 0.95
 
 
 def score_file(
-    detections: Path | str, output: Path | str, not_seen: Sequence[Mapping[str, str]] = ()
+    detections: Path | str, output: Path | str, not_detected: Sequence[Mapping[str, str]] = ()
 ) -> Summary:
     """Score a file of detections, one row (see `score_row`) a line, into the file `output` and summary.json.
 
     detections: `.jsonl` or `.jsonl.gz`, read line by line. A line that can't be scored (no JSON, malformed,
-    a filename that an earlier line had) is logged as a warning, listed in the summary's `bad_lines` and in
-    summary.json, and scored as nothing; blank lines are passed over.
-    output: a name that ends in .jsonl, in a folder that may be new; gets the published form. It and the
-    summary.json beside it appear whole or not at all, and replace what had these names.
-    not_seen: {filename, reason} of what could not be looked at; told in the summary's `not_scored`.
+    the filename of an earlier line) is logged as a warning, listed in the summary's `bad_lines` and in
+    summary.json, and left out of the score; blank lines are skipped.
+    output: a name that ends in .jsonl, in a folder that may be new; gets the published format. It and the
+    summary.json beside it are written atomically, and replace existing files.
+    not_detected: {filename, reason} of images without detections, for the `not_scored` of summary.json.
 
-    Raises BifronsError when the file is missing, broken off or of another kind, or no line can be scored.
+    Raises BifronsError when the file is missing, truncated or of another type, or no line can be scored.
     """
     source, results = Path(detections), Path(output)
-    digest = results.with_name("summary.json")
+    summary_path = results.with_name("summary.json")
     if results.suffix != ".jsonl" or results.is_dir():
         raise BifronsError(f"output {results} names no results file; accepted: a name that ends in .jsonl")
-    if source.resolve() in (results.resolve(), digest.resolve()):
+    if source.resolve() in (results.resolve(), summary_path.resolve()):
         raise BifronsError(f"{source} would be replaced by its own results; accepted: another output")
     lines = _lines(source)
-    first = next(lines, None)  # opened before the folder is made: a wrong name leaves nothing behind
+    first = next(lines, None)  # before the folder is made, so that a wrong name leaves nothing behind
     if first is None:
         raise BifronsError(f"{source} is empty; accepted: one row of detections a line")
-    fresh_folder(results.parent)
-    bad: list[BadLine] = []
-    kept: list[dict[str, Any]] = []
+    make_folder(results.parent)
+    bad_lines: list[BadLine] = []
+    rows: list[dict[str, Any]] = []
     filenames: dict[str, int] = {}
-    # Of the two, the one that was opened last is in place first.
-    with whole_file(digest) as digest_out, whole_file(results) as results_out:
-        for number, raw in _chain(first, lines):
+    # The inner one, the results, is in place first.
+    with atomic_file(summary_path) as summary_out, atomic_file(results) as results_out:
+        for number, raw in chain([first], lines):
             try:
                 scored = _score_line(number, raw, filenames)
             except BifronsError as error:
                 log.warning("%s line %d is not scored: %s", source, number, error)
-                bad.append(BadLine(number, str(error)))
+                bad_lines.append(BadLine(number, str(error)))
                 continue
             results_out.write((json.dumps(scored) + "\n").encode())
-            kept.append({key: scored[key] for key in ("tag", "correct", "metadata")})
-        if not kept:
-            raise BifronsError(f"{source}: no line could be scored; line {bad[0].line}: {bad[0].reason}")
-        summary = replace(summarize(kept), intervals=intervals(kept, LEVEL), bad_lines=tuple(bad))
+            rows.append({key: scored[key] for key in ("tag", "correct", "metadata")})
+        if not rows:
+            raise BifronsError(
+                f"{source}: no line could be scored; line {bad_lines[0].line}: {bad_lines[0].reason}"
+            )
+        summary = replace(summarize(rows), intervals=intervals(rows, LEVEL), bad_lines=tuple(bad_lines))
         content = summary_json(summary)
-        content["not_scored"] += [dict(item) for item in not_seen]
-        digest_out.write((json.dumps(content, indent=2) + "\n").encode())
-        with disk_errors(f"replace {digest}"):
-            digest.unlink(missing_ok=True)  # an old summary must never lie beside new results
+        content["not_scored"] += [dict(item) for item in not_detected]
+        summary_out.write((json.dumps(content, indent=2) + "\n").encode())
+        with disk_errors(f"replace {summary_path}"):
+            summary_path.unlink(missing_ok=True)  # no old summary may lie beside new results
     return summary
 
 
@@ -104,7 +107,7 @@ def _score_line(number: int, raw: bytes, filenames: dict[str, int]) -> dict[str,
 
 
 def _lines(source: Path) -> Iterator[tuple[int, bytes]]:
-    """Numbered lines that are not blank."""
+    """The lines that are not blank, with their numbers."""
     if not source.name.endswith((".jsonl", ".jsonl.gz")):
         raise BifronsError(f"{source} is of an unknown kind; accepted: .jsonl or .jsonl.gz")
     number = 0
@@ -115,8 +118,3 @@ def _lines(source: Path) -> Iterator[tuple[int, bytes]]:
                     yield number, raw
     except (OSError, EOFError, zlib.error) as error:
         raise BifronsError(f"{source} can't be read after line {number}: {error}") from error
-
-
-def _chain(first: tuple[int, bytes], rest: Iterator[tuple[int, bytes]]) -> Iterator[tuple[int, bytes]]:
-    yield first
-    yield from rest

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from bifrons.blocks.errors import BifronsError, CheckpointError, OptionError
-from bifrons.eval.atomic_io import write_whole
+from bifrons.eval.atomic_io import write_file
 from bifrons.eval.geneval import suites
 from bifrons.eval.runs.recipe import Recipe, fingerprint, model_fingerprint
 from bifrons.eval.runs.run_dir import ImageKey, RunDir, check_model, create_run, open_run
@@ -198,6 +198,6 @@ def test_a_disk_that_refuses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, co
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", refuse)
         with pytest.raises(BifronsError, match=words):
-            write_whole(old, b"new and longer")
+            write_file(old, b"new and longer")
     assert old.read_bytes() == b"old"
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
