@@ -41,7 +41,7 @@ def import_kernels() -> Kernels:
 
 def load_kernels(device: torch.device) -> Kernels | None:
     """The kernels where they serve, else None."""
-    if not dispatch.device_serves(device):
+    if not dispatch.device_has_kernels(device):
         return None
     try:
         return import_kernels()
@@ -118,7 +118,7 @@ def decode_fast(
     """
     blocks = [cast(Block, block) for block in decoder.layers]
     latent = [block.self_attn for block in blocks if isinstance(block.self_attn, LatentAttention)]
-    served = dispatch.serves(x_RD, *(layer.kv_b_proj.weight for layer in latent))
+    served = dispatch.can_use_kernels(x_RD, *(layer.kv_b_proj.weight for layer in latent))
     if served or not latent:
         context = ForwardContext(cache.positions[:, None], rotary, None, cache)
     else:

@@ -54,7 +54,9 @@ def _whole(parts: Sequence[Tensor]) -> Tensor | None:
 def joined_weight(*layers: nn.Module) -> WeightTensors | None:
     """The weights of layers as one, if they lie side by side and kernels there read their kind."""
     weights = _weights(layers)
-    if weights is None or (weights[0].kind == "fp8" and not dispatch.reads_float8(weights[0].codes.device)):
+    if weights is None or (
+        weights[0].kind == "fp8" and not dispatch.supports_float8(weights[0].codes.device)
+    ):
         return None
     wholes: dict[str, Tensor] = {}
     for field, tensors in _parts(weights).items():

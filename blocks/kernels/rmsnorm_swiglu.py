@@ -1,12 +1,12 @@
-"""Triton kernels of one decoding step: sum and norm, and SwiGLU, each one launch (see overlap.py).
+"""Triton kernels of a decode step: residual addition with RMSNorm, and SwiGLU, one launch each.
 
 R rows, D decoder width, I width of a feed-forward.
 
-The plain functions stay the definition: norm.py, feed_forward.py. Roundings come in their order; sums are in
-another one.
+The definitions are `RMSNorm` and `FeedForward` in model/layers.py. Values are rounded in the same places; the
+order of summation differs.
 """
 
-# What Triton's compiler reads is not what a checker of types takes it for.
+# Triton kernels are not what their Python types say:
 # pyright: reportArgumentType=false, reportOperatorIssue=false, reportCallIssue=false
 
 import triton
@@ -31,26 +31,26 @@ def _add_norm(
     PDL: tl.constexpr,
 ):
     row = tl.program_id(0).to(tl.int64)
-    at = row * WIDTH
+    offset = row * WIDTH
     k = tl.arange(0, PADDED)
-    inside = k < WIDTH
-    gain = tl.load(weight + k, mask=inside, other=0.0).to(tl.float32)
+    mask = k < WIDTH
+    gain = tl.load(weight + k, mask=mask, other=0.0).to(tl.float32)
     wait_then_trigger(PDL)
-    wide = tl.load(x + row * x_stride + k, mask=inside, other=0.0).to(tl.float32)
+    value = tl.load(x + row * x_stride + k, mask=mask, other=0.0).to(tl.float32)
     if ADDS:
-        wide += tl.load(delta + at + k, mask=inside, other=0.0).to(tl.float32)
-        rounded = wide.to(total.dtype.element_ty)
-        tl.store(total + at + k, rounded, mask=inside)
-        wide = rounded.to(tl.float32)
-    scale = tl.rsqrt(tl.sum(wide * wide, axis=0) / WIDTH + eps)
-    normed = (wide * scale).to(out.dtype.element_ty).to(tl.float32)
-    tl.store(out + at + k, (gain * normed).to(out.dtype.element_ty), mask=inside)
+        value += tl.load(delta + offset + k, mask=mask, other=0.0).to(tl.float32)
+        rounded = value.to(total.dtype.element_ty)
+        tl.store(total + offset + k, rounded, mask=mask)
+        value = rounded.to(tl.float32)
+    scale = tl.rsqrt(tl.sum(value * value, axis=0) / WIDTH + eps)
+    normed = (value * scale).to(out.dtype.element_ty).to(tl.float32)
+    tl.store(out + offset + k, (gain * normed).to(out.dtype.element_ty), mask=mask)
 
 
 def add_norm(
     x_RD: Tensor, delta_RD: Tensor | None, weight: Tensor, eps: float, out: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """`x + delta` (None: `x` itself) and its `RMSNorm`, which goes into `out` if that is given."""
+    """`x + delta`, or `x` itself if `delta` is None, and its `RMSNorm`, written to `out` if given."""
     rows, width = x_RD.shape
     x_RD = x_RD if x_RD.stride(1) == 1 else x_RD.contiguous()
     total_RD = x_RD if delta_RD is None else x_RD.new_empty(rows, width)
@@ -77,15 +77,15 @@ def _swiglu(gate_up, out, WIDTH: tl.constexpr, BLOCK: tl.constexpr, PDL: tl.cons
     wait_then_trigger(PDL)
     row = tl.program_id(0).to(tl.int64)
     k = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-    inside = k < WIDTH
-    gate = tl.load(gate_up + row * 2 * WIDTH + k, mask=inside, other=0.0).to(tl.float32)
-    up = tl.load(gate_up + row * 2 * WIDTH + WIDTH + k, mask=inside, other=0.0).to(tl.float32)
-    opened = (gate / (1.0 + tl.exp(-gate))).to(out.dtype.element_ty).to(tl.float32)
-    tl.store(out + row * WIDTH + k, (opened * up).to(out.dtype.element_ty), mask=inside)
+    mask = k < WIDTH
+    gate = tl.load(gate_up + row * 2 * WIDTH + k, mask=mask, other=0.0).to(tl.float32)
+    up = tl.load(gate_up + row * 2 * WIDTH + WIDTH + k, mask=mask, other=0.0).to(tl.float32)
+    silu = (gate / (1.0 + tl.exp(-gate))).to(out.dtype.element_ty).to(tl.float32)
+    tl.store(out + row * WIDTH + k, (silu * up).to(out.dtype.element_ty), mask=mask)
 
 
 def swiglu(gate_up_RI: Tensor) -> Tensor:
-    """`silu(gate) * up` of both side by side, `[R, 2 I]` -> `[R, I]`."""
+    """`silu(gate) * up` of gates and ups side by side, `[R, 2 I]` -> `[R, I]`."""
     rows, width = gate_up_RI.shape[0], gate_up_RI.shape[1] // 2
     out = gate_up_RI.new_empty(rows, width)
     grid = (rows, triton.cdiv(width, 512))

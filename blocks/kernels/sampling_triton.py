@@ -1,10 +1,10 @@
-"""Guidance, noise and choice of a token in two launches: `sampling.guide` and `sampling.sample` as kernels.
+"""Guidance, noise and choice of a token in two launches: the engine's `guide` and `sample` as Triton kernels.
 
-N draws, V vocabulary, P parts of a row of logits. The noise is that of random.py, bit for bit up to its
-logarithms, which round within a unit in the last place or two.
+N draws, V vocabulary, P blocks of a row of logits. The noise is that of engine/philox.py, with the same bits
+up to its logarithms, which differ by a unit or two in the last place.
 """
 
-# What Triton's compiler reads is not what a checker of types takes it for.
+# Triton kernels are not what their Python types say:
 # pyright: reportArgumentType=false, reportOperatorIssue=false, reportCallIssue=false
 
 import torch
@@ -19,16 +19,16 @@ _BLOCK = 1024
 
 @triton.jit
 def _log1p(x):
-    """`log(1 + x)`, precise for small x too: the rounding of `1 + x` is made up for."""
-    near = 1.0 + x
-    exact = near == 1.0
-    fixed = tl.log(near) * tl.div_rn(x, tl.where(exact, 1.0, near - 1.0))
-    return tl.where(exact, x, fixed)
+    """`log(1 + x)`, precise for small x too: corrected for the rounding of `1 + x`."""
+    rounded = 1.0 + x
+    is_one = rounded == 1.0
+    corrected = tl.log(rounded) * tl.div_rn(x, tl.where(is_one, 1.0, rounded - 1.0))
+    return tl.where(is_one, x, corrected)
 
 
 @triton.jit
 def _exponential(seed, step, v):
-    """`exponential_noise` of entries `v`, four to a block of the generator; steps below 2**31."""
+    """`philox.exponential_noise` of the entries `v`, four per Philox counter; steps are below 2**31."""
     zero = v * 0
     w0, w1, w2, w3 = tl.philox(seed, v // 4, zero + step.to(tl.int32), zero, zero)
     lane = v % 4
@@ -38,59 +38,61 @@ def _exponential(seed, step, v):
 
 
 @triton.jit
-def _draw_parts(
+def _best_of_blocks(
     logits,
     seeds,
     steps,
     guidance,
     temperature,
-    best,
-    places,
+    best_scores,
+    best_tokens,
     V: tl.constexpr,
-    PARTS: tl.constexpr,
+    BLOCKS: tl.constexpr,
     BLOCK: tl.constexpr,
     GUIDED: tl.constexpr,
     GREEDY: tl.constexpr,
     PDL: tl.constexpr,
 ):
+    """The best token of one block of a draw's vocabulary, and its score: guided logits with noise."""
     wait_then_trigger(PDL)
     n = tl.program_id(0).to(tl.int64)
-    part = tl.program_id(1)
-    v = part * BLOCK + tl.arange(0, BLOCK)
-    inside = v < V
+    block = tl.program_id(1)
+    v = block * BLOCK + tl.arange(0, BLOCK)
+    mask = v < V
     if GUIDED:
-        cond = tl.load(logits + 2 * n * V + v, mask=inside, other=0.0).to(tl.float32)
-        uncond = tl.load(logits + (2 * n + 1) * V + v, mask=inside, other=0.0).to(tl.float32)
+        cond = tl.load(logits + 2 * n * V + v, mask=mask, other=0.0).to(tl.float32)
+        uncond = tl.load(logits + (2 * n + 1) * V + v, mask=mask, other=0.0).to(tl.float32)
         score = uncond + tl.load(guidance) * (cond - uncond)
     else:
-        score = tl.load(logits + n * V + v, mask=inside, other=0.0).to(tl.float32)
+        score = tl.load(logits + n * V + v, mask=mask, other=0.0).to(tl.float32)
     if not GREEDY:
         noise = _exponential(tl.load(seeds + n), tl.load(steps + n), v)
         score = tl.div_rn(score, tl.zeros([BLOCK], tl.float32) + tl.load(temperature)) - tl.log(noise)
-    score = tl.where(inside, score, float("-inf"))
-    value, place = tl.max(score, axis=0, return_indices=True)
-    tl.store(best + n * PARTS + part, value)
-    tl.store(places + n * PARTS + part, part * BLOCK + place)
+    score = tl.where(mask, score, float("-inf"))
+    best_score, best = tl.max(score, axis=0, return_indices=True)
+    tl.store(best_scores + n * BLOCKS + block, best_score)
+    tl.store(best_tokens + n * BLOCKS + block, block * BLOCK + best)
 
 
 @triton.jit
-def _draw_whole(
-    best,
-    places,
+def _best_of_row(
+    best_scores,
+    best_tokens,
     tokens,
     steps,
     record,
     COUNT: tl.constexpr,
-    PARTS: tl.constexpr,
+    BLOCKS: tl.constexpr,
     PADDED: tl.constexpr,
     RECORDED: tl.constexpr,
     PDL: tl.constexpr,
 ):
+    """The best token of all blocks of a draw; advances its step."""
     wait_then_trigger(PDL)
     n = tl.program_id(0).to(tl.int64)
-    part = tl.arange(0, PADDED)
-    value = tl.load(best + n * PARTS + part, mask=part < PARTS, other=float("-inf"))
-    token = tl.load(places + n * PARTS + tl.argmax(value, axis=0)).to(tl.int64)
+    block = tl.arange(0, PADDED)
+    score = tl.load(best_scores + n * BLOCKS + block, mask=block < BLOCKS, other=float("-inf"))
+    token = tl.load(best_tokens + n * BLOCKS + tl.argmax(score, axis=0)).to(tl.int64)
     step = tl.load(steps + n)
     tl.store(tokens + n, token)
     if RECORDED:
@@ -108,43 +110,43 @@ def draw(
     guidance: Tensor | None,
     temperature: Tensor | None,
 ) -> None:
-    """Choose one token of every draw into `tokens` and row `steps` of `record` (if there is one); then steps
-    are one further.
+    """Sample one token per draw into `tokens_N` and, if given, into row `steps_N` of `record_SN`; then
+    advance `steps_N`.
 
     With `guidance`, a number on the device, rows 2 n and 2 n + 1 of the logits are those of draw n with and
-    without its condition. `temperature`, likewise a number on the device, is None for the likeliest token.
+    without its condition. `temperature` is a number on the device too; None takes the most likely token.
     """
     count, size = len(tokens_N), logits_RV.shape[1]
     logits_RV = logits_RV.contiguous()
-    parts = triton.cdiv(size, _BLOCK)
-    best = torch.empty(count, parts, dtype=torch.float32, device=logits_RV.device)
-    places = torch.empty(count, parts, dtype=torch.int32, device=logits_RV.device)
-    # Without contraction of products and sums, which would round guided logits otherwise than torch does.
-    _draw_parts[count, parts](
+    blocks = triton.cdiv(size, _BLOCK)
+    best_scores_NP = torch.empty(count, blocks, dtype=torch.float32, device=logits_RV.device)
+    best_tokens_NP = torch.empty(count, blocks, dtype=torch.int32, device=logits_RV.device)
+    # Without fused multiply-add, which would round guided logits differently from torch.
+    _best_of_blocks[count, blocks](
         logits_RV,
         seeds_N,
         steps_N,
-        best if guidance is None else guidance,
-        best if temperature is None else temperature,
-        best,
-        places,
+        best_scores_NP if guidance is None else guidance,
+        best_scores_NP if temperature is None else temperature,
+        best_scores_NP,
+        best_tokens_NP,
         V=size,
-        PARTS=parts,
+        BLOCKS=blocks,
         BLOCK=_BLOCK,
         GUIDED=guidance is not None,
         GREEDY=temperature is None,
         enable_fp_fusion=False,
         **pdl_options(logits_RV),
     )
-    _draw_whole[(count,)](
-        best,
-        places,
+    _best_of_row[(count,)](
+        best_scores_NP,
+        best_tokens_NP,
         tokens_N,
         steps_N,
         tokens_N if record_SN is None else record_SN,
         COUNT=1 if record_SN is None else record_SN.shape[1],
-        PARTS=parts,
-        PADDED=triton.next_power_of_2(parts),
+        BLOCKS=blocks,
+        PADDED=triton.next_power_of_2(blocks),
         RECORDED=record_SN is not None,
         **pdl_options(logits_RV),
     )

@@ -38,7 +38,7 @@ class Attention(nn.Module):
         if context.cache is not None:
             stored = context.cache.write(self.layer, context.positions_BT, (k_BTHK, v))
             k_BTHK, v = (k_BTHK, v) if context.mask_B1TS is None else stored
-        if context.mask_B1TS is not None and cpu_attention.serves(q_BHTK, k_BTHK):
+        if context.mask_B1TS is not None and cpu_attention.is_faster(q_BHTK, k_BTHK):
             out_BHTK = cpu_attention.attend_one(q_BHTK, k_BTHK, v, context.mask_B1TS)
             return self.o_proj(out_BHTK.transpose(1, 2).flatten(2))
         out_BHTK = attend(q_BHTK, k_BTHK.transpose(1, 2), v.transpose(1, 2), context.mask_B1TS)

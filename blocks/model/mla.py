@@ -53,7 +53,11 @@ class LatentAttention(nn.Module):
             q = self.q_b_proj(self.q_a_layernorm(self.q_a_proj(x_BTD)))
         kv_BTC = self.kv_a_proj_with_mqa(x_BTD)
         queries = x_BTD.shape[1]
-        if queries == 1 and context.cache is not None and dispatch.serves(x_BTD, self.kv_b_proj.weight):
+        if (
+            queries == 1
+            and context.cache is not None
+            and dispatch.can_use_kernels(x_BTD, self.kv_b_proj.weight)
+        ):
             return self.o_proj(self.decode(q, kv_BTC, context))
         q_BHTK = q.unflatten(-1, (self.num_heads, latent.query_dim)).transpose(1, 2)
         q_nope_BHTN, q_rope_BHTP = q_BHTK.split((latent.nope_dim, latent.rope_dim), dim=-1)

@@ -174,7 +174,7 @@ class Experts(nn.Module):
         else:
             x, gate_up, down = self._operands(x_ND)
             implementation = self.implementation or pick_implementation(x, gate_up, expert_ids_NK.numel())
-            if implementation is grouped_gemm and dispatch.serves(x, gate_up, down, weights_NK):
+            if implementation is grouped_gemm and dispatch.can_use_kernels(x, gate_up, down, weights_NK):
                 from ..kernels.prefill_fused import weighted_sum  # needs Triton
 
                 return weighted_sum(*grouped_gemm_sorted(x, gate_up, down, expert_ids_NK), weights_NK)
@@ -219,11 +219,11 @@ class MoE(nn.Module):
     def _kernels_serve(self, x_ND: Tensor) -> bool:
         """Whether kernels for a few tokens compute the layer."""
         pairs = len(x_ND) * self.gate.config.top_k
-        if not dispatch.device_serves(x_ND.device) or pairs > _KERNEL_MAX_PAIRS:
+        if not dispatch.device_has_kernels(x_ND.device) or pairs > _KERNEL_MAX_PAIRS:
             return False
         # `padded_bmm` is set where nothing may wait for the device, which is true of the kernels as well.
         free_choice = self.experts.implementation in (None, padded_bmm)
-        return free_choice and dispatch.serves(x_ND, *self.parameters(), *self.buffers())
+        return free_choice and dispatch.can_use_kernels(x_ND, *self.parameters(), *self.buffers())
 
     def _forward_kernels(self, x_ND: Tensor) -> Tensor:
         """`forward` of a few tokens on CUDA, `[N, D]`."""

@@ -31,7 +31,7 @@ def quantized_linear(x: Tensor, weight: WeightTensors) -> Tensor:
         whole_blocks = codes.shape[0] % _INT8_MM_BLOCK == 0 and codes.shape[1] % _INT8_MM_BLOCK == 0
         if whole_blocks and 0 < rows <= _INT8_MM_MAX_ROWS:
             return _int8_mm(x.reshape(rows, -1).contiguous(), codes, weight.scale).view(*x.shape[:-1], -1)
-    if 0 < rows <= _GEMV_MAX_ROWS and dispatch.serves(x, codes):
+    if 0 < rows <= _GEMV_MAX_ROWS and dispatch.can_use_kernels(x, codes):
         from ..kernels import gemv  # needs Triton
 
         return gemv.linear(x.reshape(rows, -1), weight).view(*x.shape[:-1], -1)

@@ -40,7 +40,7 @@ _MAX_SCORED_POSITIONS = 1024
 def supports(weights: Sequence[Tensor]) -> bool:
     """Whether the weights are where this is the better form, and no gradients are asked for."""
     first = weights[0]
-    if first.dtype not in DTYPES or not dispatch.serves(first, *weights):
+    if first.dtype not in DTYPES or not dispatch.can_use_kernels(first, *weights):
         return False
     return all(weight.device == first.device and weight.dtype == first.dtype for weight in weights)
 

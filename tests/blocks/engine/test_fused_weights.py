@@ -56,7 +56,7 @@ def test_names_and_values_stay(decoder: Decoder) -> None:
 def test_codes_keep_their_values_and_leave_nothing_behind(
     decoder: Decoder, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(dispatch, "reads_float8", lambda device: True)
+    monkeypatch.setattr(dispatch, "supports_float8", lambda device: True)
     whole = nn.Module()
     whole.decoder = decoder
     quantize_model(whole, kind)
@@ -84,7 +84,7 @@ def test_codes_keep_their_values_and_leave_nothing_behind(
 @pytest.mark.parametrize("kind", [None, "int8", "int4", "fp8"])
 @pytest.mark.parametrize("name", LATENT)
 def test_queries_and_latents_have_one_input(name: str, kind: str | None, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(dispatch, "reads_float8", lambda device: True)
+    monkeypatch.setattr(dispatch, "supports_float8", lambda device: True)
     torch.manual_seed(0)
     whole = nn.Module()
     whole.decoder = Decoder(LATENT[name]).requires_grad_(False)

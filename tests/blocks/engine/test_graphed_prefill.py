@@ -201,7 +201,7 @@ def fake_model(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, torch.dtype], 
     """A model of fake tensors on a fake GPU, where no kernels of Triton serve."""
     if torch.cuda.is_available():
         pytest.skip("a real GPU is there")
-    monkeypatch.setattr(dispatch, "device_serves", lambda device: False)
+    monkeypatch.setattr(dispatch, "device_has_kernels", lambda device: False)
 
     def make(name: str, dtype: torch.dtype) -> tuple[Any, FakeTensorMode]:
         janus, folder, mode = name.startswith("janus"), FOLDER / name, FakeTensorMode()

@@ -51,7 +51,7 @@ def made_decoder(latent: LatentConfig, kind: str | None = None, layers: int = 1,
 def plain_steps(decoder: Decoder, prompts: list[Tensor], news: Tensor, monkeypatch) -> list[Tensor]:
     cache = decoder.new_cache(len(prompts), SLOTS)
     with monkeypatch.context() as patch:
-        patch.setattr(dispatch, "device_serves", lambda device: False)
+        patch.setattr(dispatch, "device_has_kernels", lambda device: False)
         prefill(decoder, prompts, cache)
         return [decode_one(decoder, new, cache) for new in news]
 
@@ -60,12 +60,12 @@ def fast_steps(decoder: Decoder, prompts: list[Tensor], news: Tensor, monkeypatc
     """The steps by `decode_fast`, after prompts that were read by the plain functions."""
     cache = decoder.new_cache(len(prompts), SLOTS)
     with monkeypatch.context() as patch:
-        patch.setattr(dispatch, "device_serves", lambda device: False)
+        patch.setattr(dispatch, "device_has_kernels", lambda device: False)
         prefill(decoder, prompts, cache)
     found = []
     with monkeypatch.context() as patch:
-        patch.setattr(dispatch, "device_serves", lambda device: True)
-        patch.setattr(dispatch, "reads_float8", lambda device: True)
+        patch.setattr(dispatch, "device_has_kernels", lambda device: True)
+        patch.setattr(dispatch, "supports_float8", lambda device: True)
         kernels = decode_step.import_kernels()
         patch.setattr(recordings, "load_kernels", lambda device: kernels)
         decoding = Decoding(decoder, SLOTS)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from bifrons.blocks.kernels.cpu_attention import attend_one, serves
+from bifrons.blocks.kernels.cpu_attention import attend_one, is_faster
 from bifrons.janus.pipeline import JanusPipeline
 
 
@@ -37,18 +37,18 @@ def test_parts_give_what_the_whole_gives(numbers, monkeypatch):
     q, k, v = drawn()
     mask = (torch.arange(50) < torch.tensor([50, 20, 3])[:, None])[:, None, None]
     whole = attend_one(q, k, v, mask)
-    monkeypatch.setattr(module, "_PART", numbers)
+    monkeypatch.setattr(module, "PART", numbers)
     assert (attend_one(q, k, v, mask) - whole).abs().max() <= 2**-8 * whole.abs().max()
     with torch.inference_mode():
         assert attend_one(q, k, v, mask).shape == whole.shape
 
 
-def test_serves_where_it_is_faster():
-    assert serves(*drawn()[:2])
-    assert not serves(*drawn(dtype=torch.float32)[:2])
-    assert not serves(*drawn(queries=2)[:2])
-    assert not serves(*drawn(heads=8)[:2])
-    assert not serves(drawn()[0].requires_grad_(), drawn()[1])
+def test_is_faster_only_where_it_applies():
+    assert is_faster(*drawn()[:2])
+    assert not is_faster(*drawn(dtype=torch.float32)[:2])
+    assert not is_faster(*drawn(queries=2)[:2])
+    assert not is_faster(*drawn(heads=8)[:2])
+    assert not is_faster(drawn()[0].requires_grad_(), drawn()[1])
 
 
 def test_the_decoder_takes_it(janus_mini, monkeypatch):
@@ -61,13 +61,13 @@ def test_the_decoder_takes_it(janus_mini, monkeypatch):
     assert len(calls) == 35 * 3  # every step after the prompt, every layer
     scores = pipe.score_image("a", with_it[0])
     calls.clear()
-    monkeypatch.setattr(module, "serves", lambda *args: False)
+    monkeypatch.setattr(module, "is_faster", lambda *args: False)
     assert (pipe.score_image("a", with_it[0]) - scores).abs().max() == 0  # whole sequences never take it
     decoder = pipe.model.decoder
     rows = torch.randn(2, 30, 96).bfloat16()
     cached = []
     for use in (True, False):
-        monkeypatch.setattr(module, "serves", serves if use else lambda *args: False)
+        monkeypatch.setattr(module, "is_faster", is_faster if use else lambda *args: False)
         cache = decoder.config.new_cache(2, 30, device=rows.device, dtype=rows.dtype)
         with torch.no_grad():
             for x in rows.transpose(0, 1):

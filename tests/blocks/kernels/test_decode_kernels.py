@@ -119,7 +119,7 @@ def test_attention_of_one_query(
     from bifrons.blocks.kernels import decode_attention as kernels
     from bifrons.blocks.kernels.decode_attention import attend
 
-    monkeypatch.setattr(kernels, "_ENOUGH", 16)  # the last case is not split
+    monkeypatch.setattr(kernels, "ENOUGH_PROGRAMS", 16)  # the last case is not split
     keys, values = (normal(rows, kv_heads, slots, dim, dtype=dtype, seed=i).transpose(1, 2) for i in range(2))
     qkv = normal(rows, (heads + 2 * kv_heads) * dim, dtype=dtype, seed=2)
     positions = torch.randint(slots, (rows,), generator=torch.Generator().manual_seed(3)).to(DEVICE)
@@ -265,7 +265,7 @@ def through_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     if INTERPRETED:
         found = decode_step.import_kernels()
         monkeypatch.setattr(recordings, "load_kernels", lambda device: found)
-        monkeypatch.setattr(dispatch, "reads_float8", lambda device: True)
+        monkeypatch.setattr(dispatch, "supports_float8", lambda device: True)
 
 
 @runs

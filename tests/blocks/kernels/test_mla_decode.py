@@ -38,9 +38,9 @@ def steps(decoder, prompts, news, dtype, fast, monkeypatch):
     decoder = decoder.to(dtype)
     longest = max(len(prompt) for prompt in prompts)
     cache = decoder.config.new_cache(len(prompts), longest + len(news), device=device, dtype=dtype)
-    monkeypatch.setattr(dispatch, "device_serves", lambda device: False)
+    monkeypatch.setattr(dispatch, "device_has_kernels", lambda device: False)
     prefill(decoder, [prompt.to(dtype) for prompt in prompts], cache)
-    monkeypatch.setattr(dispatch, "device_serves", lambda device: fast)
+    monkeypatch.setattr(dispatch, "device_has_kernels", lambda device: fast)
     found = [decode_one(decoder, new.to(dtype), cache) for new in news]
     return torch.stack(found), cache
 
@@ -122,7 +122,7 @@ def test_slots_behind_a_rows_end_are_not_read(monkeypatch):
     cache = decoder.config.new_cache(2, 200, device=torch.device(DEVICE), dtype=torch.float32)
     cache.buffers[0].fill_(torch.nan)
     cache.reserve(100)
-    monkeypatch.setattr(dispatch, "device_serves", lambda device: True)
+    monkeypatch.setattr(dispatch, "device_has_kernels", lambda device: True)
     found = []
     for new in torch.randn(3, 2, 64).to(DEVICE):
         found.append(decode_one(decoder, new, cache))
@@ -142,7 +142,7 @@ def test_captured_steps_follow_the_positions(rows, monkeypatch):
     prompts = [torch.randn(100 + 57 * row % 300, 64).to(DEVICE, dtype) for row in range(rows)]
     news = torch.randn(4, rows, 64).to(DEVICE, dtype)
     plain, _ = steps(decoder, prompts, news, dtype, False, monkeypatch)
-    monkeypatch.setattr(dispatch, "device_serves", lambda device: True)
+    monkeypatch.setattr(dispatch, "device_has_kernels", lambda device: True)
     cache = decoder.config.new_cache(rows, 512, device=device, dtype=dtype)
     prefill(decoder, prompts, cache)
     cache.reserve(512)

@@ -125,9 +125,9 @@ def test_a_layer_goes_through_the_kernels_and_keeps_its_outputs(config, width, t
     x = normal(7, 1, tokens, width, dtype=torch.float32)
     calls = []
     monkeypatch.setattr(moe_decode, "fused_experts", lambda *args: calls.append(1) or fused_experts(*args))
-    monkeypatch.setattr(dispatch, "device_serves", lambda device: False)
+    monkeypatch.setattr(dispatch, "device_has_kernels", lambda device: False)
     plain = layer(x)
-    monkeypatch.setattr(dispatch, "device_serves", lambda device: True)
+    monkeypatch.setattr(dispatch, "device_has_kernels", lambda device: True)
     actual = layer(x)
     assert calls == [1]
     torch.testing.assert_close(actual, plain, rtol=1e-4, atol=1e-5)

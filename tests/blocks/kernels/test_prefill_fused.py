@@ -22,7 +22,7 @@ def made(seed: int, *shape: int, dtype: torch.dtype = torch.float32) -> torch.Te
 
 
 def let_kernels_serve(monkeypatch: pytest.MonkeyPatch, serve: bool = True) -> None:
-    monkeypatch.setattr(dispatch, "device_serves", lambda device: serve)
+    monkeypatch.setattr(dispatch, "device_has_kernels", lambda device: serve)
 
 
 def heads(layout: str, count: int, dim: int, dtype: torch.dtype) -> torch.Tensor:

@@ -31,8 +31,8 @@ def quantized(weight: torch.Tensor, kind: str) -> QuantizedWeight:
 
 
 def let_kernels_serve(monkeypatch) -> None:
-    monkeypatch.setattr(dispatch, "device_serves", lambda device: True)
-    monkeypatch.setattr(dispatch, "reads_float8", lambda device: True)
+    monkeypatch.setattr(dispatch, "device_has_kernels", lambda device: True)
+    monkeypatch.setattr(dispatch, "supports_float8", lambda device: True)
 
 
 def normal(seed: int, *shape: int) -> torch.Tensor:
@@ -107,7 +107,7 @@ def test_experts_equal_those_of_the_decoded_stacks(width, inner, tokens, kind, m
 def test_fp8_is_decoded_where_kernels_do_not_read_it(reads, monkeypatch):
     """A linear layer, and a whole mixture of which one weight is fp8."""
     let_kernels_serve(monkeypatch)
-    monkeypatch.setattr(dispatch, "reads_float8", lambda device: reads)
+    monkeypatch.setattr(dispatch, "supports_float8", lambda device: reads)
     weight, x = quantized(normal(0, 40, 64) / 8, "fp8"), normal(1, 3, 64).to(DEVICE)
     layer = MoE(MoEConfig(6, 3, 32), 64).to(DEVICE)
     calls = []
@@ -119,8 +119,8 @@ def test_fp8_is_decoded_where_kernels_do_not_read_it(reads, monkeypatch):
     layer.experts.down = down
     layer(x)
     assert calls == ["kernels", "kernels" if reads else "plain"]
-    assert dispatch.serves(x)
-    assert dispatch.serves(x, weight.codes) == reads
+    assert dispatch.can_use_kernels(x)
+    assert dispatch.can_use_kernels(x, weight.codes) == reads
     assert (joined_weight(weight) is not None) == reads
     monkeypatch.setattr(gemv, "linear", lambda *args: calls.append("linear") or x[:, :40])
     weight(x)
@@ -132,7 +132,7 @@ def test_fp8_is_decoded_where_kernels_do_not_read_it(reads, monkeypatch):
 @pytest.mark.parametrize("tokens", [3, 100])
 def test_the_plain_path_on_a_gpu_equals_that_on_the_cpu(tokens, kind, monkeypatch):
     """Codes are gathered and decoded alike; nothing waits for the device, so that it can be captured."""
-    monkeypatch.setattr(dispatch, "device_serves", lambda device: False)
+    monkeypatch.setattr(dispatch, "device_has_kernels", lambda device: False)
     gate_up, down = quantized(normal(0, 6, 64, 64) / 8, kind), quantized(normal(1, 6, 64, 32) / 6, kind)
     x, expert_ids = normal(2, tokens, 64), torch.stack([torch.randperm(6)[:3] for _ in range(tokens)])
     expected = loop_experts(x, *(weight.decode(x.dtype).cpu() for weight in (gate_up, down)), expert_ids)

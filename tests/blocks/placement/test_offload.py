@@ -215,7 +215,7 @@ def fake_gpus(monkeypatch):
     monkeypatch.setattr(offload, "_current", current)
     for user in (offload, accelerate.hooks):
         monkeypatch.setattr(user, "set_module_tensor_to_device", put)
-    monkeypatch.setattr(dispatch, "device_serves", lambda device: False)
+    monkeypatch.setattr(dispatch, "device_has_kernels", lambda device: False)
     return FakeTensorMode(allow_non_fake_inputs=True)
 
 

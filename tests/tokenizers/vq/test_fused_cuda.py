@@ -38,7 +38,7 @@ def model_of(config: VQConfig = CONFIG, dtype: torch.dtype = torch.float32) -> V
 @pytest.fixture
 def batches(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Lets kernels serve, in float32 too; the sizes of the batches that they decode."""
-    monkeypatch.setattr(dispatch, "device_serves", lambda device: True)
+    monkeypatch.setattr(dispatch, "device_has_kernels", lambda device: True)
     monkeypatch.setattr(fused_cuda, "DTYPES", (torch.float32, torch.float16, torch.bfloat16))
     calls: list[int] = []
     finish = fused_cuda.FusedOps.finish
