@@ -45,27 +45,19 @@ class Attention(nn.Module):
         return self.o_proj(out_BHTK.transpose(1, 2).flatten(2))
 
 
-def make_attention(config: DecoderConfig, layer: int) -> nn.Module:
-    """The attention of one layer: latent where the config has it, else multi-head."""
-    return Attention(config, layer) if config.latent is None else LatentAttention(config, layer)
-
-
-def make_feed_forward(config: DecoderConfig, layer: int) -> nn.Module:
-    """The feed-forward of one layer: a mixture of experts where the config has it, else dense."""
-    if config.moe is not None and config.moe.has_experts(layer):
-        return MoE(config.moe, config.hidden_size)
-    return FeedForward(config.hidden_size, config.intermediate_size)
-
-
 class Block(nn.Module):
     """One layer: attention and feed-forward, each with a norm before it and a residual connection."""
 
     def __init__(self, config: DecoderConfig, layer: int) -> None:
         super().__init__()
+        attention = Attention if config.latent is None else LatentAttention
         self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.self_attn = make_attention(config, layer)
+        self.self_attn = attention(config, layer)
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.mlp = make_feed_forward(config, layer)
+        if config.moe is not None and config.moe.has_experts(layer):
+            self.mlp = MoE(config.moe, config.hidden_size)
+        else:
+            self.mlp = FeedForward(config.hidden_size, config.intermediate_size)
 
     def forward(self, x_BTD: Tensor, context: ForwardContext) -> Tensor:
         x_BTD = x_BTD + self.self_attn(self.input_layernorm(x_BTD), context)
@@ -110,7 +102,8 @@ class Decoder(nn.Module):
         With a cache, the T positions follow each row's `cache.positions` and are stored; the caller
         reserves the slots beforehand, and advances `cache.positions` afterwards (padded rows by less than T).
         Without one, the rows are whole sequences from position 0 (training, scoring). `begins` says that all
-        rows are at position 0: nothing is read from the cache then, and attention is causal, without a mask.
+        rows are at position 0: nothing is read from the cache then, and attention is causal, without a mask
+        (except where results are batch-invariant, which takes a mask).
         """
         masked = cache is not None and (not begins or is_batch_invariant(x_BTD))
         context = self.forward_context(x_BTD.shape[0], x_BTD.shape[1], x_BTD.device, cache, masked)

@@ -1,6 +1,6 @@
-"""One cache for rows that come and go: allocated once, rows in use kept together at the front.
+"""The scheduler's cache: allocated once, with rows that are added and dropped as requests come and go.
 
-R rows of the cache, n of them in use (always 0..n-1), D decoder width.
+R rows of the cache, of which the first n are in use, D decoder width.
 """
 
 from collections.abc import Sequence
@@ -13,11 +13,11 @@ from .decoder import Decoder
 from .kv_cache import KVCache
 
 BLOCK = 4
-"""Positions that a mark stands for."""
+"""Positions of a prompt that one mark identifies."""
 
 
 class KVSlotView(KVCache):
-    """Rows `start` to `stop` of another cache as a cache of their own; writes go through to that one."""
+    """Rows `start` to `stop` of another cache, as a cache that shares its memory."""
 
     def __init__(self, cache: KVCache, start: int, stop: int, filled: int) -> None:
         self.buffers = tuple(buffer[:, start:stop] for buffer in cache.buffers)
@@ -28,11 +28,11 @@ class KVSlotView(KVCache):
 
 
 class KVSlots:
-    """The cache of an engine, and per row the hidden state that its next token is chosen from.
+    """The cache of a scheduler, and per row the hidden state from which its next token is sampled.
 
-    `lengths` mirrors the positions of the rows in use on the host, so that no step asks the device. `marks`
-    tells of every row which prompt it begins with (`prefilling.fingerprints`), also of one that is in use no
-    more: those slots stay as they are until it is taken again.
+    `lengths` holds the positions of the rows in use on the host, so that no step synchronises with the
+    device. `marks` identifies, block by block, the prompt that each row begins with (see engine/prefill.py).
+    Free rows have marks too: their slots stay valid until the row is added again.
     """
 
     def __init__(self, decoder: Decoder, rows: int, context: int) -> None:
@@ -44,83 +44,87 @@ class KVSlots:
 
     @property
     def rows(self) -> int:
+        """Number of rows, in use or free."""
         return len(self.marks)
 
     @property
     def free(self) -> int:
+        """Number of free rows."""
         return self.rows - len(self.lengths)
 
     def add(self, lengths: list[int]) -> int:
-        """Take rows for prompts of these lengths behind those in use; the first one's place."""
+        """Put rows for prompts of these lengths into use; returns the index of the first."""
         start = len(self.lengths)
         self.lengths += lengths
         return start
 
     def view(self, start: int, stop: int, filled: int) -> KVSlotView:
+        """Rows `start` to `stop`, of which the first `filled` slots are in use."""
         return KVSlotView(self.cache, start, stop, filled)
 
     def active(self) -> KVSlotView:
-        """All rows in use."""
+        """A view of all rows in use."""
         return self.view(0, len(self.lengths), max(self.lengths))
 
-    def copy(self, beginnings: list[tuple[int, int, int]]) -> None:
-        """Copy what (source, target, count) name: the first `count` slots of one row into another.
+    def copy(self, prefixes: list[tuple[int, int, int]]) -> None:
+        """Copy the first `count` slots of one row into another, for each (source, target, count).
 
-        All are as if done at once: a row may be both source and target.
+        The result is as if all were copied at once: a row may be both source and target.
         """
-        targets = {target for _, target, _ in beginnings}
-        taken = []
-        for source, target, count in beginnings:
+        targets = {target for _, target, _ in prefixes}
+        copies = []
+        for source, target, count in prefixes:
             if source != target:
                 parts = [buffer[:, source, :count] for buffer in self.cache.buffers]
-                taken.append((target, count, [p.clone() if source in targets else p for p in parts]))
-        for target, count, parts in taken:
+                copies.append((target, count, [p.clone() if source in targets else p for p in parts]))
+        for target, count, parts in copies:
             for buffer, part in zip(self.cache.buffers, parts, strict=True):
                 buffer[:, target, :count] = part
 
     def park(self, stop: int) -> None:
-        """Let free rows before `stop` stand right behind what their marks tell of: a step over them spoils
-        none of that, writes inside the cache (a prompt leaves room for a token), and reads no further.
+        """Set the positions of free rows before `stop` to the end of their marked prompts, so that a step
+        which computes these rows too overwrites none of those slots and stays within the cache (every prompt
+        leaves room for one token).
         """
-        held = [BLOCK * len(marks) for marks in self.marks[len(self.lengths) : stop]]
-        if held:
-            self.cache.positions[len(self.lengths) : stop] = sent(self.hidden_RD.device, held)[0]
+        ends = [BLOCK * len(marks) for marks in self.marks[len(self.lengths) : stop]]
+        if ends:
+            self.cache.positions[len(self.lengths) : stop] = sent(self.hidden_RD.device, ends)[0]
 
     def advance(self) -> None:
-        """Note that every row in use has got one position longer."""
+        """Note that every row in use is one position longer."""
         self.lengths = [length + 1 for length in self.lengths]
 
-    def drop(self, place: int) -> int:
-        """Give a row back. The last row in use moves into its place; returns the place it came from."""
+    def drop(self, index: int) -> int:
+        """Free a row. The last row in use moves to its index; returns the index it had."""
         last = len(self.lengths) - 1
-        if place != last:
+        if index != last:
             length = self.lengths[last]
             for buffer in self.cache.buffers:
-                buffer[:, place, :length] = buffer[:, last, :length]
-            self.cache.positions[place] = self.cache.positions[last]
-            self.hidden_RD[place] = self.hidden_RD[last]
-            self.lengths[place] = length
-            self.marks[place] = self.marks[last]
+                buffer[:, index, :length] = buffer[:, last, :length]
+            self.cache.positions[index] = self.cache.positions[last]
+            self.hidden_RD[index] = self.hidden_RD[last]
+            self.lengths[index] = length
+            self.marks[index] = self.marks[last]
         self.lengths.pop()
         return last
 
     def clear(self) -> None:
-        """Give all rows back; nothing is known of what they hold."""
+        """Free all rows, and forget what they hold."""
         self.lengths.clear()
         self.marks = [[] for _ in self.marks]
 
 
 def sent(device: torch.device, *lists: Sequence[int]) -> list[Tensor]:
-    """Lists of whole numbers as tensors int64, in one copy, for which nothing waits."""
-    # Each begins at a multiple of 16 bytes: kernels are built anew for pointers that do not.
-    even = [[*numbers, *[0] * (len(numbers) % 2)] for numbers in lists]
-    together = torch.tensor(list(chain.from_iterable(even)), dtype=torch.long)
-    parts = together.to(device, non_blocking=True).split([len(numbers) for numbers in even])
+    """Lists of integers as int64 tensors on a device, sent in one asynchronous copy."""
+    # Each begins at a multiple of 16 bytes: Triton compiles kernels again for pointers that do not.
+    padded = [[*numbers, *[0] * (len(numbers) % 2)] for numbers in lists]
+    joined = torch.tensor(list(chain.from_iterable(padded)), dtype=torch.long)
+    parts = joined.to(device, non_blocking=True).split([len(numbers) for numbers in padded])
     return [part[: len(numbers)] for part, numbers in zip(parts, lists, strict=True)]
 
 
-def take(rows: Tensor, places: list[int]) -> Tensor:
-    """Rows `[len(places), ...]` of a tensor, without a copy where all of the first ones are asked for."""
-    if places == list(range(len(places))):
-        return rows[: len(places)]
-    return rows[sent(rows.device, places)[0]]
+def take(rows: Tensor, indices: list[int]) -> Tensor:
+    """Rows `[len(indices), ...]` of a tensor; a view, without a copy, if they are its first rows in order."""
+    if indices == list(range(len(indices))):
+        return rows[: len(indices)]
+    return rows[sent(rows.device, indices)[0]]

@@ -1,4 +1,4 @@
-"""What stands where a part of a model was not loaded."""
+"""Placeholders for parts of a model that were not loaded."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ from ..errors import OptionError
 
 
 class Absent(nn.Module):
-    """Holds nothing and refuses every use with an `OptionError` that says what would have it."""
+    """A module without weights; every use raises an `OptionError` that says which `parts` to load."""
 
     def __init__(self, what: str, parts: str, instead: str) -> None:
         super().__init__()
@@ -18,7 +18,7 @@ class Absent(nn.Module):
         )
 
     def __getattr__(self, name: str) -> Any:
-        # Called for what is not there only. Python and torch look for private names on any object.
+        # Called only for names that are not found. Python and torch look up private names on any object.
         if name.startswith("_"):
             return super().__getattr__(name)
         raise OptionError(self._refusal)
@@ -28,11 +28,11 @@ class Absent(nn.Module):
 
 
 def absent(what: str, parts: str, instead: str) -> Any:
-    """`Absent`, typed as the part that it stands for."""
+    """An `Absent` module, typed so that it may replace the part."""
     return Absent(what, parts, instead)
 
 
 def absent_parts(model: nn.Module) -> list[str]:
-    """Names of what is not there, each with a dot at its end: prefixes of parameters to leave out."""
-    found = model.named_modules(remove_duplicate=False)
-    return [f"{name}." for name, module in found if isinstance(module, Absent)]
+    """Prefixes (with a dot at the end) of the parameters that the model does not have."""
+    modules = model.named_modules(remove_duplicate=False)
+    return [f"{name}." for name, module in modules if isinstance(module, Absent)]

@@ -1,6 +1,6 @@
-"""The SigLIP vision tower (Zhai et al. 2023), as timm builds it.
+"""The SigLIP vision encoder (Zhai et al. 2023), built by timm.
 
-B pictures, N patches, W tower width, S picture side in pixels.
+B images, N patches, W encoder width, S image side in pixels.
 """
 
 from dataclasses import dataclass
@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class SiglipConfig:
-    """Architecture of the tower. `gelu_tanh` is so400m's activation; the large model uses the exact GELU."""
+    """Architecture of the encoder. `gelu_tanh`: so400m uses the tanh approximation of GELU, the large model
+    not."""
 
     image_size: int = 384
     patch_size: int = 16
@@ -30,10 +31,11 @@ class SiglipConfig:
 
     @property
     def num_patches(self) -> int:
+        """Number of patches of an image, N."""
         return (self.image_size // self.patch_size) ** 2
 
 
-# By the `model_name` of official configs: widths and depths of the SigLIP paper's models (timm's registry).
+# By the `model_name` of official configs; sizes are those of timm's registry.
 KNOWN_TOWERS = {
     "siglip_large_patch16_384": SiglipConfig(),
     "siglip_so400m_patch14_384": SiglipConfig(384, 14, 1152, 27, 16, 3.7362, gelu_tanh=True),
@@ -41,9 +43,11 @@ KNOWN_TOWERS = {
 
 
 def read_siglip(section: Section, model_name: Any, unnamed: SiglipConfig) -> SiglipConfig:
-    """The tower of an official config's vision section: a known one, with the sizes that the section states.
+    """The encoder in the vision section of an official config: a known one, with the sizes that the section
+    states.
 
-    A tower of another `model_name` must state its sizes; what it leaves out is that of `unnamed`.
+    For another `model_name` the section must state the sizes; `unnamed` has the defaults. Raises
+    `ConfigError`.
     """
     base = KNOWN_TOWERS.get(model_name)
     if base is None and section.get("width") is None:
@@ -64,7 +68,7 @@ def read_siglip(section: Section, model_name: Any, unnamed: SiglipConfig) -> Sig
 
 
 def check_siglip(config: SiglipConfig, where: str) -> None:
-    """Raise a `ConfigError`, which begins with `where`, for sizes that no tower can have."""
+    """Raise a `ConfigError`, which begins with `where`, for impossible sizes."""
     if not config.heads or config.width % config.heads:
         raise ConfigError(f"{where}: vision width {config.width} is no multiple of its {config.heads} heads")
     if not config.patch_size or config.image_size < config.patch_size:
@@ -72,15 +76,15 @@ def check_siglip(config: SiglipConfig, where: str) -> None:
 
 
 def build_siglip(config: SiglipConfig) -> "VisionTransformer":
-    """A tower that maps pixels `[B, 3, S, S]` (in -1..1) to features `[B, N, W]` after blocks and norm.
+    """An encoder that maps pixels `[B, 3, S, S]` (in -1..1) to features `[B, N, W]` after blocks and norm.
 
-    timm is imported here, not at the top: it costs seconds that painting alone need not pay.
+    timm is imported here because importing takes seconds, and generating images does not need it.
     """
     from timm.layers import PatchEmbed
     from timm.models.vision_transformer import VisionTransformer
 
     class Patches(PatchEmbed):
-        """Patches with their channels side by side: all later sums keep the order that these lie in."""
+        """Contiguous patch features: their memory layout decides the order of all later sums."""
 
         def forward(self, x: Tensor) -> Tensor:
             return super().forward(x).contiguous()
