@@ -1,4 +1,4 @@
-"""The web page: its tabs put together, and its launch."""
+"""The Gradio page: its tabs, and how it is launched."""
 
 import os
 import signal
@@ -14,38 +14,38 @@ from .ask_tab import AskTab
 from .components import CSS, Update, gr, theme
 from .create_tab import CreateTab
 from .jobs import Jobs
-from .locate_tab import FindTab
-from .models import Served
+from .locate_tab import LocateTab
+from .models import LoadedModel
 
 RUNNING = 24
-"""Jobs that run or wait for their model at a time; each takes a thread."""
+"""Jobs that may run or wait for their model at the same time; each takes a thread."""
 QUEUE = 48
-"""Clicks that may wait behind those."""
+"""Clicks that may wait beyond these."""
 _MAX_UPLOAD = "20mb"
 _KEEP_SECONDS = 6 * 3600
 
 
 class Page:
-    """The Gradio page of some models. `jobs` tells what runs, `blocks` is to be launched."""
+    """The page for some loaded models. `jobs` holds what is running; `blocks` is the Gradio app."""
 
-    def __init__(self, models: Sequence[Served], folder: Path) -> None:
+    def __init__(self, models: Sequence[LoadedModel], folder: Path) -> None:
         self.models, self.jobs = list(models), Jobs()
         self.create: CreateTab | None = None
-        self.find: FindTab | None = None
-        # What Gradio has copied into its own cache goes away after some hours, looked at every ten minutes.
+        self.find: LocateTab | None = None
+        # Gradio checks its own file cache every ten minutes and deletes what is older than some hours.
         with gr.Blocks(
             title="Bifrons", delete_cache=(600, _KEEP_SECONDS), analytics_enabled=False
         ) as self.blocks:
             gr.HTML(_head(self.models), elem_classes="bf-head")
             with gr.Tabs() as self.tabs:
-                if any(served.paints for served in models):
+                if any(loaded.paints for loaded in models):
                     with gr.Tab("Create", id="create"):
                         self.create = CreateTab(models, self.jobs, folder)
                 with gr.Tab("Ask", id="ask"):
                     self.ask = AskTab(models, self.jobs, folder)
-                if any(served.finds for served in models):
+                if any(loaded.locates for loaded in models):
                     with gr.Tab("Find", id="find"):
-                        self.find = FindTab(models, self.jobs)
+                        self.find = LocateTab(models, self.jobs)
             self._connect()
         self.blocks.queue(max_size=QUEUE, default_concurrency_limit=RUNNING)
 
@@ -62,17 +62,18 @@ class Page:
             )
 
     def ask_about(self, files: list[str], chosen: int, box: dict[str, Any]) -> Update:
-        """Move a picture to the tab *Ask*; a question begun there stays."""
+        """Put an image into the tab *Ask*; a question that was begun there stays."""
         if not files:
             return {self.tabs: gr.update()}
-        said = {"text": box.get("text") or "", "files": [files[chosen]]}
-        return {self.tabs: gr.update(selected="ask"), self.ask.box: gr.update(value=said)}
+        value = {"text": box.get("text") or "", "files": [files[chosen]]}
+        return {self.tabs: gr.update(selected="ask"), self.ask.box: gr.update(value=value)}
 
     def leave(self, request: gr.Request) -> None:
+        """Stop the jobs of a visitor who has closed the page."""
         self.jobs.leave(request.session_hash)
 
     def launch(self, host: str, port: int, share: bool = False) -> str:
-        """Serve from threads of their own; returns the address. An `OptionError` where the port is taken."""
+        """Serve in background threads; returns the address. Raises `OptionError` where the port is taken."""
         try:
             socket.create_server((host, port)).close()
         except OSError as error:
@@ -97,17 +98,17 @@ class Page:
         return public or address
 
 
-def _head(models: Sequence[Served]) -> str:
-    does = ["paint pictures"] if any(served.paints for served in models) else []
+def _head(models: Sequence[LoadedModel]) -> str:
+    does = ["paint pictures"] if any(loaded.paints for loaded in models) else []
     does.append("ask about them" if does else "ask about pictures")
-    if any(served.finds for served in models):
+    if any(loaded.locates for loaded in models):
         does.append("find things in them")
     words = ", ".join(does[:-1]) + " and " * (len(does) > 1) + does[-1]
     return f"<h1>Bifrons</h1><p>{words[0].upper()}{words[1:]}. All of it is computed on this server.</p>"
 
 
-def serve(models: Sequence[Served], host: str, port: int, share: bool) -> None:
-    """Show the page until Ctrl-C or SIGTERM. What visitors gave or painted is on disk no longer than that."""
+def serve(models: Sequence[LoadedModel], host: str, port: int, share: bool) -> None:
+    """Serve the page until Ctrl-C or SIGTERM; uploads and images are deleted from the disk then."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     with tempfile.TemporaryDirectory(prefix="bifrons-demo-", ignore_cleanup_errors=True) as folder:
         os.environ["GRADIO_TEMP_DIR"] = str(Path(folder) / "cache")

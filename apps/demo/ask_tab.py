@@ -1,4 +1,4 @@
-"""The tab *Ask*: a conversation about pictures, written as it comes."""
+"""The tab *Ask*: a conversation about images, streamed."""
 
 import time
 from collections.abc import Iterator, Sequence
@@ -8,19 +8,31 @@ from typing import Any
 
 from PIL import Image
 
-from ...blocks.chat.image_io import open_image, write_png
+from ...blocks.chat.image_io import write_png
 from ...blocks.chat.text_generation import TextGenerationOptions
 from ...blocks.errors import PictureError, PromptError
 from ...vl2.grounding import draw_boxes, parse_grounding
 from ..files import write_new
 from ..pipelines import explain_memory
-from .components import Stopped, Update, choose_model, failure, follow, gr, in_line, seconds, told
+from .components import (
+    Stopped,
+    Update,
+    choose_model,
+    error_status,
+    follow,
+    gr,
+    is_readable,
+    open_upload,
+    queue_status,
+    seconds,
+    status_html,
+)
 from .jobs import Job, Jobs, Waiting
-from .models import Served, by_name
+from .models import LoadedModel, find_model
 
 TAB = "ask"
 MAX_PICTURES = 6
-"""Pictures that one message may bring."""
+"""Images that one message may hold."""
 MAX_TOKENS = 2048
 _HELLO = "Add pictures with the clip, ask something about them, and go on asking."
 
@@ -28,8 +40,8 @@ Messages = list[dict[str, Any]]
 
 
 @dataclass(frozen=True)
-class Talk:
-    """A conversation: as the model reads it (OpenAI's form of messages), and as the page shows it."""
+class Conversation:
+    """A conversation: OpenAI-style `messages` for the model, and `shown`, the chatbot's."""
 
     messages: Messages = field(default_factory=list)
     shown: Messages = field(default_factory=list)
@@ -37,16 +49,16 @@ class Talk:
 
 @dataclass(frozen=True)
 class Turn:
-    """What a visitor has just said, opened and checked."""
+    """A visitor's message, with its images opened and checked."""
 
     text: str
     files: list[str]
     pictures: list[Image.Image]
 
     @classmethod
-    def read(cls, said: dict[str, Any]) -> "Turn":
-        """From the text box; a `PromptError` or a `PictureError` where something is off."""
-        text, files = (said.get("text") or "").strip(), said.get("files") or []
+    def read(cls, value: dict[str, Any]) -> "Turn":
+        """From the text box's value. Raises `PromptError` or `PictureError`."""
+        text, files = (value.get("text") or "").strip(), value.get("files") or []
         if not text:
             raise PromptError("the question is empty; write something about the pictures")
         if len(files) > MAX_PICTURES:
@@ -57,34 +69,20 @@ class Turn:
 
     @property
     def message(self) -> dict[str, Any]:
+        """The message for the model."""
         parts: list[dict[str, Any]] = [{"type": "image", "image": picture} for picture in self.pictures]
         return {"role": "user", "content": [*parts, {"type": "text", "text": self.text}]}
 
     @property
     def shown(self) -> dict[str, Any]:
+        """The message for the chatbot."""
         return {"role": "user", "content": [*({"path": file} for file in self.files), self.text]}
 
 
-def open_upload(file: str) -> Image.Image:
-    """An uploaded picture; the `PictureError` names it as the visitor does, without the server's folders."""
-    try:
-        return open_image(file)
-    except PictureError as error:
-        raise PictureError(str(error).replace(repr(file), repr(Path(file).name))) from error
-
-
-def is_picture(file: str) -> bool:
-    try:
-        open_image(file)
-    except PictureError:
-        return False
-    return True
-
-
 class AskTab:
-    """Components and handlers. Handlers return updates by component; `folder` takes pictures of boxes."""
+    """Components and event handlers. Handlers return updates by component; images of boxes go to `folder`."""
 
-    def __init__(self, models: Sequence[Served], jobs: Jobs, folder: Path) -> None:
+    def __init__(self, models: Sequence[LoadedModel], jobs: Jobs, folder: Path) -> None:
         self.models, self.jobs, self.folder = list(models), jobs, folder
         self.model = choose_model(self.models)
         self.chat = gr.Chatbot(
@@ -98,7 +96,7 @@ class AskTab:
             feedback_options=None,
             elem_id="chat",
         )
-        self.status = gr.HTML(told(_HELLO), elem_id="ask-status", elem_classes="bf-flush")
+        self.status = gr.HTML(status_html(_HELLO), elem_id="ask-status", elem_classes="bf-flush")
         self.box = gr.MultimodalTextbox(
             show_label=False,
             file_count="multiple",
@@ -107,13 +105,13 @@ class AskTab:
             elem_id="question",
         )
         with gr.Row():
-            self.halt = gr.Button(
+            self.stop_button = gr.Button(
                 "Stop", variant="stop", size="sm", interactive=False, min_width=110, elem_id="stop-answer"
             )
             self.reset = gr.Button("New conversation", size="sm", min_width=110, elem_id="new-conversation")
         with gr.Accordion("Settings", open=False), gr.Row():
             self._settings()
-        self.talk = gr.State(None)
+        self.conversation = gr.State(None)
         self._connect()
 
     def _settings(self) -> None:
@@ -143,115 +141,126 @@ class AskTab:
         quick: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
         self.box.submit(
             self.answer,
-            [self.model, self.box, self.talk, self.temperature, self.tokens, self.seed],
-            [self.chat, self.box, self.status, self.halt, self.talk],
+            [self.model, self.box, self.conversation, self.temperature, self.tokens, self.seed],
+            [self.chat, self.box, self.status, self.stop_button, self.conversation],
             show_progress="hidden",
             concurrency_id="jobs",
             api_visibility="private",
         )
-        self.halt.click(self.stop, None, [self.halt], **quick)
+        self.stop_button.click(self.stop, None, [self.stop_button], **quick)
         gr.on(
             [self.reset.click, self.chat.clear],
             self.forget,
             None,
-            [self.chat, self.status, self.talk],
+            [self.chat, self.status, self.conversation],
             **quick,
         )
 
     def answer(
         self,
         model: str,
-        said: dict[str, Any],
-        talk: Talk | None,
+        value: dict[str, Any],
+        conversation: Conversation | None,
         temperature: float,
         tokens: int,
         seed: int | None,
         request: gr.Request,
     ) -> Iterator[Update]:
-        """Updates until the answer is whole or stopped. A turn without an answer goes back into the box."""
-        talk = talk or Talk()
+        """Handle a question: yield updates until the answer is complete or stopped.
+
+        A question that got no answer is put back into the text box.
+        """
+        conversation = conversation or Conversation()
         text = ""
         try:
-            served = by_name(self.models, model)
+            loaded = find_model(self.models, model)
             options = TextGenerationOptions(max_new_tokens=tokens, temperature=temperature)
-            turn = Turn.read(said)
-            messages = [*talk.messages, turn.message]
-            job = Job(served.line, lambda job: _answer(job, served, messages, options, seed))
+            turn = Turn.read(value)
+            messages = [*conversation.messages, turn.message]
+            job = Job(loaded.queue, lambda job: _answer_job(job, loaded, messages, options, seed))
             self.jobs.add(request.session_hash, TAB, job)
-            yield self._starting([*talk.shown, turn.shown])
+            yield self._start_updates([*conversation.shown, turn.shown])
             started = time.monotonic()
             for update in follow(self.jobs, request.session_hash, TAB, job):
                 if isinstance(update, Waiting):
-                    yield {self.status: in_line(update)}
+                    yield {self.status: queue_status(update)}
                     continue
                 text = update
                 yield {
-                    self.chat: [*talk.shown, turn.shown, self._shown(text, served, None)],
-                    self.status: told(f"{served.name} is writing …"),
+                    self.chat: [*conversation.shown, turn.shown, self._shown(text, loaded, None)],
+                    self.status: status_html(f"{loaded.name} is writing …"),
                 }
             took = seconds(time.monotonic() - started)
-            yield self._end(talk, turn, job.result, served, f"{served.name} answered in {took}.")
+            yield self._end(conversation, turn, job.result, loaded, f"{loaded.name} answered in {took}.")
         except Stopped:
-            yield self._end(talk, turn, text, served, "Stopped. The answer stays as it is.")
+            yield self._end(conversation, turn, text, loaded, "Stopped. The answer stays as it is.")
         except Exception as error:
-            yield self._back(talk, said, failure(error), isinstance(error, PictureError))
+            drop_unreadable = isinstance(error, PictureError)
+            yield self._restore_question(conversation, value, error_status(error), drop_unreadable)
 
-    def _starting(self, shown: Messages) -> Update:
+    def _start_updates(self, shown: Messages) -> Update:
         return {
             self.chat: shown,
             self.box: gr.update(value={"text": "", "files": []}, interactive=False),
-            self.halt: gr.update(interactive=True),
-            self.status: told("Looking …"),
+            self.stop_button: gr.update(interactive=True),
+            self.status: status_html("Looking …"),
         }
 
-    def _end(self, talk: Talk, turn: Turn, text: str, served: Served, status: str) -> Update:
-        """Keep the turn; one without any answer is as if it had not been."""
+    def _end(
+        self, conversation: Conversation, turn: Turn, text: str, loaded: LoadedModel, status: str
+    ) -> Update:
+        """Add the turn to the conversation, unless there is no answer."""
         if not text.strip():
-            said = {"text": turn.text, "files": turn.files}
-            return self._back(talk, said, told(f"There is no answer from {served.name}."), False)
-        messages = [*talk.messages, turn.message, {"role": "assistant", "content": text.strip()}]
-        shown = [*talk.shown, turn.shown, self._shown(text, served, _last_picture(messages))]
+            value = {"text": turn.text, "files": turn.files}
+            no_answer = status_html(f"There is no answer from {loaded.name}.")
+            return self._restore_question(conversation, value, no_answer, drop_unreadable=False)
+        messages = [*conversation.messages, turn.message, {"role": "assistant", "content": text.strip()}]
+        shown = [*conversation.shown, turn.shown, self._shown(text, loaded, _last_picture(messages))]
         return {
             self.chat: shown,
-            self.talk: Talk(messages, shown),
-            self.status: told(status),
+            self.conversation: Conversation(messages, shown),
+            self.status: status_html(status),
             self.box: gr.update(interactive=True),
-            self.halt: gr.update(interactive=False),
+            self.stop_button: gr.update(interactive=False),
         }
 
-    def _back(self, talk: Talk, said: dict[str, Any], status: str, check: bool) -> Update:
-        """The question is in the box again, without files that are no pictures (if `check`)."""
-        files = [file for file in said.get("files") or () if not check or is_picture(file)]
+    def _restore_question(
+        self, conversation: Conversation, value: dict[str, Any], status: str, drop_unreadable: bool
+    ) -> Update:
+        """Put the question back into the text box; `drop_unreadable` drops files that can't be opened."""
+        files = [file for file in value.get("files") or () if not drop_unreadable or is_readable(file)]
         return {
-            self.chat: talk.shown,
+            self.chat: conversation.shown,
             self.status: status,
-            self.box: gr.update(value={"text": said.get("text") or "", "files": files}, interactive=True),
-            self.halt: gr.update(interactive=False),
+            self.box: gr.update(value={"text": value.get("text") or "", "files": files}, interactive=True),
+            self.stop_button: gr.update(interactive=False),
         }
 
-    def _shown(self, text: str, served: Served, picture: Image.Image | None) -> dict[str, Any]:
-        """An answer as the page shows it: without marks, and with its boxes drawn in `picture`."""
-        if not served.finds:
+    def _shown(self, text: str, loaded: LoadedModel, picture: Image.Image | None) -> dict[str, Any]:
+        """An answer for the chatbot: without grounding tags, and with its boxes drawn in `picture`."""
+        if not loaded.locates:
             return {"role": "assistant", "content": text}
-        found = parse_grounding(text, picture.size if picture else (1, 1))
-        content: list[Any] = [found.text]
-        if picture is not None and found.boxes:
-            drawn = draw_boxes(picture, found.boxes)
+        grounding = parse_grounding(text, picture.size if picture else (1, 1))
+        content: list[Any] = [grounding.text]
+        if picture is not None and grounding.boxes:
+            drawn = draw_boxes(picture, grounding.boxes)
             file = write_new(self.folder / "boxes.png", lambda stream: write_png(drawn, stream))
             content.append({"path": str(file), "alt_text": "the picture with boxes"})
         return {"role": "assistant", "content": content}
 
     def stop(self, request: gr.Request) -> Update:
+        """Handle *Stop*."""
         self.jobs.stop(request.session_hash, TAB)
-        return {self.halt: gr.update(interactive=False)}
+        return {self.stop_button: gr.update(interactive=False)}
 
     def forget(self, request: gr.Request) -> Update:
+        """Handle *New conversation*."""
         self.jobs.stop(request.session_hash, TAB)
-        return {self.chat: [], self.status: told(_HELLO), self.talk: None}
+        return {self.chat: [], self.status: status_html(_HELLO), self.conversation: None}
 
 
 def _last_picture(messages: Messages) -> Image.Image | None:
-    """The picture that the newest message with pictures shows last: where boxes belong."""
+    """The last image of the newest message with images: the one that boxes refer to."""
     for message in reversed(messages):
         if isinstance(message["content"], list):
             pictures = [part["image"] for part in message["content"] if part["type"] == "image"]
@@ -260,13 +269,13 @@ def _last_picture(messages: Messages) -> Image.Image | None:
     return None
 
 
-def _answer(
-    job: Job, served: Served, messages: Messages, options: TextGenerationOptions, seed: int | None
+def _answer_job(
+    job: Job, loaded: LoadedModel, messages: Messages, options: TextGenerationOptions, seed: int | None
 ) -> str:
-    """The answer; tells what there is of it after every piece."""
+    """Stream the answer, reporting its text after every piece; returns the whole."""
     text = ""
     with explain_memory("answering", lambda: "accepted: fewer pictures or a shorter answer"):
-        pieces = served.pipe.chat(
+        pieces = loaded.pipe.chat(
             messages,
             options.max_new_tokens,
             options.temperature,
@@ -277,5 +286,5 @@ def _answer(
         )
         for piece in pieces:
             text += piece
-            job.tell(text)
+            job.report(text)
     return text

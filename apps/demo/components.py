@@ -1,19 +1,22 @@
-"""What the page's tabs share: the line of status, the choice of a model, uploads, theme and style."""
+"""What the tabs share: status messages, the choice of a model, theme and CSS."""
 
 import html
 import logging
 import os
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
-# Before Gradio is imported: it asks for the newest version of itself otherwise.
+# Set before Gradio is imported: otherwise it asks the network for its newest version.
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
 
 import gradio as gr
+from PIL import Image
 
-from ...blocks.errors import BifronsError
+from ...blocks.chat.image_io import open_image
+from ...blocks.errors import BifronsError, PictureError
 from .jobs import Job, Jobs, Stopped, Waiting
-from .models import Served
+from .models import LoadedModel
 
 _LOG = logging.getLogger(__name__)
 Update = dict[Any, Any]
@@ -44,7 +47,7 @@ CSS = """
 
 
 def theme() -> gr.themes.Base:
-    """Soft colours and the system's own fonts: nothing is fetched."""
+    """Gradio's soft theme with system fonts, so that nothing is fetched."""
     return gr.themes.Soft(
         primary_hue="indigo",
         font=["system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif"],
@@ -52,58 +55,77 @@ def theme() -> gr.themes.Base:
     )
 
 
-def told(text: str, fraction: float | None = None) -> str:
-    """A line of status as HTML, with a bar for a fraction of the work."""
+def status_html(text: str, fraction: float | None = None) -> str:
+    """A status message as HTML, with a progress bar where `fraction` (0 to 1) is given."""
     bar = "" if fraction is None else f'<div class="bf-bar"><div style="width:{fraction:.1%}"></div></div>'
     return f'<div class="bf-status" role="status">{html.escape(text)}{bar}</div>'
 
 
-def failed(text: str) -> str:
-    """An error as HTML."""
+def error_html(text: str) -> str:
+    """An error message as HTML."""
     words = text[:1].upper() + text[1:]
     return f'<div class="bf-status bf-error" role="alert">{html.escape(words)}</div>'
 
 
-def failure(error: BaseException) -> str:
-    """What a job raised, as HTML: a visitor's mistake in its own words, anything else also in the log."""
+def error_status(error: BaseException) -> str:
+    """An exception as HTML: a `BifronsError` in its own words; anything else is logged and named by its
+    type."""
     if isinstance(error, BifronsError):
-        return failed(str(error))
+        return error_html(str(error))
     _LOG.error("a job of the page failed", exc_info=error)
     kind = type(error).__name__
-    return failed(f"Bifrons failed ({kind}), which is no fault of yours. The server's log tells more.")
+    return error_html(f"Bifrons failed ({kind}), which is no fault of yours. The server's log tells more.")
 
 
 def seconds(count: float) -> str:
-    """A time for people: `8 s`, `3 min`."""
+    """A duration for people: `8 s`, `3 min`."""
     if count < 90:
         return f"{max(1, round(count))} s"
     return f"{round(count / 60)} min"
 
 
-def in_line(waiting: Waiting) -> str:
+def queue_status(waiting: Waiting) -> str:
+    """The status of a job that waits for its model, as HTML."""
     others = "one other job" if waiting.ahead == 1 else f"{waiting.ahead} other jobs"
-    return told(f"Waiting for the model: {others} first.")
+    return status_html(f"Waiting for the model: {others} first.")
 
 
 def follow(jobs: Jobs, visitor: str | None, tab: str, job: Job) -> Iterator[Any]:
-    """The updates of a job that `jobs` knows, until it ends. Raises what the job raises, also `Stopped`."""
+    """Yield a registered job's updates until it ends. Raises what the job raises, `Stopped` included."""
     try:
         yield from job.updates()
     finally:
         jobs.remove(visitor, tab, job)
 
 
-def choose_model(models: Sequence[Served]) -> gr.Dropdown:
-    """Which model answers: a choice where there are several, and always what it is."""
+def open_upload(file: str) -> Image.Image:
+    """Open an uploaded image. The `PictureError` names the file without the server's folders."""
+    try:
+        return open_image(file)
+    except PictureError as error:
+        raise PictureError(str(error).replace(repr(file), repr(Path(file).name))) from error
+
+
+def is_readable(file: str) -> bool:
+    """Whether a file can be opened as an image."""
+    try:
+        open_image(file)
+    except PictureError:
+        return False
+    return True
+
+
+def choose_model(models: Sequence[LoadedModel]) -> gr.Dropdown:
+    """A dropdown to choose the model (hidden where there is one) above a line that says what it is."""
     choice = gr.Dropdown(
-        [served.name for served in models],
+        [loaded.name for loaded in models],
         value=models[0].name,
         label="Model",
         visible=len(models) > 1,
         filterable=False,
     )
     about = gr.Markdown(models[0].headline, elem_classes="bf-model")
-    headlines = {served.name: served.headline for served in models}
+    headlines = {loaded.name: loaded.headline for loaded in models}
     choice.change(lambda name: headlines.get(name, ""), choice, about, queue=False, api_visibility="private")
     return choice
 
@@ -113,12 +135,14 @@ __all__ = [
     "Stopped",
     "Update",
     "choose_model",
-    "failed",
-    "failure",
+    "error_html",
+    "error_status",
     "follow",
     "gr",
-    "in_line",
+    "is_readable",
+    "open_upload",
+    "queue_status",
     "seconds",
+    "status_html",
     "theme",
-    "told",
 ]

@@ -1,8 +1,8 @@
-"""The tab *Create*: pictures from a sentence, shown while they are painted."""
+"""The tab *Create*: images from a sentence, with previews while they are generated."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from PIL import Image
 
@@ -11,13 +11,20 @@ from ...blocks.engine.sampling_params import check_integer
 from ...blocks.errors import PromptError
 from ...janus.image_generation import ImageGenerationOptions, image_seeds
 from ..files import slug, write_new
-from .components import Stopped, Update, choose_model, failure, follow, gr, in_line, seconds, told
+from .components import (
+    Stopped,
+    Update,
+    choose_model,
+    error_status,
+    follow,
+    gr,
+    queue_status,
+    seconds,
+    status_html,
+)
+from .image_job import ImageProgress, generate_images, image_pipeline
 from .jobs import Job, Jobs, Waiting
-from .models import Served, by_name
-from .painting import Painting, paint_all, painter
-
-if TYPE_CHECKING:
-    pass
+from .models import LoadedModel, find_model
 
 TAB = "create"
 MAX_PICTURES = 8
@@ -25,26 +32,26 @@ _SENTENCES = ["a photo of a red star and a blue circle", "three green hearts", "
 
 
 def remove_files(files: list[str]) -> None:
-    """Forget a visitor's pictures; the page has its own copies of what it still shows."""
+    """Delete a visitor's image files; Gradio has its own copies of what it still shows."""
     for file in files:
         Path(file).unlink(missing_ok=True)
 
 
 class CreateTab:
-    """Components and handlers. Handlers return updates by component; `folder` takes the PNG files."""
+    """Components and event handlers. Handlers return updates by component; PNG files go to `folder`."""
 
-    def __init__(self, models: Sequence[Served], jobs: Jobs, folder: Path) -> None:
-        self.models = [served for served in models if served.paints]
+    def __init__(self, models: Sequence[LoadedModel], jobs: Jobs, folder: Path) -> None:
+        self.models = [loaded for loaded in models if loaded.paints]
         self.jobs, self.folder = jobs, folder
-        self.scales = {served.name: painter(served).guidance_scale for served in self.models}
+        self.scales = {loaded.name: image_pipeline(loaded).guidance_scale for loaded in self.models}
         with gr.Row():
             with gr.Column(scale=4, min_width=300):
-                self._ask_what()
+                self._add_inputs()
             with gr.Column(scale=5, min_width=300):
-                self._show()
+                self._add_outputs()
         self._connect()
 
-    def _ask_what(self) -> None:
+    def _add_inputs(self) -> None:
         self.model = choose_model(self.models)
         self.prompt = gr.Textbox(
             label="What to paint",
@@ -53,7 +60,7 @@ class CreateTab:
             placeholder=f"such as: {_SENTENCES[0]}",
             elem_id="prompt",
         )
-        if any(served.note for served in self.models):
+        if any(loaded.note for loaded in self.models):
             gr.Examples(_SENTENCES, self.prompt, label="Sentences that the embedded model knows")
         with gr.Row():
             self.count = gr.Slider(
@@ -80,14 +87,15 @@ class CreateTab:
                 min_width=130,
             )
         with gr.Row():
-            self.go = gr.Button("Paint", variant="primary", elem_id="paint", min_width=130)
-            self.halt = gr.Button(
+            self.run_button = gr.Button("Paint", variant="primary", elem_id="paint", min_width=130)
+            self.stop_button = gr.Button(
                 "Stop", variant="stop", interactive=False, elem_id="stop-painting", min_width=130
             )
 
-    def _show(self) -> None:
+    def _add_outputs(self) -> None:
         self.status = gr.HTML(
-            told("Say what to paint, then press Paint."), elem_id="paint-status", elem_classes="bf-flush"
+            status_html("Say what to paint, then press Paint."), elem_id="paint-status",
+            elem_classes="bf-flush"
         )
         self.gallery = gr.Gallery(
             label="Pictures",
@@ -121,8 +129,8 @@ class CreateTab:
         shown = [
             self.status,
             self.gallery,
-            self.go,
-            self.halt,
+            self.run_button,
+            self.stop_button,
             self.files,
             self.chosen,
             self.actions,
@@ -130,7 +138,7 @@ class CreateTab:
             self.download,
         ]
         gr.on(
-            [self.go.click, self.prompt.submit],
+            [self.run_button.click, self.prompt.submit],
             self.paint,
             settings,
             shown,
@@ -140,7 +148,7 @@ class CreateTab:
         )
         quick: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
         self.model.change(lambda name: self.scales.get(name), self.model, self.guidance, **quick)
-        self.halt.click(self.stop, None, [self.halt], **quick)
+        self.stop_button.click(self.stop, None, [self.stop_button], **quick)
         self.gallery.select(self.choose, [self.files], [self.chosen, self.details, self.download], **quick)
         self.reuse.click(self.use_seed, [self.files, self.chosen], [self.seed], **quick)
 
@@ -155,40 +163,41 @@ class CreateTab:
         before: list[str],
         request: gr.Request,
     ) -> Iterator[Update]:
-        """Updates until the pictures are there, the visitor stops it, or a mistake is told."""
-        idle = {self.go: gr.update(interactive=True), self.halt: gr.update(interactive=False)}
+        """Handle *Paint*: yield updates until the images are there, the job is stopped, or an error is
+        shown."""
+        idle = {self.run_button: gr.update(interactive=True), self.stop_button: gr.update(interactive=False)}
         try:
-            served = by_name(self.models, model)
+            loaded = find_model(self.models, model)
             if not prompt.strip():
                 raise PromptError("the sentence is empty; say what to paint")
             options = ImageGenerationOptions(guidance_scale=guidance, temperature=temperature)
             count = check_integer("number of pictures", count, 1, MAX_PICTURES)
             seeds = image_seeds(seed, 1, count)
-            job = Job(served.line, lambda job: paint_all(job, served, prompt, seeds, options))
+            job = Job(loaded.queue, lambda job: generate_images(job, loaded, prompt, seeds, options))
             self.jobs.add(request.session_hash, TAB, job)
             remove_files(before)
-            yield self._starting(count)
-            show = _Show(self)
+            yield self._start_updates(count)
+            show = _ProgressView(self)
             for update in follow(self.jobs, request.session_hash, TAB, job):
                 yield show(update)
-            yield idle | self._done(served, job.result)
+            yield idle | self._end_updates(loaded, job.result)
         except Stopped:
-            yield idle | {self.status: told("Stopped. What was painted until then stays on view.")}
+            yield idle | {self.status: status_html("Stopped. What was painted until then stays on view.")}
         except Exception as error:
-            yield idle | {self.status: failure(error)}
+            yield idle | {self.status: error_status(error)}
 
-    def _starting(self, count: int) -> Update:
+    def _start_updates(self, count: int) -> Update:
         return {
-            self.status: told("Reading the sentence …", 0.0),
-            self.gallery: gr.update(value=[], columns=_columns(count), selected_index=None),
-            self.go: gr.update(interactive=False),
-            self.halt: gr.update(interactive=True),
+            self.status: status_html("Reading the sentence …", 0.0),
+            self.gallery: gr.update(value=[], columns=_gallery_columns(count), selected_index=None),
+            self.run_button: gr.update(interactive=False),
+            self.stop_button: gr.update(interactive=True),
             self.files: [],
             self.actions: gr.update(visible=False),
             self.details: "",
         }
 
-    def _done(self, served: Served, result: tuple[list[Image.Image], float]) -> Update:
+    def _end_updates(self, loaded: LoadedModel, result: tuple[list[Image.Image], float]) -> Update:
         pictures, took = result
         files = [str(self._save(picture)) for picture in pictures]
         shown = [
@@ -196,7 +205,7 @@ class CreateTab:
         ]
         what = "a picture" if len(files) == 1 else f"{len(files)} pictures"
         return {
-            self.status: told(f"{served.name} painted {what} in {seconds(took)}."),
+            self.status: status_html(f"{loaded.name} painted {what} in {seconds(took)}."),
             self.gallery: gr.update(value=shown),
             self.files: files,
             self.chosen: 0,
@@ -210,11 +219,13 @@ class CreateTab:
         return write_new(self.folder / name, lambda stream: write_png(picture, stream))
 
     def stop(self, request: gr.Request) -> Update:
+        """Handle *Stop*."""
         self.jobs.stop(request.session_hash, TAB)
-        return {self.halt: gr.update(interactive=False)}
+        return {self.stop_button: gr.update(interactive=False)}
 
     def choose(self, files: list[str], event: gr.SelectData) -> Update:
-        if event.index >= len(files):  # a preview of a picture that is still being painted
+        """Handle a click on an image of the gallery."""
+        if event.index >= len(files):  # a preview of an unfinished image
             return {self.chosen: 0}
         return {
             self.chosen: event.index,
@@ -223,29 +234,30 @@ class CreateTab:
         }
 
     def use_seed(self, files: list[str], chosen: int) -> int | None:
+        """Handle *Use this seed*: the chosen image's seed."""
         return int(_settings(files[chosen])["seed"]) if files else None
 
 
-class _Show:
-    """Updates of a painting job for the page; the gallery only where its pictures are new."""
+class _ProgressView:
+    """Turns a job's updates into the page's; the gallery is updated only with new previews."""
 
     def __init__(self, tab: CreateTab) -> None:
         self.tab = tab
         self.seen: list[Image.Image] | None = None
 
-    def __call__(self, update: Waiting | Painting) -> Update:
+    def __call__(self, update: Waiting | ImageProgress) -> Update:
         if isinstance(update, Waiting):
-            return {self.tab.status: in_line(update)}
+            return {self.tab.status: queue_status(update)}
         left = f", about {seconds(update.left)} left" if update.left else ""
         part = update.done / update.total
-        shown: Update = {self.tab.status: told(f"Painting: {part:.0%}{left}", part)}
+        shown: Update = {self.tab.status: status_html(f"Painting: {part:.0%}{left}", part)}
         if update.pictures and update.pictures is not self.seen:
             self.seen = update.pictures
             shown[self.tab.gallery] = gr.update(value=update.pictures)
         return shown
 
 
-def _columns(count: int) -> int:
+def _gallery_columns(count: int) -> int:
     return 1 if count == 1 else 2 if count <= 4 else 3
 
 
@@ -255,9 +267,9 @@ def _settings(file: str) -> dict[str, str]:
 
 
 def _details(files: list[str], index: int) -> str:
-    found = _settings(files[index])
+    settings = _settings(files[index])
     place = f"Picture {index + 1} of {len(files)}: " if len(files) > 1 else ""
     return (
-        f"{place}seed {found['seed']} · guidance {found['guidance_scale']} · "
-        f"temperature {found['temperature']} · {found['model']}"
+        f"{place}seed {settings['seed']} · guidance {settings['guidance_scale']} · "
+        f"temperature {settings['temperature']} · {settings['model']}"
     )

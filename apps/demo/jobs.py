@@ -1,4 +1,5 @@
-"""Work behind the page: a line in front of each model, jobs to follow and to stop, and who runs what."""
+"""Background jobs of the page: a queue per model, jobs that report progress and can be stopped, and their
+owners."""
 
 import threading
 from collections import deque
@@ -10,22 +11,22 @@ from typing import Any
 from ...blocks.errors import BifronsError
 
 MAX_WAITING = 16
-"""How many jobs may wait for one model; who comes then is told to come back."""
+"""Jobs that may wait for one model; the next is refused with a message to try again."""
 
 
 class Stopped(Exception):
-    """The visitor has stopped the job, or has left."""
+    """The visitor has stopped the job or closed the page."""
 
 
 @dataclass(frozen=True)
 class Waiting:
-    """The job waits for its turn; `ahead` jobs come before it."""
+    """A job's update while it waits; `ahead` jobs run before it."""
 
     ahead: int
 
 
-class Line:
-    """One job at a time, in the order of arrival, and at most `room` that wait."""
+class JobQueue:
+    """Runs one job at a time, first come first served, with at most `room` waiting."""
 
     def __init__(self, room: int = MAX_WAITING) -> None:
         self.room = room
@@ -34,9 +35,10 @@ class Line:
 
     @contextmanager
     def turn(self, waiting: Callable[[int], None]) -> Iterator[None]:
-        """Wait for one's turn and keep it. `waiting(ahead)` is called now and then; raising there gives up.
+        """Wait for a turn and hold it. `waiting(ahead)` is called every 0.2 s; an exception there gives up
+        the turn.
 
-        BifronsError where the line is full.
+        Raises `BifronsError` where the queue is full.
         """
         ticket = object()
         with self._moved:
@@ -60,50 +62,56 @@ class Line:
 
 
 class Job:
-    """`work(job)` on a thread of its own when its turn comes; it calls `tell` and so can be stopped."""
+    """Runs `work(job)` on its own thread when its turn comes.
 
-    def __init__(self, line: Line, work: Callable[["Job"], Any]) -> None:
-        self._line, self._work = line, work
-        self._asked_to_stop = threading.Event()
-        self._news = threading.Condition()
-        self._latest: Any = None
+    The work calls `report` with its progress, which is also where it is stopped.
+    """
+
+    def __init__(self, queue: JobQueue, work: Callable[["Job"], Any]) -> None:
+        self._queue, self._work = queue, work
+        self._stop_requested = threading.Event()
+        self._changed = threading.Condition()
+        self._latest_update: Any = None
         self._unseen = self._ended = False
         self._error: BaseException | None = None
         self._thread = threading.Thread(target=self._run, name="bifrons-demo-job", daemon=True)
         self.result: Any = None
 
     def check(self) -> None:
-        """Raises `Stopped` once somebody has called `stop`."""
-        if self._asked_to_stop.is_set():
+        """Raise `Stopped` if `stop` was called."""
+        if self._stop_requested.is_set():
             raise Stopped
 
-    def tell(self, update: Any) -> None:
-        """Leave an update for the follower, in place of one not yet seen. Raises as `check` does."""
+    def report(self, update: Any) -> None:
+        """Publish an update, replacing one that was not read yet. Raises `Stopped` as `check` does."""
         self.check()
-        with self._news:
-            self._latest, self._unseen = update, True
-            self._news.notify_all()
+        with self._changed:
+            self._latest_update, self._unseen = update, True
+            self._changed.notify_all()
 
     def stop(self) -> None:
-        self._asked_to_stop.set()
+        """Ask the work to stop at its next `report` or `check`."""
+        self._stop_requested.set()
 
     @property
     def running(self) -> bool:
+        """Whether the job's thread is alive."""
         return self._thread.is_alive()
 
     def updates(self) -> Iterator[Any]:
-        """Start the work and yield its updates; then `result` is there, or what the work raised is raised.
+        """Start the work and yield its updates. Afterwards `result` is set, or the work's exception is
+        raised.
 
-        Whoever stops iterating stops the work.
+        Closing the iterator stops the work.
         """
         self._thread.start()
         try:
             while True:
-                with self._news:
-                    self._news.wait_for(lambda: self._unseen or self._ended)
+                with self._changed:
+                    self._changed.wait_for(lambda: self._unseen or self._ended)
                     if not self._unseen:
                         break
-                    update, self._unseen = self._latest, False
+                    update, self._unseen = self._latest_update, False
                 yield update
         finally:
             self.stop()
@@ -113,26 +121,26 @@ class Job:
 
     def _run(self) -> None:
         try:
-            with self._line.turn(lambda ahead: self.tell(Waiting(ahead))):
+            with self._queue.turn(lambda ahead: self.report(Waiting(ahead))):
                 self.check()
                 self.result = self._work(self)
         except BaseException as error:  # raised again where the updates are read
             self._error = error
         finally:
-            with self._news:
+            with self._changed:
                 self._ended = True
-                self._news.notify_all()
+                self._changed.notify_all()
 
 
 class Jobs:
-    """Which job each visitor's tab runs: at most one, so that a new one stops the one before."""
+    """The running job of each visitor's tab: at most one, so a new job stops the one before."""
 
     def __init__(self) -> None:
         self._running: dict[tuple[str, str], Job] = {}
         self._lock = threading.Lock()
 
     def add(self, visitor: str | None, tab: str, job: Job) -> None:
-        """Know the job as the visitor's; to be called before the page offers to stop it."""
+        """Register a job; call this before the page offers to stop it."""
         with self._lock:
             before = self._running.get((visitor or "", tab))
             self._running[visitor or "", tab] = job
@@ -140,18 +148,20 @@ class Jobs:
             before.stop()
 
     def remove(self, visitor: str | None, tab: str, job: Job) -> None:
+        """Forget a job that has ended."""
         with self._lock:
             if self._running.get((visitor or "", tab)) is job:
                 del self._running[visitor or "", tab]
 
     def stop(self, visitor: str | None, tab: str) -> None:
+        """Stop the job of a visitor's tab, if there is one."""
         with self._lock:
             job = self._running.get((visitor or "", tab))
         if job is not None:
             job.stop()
 
     def leave(self, visitor: str | None) -> None:
-        """The visitor has closed the page."""
+        """Stop and forget all jobs of a visitor."""
         with self._lock:
             keys = [key for key in self._running if key[0] == (visitor or "")]
             jobs = [self._running.pop(key) for key in keys]

@@ -1,4 +1,4 @@
-"""The tab *Find*: a phrase to boxes, drawn in the picture and listed."""
+"""The tab *Find*: boxes for a phrase, drawn in the image and listed."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -10,36 +10,45 @@ from ...blocks.errors import PictureError, PromptError
 from ...vl2.grounding import Box, Grounding, draw_boxes, parse_grounding
 from ...vl2.prompts import locate_prompt
 from ..pipelines import explain_memory
-from .ask_tab import open_upload
-from .components import Stopped, Update, choose_model, failure, follow, gr, in_line, told
+from .components import (
+    Stopped,
+    Update,
+    choose_model,
+    error_status,
+    follow,
+    gr,
+    open_upload,
+    queue_status,
+    status_html,
+)
 from .jobs import Job, Jobs, Waiting
-from .models import Served, by_name
+from .models import LoadedModel, find_model
 
 TAB = "find"
 _HEADERS = ["what", "left", "top", "right", "bottom"]
 
 
-class FindTab:
-    """Components and handlers. Handlers return updates by component."""
+class LocateTab:
+    """Components and event handlers. Handlers return updates by component."""
 
-    def __init__(self, models: Sequence[Served], jobs: Jobs) -> None:
-        self.models, self.jobs = [served for served in models if served.finds], jobs
+    def __init__(self, models: Sequence[LoadedModel], jobs: Jobs) -> None:
+        self.models, self.jobs = [loaded for loaded in models if loaded.locates], jobs
         with gr.Row():
             with gr.Column(scale=1, min_width=300):
                 self.model = choose_model(self.models)
-                # A `gr.Image` would open what is uploaded before we can say in words that it is no picture.
+                # A `gr.Image` would open an upload before we can explain that it is not an image.
                 self.upload = gr.File(label="Picture", type="filepath", height=120, elem_id="find-picture")
                 self.phrase = gr.Textbox(
                     label="What to find", placeholder="such as: the red star", elem_id="phrase"
                 )
                 with gr.Row():
-                    self.go = gr.Button("Find", variant="primary", min_width=130, elem_id="find")
-                    self.halt = gr.Button(
+                    self.run_button = gr.Button("Find", variant="primary", min_width=130, elem_id="find")
+                    self.stop_button = gr.Button(
                         "Stop", variant="stop", interactive=False, min_width=130, elem_id="stop-finding"
                     )
             with gr.Column(scale=1, min_width=300):
                 self.status = gr.HTML(
-                    told("Give a picture and say what to find in it."),
+                    status_html("Give a picture and say what to find in it."),
                     elem_id="find-status",
                     elem_classes="bf-flush",
                 )
@@ -64,9 +73,9 @@ class FindTab:
 
     def _connect(self) -> None:
         quick: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
-        shown = [self.status, self.drawn, self.table, self.go, self.halt]
+        shown = [self.status, self.drawn, self.table, self.run_button, self.stop_button]
         gr.on(
-            [self.go.click, self.phrase.submit],
+            [self.run_button.click, self.phrase.submit],
             self.find,
             [self.model, self.upload, self.phrase],
             shown,
@@ -77,81 +86,82 @@ class FindTab:
         self.upload.upload(
             self.look, [self.upload], [self.upload, self.status, self.drawn, self.table], **quick
         )
-        self.halt.click(self.stop, None, [self.halt], **quick)
+        self.stop_button.click(self.stop, None, [self.stop_button], **quick)
 
     def look(self, file: str | None) -> Update:
-        """Show an upload; or say at once what is wrong with it, and take it away."""
+        """Handle an upload: show it, or say what is wrong with it and remove it."""
         hidden = {self.drawn: gr.update(visible=False), self.table: gr.update(visible=False)}
         try:
             if file is None:
                 return hidden
             shown = gr.update(value=open_upload(file), visible=True)
         except PictureError as error:
-            return hidden | {self.upload: None, self.status: failure(error)}
-        return hidden | {self.drawn: shown, self.status: told("Now say what to find in it.")}
+            return hidden | {self.upload: None, self.status: error_status(error)}
+        return hidden | {self.drawn: shown, self.status: status_html("Now say what to find in it.")}
 
     def find(self, model: str, file: str | None, phrase: str, request: gr.Request) -> Iterator[Update]:
-        """Updates until the boxes are there, the visitor stops it, or a mistake is told."""
-        idle = {self.go: gr.update(interactive=True), self.halt: gr.update(interactive=False)}
+        """Handle *Find*: yield updates until the boxes are there, it is stopped, or an error is shown."""
+        idle = {self.run_button: gr.update(interactive=True), self.stop_button: gr.update(interactive=False)}
         try:
-            served = by_name(self.models, model)
+            loaded = find_model(self.models, model)
             if file is None:
                 raise PictureError("there is no picture; add the one to search in")
             if not phrase.strip():
                 raise PromptError("the phrase is empty; say what to find, such as: the red star")
             picture = open_upload(file)
-            job = Job(served.line, lambda job: _find(job, served, picture, phrase.strip()))
+            job = Job(loaded.queue, lambda job: _locate_job(job, loaded, picture, phrase.strip()))
             self.jobs.add(request.session_hash, TAB, job)
             yield {
-                self.status: told("Looking …"),
+                self.status: status_html("Looking …"),
                 self.drawn: gr.update(value=picture, visible=True),
                 self.table: gr.update(visible=False),
-                self.go: gr.update(interactive=False),
-                self.halt: gr.update(interactive=True),
+                self.run_button: gr.update(interactive=False),
+                self.stop_button: gr.update(interactive=True),
             }
             for update in follow(self.jobs, request.session_hash, TAB, job):
                 waiting = isinstance(update, Waiting)
-                yield {self.status: in_line(update) if waiting else told(f"Looking … {update}")}
-            yield idle | self._done(served, picture, phrase.strip(), *job.result)
+                yield {self.status: queue_status(update) if waiting else status_html(f"Looking … {update}")}
+            yield idle | self._end_updates(loaded, picture, phrase.strip(), *job.result)
         except Stopped:
-            yield idle | {self.status: told("Stopped.")}
+            yield idle | {self.status: status_html("Stopped.")}
         except Exception as error:
-            yield idle | {self.status: failure(error)}
+            yield idle | {self.status: error_status(error)}
 
-    def _done(self, served: Served, picture: Image.Image, phrase: str, found: Grounding, text: str) -> Update:
-        boxes = found.boxes
-        unread = (
-            f" {len(found.problems)} pieces of the answer can't be read as boxes." if found.problems else ""
-        )
+    def _end_updates(
+        self, loaded: LoadedModel, picture: Image.Image, phrase: str, grounding: Grounding, text: str
+    ) -> Update:
+        boxes, problems = grounding.boxes, len(grounding.problems)
+        unread = f" {problems} pieces of the answer can't be read as boxes." if problems else ""
         if not boxes:
             said = f" It said: {text[:300]}" if text.strip() else ""
-            return {self.status: told(f"{served.name} finds no “{phrase}”.{unread}{said}")}
+            return {self.status: status_html(f"{loaded.name} finds no “{phrase}”.{unread}{said}")}
         places = "one place" if len(boxes) == 1 else f"{len(boxes)} places"
         return {
-            self.status: told(f"{served.name} finds “{phrase}” in {places}.{unread}"),
+            self.status: status_html(f"{loaded.name} finds “{phrase}” in {places}.{unread}"),
             self.drawn: gr.update(value=draw_boxes(picture, boxes), visible=True),
             self.table: gr.update(value=[_row(box) for box in boxes], visible=True),
         }
 
     def stop(self, request: gr.Request) -> Update:
+        """Handle *Stop*."""
         self.jobs.stop(request.session_hash, TAB)
-        return {self.halt: gr.update(interactive=False)}
+        return {self.stop_button: gr.update(interactive=False)}
 
 
 def _row(box: Box) -> list[str | int]:
     return [box.label, *box.pixels]
 
 
-def _find(job: Job, served: Served, picture: Image.Image, phrase: str) -> tuple[Grounding, str]:
-    """What `VL2Pipeline.ground` gives, and the bare text; piece by piece, so that it can be stopped."""
+def _locate_job(job: Job, loaded: LoadedModel, picture: Image.Image, phrase: str) -> tuple[Grounding, str]:
+    """`VL2Pipeline.ground`, streamed so that it can be stopped; returns the grounding and the raw text."""
     from ...vl2.pipeline import VL2Pipeline
 
-    pipe = served.pipe
+    pipe = loaded.pipe
     assert isinstance(pipe, VL2Pipeline)
     text, tokens = "", TextGenerationOptions.max_new_tokens
     with explain_memory("looking", lambda: "accepted: a smaller picture"):
         for piece in pipe.chat(pipe.question_messages(picture, locate_prompt(phrase)), tokens, stream=True):
             text += piece
-            found = parse_grounding(text, picture.size)
-            job.tell(f"{len(found.boxes)} so far" if found.boxes else "")
+            boxes = parse_grounding(text, picture.size).boxes
+            job.report(f"{len(boxes)} so far" if boxes else "")
     return parse_grounding(text, picture.size), text

@@ -1,4 +1,4 @@
-"""The models that a page offers: loaded once, each with the line of those who want it."""
+"""The models that the page offers: loaded once, each with its queue of jobs."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from ...blocks.checkpoints.hub import EMBEDDED, find_model_folder
 from ...blocks.errors import CheckpointError, OptionError
 from ..pipelines import label, load_pipeline
-from .jobs import Line
+from .jobs import JobQueue
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -18,36 +18,39 @@ if TYPE_CHECKING:
 
 
 @dataclass
-class Served:
-    """A loaded model under the name that the page shows, and what it is if it is an embedded one."""
+class LoadedModel:
+    """A loaded model under the name the page shows. `note` is the label of an embedded model, else None."""
 
     name: str
     pipe: "Pipeline"
     note: str | None
-    line: Line = field(default_factory=Line)
+    queue: JobQueue = field(default_factory=JobQueue)
 
     @property
     def family(self) -> str:
+        """`Janus` or `DeepSeek-VL2`."""
         return "Janus" if self.paints else "DeepSeek-VL2"
 
     @cached_property
     def paints(self) -> bool:
+        """Whether the model generates images."""
         return hasattr(self.pipe, "generate")
 
     @property
-    def finds(self) -> bool:
+    def locates(self) -> bool:
+        """Whether the model gives boxes for a phrase."""
         return hasattr(self.pipe, "locate")
 
     @property
     def headline(self) -> str:
-        """Which model this is, in a line of Markdown."""
+        """One line of Markdown that says which model this is."""
         if self.note:
             return f"**{self.name}** · {self.note.partition(': ')[2]}"
         return f"**{self.name}** · {self.family}"
 
     @cached_property
     def blank_codes(self) -> "Tensor":
-        """Codes `[T]` of a light grey picture: what is shown where nothing is painted yet."""
+        """VQ codes `[T]` of a light grey image, shown where nothing is generated yet."""
         from PIL import Image
 
         from ...janus.pipeline import JanusPipeline
@@ -58,36 +61,36 @@ class Served:
 
 def embedded_models() -> list[str]:
     """Names of the embedded models that this installation carries."""
-    found = []
+    names = []
     for name in EMBEDDED:
         try:
             find_model_folder(name)
         except CheckpointError:
             continue
-        found.append(name)
-    return found
+        names.append(name)
+    return names
 
 
 def load_models(
     names: Sequence[str], device: str | None = None, dtype: str | None = None, **how: Any
-) -> list[Served]:
-    """The models, each once, by name, folder or hub id; an `OptionError` where two would look alike.
+) -> list[LoadedModel]:
+    """Load models by name, folder or hub id, each once; `how` goes to `load_pipeline`.
 
-    `how` are other keywords of `load_pipeline`.
+    Raises `OptionError` where two models would have the same name.
     """
-    served: list[Served] = []
+    loaded: list[LoadedModel] = []
     for name in dict.fromkeys(names):
         folder = find_model_folder(name)
         shown = folder.resolve().name if Path(name).expanduser().is_dir() else name
-        if any(shown == other.name for other in served):
+        if any(shown == other.name for other in loaded):
             raise OptionError(f"two models are called {shown}; accepted: models with different names")
-        served.append(Served(shown, load_pipeline(name, device, dtype, **how), label(folder)))
-    return served
+        loaded.append(LoadedModel(shown, load_pipeline(name, device, dtype, **how), label(folder)))
+    return loaded
 
 
-def by_name(models: Sequence[Served], name: str | None) -> Served:
-    """The model that a visitor has chosen; an `OptionError` tells what there is."""
-    for served in models:
-        if served.name == name:
-            return served
-    raise OptionError(f"model is {name!r}; accepted: {', '.join(served.name for served in models)}")
+def find_model(models: Sequence[LoadedModel], name: str | None) -> LoadedModel:
+    """The model of this name. Raises `OptionError`, listing the names, where there is none."""
+    for loaded in models:
+        if loaded.name == name:
+            return loaded
+    raise OptionError(f"model is {name!r}; accepted: {', '.join(loaded.name for loaded in models)}")

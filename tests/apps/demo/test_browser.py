@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from bifrons.apps.demo.app import Page
-from bifrons.apps.demo.models import Served, embedded_models, load_models
+from bifrons.apps.demo.models import LoadedModel, embedded_models, load_models
 from bifrons.nano.world.renderer import to_pil
 from bifrons.nano.world.scene import Scene, Thing
 from PIL import Image
@@ -39,7 +39,7 @@ pytestmark = [
 
 
 @pytest.fixture(scope="module")
-def models() -> Iterator[list[Served]]:
+def models() -> Iterator[list[LoadedModel]]:
     """Both embedded models."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # threads of torch that wait for each other starve the browser
@@ -48,7 +48,7 @@ def models() -> Iterator[list[Served]]:
 
 
 @pytest.fixture(scope="module")
-def served(models, tmp_path_factory) -> Iterator[tuple[Page, str]]:
+def loaded(models, tmp_path_factory) -> Iterator[tuple[Page, str]]:
     """The page and its address."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -64,9 +64,9 @@ def served(models, tmp_path_factory) -> Iterator[tuple[Page, str]]:
 
 
 @pytest.fixture(scope="module")
-def tab(served) -> Iterator[Tab]:
+def tab(loaded) -> Iterator[Tab]:
     """A tab of the browser; nothing but the server may be asked for anything."""
-    _, address = served
+    _, address = loaded
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
         tab = browser.new_page(viewport={"width": 1280, "height": 900})
@@ -142,8 +142,8 @@ def test_paint_watch_and_ask(tab, tmp_path):
     shoot(tab, "asked")
 
 
-def test_a_bad_upload_is_told_where_one_looks(tab, served, tmp_path):
-    tab.goto(served[1])
+def test_a_bad_upload_is_told_where_one_looks(tab, loaded, tmp_path):
+    tab.goto(loaded[1])
     (tmp_path / "notes.png").write_text("this is no picture")
     tab.get_by_role("tab", name="Ask").click()
     tab.set_input_files("#question input[type=file]", tmp_path / "notes.png")
@@ -155,8 +155,8 @@ def test_a_bad_upload_is_told_where_one_looks(tab, served, tmp_path):
     expect(tab.locator("#question .thumbnail-item")).to_have_count(0)
 
 
-def test_find(tab, served, tmp_path):
-    tab.goto(served[1])
+def test_find(tab, loaded, tmp_path):
+    tab.goto(loaded[1])
     to_pil(SCENE, 128).save(tmp_path / "picture.png")
     (tmp_path / "notes.png").write_text("this is no picture")
     tab.get_by_role("tab", name="Find").click()
@@ -172,7 +172,7 @@ def test_find(tab, served, tmp_path):
     shoot(tab, "found")
 
 
-def test_stop_midway_ends_the_work(tab, served, models, monkeypatch):
+def test_stop_midway_ends_the_work(tab, loaded, models, monkeypatch):
     steps = []
     generate = models[0].pipe.generate
 
@@ -184,7 +184,7 @@ def test_stop_midway_ends_the_work(tab, served, models, monkeypatch):
         return generate(*given, callback=count, **settings)
 
     monkeypatch.setattr(models[0].pipe, "generate", counted)
-    tab.goto(served[1])
+    tab.goto(loaded[1])
     tab.get_by_role("tab", name="Create").click()
     tab.fill("#prompt textarea", "a photo of two stars")
     tab.fill("#count input[type=number]", "8")
@@ -193,25 +193,25 @@ def test_stop_midway_ends_the_work(tab, served, models, monkeypatch):
     tab.click("#stop-painting")
     expect(tab.locator("#paint-status")).to_contain_text("Stopped")
     expect(tab.locator("#paint")).to_be_enabled()
-    assert len(served[0].jobs) == 0
+    assert len(loaded[0].jobs) == 0
     assert steps[-1][0] < steps[-1][1]
 
 
-def test_leaving_ends_the_work(tab, served):
-    tab.goto(served[1])
+def test_leaving_ends_the_work(tab, loaded):
+    tab.goto(loaded[1])
     tab.fill("#prompt textarea", "a photo of two stars")
     tab.click("#paint")
     expect(tab.locator("#paint-status")).to_contain_text("Painting:")
-    (job,) = served[0].jobs._running.values()
+    (job,) = loaded[0].jobs._running.values()
     tab.goto("about:blank")
     job._thread.join(SLOW / 1000)
     assert not job.running
     assert job.result is None
 
 
-def test_a_phone_needs_no_sideways_scrolling(tab, served):
+def test_a_phone_needs_no_sideways_scrolling(tab, loaded):
     tab.set_viewport_size({"width": 390, "height": 844})
-    tab.goto(served[1])
+    tab.goto(loaded[1])
     for name, part in (("Create", "#paint"), ("Ask", "#question"), ("Find", "#find")):
         tab.get_by_role("tab", name=name).click()
         expect(tab.locator(part)).to_be_visible()

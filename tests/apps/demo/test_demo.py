@@ -7,10 +7,10 @@ from types import SimpleNamespace
 
 import pytest
 from bifrons.apps.demo.app import Page
-from bifrons.apps.demo.components import failure, in_line, seconds, told
+from bifrons.apps.demo.components import error_status, queue_status, seconds, status_html
 from bifrons.apps.demo.create_tab import MAX_PICTURES
 from bifrons.apps.demo.jobs import Waiting
-from bifrons.apps.demo.models import Served, by_name, embedded_models, load_models
+from bifrons.apps.demo.models import LoadedModel, embedded_models, find_model, load_models
 from bifrons.blocks.chat.image_io import open_image
 from bifrons.blocks.chat.text_generation import TextGenerationOptions
 from bifrons.blocks.errors import OptionError
@@ -23,11 +23,11 @@ ME = SimpleNamespace(session_hash="me")
 
 
 @pytest.fixture(scope="module")
-def models() -> list[Served]:
+def models() -> list[LoadedModel]:
     return load_models([str(DATA / "janus-mini"), str(DATA / "vl2-mini-mla")], "cpu")
 
 
-def make_page(models: list[Served], folder: Path) -> Page:
+def make_page(models: list[LoadedModel], folder: Path) -> Page:
     """Within a running event loop: where there is none, Gradio opens several and never closes them."""
 
     async def make() -> Page:
@@ -68,9 +68,9 @@ def test_a_page_offers_what_its_models_can_do(models, tmp_path):
     both, reads, paints = (make_page(some, tmp_path) for some in (models, [vl2], [janus]))
     offers = [(page.create is not None, page.find is not None) for page in (both, reads, paints)]
     assert offers == [(True, True), (False, True), (True, False)]
-    assert [served.name for served in both.create.models] == ["janus-mini"]
-    assert [served.name for served in both.find.models] == ["vl2-mini-mla"]
-    assert [served.name for served in both.ask.models] == ["janus-mini", "vl2-mini-mla"]
+    assert [loaded.name for loaded in both.create.models] == ["janus-mini"]
+    assert [loaded.name for loaded in both.find.models] == ["vl2-mini-mla"]
+    assert [loaded.name for loaded in both.ask.models] == ["janus-mini", "vl2-mini-mla"]
 
 
 def test_defaults_are_those_of_the_options(page, models):
@@ -92,7 +92,7 @@ def test_models_of_one_name_and_unknown_models_are_refused(models, tmp_path):
     with pytest.raises(OptionError, match="two models are called janus-mini"):
         load_models([str(DATA / "janus-mini"), str(tmp_path / "elsewhere" / ".." / "janus-mini")], "cpu")
     with pytest.raises(OptionError, match="accepted: janus-mini, vl2-mini-mla"):
-        by_name(models, "janus-nano")
+        find_model(models, "janus-nano")
 
 
 def test_painting_shows_progress_previews_and_pictures(page, models):
@@ -141,7 +141,7 @@ def test_stop_ends_the_painting(page, models, monkeypatch):
             break
     (last,) = list(updates)[-1:]
     assert "Stopped" in last[page.create.status]
-    assert last[page.create.go]["interactive"] is True
+    assert last[page.create.run_button]["interactive"] is True
     assert len(page.jobs) == 0
     assert steps[-1][0] < steps[-1][1]
 
@@ -168,20 +168,20 @@ def test_mistakes_in_painting_are_told_on_the_page(page, given, words):
     last = list(paint(page, **given))[-1]
     assert words in last[page.create.status]
     assert 'role="alert"' in last[page.create.status]
-    assert last[page.create.go]["interactive"] is True
+    assert last[page.create.run_button]["interactive"] is True
 
 
 def test_a_conversation_goes_on(page, models, star):
     pipe = models[0].pipe
     first = list(ask(page, "what?", [star, star]))[-1]
     answer = pipe.ask([star, star], "what?", 8)
-    talk = first[page.ask.talk]
+    talk = first[page.ask.conversation]
     assert talk.messages[-1] == {"role": "assistant", "content": answer}
     assert first[page.ask.chat][0]["content"] == [{"path": star}, {"path": star}, "what?"]
     assert "janus-mini answered" in first[page.ask.status]
     second = list(ask(page, "and now?", talk=talk))[-1]
     messages = [*talk.messages, {"role": "user", "content": "and now?"}]
-    assert second[page.ask.talk].messages[-1]["content"] == pipe.chat(messages, 8)
+    assert second[page.ask.conversation].messages[-1]["content"] == pipe.chat(messages, 8)
     assert len(second[page.ask.chat]) == 4
 
 
@@ -193,7 +193,7 @@ def test_an_answer_is_streamed_and_stopped(page, star):
             break
     last = list(updates)[-1]
     assert "Stopped" in last[page.ask.status]
-    kept = last[page.ask.talk].messages[-1]["content"]
+    kept = last[page.ask.conversation].messages[-1]["content"]
     assert last[page.ask.chat][-1]["content"].strip() == kept
     assert len(page.jobs) == 0
 
@@ -251,7 +251,7 @@ def test_mistakes_in_finding_are_told_on_the_page(page, star, no_picture):
 
 
 def test_failures_of_ours_are_told_and_logged(caplog):
-    shown = failure(KeyError("oops"))
+    shown = error_status(KeyError("oops"))
     assert "KeyError" in shown
     assert "no fault of yours" in shown
     assert "oops" in caplog.text
@@ -259,9 +259,9 @@ def test_failures_of_ours_are_told_and_logged(caplog):
 
 def test_words_of_status():
     assert (seconds(0.2), seconds(61.6), seconds(200)) == ("1 s", "62 s", "3 min")
-    assert "2 other jobs first" in in_line(Waiting(2))
-    assert "<script>" not in told("<script>")
-    assert "width:50.0%" in told("half", 0.5)
+    assert "2 other jobs first" in queue_status(Waiting(2))
+    assert "<script>" not in status_html("<script>")
+    assert "width:50.0%" in status_html("half", 0.5)
 
 
 def test_a_taken_port_is_told(page):

@@ -4,21 +4,21 @@ import threading
 from itertools import count
 
 import pytest
-from bifrons.apps.demo.jobs import Job, Jobs, Line, Stopped, Waiting
+from bifrons.apps.demo.jobs import Job, JobQueue, Jobs, Stopped, Waiting
 from bifrons.blocks.errors import BifronsError
 
 
 def endless(job):
     for step in count():
-        job.tell(step)
+        job.report(step)
 
 
 def test_a_job_gives_its_updates_and_its_result():
     def work(job):
-        job.tell("half")
+        job.report("half")
         return "whole"
 
-    job = Job(Line(), work)
+    job = Job(JobQueue(), work)
     assert list(job.updates()) == ["half"]
     assert job.result == "whole"
 
@@ -28,11 +28,11 @@ def test_what_the_work_raises_is_raised_to_the_follower():
         raise BifronsError("no such thing")
 
     with pytest.raises(BifronsError, match="no such thing"):
-        list(Job(Line(), work).updates())
+        list(Job(JobQueue(), work).updates())
 
 
 def test_stop_ends_the_work():
-    job = Job(Line(), endless)
+    job = Job(JobQueue(), endless)
     updates = job.updates()
     assert next(updates) >= 0
     job.stop()
@@ -42,7 +42,7 @@ def test_stop_ends_the_work():
 
 
 def test_a_follower_that_leaves_ends_the_work():
-    job = Job(Line(), endless)
+    job = Job(JobQueue(), endless)
     updates = job.updates()
     next(updates)
     updates.close()
@@ -51,8 +51,8 @@ def test_a_follower_that_leaves_ends_the_work():
 
 
 def test_jobs_of_one_line_wait_for_each_other():
-    line = Line()
-    first, second = Job(line, endless), Job(line, lambda job: "done")
+    queue = JobQueue()
+    first, second = Job(queue, endless), Job(queue, lambda job: "done")
     running = first.updates()
     next(running)
     waiting = second.updates()
@@ -65,8 +65,8 @@ def test_jobs_of_one_line_wait_for_each_other():
 
 
 def test_a_job_is_stopped_while_it_waits():
-    line = Line()
-    first, second = Job(line, endless), Job(line, lambda job: "done")
+    queue = JobQueue()
+    first, second = Job(queue, endless), Job(queue, lambda job: "done")
     running = first.updates()
     next(running)
     waiting = second.updates()
@@ -79,27 +79,27 @@ def test_a_job_is_stopped_while_it_waits():
 
 
 def test_a_full_line_refuses():
-    line = Line(room=0)
+    queue = JobQueue(room=0)
     inside, leave = threading.Event(), threading.Event()
 
     def work(job):
         inside.set()
         leave.wait(30)
 
-    first = Job(line, work)
+    first = Job(queue, work)
     thread = threading.Thread(target=lambda: list(first.updates()))
     thread.start()
     assert inside.wait(30)
     with pytest.raises(BifronsError, match="try again"):
-        list(Job(line, work).updates())
+        list(Job(queue, work).updates())
     leave.set()
     thread.join(30)
-    list(Job(line, work).updates())  # there is room again
+    list(Job(queue, work).updates())  # there is room again
 
 
 def test_a_visitor_runs_one_job_in_a_tab():
-    jobs, line = Jobs(), Line()
-    first, second, other = (Job(line, endless) for _ in range(3))
+    jobs, queue = Jobs(), JobQueue()
+    first, second, other = (Job(queue, endless) for _ in range(3))
     jobs.add("a", "create", first)
     jobs.add("b", "create", other)
     jobs.add("a", "create", second)

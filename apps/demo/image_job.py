@@ -1,4 +1,4 @@
-"""The work behind the tab *Create*: pictures painted in a job, looked at now and then while they are."""
+"""The job behind the tab *Create*: generates images and decodes previews on the way."""
 
 import time
 from dataclasses import dataclass
@@ -11,19 +11,19 @@ from torch import Tensor
 from ...janus.image_generation import ImageGenerationOptions
 from ..pipelines import explain_memory
 from .jobs import Job
-from .models import Served
+from .models import LoadedModel
 
 if TYPE_CHECKING:
     from ...janus.pipeline import JanusPipeline
 
 _PREVIEWS = 16
 _PREVIEW_SHARE = 0.2
-"""Previews may take this part of the time; where decoding is slow there are fewer of them."""
+"""Largest share of the time that previews may take; slow decoding means fewer of them."""
 
 
 @dataclass(frozen=True)
-class Painting:
-    """How far the work is, in image tokens, the seconds left, and the pictures as last looked at."""
+class ImageProgress:
+    """Progress in image tokens, the estimated seconds left, and the latest previews."""
 
     done: int
     total: int
@@ -31,11 +31,11 @@ class Painting:
     pictures: list[Image.Image]
 
 
-class _Watch:
-    """The callback of `generate`: counts, estimates, decodes what is there now and then."""
+class _PreviewCallback:
+    """The callback of `generate`: reports progress and decodes a preview now and then."""
 
-    def __init__(self, job: Job, served: Served, count: int) -> None:
-        self.job, self.served, self.count = job, served, count
+    def __init__(self, job: Job, loaded: LoadedModel, count: int) -> None:
+        self.job, self.loaded, self.count = job, loaded, count
         self.started = time.monotonic()
         self.spent = 0.0
         self.finished: list[Tensor] = []
@@ -47,45 +47,45 @@ class _Watch:
         done, everything = before * total + step * len(codes), self.count * total
         elapsed = time.monotonic() - self.started
         if step % max(1, total // _PREVIEWS) == 0 and self.spent <= _PREVIEW_SHARE * elapsed:
-            self._look(codes)
+            self._decode_preview(codes)
         if step == total:
             self.finished.append(codes)
         left = elapsed / done * (everything - done) if step > 2 or before else None
-        self.job.tell(Painting(done, everything, left, self.pictures))
+        self.job.report(ImageProgress(done, everything, left, self.pictures))
 
-    def _look(self, codes: Tensor) -> None:
+    def _decode_preview(self, codes: Tensor) -> None:
         started = time.monotonic()
-        blank = self.served.blank_codes
+        blank = self.loaded.blank_codes
         rest = blank[codes.shape[1] :].expand(len(codes), -1)
-        unbegun = self.count - len(codes) - sum(len(batch) for batch in self.finished)
-        rows = [*self.finished, torch.cat((codes, rest), dim=1), blank.expand(unbegun, -1)]
-        self.pictures = painter(self.served).decode_codes(torch.cat(rows))
+        remaining = self.count - len(codes) - sum(len(batch) for batch in self.finished)
+        rows = [*self.finished, torch.cat((codes, rest), dim=1), blank.expand(remaining, -1)]
+        self.pictures = image_pipeline(self.loaded).decode_codes(torch.cat(rows))
         self.spent += time.monotonic() - started
 
 
-def painter(served: Served) -> "JanusPipeline":
+def image_pipeline(loaded: LoadedModel) -> "JanusPipeline":
+    """The pipeline of a model that generates images."""
     from ...janus.pipeline import JanusPipeline
 
-    assert isinstance(served.pipe, JanusPipeline)
-    return served.pipe
+    assert isinstance(loaded.pipe, JanusPipeline)
+    return loaded.pipe
 
 
-def paint_all(
-    job: Job, served: Served, prompt: str, seeds: list[int], options: ImageGenerationOptions
+def generate_images(
+    job: Job, loaded: LoadedModel, prompt: str, seeds: list[int], options: ImageGenerationOptions
 ) -> tuple[list[Image.Image], float]:
-    """The pictures, and the seconds that they took."""
-    advice = "accepted: fewer pictures"
+    """Generate one image per seed; returns the images and the seconds they took."""
     started = time.monotonic()
-    with explain_memory(f"painting {len(seeds)} pictures", lambda: advice):
-        pictures = painter(served).generate(
+    with explain_memory(f"painting {len(seeds)} pictures", lambda: "accepted: fewer pictures"):
+        pictures = image_pipeline(loaded).generate(
             prompt,
             len(seeds),
             seeds,
             guidance_scale=options.guidance_scale,
             temperature=options.temperature,
-            callback=_Watch(job, served, len(seeds)),
+            callback=_PreviewCallback(job, loaded, len(seeds)),
         )
     assert isinstance(pictures, list)
     for picture in pictures:
-        picture.info["model"] = served.name
+        picture.info["model"] = loaded.name
     return pictures, time.monotonic() - started
