@@ -54,7 +54,7 @@ def test_an_odd_folder_is_told_row_by_row(
     (folder / "results").mkdir()
     (folder / "5").mkdir()
     assert evaluate(folder, tmp_path / "run") == 0
-    told = capsys.readouterr().err
+    messages = capsys.readouterr().err
     expected = {
         "00000/samples/0001.png": "missing",
         "00001/samples/0000.png": "",
@@ -75,7 +75,7 @@ def test_an_odd_folder_is_told_row_by_row(
     assert reasons.keys() == expected.keys()
     for name, words in expected.items():
         assert words in reasons[name]
-        assert f"not scored: {name}: " in told
+        assert f"not scored: {name}: " in messages
     scored = [json.loads(line) for line in (tmp_path / "run" / "results.jsonl").read_text().splitlines()]
     assert [row["filename"] for row in scored] == [
         "00000/samples/0000.png",

@@ -123,10 +123,10 @@ def test_official_prompts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert suites.is_official(suites.lines_sha256(rows))
     monkeypatch.setattr(urllib.request, "urlopen", no_network)
     assert suites.geneval_prompts(cache=tmp_path) == rows  # fetched once
-    mine = tmp_path / "mine.jsonl"
-    mine.write_bytes(content.splitlines(keepends=True)[0] + b'{"tag": "colors", "prompt": "x"}\n')
+    other = tmp_path / "other.jsonl"
+    other.write_bytes(content.splitlines(keepends=True)[0] + b'{"tag": "colors", "prompt": "x"}\n')
     with pytest.raises(BifronsError, match="line 2"):
-        suites.geneval_prompts(mine)
+        suites.geneval_prompts(other)
 
 
 def test_a_run_folder_keeps_to_one_recipe(tmp_path: Path) -> None:
