@@ -26,7 +26,7 @@ SharedExperts = tuple[WeightTensors, WeightTensors, WeightTensors]
 GEMV_BLOCK_OUTPUTS = 4
 """Outputs of a program for one token: few, so that every multiprocessor has several programs."""
 _GEMM_BLOCK_OUTPUTS = 32
-_GEMM_ROWS = 16  # of a program's tile for several tokens: the smallest side of a tensor core's tile
+_GEMM_ROWS = 16  # of a program's tile for several tokens, as many as tensor cores take
 _PREFETCH_BYTES = 1024  # of each weight row, into L2, while a program waits for the preceding kernel
 
 
@@ -50,7 +50,6 @@ def fused_experts(
     total_pairs = pairs + num_shared * count
     hidden = x_ND.new_empty(total_pairs, inner)
     outputs = x_ND.new_empty(total_pairs, width, dtype=torch.float32)
-    top_k, launch = expert_ids_NK.shape[1], pdl_options(x_ND)
     gate_up_kernel[(triton.cdiv(inner, tile), blocks)](
         x_ND,
         expert_ids_NK,
@@ -61,9 +60,9 @@ def fused_experts(
         count,
         pairs,
         INNER=inner,
-        K=top_k,
+        K=expert_ids_NK.shape[1],
         **_linear_options(x_ND, gate_up, width, pairs, rows, tile),
-        **launch,
+        **pdl_options(x_ND),
     )
     down_kernel[(triton.cdiv(width, tile), blocks)](
         hidden,
@@ -76,12 +75,26 @@ def fused_experts(
         D=width,
         S=num_shared,
         **_linear_options(x_ND, down, inner, pairs, rows, tile),
-        **launch,
+        **pdl_options(x_ND),
     )
-    out_ND = torch.empty_like(x_ND)
-    grid = (triton.cdiv(width, 256), count)
-    arguments = (outputs, weights_NK, out_ND, count, pairs, width)
-    sum_kernel[grid](*arguments, K=top_k, S=num_shared, BLOCK_D=256, **launch)
+    return _weighted_sum(outputs, weights_NK, num_shared, torch.empty_like(x_ND))
+
+
+def _weighted_sum(outputs: Tensor, weights_NK: Tensor, num_shared: int, out_ND: Tensor) -> Tensor:
+    """Sums the outputs of each token's pairs and shared experts into `out_ND`."""
+    (count, width), (_, top_k) = out_ND.shape, weights_NK.shape
+    sum_kernel[(triton.cdiv(width, 256), count)](
+        outputs,
+        weights_NK,
+        out_ND,
+        count,
+        weights_NK.numel(),
+        width,
+        K=top_k,
+        S=num_shared,
+        BLOCK_D=256,
+        **pdl_options(out_ND),
+    )
     return out_ND
 
 
