@@ -28,8 +28,7 @@ from ...janus.pipeline import JanusPipeline
 from ..world.renderer import render_packed
 from .datasets import Examples, answer_loss, load_examples
 from .janus_data import EXAMPLES
-from .janus_format import TurnEncoder
-from .janus_spec import SIDE
+from .janus_spec import SIDE, TurnEncoder
 from .trainer import Run, Trainer, initialise
 from .vision import TOWER
 from .vq import OFF_LATTICE, jitter, to_pixels

@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 
 from .datasets import SHARD, build, paint_shard, question_shard, save_examples
-from .janus_format import PaintEncoder, TurnEncoder, write_folder
+from .janus_spec import PaintEncoder, TurnEncoder, write_folder
 
 PAINT_WIDTH, READ_WIDTH = 32, 240
 """Tokens of the longest painting prompt and of the longest conversation."""

@@ -1,12 +1,21 @@
-"""What `janus-nano` is: its sizes, in the official schema with the two extensions for small models."""
+"""What `janus-nano` is: its configs in the official schema with the extensions for small models, and its
+prompts as token ids, exactly as the pipeline makes them.
+"""
 
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
+from ...blocks.chat.messages import Turn
 from ...blocks.model.siglip import SiglipConfig
+from ...janus.processor import JanusProcessor
+from ...janus.prompts import IMAGE_TOKEN, SYSTEM_PROMPT, Template
+from ...tokenizers.text import TextTokenizer
 from ...tokenizers.vq.model import VQConfig
+from .tokenizer import train_tokenizer, write_files
 
 SIDE = 128
-"""Side of its pictures in pixels."""
+"""Side of an image in pixels."""
 
 SPECIAL_TOKENS = (
     "<｜begin▁of▁sentence｜>",
@@ -21,36 +30,26 @@ SPECIAL_TOKENS = (
 """Of Janus-Pro's tokenizer; ids follow the learned vocabulary."""
 
 HIDDEN, VISION_WIDTH, CODEBOOK, CODE_DIM = 384, 192, 2048, 8
-
+_MAX_POSITIONS = 2048
 
 GUIDANCE_SCALE = 2.5
-"""What it paints best with: at Janus-Pro's 5 it overdoes what the prompt says and leaves its world."""
+"""The scale of its best images: at Janus-Pro's 5 it overdoes what the prompt says and leaves its world."""
 
 
 def vq_config() -> VQConfig:
-    """Its image tokenizer: 8 pixels a code, so 256 codes a picture."""
+    """The image tokenizer: 8 pixels a code, so 256 codes an image."""
     return VQConfig(CODEBOOK, CODE_DIM, ch=32, ch_mult=(1, 1, 2, 4), z_channels=64, num_res_blocks=1)
 
 
 def tower_config() -> SiglipConfig:
+    """The vision tower: patches of 16 pixels, so 64 tokens an image."""
     return SiglipConfig(image_size=SIDE, patch_size=16, width=VISION_WIDTH, layers=4, heads=3, mlp_ratio=4)
 
 
-def janus_config(vocab_size: int) -> dict[str, Any]:
-    """`config.json` of janus-nano."""
-
-    vq, tower = vq_config(), tower_config()
-
-    def projector(kind: str, width: int) -> dict[str, Any]:
-        params = {"depth": 2, "input_dim": width, "n_embed": HIDDEN, "projector_type": "mlp_gelu"}
-        return {"cls": "MlpProjector", "model_type": kind, "params": params}
-
+def _image_generation_config() -> dict[str, Any]:
+    vq = vq_config()
     return {
-        "architectures": ["MultiModalityCausalLM"],
-        "model_type": "multi_modality",
-        "torch_dtype": "bfloat16",
-        "aligner_config": projector("aligner", VISION_WIDTH),
-        "gen_aligner_config": projector("gen_aligner", CODE_DIM),
+        "gen_aligner_config": _projector("gen_aligner", CODE_DIM),
         "gen_head_config": {
             "cls": "vision_head",
             "model_type": "gen_head",
@@ -68,10 +67,27 @@ def janus_config(vocab_size: int) -> dict[str, Any]:
                 "num_res_blocks": vq.num_res_blocks,
             },
         },
+    }
+
+
+def _projector(kind: str, width: int) -> dict[str, Any]:
+    params = {"depth": 2, "input_dim": width, "n_embed": HIDDEN, "projector_type": "mlp_gelu"}
+    return {"cls": "MlpProjector", "model_type": kind, "params": params}
+
+
+def janus_config(vocab_size: int) -> dict[str, Any]:
+    """`config.json` of janus-nano."""
+    tower = tower_config()
+    return {
+        "architectures": ["MultiModalityCausalLM"],
+        "model_type": "multi_modality",
+        "torch_dtype": "bfloat16",
+        "aligner_config": _projector("aligner", VISION_WIDTH),
+        **_image_generation_config(),
         "language_config": {
             "hidden_size": HIDDEN,
             "intermediate_size": 832,
-            "max_position_embeddings": 2048,
+            "max_position_embeddings": _MAX_POSITIONS,
             "model_type": "llama",
             "num_attention_heads": 6,
             "num_hidden_layers": 8,
@@ -128,9 +144,54 @@ def processor_configs() -> dict[str, dict[str, Any]]:
             "bos_token": bos,
             "clean_up_tokenization_spaces": False,
             "eos_token": eos,
-            "model_max_length": 2048,
+            "model_max_length": _MAX_POSITIONS,
             "pad_token": pad,
             "tokenizer_class": "LlamaTokenizer",
             "unk_token": None,
         },
     }
+
+
+def write_folder(folder: Path) -> None:
+    """Write everything of a janus-nano folder but its weights; the same files at every call."""
+    tokenizer = train_tokenizer(SPECIAL_TOKENS, [SYSTEM_PROMPT + "\n\n"])
+    write_files(folder, tokenizer, janus_config(tokenizer.get_vocab_size()), processor_configs())
+
+
+class PaintEncoder:
+    """A sentence -> token ids of its whole image generation prompt."""
+
+    def __init__(self, folder: Path) -> None:
+        self.tokenizer = TextTokenizer.from_folder(folder)
+        self.template = Template.for_tokenizer(self.tokenizer)
+
+    def __call__(self, sentence: str) -> list[int]:
+        return self.tokenizer.encode(self.template.generation_prompt(sentence))
+
+
+class TurnEncoder:
+    """Questions and answers about one image -> token ids and, for each, whether the loss is on it.
+
+    The loss is on the answers and the end-of-sentence tokens after them. `image_at` is where the image's
+    tokens begin, the same in every conversation.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.tokenizer = TextTokenizer.from_folder(folder)
+        self.processor = JanusProcessor.from_folder(folder, self.tokenizer, SIDE, (SIDE // 16) ** 2)
+        self.image_at = self([("?", "?")])[0].index(self.processor.image_id)
+
+    def __call__(self, turns: Sequence[tuple[str, str]]) -> tuple[list[int], list[bool]]:
+        template = self.processor.template
+        history: list[Turn] = []
+        ids: list[int] = []
+        learn: list[bool] = []
+        for index, (question, answer) in enumerate(turns):
+            history.append(Turn("user", f"{IMAGE_TOKEN}\n{question}" if index == 0 else question))
+            prompt = self.processor.expand(self.tokenizer.encode(template.chat_prompt(history))).tolist()
+            reply = [*self.tokenizer.encode(f" {answer}", bos=False), self.tokenizer.eos_id]
+            assert prompt[: len(ids)] == ids, "a turn changed the tokens before it"
+            learn += [False] * (len(prompt) - len(ids)) + [True] * len(reply)
+            ids = prompt + reply
+            history.append(Turn("assistant", answer))
+        return ids, learn

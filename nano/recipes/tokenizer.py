@@ -3,8 +3,11 @@
 Every byte is in the vocabulary, so any text can be read; the world's words are one token each.
 """
 
-from collections.abc import Iterator, Sequence
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from random import Random
+from typing import Any
 
 from tokenizers import AddedToken, Regex, Tokenizer, models, pre_tokenizers, trainers
 from tokenizers.decoders import ByteLevel as ByteLevelDecoder
@@ -14,7 +17,7 @@ from ..world.questions import sample_question, sample_scene
 from ..world.sentences import KINDS, sample_case
 
 VOCABULARY = 768
-"""Learned tokens, the 256 bytes among them; special tokens come on top."""
+"""Learned tokens, including the 256 bytes; special tokens come on top."""
 
 
 def corpus(seed: int, texts: int) -> Iterator[str]:
@@ -57,3 +60,16 @@ def train_tokenizer(
     tokenizer.train_from_iterator(everything(), trainer)
     tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in specials])
     return tokenizer
+
+
+def write_files(
+    folder: Path,
+    tokenizer: Tokenizer,
+    config: dict[str, Any],
+    processor_configs: Mapping[str, dict[str, Any]],
+) -> None:
+    """Write a model folder's JSON files: its tokenizer, its config and the others by name."""
+    folder.mkdir(parents=True, exist_ok=True)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    for name, content in {"config.json": config, **processor_configs}.items():
+        (folder / name).write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from .optimizer import Muon, split_parameters
-from .training import Average, Clock, load_state, save_state
+from .training_state import Average, Clock, load_state, save_state
 
 M = TypeVar("M", bound=nn.Module)
 

@@ -21,13 +21,13 @@ from ...vl2.model import VL2Model
 from ...vl2.pipeline import VL2Pipeline
 from ...vl2.weight_names import keep_float32, official_tensors
 from ..world.renderer import render_packed
-from .constants import constant
 from .datasets import Examples, answer_loss, load_examples
 from .janus_data import EXAMPLES
 from .janus_spec import SIDE
 from .trainer import Run, Trainer, initialise
+from .training_state import constant
 from .vision import TOWER, TOWERS
-from .vl2_format import ConversationEncoder
+from .vl2_spec import ConversationEncoder
 from .vq import OFF_LATTICE, jitter, to_pixels
 
 ONE_ROWS, TWO_ROWS = 112, 48
@@ -103,7 +103,7 @@ class VL2Trainer(Trainer[VL2Model]):
     ) -> None:
         super().__init__(run)
         self.rows = rows
-        self.places = ConversationEncoder(run.folder).places
+        self.offsets = ConversationEncoder(run.folder).offsets
         self.views = TOWERS["vl2"][1]
         self.one = load_examples(run.folder / EXAMPLES, "one").to(run.device)
         self.two = load_examples(run.folder / EXAMPLES, "two").to(run.device)
@@ -129,9 +129,9 @@ class VL2Trainer(Trainer[VL2Model]):
             tiles = model.embed_tiles(views.flatten(0, 1)).unflatten(0, views.shape[:2])
             pictures = arrange_all(model, tiles, self.views.grid)
             single, first, second = pictures.split([len(part) for part in pixels])
-            x_one = put_pictures(model.embed_text(one.ids.long()).bfloat16(), single, self.places[0])
-            x_two = put_pictures(model.embed_text(two.ids.long()).bfloat16(), first, self.places[0])
-            x_two = put_pictures(x_two, second, self.places[1])
+            x_one = put_pictures(model.embed_text(one.ids.long()).bfloat16(), single, self.offsets[0])
+            x_two = put_pictures(model.embed_text(two.ids.long()).bfloat16(), first, self.offsets[0])
+            x_two = put_pictures(x_two, second, self.offsets[1])
             spare = x_two.shape[1] - x_one.shape[1]
             hidden = model.decoder(torch.cat((F.pad(x_one, (0, 0, 0, spare)), x_two)))
             return {

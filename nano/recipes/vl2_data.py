@@ -22,7 +22,7 @@ from ..world.scene import Scene
 from ..world.sentences import KINDS, sample_case
 from .datasets import DESCRIBE, SHARD, Arrays, build, describe, gather, save_examples
 from .janus_data import EXAMPLES
-from .vl2_format import ConversationEncoder, write_folder
+from .vl2_spec import ConversationEncoder, write_folder
 
 ONE_WIDTH, TWO_WIDTH = 288, 352
 """Tokens of the longest conversation about one picture, and about two."""

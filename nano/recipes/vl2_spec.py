@@ -1,13 +1,27 @@
-"""What `vl2-nano` is: its sizes, in the official schema with the extension for small towers."""
+"""What `vl2-nano` is: its configs in the official schema with the extension for small towers, and its
+conversations as token ids, exactly as the pipeline makes them.
+"""
 
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from random import Random
 from typing import Any
 
+from ...blocks.chat.messages import Turn
 from ...blocks.model.siglip import SiglipConfig
-from ...vl2.tiles import candidate_resolutions
+from ...tokenizers.text import TextTokenizer
+from ...vl2.config import read_config
+from ...vl2.processor import VL2Processor
+from ...vl2.prompts import IMAGE, encode_turns
+from ...vl2.tiles import candidate_resolutions, num_image_tokens
+from ..world.pairs import sample_comparison, sample_pair
+from ..world.phrases import NOT_THERE, describe_with_boxes, sample_search
+from ..world.questions import sample_question, sample_scene
 from .janus_spec import SPECIAL_TOKENS as JANUS_TOKENS
+from .tokenizer import train_tokenizer, write_files
 
 TILE, TILES = 64, 2
-"""Side of a tile in pixels, and local tiles along a side of the world's pictures."""
+"""Side of a tile in pixels, and local tiles along a side of the world's images."""
 
 SPECIAL_TOKENS = (
     *JANUS_TOKENS[:3],
@@ -28,6 +42,7 @@ _MAX_POSITIONS = 2048
 
 
 def tower_config() -> SiglipConfig:
+    """The vision tower: tiles of 64 pixels in patches of 8."""
     return SiglipConfig(
         image_size=TILE, patch_size=8, width=VISION_WIDTH, layers=4, heads=4, mlp_ratio=4.0, gelu_tanh=True
     )
@@ -35,6 +50,38 @@ def tower_config() -> SiglipConfig:
 
 def _candidates() -> list[list[int]]:
     return [list(size) for size in candidate_resolutions(_MAX_TILES, TILE)]
+
+
+def _language_config(vocab_size: int) -> dict[str, Any]:
+    return {
+        "bos_token_id": vocab_size - len(SPECIAL_TOKENS),
+        "eos_token_id": vocab_size - len(SPECIAL_TOKENS) + 1,
+        "first_k_dense_replace": 1,
+        "hidden_size": HIDDEN,
+        "intermediate_size": 512,
+        "kv_lora_rank": 64,
+        "max_position_embeddings": _MAX_POSITIONS,
+        "model_type": "deepseek_v2",
+        "moe_intermediate_size": 160,
+        "n_group": 1,
+        "n_routed_experts": 8,
+        "n_shared_experts": 1,
+        "num_attention_heads": 4,
+        "num_experts_per_tok": 2,
+        "num_hidden_layers": 6,
+        "num_key_value_heads": 4,
+        "q_lora_rank": None,
+        "qk_nope_head_dim": 48,
+        "qk_rope_head_dim": 16,
+        "scoring_func": "softmax",
+        "topk_group": 1,
+        "topk_method": "greedy",
+        "norm_topk_prob": False,
+        "torch_dtype": "bfloat16",
+        "use_mla": True,
+        "v_head_dim": 48,
+        "vocab_size": vocab_size,
+    }
 
 
 def vl2_config(vocab_size: int) -> dict[str, Any]:
@@ -66,35 +113,7 @@ def vl2_config(vocab_size: int) -> dict[str, Any]:
             "input_dim": VISION_WIDTH,
             "n_embed": HIDDEN,
         },
-        "language_config": {
-            "bos_token_id": vocab_size - len(SPECIAL_TOKENS),
-            "eos_token_id": vocab_size - len(SPECIAL_TOKENS) + 1,
-            "first_k_dense_replace": 1,
-            "hidden_size": HIDDEN,
-            "intermediate_size": 512,
-            "kv_lora_rank": 64,
-            "max_position_embeddings": _MAX_POSITIONS,
-            "model_type": "deepseek_v2",
-            "moe_intermediate_size": 160,
-            "n_group": 1,
-            "n_routed_experts": 8,
-            "n_shared_experts": 1,
-            "num_attention_heads": 4,
-            "num_experts_per_tok": 2,
-            "num_hidden_layers": 6,
-            "num_key_value_heads": 4,
-            "q_lora_rank": None,
-            "qk_nope_head_dim": 48,
-            "qk_rope_head_dim": 16,
-            "scoring_func": "softmax",
-            "topk_group": 1,
-            "topk_method": "greedy",
-            "norm_topk_prob": False,
-            "torch_dtype": "bfloat16",
-            "use_mla": True,
-            "v_head_dim": 48,
-            "vocab_size": vocab_size,
-        },
+        "language_config": _language_config(vocab_size),
     }
 
 
@@ -130,3 +149,59 @@ def processor_configs() -> dict[str, dict[str, Any]]:
             "unk_token": None,
         },
     }
+
+
+def _conversation_texts(seed: int, texts: int) -> Iterator[str]:
+    """Texts as they occur in conversations: answers without a space before them, phrases, comparisons."""
+    rng = Random(seed)
+    for _ in range(texts):
+        scene = sample_scene(rng)
+        yield sample_question(scene, rng).answer
+        yield sample_search(scene, rng).phrase
+        comparison = sample_comparison(*sample_pair(rng), rng)
+        yield comparison.text
+        yield comparison.answer
+
+
+def write_folder(folder: Path) -> None:
+    """Write everything of a vl2-nano folder but its weights; the same files at every call."""
+    box = describe_with_boxes(sample_scene(Random(0)))
+    tokenizer = train_tokenizer(
+        SPECIAL_TOKENS, [NOT_THERE, box, ":", *_conversation_texts(1, 300)], repeats=20
+    )
+    write_files(folder, tokenizer, vl2_config(tokenizer.get_vocab_size()), processor_configs())
+
+
+class ConversationEncoder:
+    """Turns about one or two square images -> token ids and, for each, whether the loss is on it.
+
+    The loss is on the answers and the end-of-sentence tokens after them. The images come before the first
+    question; `offsets` says where the tokens of each begin, the same in every conversation.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.tokenizer = TextTokenizer.from_folder(folder)
+        config = read_config(folder)
+        self.processor = VL2Processor.from_folder(folder, self.tokenizer, config)
+        self.image_tokens = num_image_tokens((TILES, TILES), config.tile_side)
+        ids, _ = self([("?", "?")], 2)
+        first = ids.index(self.processor.image_id)
+        self.offsets = (first, ids.index(self.processor.image_id, first + self.image_tokens))
+
+    def __call__(self, turns: Sequence[tuple[str, str]], images: int) -> tuple[list[int], list[bool]]:
+        history: list[Turn] = []
+        ids: list[int] = []
+        learn: list[bool] = []
+        for index, (question, answer) in enumerate(turns):
+            marks = f"{IMAGE}\n" * images if index == 0 else ""
+            history.append(Turn("user", marks + question))
+            segments = encode_turns(self.tokenizer, history)
+            prompt = segments[0]
+            for segment in segments[1:]:
+                prompt = prompt + [self.processor.image_id] * self.image_tokens + segment
+            reply = [*self.tokenizer.encode(answer, bos=False), self.tokenizer.eos_id]
+            assert prompt[: len(ids)] == ids, "a turn changed the tokens before it"
+            learn += [False] * (len(prompt) - len(ids)) + [True] * len(reply)
+            ids = prompt + reply
+            history.append(Turn("assistant", answer))
+        return ids, learn

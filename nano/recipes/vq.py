@@ -1,10 +1,10 @@
 """Recipe 1: the VQ image tokenizer of `janus-nano`. `python -m bifrons.nano.recipes.vq --help`.
 
-B pictures, E dimensions of a code, N codes, M code vectors of a batch (B x grid places).
+B images, E dimensions of a code, N codes, M code vectors of a batch (B x grid positions).
 
-First a plain autoencoder with unit-length latents, then the codebook is drawn from its latents and learned
-as a moving average of what it quantises (van den Oord et al. 2017, appendix A.1), with codes that fall
-out of use drawn anew.
+First a plain autoencoder with unit-length latents is trained; then the codebook is drawn from its latents and
+learned as a moving average of what it quantizes (van den Oord et al. 2017, appendix A.1). Unused codes are
+drawn anew.
 """
 
 import argparse
@@ -23,21 +23,23 @@ from ..world.renderer import pack, render_packed
 from ..world.scene import Scene
 from ..world.sentences import KINDS, sample_case
 from .janus_spec import SIDE, vq_config
-from .training import Average, Clock, load_state, save_state
+from .training_state import Average, Clock, load_state, save_state
 
 BATCH = 64
+PEAK_RATE = 1e-3
 WARMUP = 0.08
-"""Share of the time without quantisation."""
+"""Share of the training time without quantization."""
 OFF_LATTICE = 0.2
+"""Share of the scenes that are moved off the world's lattice; see `jitter`."""
 
 
-def to_pixels(pictures_B3HW: Tensor) -> Tensor:
+def to_pixels(images_B3HW: Tensor) -> Tensor:
     """uint8 to -1..1, as the processor does."""
-    return pictures_B3HW.float() * (2 / 255) - 1
+    return images_B3HW.float() * (2 / 255) - 1
 
 
 def jitter(scenes: dict[str, Tensor], share: float) -> dict[str, Tensor]:
-    """Packed scenes of which a share are moved off the world's lattice by up to half a step, and rescaled."""
+    """Packed scenes, a share of them moved off the world's lattice by up to half a step and rescaled."""
     place = scenes["place"]
     chosen = (torch.rand(len(place), 1, 1, device=place.device) < share).float()
     shift = (torch.rand(len(place), 1, 2, device=place.device) - 0.5) / 32
@@ -54,7 +56,7 @@ def sample_scenes(seed: int, count: int) -> list[Scene]:
 
 
 class MovingCodebook:
-    """Codes as unit vectors that follow the mean of the latents that they stand for."""
+    """Codes as unit vectors that follow the mean of the latents assigned to them."""
 
     def __init__(self, weight: Tensor, decay: float = 0.98) -> None:
         self.weight, self.decay = weight, decay
@@ -63,8 +65,8 @@ class MovingCodebook:
 
     @torch.no_grad()
     def start(self, latents_ME: Tensor) -> None:
-        """Draw the codes from latents: an eighth at a time, where the codes so far fit worst (k-means||,
-        Bahmani et al. 2012), then k-means. Most latents are plain background and would fill a random draw."""
+        """Draw the codes from latents, an eighth at a time where the codes so far fit worst (k-means||,
+        Bahmani et al. 2012), then run k-means. Most latents are background and would fill a random draw."""
         size = len(self.weight)
         book = latents_ME[torch.randint(len(latents_ME), (size // 8,), device=latents_ME.device)]
         while len(book) < size:
@@ -87,6 +89,7 @@ class MovingCodebook:
 
     @torch.no_grad()
     def update(self, latents_ME: Tensor, codes_M: Tensor) -> None:
+        """Move the codes towards the latents assigned to them; replace unused codes."""
         used = torch.bincount(codes_M, minlength=len(self.weight)).float()
         sums = torch.zeros_like(self.sums).index_add_(0, codes_M, latents_ME)
         self.counts.lerp_(used, 1 - self.decay)
@@ -133,83 +136,103 @@ def compile_first(model: VQModel, book: MovingCodebook, device: str) -> None:
 
 
 @torch.no_grad()
-def psnr(model: VQModel, pictures_B3HW: Tensor) -> Tensor:
+def psnr(model: VQModel, images_B3HW: Tensor) -> Tensor:
     """Peak signal-to-noise ratio in dB of encode then decode, per picture `[B]`, on 8-bit values."""
-    pixels = to_pixels(pictures_B3HW)
+    pixels = to_pixels(images_B3HW)
     side = SIDE // model.config.downsampling
     back = to_uint8(model.decode(model.encode(pixels), (side, side))).permute(0, 3, 1, 2)
-    error = (back.float() - pictures_B3HW.float()).pow(2).mean(dim=(1, 2, 3))
+    error = (back.float() - images_B3HW.float()).pow(2).mean(dim=(1, 2, 3))
     return 10 * torch.log10(255**2 / error.clamp(min=1e-6))
 
 
+class VQTrainer:
+    """The image tokenizer in training: its weights, their average, the codebook, the optimizer and the clock."""
+
+    def __init__(self, folder: Path, seconds: float, seed: int, device: str) -> None:
+        torch.manual_seed(seed)
+        torch.backends.cudnn.benchmark = True
+        torch.set_float32_matmul_precision("high")
+        self.path, self.device, self.step, self.started = folder / "vq.state", device, 0, False
+        self.model = VQModel(vq_config()).to(device)
+        self.model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+        self.optimizer = torch.optim.AdamW(
+            self.model.parameters(), lr=PEAK_RATE, betas=(0.9, 0.95), weight_decay=0.01
+        )
+        self.average = Average(self.model, 0.998)
+        if device == "cuda":
+            self.model.encoder.compile()
+            self.model.decoder.compile()
+        self.scenes = {k: v.to(device) for k, v in pack(sample_scenes(seed, 60_000)).items()}
+        self.book = MovingCodebook(self.model.quantize.embedding.weight.data)
+        self.clock = Clock(seconds)
+        self._resume()
+        compile_first(self.model, self.book, device)
+
+    def _resume(self) -> None:
+        state = load_state(self.path, self.device)
+        if state is None:
+            return
+        self.model.load_state_dict(state["model"])
+        self.average.model.load_state_dict(state["average"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.book.sums, self.book.counts = state["sums"], state["counts"]
+        self.clock.spent, self.step, self.started = state["spent"], state["step"], state["started"]
+
+    def save(self) -> None:
+        """Write the state from which `train` continues."""
+        state = {
+            "model": self.model.state_dict(),
+            "average": self.average.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "sums": self.book.sums,
+            "counts": self.book.counts,
+            "spent": self.clock.elapsed,
+            "step": self.step,
+            "started": self.started,
+        }
+        save_state(self.path, state)
+
+    def update(self) -> dict[str, Tensor]:
+        """One step of training; its losses."""
+        index = torch.randint(len(self.scenes["shape"]), (BATCH,), device=self.device)
+        scenes = jitter({k: v if v.ndim == 0 else v[index] for k, v in self.scenes.items()}, OFF_LATTICE)
+        pixels = to_pixels(render_packed(scenes, SIDE, self.device))
+        pixels = pixels.contiguous(memory_format=torch.channels_last)
+        quantize = self.clock.progress > WARMUP
+        with torch.autocast(self.device, torch.bfloat16, enabled=self.device == "cuda"):
+            if quantize and not self.started:
+                self.book.start(forward(self.model, self.book, pixels, False)[2])
+                self.started = True
+            out, commitment, _ = forward(self.model, self.book, pixels, quantize)
+        loss = reconstruction_loss(out, pixels) + 0.25 * commitment
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.clock.learning_rate(PEAK_RATE)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        self.optimizer.step()
+        self.average.age(self.step)
+        self.average.update(self.model)
+        self.average.model.quantize.embedding.weight.data.copy_(self.book.weight)
+        self.step += 1
+        return {"loss": loss, "commit": commitment}
+
+
 def train(folder: Path, seconds: float, seed: int, device: str) -> VQModel:
-    """Train for `seconds` in all, going on from `folder/vq.state` if it is there; saves every minute."""
-    torch.manual_seed(seed)
-    torch.backends.cudnn.benchmark = True
-    torch.set_float32_matmul_precision("high")
-    model = VQModel(vq_config()).to(device)
-    model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, betas=(0.9, 0.95), weight_decay=0.01)
-    average = Average(model, 0.998)
-    if device == "cuda":
-        model.encoder.compile()
-        model.decoder.compile()
-    packed = {k: v.to(device) for k, v in pack(sample_scenes(seed, 60_000)).items()}
-    book, clock = MovingCodebook(model.quantize.embedding.weight.data), Clock(seconds)
-    state, path, step, started = load_state(folder / "vq.state", device), folder / "vq.state", 0, False
-    if state is not None:
-        model.load_state_dict(state["model"])
-        average.model.load_state_dict(state["average"])
-        optimizer.load_state_dict(state["optimizer"])
-        book.sums, book.counts = state["sums"], state["counts"]
-        clock.spent, step, started = state["spent"], state["step"], state["started"]
-    compile_first(model, book, device)
+    """Train for `seconds` in all, continuing from `folder/vq.state` if it exists; saves every minute."""
+    trainer = VQTrainer(folder, seconds, seed, device)
+    clock = trainer.clock
     clock.started = saved = time.monotonic()
     while clock.progress < 1:
-        index = torch.randint(len(packed["shape"]), (BATCH,), device=device)
-        scenes = {k: v if v.ndim == 0 else v[index] for k, v in packed.items()}
-        scenes = jitter(scenes, OFF_LATTICE)
-        pixels = to_pixels(render_packed(scenes, SIDE, device)).contiguous(memory_format=torch.channels_last)
-        quantize = clock.progress > WARMUP
-        with torch.autocast(device, torch.bfloat16, enabled=device == "cuda"):
-            if quantize and not started:
-                book.start(forward(model, book, pixels, False)[2])
-                started = True
-            out, commitment, _ = forward(model, book, pixels, quantize)
-        loss = reconstruction_loss(out, pixels) + 0.25 * commitment
-        for group in optimizer.param_groups:
-            group["lr"] = clock.learning_rate(1e-3)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        average.age(step)
-        average.update(model)
-        average.model.quantize.embedding.weight.data.copy_(book.weight)
-        step += 1
-        if step % 500 == 0:
-            used = (book.counts > 0.1).sum().item()
-            print(
-                f"vq step {step} {clock.elapsed:.0f}s loss {loss.item():.4f} "
-                f"commit {commitment.item():.4f} used {used}",
-                flush=True,
-            )
+        losses = trainer.update()
+        if trainer.step % 500 == 0:
+            values = " ".join(f"{name} {value.item():.4f}" for name, value in losses.items())
+            used = (trainer.book.counts > 0.1).sum().item()
+            print(f"vq step {trainer.step} {clock.elapsed:.0f}s {values} used {used}", flush=True)
         if time.monotonic() - saved > 60 or clock.progress >= 1:
             saved = time.monotonic()
-            save_state(
-                path,
-                {
-                    "model": model.state_dict(),
-                    "average": average.model.state_dict(),
-                    "optimizer": optimizer.state_dict(),
-                    "sums": book.sums,
-                    "counts": book.counts,
-                    "spent": clock.elapsed,
-                    "step": step,
-                    "started": started,
-                },
-            )
-    return average.model
+            trainer.save()
+    return trainer.average.model
 
 
 def main() -> None:

@@ -8,7 +8,7 @@ from bifrons.nano.recipes import datasets
 from bifrons.nano.recipes.datasets import paint_shard, question_shard, save_examples
 from bifrons.nano.recipes.janus import JanusTrainer, nucleus_loss
 from bifrons.nano.recipes.janus_data import EXAMPLES, PAINT_WIDTH, READ_WIDTH
-from bifrons.nano.recipes.janus_format import PaintEncoder, TurnEncoder, write_folder
+from bifrons.nano.recipes.janus_spec import PaintEncoder, TurnEncoder, write_folder
 from bifrons.nano.recipes.trainer import Run
 from safetensors.torch import load_file, save_file
 

@@ -8,11 +8,10 @@ import torch
 from bifrons.eval.nano.vl2 import judge_search, matched
 from bifrons.nano.recipes.janus_spec import SIDE
 from bifrons.nano.recipes.trainer import Run, initialise
-from bifrons.nano.recipes.vision import TOWERS, Seer, vision_losses
-from bifrons.nano.recipes.vision_labels import NOTHING, Views, label_patches
+from bifrons.nano.recipes.vision import NOTHING, TOWERS, PatchLabeller, Views, label_patches, vision_losses
 from bifrons.nano.recipes.vl2 import Balance, VL2Trainer, arrange_all, draw_frames, put_pictures
 from bifrons.nano.recipes.vl2_data import compare, save_examples, talk
-from bifrons.nano.recipes.vl2_format import ConversationEncoder, write_folder
+from bifrons.nano.recipes.vl2_spec import ConversationEncoder, write_folder
 from bifrons.nano.recipes.vq import to_pixels
 from bifrons.nano.world.pairs import KINDS as PAIR_KINDS
 from bifrons.nano.world.pairs import sample_comparison, sample_pair
@@ -73,7 +72,7 @@ def test_a_row_is_embedded_as_the_pipeline_does(folder, model, count):
         tiles = model.embed_tiles(views.cut(to_pixels(render(scenes, SIDE))).flatten(0, 1))
         pictures = arrange_all(model, tiles.unflatten(0, (count, -1)), views.grid)
         x = model.embed_text(torch.tensor([ids[:asked]]))
-        for picture, place in zip(pictures, encode.places, strict=False):
+        for picture, place in zip(pictures, encode.offsets, strict=False):
             x = put_pictures(x, picture[None], place)
     # Both scale with the same cubic kernel, the pipeline's in 8-bit steps.
     torch.testing.assert_close(x[0], model.embed_prompt(prepared).embeddings_TD, atol=0.02, rtol=0.02)
@@ -94,7 +93,7 @@ def test_frames_are_those_that_are_drawn():
 def test_patches_are_labelled_with_what_covers_them():
     # A square over the left half of the picture's middle row, nothing elsewhere.
     scene = Scene((Thing("square", "red", 0.25, 0.5, 0.5),), GREY)
-    views = Views(picture=128, side=64, patch=16, grid=2)
+    views = Views(image=128, side=64, patch=16, grid=2)
     labels = label_patches(pack([scene]), views)
     square = SHAPES.index("square")
     whole = labels.shape[0, 0].view(4, 4)
@@ -110,18 +109,18 @@ def test_patches_are_labelled_with_what_covers_them():
 def test_a_tower_learns_from_its_patches():
     torch.manual_seed(0)
     config, views = TOWERS["vl2"]
-    seer = Seer(config)
-    initialise(seer, config.layers)
+    labeller = PatchLabeller(config)
+    initialise(labeller, config.layers)
     packed = pack([sample_scene(Random(seed)) for seed in range(2)])
     pixels = to_pixels(render_packed(packed, SIDE, "cpu"))
-    adam = torch.optim.AdamW(seer.parameters(), 2e-3)
-    first = sum(vision_losses(seer, packed, pixels, views).values()).item()
+    adam = torch.optim.AdamW(labeller.parameters(), 2e-3)
+    first = sum(vision_losses(labeller, packed, pixels, views).values()).item()
     for _ in range(8):
         adam.zero_grad()
-        loss = sum(v for v in vision_losses(seer, packed, pixels, views).values() if v.requires_grad)
+        loss = sum(v for v in vision_losses(labeller, packed, pixels, views).values() if v.requires_grad)
         loss.backward()
         adam.step()
-    assert sum(vision_losses(seer, packed, pixels, views).values()).item() < 0.7 * first
+    assert sum(vision_losses(labeller, packed, pixels, views).values()).item() < 0.7 * first
 
 
 def test_phrases_name_what_they_say():
@@ -146,9 +145,7 @@ def test_phrases_name_what_they_say():
 
 
 def test_judging_finds_faults():
-    scene = Scene(
-        (Thing("star", "red", 0.25, 0.25, 0.25), Thing("star", "blue", 0.75, 0.75, 0.25)), GREY
-    )
+    scene = Scene((Thing("star", "red", 0.25, 0.25, 0.25), Thing("star", "blue", 0.75, 0.75, 0.25)), GREY)
     search = Search("named", "the stars", scene.things, False)
     right = answer(search)
     assert judge_search(right, search, scene)[0]
