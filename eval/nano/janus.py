@@ -1,14 +1,16 @@
 """What `janus-nano` can do, judged by the exact detector: `python -m bifrons.eval.nano.janus --help`.
 
-Paints pictures for fresh sentences of the small world and scores them by GenEval's rules; asks about fresh
-scenes; encodes and decodes fresh scenes. What was left out of training is reported apart.
+Generates images for fresh sentences of the small world and scores them by GenEval's rules; asks about fresh
+scenes; encodes and decodes fresh scenes. Combinations held out of training are reported separately.
 """
 
 import argparse
 import json
 import os
+from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
+from itertools import compress
 from multiprocessing import get_context
 from pathlib import Path
 from random import Random
@@ -18,30 +20,95 @@ import numpy as np
 import torch
 from PIL import Image
 
+from ...blocks.chat.pipeline import ChatPipeline
 from ...janus.pipeline import JanusPipeline
 from ...nano.world.detector import detect, to_geneval
-from ...nano.world.questions import sample_scene
+from ...nano.world.questions import KINDS, sample_question, sample_scene
 from ...nano.world.renderer import to_pil
 from ...nano.world.sentences import suite
 from ..geneval.scoring import Summary, format_table, intervals, results_row, score_row, summarize
-from .reading import SIDE, TITLES, score_answers, table_line
+
+SIDE = 128
+"""Side of an image in pixels."""
+
+TITLES = {"train": "combinations seen in training", "held_out": "combinations left out"}
+
+Table = dict[str, tuple[int, int]]
+"""(right, asked) by kind."""
 
 
-def judge(picture: Image.Image) -> dict[str, Any]:
-    """Boxes and colours of one picture, in the form of a scorer's row."""
+def ask_all(
+    pipe: ChatPipeline,
+    asked: Sequence[tuple[Sequence[Image.Image], str]],
+    max_new_tokens: int,
+    batch: int = 50,
+) -> list[str]:
+    """The greedy answers to questions about pictures, each a conversation of its own."""
+    messages = [
+        [
+            {
+                "role": "user",
+                "content": [
+                    *({"type": "image", "image": picture} for picture in pictures),
+                    {"type": "text", "text": text},
+                ],
+            }
+        ]
+        for pictures, text in asked
+    ]
+    parts = [messages[start : start + batch] for start in range(0, len(messages), batch)]
+    return [answer for part in parts for answer in pipe.chat_batch(part, max_new_tokens=max_new_tokens)]
+
+
+def tally(kinds: Sequence[str], right: Sequence[bool]) -> Table:
+    """Counts by kind, from the kind of each question and whether its answer is right."""
+    asked, correct = Counter(kinds), Counter(compress(kinds, right))
+    return {kind: (correct[kind], count) for kind, count in asked.items()}
+
+
+def same_answer(answer: str, expected: str) -> bool:
+    """Whether an answer is the expected one, up to case, spaces around it and a full stop."""
+    return answer.strip().lower().rstrip(".") == expected
+
+
+def score_answers(pipe: ChatPipeline, scenes: int, seed: int, split: str) -> Table:
+    """(right, asked) for each kind of question; one question a scene. In the held-out split, only questions
+    about held-out combinations count."""
+    rng, cases = Random(seed), []
+    while len(cases) < scenes:
+        scene = sample_scene(rng, split)
+        question = sample_question(scene, rng, KINDS[len(cases) % len(KINDS)])
+        if question.held_out == (split == "held_out"):
+            cases.append((to_pil(scene, SIDE), question))
+    answers = ask_all(pipe, [([picture], question.text) for picture, question in cases], 16)
+    questions = [question for _, question in cases]
+    right = [same_answer(answer, one.answer) for answer, one in zip(answers, questions, strict=True)]
+    return tally([question.kind for question in questions], right)
+
+
+def table_line(name: str, table: Table) -> str:
+    """A printed line: the share of right answers, in all and by kind."""
+    right, asked = (sum(column) for column in zip(*table.values(), strict=True))
+    kinds = ", ".join(f"{kind} {r / n:.1%}" for kind, (r, n) in sorted(table.items()))
+    return f"{name:<28} {right / asked:7.2%}  ({right} of {asked}: {kinds})"
+
+
+def judge(image: Image.Image) -> dict[str, Any]:
+    """Boxes and colors of one image, as the scorer's rows hold them."""
     torch.set_num_threads(1)
-    return to_geneval(detect(picture))
+    return to_geneval(detect(image))
 
 
-def judge_all(pictures: Sequence[Image.Image], workers: int) -> list[dict[str, Any]]:
+def judge_all(images: Sequence[Image.Image], workers: int) -> list[dict[str, Any]]:
+    """`judge` for each image, in `workers` processes."""
     if workers <= 1:
-        return [judge(picture) for picture in pictures]
+        return [judge(image) for image in images]
     # Forked children of a process that has used torch's threads can hang: start them afresh.
     with ProcessPoolExecutor(workers, get_context("spawn")) as pool:
-        return list(pool.map(judge, pictures, chunksize=16))
+        return list(pool.map(judge, images, chunksize=16))
 
 
-def score_paintings(
+def score_generation(
     pipe: JanusPipeline,
     sentences: int,
     per_sentence: int,
@@ -51,19 +118,19 @@ def score_paintings(
     workers: int,
     folder: Path | None = None,
 ) -> tuple[Summary, list[dict[str, Any]]]:
-    """Paint and score; the results rows carry the reason of every failure. `folder` keeps the pictures."""
+    """Generate and score images; result rows hold the reason of every failure. `folder` keeps the images."""
     rows = suite(sentences, seed, split)
     prompts, seeds = [row["prompt"] for row in rows], list(range(seed, seed + len(rows) * per_sentence))
-    pictures = cast(list[Image.Image], pipe.generate(prompts, per_sentence, seed=seeds, **options))
-    found = judge_all(pictures, workers)
+    images = cast(list[Image.Image], pipe.generate(prompts, per_sentence, seed=seeds, **options))
+    judged = judge_all(images, workers)
     results = []
-    for index, (picture, seen) in enumerate(zip(pictures, found, strict=True)):
+    for index, (image, detections) in enumerate(zip(images, judged, strict=True)):
         name = f"{index // per_sentence:05d}/samples/{index % per_sentence:04d}.png"
-        row = {"filename": name, "metadata": rows[index // per_sentence], **seen}
+        row = {"filename": name, "metadata": rows[index // per_sentence], **detections}
         results.append(results_row(row, score_row(row)))
         if folder is not None:
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            picture.save(folder / name)
+            image.save(folder / name)
     summary = summarize(results)
     return Summary(**{**vars(summary), "intervals": intervals(results)}), results
 
@@ -80,6 +147,7 @@ def score_tokenizer(pipe: JanusPipeline, scenes: int, seed: int) -> np.ndarray:
 
 
 def main() -> None:
+    """Print every figure of janus-nano."""
     parser = argparse.ArgumentParser(description="What janus-nano can do, judged by the exact detector.")
     parser.add_argument("-m", "--model", default="janus-nano")
     parser.add_argument("--sentences", type=int, default=300)
@@ -101,13 +169,13 @@ def main() -> None:
                 f"\nPainting, guidance {scale:g}, temperature {args.temperature:g}, " + TITLES[split],
                 flush=True,
             )
-            home = args.folder and args.folder / f"{split}-{scale:g}"
-            summary, results = score_paintings(
-                pipe, args.sentences, args.per_sentence, args.seed, split, options, args.workers, home
+            folder = args.folder and args.folder / f"{split}-{scale:g}"
+            summary, results = score_generation(
+                pipe, args.sentences, args.per_sentence, args.seed, split, options, args.workers, folder
             )
             print(format_table(summary), flush=True)
-            if home:
-                (home / "results.jsonl").write_text("".join(json.dumps(row) + "\n" for row in results))
+            if folder:
+                (folder / "results.jsonl").write_text("".join(json.dumps(row) + "\n" for row in results))
     print("\nQuestions")
     for split in ("train", "held_out"):
         print(table_line(TITLES[split], score_answers(pipe, args.scenes, args.seed, split)), flush=True)

@@ -1,7 +1,7 @@
 """What `vl2-nano` can do on fresh scenes: `python -m bifrons.eval.nano.vl2 --help`.
 
 Questions about one picture, phrases to be located (of which some name nothing), questions about two pictures,
-and things like the one that is framed in a first picture. What was left out of training is reported apart.
+and objects like the one framed in a first picture. Combinations held out of training are reported separately.
 """
 
 import argparse
@@ -18,9 +18,9 @@ from ...nano.world.scene import Scene
 from ...vl2.grounding import Box, draw_boxes, parse_grounding
 from ...vl2.pipeline import VL2Pipeline
 from ...vl2.prompts import locate_prompt
-from .reading import SIDE, TITLES, Table, ask_all, same_answer, score_answers, table_line, tally
+from .janus import SIDE, TITLES, Table, ask_all, same_answer, score_answers, table_line, tally
 
-ENOUGH = 0.5
+MIN_IOU = 0.5
 """Intersection over union from which a box is right."""
 
 Corners = tuple[int, int, int, int]
@@ -34,32 +34,30 @@ def overlap(a: Corners, b: Corners) -> float:
     return shared / (areas - shared) if areas > shared else 0.0
 
 
-def matched(found: Sequence[Corners], wanted: Sequence[Corners]) -> int:
-    """How many wanted boxes are met by one of the found boxes each, best overlaps first."""
+def matched(predicted: Sequence[Corners], expected: Sequence[Corners]) -> int:
+    """Number of expected boxes matched by a predicted box of their own, best overlaps first."""
     pairs = sorted(
-        ((overlap(f, w), i, j) for i, f in enumerate(found) for j, w in enumerate(wanted)), reverse=True
+        ((overlap(p, e), i, j) for i, p in enumerate(predicted) for j, e in enumerate(expected)), reverse=True
     )
-    used: set[tuple[str, int]] = set()
-    count = 0
+    matches: dict[int, int] = {}
     for value, i, j in pairs:
-        if value >= ENOUGH and not {("f", i), ("w", j)} & used:
-            used |= {("f", i), ("w", j)}
-            count += 1
-    return count
+        if value >= MIN_IOU and i not in matches and j not in matches.values():
+            matches[i] = j
+    return len(matches)
 
 
-def judge_search(said: str, search: Search, scene: Scene) -> tuple[bool, int, int]:
-    """(exactly the right boxes, wanted boxes that were met, boxes wanted)."""
-    answer = parse_grounding(said, (SIDE, SIDE))
-    found = [box.normalized for box in answer.boxes if box.normalized is not None]
-    wanted = [normalized_box(thing, scene.aspect) for thing in search.found]
-    met = matched(found, wanted)
-    exact = met == len(wanted) == len(found) and not answer.problems
-    return exact, met, len(wanted)
+def judge_search(text: str, search: Search, scene: Scene) -> tuple[bool, int, int]:
+    """(exactly the right boxes, expected boxes that were matched, expected boxes)."""
+    answer = parse_grounding(text, (SIDE, SIDE))
+    predicted = [box.normalized for box in answer.boxes if box.normalized is not None]
+    expected = [normalized_box(thing, scene.aspect) for thing in search.found]
+    matches = matched(predicted, expected)
+    exact = matches == len(expected) == len(predicted) and not answer.problems
+    return exact, matches, len(expected)
 
 
 def score_searches(pipe: VL2Pipeline, scenes: int, seed: int, split: str) -> tuple[Table, tuple[int, int]]:
-    """Phrases with exactly the right boxes (none where nothing fits), by kind; boxes met of boxes wanted."""
+    """Phrases with exactly the right boxes (none where nothing fits), by kind; boxes matched of expected."""
     rng, cases = Random(seed), []
     while len(cases) < scenes:
         scene = sample_scene(rng, split)
@@ -72,15 +70,16 @@ def score_searches(pipe: VL2Pipeline, scenes: int, seed: int, split: str) -> tup
 
 def _judge_all(pipe, asked, cases) -> tuple[Table, tuple[int, int]]:
     judged = [
-        judge_search(said, search, scene)
-        for said, (scene, search) in zip(ask_all(pipe, asked, 160), cases, strict=True)
+        judge_search(text, search, scene)
+        for text, (scene, search) in zip(ask_all(pipe, asked, 160), cases, strict=True)
     ]
-    table = tally((search.kind if search.found else "absent" for _, search in cases), (j[0] for j in judged))
-    return table, (sum(j[1] for j in judged), sum(j[2] for j in judged))
+    exact, matches, expected = zip(*judged, strict=True)
+    kinds = [search.kind if search.found else "absent" for _, search in cases]
+    return tally(kinds, exact), (sum(matches), sum(expected))
 
 
 def score_examples(pipe: VL2Pipeline, pairs: int, seed: int) -> tuple[Table, tuple[int, int]]:
-    """In-context grounding: things in a second picture like the one that is framed in the first."""
+    """In-context grounding: objects in a second image like the one framed in the first."""
     rng, asked, cases = Random(seed), [], []
     for _ in range(pairs):
         a, b = sample_pair(rng)
@@ -103,16 +102,19 @@ def score_pairs(pipe: VL2Pipeline, pairs: int, seed: int, split: str) -> Table:
         if question.held_out == (split == "held_out"):
             cases.append(([to_pil(a, SIDE), to_pil(b, SIDE)], question))
     answers = ask_all(pipe, [(pictures, question.text) for pictures, question in cases], 16)
-    right = [same_answer(said, question.answer) for said, (_, question) in zip(answers, cases, strict=True)]
-    return tally((question.kind for _, question in cases), right)
+    questions = [question for _, question in cases]
+    right = [same_answer(answer, one.answer) for answer, one in zip(answers, questions, strict=True)]
+    return tally([question.kind for question in questions], right)
 
 
 def located_line(name: str, result: tuple[Table, tuple[int, int]]) -> str:
-    table, (met, wanted) = result
-    return f"{table_line(name, table)}; boxes {met / max(wanted, 1):.2%} of {wanted}"
+    """`table_line`, and the share of the expected boxes that were matched."""
+    table, (matches, expected) = result
+    return f"{table_line(name, table)}; boxes {matches / max(expected, 1):.2%} of {expected}"
 
 
 def main() -> None:
+    """Print every figure of vl2-nano."""
     parser = argparse.ArgumentParser(description="What vl2-nano can do on fresh scenes.")
     parser.add_argument("-m", "--model", default="vl2-nano")
     parser.add_argument("--scenes", type=int, default=1000)

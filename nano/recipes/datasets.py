@@ -19,7 +19,8 @@ from torch import Tensor
 from ..world.questions import sample_question, sample_scene
 from ..world.renderer import pack
 from ..world.scene import Scene, held_out_relation, place_apart, reading_order
-from ..world.sentences import KINDS, Case, article, enumeration, sample_case
+from ..world.sentences import KINDS, Case, sample_case
+from ..world.wording import article, enumeration
 
 PAINT_MIX = {
     "single_object": 6,

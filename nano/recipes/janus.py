@@ -190,6 +190,7 @@ def new_model(config: JanusConfig, folder: Path, start: Path | None = None) -> J
 
 
 def main() -> None:
+    """Train janus-nano."""
     parser = argparse.ArgumentParser(description="Train janus-nano on the small world.")
     Run.add_arguments(parser, "runs/janus-nano", 480)
     parser.add_argument("--start", type=Path, help="a janus-nano folder whose weights to begin with")

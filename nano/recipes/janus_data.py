@@ -29,6 +29,7 @@ def make_examples(folder: Path, sentences: int, conversations: int, seed: int, w
 
 
 def main() -> None:
+    """Make janus-nano's tokenizer and examples."""
     parser = argparse.ArgumentParser(description="Make janus-nano's text tokenizer and training examples.")
     parser.add_argument("--folder", type=Path, default=Path("runs/janus-nano"))
     parser.add_argument("--sentences", type=int, default=300_000)

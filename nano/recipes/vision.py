@@ -198,6 +198,7 @@ class VisionTrainer(Trainer[PatchLabeller]):
 
 
 def main() -> None:
+    """Train a vision tower."""
     parser = argparse.ArgumentParser(description="Train a small vision tower on the small world.")
     parser.add_argument("tower", choices=sorted(TOWERS))
     Run.add_arguments(parser, "runs/vision", 60)

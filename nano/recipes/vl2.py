@@ -94,6 +94,8 @@ class Balance:
 
 
 class VL2Trainer(Trainer[VL2Model]):
+    """Conversations about one and about two images in one batch."""
+
     name = "vl2"
     weights: ClassVar[dict[str, float]] = {"two": 0.5, "balance": 0.02}
     peak_rate = 3e-3
@@ -171,6 +173,7 @@ def new_model(folder: Path, start: Path | None = None) -> VL2Model:
 
 
 def main() -> None:
+    """Train vl2-nano."""
     parser = argparse.ArgumentParser(description="Train vl2-nano on the small world.")
     Run.add_arguments(parser, "runs/vl2-nano", 400)
     parser.add_argument("--start", type=Path, help="a vl2-nano folder whose weights to begin with")

@@ -116,6 +116,7 @@ def make_examples(folder: Path, one: int, two: int, seed: int, workers: int) -> 
 
 
 def main() -> None:
+    """Make vl2-nano's tokenizer and examples."""
     parser = argparse.ArgumentParser(description="Make vl2-nano's text tokenizer and training examples.")
     parser.add_argument("--folder", type=Path, default=Path("runs/vl2-nano"))
     parser.add_argument("--one", type=int, default=200_000, help="conversations about one picture")

@@ -146,7 +146,7 @@ def psnr(model: VQModel, images_B3HW: Tensor) -> Tensor:
 
 
 class VQTrainer:
-    """The image tokenizer in training: its weights, their average, the codebook, the optimizer and the clock."""
+    """The image tokenizer in training: weights, their average, codebook, optimizer and clock."""
 
     def __init__(self, folder: Path, seconds: float, seed: int, device: str) -> None:
         torch.manual_seed(seed)
@@ -236,6 +236,7 @@ def train(folder: Path, seconds: float, seed: int, device: str) -> VQModel:
 
 
 def main() -> None:
+    """Train the image tokenizer and print its PSNR."""
     parser = argparse.ArgumentParser(description="Train janus-nano's image tokenizer on the small world.")
     parser.add_argument("--folder", type=Path, default=Path("runs/janus-nano"), help="state and result")
     parser.add_argument("--seconds", type=float, default=150)

@@ -7,7 +7,7 @@ from .phrases import Search
 from .questions import Question, sample_question, sample_scene
 from .relations import unique_things
 from .scene import COLORS, HELD_OUT_COLORINGS, SHAPES, Scene, Thing, is_held_out
-from .sentences import article, plural
+from .wording import article, plural
 
 KINDS = ("which", "more", "total", "same", "one")
 COUNTS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight")

@@ -21,7 +21,7 @@ from .scene import (
     is_held_out,
     reading_order,
 )
-from .sentences import article, enumeration, plural
+from .wording import article, enumeration, plural
 
 NOT_THERE = "It is not there."
 """The answer about a phrase that names nothing in the picture."""

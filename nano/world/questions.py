@@ -23,7 +23,7 @@ from .scene import (
     place,
     sample_colors,
 )
-from .sentences import article, plural
+from .wording import article, plural
 
 KINDS = ("what", "color", "count", "where", "yesno")
 NUMBERS = ("zero", "one", "two", "three", "four")

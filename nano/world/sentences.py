@@ -20,16 +20,28 @@ from .scene import (
     relation,
     sample_colors,
 )
+from .wording import (
+    article,
+    attr_row,
+    colors_row,
+    counting_row,
+    enumeration,
+    metadata_row,
+    number,
+    plural,
+    position_row,
+    single_row,
+    two_row,
+    word_prompt,
+)
 
 KINDS = ("single_object", "two_object", "counting", "colors", "position", "color_attr")
 HELD_OUT_KINDS = ("colors", "position", "color_attr")
 """The kinds whose sentences can name a held-out combination."""
 
-GENEVAL_SHARE = 0.5
 CLEAR = 0.75
 """A stated relation holds with at least this normalised offset (GenEval asks for 0.5)."""
 
-_WORDS = {1: "one", 2: "two", 3: "three", 4: "four"}
 _AXIS = {"left of": (0, -1), "right of": (0, 1), "above": (1, -1), "below": (1, 1)}
 
 
@@ -39,136 +51,6 @@ class Case:
 
     metadata: dict[str, Any]
     scene: Scene
-
-
-def article(phrase: str) -> str:
-    """The phrase with "a" or "an" before it."""
-    return f"{'an' if phrase[0] in 'aeiou' else 'a'} {phrase}"
-
-
-def plural(shape: str) -> str:
-    """The shape's plural: "crosses", "stars"."""
-    return shape + ("es" if shape.endswith("s") else "s")
-
-
-def number(count: int) -> str:
-    """ "one" to "four"."""
-    return _WORDS[count]
-
-
-def _dress(body: str, rng: Random, several: bool = False) -> str:
-    """A noun phrase as a request or statement in one of many forms; `several` asks for "there are"."""
-    text = rng.choice(
-        (
-            body,
-            f"a photo of {body}",
-            f"an image of {body}",
-            f"a picture of {body}",
-            f"a painting of {body}",
-            f"there {'are' if several else 'is'} {body}",
-            f"draw {body}",
-            f"paint {body}",
-            f"show me {body}",
-        )
-    )
-    if rng.random() < 0.3:
-        text = text[0].upper() + text[1:]
-    return text + "." if rng.random() < 0.3 else text
-
-
-def _word(plain: str, others: Sequence[str], rng: Random, several: bool = False) -> str:
-    """GenEval's own form of `plain` about half of the time, otherwise another wording."""
-    if rng.random() < GENEVAL_SHARE:
-        return f"a photo of {plain}"
-    return _dress(rng.choice((plain, *others)), rng, several)
-
-
-def _colored(color: str, shape: str, rng: Random) -> str:
-    """Another way to say that a shape has a colour."""
-    forms = (f"one {color} {shape}", f"a {shape} that is {color}", f"a single {color} {shape}")
-    return rng.choice((article(f"{color} {shape}"), *forms))
-
-
-def _related(a: str, name: str, b: str, rng: Random) -> list[str]:
-    """Other ways to say "a NAME b"; `a` and `b` are noun phrases with their articles."""
-    sides = {"left of": ("to the left of", "on the left of", "its left"),
-             "right of": ("to the right of", "on the right of", "its right")}  # fmt: skip
-    if name in sides:
-        to, on, side = sides[name]
-        return [f"{a} {to} {b}", f"{a} {on} {b}", f"{b} with {a} to {side}", f"{b} and, to {side}, {a}"]
-    over = ("over", "higher than") if name == "above" else ("under", "lower than")
-    return [f"{a} {over[0]} {b}", f"{a} {over[1]} {b}", f"{b} with {a} {name} it", f"{b} and, {name} it, {a}"]
-
-
-def enumeration(phrases: Sequence[str]) -> str:
-    """ "a", "a and b", "a, b and c"."""
-    return phrases[0] if len(phrases) == 1 else f"{', '.join(phrases[:-1])} and {phrases[-1]}"
-
-
-def _row(tag: str, prompt: str, include: list[dict[str, Any]], count: int | None = None) -> dict[str, Any]:
-    row: dict[str, Any] = {"tag": tag, "include": include}
-    if count is not None:
-        row["exclude"] = [{"class": include[0]["class"], "count": count + 1}]
-    return {**row, "prompt": prompt}
-
-
-# Below, each kind says how many shapes and colours it takes, and how its row follows from them.
-
-
-def _single_row(shapes: Sequence[str], rng: Random) -> dict[str, Any]:
-    shape = shapes[0]
-    prompt = _word(article(shape), (f"one {shape}", f"a single {shape}", f"just a {shape}"), rng)
-    return _row("single_object", prompt, [{"class": shape, "count": 1}])
-
-
-def _two_row(shapes: Sequence[str], rng: Random) -> dict[str, Any]:
-    a, b = article(shapes[0]), article(shapes[1])
-    others = (
-        f"{a} with {b}",
-        f"{a} next to {b}",
-        f"one {shapes[0]} and one {shapes[1]}",
-        f"{a} together with {b}",
-    )
-    prompt = _word(f"{a} and {b}", others, rng)
-    return _row("two_object", prompt, [{"class": shape, "count": 1} for shape in shapes])
-
-
-def _counting_row(shapes: Sequence[str], rng: Random) -> dict[str, Any]:
-    count, name = len(shapes), plural(shapes[0])
-    word = number(count)
-    others = (f"{count} {name}", f"exactly {word} {name}", f"{count} {name}", f"{word} {shapes[0]} shapes")
-    prompt = _word(f"{word} {name}", others, rng, several=True)
-    return _row("counting", prompt, [{"class": shapes[0], "count": count}], count)
-
-
-def _colors_row(shapes: Sequence[str], colors: Sequence[str], rng: Random) -> dict[str, Any]:
-    color, shape = colors[0], shapes[0]
-    prompt = _word(article(f"{color} {shape}"), (_colored(color, shape, rng),), rng)
-    return _row("colors", prompt, [{"class": shape, "count": 1, "color": color}])
-
-
-def _attr_row(shapes: Sequence[str], colors: Sequence[str], rng: Random) -> dict[str, Any]:
-    plain = [article(f"{c} {s}") for s, c in zip(shapes, colors, strict=True)]
-    that = [f"{article(s)} that is {c}" for s, c in zip(shapes, colors, strict=True)]
-    one = [f"one {c} {s}" for s, c in zip(shapes, colors, strict=True)]
-    others = (" and ".join(that), " and ".join(one), " next to ".join(plain), " with ".join(plain))
-    prompt = _word(" and ".join(plain), others, rng)
-    include = [{"class": s, "count": 1, "color": c} for s, c in zip(shapes, colors, strict=True)]
-    return _row("color_attr", prompt, include)
-
-
-def _position_row(
-    tag: str, shapes: Sequence[str], name: str, colors: Sequence[str] | None, rng: Random
-) -> dict[str, Any]:
-    """shapes[0] NAME shapes[1]; as in GenEval, the clause with the position comes second."""
-    include: list[dict[str, Any]] = [{"class": shapes[1], "count": 1}, {"class": shapes[0], "count": 1}]
-    phrases = [article(shape) for shape in shapes]
-    if colors is not None:
-        include[0]["color"], include[1]["color"] = colors[1], colors[0]
-        phrases = [article(f"{c} {s}") for s, c in zip(shapes, colors, strict=True)]
-    include[1]["position"] = [name, 0]
-    prompt = _word(f"{phrases[0]} {name} {phrases[1]}", _related(phrases[0], name, phrases[1], rng), rng)
-    return _row(tag, prompt, include)
 
 
 def _place_clean(
@@ -212,7 +94,7 @@ def _counting(rng: Random, split: str, aspect: float) -> Case:
     colors = sample_colors(rng, shapes, split)
     if rng.random() < 0.5:
         colors = colors[:1] * len(shapes)
-    return Case(_counting_row(shapes, rng), _place_clean(rng, shapes, colors, split, aspect))
+    return Case(counting_row(shapes, rng), _place_clean(rng, shapes, colors, split, aspect))
 
 
 def _colors(rng: Random, split: str, aspect: float) -> Case:
@@ -221,13 +103,13 @@ def _colors(rng: Random, split: str, aspect: float) -> Case:
     else:
         shape = rng.choice(SHAPES)
         color = sample_colors(rng, [shape], split)[0]
-    return Case(_colors_row([shape], [color], rng), place(rng, [shape], [color], aspect))
+    return Case(colors_row([shape], [color], rng), place(rng, [shape], [color], aspect))
 
 
 def _position(rng: Random, split: str, aspect: float) -> Case:
     a, name, b = _sample_relation(rng, split)
     scene = _place_related(rng, (a, b), sample_colors(rng, (a, b), split), name, aspect)
-    return Case(_position_row("position", (a, b), name, None, rng), scene)
+    return Case(position_row("position", (a, b), name, None, rng), scene)
 
 
 def _color_attr(rng: Random, split: str, aspect: float) -> Case:
@@ -238,18 +120,18 @@ def _color_attr(rng: Random, split: str, aspect: float) -> Case:
         (a, c), (b, d) = rng.sample(pairs, 2)
         if a != b and c != d:
             break
-    return Case(_attr_row((a, b), (c, d), rng), _place_clean(rng, (a, b), (c, d), split, aspect))
+    return Case(attr_row((a, b), (c, d), rng), _place_clean(rng, (a, b), (c, d), split, aspect))
 
 
 def _single(rng: Random, split: str, aspect: float) -> Case:
     shapes = [rng.choice(SHAPES)]
-    return Case(_single_row(shapes, rng), place(rng, shapes, sample_colors(rng, shapes, split), aspect))
+    return Case(single_row(shapes, rng), place(rng, shapes, sample_colors(rng, shapes, split), aspect))
 
 
 def _two(rng: Random, split: str, aspect: float) -> Case:
     shapes = rng.sample(SHAPES, 2)
     return Case(
-        _two_row(shapes, rng), _place_clean(rng, shapes, sample_colors(rng, shapes, split), split, aspect)
+        two_row(shapes, rng), _place_clean(rng, shapes, sample_colors(rng, shapes, split), split, aspect)
     )
 
 
@@ -260,22 +142,22 @@ def _mixed(rng: Random, split: str, aspect: float) -> Case:
         shape, count = rng.choice(SHAPES), rng.randint(2, 4)
         color, name = sample_colors(rng, [shape], split)[0], plural(shape)
         plain = f"{number(count)} {color} {name}"
-        prompt = _word(
+        prompt = word_prompt(
             plain, (f"{count} {color} {name}", f"{number(count)} {name}, all {color}"), rng, several=True
         )
-        row = _row("mixed", prompt, [{"class": shape, "count": count, "color": color}], count)
+        row = metadata_row("mixed", prompt, [{"class": shape, "count": count, "color": color}], count)
         return Case(row, place(rng, [shape] * count, [color] * count, aspect))
     if form == 1:
         a, name, b = _sample_relation(rng, split)
         colors = sample_colors(rng, (a, b), split)
         scene = _place_related(rng, (a, b), colors, name, aspect)
-        return Case(_position_row("mixed", (a, b), name, colors, rng), scene)
+        return Case(position_row("mixed", (a, b), name, colors, rng), scene)
     shapes = rng.sample(SHAPES, rng.randint(3, 4))
     colors = sample_colors(rng, shapes, split)
     pairs = list(zip(shapes, colors, strict=True))
     one = enumeration([f"one {c} {s}" for s, c in pairs])
-    prompt = _word(enumeration([article(f"{c} {s}") for s, c in pairs]), (one,), rng)
-    row = _row("mixed", prompt, [{"class": s, "count": 1, "color": c} for s, c in pairs])
+    prompt = word_prompt(enumeration([article(f"{c} {s}") for s, c in pairs]), (one,), rng)
+    row = metadata_row("mixed", prompt, [{"class": s, "count": 1, "color": c} for s, c in pairs])
     return Case(row, _place_clean(rng, shapes, colors, split, aspect))
 
 

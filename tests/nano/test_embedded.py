@@ -1,7 +1,7 @@
-"""What the embedded models can do, on small samples: far beyond chance. See `eval/nano.py`, `nano_vl2.py`."""
+"""What the embedded models can do, on small samples: far beyond chance. See `eval/nano`."""
 
 import pytest
-from bifrons.eval.nano.reading import score_answers
+from bifrons.eval.nano.janus import score_answers
 from bifrons.eval.nano.vl2 import score_examples, score_pairs, score_searches
 from bifrons.janus.pipeline import JanusPipeline
 from bifrons.vl2.pipeline import VL2Pipeline
