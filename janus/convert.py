@@ -1,14 +1,5 @@
-"""Rewriting a model folder in the original format with sharded safetensors.
+"""From a Janus folder in transformers' format to the original format, for `blocks.checkpoints.convert`."""
 
-Official `.bin` and `.safetensors` folders (also DeepSeek-VL2's) keep every tensor bit for bit, with the
-unused ones; a Janus folder in transformers' format gets the official names, q, k and v in one, and
-an official `config.json`. One tensor, or one parameter with its pieces, is in memory at a time.
-"""
-
-import json
-import os
-import shutil
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +7,10 @@ import torch
 
 from ..blocks.checkpoints.formats import TensorEntry
 from ..blocks.checkpoints.key_mapping import compare, group_by_parameter, saved_tensors
-from ..blocks.checkpoints.loader import progress_bar
-from ..blocks.checkpoints.quantized_writer import QuantizedWriter, merged_specs
-from ..blocks.checkpoints.reader import TensorReader, list_tensors, weight_files
-from ..blocks.checkpoints.writer import TensorSpec, spec_bytes, write_safetensors
-from ..blocks.errors import CheckpointError, ConfigError
+from ..blocks.checkpoints.quantized_writer import merged_specs
+from ..blocks.checkpoints.reader import TensorReader
+from ..blocks.checkpoints.writer import TensorSpec
+from ..blocks.errors import CheckpointError
 from ..blocks.json_config import Section, read_json
 from ..blocks.model.siglip import SiglipConfig
 from ..tokenizers.vq.model import VQConfig
@@ -28,110 +18,24 @@ from .config import JanusConfig, read_config
 from .model import JanusModel
 from .weight_names import pick_key_map
 
-_ORIGINAL_TYPES = ("multi_modality", "deepseek_vl_v2")
-_TEXT_SUFFIXES = {".json", ".md", ".txt", ".model", ".jinja"}
-_TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "tokenizer.model",
-    "special_tokens_map.json",
-    "added_tokens.json",
-)
 
-
-def convert(
-    src: Path | str,
-    dst: Path | str,
-    progress: bool = True,
-    max_shard_bytes: int = 5_000_000_000,
-    writer: QuantizedWriter | None = None,
-) -> Path:
-    """Writes the model folder `src` to the new folder `dst` in the original format; returns `dst`.
-
-    `dst` appears only when it is complete. Accepted `model_type`s: `multi_modality`, `deepseek_vl_v2`
-    (rewritten as they are) and `janus` (renamed). `writer` quantizes on the way. Raises
-    `CheckpointError` if `src` is damaged or does not fit its config, if `dst` is not empty or lies inside
-    `src`, or if it can't be written, and `ConfigError` for a config of another kind.
-    """
-    src, dst = Path(src), Path(dst).resolve()
-    _check_places(src, dst)
-    model_type = read_json(src / "config.json").get("model_type")
-    if model_type not in (*_ORIGINAL_TYPES, "janus"):
-        accepted = ", ".join((*_ORIGINAL_TYPES, "janus"))
-        raise ConfigError(f"{src / 'config.json'}: model_type is {model_type!r}; accepted are {accepted}")
-    entries = list_tensors(src)
-    part = dst.with_name(f".{dst.name}.{os.getpid()}.part")
-    try:
-        part.mkdir(parents=True)
-        with TensorReader() as reader:
-            if model_type == "janus":
-                specs, files = _renamed(src, entries, reader)
-            else:
-                specs, files = _unchanged(entries, reader), {}
-            if writer is not None:
-                specs = writer.specs(src, entries, reader)
-                config = files.get("config.json") or read_json(src / "config.json")
-                files["config.json"] = writer.config(config)
-            total = sum(map(spec_bytes, specs))
-            with progress_bar(total, f"writing {dst.name}", progress) as bar:
-                write_safetensors(part, specs, max_shard_bytes, on_bytes=bar.update)
-        for path in _kept_files(src, model_type):
-            shutil.copyfile(path, part / path.name)
-        for name, content in files.items():
-            text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
-            (part / name).write_text(text, encoding="utf-8")
-        if dst.exists():
-            dst.rmdir()
-        part.rename(dst)
-    except OSError as error:
-        raise CheckpointError(f"can't write {dst}: {error.strerror or error}") from error
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
-    return dst
-
-
-def _check_places(src: Path, dst: Path) -> None:
-    if not src.is_dir():
-        raise CheckpointError(f"{src} is not a folder; a model folder is needed")
-    if src.resolve() in (dst, *dst.parents):
-        raise CheckpointError(f"{dst} is inside {src} or the same; choose a new folder beside it")
-    if dst.exists() and (not dst.is_dir() or any(dst.iterdir())):
-        raise CheckpointError(f"{dst} exists and is not an empty folder; choose a new one")
-
-
-def _kept_files(src: Path, model_type: str) -> list[Path]:
-    """What else of the folder is copied: all texts, or where the format changes, the tokenizer's."""
-    if model_type == "janus":
-        return [src / name for name in _TOKENIZER_FILES if (src / name).is_file()]
-    weights = weight_files(src)
-    return [
-        path
-        for path in sorted(src.iterdir())
-        if path.is_file()
-        and path not in weights
-        and (path.suffix in _TEXT_SUFFIXES or path.name.startswith(("LICENSE", "NOTICE")))
-    ]
-
-
-def _unchanged(entries: dict[str, TensorEntry], reader: TensorReader) -> list[TensorSpec]:
-    ordered = sorted(entries.values(), key=lambda e: (str(e.file), e.offset))
-    return [(e.name, partial(reader.read, e), e.shape, e.dtype) for e in ordered]
-
-
-def _renamed(
+def to_original(
     src: Path, entries: dict[str, TensorEntry], reader: TensorReader
 ) -> tuple[list[TensorSpec], dict[str, dict[str, Any]]]:
-    """The tensors under official names, and the files that the official format has instead."""
+    """The tensors under official names (q, k and v in one), and the JSON files of the original format.
+
+    Raises `CheckpointError` if the tensors do not fit the config.
+    """
     config, model_type = read_config(src)
     with torch.device("meta"):
-        wanted = saved_tensors(JanusModel(config))
+        parameters = saved_tensors(JanusModel(config))
     pieces, unknown, unused = group_by_parameter(
         entries.values(), pick_key_map(entries, model_type, config.tied)
     )
-    report = compare(wanted, pieces, unknown, unused)
+    report = compare(parameters, pieces, unknown, unused)
     if not report.ok:
         raise CheckpointError(f"{src} does not fit its config.json: {report.summary()}")
-    specs = list(merged_specs(wanted, pieces, reader))
+    specs = list(merged_specs(parameters, pieces, reader))
     dtype = entries[pieces["language_model.model.embed_tokens.weight"][0].entry.name].dtype
     files = {
         "config.json": original_config(config, str(dtype).removeprefix("torch.")),
@@ -141,13 +45,12 @@ def _renamed(
     return specs, files
 
 
-# --- the official files --------------------------------------------------------------------------------
-
-
 def original_config(config: JanusConfig, dtype: str) -> dict[str, Any]:
-    """`config.json` in the official schema, which `read_config` reads to the same architecture (`tied`
-    aside, since the official format always stores the head). Sizes that only small models change are
-    stated where they differ from the official ones."""
+    """`config.json` in the official schema, which `read_config` reads back as the same architecture.
+
+    Except for `tied`: the official format always stores the head. Sizes that only small models change are
+    stated where they differ from the official ones.
+    """
     vision, vq, llm = config.vision, config.vq, config.decoder
     language = {
         "hidden_size": llm.hidden_size,
@@ -229,14 +132,17 @@ def _processor_config(src: Path, config: JanusConfig) -> dict[str, Any]:
 
 
 def _preprocessor_config(src: Path, config: JanusConfig) -> dict[str, Any]:
-    """The official settings, with what the source's own picture settings say otherwise. transformers keeps
-    them in `preprocessor_config.json`, or since version 5 in `processor_config.json`, `image_processor`."""
-    found: dict[str, Any] = {}
+    """The official settings, except where the source's image settings differ.
+
+    transformers stores those in `preprocessor_config.json`, or since version 5 under `image_processor` in
+    `processor_config.json`.
+    """
+    stored: dict[str, Any] = {}
     if (src / "preprocessor_config.json").is_file():
-        found = read_json(src / "preprocessor_config.json")
+        stored = read_json(src / "preprocessor_config.json")
     elif (src / "processor_config.json").is_file():
         path = src / "processor_config.json"
-        found = Section(read_json(path), str(path)).section("image_processor").values
+        stored = Section(read_json(path), str(path)).section("image_processor").values
     result = {
         "background_color": [127, 127, 127],
         "do_normalize": True,
@@ -248,5 +154,5 @@ def _preprocessor_config(src: Path, config: JanusConfig) -> dict[str, Any]:
         "processor_class": "VLChatProcessor",
         "rescale_factor": 0.00392156862745098,
     }
-    kept = ("do_normalize", "image_mean", "image_std", "min_size", "rescale_factor")
-    return result | {name: found[name] for name in kept if found.get(name) is not None}
+    names = ("do_normalize", "image_mean", "image_std", "min_size", "rescale_factor")
+    return result | {name: stored[name] for name in names if stored.get(name) is not None}

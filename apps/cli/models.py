@@ -3,8 +3,8 @@
 import argparse
 import re
 import sys
-from functools import partial
 
+from ...blocks.checkpoints.convert import convert_folder
 from ...blocks.checkpoints.hub import open_model
 from ...blocks.checkpoints.quantize import check_kind
 from ...blocks.checkpoints.quantized_writer import QuantizedWriter
@@ -29,16 +29,16 @@ def info(args: argparse.Namespace) -> int:
 
 
 def convert(args: argparse.Namespace) -> int:
-    from ...janus.convert import convert as convert_folder
+    from ...janus.convert import to_original
 
-    work, source = convert_folder, open_model(args.source)
+    source, options = open_model(args.source), {}
     if args.max_shard_size is not None:
-        work = partial(work, max_shard_bytes=byte_count(args.max_shard_size))
+        options["max_shard_bytes"] = byte_count(args.max_shard_size)
     if check_kind(args.quantize) is not None:
         described = describe(source)
-        writer = QuantizedWriter(described.network, described.key_map, args.quantize)
-        work = partial(work, writer=writer)
-    written = work(source.path, args.target)
+        options["writer"] = QuantizedWriter(described.network, described.key_map, args.quantize)
+    formats = {"multi_modality": None, "deepseek_vl_v2": None, "janus": to_original}
+    written = convert_folder(source.path, args.target, formats, **options)
     files = sorted(path.name for path in written.iterdir())
     if args.json:
         print_json({"source": args.source, "folder": str(written), "files": files})

@@ -4,18 +4,19 @@ from pathlib import Path
 
 import pytest
 import torch
+from bifrons.blocks.checkpoints.convert import convert_folder
 from bifrons.blocks.checkpoints.loader import load_weights
 from bifrons.blocks.checkpoints.reader import list_tensors, read_tensor
 from bifrons.blocks.errors import CheckpointError, ConfigError
-from bifrons.janus import convert as convert_module
 from bifrons.janus.config import read_config
-from bifrons.janus.convert import convert
+from bifrons.janus.convert import original_config, to_original
 from bifrons.janus.model import JanusModel
 from bifrons.janus.weight_names import pick_key_map
 from safetensors.torch import load_file, save_file
 
 transformers = pytest.importorskip("transformers")
 
+FORMATS = {"multi_modality": None, "deepseek_vl_v2": None, "janus": to_original}
 HIDDEN = 32
 TEXT = {
     "hidden_size": HIDDEN,
@@ -62,6 +63,10 @@ def community(tmp_path_factory) -> tuple[Path, dict[str, torch.Tensor]]:
     (folder / "tokenizer.json").write_text('{"added_tokens": ["<|User|>"]}')
     (folder / "processor_config.json").write_text('{"image_processor": {"min_size": 7}}')
     return folder, load_file(folder / "model.safetensors")
+
+
+def convert(src: Path, dst: Path, **options: int) -> Path:
+    return convert_folder(src, dst, FORMATS, **options)
 
 
 def load(folder: Path) -> JanusModel:
@@ -115,7 +120,7 @@ def test_files_beside_the_weights_are_the_original_ones(community, tmp_path):
 def test_official_sizes_need_no_extension(tmp_path):
     config = transformers.JanusConfig(text_config={"max_position_embeddings": 16384}).to_dict()
     (tmp_path / "config.json").write_text(json.dumps(config))
-    written = convert_module.original_config(read_config(tmp_path)[0], "bfloat16")
+    written = original_config(read_config(tmp_path)[0], "bfloat16")
     params = written["vision_config"]["params"]
     assert params.keys() == {"image_size", "model_name", "select_feature", "select_layer"}
     assert params["model_name"] == "siglip_large_patch16_384"

@@ -1,0 +1,112 @@
+"""Rewrites a model folder with sharded safetensors, in the original format.
+
+One tensor, or one parameter with its pieces, is in memory at a time.
+"""
+
+import json
+import shutil
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from ..errors import CheckpointError, ConfigError
+from ..files import temporary_path
+from ..json_config import read_json
+from .formats import TensorEntry
+from .loader import progress_bar
+from .quantized_writer import QuantizedWriter
+from .reader import TensorReader, list_tensors, weight_files
+from .writer import TensorSpec, spec_bytes, write_safetensors
+
+Translation = Callable[
+    [Path, dict[str, TensorEntry], TensorReader], tuple[list[TensorSpec], dict[str, dict[str, Any]]]
+]
+"""From a folder in another format to its tensors and its JSON files in the original one."""
+
+_TEXT_SUFFIXES = {".json", ".md", ".txt", ".model", ".jinja"}
+_TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "tokenizer.model",
+    "special_tokens_map.json",
+    "added_tokens.json",
+)
+
+
+def convert_folder(
+    src: Path | str,
+    dst: Path | str,
+    formats: Mapping[str, Translation | None],
+    *,
+    progress: bool = True,
+    max_shard_bytes: int = 5_000_000_000,
+    writer: QuantizedWriter | None = None,
+) -> Path:
+    """Write the model folder `src` to the new folder `dst` in the original format; returns `dst`.
+
+    `formats` holds the accepted `model_type`s of `config.json`. Those with None are in the original format:
+    every tensor, also an unused one, is kept bit for bit. `writer` quantizes on the way. `dst` appears only
+    when it is complete. Raises `CheckpointError` if `src` is damaged or does not fit its config, if `dst` is
+    not empty or lies inside `src`, or if it can't be written, and `ConfigError` for another `model_type`.
+    """
+    src, dst = Path(src), Path(dst).resolve()
+    _check_folders(src, dst)
+    config = read_json(src / "config.json")
+    model_type = config.get("model_type")
+    if not isinstance(model_type, str) or model_type not in formats:
+        accepted = ", ".join(formats)
+        raise ConfigError(f"{src / 'config.json'}: model_type is {model_type!r}; accepted are {accepted}")
+    translate, entries = formats[model_type], list_tensors(src)
+    try:
+        with temporary_path(dst) as part:
+            part.mkdir(parents=True)
+            with TensorReader() as reader:
+                if translate is None:
+                    specs, files = _unchanged(entries, reader), {}
+                else:
+                    specs, files = translate(src, entries, reader)
+                if writer is not None:
+                    specs = writer.specs(src, entries, reader)
+                    files["config.json"] = writer.config(files.get("config.json") or config)
+                with progress_bar(sum(map(spec_bytes, specs)), f"writing {dst.name}", progress) as bar:
+                    write_safetensors(part, specs, max_shard_bytes, on_bytes=bar.update)
+            for path in _copied_files(src, original=translate is None):
+                shutil.copyfile(path, part / path.name)
+            for name, content in files.items():
+                text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+                (part / name).write_text(text, encoding="utf-8")
+            if dst.exists():
+                dst.rmdir()
+            part.rename(dst)
+    except OSError as error:
+        raise CheckpointError(f"can't write {dst}: {error.strerror or error}") from error
+    return dst
+
+
+def _check_folders(src: Path, dst: Path) -> None:
+    if not src.is_dir():
+        raise CheckpointError(f"{src} is not a folder; a model folder is needed")
+    if src.resolve() in (dst, *dst.parents):
+        raise CheckpointError(f"{dst} is inside {src} or the same; choose a new folder beside it")
+    if dst.exists() and (not dst.is_dir() or any(dst.iterdir())):
+        raise CheckpointError(f"{dst} exists and is not an empty folder; choose a new one")
+
+
+def _copied_files(src: Path, original: bool) -> list[Path]:
+    """The files to copy: all texts, or where the format changes, the tokenizer's files."""
+    if not original:
+        return [src / name for name in _TOKENIZER_FILES if (src / name).is_file()]
+    weights = weight_files(src)
+    return [
+        path
+        for path in sorted(src.iterdir())
+        if path.is_file()
+        and path not in weights
+        and (path.suffix in _TEXT_SUFFIXES or path.name.startswith(("LICENSE", "NOTICE")))
+    ]
+
+
+def _unchanged(entries: dict[str, TensorEntry], reader: TensorReader) -> list[TensorSpec]:
+    ordered = sorted(entries.values(), key=lambda e: (str(e.file), e.offset))
+    return [(e.name, partial(reader.read, e), e.shape, e.dtype) for e in ordered]
