@@ -116,10 +116,9 @@ class JanusPipeline(ChatPipeline):
         Args:
             prompt: a text, or a list of texts.
             num_images_per_prompt: images of each prompt.
-            seed: image j of each prompt has seed `seed + j`; a list holds one seed per prompt or per image;
-                None is random. An image depends on its seed, not on the others in the call.
-            guidance_scale: classifier-free guidance; 1 is none, None is the model's default,
-                `self.guidance_scale`.
+            seed: image j of each prompt has seed `seed + j`; a list has one per prompt or image; None is
+                random. An image depends on its seed, not on the others in the call.
+            guidance_scale: classifier-free guidance; 1 is none, None is `self.guidance_scale`.
             temperature: 0 is greedy.
             top_k: sample from the likeliest image tokens; 0 is all, as the reference samples.
             top_p: sample from the fewest likeliest tokens whose probabilities add up to this; 1 is all.
@@ -131,33 +130,41 @@ class JanusPipeline(ChatPipeline):
             PIL images with their settings in `info`, or codes, int64 `[N, T]`; prompt-major.
 
         Raises:
-            PromptError: a prompt is empty or too long.
-            OptionError: another argument is outside its range, or its part of the model was not loaded.
+            PromptError, OptionError: an argument is not accepted, or that part of the model was not loaded.
         """
         scale = self.guidance_scale if guidance_scale is None else guidance_scale
         options = ImageGenerationOptions(scale, temperature, top_k, top_p, negative_prompt)
-        check_integer("num_images_per_prompt", num_images_per_prompt, low=1)
+        count = check_integer("num_images_per_prompt", num_images_per_prompt, low=1)
         if output_type not in ("pil", "codes"):
             raise OptionError(f"output_type is {output_type!r}; accepted: 'pil' or 'codes'")
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
         if not prompts:
             raise PromptError("no prompt was given; accepted: a text or a list of at least one")
-        seeds = image_seeds(seed, len(prompts), num_images_per_prompt)
-        cond, uncond = [], []
-        for text in prompts:
-            cond_ids, uncond_ids = self.processor.generation_ids(text, negative_prompt)
-            cond += [cond_ids] * num_images_per_prompt
-            uncond += [uncond_ids] * num_images_per_prompt
-        codes = image_generation.generate_codes(
-            self.model, cond, uncond if options.guided else None, options, seeds, callback
-        )
+        seeds = image_seeds(seed, len(prompts), count)
+        codes = self._generate_codes(prompts, count, seeds, options, callback)
         if output_type == "codes":
             return codes
         images = image_generation.decode_images(self.model, codes)
         for index, image in enumerate(images):
-            text = prompts[index // num_images_per_prompt]
-            image.info.update(self._settings(text, seeds[index], options))
+            image.info.update(self._settings(prompts[index // count], seeds[index], options))
         return images
+
+    def _generate_codes(
+        self,
+        prompts: Sequence[str],
+        count: int,
+        seeds: Sequence[int],
+        options: ImageGenerationOptions,
+        callback: image_generation.Callback | None,
+    ) -> Tensor:
+        """Codes of `count` images of each prompt."""
+        cond, uncond = [], []
+        for text in prompts:
+            cond_ids, uncond_ids = self.processor.generation_ids(text, options.negative_prompt)
+            cond += [cond_ids] * count
+            uncond += [uncond_ids] * count
+        uncond = uncond if options.guided else None
+        return image_generation.generate_codes(self.model, cond, uncond, options, seeds, callback)
 
     def _settings(self, prompt: str, seed: int, options: ImageGenerationOptions) -> dict[str, str]:
         settings = {"prompt": prompt, "seed": str(seed), "model": self.name, "software": "Bifrons"}

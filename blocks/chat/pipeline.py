@@ -166,13 +166,15 @@ class ChatPipeline:
                 prefill_chunk=prefill_chunk,
                 local_files=local_files,
             )[0]
-        options = TextGenerationOptions(
-            max_new_tokens, temperature, top_p, repetition_penalty, prefill_chunk
-        )
-        start = resolve_seed(seed)
+        options = TextGenerationOptions(max_new_tokens, temperature, top_p, repetition_penalty, prefill_chunk)
+        return self._stream(messages, options, resolve_seed(seed), local_files)
+
+    def _stream(
+        self, messages: Messages, options: TextGenerationOptions, seed: int, local_files: bool
+    ) -> Iterator[str]:
         (prompt,) = self.prompts([messages], options.max_new_tokens, local_files=local_files)
         skip_special_tokens = not self.keeps_special_tokens
-        return stream_text(self.model, self.tokenizer, prompt, options, start, skip_special_tokens)
+        return stream_text(self.model, self.tokenizer, prompt, options, seed, skip_special_tokens)
 
     def chat_batch(
         self,
