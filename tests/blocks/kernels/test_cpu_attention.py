@@ -1,4 +1,4 @@
-"""The CPU's attention of one query against torch's, in bfloat16."""
+"""Attention of one query on the CPU against torch's own, in bfloat16."""
 
 import pytest
 import torch
@@ -14,7 +14,7 @@ def drawn(heads=4, slots=50, queries=1, dtype=torch.bfloat16):
 
 
 @pytest.mark.parametrize("slots", [1, 50, 300])
-def test_equals_torchs_within_rounding(slots):
+def test_equals_torch_within_rounding(slots):
     q, k, v = drawn(slots=slots)
     ends = torch.tensor([1, (slots + 1) // 2, slots])
     mask = (torch.arange(slots) < ends[:, None])[:, None, None]
@@ -51,7 +51,7 @@ def test_is_faster_only_where_it_applies():
     assert not is_faster(drawn()[0].requires_grad_(), drawn()[1])
 
 
-def test_the_decoder_takes_it(janus_mini, monkeypatch):
+def test_the_decoder_uses_it_for_single_steps(janus_mini, monkeypatch):
     from bifrons.blocks.kernels import cpu_attention as module
 
     pipe = JanusPipeline.from_pretrained(janus_mini, device="cpu", dtype="bfloat16", progress=False)

@@ -19,7 +19,7 @@ from bifrons.blocks.kernels import dispatch
 from bifrons.blocks.kernels.codec import WeightTensors
 from bifrons.blocks.model.context import DecoderConfig, LatentConfig
 from bifrons.blocks.model.decoder import Decoder
-from bifrons.blocks.model.layers import RMSNorm, rotary_table, rotate
+from bifrons.blocks.model.layers import RMSNorm
 from bifrons.blocks.model.moe import MoEConfig
 from torch import Tensor, nn
 
@@ -99,71 +99,6 @@ def test_products(dtype: torch.dtype, rows: int, inputs: int, outputs: int) -> N
     close(linear(x, WeightTensors(weight)) / 4, exact / 4, dtype)
     gate, up = F.linear(x, weight).chunk(2, dim=-1)
     close(linear_swiglu(x, WeightTensors(weight)) / 4, F.silu(gate) * up / 4, dtype)
-
-
-@runs
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize(
-    ("rows", "heads", "kv_heads", "dim", "slots"),
-    [(4, 2, 2, 16, 160), (2, 6, 2, 24, 96), (3, 4, 1, 64, 64), (2, 3, 3, 128, 192), (8, 2, 2, 8, 96)],
-)
-def test_attention_of_one_query(
-    dtype: torch.dtype,
-    rows: int,
-    heads: int,
-    kv_heads: int,
-    dim: int,
-    slots: int,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    from bifrons.blocks.kernels import decode_attention as kernels
-    from bifrons.blocks.kernels.decode_attention import attend
-
-    monkeypatch.setattr(kernels, "ENOUGH_PROGRAMS", 16)  # the last case is not split
-    keys, values = (normal(rows, kv_heads, slots, dim, dtype=dtype, seed=i).transpose(1, 2) for i in range(2))
-    qkv = normal(rows, (heads + 2 * kv_heads) * dim, dtype=dtype, seed=2)
-    positions = torch.randint(slots, (rows,), generator=torch.Generator().manual_seed(3)).to(DEVICE)
-    positions[0], positions[1] = 0, min(64, slots - 1)
-    wanted, wanted_keys, wanted_values = plain_attention(qkv, positions, keys, values, heads)
-    cos, sin = rotary_table(torch.arange(slots, device=DEVICE)[None], dim, 1e4)
-    arrivals = torch.zeros(rows * kv_heads, dtype=torch.int32, device=DEVICE)
-    found = attend(qkv, (cos[0], sin[0]), positions, keys, values, heads, arrivals)
-    assert not arrivals.any()
-    close(found, wanted, dtype)
-    close(keys, wanted_keys, dtype)
-    assert torch.equal(values, wanted_values)
-
-
-def plain_attention(
-    qkv: Tensor, positions: Tensor, keys: Tensor, values: Tensor, heads: int
-) -> tuple[Tensor, Tensor, Tensor]:
-    keys, values = keys.clone(), values.clone()
-    rows, slots, kv_heads, dim = keys.shape
-    q, k, v = qkv.unflatten(1, (-1, dim)).split((heads, kv_heads, kv_heads), dim=1)
-    table = rotary_table(positions[:, None], dim, 1e4)
-    q, k = (rotate(x[:, :, None], table) for x in (q, k))
-    places = torch.arange(rows, device=DEVICE)
-    keys[places, positions], values[places, positions] = k[:, :, 0], v
-    mask = (torch.arange(slots, device=DEVICE) <= positions[:, None])[:, None, None]
-    out = F.scaled_dot_product_attention(
-        q.float(),
-        keys.transpose(1, 2).float(),
-        values.transpose(1, 2).float(),
-        attn_mask=mask,
-        enable_gqa=True,
-    )
-    return out.flatten(1), keys, values
-
-
-@runs
-def test_splits_cover_the_slots() -> None:
-    from bifrons.blocks.kernels.decode_attention import plan_splits
-
-    for programs in (1, 10, 64, 400, 512, 5000):
-        for slots in (32, 64, 96, 768, 4096, 131072):
-            chunk, splits = plan_splits(programs, slots)
-            assert chunk * (splits - 1) < slots <= chunk * splits
-            assert splits <= 64
 
 
 @runs

@@ -1,4 +1,4 @@
-"""Latent attention's kernels against the plain forms; in Triton's interpreter where there is no GPU."""
+"""The latent attention kernels against the plain forms; in Triton's interpreter where there is no GPU."""
 
 import pytest
 import torch
@@ -71,7 +71,7 @@ def test_steps_are_those_of_the_plain_form(latent, heads, lengths, dtype, monkey
     assert (slots - plain_slots).abs().max() < bound * plain_slots.abs().max()
 
 
-def test_longer_splits_gather_the_same(monkeypatch):
+def test_longer_splits_give_the_same(monkeypatch):
     decoder = made_decoder(SMALL, 2)
     prompts = [torch.randn(length, 64).to(DEVICE) for length in (150, 20)]
     news = torch.randn(1, 2, 64).to(DEVICE)
@@ -83,7 +83,7 @@ def test_longer_splits_gather_the_same(monkeypatch):
 
 
 @pytest.mark.parametrize(("least", "tile", "group"), [(16, 16, 4), (32, 64, 8), (64, 32, 16), (128, 16, 8)])
-def test_other_plans_gather_the_same(least, tile, group, monkeypatch):
+def test_other_plans_give_the_same(least, tile, group, monkeypatch):
     decoder = made_decoder(SMALL, 2)
     prompts = [torch.randn(length, 64).to(DEVICE) for length in (150, 31, 63, 1)]
     news = torch.randn(3, 4, 64).to(DEVICE)
@@ -95,7 +95,7 @@ def test_other_plans_gather_the_same(least, tile, group, monkeypatch):
     torch.testing.assert_close(found, plain, rtol=1e-4, atol=1e-5)
 
 
-def test_splits_are_few():
+def test_the_number_of_splits_is_bounded():
     for programs in (1, 8, 40, 3000):
         for span in (32, 128, 1152, 4096, 131072):
             split = module.plan_split(programs, span)
@@ -117,7 +117,7 @@ def test_released_sizes(rows, heads, monkeypatch):
     torch.testing.assert_close(found, plain, rtol=1e-3, atol=1e-4)
 
 
-def test_slots_behind_a_rows_end_are_not_read(monkeypatch):
+def test_slots_beyond_the_end_of_a_row_are_not_read(monkeypatch):
     decoder = made_decoder(SMALL, 2)
     cache = decoder.config.new_cache(2, 200, device=torch.device(DEVICE), dtype=torch.float32)
     cache.buffers[0].fill_(torch.nan)
@@ -147,14 +147,14 @@ def test_captured_steps_follow_the_positions(rows, monkeypatch):
     prefill(decoder, prompts, cache)
     cache.reserve(512)
     x = news[0].clone()
-    kept = cache.positions.clone()
+    positions = cache.positions.clone()
     with torch.no_grad():
         for _ in range(2):
             decoder(x[:, None], cache)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
             hidden = decoder(x[:, None], cache)[:, 0]
-    cache.positions.copy_(kept)
+    cache.positions.copy_(positions)
     for step, new in enumerate(news):
         x.copy_(new)
         graph.replay()

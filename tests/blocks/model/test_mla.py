@@ -1,4 +1,4 @@
-"""Latent attention: both forms equal, a cache changes nothing, chunks change nothing."""
+"""Latent attention: the two forms are equal, and so are cached steps, chunks and the whole sequence."""
 
 import pytest
 import torch
@@ -23,13 +23,13 @@ def make_config(q_rank: int | None = None) -> DecoderConfig:
     )
 
 
-def test_rotation_after_deinterleaving_turns_neighbouring_pairs():
+def test_rotation_after_deinterleaving_rotates_interleaved_pairs():
     x, positions = torch.randn(1, 1, 5, 8), torch.arange(5)[None]
-    turned = rotate(deinterleave(x), rotary_table(positions, 8, 10000.0))[0, 0]
+    rotated = rotate(deinterleave(x), rotary_table(positions, 8, 10000.0))[0, 0]
     pairs = torch.view_as_complex(x[0, 0].reshape(5, 4, 2).contiguous())
     angles = torch.arange(5.0)[:, None] * 10000.0 ** (-torch.arange(4) / 4)
     expected = pairs * torch.polar(torch.ones_like(angles), angles)
-    torch.testing.assert_close(turned, torch.cat((expected.real, expected.imag), -1))
+    torch.testing.assert_close(rotated, torch.cat((expected.real, expected.imag), -1))
 
 
 def test_absorbed_equals_expanded():
@@ -38,8 +38,8 @@ def test_absorbed_equals_expanded():
     q_nope, q_rope = torch.randn(2, 4, 7, 12).double(), torch.randn(2, 4, 7, 8).double()
     slots = torch.randn(2, 9, 24).double()
     mask = torch.ones(2, 1, 7, 9, dtype=torch.bool).tril(2)
-    found = attention.absorbed(q_nope, q_rope, slots, mask)
-    torch.testing.assert_close(found, attention.expanded(q_nope, q_rope, slots, mask))
+    absorbed = attention.absorbed(q_nope, q_rope, slots, mask)
+    torch.testing.assert_close(absorbed, attention.expanded(q_nope, q_rope, slots, mask))
 
 
 @pytest.mark.parametrize("q_rank", [None, 20])
