@@ -1,7 +1,7 @@
-"""Boxes in DeepSeek-VL2's texts: reading them, writing them, drawing them.
+"""Grounding: parses, formats and draws the boxes in DeepSeek-VL2's texts.
 
-A place is written `<|ref|>label<|/ref|><|det|>[[x1, y1, x2, y2], ...]<|/det|>`, in thousandths of the
-picture: 0 is its left or top edge, 999 its right or bottom edge.
+A box is written `<|ref|>label<|/ref|><|det|>[[x1, y1, x2, y2], ...]<|/det|>`, in thousandths of the
+image: 0 is its left or top edge, 999 its right or bottom edge.
 """
 
 import re
@@ -38,9 +38,9 @@ COLOURS = (
 
 @dataclass(frozen=True)
 class Box:
-    """A labelled rectangle in pixels of its picture; `normalized` is the same in 0..999, as models see it.
+    """A labelled rectangle in pixels of its image; `normalized` is the same in 0..999, as models write it.
 
-    A box that you make yourself needs no `normalized`: `format_boxes` computes it from the picture's size.
+    A box that you make yourself needs no `normalized`: `format_boxes` computes it from the image's size.
     """
 
     label: str
@@ -54,7 +54,7 @@ class Box:
     def from_normalized(
         cls, label: str, normalized: tuple[int, int, int, int], size: tuple[int, int]
     ) -> "Box":
-        """The box of coordinates in 0..999 on a picture of `size` (width, height); pixels round down."""
+        """The box of coordinates in 0..999 on an image of `size` (width, height); pixels are rounded down."""
         x1, y1, x2, y2 = (int(v / FULL * size[axis % 2]) for axis, v in enumerate(normalized))
         return cls(label, x1, y1, x2, y2, normalized)
 
@@ -65,7 +65,7 @@ class Box:
 
 @dataclass(frozen=True)
 class Problem:
-    """A piece of a text that is no well-formed grounding: its text, where it begins, and what is wrong."""
+    """A malformed piece of a text: the piece, the index where it begins, and what is wrong with it."""
 
     text: str
     position: int
@@ -74,7 +74,7 @@ class Problem:
 
 @dataclass(frozen=True)
 class Grounding:
-    """What a text says and where: `text` without the marks (labels stay in it), boxes in reading order."""
+    """A parsed text: `text` without the special tokens (labels stay in it), and boxes in reading order."""
 
     text: str
     boxes: tuple[Box, ...]
@@ -82,9 +82,9 @@ class Grounding:
 
 
 def parse_grounding(text: str, size: tuple[int, int]) -> Grounding:
-    """Read a model's answer about a picture of `size` (width, height). Raises nothing on any text.
+    """Parse a model's answer about an image of `size` (width, height). No text raises an error.
 
-    A malformed piece goes to `problems`, and all else is read as if it were not there.
+    Malformed pieces go to `problems`; the rest is parsed as if they were not there.
     """
     pieces: list[tuple[str, int]] = []
     start = 0
@@ -95,10 +95,10 @@ def parse_grounding(text: str, size: tuple[int, int]) -> Grounding:
     plain: list[str] = []
     boxes: list[Box] = []
     problems: list[Problem] = []
-    label: tuple[str, int] | None = None  # read, and still without its boxes
+    label: tuple[str, int] | None = None  # the last label, until its boxes follow
     index = 0
 
-    def orphan() -> None:
+    def report_label() -> None:
         if label is not None:
             problems.append(Problem(label[0], label[1], "a label without boxes"))
 
@@ -109,15 +109,15 @@ def parse_grounding(text: str, size: tuple[int, int]) -> Grounding:
             if content is None:
                 problems.append(Problem(piece, position, "a mark that is not closed"))
             elif piece == REF:
-                orphan()
+                report_label()
                 label = content
                 plain.append(content[0])
             else:
                 if label is None:
                     problems.append(Problem(content[0], content[1], "boxes without a label"))
-                found, wrong = _read_boxes(*content, label[0] if label else "", size)
-                boxes += found
-                problems += wrong
+                parsed, malformed = _parse_boxes(*content, label[0] if label else "", size)
+                boxes += parsed
+                problems += malformed
                 label = None
             index += count
             continue
@@ -126,10 +126,10 @@ def parse_grounding(text: str, size: tuple[int, int]) -> Grounding:
         elif piece != GROUNDING:
             plain.append(piece)
             if piece.strip():
-                orphan()
+                report_label()
                 label = None
         index += 1
-    orphan()
+    report_label()
     return Grounding("".join(plain), tuple(boxes), tuple(problems))
 
 
@@ -145,10 +145,10 @@ def _enclosed(pieces: list[tuple[str, int]], index: int) -> tuple[tuple[str, int
     return None, 1
 
 
-def _read_boxes(
+def _parse_boxes(
     content: str, position: int, label: str, size: tuple[int, int]
 ) -> tuple[list[Box], list[Problem]]:
-    """The boxes between `<|det|>` and its end; a bad one does not spoil the others."""
+    """The boxes between `<|det|>` and its end, and problems; a malformed box leaves the others valid."""
     boxes, problems = [], []
     groups = list(_GROUP.finditer(content))
     if len(groups) == 1 and content.strip() == groups[0][0] and not groups[0][1].strip():
@@ -174,7 +174,7 @@ def _read_boxes(
 
 
 def format_boxes(boxes: Sequence[Box], size: tuple[int, int] | None = None) -> str:
-    """Boxes as a model writes them, neighbours with one label in one list; `parse_grounding` reads it back.
+    """Boxes as a model writes them, neighbours with one label in one list: the inverse of `parse_grounding`.
 
     `size` (width, height) of the picture is needed for boxes without `normalized`. PromptError without it,
     for a box that is not in the picture, and for a label that holds one of the marks.
