@@ -1,4 +1,9 @@
-"""The exception tree. Everything that a user can cause is a `BifronsError`, and so a `ValueError`."""
+"""The exception tree. Everything that a user can cause is a `BifronsError`, and so a `ValueError`.
+
+`check_number` and `check_integer` raise it for numbers out of range.
+"""
+
+import math
 
 
 class BifronsError(ValueError):
@@ -23,3 +28,23 @@ class PromptError(BifronsError):
 
 class OptionError(BifronsError):
     """An option has a value outside its range, or one that this model can't honour."""
+
+
+def check_number(name: str, value: object, low: float = -math.inf, high: float = math.inf) -> float:
+    """The value, a finite number in [low, high]; an `OptionError` that states the range for anything else."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise OptionError(f"{name} is {value!r}; accepted: a finite number")
+    if not low <= value <= high:
+        bounds = f"at least {low:g}" if high == math.inf else f"{low:g} to {high:g}"
+        raise OptionError(f"{name} is {value!r}; accepted: {bounds}")
+    return float(value)
+
+
+def check_integer(name: str, value: object, low: int, high: int | None = None) -> int:
+    """The value, a whole number in [low, high]; an `OptionError` that states the range for anything else."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise OptionError(f"{name} is {value!r}; accepted: a whole number")
+    if value < low or (high is not None and value > high):
+        bounds = f"at least {low}" if high is None else f"{low} to {high}"
+        raise OptionError(f"{name} is {value}; accepted: {bounds}")
+    return value

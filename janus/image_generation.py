@@ -12,11 +12,12 @@ from PIL import Image
 from torch import Tensor
 
 from ..blocks.chat.text_generation import MAX_SEED, score_tokens
-from ..blocks.engine.generate import GenerationBatch, captures, check_context, generate, generate_all
-from ..blocks.engine.graph_generation import bucket_below, graph_pool_of, slots_for
-from ..blocks.engine.sampling import Choosing, TokenHead, paired
-from ..blocks.engine.sampling_params import Sampling, check_integer, check_number, guide
-from ..blocks.errors import OptionError
+from ..blocks.engine.cuda_graphs import bucket_below
+from ..blocks.engine.generate import captures, generate, generate_all
+from ..blocks.engine.graph_generation import graph_pool_of, slots_for
+from ..blocks.engine.request import GenerationBatch, SamplingParams, TokenHead, check_context
+from ..blocks.engine.sampling import guide, interleave
+from ..blocks.errors import OptionError, check_integer, check_number
 from ..blocks.placement.memory_budget import batch_over_devices, batch_that_fits, rows_that_fit
 from ..tokenizers.vq.model import to_uint8
 from .model import JanusModel
@@ -56,8 +57,9 @@ class ImageGenerationOptions:
         return self.guidance_scale != 1.0
 
     @property
-    def sampling(self) -> Sampling:
-        return Sampling(self.temperature, self.top_k, self.top_p)
+    def sampling(self) -> SamplingParams:
+        scale = self.guidance_scale if self.guided else None
+        return SamplingParams(self.temperature, self.top_k, self.top_p, scale)
 
 
 def image_seeds(seed: int | Sequence[int] | None, prompts: int, per_prompt: int) -> list[int]:
@@ -109,9 +111,9 @@ def image_generation_batch(
     """
     device = _input_device(model)
     return GenerationBatch(
-        rows=[model.embed_text(ids.to(device)) for ids in paired(cond, uncond)],
+        rows=[model.embed_text(ids.to(device)) for ids in interleave(cond, uncond)],
         head=image_head(model),
-        choosing=Choosing(options.sampling, None if uncond is None else options.guidance_scale),
+        sampling=options.sampling,
         seeds=seeds,
         max_new_tokens=model.config.num_codes,
     )

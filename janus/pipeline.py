@@ -12,8 +12,7 @@ from torch import Tensor
 from ..blocks.chat.pipeline import ChatPipeline
 from ..blocks.checkpoints.hub import ModelFolder, open_model
 from ..blocks.checkpoints.reader import list_tensors
-from ..blocks.engine.sampling_params import check_integer
-from ..blocks.errors import OptionError, PromptError
+from ..blocks.errors import OptionError, PromptError, check_integer
 from ..blocks.placement.auto_device_map import MaxMemory
 from ..blocks.placement.device_map import DeviceMap
 from ..blocks.placement.loading import LoadOptions, load_model

@@ -11,8 +11,7 @@ from ..blocks.chat.image_io import open_image
 from ..blocks.chat.pipeline import ChatPipeline
 from ..blocks.chat.text_generation import TextGenerationOptions
 from ..blocks.checkpoints.hub import ModelFolder, open_model
-from ..blocks.engine.sampling_params import check_integer
-from ..blocks.errors import PictureError, PromptError
+from ..blocks.errors import PictureError, PromptError, check_integer
 from ..blocks.placement.auto_device_map import MaxMemory
 from ..blocks.placement.device_map import DeviceMap
 from ..blocks.placement.loading import LoadOptions, load_model

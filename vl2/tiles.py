@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..blocks.chat.image_io import normalize_pixels, resize_bicubic
-from ..blocks.engine.sampling_params import check_integer
+from ..blocks.errors import check_integer
 
 Size = tuple[int, int]
 """(width, height), in pixels or in tiles."""

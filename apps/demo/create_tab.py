@@ -7,8 +7,7 @@ from typing import Any
 from PIL import Image
 
 from ...blocks.chat.image_io import text_chunks, write_png
-from ...blocks.engine.sampling_params import check_integer
-from ...blocks.errors import PromptError
+from ...blocks.errors import PromptError, check_integer
 from ...janus.image_generation import ImageGenerationOptions, image_seeds
 from ..files import slug, write_new
 from .components import (
@@ -94,8 +93,9 @@ class CreateTab:
 
     def _add_outputs(self) -> None:
         self.status = gr.HTML(
-            status_html("Say what to paint, then press Paint."), elem_id="paint-status",
-            elem_classes="bf-flush"
+            status_html("Say what to paint, then press Paint."),
+            elem_id="paint-status",
+            elem_classes="bf-flush",
         )
         self.gallery = gr.Gallery(
             label="Pictures",

@@ -12,7 +12,7 @@ from PIL import Image
 from ...blocks.chat.image_io import open_image
 from ...blocks.chat.text_generation import Prompt, resolve_seed
 from ...blocks.engine.request import Request as GenerationRequest
-from ...blocks.engine.sampling_params import Sampling
+from ...blocks.engine.request import SamplingParams
 from ...blocks.errors import PictureError, PromptError
 from . import responses, schema
 from .errors import ApiError, invalid_value, json_only
@@ -47,7 +47,7 @@ class ChatGeneration:
         self.prompt_tokens = len(prompt)
         max_new_tokens = self._max_new_tokens()
         temperature, top_p = (field_or_default(self.body, name) for name in ("temperature", "top_p"))
-        sampling = Sampling(temperature, 0, top_p)
+        sampling = SamplingParams(temperature, 0, top_p)
         seed = resolve_seed(self.body.seed)
         self.detokenizers = [self._detokenizer(index) for index in range(self.num_choices)]
         return [

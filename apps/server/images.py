@@ -99,7 +99,6 @@ class ImageGeneration:
             self.num_codes,
             on_token,
             on_end,
-            guidance_scale=self.options.guidance_scale,
         )
 
     def cancel(self) -> None:

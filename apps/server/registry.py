@@ -13,10 +13,9 @@ import torch
 
 from ...blocks.checkpoints.hub import EMBEDDED, find_model_folder
 from ...blocks.engine.request import Request as GenerationRequest
-from ...blocks.engine.sampling import TokenHead
-from ...blocks.engine.sampling_params import check_integer
+from ...blocks.engine.request import TokenHead
 from ...blocks.engine.scheduler import Scheduler
-from ...blocks.errors import OptionError
+from ...blocks.errors import OptionError, check_integer
 from ...blocks.model.kv_cache import KVCache
 from ...blocks.placement.memory_budget import rows_that_fit
 from ..pipelines import label, load_pipeline

@@ -7,8 +7,7 @@ import torch
 from torch import Tensor
 
 from ...tokenizers.text import TextTokenizer
-from ..engine.generate import check_context
-from ..engine.sampling import TokenHead
+from ..engine.request import TokenHead, check_context
 from ..errors import PromptError
 from .image_io import as_image_list
 from .text_generation import (
@@ -189,9 +188,7 @@ class ChatPipeline:
         local_files: bool = True,
     ) -> list[str]:
         """`chat` for several conversations in one batch; each answer is what it is alone with that seed."""
-        options = TextGenerationOptions(
-            max_new_tokens, temperature, top_p, repetition_penalty, prefill_chunk
-        )
+        options = TextGenerationOptions(max_new_tokens, temperature, top_p, repetition_penalty, prefill_chunk)
         seeds = [resolve_seed(seed) for _ in conversations]
         prompts = self.prompts(conversations, options.max_new_tokens, local_files=local_files)
         if not prompts:

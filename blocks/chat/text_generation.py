@@ -3,7 +3,6 @@
 B conversations, T prompt tokens, A answer tokens, D decoder width, V vocabulary.
 """
 
-import math
 import secrets
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -14,10 +13,10 @@ import torch
 from torch import Tensor
 
 from ...tokenizers.text import StreamDecoder, TextTokenizer
-from ..engine.generate import GenerationBatch, check_context, generate, prefill
-from ..engine.sampling import Choosing, TokenHead
-from ..engine.sampling_params import Sampling, check_integer, check_number
-from ..errors import OptionError
+from ..engine.generate import generate
+from ..engine.prefill import prefill
+from ..engine.request import GenerationBatch, SamplingParams, TokenHead, check_context
+from ..errors import check_integer
 from ..model.decoder import Decoder
 
 MAX_SEED = 2**63 - 1
@@ -41,13 +40,11 @@ class TextGenerationOptions:
     def __post_init__(self) -> None:
         check_integer("max_new_tokens", self.max_new_tokens, low=1)
         _ = self.sampling
-        if check_number("repetition_penalty", self.repetition_penalty, low=0.0, high=math.inf) == 0.0:
-            raise OptionError("repetition_penalty is 0; accepted: above 0 (1 changes nothing)")
         check_prefill_chunk(self.prefill_chunk)
 
     @property
-    def sampling(self) -> Sampling:
-        return Sampling(self.temperature, 0, self.top_p)
+    def sampling(self) -> SamplingParams:
+        return SamplingParams(self.temperature, 0, self.top_p, None, self.repetition_penalty)
 
 
 def check_prefill_chunk(prefill_chunk: int | None) -> int | None:
@@ -109,7 +106,7 @@ def generate_tokens(
     batch = GenerationBatch(
         rows=[prompt.embeddings_TD for prompt in prompts],
         head=TokenHead(model.embed_text, model.text_logits),
-        choosing=Choosing(options.sampling, repetition_penalty=options.repetition_penalty),
+        sampling=options.sampling,
         seeds=seeds,
         max_new_tokens=options.max_new_tokens,
         seen=seen_BV,

@@ -15,12 +15,15 @@ from torch import Tensor, nn
 from ..kernels import dispatch
 from ..model.context import ForwardContext
 from ..model.decoder import Attention, Block, Decoder
-from ..model.kv_cache import KVCache
-from ..model.layers import FeedForward, RMSNorm
+from ..model.kv_cache import KVCache, allocated_slots
+from ..model.layers import FeedForward, RMSNorm, rotary_table
 from ..model.mla import LatentAttention
 from ..model.moe import Experts
 from ..model.moe_dispatch import padded_bmm
 from .fused_weights import joined_weight
+
+SPAN = 128
+"""Steps that must know how many slots are read are captured for multiples of so many."""
 
 
 class Kernels(NamedTuple):
@@ -141,7 +144,7 @@ def decode_fast(
 
 
 @contextmanager
-def host_free(decoder: Decoder) -> Iterator[None]:
+def sync_free_experts(decoder: Decoder) -> Iterator[None]:
     """Experts in a form that never asks the device how many tokens they got, for the time of a capture."""
     experts = [module for module in decoder.modules() if isinstance(module, Experts)]
     asking = [module for module in experts if module.implementation is None]
@@ -154,3 +157,32 @@ def host_free(decoder: Decoder) -> Iterator[None]:
     finally:
         for module in asking:
             module.implementation = None
+
+
+class StaticDecodeStep:
+    """One position of every row of a cache with so many slots, in a form that can be captured."""
+
+    def __init__(self, decoder: Decoder, slots: int) -> None:
+        device, config = decoder.device, decoder.config
+        self.slots, self.kernels = slots, load_kernels(device)
+        self.by_position = self.kernels is not None and reads_positions(decoder)
+        positions = torch.arange(slots, device=device)
+        cos, sin = rotary_table(positions[None], config.rotary_dim, config.rope_theta)
+        self.rotary = (cos[0], sin[0])
+
+    @property
+    def sampling_kernel(self) -> ModuleType | None:
+        return None if self.kernels is None else self.kernels.draw
+
+    def span(self, filled: int) -> int:
+        """Slots that a step with so many filled ones reads, a multiple of `SPAN`; 0 where the step goes by
+        the positions on the device and one capture serves all."""
+        return 0 if self.by_position else min(-(-filled // SPAN) * SPAN, allocated_slots(self.slots))
+
+    def run(self, decoder: Decoder, x_RD: Tensor, cache: KVCache, span: int, out_RD: Tensor) -> None:
+        """Run the decoder at `cache.positions`, which it leaves as they are; hidden states go into `out`."""
+        cache.filled = min(span, self.slots)
+        if self.kernels is None:
+            out_RD.copy_(decoder(x_RD[:, None], cache)[:, 0])
+        else:
+            decode_fast(self.kernels, decoder, x_RD, cache, self.rotary, out_RD)

@@ -1,8 +1,8 @@
-"""The static tensors of a captured generation, and the recordings of its steps.
+"""The static tensors that captured steps read and write, of a batch and of the scheduler, and their graphs.
 
 N sequences, R rows (N, or 2 N with guidance: rows 2 n and 2 n + 1), S cache slots, D decoder width, T prompt
-positions, V vocabulary. Sequences beyond those of a batch are computed and never looked at; they start at
-position 0, where they cost least.
+positions, V vocabulary, n rows in use, P prompt positions of all rows. Buffers are as large as a bucket:
+padding sequences are computed and ignored; they start at position 0, where they cost least.
 """
 
 from collections.abc import Sequence
@@ -13,23 +13,25 @@ from torch.nn.utils.rnn import pad_sequence
 
 from ..model.decoder import Decoder
 from ..model.kv_cache import allocated_slots
-from ..model.kv_slots import KVSlotView
-from .cuda_graphs import GraphCapturer, Work
-from .generate import GenerationBatch, prefill
-from .recordings import CapturedGraphs, Decoding
-from .sampling import SamplingMode, SamplingTensors, TokenHead, choose, filtered, spread
+from ..model.kv_slots import KVSlots, KVSlotView
+from .cuda_graphs import CapturedGraphs, GraphCapturer, WeightAddresses, Work, bucket
+from .decode_step import StaticDecodeStep
+from .prefill import prefill
+from .request import GenerationBatch, SamplingMode, SamplingTensors, TokenHead
+from .sampling import expand_rows, sample
 
-_PROMPTS = (32, 64, 128)
-"""Lengths that short prompts are padded to, longer ones to multiples of the last: launching the reading of
-one takes longer than the reading."""
-_PROMPT_POSITIONS = 4096
-"""Positions of all rows up to which prompts are read by a recording. More keep the device busy for longer
-than launching takes; and a recording keeps the memory of its activations, as much as it takes to read so many
-positions at once, which is also how prompts without a `prefill_chunk` are read."""
+_PROMPT_LENGTHS = (32, 64, 128)
+"""Lengths that short prompts are padded to, longer ones to multiples of the last: launching the prefill of a
+short prompt takes longer than computing it."""
+_MAX_PROMPT_POSITIONS = 4096
+"""Positions of all rows up to which the prefill is captured. More keep the device busy for longer than
+launching takes; and a graph keeps the memory of its activations, as much as a prefill without chunks
+takes."""
 
 
 class GraphBuffers:
-    """Works on one batch at a time: `begin`, then `step` for each token."""
+    """Buffers and graphs of `count` sequences. They serve one batch at a time: `begin`, then `step` for each
+    token."""
 
     def __init__(
         self, decoder: Decoder, count: int, rows_each: int, slots: int, capturer: GraphCapturer
@@ -43,30 +45,35 @@ class GraphBuffers:
         self.tokens_N, self.steps_N, self.seeds_N = torch.zeros(3, count, dtype=torch.long, device=device)
         self.record_SN = torch.zeros(slots, count, dtype=torch.long, device=device)
         self.numbers = torch.ones(5, device=device)
-        self.tensors, self.one = SamplingTensors(*self.numbers[:4].split(1)), self.numbers[4:]
+        self.tensors = SamplingTensors(*self.numbers.split(1))
         self.seen_NV: Tensor | None = None
-        self.decoding = Decoding(decoder, slots)
-        # Prompts of any length, [R, T, D] from its beginning, for all recordings of their reading.
-        positions = min(rows * allocated_slots(slots), _PROMPT_POSITIONS)
+        self.decoding = StaticDecodeStep(decoder, slots)
+        # Prompts of any length, [R, T, D] from the beginning of it, shared by the graphs of all lengths.
+        positions = min(rows * allocated_slots(slots), _MAX_PROMPT_POSITIONS)
         self._prompts_PD = self.hidden_RD.new_zeros(positions, self.hidden_RD.shape[1])
-        self._met: set[int] = set()
-        """Lengths, of those that are not recorded at once, that came before."""
-        self._recordings = CapturedGraphs(capturer)
+        self._lengths_met: set[int] = set()
+        self._graphs = CapturedGraphs(capturer)
         self._longest = 0
 
     @property
     def bytes(self) -> int:
+        """Memory of the buffers, without that of the graphs."""
         seen = [] if self.seen_NV is None else [self.seen_NV]
         tensors = [*self.cache.buffers, self._prompts_PD, *self.decoding.rotary, self.record_SN, *seen]
         return sum(tensor.numel() * tensor.itemsize for tensor in tensors)
 
+    @property
+    def captured_prompt_lengths(self) -> list[int]:
+        """Lengths whose prefill is captured, the least recently used first."""
+        return [key[1] for key in self._graphs.keys if isinstance(key, tuple) and key[0] == "prompt"]
+
     def begin(self, decoder: Decoder, batch: GenerationBatch) -> None:
-        """Read the prompts and set everything to the first step."""
+        """Prefill the prompts and set everything to the first step."""
         count, rows, device = len(batch.seeds), len(batch.rows), self.hidden_RD.device
         self.steps_N.zero_()
         self.seeds_N.zero_()
         self.seeds_N[:count] = torch.tensor(batch.seeds, dtype=torch.long).to(device)
-        self.numbers[:4] = torch.tensor(batch.choosing.tensors, dtype=torch.float32).to(device)
+        self.numbers[:] = torch.tensor(batch.sampling.tensors, dtype=torch.float32).to(device)
         if batch.seen is not None:
             seen = self.seen_NV
             if seen is None:
@@ -81,33 +88,36 @@ class GraphBuffers:
             self.hidden_RD.zero_()
             self.hidden_RD[:rows] = hidden
         else:
-            self._read(decoder, batch.rows, length)
+            self.captured_prefill(decoder, batch.rows, length)
 
     def rewind(self, lengths: Sequence[int]) -> None:
-        """Back to the first step after prompts of these lengths, for measuring steps again and again."""
+        """Back to the first step after prompts of these lengths, for timing steps repeatedly."""
         self.cache.positions[: len(lengths)] = torch.tensor(lengths).to(self.cache.positions.device)
         self.steps_N.zero_()
 
     def _prompt_length(self, decoder: Decoder, batch: GenerationBatch) -> int | None:
-        """What prompts are padded to where reading them is recorded, else None. A long prompt is not the
-        first time: its length may never come again, and recording takes longer than launching once."""
-        most = _PROMPTS[-1]
-        length = next((few for few in _PROMPTS if few >= batch.longest), -(-batch.longest // most) * most)
-        if length > self.slots or len(self.hidden_RD) * length > _PROMPT_POSITIONS:
+        """The length that prompts are padded to where their prefill is captured, else None. A long prompt's
+        is not the first time: its length may never come again, and capturing takes longer than launching
+        once."""
+        most = _PROMPT_LENGTHS[-1]
+        multiple = -(-batch.longest // most) * most
+        length = next((short for short in _PROMPT_LENGTHS if short >= batch.longest), multiple)
+        if length > self.slots or len(self.hidden_RD) * length > _MAX_PROMPT_POSITIONS:
             return None
         if batch.prefill_chunk is not None and batch.prefill_chunk < length:
             return None
-        # Long inputs of experts ask the device for their numbers, but in one dtype.
-        asks = decoder.config.moe is not None and self.hidden_RD.dtype != torch.bfloat16
-        if asks and self.hidden_RD.device.type == "cuda":
+        # Experts with many tokens ask the device for their counts, except in bfloat16.
+        synchronizes = decoder.config.moe is not None and self.hidden_RD.dtype != torch.bfloat16
+        if synchronizes and self.hidden_RD.device.type == "cuda":
             return None
-        if length > most and length not in self._met:
-            self._met.add(length)
+        if length > most and length not in self._lengths_met:
+            self._lengths_met.add(length)
             return None
         return length
 
-    def _read(self, decoder: Decoder, rows: Sequence[Tensor], length: int) -> None:
-        """Prompts through their recording. What stands behind a prompt is overwritten before it is seen."""
+    def captured_prefill(self, decoder: Decoder, rows: Sequence[Tensor], length: int) -> None:
+        """Prefill prompts, each `[T_i, D]`, padded to `length`, by a graph. What lands in the cache behind a
+        prompt is overwritten before it is read."""
         x_RTD = self._prompts_PD[: len(self.hidden_RD) * length].unflatten(0, (-1, length))
         padded = pad_sequence(list(rows), batch_first=True)
         x_RTD[: len(rows), : padded.shape[1]] = padded
@@ -124,46 +134,64 @@ class GraphBuffers:
         self._run(decoder, ("prompt", length), work)
 
     def step(self, decoder: Decoder, head: TokenHead, mode: SamplingMode, number: int) -> None:
-        """Choose the tokens of step `number`, which go into its row of `record_SN`, and run the decoder."""
+        """Sample the tokens of step `number` into that row of `record_SN`, embed them and run the decoder."""
         span = self.decoding.span(self._longest + number + 1)
 
         def work() -> None:
-            self._choose(head.logits(self.hidden_RD), mode)
-            self._advance(decoder, spread(head.embed(self.tokens_N), mode), span)
+            sample(
+                head.logits(self.hidden_RD),
+                mode,
+                self.tensors,
+                self.seeds_N,
+                self.steps_N,
+                self.seen_NV if mode.penalized else None,
+                kernel=self.decoding.sampling_kernel,
+                tokens_N=self.tokens_N,
+                record_SN=self.record_SN,
+            )
+            x_RD = expand_rows(head.embed(self.tokens_N), mode)
+            self.decoding.run(decoder, x_RD, self.cache, span, self.hidden_RD)
+            self.cache.positions += 1
 
-        names = tuple(getattr(part, "__qualname__", "") for part in (head.embed, head.logits))
+        names = tuple(getattr(method, "__qualname__", "") for method in (head.embed, head.logits))
         self._run(decoder, (names, mode, span), work)
-
-    def _choose(self, logits_RV: Tensor, mode: SamplingMode) -> None:
-        seen = self.seen_NV if mode.penalized else None
-        kernels = self.decoding.kernels
-        if kernels is None:
-            tokens = choose(logits_RV, mode, self.tensors, self.seeds_N, self.steps_N, seen)
-            self.tokens_N.copy_(tokens)
-            self.record_SN.index_copy_(0, self.steps_N[:1], tokens[None])
-            self.steps_N += 1
-            return
-        guidance, temperature = self.tensors.guidance, self.tensors.temperature
-        if mode.top_k or mode.nucleus or mode.penalized:
-            logits_RV, temperature = filtered(logits_RV, mode, self.tensors, seen), self.one
-            guidance = None
-        kernels.draw.draw(
-            logits_RV,
-            self.seeds_N,
-            self.steps_N,
-            self.tokens_N,
-            self.record_SN,
-            guidance=guidance if mode.guided else None,
-            temperature=None if mode.greedy else temperature,
-        )
-        if seen is not None:
-            seen.scatter_(1, self.tokens_N[:, None], True)
-
-    def _advance(self, decoder: Decoder, x_RD: Tensor, span: int) -> None:
-        self.decoding.step(decoder, x_RD, self.cache, span, self.hidden_RD)
-        self.cache.positions += 1
 
     def _run(self, decoder: Decoder, key: object, work: Work) -> None:
         changed = [self.hidden_RD, self.cache.positions, self.steps_N, self.tokens_N]
         changed += [] if self.seen_NV is None else [self.seen_NV]
-        self._recordings.run(decoder, key, work, changed)
+        self._graphs.run(decoder, key, work, changed)
+
+
+class GraphedSteps:
+    """`decode_one` over a scheduler's rows as CUDA graphs, one for each bucket of rows in use.
+
+    Free rows pad to a bucket; they are computed and ignored (`KVSlots.park`). The capturer is the scheduler's
+    own: graphs of one capturer share memory and must not run at the same time, and those of `generate` run on
+    other threads.
+    """
+
+    def __init__(self, decoder: Decoder, slots: KVSlots, capturer: GraphCapturer) -> None:
+        self.decoder, self.slots, self.capturer = decoder, slots, capturer
+        self.decoding = StaticDecodeStep(decoder, slots.cache.slots)
+        self._graphs, self._addresses = CapturedGraphs(capturer), WeightAddresses()
+        self._x_RD = torch.zeros_like(slots.hidden_RD)
+
+    def begin(self) -> None:
+        """Drop graphs of weights that were moved; called whenever requests are admitted."""
+        if self._addresses.moved(self.decoder, decoder=self.decoder):
+            self._graphs.clear()
+
+    def run(self, x_nD: Tensor) -> None:
+        """Run one position of every row in use; hidden states go into `slots.hidden_RD`."""
+        slots, used = self.slots, len(self.slots.lengths)
+        rows = min(bucket(used), slots.rows)
+        span = self.decoding.span(max(slots.lengths) + 1)
+        slots.park(rows)
+        x_RD, hidden_RD = self._x_RD[:rows], slots.hidden_RD[:rows]
+        x_RD[:used] = x_nD
+
+        def work() -> None:
+            self.decoding.run(self.decoder, x_RD, slots.view(0, rows, 0), span, hidden_RD)
+
+        self._graphs.run(self.decoder, (rows, span), work)
+        slots.cache.positions[:used] += 1

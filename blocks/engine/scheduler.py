@@ -1,11 +1,12 @@
-"""Continuous batching: requests that arrive at different times share every step of one decoder.
+"""Continuous batching: requests that arrive at different times share every decoder step.
 
 n rows in use, D decoder width.
 
-A request is one answer or one image. It has one row, or two with guidance (conditional and unconditional),
-and a `TokenHead`: how its tokens are embedded and how hidden states become logits. Each step admits what
-waits, chooses one token of every request, and runs the decoder once over all rows, on CUDA from a recording.
-A request's tokens depend on its own prompt, options and seed only, as they do in the pipelines.
+A request is one answer or one image. It has one row of the KV cache, or two with guidance (conditional and
+unconditional). Every step admits what waits and fits, prefills it, samples one token of every running
+request, and runs the decoder once over all rows in use; on CUDA as a graph. There is no preemption: a request
+that was admitted keeps its rows until it finishes. Its tokens depend on its own prompt, parameters and seed
+only, as they do in the pipelines.
 """
 
 import logging
@@ -19,29 +20,29 @@ import torch
 from ..errors import OptionError
 from ..model.decoder import Decoder
 from ..model.kv_slots import KVSlots, sent
-from .cuda_graphs import GraphCapturer, graph_capturer
-from .generate import check_context, decode_one, records
-from .graphed_steps import GraphedSteps
-from .job_choice import choose_all
-from .prefill import Prefiller
-from .request import Request
-from .sampling import TokenHead
+from .cuda_graphs import GraphCapturer, graph_capturer, uses_cuda_graphs
+from .graph_buffers import GraphedSteps
+from .prefill import Prefiller, decode_one
+from .request import Request, TokenHead, check_context
+from .sampling import sample_requests
 
 _log = logging.getLogger("bifrons.engine")
 
 
 class QueueFull(Exception):
-    """As many rows as may wait are waiting."""
+    """As many rows wait as may."""
 
 
 class SchedulerStopped(Exception):
-    """The scheduler takes no more requests."""
+    """The scheduler accepts no more requests."""
 
 
 class Scheduler:
-    """A decoder, a cache of `rows` rows of `context` positions, a bounded queue, and the thread in between.
+    """A decoder, a KV cache of `rows` rows of `context` positions, a bounded queue, and the thread that
+    steps.
 
-    Rows are promised (`reserve`) before a prompt is prepared, so that what is beyond the queue costs nothing.
+    Rows are reserved (`reserve`) before a prompt is prepared, so that a request beyond the queue costs
+    nothing.
     """
 
     def __init__(
@@ -53,8 +54,8 @@ class Scheduler:
         max_waiting: int,
         capturer: GraphCapturer | None = None,
     ) -> None:
-        """`max_waiting`: rows that may wait for others to end. `capturer` records the decoder's steps; None:
-        as CUDA graphs where `generation.records`, else not. Raises `OptionError`."""
+        """`max_waiting`: rows that may wait for others to finish. `capturer` captures the decoder's steps;
+        None means CUDA graphs where `uses_cuda_graphs`, else eager steps. Raises `OptionError`."""
         if rows < 2 or not 2 <= context <= decoder.config.max_positions or max_waiting < 0:
             raise OptionError(
                 f"rows {rows}, context {context}, waiting {max_waiting}; accepted: at least 2 rows, 2 to "
@@ -64,12 +65,12 @@ class Scheduler:
         self.device = decoder.device
         self._slots = KVSlots(decoder, rows, context)
         self._prefiller = Prefiller(decoder, self._slots)
-        if capturer is None and records(decoder):
+        if capturer is None and uses_cuda_graphs(decoder):
             capturer = graph_capturer(self.device)
-        self._recorded = None if capturer is None else GraphedSteps(decoder, self._slots, capturer)
+        self.graphed = None if capturer is None else GraphedSteps(decoder, self._slots, capturer)
         self._running: list[Request] = []
         self._queue: deque[Request] = deque()
-        self._promised = 0
+        self._reserved = 0
         self._closing = False
         self._changed = threading.Condition()
         self.steps = 0
@@ -79,33 +80,39 @@ class Scheduler:
 
     @property
     def rows_used(self) -> int:
+        """Rows of running requests."""
         return len(self._slots.lengths)
 
     @property
     def rows_promised(self) -> int:
         """Rows of all requests that run, wait or are being prepared."""
-        return self._promised
+        return self._reserved
+
+    @property
+    def positions_copied(self) -> int:
+        """Prompt positions that were copied from other rows instead of computed."""
+        return self._prefiller.copied
 
     def reserve(self, rows: int) -> None:
-        """Promise rows to requests that will be submitted (or given back by `release`).
+        """Reserve rows for requests that will be submitted (or given back by `release`).
 
-        Raises `QueueFull` when they would not even wait, `SchedulerStopped` after `close`.
+        Raises `QueueFull` when they could not even wait, `SchedulerStopped` after `close`.
         """
         with self._changed:
             if self._closing:
                 raise SchedulerStopped("the engine is stopping")
-            if self._promised + rows > self.rows + self.max_waiting:
-                raise QueueFull(f"{self._promised} rows are in use or waiting")
-            self._promised += rows
+            if self._reserved + rows > self.rows + self.max_waiting:
+                raise QueueFull(f"{self._reserved} rows are in use or waiting")
+            self._reserved += rows
 
     def release(self, rows: int) -> None:
-        """Take a promise back that led to no request."""
+        """Give back reserved rows that no request was submitted for."""
         with self._changed:
-            self._promised -= rows
+            self._reserved -= rows
             self._changed.notify_all()
 
     def check(self, prompt: int, new: int) -> None:
-        """`PromptError` where a prompt of so many tokens and so many new ones exceed a row."""
+        """Raise `PromptError` where so many prompt and new tokens exceed a row."""
         check_context(prompt, new, self.context)
 
     def submit(self, requests: Sequence[Request]) -> None:
@@ -117,7 +124,7 @@ class Scheduler:
             self._changed.notify_all()
 
     def close(self, timeout: float | None = None) -> bool:
-        """Take no more, finish what was promised, end the thread; False if it did not end in time."""
+        """Accept no more, finish what was reserved, end the thread; False if it did not end in time."""
         with self._changed:
             self._closing = True
             self._changed.notify_all()
@@ -128,22 +135,22 @@ class Scheduler:
         # Kernels are launched on the thread's own device, whatever the tensors'.
         device = torch.cuda.device(self.device) if self.device.type == "cuda" else nullcontext()
         with torch.no_grad(), device:
-            while (admitted := self._next_jobs()) is not None:
+            while (admitted := self._admit()) is not None:
                 try:
-                    self._turn(admitted)
-                except Exception:  # of whatever kind: the requests must be told, and the next ones served
+                    self._step(admitted)
+                except Exception:  # of whatever kind: these requests must be told, and the next ones served
                     _log.exception("a step failed; %d requests end with it", len(self._running))
                     self._slots.clear()
                     failed, self._running = [*self._running, *admitted], []
                     for request in failed:
-                        self._tell_end(request, "error")
+                        self._report_end(request, "error")
         self._prefiller.close()
 
-    def _next_jobs(self) -> list[Request] | None:
-        """Wait for something to do; the requests to begin now, in the order they came. None: the end."""
+    def _admit(self) -> list[Request] | None:
+        """Wait for something to do; the requests to start now, first come, first served. None: closed."""
         with self._changed:
             while not self._queue and not self._running:
-                if self._closing and self._promised == 0:
+                if self._closing and self._reserved == 0:
                     return None
                 self._changed.wait()
             admitted = [request for request in self._queue if request.cancelled]
@@ -155,27 +162,27 @@ class Scheduler:
                 free -= request.rows
             return admitted
 
-    def _turn(self, admitted: list[Request]) -> None:
+    def _step(self, admitted: list[Request]) -> None:
         for request in [request for request in self._running if request.cancelled]:
-            self._end(request, "cancelled")
-        begun = [request for request in admitted if not request.cancelled]
+            self._finish(request, "cancelled")
+        starting = [request for request in admitted if not request.cancelled]
         for request in admitted:
-            if request not in begun:
-                self._tell_end(request, "cancelled")
-        self._prefill(begun)
+            if request not in starting:
+                self._report_end(request, "cancelled")
+        self._prefill(starting)
         if not self._running:
             return
-        tokens = self._choose()
+        tokens = self._sample()
         if self._running:
-            self._advance(tokens)
+            self._decode(tokens)
 
     def _prefill(self, requests: list[Request]) -> None:
-        if requests and self._recorded is not None:
-            self._recorded.begin()
-        places = iter(self._prefiller.add([prompt for request in requests for prompt in request.prompts_TD]))
+        if requests and self.graphed is not None:
+            self.graphed.begin()
+        row_ids = iter(self._prefiller.add([prompt for request in requests for prompt in request.prompts_TD]))
         for request in requests:
-            request.places = [next(places) for _ in range(request.rows)]
-            request.prompts_TD = ()  # the embeddings are needed no more
+            request.row_ids = [next(row_ids) for _ in range(request.rows)]
+            request.prompts_TD = ()  # the embeddings are no longer needed
             self._running.append(request)
 
     def _by_head(self) -> dict[TokenHead, list[Request]]:
@@ -184,54 +191,54 @@ class Scheduler:
             groups.setdefault(request.head, []).append(request)
         return groups
 
-    def _choose(self) -> dict[Request, int]:
-        """One token of every request; reports it, and returns those of the requests that go on."""
-        kernels = None if self._recorded is None else self._recorded.decoding.kernels
-        going = {}
-        for request, choice in choose_all(self._by_head(), self._slots.hidden_RD, kernels):
+    def _sample(self) -> dict[Request, int]:
+        """Sample and deliver one token of every request; the tokens of those that go on."""
+        kernel = None if self.graphed is None else self.graphed.decoding.sampling_kernel
+        unfinished = {}
+        for request, sampled in sample_requests(self._by_head(), self._slots.hidden_RD, kernel):
             request.step += 1
             self.tokens += 1
-            if choice.token == request.eos_id or request.on_token(choice):
-                self._end(request, "stop")
+            if sampled.token == request.eos_id or request.on_token(sampled):
+                self._finish(request, "stop")
             elif request.step == request.max_new_tokens:
-                self._end(request, "length")
+                self._finish(request, "length")
             else:
-                going[request] = choice.token
-        return going
+                unfinished[request] = sampled.token
+        return unfinished
 
-    def _advance(self, tokens: dict[Request, int]) -> None:
-        """Feed the tokens back: one decoder step over all rows in use."""
+    def _decode(self, tokens: dict[Request, int]) -> None:
+        """Embed the tokens and run one decoder step over all rows in use."""
         hidden = self._slots.hidden_RD
         x_nD = hidden.new_empty(self.rows_used, hidden.shape[1])
         for head, requests in self._by_head().items():
-            # A row's twin gets the same input, which is looked up once.
-            rows = [(place, i) for i, request in enumerate(requests) for place in request.places]
-            chosen, places, owners = sent(
+            # Both rows of a guided request get the same input, which is embedded once.
+            rows = [(row, i) for i, request in enumerate(requests) for row in request.row_ids]
+            token_ids, row_ids, owners = sent(
                 self.device,
                 [tokens[request] for request in requests],
-                [place for place, _ in rows],
+                [row for row, _ in rows],
                 [i for _, i in rows],
             )
-            x_nD[places] = head.embed(chosen)[owners]
-        if self._recorded is None:
+            x_nD[row_ids] = head.embed(token_ids)[owners]
+        if self.graphed is None:
             hidden[: self.rows_used] = decode_one(self.decoder, x_nD, self._slots.active())
         else:
-            self._recorded.run(x_nD)
+            self.graphed.run(x_nD)
         self._slots.advance()
         self.steps += 1
 
-    def _end(self, request: Request, reason: str) -> None:
+    def _finish(self, request: Request, reason: str) -> None:
         self._running.remove(request)
-        while request.places:
+        while request.row_ids:
             # The highest first, so that a request's second row can't move into its first one's place.
-            request.places.sort()
-            place = request.places.pop()
-            moved = self._slots.drop(place)
+            request.row_ids.sort()
+            row = request.row_ids.pop()
+            moved = self._slots.drop(row)
             for other in self._running:
-                other.places = [place if p == moved else p for p in other.places]
-        self._tell_end(request, reason)
+                other.row_ids = [row if other_row == moved else other_row for other_row in other.row_ids]
+        self._report_end(request, reason)
 
-    def _tell_end(self, request: Request, reason: str) -> None:
+    def _report_end(self, request: Request, reason: str) -> None:
         if request.ended:
             return
         request.ended = True

@@ -15,8 +15,7 @@ import torch
 from ...blocks.checkpoints.quantize import check_kind
 from ...blocks.device import module_bytes, resolve_device, resolve_dtype
 from ...blocks.engine.decode_step import load_kernels
-from ...blocks.engine.sampling_params import check_integer
-from ...blocks.errors import OptionError
+from ...blocks.errors import OptionError, check_integer
 from ...janus.model import JanusModel
 from .configs import pick_config, random_model
 from .measure import Bench, Line, bandwidth, machine

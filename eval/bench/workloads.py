@@ -9,10 +9,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ...blocks.engine.generate import GenerationBatch, captures, decode_one, generate_all
+from ...blocks.engine.generate import captures, generate_all
 from ...blocks.engine.graph_generation import graph_pool_of
-from ...blocks.engine.sampling import Choosing, TokenHead, choose, spread
-from ...blocks.engine.sampling_params import Sampling
+from ...blocks.engine.prefill import decode_one
+from ...blocks.engine.request import GenerationBatch, SamplingParams, TokenHead
+from ...blocks.engine.sampling import expand_rows, sample
 from ...blocks.model.decoder import Decoder
 from ...blocks.model.kv_cache import KVCache
 from ...janus.image_generation import ImageGenerationOptions, decode_images, generate_codes
@@ -52,7 +53,7 @@ def rewind(cache: KVCache, filled: int) -> None:
 
 def stepper(decoder: Decoder, batch: GenerationBatch) -> Callable[[], None]:
     """The steps of a batch, without the reading of its prompts: captured or not, as `generate` does them."""
-    head, choosing, filled = batch.head, batch.choosing, batch.longest
+    head, sampling, filled = batch.head, batch.sampling, batch.longest
     if captures(decoder, head):
         buffers = graph_pool_of(decoder).take(decoder, batch)
         buffers.begin(decoder, batch)
@@ -60,7 +61,7 @@ def stepper(decoder: Decoder, batch: GenerationBatch) -> Callable[[], None]:
         def replayed() -> None:
             buffers.rewind([len(row) for row in batch.rows])
             for step in range(batch.max_new_tokens):
-                buffers.step(decoder, head, choosing.mode, step)
+                buffers.step(decoder, head, sampling.mode, step)
 
         return replayed
     cache = filled_cache(decoder, len(batch.rows), filled, batch.max_new_tokens)
@@ -73,8 +74,8 @@ def stepper(decoder: Decoder, batch: GenerationBatch) -> Callable[[], None]:
         for step in range(batch.max_new_tokens):
             steps = torch.full_like(seeds, step)
             logits = head.logits(hidden)
-            tokens = choose(logits, choosing.mode, choosing.tensors, seeds, steps, None)
-            hidden = decode_one(decoder, spread(head.embed(tokens), choosing.mode), cache)
+            tokens = sample(logits, sampling.mode, sampling.tensors, seeds, steps)
+            hidden = decode_one(decoder, expand_rows(head.embed(tokens), sampling.mode), cache)
 
     return launched
 
@@ -119,7 +120,7 @@ def _bench_painting(bench: Bench, model: JanusModel, batch: int, limit: float, a
     steps = GenerationBatch(
         rows=random_rows(decoder, 2 * batch, PROMPT + total // 2 - amount.steps // 2),
         head=TokenHead(model.embed_codes, model.image_logits),
-        choosing=Choosing(options.sampling, options.guidance_scale),
+        sampling=options.sampling,
         seeds=range(batch),
         max_new_tokens=amount.steps,
     )
@@ -144,9 +145,8 @@ def _bench_rest(bench: Bench, model: JanusModel, prompts: list[Tensor], amount: 
     def read() -> None:
         embedded = [model.embed_text(ids) for ids in prompts]
         head = TokenHead(model.embed_codes, model.image_logits)
-        generate_all(
-            decoder, GenerationBatch(embedded, head, Choosing(Sampling(0.0), 1.0), range(rows // 2), 1)
-        )
+        params = SamplingParams(0.0, guidance_scale=1.0)
+        generate_all(decoder, GenerationBatch(embedded, head, params, range(rows // 2), 1))
 
     work = f"prompt of {PROMPT} tokens and a token, {rows} rows"
     bench.measure("bifrons", work, read, repeats=amount.repeats)
@@ -172,7 +172,7 @@ def bench_vl2(bench: Bench, model: VL2Model, batch: int, bandwidth: float, amoun
         picture = model.embed_images(pixels, [_TILES])[0]
         row = torch.cat((picture, model.embed_text(question)))
         head = TokenHead(model.embed_text, model.text_logits)
-        generate_all(decoder, GenerationBatch([row], head, Choosing(Sampling(0.0)), range(1), 1))
+        generate_all(decoder, GenerationBatch([row], head, SamplingParams(0.0), range(1), 1))
 
     _bench_talking(bench, model, batch, length, bandwidth, amount)
     work = f"first token, prompt of {length} tokens with {_TILES[0]} x {_TILES[1]} tiles"
@@ -190,7 +190,7 @@ def _bench_talking(
     steps = GenerationBatch(
         rows=random_rows(decoder, rows, filled),
         head=TokenHead(model.embed_text, model.text_logits),
-        choosing=Choosing(Sampling(0.0)),
+        sampling=SamplingParams(0.0),
         seeds=range(rows),
         max_new_tokens=amount.steps,
     )

@@ -10,8 +10,7 @@ from typing import Any
 from ...blocks.chat.text_generation import MAX_SEED
 from ...blocks.checkpoints.formats import TensorEntry
 from ...blocks.checkpoints.reader import list_tensors
-from ...blocks.engine.sampling_params import check_integer
-from ...blocks.errors import BifronsError, OptionError
+from ...blocks.errors import BifronsError, OptionError, check_integer
 from ...janus.image_generation import ImageGenerationOptions
 
 SEED_POLICIES = ("per-picture", "official")

@@ -17,8 +17,7 @@ import torch.distributed as dist
 from tqdm import tqdm
 
 from ...blocks.device import free_bytes, resolve_device
-from ...blocks.engine.sampling_params import check_integer
-from ...blocks.errors import BifronsError, OptionError
+from ...blocks.errors import BifronsError, OptionError, check_integer
 
 T = TypeVar("T")
 Item = TypeVar("Item", contravariant=True)

@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from ...blocks.engine.sampling_params import narrow
+from ...blocks.engine.sampling import warp
 from ...janus.config import JanusConfig, read_config
 from ...janus.model import JanusModel
 from ...janus.pipeline import JanusPipeline
@@ -72,7 +72,7 @@ def nucleus_loss(
     """Cross-entropy with the nucleus of the taught distribution, or where the prompt is blank with the code:
     guidance subtracts that one, and what it left out would stand out."""
     logs_BTC = logits_BTC.log_softmax(-1)
-    nucleus_BTC = narrow(taught_BTC, 1.0, 0, top_p).softmax(-1)
+    nucleus_BTC = warp(taught_BTC, 1.0, 0, top_p).softmax(-1)
     from_taught_BT = -(nucleus_BTC * logs_BTC).sum(-1)
     from_codes_BT = -logs_BTC.gather(-1, codes_BT[..., None])[..., 0]
     return torch.where(blank_B[:, None], from_codes_BT, from_taught_BT).mean()

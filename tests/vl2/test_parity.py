@@ -3,7 +3,7 @@
 import pytest
 import torch
 from bifrons.blocks.chat.text_generation import TextGenerationOptions, generate_ids, next_token_logits
-from bifrons.blocks.engine.generate import prefill
+from bifrons.blocks.engine.prefill import prefill
 from torch import Tensor
 
 TOLERANCE = 2e-4

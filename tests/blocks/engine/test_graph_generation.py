@@ -6,17 +6,13 @@ from dataclasses import replace
 
 import pytest
 import torch
-from bifrons.blocks.engine import generate, graph_generation, recordings
-from bifrons.blocks.engine.cuda_graphs import GraphCapturer, Work
-from bifrons.blocks.engine.generate import GenerationBatch, decode_one, generate_all, plain_steps, prefill
-from bifrons.blocks.engine.graph_generation import (
-    bucket,
-    bucket_below,
-    captured_steps,
-    captured_tokens,
-    graph_pool_of,
-)
-from bifrons.blocks.engine.sampling import spread
+from bifrons.blocks.engine import decode_step, generate, graph_generation
+from bifrons.blocks.engine.cuda_graphs import GraphCapturer, Work, bucket, bucket_below
+from bifrons.blocks.engine.generate import generate_all, plain_steps
+from bifrons.blocks.engine.graph_generation import captured_steps, captured_tokens, graph_pool_of
+from bifrons.blocks.engine.prefill import decode_one, prefill
+from bifrons.blocks.engine.request import GenerationBatch
+from bifrons.blocks.engine.sampling import expand_rows
 from bifrons.blocks.errors import OptionError
 from bifrons.blocks.model.decoder import Decoder
 from bifrons.janus.image_generation import ImageGenerationOptions, image_generation_batch
@@ -109,9 +105,9 @@ def test_one_station_serves_prompts_seeds_and_numbers(painter: JanusPipeline) ->
         options = ImageGenerationOptions(1.5 + seed, temperature=0.5 + seed / 10)
         batch = painting(painter, 3 + seed % 2, options, 4 + seed, seed)
         assert torch.equal(captured_tokens(decoder, batch), plain(decoder, batch))
-    by_position = pool._free[0].decoding.by_position
-    spans = 1 if by_position else 1 + (batch.longest + 13) // recordings.SPAN
-    assert len(pool._free) == 1
+    by_position = pool.free[0].decoding.by_position
+    spans = 1 if by_position else 1 + (batch.longest + 13) // decode_step.SPAN
+    assert len(pool.free) == 1
     assert pool.capturer.made == 1 + spans  # the prompts' and the step's
     list(captured_steps(decoder, painting(painter, 4, ImageGenerationOptions(3.0, top_k=5), 4)))
     assert pool.capturer.made == 2 + spans
@@ -127,7 +123,7 @@ def test_stopping_early_leaves_the_station_usable(painter: JanusPipeline) -> Non
         steps.close()
         assert torch.equal(found, wanted[:, :stop])
     assert torch.equal(captured_tokens(decoder, batch), wanted)
-    assert len(graph_pool_of(decoder)._free) == 1
+    assert len(graph_pool_of(decoder).free) == 1
 
 
 def test_generations_side_by_side(painter: JanusPipeline) -> None:
@@ -137,22 +133,22 @@ def test_generations_side_by_side(painter: JanusPipeline) -> None:
     found = [torch.stack(steps, dim=1) for steps in zip(*both, strict=True)]
     for batch, tokens in zip(tasks, found, strict=True):
         assert torch.equal(tokens, plain(decoder, batch))
-    assert len(graph_pool_of(decoder)._free) == 2
+    assert len(graph_pool_of(decoder).free) == 2
 
 
 def test_few_stations_are_kept(painter: JanusPipeline, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(graph_generation, "_KEPT", 4)
+    monkeypatch.setattr(graph_generation, "_MAX_BUFFERS", 4)
     decoder = painter.model.decoder
     for count in (1, 2, 4, 5, 9, 1):
         captured_tokens(decoder, painting(painter, count, ImageGenerationOptions(3.0), 2))
     pool = graph_pool_of(decoder)
-    assert len(pool._free) == 4
+    assert len(pool.free) == 4
     assert pool.bytes > 0
     pool.clear()
     assert pool.bytes == 0
 
 
-def test_moved_weights_make_new_recordings(painter: JanusPipeline) -> None:
+def test_moved_weights_make_new_decode_step(painter: JanusPipeline) -> None:
     decoder = painter.model.decoder
     batch = painting(painter, 1, ImageGenerationOptions(1.0, temperature=0.0))
     captured_tokens(decoder, batch)
@@ -282,13 +278,13 @@ def test_hidden_states_in_half_precision(dtype: str, count: int) -> None:
         cache = decoder.config.new_cache(
             len(batch.rows), batch.longest + 30, device=pipe.device, dtype=batch.rows[0].dtype
         )
-        hidden, mode = prefill(decoder, batch.rows, cache), batch.choosing.mode
+        hidden, mode = prefill(decoder, batch.rows, cache), batch.sampling.mode
         for step in range(30):
             wide = hidden.float()
             error = (found.hidden_RD[: len(hidden)].float() - wide).norm() / wide.norm()
             assert error < 0.05, f"step {step}"
             found.step(decoder, batch.head, mode, step)
-            inputs = spread(batch.head.embed(found.tokens_N[:count]), mode)
+            inputs = expand_rows(batch.head.embed(found.tokens_N[:count]), mode)
             hidden = decode_one(decoder, inputs, cache)
 
 

@@ -41,7 +41,7 @@ def pipe(request: pytest.FixtureRequest, name: str, monkeypatch: pytest.MonkeyPa
     family = JanusPipeline if name.startswith("janus") else VL2Pipeline
     pipe = family.from_pretrained(FOLDER / name, request.param, "float32", progress=False)
     if request.param == "cpu":
-        monkeypatch.setattr(graphed_module, "records", lambda decoder: decoder.capture is not False)
+        monkeypatch.setattr(graphed_module, "uses_cuda_graphs", lambda decoder: decoder.capture is not False)
         graphed_module_of(pipe.model, pipe.device).capturer = Twice()
     return pipe
 
@@ -70,7 +70,7 @@ def close(found: Tensor, wanted: Tensor) -> None:
 
 def kept(model: Any) -> list[int]:
     """Inputs of the batches that there are recordings for, those used last at the end."""
-    return [key[0][0] for key in graphed_module_of(model, model.decoder.device)._made]
+    return graphed_module_of(model, model.decoder.device).captured_batches
 
 
 def made(model: Any) -> int:

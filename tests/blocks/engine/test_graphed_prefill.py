@@ -13,11 +13,11 @@ import pytest
 import torch
 from bifrons.blocks.engine import graph_generation
 from bifrons.blocks.engine.cuda_graphs import CudaGraphCapturer, GraphCapturer, Work
-from bifrons.blocks.engine.generate import GenerationBatch, plain_steps, prefill
+from bifrons.blocks.engine.generate import plain_steps
 from bifrons.blocks.engine.graph_buffers import GraphBuffers
 from bifrons.blocks.engine.graph_generation import captured_tokens, graph_pool_of
-from bifrons.blocks.engine.sampling import Choosing, TokenHead
-from bifrons.blocks.engine.sampling_params import Sampling
+from bifrons.blocks.engine.prefill import prefill
+from bifrons.blocks.engine.request import GenerationBatch, SamplingParams, TokenHead
 from bifrons.blocks.kernels import dispatch
 from bifrons.blocks.model import decoder as blocks_decoder
 from bifrons.blocks.model.decoder import Decoder
@@ -64,7 +64,7 @@ def reading(model: Any, lengths: Sequence[int], new: int = 8, seed: int = 0) -> 
     with torch.no_grad():
         embedded = [model.embed_text(row.to(device)) for row in rows]
     head = TokenHead(model.embed_text, model.text_logits)
-    return GenerationBatch(embedded, head, Choosing(Sampling(0.0)), range(len(rows)), new)
+    return GenerationBatch(embedded, head, SamplingParams(0.0), range(len(rows)), new)
 
 
 def plain(decoder: Decoder, batch: GenerationBatch) -> Tensor:
@@ -74,8 +74,8 @@ def plain(decoder: Decoder, batch: GenerationBatch) -> Tensor:
 
 def prompt_keys(model: Any) -> list[int]:
     """Lengths of the prompts that the one set of buffers has recordings for."""
-    (buffers,) = graph_pool_of(model.decoder)._free
-    return [key[1] for key in buffers._recordings._kept if key[0] == "prompt"]
+    (buffers,) = graph_pool_of(model.decoder).free
+    return buffers.captured_prompt_lengths
 
 
 def records_here(model: Any) -> bool:
@@ -147,7 +147,7 @@ def test_many_positions_are_not_recorded() -> None:
     for _ in range(3):
         captured_tokens(model.decoder, reading(model, [1100] * 4, new=1))  # 4 x 1152 positions
     assert prompt_keys(model) == []
-    (buffers,) = graph_pool_of(model.decoder)._free
+    (buffers,) = graph_pool_of(model.decoder).free
     assert len(buffers._prompts_PD) == 4096
     for _ in range(2):
         captured_tokens(model.decoder, reading(model, [1024] * 4, new=1))
@@ -231,7 +231,7 @@ def test_reading_never_waits_for_the_device(
         capturer = HostFreeCapturer()
         buffers, width = GraphBuffers(decoder, 2, 1, 512, capturer), decoder.config.hidden_size
         rows = [torch.empty(length, width, device="cuda", dtype=dtype) for length in (300, 120)]
-        buffers._read(decoder, rows, 384)
+        buffers.captured_prefill(decoder, rows, 384)
         assert capturer.made == 1
         with HostFree() as watched:
             model._see(torch.empty(5, 3, side, side, device="cuda", dtype=dtype))

@@ -6,11 +6,11 @@ import torch
 
 pytest.importorskip("triton")
 from bifrons.blocks.checkpoints.quantize import quantize_model
-from bifrons.blocks.engine import decode_step, recordings
+from bifrons.blocks.engine import decode_step
 from bifrons.blocks.engine.cuda_graphs import CudaGraphCapturer
+from bifrons.blocks.engine.decode_step import StaticDecodeStep
 from bifrons.blocks.engine.fused_weights import join_weights
-from bifrons.blocks.engine.generate import decode_one, prefill
-from bifrons.blocks.engine.recordings import Decoding
+from bifrons.blocks.engine.prefill import decode_one, prefill
 from bifrons.blocks.kernels import dispatch, gemv, pdl
 from bifrons.blocks.kernels.rmsnorm_swiglu import add_norm
 from bifrons.blocks.model.context import DecoderConfig, LatentConfig
@@ -67,11 +67,11 @@ def fast_steps(decoder: Decoder, prompts: list[Tensor], news: Tensor, monkeypatc
         patch.setattr(dispatch, "device_has_kernels", lambda device: True)
         patch.setattr(dispatch, "supports_float8", lambda device: True)
         kernels = decode_step.import_kernels()
-        patch.setattr(recordings, "load_kernels", lambda device: kernels)
-        decoding = Decoding(decoder, SLOTS)
+        patch.setattr(decode_step, "load_kernels", lambda device: kernels)
+        decoding = StaticDecodeStep(decoder, SLOTS)
         for new in news:
             out = torch.empty_like(new)
-            decoding.step(decoder, new, cache, SLOTS, out)
+            decoding.run(decoder, new, cache, SLOTS, out)
             cache.positions += 1
             found.append(out)
     return found
@@ -145,10 +145,10 @@ def test_kernels_that_overlap_compute_the_same_bits(q_rank, rows, kind, monkeypa
         monkeypatch.setattr(pdl, "ENABLED", overlaps)
         cache = decoder.new_cache(rows, SLOTS)
         cache.positions += torch.arange(rows, device=DEVICE)
-        decoding, x, out = Decoding(decoder, SLOTS), news[0].clone(), torch.empty_like(news[0])
+        decoding, x, out = StaticDecodeStep(decoder, SLOTS), news[0].clone(), torch.empty_like(news[0])
         kept = cache.positions.clone()
         replay = CudaGraphCapturer(torch.device("cuda", torch.cuda.current_device()))(
-            lambda: decoding.step(decoder, x, cache, SLOTS, out)  # noqa: B023
+            lambda: decoding.run(decoder, x, cache, SLOTS, out)  # noqa: B023
         )
         cache.positions.copy_(kept)
         hidden = []

@@ -4,8 +4,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from bifrons.blocks.engine.generate import decode_one, prefill
-from bifrons.blocks.engine.prefill import BLOCK, LEAST_SHARED, Prefiller, common, fingerprints, idle_cores
+from bifrons.blocks.engine.prefill import (
+    BLOCK,
+    MIN_SHARED,
+    Prefiller,
+    common_prefix,
+    decode_one,
+    fingerprints,
+    idle_cores,
+    prefill,
+)
 from bifrons.blocks.model.kv_slots import KVSlots
 from bifrons.janus.pipeline import JanusPipeline
 from bifrons.vl2.pipeline import VL2Pipeline
@@ -63,10 +71,10 @@ def added(prefiller: Prefiller, some: list[torch.Tensor], inputs: torch.Tensor) 
 
 
 @pytest.mark.usefixtures("measured_processor")
-@pytest.mark.parametrize("lanes", [1, 2])
-@pytest.mark.parametrize("alike", [LEAST_SHARED, 23, 40])
-def test_shared_beginnings_change_no_bit(prefiller, decoder, alike, lanes):
-    prefiller.lanes = lanes
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("alike", [MIN_SHARED, 23, 40])
+def test_shared_beginnings_change_no_bit(prefiller, decoder, alike, threads):
+    prefiller.threads = threads
     some = prompts(decoder, 45, 44, 60, 110, 47, alike=alike)
     some.append(some[2])  # once more, as the choices of one request are
     inputs = torch.randn(5, decoder.config.hidden_size, generator=torch.Generator().manual_seed(1))
@@ -78,17 +86,17 @@ def test_shared_beginnings_change_no_bit(prefiller, decoder, alike, lanes):
 
 
 def test_what_is_copied_is_what_is_alike(prefiller, decoder):
-    a, b, c = prompts(decoder, 40, 60, 50, alike=LEAST_SHARED + 3)
+    a, b, c = prompts(decoder, 40, 60, 50, alike=MIN_SHARED + 3)
     nothing = torch.zeros(0, decoder.config.hidden_size)
     added(prefiller, [a], nothing)
     assert prefiller.copied == 0
     added(prefiller, [b], nothing)
-    assert prefiller.copied == LEAST_SHARED
+    assert prefiller.copied == MIN_SHARED
     added(prefiller, [b], nothing)  # the same again: all but the last block
-    assert prefiller.copied == LEAST_SHARED + 56
+    assert prefiller.copied == MIN_SHARED + 56
     added(prefiller, [torch.cat((a[:8], c[8:]))], nothing)
     added(prefiller, [torch.cat((a[:8], a[20:]))], nothing)
-    assert prefiller.copied == LEAST_SHARED + 56 + LEAST_SHARED  # eight positions alike are too few
+    assert prefiller.copied == MIN_SHARED + 56 + MIN_SHARED  # eight positions alike are too few
 
 
 def test_rows_are_not_padded_beyond_the_cache(prefiller, decoder):
@@ -102,9 +110,9 @@ def test_rows_are_not_padded_beyond_the_cache(prefiller, decoder):
     assert prefiller.copied == 120
 
 
-@pytest.mark.parametrize("lanes", [1, 2])
-def test_after_a_failure_nothing_is_taken_for_held(prefiller, decoder, monkeypatch, lanes):
-    prefiller.lanes = lanes
+@pytest.mark.parametrize("threads", [1, 2])
+def test_after_a_failure_nothing_is_taken_for_held(prefiller, decoder, monkeypatch, threads):
+    prefiller.threads = threads
     some = prompts(decoder, 80, 90, 100, 100, alike=20)
     nothing = torch.zeros(0, decoder.config.hidden_size)
     added(prefiller, some, nothing)
@@ -138,9 +146,9 @@ def test_fingerprints_tell_where_prompts_part():
     b = a.clone()
     b[13, 5] += 1e-6
     assert len(fingerprints(a)) == 5
-    assert common(fingerprints(a), fingerprints(a[:17])) == 16
-    assert common(fingerprints(a), fingerprints(b)) == 12
-    assert common(fingerprints(a), fingerprints(b[1:])) == 0
+    assert common_prefix(fingerprints(a), fingerprints(a[:17])) == 16
+    assert common_prefix(fingerprints(a), fingerprints(b)) == 12
+    assert common_prefix(fingerprints(a), fingerprints(b[1:])) == 0
     assert fingerprints(a[:3]) == []
 
 

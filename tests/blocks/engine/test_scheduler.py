@@ -2,12 +2,11 @@
 
 import threading
 import time
+from dataclasses import replace
 
 import pytest
 from bifrons.blocks.chat.text_generation import TextGenerationOptions, generate_ids
-from bifrons.blocks.engine.request import Request, SampledToken
-from bifrons.blocks.engine.sampling import TokenHead
-from bifrons.blocks.engine.sampling_params import Sampling
+from bifrons.blocks.engine.request import Request, SampledToken, SamplingParams, TokenHead
 from bifrons.blocks.engine.scheduler import QueueFull, Scheduler, SchedulerStopped
 from bifrons.blocks.errors import PromptError
 from bifrons.janus.pipeline import JanusPipeline
@@ -70,9 +69,8 @@ class Maker:
         pair = self.pipe.processor.generation_ids(words)[: 1 if scale == 1.0 else 2]
         prompts = [self.pipe.model.embed_text(ids).detach() for ids in pair]
         total = self.pipe.model.config.num_codes
-        return Request(
-            self.image, prompts, sampling, seed, total, out.on_token, out.on_end, guidance_scale=scale
-        )
+        sampling = replace(sampling, guidance_scale=None if scale == 1.0 else scale)
+        return Request(self.image, prompts, sampling, seed, total, out.on_token, out.on_end)
 
     def expected_chat(self, prompt, sampling, seed, new) -> list[int]:
         options = TextGenerationOptions(new, sampling.temperature, sampling.top_p)
@@ -93,16 +91,16 @@ def maker(pipe) -> Maker:
 def test_mixed_jobs_that_come_at_different_times_get_what_they_get_alone(scheduler, maker):
     red = Image.new("RGB", (40, 30), (200, 30, 30))
     chats = [
-        (maker.prompt("What is it?", [red]), Sampling(0.0), 1, 30),
-        (maker.prompt("Hello"), Sampling(1.0), 2, 40),
-        (maker.prompt("A longer question, for other lengths of prompts?"), Sampling(0.7, 0, 0.9), 3, 25),
-        (maker.prompt("Hello"), Sampling(1.0), 4, 7),
+        (maker.prompt("What is it?", [red]), SamplingParams(0.0), 1, 30),
+        (maker.prompt("Hello"), SamplingParams(1.0), 2, 40),
+        (maker.prompt("A question of another length than the others?"), SamplingParams(0.7, 0, 0.9), 3, 25),
+        (maker.prompt("Hello"), SamplingParams(1.0), 4, 7),
     ]
     paints = [
-        ("a red circle", Sampling(1.0), 5, 5.0),
-        ("two blue squares on a green table", Sampling(1.0, 0, 0.95), 6, 1.0),
-        ("x", Sampling(0.9, 50), 7, 2.5),
-        ("a red circle", Sampling(1.0), 8, 5.0),
+        ("a red circle", SamplingParams(1.0), 5, 5.0),
+        ("two blue squares on a green table", SamplingParams(1.0, 0, 0.95), 6, 1.0),
+        ("x", SamplingParams(0.9, 50), 7, 2.5),
+        ("a red circle", SamplingParams(1.0), 8, 5.0),
     ]
     wanted = [maker.expected_chat(*chat) for chat in chats]
     wanted += [maker.expected_codes(*paint) for paint in paints]
@@ -128,14 +126,14 @@ def test_a_full_house_shares_steps(scheduler, maker):
     outs = [Collected() for _ in range(12)]
     prompt = maker.prompt("Hello")
     scheduler.reserve(12)
-    scheduler.submit([maker.chat(prompt, Sampling(1.0), i, 20, out) for i, out in enumerate(outs)])
+    scheduler.submit([maker.chat(prompt, SamplingParams(1.0), i, 20, out) for i, out in enumerate(outs)])
     assert all(len(out.tokens) == 20 for out in outs)
     # Twelve answers through six rows: two rounds of 19 decoder steps (the first token needs none).
     assert scheduler.steps <= 2 * 20
 
 
 def test_a_cancelled_job_frees_its_rows_within_a_step_and_the_rest_go_on(scheduler, maker):
-    prompt, sampling = maker.prompt("Hello"), Sampling(1.0)
+    prompt, sampling = maker.prompt("Hello"), SamplingParams(1.0)
     wanted = maker.expected_chat(prompt, sampling, 9, 40)
     gone = Collected(at=3, do=lambda: cancelled.cancel())
     used = []
@@ -162,7 +160,7 @@ def test_log_probabilities_are_those_of_scoring(scheduler, maker):
     out = Collected()
     prompt = maker.prompt("Hello")
     scheduler.reserve(1)
-    scheduler.submit([maker.chat(prompt, Sampling(0.0), 0, 1, out, logprobs=3)])
+    scheduler.submit([maker.chat(prompt, SamplingParams(0.0), 0, 1, out, logprobs=3)])
     assert out.ended.wait(30)
     messages = maker.pipe.question_messages([], "Hello")
     scores = maker.pipe.next_logits(messages).log_softmax(-1)
@@ -178,14 +176,14 @@ def test_the_queue_is_bounded_and_what_does_not_fit_is_refused(scheduler, maker)
         scheduler.reserve(1)
     scheduler.release(46)
     with pytest.raises(PromptError, match="context holds 256"):
-        scheduler.submit([maker.chat(maker.prompt("Hello"), Sampling(0.0), 0, 255, Collected())])
+        scheduler.submit([maker.chat(maker.prompt("Hello"), SamplingParams(0.0), 0, 255, Collected())])
 
 
 def test_closing_finishes_what_was_promised_and_refuses_the_rest(pipe, maker):
     scheduler = Scheduler(pipe.model.decoder, rows=2, context=256, max_waiting=40)
     outs = [Collected() for _ in range(4)]
     scheduler.reserve(4)
-    scheduler.submit([maker.chat(maker.prompt("Hello"), Sampling(1.0), 1, 30, out) for out in outs])
+    scheduler.submit([maker.chat(maker.prompt("Hello"), SamplingParams(1.0), 1, 30, out) for out in outs])
     assert scheduler.close(30)
     assert [(out.reason, len(out.tokens)) for out in outs] == [("length", 30)] * 4
     with pytest.raises(SchedulerStopped):
@@ -198,12 +196,12 @@ def test_a_failing_step_tells_its_jobs_and_the_engine_lives_on(scheduler, maker)
 
     bad, good = Collected(), Collected()
     prompt = maker.prompt("Hello")
-    broken = maker.chat(prompt, Sampling(0.0), 0, 3, bad)
+    broken = maker.chat(prompt, SamplingParams(0.0), 0, 3, bad)
     broken.head = TokenHead(maker.text.embed, explode)
     scheduler.reserve(1)
     scheduler.submit([broken])
     assert bad.tokens == []
     assert bad.reason == "error"
     scheduler.reserve(1)
-    scheduler.submit([maker.chat(prompt, Sampling(0.0), 0, 3, good)])
+    scheduler.submit([maker.chat(prompt, SamplingParams(0.0), 0, 3, good)])
     assert len(good.tokens) == 3

@@ -4,19 +4,17 @@ import os
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import pytest
 import torch
-from bifrons.blocks.engine import recordings
+from bifrons.blocks.engine import decode_step
 from bifrons.blocks.engine.cuda_graphs import GraphCapturer, Work
 from bifrons.blocks.engine.decode_step import import_kernels
-from bifrons.blocks.engine.generate import GenerationBatch, decode_one, plain_steps, prefill
-from bifrons.blocks.engine.graphed_steps import GraphedSteps
-from bifrons.blocks.engine.prefill import BLOCK, LEAST_SHARED, Prefiller
-from bifrons.blocks.engine.request import Request
-from bifrons.blocks.engine.sampling import Choosing, TokenHead
-from bifrons.blocks.engine.sampling_params import Sampling
+from bifrons.blocks.engine.generate import plain_steps
+from bifrons.blocks.engine.graph_buffers import GraphedSteps
+from bifrons.blocks.engine.prefill import BLOCK, MIN_SHARED, Prefiller, decode_one, prefill
+from bifrons.blocks.engine.request import GenerationBatch, Request, SamplingParams, TokenHead
 from bifrons.blocks.engine.scheduler import Scheduler
 from bifrons.blocks.model.decoder import Decoder
 from bifrons.blocks.model.kv_slots import KVSlots
@@ -45,10 +43,9 @@ class Wish:
 
     head: TokenHead
     prompts_TD: list[Tensor]
-    sampling: Sampling
+    sampling: SamplingParams
     seed: int
     new: int
-    scale: float | None = None
     tokens: list[int] = field(default_factory=list)
     reasons: list[str] = field(default_factory=list)
     ended: threading.Event = field(default_factory=threading.Event)
@@ -59,13 +56,11 @@ class Wish:
             self.ended.set()
 
         given = (self.head, self.prompts_TD, self.sampling, self.seed, self.new)
-        scale = 1.0 if self.scale is None else self.scale
-        return Request(*given, lambda choice: self.tokens.append(choice.token), end, guidance_scale=scale)
+        return Request(*given, lambda choice: self.tokens.append(choice.token), end)
 
     @torch.no_grad()
     def alone(self, decoder: Decoder) -> list[int]:
-        choosing = Choosing(self.sampling, self.scale)
-        batch = GenerationBatch(self.prompts_TD, self.head, choosing, [self.seed], self.new)
+        batch = GenerationBatch(self.prompts_TD, self.head, self.sampling, [self.seed], self.new)
         return torch.cat(list(plain_steps(decoder, batch))).tolist()
 
 
@@ -83,10 +78,11 @@ class Wisher:
         model, generator = self.model, torch.Generator().manual_seed(seed % 4)
         ids = torch.randint(9, 250, (2, length), generator=generator).to(self.decoder.device)
         prompts = [model.embed_text(row).detach() for row in ids]
-        sampling = (Sampling(0.0), Sampling(1.0), Sampling(0.7, 0, 0.9), Sampling(1.0, 20))[seed % 4]
+        sampling = SamplingParams(*((0.0,), (1.0,), (0.7, 0, 0.9), (1.0, 20))[seed % 4])
         if seed % 3 == 0 and hasattr(model, "embed_codes"):
             head = TokenHead(model.embed_codes, model.image_logits)
-            return Wish(head, [prompts[0], prompts[1][: length // 2]], sampling, seed, new, 3.0)
+            sampling = replace(sampling, guidance_scale=3.0)
+            return Wish(head, [prompts[0], prompts[1][: length // 2]], sampling, seed, new)
         return Wish(TokenHead(model.embed_text, model.text_logits), prompts[:1], sampling, seed, new)
 
     def few(self) -> list[Wish]:
@@ -147,7 +143,7 @@ def test_jobs_get_what_they_get_alone(wisher: Wisher) -> None:
             many[start].ended.wait(60)
         check(wisher.decoder, many)
         assert capturer.made == BUCKETS
-        assert scheduler._prefiller.copied > 0
+        assert scheduler.positions_copied > 0
 
 
 @torch.no_grad()
@@ -164,7 +160,7 @@ def test_free_rows_keep_what_they_hold(wisher: Wisher) -> None:
     width = decoder.config.hidden_size
     slots = KVSlots(decoder, ROWS, CONTEXT)
     prefiller, steps = Prefiller(decoder, slots), GraphedSteps(decoder, slots, Twice())
-    lengths = (LEAST_SHARED, 21, 30, 38, CONTEXT - 2, CONTEXT - 1)
+    lengths = (MIN_SHARED, 21, 30, 38, CONTEXT - 2, CONTEXT - 1)
     prompts = [torch.randn(length, width, generator=generator) for length in lengths]
     inputs = torch.randn(5, width, generator=generator)
     assert prefiller.add(prompts) == list(range(ROWS))
@@ -265,18 +261,18 @@ def test_what_is_recorded_by_default(device: str, load: Callable[[str, str], Wis
     for capture in (None, False):
         decoder.capture = capture
         with running(decoder, None) as scheduler:
-            assert (scheduler._recorded is not None) == (device == "cuda" and capture is None)
+            assert (scheduler.graphed is not None) == (device == "cuda" and capture is None)
 
 
 @pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") != "1", reason="the device runs the kernels")
 def test_through_kernels(load: Callable[[str, str], Wisher], monkeypatch: pytest.MonkeyPatch) -> None:
     """With the attention that goes by the positions on the device, and the draw."""
     pytest.importorskip("triton")
-    monkeypatch.setattr(recordings, "load_kernels", lambda device: import_kernels())
+    monkeypatch.setattr(decode_step, "load_kernels", lambda device: import_kernels())
     wisher, capturer = load("janus-mini", "cpu"), Twice()
     wishes = [wisher.wish(seed, length, new) for seed, length, new in ((1, 9, 6), (2, 30, 4), (3, 70, 3))]
     with running(wisher.decoder, capturer) as scheduler:
-        assert scheduler._recorded.decoding.by_position
+        assert scheduler.graphed.decoding.by_position
         submit(scheduler, wishes)
         check(wisher.decoder, wishes)
         arrivals = scheduler._slots.cache.arrivals
@@ -293,10 +289,10 @@ def test_fifty_jobs_capture_little_on_cuda(name: str, load: Callable[[str, str],
         few, many = wisher.few(), wisher.many(50)
         submit(scheduler, few)
         check(wisher.decoder, few)
-        assert scheduler._recorded is not None
-        assert scheduler._recorded.capturer.made == BUCKETS
+        assert scheduler.graphed is not None
+        assert scheduler.graphed.capturer.made == BUCKETS
         for start in range(0, 50, 5):
             submit(scheduler, many[start : start + 5])
             many[start].ended.wait(60)
         check(wisher.decoder, many)
-        assert scheduler._recorded.capturer.made == BUCKETS
+        assert scheduler.graphed.capturer.made == BUCKETS

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from bifrons.blocks.engine.generate import decode_one, prefill
+from bifrons.blocks.engine.prefill import decode_one, prefill
 from bifrons.blocks.kernels.batch_invariant import attend, is_batch_invariant, linear, row_sums, sigmoid
 from bifrons.blocks.model.context import DecoderConfig, LatentConfig
 from bifrons.blocks.model.decoder import Decoder

@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from bifrons.blocks.checkpoints.quantize import quantize_model
-from bifrons.blocks.engine.generate import decode_one
+from bifrons.blocks.engine.prefill import decode_one
 from bifrons.blocks.kernels import cpu_onednn
 from bifrons.blocks.model.context import DecoderConfig
 from bifrons.blocks.model.decoder import Decoder

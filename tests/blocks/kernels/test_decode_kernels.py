@@ -10,11 +10,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 from bifrons.blocks.checkpoints.quantize import quantize_model
-from bifrons.blocks.engine import decode_step, generate, graph_generation, recordings
-from bifrons.blocks.engine.generate import GenerationBatch
+from bifrons.blocks.engine import decode_step, generate, graph_generation
 from bifrons.blocks.engine.philox import exponential_noise
-from bifrons.blocks.engine.sampling import Choosing, TokenHead
-from bifrons.blocks.engine.sampling_params import Sampling, guide, sample
+from bifrons.blocks.engine.request import GenerationBatch, SamplingParams, TokenHead
+from bifrons.blocks.engine.sampling import guide, sample
 from bifrons.blocks.kernels import dispatch
 from bifrons.blocks.kernels.codec import WeightTensors
 from bifrons.blocks.model.context import DecoderConfig, LatentConfig
@@ -121,7 +120,8 @@ def test_draw(guided: bool, temperature: float) -> None:
         temperature=torch.tensor([temperature], device=DEVICE) if temperature else None,
     )
     mixed = guide(logits[0::2], logits[1::2], 5.0) if guided else logits
-    assert torch.equal(tokens, sample(mixed, Sampling(temperature), seeds, before))
+    params = SamplingParams(temperature)
+    assert torch.equal(tokens, sample(mixed, params.mode, params.tensors, seeds, before))
     assert torch.equal(steps, before + 1)
     assert torch.equal(record[before, torch.arange(4, device=DEVICE)], tokens)
     again = torch.zeros_like(tokens)
@@ -187,11 +187,11 @@ def speaker(name: str, dtype: torch.dtype = torch.float32) -> Speaker:
     return model.to(DEVICE, dtype)
 
 
-def batch(model: Speaker, lengths: list[int], choosing: Choosing, steps: int = 10) -> GenerationBatch:
+def batch(model: Speaker, lengths: list[int], sampling: SamplingParams, steps: int = 10) -> GenerationBatch:
     dtype = model.head.weight.dtype
     rows = [normal(length, 32, dtype=dtype, seed=length) for length in lengths]
-    seeds = list(range(len(rows) // choosing.rows_each))
-    return GenerationBatch(rows, TokenHead(model.embed, model.logits), choosing, seeds, steps)
+    seeds = list(range(len(rows) // sampling.rows_each))
+    return GenerationBatch(rows, TokenHead(model.embed, model.logits), sampling, seeds, steps)
 
 
 @pytest.fixture
@@ -199,7 +199,7 @@ def through_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     """The interpreter's kernels serve the CPU."""
     if INTERPRETED:
         found = decode_step.import_kernels()
-        monkeypatch.setattr(recordings, "load_kernels", lambda device: found)
+        monkeypatch.setattr(decode_step, "load_kernels", lambda device: found)
         monkeypatch.setattr(dispatch, "supports_float8", lambda device: True)
 
 
@@ -208,12 +208,12 @@ def through_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("name", MODELS)
 def test_steps_through_kernels_are_the_plain_steps(name: str) -> None:
     model = speaker(name)
-    for choosing in (
-        Choosing(Sampling(0.8)),
-        Choosing(Sampling(0.0), guidance_scale=3.0),
-        Choosing(Sampling(1.3, top_k=20, top_p=0.9), guidance_scale=2.0),
+    for sampling in (
+        SamplingParams(0.8),
+        SamplingParams(0.0, guidance_scale=3.0),
+        SamplingParams(1.3, top_k=20, top_p=0.9, guidance_scale=2.0),
     ):
-        asked = batch(model, [5, 68, 3, 12], choosing, 4)
+        asked = batch(model, [5, 68, 3, 12], sampling, 4)
         wanted = torch.stack(list(generate.plain_steps(model.decoder, asked)), dim=1).cpu()
         assert torch.equal(graph_generation.captured_tokens(model.decoder, asked), wanted)
 
@@ -222,11 +222,11 @@ def test_steps_through_kernels_are_the_plain_steps(name: str) -> None:
 @pytest.mark.usefixtures("through_kernels")
 def test_penalty_through_kernels() -> None:
     model = speaker("multi-head")
-    choosing = Choosing(Sampling(0.0), repetition_penalty=3.0)
+    sampling = SamplingParams(0.0, repetition_penalty=3.0)
     seen = torch.zeros(2, 70, dtype=torch.bool, device=DEVICE)
     seen[0, :9] = True
     rows = [normal(length, 32, seed=length) for length in (4, 8)]
-    asked = GenerationBatch(rows, TokenHead(model.embed, model.logits), choosing, [0, 1], 10, seen)
+    asked = GenerationBatch(rows, TokenHead(model.embed, model.logits), sampling, [0, 1], 10, seen)
     wanted = torch.stack(list(generate.plain_steps(model.decoder, asked)), dim=1).cpu()
     assert torch.equal(graph_generation.captured_tokens(model.decoder, asked), wanted)
     assert int(seen.sum()) == 9
@@ -240,7 +240,7 @@ def test_steps_with_quantized_weights_are_the_plain_steps(kind: str) -> None:
     whole.language = speaker("multi-head")
     quantize_model(whole, kind)
     model = whole.language
-    asked = batch(model, [5, 8], Choosing(Sampling(0.0)))
+    asked = batch(model, [5, 8], SamplingParams(0.0))
     wanted = torch.stack(list(generate.plain_steps(model.decoder, asked)), dim=1).cpu()
     assert torch.equal(graph_generation.captured_tokens(model.decoder, asked), wanted)
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 pytest.importorskip("triton")
-from bifrons.blocks.engine.generate import decode_one, prefill
+from bifrons.blocks.engine.prefill import decode_one, prefill
 from bifrons.blocks.kernels import dispatch
 from bifrons.blocks.kernels import mla_decode as module
 from bifrons.blocks.model.context import DecoderConfig, LatentConfig

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from bifrons.blocks.engine.generate import decode_one, prefill
+from bifrons.blocks.engine.prefill import decode_one, prefill
 from bifrons.blocks.model.context import DecoderConfig, LatentConfig
 from bifrons.blocks.model.decoder import Decoder
 from bifrons.blocks.model.layers import deinterleave, rotary_table, rotate

@@ -15,10 +15,9 @@ import pytest
 import torch
 from bifrons.blocks.chat.text_generation import TextGenerationOptions, generate_ids
 from bifrons.blocks.checkpoints.quantize import decoder_name, replace_with_quantized
-from bifrons.blocks.engine.generate import captures, decode_one, prefill
-from bifrons.blocks.engine.request import Request
-from bifrons.blocks.engine.sampling import TokenHead
-from bifrons.blocks.engine.sampling_params import Sampling
+from bifrons.blocks.engine.generate import captures
+from bifrons.blocks.engine.prefill import decode_one, prefill
+from bifrons.blocks.engine.request import Request, SamplingParams, TokenHead
 from bifrons.blocks.engine.scheduler import Scheduler
 from bifrons.blocks.kernels import dispatch
 from bifrons.blocks.model.context import DecoderConfig, DeviceLayout
@@ -147,7 +146,7 @@ def test_the_engine_serves_a_spread_model(monkeypatch, janus_mini):
             Request(
                 text,
                 [prompt.embeddings_TD],
-                Sampling(1.0),
+                SamplingParams(1.0),
                 5,
                 6,
                 lambda choice, i=i: heard[i].append(choice.token),
