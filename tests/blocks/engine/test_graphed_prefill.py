@@ -156,7 +156,7 @@ def test_many_positions_are_not_recorded() -> None:
 
 def test_prompts_that_begin_are_read_causally(monkeypatch: pytest.MonkeyPatch) -> None:
     """Against the mask over the cache, in float32 as if it were not computed row by row."""
-    monkeypatch.setattr(blocks_decoder, "exact", lambda x: False)
+    monkeypatch.setattr(blocks_decoder, "is_batch_invariant", lambda x: False)
     for name in MINIS:
         model = load(name, "cpu")
         decoder, x_BTD = model.decoder, torch.stack(reading(model, (40, 40)).rows)
