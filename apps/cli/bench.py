@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 def add_bench(
     commands: Any, command: Callable[..., Any], add_json: Callable[[Any], None]
 ) -> None:
-    """The command's options. Nothing heavy is imported for them."""
+    """Add the parser of `bench`; imports nothing heavy."""
     parser = command(commands, "bench", "measure speed with random weights, beside what the memory allows")
     parser.add_argument("family", choices=("janus", "vl2"), help="the family of models")
     parser.add_argument("--size", help="janus: 1b (default), 7b, nano; vl2: tiny (default), small, base")
@@ -34,6 +34,7 @@ def add_bench(
 
 
 def bench(args: argparse.Namespace) -> int:
+    """Measure, printing each line as it is ready, then a summary; or JSON."""
     from ...eval.bench.run import DEFAULT_SIZE, BenchOptions, run_bench
     from ..files import print_json
     from ..pipelines import explain_memory
@@ -41,12 +42,12 @@ def bench(args: argparse.Namespace) -> int:
     given = {f.name: getattr(args, f.name) for f in fields(BenchOptions) if f.name in args}
     options = BenchOptions(**{**given, "size": args.size or DEFAULT_SIZE[args.family]})
 
-    def told(line: "Line") -> None:
+    def print_line(line: "Line") -> None:
         if not args.json:
             print(text(line), flush=True)
 
     with explain_memory("measuring", lambda: "accepted: fewer --layers, a smaller --batch or --size"):
-        found = run_bench(options, told)
+        found = run_bench(options, print_line)
     if args.json:
         print_json(found)
     else:
@@ -55,7 +56,7 @@ def bench(args: argparse.Namespace) -> int:
 
 
 def text(line: "Line") -> str:
-    """One figure for people, with its note on a line of its own."""
+    """One measurement as text, with its note on a second line."""
     from ...blocks.placement.memory_budget import size_text
 
     limit = "" if line.limit is None else f", limit {seconds(line.limit)} (x {line.ratio:.2f})"
@@ -65,21 +66,22 @@ def text(line: "Line") -> str:
 
 
 def seconds(value: float) -> str:
+    """A duration as text, such as `12.3 ms`."""
     return f"{value * 1000:.3g} ms" if value < 1 else f"{value:.3g} s"
 
 
 def summary(found: dict[str, Any]) -> list[str]:
-    """What the lines were measured on."""
+    """What was measured, and on which machine."""
     from ...blocks.placement.memory_budget import size_text
 
-    told, options = found["machine"], found["options"]
+    machine, options = found["machine"], found["options"]
     kind = f" with {options['quantize']} weights" if options["quantize"] else ""
-    load = f", load {told['load_before']} on {told['cores']} cores before" if "cores" in told else ""
+    load = f", load {machine['load_before']} on {machine['cores']} cores before" if "cores" in machine else ""
     return [
         *found.get("failed", ()),
         f"steps: {found['steps']}",
         f"{options['family']} {options['size']}, {found['layers']} layers, {found['dtype']}{kind}, "
         f"{size_text(found['weights'])} of random weights, median of {options['repeats']}",
-        f"{told['kind']}, {told['device']}, {told['threads']} threads{load}, torch {told['torch']}, "
-        f"{told['date']}; bandwidth {size_text(int(found['bandwidth']))}/s",
+        f"{machine['kind']}, {machine['device']}, {machine['threads']} threads{load}, "
+        f"torch {machine['torch']}, {machine['date']}; bandwidth {size_text(int(found['bandwidth']))}/s",
     ]

@@ -47,6 +47,7 @@ def _load(args: argparse.Namespace) -> "Pipeline":
 
 
 def ask(args: argparse.Namespace) -> int:
+    """Print the answer as it is generated, or JSON."""
     started = time.monotonic()
     *paths, question = args.items
     if not paths and Path(question).is_file():

@@ -40,6 +40,7 @@ def evaluate(args: argparse.Namespace) -> int:
 
 
 def run(args: argparse.Namespace) -> int:
+    """All stages: generate what is missing, detect, score and report."""
     with join_ranks() as ranks:
         opened = _open(args, ranks)
         choice = _choice(args, opened.recipe.suite == "shapes")
@@ -53,6 +54,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def generate(args: argparse.Namespace) -> int:
+    """Generate the missing images of a run."""
     with join_ranks(args.rank, args.world_size) as ranks:
         opened = _open(args, ranks)
         _paint(opened, args, ranks)
@@ -63,6 +65,7 @@ def generate(args: argparse.Namespace) -> int:
 
 
 def detect(args: argparse.Namespace) -> int:
+    """Detect objects in the images of a run."""
     with join_ranks(args.rank, args.world_size) as ranks:
         image_set = load_images(args.run_dir)
         choice = _choice(args, is_small_world(image_set))
@@ -76,6 +79,7 @@ def detect(args: argparse.Namespace) -> int:
 
 
 def score(args: argparse.Namespace) -> int:
+    """Score the detections of a run or of a file."""
     if args.detections is None:
         if args.output is not None:
             raise OptionError("--output goes with --detections; a run's results go into its folder")
@@ -93,11 +97,13 @@ def score(args: argparse.Namespace) -> int:
 
 
 def report(args: argparse.Namespace) -> int:
+    """Write the reports of a scored run."""
     _report(args.run_dir)
     return 0
 
 
 def import_pictures(args: argparse.Namespace) -> int:
+    """Evaluate images that were generated elsewhere."""
     rows = geneval_prompts(args.prompts) if args.prompts else None
     image_set = scan_folder(args.source, args.images_per_prompt, rows)
     choice = _choice(args, is_small_world(image_set))
@@ -108,6 +114,7 @@ def import_pictures(args: argparse.Namespace) -> int:
 
 
 def compare(args: argparse.Namespace) -> int:
+    """Print the differences of two evaluations."""
     found = compare_results(read_results(args.a), read_results(args.b))
     if args.json:
         kinds = {
@@ -162,7 +169,7 @@ def _choice(args: argparse.Namespace, shapes: bool) -> DetectorChoice:
 
 
 def _check(choice: DetectorChoice, device: str | None, ranks: Ranks) -> None:
-    """An unusable detector is told of before hours of painting."""
+    """Load the detector, so that an unusable one is reported before hours of image generation."""
     detector = choice.make(device)
     if ranks.rank == 0:
         note = "" if detector.comparable else "; its scores are not comparable with GenEval's"

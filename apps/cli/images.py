@@ -42,6 +42,7 @@ def load_janus(model: str, args: argparse.Namespace, parts: "Parts") -> "JanusPi
 
 
 def generate(args: argparse.Namespace) -> int:
+    """Write the images of prompts to files and print their names, or JSON."""
     started = time.monotonic()
     # What is not given stays out, since a model may have a guidance scale of its own. What needs no model is
     # checked before one is loaded, which can take minutes.

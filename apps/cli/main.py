@@ -52,6 +52,7 @@ def _answer_options() -> type:
 
 
 def build_parser() -> argparse.ArgumentParser:
+    """The parser of all commands; imports nothing heavy."""
     parser = argparse.ArgumentParser(
         prog="bifrons",
         description="Paint pictures from text and ask about pictures, with Janus-Pro and DeepSeek-VL2.",
@@ -80,9 +81,9 @@ def _add_json(parser: Any) -> None:
 
 
 def _add_model(
-    parser: Any, default: str | None = DEFAULT_MODEL, told: str = f"default: {DEFAULT_MODEL}"
+    parser: Any, default: str | None = DEFAULT_MODEL, default_help: str = f"default: {DEFAULT_MODEL}"
 ) -> None:
-    parser.add_argument("-m", "--model", default=default, help=f"{_MODEL_HELP} ({told})")
+    parser.add_argument("-m", "--model", default=default, help=f"{_MODEL_HELP} ({default_help})")
     add_loading(parser)
 
 

@@ -29,6 +29,7 @@ def info(args: argparse.Namespace) -> int:
 
 
 def convert(args: argparse.Namespace) -> int:
+    """Convert a model folder to the original format, quantized if asked for."""
     from ...janus.convert import to_original
 
     source, options = open_model(args.source), {}

@@ -9,6 +9,7 @@ from ..defaults import QUANTIZE_HELP
 
 
 def add_loading(parser: Any) -> None:
+    """Add the options of device, dtype, quantization and memory."""
     parser.add_argument("--device", help="cpu, cuda, cuda:N or mps (default: the best there is)")
     parser.add_argument("--dtype", help="float32, bfloat16 or float16 (default: float32 on the CPU)")
     parser.add_argument("--quantize", help=QUANTIZE_HELP)
@@ -25,6 +26,7 @@ def add_loading(parser: Any) -> None:
 
 
 def add_eager(parser: Any) -> None:
+    """Add `--eager`."""
     parser.add_argument(
         "--eager",
         action="store_true",

@@ -13,7 +13,7 @@ _LOCAL = ("127.0.0.1", "::1", "localhost")
 
 
 def add_serve(commands: Any, command: Callable[..., Any]) -> None:
-    """The command's options. Nothing heavy is imported for them."""
+    """Add the parser of `serve`; imports nothing heavy."""
     parser = command(commands, "serve", "answer requests of OpenAI clients over HTTP")
     parser.add_argument(
         "-m",
@@ -49,6 +49,7 @@ def add_serve(commands: Any, command: Callable[..., Any]) -> None:
 
 
 def serve(args: argparse.Namespace) -> int:
+    """Load the models and serve them until SIGTERM or Ctrl-C."""
     from ..server.app import serve as run
     from ..server.middleware import read_keys
     from ..server.registry import ModelRegistry, ServerOptions, set_num_threads

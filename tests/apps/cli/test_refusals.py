@@ -12,9 +12,7 @@ import numpy as np
 import pytest
 import torch
 from bifrons import OptionError
-from bifrons.apps import pipelines
 from bifrons.apps.cli.models import byte_count
-from bifrons.blocks.placement import memory_budget
 from bifrons.janus.pipeline import JanusPipeline
 from PIL import Image
 from safetensors.torch import load_file, save_file
@@ -277,27 +275,3 @@ def test_outputs(refused, janus_mini, picture, tmp_path):
     assert ".json or .npy" in refused("encode", picture, "-m", janus_mini, "-o", "x.txt")
     (tmp_path / "codes.json").write_text("[1]")
     assert "ends in .png" in refused("decode", tmp_path / "codes.json", "-m", janus_mini, "-o", "x.jpg")
-
-
-# --- memory ----------------------------------------------------------------------------------------------
-
-
-def test_out_of_memory(refused, janus_mini, monkeypatch):
-    def full(*args, **options):
-        raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate")
-
-    monkeypatch.setattr(JanusPipeline, "generate", full)
-    text = refused("generate", "x", "-m", janus_mini, "--device", "cpu")
-    assert "out of memory while painting 1 pictures; each picture takes 885 kB of cache" in text
-    monkeypatch.setattr(memory_budget, "free_bytes", lambda device: 2_000_000)
-    text = refused("ask", "x", "-m", janus_mini, "--device", "cpu")
-    assert "needs 2.41 MB for its weights as float32 on cpu, where 2 MB are free; accepted" in text
-    assert "1.2 MB as bfloat16, 960 kB as bfloat16 with int8 weights, 862 kB as" in text
-    monkeypatch.undo()
-    monkeypatch.setattr(JanusPipeline, "from_pretrained", full)
-    assert "out of memory while loading" in refused("ask", "x", "-m", janus_mini, "--device", "cpu")
-
-
-def test_other_failures_are_not_called_memory(monkeypatch):
-    with pytest.raises(RuntimeError, match="shapes"), pipelines.explain_memory("x", lambda: "y"):
-        raise RuntimeError("shapes differ")

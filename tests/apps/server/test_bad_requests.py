@@ -298,16 +298,3 @@ def test_a_thousand_bad_requests_are_refused_in_words(server, http, strange_file
     assert answers() == before
     assert http.get("/health").json() == {"status": "ok", "models": [NANO]}
     assert server.metric("rows_promised", NANO, headers=OWNER) == 0
-
-
-def test_what_a_picture_file_holds_beside_its_pixels_changes_nothing(server, http, strange_files):
-    """A polyglot is accepted as the picture that it is, or refused; it is never anything else."""
-    memory = server.memory()
-    replies = []
-    for file in (strange_files.right, *strange_files.same):
-        body = RIGHT[CHAT] | {"messages": shown(data_url(file)), "logprobs": True, "top_logprobs": 5}
-        replies.append(http.post(CHAT, json=body, headers=OWNER))
-    assert {reply.status_code for reply in replies} == {200}
-    assert {reply.headers["content-type"] for reply in replies} == {"application/json"}
-    assert all(reply.json()["choices"] == replies[0].json()["choices"] for reply in replies)
-    assert server.memory() - memory < 100
