@@ -6,11 +6,9 @@ from typing import Any
 import torch
 
 from ..blocks.checkpoints.formats import TensorEntry
-from ..blocks.checkpoints.key_mapping import compare, group_by_parameter, saved_tensors
 from ..blocks.checkpoints.quantized_writer import merged_specs
 from ..blocks.checkpoints.reader import TensorReader
 from ..blocks.checkpoints.writer import TensorSpec
-from ..blocks.errors import CheckpointError
 from ..blocks.json_config import Section, read_json
 from ..blocks.model.siglip import SiglipConfig
 from ..tokenizers.vq.model import VQConfig
@@ -28,15 +26,10 @@ def to_original(
     """
     config, model_type = read_config(src)
     with torch.device("meta"):
-        parameters = saved_tensors(JanusModel(config))
-    pieces, unknown, unused = group_by_parameter(
-        entries.values(), pick_key_map(entries, model_type, config.tied)
-    )
-    report = compare(parameters, pieces, unknown, unused)
-    if not report.ok:
-        raise CheckpointError(f"{src} does not fit its config.json: {report.summary()}")
-    specs = list(merged_specs(parameters, pieces, reader))
-    dtype = entries[pieces["language_model.model.embed_tokens.weight"][0].entry.name].dtype
+        network = JanusModel(config)
+    key_map = pick_key_map(entries, model_type, config.tied)
+    specs = list(merged_specs(network, src, entries, key_map, reader))
+    dtype = next(dtype for name, _, _, dtype in specs if name == "language_model.model.embed_tokens.weight")
     files = {
         "config.json": original_config(config, str(dtype).removeprefix("torch.")),
         "processor_config.json": _processor_config(src, config),

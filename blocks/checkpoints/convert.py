@@ -6,7 +6,6 @@ One tensor, or one parameter with its pieces, is in memory at a time.
 import json
 import shutil
 from collections.abc import Callable, Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ from ..files import temporary_path
 from ..json_config import read_json
 from .formats import TensorEntry
 from .loader import progress_bar
-from .quantized_writer import QuantizedWriter
+from .quantized_writer import QuantizedWriter, unchanged_specs
 from .reader import TensorReader, list_tensors, weight_files
 from .writer import TensorSpec, spec_bytes, write_safetensors
 
@@ -109,4 +108,4 @@ def _copied_files(src: Path, original: bool) -> list[Path]:
 
 def _unchanged(entries: dict[str, TensorEntry], reader: TensorReader) -> list[TensorSpec]:
     ordered = sorted(entries.values(), key=lambda e: (str(e.file), e.offset))
-    return [(e.name, partial(reader.read, e), e.shape, e.dtype) for e in ordered]
+    return unchanged_specs(ordered, reader)

@@ -1,11 +1,11 @@
-"""What goes where: a checkpoint's tensors against a model's parameters, before anything is read."""
+"""Which checkpoint tensor fills which part of which parameter, checked before anything is read."""
 
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from itertools import product
+from math import prod
 
-import torch
 from torch import Tensor, nn
 
 from .formats import TensorEntry
@@ -13,8 +13,10 @@ from .formats import TensorEntry
 
 @dataclass(frozen=True)
 class ParameterSlice:
-    """Where a checkpoint tensor goes: `model.param[select]`, and of that part i of n equal parts along
-    its first dimension if `part` is (i, n). `reshape` allows another shape with as many elements.
+    """The slice of a parameter that a checkpoint tensor fills.
+
+    It is `param[select]`, and with `part=(i, n)` the i-th of n equal parts of that along its first dimension.
+    `reshape` allows another shape with as many elements.
 
     >>> ParameterSlice("blocks.0.attn.qkv.weight", part=(1, 3))  # the key projection of a fused q, k, v
     >>> ParameterSlice("layers.1.experts.gate_up", select=(7,), part=(0, 2))  # expert 7's gate
@@ -27,8 +29,8 @@ class ParameterSlice:
 
 
 KeyMap = Callable[[str], ParameterSlice | tuple[ParameterSlice, ...] | None]
-"""Name in the file -> where it goes (several places where the file ties what the model keeps apart);
-None: known and unused. `KeyError`: an unknown name."""
+"""From a tensor's name in the file to the slice that it fills, or several where the file ties what the model
+keeps apart. None for a known name that is not used. Raises `KeyError` for an unknown name."""
 
 
 def name_pattern(template: str, placeholders: Mapping[str, str]) -> re.Pattern[str]:
@@ -40,33 +42,53 @@ def name_pattern(template: str, placeholders: Mapping[str, str]) -> re.Pattern[s
 
 @dataclass(frozen=True)
 class Piece:
-    """One tensor of the file with one of its places."""
+    """A checkpoint tensor with one of the slices that it fills."""
 
     entry: TensorEntry
-    to: ParameterSlice
+    target: ParameterSlice
 
     @property
     def scheme(self) -> tuple[int, int]:
-        """Into how many leading indices and parts its parameter is cut: the same for all its pieces."""
-        return len(self.to.select), self.to.part[1] if self.to.part else 1
+        """Number of leading indices and of equal parts that the parameter is cut by: the same for all of its
+        pieces."""
+        return len(self.target.select), self.target.part[1] if self.target.part else 1
+
+    @property
+    def key(self) -> tuple[tuple[int, ...], int]:
+        """The indices and the part that tell this piece from others of the same scheme."""
+        return self.target.select, self.target.part[0] if self.target.part else 0
 
     @property
     def label(self) -> str:
-        """Which piece of the parameter it is, for messages: `[7] part 1 of 2`, 'all of it'."""
-        return _label(self.to.select, self.to.part[0] if self.to.part else 0, self.scheme[1])
+        """The slice, for messages: `[7] part 1 of 2`, or `all of it`."""
+        return _label(*self.key, self.scheme[1])
+
+    def fill(self, whole: Tensor, tensor: Tensor) -> None:
+        """Copy `tensor`, the content of `entry`, into its slice of the parameter `whole`."""
+        region = whole[self.target.select] if self.target.select else whole
+        if self.target.part:
+            index, count = self.target.part
+            rows = region.shape[0] // count
+            region = region.narrow(0, index * rows, rows)
+        region.copy_(tensor.view(region.shape))
 
 
-def _label(select: tuple[int, ...], i: int, n: int) -> str:
+def _label(select: tuple[int, ...], part: int, parts: int) -> str:
     words = [f"[{', '.join(map(str, select))}]"] if select else []
-    words += [f"part {i + 1} of {n}"] if n > 1 else []
+    words += [f"part {part + 1} of {parts}"] if parts > 1 else []
     return " ".join(words) or "all of it"
 
 
 @dataclass(frozen=True)
-class Report:
-    """How a checkpoint compares with a model. `missing` are parameters (with the parts that lack),
-    `extra` names in the file that no parameter takes, `misshapen` ones of another shape or kind of
-    number, `twice` parameters filled more than once, `unused` known names that are left alone."""
+class MatchReport:
+    """How a checkpoint's tensors match a model.
+
+    missing: parameters that nothing fills, or which slices of them.
+    extra: tensors that no parameter takes.
+    misshapen: tensors of another shape or kind of number than their slice.
+    twice: parameters of which a slice is filled more than once.
+    unused: tensors that the key map knows and leaves out.
+    """
 
     missing: tuple[str, ...] = ()
     extra: tuple[str, ...] = ()
@@ -79,7 +101,7 @@ class Report:
         return not (self.missing or self.extra or self.misshapen or self.twice)
 
     def summary(self) -> str:
-        """The counts, with the first ten names of each kind of trouble."""
+        """The number of mismatches of each kind, with the first ten names."""
         kinds = {
             "missing from the file": self.missing,
             "unknown in the file": self.extra,
@@ -94,53 +116,29 @@ class Report:
         return "\n".join(lines) or f"all tensors fit ({len(self.unused)} known and unused)"
 
 
-def group_by_parameter(
-    entries: Iterable[TensorEntry], key_map: KeyMap
-) -> tuple[dict[str, list[Piece]], list[str], list[str]]:
-    """Groups a file's tensors by the parameter they fill: (pieces by parameter, unknown names, unused
-    names)."""
-    pieces: dict[str, list[Piece]] = {}
-    unknown, unused = [], []
-    for entry in entries:
-        try:
-            places = key_map(entry.name)
-        except KeyError:
-            unknown.append(entry.name)
-            continue
-        if places is None:
-            unused.append(entry.name)
-            continue
-        for to in places if isinstance(places, tuple) else (places,):
-            pieces.setdefault(to.param, []).append(Piece(entry, to))
-    return pieces, unknown, unused
-
-
 def without_parts(key_map: KeyMap, prefixes: Iterable[str]) -> KeyMap:
-    """The key map of a model without the parts whose parameters begin so: their tensors count as unused."""
+    """The key map of a model that lacks the parameters with these prefixes: their tensors count as unused."""
     left_out = tuple(prefixes)
 
-    def find(name: str) -> ParameterSlice | tuple[ParameterSlice, ...] | None:
-        places = key_map(name)
-        if places is None:
-            return None
-        several = places if isinstance(places, tuple) else (places,)
-        return tuple(to for to in several if not to.param.startswith(left_out)) or None
+    def find(name: str) -> tuple[ParameterSlice, ...] | None:
+        return tuple(to for to in _targets(key_map, name) if not to.param.startswith(left_out)) or None
 
     return find if left_out else key_map
 
 
-def check(model: nn.Module, entries: dict[str, TensorEntry], key_map: KeyMap) -> Report:
-    """Compares names and shapes of the file with the parameters and persistent buffers of `model`
-    (usually on `meta`). Loads nothing and raises nothing: see `Report.ok` and `Report.summary()`."""
-    return compare(saved_tensors(model), *group_by_parameter(entries.values(), key_map))
+def _targets(key_map: KeyMap, name: str) -> tuple[ParameterSlice, ...]:
+    targets = key_map(name)
+    if targets is None:
+        return ()
+    return targets if isinstance(targets, tuple) else (targets,)
 
 
 def saved_tensors(model: nn.Module) -> dict[str, Tensor]:
     """Parameters and persistent buffers by name: what a checkpoint must fill."""
-    loose = {name for name, _ in non_persistent_buffers(model)}
-    wanted: dict[str, Tensor] = dict(model.named_parameters(remove_duplicate=False))
-    wanted.update((n, b) for n, b in model.named_buffers(remove_duplicate=False) if n not in loose)
-    return wanted
+    excluded = {name for name, _ in non_persistent_buffers(model)}
+    tensors: dict[str, Tensor] = dict(model.named_parameters(remove_duplicate=False))
+    buffers = model.named_buffers(remove_duplicate=False)
+    return tensors | {name: buffer for name, buffer in buffers if name not in excluded}
 
 
 def non_persistent_buffers(model: nn.Module) -> list[tuple[str, Tensor]]:
@@ -154,63 +152,86 @@ def non_persistent_buffers(model: nn.Module) -> list[tuple[str, Tensor]]:
     return found
 
 
-def compare(
-    wanted: dict[str, Tensor], pieces: dict[str, list[Piece]], unknown: list[str], unused: list[str]
-) -> Report:
-    """`check`, from what `saved_tensors` and `place` gave."""
-    extra = list(unknown)
-    for param in pieces.keys() - wanted.keys():
-        extra += [f"{p.entry.name} (no {param!r} in this model)" for p in pieces[param]]
-    missing, misshapen, twice = [], [], []
-    for param, target in wanted.items():
+def check(model: nn.Module, entries: Mapping[str, TensorEntry], key_map: KeyMap) -> MatchReport:
+    """Compare a checkpoint's names and shapes with a model, usually on meta. Loads and raises nothing."""
+    return match(saved_tensors(model), entries, key_map)[1]
+
+
+def match(
+    parameters: Mapping[str, Tensor], entries: Mapping[str, TensorEntry], key_map: KeyMap
+) -> tuple[dict[str, list[Piece]], MatchReport]:
+    """The pieces of every parameter, and how well they cover the `parameters` (see `saved_tensors`)."""
+    pieces: dict[str, list[Piece]] = {}
+    extra, unused = [], []
+    for entry in entries.values():
+        try:
+            targets = _targets(key_map, entry.name)
+        except KeyError:
+            extra.append(entry.name)
+            continue
+        if not targets:
+            unused.append(entry.name)
+        for target in targets:
+            pieces.setdefault(target.param, []).append(Piece(entry, target))
+    for param in pieces.keys() - parameters.keys():
+        extra += [f"{piece.entry.name} (no {param!r} in this model)" for piece in pieces[param]]
+    missing: list[str] = []
+    misshapen: list[str] = []
+    twice: list[str] = []
+    for param, tensor in parameters.items():
         group = pieces.get(param, [])
         if not group:
-            missing.append(f"{param} {list(target.shape)}")
-            continue
-        if len({p.scheme for p in group}) > 1:
+            missing.append(f"{param} {list(tensor.shape)}")
+        elif len({piece.scheme for piece in group}) > 1:
             twice.append(f"{param}: " + ", ".join(f"{p.entry.name} ({p.label})" for p in group[:4]))
-            continue
-        depth, parts = group[0].scheme
-        cut = target.shape[:depth]
-        absent = {(s, i): None for s in product(*map(range, cut)) for i in range(parts)}
-        filled: dict[tuple[tuple[int, ...], int], str] = {}
-        for piece in group:
-            key = (piece.to.select, piece.to.part[0] if piece.to.part else 0)
-            if key in filled:
-                twice.append(f"{param} ({piece.label}): {filled[key]} and {piece.entry.name}")
-            elif key not in absent:
-                extra.append(f"{piece.entry.name} ({param} {list(target.shape)} has no {piece.label})")
-            else:
-                misshapen += _misfit(piece, target)
-            filled[key] = piece.entry.name
-        lack = [_label(*key, parts) for key in absent if key not in filled]
-        if lack:
-            more = ", ..." if len(lack) > 4 else ""
-            missing.append(f"{param}: {', '.join(lack[:4])}{more} ({len(lack)} of {len(absent)} pieces)")
-    return Report(*(tuple(sorted(names)) for names in (missing, extra, misshapen, twice, unused)))
+        else:
+            _match_pieces(param, tensor, group, missing, extra, misshapen, twice)
+    lists = (missing, extra, misshapen, twice, unused)
+    return pieces, MatchReport(*(tuple(sorted(names)) for names in lists))
 
 
-def _piece_shape(piece: Piece, target: Tensor) -> list[int] | None:
-    """The shape of the region that `piece` fills; None if the parameter can't be cut so."""
-    depth, parts = piece.scheme
-    shape = list(target.shape[depth:])
+def _match_pieces(
+    param: str,
+    tensor: Tensor,
+    group: list[Piece],
+    missing: list[str],
+    extra: list[str],
+    misshapen: list[str],
+    twice: list[str],
+) -> None:
+    """Compare the pieces of one parameter, all of one scheme, with its shape; mismatches go to the lists."""
+    depth, parts = group[0].scheme
+    expected = list(product(product(*map(range, tensor.shape[:depth])), range(parts)))
+    allowed = set(expected)
+    filled: dict[tuple[tuple[int, ...], int], str] = {}
+    for piece in group:
+        name = piece.entry.name
+        if piece.key in filled:
+            twice.append(f"{param} ({piece.label}): {filled[piece.key]} and {name}")
+        elif piece.key not in allowed:
+            extra.append(f"{name} ({param} {list(tensor.shape)} has no {piece.label})")
+        else:
+            misshapen += _mismatch(piece, tensor)
+        filled[piece.key] = name
+    lacking = [_label(*key, parts) for key in expected if key not in filled]
+    if lacking:
+        more = ", ..." if len(lacking) > 4 else ""
+        missing.append(f"{param}: {', '.join(lacking[:4])}{more} ({len(lacking)} of {len(expected)} pieces)")
+
+
+def _mismatch(piece: Piece, tensor: Tensor) -> list[str]:
+    """Why the piece can't fill its slice of a parameter like `tensor`: no message, or one."""
+    entry, (depth, parts) = piece.entry, piece.scheme
+    shape = list(tensor.shape[depth:])
     if parts > 1:
         if not shape or shape[0] % parts:
-            return None
+            return [f"{entry.name}: {piece.target.param} {list(tensor.shape)} has no {parts} equal parts"]
         shape[0] //= parts
-    return shape
-
-
-def _misfit(piece: Piece, target: Tensor) -> list[str]:
-    """Why the piece can't fill its place: no line, or one."""
-    entry, shape = piece.entry, _piece_shape(piece, target)
-    if shape is None:
-        return [f"{entry.name}: {piece.to.param} {list(target.shape)} has no {piece.scheme[1]} equal parts"]
-    same = torch.Size(shape).numel() == torch.Size(entry.shape).numel() if piece.to.reshape else False
-    if list(entry.shape) != shape and not same:
+    reshapes = piece.target.reshape and prod(shape) == prod(entry.shape)
+    if list(entry.shape) != shape and not reshapes:
         return [f"{entry.name}: {list(entry.shape)} in the file, {shape} in the model"]
-    codes = target.dtype.itemsize == 1  # of a quantized weight, float8 too: never rounded from other numbers
-    exact = codes or not (entry.dtype.is_floating_point and target.dtype.is_floating_point)
-    if exact and entry.dtype != target.dtype:
-        return [f"{entry.name}: {entry.dtype} in the file, {target.dtype} in the model"]
+    quantized = tensor.dtype.itemsize == 1  # float8 codes too are never rounded from other numbers
+    casts = entry.dtype.is_floating_point and tensor.dtype.is_floating_point and not quantized
+    if not casts and entry.dtype != tensor.dtype:
+        return [f"{entry.name}: {entry.dtype} in the file, {tensor.dtype} in the model"]
     return []

@@ -1,12 +1,12 @@
-"""Strict, streaming loading of a checkpoint into a model built on `meta`.
+"""Strict, streaming loading of a checkpoint into a model built on meta.
 
-Everything is compared by name and shape before the first byte is read; then tensors are read one by
-one, so that memory peaks at the model's size plus one tensor; at the end it is proved that nothing
-was left out. How file names become parameter names is the family's key map, a plain function.
+Names and shapes are compared before the first byte is read. Then tensors are read one by one, so that memory
+peaks at the model's size plus one tensor. At the end it is asserted that no parameter was left out.
 """
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from functools import reduce
 from pathlib import Path
 
 import torch
@@ -19,20 +19,15 @@ from ..model.quantized_linear import QuantizedWeight
 from .formats import TensorEntry
 from .key_mapping import (
     KeyMap,
+    MatchReport,
     Piece,
-    Report,
-    compare,
-    group_by_parameter,
+    match,
     non_persistent_buffers,
     saved_tensors,
     without_parts,
 )
 from .quantize import Quantization, quantized_dtypes, quantized_key_map, replace_with_quantized
 from .reader import TensorReader, list_tensors
-
-
-def _never(name: str) -> bool:
-    return False
 
 
 def load_weights(
@@ -43,120 +38,129 @@ def load_weights(
     device: torch.device | str | Callable[[str], torch.device],
     dtype: torch.dtype | None,
     progress: bool = True,
-    keep_float32: Callable[[str], bool] = _never,
+    keep_float32: Callable[[str], bool] = lambda name: False,
     entries: dict[str, TensorEntry] | None = None,
     quantization: Quantization | None = None,
-) -> Report:
-    """Fills `model`, built on `meta`, from the checkpoint in `folder` and moves it to `device`, or
-    each parameter to where `device` says of its name.
+) -> MatchReport:
+    """Fill `model`, a plain one built on meta, from the checkpoint in `folder`.
 
-    Floating tensors become `dtype` (None: what the file has), those whose parameter name
-    `keep_float32` picks become float32; others stay what the file has. Parameters come without
-    gradients. Buffers that are not saved (rotary tables) must be real already; they are moved only.
-    `entries` is what `list_tensors(folder)` gave, if it is at hand. Tensors of parts that are `Absent` are
-    passed over. With `quantization`, the weights that it concerns are quantized one by one as they come, from
-    the numbers of the file, or read as they are stored; `model` is plain when it is handed in.
+    Tensors go to `device`, which may be a function of a parameter's name. Floating-point tensors become
+    `dtype` (None: the file's), or float32 where `keep_float32` says so for a parameter's name; others keep
+    their dtype. Parameters get no gradients. Non-persistent buffers (rotary tables) must be real already and
+    are only moved. `entries` is the result of `list_tensors(folder)`, if at hand. Tensors of `Absent` parts
+    are skipped. With `quantization`, weights are quantized as they are read, or read as they are stored.
 
-    Raises `CheckpointError`, with no weight loaded, if anything is missing, unknown, misshapen or
-    there twice; later only if a file changes or can't be read any more. `progress` shows a bar on
-    stderr when loading takes more than half a second.
+    Raises `CheckpointError`, with no weight loaded, if a tensor is missing, unknown, misshapen or there
+    twice; after that only if a file changes or can't be read. `progress` shows a bar on stderr.
     """
     for name, buffer in non_persistent_buffers(model):
         assert not buffer.is_meta, f"the buffer {name} is not saved, so it can't be on meta"
     key_map = without_parts(key_map, absent_parts(model))
-    quantized: dict[str, QuantizedWeight] = {}
-    if quantization is None:
-        wanted = saved_tensors(model)
-    elif quantization.stored:
-        replace_with_quantized(model, quantization.kind)
-        wanted = saved_tensors(model)
-        key_map = quantized_key_map(key_map, quantized_dtypes(model))
-    else:
-        wanted = saved_tensors(model)
-        quantized = replace_with_quantized(model, quantization.kind)
-    fixed = quantized_dtypes(model)
-    if entries is None:
-        entries = list_tensors(folder)
-    pieces, unknown, unused = group_by_parameter(entries.values(), key_map)
-    report = compare(wanted, pieces, unknown, unused)
+    parameters, key_map, encoders = _quantize(model, key_map, quantization)
+    pieces, report = match(parameters, list_tensors(folder) if entries is None else entries, key_map)
     if not report.ok:
         raise CheckpointError(f"{folder} does not fit this model: {report.summary()}")
+    fixed = quantized_dtypes(model)
 
-    def want(piece: Piece) -> torch.dtype:
-        if not piece.entry.dtype.is_floating_point or piece.to.param in quantized:
+    def dtype_of(piece: Piece) -> torch.dtype:
+        param = piece.target.param
+        if not piece.entry.dtype.is_floating_point or param in encoders:
             return piece.entry.dtype
-        if piece.to.param in fixed:
-            return fixed[piece.to.param]
-        return torch.float32 if keep_float32(piece.to.param) else dtype or piece.entry.dtype
+        if param in fixed:
+            return fixed[param]
+        return torch.float32 if keep_float32(param) else dtype or piece.entry.dtype
 
-    def where(name: str) -> torch.device:
+    def device_of(name: str) -> torch.device:
         return device(name) if callable(device) else torch.device(device)
 
-    _stream(model, wanted, pieces, where, want, progress, quantized)
+    _Filler(model, parameters, pieces, encoders, device_of, dtype_of).read(progress)
     for name, buffer in non_persistent_buffers(model):
-        assign(model, name, buffer.to(where(name)))
-    left = [name for name, tensor in saved_tensors(model).items() if tensor.is_meta]
-    assert not left, f"still on meta after loading: {left[:10]}"
+        assign(model, name, buffer.to(device_of(name)))
+    unfilled = [name for name, tensor in saved_tensors(model).items() if tensor.is_meta]
+    assert not unfilled, f"still on meta after loading: {unfilled[:10]}"
     return report
 
 
-def _stream(
-    model: nn.Module,
-    wanted: dict[str, Tensor],
-    pieces: dict[str, list[Piece]],
-    where: Callable[[str], torch.device],
-    want: Callable[[Piece], torch.dtype],
-    progress: bool,
-    quantized: dict[str, QuantizedWeight],
-) -> None:
-    """Reads all pieces in the order of the files; a parameter is assigned when its last piece is in."""
-    queue = sorted((p for g in pieces.values() for p in g), key=lambda p: (str(p.entry.file), p.entry.offset))
-    open_params: dict[str, tuple[Tensor, int]] = {}  # a parameter in pieces, and how many are still to come
-    done: set[str] = set()
-    total = sum(p.entry.nbytes for p in queue)
-    with TensorReader() as reader, progress_bar(total, "loading weights", progress) as bar:
-        for piece in queue:
-            param, target = piece.to.param, wanted[piece.to.param]
-            assert param not in done, f"{param} is filled twice"
-            device = where(param)
-            tensor = reader.read(piece.entry).to(device=device, dtype=want(piece))
-            group = pieces[param]
-            if len(group) == 1:
-                filled, left = tensor.view(target.shape), 0
-            else:
-                if param not in open_params:
-                    kind = want(piece)
-                    for other in group:
-                        kind = torch.promote_types(kind, want(other))
-                    open_params[param] = torch.empty(target.shape, dtype=kind, device=device), len(group)
-                filled, left = open_params[param]
-                fill(filled, piece, tensor)
-                left -= 1
-                open_params[param] = filled, left
-            if left == 0:
-                if param in quantized:
-                    for leaf, buffer in quantized[param].encode(filled).items():
-                        setattr(quantized[param], leaf, buffer)
-                else:
-                    assign(model, param, filled)
-                open_params.pop(param, None)
-                done.add(param)
-            bar.update(piece.entry.nbytes)
-    assert done == wanted.keys(), f"not filled: {sorted(wanted.keys() - done)[:10]}"
+def _quantize(
+    model: nn.Module, key_map: KeyMap, quantization: Quantization | None
+) -> tuple[dict[str, Tensor], KeyMap, dict[str, QuantizedWeight]]:
+    """Make room for quantized weights in a model on meta.
+
+    Returns the tensors that the files must fill, the key map for them, and the quantized weights that encode
+    what is read, by the parameter that each replaces.
+    """
+    parameters = saved_tensors(model)
+    if quantization is None:
+        return parameters, key_map, {}
+    encoders = replace_with_quantized(model, quantization.kind)
+    if not quantization.stored:
+        return parameters, key_map, encoders
+    return saved_tensors(model), quantized_key_map(key_map, quantized_dtypes(model)), {}
 
 
-def fill(whole: Tensor, piece: Piece, tensor: Tensor) -> None:
-    """Copies `tensor`, what `piece` reads, into its region of the parameter `whole`."""
-    region = whole[piece.to.select] if piece.to.select else whole
-    if piece.to.part:
-        i, n = piece.to.part
-        rows = region.shape[0] // n
-        region = region.narrow(0, i * rows, rows)
-    region.copy_(tensor.view(region.shape))
+class _Filler:
+    """Reads all pieces in the order of the files; a parameter is assigned when its last piece is there."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        parameters: dict[str, Tensor],
+        pieces: dict[str, list[Piece]],
+        encoders: dict[str, QuantizedWeight],
+        device_of: Callable[[str], torch.device],
+        dtype_of: Callable[[Piece], torch.dtype],
+    ) -> None:
+        self.model, self.parameters, self.pieces, self.encoders = model, parameters, pieces, encoders
+        self.device_of, self.dtype_of = device_of, dtype_of
+        self.partial: dict[str, tuple[Tensor, int]] = {}
+        """Parameters of several pieces, with the number of those still to be read."""
+        self.done: set[str] = set()
+
+    def read(self, progress: bool) -> None:
+        queue = [piece for group in self.pieces.values() for piece in group]
+        queue.sort(key=lambda piece: (str(piece.entry.file), piece.entry.offset))
+        total = sum(piece.entry.nbytes for piece in queue)
+        with TensorReader() as reader, progress_bar(total, "loading weights", progress) as bar:
+            for piece in queue:
+                device = self.device_of(piece.target.param)
+                self._add(piece, reader.read(piece.entry).to(device=device, dtype=self.dtype_of(piece)))
+                bar.update(piece.entry.nbytes)
+        missing = self.parameters.keys() - self.done
+        assert not missing, f"not filled: {sorted(missing)[:10]}"
+
+    def _add(self, piece: Piece, tensor: Tensor) -> None:
+        param = piece.target.param
+        shape, group = self.parameters[param].shape, self.pieces[param]
+        if len(group) == 1:
+            self._assign(param, tensor.view(shape))
+            return
+        if param not in self.partial:
+            dtype = promoted(map(self.dtype_of, group))
+            self.partial[param] = torch.empty(shape, dtype=dtype, device=tensor.device), len(group)
+        whole, missing = self.partial.pop(param)
+        piece.fill(whole, tensor)
+        if missing == 1:
+            self._assign(param, whole)
+        else:
+            self.partial[param] = whole, missing - 1
+
+    def _assign(self, param: str, tensor: Tensor) -> None:
+        assert param not in self.done, f"{param} is filled twice"
+        self.done.add(param)
+        if param not in self.encoders:
+            assign(self.model, param, tensor)
+            return
+        for leaf, buffer in self.encoders[param].encode(tensor).items():
+            setattr(self.encoders[param], leaf, buffer)
+
+
+def promoted(dtypes: Iterable[torch.dtype]) -> torch.dtype:
+    """The dtype that holds the numbers of all `dtypes`."""
+    return reduce(torch.promote_types, dtypes)
 
 
 def assign(model: nn.Module, name: str, tensor: Tensor) -> None:
-    """Puts a tensor in the place of a parameter (then without gradients) or a buffer."""
+    """Replace a parameter (by one without gradients) or a buffer."""
     path, _, leaf = name.rpartition(".")
     module = model.get_submodule(path)
     if leaf in module._parameters:
@@ -165,12 +169,12 @@ def assign(model: nn.Module, name: str, tensor: Tensor) -> None:
         setattr(module, leaf, tensor)
 
 
-def progress_bar(total: int, what: str, show: bool = True) -> tqdm:
-    """A bar on stderr that counts bytes, from half a second on; where stderr is no terminal too, but
-    renewed once a second only, so that logs stay short."""
+def progress_bar(total: int, label: str, show: bool = True) -> tqdm:
+    """A bar on stderr that counts bytes, shown after half a second. Where stderr is no terminal it is renewed
+    only once a second, so that logs stay short."""
     return tqdm(
         total=total,
-        desc=what,
+        desc=label,
         unit="B",
         unit_scale=True,
         file=sys.stderr,

@@ -1,5 +1,5 @@
 """Where weights go: memory estimates, device maps and offload to the CPU.
 
 Imports `blocks.model` and `blocks.checkpoints`.
-Start with `device_map.py`.
+Start with `loading.py`.
 """

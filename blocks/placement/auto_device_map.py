@@ -1,4 +1,4 @@
-"""Homes for units within the memory that there is, by accelerate, from the units' sizes alone."""
+"""Placing units within the memory that there is, by accelerate, from the units' sizes alone."""
 
 from collections.abc import Mapping
 from typing import Any, cast
@@ -12,29 +12,29 @@ from .layout import CPU, DevicePlacement, longest_prefix, offloaded_units, parse
 from .memory_budget import size_text
 
 MaxMemory = Mapping[Any, Any]
-"""Devices (numbers of GPUs, `cpu`) with the bytes that weights may take there, as a number or `20GiB`."""
+"""Devices (numbers of GPUs, `cpu`) with the memory that weights may take there: bytes or a text like `20GiB`."""
 
-_FOR_WEIGHTS = 0.8  # of a GPU's free memory, where nobody says how much: caches and activations take the rest
+_WEIGHTS_SHARE = 0.8  # of a GPU's free memory, by default: caches and activations take the rest
 
 
 def available_memory() -> dict[torch.device, int]:
-    """What there is, in the order in which it is filled."""
+    """Memory for weights by device, in the order in which devices are filled."""
     gpus = [torch.device("cuda", number) for number in range(torch.cuda.device_count())]
     if not gpus and torch.backends.mps.is_available():
         gpus = [torch.device("mps")]
-    memory = {gpu: int(free_bytes(gpu) * _FOR_WEIGHTS) for gpu in gpus}
-    if not any(gpu.type == "mps" for gpu in gpus):  # whose memory is the machine's
+    memory = {gpu: int(free_bytes(gpu) * _WEIGHTS_SHARE) for gpu in gpus}
+    if not any(gpu.type == "mps" for gpu in gpus):  # MPS takes its memory from the machine's
         memory[CPU] = free_bytes(CPU)
     return memory
 
 
 def parse_max_memory(max_memory: MaxMemory) -> dict[torch.device, int]:
-    """What a caller allows, checked, GPUs first; a device that is not named gets nothing."""
+    """Bytes by device, GPUs first. A device that is not named gets nothing. Raises `OptionError`."""
     from accelerate.utils.modeling import convert_file_size_to_int
 
     if not isinstance(max_memory, Mapping):
         raise OptionError(f"max_memory is {max_memory!r}; accepted: such as {{0: '20GiB', 'cpu': '60GiB'}}")
-    found: dict[torch.device, int] = {}
+    limits: dict[torch.device, int] = {}
     for key, value in max_memory.items():
         device = parse_device(key, "a device of max_memory")
         try:
@@ -45,17 +45,63 @@ def parse_max_memory(max_memory: MaxMemory) -> dict[torch.device, int]:
             raise OptionError(
                 f"max_memory for {device} is {value!r}; accepted: bytes, or a size such as 20GiB or 500MB"
             ) from error
-        if device in found:
+        if device in limits:
             raise OptionError(f"max_memory names {device} twice")
-        found[device] = size
-    found = {device: size for device, size in found.items() if size}
-    if not found:
+        limits[device] = size
+    limits = {device: size for device, size in limits.items() if size}
+    if not limits:
         raise OptionError("max_memory allows nothing; accepted: at least one device with some bytes")
-    return dict(sorted(found.items(), key=lambda item: (item[0] == CPU, item[0].index or 0)))
+    return dict(sorted(limits.items(), key=lambda item: (item[0] == CPU, item[0].index or 0)))
+
+
+def infer_placement(
+    name: str, sizes: Mapping[str, int], memory: Mapping[torch.device, int], balanced: bool = False
+) -> DevicePlacement:
+    """A placement of units of these sizes within `memory`, whose devices are filled one after the other.
+
+    With `balanced`, GPUs get about equal shares. Units beyond the GPUs' memory are offloaded to the CPU, if it
+    is in `memory`. Raises `OptionError`, which calls the model `name`, where it does not fit.
+    """
+    gpus, total, largest = [d for d in memory if d != CPU], sum(sizes.values()), max(sizes.values())
+    first = next(iter(memory))
+    if total <= memory[first] and not (balanced and len(gpus) > 1):
+        return DevicePlacement(first, dict.fromkeys(sizes, first))
+    # accelerate keeps room on the first GPU for what moves there. Try first without: perhaps nothing has to.
+    for reserve in (False, True):
+        budget = {gpu: memory[gpu] + (0 if reserve or gpu != first else largest) for gpu in gpus}
+        devices = _infer(sizes, budget, balanced)
+        # The first GPU computes offloaded units, or another if it is full. Without any, main is the first unit's.
+        mains = gpus if CPU in devices.values() else [devices[next(iter(devices))]]
+        for main in mains:
+            placement = DevicePlacement(main, devices, offloaded_units(devices, main))
+            if all(used <= memory.get(device, 0) for device, used in placement.peak_bytes(sizes).items()):
+                return placement
+    allowed = ", ".join(f"{size_text(size)} on {device}" for device, size in memory.items())
+    room = f" beside {size_text(largest)} on a GPU for what moves there" if gpus and CPU in memory else ""
+    raise OptionError(
+        f"{name} needs {size_text(total)} for its weights{room}, and these may take {allowed}; accepted: what "
+        "fits there, such as a smaller dtype, quantized weights or more devices (the disk is not used)"
+    )
+
+
+def _infer(
+    sizes: Mapping[str, int], budget: Mapping[torch.device, int], balanced: bool
+) -> dict[str, torch.device]:
+    """accelerate's device map; units beyond the budget of the GPUs are on the CPU."""
+    from accelerate.utils.modeling import get_balanced_memory, infer_auto_device_map
+
+    numbers: dict[Any, torch.device] = dict(enumerate(budget))
+    limits: dict[Any, Any] = {number: budget[device] for number, device in numbers.items()}
+    skeleton = _skeleton(sizes)
+    if balanced and len(limits) > 1:
+        limits = cast(dict, get_balanced_memory(skeleton, limits, no_split_module_classes=["_Unit"]))
+    limits["cpu"] = 2 * sum(sizes.values()) + 1  # unlimited here; the caller checks what the CPU has
+    inferred = infer_auto_device_map(skeleton, limits, no_split_module_classes=["_Unit"])
+    return {unit: numbers.get(inferred[longest_prefix(unit, inferred) or ""], CPU) for unit in sizes}
 
 
 class _Unit(nn.Module):
-    """Stands for a unit while a map is inferred: nothing but its size."""
+    """Stands for a unit of `size` bytes while a map is inferred."""
 
     def __init__(self, size: int) -> None:
         super().__init__()
@@ -64,6 +110,7 @@ class _Unit(nn.Module):
 
 
 def _skeleton(sizes: Mapping[str, int]) -> nn.Module:
+    """A module tree of `_Unit`s with the names of `sizes`."""
     root = nn.Module()
     for name, size in sizes.items():
         path, _, leaf = name.rpartition(".")
@@ -74,48 +121,3 @@ def _skeleton(sizes: Mapping[str, int]) -> nn.Module:
             parent = parent.get_submodule(part)
         parent.add_module(leaf, _Unit(size))
     return root
-
-
-def infer_placement(
-    name: str, sizes: Mapping[str, int], memory: Mapping[torch.device, int], balanced: bool = False
-) -> DevicePlacement:
-    """Homes for units of these sizes within `memory`, whose devices are filled one after the other; with
-    `balanced`, GPUs get about equal shares. What is over goes to the CPU, if it is there, and lodges. `name`
-    says what it is, for the `OptionError` where it does not fit."""
-    gpus, total, largest = [d for d in memory if d != CPU], sum(sizes.values()), max(sizes.values())
-    first = next(iter(memory))
-    if total <= memory[first] and not (balanced and len(gpus) > 1):
-        return DevicePlacement(first, dict.fromkeys(sizes, first))
-    # accelerate keeps room on the first GPU for what moves there. First without: perhaps nothing has to.
-    for reserves in (False, True):
-        budget = {d: memory[d] + (0 if reserves or d != first else largest) for d in gpus}
-        homes = _infer(sizes, budget, balanced)
-        # The first GPU takes what lodges, unless it is full; what nothing moves to may be any.
-        mains = [homes[next(iter(homes))]] if CPU not in homes.values() else gpus
-        for main in mains:
-            placement = DevicePlacement(main, homes, offloaded_units(homes, main))
-            if all(used <= memory.get(device, 0) for device, used in placement.peak_bytes(sizes).items()):
-                return placement
-    told = ", ".join(f"{size_text(size)} on {device}" for device, size in memory.items())
-    room = f" beside {size_text(largest)} on a GPU for what moves there" if gpus and CPU in memory else ""
-    raise OptionError(
-        f"{name} needs {size_text(total)} for its weights{room}, and these may take {told}; accepted: what "
-        "fits there, such as a smaller dtype, quantized weights or more devices (the disk is not used)"
-    )
-
-
-def _infer(
-    sizes: Mapping[str, int], budget: Mapping[torch.device, int], balanced: bool
-) -> dict[str, torch.device]:
-    """accelerate's map; what has no room on the GPUs of the budget is at home on the CPU."""
-    from accelerate.utils.modeling import get_balanced_memory, infer_auto_device_map
-
-    numbers: dict[Any, torch.device] = dict(enumerate(budget))
-    limits: dict[Any, Any] = {number: budget[device] for number, device in numbers.items()}
-    skeleton = _skeleton(sizes)
-    if balanced and len(limits) > 1:
-        limits = cast(dict, get_balanced_memory(skeleton, limits, no_split_module_classes=["_Unit"]))
-    limits["cpu"] = 2 * sum(sizes.values()) + 1  # whether it is as much is seen afterwards
-    found = infer_auto_device_map(skeleton, limits, no_split_module_classes=["_Unit"])
-    placement = {unit: found[longest_prefix(unit, found) or ""] for unit in sizes}
-    return {unit: numbers.get(place, CPU) for unit, place in placement.items()}

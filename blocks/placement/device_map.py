@@ -1,6 +1,7 @@
-"""Where the weights of a model go: all to one device, or spread over GPUs and the memory of the machine."""
+"""Where the weights of a model go: all to one device, or by a device map over GPUs and the machine's memory."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -10,106 +11,100 @@ from ..checkpoints.quantize import check_device, decoder_name, tensor_bytes
 from ..device import check_capture, free_bytes, resolve_device, resolve_dtype
 from ..errors import OptionError
 from .auto_device_map import MaxMemory, available_memory, infer_placement, parse_max_memory
-from .layout import CPU, DevicePlacement, longest_prefix, offloaded_units, parse_device
+from .layout import CPU, DevicePlacement, containers, longest_prefix, offloaded_units, parse_device, units
 from .memory_budget import check_weights, form_text, size_text
 
 DeviceMap = str | Mapping[str, Any]
 """`auto`, `balanced`, or names of modules with their devices."""
+
 _POLICIES = ("auto", "balanced")
 _ACCEPTED = "auto, balanced, or modules with their devices, such as {'': 0, 'module': 'cpu'}; never the disk"
 _INSTEAD = ', or device_map="auto" (--device-map auto): over all GPUs and the memory of the machine'
 
 
-def _never(name: str) -> bool:
-    return False
+@dataclass(frozen=True)
+class LoadOptions:
+    """Where and how weights are loaded; the pipelines' `from_pretrained` explains each option."""
+
+    device: str | torch.device | None = None
+    dtype: str | torch.dtype | None = None
+    quantize: str | None = None
+    device_map: DeviceMap | None = None
+    max_memory: MaxMemory | None = None
+    capture: bool | None = None
+    progress: bool = True
 
 
 def choose_placement(
     name: str,
     model: nn.Module,
-    *,
-    device: str | torch.device | None,
-    dtype: str | torch.dtype | None,
-    capture: bool | None,
+    options: LoadOptions,
     kind: str | None,
-    keep_float32: Callable[[str], bool] = _never,
-    device_map: DeviceMap | None = None,
-    max_memory: MaxMemory | None = None,
+    keep_float32: Callable[[str], bool] = lambda name: False,
 ) -> tuple[DevicePlacement, torch.dtype]:
-    """The placement and the dtype of a model (plain, on meta) that is to be loaded, quantized as `kind`.
+    """The placement and the dtype of a plain model on meta that is to be loaded with weights quantized as
+    `kind`.
 
-    Raises `OptionError`, before anything is loaded, for what is not accepted and for what does not fit.
+    Raises `OptionError`, which calls the model `name`, for options that are not accepted and for weights that
+    exceed the free memory.
     """
-    if device_map is None:
-        if max_memory is not None:
-            raise OptionError("max_memory has no device_map; accepted: with device_map='auto' or 'balanced'")
-        main = resolve_device(device)
-        check_capture(capture, main)
-        chosen = resolve_dtype(dtype, main)
-        check_weights(name, model, main, chosen, kind, keep_float32, _INSTEAD)
-        return DevicePlacement(main, dict.fromkeys(units(model), main)), chosen
-    if device is not None:
-        raise OptionError(f"device is {str(device)!r} and there is a device_map too; accepted: one of them")
-    if not isinstance(device_map, str | Mapping):
-        raise OptionError(f"device_map is {device_map!r}; accepted: {_ACCEPTED}")
-    if isinstance(device_map, str):
-        if device_map not in _POLICIES:
-            raise OptionError(f"device_map is {device_map!r}; accepted: {_ACCEPTED}")
-        memory = available_memory() if max_memory is None else parse_max_memory(max_memory)
-        chosen = resolve_dtype(dtype, next(iter(memory)))
-        sizes = unit_bytes(model, chosen, kind, keep_float32)
-        stated = f"{name} as {form_text(chosen, kind)}"
-        placement = infer_placement(stated, sizes, memory, device_map == "balanced")
+    _check_options(options)
+    if options.device_map is None:
+        main = resolve_device(options.device)
+        check_capture(options.capture, main)
+        dtype = resolve_dtype(options.dtype, main)
+        check_weights(name, model, main, dtype, kind, keep_float32, _INSTEAD)
+        return DevicePlacement(main, dict.fromkeys(units(model), main)), dtype
+    if isinstance(options.device_map, str):
+        limits = options.max_memory
+        memory = available_memory() if limits is None else parse_max_memory(limits)
+        dtype = resolve_dtype(options.dtype, next(iter(memory)))
+        sizes = unit_bytes(model, dtype, kind, keep_float32)
+        balanced = options.device_map == "balanced"
+        placement = infer_placement(f"{name} as {form_text(dtype, kind)}", sizes, memory, balanced)
     else:
-        if max_memory is not None:
-            raise OptionError(
-                "max_memory comes with a device_map of modules; accepted: with 'auto' or 'balanced'"
-            )
-        placement = parse_device_map(model, device_map)
-        chosen = resolve_dtype(dtype, placement.main)
-        sizes = unit_bytes(model, chosen, kind, keep_float32)
-    if capture and placement.uses_several_devices:
+        placement = parse_device_map(model, options.device_map)
+        dtype = resolve_dtype(options.dtype, placement.main)
+        sizes = unit_bytes(model, dtype, kind, keep_float32)
+    if options.capture and placement.uses_several_devices:
         raise OptionError(
             f"capture is True, but the model is spread over {placement}; accepted: False or None"
         )
-    check_capture(capture, placement.main)
-    for one, needed in placement.peak_bytes(sizes).items():
-        check_device(kind, one)
-        if needed > (free := free_bytes(one)):
+    check_capture(options.capture, placement.main)
+    for device, needed in placement.peak_bytes(sizes).items():
+        check_device(kind, device)
+        if needed > (free := free_bytes(device)):
             raise OptionError(
-                f"{name} as {form_text(chosen, kind)} would take {size_text(needed)} of {one}, where "
+                f"{name} as {form_text(dtype, kind)} would take {size_text(needed)} of {device}, where "
                 f"{size_text(free)} are free; accepted: a device_map, or a max_memory, that fits"
             )
-    return placement, chosen
+    return placement, dtype
 
 
-def _containers(model: nn.Module) -> list[str]:
-    """Names of the modules that may be split: those that hold the decoder, itself, and its list of layers."""
-    parts = decoder_name(model).split(".")
-    return ["", *(".".join(parts[: count + 1]) for count in range(len(parts))), ".".join([*parts, "layers"])]
-
-
-def units(model: nn.Module) -> list[str]:
-    """Names of the units: first those that work at every token, which so get the first device."""
-    containers, found = _containers(model), []
-
-    def visit(path: str, module: nn.Module) -> None:
-        for leaf, child in module.named_children():
-            name = f"{path}.{leaf}" if path else leaf
-            if name in containers:
-                visit(name, child)
-            elif any(True for _ in child.parameters()):
-                found.append(name)
-
-    visit("", model)
-    late = getattr(model, "per_image_modules", ())
-    return sorted(found, key=lambda name: name in late)
+def _check_options(options: LoadOptions) -> None:
+    """An `OptionError` for options that exclude each other and for a `device_map` of another kind."""
+    device_map = options.device_map
+    if device_map is None:
+        if options.max_memory is not None:
+            raise OptionError("max_memory has no device_map; accepted: with device_map='auto' or 'balanced'")
+        return
+    if options.device is not None:
+        raise OptionError(
+            f"device is {str(options.device)!r} and there is a device_map too; accepted: one of them"
+        )
+    valid = device_map in _POLICIES if isinstance(device_map, str) else isinstance(device_map, Mapping)
+    if not valid:
+        raise OptionError(f"device_map is {device_map!r}; accepted: {_ACCEPTED}")
+    if options.max_memory is not None and not isinstance(device_map, str):
+        raise OptionError(
+            "max_memory comes with a device_map of modules; accepted: with 'auto' or 'balanced'"
+        )
 
 
 def unit_bytes(
-    model: nn.Module, dtype: torch.dtype, kind: str | None, keep_float32: Callable[[str], bool] = _never
+    model: nn.Module, dtype: torch.dtype, kind: str | None, keep_float32: Callable[[str], bool]
 ) -> dict[str, int]:
-    """What the weights of each unit will take."""
+    """Memory of each unit's weights when loaded in `dtype` and quantized as `kind`."""
     sizes = dict.fromkeys(units(model), 0)
     for name, size in tensor_bytes(model, dtype, kind, keep_float32).items():
         unit = longest_prefix(name, sizes)
@@ -119,8 +114,10 @@ def unit_bytes(
 
 
 def parse_device_map(model: nn.Module, device_map: Mapping[str, Any]) -> DevicePlacement:
-    """A map that names modules: units, or what holds some of them; the longest name counts."""
-    names, known = units(model), {*_containers(model), *units(model)}
+    """The placement of a map from names of units, or of modules around some, to devices. The longest name
+    counts. Raises `OptionError`."""
+    names = units(model)
+    known = {*containers(model), *names}
     given: dict[str, torch.device] = {}
     for name, device in device_map.items():
         if name not in known:
@@ -136,7 +133,7 @@ def parse_device_map(model: nn.Module, device_map: Mapping[str, Any]) -> DeviceP
             f"device_map has no place for {', '.join(missing[:4])}{more} ({len(missing)} of {len(names)} "
             "modules); accepted: a map that covers all, such as one with '' for the rest"
         )
-    homes = {name: given[longest_prefix(name, given) or ""] for name in names}
-    first = homes[f"{decoder_name(model)}.embed_tokens"]
-    main = first if first != CPU else next((home for home in homes.values() if home != CPU), CPU)
-    return DevicePlacement(main, homes, offloaded_units(homes, main))
+    devices = {name: given[longest_prefix(name, given) or ""] for name in names}
+    first = devices[f"{decoder_name(model)}.embed_tokens"]
+    main = first if first != CPU else next((device for device in devices.values() if device != CPU), CPU)
+    return DevicePlacement(main, devices, offloaded_units(devices, main))

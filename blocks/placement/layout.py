@@ -1,8 +1,8 @@
-"""Where the weights of a model lie: the homes of its units.
+"""On which device each part of a model lies, and on which it computes.
 
-A unit is what is never split: a layer of the decoder, an embedding, a norm, a head, a tower, the image
-tokenizer. Each has a home. A unit at home on the CPU beside a GPU is a lodger: its weights move to the `main`
-GPU for the time of its work (spreading.py).
+A unit is a part of a model that is never split over devices: a layer of the decoder, an embedding, a norm, a
+head, a vision tower, the image tokenizer. A unit whose weights lie on the CPU beside a GPU is offloaded: they
+are copied to the main GPU for each of its calls (`offload.py`).
 """
 
 from collections.abc import Mapping
@@ -10,7 +10,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import nn
 
+from ..checkpoints.quantize import decoder_name
 from ..device import resolve_device
 from ..errors import OptionError
 
@@ -19,24 +21,25 @@ CPU = torch.device("cpu")
 
 @dataclass(frozen=True)
 class DevicePlacement:
-    """`main` takes inputs and computes what lodges; `homes` are the units' own devices. What belongs to no
-    unit (VL2's two separators) lies on `main`."""
+    """The device of every unit. `main` takes inputs and computes the `offloaded` units; parameters outside of
+    units (VL2's two separators) lie there too."""
 
     main: torch.device
     devices: Mapping[str, torch.device]
     offloaded: frozenset[str] = frozenset()
 
     def device_of(self, name: str) -> torch.device:
-        """Where a parameter lies, by its name or its unit's."""
+        """The device where a unit or a parameter lies, by its name."""
         unit = longest_prefix(name, self.devices)
         return self.main if unit is None else self.devices[unit]
 
     def execution_device(self, unit: str) -> torch.device:
-        """Where a unit computes."""
+        """The device where a unit computes."""
         return self.main if unit in self.offloaded else self.devices[unit]
 
     def peak_bytes(self, sizes: Mapping[str, int]) -> dict[torch.device, int]:
-        """What units of these sizes take of each device at most: those at home, and the largest lodger."""
+        """The most that units of these sizes take of each device: those that lie there, and on the main device
+        the largest offloaded one."""
         used = dict.fromkeys((self.main, *self.devices.values()), 0)
         for unit, size in sizes.items():
             used[self.devices[unit]] += size
@@ -45,19 +48,43 @@ class DevicePlacement:
 
     @property
     def uses_several_devices(self) -> bool:
-        return bool(self.offloaded) or any(home != self.main for home in self.devices.values())
+        return bool(self.offloaded) or any(device != self.main for device in self.devices.values())
 
     def __str__(self) -> str:
-        used = [str(self.main), *(str(home) for home in self.devices.values())]
+        used = [str(self.main), *(str(device) for device in self.devices.values())]
         return " and ".join(dict.fromkeys(used))
 
 
-def offloaded_units(homes: Mapping[str, torch.device], main: torch.device) -> frozenset[str]:
-    return frozenset(name for name, home in homes.items() if home == CPU and main != CPU)
+def offloaded_units(devices: Mapping[str, torch.device], main: torch.device) -> frozenset[str]:
+    """The units that have to move to compute on `main`: those on the CPU, if `main` is another device."""
+    return frozenset(name for name, device in devices.items() if device == CPU and main != CPU)
+
+
+def containers(model: nn.Module) -> list[str]:
+    """Names of the modules that may be split: those around the decoder, itself, and its list of layers."""
+    parts = decoder_name(model).split(".")
+    return ["", *(".".join(parts[: count + 1]) for count in range(len(parts))), ".".join([*parts, "layers"])]
+
+
+def units(model: nn.Module) -> list[str]:
+    """Names of the units. Those that compute once per image come last, so that they are offloaded first."""
+    split, names = containers(model), []
+
+    def visit(path: str, module: nn.Module) -> None:
+        for leaf, child in module.named_children():
+            name = f"{path}.{leaf}" if path else leaf
+            if name in split:
+                visit(name, child)
+            elif any(True for _ in child.parameters()):
+                names.append(name)
+
+    visit("", model)
+    per_image = getattr(model, "per_image_modules", ())
+    return sorted(names, key=lambda name: name in per_image)
 
 
 def longest_prefix(name: str, prefixes: Mapping[str, Any]) -> str | None:
-    """The longest of the `prefixes`, whole parts of names, that `name` begins with."""
+    """The longest of the `prefixes` that `name` begins with, in whole dotted parts."""
     parts = name.split(".")
     for count in range(len(parts), -1, -1):
         prefix = ".".join(parts[:count])
@@ -67,21 +94,22 @@ def longest_prefix(name: str, prefixes: Mapping[str, Any]) -> str | None:
 
 
 def parse_device(device: Any, what: str) -> torch.device:
-    """A GPU's number or a device's name, checked; GPUs come with their number."""
-    gpus = torch.cuda.device_count()
-    told = f"accepted: cpu{', mps' if torch.backends.mps.is_available() else ''}" + "".join(
-        f", {number}" for number in range(gpus)
-    )
+    """A device from a GPU's number or a device's name; CUDA devices come with their number.
+
+    Raises `OptionError`, which begins with `what`.
+    """
+    gpus = "".join(f", {number}" for number in range(torch.cuda.device_count()))
+    accepted = f"accepted: cpu{', mps' if torch.backends.mps.is_available() else ''}{gpus}"
     if device == "disk":
-        raise OptionError(f"{what} is 'disk', but weights are not offloaded to files; {told}")
+        raise OptionError(f"{what} is 'disk', but weights are not offloaded to files; {accepted}")
     if isinstance(device, str) and device.isdecimal():
         device = int(device)
     if isinstance(device, bool) or not isinstance(device, int | str | torch.device):
-        raise OptionError(f"{what} is {device!r}; {told}")
+        raise OptionError(f"{what} is {device!r}; {accepted}")
     try:
-        found = resolve_device(f"cuda:{device}" if isinstance(device, int) else device)
+        resolved = resolve_device(f"cuda:{device}" if isinstance(device, int) else device)
     except OptionError as error:
-        raise OptionError(f"{what} is {device!r}: {error}; {told}") from error
-    if found.type == "meta":
-        raise OptionError(f"{what} is 'meta', which holds no numbers; {told}")
-    return torch.device("cuda", found.index or 0) if found.type == "cuda" else found
+        raise OptionError(f"{what} is {device!r}: {error}; {accepted}") from error
+    if resolved.type == "meta":
+        raise OptionError(f"{what} is 'meta', which holds no numbers; {accepted}")
+    return torch.device("cuda", resolved.index or 0) if resolved.type == "cuda" else resolved

@@ -1,10 +1,8 @@
 """Loading a model: choose where its weights go, read them, and make it compute there."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import cast
 
-import torch
 from torch import nn
 
 from ..checkpoints.formats import TensorEntry
@@ -13,21 +11,7 @@ from ..checkpoints.key_mapping import KeyMap
 from ..checkpoints.loader import load_weights
 from ..checkpoints.quantize import decoder_name, pick_quantization
 from ..model.decoder import Decoder
-from .auto_device_map import MaxMemory
-from .device_map import DeviceMap, choose_placement
-
-
-@dataclass(frozen=True)
-class LoadOptions:
-    """Where and how weights are loaded; the pipelines' `from_pretrained` explains each."""
-
-    device: str | torch.device | None = None
-    dtype: str | torch.dtype | None = None
-    quantize: str | None = None
-    device_map: DeviceMap | None = None
-    max_memory: MaxMemory | None = None
-    capture: bool | None = None
-    progress: bool = True
+from .device_map import LoadOptions, choose_placement
 
 
 def load_model(
@@ -45,17 +29,8 @@ def load_model(
     for options that are not accepted and for weights that exceed the free memory, and `CheckpointError`.
     """
     quantization = pick_quantization(folder, options.quantize)
-    placement, dtype = choose_placement(
-        folder.name,
-        model,
-        device=options.device,
-        dtype=options.dtype,
-        capture=options.capture,
-        kind=None if quantization is None else quantization.kind,
-        keep_float32=keep_float32,
-        device_map=options.device_map,
-        max_memory=options.max_memory,
-    )
+    kind = None if quantization is None else quantization.kind
+    placement, dtype = choose_placement(folder.name, model, options, kind, keep_float32)
     load_weights(
         model,
         folder.path,
