@@ -1,15 +1,28 @@
-"""What many tests share: the parity checkpoint of Janus and the rule that makes its pictures."""
+"""Fixtures of many rooms: the parity checkpoint of Janus, images by rule, models offloaded to the CPU."""
 
 import os
 from collections.abc import Callable
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
+from typing import Any
 
+import accelerate.hooks
 import numpy as np
 import pytest
 import torch
 from bifrons.apps.cli.main import main
+from bifrons.blocks.checkpoints.loader import assign
+from bifrons.blocks.checkpoints.quantize import decoder_name
+from bifrons.blocks.engine.prefill import decode_one, prefill
+from bifrons.blocks.kernels import dispatch
+from bifrons.blocks.model.kv_slots import KVSlots
+from bifrons.blocks.placement import layout, loading, offload
+from bifrons.blocks.placement.layout import CPU, DevicePlacement, units
 from hypothesis import settings
 from PIL import Image
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 # Triton's kernels run in its interpreter where there is no GPU; it reads this when it is imported.
 os.environ.setdefault("TRITON_INTERPRET", "0" if torch.cuda.is_available() else "1")
@@ -57,3 +70,110 @@ def parity_picture() -> Callable[[int, int, int], Image.Image]:
         return Image.fromarray(np.clip(a, 0, 255).astype(np.uint8))
 
     return picture
+
+
+@pytest.fixture
+def load_offloaded(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
+    """`load_offloaded(Pipeline, folder, stays=(), **options)`: a pipeline on the CPU with offloaded units.
+
+    Their weights are present only while they compute. Units in `stays` are not offloaded.
+    """
+
+    def choose(stays, name, model, options, kind, keep_float32):
+        devices = dict.fromkeys(units(model), CPU)
+        return DevicePlacement(CPU, devices, frozenset(devices) - {*stays}), options.dtype or torch.float32
+
+    def load(pipeline, folder, stays=(), **options):
+        with monkeypatch.context() as patch:
+            patch.setattr(loading, "choose_placement", partial(choose, stays))
+            return pipeline.from_pretrained(folder, **options)
+
+    return load
+
+
+@pytest.fixture(scope="session")
+def offloaded_units() -> Callable[[nn.Module], set[str]]:
+    """`offloaded_units(model)`: names of the units whose weights are not there now."""
+
+    def read(model: nn.Module) -> set[str]:
+        tensors = [*model.named_parameters(), *model.named_buffers()]
+        kinds = {name: {t.is_meta for n, t in tensors if n.startswith(f"{name}.")} for name in units(model)}
+        assert all(len(found) == 1 for found in kinds.values())
+        return {name for name, found in kinds.items() if found == {True}}
+
+    return read
+
+
+@pytest.fixture
+def fake_gpus(monkeypatch: pytest.MonkeyPatch) -> FakeTensorMode:
+    """PyTorch's fake tensors, which hold no numbers but refuse to compute across devices; without Triton's
+    kernels and real streams."""
+    if torch.cuda.is_available():
+        pytest.skip("real GPUs are there")
+
+    @contextmanager
+    def current(device):
+        yield
+
+    def put(module, name, device, value=None, **_):  # accelerate's makes a parameter by its type
+        path, _, leaf = name.rpartition(".")
+        module = module.get_submodule(path)
+        tensor = (getattr(module, leaf) if value is None else value).to(device)
+        if leaf in module._parameters:
+            module._parameters[leaf] = nn.Parameter(tensor, requires_grad=False)
+        else:
+            module._buffers[leaf] = tensor
+
+    monkeypatch.setattr(offload, "_current", current)
+    for user in (offload, accelerate.hooks):
+        monkeypatch.setattr(user, "set_module_tensor_to_device", put)
+    monkeypatch.setattr(dispatch, "device_has_kernels", lambda device: False)
+    return FakeTensorMode(allow_non_fake_inputs=True)
+
+
+@pytest.fixture(scope="session")
+def spread_over_two_gpus() -> Callable[[Any], None]:
+    """`spread_over_two_gpus(model)`: half of the layers on one GPU, the others and the head on the other; a
+    layer and what computes once per image are offloaded. Weights are uninitialized."""
+
+    def spread(model: Any) -> None:
+        first, second = (torch.device("cuda", number) for number in range(2))
+        devices, path = dict.fromkeys(units(model), first), decoder_name(model)
+        count = len(model.decoder.layers)
+        layers = [f"{path}.layers.{number}" for number in range(count)]
+        devices |= dict.fromkeys([*layers[count // 2 :], f"{path}.norm"], second)
+        devices[path.replace(".model", ".lm_head")] = second
+        devices |= dict.fromkeys([layers[0], *model.per_image_modules], CPU)
+        placement = DevicePlacement(first, devices, layout.offloaded_units(devices, first))
+        for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+            device = placement.device_of(name)
+            assign(model, name, torch.empty(tensor.shape, dtype=tensor.dtype, device=device))
+        offload.attach_hooks(model.eval(), placement)
+
+    return spread
+
+
+@pytest.fixture(scope="session")
+def check_decoder_over_two_gpus() -> Callable[[Any], Tensor]:
+    """Prefill, decode and serve rows with a model that is spread over two GPUs; returns hidden states."""
+
+    def check(model: Any) -> Tensor:
+        first, second = (torch.device("cuda", number) for number in range(2))
+        decoder = model.decoder
+        assert decoder.device == first
+        rows = [model.embed_text(torch.arange(length, device=first)) for length in (5, 9)]
+        cache = decoder.new_cache(2, 12)
+        assert {cache.buffers[0][layer].device for layer in range(len(decoder.layers))} == {first, second}
+        hidden = prefill(decoder, rows, cache, chunk=4)
+        hidden = decode_one(decoder, hidden, cache)
+        assert hidden.device == first
+        assert model.text_logits(hidden).device == first
+        assert decoder(rows[0][None]).device == first
+        slots = KVSlots(decoder, 3, 16)
+        slots.add([4, 4])
+        prefill(decoder, [rows[0][:4]] * 2, slots.view(0, 2, 4))
+        decode_one(decoder, hidden, slots.active())
+        slots.drop(0)
+        return hidden
+
+    return check

@@ -285,8 +285,8 @@ def _bin_entry(path: Path, name: str, tensor: Tensor, records: dict[int, int] | 
     first = tensor.storage_offset()
     if first < 0 or min((*strides, 0)) < 0 or (first + span) * itemsize > storage.nbytes():
         raise CheckpointError(f"{path} is damaged: {name!r} reaches outside its own data")
-    kept = None if tensor.is_contiguous() else tuple(strides)
-    return TensorEntry(name, tensor.dtype, shape, path, start + first * itemsize, span * itemsize, kept)
+    stored = None if tensor.is_contiguous() else tuple(strides)
+    return TensorEntry(name, tensor.dtype, shape, path, start + first * itemsize, span * itemsize, stored)
 
 
 def _whole_file_entries(path: Path, state: dict[str, Tensor]) -> list[TensorEntry]:

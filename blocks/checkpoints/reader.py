@@ -105,12 +105,6 @@ def _read_index(path: Path) -> tuple[dict[str, str], list[Path]]:
     return weights, [path.parent / s for s in shards]
 
 
-def read_tensor(entry: TensorEntry) -> Tensor:
-    """One tensor on the CPU, contiguous, in the file's dtype; reads exactly its bytes."""
-    with TensorReader() as reader:
-        return reader.read(entry)
-
-
 class TensorReader:
     """Reads entries one after another, keeping the last file open (and, of a file that can only be
     loaded whole, its tensors); close it, or use it as a context. Read in order of file for speed."""

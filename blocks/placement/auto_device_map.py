@@ -12,7 +12,7 @@ from .layout import CPU, DevicePlacement, longest_prefix, offloaded_units, parse
 from .memory_budget import size_text
 
 MaxMemory = Mapping[Any, Any]
-"""Devices (numbers of GPUs, `cpu`) with the memory that weights may take there: bytes or a text like `20GiB`."""
+"""Devices (numbers of GPUs, `cpu`) with the memory that weights may take there: bytes, or such as `20GiB`."""
 
 _WEIGHTS_SHARE = 0.8  # of a GPU's free memory, by default: caches and activations take the rest
 
@@ -59,8 +59,8 @@ def infer_placement(
 ) -> DevicePlacement:
     """A placement of units of these sizes within `memory`, whose devices are filled one after the other.
 
-    With `balanced`, GPUs get about equal shares. Units beyond the GPUs' memory are offloaded to the CPU, if it
-    is in `memory`. Raises `OptionError`, which calls the model `name`, where it does not fit.
+    With `balanced`, GPUs get about equal shares. Units beyond the GPUs' memory are offloaded to the CPU, if
+    it is in `memory`. Raises `OptionError`, which calls the model `name`, where it does not fit.
     """
     gpus, total, largest = [d for d in memory if d != CPU], sum(sizes.values()), max(sizes.values())
     first = next(iter(memory))
@@ -70,7 +70,7 @@ def infer_placement(
     for reserve in (False, True):
         budget = {gpu: memory[gpu] + (0 if reserve or gpu != first else largest) for gpu in gpus}
         devices = _infer(sizes, budget, balanced)
-        # The first GPU computes offloaded units, or another if it is full. Without any, main is the first unit's.
+        # Offloaded units compute on the first GPU that has room for them.
         mains = gpus if CPU in devices.values() else [devices[next(iter(devices))]]
         for main in mains:
             placement = DevicePlacement(main, devices, offloaded_units(devices, main))
@@ -79,8 +79,8 @@ def infer_placement(
     allowed = ", ".join(f"{size_text(size)} on {device}" for device, size in memory.items())
     room = f" beside {size_text(largest)} on a GPU for what moves there" if gpus and CPU in memory else ""
     raise OptionError(
-        f"{name} needs {size_text(total)} for its weights{room}, and these may take {allowed}; accepted: what "
-        "fits there, such as a smaller dtype, quantized weights or more devices (the disk is not used)"
+        f"{name} needs {size_text(total)} for its weights{room}, and these may take {allowed}; accepted: "
+        "what fits there, such as a smaller dtype, quantized weights or more devices (the disk is not used)"
     )
 
 

@@ -1,4 +1,4 @@
-"""Where the weights of a model go: all to one device, or by a device map over GPUs and the machine's memory."""
+"""Where a model's weights go: to one device, or by a device map over GPUs and the machine's memory."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass

@@ -38,8 +38,8 @@ class DevicePlacement:
         return self.main if unit in self.offloaded else self.devices[unit]
 
     def peak_bytes(self, sizes: Mapping[str, int]) -> dict[torch.device, int]:
-        """The most that units of these sizes take of each device: those that lie there, and on the main device
-        the largest offloaded one."""
+        """The most memory that units of these sizes take on each device: of those that lie there, and on the
+        main device of the largest offloaded one."""
         used = dict.fromkeys((self.main, *self.devices.values()), 0)
         for unit, size in sizes.items():
             used[self.devices[unit]] += size

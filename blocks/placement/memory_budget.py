@@ -1,4 +1,4 @@
-"""What fits: weights before they are loaded, and the items of a batch before they are computed."""
+"""What fits in the free memory: weights before they are loaded, and batches before they are computed."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -13,13 +13,12 @@ from ..kernels.codec import KINDS
 from ..model.context import DeviceLayout
 from .memory_estimate import Workload
 
-# Estimates of activations are rough, and an allocator loses some: a batch gets this part of what is free.
-_USABLE = 0.8
+_USABLE = 0.8  # of the free memory: activations are estimated roughly, and an allocator loses some
 _CPU_ROWS = 64  # beyond this a larger batch is no faster on a CPU
 
 
 def size_text(count: int) -> str:
-    """Bytes for people, in powers of 1000: `4.18 GB`."""
+    """A number of bytes for people, in powers of 1000: `4.18 GB`."""
     if count < 1000:
         return f"{count} B"
     value, unit = count / 1000, "kB"
@@ -30,22 +29,19 @@ def size_text(count: int) -> str:
     return f"{value:.3g} {unit}"
 
 
-def _never(name: str) -> bool:
-    return False
-
-
 def check_weights(
     name: str,
     model: nn.Module,
     device: torch.device,
     dtype: torch.dtype,
     kind: str | None,
-    keep_float32: Callable[[str], bool] = _never,
+    keep_float32: Callable[[str], bool],
     instead: str = "",
 ) -> None:
-    """An `OptionError` where the weights of `model` (plain, on meta) in `dtype`, quantized as `kind`, exceed
-    the free memory of the device; it says in which form they would fit, and what else is accepted `instead`.
-    Also where the device has no such numbers.
+    """Refuse weights that exceed the free memory of a device, or that it has no dtype for.
+
+    `model` is a plain one on meta, `kind` is how its weights will be quantized. The `OptionError` calls the
+    model `name` and says in which form it would fit, and what else is accepted `instead`.
     """
     if device.type == "meta":
         return
@@ -56,23 +52,24 @@ def check_weights(
     forms: list[tuple[str, torch.dtype, str | None]] = [("as bfloat16", torch.bfloat16, None)]
     forms += [(f"as bfloat16 with {k} weights", torch.bfloat16, k) for k in KINDS]
     sizes = [(text, model_bytes(model, form, k, keep_float32)) for text, form, k in forms]
-    told = ", ".join(f"{size_text(size)} {text}" for text, size in sizes if size < needed)
-    stated = form_text(dtype, kind)
+    smaller = ", ".join(f"{size_text(size)} {text}" for text, size in sizes if size < needed)
     raise OptionError(
-        f"{name} needs {size_text(needed)} for its weights as {stated} on {device}, where {size_text(free)} "
-        f"are free; accepted: what fits{f' ({told})' if told else ''}{instead}"
+        f"{name} needs {size_text(needed)} for its weights as {form_text(dtype, kind)} on {device}, where "
+        f"{size_text(free)} are free; accepted: what fits{f' ({smaller})' if smaller else ''}{instead}"
     )
 
 
 def form_text(dtype: torch.dtype, kind: str | None) -> str:
-    """`bfloat16 with int8 weights`."""
+    """How weights are held, for messages: `bfloat16 with int8 weights`."""
     return str(dtype).removeprefix("torch.") + (f" with {kind} weights" if kind else "")
 
 
-def batch_that_fits(work: Workload, device: torch.device, dtype: torch.dtype, kept: int = 0) -> int:
-    """How many items of that work to compute at once, by the memory that is free now; at least one. `kept`
-    bytes more will be free when it begins."""
-    budget = int((free_bytes(device) + kept) * _USABLE)
+def batch_that_fits(work: Workload, device: torch.device, dtype: torch.dtype, reclaimable: int = 0) -> int:
+    """Number of items of that work to compute at once in the memory that is free now, at least one.
+
+    `reclaimable` bytes more will be free when it begins; a negative number is reserved.
+    """
+    budget = int((free_bytes(device) + reclaimable) * _USABLE)
     once = max(0, work.activation_bytes(0, dtype))
     each = work.cache_bytes(1, dtype)
     fitting = min(
@@ -83,13 +80,13 @@ def batch_that_fits(work: Workload, device: torch.device, dtype: torch.dtype, ke
 
 
 def batch_over_devices(work: Workload, layout: DeviceLayout, dtype: torch.dtype) -> int:
-    """`batch_that_fits` of a model that is spread over devices: each holds the caches of its layers, and the
-    main one leaves room for the weights that move there."""
+    """`batch_that_fits` for a decoder over several devices. Each holds the caches of its layers, and the main
+    one reserves room for offloaded weights."""
     fitting = []
     for device in dict.fromkeys([layout.main, *layout.layers]):
         cache = -(-work.cache * layout.layers.count(device) // len(layout.layers))
-        moved = layout.moved if device == layout.main else 0
-        fitting.append(batch_that_fits(replace(work, cache=cache), device, dtype, -moved))
+        share = replace(work, cache=cache)
+        fitting.append(batch_that_fits(share, device, dtype, -_reserved(layout, device)))
     return min(fitting)
 
 
@@ -98,9 +95,14 @@ def rows_that_fit(bytes_per_row: int, device: torch.device, layout: DeviceLayout
 
     With a `layout`, each of its devices holds the share of a row that belongs to its layers.
     """
-    fitting = max(1, int(free_bytes(device) * _USABLE) // bytes_per_row)
+    fitting = int(free_bytes(device) * _USABLE) // bytes_per_row
     if layout is not None:
         shares = {one: layout.layers.count(one) / len(layout.layers) for one in layout.layers}
-        free = {one: free_bytes(one) - (layout.moved if one == layout.main else 0) for one in shares}
-        fitting = max(1, min(int(free[one] * _USABLE / (bytes_per_row * shares[one])) for one in shares))
-    return min(fitting, _CPU_ROWS) if device.type == "cpu" else fitting
+        free = {one: free_bytes(one) - _reserved(layout, one) for one in shares}
+        fitting = min(int(free[one] * _USABLE / (bytes_per_row * shares[one])) for one in shares)
+    return max(1, min(fitting, _CPU_ROWS) if device.type == "cpu" else fitting)
+
+
+def _reserved(layout: DeviceLayout, device: torch.device) -> int:
+    """Bytes to leave free on the device for offloaded weights that are moved there."""
+    return layout.moved if device == layout.main else 0

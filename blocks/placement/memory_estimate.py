@@ -1,7 +1,7 @@
-"""How large a model is and what work on it takes, from its architecture alone: nothing is loaded.
+"""Parameters of a model and memory of work on it, computed from its architecture alone.
 
-Caches are exact. Activations are rough: what the largest layer holds at once, without the allocator's own
-losses and the kernels' work space.
+Caches are exact. Activations are rough: what the largest layer holds at once, without the allocator's losses
+and the kernels' work space.
 """
 
 import re
@@ -17,18 +17,25 @@ from ..model.kv_cache import KVCache
 from ..model.siglip import SiglipConfig
 
 PROMPT_TOKENS = 128
-"""Tokens of text that estimates count for a prompt or a question with its template."""
+"""Text tokens of a prompt or a question, with its template, in estimates."""
 
-# Sampling a row holds, per entry of the vocabulary, about this many float32 numbers' worth: logits, their
-# sorted copy with int64 places, probabilities, and the int64 words of the noise.
+# Sampling holds about this many float32 numbers per row and vocabulary entry: logits, their sorted copy with
+# int64 indices, probabilities, and the int64 words of the noise.
 _SAMPLING = 16
 
 
 @dataclass(frozen=True)
 class Workload:
-    """What one item of a batch takes beside the weights. Counts are numbers in the model's dtype, but
-    `sampling`, which counts float32 numbers. `once` does not grow with the batch; it comes before or after
-    the rest, so that the larger of both is the peak."""
+    """Memory of one item of a batch beside the weights, in numbers of the model's dtype.
+
+    rows: rows of the cache.
+    positions: length of the cache.
+    cache: keys and values.
+    activations: alive at the peak of a forward call.
+    sampling: float32 numbers alive while sampling.
+    once: what does not grow with the batch. It is computed before or after the rest, so that the larger of
+        both is the peak.
+    """
 
     name: str
     rows: int
@@ -39,11 +46,11 @@ class Workload:
     once: int
 
     def cache_bytes(self, batch: int, dtype: torch.dtype) -> int:
-        """Keys and values of `batch` items: exact."""
+        """Bytes of keys and values of `batch` items (exact)."""
         return batch * self.cache * dtype.itemsize
 
     def activation_bytes(self, batch: int, dtype: torch.dtype) -> int:
-        """Roughly what is alive at the peak for `batch` items, caches apart."""
+        """Bytes alive at the peak for `batch` items (rough), without the caches."""
         step = batch * max(self.activations * dtype.itemsize, self.sampling * torch.float32.itemsize)
         return max(step, self.once * dtype.itemsize)
 
@@ -51,9 +58,9 @@ class Workload:
 def decoder_workload(
     name: str, config: DecoderConfig, vocabulary: int, prompt: int, new: int, *, rows: int = 1, once: int = 0
 ) -> Workload:
-    """The work of reading `prompt` positions and writing `new` ones, with `rows` rows of the cache an item.
+    """The work of `prompt` positions and `new` generated ones, with `rows` rows of the cache an item.
 
-    Positions beyond the context are cut off, as no such work is accepted.
+    Positions beyond the context do not count, since no such request is accepted.
     """
     positions = min(prompt + new, config.max_positions)
     return Workload(
@@ -68,7 +75,7 @@ def decoder_workload(
 
 
 def _decoder_width(config: DecoderConfig) -> int:
-    """Numbers alive per position: the residual and its norm with the wider of attention and feed-forward."""
+    """Numbers alive per position: the residual, its norm, and the wider of attention and feed-forward."""
     query_dim = config.head_dim
     if config.latent is not None:
         query_dim = config.latent.nope_dim + config.latent.rope_dim
@@ -80,15 +87,18 @@ def _decoder_width(config: DecoderConfig) -> int:
     return 2 * config.hidden_size + max(attention, feed_forward)
 
 
-def siglip_activations(config: SiglipConfig, pictures: int) -> int:
-    """Numbers alive while the tower reads so many pictures (or tiles) at once."""
+def siglip_activations(config: SiglipConfig, images: int) -> int:
+    """Numbers alive while the vision tower encodes so many images (or tiles) at once."""
     widest = max(4 * config.width, 2 * int(config.width * config.mlp_ratio))
-    return pictures * config.num_patches * (2 * config.width + widest)
+    return images * config.num_patches * (2 * config.width + widest)
 
 
 def parameters_by_part(model: nn.Module, parts: Mapping[str, str]) -> dict[str, int]:
-    """Parameters per part of a model (usually on meta); `parts` maps a label to a pattern that is searched in
-    the name, and the first that matches counts. Every parameter belongs to a part."""
+    """Number of parameters in each part of a model, usually on meta.
+
+    `parts` maps a label to a pattern; a parameter belongs to the first that is found in its name, and each
+    must belong to one.
+    """
     counts = dict.fromkeys(parts, 0)
     for name, tensor in saved_tensors(model).items():
         label = next(label for label, pattern in parts.items() if re.search(pattern, name))
@@ -97,7 +107,7 @@ def parameters_by_part(model: nn.Module, parts: Mapping[str, str]) -> dict[str, 
 
 
 def active_parameters(config: DecoderConfig, total: int, experts: int) -> int:
-    """Parameters that one token goes through, of `total` with `experts` in the routed experts."""
+    """Parameters that compute one token, of `total` parameters with `experts` in the routed experts."""
     if config.moe is None:
         return total
     return total - experts + experts * config.moe.top_k // config.moe.num_experts

@@ -1,8 +1,8 @@
-"""A loaded model whose units (placement.py) lie on several devices, made ready to compute.
+"""Hooks for a model whose units (`layout.py`) lie on several devices.
 
-Inputs follow the units: what enters one is moved to where it computes, by hooks of accelerate. The weights
-of lodgers stay in the machine's memory and are on the main GPU for the time of their work only, one unit at
-a time. Results go back to where the inputs came from, but a layer's, which the next one takes.
+A unit's inputs are moved to the device where it computes, by hooks of accelerate. The weights of an
+offloaded unit stay in the machine's memory and are on the main GPU during its calls only, one unit at a time.
+Results go back to the device of the inputs, except those of the decoder's layers, which the next layer takes.
 """
 
 import threading
@@ -25,8 +25,11 @@ from .layout import DevicePlacement
 
 
 class UnitHook(AlignDevicesHook):
-    """accelerate's hook for a whole unit. It brings weights without emptying the allocator's cache after
-    each, which on CUDA waits for the device and then asks the driver for the same memory again."""
+    """accelerate's hook, for a whole unit.
+
+    It loads weights without emptying the allocator's cache after each. On CUDA that would wait for the device
+    and then ask the driver for the same memory again.
+    """
 
     def pre_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
         if self.io_same_device:
@@ -42,7 +45,7 @@ class UnitHook(AlignDevicesHook):
 
 @contextmanager
 def _current(device: torch.device) -> Iterator[None]:
-    """Kernels of Triton start on the current GPU, wherever their tensors are."""
+    """Make a GPU the current one, where Triton launches kernels wherever their tensors are."""
     if device.type != "cuda":
         yield
         return
@@ -51,51 +54,47 @@ def _current(device: torch.device) -> Iterator[None]:
 
 
 def attach_hooks(model: nn.Module, placement: DevicePlacement) -> None:
-    """Make a model that was loaded to `placement` compute there; nothing changes where that is one device."""
-    if not placement.uses_several_devices:
-        return
-    names, inside = units(model), decoder_name(model)
-    decoder = cast(Decoder, model.get_submodule(inside))
-    layers = [f"{inside}.layers.{number}" for number in range(len(decoder.layers))]
+    """Make a model that was loaded to a `placement` on several devices compute there."""
+    path = decoder_name(model)
+    decoder = cast(Decoder, model.get_submodule(path))
+    layers = [f"{path}.layers.{number}" for number in range(len(decoder.layers))]
+    execution = {name: placement.execution_device(name) for name in units(model)}
     moved = max((module_bytes(model.get_submodule(name)) for name in placement.offloaded), default=0)
-    away = any(placement.execution_device(name) != placement.main for name in layers)
-    for name in names:
-        hands_on = name in layers
-        reached = away and (hands_on or name == f"{inside}.norm")  # by what may come from another device
-        if name in placement.offloaded or placement.execution_device(name) != placement.main or reached:
-            _attach(
-                model.get_submodule(name),
-                placement.execution_device(name),
-                name in placement.offloaded,
-                not hands_on,
-            )
-    decoder.layout = DeviceLayout(
-        placement.main, tuple(placement.execution_device(name) for name in layers), moved
-    )
+    several = any(execution[name] != placement.main for name in layers)
+    for name, device in execution.items():
+        offload = name in placement.offloaded
+        # A layer's results stay where they are, so that the next one or the norm may get them from elsewhere.
+        mixed_inputs = several and (name in layers or name == f"{path}.norm")
+        if offload or device != placement.main or mixed_inputs:
+            _attach(model.get_submodule(name), device, offload, returns=name not in layers)
+    decoder.layout = DeviceLayout(placement.main, tuple(execution[name] for name in layers), moved)
 
 
-def _attach(module: nn.Module, device: torch.device, lodges: bool, returns: bool) -> None:
-    """Put the hook around every method by which the unit is used."""
+def _attach(module: nn.Module, device: torch.device, offload: bool, returns: bool) -> None:
+    """Put a hook around every method by which others use the unit: its `entrances`, or `forward`.
+
+    `returns` moves results back to the device of the inputs.
+    """
     hook = UnitHook(
-        device, offload=lodges, io_same_device=returns, offload_buffers=True, place_submodules=True
+        device, offload=offload, io_same_device=returns, offload_buffers=True, place_submodules=True
     )
     hook.init_hook(module)
     lock = threading.RLock()
-    for entrance in getattr(module, "entrances", ("forward",)):
-        setattr(module, entrance, _around(module, hook, getattr(module, entrance), device, lock))
+    for name in getattr(module, "entrances", ("forward",)):
+        setattr(module, name, _hooked(module, hook, getattr(module, name), device, lock))
 
 
-def _around(
-    module: nn.Module, hook: UnitHook, work: Callable[..., Any], device: torch.device, lock: Any
+def _hooked(
+    module: nn.Module, hook: UnitHook, method: Callable[..., Any], device: torch.device, lock: Any
 ) -> Callable[..., Any]:
-    @wraps(work)
+    @wraps(method)
     def run(*args: Any, **kwargs: Any) -> Any:
-        # A server prepares prompts beside the engine's thread: neither may send away what the other uses.
+        # A server prepares prompts beside the scheduler's thread: neither may move weights the other uses.
         with lock, _current(device):
             output = None
             try:
                 args, kwargs = hook.pre_forward(module, *args, **kwargs)
-                output = work(*args, **kwargs)
+                output = method(*args, **kwargs)
             finally:
                 output = hook.post_forward(module, output)
             return output

@@ -6,7 +6,7 @@ import pytest
 import torch
 from bifrons.blocks.checkpoints.convert import convert_folder
 from bifrons.blocks.checkpoints.loader import load_weights
-from bifrons.blocks.checkpoints.reader import list_tensors, read_tensor
+from bifrons.blocks.checkpoints.reader import TensorReader, list_tensors
 from bifrons.blocks.errors import CheckpointError, ConfigError
 from bifrons.janus.config import read_config
 from bifrons.janus.convert import original_config, to_original
@@ -83,7 +83,8 @@ def test_transformers_folder_becomes_an_original_one(community, tmp_path):
     src, theirs = community
     assert convert(src, tmp_path / "out", max_shard_bytes=100_000) == tmp_path / "out"
     assert (tmp_path / "out" / "model.safetensors.index.json").exists()
-    ours = {n: read_tensor(e) for n, e in list_tensors(tmp_path / "out").items()}
+    with TensorReader() as reader:
+        ours = {name: reader.read(entry) for name, entry in list_tensors(tmp_path / "out").items()}
     block = "model.vision_model.encoder.layers.1.self_attn"
     qkv = torch.cat([theirs[f"{block}.{k}_proj.weight"] for k in "qkv"])
     assert torch.equal(ours["vision_model.vision_tower.blocks.1.attn.qkv.weight"], qkv)
@@ -161,9 +162,10 @@ def test_original_folders_keep_every_tensor_and_text(tmp_path, kind, model_type)
     convert(src, tmp_path / "out", max_shard_bytes=100)
     entries = list_tensors(tmp_path / "out")
     assert entries.keys() == state.keys()
-    for name, entry in entries.items():
-        assert entry.dtype == state[name].dtype
-        assert read_tensor(entry).view(torch.uint8).equal(state[name].view(torch.uint8))
+    with TensorReader() as reader:
+        for name, entry in entries.items():
+            assert entry.dtype == state[name].dtype
+            assert reader.read(entry).view(torch.uint8).equal(state[name].view(torch.uint8))
     shards = {f"model-0000{i}-of-00002.safetensors" for i in (1, 2)} | {"model.safetensors.index.json"}
     assert {p.name for p in (tmp_path / "out").iterdir()} == texts.keys() | shards
     assert all((tmp_path / "out" / name).read_text() == text for name, text in texts.items())
