@@ -2,15 +2,16 @@
 
 import json
 import math
-import os
 import shutil
 from collections.abc import Callable, Iterable
+from contextlib import ExitStack
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from ..errors import CheckpointError
+from ..files import sync, temporary_path
 from .formats import SAFETENSORS_DTYPES
 from .reader import weight_files
 
@@ -18,7 +19,7 @@ _DTYPE_NAMES = {dtype: name for name, dtype in SAFETENSORS_DTYPES.items()}
 _INDEX = "model.safetensors.index.json"
 
 TensorSpec = tuple[str, Callable[[], Tensor], tuple[int, ...], torch.dtype]
-"""Name, a function that gives the tensor when its turn comes, its shape, its dtype."""
+"""Name, a function that makes the tensor when it is to be written, its shape, its dtype."""
 
 
 def write_safetensors(
@@ -28,12 +29,12 @@ def write_safetensors(
     metadata: dict[str, str] | None = None,
     on_bytes: Callable[[int], object] = lambda count: None,
 ) -> list[Path]:
-    """Writes `model.safetensors`, or shards `model-00001-of-0000N.safetensors` and their index.
+    """Write `model.safetensors`, or shards `model-00001-of-0000N.safetensors` and their index.
 
     Tensors are taken in order; a shard holds at most `max_shard_bytes` of them, or one larger tensor.
-    `on_bytes` is told the size of each tensor written. Files get their names only when all are
-    complete, the index last; on an error nothing is left that reads as whole. Returns the files
-    written. `CheckpointError` if the disk is full or not writable, or if the folder holds weights that
+    `on_bytes` is called with the size of each tensor after it is written. Files get their names only when all
+    are complete, the index last; after an error there is nothing that could be read as complete. Returns the
+    files. Raises `CheckpointError` if the disk is full or not writable, or if the folder holds weights that
     the new ones would not replace.
     """
     folder, specs = Path(folder), list(tensors)
@@ -49,32 +50,29 @@ def write_safetensors(
     if len(shards) > 1:
         names = [f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors" for i in range(len(shards))]
     marks = {"format": "pt"} if metadata is None else metadata
-    made: list[tuple[Path, Path]] = []
+    files = [folder / name for name in ([*names, _INDEX] if len(shards) > 1 else names)]
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        _refuse_stale(folder, {*names, _INDEX} if len(shards) > 1 else {*names})
+        _refuse_stale(folder, {file.name for file in files})
         _refuse_full(folder, total)
-        for name, shard in zip(names, shards, strict=True):
-            made.append((folder / f".{name}.{os.getpid()}.part", folder / name))
-            _write_shard(made[-1][0], shard, marks, on_bytes)
-        if len(shards) > 1:
-            made.append((folder / f".{_INDEX}.{os.getpid()}.part", folder / _INDEX))
-            _write_index(made[-1][0], names, shards, total)
-        if len(shards) > 1:  # without an index, a half-renamed set of shards is refused, not read
-            (folder / _INDEX).unlink(missing_ok=True)
-        for part, final in made:
-            part.replace(final)
+        with ExitStack() as stack:
+            parts = [stack.enter_context(temporary_path(file)) for file in files]
+            for part, shard in zip(parts, shards, strict=False):
+                _write_shard(part, shard, marks, on_bytes)
+            if len(shards) > 1:
+                _write_index(parts[-1], names, shards, total)
+                # Without an index, a half-renamed set of shards is refused, not read.
+                (folder / _INDEX).unlink(missing_ok=True)
+            for part, file in zip(parts, files, strict=True):
+                part.replace(file)
     except OSError as error:
         why = error.strerror or error
         raise CheckpointError(f"can't write {total} bytes of weights to {folder}: {why}") from error
-    finally:
-        for part, _ in made:
-            part.unlink(missing_ok=True)
-    return [final for _, final in made]
+    return files
 
 
 def spec_bytes(spec: TensorSpec) -> int:
-    """What the tensor will take in a file."""
+    """Size of the tensor in a file."""
     return math.prod(spec[2]) * spec[3].itemsize
 
 
@@ -128,8 +126,7 @@ def _write_shard(
                 stream.write(flat.view(torch.uint8).numpy().data)
             del tensor, flat
             on_bytes(spec_bytes(spec))
-        stream.flush()
-        os.fsync(stream.fileno())
+        sync(stream)
 
 
 def _write_index(path: Path, names: list[str], shards: list[list[TensorSpec]], total: int) -> None:
