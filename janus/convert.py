@@ -6,9 +6,9 @@ from typing import Any
 import torch
 
 from ..blocks.checkpoints.formats import TensorEntry
-from ..blocks.checkpoints.quantized_writer import merged_specs
 from ..blocks.checkpoints.reader import TensorReader
-from ..blocks.checkpoints.writer import TensorSpec
+from ..blocks.conversion.quantized_writer import merged_specs
+from ..blocks.conversion.writer import TensorSpec
 from ..blocks.json_config import Section, read_json
 from ..blocks.model.siglip import SiglipConfig
 from ..tokenizers.vq.model import VQConfig

@@ -12,12 +12,12 @@ from PIL import Image
 from torch import Tensor
 
 from ..blocks.chat.text_generation import MAX_SEED, score_tokens
-from ..blocks.engine.cuda_graphs import bucket_below
 from ..blocks.engine.generate import captures, generate, generate_all
 from ..blocks.engine.graph_generation import graph_pool_of, slots_for
 from ..blocks.engine.request import GenerationBatch, SamplingParams, TokenHead, check_context
 from ..blocks.engine.sampling import guide, interleave
 from ..blocks.errors import OptionError, check_integer, check_number
+from ..blocks.graphs.cuda_graphs import bucket_below
 from ..blocks.placement.memory_budget import batch_over_devices, batch_that_fits, rows_that_fit
 from ..tokenizers.vq.model import to_uint8
 from .model import JanusModel

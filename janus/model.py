@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..blocks.chat.text_generation import Prompt
-from ..blocks.engine.graphed_module import run_graphed
 from ..blocks.errors import OptionError
+from ..blocks.graphs.graphed_module import run_graphed
 from ..blocks.model.decoder import Decoder
 from ..blocks.model.layers import Linear, MlpProjector
 from ..blocks.model.missing_parts import absent

@@ -14,7 +14,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from ..blocks.chat.text_generation import Prompt
-from ..blocks.engine.graphed_module import run_graphed
+from ..blocks.graphs.graphed_module import run_graphed
 from ..blocks.model.context import DecoderConfig
 from ..blocks.model.decoder import Decoder
 from ..blocks.model.layers import Linear, MlpProjector

@@ -4,10 +4,10 @@ import argparse
 import re
 import sys
 
-from ...blocks.checkpoints.convert import convert_folder
 from ...blocks.checkpoints.hub import open_model
 from ...blocks.checkpoints.quantize import check_kind
-from ...blocks.checkpoints.quantized_writer import QuantizedWriter
+from ...blocks.conversion.convert import convert_folder
+from ...blocks.conversion.quantized_writer import QuantizedWriter
 from ...blocks.errors import OptionError
 from ..files import print_json
 from ..pipelines import describe

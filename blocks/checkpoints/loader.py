@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from ..errors import CheckpointError
 from ..model.missing_parts import absent_parts
-from ..model.quantized_linear import QuantizedWeight
+from ..model.quantized_weight import QuantizedWeight
 from .formats import TensorEntry
 from .key_mapping import (
     KeyMap,

@@ -18,7 +18,7 @@ from ..kernels.codec import CODE_DTYPES, GROUP_SIZE, KINDS, SCALE_DTYPE, group_s
 from ..model.decoder import Decoder
 from ..model.layers import Linear
 from ..model.moe import Experts
-from ..model.quantized_linear import QuantizedWeight
+from ..model.quantized_weight import QuantizedWeight
 from .hub import ModelFolder
 from .key_mapping import KeyMap, ParameterSlice, saved_tensors
 

@@ -10,8 +10,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from ..graphs.cuda_graphs import uses_cuda_graphs
 from ..model.decoder import Decoder
-from .cuda_graphs import uses_cuda_graphs
 from .graph_generation import captured_steps, captured_tokens
 from .prefill import decode_one, prefill
 from .request import GenerationBatch, TokenHead, check_context

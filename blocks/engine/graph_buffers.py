@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from ..graphs.cuda_graphs import CapturedGraphs, GraphCapturer, WeightAddresses, Work, bucket
+from ..graphs.decode_step import StaticDecodeStep
 from ..model.decoder import Decoder
 from ..model.kv_cache import allocated_slots
 from ..model.kv_slots import KVSlots, KVSlotView
-from .cuda_graphs import CapturedGraphs, GraphCapturer, WeightAddresses, Work, bucket
-from .decode_step import StaticDecodeStep
 from .prefill import prefill
 from .request import GenerationBatch, SamplingMode, SamplingTensors, TokenHead
 from .sampling import expand_rows, sample

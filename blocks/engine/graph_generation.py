@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from ..device import free_bytes
+from ..graphs.cuda_graphs import WeightAddresses, bucket, graph_capturer
 from ..model.decoder import Decoder
 from ..model.kv_cache import KVCache
-from .cuda_graphs import WeightAddresses, bucket, graph_capturer
 from .graph_buffers import GraphBuffers
 from .request import GenerationBatch
 

@@ -18,9 +18,9 @@ from contextlib import nullcontext
 import torch
 
 from ..errors import OptionError
+from ..graphs.cuda_graphs import GraphCapturer, graph_capturer, uses_cuda_graphs
 from ..model.decoder import Decoder
 from ..model.kv_slots import KVSlots, sent
-from .cuda_graphs import GraphCapturer, graph_capturer, uses_cuda_graphs
 from .graph_buffers import GraphedSteps
 from .prefill import Prefiller, decode_one
 from .request import Request, TokenHead, check_context

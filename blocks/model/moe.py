@@ -15,8 +15,7 @@ from ..errors import ConfigError
 from ..kernels import dispatch
 from ..kernels.batch_invariant import linear, row_sums, sigmoid
 from ..kernels.codec import WeightTensors
-from .layers import FeedForward
-from .moe_dispatch import (
+from ..kernels.moe_dispatch import (
     ExpertsImplementation,
     grouped_gemm,
     grouped_gemm_sorted,
@@ -24,7 +23,8 @@ from .moe_dispatch import (
     padded_bmm,
     pick_implementation,
 )
-from .quantized_linear import QuantizedWeight
+from .layers import FeedForward
+from .quantized_weight import QuantizedWeight
 
 _KERNEL_MAX_PAIRS = 256
 """Token-expert pairs up to which kernels compute a whole layer where they can."""

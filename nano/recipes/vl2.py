@@ -14,8 +14,8 @@ from einops import rearrange
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from ...blocks.kernels.moe_dispatch import dense_experts
 from ...blocks.model.moe import Gate, MoE
-from ...blocks.model.moe_dispatch import dense_experts
 from ...vl2.config import read_config
 from ...vl2.model import VL2Model
 from ...vl2.pipeline import VL2Pipeline

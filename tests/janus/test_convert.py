@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from bifrons.blocks.checkpoints.convert import convert_folder
 from bifrons.blocks.checkpoints.loader import load_weights
 from bifrons.blocks.checkpoints.reader import TensorReader, list_tensors
+from bifrons.blocks.conversion.convert import convert_folder
 from bifrons.blocks.errors import CheckpointError, ConfigError
 from bifrons.janus.config import read_config
 from bifrons.janus.convert import original_config, to_original

@@ -7,7 +7,7 @@ import torch
 from bifrons import ConfigError, JanusPipeline, OptionError
 from bifrons.blocks.checkpoints.quantize import model_bytes, quantizable_weights, quantize_model
 from bifrons.blocks.checkpoints.reader import list_tensors
-from bifrons.blocks.model.quantized_linear import QuantizedWeight
+from bifrons.blocks.model.quantized_weight import QuantizedWeight
 
 KINDS = ("int8", "int4", "fp8")
 PROMPTS = ("a red apple", "two dogs", "the green cup above a table", "x")

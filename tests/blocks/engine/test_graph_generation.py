@@ -6,14 +6,15 @@ from dataclasses import replace
 
 import pytest
 import torch
-from bifrons.blocks.engine import decode_step, generate, graph_generation
-from bifrons.blocks.engine.cuda_graphs import GraphCapturer, Work, bucket, bucket_below
+from bifrons.blocks.engine import generate, graph_generation
 from bifrons.blocks.engine.generate import generate_all, plain_steps
 from bifrons.blocks.engine.graph_generation import captured_steps, captured_tokens, graph_pool_of
 from bifrons.blocks.engine.prefill import decode_one, prefill
 from bifrons.blocks.engine.request import GenerationBatch
 from bifrons.blocks.engine.sampling import expand_rows
 from bifrons.blocks.errors import OptionError
+from bifrons.blocks.graphs import decode_step
+from bifrons.blocks.graphs.cuda_graphs import GraphCapturer, Work, bucket, bucket_below
 from bifrons.blocks.model.decoder import Decoder
 from bifrons.janus.image_generation import ImageGenerationOptions, image_generation_batch
 from bifrons.janus.pipeline import JanusPipeline

@@ -12,12 +12,12 @@ from typing import Any
 import pytest
 import torch
 from bifrons.blocks.engine import graph_generation
-from bifrons.blocks.engine.cuda_graphs import CudaGraphCapturer, GraphCapturer, Work
 from bifrons.blocks.engine.generate import plain_steps
 from bifrons.blocks.engine.graph_buffers import GraphBuffers
 from bifrons.blocks.engine.graph_generation import captured_tokens, graph_pool_of
 from bifrons.blocks.engine.prefill import prefill
 from bifrons.blocks.engine.request import GenerationBatch, SamplingParams, TokenHead
+from bifrons.blocks.graphs.cuda_graphs import CudaGraphCapturer, GraphCapturer, Work
 from bifrons.blocks.kernels import dispatch
 from bifrons.blocks.model import decoder as blocks_decoder
 from bifrons.blocks.model.decoder import Decoder

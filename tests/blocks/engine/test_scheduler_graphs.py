@@ -8,14 +8,14 @@ from dataclasses import dataclass, field, replace
 
 import pytest
 import torch
-from bifrons.blocks.engine import decode_step
-from bifrons.blocks.engine.cuda_graphs import GraphCapturer, Work
-from bifrons.blocks.engine.decode_step import import_kernels
 from bifrons.blocks.engine.generate import plain_steps
 from bifrons.blocks.engine.graph_buffers import GraphedSteps
 from bifrons.blocks.engine.prefill import BLOCK, MIN_SHARED, Prefiller, decode_one, prefill
 from bifrons.blocks.engine.request import GenerationBatch, Request, SamplingParams, TokenHead
 from bifrons.blocks.engine.scheduler import Scheduler
+from bifrons.blocks.graphs import decode_step
+from bifrons.blocks.graphs.cuda_graphs import GraphCapturer, Work
+from bifrons.blocks.graphs.decode_step import import_kernels
 from bifrons.blocks.model.decoder import Decoder
 from bifrons.blocks.model.kv_slots import KVSlots
 from bifrons.janus.pipeline import JanusPipeline

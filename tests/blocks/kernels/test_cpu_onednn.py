@@ -13,7 +13,7 @@ from bifrons.blocks.kernels import cpu_onednn
 from bifrons.blocks.model.context import DecoderConfig
 from bifrons.blocks.model.decoder import Decoder
 from bifrons.blocks.model.layers import Linear
-from bifrons.blocks.model.quantized_linear import QuantizedWeight
+from bifrons.blocks.model.quantized_weight import QuantizedWeight
 from torch import nn
 
 needs_prepacking = pytest.mark.skipif(not cpu_onednn.is_supported(), reason="needs prepacking")

@@ -10,10 +10,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 from bifrons.blocks.checkpoints.quantize import quantize_model
-from bifrons.blocks.engine import decode_step, generate, graph_generation
+from bifrons.blocks.engine import generate, graph_generation
 from bifrons.blocks.engine.philox import exponential_noise
 from bifrons.blocks.engine.request import GenerationBatch, SamplingParams, TokenHead
 from bifrons.blocks.engine.sampling import guide, sample
+from bifrons.blocks.graphs import decode_step
 from bifrons.blocks.kernels import dispatch
 from bifrons.blocks.kernels.codec import WeightTensors
 from bifrons.blocks.model.context import DecoderConfig, LatentConfig

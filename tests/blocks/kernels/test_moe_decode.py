@@ -7,8 +7,8 @@ pytest.importorskip("triton")
 from bifrons.blocks.kernels import dispatch, moe_decode
 from bifrons.blocks.kernels.codec import WeightTensors
 from bifrons.blocks.kernels.moe_decode import fused_experts
+from bifrons.blocks.kernels.moe_dispatch import loop_experts
 from bifrons.blocks.model.moe import Gate, MoE, MoEConfig
-from bifrons.blocks.model.moe_dispatch import loop_experts
 
 pytestmark = pytest.mark.usefixtures("few_blocks")
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"

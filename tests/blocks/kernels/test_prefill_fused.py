@@ -4,11 +4,11 @@ import pytest
 import torch
 
 pytest.importorskip("triton")
-from bifrons.blocks.engine.cuda_graphs import CudaGraphCapturer
+from bifrons.blocks.graphs.cuda_graphs import CudaGraphCapturer
 from bifrons.blocks.kernels import dispatch, prefill_fused
+from bifrons.blocks.kernels.moe_dispatch import grouped_gemm, grouped_gemm_sorted, sort_by_expert
 from bifrons.blocks.model.layers import deinterleave, rotary_table, rotate, rotate_pairs
 from bifrons.blocks.model.moe import Experts
-from bifrons.blocks.model.moe_dispatch import grouped_gemm, grouped_gemm_sorted, sort_by_expert
 
 pytestmark = pytest.mark.usefixtures("few_blocks")
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"

@@ -4,12 +4,12 @@ import pytest
 import torch
 
 pytest.importorskip("triton")
-from bifrons.blocks.engine.cuda_graphs import CudaGraphCapturer
-from bifrons.blocks.engine.fused_weights import joined_weight
+from bifrons.blocks.graphs.cuda_graphs import CudaGraphCapturer
+from bifrons.blocks.graphs.fused_weights import joined_weight
 from bifrons.blocks.kernels import dispatch, gemv, moe_decode
+from bifrons.blocks.kernels.moe_dispatch import loop_experts, padded_bmm
 from bifrons.blocks.model.moe import MoE, MoEConfig
-from bifrons.blocks.model.moe_dispatch import loop_experts, padded_bmm
-from bifrons.blocks.model.quantized_linear import QuantizedWeight
+from bifrons.blocks.model.quantized_weight import QuantizedWeight
 from torch import nn
 
 FP8 = pytest.mark.skipif(

@@ -3,14 +3,14 @@
 import pytest
 import torch
 from bifrons.blocks.errors import ConfigError
-from bifrons.blocks.model.moe import Gate, MoE, MoEConfig
-from bifrons.blocks.model.moe_dispatch import (
+from bifrons.blocks.kernels.moe_dispatch import (
     dense_experts,
     grouped_gemm,
     loop_experts,
     padded_bmm,
     pick_implementation,
 )
+from bifrons.blocks.model.moe import Gate, MoE, MoEConfig
 
 
 def literal_selection(logits: list[float], bias: list[float], config: MoEConfig) -> dict[int, float]:

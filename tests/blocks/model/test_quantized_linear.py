@@ -6,8 +6,9 @@ import torch.nn.functional as F
 from bifrons.blocks.checkpoints.quantize import check_device
 from bifrons.blocks.errors import OptionError
 from bifrons.blocks.kernels.codec import group_size, unpack_int4
-from bifrons.blocks.model.moe_dispatch import loop_active_experts, loop_experts, padded_bmm
-from bifrons.blocks.model.quantized_linear import QuantizedWeight, quantized_linear
+from bifrons.blocks.kernels.moe_dispatch import loop_active_experts, loop_experts, padded_bmm
+from bifrons.blocks.kernels.quantized_linear import quantized_linear
+from bifrons.blocks.model.quantized_weight import QuantizedWeight
 
 
 def quantize(weight: torch.Tensor, kind: str) -> QuantizedWeight:

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 pytest.importorskip("triton")
-from bifrons.blocks.engine.cuda_graphs import CudaGraphCapturer
+from bifrons.blocks.graphs.cuda_graphs import CudaGraphCapturer
 from bifrons.blocks.kernels import dispatch
 from bifrons.tokenizers.vq import fused_cuda
 from bifrons.tokenizers.vq.model import VQConfig, VQModel

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 from bifrons.blocks.checkpoints.quantize import quantize_model
-from bifrons.blocks.engine.fused_weights import join_weights, joined_weight
+from bifrons.blocks.graphs.fused_weights import join_weights, joined_weight
 from bifrons.blocks.kernels import dispatch
 from bifrons.blocks.model.context import DecoderConfig, LatentConfig
 from bifrons.blocks.model.decoder import Decoder

@@ -9,14 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..checkpoints.formats import TensorEntry
+from ..checkpoints.hub import open_model
+from ..checkpoints.key_mapping import KeyMap, Piece, match, saved_tensors
+from ..checkpoints.loader import promoted
+from ..checkpoints.quantize import CONFIG_KEY, pick_quantization, quantizable_weights, quantization_config
+from ..checkpoints.reader import TensorReader
 from ..errors import CheckpointError
-from ..model.quantized_linear import QuantizedWeight
-from .formats import TensorEntry
-from .hub import open_model
-from .key_mapping import KeyMap, Piece, match, saved_tensors
-from .loader import promoted
-from .quantize import CONFIG_KEY, pick_quantization, quantizable_weights, quantization_config
-from .reader import TensorReader
+from ..model.quantized_weight import QuantizedWeight
 from .writer import TensorSpec
 
 

@@ -10,10 +10,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ..checkpoints.formats import SAFETENSORS_DTYPES
+from ..checkpoints.reader import weight_files
 from ..errors import CheckpointError
 from ..files import sync, temporary_path
-from .formats import SAFETENSORS_DTYPES
-from .reader import weight_files
 
 _DTYPE_NAMES = {dtype: name for name, dtype in SAFETENSORS_DTYPES.items()}
 _INDEX = "model.safetensors.index.json"

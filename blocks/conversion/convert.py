@@ -9,13 +9,13 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from ..checkpoints.formats import TensorEntry
+from ..checkpoints.loader import progress_bar
+from ..checkpoints.reader import TensorReader, list_tensors, weight_files
 from ..errors import CheckpointError, ConfigError
 from ..files import temporary_path
 from ..json_config import read_json
-from .formats import TensorEntry
-from .loader import progress_bar
 from .quantized_writer import QuantizedWriter, unchanged_specs
-from .reader import TensorReader, list_tensors, weight_files
 from .writer import TensorSpec, spec_bytes, write_safetensors
 
 Translation = Callable[

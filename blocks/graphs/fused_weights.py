@@ -14,7 +14,7 @@ from ..kernels.codec import WeightTensors
 from ..model.decoder import Attention, Decoder
 from ..model.layers import FeedForward, Linear
 from ..model.mla import LatentAttention
-from ..model.quantized_linear import QuantizedWeight
+from ..model.quantized_weight import QuantizedWeight
 
 
 def weight_of(layer: nn.Module) -> WeightTensors | None:

@@ -6,17 +6,17 @@ import torch
 
 pytest.importorskip("triton")
 from bifrons.blocks.checkpoints.quantize import quantize_model
-from bifrons.blocks.engine import decode_step
-from bifrons.blocks.engine.cuda_graphs import CudaGraphCapturer
-from bifrons.blocks.engine.decode_step import StaticDecodeStep
-from bifrons.blocks.engine.fused_weights import join_weights
 from bifrons.blocks.engine.prefill import decode_one, prefill
+from bifrons.blocks.graphs import decode_step
+from bifrons.blocks.graphs.cuda_graphs import CudaGraphCapturer
+from bifrons.blocks.graphs.decode_step import StaticDecodeStep
+from bifrons.blocks.graphs.fused_weights import join_weights
 from bifrons.blocks.kernels import dispatch, gemv, pdl
 from bifrons.blocks.kernels.rmsnorm_swiglu import add_norm
 from bifrons.blocks.model.context import DecoderConfig, LatentConfig
 from bifrons.blocks.model.decoder import Decoder
 from bifrons.blocks.model.moe import MoEConfig
-from bifrons.blocks.model.quantized_linear import QuantizedWeight
+from bifrons.blocks.model.quantized_weight import QuantizedWeight
 from torch import Tensor, nn
 
 pytestmark = pytest.mark.usefixtures("few_blocks")

@@ -18,8 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..kernels.batch_invariant import ROW_MULTIPLE, is_batch_invariant, linear
-from ..kernels.codec import WeightTensors, decode
+from .batch_invariant import ROW_MULTIPLE, is_batch_invariant, linear
+from .codec import WeightTensors, decode
 from .quantized_linear import quantized_linear
 
 ExpertsImplementation = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from bifrons.blocks.engine import graphed_module
-from bifrons.blocks.engine.cuda_graphs import GraphCapturer, Work
-from bifrons.blocks.engine.graphed_module import graphed_module_of
+from bifrons.blocks.graphs import graphed_module
+from bifrons.blocks.graphs.cuda_graphs import GraphCapturer, Work
+from bifrons.blocks.graphs.graphed_module import graphed_module_of
 from bifrons.janus.pipeline import JanusPipeline
 from bifrons.vl2.pipeline import VL2Pipeline
 from PIL import Image

@@ -13,13 +13,13 @@ import torch
 from torch import Tensor, nn
 
 from ..kernels import dispatch
+from ..kernels.moe_dispatch import padded_bmm
 from ..model.context import ForwardContext
 from ..model.decoder import Attention, Block, Decoder
 from ..model.kv_cache import KVCache, allocated_slots
 from ..model.layers import FeedForward, RMSNorm, rotary_table
 from ..model.mla import LatentAttention
 from ..model.moe import Experts
-from ..model.moe_dispatch import padded_bmm
 from .fused_weights import joined_weight
 
 SPAN = 128

@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 import torch
-from bifrons.blocks.checkpoints.writer import write_safetensors
+from bifrons.blocks.conversion.writer import write_safetensors
 from bifrons.blocks.errors import CheckpointError
 from safetensors.torch import load_file
 

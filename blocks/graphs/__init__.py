@@ -1,0 +1,5 @@
+"""The decoder's fast path on CUDA: a decoding step through kernels, its fused weights, and CUDA graphs.
+
+Imports `blocks.model` and `blocks.kernels`.
+Start with `cuda_graphs.py` (capture and replay), then `decode_step.py`.
+"""
