@@ -1,6 +1,6 @@
-"""What is measured of our models: steps of painting and talking, whole pictures where they are quick.
+"""What is measured of our models: decoding steps of images and answers, and whole images where that is quick.
 
-B pictures or conversations, R rows of the decoder, D its width.
+B images or conversations, R decoder rows, D decoder width.
 """
 
 from collections.abc import Callable
@@ -23,14 +23,14 @@ from ...vl2.tiles import num_image_tokens
 from .measure import Bench, step_bytes
 
 PROMPT = 32
-"""Tokens of a painting prompt."""
+"""Tokens of an image prompt."""
 _TILES = (2, 2)
-_QUESTION = 40  # tokens beside those of the picture: 1,063 in all at the released models' sizes
+_QUESTION = 40  # tokens beside those of the image: 1,063 in all at the released models' sizes
 
 
 @dataclass(frozen=True)
 class Amount:
-    """How much is measured: steps a run, runs, and whether whole pictures are painted."""
+    """How much is measured: steps per run, runs, and whether whole images are generated."""
 
     steps: int
     repeats: int
@@ -47,12 +47,13 @@ def filled_cache(decoder: Decoder, rows: int, filled: int, more: int) -> KVCache
 
 
 def rewind(cache: KVCache, filled: int) -> None:
+    """Set every row back to `filled` positions."""
     cache.positions.fill_(filled)
     cache.filled = filled
 
 
 def stepper(decoder: Decoder, batch: GenerationBatch) -> Callable[[], None]:
-    """The steps of a batch, without the reading of its prompts: captured or not, as `generate` does them."""
+    """A function that runs a batch's decoding steps without its prefill, captured or not, as `generate` does."""
     head, sampling, filled = batch.head, batch.sampling, batch.longest
     if captures(decoder, head):
         buffers = graph_pool_of(decoder).take(decoder, batch)
@@ -81,18 +82,20 @@ def stepper(decoder: Decoder, batch: GenerationBatch) -> Callable[[], None]:
 
 
 def random_rows(decoder: Decoder, rows: int, length: int) -> list[Tensor]:
+    """Random prompt embeddings, `rows` times `[length, D]`."""
     weight = decoder.embed_tokens.weight
     return list(torch.randn(rows, length, weight.shape[1], device=weight.device).to(weight.dtype))
 
 
 def painting_limit(model: JanusModel, batch: int, bandwidth: float) -> float:
-    """Seconds of a guided step in the middle of a picture; `model` may be on meta in its real dtype."""
+    """The limit in seconds of a guided step in the middle of an image; `model` may be on the meta device."""
     slots = PROMPT + model.config.num_codes / 2
     return step_bytes(model.decoder, [model.gen_head, model.gen_aligner], 2 * batch, slots) / bandwidth
 
 
 @torch.no_grad()
 def bench_janus(bench: Bench, model: JanusModel, batch: int, bandwidth: float, amount: Amount) -> None:
+    """Measure Janus: whole images, steps, prompts, the VQ decoder and the vision encoder."""
     total = model.config.num_codes
     options = ImageGenerationOptions()
     limit = painting_limit(model, batch, bandwidth)
@@ -110,11 +113,11 @@ def bench_janus(bench: Bench, model: JanusModel, batch: int, bandwidth: float, a
         first = f"{work}, the first"
         bench.measure("bifrons", first, picture, repeats=1, warmup=0, items=batch, unit=rate, note=note)
         bench.measure("bifrons", work, picture, repeats=3, items=batch, unit=rate, limit=limit * total)
-    _bench_painting(bench, model, batch, limit, amount)
+    _bench_images(bench, model, batch, limit, amount)
     _bench_rest(bench, model, prompts, amount)
 
 
-def _bench_painting(bench: Bench, model: JanusModel, batch: int, limit: float, amount: Amount) -> None:
+def _bench_images(bench: Bench, model: JanusModel, batch: int, limit: float, amount: Amount) -> None:
     """Steps of `generate_codes`, with rows that are guided pairs, from the middle of a picture on."""
     decoder, total, options = model.decoder, model.config.num_codes, ImageGenerationOptions()
     steps = GenerationBatch(
@@ -138,7 +141,7 @@ def _bench_painting(bench: Bench, model: JanusModel, batch: int, limit: float, a
 
 
 def _bench_rest(bench: Bench, model: JanusModel, prompts: list[Tensor], amount: Amount) -> None:
-    """What comes before and after the steps of a picture, and the vision encoder."""
+    """Prompts, the VQ decoder, and the vision encoder."""
     decoder, config, rows = model.decoder, model.config, len(prompts)
     dtype = decoder.embed_tokens.weight.dtype
 
@@ -151,7 +154,7 @@ def _bench_rest(bench: Bench, model: JanusModel, prompts: list[Tensor], amount: 
     work = f"prompt of {PROMPT} tokens and a token, {rows} rows"
     bench.measure("bifrons", work, read, repeats=amount.repeats)
     codes = torch.randint(0, config.vq.codebook_size, (1, config.num_codes), device=bench.device)
-    work = "VQ decoder, 1 picture"  # recorded the second time, as the tower is
+    work = "VQ decoder, 1 picture"  # captured the second time, as the vision encoder is
     bench.measure("bifrons", work, lambda: decode_images(model, codes), repeats=amount.repeats, warmup=2)
     side = config.vision.image_size
     pixels = torch.rand(1, 3, side, side, device=bench.device).to(dtype)
@@ -161,6 +164,7 @@ def _bench_rest(bench: Bench, model: JanusModel, prompts: list[Tensor], amount: 
 
 @torch.no_grad()
 def bench_vl2(bench: Bench, model: VL2Model, batch: int, bandwidth: float, amount: Amount) -> None:
+    """Measure DeepSeek-VL2: steps of answers, first tokens and the vision encoder."""
     decoder, vision = model.decoder, model.config.vision
     device, dtype = bench.device, decoder.embed_tokens.weight.dtype
     length = num_image_tokens(_TILES, model.config.tile_side) + _QUESTION
@@ -174,15 +178,15 @@ def bench_vl2(bench: Bench, model: VL2Model, batch: int, bandwidth: float, amoun
         head = TokenHead(model.embed_text, model.text_logits)
         generate_all(decoder, GenerationBatch([row], head, SamplingParams(0.0), range(1), 1))
 
-    _bench_talking(bench, model, batch, length, bandwidth, amount)
+    _bench_answers(bench, model, batch, length, bandwidth, amount)
     work = f"first token, prompt of {length} tokens with {_TILES[0]} x {_TILES[1]} tiles"
-    # The second time that lengths and counts of tiles come up, their reading is recorded.
+    # Prefill of a length and encoding of a number of tiles are captured the second time they come up.
     bench.measure("bifrons", work, first, repeats=max(2, amount.repeats // 2), warmup=2)
     work = f"SigLIP and adaptor, {count} tiles"
     bench.measure("bifrons", work, lambda: model.embed_tiles(pixels), repeats=2, warmup=2)
 
 
-def _bench_talking(
+def _bench_answers(
     bench: Bench, model: VL2Model, rows: int, filled: int, bandwidth: float, amount: Amount
 ) -> None:
     decoder = model.decoder
