@@ -53,7 +53,8 @@ def rewind(cache: KVCache, filled: int) -> None:
 
 
 def stepper(decoder: Decoder, batch: GenerationBatch) -> Callable[[], None]:
-    """A function that runs a batch's decoding steps without its prefill, captured or not, as `generate` does."""
+    """A function that runs a batch's decoding steps without its prefill, captured or not, as `generate`
+    does."""
     head, sampling, filled = batch.head, batch.sampling, batch.longest
     if captures(decoder, head):
         buffers = graph_pool_of(decoder).take(decoder, batch)
