@@ -193,3 +193,12 @@ def test_bad_codes_are_refused(pipe) -> None:
     for bad in ([1, 2], [512] * 36, [-1] * 36, torch.zeros(36), [], torch.zeros(2, 2, 36).long(), "abc"):
         with pytest.raises(OptionError):
             pipe.decode_codes(bad)
+
+
+def test_capture_is_an_option() -> None:
+    for capture in (None, False):
+        pipe = JanusPipeline.from_pretrained("janus-nano", "cpu", capture=capture, progress=False)
+        assert pipe.model.decoder.capture is capture
+    for capture in (True, "yes"):
+        with pytest.raises(OptionError, match="capture is"):
+            JanusPipeline.from_pretrained("janus-nano", "cpu", capture=capture, progress=False)

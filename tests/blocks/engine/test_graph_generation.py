@@ -12,7 +12,6 @@ from bifrons.blocks.engine.graph_generation import captured_steps, captured_toke
 from bifrons.blocks.engine.prefill import decode_one, prefill
 from bifrons.blocks.engine.request import GenerationBatch
 from bifrons.blocks.engine.sampling import expand_rows
-from bifrons.blocks.errors import OptionError
 from bifrons.blocks.graphs import decode_step
 from bifrons.blocks.graphs.cuda_graphs import GraphCapturer, Work, bucket, bucket_below
 from bifrons.blocks.model.decoder import Decoder
@@ -57,15 +56,6 @@ def painting(
 def plain(decoder: Decoder, batch: GenerationBatch) -> Tensor:
     with torch.no_grad():
         return torch.stack(list(plain_steps(decoder, batch)), dim=1).cpu()
-
-
-def test_capture_is_an_option() -> None:
-    for capture in (None, False):
-        pipe = JanusPipeline.from_pretrained("janus-nano", "cpu", capture=capture, progress=False)
-        assert pipe.model.decoder.capture is capture
-    for capture in (True, "yes"):
-        with pytest.raises(OptionError, match="capture is"):
-            JanusPipeline.from_pretrained("janus-nano", "cpu", capture=capture, progress=False)
 
 
 def test_buckets() -> None:
@@ -129,10 +119,10 @@ def test_stopping_early_leaves_the_station_usable(painter: JanusPipeline) -> Non
 
 def test_generations_side_by_side(painter: JanusPipeline) -> None:
     decoder = painter.model.decoder
-    tasks = [painting(painter, 1, ImageGenerationOptions(3.0), seed=seed) for seed in (1, 2)]
-    both = zip(*[captured_steps(decoder, batch) for batch in tasks], strict=True)
+    batches = [painting(painter, 1, ImageGenerationOptions(3.0), seed=seed) for seed in (1, 2)]
+    both = zip(*[captured_steps(decoder, batch) for batch in batches], strict=True)
     found = [torch.stack(steps, dim=1) for steps in zip(*both, strict=True)]
-    for batch, tokens in zip(tasks, found, strict=True):
+    for batch, tokens in zip(batches, found, strict=True):
         assert torch.equal(tokens, plain(decoder, batch))
     assert len(graph_pool_of(decoder).free) == 2
 

@@ -234,5 +234,5 @@ def test_reading_never_waits_for_the_device(
         buffers.captured_prefill(decoder, rows, 384)
         assert capturer.made == 1
         with HostFree() as watched:
-            model._see(torch.empty(5, 3, side, side, device="cuda", dtype=dtype))
+            model._encode_vision(torch.empty(5, 3, side, side, device="cuda", dtype=dtype))
         assert watched.launched

@@ -54,7 +54,7 @@ def see(model: Any, pixels: Tensor) -> Tensor:
 
 def see_plainly(model: Any, pixels: Tensor) -> Tensor:
     with torch.no_grad():
-        return model._see(pixels)
+        return model._encode_vision(pixels)
 
 
 def pictures(model: Any, count: int, seed: int = 0) -> Tensor:
