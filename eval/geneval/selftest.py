@@ -17,10 +17,10 @@ from ...nano.world.renderer import to_pil
 from ...nano.world.scene import (
     COLORS,
     HELD_OUT_COLORINGS,
-    MAX_THINGS,
+    MAX_OBJECTS,
     SHAPES,
     Scene,
-    Thing,
+    SceneObject,
     box_of,
     place,
     relation,
@@ -67,66 +67,64 @@ class FaultResult:
 
 
 def _without_one(case: Case, rng: Random) -> Scene:
-    drop = rng.randrange(len(case.scene.things))
-    return replace(case.scene, things=tuple(t for i, t in enumerate(case.scene.things) if i != drop))
+    drop = rng.randrange(len(case.scene.objects))
+    return replace(case.scene, objects=tuple(t for i, t in enumerate(case.scene.objects) if i != drop))
 
 
 def _with_one_more(case: Case, rng: Random) -> Scene | None:
-    """Another thing of the first one's shape and colour; all are placed anew."""
-    things = case.scene.things
-    if len(things) == MAX_THINGS:
+    """Another object of the first one's shape and colour; all are placed anew."""
+    objects = case.scene.objects
+    if len(objects) == MAX_OBJECTS:
         return None
-    shapes, colors = (
-        [getattr(thing, field) for thing in (*things, things[0])] for field in ("shape", "color")
-    )
+    shapes, colors = ([getattr(obj, field) for obj in (*objects, objects[0])] for field in ("shape", "color"))
     return replace(place(rng, shapes, colors, case.scene.aspect), background=case.scene.background)
 
 
 def _with_a_stranger(case: Case, rng: Random) -> Scene:
-    """Another thing, of a shape that the sentence does not name; all are placed anew."""
+    """Another object, of a shape that the sentence does not name; all are placed anew."""
     named = {clause["class"] for clause in case.metadata["include"]}
     shape = rng.choice([name for name in SHAPES if name not in named])
-    shapes = [*(thing.shape for thing in case.scene.things), shape]
-    colors = [*(thing.color for thing in case.scene.things), _another_color(rng, shape)]
+    shapes = [*(obj.shape for obj in case.scene.objects), shape]
+    colors = [*(obj.color for obj in case.scene.objects), _another_color(rng, shape)]
     return replace(place(rng, shapes, colors, case.scene.aspect), background=case.scene.background)
 
 
 def _other_color(case: Case, rng: Random) -> Scene:
     return _recolored(
-        case.scene, 0, _another_color(rng, case.scene.things[0].shape, case.scene.things[0].color)
+        case.scene, 0, _another_color(rng, case.scene.objects[0].shape, case.scene.objects[0].color)
     )
 
 
 def _swapped_colors(case: Case, rng: Random) -> Scene:
-    first, second = case.scene.things
+    first, second = case.scene.objects
     return _recolored(_recolored(case.scene, 0, second.color), 1, first.color)
 
 
 def _other_shape(case: Case, rng: Random) -> Scene:
-    """One thing takes a shape that the sentence does not name."""
+    """One object takes a shape that the sentence does not name."""
     named = {clause["class"] for clause in case.metadata["include"]}
-    index = rng.randrange(len(case.scene.things))
-    thing = case.scene.things[index]
+    index = rng.randrange(len(case.scene.objects))
+    obj = case.scene.objects[index]
     shape = rng.choice([name for name in SHAPES if name not in named])
-    return _exchanged(case.scene, index, replace(thing, shape=shape))
+    return _exchanged(case.scene, index, replace(obj, shape=shape))
 
 
 def _mirrored(case: Case, rng: Random) -> Scene | None:
-    """The two things swapped, or None where the result is not clearly another relation."""
-    first, second = case.scene.things
-    things = replace(first, x=second.x, y=second.y), replace(second, x=first.x, y=first.y)
+    """The two objects swapped, or None where the result is not clearly another relation."""
+    first, second = case.scene.objects
+    objects = replace(first, x=second.x, y=second.y), replace(second, x=first.x, y=first.y)
     named = case.metadata["include"][1]["position"][0]
-    actual = relation(box_of(things[0]), box_of(things[1]))
-    inside = all(0.01 < edge < 0.99 for thing in things for edge in box_of(thing))
-    return replace(case.scene, things=things) if actual and named not in actual and inside else None
+    actual = relation(box_of(objects[0]), box_of(objects[1]))
+    inside = all(0.01 < edge < 0.99 for obj in objects for edge in box_of(obj))
+    return replace(case.scene, objects=objects) if actual and named not in actual and inside else None
 
 
 def _recolored(scene: Scene, index: int, color: str) -> Scene:
-    return _exchanged(scene, index, replace(scene.things[index], color=color))
+    return _exchanged(scene, index, replace(scene.objects[index], color=color))
 
 
-def _exchanged(scene: Scene, index: int, thing: Thing) -> Scene:
-    return replace(scene, things=(*scene.things[:index], thing, *scene.things[index + 1 :]))
+def _exchanged(scene: Scene, index: int, obj: SceneObject) -> Scene:
+    return replace(scene, objects=(*scene.objects[:index], obj, *scene.objects[index + 1 :]))
 
 
 def _another_color(rng: Random, shape: str, than: str | None = None) -> str:

@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from random import Random
 
 from ...nano.world.pairs import KINDS as PAIR_KINDS
-from ...nano.world.pairs import example_search, sample_comparison, sample_pair
-from ...nano.world.phrases import KINDS as SEARCH_KINDS
-from ...nano.world.phrases import Search, normalized_box, sample_search
+from ...nano.world.pairs import sample_comparison, sample_example_query, sample_pair
+from ...nano.world.phrases import KINDS as QUERY_KINDS
+from ...nano.world.phrases import GroundingQuery, normalized_box, sample_query
 from ...nano.world.questions import sample_scene
 from ...nano.world.renderer import to_pil
 from ...nano.world.scene import Scene
@@ -46,35 +46,35 @@ def matched(predicted: Sequence[Corners], expected: Sequence[Corners]) -> int:
     return len(matches)
 
 
-def judge_search(text: str, search: Search, scene: Scene) -> tuple[bool, int, int]:
+def judge_query(text: str, query: GroundingQuery, scene: Scene) -> tuple[bool, int, int]:
     """(exactly the right boxes, expected boxes that were matched, expected boxes)."""
     answer = parse_grounding(text, (SIDE, SIDE))
     predicted = [box.normalized for box in answer.boxes if box.normalized is not None]
-    expected = [normalized_box(thing, scene.aspect) for thing in search.found]
+    expected = [normalized_box(obj, scene.aspect) for obj in query.targets]
     matches = matched(predicted, expected)
     exact = matches == len(expected) == len(predicted) and not answer.problems
     return exact, matches, len(expected)
 
 
-def score_searches(pipe: VL2Pipeline, scenes: int, seed: int, split: str) -> tuple[Table, tuple[int, int]]:
+def score_queries(pipe: VL2Pipeline, scenes: int, seed: int, split: str) -> tuple[Table, tuple[int, int]]:
     """Phrases with exactly the right boxes (none where nothing fits), by kind; boxes matched of expected."""
     rng, cases = Random(seed), []
     while len(cases) < scenes:
         scene = sample_scene(rng, split)
-        search = sample_search(scene, rng, SEARCH_KINDS[len(cases) % len(SEARCH_KINDS)])
-        if search.held_out == (split == "held_out"):
-            cases.append((scene, search))
-    asked = [([to_pil(scene, SIDE)], locate_prompt(search.phrase)) for scene, search in cases]
+        query = sample_query(scene, rng, QUERY_KINDS[len(cases) % len(QUERY_KINDS)])
+        if query.held_out == (split == "held_out"):
+            cases.append((scene, query))
+    asked = [([to_pil(scene, SIDE)], locate_prompt(query.phrase)) for scene, query in cases]
     return _judge_all(pipe, asked, cases)
 
 
 def _judge_all(pipe, asked, cases) -> tuple[Table, tuple[int, int]]:
     judged = [
-        judge_search(text, search, scene)
-        for text, (scene, search) in zip(ask_all(pipe, asked, 160), cases, strict=True)
+        judge_query(text, query, scene)
+        for text, (scene, query) in zip(ask_all(pipe, asked, 160), cases, strict=True)
     ]
     exact, matches, expected = zip(*judged, strict=True)
-    kinds = [search.kind if search.found else "absent" for _, search in cases]
+    kinds = [query.kind if query.targets else "absent" for _, query in cases]
     return tally(kinds, exact), (sum(matches), sum(expected))
 
 
@@ -83,11 +83,11 @@ def score_examples(pipe: VL2Pipeline, pairs: int, seed: int) -> tuple[Table, tup
     rng, asked, cases = Random(seed), [], []
     for _ in range(pairs):
         a, b = sample_pair(rng)
-        thing, question, search = example_search(a, b, rng)
-        box = Box.from_normalized("", normalized_box(thing), (SIDE, SIDE))
+        obj, question, query = sample_example_query(a, b, rng)
+        box = Box.from_normalized("", normalized_box(obj), (SIDE, SIDE))
         framed = draw_boxes(to_pil(a, SIDE), [box], labels=False, colour=(255, 0, 0))
         asked.append(([framed, to_pil(b, SIDE)], question))
-        cases.append((b, search))
+        cases.append((b, query))
     return _judge_all(pipe, asked, cases)
 
 
@@ -126,7 +126,7 @@ def main() -> None:
     for split, title in TITLES.items():
         print(f"\n{title[0].upper()}{title[1:]}")
         print(table_line("questions", score_answers(pipe, args.scenes, args.seed, split)), flush=True)
-        print(located_line("phrases", score_searches(pipe, args.scenes, args.seed, split)), flush=True)
+        print(located_line("phrases", score_queries(pipe, args.scenes, args.seed, split)), flush=True)
         print(table_line("two pictures", score_pairs(pipe, args.scenes, args.seed, split)), flush=True)
     print()
     print(located_line("like a framed example", score_examples(pipe, args.scenes, args.seed)), flush=True)

@@ -18,11 +18,11 @@ from torch import Tensor
 
 from ..world.questions import sample_question, sample_scene
 from ..world.renderer import pack
-from ..world.scene import Scene, held_out_relation, place_apart, reading_order
+from ..world.scene import Scene, has_held_out_relation, place_in_quadrants, reading_order
 from ..world.sentences import KINDS, Case, sample_case
 from ..world.wording import article, enumeration
 
-PAINT_MIX = {
+KIND_WEIGHTS = {
     "single_object": 6,
     "two_object": 18,
     "counting": 34,
@@ -72,7 +72,7 @@ def answer_loss(text_logits: Callable[[Tensor], Tensor], hidden_BLD: Tensor, row
 Arrays = dict[str, np.ndarray]
 
 
-def gather(
+def collate(
     rows: Sequence[list[int]], learn: Sequence[list[bool]], scenes: Sequence[Scene], width: int
 ) -> Arrays:
     """Rows of token ids padded with 0 to `width`, compact; a row that is longer is an error.
@@ -94,32 +94,35 @@ def gather(
     return {"ids": ids, "lengths": lengths, "learn": marks, **packed}
 
 
-def apart(case: Case, rng: Random) -> Case:
+def with_objects_in_quadrants(case: Case, rng: Random) -> Case:
     """Three or four things put into quarters of their own: so there is room for each whatever was painted
     before it, and none for one more. (Learned from things anywhere, too many were the commonest mistake.)"""
-    things = case.scene.things
-    while len(things) > 2:
-        scene = place_apart(rng, [t.shape for t in things], [t.color for t in things])
-        if not held_out_relation(scene.things):
+    objects = case.scene.objects
+    while len(objects) > 2:
+        scene = place_in_quadrants(rng, [t.shape for t in objects], [t.color for t in objects])
+        if not has_held_out_relation(scene.objects):
             return replace(case, scene=scene)
     return case
 
 
-def paint_shard(seed: int, encode: Encode, width: int) -> Arrays:
+def prompt_shard(seed: int, encode: Encode, width: int) -> Arrays:
     """Sentences as painting prompts (`encode` gives the whole prompt's ids) with their scenes."""
     rng = Random(seed)
-    kinds, weights = list(PAINT_MIX), list(PAINT_MIX.values())
-    cases = [apart(sample_case(kind, rng), rng) for kind in rng.choices(kinds, weights, k=SHARD)]
+    kinds, weights = list(KIND_WEIGHTS), list(KIND_WEIGHTS.values())
+    cases = [
+        with_objects_in_quadrants(sample_case(kind, rng), rng)
+        for kind in rng.choices(kinds, weights, k=SHARD)
+    ]
     rows = [encode(case.metadata["prompt"]) for case in cases]
-    return gather(rows, [[False] * len(row) for row in rows], [case.scene for case in cases], width)
+    return collate(rows, [[False] * len(row) for row in rows], [case.scene for case in cases], width)
 
 
-def describe(scene: Scene) -> str:
+def caption(scene: Scene) -> str:
     """The answer to "Describe the picture.": the things in reading order of their centres' rows."""
-    return enumeration([article(f"{thing.color} {thing.shape}") for thing in reading_order(scene)])
+    return enumeration([article(f"{obj.color} {obj.shape}") for obj in reading_order(scene)])
 
 
-DESCRIBE = (
+CAPTION_REQUESTS = (
     "Describe the picture.",
     "Describe this image.",
     "Describe the scene.",
@@ -133,7 +136,7 @@ def conversation(scene: Scene, rng: Random) -> list[tuple[str, str]]:
     turns = []
     for _ in range(rng.randint(1, MAX_QUESTIONS)):
         if rng.random() < 0.08:
-            turns.append((rng.choice(DESCRIBE), describe(scene)))
+            turns.append((rng.choice(CAPTION_REQUESTS), caption(scene)))
         else:
             question = sample_question(scene, rng)
             turns.append((question.text, question.answer))
@@ -156,7 +159,7 @@ def question_shard(
         rows.append(ids)
         learn.append(marks)
         scenes.append(scene)
-    return gather(rows, learn, scenes, width)
+    return collate(rows, learn, scenes, width)
 
 
 def build(shard: Callable[[int], Arrays], shards: int, seed: int, workers: int) -> Arrays:

@@ -29,7 +29,7 @@ from ..world.renderer import render_packed
 from .datasets import Examples, answer_loss, load_examples
 from .janus_data import EXAMPLES
 from .janus_spec import SIDE, TurnEncoder
-from .trainer import Run, Trainer, initialise
+from .trainer import RunConfig, Trainer, initialise
 from .vision import TOWER
 from .vq import OFF_LATTICE, jitter, to_pixels
 
@@ -113,11 +113,11 @@ class JanusTrainer(Trainer[JanusModel]):
 
     name = "janus"
     weights: ClassVar[dict[str, float]] = {"read": READ_WEIGHT}
-    peak_rate = PEAK_RATE
+    peak_lr = PEAK_RATE
 
     def __init__(
         self,
-        run: Run,
+        run: RunConfig,
         start: Path | None = None,
         rows: tuple[int, int] = (PAINT_ROWS, READ_ROWS),
         nucleus: float | None = None,
@@ -192,13 +192,13 @@ def new_model(config: JanusConfig, folder: Path, start: Path | None = None) -> J
 def main() -> None:
     """Train janus-nano."""
     parser = argparse.ArgumentParser(description="Train janus-nano on the small world.")
-    Run.add_arguments(parser, "runs/janus-nano", 480)
+    RunConfig.add_arguments(parser, "runs/janus-nano", 480)
     parser.add_argument("--start", type=Path, help="a janus-nano folder whose weights to begin with")
     rows = (PAINT_ROWS, READ_ROWS)
     parser.add_argument("--rows", type=int, nargs=2, default=rows, metavar=("PAINT", "READ"))
     parser.add_argument("--nucleus", type=float, help="learn painting from the start's own likeliest tokens")
     args = parser.parse_args()
-    JanusTrainer(Run.of(args), args.start, tuple(args.rows), args.nucleus).run()
+    JanusTrainer(RunConfig.of(args), args.start, tuple(args.rows), args.nucleus).run()
 
 
 if __name__ == "__main__":

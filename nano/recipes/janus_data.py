@@ -8,7 +8,7 @@ import os
 from functools import partial
 from pathlib import Path
 
-from .datasets import SHARD, build, paint_shard, question_shard, save_examples
+from .datasets import SHARD, build, prompt_shard, question_shard, save_examples
 from .janus_spec import PaintEncoder, TurnEncoder, write_folder
 
 PAINT_WIDTH, READ_WIDTH = 32, 240
@@ -19,7 +19,7 @@ EXAMPLES = "examples.npz"
 def make_examples(folder: Path, sentences: int, conversations: int, seed: int, workers: int) -> None:
     """Write the folder's JSON files and `examples.npz`."""
     write_folder(folder)
-    paint = partial(paint_shard, encode=PaintEncoder(folder), width=PAINT_WIDTH)
+    paint = partial(prompt_shard, encode=PaintEncoder(folder), width=PAINT_WIDTH)
     read = partial(question_shard, encode_turns=TurnEncoder(folder), width=READ_WIDTH)
     save_examples(
         folder / EXAMPLES,

@@ -25,7 +25,7 @@ SAVE_EVERY = 150.0
 
 
 @dataclass(frozen=True)
-class Run:
+class RunConfig:
     """How a recipe runs: `seconds` of training in all, within `wall` seconds of this call's own time."""
 
     folder: Path
@@ -34,7 +34,7 @@ class Run:
     seed: int = 0
     device: str = "cpu"
     graph: bool = True
-    peak_rate: float | None = None
+    peak_lr: float | None = None
     """Of learning; None is the recipe's own."""
 
     @staticmethod
@@ -50,7 +50,7 @@ class Run:
         parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
 
     @classmethod
-    def of(cls, args: argparse.Namespace) -> "Run":
+    def of(cls, args: argparse.Namespace) -> "RunConfig":
         graph = not args.no_graph
         return cls(args.folder, args.seconds, args.wall, args.seed, args.device, graph, args.peak_rate)
 
@@ -61,10 +61,10 @@ class Trainer(Generic[M]):
     name: ClassVar[str]
     weights: ClassVar[dict[str, float]] = {}
     """Of the losses in their sum; 1 where none is given."""
-    peak_rate: ClassVar[float]
+    peak_lr: ClassVar[float]
 
-    def __init__(self, run: Run) -> None:
-        self.run_settings, self.folder, self.device, self.step = run, run.folder, run.device, 0
+    def __init__(self, run: RunConfig) -> None:
+        self.run_config, self.folder, self.device, self.step = run, run.folder, run.device, 0
         self.began = time.monotonic()
         torch.manual_seed(run.seed)
         torch.set_float32_matmul_precision("high")
@@ -83,7 +83,7 @@ class Trainer(Generic[M]):
             rest, self.rate, betas=(0.9, 0.95), weight_decay=0.01, capturable=cuda, foreach=cuda
         )
         self.optimizers: list[torch.optim.Optimizer] = [Muon(matrices, self.rate), adam]
-        self.clock = Clock(self.run_settings.seconds)
+        self.clock = Clock(self.run_config.seconds)
 
     def losses(self) -> dict[str, Tensor]:
         """The losses of the next step, from data that this draws itself."""
@@ -120,7 +120,7 @@ class Trainer(Generic[M]):
             for _ in range(3):
                 self.update()
         torch.cuda.current_stream().wait_stream(side)
-        if not self.run_settings.graph:
+        if not self.run_config.graph:
             self.restore(before)
             return self.update
         graph = torch.cuda.CUDAGraph()
@@ -179,16 +179,16 @@ class Trainer(Generic[M]):
         save_file(weights, self.folder / "model.safetensors", {"format": "pt"})
 
     def run(self) -> None:
-        peak_rate = self.run_settings.peak_rate or self.peak_rate
+        peak_lr = self.run_config.peak_lr or self.peak_lr
         step = self.prepare()
         self.resume()
-        torch.manual_seed(self.run_settings.seed + 1000 * self.step)
+        torch.manual_seed(self.run_config.seed + 1000 * self.step)
         self.clock.started = saved = time.monotonic()
-        left = self.run_settings.wall - (saved - self.began)
+        left = self.run_config.wall - (saved - self.began)
         self.clock.seconds = min(self.clock.seconds, self.clock.spent + left)
         self.say(f"ready to train for {self.clock.seconds - self.clock.spent:.0f}s")
         while self.clock.progress < 1:
-            self.rate.fill_(self.clock.learning_rate(peak_rate))
+            self.rate.fill_(self.clock.learning_rate(peak_lr))
             self.average.age(self.step)
             shown = step()
             self.step += 1

@@ -24,7 +24,7 @@ from ..world.scene import COLORS
 from ..world.shapes import EXTENTS, SHAPES
 from .janus_spec import SIDE
 from .janus_spec import tower_config as janus_tower
-from .trainer import Run, Trainer, initialise
+from .trainer import RunConfig, Trainer, initialise
 from .training_state import constant
 from .vl2_spec import TILES
 from .vl2_spec import tower_config as vl2_tower
@@ -172,9 +172,9 @@ class VisionTrainer(Trainer[PatchLabeller]):
 
     name = "vision"
     weights: ClassVar[dict[str, float]] = {"color": 0.5, "box": 4.0}
-    peak_rate = 3e-3
+    peak_lr = 3e-3
 
-    def __init__(self, run: Run, tower: str, scenes: int, batch: int) -> None:
+    def __init__(self, run: RunConfig, tower: str, scenes: int, batch: int) -> None:
         super().__init__(run)
         config, self.views = TOWERS[tower]
         self.batch = batch
@@ -201,12 +201,12 @@ def main() -> None:
     """Train a vision tower."""
     parser = argparse.ArgumentParser(description="Train a small vision tower on the small world.")
     parser.add_argument("tower", choices=sorted(TOWERS))
-    Run.add_arguments(parser, "runs/vision", 60)
+    RunConfig.add_arguments(parser, "runs/vision", 60)
     parser.add_argument("--scenes", type=int, default=50_000)
     parser.add_argument("--batch", type=int, default=BATCH, help="images a step")
     args = parser.parse_args()
     args.folder.mkdir(parents=True, exist_ok=True)
-    VisionTrainer(Run.of(args), args.tower, args.scenes, args.batch).run()
+    VisionTrainer(RunConfig.of(args), args.tower, args.scenes, args.batch).run()
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ from ..world.renderer import render_packed
 from .datasets import Examples, answer_loss, load_examples
 from .janus_data import EXAMPLES
 from .janus_spec import SIDE
-from .trainer import Run, Trainer, initialise
+from .trainer import RunConfig, Trainer, initialise
 from .training_state import constant
 from .vision import TOWER, TOWERS
 from .vl2_spec import ConversationEncoder
@@ -36,7 +36,7 @@ FRAME = (1.0, -1.0, -1.0)
 FRAME_PIXELS = 2
 
 
-def arrange_all(model: VL2Model, tiles_PVHHD: Tensor, grid: int) -> Tensor:
+def arrange_image_tokens(model: VL2Model, tiles_PVHHD: Tensor, grid: int) -> Tensor:
     """`VL2Model.arrange` for many pictures of one square grid: `[P, T, D]`."""
     local = rearrange(tiles_PVHHD[:, 1:], "p (r c) h w d -> p (r h) (c w) d", r=grid, c=grid)
 
@@ -63,12 +63,12 @@ def draw_frames(pixels_P3HW: Tensor, frames_P4: Tensor) -> Tensor:
     return torch.where((outer & ~inner & there)[:, None], red, pixels_P3HW)
 
 
-def put_pictures(x_BLD: Tensor, pictures_BTD: Tensor, at: int) -> Tensor:
+def insert_image_tokens(x_BLD: Tensor, pictures_BTD: Tensor, at: int) -> Tensor:
     """Embeddings in which the tokens of each row's picture stand from position `at` on."""
     return torch.cat((x_BLD[:, :at], pictures_BTD, x_BLD[:, at + pictures_BTD.shape[1] :]), dim=1)
 
 
-class Balance:
+class LoadBalancingLoss:
     """Watches the gates of a model, and says how unevenly they use their experts.
 
     The loss of a layer is E times the sum, over its experts, of the share of the choices times the mean score
@@ -98,10 +98,10 @@ class VL2Trainer(Trainer[VL2Model]):
 
     name = "vl2"
     weights: ClassVar[dict[str, float]] = {"two": 0.5, "balance": 0.02}
-    peak_rate = 3e-3
+    peak_lr = 3e-3
 
     def __init__(
-        self, run: Run, start: Path | None = None, rows: tuple[int, int] = (ONE_ROWS, TWO_ROWS)
+        self, run: RunConfig, start: Path | None = None, rows: tuple[int, int] = (ONE_ROWS, TWO_ROWS)
     ) -> None:
         super().__init__(run)
         self.rows = rows
@@ -116,7 +116,7 @@ class VL2Trainer(Trainer[VL2Model]):
                 module.experts.implementation = dense_experts
         model = model.to(run.device)
         self.learn(model)
-        self.balance = Balance(model)
+        self.balance = LoadBalancingLoss(model)
 
     def render(self, scenes: dict[str, Tensor]) -> Tensor:
         return to_pixels(render_packed(jitter(scenes, OFF_LATTICE), SIDE, self.device))
@@ -129,11 +129,11 @@ class VL2Trainer(Trainer[VL2Model]):
         with torch.autocast(self.device, torch.bfloat16, cache_enabled=False):
             views = self.views.cut(torch.cat(pixels))
             tiles = model.embed_tiles(views.flatten(0, 1)).unflatten(0, views.shape[:2])
-            pictures = arrange_all(model, tiles, self.views.grid)
+            pictures = arrange_image_tokens(model, tiles, self.views.grid)
             single, first, second = pictures.split([len(part) for part in pixels])
-            x_one = put_pictures(model.embed_text(one.ids.long()).bfloat16(), single, self.offsets[0])
-            x_two = put_pictures(model.embed_text(two.ids.long()).bfloat16(), first, self.offsets[0])
-            x_two = put_pictures(x_two, second, self.offsets[1])
+            x_one = insert_image_tokens(model.embed_text(one.ids.long()).bfloat16(), single, self.offsets[0])
+            x_two = insert_image_tokens(model.embed_text(two.ids.long()).bfloat16(), first, self.offsets[0])
+            x_two = insert_image_tokens(x_two, second, self.offsets[1])
             spare = x_two.shape[1] - x_one.shape[1]
             hidden = model.decoder(torch.cat((F.pad(x_one, (0, 0, 0, spare)), x_two)))
             return {
@@ -175,11 +175,11 @@ def new_model(folder: Path, start: Path | None = None) -> VL2Model:
 def main() -> None:
     """Train vl2-nano."""
     parser = argparse.ArgumentParser(description="Train vl2-nano on the small world.")
-    Run.add_arguments(parser, "runs/vl2-nano", 400)
+    RunConfig.add_arguments(parser, "runs/vl2-nano", 400)
     parser.add_argument("--start", type=Path, help="a vl2-nano folder whose weights to begin with")
     parser.add_argument("--rows", type=int, nargs=2, default=(ONE_ROWS, TWO_ROWS), metavar=("ONE", "TWO"))
     args = parser.parse_args()
-    VL2Trainer(Run.of(args), args.start, tuple(args.rows)).run()
+    VL2Trainer(RunConfig.of(args), args.start, tuple(args.rows)).run()
 
 
 if __name__ == "__main__":

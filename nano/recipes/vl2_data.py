@@ -15,12 +15,12 @@ import numpy as np
 from ...vl2.grounding import FULL
 from ...vl2.prompts import GROUNDING, locate_prompt
 from ..world.pairs import KINDS as PAIR_KINDS
-from ..world.pairs import example_search, sample_comparison, sample_pair
-from ..world.phrases import answer, describe_with_boxes, normalized_box, sample_search
+from ..world.pairs import sample_comparison, sample_example_query, sample_pair
+from ..world.phrases import answer, grounded_caption, normalized_box, sample_query
 from ..world.questions import sample_question, sample_scene
 from ..world.scene import Scene
 from ..world.sentences import KINDS, sample_case
-from .datasets import DESCRIBE, SHARD, Arrays, build, describe, gather, save_examples
+from .datasets import CAPTION_REQUESTS, SHARD, Arrays, build, caption, collate, save_examples
 from .janus_data import EXAMPLES
 from .vl2_spec import ConversationEncoder, write_folder
 
@@ -31,7 +31,7 @@ MAX_TURNS = 6
 Turns = list[tuple[str, str]]
 
 
-def talk(scene: Scene, rng: Random) -> Turns:
+def single_image_conversation(scene: Scene, rng: Random) -> Turns:
     """A conversation about one picture."""
     turns: Turns = []
     for _ in range(rng.randint(2, MAX_TURNS)):
@@ -40,16 +40,16 @@ def talk(scene: Scene, rng: Random) -> Turns:
             question = sample_question(scene, rng)
             turns.append((question.text, question.answer))
         elif draw < 0.92:
-            search = sample_search(scene, rng)
-            turns.append((locate_prompt(search.phrase), answer(search)))
+            query = sample_query(scene, rng)
+            turns.append((locate_prompt(query.phrase), answer(query)))
         elif draw < 0.96:
-            turns.append((rng.choice(DESCRIBE), describe(scene)))
+            turns.append((rng.choice(CAPTION_REQUESTS), caption(scene)))
         else:
-            turns.append((GROUNDING + rng.choice(DESCRIBE), describe_with_boxes(scene)))
+            turns.append((GROUNDING + rng.choice(CAPTION_REQUESTS), grounded_caption(scene)))
     return turns
 
 
-def compare(a: Scene, b: Scene, rng: Random) -> Turns:
+def two_image_conversation(a: Scene, b: Scene, rng: Random) -> Turns:
     """A conversation about two pictures. Whether a colour is the same is hardest, and asked most."""
     shares = [3 if kind == "same" else 1 for kind in PAIR_KINDS]
     kinds = rng.choices(PAIR_KINDS, shares, k=rng.randint(2, MAX_TURNS))
@@ -73,11 +73,11 @@ def one_shard(seed: int, encode: ConversationEncoder) -> Arrays:
     rows, learn, scenes = [], [], []
     for index in range(SHARD):
         scene = sample_scene(rng) if index % 2 else sample_case(rng.choice((*KINDS, "mixed")), rng).scene
-        ids, marks = _fitting(encode, talk(scene, rng), 1, ONE_WIDTH)
+        ids, marks = _fitting(encode, single_image_conversation(scene, rng), 1, ONE_WIDTH)
         rows.append(ids)
         learn.append(marks)
         scenes.append(scene)
-    return gather(rows, learn, scenes, ONE_WIDTH)
+    return collate(rows, learn, scenes, ONE_WIDTH)
 
 
 def two_shard(seed: int, encode: ConversationEncoder) -> Arrays:
@@ -89,17 +89,17 @@ def two_shard(seed: int, encode: ConversationEncoder) -> Arrays:
         a, b = sample_pair(rng)
         frame = (0, 0, 0, 0)
         if rng.random() < 0.2:
-            thing, question, search = example_search(a, b, rng)
-            frame, turns = normalized_box(thing), [(question, answer(search))]
+            obj, question, query = sample_example_query(a, b, rng)
+            frame, turns = normalized_box(obj), [(question, answer(query))]
         else:
-            turns = compare(a, b, rng)
+            turns = two_image_conversation(a, b, rng)
         ids, marks = _fitting(encode, turns, 2, TWO_WIDTH)
         rows.append(ids)
         learn.append(marks)
         firsts.append(a)
         seconds.append(b)
         frames.append(frame)
-    first, second = (gather(rows, learn, scenes, TWO_WIDTH) for scenes in (firsts, seconds))
+    first, second = (collate(rows, learn, scenes, TWO_WIDTH) for scenes in (firsts, seconds))
     extra = {f"second.{k}": second[k] for k in ("shape", "place", "color", "background")}
     return {**first, **extra, "frame": (np.array(frames) / FULL).astype(np.float16)}
 

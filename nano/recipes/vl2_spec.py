@@ -15,7 +15,7 @@ from ...vl2.processor import VL2Processor
 from ...vl2.prompts import IMAGE, encode_turns
 from ...vl2.tiles import candidate_resolutions, num_image_tokens
 from ..world.pairs import sample_comparison, sample_pair
-from ..world.phrases import NOT_THERE, describe_with_boxes, sample_search
+from ..world.phrases import NO_MATCH, grounded_caption, sample_query
 from ..world.questions import sample_question, sample_scene
 from .janus_spec import SPECIAL_TOKENS as JANUS_TOKENS
 from .tokenizer import train_tokenizer, write_files
@@ -157,7 +157,7 @@ def _conversation_texts(seed: int, texts: int) -> Iterator[str]:
     for _ in range(texts):
         scene = sample_scene(rng)
         yield sample_question(scene, rng).answer
-        yield sample_search(scene, rng).phrase
+        yield sample_query(scene, rng).phrase
         comparison = sample_comparison(*sample_pair(rng), rng)
         yield comparison.text
         yield comparison.answer
@@ -165,9 +165,9 @@ def _conversation_texts(seed: int, texts: int) -> Iterator[str]:
 
 def write_folder(folder: Path) -> None:
     """Write everything of a vl2-nano folder but its weights; the same files at every call."""
-    box = describe_with_boxes(sample_scene(Random(0)))
+    box = grounded_caption(sample_scene(Random(0)))
     tokenizer = train_tokenizer(
-        SPECIAL_TOKENS, [NOT_THERE, box, ":", *_conversation_texts(1, 300)], repeats=20
+        SPECIAL_TOKENS, [NO_MATCH, box, ":", *_conversation_texts(1, 300)], repeats=20
     )
     write_files(folder, tokenizer, vl2_config(tokenizer.get_vocab_size()), processor_configs())
 

@@ -3,10 +3,10 @@
 from random import Random
 
 from ...vl2.prompts import example_prompt
-from .phrases import Search
+from .phrases import GroundingQuery
 from .questions import Question, sample_question, sample_scene
-from .relations import unique_things
-from .scene import COLORS, HELD_OUT_COLORINGS, SHAPES, Scene, Thing, is_held_out
+from .relations import unique_objects
+from .scene import COLORS, HELD_OUT_COLORINGS, SHAPES, Scene, SceneObject, is_held_out
 from .wording import article, plural
 
 KINDS = ("which", "more", "total", "same", "one")
@@ -20,12 +20,12 @@ _WHICH = {
 
 
 def _has(scene: Scene, shape: str | None, color: str | None) -> bool:
-    return any(shape in (None, t.shape) and color in (None, t.color) for t in scene.things)
+    return any(shape in (None, t.shape) and color in (None, t.color) for t in scene.objects)
 
 
 def _which(a: Scene, b: Scene, rng: Random) -> Question:
-    thing = rng.choice((rng.choice(a.things), rng.choice(b.things)))
-    shape, color = rng.choice(((thing.shape, None), (thing.shape, thing.color), (None, thing.color)))
+    obj = rng.choice((rng.choice(a.objects), rng.choice(b.objects)))
+    shape, color = rng.choice(((obj.shape, None), (obj.shape, obj.color), (None, obj.color)))
     if rng.random() < 0.2:
         shape, color = rng.choice(((rng.choice(SHAPES), None), (None, rng.choice(list(COLORS)))))
     noun = article(" ".join(word for word in (color, shape or "thing") if word))
@@ -35,17 +35,17 @@ def _which(a: Scene, b: Scene, rng: Random) -> Question:
 
 
 def _more(a: Scene, b: Scene, rng: Random) -> Question:
-    shape = rng.choice((None, rng.choice((*a.things, *b.things)).shape))
+    shape = rng.choice((None, rng.choice((*a.objects, *b.objects)).shape))
     noun = plural(shape) if shape else rng.choice(("things", "shapes"))
-    counts = [sum(shape in (None, t.shape) for t in scene.things) for scene in (a, b)]
+    counts = [sum(shape in (None, t.shape) for t in scene.objects) for scene in (a, b)]
     text = rng.choice((f"Which picture has more {noun}?", f"In which picture are there more {noun}?"))
     return Question("more", text, _WHICH[counts[0] > counts[1], counts[1] > counts[0]], False)
 
 
 def _total(a: Scene, b: Scene, rng: Random) -> Question:
-    shape = rng.choice((None, rng.choice((*a.things, *b.things)).shape))
+    shape = rng.choice((None, rng.choice((*a.objects, *b.objects)).shape))
     noun = plural(shape) if shape else rng.choice(("things", "shapes"))
-    count = sum(shape in (None, t.shape) for t in (*a.things, *b.things))
+    count = sum(shape in (None, t.shape) for t in (*a.objects, *b.objects))
     forms = (
         f"How many {noun} are there in both pictures together?",
         f"How many {noun} do both pictures show?",
@@ -55,8 +55,8 @@ def _total(a: Scene, b: Scene, rng: Random) -> Question:
 
 def _same(a: Scene, b: Scene, rng: Random) -> Question | None:
     """Whether a shape that each picture shows once has one colour."""
-    ours = {t.shape: t.color for t in unique_things(a)}
-    theirs = {t.shape: t.color for t in unique_things(b)}
+    ours = {t.shape: t.color for t in unique_objects(a)}
+    theirs = {t.shape: t.color for t in unique_objects(b)}
     shared = sorted(ours.keys() & theirs.keys())
     if not shared:
         return None
@@ -80,7 +80,7 @@ def _one(a: Scene, b: Scene, rng: Random) -> Question:
     return Question("one", text, question.answer, question.held_out)
 
 
-_MAKERS = {"which": _which, "more": _more, "total": _total, "same": _same, "one": _one}
+_SAMPLERS = {"which": _which, "more": _more, "total": _total, "same": _same, "one": _one}
 
 
 def sample_comparison(a: Scene, b: Scene, rng: Random, kind: str | None = None) -> Question:
@@ -92,7 +92,7 @@ def sample_comparison(a: Scene, b: Scene, rng: Random, kind: str | None = None) 
     clean = not (is_held_out(a) or is_held_out(b))
     for name in (kind or rng.choice(KINDS), "more"):
         for _ in range(8):
-            question = _MAKERS[name](a, b, rng)
+            question = _SAMPLERS[name](a, b, rng)
             if question is not None and not (clean and question.held_out):
                 return question
     raise AssertionError("two scenes can always be compared by number")
@@ -104,15 +104,15 @@ def sample_pair(rng: Random, split: str = "train") -> tuple[Scene, Scene]:
     if rng.random() < 0.35:
         for _ in range(20):
             b = sample_scene(rng, split)
-            if {(t.shape, t.color) for t in a.things} & {(t.shape, t.color) for t in b.things}:
+            if {(t.shape, t.color) for t in a.objects} & {(t.shape, t.color) for t in b.objects}:
                 break
     return a, b
 
 
-def example_search(a: Scene, b: Scene, rng: Random) -> tuple[Thing, str, Search]:
+def sample_example_query(a: Scene, b: Scene, rng: Random) -> tuple[SceneObject, str, GroundingQuery]:
     """In-context grounding: a thing of the first picture that is to be framed, the question, and what it asks
     for, the things of the same shape in the second picture."""
-    thing = rng.choice(a.things)
-    label = rng.choice((None, thing.shape))
-    found = tuple(t for t in b.things if t.shape == thing.shape)
-    return thing, example_prompt(label), Search("example", label or "an object", found, False)
+    obj = rng.choice(a.objects)
+    label = rng.choice((None, obj.shape))
+    found = tuple(t for t in b.objects if t.shape == obj.shape)
+    return obj, example_prompt(label), GroundingQuery("example", label or "an object", found, False)

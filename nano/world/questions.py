@@ -9,7 +9,14 @@ from dataclasses import dataclass
 from random import Random
 
 from ...blocks.errors import OptionError
-from .relations import UNCLEAR, cell_of, clear_relation, placed, strength, unique_things
+from .relations import (
+    MAX_FALSE_OFFSET,
+    clear_relation,
+    directed_offset,
+    grid_cell,
+    located_objects,
+    unique_objects,
+)
 from .scene import (
     COLORS,
     HELD_OUT_COLORINGS,
@@ -17,7 +24,7 @@ from .scene import (
     RELATIONS,
     SHAPES,
     Scene,
-    Thing,
+    SceneObject,
     check_split,
     is_held_out,
     place,
@@ -57,36 +64,36 @@ def _draft(texts: Iterable[str], answer: str, *about: Combination) -> _Draft:
     return _Draft(tuple(texts), answer, frozenset(about))
 
 
-def _pair(thing: Thing) -> Combination:
-    return thing.shape, thing.color
+def _pair(obj: SceneObject) -> Combination:
+    return obj.shape, obj.color
 
 
 def _what(scene: Scene, rng: Random) -> list[_Draft]:
-    things, out = scene.things, []
-    if len(things) == 1:
+    objects, out = scene.objects, []
+    if len(objects) == 1:
         texts = (
             "What shape is this?",
             "What shape is in the picture?",
             "What is in the picture?",
             "What do you see?",
         )
-        out.append(_draft(texts, things[0].shape, _pair(things[0])))
-    for thing in things:
-        c = thing.color
-        if sum(other.color == c for other in things) == 1:
+        out.append(_draft(texts, objects[0].shape, _pair(objects[0])))
+    for obj in objects:
+        c = obj.color
+        if sum(other.color == c for other in objects) == 1:
             texts = (
                 f"What shape is {c}?",
                 f"What is {c}?",
                 f"What shape is the {c} thing?",
                 f"What is the {c} thing?",
             )
-            out.append(_draft(texts, thing.shape, _pair(thing)))
-    for thing, at in placed(scene):
+            out.append(_draft(texts, obj.shape, _pair(obj)))
+    for obj, at in located_objects(scene):
         texts = (f"What is {at}?", f"What shape is {at}?", f"Which shape do you see {at}?")
-        out.append(_draft(texts, thing.shape, _pair(thing)))
-    for b in unique_things(scene):
+        out.append(_draft(texts, obj.shape, _pair(obj)))
+    for b in unique_objects(scene):
         for name in RELATIONS:
-            near = [a for a in things if a is not b and strength(a, name, b) > UNCLEAR]
+            near = [a for a in objects if a is not b and directed_offset(a, name, b) > MAX_FALSE_OFFSET]
             if len(near) == 1 and clear_relation(near[0], b) == name:
                 texts = (f"What is {name} the {b.shape}?", f"Which shape is {name} the {b.shape}?")
                 out.append(
@@ -97,8 +104,8 @@ def _what(scene: Scene, rng: Random) -> list[_Draft]:
 
 def _color(scene: Scene, rng: Random) -> list[_Draft]:
     out = []
-    for shape in dict.fromkeys(thing.shape for thing in scene.things):
-        colors = [thing.color for thing in scene.things if thing.shape == shape]
+    for shape in dict.fromkeys(obj.shape for obj in scene.objects):
+        colors = [obj.color for obj in scene.objects if obj.shape == shape]
         if len(set(colors)) > 1:
             continue
         texts = (
@@ -114,25 +121,25 @@ def _color(scene: Scene, rng: Random) -> list[_Draft]:
                 f"What is the color of the {many}?",
             )
         out.append(_draft(texts, colors[0], (shape, colors[0])))
-    if len(scene.things) == 1:
+    if len(scene.objects) == 1:
         texts = ("What color is it?", "What color is the shape?", "Which color do you see?")
-        out.append(_draft(texts, scene.things[0].color, _pair(scene.things[0])))
-    for thing, at in placed(scene):
+        out.append(_draft(texts, scene.objects[0].color, _pair(scene.objects[0])))
+    for obj, at in located_objects(scene):
         texts = (f"What color is the shape {at}?", f"What color is the thing {at}?")
-        out.append(_draft(texts, thing.color, _pair(thing)))
+        out.append(_draft(texts, obj.color, _pair(obj)))
     return out
 
 
 def _count(scene: Scene, rng: Random) -> list[_Draft]:
     def ask(noun: str, shape: str | None, color: str | None) -> _Draft:
-        found = [t for t in scene.things if shape in (None, t.shape) and color in (None, t.color)]
+        found = [t for t in scene.objects if shape in (None, t.shape) and color in (None, t.color)]
         texts = (f"How many {noun} are there?", f"How many {noun} do you see?", f"Count the {noun}.",
                  f"How many {noun} are in the picture?")  # fmt: skip
         named = [(shape, color)] if shape and color else []
         return _draft(texts, NUMBERS[len(found)], *map(_pair, found), *named)
 
     out = [ask("shapes", None, None), ask("things", None, None)]
-    shapes, colors = {t.shape for t in scene.things}, {t.color for t in scene.things}
+    shapes, colors = {t.shape for t in scene.objects}, {t.color for t in scene.objects}
     absent_shape = rng.choice([s for s in SHAPES if s not in shapes])
     absent_color = rng.choice([c for c in COLORS if c not in colors])
     for shape in [*sorted(shapes) * 2, absent_shape]:
@@ -146,20 +153,20 @@ def _count(scene: Scene, rng: Random) -> list[_Draft]:
 
 
 def _where(scene: Scene, rng: Random) -> list[_Draft]:
-    out, unique = [], unique_things(scene)
-    for thing in scene.things:
-        cell = cell_of(thing, scene.aspect)
-        if cell is None or sum(_pair(other) == _pair(thing) for other in scene.things) > 1:
+    out, unique = [], unique_objects(scene)
+    for obj in scene.objects:
+        cell = grid_cell(obj, scene.aspect)
+        if cell is None or sum(_pair(other) == _pair(obj) for other in scene.objects) > 1:
             continue
-        named = f"{thing.color} {thing.shape}"
-        if thing in unique:
-            named = rng.choice((thing.shape, thing.shape, named))
+        named = f"{obj.color} {obj.shape}"
+        if obj in unique:
+            named = rng.choice((obj.shape, obj.shape, named))
         texts = (
             f"Where is the {named}?",
             f"Where in the picture is the {named}?",
             f"Where do you see the {named}?",
         )
-        out.append(_draft(texts, cell, _pair(thing)))
+        out.append(_draft(texts, cell, _pair(obj)))
     for a in unique:
         for b in unique:
             name = None if a is b else clear_relation(a, b)
@@ -173,7 +180,7 @@ def _where(scene: Scene, rng: Random) -> list[_Draft]:
 def _exists(scene: Scene, rng: Random, yes: bool) -> list[_Draft]:
     """Is there a star? a red star? The false ones have a right shape or a right colour where they can."""
     answer = "yes" if yes else "no"
-    pairs = {_pair(thing) for thing in scene.things}
+    pairs = {_pair(obj) for obj in scene.objects}
     shapes, colors = sorted({s for s, _ in pairs}), sorted({c for _, c in pairs})
     if yes:
         shape, color = rng.choice(shapes), rng.choice(colors)
@@ -199,7 +206,7 @@ def _exists(scene: Scene, rng: Random, yes: bool) -> list[_Draft]:
 
 def _number_claim(scene: Scene, rng: Random, yes: bool) -> tuple[str, int]:
     """A shape and a number of it, true or false; "one" is as often false as true, and so are the others."""
-    shapes = [thing.shape for thing in scene.things]
+    shapes = [obj.shape for obj in scene.objects]
     repeated = [shape for shape in shapes if shapes.count(shape) > 1]
     if yes:
         shape = rng.choice(repeated or shapes)
@@ -213,19 +220,23 @@ def _number_claim(scene: Scene, rng: Random, yes: bool) -> tuple[str, int]:
 
 def _claims(scene: Scene, rng: Random, yes: bool) -> list[_Draft]:
     """Claims on the colour of a named thing, a relation of two, and a number."""
-    answer, unique, out = "yes" if yes else "no", unique_things(scene), []
-    for thing in unique:
-        near = [t.color for t in scene.things if t.color != thing.color]
-        wrong = rng.choice([*near, *near, *near, rng.choice([c for c in COLORS if c != thing.color])])
-        color = thing.color if yes else wrong
-        texts = (f"Is the {thing.shape} {color}?", f"Is the color of the {thing.shape} {color}?")
-        out.append(_draft(texts, answer, _pair(thing), (thing.shape, color)))
+    answer, unique, out = "yes" if yes else "no", unique_objects(scene), []
+    for obj in unique:
+        near = [t.color for t in scene.objects if t.color != obj.color]
+        wrong = rng.choice([*near, *near, *near, rng.choice([c for c in COLORS if c != obj.color])])
+        color = obj.color if yes else wrong
+        texts = (f"Is the {obj.shape} {color}?", f"Is the color of the {obj.shape} {color}?")
+        out.append(_draft(texts, answer, _pair(obj), (obj.shape, color)))
     for a in unique:
         for b in unique:
             if a is b:
                 continue
             true = clear_relation(a, b)
-            names = [true] if yes else [name for name in RELATIONS if strength(a, name, b) < UNCLEAR]
+            names = (
+                [true]
+                if yes
+                else [name for name in RELATIONS if directed_offset(a, name, b) < MAX_FALSE_OFFSET]
+            )
             if true is None:
                 continue
             name = rng.choice(names)
@@ -236,7 +247,7 @@ def _claims(scene: Scene, rng: Random, yes: bool) -> list[_Draft]:
             about = {(a.shape, name, b.shape), (a.shape, true, b.shape)}
             out.append(_draft(texts, answer, *about, _pair(a), _pair(b)))
     shape, count = _number_claim(scene, rng, yes)
-    pairs = [_pair(thing) for thing in scene.things if thing.shape == shape]
+    pairs = [_pair(obj) for obj in scene.objects if obj.shape == shape]
     noun = f"{NUMBERS[count]} {shape if count == 1 else plural(shape)}"
     verb = "Is" if count == 1 else "Are"
     out.append(_draft((f"{verb} there exactly {noun}?", f"Do you see exactly {noun}?"), answer, *pairs))
@@ -250,7 +261,7 @@ def _yesno(scene: Scene, rng: Random) -> list[_Draft]:
     return family(scene, rng, yes)
 
 
-_MAKERS: dict[str, Callable[[Scene, Random], list[_Draft]]] = {
+_SAMPLERS: dict[str, Callable[[Scene, Random], list[_Draft]]] = {
     "what": _what,
     "color": _color,
     "count": _count,
@@ -266,9 +277,9 @@ def sample_question(scene: Scene, rng: Random, kind: str | None = None) -> Quest
     held-out combinations no question names one, not even to be denied. Raises OptionError for other kinds
     and for a scene without things.
     """
-    if kind is not None and kind not in _MAKERS:
+    if kind is not None and kind not in _SAMPLERS:
         raise OptionError(f"kind {kind!r} is unknown; accepted: {', '.join(KINDS)}")
-    if not scene.things:
+    if not scene.objects:
         raise OptionError("a question needs a scene with at least one thing")
     others = rng.sample(KINDS, len(KINDS))
     order = others if kind is None else [kind, *(other for other in others if other != kind)]
@@ -276,7 +287,7 @@ def sample_question(scene: Scene, rng: Random, kind: str | None = None) -> Quest
     for name in order:
         # Yes-no questions are drawn anew where all drafts name a held-out combination.
         for _ in range(8 if name == "yesno" else 1):
-            drafts = [draft for draft in _MAKERS[name](scene, rng) if not (clean and draft.held_out)]
+            drafts = [draft for draft in _SAMPLERS[name](scene, rng) if not (clean and draft.held_out)]
             if drafts:
                 draft = rng.choice(drafts)
                 return Question(name, rng.choice(draft.texts), draft.answer, draft.held_out)

@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from ...blocks.errors import OptionError
-from .scene import COLORS, MAX_THINGS, Scene
+from .scene import COLORS, MAX_OBJECTS, Scene
 from .shapes import HALF_SPAN, SHAPES, TEXELS, distance_atlas
 
 _SHAPE_INDEX = {name: i for i, name in enumerate(SHAPES)}
@@ -36,16 +36,16 @@ def pack(scenes: Sequence[Scene]) -> dict[str, Tensor]:
     if len({scene.aspect for scene in scenes}) > 1:
         raise OptionError("the scenes of one batch must share one aspect")
     count = len(scenes)
-    shape = np.zeros((count, MAX_THINGS), dtype=np.int8)
-    place = np.zeros((count, MAX_THINGS, 3), dtype=np.float32)
-    color = np.zeros((count, MAX_THINGS, 3), dtype=np.uint8)
+    shape = np.zeros((count, MAX_OBJECTS), dtype=np.int8)
+    place = np.zeros((count, MAX_OBJECTS, 3), dtype=np.float32)
+    color = np.zeros((count, MAX_OBJECTS, 3), dtype=np.uint8)
     for b, scene in enumerate(scenes):
-        if len(scene.things) > MAX_THINGS:
-            raise OptionError(f"a scene holds at most {MAX_THINGS} things, not {len(scene.things)}")
-        for k, thing in enumerate(scene.things):
-            shape[b, k] = _SHAPE_INDEX[thing.shape]
-            place[b, k] = thing.x, thing.y, thing.size
-            color[b, k] = COLORS[thing.color]
+        if len(scene.objects) > MAX_OBJECTS:
+            raise OptionError(f"a scene holds at most {MAX_OBJECTS} things, not {len(scene.objects)}")
+        for k, obj in enumerate(scene.objects):
+            shape[b, k] = _SHAPE_INDEX[obj.shape]
+            place[b, k] = obj.x, obj.y, obj.size
+            color[b, k] = COLORS[obj.color]
     return {
         "shape": torch.from_numpy(shape),
         "place": torch.from_numpy(place),

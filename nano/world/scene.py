@@ -17,18 +17,18 @@ __all__ = [
     "COLORS",
     "HELD_OUT_COLORINGS",
     "HELD_OUT_RELATIONS",
-    "MAX_THINGS",
+    "MAX_OBJECTS",
     "MIRROR",
     "RELATIONS",
     "SHAPES",
     "SPLITS",
     "Box",
     "Scene",
-    "Thing",
+    "SceneObject",
     "box_of",
     "extent",
     "is_held_out",
-    "offset",
+    "normalized_offset",
     "place",
     "reading_order",
     "relation",
@@ -61,7 +61,7 @@ BACKGROUNDS: tuple[tuple[int, int, int], ...] = (
     (52, 150, 158),  # teal
 )
 
-MAX_THINGS = 4
+MAX_OBJECTS = 4
 SPLITS = ("train", "held_out", "any")
 RELATIONS = ("left of", "right of", "above", "below")
 MIRROR = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
@@ -75,7 +75,7 @@ Box = tuple[float, float, float, float]
 
 
 @dataclass(frozen=True)
-class Thing:
+class SceneObject:
     """One coloured shape: the centre of its bounding box and the box's longer side."""
 
     shape: str
@@ -89,7 +89,7 @@ class Thing:
 class Scene:
     """What a picture shows. `aspect` is width / height."""
 
-    things: tuple[Thing, ...]
+    objects: tuple[SceneObject, ...]
     background: tuple[int, int, int]
     aspect: float = 1.0
 
@@ -99,19 +99,19 @@ def extent(aspect: float) -> tuple[float, float]:
     return max(aspect, 1.0), max(1.0 / aspect, 1.0)
 
 
-def box_of(thing: Thing) -> Box:
+def box_of(obj: SceneObject) -> Box:
     """(x0, y0, x1, y1) of the bounding box."""
-    w, h = EXTENTS[thing.shape]
-    dx, dy = w * thing.size / 2, h * thing.size / 2
-    return thing.x - dx, thing.y - dy, thing.x + dx, thing.y + dy
+    w, h = EXTENTS[obj.shape]
+    dx, dy = w * obj.size / 2, h * obj.size / 2
+    return obj.x - dx, obj.y - dy, obj.x + dx, obj.y + dy
 
 
-def reading_order(scene: Scene) -> list[Thing]:
+def reading_order(scene: Scene) -> list[SceneObject]:
     """The things row by row (a row is a third of the shorter side), each row from left to right."""
-    return sorted(scene.things, key=lambda thing: (round(thing.y * 3), thing.x))
+    return sorted(scene.objects, key=lambda obj: (round(obj.y * 3), obj.x))
 
 
-def offset(a_box: Box, b_box: Box) -> tuple[float, float]:
+def normalized_offset(a_box: Box, b_box: Box) -> tuple[float, float]:
     """GenEval's normalised offset (dx, dy) of A from B; (0, 0) where the boxes nearly coincide.
 
     Each component of the distance of the centres loses a tenth of both boxes' sides, and is then divided by
@@ -129,7 +129,7 @@ def offset(a_box: Box, b_box: Box) -> tuple[float, float]:
 
 def relation(a_box: Box, b_box: Box) -> set[str]:
     """The relations in which A stands to B by GenEval's rule: none, one, or two on a diagonal."""
-    dx, dy = offset(a_box, b_box)
+    dx, dy = normalized_offset(a_box, b_box)
     holds = (dx < -0.5, dx > 0.5, dy < -0.5, dy > 0.5)
     return {name for name, true in zip(RELATIONS, holds, strict=True) if true}
 
@@ -158,12 +158,12 @@ HELD_OUT_COLORINGS = _held_out_colorings()
 HELD_OUT_RELATIONS = _held_out_relations()
 
 
-def held_out_relation(things: Sequence[Thing]) -> bool:
+def has_held_out_relation(objects: Sequence[SceneObject]) -> bool:
     """Whether two of the things stand in a held-out relation."""
-    boxes = [box_of(thing) for thing in things]
-    for i, a in enumerate(things):
+    boxes = [box_of(obj) for obj in objects]
+    for i, a in enumerate(objects):
         for j in range(i):
-            b = things[j]
+            b = objects[j]
             if a.shape != b.shape and any(
                 (a.shape, name, b.shape) in HELD_OUT_RELATIONS for name in relation(boxes[i], boxes[j])
             ):
@@ -173,9 +173,9 @@ def held_out_relation(things: Sequence[Thing]) -> bool:
 
 def is_held_out(scene: Scene) -> bool:
     """Whether the scene holds a held-out colouring, or two things in a held-out relation."""
-    if any((thing.shape, thing.color) in HELD_OUT_COLORINGS for thing in scene.things):
+    if any((obj.shape, obj.color) in HELD_OUT_COLORINGS for obj in scene.objects):
         return True
-    return held_out_relation(scene.things)
+    return has_held_out_relation(scene.objects)
 
 
 def check_split(split: str) -> None:
@@ -202,10 +202,10 @@ def _on_lattice(rng: Random, low: float, high: float) -> float:
 
 def _try_place(
     rng: Random, shapes: Sequence[str], colors: Sequence[str], low: float, high: float, aspect: float
-) -> tuple[Thing, ...] | None:
+) -> tuple[SceneObject, ...] | None:
     width, height = extent(aspect)
     boxes: list[Box] = []
-    things = []
+    objects = []
     for shape, color in zip(shapes, colors, strict=True):
         size = _on_lattice(rng, low, high)
         w, h = EXTENTS[shape]
@@ -219,8 +219,8 @@ def _try_place(
         else:
             return None
         boxes.append((x - dx, y - dy, x + dx, y + dy))
-        things.append(Thing(shape, color, x, y, size))
-    return tuple(things)
+        objects.append(SceneObject(shape, color, x, y, size))
+    return tuple(objects)
 
 
 def place(rng: Random, shapes: Sequence[str], colors: Sequence[str], aspect: float = 1.0) -> Scene:
@@ -230,20 +230,20 @@ def place(rng: Random, shapes: Sequence[str], colors: Sequence[str], aspect: flo
     within limits that shrink as the number of things grows, and never below 0.18. Centres and sizes are
     multiples of 1 / 32: fine enough to vary freely, coarse enough for a small codebook to draw edges crisply.
     """
-    if not 1 <= len(shapes) <= MAX_THINGS:
-        raise OptionError(f"a scene holds 1 to {MAX_THINGS} things, not {len(shapes)}")
+    if not 1 <= len(shapes) <= MAX_OBJECTS:
+        raise OptionError(f"a scene holds 1 to {MAX_OBJECTS} things, not {len(shapes)}")
     low, high = _SIZES[len(shapes)]
     while True:
-        things = _try_place(rng, shapes, colors, low, high, aspect)
-        if things is not None:
-            return Scene(things, rng.choice(BACKGROUNDS), aspect)
+        objects = _try_place(rng, shapes, colors, low, high, aspect)
+        if objects is not None:
+            return Scene(objects, rng.choice(BACKGROUNDS), aspect)
 
 
-def place_apart(rng: Random, shapes: Sequence[str], colors: Sequence[str]) -> Scene:
+def place_in_quadrants(rng: Random, shapes: Sequence[str], colors: Sequence[str]) -> Scene:
     """A square scene like those of `place`, but each thing lies within its own quarter of the picture."""
-    assert len(shapes) <= MAX_THINGS
+    assert len(shapes) <= MAX_OBJECTS
     low, high = _SIZES[len(shapes)]
-    things = []
+    objects = []
     for shape, color, quarter in zip(shapes, colors, rng.sample(range(4), len(shapes)), strict=True):
         size = _on_lattice(rng, low, high)
         centre = []
@@ -252,5 +252,5 @@ def place_apart(rng: Random, shapes: Sequence[str], colors: Sequence[str]) -> Sc
             first = begin + (_GAP / 2 if begin else _MARGIN) + half
             last = begin + 0.5 - (_MARGIN if begin else _GAP / 2) - half
             centre.append(_on_lattice(rng, first, last))
-        things.append(Thing(shape, color, centre[0], centre[1], size))
-    return Scene(tuple(things), rng.choice(BACKGROUNDS))
+        objects.append(SceneObject(shape, color, centre[0], centre[1], size))
+    return Scene(tuple(objects), rng.choice(BACKGROUNDS))

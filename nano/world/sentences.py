@@ -14,8 +14,8 @@ from .scene import (
     Scene,
     box_of,
     check_split,
-    held_out_relation,
-    offset,
+    has_held_out_relation,
+    normalized_offset,
     place,
     relation,
     sample_colors,
@@ -39,7 +39,7 @@ KINDS = ("single_object", "two_object", "counting", "colors", "position", "color
 HELD_OUT_KINDS = ("colors", "position", "color_attr")
 """The kinds whose sentences can name a held-out combination."""
 
-CLEAR = 0.75
+MIN_TRUE_OFFSET = 0.75
 """A stated relation holds with at least this normalised offset (GenEval asks for 0.5)."""
 
 _AXIS = {"left of": (0, -1), "right of": (0, 1), "above": (1, -1), "below": (1, 1)}
@@ -59,7 +59,7 @@ def _place_clean(
     """A placement without held-out relations, unless the split is "any"."""
     while True:
         scene = place(rng, shapes, colors, aspect)
-        if split == "any" or not held_out_relation(scene.things):
+        if split == "any" or not has_held_out_relation(scene.objects):
             return scene
 
 
@@ -70,8 +70,8 @@ def _place_related(
     axis, sign = _AXIS[name]
     while True:
         scene = place(rng, shapes, colors, aspect)
-        a, b = (box_of(thing) for thing in scene.things)
-        if sign * offset(a, b)[axis] > CLEAR and relation(a, b) == {name}:
+        a, b = (box_of(obj) for obj in scene.objects)
+        if sign * normalized_offset(a, b)[axis] > MIN_TRUE_OFFSET and relation(a, b) == {name}:
             return scene
 
 

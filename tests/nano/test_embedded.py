@@ -2,7 +2,7 @@
 
 import pytest
 from bifrons.eval.nano.janus import score_answers
-from bifrons.eval.nano.vl2 import score_examples, score_pairs, score_searches
+from bifrons.eval.nano.vl2 import score_examples, score_pairs, score_queries
 from bifrons.janus.pipeline import JanusPipeline
 from bifrons.vl2.pipeline import VL2Pipeline
 
@@ -27,7 +27,7 @@ def test_vl2_nano_answers(finder) -> None:
 
 
 def test_vl2_nano_finds_what_is_there_and_tells_what_is_not(finder) -> None:
-    table, (met, wanted) = score_searches(finder, 45, SEED, "train")
+    table, (met, wanted) = score_queries(finder, 45, SEED, "train")
     assert met / wanted >= 0.9
     right, asked = table["absent"]
     assert right / asked >= 0.9

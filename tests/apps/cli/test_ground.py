@@ -7,7 +7,7 @@ import pytest
 from bifrons.apps.cli.main import main
 from bifrons.nano.world.phrases import normalized_box
 from bifrons.nano.world.renderer import to_pil
-from bifrons.nano.world.scene import Scene, Thing
+from bifrons.nano.world.scene import Scene, SceneObject
 from bifrons.vl2.grounding import Box, Grounding, Problem
 from bifrons.vl2.pipeline import VL2Pipeline
 from PIL import Image
@@ -47,7 +47,7 @@ def test_boxes_are_printed_and_drawn(picture, tmp_path, capsys) -> None:
 
 
 def test_the_embedded_model_finds_the_one_that_is_meant(tmp_path, capsys) -> None:
-    star, circle = Thing("star", "red", 0.25, 0.25, 0.3), Thing("circle", "blue", 0.7, 0.7, 0.3)
+    star, circle = SceneObject("star", "red", 0.25, 0.25, 0.3), SceneObject("circle", "blue", 0.7, 0.7, 0.3)
     picture = tmp_path / "scene.png"
     to_pil(Scene((star, circle), (230, 230, 230)), 128).save(picture)
     assert main(["locate", str(picture), "the red star", "--json"]) == 0

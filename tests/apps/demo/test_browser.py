@@ -13,7 +13,7 @@ import torch
 from bifrons.apps.demo.app import Page
 from bifrons.apps.demo.models import LoadedModel, embedded_models, load_models
 from bifrons.nano.world.renderer import to_pil
-from bifrons.nano.world.scene import Scene, Thing
+from bifrons.nano.world.scene import Scene, SceneObject
 from PIL import Image
 from playwright.sync_api import Page as Tab
 from playwright.sync_api import expect, sync_playwright
@@ -29,7 +29,9 @@ FLAGS = [
     "--disable-component-update",
     "--disable-sync",
 ]
-SCENE = Scene((Thing("star", "red", 0.3, 0.3, 0.3), Thing("star", "blue", 0.7, 0.6, 0.25)), (235, 230, 220))
+SCENE = Scene(
+    (SceneObject("star", "red", 0.3, 0.3, 0.3), SceneObject("star", "blue", 0.7, 0.6, 0.25)), (235, 230, 220)
+)
 SLOW = 60_000  # ms; how long a busy machine may take for anything
 
 pytestmark = [

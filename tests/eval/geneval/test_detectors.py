@@ -11,13 +11,14 @@ from bifrons.eval.geneval.detectors import GenEvalDetector, make_detector
 from bifrons.eval.geneval.mask2former import CLASSES, Instances
 from bifrons.eval.geneval.scoring import score_row
 from bifrons.nano.world.renderer import to_pil
-from bifrons.nano.world.scene import Scene, Thing
+from bifrons.nano.world.scene import Scene, SceneObject
 from PIL import Image
 
 
 def test_shapes_sees_the_small_world():
     scene = Scene(
-        (Thing("star", "red", 0.3, 0.3, 0.3), Thing("circle", "blue", 0.7, 0.7, 0.3)), (204, 208, 212)
+        (SceneObject("star", "red", 0.3, 0.3, 0.3), SceneObject("circle", "blue", 0.7, 0.7, 0.3)),
+        (204, 208, 212),
     )
     detector = make_detector("shapes")
     seen = detector.detect(to_pil(scene), {"include": []})

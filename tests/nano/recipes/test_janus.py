@@ -5,11 +5,11 @@ import torch
 from bifrons.blocks.checkpoints.hub import find_model_folder
 from bifrons.janus.pipeline import JanusPipeline
 from bifrons.nano.recipes import datasets
-from bifrons.nano.recipes.datasets import paint_shard, question_shard, save_examples
+from bifrons.nano.recipes.datasets import prompt_shard, question_shard, save_examples
 from bifrons.nano.recipes.janus import JanusTrainer, nucleus_loss
 from bifrons.nano.recipes.janus_data import EXAMPLES, PAINT_WIDTH, READ_WIDTH
 from bifrons.nano.recipes.janus_spec import PaintEncoder, TurnEncoder, write_folder
-from bifrons.nano.recipes.trainer import Run
+from bifrons.nano.recipes.trainer import RunConfig
 from safetensors.torch import load_file, save_file
 
 VQ = "gen_vision_model."
@@ -21,14 +21,14 @@ def folder(tmp_path, monkeypatch):
     write_folder(tmp_path)
     shipped = load_file(find_model_folder("janus-nano") / "model.safetensors")
     save_file({k.removeprefix(VQ): v for k, v in shipped.items() if VQ in k}, tmp_path / "vq.safetensors")
-    paint = paint_shard(0, PaintEncoder(tmp_path), PAINT_WIDTH)
+    paint = prompt_shard(0, PaintEncoder(tmp_path), PAINT_WIDTH)
     read = question_shard(0, TurnEncoder(tmp_path), READ_WIDTH)
     save_examples(tmp_path / EXAMPLES, paint=paint, read=read)
     return tmp_path
 
 
 def test_a_step_changes_all_but_the_tokenizer_and_loads(folder):
-    trainer = JanusTrainer(Run(folder, 60.0), find_model_folder("janus-nano"), (2, 4))
+    trainer = JanusTrainer(RunConfig(folder, 60.0), find_model_folder("janus-nano"), (2, 4))
     before = {k: v.clone() for k, v in trainer.model.state_dict().items()}
     trainer.rate.fill_(1e-3)
     losses = trainer.update()
@@ -49,7 +49,7 @@ def test_the_nucleus_of_the_start_is_learned_and_of_blank_prompts_the_codes(fold
     torch.testing.assert_close(nucleus_loss(logits, logits, codes, blank, 0.8), wanted)
 
     start = find_model_folder("janus-nano")
-    trainer = JanusTrainer(Run(folder, 60.0), start, (4, 4), nucleus=0.9)
+    trainer = JanusTrainer(RunConfig(folder, 60.0), start, (4, 4), nucleus=0.9)
     before = [p.clone() for p in trainer.teacher.parameters()]
     trainer.rate.fill_(1e-3)
     first = trainer.update()["paint"]

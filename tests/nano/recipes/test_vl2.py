@@ -5,21 +5,27 @@ from random import Random
 
 import pytest
 import torch
-from bifrons.eval.nano.vl2 import judge_search, matched
+from bifrons.eval.nano.vl2 import judge_query, matched
 from bifrons.nano.recipes.janus_spec import SIDE
-from bifrons.nano.recipes.trainer import Run, initialise
+from bifrons.nano.recipes.trainer import RunConfig, initialise
 from bifrons.nano.recipes.vision import NOTHING, TOWERS, PatchLabeller, Views, label_patches, vision_losses
-from bifrons.nano.recipes.vl2 import Balance, VL2Trainer, arrange_all, draw_frames, put_pictures
-from bifrons.nano.recipes.vl2_data import compare, save_examples, talk
+from bifrons.nano.recipes.vl2 import (
+    LoadBalancingLoss,
+    VL2Trainer,
+    arrange_image_tokens,
+    draw_frames,
+    insert_image_tokens,
+)
+from bifrons.nano.recipes.vl2_data import save_examples, single_image_conversation, two_image_conversation
 from bifrons.nano.recipes.vl2_spec import ConversationEncoder, write_folder
 from bifrons.nano.recipes.vq import to_pixels
 from bifrons.nano.world.pairs import KINDS as PAIR_KINDS
 from bifrons.nano.world.pairs import sample_comparison, sample_pair
-from bifrons.nano.world.phrases import KINDS as SEARCH_KINDS
-from bifrons.nano.world.phrases import NOT_THERE, Search, answer, normalized_box, sample_search
+from bifrons.nano.world.phrases import KINDS as QUERY_KINDS
+from bifrons.nano.world.phrases import NO_MATCH, GroundingQuery, answer, normalized_box, sample_query
 from bifrons.nano.world.questions import sample_scene
 from bifrons.nano.world.renderer import pack, render, render_packed, to_pil
-from bifrons.nano.world.scene import SHAPES, Scene, Thing, is_held_out
+from bifrons.nano.world.scene import SHAPES, Scene, SceneObject, is_held_out
 from bifrons.tokenizers.text import TextTokenizer
 from bifrons.vl2.config import read_config
 from bifrons.vl2.grounding import Box, draw_boxes, parse_grounding
@@ -52,7 +58,7 @@ def test_a_row_is_embedded_as_the_pipeline_does(folder, model, count):
     encode = ConversationEncoder(folder)
     ids, learn = encode([("What is it?", "star"), ("Count the stars.", "two")], count)
     processor = VL2Processor.from_folder(folder, TextTokenizer.from_folder(folder), model.config)
-    said = [
+    messages = [
         {
             "role": "user",
             "content": "<image>\n" * count + "What is it?",
@@ -61,7 +67,7 @@ def test_a_row_is_embedded_as_the_pipeline_does(folder, model, count):
         {"role": "assistant", "content": "star"},
         {"role": "user", "content": "Count the stars."},
     ]
-    prepared = processor.chat_inputs(said)
+    prepared = processor.chat_inputs(messages)
     asked = len(prepared.ids)
     assert ids[:asked] == prepared.ids.tolist()
     assert [i for i, taught in zip(ids, learn, strict=True) if taught][-1] == encode.tokenizer.eos_id
@@ -70,20 +76,20 @@ def test_a_row_is_embedded_as_the_pipeline_does(folder, model, count):
     views = TOWERS["vl2"][1]
     with torch.no_grad():
         tiles = model.embed_tiles(views.cut(to_pixels(render(scenes, SIDE))).flatten(0, 1))
-        pictures = arrange_all(model, tiles.unflatten(0, (count, -1)), views.grid)
+        pictures = arrange_image_tokens(model, tiles.unflatten(0, (count, -1)), views.grid)
         x = model.embed_text(torch.tensor([ids[:asked]]))
         for picture, place in zip(pictures, encode.offsets, strict=False):
-            x = put_pictures(x, picture[None], place)
+            x = insert_image_tokens(x, picture[None], place)
     # Both scale with the same cubic kernel, the pipeline's in 8-bit steps.
     torch.testing.assert_close(x[0], model.embed_prompt(prepared).embeddings_TD, atol=0.02, rtol=0.02)
 
 
 def test_frames_are_those_that_are_drawn():
     scene = sample_scene(Random(3))
-    box = Box.from_normalized("", normalized_box(scene.things[0]), (SIDE, SIDE))
+    box = Box.from_normalized("", normalized_box(scene.objects[0]), (SIDE, SIDE))
     drawn = draw_boxes(to_pil(scene, SIDE), [box], labels=False, colour=(255, 0, 0))
     pixels = to_pixels(render([scene, scene], SIDE))
-    frames = torch.tensor([[v / 999 for v in normalized_box(scene.things[0])], [0.0] * 4])
+    frames = torch.tensor([[v / 999 for v in normalized_box(scene.objects[0])], [0.0] * 4])
     ours = draw_frames(pixels, frames)
     want = torch.tensor(list(drawn.tobytes()), dtype=torch.uint8).view(SIDE, SIDE, 3).permute(2, 0, 1)
     assert torch.equal(((ours[0] + 1) * 127.5).round().to(torch.uint8), want)
@@ -92,7 +98,7 @@ def test_frames_are_those_that_are_drawn():
 
 def test_patches_are_labelled_with_what_covers_them():
     # A square over the left half of the picture's middle row, nothing elsewhere.
-    scene = Scene((Thing("square", "red", 0.25, 0.5, 0.5),), GREY)
+    scene = Scene((SceneObject("square", "red", 0.25, 0.5, 0.5),), GREY)
     views = Views(image=128, side=64, patch=16, grid=2)
     labels = label_patches(pack([scene]), views)
     square = SHAPES.index("square")
@@ -127,32 +133,34 @@ def test_phrases_name_what_they_say():
     rng, seen = Random(5), set()
     for _ in range(400):
         scene = sample_scene(rng)
-        search = sample_search(scene, rng)
-        seen.add((search.kind, bool(search.found)))
-        assert not search.held_out
-        words = search.phrase.removeprefix("the ").split()
-        for thing in search.found:
-            assert thing in scene.things
-            assert thing.color in words or any(w.startswith(thing.shape) for w in words)
-        said = answer(search)
-        assert judge_search(said, search, scene) == (True, len(search.found), len(search.found))
-        read = parse_grounding(said, (SIDE, SIDE))
+        query = sample_query(scene, rng)
+        seen.add((query.kind, bool(query.targets)))
+        assert not query.held_out
+        words = query.phrase.removeprefix("the ").split()
+        for obj in query.targets:
+            assert obj in scene.objects
+            assert obj.color in words or any(w.startswith(obj.shape) for w in words)
+        messages = answer(query)
+        assert judge_query(messages, query, scene) == (True, len(query.targets), len(query.targets))
+        read = parse_grounding(messages, (SIDE, SIDE))
         assert not read.problems
-        assert (said == NOT_THERE) == (not search.found)
-    assert {kind for kind, _ in seen} == set(SEARCH_KINDS)
+        assert (messages == NO_MATCH) == (not query.targets)
+    assert {kind for kind, _ in seen} == set(QUERY_KINDS)
     assert ("related", True) in seen
     assert ("related", False) in seen
 
 
 def test_judging_finds_faults():
-    scene = Scene((Thing("star", "red", 0.25, 0.25, 0.25), Thing("star", "blue", 0.75, 0.75, 0.25)), GREY)
-    search = Search("named", "the stars", scene.things, False)
-    right = answer(search)
-    assert judge_search(right, search, scene)[0]
-    one = answer(Search("named", "the stars", scene.things[:1], False))
-    assert judge_search(one, search, scene) == (False, 1, 2)
-    assert judge_search(NOT_THERE, search, scene) == (False, 0, 2)
-    assert judge_search(right, Search("absent", "the heart", (), False), scene) == (False, 0, 0)
+    scene = Scene(
+        (SceneObject("star", "red", 0.25, 0.25, 0.25), SceneObject("star", "blue", 0.75, 0.75, 0.25)), GREY
+    )
+    query = GroundingQuery("named", "the stars", scene.objects, False)
+    right = answer(query)
+    assert judge_query(right, query, scene)[0]
+    one = answer(GroundingQuery("named", "the stars", scene.objects[:1], False))
+    assert judge_query(one, query, scene) == (False, 1, 2)
+    assert judge_query(NO_MATCH, query, scene) == (False, 0, 2)
+    assert judge_query(right, GroundingQuery("absent", "the heart", (), False), scene) == (False, 0, 0)
     assert matched([(0, 0, 100, 100)] * 2, [(0, 0, 100, 100)]) == 1
     assert matched([(0, 0, 100, 49)], [(0, 0, 100, 100)]) == 0
 
@@ -166,11 +174,11 @@ def test_comparisons_have_right_answers():
         assert not question.held_out
         assert not is_held_out(a)
         if question.kind == "more" and "things" in question.text:
-            want = "neither" if len(a.things) == len(b.things) else "the first"
-            want = "the second" if len(a.things) < len(b.things) else want
+            want = "neither" if len(a.objects) == len(b.objects) else "the first"
+            want = "the second" if len(a.objects) < len(b.objects) else want
             assert question.answer == want
     assert seen == set(PAIR_KINDS)
-    same = Scene((Thing("star", "red", 0.5, 0.5, 0.25),), GREY)
+    same = Scene((SceneObject("star", "red", 0.5, 0.5, 0.25),), GREY)
     assert sample_comparison(same, same, rng, "same").answer == "yes"
     assert sample_comparison(same, same, rng, "total").answer == "two"
 
@@ -181,7 +189,10 @@ def test_a_short_training_writes_a_model_that_loads(folder, model):
     groups = {}
     for name, width in (("one", 288), ("two", 352)):
         scenes = [sample_scene(rng) for _ in range(4)]
-        turns = [talk(s, rng)[:2] if name == "one" else compare(s, s, rng)[:2] for s in scenes]
+        turns = [
+            single_image_conversation(s, rng)[:2] if name == "one" else two_image_conversation(s, s, rng)[:2]
+            for s in scenes
+        ]
         rows = [encode(one, 1 if name == "one" else 2) for one in turns]
         packed = {k: v.numpy() for k, v in pack(scenes).items()}
         ids = torch.nn.utils.rnn.pad_sequence([torch.tensor(r[0]) for r in rows], batch_first=True)
@@ -196,7 +207,7 @@ def test_a_short_training_writes_a_model_that_loads(folder, model):
         groups[name] = {"ids": ids.numpy(), "learn": learn.numpy(), "lengths": lengths, **packed, **more}
     save_examples(folder / "examples.npz", **groups)
 
-    trainer = VL2Trainer(Run(folder, 60.0), rows=(2, 1))
+    trainer = VL2Trainer(RunConfig(folder, 60.0), rows=(2, 1))
     trainer.rate.fill_(1e-3)
     losses = trainer.update()
     assert set(losses) == {"one", "two", "balance"}
@@ -208,7 +219,7 @@ def test_a_short_training_writes_a_model_that_loads(folder, model):
         torch.testing.assert_close(tensor, ours[name].to(torch.bfloat16).float(), atol=0, rtol=0)
     assert isinstance(pipe.ask(to_pil(sample_scene(rng), SIDE), "What is it?", 4), str)
 
-    again = VL2Trainer(Run(folder, 60.0), rows=(2, 1))
+    again = VL2Trainer(RunConfig(folder, 60.0), rows=(2, 1))
     again.prepare()
     again.resume()
     for old, new in zip(trainer.model.parameters(), again.model.parameters(), strict=True):
@@ -216,7 +227,7 @@ def test_a_short_training_writes_a_model_that_loads(folder, model):
 
 
 def test_balance_is_least_where_experts_are_used_alike(model):
-    balance = Balance(model)
+    balance = LoadBalancingLoss(model)
     gate = balance.gates[0]
     gate(torch.randn(64, model.config.decoder.hidden_size))
     even = balance.take()

@@ -11,19 +11,19 @@ from bifrons.blocks.errors import PictureError
 from bifrons.nano.world.detector import UNKNOWN, detect, to_geneval
 from bifrons.nano.world.questions import sample_scene
 from bifrons.nano.world.renderer import coverage, render, to_pil
-from bifrons.nano.world.scene import BACKGROUNDS, COLORS, SHAPES, Scene, Thing, box_of, relation
+from bifrons.nano.world.scene import BACKGROUNDS, COLORS, SHAPES, Scene, SceneObject, box_of, relation
 from PIL import Image, ImageDraw, ImageFilter
 
 
 def _right(scene: Scene, found, size: int, tolerance: float) -> bool:
     """Every thing found once with its shape, colour and box, and nothing else."""
     left = list(found)
-    for thing in scene.things:
-        box = np.array(box_of(thing)) * size
+    for obj in scene.objects:
+        box = np.array(box_of(obj)) * size
         same = [
             d
             for d in left
-            if (d.label, d.color) == (thing.shape, thing.color)
+            if (d.label, d.color) == (obj.shape, obj.color)
             and np.abs(np.array(d.box) - box).max() <= tolerance
         ]
         if not same:
@@ -35,8 +35,8 @@ def _right(scene: Scene, found, size: int, tolerance: float) -> bool:
 def _off_grid(rng: Random, aspect: float = 1.0) -> Scene:
     """A scene moved and scaled by a hair, so that its edges fall anywhere between the pixels."""
     scene, dx, dy = sample_scene(rng, "any", aspect), rng.uniform(-0.01, 0.01), rng.uniform(-0.01, 0.01)
-    moved = [replace(t, x=t.x + dx, y=t.y + dy, size=t.size * rng.uniform(0.97, 1.03)) for t in scene.things]
-    return replace(scene, things=tuple(moved))
+    moved = [replace(t, x=t.x + dx, y=t.y + dy, size=t.size * rng.uniform(0.97, 1.03)) for t in scene.objects]
+    return replace(scene, objects=tuple(moved))
 
 
 @pytest.mark.parametrize(
@@ -73,8 +73,8 @@ def test_a_drifting_noisy_background_is_withstood():
         assert _right(scene, detect(pixels.clip(0, 255).astype(np.uint8)), 128, 1.5)
 
 
-def _scene(*things: tuple[str, str, float, float]) -> Scene:
-    return Scene(tuple(Thing(s, c, x, y, 0.25) for s, c, x, y in things), BACKGROUNDS[0])
+def _scene(*objects: tuple[str, str, float, float]) -> Scene:
+    return Scene(tuple(SceneObject(s, c, x, y, 0.25) for s, c, x, y in objects), BACKGROUNDS[0])
 
 
 def test_planted_faults_come_out_as_planted():

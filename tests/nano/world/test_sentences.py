@@ -7,7 +7,7 @@ import pytest
 from bifrons.blocks.errors import OptionError
 from bifrons.nano.world import questions
 from bifrons.nano.world.questions import NUMBERS, sample_question, sample_scene
-from bifrons.nano.world.relations import PLACES
+from bifrons.nano.world.relations import GRID_CELLS
 from bifrons.nano.world.scene import (
     COLORS,
     HELD_OUT_COLORINGS,
@@ -26,7 +26,7 @@ def _fulfils(metadata, scene) -> bool:
     """Official include and exclude clauses, read off the scene itself, and nothing besides them."""
     groups = []
     for clause in metadata["include"]:
-        found = [t for t in scene.things if t.shape == clause["class"]]
+        found = [t for t in scene.objects if t.shape == clause["class"]]
         if len(found) != clause["count"]:
             return False
         if "color" in clause and any(t.color != clause["color"] for t in found):
@@ -36,7 +36,7 @@ def _fulfils(metadata, scene) -> bool:
             if any(relation(box_of(a), box_of(b)) != {name} for a in found for b in groups[index]):
                 return False
         groups.append(found)
-    return sum(map(len, groups)) == len(scene.things)
+    return sum(map(len, groups)) == len(scene.objects)
 
 
 @pytest.mark.parametrize("kind", ALL_KINDS)
@@ -117,37 +117,37 @@ def _words(text: str) -> list[str]:
     return [plural.get(word, word) for word in text.lower().rstrip("?.").replace(",", "").split()]
 
 
-def _count_asked(words: list[str], things) -> int:
+def _count_asked(words: list[str], objects) -> int:
     shape = next((s for s in SHAPES if s in words), None)
     color = next((c for c in COLORS if c in words), None)
-    return sum(shape in (None, t.shape) and color in (None, t.color) for t in things)
+    return sum(shape in (None, t.shape) and color in (None, t.color) for t in objects)
 
 
 def test_answers_are_true_of_the_scene():
     """Read the question back from its words and answer it again, from the scene."""
     rng = Random(7)
     kinds = Counter()
-    places = {cell for row in PLACES for cell in row}
+    places = {cell for row in GRID_CELLS for cell in row}
     for _ in range(3000):
         scene = sample_scene(rng, "any")
         q = sample_question(scene, rng)
         words, kinds[q.kind] = _words(q.text), kinds[q.kind] + 1
-        named = [t for t in scene.things if t.shape in words]
+        named = [t for t in scene.objects if t.shape in words]
         if q.kind == "count":
-            assert NUMBERS.index(q.answer) == _count_asked(words, scene.things), q
+            assert NUMBERS.index(q.answer) == _count_asked(words, scene.objects), q
         elif q.kind == "color":
             assert q.answer in COLORS
             assert not named or {t.color for t in named} == {q.answer}, q
         elif q.kind == "what":
             color = next((c for c in COLORS if c in words), None)
-            assert q.answer in {t.shape for t in scene.things if color in (None, t.color)}, q
+            assert q.answer in {t.shape for t in scene.objects if color in (None, t.color)}, q
         elif q.kind == "where":
             assert q.answer in places | {"above", "below"}
             if q.answer in ("above", "below"):
                 a, b = (next(t for t in named if t.shape == w) for w in words if w in SHAPES)
                 assert relation(box_of(a), box_of(b)) == {q.answer}
         elif words[:2] == ["is", "there"] and "exactly" not in words and named:
-            assert (q.answer == "yes") == (_count_asked(words, scene.things) > 0), q
+            assert (q.answer == "yes") == (_count_asked(words, scene.objects) > 0), q
         elif words[0] == "is" and len([w for w in words if w in SHAPES]) == 2:
             a, b = (next(t for t in named if t.shape == w) for w in words if w in SHAPES)
             name = next(n for n in ("left of", "right of", "above", "below") if n in q.text)

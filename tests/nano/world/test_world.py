@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from bifrons.blocks.errors import OptionError
-from bifrons.nano.recipes.datasets import apart
+from bifrons.nano.recipes.datasets import with_objects_in_quadrants
 from bifrons.nano.world.questions import sample_scene
 from bifrons.nano.world.renderer import pack, render, render_packed, to_pil
 from bifrons.nano.world.scene import (
@@ -18,12 +18,12 @@ from bifrons.nano.world.scene import (
     HELD_OUT_RELATIONS,
     MIRROR,
     Scene,
-    Thing,
+    SceneObject,
     box_of,
     extent,
     is_held_out,
     place,
-    place_apart,
+    place_in_quadrants,
     relation,
 )
 from bifrons.nano.world.sentences import sample_case
@@ -74,11 +74,11 @@ def test_relation_follows_genevals_rule(a, expected):
 
 def test_held_out_scenes_are_recognised():
     background = BACKGROUNDS[0]
-    plain = Thing("circle", "red", 0.2, 0.5, 0.2)
-    right_star, left_star = (Thing("star", "blue", x, 0.5, 0.2) for x in (0.8, 0.2))
+    plain = SceneObject("circle", "red", 0.2, 0.5, 0.2)
+    right_star, left_star = (SceneObject("star", "blue", x, 0.5, 0.2) for x in (0.8, 0.2))
     assert is_held_out(Scene((plain, right_star), background))
-    assert not is_held_out(Scene((left_star, Thing("circle", "red", 0.8, 0.5, 0.2)), background))
-    assert is_held_out(Scene((Thing("star", "red", 0.5, 0.5, 0.3),), background))
+    assert not is_held_out(Scene((left_star, SceneObject("circle", "red", 0.8, 0.5, 0.2)), background))
+    assert is_held_out(Scene((SceneObject("star", "red", 0.5, 0.5, 0.3),), background))
 
 
 @pytest.mark.parametrize("aspect", [1.0, 0.6, 1.5])
@@ -87,12 +87,12 @@ def test_things_keep_their_distance(aspect):
     width, height = extent(aspect)
     for _ in range(300):
         scene = sample_scene(rng, "any", aspect)
-        boxes = [box_of(thing) for thing in scene.things]
+        boxes = [box_of(obj) for obj in scene.objects]
         for x0, y0, x1, y1 in boxes:
             assert min(x0, y0, width - x1, height - y1) > 0.029
         for a, b in itertools.combinations(boxes, 2):
             assert max(a[0] - b[2], b[0] - a[2], a[1] - b[3], b[1] - a[3]) > 0.049
-        assert all(thing.size >= 0.18 for thing in scene.things)
+        assert all(obj.size >= 0.18 for obj in scene.objects)
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -107,14 +107,14 @@ def test_edges_are_one_pixel_wide_and_areas_right():
     """Coverage is a ramp of the exact signed distance, and sums to the polygon's area."""
     size, axis = 96, (np.arange(96) + 0.5) / 96
     for shape in SHAPES:
-        thing = Thing(shape, "black", 0.503, 0.497, 0.42)
-        picture = render([Scene((thing,), (204, 208, 212))], size)[0, 0].numpy().astype(float)
+        obj = SceneObject(shape, "black", 0.503, 0.497, 0.42)
+        picture = render([Scene((obj,), (204, 208, 212))], size)[0, 0].numpy().astype(float)
         covered = (204 - picture) / (204 - COLORS["black"][0])
-        grid = np.stack(np.meshgrid((axis - thing.x) / thing.size, (axis - thing.y) / thing.size), -1)
-        pixels = signed_distance(OUTLINES[shape], grid.reshape(-1, 2)).reshape(size, size) * thing.size * size
+        grid = np.stack(np.meshgrid((axis - obj.x) / obj.size, (axis - obj.y) / obj.size), -1)
+        pixels = signed_distance(OUTLINES[shape], grid.reshape(-1, 2)).reshape(size, size) * obj.size * size
         assert np.abs(covered - np.clip(0.5 - pixels, 0, 1)).max() < 0.12, shape
         x, y = np.array(OUTLINES[shape]).T
-        area = abs(x @ np.roll(y, -1) - y @ np.roll(x, -1)) / 2 * (thing.size * size) ** 2
+        area = abs(x @ np.roll(y, -1) - y @ np.roll(x, -1)) / 2 * (obj.size * size) ** 2
         assert covered.sum() == pytest.approx(area, rel=0.01), shape
 
 
@@ -152,15 +152,15 @@ def test_things_apart_keep_to_quarters_of_their_own():
         places = set()
         for _ in range(200):
             shapes = [rng.choice(SHAPES) for _ in range(count)]
-            scene = place_apart(rng, shapes, ["red"] * count)
-            boxes = [box_of(thing) for thing in scene.things]
+            scene = place_in_quadrants(rng, shapes, ["red"] * count)
+            boxes = [box_of(obj) for obj in scene.objects]
             quarters = {(x0 >= 0.5, y0 >= 0.5) for x0, y0, _, _ in boxes}
             assert len(quarters) == count
             for x0, y0, x1, y1 in boxes:
                 for low, high in ((x0, x1), (y0, y1)):
                     assert 0.03 <= low < high <= 0.97
                     assert low >= 0.525 or high <= 0.475
-            places |= {(thing.x, thing.y) for thing in scene.things}
+            places |= {(obj.x, obj.y) for obj in scene.objects}
         assert len(places) > 60
 
 
@@ -169,13 +169,13 @@ def test_paintings_of_three_or_four_things_have_them_apart():
     for kind in ("counting", "mixed", "two_object"):
         for _ in range(60):
             case = sample_case(kind, rng)
-            moved = apart(case, rng)
-            assert [(t.shape, t.color) for t in moved.scene.things] == [
-                (t.shape, t.color) for t in case.scene.things
+            moved = with_objects_in_quadrants(case, rng)
+            assert [(t.shape, t.color) for t in moved.scene.objects] == [
+                (t.shape, t.color) for t in case.scene.objects
             ]
             assert moved.metadata == case.metadata
             assert not is_held_out(moved.scene)
-            if len(case.scene.things) < 3:
+            if len(case.scene.objects) < 3:
                 assert moved == case
             else:
-                assert len({(t.x > 0.5, t.y > 0.5) for t in moved.scene.things}) == len(moved.scene.things)
+                assert len({(t.x > 0.5, t.y > 0.5) for t in moved.scene.objects}) == len(moved.scene.objects)
