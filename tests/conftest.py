@@ -15,6 +15,7 @@ from bifrons.apps.cli.main import main
 from bifrons.blocks.checkpoints.loader import assign
 from bifrons.blocks.checkpoints.quantize import decoder_name
 from bifrons.blocks.engine.prefill import decode_one, prefill
+from bifrons.blocks.graphs.cuda_graphs import GraphCapturer, Work
 from bifrons.blocks.kernels import dispatch
 from bifrons.blocks.model.kv_slots import KVSlots
 from bifrons.blocks.placement import layout, loading, offload
@@ -70,6 +71,20 @@ def parity_picture() -> Callable[[int, int, int], Image.Image]:
         return Image.fromarray(np.clip(a, 0, 255).astype(np.uint8))
 
     return picture
+
+
+class WarmUpCapturer(GraphCapturer):
+    """Runs the work while it is captured, as the capturer of CUDA graphs does to warm up."""
+
+    def __call__(self, work: Work) -> Work:
+        work()
+        return super().__call__(work)
+
+
+@pytest.fixture(scope="session")
+def warm_up_capturer() -> type[GraphCapturer]:
+    """A capturer for the CPU that runs the work while it is captured, as that of CUDA graphs does."""
+    return WarmUpCapturer
 
 
 @pytest.fixture

@@ -1,7 +1,97 @@
-"""What the tests of kernels and of bitwise equality share."""
+"""Fixtures of many rooms of `blocks`: small models, and conditions for tests of kernels and of bitwise
+equality."""
+
+from collections.abc import Callable
 
 import pytest
 import torch
+from bifrons.blocks.model.context import DecoderConfig, LatentConfig
+from bifrons.blocks.model.decoder import Decoder
+from bifrons.blocks.model.layers import Linear
+from bifrons.blocks.model.moe import MoEConfig
+from torch import Tensor, nn
+
+_VOCABULARY = 704
+_WIDTHS = {"hidden_size": 96, "intermediate_size": 160, "num_heads": 4, "num_kv_heads": 4, "head_dim": 24}
+_LATENT = LatentConfig(kv_rank=32, nope_dim=24, rope_dim=16, value_dim=20)
+_SOFTMAX = MoEConfig(12, 3, 48, 2, 1)
+_NOAUX = MoEConfig(
+    12, 3, 48, 2, 1, scoring="sigmoid", method="noaux_tc", num_groups=2, normalize=True, scale=2.0
+)
+SMALL_CONFIGS = {
+    "dense": DecoderConfig(_VOCABULARY, num_layers=3, **_WIDTHS),
+    "dense-wide": DecoderConfig(590, 384, 832, num_layers=4, num_heads=6, num_kv_heads=6, head_dim=64),
+    "experts": DecoderConfig(_VOCABULARY, num_layers=4, **_WIDTHS, moe=_SOFTMAX),
+    "latent": DecoderConfig(_VOCABULARY, num_layers=4, **_WIDTHS, latent=_LATENT, moe=_SOFTMAX),
+    "latent-noaux": DecoderConfig(_VOCABULARY, num_layers=4, **_WIDTHS, latent=_LATENT, moe=_NOAUX),
+}
+"""What the models of both families consist of: dense layers (Janus), experts, latent attention (VL2)."""
+
+
+class SmallModel(nn.Module):
+    """A decoder with a text head."""
+
+    def __init__(self, config: DecoderConfig) -> None:
+        super().__init__()
+        self.decoder = Decoder(config)
+        self.lm_head = Linear(config.hidden_size, config.vocab_size, bias=False)
+
+    def embed_text(self, ids: Tensor) -> Tensor:
+        return self.decoder.embed_tokens(ids)
+
+    def text_logits(self, hidden: Tensor) -> Tensor:
+        return self.lm_head(hidden)
+
+
+class SmallImageModel(SmallModel):
+    """Has an image head too."""
+
+    num_codes = 36
+    """Codes of an image."""
+
+    def __init__(self, config: DecoderConfig, codebook_size: int = 512) -> None:
+        super().__init__(config)
+        self.code_embedding = nn.Embedding(codebook_size, config.hidden_size)
+        self.code_head = Linear(config.hidden_size, codebook_size, bias=False)
+
+    def embed_codes(self, codes: Tensor) -> Tensor:
+        return self.code_embedding(codes)
+
+    def image_logits(self, hidden: Tensor) -> Tensor:
+        return self.code_head(hidden)
+
+
+def _draw_weights(model: nn.Module) -> None:
+    """Matrices that keep the scale of what they multiply, embeddings of half of it, norms near 1."""
+    generator = torch.Generator().manual_seed(0)
+    for name, weight in model.named_parameters():
+        noise = torch.randn(weight.shape, generator=generator)
+        if name.endswith("bias"):
+            weight.copy_(0.05 * noise)
+        elif weight.ndim == 1:
+            weight.copy_(1 + 0.1 * noise)
+        else:
+            weight.copy_(noise * (0.5 if "embed" in name else weight.shape[-1] ** -0.5))
+
+
+@pytest.fixture(scope="session")
+def small_model() -> Callable[..., SmallModel]:
+    """`small_model(name, device="cpu", dtype=torch.float32)`: a new model of `SMALL_CONFIGS`, the same
+    weights every time; dense ones have an image head. On the meta device the weights have no values."""
+
+    def make(name: str, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32) -> SmallModel:
+        kind = SmallImageModel if name.startswith("dense") else SmallModel
+        with torch.device("meta" if device == "meta" else "cpu"), torch.no_grad():
+            model = kind(SMALL_CONFIGS[name])
+            if device != "meta":
+                _draw_weights(model)
+        model.eval().requires_grad_(False).to(device, dtype)
+        for name, parameter in model.named_parameters():
+            if name.endswith("e_score_correction_bias"):
+                parameter.data = parameter.data.float()  # as loaded checkpoints keep it
+        return model
+
+    return make
 
 
 @pytest.fixture(scope="session")
