@@ -1,18 +1,18 @@
-"""What the command line and the server take and tell when nothing is said; imports nothing heavy."""
+"""Defaults and texts that the command line and the server share; imports nothing heavy."""
 
 from importlib import metadata
 
 DEFAULT_MODEL = "janus-nano"
-"""The embedded model that paints and answers."""
+"""The embedded model that generates images and answers questions."""
 
-DEFAULT_FINDER = "vl2-nano"
-"""The embedded model that also points at things."""
+DEFAULT_GROUNDING_MODEL = "vl2-nano"
+"""The embedded model that also locates things in images."""
 
-QUANTIZE_HELP = "int8, int4 or fp8 weights in the decoder (default: as the model's folder has them)"
+QUANTIZE_HELP = "int8, int4 or fp8 weights in the decoder (default: as stored in the model's folder)"
 
 
 def version() -> str:
-    """Of the package, which may also be a mere folder on the path."""
+    """The installed version of the package; it may also be run from a checkout that isn't installed."""
     try:
         return metadata.version("bifrons")
     except metadata.PackageNotFoundError:

@@ -1,4 +1,4 @@
-"""Output of the commands and the page: files under new names, an image's settings, JSON on stdout."""
+"""Output of the command line and the web page: new files, the settings of images, JSON on stdout."""
 
 import json
 import re
@@ -15,7 +15,7 @@ _SETTING_TYPES = {"seed": int, "guidance_scale": float, "temperature": float, "t
 
 
 def slug(text: str) -> str:
-    """A text as part of a file name: lower-case words of any script, joined by hyphens."""
+    """A text made fit for a file name: lower-case words in any script, joined by hyphens."""
     words = re.sub(r"[^\w]+|_+", "-", unicodedata.normalize("NFKC", text).lower())
     return words[:_SLUG_LENGTH].strip("-") or "picture"
 
@@ -48,7 +48,7 @@ def _rename_to_free_name(source: Path, path: Path) -> Path:
 
 
 def typed_settings(settings: dict[str, str]) -> dict[str, str | int | float]:
-    """The settings of a generated image with numbers as numbers."""
+    """The settings stored with a generated image, with numeric ones converted from text."""
     return {name: _SETTING_TYPES.get(name, str)(value) for name, value in settings.items()}
 
 

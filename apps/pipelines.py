@@ -1,4 +1,4 @@
-"""From a model's name to the family that runs it: the one place of the applications that knows both."""
+"""Loads and describes a model of either family, Janus or DeepSeek-VL2, given its name."""
 
 import sys
 from collections.abc import Callable, Iterator
@@ -27,10 +27,11 @@ if TYPE_CHECKING:
     Pipeline = JanusPipeline | VL2Pipeline
 
 _FAMILIES = {"multi_modality": "Janus", "janus": "Janus", "deepseek_vl_v2": "DeepSeek-VL2"}
+_OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
 
 
 def family_of(folder: ModelFolder) -> str:
-    """`Janus` or `DeepSeek-VL2`, by the `model_type` of its `config.json`; a `ConfigError` otherwise."""
+    """`Janus` or `DeepSeek-VL2`, by the `model_type` in `config.json`. Raises `ConfigError` for any other."""
     config = folder.config
     model_type = config.get("model_type")
     if not isinstance(model_type, str) or model_type not in _FAMILIES:
@@ -39,7 +40,7 @@ def family_of(folder: ModelFolder) -> str:
 
 
 def label(folder: Path) -> str | None:
-    """What an embedded model is, to be shown wherever it runs; None for any other."""
+    """The note to show wherever an embedded model runs; None for any other model."""
     folder = folder.resolve()
     if folder.name in EMBEDDED and folder.parent == EMBEDDED_FOLDER.resolve():
         return f"{folder.name}: embedded demonstration model, knows only coloured shapes"
@@ -54,19 +55,19 @@ def load_pipeline(
     quantize: str | None = None,
     device_map: "DeviceMap | None" = None,
     max_memory: "MaxMemory | None" = None,
-    paints: bool = False,
+    must_paint: bool = False,
     parts: "Parts" = "all",
     eager: bool = False,
 ) -> "Pipeline":
-    """The pipeline of the model's family, loaded; tells an embedded model's label on stderr.
+    """Load a model with the pipeline of its family; the label of an embedded model is printed to stderr.
 
-    With `paints`, a model that can't paint is an `OptionError`. So is one whose weights exceed the free
-    memory of the device, or of those of the `device_map`, before anything is loaded. `parts` is what of a
-    Janus model the work takes. With `eager`, no steps are captured.
+    `must_paint` refuses models that can't generate images. `parts` says which parts of a Janus model are
+    needed; DeepSeek-VL2 is always loaded whole. `eager` turns CUDA graphs off. Raises `BifronsError`; weights
+    that exceed the free memory of the device, or of those in the `device_map`, are refused before loading.
     """
     folder = open_model(model)
     family = family_of(folder)
-    if paints and family != "Janus":
+    if must_paint and family != "Janus":
         raise OptionError(
             f"{model} is a {family} model, which reads pictures but neither paints nor has codes of them; "
             f"accepted here: a Janus model, such as {DEFAULT_MODEL} or deepseek-ai/Janus-Pro-1B"
@@ -75,56 +76,69 @@ def load_pipeline(
         print(note, file=sys.stderr)
     if resolve_device(device).type == "meta":
         raise OptionError("device 'meta' holds no numbers; accepted: cpu, cuda, cuda:N, mps")
-    how: dict[str, Any] = {"quantize": quantize, "device_map": device_map, "max_memory": max_memory}
-    how["capture"] = False if eager else None
-    with explain_memory(f"loading {model}", lambda: f"`bifrons info {model}` tells what it needs"):
+    options: dict[str, Any] = {
+        "quantize": quantize,
+        "device_map": device_map,
+        "max_memory": max_memory,
+        "capture": False if eager else None,
+    }
+    with explain_out_of_memory(f"loading {model}", lambda: f"`bifrons info {model}` tells what it needs"):
         if family == "Janus":
             from ..janus.pipeline import JanusPipeline
 
-            return JanusPipeline.from_pretrained(folder, device, dtype, parts=parts, **how)
+            return JanusPipeline.from_pretrained(folder, device, dtype, parts=parts, **options)
         from ..vl2.pipeline import VL2Pipeline
 
-        return VL2Pipeline.from_pretrained(folder, device, dtype, **how)
+        return VL2Pipeline.from_pretrained(folder, device, dtype, **options)
 
 
 @contextmanager
-def explain_memory(doing: str, advice: Callable[[], str]) -> Iterator[None]:
-    """Turn a failed allocation, which torch tells in several ways, into an `OptionError` with advice."""
+def explain_out_of_memory(activity: str, advice: Callable[[], str]) -> Iterator[None]:
+    """Turn a failed allocation into an `OptionError`: "out of memory while {activity}; {advice}".
+
+    Torch raises several kinds of exceptions for it. `advice` is called only when it is needed.
+    """
     try:
         yield
     except (MemoryError, torch.OutOfMemoryError) as error:
-        raise OptionError(f"out of memory while {doing}; {advice()}") from error
+        raise OptionError(f"out of memory while {activity}; {advice()}") from error
     except RuntimeError as error:
         # The CPU's allocator and MPS raise a plain RuntimeError.
-        words = str(error).lower()
-        if not any(sign in words for sign in ("out of memory", "can't allocate memory", "not enough memory")):
+        message = str(error).lower()
+        if not any(text in message for text in _OUT_OF_MEMORY):
             raise
-        raise OptionError(f"out of memory while {doing}; {advice()}") from error
+        raise OptionError(f"out of memory while {activity}; {advice()}") from error
 
 
 @dataclass(frozen=True)
-class Described:
-    """A model's architecture, with nothing loaded. `network` is on meta; `key_map` takes the files' names,
-    `works` are the kinds of work that it does, `experts` is the label of the part with routed experts."""
+class ModelDescription:
+    """A model's architecture, with no weights loaded."""
 
     family: str
     model_type: str
     variant: str | None
+    """Name of the released model with this architecture."""
     decoder: DecoderConfig
     parts: dict[str, str]
+    """Labels of the model's parts and patterns of their parameters' names."""
     workloads: list[Workload]
+    """What the model is used for, each with the memory that it takes."""
     network: torch.nn.Module
+    """The model on the meta device."""
     key_map: Callable[[Any], KeyMap]
+    """From the tensor names in the files to the mapping of those names onto parameters."""
     keep_float32: Callable[[str], bool]
+    """Whether the named parameter stays float32 whatever the dtype."""
     experts: str | None = None
+    """Label of the part that holds the routed experts."""
 
 
-def describe(folder: ModelFolder) -> Described:
-    """The architecture that the folder's `config.json` states; a `ConfigError` says what is off."""
+def describe(folder: ModelFolder) -> ModelDescription:
+    """The architecture that the folder's `config.json` states. Raises `ConfigError`."""
     return _describe_janus(folder) if family_of(folder) == "Janus" else _describe_vl2(folder)
 
 
-def _describe_janus(folder: ModelFolder) -> Described:
+def _describe_janus(folder: ModelFolder) -> ModelDescription:
     from ..janus import variants
     from ..janus.config import parse_config
     from ..janus.model import JanusModel
@@ -133,7 +147,7 @@ def _describe_janus(folder: ModelFolder) -> Described:
     config, model_type = parse_config(folder.config)
     with torch.device("meta"):
         network = JanusModel(config)
-    return Described(
+    return ModelDescription(
         family="Janus",
         model_type=model_type,
         variant=variants.variant(config, folder.path),
@@ -146,7 +160,7 @@ def _describe_janus(folder: ModelFolder) -> Described:
     )
 
 
-def _describe_vl2(folder: ModelFolder) -> Described:
+def _describe_vl2(folder: ModelFolder) -> ModelDescription:
     from ..vl2 import variants
     from ..vl2.config import MODEL_TYPE, parse_config
     from ..vl2.model import VL2Model
@@ -155,7 +169,7 @@ def _describe_vl2(folder: ModelFolder) -> Described:
     config = parse_config(folder.config)
     with torch.device("meta"):
         network = VL2Model(config)
-    return Described(
+    return ModelDescription(
         family="DeepSeek-VL2",
         model_type=MODEL_TYPE,
         variant=variants.variant(config),

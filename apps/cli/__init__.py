@@ -1,4 +1,4 @@
-"""The `bifrons` command: one file per group of subcommands.
+"""The `bifrons` command: one module per group of subcommands.
 
 Imports everything; holds no model code.
 Start with `main.py`.

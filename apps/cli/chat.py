@@ -1,11 +1,11 @@
-"""`bifrons ask` and `bifrons chat`: answers about pictures."""
+"""`bifrons ask` and `bifrons chat`: questions about images, one or a whole conversation."""
 
 import argparse
 import sys
 import time
 from collections.abc import Generator, Iterator
 from contextlib import suppress
-from dataclasses import fields
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,48 +15,47 @@ from ...blocks.chat.image_io import open_image
 from ...blocks.chat.text_generation import TextGenerationOptions, resolve_seed
 from ...blocks.errors import BifronsError, PromptError
 from ..files import print_json
-from ..pipelines import explain_memory, load_pipeline
-from .options import loading
+from ..pipelines import explain_out_of_memory, load_pipeline
+from .options import given_fields, loading_options
 
 if TYPE_CHECKING:
     from ..pipelines import Pipeline
 
 _HELP = """\
-/image PATH   show a picture with your next message (several are allowed)
-/reset        forget the conversation
-/help         this list
-/quit         leave (so does Ctrl-D); Ctrl-C stops an answer"""
+/image PATH   add a picture to your next message (may be repeated)
+/reset        start a new conversation
+/help         show this list
+/quit         leave (as does Ctrl-D); Ctrl-C stops an answer"""
 
 
-def _answer_options(args: argparse.Namespace) -> dict[str, Any]:
-    """The options as keywords of the pipelines, checked."""
-    given = {f.name: getattr(args, f.name) for f in fields(TextGenerationOptions) if f.name in args}
-    options = TextGenerationOptions(**given)
-    return {f.name: getattr(options, f.name) for f in fields(options)} | {"seed": resolve_seed(args.seed)}
+def _generation_options(args: argparse.Namespace) -> dict[str, Any]:
+    """The options and the seed, checked, as keywords of the pipelines."""
+    options = TextGenerationOptions(**given_fields(args, TextGenerationOptions))
+    return {**asdict(options), "seed": resolve_seed(args.seed)}
 
 
-def _advice(model: str) -> str:
+def _memory_advice(model: str) -> str:
     return (
         f"accepted: a smaller max-new-tokens, fewer pictures, a smaller dtype or another device "
-        f"(`bifrons info {model}` tells what a conversation needs)"
+        f"(`bifrons info {model}` shows what a conversation needs)"
     )
 
 
 def _load(args: argparse.Namespace) -> "Pipeline":
-    return load_pipeline(args.model, **loading(args), parts="read", eager=args.eager)
+    return load_pipeline(args.model, **loading_options(args), parts="read", eager=args.eager)
 
 
 def ask(args: argparse.Namespace) -> int:
-    """Print the answer as it is generated, or JSON."""
+    """Print the answer while it is generated, or JSON."""
     started = time.monotonic()
     *paths, question = args.items
     if not paths and Path(question).is_file():
         raise PromptError(f"there is a picture, {question}, but no question; write the question after it")
-    options = _answer_options(args)
-    pictures = [open_image(path) for path in paths]
+    options = _generation_options(args)
+    images = [open_image(path) for path in paths]
     pipe = _load(args)
-    with explain_memory("answering", lambda: _advice(args.model)):
-        answer = pipe.ask(pictures, question, stream=not args.json, **options)
+    with explain_out_of_memory("answering", lambda: _memory_advice(args.model)):
+        answer = pipe.ask(images, question, stream=not args.json, **options)
         if not args.json:
             for piece in answer:
                 print(piece, end="", flush=True)
@@ -76,62 +75,66 @@ def ask(args: argparse.Namespace) -> int:
 
 
 class Conversation:
-    """What was said so far, in OpenAI's form of messages, and the pictures that wait for the next message."""
+    """The messages so far, in OpenAI's format, and the images to send with the next one."""
 
     def __init__(self, pipe: "Pipeline", model: str, system: str | None, options: dict[str, Any]) -> None:
         self.pipe, self.model, self.options = pipe, model, options
-        self.opening = [] if system is None else [{"role": "system", "content": system}]
-        self.messages: list[dict[str, Any]] = list(self.opening)
-        self.waiting: list[Image.Image] = []
+        self.initial_messages = [] if system is None else [{"role": "system", "content": system}]
+        self.messages: list[dict[str, Any]] = list(self.initial_messages)
+        self.pending_images: list[Image.Image] = []
 
     def reset(self) -> None:
-        self.messages, self.waiting = list(self.opening), []
+        """Forget all messages but the system message, and the pending images."""
+        self.messages, self.pending_images = list(self.initial_messages), []
 
-    def say(self, text: str) -> Generator[str, None, None]:
-        """Pieces of the answer. A turn counts once something of its answer was seen, also if it is then
-        stopped; else it is as if it had not been, and its pictures wait for the next message."""
-        parts: list[dict[str, Any]] = [{"type": "image", "image": picture} for picture in self.waiting]
-        turn = {"role": "user", "content": [*parts, {"type": "text", "text": text}]}
-        said = ""
+    def send(self, text: str) -> Generator[str, None, None]:
+        """Send a message and yield its answer piece by piece.
+
+        Message and answer join the conversation even if the answer is interrupted. If nothing of it has been
+        generated by then, the message is dropped and its images stay pending.
+        """
+        parts: list[dict[str, Any]] = [{"type": "image", "image": image} for image in self.pending_images]
+        message = {"role": "user", "content": [*parts, {"type": "text", "text": text}]}
+        answer = ""
         try:
-            with explain_memory("answering", lambda: _advice(self.model)):
-                for piece in self.pipe.chat([*self.messages, turn], stream=True, **self.options):
-                    said += piece
+            with explain_out_of_memory("answering", lambda: _memory_advice(self.model)):
+                for piece in self.pipe.chat([*self.messages, message], stream=True, **self.options):
+                    answer += piece
                     yield piece
         finally:
-            if said.strip():
-                self.messages += [turn, {"role": "assistant", "content": said.strip()}]
-                self.waiting = []
+            if answer.strip():
+                self.messages += [message, {"role": "assistant", "content": answer.strip()}]
+                self.pending_images = []
 
 
 def chat(args: argparse.Namespace) -> int:
-    """0, or 2 where the input is no terminal and a line of it failed."""
-    options = _answer_options(args)
-    pictures = [open_image(path) for path in args.image or ()]
+    """Read messages and commands from stdin; the status is 2 if a line failed and stdin is not a terminal."""
+    options = _generation_options(args)
+    images = [open_image(path) for path in args.image or ()]
     pipe = _load(args)
     conversation = Conversation(pipe, args.model, args.system, options)
-    conversation.waiting += pictures
+    conversation.pending_images += images
     interactive = sys.stdin.isatty()
     if interactive:
         print("Ask away; /help lists the commands, Ctrl-D leaves.", file=sys.stderr)
     failed = False
-    for line in _lines(interactive):
+    for line in input_lines(interactive):
         if line in ("/quit", "/exit"):
             break
         try:
-            _take(conversation, line)
+            _handle_line(conversation, line)
         except BifronsError as error:
             failed = True
             print(f"error: {error}", file=sys.stderr, flush=True)
     return 2 if failed and not interactive else 0
 
 
-def _lines(interactive: bool) -> Iterator[str]:
-    """What the user types, without empty lines, until the end of the input."""
+def input_lines(interactive: bool) -> Iterator[str]:
+    """Lines from stdin without empty ones; with a prompt, line editing and history if interactive."""
     if not interactive:
         yield from (line.strip() for line in sys.stdin if line.strip())
         return
-    with suppress(ImportError):  # not on every platform; typing works without
+    with suppress(ImportError):  # not on every platform; `input` works without it
         import readline  # noqa: F401  (gives `input` its line editing and history)
     while True:
         try:
@@ -146,33 +149,33 @@ def _lines(interactive: bool) -> Iterator[str]:
             yield line
 
 
-def _take(conversation: Conversation, line: str) -> None:
-    """One line: a command, or a message whose answer is written as it comes."""
+def _handle_line(conversation: Conversation, line: str) -> None:
+    """Run a command, or send a message and print its answer while it is generated."""
     command, _, rest = line.partition(" ")
     if command == "/help":
         print(_HELP)
     elif command == "/reset":
         conversation.reset()
-        print("(forgotten)", file=sys.stderr)
+        print("(new conversation)", file=sys.stderr)
     elif command == "/image":
         path = rest.strip().strip("\"'")
-        picture = open_image(path)
-        conversation.waiting.append(picture)
-        print(f"({path}: {picture.width} x {picture.height}, goes with your next message)", file=sys.stderr)
+        image = open_image(path)
+        conversation.pending_images.append(image)
+        print(f"({path}: {image.width} x {image.height}, goes with your next message)", file=sys.stderr)
     elif line.startswith("/"):
         raise PromptError(f"unknown command {command}; accepted: /image PATH, /reset, /help, /quit")
     else:
-        _answer(conversation, line)
+        _print_answer(conversation, line)
 
 
-def _answer(conversation: Conversation, line: str) -> None:
-    written = False
-    answer = conversation.say(line)
+def _print_answer(conversation: Conversation, message: str) -> None:
+    empty = True
+    answer = conversation.send(message)
     try:
         for piece in answer:
-            written = True
+            empty = False
             print(piece, end="", flush=True)
-        print("" if written else "(no answer)", flush=True)
+        print("(no answer)" if empty else "", flush=True)
     except KeyboardInterrupt:
         answer.close()
         print("\n(stopped)", file=sys.stderr)

@@ -5,14 +5,14 @@ from collections.abc import Callable
 from typing import Any
 
 from ...blocks.errors import OptionError
-from .options import add_loading, loading
+from .options import add_loading, loading_options
 
 DEFAULT_PORT = 7860
 
 
 def add_demo(commands: Any, command: Callable[..., Any]) -> None:
     """Add the parser of `demo`; imports nothing heavy."""
-    parser = command(commands, "demo", "open a web page to paint, ask and find")
+    parser = command(commands, "demo", "serve a web page to paint, ask and locate")
     parser.add_argument(
         "-m",
         "--model",
@@ -23,13 +23,17 @@ def add_demo(commands: Any, command: Callable[..., Any]) -> None:
     )
     add_loading(parser)
     parser.add_argument(
-        "--host", default="127.0.0.1", help="0.0.0.0 for the whole network (default: 127.0.0.1, this machine)"
+        "--host",
+        default="127.0.0.1",
+        help="address to listen on; 0.0.0.0 for the whole network (default: 127.0.0.1)",
     )
-    parser.add_argument("--port", type=int, default=DEFAULT_PORT, help=f"(default: {DEFAULT_PORT})")
+    parser.add_argument(
+        "--port", type=int, default=DEFAULT_PORT, help=f"port to listen on (default: {DEFAULT_PORT})"
+    )
     parser.add_argument(
         "--share",
         action="store_true",
-        help="also serve it at a public address, through a tunnel of Gradio's makers",
+        help="also serve it at a public address, through Gradio's tunnel",
     )
 
 
@@ -39,7 +43,7 @@ def demo(args: argparse.Namespace) -> int:
 
     if not 0 < args.port < 65536:
         raise OptionError(f"port is {args.port}; accepted: 1 to 65535")
-    models = load_models(args.model or embedded_models(), **loading(args))
+    models = load_models(args.model or embedded_models(), **loading_options(args))
     from ..demo.app import serve
 
     serve(models, args.host, args.port, args.share)

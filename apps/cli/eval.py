@@ -2,9 +2,8 @@
 
 import argparse
 import sys
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 from ...blocks.checkpoints.hub import find_model_folder
 from ...blocks.errors import OptionError
@@ -22,17 +21,18 @@ from ...eval.runs.stages import load_images, prepare, score_run
 from ...eval.runs.workers import Ranks, join_ranks
 from ..files import print_json
 from ..pipelines import label
+from .options import given_fields
 
 
 def evaluate(args: argparse.Namespace) -> int:
-    """Run the stage that was named; the status as `main` has it."""
+    """Run the stage named on the command line and return the exit status."""
     stages = {
         "run": run,
         "generate": generate,
         "detect": detect,
         "score": score,
         "report": report,
-        "import": import_pictures,
+        "import": import_images,
         "compare": compare,
         "selftest": selftest,
     }
@@ -40,13 +40,13 @@ def evaluate(args: argparse.Namespace) -> int:
 
 
 def run(args: argparse.Namespace) -> int:
-    """All stages: generate what is missing, detect, score and report."""
+    """Run all stages: generate missing images, detect, score and report."""
     with join_ranks() as ranks:
-        opened = _open(args, ranks)
-        choice = _choice(args, opened.recipe.suite == "shapes")
-        _check(choice, args.device, ranks)
-        _paint(opened, args, ranks)
-        image_set = ImageSet(images_of_run(opened))
+        run_dir = _open_run(args, ranks)
+        choice = _choose_detector(args, run_dir.recipe.suite == "shapes")
+        _check_detector(choice, args.device, ranks)
+        _generate(run_dir, args, ranks)
+        image_set = ImageSet(images_of_run(run_dir))
         detect_objects(
             args.run_dir, image_set.images, choice, args.device, args.processes, args.threads, ranks
         )
@@ -56,11 +56,12 @@ def run(args: argparse.Namespace) -> int:
 def generate(args: argparse.Namespace) -> int:
     """Generate the missing images of a run."""
     with join_ranks(args.rank, args.world_size) as ranks:
-        opened = _open(args, ranks)
-        _paint(opened, args, ranks)
+        run_dir = _open_run(args, ranks)
+        _generate(run_dir, args, ranks)
         if ranks.rank == 0:
-            left = len(opened.unfinished(opened.image_keys()))
-            print(f"{opened.images_dir}: {len(opened.image_keys()) - left} pictures, {left} to be painted")
+            keys = run_dir.image_keys()
+            missing = len(run_dir.unfinished(keys))
+            print(f"{run_dir.images_dir}: {len(keys) - missing} pictures, {missing} to be painted")
     return 0
 
 
@@ -68,8 +69,8 @@ def detect(args: argparse.Namespace) -> int:
     """Detect objects in the images of a run."""
     with join_ranks(args.rank, args.world_size) as ranks:
         image_set = load_images(args.run_dir)
-        choice = _choice(args, is_small_world(image_set))
-        _check(choice, args.device, ranks)
+        choice = _choose_detector(args, is_small_world(image_set))
+        _check_detector(choice, args.device, ranks)
         images = image_set.images
         detect_objects(args.run_dir, images, choice, args.device, args.processes, args.threads, ranks)
         if ranks.rank == 0 and (ranks.linked or ranks.size == 1):
@@ -79,12 +80,12 @@ def detect(args: argparse.Namespace) -> int:
 
 
 def score(args: argparse.Namespace) -> int:
-    """Score the detections of a run or of a file."""
+    """Score the detections of a run, or those in a file."""
     if args.detections is None:
         if args.output is not None:
             raise OptionError("--output goes with --detections; a run's results go into its folder")
         summary, problems = score_run(args.run_dir)
-        _tell(problems)
+        _print_problems(problems)
     else:
         if args.output is None:
             raise OptionError("--detections needs --output FILE, the results.jsonl to write")
@@ -102,33 +103,33 @@ def report(args: argparse.Namespace) -> int:
     return 0
 
 
-def import_pictures(args: argparse.Namespace) -> int:
+def import_images(args: argparse.Namespace) -> int:
     """Evaluate images that were generated elsewhere."""
     rows = geneval_prompts(args.prompts) if args.prompts else None
     image_set = scan_folder(args.source, args.images_per_prompt, rows)
-    choice = _choice(args, is_small_world(image_set))
-    _check(choice, args.device, Ranks())
+    choice = _choose_detector(args, is_small_world(image_set))
+    _check_detector(choice, args.device, Ranks())
     record_import(args.run_dir, args.source, args.images_per_prompt, args.prompts)
     detect_objects(args.run_dir, image_set.images, choice, args.device, args.processes, args.threads)
     return _finish(args.run_dir, image_set)
 
 
 def compare(args: argparse.Namespace) -> int:
-    """Print the differences of two evaluations."""
-    found = compare_results(read_results(args.a), read_results(args.b))
+    """Print the differences between two evaluations."""
+    comparison = compare_results(read_results(args.a), read_results(args.b))
     if args.json:
         kinds = {
             tag: {**asdict(kind), "interval": list(kind.interval), "difference": kind.value}
-            for tag, kind in found.kinds.items()
+            for tag, kind in comparison.kinds.items()
         }
-        print_json({**asdict(found), "kinds": kinds})
+        print_json({**asdict(comparison), "kinds": kinds})
     else:
-        print(format_comparison(found, str(args.a), str(args.b)))
+        print(format_comparison(comparison, str(args.a), str(args.b)))
     return 0
 
 
 def selftest(args: argparse.Namespace) -> int:
-    """0 when every verdict was as planted, else 1."""
+    """Test the scorer on images with planted faults; the status is 1 if any verdict was wrong."""
     from ...eval.geneval.selftest import format_selftest, run_selftest
 
     results, passed = run_selftest(args.cases, args.seed)
@@ -136,40 +137,39 @@ def selftest(args: argparse.Namespace) -> int:
     return 0 if passed else 1
 
 
-def _open(args: argparse.Namespace, ranks: Ranks) -> RunDir:
-    """The run of these arguments. With linked ranks, rank 0 makes the folder before the others open it."""
-    given: dict[str, Any] = {f.name: getattr(args, f.name) for f in fields(Recipe) if f.name in args}
+def _open_run(args: argparse.Namespace, ranks: Ranks) -> RunDir:
+    """Open or create the run. With linked ranks, rank 0 creates the folder before the others open it."""
     if ranks.rank:
         ranks.wait()
-    opened = prepare(args.run_dir, given, args.device, args.prompts)
+    run_dir = prepare(args.run_dir, given_fields(args, Recipe), args.device, args.prompts)
     if not ranks.rank:
         ranks.wait()
-        if note := label(find_model_folder(opened.recipe.model)):
+        if note := label(find_model_folder(run_dir.recipe.model)):
             print(note, file=sys.stderr)
-    return opened
+    return run_dir
 
 
-def _paint(opened: RunDir, args: argparse.Namespace, ranks: Ranks) -> None:
-    recipe = opened.recipe
+def _generate(run_dir: RunDir, args: argparse.Namespace, ranks: Ranks) -> None:
+    recipe = run_dir.recipe
     if ranks.rank == 0:
-        total = len(opened.image_keys())
+        total = len(run_dir.image_keys())
         print(
             f"{recipe.model} on {recipe.suite}: {total} pictures, guidance {recipe.guidance_scale:g}, "
             f"temperature {recipe.temperature:g}, top-k {recipe.top_k}, top-p {recipe.top_p:g}, "
             f"seed {recipe.seed} ({recipe.seed_policy}), {recipe.dtype}",
             file=sys.stderr,
         )
-    generate_images(opened, args.device, args.processes, args.threads, ranks)
+    generate_images(run_dir, args.device, args.processes, args.threads, ranks)
 
 
-def _choice(args: argparse.Namespace, shapes: bool) -> DetectorChoice:
-    """The detector that was named, else the one that the sentences are made for; the choice is printed."""
-    kind = args.detector or ("shapes" if shapes else "mask2former-official")
+def _choose_detector(args: argparse.Namespace, small_world: bool) -> DetectorChoice:
+    """The detector named on the command line, else the default for the prompts' suite."""
+    kind = args.detector or ("shapes" if small_world else "mask2former-official")
     return DetectorChoice(kind, args.detector_weights, args.clip_weights)
 
 
-def _check(choice: DetectorChoice, device: str | None, ranks: Ranks) -> None:
-    """Load the detector, so that an unusable one is reported before hours of image generation."""
+def _check_detector(choice: DetectorChoice, device: str | None, ranks: Ranks) -> None:
+    """Load the detector and print its name, so that a failure comes before hours of image generation."""
     detector = choice.make(device)
     if ranks.rank == 0:
         note = "" if detector.comparable else "; its scores are not comparable with GenEval's"
@@ -178,7 +178,7 @@ def _check(choice: DetectorChoice, device: str | None, ranks: Ranks) -> None:
 
 def _finish(run_dir: Path, image_set: ImageSet) -> int:
     summary, problems = score_run(run_dir, image_set)
-    _tell(problems)
+    _print_problems(problems)
     print(format_table(summary))
     _report(run_dir)
     return 0
@@ -192,6 +192,6 @@ def _report(run_dir: Path) -> None:
     print(run_dir / "report.html")
 
 
-def _tell(problems: list[dict[str, str]]) -> None:
-    for item in problems:
-        print(f"not scored: {item['filename']}: {item['reason']}", file=sys.stderr)
+def _print_problems(problems: list[dict[str, str]]) -> None:
+    for problem in problems:
+        print(f"not scored: {problem['filename']}: {problem['reason']}", file=sys.stderr)

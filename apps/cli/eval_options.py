@@ -1,11 +1,11 @@
-"""The arguments of `bifrons eval` and its stages; imports nothing heavy."""
+"""The parsers of `bifrons eval` and its stages; imports nothing heavy."""
 
 import argparse
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-_KINDS = "shapes, mask2former-official or mask2former-hf"
+_DETECTORS = "shapes, mask2former-official or mask2former-hf"
 
 
 def _recipe() -> type:
@@ -15,35 +15,39 @@ def _recipe() -> type:
 
 
 def add_eval(commands: Any, command: Callable[..., Any], add_json: Callable[[Any], None]) -> None:
-    """Add `eval` with its stages. `command(commands, name, text, defaults)` makes a parser whose help shows
-    the defaults of a dataclass."""
-    parser = command(commands, "eval", "evaluate how well a model paints what was asked for, as GenEval does")
+    """Add the parsers of `eval` and its stages.
+
+    `command(commands, name, text, defaults)` makes a parser whose help shows the defaults of a dataclass.
+    """
+    parser = command(commands, "eval", "evaluate how well images follow their prompts, as GenEval does")
     stages = parser.add_subparsers(dest="stage", metavar="STAGE", required=True)
-    run = command(stages, "run", "paint, look, score and report, or go on where a run stopped", _recipe)
+    run = command(stages, "run", "generate, detect, score and report, or resume a run", _recipe)
     _add_run(run)
     _add_recipe(run)
     _add_detector(run)
     _add_processes(run)
-    paint = command(stages, "generate", "only paint the pictures of a run, or those that it lacks", _recipe)
-    _add_run(paint)
-    _add_recipe(paint)
-    _add_processes(paint)
-    _add_ranks(paint)
-    look = command(stages, "detect", "only look at the pictures of a run")
-    _add_run(look)
-    _add_detector(look)
-    _add_processes(look)
-    _add_ranks(look)
-    _add_score(command(stages, "score", "score detections: of a run, or of any detector in a file"), add_json)
+    generate = command(stages, "generate", "generate only the missing pictures of a run", _recipe)
+    _add_run(generate)
+    _add_recipe(generate)
+    _add_processes(generate)
+    _add_ranks(generate)
+    detect = command(stages, "detect", "only detect objects in the pictures of a run")
+    _add_run(detect)
+    _add_detector(detect)
+    _add_processes(detect)
+    _add_ranks(detect)
+    _add_score(command(stages, "score", "score the detections of a run, or those in a file"), add_json)
     _add_run(command(stages, "report", "write report.md and report.html of a scored run"))
-    _add_import(command(stages, "import", "evaluate pictures that anybody painted, in GenEval's layout"))
-    compare = command(stages, "compare", "the difference of two evaluations, per kind, with intervals")
+    _add_import(command(stages, "import", "evaluate pictures from elsewhere, in GenEval's folder layout"))
+    compare = command(stages, "compare", "compare two evaluations, per kind of prompt, with intervals")
     for name in ("a", "b"):
         compare.add_argument(name, metavar=name.upper(), type=Path, help="a scored run or a results.jsonl")
     add_json(compare)
-    selftest = command(stages, "selftest", "plant faults in pictures and see that each is found")
-    selftest.add_argument("--cases", type=int, default=20, metavar="N", help="of each fault (default: 20)")
-    selftest.add_argument("--seed", type=int, default=0, metavar="N", help="of the scenes (default: 0)")
+    selftest = command(stages, "selftest", "plant faults in pictures and check that each is detected")
+    selftest.add_argument(
+        "--cases", type=int, default=20, metavar="N", help="cases of each fault (default: 20)"
+    )
+    selftest.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the scenes (default: 0)")
 
 
 def _add_run(parser: Any) -> None:
@@ -51,26 +55,37 @@ def _add_run(parser: Any) -> None:
 
 
 def _add_recipe(parser: Any) -> None:
-    """What is not given is not in the result: a run that goes on has it already."""
+    """Options that aren't given are absent from the parsed arguments: a resumed run has stored them."""
     recipe = parser.add_argument_group("recipe")
     numbers = (
-        ("--images-per-prompt", int, "pictures of each prompt"),
-        ("--limit", int, "so many prompts only, evenly spread over the suite"),
+        ("--images-per-prompt", int, "pictures per prompt"),
+        ("--limit", int, "use only N prompts, evenly spread over the suite"),
         ("--temperature", float, "0 always takes the likeliest token"),
-        ("--top-k", int, "sample from the N likeliest tokens; 0 is all"),
-        ("--top-p", float, "sample from the likeliest tokens that reach this probability"),
-        ("--seed", int, "where the pictures' seeds come from"),
-        ("--suite-seed", int, "of the sentences of the suite shapes"),
-        ("--batch-size", int, "pictures that are painted together"),
+        ("--top-k", int, "sample from the N likeliest tokens; 0 means all"),
+        ("--top-p", float, "sample from the likeliest tokens whose probabilities add up to this"),
+        ("--seed", int, "base seed of the pictures"),
+        ("--suite-seed", int, "seed of the prompts of the suite shapes"),
+        ("--batch-size", int, "pictures generated together"),
     )
     given: dict[str, Any] = {"default": argparse.SUPPRESS}
     recipe.add_argument("--suite", **given, metavar="NAME", help="shapes or geneval")
-    recipe.add_argument("--prompts", type=Path, metavar="FILE", help="GenEval's prompts, where not fetched")
+    recipe.add_argument(
+        "--prompts",
+        type=Path,
+        metavar="FILE",
+        help="a file with GenEval's prompts (default: downloaded)",
+    )
     recipe.add_argument("-m", "--model", **given, help="a folder, a hub id or an embedded model")
     recipe.add_argument("--dtype", **given, help="float32, bfloat16 or float16 (default: the device's own)")
-    recipe.add_argument("--template", **given, metavar="TEXT", help="what to put around each sentence")
     recipe.add_argument(
-        "--guidance-scale", type=float, metavar="X", **given, help="1 is without (default: the model's own)"
+        "--template", **given, metavar="TEXT", help="text around each prompt, which stands as {prompt} in it"
+    )
+    recipe.add_argument(
+        "--guidance-scale",
+        type=float,
+        metavar="X",
+        **given,
+        help="1 means no guidance (default: the model's own)",
     )
     for flag, kind, text in numbers:
         recipe.add_argument(flag, type=kind, metavar="X" if kind is float else "N", **given, help=text)
@@ -87,28 +102,36 @@ def _add_detector(parser: Any) -> None:
     detector.add_argument(
         "--detector",
         metavar="NAME",
-        help=f"{_KINDS} (default: shapes for the small world, else the official one)",
+        help=f"{_DETECTORS} (default: shapes for the small world, else mask2former-official)",
     )
-    detector.add_argument("--detector-weights", metavar="PATH", help="the Mask2Former's file or folder")
-    detector.add_argument("--clip-weights", metavar="PATH", help="the folder of CLIP ViT-L/14, for colours")
+    detector.add_argument(
+        "--detector-weights", metavar="PATH", help="file or folder with the weights of Mask2Former"
+    )
+    detector.add_argument(
+        "--clip-weights", metavar="PATH", help="folder of CLIP ViT-L/14, which classifies colours"
+    )
 
 
 def _add_processes(parser: Any) -> None:
-    how = parser.add_argument_group("processes")
-    how.add_argument("--processes", type=int, metavar="N", help="at once (default: one per GPU or core)")
-    how.add_argument(
+    processes = parser.add_argument_group("processes")
+    processes.add_argument(
+        "--processes", type=int, metavar="N", help="number of processes (default: one per GPU or core)"
+    )
+    processes.add_argument(
         "--threads",
         type=int,
         default=1,
         metavar="N",
-        help="of each process on the CPU (default: 1; more is for large models, and rounds differently)",
+        help="CPU threads per process (default: 1; more helps large models but rounds differently)",
     )
-    how.add_argument("--device", help="cpu, cuda, cuda:N or mps (default: the best there is)")
+    processes.add_argument("--device", help="cpu, cuda, cuda:N or mps (default: the best available)")
 
 
 def _add_ranks(parser: Any) -> None:
-    parser.add_argument("--rank", type=int, metavar="I", help="this process is number I, from 0, ...")
-    parser.add_argument("--world-size", type=int, metavar="N", help="... of N (default: as torchrun says)")
+    parser.add_argument("--rank", type=int, metavar="I", help="rank of this process, from 0")
+    parser.add_argument(
+        "--world-size", type=int, metavar="N", help="number of ranks (default: from torchrun)"
+    )
 
 
 def _add_score(parser: Any, add_json: Callable[[Any], None]) -> None:
@@ -121,15 +144,19 @@ def _add_score(parser: Any, add_json: Callable[[Any], None]) -> None:
         help="a .jsonl or .jsonl.gz of {filename, metadata, boxes, colors}",
     )
     parser.add_argument(
-        "-o", "--output", type=Path, metavar="FILE", help="the results.jsonl of --detections to write"
+        "-o", "--output", type=Path, metavar="FILE", help="the results.jsonl to write, with --detections"
     )
     add_json(parser)
 
 
 def _add_import(parser: Any) -> None:
-    parser.add_argument("source", metavar="DIR", type=Path, help="with 00000/samples/0000.png and so on")
+    parser.add_argument(
+        "source", metavar="DIR", type=Path, help="a folder with 00000/samples/0000.png and so on"
+    )
     _add_run(parser)
-    parser.add_argument("--images-per-prompt", type=int, metavar="N", help="how many there should be")
-    parser.add_argument("--prompts", type=Path, metavar="FILE", help="the suite, to tell missing prompts")
+    parser.add_argument("--images-per-prompt", type=int, metavar="N", help="expected pictures per prompt")
+    parser.add_argument(
+        "--prompts", type=Path, metavar="FILE", help="a file with the suite's prompts, to report missing ones"
+    )
     _add_detector(parser)
     _add_processes(parser)

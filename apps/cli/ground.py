@@ -11,13 +11,13 @@ from ...blocks.checkpoints.hub import open_model
 from ...blocks.errors import OptionError, PromptError
 from ...vl2.grounding import Grounding, draw_boxes
 from ...vl2.prompts import locate_prompt
-from ..defaults import DEFAULT_FINDER
+from ..defaults import DEFAULT_GROUNDING_MODEL
 from ..files import print_json, write_new
 from ..pipelines import family_of, load_pipeline
-from .options import loading
+from .options import loading_options
 
 
-def find(args: argparse.Namespace) -> int:
+def locate(args: argparse.Namespace) -> int:
     """Print each box in pixels, or JSON; with `--output`, write the image with the boxes drawn.
 
     Parts of the answer that can't be parsed as boxes are reported on stderr.
@@ -35,9 +35,10 @@ def find(args: argparse.Namespace) -> int:
     if family != "DeepSeek-VL2":
         raise OptionError(
             f"{args.model} is a {family} model, which does not point at things; "
-            f"accepted: a DeepSeek-VL2 model, such as {DEFAULT_FINDER} or deepseek-ai/deepseek-vl2-tiny"
+            f"accepted: a DeepSeek-VL2 model, such as {DEFAULT_GROUNDING_MODEL} or "
+            "deepseek-ai/deepseek-vl2-tiny"
         )
-    pipe = load_pipeline(args.model, **loading(args))
+    pipe = load_pipeline(args.model, **loading_options(args))
     assert isinstance(pipe, VL2Pipeline)
     grounding = pipe.ground(image, locate_prompt(args.phrase))
     file = None

@@ -1,7 +1,6 @@
-"""`bifrons info`: all that can be said about a model folder from its config and the headers of its files.
+"""The report of `bifrons info` on a model folder, from its config and the headers of its weights files.
 
-`inspect_model` gathers it in one dictionary, which is what `--json` prints; `report_lines` is the same for
-people.
+`inspect_model` makes a dictionary, which `--json` prints as it is; `report_lines` turns it into text.
 """
 
 from collections import Counter
@@ -13,7 +12,7 @@ import torch
 
 from ...blocks.checkpoints.formats import TensorEntry
 from ...blocks.checkpoints.hub import open_model
-from ...blocks.checkpoints.key_mapping import KeyMap, check
+from ...blocks.checkpoints.key_mapping import check
 from ...blocks.checkpoints.quantize import (
     model_bytes,
     quantized_dtypes,
@@ -26,107 +25,114 @@ from ...blocks.errors import BifronsError
 from ...blocks.kernels.codec import KINDS
 from ...blocks.placement.memory_budget import size_text
 from ...blocks.placement.memory_estimate import active_parameters, parameters_by_part
-from ..pipelines import Described, describe, label
+from ..pipelines import ModelDescription, describe, label
 
 BATCHES = (1, 4, 16)
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-TROUBLES = ("missing", "extra", "misshapen", "twice")
+MISMATCHES = ("missing", "extra", "misshapen", "twice")
+"""Fields of a `MatchReport` that keep a model from loading."""
 _FORMATS = {"multi_modality": "original", "deepseek_vl_v2": "original", "janus": "transformers"}
 
 
 def inspect_model(model: str) -> dict[str, Any]:
-    """The whole report. `errors` holds what kept a part of it from being made; `sound` is whether the model
-    would load. A `CheckpointError` only where there is no such folder."""
+    """The whole report, with `sound`: whether the model would load.
+
+    `errors` lists what kept parts of the report from being made. Raises `CheckpointError` only if there is no
+    such folder.
+    """
     source = open_model(model)
     folder = source.path
-    found: dict[str, Any] = {"model": model, "folder": str(folder), "label": label(folder), "errors": []}
-    found["files"] = [
+    report: dict[str, Any] = {"model": model, "folder": str(folder), "label": label(folder), "errors": []}
+    report["files"] = [
         {"name": path.name, "bytes": path.stat().st_size}
         for path in sorted(folder.iterdir())
         if path.is_file()
     ]
-    described: Described | None = None
+    description: ModelDescription | None = None
     entries: dict[str, TensorEntry] | None = None
     try:
-        described = describe(source)
-        kind = stored_kind(source)
-        found |= _architecture(described, kind)
+        description = describe(source)
+        report |= _architecture(description, stored_kind(source))
     except BifronsError as error:
-        found["errors"].append(str(error))
+        report["errors"].append(str(error))
     try:
         entries = list_tensors(folder)
-        found["format"] = _format(folder, described, entries)
+        report["format"] = _format(folder, description, entries)
     except BifronsError as error:
-        found["errors"].append(str(error))
-    if described is not None and entries is not None:
+        report["errors"].append(str(error))
+    if description is not None and entries is not None:
         try:
-            report = check(*_stored(described, entries, found.get("quantization")))
-            tensors = {kind: list(getattr(report, kind)) for kind in TROUBLES}
-            found["tensors"] = {"in_files": len(entries), **tensors, "unused": len(report.unused)}
+            report["tensors"] = _match_tensors(description, entries, report.get("quantization"))
         except BifronsError as error:
-            found["errors"].append(str(error))
-    found["sound"] = not found["errors"] and not any(found["tensors"][kind] for kind in TROUBLES)
-    return found
+            report["errors"].append(str(error))
+    report["sound"] = not report["errors"] and not any(report["tensors"][kind] for kind in MISMATCHES)
+    return report
 
 
-def _stored(
-    described: Described, entries: dict[str, TensorEntry], kind: str | None
-) -> tuple[torch.nn.Module, dict[str, TensorEntry], KeyMap]:
-    """What `check` compares; the network turns into what a quantized folder fills."""
-    key_map = described.key_map(entries)
-    if kind is not None:
-        replace_with_quantized(described.network, kind)
-        key_map = quantized_key_map(key_map, quantized_dtypes(described.network))
-    return described.network, entries, key_map
+def _match_tensors(
+    description: ModelDescription, entries: dict[str, TensorEntry], quantization: str | None
+) -> dict[str, Any]:
+    """Compare the tensors in the files with the model's, which is quantized in place if they are."""
+    network, key_map = description.network, description.key_map(entries)
+    if quantization is not None:
+        replace_with_quantized(network, quantization)
+        key_map = quantized_key_map(key_map, quantized_dtypes(network))
+    match = check(network, entries, key_map)
+    mismatches = {kind: list(getattr(match, kind)) for kind in MISMATCHES}
+    return {"in_files": len(entries), **mismatches, "unused": len(match.unused)}
 
 
-def _architecture(described: Described, kind: str | None) -> dict[str, Any]:
-    """What the config alone says: name, parameters, memory."""
-    parts = parameters_by_part(described.network, described.parts)
+def _architecture(description: ModelDescription, quantization: str | None) -> dict[str, Any]:
+    """What follows from the config alone: name, parameters, memory."""
+    parts = parameters_by_part(description.network, description.parts)
     total = sum(parts.values())
-    experts = parts.get(described.experts, 0) if described.experts else 0
+    experts = parts.get(description.experts, 0) if description.experts else 0
 
-    def weights(kind: str | None) -> dict[str, int]:
-        sizes = DTYPES.items()
-        return {n: model_bytes(described.network, dtype, kind, described.keep_float32) for n, dtype in sizes}
+    def weight_bytes(kind: str | None) -> dict[str, int]:
+        return {
+            name: model_bytes(description.network, dtype, kind, description.keep_float32)
+            for name, dtype in DTYPES.items()
+        }
 
     return {
-        "quantization": kind,
-        "family": described.family,
-        "variant": described.variant,
-        "model_type": described.model_type,
-        "context": described.decoder.max_positions,
+        "quantization": quantization,
+        "family": description.family,
+        "variant": description.variant,
+        "model_type": description.model_type,
+        "context": description.decoder.max_positions,
         "parameters": {
             "total": total,
-            "active_per_token": active_parameters(described.decoder, total, experts),
+            "active_per_token": active_parameters(description.decoder, total, experts),
             "parts": parts,
         },
         "memory": {
-            "weights": weights(kind),
-            "quantized": {other: weights(other) for other in KINDS} if kind is None else {},
+            "weights": weight_bytes(quantization),
+            "quantized": {kind: weight_bytes(kind) for kind in KINDS} if quantization is None else {},
             "work": [
                 {
-                    "work": work.name,
+                    "work": workload.name,
                     "batch": batch,
-                    "rows": batch * work.rows,
-                    "positions": work.positions,
-                    "cache": {name: work.cache_bytes(batch, dtype) for name, dtype in DTYPES.items()},
+                    "rows": batch * workload.rows,
+                    "positions": workload.positions,
+                    "cache": {name: workload.cache_bytes(batch, dtype) for name, dtype in DTYPES.items()},
                     "activations": {
-                        name: work.activation_bytes(batch, dtype) for name, dtype in DTYPES.items()
+                        name: workload.activation_bytes(batch, dtype) for name, dtype in DTYPES.items()
                     },
                 }
-                for work in described.workloads
+                for workload in description.workloads
                 for batch in BATCHES
             ],
         },
     }
 
 
-def _format(folder: Path, described: Described | None, entries: dict[str, TensorEntry]) -> dict[str, Any]:
+def _format(
+    folder: Path, description: ModelDescription | None, entries: dict[str, TensorEntry]
+) -> dict[str, Any]:
     used = {entry.file.name for entry in entries.values()}
     dtypes = Counter(str(entry.dtype).removeprefix("torch.") for entry in entries.values())
     return {
-        "layout": _FORMATS[described.model_type] if described else None,
+        "layout": _FORMATS[description.model_type] if description else None,
         "weights": sorted(used),
         "dtypes": dict(dtypes.most_common()),
         "numbers": sum(entry.nbytes // entry.dtype.itemsize for entry in entries.values()),
@@ -138,60 +144,60 @@ def _format(folder: Path, described: Described | None, entries: dict[str, Tensor
     }
 
 
-def report_lines(found: dict[str, Any]) -> Iterator[str]:
-    """The report for people; trouble comes last, where it is seen."""
-    yield _headline(found)
-    if found["label"]:
-        yield found["label"]
-    if "parameters" in found:
-        yield from _parameter_lines(found["parameters"])
-    yield f"\nFiles in {found['folder']}"
-    width = max([len(file["name"]) for file in found["files"]], default=0)
-    yield from (f"  {file['name']:<{width}}  {size_text(file['bytes']):>8}" for file in found["files"])
-    if "memory" in found:
-        yield from _memory_lines(found)
-    if "tensors" in found:
-        yield from _tensor_lines(found["tensors"])
-    for error in found["errors"]:
+def report_lines(report: dict[str, Any]) -> Iterator[str]:
+    """The report as lines of text; problems come last, where they are easily seen."""
+    yield _headline(report)
+    if report["label"]:
+        yield report["label"]
+    if "parameters" in report:
+        yield from _parameter_lines(report["parameters"])
+    yield f"\nFiles in {report['folder']}"
+    width = max([len(file["name"]) for file in report["files"]], default=0)
+    yield from (f"  {file['name']:<{width}}  {size_text(file['bytes']):>8}" for file in report["files"])
+    if "memory" in report:
+        yield from _memory_lines(report)
+    if "tensors" in report:
+        yield from _tensor_lines(report["tensors"])
+    for error in report["errors"]:
         yield f"\nProblem: {error}"
-    if not found["sound"]:
+    if not report["sound"]:
         yield "\nThis model would not load."
 
 
-def _headline(found: dict[str, Any]) -> str:
-    words = [f"{found['model']}:"]
-    if "family" in found:
-        words.append(found["variant"] or f"a {found['family']} model of no released size")
-        words.append(f"({found['family']}, model_type {found['model_type']})")
+def _headline(report: dict[str, Any]) -> str:
+    parts = [f"{report['model']}:"]
+    if "family" in report:
+        parts.append(report["variant"] or f"a {report['family']} model of no released size")
+        parts.append(f"({report['family']}, model_type {report['model_type']})")
     else:
-        words.append("of unknown kind")
-    if form := found.get("format"):
-        files = form["weights"]
-        layout = f"{form['layout']} format, " if form["layout"] else ""
+        parts.append("of unknown kind")
+    if stored := report.get("format"):
+        files = stored["weights"]
+        layout = f"{stored['layout']} format, " if stored["layout"] else ""
         kind = files[0].rpartition(".")[2]
-        dtypes = ", ".join(form["dtypes"])
-        words[-1] += f", {layout}{len(files)} .{kind} file{'s' if len(files) > 1 else ''}, {dtypes}"
-    return " ".join(words)
+        dtypes = ", ".join(stored["dtypes"])
+        parts[-1] += f", {layout}{len(files)} .{kind} file{'s' if len(files) > 1 else ''}, {dtypes}"
+    return " ".join(parts)
 
 
 def _parameter_lines(parameters: dict[str, Any]) -> Iterator[str]:
     total, active = parameters["total"], parameters["active_per_token"]
-    activity = f", of which a token goes through {_count(active)}" if active != total else ""
-    yield f"\nParameters: {_count(total)}{activity}"
+    per_token = f", {_count(active)} of them active per token" if active != total else ""
+    yield f"\nParameters: {_count(total)}{per_token}"
     for part, count in parameters["parts"].items():
         yield f"  {part:<26} {_count(count):>8}  {count / total:6.1%}"
 
 
-def _memory_lines(found: dict[str, Any]) -> Iterator[str]:
-    weights = found["memory"]["weights"]
-    yield f"\nMemory needed (context {found['context']:,} positions)"
+def _memory_lines(report: dict[str, Any]) -> Iterator[str]:
+    weights = report["memory"]["weights"]
+    yield f"\nMemory needed (context {report['context']:,} positions)"
     yield f"  {'':<40}{'float32':>20}{'bfloat16, float16':>20}"
     yield f"  {'weights':<40}{size_text(weights['float32']):>20}{size_text(weights['bfloat16']):>20}"
-    for kind, sizes in found["memory"]["quantized"].items():
+    for kind, sizes in report["memory"]["quantized"].items():
         columns = f"{size_text(sizes['float32']):>20}{size_text(sizes['bfloat16']):>20}"
         yield f"  {f'weights with --quantize {kind}':<40}{columns}"
-    yield "  and beside them: cache + activations (roughly)"
-    for work in found["memory"]["work"]:
+    yield "  beside the weights: cache + activations (approximate)"
+    for work in report["memory"]["work"]:
         name = f"{work['work']}, {work['positions']} positions" if work["batch"] == BATCHES[0] else ""
         columns = [
             f"{size_text(work['cache'][dtype])} + {size_text(work['activations'][dtype])}"
@@ -203,23 +209,23 @@ def _memory_lines(found: dict[str, Any]) -> Iterator[str]:
 
 
 def _tensor_lines(tensors: dict[str, Any]) -> Iterator[str]:
-    fitting = not any(tensors[kind] for kind in TROUBLES)
-    unused = f"{tensors['unused']} of them known and not needed"
-    yield f"\nTensors: {tensors['in_files']} in the files, {unused}" + ("; all fit" if fitting else "")
+    all_match = not any(tensors[kind] for kind in MISMATCHES)
+    unused = f"{tensors['unused']} of them known but not needed"
+    yield f"\nTensors: {tensors['in_files']} in the files, {unused}" + ("; all match" if all_match else "")
     titles = {
         "missing": "missing from the files",
         "extra": "unknown to this model",
-        "misshapen": "of the wrong shape or kind",
-        "twice": "there twice",
+        "misshapen": "of the wrong shape or dtype",
+        "twice": "stored twice",
     }
-    for kind in TROUBLES:
+    for kind in MISMATCHES:
         if tensors[kind]:
             yield f"  {len(tensors[kind])} {titles[kind]}:"
             yield from (f"    {name}" for name in tensors[kind])
 
 
 def _count(number: int) -> str:
-    """A number of parameters for people: `2.08 B`."""
+    """A number of parameters as text, such as `2.08 B`."""
     for unit, size in (("B", 10**9), ("M", 10**6), ("k", 10**3)):
         if number >= size:
             return f"{number / size:.3g} {unit}" if number < 1000 * size else f"{number / size:,.0f} {unit}"

@@ -1,4 +1,7 @@
-"""The command line, `bifrons`. Parsing alone imports nothing heavy; each command's module does."""
+"""Entry point of the `bifrons` command: its parser, and the dispatch to one function per command.
+
+Parsing imports nothing heavy; the modules of the commands are imported when they run.
+"""
 
 import argparse
 import io
@@ -8,44 +11,64 @@ import sys
 from collections.abc import Callable, Iterable
 from dataclasses import fields
 from functools import partial
+from importlib import import_module
 from typing import Any
 
 from ...blocks.errors import BifronsError
-from ..defaults import DEFAULT_FINDER, DEFAULT_MODEL, version
+from ..defaults import DEFAULT_GROUNDING_MODEL, DEFAULT_MODEL, version
 from .bench import add_bench
 from .demo import add_demo
 from .eval_options import add_eval
 from .options import add_eager, add_loading
 from .serve import add_serve
 
-PIPE_CLOSED = 141  # 128 + SIGPIPE, what a shell reports of a program that a closed pipe has ended
+PIPE_CLOSED = 141  # 128 + SIGPIPE, what a shell reports for a program that SIGPIPE has ended
 _INTERRUPTED = 130  # 128 + SIGINT
 _REFUSED = 2
 
 _MODEL_HELP = "a folder, a hub id (owner/name) or an embedded model"
+_TOP_P_HELP = "sample from the likeliest tokens whose probabilities add up to this"
+_TEMPERATURE_HELP = "0 always takes the likeliest token"
+
+_FUNCTIONS = {
+    "generate": ("images", "generate"),
+    "ask": ("chat", "ask"),
+    "chat": ("chat", "chat"),
+    "locate": ("ground", "locate"),
+    "encode": ("images", "encode"),
+    "decode": ("images", "decode"),
+    "demo": ("demo", "demo"),
+    "serve": ("serve", "serve"),
+    "info": ("models", "info"),
+    "convert": ("models", "convert"),
+    "eval": ("eval", "evaluate"),
+    "bench": ("bench", "bench"),
+}
+"""Module and function of each command."""
 
 
 class _Formatter(argparse.HelpFormatter):
-    """Adds the defaults of options that a dataclass holds; it is imported for the help text only."""
+    """Shows the defaults of a dataclass in the help text, for which alone the dataclass is imported."""
 
     def __init__(self, prog: str, defaults: Callable[[], type] | None = None, **settings: Any) -> None:
         super().__init__(prog, **settings)
         self._defaults = defaults
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
-        known = {} if self._defaults is None else {f.name: f.default for f in fields(self._defaults())}
-        if known.get(action.dest) is None or "(default: " in (action.help or ""):
+        defaults = {} if self._defaults is None else {f.name: f.default for f in fields(self._defaults())}
+        default = defaults.get(action.dest)
+        if default is None or "(default: " in (action.help or ""):
             return action.help
-        return f"{action.help} (default: {known[action.dest]})"
+        return f"{action.help} (default: {default})"
 
 
-def _paint_options() -> type:
+def _image_options() -> type:
     from ...janus.image_generation import ImageGenerationOptions
 
     return ImageGenerationOptions
 
 
-def _answer_options() -> type:
+def _text_options() -> type:
     from ...blocks.chat.text_generation import TextGenerationOptions
 
     return TextGenerationOptions
@@ -71,13 +94,16 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def _command(commands: Any, name: str, text: str, defaults: Callable[[], type] | None = None) -> Any:
-    about = text[0].upper() + text[1:] + "."
+    """Add the parser of a command; its help shows the defaults of the dataclass that `defaults` imports."""
+    description = text[0].upper() + text[1:] + "."
     formatter = partial(_Formatter, defaults=defaults)
-    return commands.add_parser(name, help=text, description=about, formatter_class=formatter)
+    return commands.add_parser(name, help=text, description=description, formatter_class=formatter)
 
 
 def _add_json(parser: Any) -> None:
-    parser.add_argument("--json", action="store_true", help="print one JSON object on stdout, and no more")
+    parser.add_argument(
+        "--json", action="store_true", help="print one JSON object to stdout and nothing else"
+    )
 
 
 def _add_model(
@@ -88,31 +114,33 @@ def _add_model(
 
 
 def _add_optional(parser: Any, options: Iterable[tuple[str, type, str]]) -> None:
-    """Options whose defaults a dataclass holds: what is not given is not in the result."""
+    """Add options whose defaults a dataclass holds: those not given are absent from the parsed arguments."""
     for flag, kind, text in options:
         metavar = "TEXT" if kind is str else "X" if kind is float else "N"
         parser.add_argument(flag, type=kind, default=argparse.SUPPRESS, metavar=metavar, help=text)
 
 
 def _add_generate(commands: Any) -> None:
-    parser = _command(commands, "generate", "paint pictures from sentences", _paint_options)
+    parser = _command(commands, "generate", "generate pictures from text", _image_options)
     parser.add_argument("prompt", nargs="+", metavar="PROMPT", help="what to paint; several are allowed")
     _add_model(parser)
     add_eager(parser)
     parser.add_argument("-n", type=int, default=1, metavar="N", help="pictures per prompt (default: 1)")
-    parser.add_argument("--seed", type=int, metavar="N", help="of a prompt's first picture (default: random)")
+    parser.add_argument(
+        "--seed", type=int, metavar="N", help="seed of each prompt's first picture (default: random)"
+    )
     _add_optional(
         parser,
         [
-            ("--guidance-scale", float, "1 is no guidance; some models bring their own default"),
-            ("--temperature", float, "0 always takes the likeliest token"),
-            ("--top-k", int, "sample from the N likeliest tokens; 0 is all"),
-            ("--top-p", float, "sample from the likeliest tokens that reach this probability"),
-            ("--negative-prompt", str, "what to stay away from"),
+            ("--guidance-scale", float, "1 means no guidance; some models bring their own default"),
+            ("--temperature", float, _TEMPERATURE_HELP),
+            ("--top-k", int, "sample from the N likeliest tokens; 0 means all"),
+            ("--top-p", float, _TOP_P_HELP),
+            ("--negative-prompt", str, "what the picture should not show"),
         ],
     )
     parser.add_argument(
-        "-o", "--output", metavar="PATH", help="a .png file for one picture, else a folder (default: out)"
+        "-o", "--output", metavar="PATH", help="a folder, or a .png file for a single picture (default: out)"
     )
     _add_json(parser)
 
@@ -120,74 +148,80 @@ def _add_generate(commands: Any) -> None:
 def _add_answering(parser: Any) -> None:
     _add_model(parser)
     add_eager(parser)
-    parser.add_argument("--seed", type=int, metavar="N", help="of sampling (default: random)")
+    parser.add_argument("--seed", type=int, metavar="N", help="seed of sampling (default: random)")
     _add_optional(
         parser,
         [
-            ("--max-new-tokens", int, "longest answer, in tokens"),
-            ("--temperature", float, "0 always takes the likeliest token"),
-            ("--top-p", float, "sample from the likeliest tokens that reach this probability"),
-            ("--repetition-penalty", float, "above 1 makes repetition less likely"),
+            ("--max-new-tokens", int, "maximum length of an answer"),
+            ("--temperature", float, _TEMPERATURE_HELP),
+            ("--top-p", float, _TOP_P_HELP),
+            ("--repetition-penalty", float, "values above 1 make repetition less likely"),
         ],
     )
 
 
 def _add_ask(commands: Any) -> None:
-    parser = _command(commands, "ask", "ask about pictures", _answer_options)
+    parser = _command(commands, "ask", "answer a question about pictures", _text_options)
     parser.usage = "bifrons ask [options] [IMAGE ...] QUESTION"
     parser.add_argument(
-        "items", nargs="+", metavar="IMAGE ... QUESTION", help="files of pictures, then the question"
+        "items", nargs="+", metavar="IMAGE ... QUESTION", help="image files, then the question"
     )
     _add_answering(parser)
     _add_json(parser)
 
 
 def _add_chat(commands: Any) -> None:
-    parser = _command(commands, "chat", "talk about pictures, turn by turn", _answer_options)
-    parser.add_argument("--image", action="append", metavar="PATH", help="a picture for the first message")
+    parser = _command(commands, "chat", "chat about pictures", _text_options)
+    parser.add_argument(
+        "--image", action="append", metavar="PATH", help="a picture for the first message; may be repeated"
+    )
     parser.add_argument("--system", metavar="TEXT", help="a system message (default: the model's own)")
     _add_answering(parser)
 
 
 def _add_locate(commands: Any) -> None:
-    parser = _command(commands, "locate", "find in a picture what a phrase names (DeepSeek-VL2)")
-    parser.add_argument("image", metavar="IMAGE", help="the file of a picture")
+    parser = _command(commands, "locate", "locate what a phrase describes in a picture (DeepSeek-VL2)")
+    parser.add_argument("image", metavar="IMAGE", help="an image file")
     parser.add_argument("phrase", metavar="PHRASE", help="what to look for, such as: the red star")
-    _add_model(parser, DEFAULT_FINDER, f"default: {DEFAULT_FINDER}")
-    parser.add_argument("-o", "--output", metavar="FILE", help="a .png for the picture with the boxes drawn")
+    _add_model(parser, DEFAULT_GROUNDING_MODEL, f"default: {DEFAULT_GROUNDING_MODEL}")
+    parser.add_argument(
+        "-o", "--output", metavar="FILE", help="a .png file for the picture with the boxes drawn"
+    )
     _add_json(parser)
 
 
 def _add_encode(commands: Any) -> None:
-    parser = _command(commands, "encode", "turn a picture into codes of the image tokenizer")
-    parser.add_argument("image", metavar="IMAGE")
+    parser = _command(commands, "encode", "encode a picture as codes of the image tokenizer")
+    parser.add_argument("image", metavar="IMAGE", help="an image file")
     _add_model(parser)
     parser.add_argument(
         "-o",
         "--output",
         metavar="PATH",
-        help="codes.json (codes, grid and model) or codes.npy (an array in the shape of the grid, without "
-        "the model's name); default: JSON on stdout",
+        help="a .json file (codes, grid and model) or a .npy file (codes only, in the shape of the grid); "
+        "default: JSON on stdout",
     )
     _add_json(parser)
 
 
 def _add_decode(commands: Any) -> None:
-    parser = _command(commands, "decode", "turn codes into a picture")
-    parser.add_argument("codes", metavar="CODES", help="a .json or .npy file of `bifrons encode`")
-    _add_model(parser, None, "default: the one that the file names")
+    parser = _command(commands, "decode", "decode codes into a picture")
+    parser.add_argument("codes", metavar="CODES", help="a .json or .npy file written by `bifrons encode`")
+    _add_model(parser, None, "default: the one named in the file")
     parser.add_argument("-o", "--output", metavar="PATH", help="a .png file (default: named after CODES)")
     _add_json(parser)
 
 
 def _add_info(commands: Any) -> None:
-    parser = _command(commands, "info", "tell what a model is, what it needs and whether its files are whole")
+    parser = _command(
+        commands, "info", "describe a model, its memory needs and whether its files are complete"
+    )
     parser.add_argument("model", metavar="MODEL", help=_MODEL_HELP)
     _add_json(parser)
 
 
 def _add_convert(commands: Any) -> None:
-    parser = _command(commands, "convert", "rewrite a model folder as safetensors in the original format")
+    parser = _command(commands, "convert", "convert a model folder to safetensors in the original format")
     parser.add_argument("source", metavar="SRC", help=_MODEL_HELP)
     parser.add_argument("target", metavar="DST", help="a new folder")
     parser.add_argument("--quantize", metavar="KIND", help="int8, int4 or fp8 weights in the decoder")
@@ -196,46 +230,25 @@ def _add_convert(commands: Any) -> None:
 
 
 def _run(args: argparse.Namespace) -> int:
-    if args.command == "demo":
-        from .demo import demo
-
-        return demo(args)
-    if args.command == "serve":
-        from .serve import serve
-
-        return serve(args)
-    if args.command == "bench":
-        from .bench import bench
-
-        return bench(args)
-    if args.command == "eval":
-        from .eval import evaluate
-
-        return evaluate(args)
-    if args.command in ("generate", "encode", "decode"):
-        from . import images as module
-    elif args.command == "locate":
-        from .ground import find
-
-        return find(args)
-    elif args.command in ("ask", "chat"):
-        from . import chat as module
-    else:
-        from . import models as module
-    return getattr(module, args.command)(args)
+    module, function = _FUNCTIONS[args.command]
+    return getattr(import_module(f".{module}", __package__), function)(args)
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run one command; returns the exit status: 0, 2 for what was refused, 130 for Ctrl-C, or `info`'s 1."""
+    """Run one command and return its exit status.
+
+    It is 0 for success, 1 if `info` or `eval selftest` found a fault, 2 for a refusal (also of a line of
+    `chat`), 130 after Ctrl-C and 141 for a closed pipe.
+    """
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # a terminal that lacks a character shows its escape
+        if isinstance(stream, io.TextIOWrapper):  # characters that the encoding lacks are escaped
             stream.reconfigure(errors="backslashreplace")
-    # torch's threads spin while they wait for each other, which on a machine that is busy with something else
-    # made painting six times slower. It is read when torch is imported, and the user's own setting wins.
+    # By default torch's threads spin while they wait for each other, which made image generation six times
+    # slower on a busy machine. The variable is read when torch is imported; a value set by the user wins.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
-        status = _guarded(argv)
-        sys.stdout.flush()  # a closed pipe is noticed here, not when the interpreter ends
+        status = _parse_and_run(argv)
+        sys.stdout.flush()  # so that a closed pipe is noticed here, not at interpreter exit
         return status
     except BrokenPipeError:
         # Whatever is still buffered would fail again when the interpreter closes stdout.
@@ -243,8 +256,8 @@ def main(argv: list[str] | None = None) -> int:
         return PIPE_CLOSED
 
 
-def _guarded(argv: list[str] | None) -> int:
-    """The command's status, with everything that a user can cause turned into a line of error."""
+def _parse_and_run(argv: list[str] | None) -> int:
+    """The exit status; errors that a user can cause are printed as one line."""
     args = argparse.Namespace()
     try:
         args = build_parser().parse_args(argv)

@@ -1,4 +1,4 @@
-"""`bifrons info` and `bifrons convert`."""
+"""`bifrons info` and `bifrons convert`: describe and convert model folders."""
 
 import argparse
 import re
@@ -17,27 +17,27 @@ _UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**
 
 
 def info(args: argparse.Namespace) -> int:
-    """0 for a model that would load, 1 for one that would not, whose report tells why."""
-    found = inspect_model(args.model)
+    """Print the report of a model; the status is 1 if it would not load."""
+    report = inspect_model(args.model)
     if args.json:
-        print_json(found)
+        print_json(report)
     else:
-        print("\n".join(report_lines(found)))
-    for error in found["errors"]:
+        print("\n".join(report_lines(report)))
+    for error in report["errors"]:
         print(f"error: {error}", file=sys.stderr)
-    return 0 if found["sound"] else 1
+    return 0 if report["sound"] else 1
 
 
 def convert(args: argparse.Namespace) -> int:
-    """Convert a model folder to the original format, quantized if asked for."""
+    """Convert a model folder to the original format, quantized on request."""
     from ...janus.convert import to_original
 
     source, options = open_model(args.source), {}
     if args.max_shard_size is not None:
         options["max_shard_bytes"] = byte_count(args.max_shard_size)
     if check_kind(args.quantize) is not None:
-        described = describe(source)
-        options["writer"] = QuantizedWriter(described.network, described.key_map, args.quantize)
+        description = describe(source)
+        options["writer"] = QuantizedWriter(description.network, description.key_map, args.quantize)
     formats = {"multi_modality": None, "deepseek_vl_v2": None, "janus": to_original}
     written = convert_folder(source.path, args.target, formats, **options)
     files = sorted(path.name for path in written.iterdir())
@@ -49,7 +49,7 @@ def convert(args: argparse.Namespace) -> int:
 
 
 def byte_count(text: str) -> int:
-    """`5GB`, `500 MiB` or a bare number of bytes; an `OptionError` for anything else."""
+    """The size in bytes: `5GB`, `500 MiB` or a bare number. Raises `OptionError`."""
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMG]I?B)?\s*", text, re.IGNORECASE)
     count = int(float(match[1]) * _UNITS[(match[2] or "").upper()]) if match else 0
     if count < 1:

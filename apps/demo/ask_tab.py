@@ -13,7 +13,7 @@ from ...blocks.chat.text_generation import TextGenerationOptions
 from ...blocks.errors import PictureError, PromptError
 from ...vl2.grounding import draw_boxes, parse_grounding
 from ..files import write_new
-from ..pipelines import explain_memory
+from ..pipelines import explain_out_of_memory
 from .components import (
     Stopped,
     Update,
@@ -274,7 +274,7 @@ def _answer_job(
 ) -> str:
     """Stream the answer, reporting its text after every piece; returns the whole."""
     text = ""
-    with explain_memory("answering", lambda: "accepted: fewer pictures or a shorter answer"):
+    with explain_out_of_memory("answering", lambda: "accepted: fewer pictures or a shorter answer"):
         pieces = loaded.pipe.chat(
             messages,
             options.max_new_tokens,

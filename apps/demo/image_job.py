@@ -9,7 +9,7 @@ from PIL import Image
 from torch import Tensor
 
 from ...janus.image_generation import ImageGenerationOptions
-from ..pipelines import explain_memory
+from ..pipelines import explain_out_of_memory
 from .jobs import Job
 from .models import LoadedModel
 
@@ -76,7 +76,7 @@ def generate_images(
 ) -> tuple[list[Image.Image], float]:
     """Generate one image per seed; returns the images and the seconds they took."""
     started = time.monotonic()
-    with explain_memory(f"painting {len(seeds)} pictures", lambda: "accepted: fewer pictures"):
+    with explain_out_of_memory(f"painting {len(seeds)} pictures", lambda: "accepted: fewer pictures"):
         pictures = image_pipeline(loaded).generate(
             prompt,
             len(seeds),

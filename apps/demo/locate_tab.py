@@ -9,7 +9,7 @@ from ...blocks.chat.text_generation import TextGenerationOptions
 from ...blocks.errors import PictureError, PromptError
 from ...vl2.grounding import Box, Grounding, draw_boxes, parse_grounding
 from ...vl2.prompts import locate_prompt
-from ..pipelines import explain_memory
+from ..pipelines import explain_out_of_memory
 from .components import (
     Stopped,
     Update,
@@ -159,7 +159,7 @@ def _locate_job(job: Job, loaded: LoadedModel, picture: Image.Image, phrase: str
     pipe = loaded.pipe
     assert isinstance(pipe, VL2Pipeline)
     text, tokens = "", TextGenerationOptions.max_new_tokens
-    with explain_memory("looking", lambda: "accepted: a smaller picture"):
+    with explain_out_of_memory("looking", lambda: "accepted: a smaller picture"):
         for piece in pipe.chat(pipe.question_messages(picture, locate_prompt(phrase)), tokens, stream=True):
             text += piece
             boxes = parse_grounding(text, picture.size).boxes

@@ -229,7 +229,7 @@ def test_talking_needs_no_readline(monkeypatch):
 
     monkeypatch.setitem(sys.modules, "readline", None)
     monkeypatch.setattr("builtins.input", typed)
-    assert list(chat._lines(interactive=True)) == ["hello"]
+    assert list(chat.input_lines(interactive=True)) == ["hello"]
 
 
 def test_commands_take_quantized_weights(bifrons, refused, janus_mini, vl2_mini, picture, tmp_path):

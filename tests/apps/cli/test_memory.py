@@ -23,5 +23,5 @@ def test_out_of_memory(refused, janus_mini, monkeypatch):
 
 
 def test_other_failures_are_not_called_memory(monkeypatch):
-    with pytest.raises(RuntimeError, match="shapes"), pipelines.explain_memory("x", lambda: "y"):
+    with pytest.raises(RuntimeError, match="shapes"), pipelines.explain_out_of_memory("x", lambda: "y"):
         raise RuntimeError("shapes differ")
