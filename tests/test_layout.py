@@ -206,6 +206,31 @@ def test_the_core_is_read_in_an_afternoon() -> None:
     assert sum(map(lines_of, core)) <= CORE_BUDGET
 
 
+def defined(path: Path) -> set[str]:
+    """Names of a module: its functions, classes and variables, and the methods of its classes."""
+    names: set[str] = set()
+    for node in ast.parse(path.read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            names.add(node.name)
+        elif isinstance(node, ast.ClassDef):
+            methods = [n for n in node.body if isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef)]
+            names |= {node.name, *(f"{node.name}.{method.name}" for method in methods)}
+        elif isinstance(node, ast.Assign | ast.AnnAssign):
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            names |= {target.id for target in targets if isinstance(target, ast.Name)}
+    return names
+
+
+@pytest.mark.parametrize("page", ["docs/architecture.md", "CONTRIBUTING.md"])
+def test_files_and_names_in_the_documentation_exist(page: str) -> None:
+    text = (ROOT / page).read_text(encoding="utf-8")
+    mentioned = re.findall(r"`([\w/]+/\w+\.py)(?:: ([\w.]+))?`", text)
+    assert len(mentioned) > 5
+    for file, name in mentioned:
+        assert (ROOT / file).is_file(), file
+        assert not name or name in defined(ROOT / file), f"{file}: {name}"
+
+
 def test_importing_the_package_is_cheap() -> None:
     code = "import sys, bifrons; dir(bifrons); sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT.parent).returncode == 0
