@@ -16,7 +16,7 @@ from ..blocks.errors import OptionError
 from ..blocks.graphs.graphed_module import run_graphed
 from ..blocks.model.decoder import Decoder
 from ..blocks.model.layers import Linear, MlpProjector
-from ..blocks.model.missing_parts import absent
+from ..blocks.model.missing_parts import missing_part
 from ..blocks.model.siglip import SiglipConfig, build_siglip
 from ..tokenizers.vq.model import VQModel
 from .config import JanusConfig
@@ -64,9 +64,8 @@ class LanguageModel(nn.Module):
         super().__init__()
         self.model = Decoder(config.decoder)
         width, vocabulary = config.decoder.hidden_size, config.decoder.vocab_size
-        self.lm_head = (
-            Linear(width, vocabulary, bias=False) if reads else absent("the text head", "paint", "read")
-        )
+        no_head = missing_part("the text head", "paint", "read")
+        self.lm_head = Linear(width, vocabulary, bias=False) if reads else no_head
 
 
 class JanusModel(nn.Module):
@@ -79,8 +78,8 @@ class JanusModel(nn.Module):
         super().__init__()
         self.config, self.parts = config, parts
         width, code_dim = config.decoder.hidden_size, config.vq.code_dim
-        no_vision = absent("what reads pictures", parts, "read")
-        no_image = absent("what paints", parts, "paint")
+        no_vision = missing_part("what reads pictures", parts, "read")
+        no_image = missing_part("what paints", parts, "paint")
         reads, paints = parts != "paint", parts != "read"
         self.vision_model = VisionModel(config.vision) if reads else no_vision
         vision_width = config.vision.width

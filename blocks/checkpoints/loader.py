@@ -1,7 +1,7 @@
 """Strict, streaming loading of a checkpoint into a model built on meta.
 
-Names and shapes are compared before the first byte is read. Then tensors are read one by one, so that memory
-peaks at the model's size plus one tensor. At the end it is asserted that no parameter was left out.
+Names and shapes are compared before the first byte is read. Tensors are then read one by one, so peak memory
+is the model's size plus one tensor. At the end the loader asserts that every parameter was filled.
 """
 
 import sys
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from ..errors import CheckpointError
-from ..model.missing_parts import absent_parts
+from ..model.missing_parts import missing_prefixes
 from ..model.quantized_weight import QuantizedWeight
 from .formats import TensorEntry
 from .key_mapping import (
@@ -44,18 +44,19 @@ def load_weights(
 ) -> MatchReport:
     """Fill `model`, a plain one built on meta, from the checkpoint in `folder`.
 
-    Tensors go to `device`, which may be a function of a parameter's name. Floating-point tensors become
-    `dtype` (None: the file's), or float32 where `keep_float32` says so for a parameter's name; others keep
-    their dtype. Parameters get no gradients. Non-persistent buffers (rotary tables) must be real already and
-    are only moved. `entries` is the result of `list_tensors(folder)`, if at hand. Tensors of `Absent` parts
-    are skipped. With `quantization`, weights are quantized as they are read, or read as they are stored.
+    Tensors go to `device`, which may be a function of the parameter's name. Floating-point tensors become
+    `dtype` (None: the file's), or float32 where `keep_float32(name)` is true; others keep their dtype.
+    Parameters do not require gradients. Non-persistent buffers (rotary tables) must not be on meta; they are
+    only moved. `entries` is the result of `list_tensors(folder)`, if the caller has it already. Tensors of a
+    `MissingPart` are skipped. With `quantization`, weights are quantized as they are read, or read as they
+    are stored. `progress` shows a bar on stderr.
 
-    Raises `CheckpointError`, with no weight loaded, if a tensor is missing, unknown, misshapen or there
-    twice; after that only if a file changes or can't be read. `progress` shows a bar on stderr.
+    Raises `CheckpointError` before any weight is loaded if a tensor is missing, unknown, misshapen or
+    duplicated; after that only if a file changes or can't be read.
     """
     for name, buffer in non_persistent_buffers(model):
         assert not buffer.is_meta, f"the buffer {name} is not saved, so it can't be on meta"
-    key_map = without_parts(key_map, absent_parts(model))
+    key_map = without_parts(key_map, missing_prefixes(model))
     parameters, key_map, encoders = _quantize(model, key_map, quantization)
     pieces, report = match(parameters, list_tensors(folder) if entries is None else entries, key_map)
     if not report.ok:
@@ -84,10 +85,10 @@ def load_weights(
 def _quantize(
     model: nn.Module, key_map: KeyMap, quantization: Quantization | None
 ) -> tuple[dict[str, Tensor], KeyMap, dict[str, QuantizedWeight]]:
-    """Make room for quantized weights in a model on meta.
+    """Replace the weights to quantize of a model on meta by empty `QuantizedWeight`s.
 
-    Returns the tensors that the files must fill, the key map for them, and the quantized weights that encode
-    what is read, by the parameter that each replaces.
+    Returns the tensors that the files must fill, the key map for them, and, for quantization on loading, the
+    `QuantizedWeight` that encodes each parameter as it is read.
     """
     parameters = saved_tensors(model)
     if quantization is None:
@@ -99,7 +100,7 @@ def _quantize(
 
 
 class _Filler:
-    """Reads all pieces in the order of the files; a parameter is assigned when its last piece is there."""
+    """Reads all pieces in file order; a parameter is assigned once its last piece has been read."""
 
     def __init__(
         self,
@@ -113,7 +114,7 @@ class _Filler:
         self.model, self.parameters, self.pieces, self.encoders = model, parameters, pieces, encoders
         self.device_of, self.dtype_of = device_of, dtype_of
         self.partial: dict[str, tuple[Tensor, int]] = {}
-        """Parameters of several pieces, with the number of those still to be read."""
+        """Partly filled parameters, each with the number of pieces still to be read."""
         self.done: set[str] = set()
 
     def read(self, progress: bool) -> None:
@@ -155,7 +156,7 @@ class _Filler:
 
 
 def promoted(dtypes: Iterable[torch.dtype]) -> torch.dtype:
-    """The dtype that holds the numbers of all `dtypes`."""
+    """The dtype that can represent the values of all `dtypes`."""
     return reduce(torch.promote_types, dtypes)
 
 
@@ -170,8 +171,8 @@ def assign(model: nn.Module, name: str, tensor: Tensor) -> None:
 
 
 def progress_bar(total: int, label: str, show: bool = True) -> tqdm:
-    """A bar on stderr that counts bytes, shown after half a second. Where stderr is no terminal it is renewed
-    only once a second, so that logs stay short."""
+    """A progress bar on stderr that counts bytes, shown after half a second. It is redrawn at most once a
+    second where stderr is not a terminal, to keep logs short."""
     return tqdm(
         total=total,
         desc=label,

@@ -1,5 +1,5 @@
-"""Generation: requests, the scheduler, prefill, decode steps, sampling and CUDA graphs.
+"""Generation: requests, the scheduler, prefill, sampling, and decode steps as CUDA graphs.
 
-Imports `blocks.model` and `blocks.kernels`.
+Imports `blocks.graphs`, `blocks.model` and `blocks.kernels`.
 Start with `generate.py` (the plain loop), then `scheduler.py` (continuous batching).
 """

@@ -1,8 +1,8 @@
 """Generation of a fixed batch: `plain_steps` is the definition, CUDA graphs give the same tokens faster.
 
-N sequences (each one decoder row, or two with guidance). Rows may differ in length and still give what each
-gives alone (see `KVCache`). The token head is passed in, so that text and image tokens of both families share
-the loop.
+N sequences, each one decoder row, or two with guidance. Prompts may differ in length; each sequence gets the
+tokens that it would get alone (see `KVCache`). The token head is an argument, so text and image tokens of
+both families share the loop.
 """
 
 from collections.abc import Iterator
@@ -19,17 +19,17 @@ from .sampling import expand_rows, sample
 
 
 def generate(decoder: Decoder, batch: GenerationBatch) -> Iterator[Tensor]:
-    """Yield the tokens `[N]` of one step after the other, until all are there or the caller stops.
+    """Yield the tokens `[N]` of each step, until all are generated or the caller stops.
 
     With CUDA graphs (`captures`) the tokens are on the host, else on the decoder's device. Raises
-    `PromptError` where prompt and new tokens exceed the context.
+    `PromptError` if prompt and new tokens exceed the context.
     """
     check_context(batch.longest, batch.max_new_tokens, decoder.config.max_positions)
     yield from (captured_steps if captures(decoder, batch.head) else plain_steps)(decoder, batch)
 
 
 def generate_all(decoder: Decoder, batch: GenerationBatch) -> Tensor:
-    """All tokens at once, int64 `[N, max_new_tokens]` on the host: `generate` without a look in between."""
+    """All tokens at once, int64 `[N, max_new_tokens]` on the host, without synchronizing between steps."""
     if not captures(decoder, batch.head):
         return torch.stack(list(generate(decoder, batch)), dim=1).cpu()
     check_context(batch.longest, batch.max_new_tokens, decoder.config.max_positions)
@@ -37,13 +37,13 @@ def generate_all(decoder: Decoder, batch: GenerationBatch) -> Tensor:
 
 
 def captures(decoder: Decoder, head: TokenHead) -> bool:
-    """Whether generation runs as CUDA graphs: where the decoder's steps do, with a model's own token head."""
+    """Whether generation with this head runs as CUDA graphs: the decoder's steps must, and the head must
+    belong to a model."""
     return head.owner is not None and uses_cuda_graphs(decoder)
 
 
 def plain_steps(decoder: Decoder, batch: GenerationBatch) -> Iterator[Tensor]:
-    """The definition of `generate`: prefill, then one position of every row a step, each operation launched
-    by itself."""
+    """The definition of `generate`, in eager mode: prefill, then one position of every row per step."""
     device, head = batch.rows[0].device, batch.head
     mode, tensors = batch.sampling.mode, batch.sampling.tensors
     seen = None if batch.seen is None else batch.seen.clone()

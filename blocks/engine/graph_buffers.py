@@ -1,8 +1,8 @@
-"""The static tensors that captured steps read and write, of a batch and of the scheduler, and their graphs.
+"""The static tensors that captured prefills and steps read and write, with their graphs.
 
 N sequences, R rows (N, or 2 N with guidance: rows 2 n and 2 n + 1), S cache slots, D decoder width, T prompt
-positions, V vocabulary, n rows in use, P prompt positions of all rows. Buffers are as large as a bucket:
-padding sequences are computed and ignored; they start at position 0, where they cost least.
+positions, V vocabulary, n rows in use, P prompt positions of all rows. Batches are padded to a bucket size;
+padding sequences are computed and ignored, from position 0 on, where they cost least.
 """
 
 from collections.abc import Sequence
@@ -21,16 +21,15 @@ from .request import GenerationBatch, SamplingMode, SamplingTensors, TokenHead
 from .sampling import expand_rows, sample
 
 _PROMPT_LENGTHS = (32, 64, 128)
-"""Lengths that short prompts are padded to, longer ones to multiples of the last: launching the prefill of a
-short prompt takes longer than computing it."""
+"""Prompt lengths for which prefill is captured; longer prompts are padded to multiples of the last. The
+prefill of a short prompt takes longer to launch than to compute."""
 _MAX_PROMPT_POSITIONS = 4096
-"""Positions of all rows up to which the prefill is captured. More keep the device busy for longer than
-launching takes; and a graph keeps the memory of its activations, as much as a prefill without chunks
-takes."""
+"""Most positions of all rows for which prefill is captured. More keep the device busy for longer than
+launching takes, and a graph holds the memory of its activations."""
 
 
 class GraphBuffers:
-    """Buffers and graphs of `count` sequences. They serve one batch at a time: `begin`, then `step` for each
+    """Buffers and graphs for batches of up to `count` sequences, one at a time: `begin`, then `step` for each
     token."""
 
     def __init__(
@@ -48,27 +47,27 @@ class GraphBuffers:
         self.tensors = SamplingTensors(*self.numbers.split(1))
         self.seen_NV: Tensor | None = None
         self.decoding = StaticDecodeStep(decoder, slots)
-        # Prompts of any length, [R, T, D] from the beginning of it, shared by the graphs of all lengths.
+        # Flat storage for prompts: the graph of each length uses its start as [R, T, D].
         positions = min(rows * allocated_slots(slots), _MAX_PROMPT_POSITIONS)
         self._prompts_PD = self.hidden_RD.new_zeros(positions, self.hidden_RD.shape[1])
-        self._lengths_met: set[int] = set()
+        self._seen_lengths: set[int] = set()
         self._graphs = CapturedGraphs(capturer)
         self._longest = 0
 
     @property
     def bytes(self) -> int:
-        """Memory of the buffers, without that of the graphs."""
+        """Memory of the buffers, not counting that of the graphs."""
         seen = [] if self.seen_NV is None else [self.seen_NV]
         tensors = [*self.cache.buffers, self._prompts_PD, *self.decoding.rotary, self.record_SN, *seen]
         return sum(tensor.numel() * tensor.itemsize for tensor in tensors)
 
     @property
     def captured_prompt_lengths(self) -> list[int]:
-        """Lengths whose prefill is captured, the least recently used first."""
+        """Prompt lengths whose prefill is captured, least recently used first."""
         return [key[1] for key in self._graphs.keys if isinstance(key, tuple) and key[0] == "prompt"]
 
     def begin(self, decoder: Decoder, batch: GenerationBatch) -> None:
-        """Prefill the prompts and set everything to the first step."""
+        """Prefill the prompts and reset all state to the first step."""
         count, rows, device = len(batch.seeds), len(batch.rows), self.hidden_RD.device
         self.steps_N.zero_()
         self.seeds_N.zero_()
@@ -91,33 +90,34 @@ class GraphBuffers:
             self.captured_prefill(decoder, batch.rows, length)
 
     def rewind(self, lengths: Sequence[int]) -> None:
-        """Back to the first step after prompts of these lengths, for timing steps repeatedly."""
+        """Return to the first step after prompts of these lengths, for timing steps repeatedly."""
         self.cache.positions[: len(lengths)] = torch.tensor(lengths).to(self.cache.positions.device)
         self.steps_N.zero_()
 
     def _prompt_length(self, decoder: Decoder, batch: GenerationBatch) -> int | None:
-        """The length that prompts are padded to where their prefill is captured, else None. A long prompt's
-        is not the first time: its length may never come again, and capturing takes longer than launching
-        once."""
-        most = _PROMPT_LENGTHS[-1]
-        multiple = -(-batch.longest // most) * most
+        """The length to pad prompts to for captured prefill; None for eager prefill.
+
+        Beyond `_PROMPT_LENGTHS`, a length is captured on its second use: it may never come again.
+        """
+        longest = _PROMPT_LENGTHS[-1]
+        multiple = -(-batch.longest // longest) * longest
         length = next((short for short in _PROMPT_LENGTHS if short >= batch.longest), multiple)
         if length > self.slots or len(self.hidden_RD) * length > _MAX_PROMPT_POSITIONS:
             return None
         if batch.prefill_chunk is not None and batch.prefill_chunk < length:
             return None
-        # Experts with many tokens ask the device for their counts, except in bfloat16.
+        # Experts with many tokens read token counts from the device, except in bfloat16.
         synchronizes = decoder.config.moe is not None and self.hidden_RD.dtype != torch.bfloat16
         if synchronizes and self.hidden_RD.device.type == "cuda":
             return None
-        if length > most and length not in self._lengths_met:
-            self._lengths_met.add(length)
+        if length > longest and length not in self._seen_lengths:
+            self._seen_lengths.add(length)
             return None
         return length
 
     def captured_prefill(self, decoder: Decoder, rows: Sequence[Tensor], length: int) -> None:
-        """Prefill prompts, each `[T_i, D]`, padded to `length`, by a graph. What lands in the cache behind a
-        prompt is overwritten before it is read."""
+        """Prefill prompts, each `[T_i, D]`, by a graph, padded to `length`. What padding writes to the cache
+        is overwritten before it is read."""
         x_RTD = self._prompts_PD[: len(self.hidden_RD) * length].unflatten(0, (-1, length))
         padded = pad_sequence(list(rows), batch_first=True)
         x_RTD[: len(rows), : padded.shape[1]] = padded
@@ -127,14 +127,14 @@ class GraphBuffers:
         def work() -> None:
             self.cache.positions.zero_()
             self.cache.filled = length
-            hidden_RTD = decoder(x_RTD, self.cache, begins=True)
+            hidden_RTD = decoder(x_RTD, self.cache, from_start=True)
             self.hidden_RD.copy_(hidden_RTD[self.cache.rows, (self.lengths_R - 1).clamp(min=0)])
             self.cache.positions.copy_(self.lengths_R)
 
         self._run(decoder, ("prompt", length), work)
 
     def step(self, decoder: Decoder, head: TokenHead, mode: SamplingMode, number: int) -> None:
-        """Sample the tokens of step `number` into that row of `record_SN`, embed them and run the decoder."""
+        """Sample the tokens of step `number`, record them in `record_SN`, embed them and run the decoder."""
         span = self.decoding.span(self._longest + number + 1)
 
         def work() -> None:
@@ -163,11 +163,10 @@ class GraphBuffers:
 
 
 class GraphedSteps:
-    """`decode_one` over a scheduler's rows as CUDA graphs, one for each bucket of rows in use.
+    """`decode_one` over a scheduler's rows as CUDA graphs, one per bucket of rows in use.
 
-    Free rows pad to a bucket; they are computed and ignored (`KVSlots.park`). The capturer is the scheduler's
-    own: graphs of one capturer share memory and must not run at the same time, and those of `generate` run on
-    other threads.
+    Free rows are the padding up to a bucket (`KVSlots.position_free_rows`). The scheduler needs a capturer of
+    its own: graphs of one capturer must not run at the same time, and `generate` runs on other threads.
     """
 
     def __init__(self, decoder: Decoder, slots: KVSlots, capturer: GraphCapturer) -> None:
@@ -177,7 +176,7 @@ class GraphedSteps:
         self._x_RD = torch.zeros_like(slots.hidden_RD)
 
     def begin(self) -> None:
-        """Drop graphs of weights that were moved; called whenever requests are admitted."""
+        """Drop the graphs if weights were moved; called whenever requests are admitted."""
         if self._addresses.moved(self.decoder, decoder=self.decoder):
             self._graphs.clear()
 
@@ -186,7 +185,7 @@ class GraphedSteps:
         slots, used = self.slots, len(self.slots.lengths)
         rows = min(bucket(used), slots.rows)
         span = self.decoding.span(max(slots.lengths) + 1)
-        slots.park(rows)
+        slots.position_free_rows(rows)
         x_RD, hidden_RD = self._x_RD[:rows], slots.hidden_RD[:rows]
         x_RD[:used] = x_nD
 

@@ -1,8 +1,8 @@
-"""Batches by captured steps: head, sampling, next embedding and decoder in one launch.
+"""`generate` by captured steps: token head, sampling, embedding and decoder in one launch.
 
-N sequences, T new tokens. Graph buffers are pooled with the decoder for the next call. What differs between
-calls is written into static tensors, so that only another bucket of sequences, a larger cache, or sampling
-parameters that change which operations there are lead to a new capture.
+N sequences, T new tokens. Each decoder has a pool of graph buffers that later calls reuse. What differs
+between calls is written into static tensors, so only another bucket of sequences, a larger cache, or sampling
+parameters that change the operations of a step need a new capture.
 """
 
 import threading
@@ -21,20 +21,23 @@ from .graph_buffers import GraphBuffers
 from .request import GenerationBatch
 
 _STEPS_AHEAD = 2
-"""Steps launched beyond the one whose tokens are waited for, so that the device never idles."""
+"""Steps launched ahead of the one whose tokens the host waits for, so that the device never idles."""
 _MAX_BUFFERS = 16
-"""Buffers pooled for a decoder, if there is memory: more than the batch sizes in use, lest they be made again
-and again."""
-_SLOTS = 128
+"""Free buffers kept per decoder, memory permitting: more than there are batch sizes in use, so that none is
+rebuilt again and again."""
+_SLOT_MULTIPLE = 128
 
 
 def slots_for(positions: int) -> int:
-    """Slots of the cache that so many positions get. Many take much memory and are rounded up by little."""
-    return bucket(positions, 64) if positions <= 2 * _SLOTS else -(-positions // _SLOTS) * _SLOTS
+    """Cache slots to allocate for `positions`: rounded up to a bucket, or beyond 256 to a multiple of 128, as
+    more rounding would cost much memory there."""
+    if positions <= 2 * _SLOT_MULTIPLE:
+        return bucket(positions, 64)
+    return -(-positions // _SLOT_MULTIPLE) * _SLOT_MULTIPLE
 
 
 class GraphPool:
-    """The free graph buffers of one decoder; the least recently used are dropped."""
+    """The free graph buffers of one decoder; the least recently used are dropped first."""
 
     def __init__(self, device: torch.device) -> None:
         self._device, self._lock = device, threading.Lock()
@@ -44,7 +47,7 @@ class GraphPool:
 
     @property
     def free(self) -> list[GraphBuffers]:
-        """Buffers that no batch uses."""
+        """Buffers that no batch is using."""
         with self._lock:
             return list(self._free)
 
@@ -54,7 +57,7 @@ class GraphPool:
         return sum(buffers.bytes for buffers in self.free)
 
     def take(self, decoder: Decoder, batch: GenerationBatch) -> GraphBuffers:
-        """Buffers that the batch has to itself until they are given back."""
+        """Buffers for the exclusive use of a batch, until `give`."""
         count, rows_each = bucket(len(batch.seeds)), batch.sampling.rows_each
         positions = batch.longest + batch.max_new_tokens
         with self._lock:
@@ -70,7 +73,7 @@ class GraphPool:
         return GraphBuffers(decoder, count, rows_each, slots_for(positions), self.capturer)
 
     def give(self, buffers: GraphBuffers) -> None:
-        """Give buffers back."""
+        """Return buffers to the pool."""
         with self._lock:
             self._free.append(buffers)
 
@@ -91,7 +94,7 @@ _pools_lock = threading.Lock()
 
 
 def graph_pool_of(decoder: Decoder) -> GraphPool:
-    """The decoder's pool, which lives as long as the decoder does."""
+    """The decoder's pool, which lives as long as the decoder."""
     with _pools_lock:
         if decoder not in _pools:
             _pools[decoder] = GraphPool(decoder.embed_tokens.weight.device)
@@ -100,7 +103,7 @@ def graph_pool_of(decoder: Decoder) -> GraphPool:
 
 @contextmanager
 def _prefilled(decoder: Decoder, batch: GenerationBatch) -> Iterator[GraphBuffers]:
-    """Buffers that hold the batch's prompts, given back at the end."""
+    """Buffers with the batch's prompts prefilled, returned to the pool at the end."""
     pool = graph_pool_of(decoder)
     buffers = pool.take(decoder, batch)
     try:
@@ -110,10 +113,10 @@ def _prefilled(decoder: Decoder, batch: GenerationBatch) -> Iterator[GraphBuffer
         pool.give(buffers)
 
 
-@torch.inference_mode(False)  # or other calls could not write into static tensors
+@torch.inference_mode(False)  # inference tensors could not be written to by later calls
 @torch.no_grad()
 def captured_steps(decoder: Decoder, batch: GenerationBatch) -> Iterator[Tensor]:
-    """`generate` by captured steps; tokens `[N]` on the host."""
+    """`generate` by captured steps; yields tokens `[N]` on the host."""
     with _prefilled(decoder, batch) as buffers:
         count, total, mode = len(batch.seeds), batch.max_new_tokens, batch.sampling.mode
         on_cuda = buffers.record_SN.device.type == "cuda"
@@ -133,7 +136,7 @@ def captured_steps(decoder: Decoder, batch: GenerationBatch) -> Iterator[Tensor]
             yield host_TN[step, :count].clone()
 
 
-@torch.inference_mode(False)  # or other calls could not write into static tensors
+@torch.inference_mode(False)  # inference tensors could not be written to by later calls
 @torch.no_grad()
 def captured_tokens(decoder: Decoder, batch: GenerationBatch) -> Tensor:
     """`generate_all` by captured steps, int64 `[N, T]` on the host."""

@@ -1,12 +1,11 @@
-"""Prefill and one decode step over a KV cache, and prompts into a scheduler's rows.
+"""Prefill and one decode step over a KV cache; prefix caching for the scheduler.
 
 B rows, R rows of a scheduler's cache, T positions, D decoder width.
 
-`Prefiller` copies what some row holds already. Keys and values of a position depend on the embeddings up to
-it only, so a prompt that begins like one in the cache (of a request that runs, or of one that has finished
-and whose row nobody took since) gets its first positions from there: mostly those of the template and the
-system prompt, in a longer conversation all but the last question. That is done where it changes no bit
-(`is_batch_invariant`). On the CPU, idle cores share the rest.
+Keys and values of a position depend only on the embeddings up to it. So `Prefiller` copies the common prefix
+of a prompt and another row of the cache, of a running request or of a finished one whose row is still free:
+usually the template and the system prompt, in a longer conversation all but the last question. It does so
+only where results stay the same bit for bit (`is_batch_invariant`). On the CPU, idle cores share the rest.
 """
 
 import hashlib
@@ -25,24 +24,24 @@ from torch.nn.utils.rnn import pad_sequence
 from ..kernels.batch_invariant import is_batch_invariant
 from ..model.decoder import Decoder
 from ..model.kv_cache import KVCache
-from ..model.kv_slots import BLOCK, KVSlots
+from ..model.kv_slots import BLOCK_SIZE, KVSlots
 
 PREFILL_CHUNK = 512
-"""Positions of a prompt that are computed at once: bounds the memory of activations."""
+"""Prompt positions that the scheduler computes at once, which bounds the memory of activations."""
 MIN_SHARED = 16
-"""Positions below which copying, or waiting for another prompt to copy from, isn't worth its while."""
+"""Shortest common prefix that is worth copying, or waiting for another prompt to copy from."""
 MIN_COMPUTED = 4
-"""Positions of a prompt that are always computed: the first token is sampled from the last one, and a single
-position would take another path through attention than it does among others."""
+"""Positions of a prompt that are always computed: the last one's hidden state is needed, and a single
+position would take another path through attention."""
 MIN_PER_THREAD = 64
-"""Positions below which a thread isn't worth its while."""
+"""Fewest positions that are worth a thread of their own."""
 
 
 def prefill(decoder: Decoder, rows: Sequence[Tensor], cache: KVCache, chunk: int | None = None) -> Tensor:
-    """Run whole prompts, each `[T_i, D]`, behind `cache.positions`; hidden states of the last ones `[B, D]`.
+    """Run prompts, each `[T_i, D]`, from `cache.positions` on; returns their last hidden states `[B, D]`.
 
-    With `chunk`, at most so many positions of each row at a time, which bounds the memory of activations;
-    the result is the same.
+    Afterwards `cache.positions` is the prompts' lengths. `chunk` limits the positions of each row that are
+    computed at once, which bounds the memory of activations and does not change the result.
     """
     device, empty = cache.positions.device, cache.filled == 0
     lengths = torch.tensor([len(row) for row in rows], device=device)
@@ -52,7 +51,7 @@ def prefill(decoder: Decoder, rows: Sequence[Tensor], cache: KVCache, chunk: int
         part_BTD = x_BTD[:, start : start + chunk] if chunk else x_BTD
         length = part_BTD.shape[1]
         cache.reserve(start + length)
-        hidden_BTD = decoder(part_BTD, cache, begins=empty and start == 0)
+        hidden_BTD = decoder(part_BTD, cache, from_start=empty and start == 0)
         index_B = lengths - 1 - start
         hidden_BD = hidden_BTD[cache.rows, index_B.clamp(0, length - 1)]
         last_BD = torch.where(((index_B >= 0) & (index_B < length))[:, None], hidden_BD, last_BD)
@@ -62,7 +61,7 @@ def prefill(decoder: Decoder, rows: Sequence[Tensor], cache: KVCache, chunk: int
 
 
 def decode_one(decoder: Decoder, x_BD: Tensor, cache: KVCache) -> Tensor:
-    """Run one position of every row, each written at the row's own position; hidden states `[B, D]`."""
+    """Run one position of every row, at the row's own position; returns hidden states `[B, D]`."""
     cache.reserve(cache.filled + 1)
     hidden = decoder(x_BD[:, None], cache)[:, 0]
     cache.positions += 1
@@ -71,24 +70,24 @@ def decode_one(decoder: Decoder, x_BD: Tensor, cache: KVCache) -> Tensor:
 
 @dataclass(eq=False)
 class _Row:
-    """A prompt to prefill into row `index`: `shared` of its positions are copied from row `source`."""
+    """A prompt to prefill into row `index`; its first `shared` positions are copied from row `source`."""
 
     prompt_TD: Tensor
-    marks: list[bytes]
+    block_hashes: list[bytes]
     source: int = 0
     shared: int = 0
     index: int = 0
 
     @property
     def computed(self) -> int:
-        """Positions that are not copied."""
+        """Number of positions that are not copied."""
         return len(self.prompt_TD) - self.shared
 
 
-def fingerprints(prompt_TD: Tensor) -> list[bytes]:
-    """For each whole block of `BLOCK` positions a digest of everything up to its end."""
-    blocks = len(prompt_TD) // BLOCK
-    parts = prompt_TD.detach()[: blocks * BLOCK].unflatten(0, (blocks, BLOCK)).flatten(1).numpy()
+def hash_blocks(prompt_TD: Tensor) -> list[bytes]:
+    """For each whole block of `BLOCK_SIZE` positions, a digest of all embeddings up to its end."""
+    blocks = len(prompt_TD) // BLOCK_SIZE
+    parts = prompt_TD.detach()[: blocks * BLOCK_SIZE].unflatten(0, (blocks, BLOCK_SIZE)).flatten(1).numpy()
     digest, digests = hashlib.sha256(), []
     for part in parts:
         digest.update(part.tobytes())
@@ -96,13 +95,13 @@ def fingerprints(prompt_TD: Tensor) -> list[bytes]:
     return digests
 
 
-def common_prefix(a: Sequence[bytes], b: Sequence[bytes]) -> int:
-    """Positions of the longest common prefix of two prompts, by their fingerprints: whole blocks."""
-    return BLOCK * bisect_left(range(min(len(a), len(b))), True, key=lambda i: a[i] != b[i])
+def common_prefix_length(a: Sequence[bytes], b: Sequence[bytes]) -> int:
+    """Length in positions of the common prefix of two prompts, given their block hashes: whole blocks."""
+    return BLOCK_SIZE * bisect_left(range(min(len(a), len(b))), True, key=lambda i: a[i] != b[i])
 
 
 def idle_cores(device: torch.device) -> int:
-    """Threads that may compute side by side, each with torch's own number of them."""
+    """Number of workers that the cores allow, each of which uses `torch.get_num_threads()` threads."""
     if device.type != "cpu":
         return 1
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -110,56 +109,63 @@ def idle_cores(device: torch.device) -> int:
 
 
 class Prefiller:
-    """Fills rows of `slots` with prompts; `add` is called from one thread, without gradients."""
+    """Prefills prompts into rows of `slots`. `add` must be called from one thread, without gradients."""
 
     def __init__(self, decoder: Decoder, slots: KVSlots) -> None:
         self.decoder, self.slots = decoder, slots
         self._threads: ThreadPoolExecutor | None = None
         self.copied = 0
-        """Positions that were copied instead of computed, in all."""
+        """Total number of positions that were copied instead of computed."""
 
     def add(self, prompts: Sequence[Tensor]) -> list[int]:
-        """Take rows for prompts, each `[T, D]`, and prefill them; the rows."""
+        """Prefill prompts, each `[T, D]`, into free rows; returns the rows' indices.
+
+        A prompt that shares more with another new one than with the cache waits until that one is filled.
+        """
         shares = is_batch_invariant(self.slots.hidden_RD)
-        rows = [_Row(prompt, fingerprints(prompt) if shares else []) for prompt in prompts]
+        rows = [_Row(prompt, hash_blocks(prompt) if shares else []) for prompt in prompts]
         waiting = rows
         while waiting:
-            now: list[_Row] = []
+            batch: list[_Row] = []
             for row in waiting:
                 self._find_source(row)
-                beside = max((common_prefix(row.marks, other.marks) for other in now), default=0)
-                if beside < row.shared + MIN_SHARED:
-                    now.append(row)
-            self._fill(now)
-            waiting = [row for row in waiting if row not in now]
+                lengths = [common_prefix_length(row.block_hashes, other.block_hashes) for other in batch]
+                if max(lengths, default=0) < row.shared + MIN_SHARED:
+                    batch.append(row)
+            self._fill(batch)
+            waiting = [row for row in waiting if row not in batch]
         return [row.index for row in rows]
 
     def close(self) -> None:
-        """End the threads."""
+        """Stop the worker threads."""
         if self._threads is not None:
             self._threads.shutdown()
 
     def _find_source(self, row: _Row) -> None:
-        counts = [common_prefix(row.marks, marks) for marks in self.slots.marks]
-        most = min(max(counts), len(row.prompt_TD) - MIN_COMPUTED)
-        if most >= MIN_SHARED:
-            row.source, row.shared = counts.index(max(counts)), most
+        """Find the row of the cache with the longest common prefix, if it is long enough to copy."""
+        lengths = [common_prefix_length(row.block_hashes, hashes) for hashes in self.slots.block_hashes]
+        shared = min(max(lengths), len(row.prompt_TD) - MIN_COMPUTED)
+        if shared >= MIN_SHARED:
+            row.source, row.shared = lengths.index(max(lengths)), shared
 
     def _fill(self, rows: list[_Row]) -> None:
         rows = sorted(rows, key=lambda row: row.computed)
         start = self.slots.add([len(row.prompt_TD) for row in rows])
         for index, row in enumerate(rows, start):
             row.index = index
-            self.slots.marks[index] = []
+            self.slots.block_hashes[index] = []
         self.slots.copy([(row.source, row.index, row.shared) for row in rows if row.shared])
         self.copied += sum(row.shared for row in rows)
         self._compute_all(self._groups(rows))
         for row in rows:
-            self.slots.marks[row.index] = row.marks
+            self.slots.block_hashes[row.index] = row.block_hashes
 
     def _groups(self, rows: list[_Row]) -> list[list[_Row]]:
-        """Neighbours that are computed together. A row is padded to at most twice its computed positions, and
-        not beyond the cache; what is long enough is divided among the idle cores."""
+        """Batches of rows that are adjacent in the cache, for rows sorted by computed positions.
+
+        Padding at most doubles a row's computed positions and stays within the cache. Batches that are large
+        enough are divided among the idle cores.
+        """
         alike: list[list[_Row]] = []
         for row in rows:
             group = alike[-1] if alike else []
@@ -179,8 +185,8 @@ class Prefiller:
 
     @cached_property
     def threads(self) -> int:
-        """Threads that prefill at once."""
-        # Asked for by the thread that computes, when it does: torch's number may be set until then.
+        """Number of threads that prefill."""
+        # Cached on first use, by the scheduler's thread: torch's number of threads may be set until then.
         return idle_cores(self.slots.hidden_RD.device)
 
     def _compute_all(self, groups: list[list[_Row]]) -> None:
@@ -191,7 +197,7 @@ class Prefiller:
         if self._threads is None:
             self._threads = ThreadPoolExecutor(self.threads, thread_name_prefix="bifrons-prefill")
         running = [self._threads.submit(self._compute, group) for group in groups]
-        wait(running)  # for all of them, also where one fails: they write into the cache
+        wait(running)  # for all, even if one fails: they write to the cache
         for future in running:
             future.result()
 

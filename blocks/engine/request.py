@@ -1,4 +1,4 @@
-"""What to generate: token heads, sampling parameters, requests of the scheduler, batches of `generate`.
+"""What to generate: token heads, sampling parameters, the scheduler's requests and `generate`'s batches.
 
 D decoder width, V vocabulary of a token head, N sequences of a batch, m tokens, T prompt positions.
 """
@@ -14,21 +14,21 @@ from ..errors import OptionError, PromptError, check_integer, check_number
 
 @dataclass(frozen=True)
 class TokenHead:
-    """One kind of tokens (text, image codes): `embed` maps tokens `[m]` to decoder inputs `[m, D]`, `logits`
-    hidden states `[m, D]` to logits `[m, V]`."""
+    """Input and output of one kind of tokens (text, image codes): `embed` maps tokens `[m]` to decoder inputs
+    `[m, D]`, `logits` maps hidden states `[m, D]` to logits `[m, V]`."""
 
     embed: Callable[[Tensor], Tensor]
     logits: Callable[[Tensor], Tensor]
 
     @property
     def owner(self) -> nn.Module | None:
-        """The model, where both callables are methods of one."""
+        """The model of which both callables are methods, else None."""
         owners = [getattr(method, "__self__", None) for method in (self.embed, self.logits)]
         return owners[0] if owners[0] is owners[1] and isinstance(owners[0], nn.Module) else None
 
 
 class SamplingMode(NamedTuple):
-    """The part of the sampling parameters that decides which operations a step consists of."""
+    """The sampling parameters that determine which operations a step consists of."""
 
     guided: bool
     greedy: bool
@@ -38,29 +38,28 @@ class SamplingMode(NamedTuple):
 
     @property
     def processed(self) -> bool:
-        """Whether more happens to logits than guidance and temperature."""
+        """Whether logits are processed beyond guidance and temperature."""
         return bool(self.top_k) or self.nucleus or self.penalized
 
 
 class SamplingTensors(NamedTuple):
-    """The part of the sampling parameters that are mere numbers; captured steps read them from tensors
-    `[1]`."""
+    """The sampling parameters that are numbers only; captured steps read them from tensors `[1]`."""
 
     guidance: float | Tensor
     temperature: float | Tensor
     top_p: float | Tensor
     penalty: float | Tensor
     one: float | Tensor = 1.0
-    """1, the temperature of logits that are divided by theirs already."""
+    """1.0, the temperature for logits that were already divided by theirs."""
 
 
 @dataclass(frozen=True)
 class SamplingParams:
     """How a token is chosen from logits.
 
-    `temperature=0` is greedy; `top_k=0` and `top_p=1` keep every token. `guidance_scale=None` means no
-    guidance, with one row a sequence instead of two. `repetition_penalty=1` changes nothing. Raises
-    `OptionError` for a value outside its range.
+    `temperature=0` is greedy; `top_k=0` and `top_p=1` keep every token. `guidance_scale=None` is no guidance,
+    and one row per sequence instead of two. `repetition_penalty=1` is none. Raises `OptionError` for a value
+    out of range.
     """
 
     temperature: float = 1.0
@@ -82,7 +81,7 @@ class SamplingParams:
 
     @property
     def rows_each(self) -> int:
-        """Decoder rows of a sequence: with guidance a conditional and an unconditional one."""
+        """Decoder rows per sequence: two with guidance, the conditional and the unconditional one."""
         return 1 if self.guidance_scale is None else 2
 
     @property
@@ -105,9 +104,9 @@ class SamplingParams:
 
 @dataclass(frozen=True)
 class SampledToken:
-    """A token and, where the request asks for them, its log-probability and the top (token, logprob) pairs.
+    """A token and, if the request asks for them, its log-probability and the top (token, logprob) pairs.
 
-    They are of the model's own distribution: after guidance, before temperature and filters.
+    Log-probabilities are those after guidance and before temperature and filters.
     """
 
     token: int
@@ -119,10 +118,10 @@ class SampledToken:
 class Request:
     """One answer or one image, delivered token by token.
 
-    `prompts_TD` is the prompt's embeddings, or with guidance the conditional and the unconditional ones. Both
-    callbacks run on the scheduler's thread and must be quick. `on_token` returns True to finish the request
-    there. `on_end` is called once with the finish reason: "stop" (the end token, or `on_token` asked for it),
-    "length", "cancelled" or "error".
+    `prompts_TD` holds the embeddings of the prompt, or with guidance of the conditional and the unconditional
+    prompt. Both callbacks run on the scheduler's thread and must be quick. `on_token` may return True to
+    finish the request. `on_end` is called once with the finish reason: "stop" (the end token, or `on_token`
+    returned True), "length", "cancelled" or "error".
     """
 
     head: TokenHead
@@ -136,9 +135,9 @@ class Request:
     logprobs: int | None = None
     """Number of top alternatives to report with each token; None reports no log-probabilities."""
     step: int = field(default=0, init=False)
-    """Tokens sampled so far."""
+    """Number of tokens sampled so far."""
     row_ids: list[int] = field(default_factory=list, init=False)
-    """Rows of the KV cache, while the request runs."""
+    """Its rows of the KV cache, while the request runs."""
     rows: int = field(default=0, init=False)
     cancelled: bool = field(default=False, init=False)
     ended: bool = field(default=False, init=False)
@@ -149,7 +148,7 @@ class Request:
         assert self.sampling.repetition_penalty == 1.0, "the scheduler keeps no record of tokens seen"
 
     def cancel(self) -> None:
-        """Finish the request before the next step, which frees its rows. Harmless once it has finished."""
+        """Finish the request before the next step and free its rows. Does nothing once it has finished."""
         self.cancelled = True
 
 
@@ -157,9 +156,9 @@ class Request:
 class GenerationBatch:
     """N sequences that start together and get `max_new_tokens` tokens each.
 
-    `rows` are the prompts' embeddings, each `[T_i, D]`: one for each sequence, or with guidance two, the
-    conditional and the unconditional one. `seen`, bool `[N, V]`, marks the tokens that a repetition penalty
-    counts from the start; it is not written to. `prefill_chunk` bounds the prompt positions computed at once.
+    `rows` are the prompts' embeddings, each `[T_i, D]`: one per sequence, or with guidance two, conditional
+    first. `seen`, bool `[N, V]`, marks the prompt's tokens for a repetition penalty; it is not modified.
+    `prefill_chunk` limits the prompt positions that are computed at once.
     """
 
     rows: Sequence[Tensor]
@@ -181,7 +180,7 @@ class GenerationBatch:
 
 
 def check_context(prompt: int, new: int, limit: int) -> None:
-    """Raise `PromptError` where a prompt and the new tokens exceed the context, stating what would fit."""
+    """Raise a `PromptError` that states what would fit if prompt and new tokens exceed the context."""
     if prompt + new > limit:
         raise PromptError(
             f"the prompt takes {prompt} tokens and {new} more are asked for, but the context holds {limit}; "

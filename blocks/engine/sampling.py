@@ -13,7 +13,7 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from ..model.kv_slots import sent, take
+from ..model.kv_slots import ints_on_device, select_rows
 from .philox import exponential_noise
 from .request import Request, SampledToken, SamplingMode, SamplingParams, SamplingTensors, TokenHead
 
@@ -27,8 +27,8 @@ def guide(cond: Tensor, uncond: Tensor, scale: float | Tensor) -> Tensor:
 
 
 def penalize(logits: Tensor, seen: Tensor, penalty: float | Tensor) -> Tensor:
-    """Make tokens that were `seen` (a mask of the logits' shape) less likely: divide positive logits by the
-    penalty, multiply negative ones (Keskar et al. 2019, "CTRL", sec. 4.1, as completed in transformers)."""
+    """Make tokens that were `seen` (a mask of the logits' shape) less likely: positive logits are divided by
+    the penalty (Keskar et al. 2019, "CTRL", sec. 4.1), negative ones multiplied, as in transformers."""
     return torch.where(seen, torch.where(logits > 0, logits / penalty, logits * penalty), logits)
 
 
@@ -41,7 +41,8 @@ def keep_top_k(logits: Tensor, top_k: int) -> Tensor:
 
 
 def keep_top_p(logits: Tensor, top_p: float | Tensor) -> Tensor:
-    """Keep the fewest most likely tokens that reach probability `top_p` (Holtzman et al. 2020, sec. 3.1)."""
+    """Keep the smallest set of most likely tokens with total probability `top_p` or more (Holtzman et al.
+    2020, sec. 3.1)."""
     if not isinstance(top_p, Tensor) and top_p >= 1.0:
         return logits
     ordered, order = logits.sort(dim=-1, descending=True)
@@ -71,7 +72,7 @@ def process_logits(
 
 
 def draw(logits_NV: Tensor, seeds_N: Tensor, steps_N: Tensor) -> Tensor:
-    """A token of each row by its probability: the exponential race `argmin(E_i / p_i)`, in logarithms."""
+    """Sample a token of each row by the exponential race `argmin(E_i / p_i)`, computed in logarithms."""
     noise = exponential_noise(seeds_N, steps_N, logits_NV.shape[-1])
     return (logits_NV - noise.log()).argmax(-1)
 
@@ -88,11 +89,11 @@ def sample(
     tokens_N: Tensor | None = None,
     record_SN: Tensor | None = None,
 ) -> Tensor:
-    """Choose one token of every sequence, int64 `[N]`, in float32 whatever the logits' dtype is.
+    """Sample one token of every sequence, int64 `[N]`, in float32 whatever the logits' dtype.
 
-    The tokens are marked in `seen_NV`. Captured steps pass `tokens_N` for the result to be written to, and
-    `record_SN`, whose row `steps_N` is written too; `steps_N` then counts one further. `kernel`
-    (`kernels.sampling_triton`) guides and draws in two launches.
+    The tokens are marked in `seen_NV`. Captured steps pass `tokens_N`, which receives the result, and
+    `record_SN`, which receives it in row `steps_N`; `steps_N` is then incremented. `kernel`
+    (`kernels.sampling_triton`) applies guidance and draws in two launches.
     """
     if kernel is None:
         logits_NV = process_logits(logits_RV, mode, tensors, seen_NV)
@@ -126,12 +127,12 @@ def _on_device(number: float | Tensor, like: Tensor) -> Tensor:
 
 
 def expand_rows(x_ND: Tensor, mode: SamplingMode) -> Tensor:
-    """Decoder inputs of all rows `[R, D]`: both rows of a guided sequence get the same token."""
+    """Decoder inputs of all rows, `[R, D]`: both rows of a guided sequence get the same token."""
     return x_ND[:, None].expand(-1, 2, -1).flatten(0, 1) if mode.guided else x_ND
 
 
 def interleave(cond: Sequence[Tensor], uncond: Sequence[Tensor] | None) -> list[Tensor]:
-    """Rows with and without condition in the order above; without `uncond`, the conditional ones alone."""
+    """Conditional and unconditional rows in alternation; without `uncond`, the conditional ones alone."""
     if uncond is None:
         return list(cond)
     return [row for pair in zip(cond, uncond, strict=True) for row in pair]
@@ -140,13 +141,14 @@ def interleave(cond: Sequence[Tensor], uncond: Sequence[Tensor] | None) -> list[
 def sample_requests(
     groups: Mapping[TokenHead, list[Request]], hidden_RD: Tensor, kernel: ModuleType | None = None
 ) -> list[tuple[Request, SampledToken]]:
-    """One token of every request, from the hidden states of the cache's rows, for requests by token head.
+    """Sample one token of every request from the hidden states of the cache's rows.
 
-    Waits for the device once, and again where log-probabilities are asked for.
+    `groups` are the requests by token head. Synchronizes with the device once, and again for requests that
+    ask for log-probabilities.
     """
     logits = [_guided_logits(head, requests, hidden_RD) for head, requests in groups.items()]
     pairs = list(zip(logits, groups.values(), strict=True))
-    numbers = iter(torch.cat([_sample_alike(*pair, kernel) for pair in pairs]).tolist())
+    numbers = iter(torch.cat([_sample_tokens(*pair, kernel) for pair in pairs]).tolist())
     sampled = []
     for logits_mV, requests in pairs:
         tokens = [next(numbers) for _ in requests]
@@ -156,22 +158,22 @@ def sample_requests(
 
 
 def _guided_logits(head: TokenHead, requests: Sequence[Request], hidden_RD: Tensor) -> Tensor:
-    """Logits after guidance, float32 `[m, V]`: one product for the rows of all requests."""
+    """Logits after guidance, float32 `[m, V]`; the head runs once for the rows of all requests."""
     guided = [i for i, request in enumerate(requests) if request.rows == 2]
     rows = [request.row_ids[0] for request in requests] + [requests[i].row_ids[1] for i in guided]
-    logits = head.logits(take(hidden_RD, rows)).float()
+    logits = head.logits(select_rows(hidden_RD, rows)).float()
     cond, uncond = logits[: len(requests)], logits[len(requests) :]
     if not guided:
         return cond
     scales = torch.tensor([[requests[i].sampling.guidance_scale] for i in guided])
-    mixed = guide(take(cond, guided), uncond, scales.to(logits.device, non_blocking=True))
+    mixed = guide(select_rows(cond, guided), uncond, scales.to(logits.device, non_blocking=True))
     if len(guided) == len(requests):
         return mixed
-    return cond.index_copy(0, sent(logits.device, guided)[0], mixed)
+    return cond.index_copy(0, ints_on_device(logits.device, guided)[0], mixed)
 
 
-def _sample_alike(logits_mV: Tensor, requests: Sequence[Request], kernel: ModuleType | None) -> Tensor:
-    """Tokens int64 `[m]`; requests of equal parameters are sampled together."""
+def _sample_tokens(logits_mV: Tensor, requests: Sequence[Request], kernel: ModuleType | None) -> Tensor:
+    """Tokens int64 `[m]`; requests with equal parameters are sampled together."""
     groups: dict[SamplingParams, list[int]] = {}
     for i, request in enumerate(requests):
         params = request.sampling
@@ -179,26 +181,26 @@ def _sample_alike(logits_mV: Tensor, requests: Sequence[Request], kernel: Module
     parts, order = [], []
     for params, members in groups.items():
         seeds, steps = [requests[i].seed for i in members], [requests[i].step for i in members]
-        seeds_m, steps_m = sent(logits_mV.device, seeds, steps)
-        logits, mode = take(logits_mV, members), params.mode
-        fast = None if mode.greedy else kernel  # an argmax is one launch
-        parts.append(sample(logits, mode, params.tensors, seeds_m, steps_m, kernel=fast))
+        seeds_m, steps_m = ints_on_device(logits_mV.device, seeds, steps)
+        logits, mode = select_rows(logits_mV, members), params.mode
+        used_kernel = None if mode.greedy else kernel  # a plain argmax is one launch
+        parts.append(sample(logits, mode, params.tensors, seeds_m, steps_m, kernel=used_kernel))
         order += members
     if len(parts) == 1:
         return parts[0]
     tokens_m = torch.cat(parts)
-    return torch.empty_like(tokens_m).index_copy_(0, sent(logits_mV.device, order)[0], tokens_m)
+    return torch.empty_like(tokens_m).index_copy_(0, ints_on_device(logits_mV.device, order)[0], tokens_m)
 
 
 def _with_logprobs(
     logits_mV: Tensor, requests: Sequence[Request], tokens: list[int]
 ) -> dict[int, SampledToken]:
-    """The tokens of requests that ask for log-probabilities, by the request's place."""
+    """The tokens of requests that ask for log-probabilities, by the request's index."""
     asking = [i for i, request in enumerate(requests) if request.logprobs is not None]
     if not asking:
         return {}
-    scores = take(logits_mV, asking).log_softmax(-1)
-    own = scores.gather(1, sent(scores.device, [tokens[i] for i in asking])[0][:, None])
+    scores = select_rows(logits_mV, asking).log_softmax(-1)
+    own = scores.gather(1, ints_on_device(scores.device, [tokens[i] for i in asking])[0][:, None])
     top = scores.topk(max(requests[i].logprobs or 0 for i in asking))
     values, indices = torch.cat((own, top.values), dim=1).tolist(), top.indices.tolist()
     sampled = {}

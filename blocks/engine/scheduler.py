@@ -2,11 +2,11 @@
 
 n rows in use, D decoder width.
 
-A request is one answer or one image. It has one row of the KV cache, or two with guidance (conditional and
-unconditional). Every step admits what waits and fits, prefills it, samples one token of every running
-request, and runs the decoder once over all rows in use; on CUDA as a graph. There is no preemption: a request
-that was admitted keeps its rows until it finishes. Its tokens depend on its own prompt, parameters and seed
-only, as they do in the pipelines.
+A request is one answer or one image. It takes one row of the KV cache, or two with guidance (conditional and
+unconditional). Every step admits the waiting requests that fit, prefills them, samples one token of every
+running request, and runs the decoder once over all rows in use; on CUDA as a graph. There is no preemption:
+an admitted request keeps its rows until it finishes. Its tokens depend only on its own prompt, parameters and
+seed, as in the pipelines.
 """
 
 import logging
@@ -20,7 +20,7 @@ import torch
 from ..errors import OptionError
 from ..graphs.cuda_graphs import GraphCapturer, graph_capturer, uses_cuda_graphs
 from ..model.decoder import Decoder
-from ..model.kv_slots import KVSlots, sent
+from ..model.kv_slots import KVSlots, ints_on_device
 from .graph_buffers import GraphedSteps
 from .prefill import Prefiller, decode_one
 from .request import Request, TokenHead, check_context
@@ -30,7 +30,7 @@ _log = logging.getLogger("bifrons.engine")
 
 
 class QueueFull(Exception):
-    """As many rows wait as may."""
+    """The queue holds as many rows as are allowed to wait."""
 
 
 class SchedulerStopped(Exception):
@@ -38,11 +38,10 @@ class SchedulerStopped(Exception):
 
 
 class Scheduler:
-    """A decoder, a KV cache of `rows` rows of `context` positions, a bounded queue, and the thread that
-    steps.
+    """A decoder, a KV cache of `rows` rows of `context` positions, a bounded queue, and the thread that runs
+    the steps.
 
-    Rows are reserved (`reserve`) before a prompt is prepared, so that a request beyond the queue costs
-    nothing.
+    Callers `reserve` rows before they prepare a prompt, so that a request that is turned away costs nothing.
     """
 
     def __init__(
@@ -54,8 +53,9 @@ class Scheduler:
         max_waiting: int,
         capturer: GraphCapturer | None = None,
     ) -> None:
-        """`max_waiting`: rows that may wait for others to finish. `capturer` captures the decoder's steps;
-        None means CUDA graphs where `uses_cuda_graphs`, else eager steps. Raises `OptionError`."""
+        """`max_waiting` is the number of rows that may wait for others to finish. `capturer` captures the
+        decoder's steps; None means CUDA graphs where `uses_cuda_graphs`, else eager steps. Raises
+        `OptionError`."""
         if rows < 2 or not 2 <= context <= decoder.config.max_positions or max_waiting < 0:
             raise OptionError(
                 f"rows {rows}, context {context}, waiting {max_waiting}; accepted: at least 2 rows, 2 to "
@@ -94,9 +94,9 @@ class Scheduler:
         return self._prefiller.copied
 
     def reserve(self, rows: int) -> None:
-        """Reserve rows for requests that will be submitted (or given back by `release`).
+        """Reserve rows for requests to `submit`; `release` gives unused ones back.
 
-        Raises `QueueFull` when they could not even wait, `SchedulerStopped` after `close`.
+        Raises `QueueFull` if the queue has no room for them, `SchedulerStopped` after `close`.
         """
         with self._changed:
             if self._closing:
@@ -106,17 +106,17 @@ class Scheduler:
             self._reserved += rows
 
     def release(self, rows: int) -> None:
-        """Give back reserved rows that no request was submitted for."""
+        """Give back reserved rows for which no request was submitted."""
         with self._changed:
             self._reserved -= rows
             self._changed.notify_all()
 
     def check(self, prompt: int, new: int) -> None:
-        """Raise `PromptError` where so many prompt and new tokens exceed a row."""
+        """Raise `PromptError` if this many prompt and new tokens exceed a row."""
         check_context(prompt, new, self.context)
 
     def submit(self, requests: Sequence[Request]) -> None:
-        """Queue requests whose rows are reserved. Raises `PromptError` where one does not fit into a row."""
+        """Queue requests whose rows are reserved. Raises `PromptError` if one does not fit into a row."""
         for request in requests:
             self.check(max(len(prompt) for prompt in request.prompts_TD), request.max_new_tokens)
         with self._changed:
@@ -124,7 +124,10 @@ class Scheduler:
             self._changed.notify_all()
 
     def close(self, timeout: float | None = None) -> bool:
-        """Accept no more, finish what was reserved, end the thread; False if it did not end in time."""
+        """Accept no more requests, finish those that hold rows, and end the thread.
+
+        Returns False if the thread did not end within `timeout` seconds.
+        """
         with self._changed:
             self._closing = True
             self._changed.notify_all()
@@ -132,13 +135,13 @@ class Scheduler:
         return not self._thread.is_alive()
 
     def _run(self) -> None:
-        # Kernels are launched on the thread's own device, whatever the tensors'.
+        # Triton launches kernels on the thread's current device, wherever the tensors are.
         device = torch.cuda.device(self.device) if self.device.type == "cuda" else nullcontext()
         with torch.no_grad(), device:
             while (admitted := self._admit()) is not None:
                 try:
                     self._step(admitted)
-                except Exception:  # of whatever kind: these requests must be told, and the next ones served
+                except Exception:  # of any kind: end these requests with an error and serve the next ones
                     _log.exception("a step failed; %d requests end with it", len(self._running))
                     self._slots.clear()
                     failed, self._running = [*self._running, *admitted], []
@@ -147,7 +150,7 @@ class Scheduler:
         self._prefiller.close()
 
     def _admit(self) -> list[Request] | None:
-        """Wait for something to do; the requests to start now, first come, first served. None: closed."""
+        """Wait for work; returns the requests to start now, in order of arrival, or None once closed."""
         with self._changed:
             while not self._queue and not self._running:
                 if self._closing and self._reserved == 0:
@@ -192,7 +195,7 @@ class Scheduler:
         return groups
 
     def _sample(self) -> dict[Request, int]:
-        """Sample and deliver one token of every request; the tokens of those that go on."""
+        """Sample and deliver one token of every request; returns the tokens of unfinished requests."""
         kernel = None if self.graphed is None else self.graphed.decoding.sampling_kernel
         unfinished = {}
         for request, sampled in sample_requests(self._by_head(), self._slots.hidden_RD, kernel):
@@ -213,7 +216,7 @@ class Scheduler:
         for head, requests in self._by_head().items():
             # Both rows of a guided request get the same input, which is embedded once.
             rows = [(row, i) for i, request in enumerate(requests) for row in request.row_ids]
-            token_ids, row_ids, owners = sent(
+            token_ids, row_ids, owners = ints_on_device(
                 self.device,
                 [tokens[request] for request in requests],
                 [row for row, _ in rows],
@@ -230,7 +233,7 @@ class Scheduler:
     def _finish(self, request: Request, reason: str) -> None:
         self._running.remove(request)
         while request.row_ids:
-            # The highest first, so that a request's second row can't move into its first one's place.
+            # The higher row first: dropping a row moves the last one, which may be the request's own other.
             request.row_ids.sort()
             row = request.row_ids.pop()
             moved = self._slots.drop(row)
@@ -245,5 +248,5 @@ class Scheduler:
         self.release(request.rows)
         try:
             request.on_end(reason)
-        except Exception:  # a listener that is gone must not take the other requests with it
-            _log.exception("a request's listener failed")
+        except Exception:  # a failing callback must not end the other requests
+            _log.exception("a request's on_end callback failed")

@@ -1,4 +1,4 @@
-"""CUDA graphs: capturing work on static tensors, caching the graphs, dropping them when weights move."""
+"""CUDA graphs: capturing work on static tensors, caching graphs, and detecting that weights were moved."""
 
 import gc
 from collections import OrderedDict
@@ -14,17 +14,17 @@ from torch import Tensor, nn
 from ..device import graph_capture_lock
 from ..model.decoder import Decoder
 from .decode_step import sync_free_experts
-from .fused_weights import join_weights
+from .fused_weights import fuse_weights
 
 Work = Callable[[], None]
 
-_MAX_GRAPHS = 48  # of a cache
+_MAX_GRAPHS = 48  # per cache
 
 
 def uses_cuda_graphs(decoder: Decoder) -> bool:
-    """Whether a decoder's steps, and the towers that its model puts before it, run as CUDA graphs."""
+    """Whether a decoder's steps, and its model's parts in `graphed_module.py`, run as CUDA graphs."""
     device = decoder.device
-    if decoder.layout is not None:  # offloaded weights have no fixed address for a graph to hold
+    if decoder.layout is not None:  # offloaded weights have no fixed address
         return False
     if decoder.capture is False or device.type != "cuda":
         return False
@@ -32,7 +32,7 @@ def uses_cuda_graphs(decoder: Decoder) -> bool:
 
 
 def bucket(count: int, least: int = 1) -> int:
-    """The smallest of least x (1, 2, 4, 8, 12, 16, 24, 32, 48, ...) that is at least `count`."""
+    """`count` rounded up to the next of `least` times 1, 2, 4, 8, 12, 16, 24, 32, 48, ..."""
     size = least
     while size < count:
         if size >= 8 * least and size * 3 // 2 >= count:
@@ -42,31 +42,31 @@ def bucket(count: int, least: int = 1) -> int:
 
 
 def bucket_below(count: int) -> int:
-    """The largest batch of at most `count` sequences that needs no padding."""
+    """`count` rounded down to a batch size that needs no padding."""
     return next(size for size in range(count, 0, -1) if bucket(size) == size)
 
 
 class GraphCapturer:
-    """For devices without graphs: to replay the work is to run it again."""
+    """A capturer for devices without graphs: replaying runs the work again."""
 
     def __init__(self) -> None:
         self.made = 0
         """Number of captures."""
 
     def __call__(self, work: Work) -> Work:
-        """Capture work; returns what replays it, on the same tensors. Capturing may run the work, or not."""
+        """Capture work; returns a function that replays it on the same tensors. May also run the work."""
         self.made += 1
         return work
 
 
 @cache
 def _stream(index: int) -> torch.cuda.Stream:
-    """One for all capturers of a device: cuBLAS keeps a workspace for every stream."""
+    """The stream for all captures on a device: cuBLAS keeps a workspace per stream."""
     return torch.cuda.Stream(index)
 
 
 class CudaGraphCapturer(GraphCapturer):
-    """Captures CUDA graphs that share one memory pool: they must not run at the same time."""
+    """Captures CUDA graphs that share one memory pool, and so must not run at the same time."""
 
     def __init__(self, device: torch.device) -> None:
         super().__init__()
@@ -85,7 +85,7 @@ class CudaGraphCapturer(GraphCapturer):
             with torch.cuda.stream(self._stream):
                 work()
             self._stream.synchronize()
-            if self._pool is None or not self._graphs:  # a pool ends with the last graph that it serves
+            if self._pool is None or not self._graphs:  # a pool is freed with the last of its graphs
                 self._pool = torch.cuda.graph_pool_handle()
             graph = torch.cuda.CUDAGraph()
             collecting = gc.isenabled()
@@ -101,12 +101,12 @@ class CudaGraphCapturer(GraphCapturer):
         return graph.replay
 
     def _capture(self, graph: torch.cuda.CUDAGraph, work: Work) -> None:
-        # "thread_local": other threads may go on with their own work on the device meanwhile.
+        # "thread_local": other threads may use the device during the capture.
         graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
         try:
             work()
         except BaseException:
-            with suppress(RuntimeError):  # the capture is void already; the work's error is the reason
+            with suppress(RuntimeError):  # the capture is invalid already; the work's error is the cause
                 graph.capture_end()
             self._pool = None
             raise
@@ -119,26 +119,26 @@ def graph_capturer(device: torch.device) -> GraphCapturer:
 
 
 class WeightAddresses:
-    """Where a model's weights lie: captured graphs are void once any of them was moved or replaced."""
+    """Addresses of a model's weights: captured graphs are invalid once any weight was moved or replaced."""
 
     def __init__(self) -> None:
         self._addresses: list[int] = []
 
     def moved(self, *modules: nn.Module, decoder: Decoder | None = None) -> bool:
-        """Whether any parameter or buffer of the modules lies elsewhere than at the last call; the weights of
-        `decoder`, one of them, are then joined anew."""
+        """Whether any parameter or buffer of the modules has moved since the last call. If so, the weights of
+        `decoder`, which belongs to the modules, are fused again."""
         if _addresses(modules) == self._addresses:
             return False
         if decoder is not None:
             with graph_capture_lock:
-                join_weights(decoder)
+                fuse_weights(decoder)
         self._addresses = _addresses(modules)
         return True
 
 
 def _addresses(modules: Sequence[nn.Module]) -> list[int]:
-    """Addresses of all parameters and buffers. (`parameters()` also builds their names: for a vision tower
-    that takes 0.9 ms, on the way to every first token, and this 0.3.)"""
+    """Addresses of all parameters and buffers. Faster than `parameters()`, which also builds names (0.3
+    instead of 0.9 ms for a vision tower, before every first token)."""
     addresses: list[int] = []
     pending: list[nn.Module | None] = list(modules)
     while pending:
@@ -151,8 +151,7 @@ def _addresses(modules: Sequence[nn.Module]) -> list[int]:
 
 
 class CapturedGraphs:
-    """A cache of a decoder's captured graphs by key; each is captured on first use, the least recently used
-    is dropped."""
+    """An LRU cache of a decoder's captured graphs by key; a graph is captured on first use."""
 
     def __init__(self, capturer: GraphCapturer) -> None:
         self._capture = capturer
@@ -163,8 +162,11 @@ class CapturedGraphs:
         return list(self._graphs)
 
     def run(self, decoder: Decoder, key: object, work: Work, changed: Sequence[Tensor] = ()) -> None:
-        """Run the work of this key by its graph. Since capturing may run it too, the tensors that it has
-        `changed` are restored before the first replay, which does everything else again."""
+        """Run the work by the graph of this key, which is captured first if there is none.
+
+        Capturing may run the work too, so the tensors that it reads and writes, `changed`, are restored
+        before the first replay.
+        """
         replay = self._graphs.get(key)
         if replay is None:
             if len(self._graphs) >= _MAX_GRAPHS:

@@ -1,9 +1,8 @@
-"""Vision towers (and the VQ decoder) as CUDA graphs: any part of a model that maps a batch to a batch.
+"""Vision towers and the VQ decoder as CUDA graphs: any part of a model that maps one batch to another.
 
-Launching a tower's operations one by one takes longer than the device needs for a few images. The part is
-captured once for each shape of its input, the second time that the shape comes up: one seen once would not
-pay for its capture. Where nothing is captured (`uses_cuda_graphs`), with gradients and for large batches the
-part runs eagerly.
+For a few images, launching a tower's operations takes longer than computing them. The part is captured once
+per input shape, on the shape's second use, since a shape seen once would not repay its capture. It runs
+eagerly where nothing is captured (`uses_cuda_graphs`), with gradients, and for large batches.
 
 N inputs of a batch.
 """
@@ -20,8 +19,8 @@ from ..model.decoder import Decoder
 from .cuda_graphs import WeightAddresses, Work, graph_capturer, uses_cuda_graphs
 
 MAX_BATCH = 16
-"""Inputs of a captured batch, at most: more keep the device busy for longer than launching takes."""
-_MAX_GRAPHS = 8  # of a part
+"""Largest batch that is captured; larger ones keep the device busy for longer than launching takes."""
+_MAX_GRAPHS = 8  # per part
 
 Part = Callable[[Tensor], Tensor]
 
@@ -31,11 +30,11 @@ class GraphedModule:
 
     def __init__(self, device: torch.device) -> None:
         self.device, self.capturer = device, graph_capturer(device)
-        # Threads that prepare prompts come here beside each other and beside those that generate. All launch
-        # on one stream, but between a replay and the copying of its output another thread may launch: graphs
-        # of the same pool, which might write there, wait for the lock, and steps have pools of their own.
+        # Several threads may prepare prompts while another generates, all on one stream. The lock keeps a
+        # second graph of this memory pool from overwriting an output before it is copied; decode steps have
+        # pools of their own.
         self._lock = threading.Lock()
-        self._met: set[object] = set()
+        self._seen: set[object] = set()
         self._addresses = WeightAddresses()
         self._graphs: OrderedDict[object, tuple[Tensor, list[Tensor], Work]] = OrderedDict()
 
@@ -45,11 +44,11 @@ class GraphedModule:
         return [static.shape[0] for static, _, _ in self._graphs.values()]
 
     def run(self, modules: Sequence[nn.Module], part: Part, x: Tensor) -> Tensor:
-        """`part(x)`, which computes with the weights of `modules`; the output is the caller's own."""
+        """`part(x)`, which uses the weights of `modules`; returns a new tensor."""
         key = (x.shape, x.dtype, x.device)
-        if key not in self._met:
+        if key not in self._seen:
             out = part(x)
-            self._met.add(key)
+            self._seen.add(key)
             return out
         with self._lock, torch.inference_mode(False), torch.no_grad():
             if self._addresses.moved(*modules):
@@ -60,7 +59,7 @@ class GraphedModule:
             static, outs, replay = self._graphs[key]
             static.copy_(x)
             replay()
-            return outs[0].clone()  # the next run writes over it
+            return outs[0].clone()  # the next run overwrites it
 
     def _capture(self, key: object, part: Part, x: Tensor) -> None:
         if len(self._graphs) >= _MAX_GRAPHS:
@@ -79,7 +78,7 @@ _modules_lock = threading.Lock()
 
 
 def graphed_module_of(model: nn.Module, device: torch.device) -> GraphedModule:
-    """The graphs of a model's part, which live as long as the model does on this device."""
+    """The graphs of `model` on this device, which live as long as the model does."""
     with _modules_lock:
         if model not in _modules or _modules[model].device != device:
             _modules[model] = GraphedModule(device)
@@ -89,9 +88,9 @@ def graphed_module_of(model: nn.Module, device: torch.device) -> GraphedModule:
 def run_graphed(
     model: nn.Module, decoder: Decoder, modules: Sequence[nn.Module], part: Part, x: Tensor
 ) -> Tensor:
-    """`part(x)`, `[N, ...]` from `[N, ...]`; the model's `decoder` says whether CUDA graphs are used."""
+    """`part(x)`, `[N, ...]` to `[N, ...]`, by a CUDA graph where `uses_cuda_graphs(decoder)`."""
     if not uses_cuda_graphs(decoder) or torch.is_grad_enabled() or not 0 < len(x) <= MAX_BATCH:
         return part(x)
-    if x.is_cuda and torch.cuda.is_current_stream_capturing():  # into a graph of the caller's
+    if x.is_cuda and torch.cuda.is_current_stream_capturing():  # the caller is capturing
         return part(x)
     return graphed_module_of(model, x.device).run(modules, part, x)

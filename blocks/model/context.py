@@ -1,4 +1,4 @@
-"""Configuration of the decoder, and what its layers share during one forward call.
+"""Configuration of the decoder, and the context that its layers share during one forward call.
 
 B rows, T positions of this call, S cache slots.
 """
@@ -15,7 +15,7 @@ from .moe import MoEConfig
 
 @dataclass(frozen=True)
 class LatentConfig:
-    """Dimensions of multi-head latent attention; without `q_rank`, queries are projected in one step."""
+    """Dimensions of multi-head latent attention. With `q_rank` None, queries have no low-rank projection."""
 
     kv_rank: int = 512
     q_rank: int | None = None
@@ -25,14 +25,14 @@ class LatentConfig:
 
     @property
     def query_dim(self) -> int:
-        """Dimensions of a head's query and key: those without and with rotary position."""
+        """Dimensions of a head's query and key: the parts without and with rotary position."""
         return self.nope_dim + self.rope_dim
 
     def absorbs(self, queries: int) -> bool:
         """Whether the absorbed form needs fewer multiplications for this many queries per row.
 
-        Per head and slot, with R `kv_rank`, N `nope_dim`, P `rope_dim`, V `value_dim`: expanding costs R (N +
-        V) once and N + P + V per query, absorbing costs 2 R + P per query.
+        Per head and slot, with R `kv_rank`, N `nope_dim`, P `rope_dim` and V `value_dim`, the expanded form
+        costs R (N + V) once and N + P + V per query; the absorbed form costs 2 R + P per query.
         """
         extra = 2 * self.kv_rank - self.nope_dim - self.value_dim
         return queries * extra < self.kv_rank * (self.nope_dim + self.value_dim)
@@ -40,8 +40,8 @@ class LatentConfig:
 
 @dataclass(frozen=True)
 class DecoderConfig:
-    """Architecture of the language model; the defaults are those of `LlamaConfig`, which official files
-    omit."""
+    """Architecture of the language model. Official files omit settings at `LlamaConfig`'s defaults, which
+    are the defaults here."""
 
     vocab_size: int
     hidden_size: int = 4096
@@ -65,8 +65,8 @@ class DecoderConfig:
 
     @property
     def cache_widths(self) -> tuple[tuple[int, int], ...]:
-        """(heads, dimensions) of each buffer that a layer caches per position: key and value, or the latent
-        with the rotary key."""
+        """(heads, dimensions) of each cached buffer of a layer: key and value, or the latent with the rotary
+        key."""
         if self.latent is not None:
             return ((1, self.latent.kv_rank + self.latent.rope_dim),)
         return ((self.num_kv_heads, self.head_dim),) * 2
@@ -80,8 +80,8 @@ class DecoderConfig:
         dtype: torch.dtype,
         layer_devices: Sequence[torch.device] | None = None,
     ) -> KVCache:
-        """An empty cache; `layer_devices` (default: `device` for all) says where the part of each layer
-        lies."""
+        """An empty cache. `layer_devices` gives the device of each layer's part; by default all are on
+        `device`."""
         widths, layers = self.cache_widths, self.num_layers
         return KVCache(layers, rows, slots, widths, device=device, dtype=dtype, layer_devices=layer_devices)
 
@@ -90,8 +90,8 @@ class DecoderConfig:
 class DeviceLayout:
     """How a decoder is spread over devices.
 
-    Embeddings come in and hidden states go out on `main`; `layers` says where each layer computes. Offloaded
-    weights are moved to `main` while they are used, at most `moved` bytes at once.
+    Embeddings come in and hidden states go out on `main`; `layers` is the device where each layer computes.
+    Offloaded weights are moved to `main` while they are used, at most `moved` bytes at a time.
     """
 
     main: torch.device
@@ -103,7 +103,7 @@ class DeviceLayout:
 class ForwardContext:
     """What all layers share during one forward call: positions, rotary table, mask and cache.
 
-    Without a mask, attention is causal among the positions of this call and sees nothing else.
+    Without a mask, attention is causal over the positions of this call alone.
     """
 
     positions_BT: Tensor
@@ -126,5 +126,5 @@ class ForwardContext:
 
 
 def attention_mask(positions_BT: Tensor, slots: int) -> Tensor:
-    """True where a query may see a slot: slots up to and including its own position. `[B, 1, T, S]`."""
+    """Causal mask over cache slots, bool `[B, 1, T, S]`: a query sees the slots up to its own position."""
     return (torch.arange(slots, device=positions_BT.device) <= positions_BT[..., None])[:, None]

@@ -17,7 +17,7 @@ from .moe import MoE
 
 
 class Attention(nn.Module):
-    """Multi-head attention with rotary positions; grouped-query with fewer key/value heads than heads."""
+    """Multi-head attention with rotary positions; grouped-query if there are fewer key/value heads."""
 
     def __init__(self, config: DecoderConfig, layer: int) -> None:
         super().__init__()
@@ -46,7 +46,7 @@ class Attention(nn.Module):
 
 
 class Block(nn.Module):
-    """One layer: attention and feed-forward, each with a norm before it and a residual connection."""
+    """One pre-norm layer: attention and feed-forward, each with a residual connection."""
 
     def __init__(self, config: DecoderConfig, layer: int) -> None:
         super().__init__()
@@ -67,8 +67,8 @@ class Block(nn.Module):
 class Decoder(nn.Module):
     """Embeddings in, hidden states after the final norm out; each family has its own heads.
 
-    `capture` says whether decode steps, prefill and the encoding of images are captured as CUDA graphs; None
-    captures wherever it is possible. `layout` is None unless the decoder is spread over devices.
+    `capture` says whether decode steps, prefill and image encoding are captured as CUDA graphs; None captures
+    wherever that is possible. `layout` is None unless the decoder is spread over several devices.
     """
 
     capture: bool | None = None
@@ -96,16 +96,16 @@ class Decoder(nn.Module):
         layers = None if self.layout is None else self.layout.layers
         return self.config.new_cache(rows, slots, device=self.device, dtype=self.dtype, layer_devices=layers)
 
-    def forward(self, x_BTD: Tensor, cache: KVCache | None = None, begins: bool = False) -> Tensor:
+    def forward(self, x_BTD: Tensor, cache: KVCache | None = None, from_start: bool = False) -> Tensor:
         """`x_BTD` embeddings -> hidden states `[B, T, D]`.
 
         With a cache, the T positions follow each row's `cache.positions` and are stored; the caller
         reserves the slots beforehand, and advances `cache.positions` afterwards (padded rows by less than T).
-        Without one, the rows are whole sequences from position 0 (training, scoring). `begins` says that all
-        rows are at position 0: nothing is read from the cache then, and attention is causal, without a mask
-        (except where results are batch-invariant, which takes a mask).
+        Without one, the rows are whole sequences from position 0 (training, scoring). `from_start` asserts
+        that all rows are at position 0: nothing is then read from the cache, and attention is causal without
+        a mask (batch-invariant attention still needs the mask).
         """
-        masked = cache is not None and (not begins or is_batch_invariant(x_BTD))
+        masked = cache is not None and (not from_start or is_batch_invariant(x_BTD))
         context = self.forward_context(x_BTD.shape[0], x_BTD.shape[1], x_BTD.device, cache, masked)
         for block in self.layers:
             x_BTD = block(x_BTD, context)
@@ -115,7 +115,7 @@ class Decoder(nn.Module):
     def forward_context(
         self, rows: int, length: int, device: torch.device, cache: KVCache | None, masked: bool = True
     ) -> ForwardContext:
-        """What the layers share during a call over `length` positions of each row.
+        """The context of a call over `length` positions of each row.
 
         `masked` may be False only if all rows are at position 0.
         """

@@ -2,9 +2,9 @@
 
 B rows, T positions of this call, H key/value heads, S slots, K dimensions of a head.
 
-Slot `s` of a row holds position `s` of that row. Rows of different lengths are padded on the right: what
-a padded position writes lies beyond the end of the row, is never attended to, and is overwritten when the
-row gets there. So rows that started at different times can share every step.
+Slot `s` of a row holds position `s` of that row. Rows of different lengths are padded on the right: a padding
+position writes beyond the end of its row, where nothing attends until the row itself overwrites the slot. So
+rows that started at different times can share every step.
 """
 
 import copy
@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-_MULTIPLE = 32  # of slots that are allocated and attended to
+_MULTIPLE = 32  # slots are allocated and attended to in multiples of this
 
 
 def allocated_slots(count: int) -> int:
@@ -23,14 +23,14 @@ def allocated_slots(count: int) -> int:
 
 
 class MultiDeviceBuffer:
-    """A buffer whose layers, each `[B, S, H, K]`, lie on several devices; indexed like one tensor of all
-    layers."""
+    """A cache buffer whose layers, each `[B, S, H, K]`, are on several devices; indexed like one tensor of
+    all layers."""
 
     def __init__(self, layers: Sequence[Tensor]) -> None:
         self._layers = list(layers)
 
     def __getitem__(self, index: Any) -> Any:
-        """A tensor for one layer; for all layers (the first index is a whole slice) another such buffer."""
+        """One layer's tensor, or, where the first index is `:`, another buffer of all layers."""
         if isinstance(index, int):
             return self._layers[index]
         layer, *rest = index
@@ -51,10 +51,10 @@ class MultiDeviceBuffer:
 
 
 class KVCache:
-    """Keys and values of all layers, or latents, and `positions` `[B]`: the next free slot of each row.
+    """Keys and values (or latents) of all layers, and `positions` `[B]`, the next free slot of each row.
 
-    `filled` is an upper bound, known on the host, of the slots in use by any row: attention reads only
-    that many. The caller raises it with `reserve`, so that no step synchronises with the device.
+    `filled` is the host's upper bound on the slots in use by any row; attention reads only that many. The
+    caller raises it with `reserve`, so that no step synchronizes with the device.
     """
 
     def __init__(
@@ -68,9 +68,9 @@ class KVCache:
         dtype: torch.dtype,
         layer_devices: Sequence[torch.device] | None = None,
     ) -> None:
-        """`widths`: (heads, dimensions) of each buffer of a layer: ((H, K), (H, K)) for keys and values.
+        """`widths` is (heads, dimensions) of each buffer of a layer: ((H, K), (H, K)) for keys and values.
 
-        The slots of a head are contiguous in memory, so that attention reads them without a copy.
+        The slots of a head are contiguous in memory, so attention reads them without a copy.
         `layer_devices` gives the device of each layer's part; by default all are on `device`.
         """
         shapes = [(rows, heads, allocated_slots(slots), dim) for heads, dim in widths]
@@ -90,19 +90,18 @@ class KVCache:
         self.positions = torch.zeros(rows, dtype=torch.long, device=device)
         self.rows = torch.arange(rows, device=device)
         self.arrivals = torch.zeros(rows * widths[0][0], dtype=torch.int32, device=device)
-        """Zeros for each row and head, with which the decode kernel counts its finished programs."""
+        """Counters of finished programs for each row and head, which the decode kernel leaves at zero."""
         self.slots = slots
         self.filled = 0
 
     def reserve(self, count: int) -> None:
-        """Announce that rows will be written up to slot `count` (exclusive). Raises `IndexError` beyond the
-        size."""
+        """Announce that slots below `count` will be written. Raises `IndexError` beyond the cache's size."""
         if count > self.slots:
             raise IndexError(f"cache of {self.slots} slots asked to hold {count}")
         self.filled = max(self.filled, count)
 
     def on(self, device: torch.device) -> "KVCache":
-        """The same cache, sharing its buffers, for layers that compute on that device."""
+        """This cache, sharing its buffers, for layers that compute on another device."""
         if self.rows.device == device:
             return self
         cache = copy.copy(self)
@@ -113,14 +112,13 @@ class KVCache:
     def span(self) -> int:
         """Number of slots that attention reads: `filled`, rounded up to a multiple of 32.
 
-        Slots beyond a row's own position have no weight. With few different lengths, a row's sums are the
-        same whatever rows are beside it, and a step has few different shapes.
+        Slots beyond a row's own position get no weight. Rounding keeps the number of different shapes small,
+        and a row's sums independent of the rows beside it.
         """
         return allocated_slots(self.filled)
 
     def write(self, layer: int, positions_BT: Tensor, values: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        """Store `values` (each `[B, T, H, K]`) at `positions_BT`; return the slots to read, `[B, S, H,
-        K]`."""
+        """Store `values`, each `[B, T, H, K]`; returns what attention reads, each `[B, S, H, K]`."""
         slots = []
         for buffer, value in zip(self.buffers, values, strict=True):
             buffer[layer].index_put_((self.rows[:, None], positions_BT), value)

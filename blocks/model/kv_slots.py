@@ -1,4 +1,4 @@
-"""The scheduler's cache: allocated once, with rows that are added and dropped as requests come and go.
+"""The scheduler's KV cache: allocated once; rows are added and dropped as requests start and finish.
 
 R rows of the cache, of which the first n are in use, D decoder width.
 """
@@ -12,12 +12,12 @@ from torch import Tensor
 from .decoder import Decoder
 from .kv_cache import KVCache
 
-BLOCK = 4
-"""Positions of a prompt that one mark identifies."""
+BLOCK_SIZE = 4
+"""Prompt positions per hashed block, for prefix caching."""
 
 
 class KVSlotView(KVCache):
-    """Rows `start` to `stop` of another cache, as a cache that shares its memory."""
+    """A view of rows `start` to `stop` of another cache; it shares that cache's memory."""
 
     def __init__(self, cache: KVCache, start: int, stop: int, filled: int) -> None:
         self.buffers = tuple(buffer[:, start:stop] for buffer in cache.buffers)
@@ -28,11 +28,11 @@ class KVSlotView(KVCache):
 
 
 class KVSlots:
-    """The cache of a scheduler, and per row the hidden state from which its next token is sampled.
+    """The scheduler's cache, and for each row the hidden state from which its next token is sampled.
 
-    `lengths` holds the positions of the rows in use on the host, so that no step synchronises with the
-    device. `marks` identifies, block by block, the prompt that each row begins with (see engine/prefill.py).
-    Free rows have marks too: their slots stay valid until the row is added again.
+    `lengths` is the host's copy of the positions of the rows in use, so that no step synchronizes with the
+    device. `block_hashes` identifies the prompt prefix that each row holds, block by block (`hash_blocks` in
+    engine/prefill.py). Free rows keep theirs: what they hold can be copied until they are reused.
     """
 
     def __init__(self, decoder: Decoder, rows: int, context: int) -> None:
@@ -40,12 +40,12 @@ class KVSlots:
         width = decoder.config.hidden_size
         self.hidden_RD = torch.zeros(rows, width, device=decoder.device, dtype=decoder.dtype)
         self.lengths: list[int] = []
-        self.marks: list[list[bytes]] = [[] for _ in range(rows)]
+        self.block_hashes: list[list[bytes]] = [[] for _ in range(rows)]
 
     @property
     def rows(self) -> int:
         """Number of rows, in use or free."""
-        return len(self.marks)
+        return len(self.block_hashes)
 
     @property
     def free(self) -> int:
@@ -53,13 +53,13 @@ class KVSlots:
         return self.rows - len(self.lengths)
 
     def add(self, lengths: list[int]) -> int:
-        """Put rows for prompts of these lengths into use; returns the index of the first."""
+        """Take consecutive free rows for prompts of these lengths; returns the index of the first."""
         start = len(self.lengths)
         self.lengths += lengths
         return start
 
     def view(self, start: int, stop: int, filled: int) -> KVSlotView:
-        """Rows `start` to `stop`, of which the first `filled` slots are in use."""
+        """Rows `start` to `stop`, with the first `filled` slots in use."""
         return KVSlotView(self.cache, start, stop, filled)
 
     def active(self) -> KVSlotView:
@@ -67,9 +67,9 @@ class KVSlots:
         return self.view(0, len(self.lengths), max(self.lengths))
 
     def copy(self, prefixes: list[tuple[int, int, int]]) -> None:
-        """Copy the first `count` slots of one row into another, for each (source, target, count).
+        """Copy the first `count` slots of row `source` to row `target`, for each (source, target, count).
 
-        The result is as if all were copied at once: a row may be both source and target.
+        All sources are read before any target is written, so a row may be both.
         """
         targets = {target for _, target, _ in prefixes}
         copies = []
@@ -81,21 +81,22 @@ class KVSlots:
             for buffer, part in zip(self.cache.buffers, parts, strict=True):
                 buffer[:, target, :count] = part
 
-    def park(self, stop: int) -> None:
-        """Set the positions of free rows before `stop` to the end of their marked prompts, so that a step
-        which computes these rows too overwrites none of those slots and stays within the cache (every prompt
-        leaves room for one token).
+    def position_free_rows(self, stop: int) -> None:
+        """Set the positions of free rows before `stop` to the end of their hashed prompts.
+
+        A step that computes these rows as padding then overwrites nothing of the prompts, and stays within
+        the cache, since every prompt leaves room for one token.
         """
-        ends = [BLOCK * len(marks) for marks in self.marks[len(self.lengths) : stop]]
+        ends = [BLOCK_SIZE * len(hashes) for hashes in self.block_hashes[len(self.lengths) : stop]]
         if ends:
-            self.cache.positions[len(self.lengths) : stop] = sent(self.hidden_RD.device, ends)[0]
+            self.cache.positions[len(self.lengths) : stop] = ints_on_device(self.hidden_RD.device, ends)[0]
 
     def advance(self) -> None:
-        """Note that every row in use is one position longer."""
+        """Record that every row in use has grown by one position."""
         self.lengths = [length + 1 for length in self.lengths]
 
     def drop(self, index: int) -> int:
-        """Free a row. The last row in use moves to its index; returns the index it had."""
+        """Free a row and move the last row in use to its index; returns that row's former index."""
         last = len(self.lengths) - 1
         if index != last:
             length = self.lengths[last]
@@ -104,27 +105,27 @@ class KVSlots:
             self.cache.positions[index] = self.cache.positions[last]
             self.hidden_RD[index] = self.hidden_RD[last]
             self.lengths[index] = length
-            self.marks[index] = self.marks[last]
+            self.block_hashes[index] = self.block_hashes[last]
         self.lengths.pop()
         return last
 
     def clear(self) -> None:
-        """Free all rows, and forget what they hold."""
+        """Free all rows and their block hashes."""
         self.lengths.clear()
-        self.marks = [[] for _ in self.marks]
+        self.block_hashes = [[] for _ in self.block_hashes]
 
 
-def sent(device: torch.device, *lists: Sequence[int]) -> list[Tensor]:
-    """Lists of integers as int64 tensors on a device, sent in one asynchronous copy."""
-    # Each begins at a multiple of 16 bytes: Triton compiles kernels again for pointers that do not.
+def ints_on_device(device: torch.device, *lists: Sequence[int]) -> list[Tensor]:
+    """Lists of integers as int64 tensors on a device, transferred in one asynchronous copy."""
+    # Each starts at a multiple of 16 bytes: Triton compiles a second kernel for unaligned pointers.
     padded = [[*numbers, *[0] * (len(numbers) % 2)] for numbers in lists]
     joined = torch.tensor(list(chain.from_iterable(padded)), dtype=torch.long)
     parts = joined.to(device, non_blocking=True).split([len(numbers) for numbers in padded])
     return [part[: len(numbers)] for part, numbers in zip(parts, lists, strict=True)]
 
 
-def take(rows: Tensor, indices: list[int]) -> Tensor:
-    """Rows `[len(indices), ...]` of a tensor; a view, without a copy, if they are its first rows in order."""
+def select_rows(rows: Tensor, indices: list[int]) -> Tensor:
+    """`rows[indices]`; a view instead of a copy if they are the first rows, in order."""
     if indices == list(range(len(indices))):
         return rows[: len(indices)]
-    return rows[sent(rows.device, indices)[0]]
+    return rows[ints_on_device(rows.device, indices)[0]]

@@ -1,5 +1,4 @@
-"""Layers that all models share: linear layer, RMSNorm, rotary position embedding, SwiGLU feed-forward and the
-MLP projector.
+"""Layers that all models share: linear, RMSNorm, rotary position embedding, SwiGLU and the MLP projector.
 
 B rows, T positions of this call, H heads, K dimensions of a head.
 """
@@ -12,15 +11,15 @@ from ..errors import ConfigError
 from ..kernels import cpu_onednn, dispatch
 from ..kernels.batch_invariant import linear
 
-_PREPACK_AFTER = 4  # uses of a weight; prepacking takes as long as some ten products
+_PREPACK_AFTER = 4  # uses of a weight; prepacking takes about as long as ten products
 
 
 class Linear(nn.Linear):
-    """Batch-invariant `nn.Linear`, which prepacks its weight where that is faster.
+    """Batch-invariant `nn.Linear`, which prepacks its weight for oneDNN where that is faster.
 
-    A weight that is used for a few rows again and again is prepacked in place. Whatever copies, moves, stores
-    or trains the layer finds the plain weight again; code that reads the weight itself sets `prepacks` False,
-    or calls `unpack` first.
+    A weight that is repeatedly used for few rows is prepacked in place. Copying, moving, saving or training
+    the layer restores the plain weight first. Code that reads `weight` itself must set `prepacks` to False or
+    call `unpack` first.
     """
 
     prepacks = True
@@ -37,7 +36,7 @@ class Linear(nn.Linear):
         return linear(input, weight, self.bias)
 
     def unpack(self) -> None:
-        """Restore the plain weight, until the layer has been used as often again."""
+        """Restore the plain weight and start counting uses anew."""
         self._uses = 0
         if self.weight.is_mkldnn:
             weight = cpu_onednn.unpack(self.weight)
@@ -69,8 +68,8 @@ class RMSNorm(nn.Module):
     """`x / rms(x) * weight` over the last dimension (Zhang and Sennrich 2019, "Root Mean Square Layer
     Normalization", eq. 4).
 
-    Statistics are in float32, cast down before the product with the weight. That order is Llama's, and it
-    matters in half precision.
+    Normalizes in float32 and casts down before multiplying by the weight: Llama's order, which matters in
+    half precision.
     """
 
     def __init__(self, dim: int, eps: float = 1e-6) -> None:
@@ -85,11 +84,11 @@ class RMSNorm(nn.Module):
 
 
 def rotary_table(positions_BT: Tensor, dim: int, theta: float) -> tuple[Tensor, Tensor]:
-    """Cosines and sines `[B, T, dim]` of rotary position embedding (Su et al. 2021, "RoFormer", eq. 34), for
-    the half-split layout of Llama.
+    """Cosines and sines `[B, T, dim]` of rotary position embedding (Su et al. 2021, "RoFormer", eq. 34), in
+    Llama's half-split layout.
 
-    Always float32 and computed from integer positions at each call, never stored in the dtype of the weights:
-    with a bfloat16 `inv_freq` the angles are wrong by whole turns after a few hundred positions.
+    Always computed in float32 from integer positions and never stored in the weights' dtype: with a bfloat16
+    `inv_freq`, angles are off by whole turns after a few hundred positions.
     """
     exponents = torch.arange(0, dim, 2, dtype=torch.float32, device=positions_BT.device) / dim
     angles = positions_BT.float()[..., None] * (1.0 / theta**exponents)
@@ -137,8 +136,8 @@ class FeedForward(nn.Module):
 
 
 class MlpProjector(nn.Module):
-    """From a vision tower's features to the language model's width: `mlp_gelu` of the official configs,
-    `depth` linear layers with exact GELU between them.
+    """Maps vision features to the language model's width (`mlp_gelu` in the official configs): `depth` linear
+    layers with exact GELU between them.
 
     Linear layers have even indices, as in the checkpoints (`layers.0`, `layers.2`, ...).
     """

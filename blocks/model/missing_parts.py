@@ -1,4 +1,4 @@
-"""Placeholders for parts of a model that were not loaded."""
+"""Placeholders for the parts of a model that the `parts` option left out."""
 
 from typing import Any
 
@@ -7,18 +7,18 @@ from torch import nn
 from ..errors import OptionError
 
 
-class Absent(nn.Module):
-    """A module without weights; every use raises an `OptionError` that says which `parts` to load."""
+class MissingPart(nn.Module):
+    """A module without weights. Any use of it raises an `OptionError` that says which `parts` to load."""
 
-    def __init__(self, what: str, parts: str, instead: str) -> None:
+    def __init__(self, what: str, parts: str, needed: str) -> None:
         super().__init__()
         self._refusal = (
             f"{what} was not loaded, as parts={parts!r} asks; accepted for this work: from_pretrained with "
-            f"parts='all' or parts={instead!r}"
+            f"parts='all' or parts={needed!r}"
         )
 
     def __getattr__(self, name: str) -> Any:
-        # Called only for names that are not found. Python and torch look up private names on any object.
+        # Called only for missing attributes. Python and torch probe any object for private ones.
         if name.startswith("_"):
             return super().__getattr__(name)
         raise OptionError(self._refusal)
@@ -27,12 +27,15 @@ class Absent(nn.Module):
         raise OptionError(self._refusal)
 
 
-def absent(what: str, parts: str, instead: str) -> Any:
-    """An `Absent` module, typed so that it may replace the part."""
-    return Absent(what, parts, instead)
+def missing_part(what: str, parts: str, needed: str) -> Any:
+    """A `MissingPart` for `what`, which loading with `parts` left out and `parts=needed` loads.
+
+    Typed `Any`, so that it can stand in for the module.
+    """
+    return MissingPart(what, parts, needed)
 
 
-def absent_parts(model: nn.Module) -> list[str]:
-    """Prefixes (with a dot at the end) of the parameters that the model does not have."""
+def missing_prefixes(model: nn.Module) -> list[str]:
+    """Name prefixes, each ending in a dot, of the parameters that were left out."""
     modules = model.named_modules(remove_duplicate=False)
-    return [f"{name}." for name, module in modules if isinstance(module, Absent)]
+    return [f"{name}." for name, module in modules if isinstance(module, MissingPart)]

@@ -1,12 +1,13 @@
-"""Multi-head latent attention (DeepSeek-V2, 2024, sec. 2.1): keys and values share one small latent vector.
+"""Multi-head latent attention (DeepSeek-V2, 2024, sec. 2.1): keys and values are projected from one small
+latent vector.
 
 B rows, T positions of this call, S cache slots, H heads, D model width, R rank of the latent, P dimensions
 of the rotary part, N dimensions of the rest of a query or key, V dimensions of a value, C = R + P.
 
-The cache holds the latent and the one rotary key of a position, R + P numbers for all heads together. There
-are two ways to attend, equal up to rounding. Expanded: the latent of every slot becomes keys and values of
-all heads. Absorbed: queries are projected into the latent space instead, and the attention output is
-projected back; that saves expanding the slots, and pays off while there are few queries.
+The cache holds a position's latent and its one rotary key, R + P numbers shared by all heads. There are two
+forms of the computation, equal up to rounding. Expanded: every slot's latent is projected to keys and values
+of all heads. Absorbed: the queries are projected into the latent space and the attention output is projected
+back, which is cheaper for few queries.
 """
 
 import torch
@@ -19,7 +20,7 @@ from .layers import Linear, RMSNorm, rotate_pairs
 
 
 class LatentAttention(nn.Module):
-    """Causal latent attention with decoupled rotary positions, whose weights are in interleaved layout."""
+    """Causal latent attention with decoupled rotary positions; the weights' rotary layout is interleaved."""
 
     def __init__(self, config: DecoderConfig, layer: int) -> None:
         super().__init__()
@@ -34,7 +35,7 @@ class LatentAttention(nn.Module):
             self.q_a_layernorm = RMSNorm(latent.q_rank)
             self.q_b_proj = Linear(latent.q_rank, heads * latent.query_dim, bias=False)
         self.kv_a_proj_with_mqa = Linear(width, latent.kv_rank + latent.rope_dim, bias=False)
-        # eps is this norm's own default in the reference, not the model's rms_norm_eps.
+        # In the reference this norm has its own default eps, not the model's rms_norm_eps.
         self.kv_a_layernorm = RMSNorm(latent.kv_rank, 1e-6)
         self.kv_b_proj = Linear(latent.kv_rank, heads * (latent.nope_dim + latent.value_dim), bias=False)
         self.kv_b_proj.prepacks = False  # the absorbed form reads its weight
@@ -68,7 +69,7 @@ class LatentAttention(nn.Module):
         if context.cache is not None:
             (cached_BS1C,) = context.cache.write(self.layer, context.positions_BT, (slots_BSC[:, :, None],))
             slots_BSC = slots_BSC if context.mask_B1TS is None else cached_BS1C[:, :, 0]
-        # Where rows must not depend on each other, the form may not depend on a neighbour's longer prompt.
+        # For batch invariance, the form must not depend on a longer prompt in the same batch.
         cheaper = queries == 1 if is_batch_invariant(x_BTD) else latent.absorbs(queries)
         form = self.absorbed if context.mask_B1TS is not None and cheaper else self.expanded
         out_BHTV = form(q_nope_BHTN, q_rope_BHTP, slots_BSC, context.mask_B1TS)
@@ -77,10 +78,10 @@ class LatentAttention(nn.Module):
     def decode(
         self, q_BTD: Tensor, kv_BTC: Tensor, context: ForwardContext, rotary_of_slots: bool = False
     ) -> Tensor:
-        """Attention of one new position per row by Triton kernels, without `o_proj`, `[B, 1, H V]`.
+        """Attention of one new position per row by Triton kernels, without `o_proj`: `[B, 1, H V]`.
 
-        Takes the projected queries and latents. With `rotary_of_slots` the rotary table of the context is
-        that of all positions, `[S, P]`, else that of the rows.
+        Takes the projected queries and latents. With `rotary_of_slots` the context's rotary table covers all
+        positions, `[S, P]`; otherwise it is that of the rows' own positions.
         """
         from ..kernels import mla_decode  # needs Triton
 
@@ -101,7 +102,7 @@ class LatentAttention(nn.Module):
     def expanded(
         self, q_nope_BHTN: Tensor, q_rope_BHTP: Tensor, slots_BSC: Tensor, mask_B1TS: Tensor | None
     ) -> Tensor:
-        """Attention with keys and values per head, `[B, H, T, V]`; slots hold latent and rotary key."""
+        """Attention `[B, H, T, V]` with per-head keys and values; a slot is a latent and a rotary key."""
         latent = self.latent
         latent_BSR, k_rope_BSP = slots_BSC.split((latent.kv_rank, latent.rope_dim), dim=-1)
         kv_BHSK = self.kv_b_proj(latent_BSR).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
@@ -113,14 +114,14 @@ class LatentAttention(nn.Module):
     def absorbed(
         self, q_nope_BHTN: Tensor, q_rope_BHTP: Tensor, slots_BSC: Tensor, mask_B1TS: Tensor | None
     ) -> Tensor:
-        """Attention in the latent space, `[B, H, T, V]`: all heads read the same slots, without a copy."""
+        """Attention `[B, H, T, V]` in the latent space: all heads read the same slots."""
         latent = self.latent
         weight_HKR = self.kv_b_proj.weight.unflatten(0, (self.num_heads, -1))
         into_HNR, out_of_HVR = weight_HKR.split((latent.nope_dim, latent.value_dim), dim=1)
         q_latent_BHTR = per_head_matmul(q_nope_BHTN, into_HNR)
         q_BHTC = torch.cat((q_latent_BHTR, q_rope_BHTP), dim=-1) * latent.query_dim**-0.5
         if is_batch_invariant(slots_BSC):
-            slots_BSC = slots_BSC.contiguous()  # a view's strides would decide how the product is computed
+            slots_BSC = slots_BSC.contiguous()  # the strides of a view affect the order of the sums
         scores = torch.bmm(q_BHTC.flatten(1, 2), slots_BSC.transpose(1, 2))
         scores_BHTS = scores.unflatten(1, q_BHTC.shape[1:3]).float()
         if mask_B1TS is not None:

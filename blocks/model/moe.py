@@ -1,5 +1,5 @@
 """Mixture of experts (DeepSeekMoE, Dai et al. 2024): a router ("gate"), routed experts, and shared experts
-that compute every token.
+that process every token.
 
 B rows, T positions, N = B * T tokens, D model width, E experts, G groups of experts, I width of an expert,
 K experts per token.
@@ -27,7 +27,7 @@ from .layers import FeedForward
 from .quantized_weight import QuantizedWeight
 
 _KERNEL_MAX_PAIRS = 256
-"""Token-expert pairs up to which kernels compute a whole layer where they can."""
+"""Most token-expert pairs for which the decode kernels compute a layer."""
 
 SCORING = ("softmax", "sigmoid")
 METHODS = ("greedy", "group_limited_greedy", "noaux_tc")
@@ -35,14 +35,14 @@ METHODS = ("greedy", "group_limited_greedy", "noaux_tc")
 
 @dataclass(frozen=True)
 class MoEConfig:
-    """Sizes and routing of the layers with experts: `layer >= first_dense` with `layer % every == 0`; the
-    others are dense.
+    """Sizes and routing of the layers with experts: those with `layer >= first_dense` and
+    `layer % every == 0`. The others are dense.
 
-    `method`: `greedy` takes the K best scores; `group_limited_greedy` (DeepSeek-V2, sec. 2.2.2) takes them
-    from the `topk_group` groups with the best single score; `noaux_tc` (DeepSeek-V3, eq. 16) ranks experts by
-    score plus a learned bias, groups by the sum of their two best, and weighs by the score alone. Weights are
-    divided by their sum if `normalize`, and multiplied by `scale`. `ConfigError` for settings that mean
-    nothing.
+    `method` is the routing: `greedy` takes the K best scores; `group_limited_greedy` (DeepSeek-V2, sec.
+    2.2.2) takes them from the `topk_group` groups with the best single score; `noaux_tc` (DeepSeek-V3, eq.
+    16) ranks experts by score plus a learned bias and groups by the sum of their two best, but weights the
+    outputs by the score alone. The weights are divided by their sum if `normalize`, then multiplied by
+    `scale`. Raises `ConfigError` for impossible settings.
     """
 
     num_experts: int
@@ -75,13 +75,12 @@ class MoEConfig:
             raise ConfigError("moe_layer_freq and moe_intermediate_size must be 1 or more")
 
     def has_experts(self, layer: int) -> bool:
-        """Whether that layer of the decoder is a mixture of experts."""
+        """Whether the decoder layer with this index is a mixture of experts."""
         return layer >= self.first_dense and layer % self.every == 0
 
 
 def mask_groups(scores_NE: Tensor, groups: int, topk_group: int, best: int) -> Tensor:
-    """Scores with those of all but the `topk_group` best groups set to 0 (as the reference does, not to
-    -inf).
+    """Set the scores outside the `topk_group` best groups to 0 (as in the reference, not to -inf).
 
     A group's rank is the sum of its `best` best scores.
     """
@@ -93,7 +92,7 @@ def mask_groups(scores_NE: Tensor, groups: int, topk_group: int, best: int) -> T
 
 
 class Gate(nn.Module):
-    """The router: selects K experts for each token, in float32 whatever the weights and the input are."""
+    """The router: selects K experts for each token, in float32 whatever the dtype of weights and input."""
 
     def __init__(self, config: MoEConfig, hidden_size: int) -> None:
         super().__init__()
@@ -130,7 +129,7 @@ class Gate(nn.Module):
         return self.select_experts(self.scores(x_ND))
 
     def forward_kernels(self, x_ND: Tensor) -> tuple[Tensor, Tensor]:
-        """`forward` of a few tokens on CUDA, by kernels unless experts are in groups."""
+        """`forward` of a few tokens on CUDA; by a kernel unless experts are in groups."""
         from ..kernels import moe_router  # needs Triton
 
         config = self.config
@@ -148,10 +147,10 @@ class Gate(nn.Module):
 
 
 class Experts(nn.Module):
-    """Routed SwiGLU experts as stacked tensors: gate over up `[E, 2I, D]`, and down `[E, D, I]`, as
+    """Routed SwiGLU experts, stacked: `gate_up` `[E, 2I, D]` (gate first) and `down` `[E, D, I]`, as
     parameters or quantized.
 
-    `implementation` computes with parameters; None leaves it to `pick_implementation`.
+    `implementation` is used for plain parameters; None leaves the choice to `pick_implementation`.
     """
 
     implementation: ExpertsImplementation | None = None
@@ -179,11 +178,11 @@ class Experts(nn.Module):
 
                 return weighted_sum(*grouped_gemm_sorted(x, gate_up, down, expert_ids_NK), weights_NK)
             out_NKD = implementation(x, gate_up, down, expert_ids_NK)
-        # The weights' dtype makes this float32, without writing half-precision outputs out in float32 first.
+        # The float32 weights promote the product, so the outputs are not converted to float32 beforehand.
         return (out_NKD * weights_NK[..., None]).sum(1).to(x_ND.dtype)
 
     def _operands(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The input and the parameters in the dtype that products take."""
+        """The input and the parameters, cast to autocast's dtype where it is enabled."""
         gate_up, down = cast(Tensor, self.gate_up), cast(Tensor, self.down)
         if torch.is_autocast_enabled(x.device.type):
             dtype = torch.get_autocast_dtype(x.device.type)
@@ -192,7 +191,7 @@ class Experts(nn.Module):
 
 
 def _weight_tensors(weight: nn.Module | Tensor) -> WeightTensors:
-    """The weight of a linear layer, or a stack of experts, as kernels take it."""
+    """The weight of a linear layer or of stacked experts, in the form that kernels take."""
     if isinstance(weight, QuantizedWeight):
         return weight.tensors
     return WeightTensors(weight if isinstance(weight, Tensor) else cast(Tensor, weight.weight))
@@ -211,19 +210,19 @@ class MoE(nn.Module):
     def forward(self, x_BTD: Tensor) -> Tensor:
         """Routed plus shared experts, `[B, T, D]`."""
         x_ND = x_BTD.flatten(0, -2)
-        if self._kernels_serve(x_ND):
+        if self._can_use_kernels(x_ND):
             return self._forward_kernels(x_ND.contiguous()).view_as(x_BTD)
         out_BTD = self.experts(x_ND, *self.gate(x_ND)).view_as(x_BTD)
         return out_BTD if self.shared_experts is None else out_BTD + self.shared_experts(x_BTD)
 
-    def _kernels_serve(self, x_ND: Tensor) -> bool:
-        """Whether kernels for a few tokens compute the layer."""
+    def _can_use_kernels(self, x_ND: Tensor) -> bool:
+        """Whether the kernels for few tokens compute this layer."""
         pairs = len(x_ND) * self.gate.config.top_k
         if not dispatch.device_has_kernels(x_ND.device) or pairs > _KERNEL_MAX_PAIRS:
             return False
-        # `padded_bmm` is set where nothing may wait for the device, which is true of the kernels as well.
-        free_choice = self.experts.implementation in (None, padded_bmm)
-        return free_choice and dispatch.can_use_kernels(x_ND, *self.parameters(), *self.buffers())
+        # `padded_bmm` is set during a capture, where nothing may synchronize; neither do the kernels.
+        sync_free_or_unset = self.experts.implementation in (None, padded_bmm)
+        return sync_free_or_unset and dispatch.can_use_kernels(x_ND, *self.parameters(), *self.buffers())
 
     def _forward_kernels(self, x_ND: Tensor) -> Tensor:
         """`forward` of a few tokens on CUDA, `[N, D]`."""
@@ -231,14 +230,14 @@ class MoE(nn.Module):
 
         routing = self.gate.forward_kernels(x_ND)
         gate_up, down = _weight_tensors(self.experts.gate_up), _weight_tensors(self.experts.down)
-        layer = self.shared_experts
-        if layer is None:
+        mlp = self.shared_experts
+        if mlp is None:
             return fused_experts(x_ND, gate_up, down, *routing)
         shared = (
-            _weight_tensors(layer.gate_proj),
-            _weight_tensors(layer.up_proj),
-            _weight_tensors(layer.down_proj),
+            _weight_tensors(mlp.gate_proj),
+            _weight_tensors(mlp.up_proj),
+            _weight_tensors(mlp.down_proj),
         )
         if can_fuse_shared(shared, gate_up, down):
             return fused_experts(x_ND, gate_up, down, *routing, shared)
-        return fused_experts(x_ND, gate_up, down, *routing) + layer(x_ND)
+        return fused_experts(x_ND, gate_up, down, *routing) + mlp(x_ND)

@@ -1,7 +1,7 @@
-"""Linear layers and expert stacks with weights in 8 or 4 bits (see `kernels.codec`); activations keep their
+"""Linear layers and stacked experts with weights in 8 or 4 bits (`kernels/codec.py`); activations keep their
 dtype.
 
-O outputs, I inputs, G inputs of a group, E experts.
+O outputs, I inputs, E experts.
 """
 
 from typing import cast
@@ -22,7 +22,7 @@ class QuantizedWeight(nn.Module):
     zero: Tensor | None
 
     def __init__(self, kind: str, shape: tuple[int, ...]) -> None:
-        """`shape` is that of the weight, `[O, I]` or `[E, O, I]`. `OptionError` where it can't be packed."""
+        """`shape` is the weight's, `[O, I]` or `[E, O, I]`. Raises `OptionError` if int4 can't pack it."""
         super().__init__()
         *outer, inputs = shape
         if kind == "int4" and inputs % 2:
@@ -39,15 +39,15 @@ class QuantizedWeight(nn.Module):
 
     @property
     def tensors(self) -> WeightTensors:
-        """The buffers as products take them."""
+        """The buffers, in the form that kernels take."""
         return WeightTensors(self.codes, self.scale, self.zero, self.kind)
 
     def encode(self, weight: Tensor) -> dict[str, Tensor]:
-        """The buffers that represent `weight`, by name."""
+        """`weight` quantized: the buffers by name."""
         return encode(weight, self.kind).named
 
     def decode(self, dtype: torch.dtype) -> Tensor:
-        """The whole weight, `[O, I]` or `[E, O, I]`."""
+        """The dequantized weight, `[O, I]` or `[E, O, I]`."""
         return decode(self.tensors, dtype)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -55,7 +55,7 @@ class QuantizedWeight(nn.Module):
         return quantized_linear(x, self.tensors)
 
     def _apply(self, fn, recurse: bool = True):  # type: ignore[no-untyped-def]
-        """Moves to another device but keeps its dtypes: `model.to(dtype)` must not touch the scales."""
+        """Applies device moves but no dtype casts: `model.to(dtype)` must not touch the scales."""
         dtypes = {name: buffer.dtype for name, buffer in self._buffers.items() if buffer is not None}
         super()._apply(fn, recurse)
         for name, dtype in dtypes.items():

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class SiglipConfig:
-    """Architecture of the encoder. `gelu_tanh`: so400m uses the tanh approximation of GELU, the large model
-    not."""
+    """Architecture of the encoder. `gelu_tanh` selects the tanh approximation of GELU: so400m uses it, the
+    large model does not."""
 
     image_size: int = 384
     patch_size: int = 16
@@ -43,11 +43,10 @@ KNOWN_TOWERS = {
 
 
 def read_siglip(section: Section, model_name: Any, unnamed: SiglipConfig) -> SiglipConfig:
-    """The encoder in the vision section of an official config: a known one, with the sizes that the section
-    states.
+    """The encoder that the vision section of an official config describes.
 
-    For another `model_name` the section must state the sizes; `unnamed` has the defaults. Raises
-    `ConfigError`.
+    Sizes in the section override those of the known tower called `model_name`. For an unknown name the
+    section must state them, with the defaults in `unnamed`. Raises `ConfigError`.
     """
     base = KNOWN_TOWERS.get(model_name)
     if base is None and section.get("width") is None:
@@ -68,7 +67,7 @@ def read_siglip(section: Section, model_name: Any, unnamed: SiglipConfig) -> Sig
 
 
 def check_siglip(config: SiglipConfig, where: str) -> None:
-    """Raise a `ConfigError`, which begins with `where`, for impossible sizes."""
+    """Raise a `ConfigError`, prefixed by `where`, for impossible sizes."""
     if not config.heads or config.width % config.heads:
         raise ConfigError(f"{where}: vision width {config.width} is no multiple of its {config.heads} heads")
     if not config.patch_size or config.image_size < config.patch_size:
@@ -76,15 +75,15 @@ def check_siglip(config: SiglipConfig, where: str) -> None:
 
 
 def build_siglip(config: SiglipConfig) -> "VisionTransformer":
-    """An encoder that maps pixels `[B, 3, S, S]` (in -1..1) to features `[B, N, W]` after blocks and norm.
+    """An encoder from pixels `[B, 3, S, S]` in -1..1 to the features `[B, N, W]` after the final norm.
 
-    timm is imported here because importing takes seconds, and generating images does not need it.
+    timm is imported here because that takes seconds, and generating images does not need it.
     """
     from timm.layers import PatchEmbed
     from timm.models.vision_transformer import VisionTransformer
 
     class Patches(PatchEmbed):
-        """Contiguous patch features: their memory layout decides the order of all later sums."""
+        """Makes patch features contiguous: their memory layout affects the order of all later sums."""
 
         def forward(self, x: Tensor) -> Tensor:
             return super().forward(x).contiguous()

@@ -61,7 +61,7 @@ def how_steps_run(device: torch.device, eager: bool) -> str:
     kernels = load_kernels(device)
     if kernels is None:
         return "captured as CUDA graphs, without kernels: there is no Triton"
-    version = kernels.step.triton.__version__
+    version = kernels.rmsnorm_swiglu.triton.__version__
     from ...blocks.kernels import pdl  # needs Triton
 
     order = "overlapping" if pdl.ENABLED else "one after the other"

@@ -96,9 +96,9 @@ def test_pictures_do_not_depend_on_what_is_free(pipes, monkeypatch):
     monkeypatch.setattr(memory_budget, "free_bytes", lambda device: int(two / 0.8) + 8)
     forward = pipe.model.decoder.forward
 
-    def watch(x_BTD, cache=None, begins=False):
+    def watch(x_BTD, cache=None, from_start=False):
         rows.append(len(x_BTD))
-        return forward(x_BTD, cache, begins)
+        return forward(x_BTD, cache, from_start)
 
     monkeypatch.setattr(pipe.model.decoder, "forward", watch)
     assert pipe.generate(["a", "b", "c"], seed=3, output_type="codes").equal(whole)

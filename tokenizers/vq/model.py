@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ...blocks.model.missing_parts import absent
+from ...blocks.model.missing_parts import missing_part
 from . import fused_cuda
 from .operations import NORM_EPS, NORM_GROUPS, ChannelsLastOps, DecoderOps, WeightBias
 
@@ -240,10 +240,10 @@ class VQModel(nn.Module):
     """The methods that callers use in place of `forward`; offloading wraps them."""
 
     def __init__(self, config: VQConfig, *, encodes: bool = True) -> None:
-        """Without `encodes` the encoder is absent, and `encode` raises OptionError."""
+        """Without `encodes` the encoder is a `MissingPart`, and `encode` raises OptionError."""
         super().__init__()
         self.config = config
-        no_encoder = absent("the encoder of pictures", "paint", "all")
+        no_encoder = missing_part("the encoder of pictures", "paint", "all")
         self.encoder = Encoder(config) if encodes else no_encoder
         self.decoder = Decoder(config)
         self.quantize = Codebook(config)

@@ -96,8 +96,8 @@ def test_one_station_serves_prompts_seeds_and_numbers(painter: JanusPipeline) ->
         options = ImageGenerationOptions(1.5 + seed, temperature=0.5 + seed / 10)
         batch = painting(painter, 3 + seed % 2, options, 4 + seed, seed)
         assert torch.equal(captured_tokens(decoder, batch), plain(decoder, batch))
-    by_position = pool.free[0].decoding.by_position
-    spans = 1 if by_position else 1 + (batch.longest + 13) // decode_step.SPAN
+    span_independent = pool.free[0].decoding.span_independent
+    spans = 1 if span_independent else 1 + (batch.longest + 13) // decode_step.SPAN_MULTIPLE
     assert len(pool.free) == 1
     assert pool.capturer.made == 1 + spans  # the prompts' and the step's
     list(captured_steps(decoder, painting(painter, 4, ImageGenerationOptions(3.0, top_k=5), 4)))

@@ -166,7 +166,7 @@ def test_prompts_that_begin_are_read_causally(monkeypatch: pytest.MonkeyPatch) -
                 cache.reserve(60)
             with torch.no_grad():
                 masked = decoder(x_BTD[:, :length], caches[0])
-                causal = decoder(x_BTD[:, :length], caches[1], begins=True)
+                causal = decoder(x_BTD[:, :length], caches[1], from_start=True)
             torch.testing.assert_close(causal, masked, rtol=1e-4, atol=1e-5)
             for one, other in zip(caches[0].buffers, caches[1].buffers, strict=True):
                 torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)

@@ -3,12 +3,12 @@
 import pytest
 import torch
 from bifrons.blocks.engine.prefill import (
-    BLOCK,
+    BLOCK_SIZE,
     MIN_SHARED,
     Prefiller,
-    common_prefix,
+    common_prefix_length,
     decode_one,
-    fingerprints,
+    hash_blocks,
     idle_cores,
     prefill,
 )
@@ -77,7 +77,7 @@ def test_sharing_a_prefix_changes_no_bit(prefiller, decoder, shared, threads):
     for chosen in ([0], [1], [3, 2], [5, 0, 4, 2, 1, 3], [4, 3], [0, 1, 2, 3, 4, 5]):
         for i, hidden in zip(chosen, added(prefiller, [batch[i] for i in chosen], inputs), strict=True):
             assert torch.equal(hidden, expected[i]), (chosen, i)
-    assert prefiller.copied > 13 * (shared - shared % BLOCK)
+    assert prefiller.copied > 13 * (shared - shared % BLOCK_SIZE)
 
 
 def test_the_common_prefix_is_copied(prefiller, decoder):
@@ -136,15 +136,15 @@ def test_copies_between_rows_may_swap_prefixes(decoder):
         assert [held[row, 15].item() for row in range(ROWS)] == [0, 0, 2, 3, 4, 5]
 
 
-def test_fingerprints_find_the_common_prefix():
+def test_block_hashes_find_the_common_prefix():
     a = torch.randn(22, 6)
     b = a.clone()
     b[13, 5] += 1e-6
-    assert len(fingerprints(a)) == 5
-    assert common_prefix(fingerprints(a), fingerprints(a[:17])) == 16
-    assert common_prefix(fingerprints(a), fingerprints(b)) == 12
-    assert common_prefix(fingerprints(a), fingerprints(b[1:])) == 0
-    assert fingerprints(a[:3]) == []
+    assert len(hash_blocks(a)) == 5
+    assert common_prefix_length(hash_blocks(a), hash_blocks(a[:17])) == 16
+    assert common_prefix_length(hash_blocks(a), hash_blocks(b)) == 12
+    assert common_prefix_length(hash_blocks(a), hash_blocks(b[1:])) == 0
+    assert hash_blocks(a[:3]) == []
 
 
 def test_idle_cores_of_each_device():

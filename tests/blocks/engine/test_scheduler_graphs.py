@@ -11,7 +11,7 @@ import pytest
 import torch
 from bifrons.blocks.engine.generate import plain_steps
 from bifrons.blocks.engine.graph_buffers import GraphedSteps
-from bifrons.blocks.engine.prefill import BLOCK, MIN_SHARED, Prefiller, decode_one, prefill
+from bifrons.blocks.engine.prefill import BLOCK_SIZE, MIN_SHARED, Prefiller, decode_one, prefill
 from bifrons.blocks.engine.request import GenerationBatch, Request, SamplingParams, TokenHead
 from bifrons.blocks.engine.scheduler import Scheduler
 from bifrons.blocks.graphs import decode_step
@@ -156,7 +156,7 @@ def test_free_rows_keep_their_prompts(maker: RequestMaker, warm_up_capturer: typ
     assert prefiller.add(prompts) == list(range(ROWS))
     for row in (5, 4, 3):
         slots.drop(row)
-    held = [BLOCK * len(marks) for marks in slots.marks]
+    held = [BLOCK_SIZE * len(hashes) for hashes in slots.block_hashes]
     assert held[3:] == [36, 92, 92]
 
     def prefix(row: int) -> list[Tensor]:
@@ -190,15 +190,15 @@ def test_free_rows_keep_their_prompts(maker: RequestMaker, warm_up_capturer: typ
     assert all(torch.equal(a[:, :36], b) for a, b in zip(prefix(3), before[0], strict=True))
 
 
-def test_parked_rows_are_at_the_position_that_reads_least(make_maker: Callable[..., RequestMaker]) -> None:
+def test_free_rows_are_at_the_position_that_reads_least(make_maker: Callable[..., RequestMaker]) -> None:
     slots = KVSlots(make_maker("dense").decoder, ROWS, CONTEXT)
     slots.add([5])
-    slots.marks[2] = [b"a", b"b", b"c"]
+    slots.block_hashes[2] = [b"a", b"b", b"c"]
     slots.cache.positions[:] = torch.tensor([5, 50, 50, 50, 50, 50])
-    slots.park(4)
+    slots.position_free_rows(4)
     assert slots.cache.positions.tolist() == [5, 0, 12, 0, 50, 50]
     slots.clear()
-    slots.park(ROWS)
+    slots.position_free_rows(ROWS)
     assert slots.cache.positions.tolist() == [0] * ROWS
 
 
@@ -268,7 +268,7 @@ def test_steps_with_triton_kernels(
     maker, capturer = make_maker("dense"), warm_up_capturer()
     requests = [maker.make(seed, length, new) for seed, length, new in ((1, 9, 6), (2, 30, 4), (3, 70, 3))]
     with running(maker.decoder, capturer) as scheduler:
-        assert scheduler.graphed.decoding.by_position
+        assert scheduler.graphed.decoding.span_independent
         submit(scheduler, requests)
         check(maker.decoder, requests)
         arrivals = scheduler._slots.cache.arrivals

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 from bifrons.blocks.checkpoints.quantize import quantize_model
-from bifrons.blocks.graphs.fused_weights import join_weights, joined_weight
+from bifrons.blocks.graphs.fused_weights import fuse_weights, fused_weight
 from bifrons.blocks.kernels import dispatch
 from bifrons.blocks.model.context import DecoderConfig, LatentConfig
 from bifrons.blocks.model.decoder import Decoder
@@ -38,17 +38,17 @@ def decoder() -> Decoder:
 
 def test_names_and_values_stay(decoder: Decoder) -> None:
     before = {name: tensor.clone() for name, tensor in decoder.state_dict().items()}
-    join_weights(decoder)
+    fuse_weights(decoder)
     after = decoder.state_dict()
     assert list(after) == list(before)
     assert all(torch.equal(after[name], before[name]) for name in before)
     attention = decoder.layers[0].self_attn
     layers = [attention.q_proj, attention.k_proj, attention.v_proj]
-    joined = joined_weight(*layers)
+    joined = fused_weight(*layers)
     assert joined is not None
     assert torch.equal(joined.codes, torch.cat([layer.weight for layer in layers]))
     places = [tensor.data_ptr() for tensor in decoder.parameters()]
-    join_weights(decoder)
+    fuse_weights(decoder)
     assert [tensor.data_ptr() for tensor in decoder.parameters()] == places
 
 
@@ -67,17 +67,17 @@ def test_codes_keep_their_values_and_leave_nothing_behind(
     before = {name: buffer.clone() for name, buffer in decoder.named_buffers()}
     attention = decoder.layers[0].self_attn
     base = weakref.ref(attention.q_proj.codes._base)
-    join_weights(decoder)
+    fuse_weights(decoder)
     after = dict(decoder.named_buffers())
     assert list(after) == list(before)
     assert all(torch.equal(after[name].float(), before[name].float()) for name in before)
-    joined = joined_weight(attention.q_proj, attention.k_proj, attention.v_proj)
+    joined = fused_weight(attention.q_proj, attention.k_proj, attention.v_proj)
     assert joined is not None
     assert len(joined.codes) == 3 * len(attention.q_proj.codes)
     assert (joined.zero is None) == (kind != "int4")
     assert base() is None
     places = [buffer.data_ptr() for buffer in decoder.buffers()]
-    join_weights(decoder)
+    fuse_weights(decoder)
     assert [buffer.data_ptr() for buffer in decoder.buffers()] == places
 
 
@@ -91,14 +91,14 @@ def test_queries_and_latents_have_one_input(name: str, kind: str | None, monkeyp
     if kind is not None:
         quantize_model(whole, kind)
     before = {name: tensor.clone() for name, tensor in whole.decoder.state_dict().items()}
-    join_weights(whole.decoder)
+    fuse_weights(whole.decoder)
     after = whole.decoder.state_dict()
     assert list(after) == list(before)
     assert all(torch.equal(after[name].float(), before[name].float()) for name in before)
     attention = whole.decoder.layers[0].self_attn
     pair = (attention.first_proj, attention.kv_a_proj_with_mqa)
     assert pair[0] is (attention.q_proj if name == "latent" else attention.q_a_proj)
-    joined = joined_weight(*pair)
+    joined = fused_weight(*pair)
     assert joined is not None
     codes = [layer.weight if kind is None else layer.codes for layer in pair]
     assert torch.equal(joined.codes.float(), torch.cat([part.float() for part in codes]))
@@ -107,5 +107,5 @@ def test_queries_and_latents_have_one_input(name: str, kind: str | None, monkeyp
 def test_weights_in_training_are_not_moved() -> None:
     decoder = Decoder(CONFIG)
     places = [tensor.data_ptr() for tensor in decoder.parameters()]
-    join_weights(decoder)
+    fuse_weights(decoder)
     assert [tensor.data_ptr() for tensor in decoder.parameters()] == places

@@ -10,7 +10,7 @@ from bifrons.blocks.engine.prefill import decode_one, prefill
 from bifrons.blocks.graphs import decode_step
 from bifrons.blocks.graphs.cuda_graphs import CudaGraphCapturer
 from bifrons.blocks.graphs.decode_step import StaticDecodeStep
-from bifrons.blocks.graphs.fused_weights import join_weights
+from bifrons.blocks.graphs.fused_weights import fuse_weights
 from bifrons.blocks.kernels import dispatch, gemv, pdl
 from bifrons.blocks.kernels.rmsnorm_swiglu import add_norm
 from bifrons.blocks.model.context import DecoderConfig, LatentConfig
@@ -95,7 +95,7 @@ def test_steps_are_those_of_the_plain_decoder(rows, q_rank, kind, monkeypatch):
     prompts = [torch.randn(length, 64).to(DEVICE) for length in (40, 3, 31, 1, 7, 2, 9, 5, 20)[:rows]]
     news = torch.randn(2, rows, 64).to(DEVICE)
     wanted = plain_steps(decoder, prompts, news, monkeypatch)
-    join_weights(decoder)
+    fuse_weights(decoder)
     widths = counted(monkeypatch)
     found = fast_steps(decoder, prompts, news, monkeypatch)
     torch.testing.assert_close(torch.stack(found), torch.stack(wanted), rtol=1e-3, atol=1e-4)
@@ -113,7 +113,7 @@ def test_projections_of_two_kinds_are_two_products(monkeypatch):
     attention.q_proj = weight
     prompts, news = [torch.randn(4, 64).to(DEVICE)] * 2, torch.randn(1, 2, 64).to(DEVICE)
     wanted = plain_steps(decoder, prompts, news, monkeypatch)
-    join_weights(decoder)
+    fuse_weights(decoder)
     widths = counted(monkeypatch)
     found = fast_steps(decoder, prompts, news, monkeypatch)
     torch.testing.assert_close(found[0], wanted[0], rtol=1e-3, atol=1e-4)
@@ -138,7 +138,7 @@ def test_kernels_that_overlap_compute_the_same_bits(q_rank, rows, kind, monkeypa
     """Steps of released sizes, recorded with and without overlap, at other positions each time."""
     latent = LatentConfig(q_rank=q_rank)
     decoder = made_decoder(latent, kind, 6, width=2048, heads=16, experts=64, inner=1408).to(torch.bfloat16)
-    join_weights(decoder)
+    fuse_weights(decoder)
     news = torch.randn(40, rows, 2048, device=DEVICE, dtype=torch.bfloat16)
     found = []
     for overlaps in (False, True):

@@ -5,7 +5,7 @@ import torch
 
 pytest.importorskip("triton")
 from bifrons.blocks.graphs.cuda_graphs import CudaGraphCapturer
-from bifrons.blocks.graphs.fused_weights import joined_weight
+from bifrons.blocks.graphs.fused_weights import fused_weight
 from bifrons.blocks.kernels import dispatch, gemv, moe_decode
 from bifrons.blocks.kernels.moe_dispatch import loop_experts, padded_bmm
 from bifrons.blocks.model.moe import MoE, MoEConfig
@@ -121,7 +121,7 @@ def test_fp8_is_decoded_where_kernels_do_not_read_it(reads, monkeypatch):
     assert calls == ["kernels", "kernels" if reads else "plain"]
     assert dispatch.can_use_kernels(x)
     assert dispatch.can_use_kernels(x, weight.codes) == reads
-    assert (joined_weight(weight) is not None) == reads
+    assert (fused_weight(weight) is not None) == reads
     monkeypatch.setattr(gemv, "linear", lambda *args: calls.append("linear") or x[:, :40])
     weight(x)
     assert ("linear" in calls) == reads
