@@ -24,6 +24,8 @@ from hypothesis import settings
 from PIL import Image
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 # Triton's kernels run in its interpreter where there is no GPU; it reads this when it is imported.
 os.environ.setdefault("TRITON_INTERPRET", "0" if torch.cuda.is_available() else "1")
@@ -144,6 +146,51 @@ def fake_gpus(monkeypatch: pytest.MonkeyPatch) -> FakeTensorMode:
         monkeypatch.setattr(user, "set_module_tensor_to_device", put)
     monkeypatch.setattr(dispatch, "device_has_kernels", lambda device: False)
     return FakeTensorMode(allow_non_fake_inputs=True)
+
+
+@pytest.fixture
+def on_fake_gpu(monkeypatch: pytest.MonkeyPatch) -> Callable[..., FakeTensorMode]:
+    """`on_fake_gpu(model, dtype)`: puts a model of the meta device on a fake GPU without Triton's kernels;
+    returns the mode to run it in."""
+    if torch.cuda.is_available():
+        pytest.skip("a real GPU is there")
+    monkeypatch.setattr(dispatch, "device_has_kernels", lambda device: False)
+
+    def move(model: nn.Module, dtype: torch.dtype) -> FakeTensorMode:
+        with (mode := FakeTensorMode()):
+            for path, tensor in [*model.named_parameters(), *model.named_buffers()]:
+                parent, _, leaf = path.rpartition(".")
+                fake: Tensor = torch.empty(tensor.shape, dtype=dtype, device="cuda")
+                if isinstance(tensor, nn.Parameter):
+                    fake = nn.Parameter(fake, requires_grad=False)
+                delattr(owner := model.get_submodule(parent), leaf)
+                setattr(owner, leaf, fake)
+        model.eval()
+        return mode
+
+    return move
+
+
+class HostFreeMode(TorchDispatchMode):
+    """Fails on what cannot be captured: tensors on the CPU, and reading values from the device."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.launched = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        tensors = [x for x in tree_leaves((args, kwargs, out)) if isinstance(x, Tensor)]
+        assert all(x.device.type == "cuda" for x in tensors), f"{func} is given a tensor on the CPU"
+        assert not any(word in str(func) for word in ("nonzero", "_local_scalar")), f"{func} waits"
+        self.launched += 1
+        return out
+
+
+@pytest.fixture(scope="session")
+def host_free_mode() -> type[HostFreeMode]:
+    """A mode for fake GPUs that fails on what cannot be captured, and counts operations in `launched`."""
+    return HostFreeMode
 
 
 @pytest.fixture(scope="session")
