@@ -1,0 +1,155 @@
+"""Vision tower and image tokenizer as captured graphs; on the CPU a replay runs the captured work again."""
+
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from bifrons.blocks.graphs import graphed_module
+from bifrons.blocks.graphs.graphed_module import graphed_module_of
+from bifrons.janus.config import read_config
+from bifrons.janus.model import JanusModel
+from bifrons.janus.pipeline import JanusPipeline
+from PIL import Image
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+on_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA")
+DEVICES = ["cpu", pytest.param("cuda", marks=on_cuda)]
+
+
+@pytest.fixture(params=DEVICES)
+def pipe(
+    request: pytest.FixtureRequest, janus_mini: Path, warm_up_capturer, monkeypatch: pytest.MonkeyPatch
+) -> JanusPipeline:
+    """A model in float32 whose tower is captured, on the CPU too."""
+    pipe = JanusPipeline.from_pretrained(janus_mini, request.param, "float32", progress=False)
+    if request.param == "cpu":
+        monkeypatch.setattr(graphed_module, "uses_cuda_graphs", lambda decoder: decoder.capture is not False)
+        graphed_module_of(pipe.model, pipe.device).capturer = warm_up_capturer()
+    return pipe
+
+
+def encode(model: Any, pixels: Tensor) -> Tensor:
+    with torch.no_grad():
+        return model.embed_images(pixels)
+
+
+def encode_eagerly(model: Any, pixels: Tensor) -> Tensor:
+    with torch.no_grad():
+        return model._encode_vision(pixels)
+
+
+def random_pixels(model: Any, count: int, seed: int = 0) -> Tensor:
+    side, generator = model.config.vision.image_size, torch.Generator().manual_seed(seed)
+    return (2 * torch.rand(count, 3, side, side, generator=generator) - 1).to(model.decoder.device)
+
+
+def assert_same(found: Tensor, expected: Tensor) -> None:
+    if found.device.type == "cpu":
+        assert torch.equal(found, expected)
+    torch.testing.assert_close(found, expected)
+
+
+def captures_made(model: Any) -> int:
+    return graphed_module_of(model, model.decoder.device).capturer.made
+
+
+def test_captured_output_is_the_eager_one_and_the_callers_own(pipe: JanusPipeline) -> None:
+    model, outputs = pipe.model, []
+    for seed in range(4):
+        for count in (1, 3):
+            outputs.append((count, seed, encode(model, random_pixels(model, count, seed))))
+    assert captures_made(model) == 2
+    for count, seed, found in outputs:  # after all runs: none wrote into an earlier output
+        assert_same(found, encode_eagerly(model, random_pixels(model, count, seed)))
+
+
+def test_moved_weights_are_captured_anew(pipe: JanusPipeline) -> None:
+    model = pipe.model
+    for _ in range(3):
+        encode(model, random_pixels(model, 1))
+    weight = next(model._modules[model.per_image_modules[1]].parameters())
+    weight.data = -weight.data
+    assert_same(encode(model, random_pixels(model, 1)), encode_eagerly(model, random_pixels(model, 1)))
+    assert captures_made(model) == 2
+    with torch.no_grad():
+        weight.mul_(-2)  # in place: the graph reads the new values
+    assert_same(encode(model, random_pixels(model, 1)), encode_eagerly(model, random_pixels(model, 1)))
+    assert captures_made(model) == 2
+
+
+def test_threads_get_the_output_of_their_own_images(pipe: JanusPipeline) -> None:
+    """While other threads capture and replay, beside one that answers."""
+    model, wrong = pipe.model, []
+    with torch.no_grad():
+        expected = {s: encode_eagerly(model, random_pixels(model, 1 + s % 2, s)) for s in range(6)}
+    image = Image.new("RGB", (80, 60), (200, 30, 30))
+    answer = pipe.ask(image, "What is this?", 8)
+
+    def work(seed: int) -> None:
+        for _ in range(10):
+            found = encode(model, random_pixels(model, 1 + seed % 2, seed))
+            if not torch.allclose(found, expected[seed], rtol=1e-4, atol=1e-5):
+                wrong.append(seed)
+
+    threads = [threading.Thread(target=work, args=(seed,)) for seed in expected]
+    for thread in threads:
+        thread.start()
+    answers = {pipe.ask(image, "What is this?", 8) for _ in range(3)}
+    for thread in threads:
+        thread.join()
+    assert not wrong
+    assert answers == {answer}
+
+
+def test_answers_about_images_are_the_same(pipe: JanusPipeline) -> None:
+    image = Image.new("RGB", (80, 60), (200, 30, 30))
+    answers = [pipe.ask(image, "What is this?", 12) for _ in range(3)]
+    assert captures_made(pipe.model) == 1
+    pipe.model.decoder.capture = False
+    assert set(answers) == {pipe.ask(image, "What is this?", 12)}
+
+
+def test_images_are_decoded_by_a_captured_graph(
+    pipe: JanusPipeline, warm_up_capturer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where that is worth it; the image tokenizer has graphs of its own, beside the tower's."""
+    model = pipe.model
+    vq, grid, total = model.gen_vision_model, model.config.grid, model.config.num_codes
+    codes = torch.randint(model.config.vq.codebook_size, (2, total), device=pipe.device)
+    model.decode_codes(codes)
+    assert not vq.worth_capturing(2, grid)  # in float32
+    monkeypatch.setattr(vq, "worth_capturing", lambda count, grid: count <= 2)
+    capturer = (
+        warm_up_capturer() if pipe.device.type == "cpu" else graphed_module_of(vq, pipe.device).capturer
+    )
+    graphed_module_of(vq, pipe.device).capturer = capturer
+    with torch.no_grad():
+        for seed in range(3):
+            assert_same(model.decode_codes(codes.roll(seed, 1)), vq.decode(codes.roll(seed, 1), grid))
+            encode(model, random_pixels(model, 1))
+        model.decode_codes(codes.repeat(2, 1))
+        model.decode_codes(codes.repeat(2, 1))
+    assert capturer.made == 1
+    assert captures_made(model) == 1
+    images = pipe.decode_codes(codes)
+    monkeypatch.undo()
+    for one, other in zip(images, pipe.decode_codes(codes), strict=True):
+        difference = torch.tensor(np.asarray(one, dtype=int) - np.asarray(other, dtype=int))
+        assert difference.abs().max() <= 1
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_the_tower_never_waits_for_the_device(
+    janus_mini: Path, dtype: torch.dtype, on_fake_gpu: Callable[..., FakeTensorMode], host_free_mode: Any
+) -> None:
+    with torch.device("meta"):
+        model = JanusModel(read_config(janus_mini)[0])
+    side = model.config.vision.image_size
+    with on_fake_gpu(model, dtype), torch.no_grad(), host_free_mode() as watched:
+        model._encode_vision(torch.empty(5, 3, side, side, device="cuda", dtype=dtype))
+    assert watched.launched
