@@ -12,7 +12,9 @@ from ..defaults import QUANTIZE_HELP
 def add_loading(parser: Any) -> None:
     """Add the options of device, dtype, quantization and memory."""
     parser.add_argument("--device", help="cpu, cuda, cuda:N or mps (default: the best available)")
-    parser.add_argument("--dtype", help="float32, bfloat16 or float16 (default: float32 on the CPU)")
+    parser.add_argument(
+        "--dtype", help="float32, bfloat16 or float16 (default: float32 on the CPU, bfloat16 on GPUs)"
+    )
     parser.add_argument("--quantize", help=QUANTIZE_HELP)
     parser.add_argument(
         "--device-map",

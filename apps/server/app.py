@@ -21,10 +21,10 @@ from .middleware import ApiKeyCheck, BodyLimit, RequestMetrics
 from .registry import ModelRegistry, ServedModel
 
 _ERRORS: dict[int, str] = {
-    400: "The request is malformed, or asks for what can't be",
+    400: "The request is malformed or can't be fulfilled",
     401: "The API key is missing or wrong",
     404: "There is no such model",
-    408: "The body came too slowly",
+    408: "The body took too long to arrive",
     413: "The body is too large",
     415: "The body is not declared as JSON",
     429: "The queue is full; Retry-After says when to try again",
@@ -41,11 +41,11 @@ class _SchedulerMetrics:
 
     def collect(self) -> Any:
         gauges = {
-            "rows_used": "Rows that run",
-            "rows_promised": "Rows that run, wait or are prepared",
-            "rows": "Rows of the cache",
+            "rows_used": "Rows in use",
+            "rows_promised": "Rows in use, waiting or being prepared",
+            "rows": "Rows in the cache",
         }
-        counters = {"steps": "Decoder steps", "tokens": "Tokens chosen"}
+        counters = {"steps": "Decoder steps", "tokens": "Tokens sampled"}
         for kind, table in ((GaugeMetricFamily, gauges), (CounterMetricFamily, counters)):
             for name, text in table.items():
                 family = kind(f"bifrons_engine_{name}", text, labels=["model"])
@@ -81,19 +81,19 @@ def _add_routes(app: FastAPI, registry: ModelRegistry, collectors: CollectorRegi
 
     @app.get("/health", responses={503: {"model": responses.Health, "description": "The server is stopping"}})
     async def health(response: Response) -> responses.Health:
-        """Whether requests are taken."""
+        """Whether the server accepts requests."""
         response.status_code = 503 if registry.stopping else 200
         status = "stopping" if registry.stopping else "ok"
         return responses.Health(status=status, models=list(registry.models))
 
     @app.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
     async def metrics() -> Response:
-        """Numbers for Prometheus."""
+        """Metrics in the text format of Prometheus."""
         return Response(generate_latest(collectors), media_type=CONTENT_TYPE_LATEST)
 
 
 def _complete_openapi(app: FastAPI, registry: ModelRegistry) -> None:
-    """Complete the OpenAPI document: model names, and real errors for FastAPI's 422, which is never sent."""
+    """Put the model names and the actual errors into the OpenAPI document; FastAPI's 422 is never sent."""
     generate = app.openapi
 
     def openapi() -> dict[str, Any]:
@@ -122,7 +122,7 @@ def _complete_openapi(app: FastAPI, registry: ModelRegistry) -> None:
 
 
 def create_app(registry: ModelRegistry, keys: list[bytes] | None = None) -> ASGIApp:
-    """The ASGI application of loaded models; with `keys`, all but health and schema require one of them."""
+    """The ASGI application; with `keys`, all paths but /health and /openapi.json require one of them."""
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -168,10 +168,10 @@ def serve(registry: ModelRegistry, host: str, port: int, keys: list[bytes] | Non
     listener = _listen(host, port)
     config = uvicorn.Config(create_app(registry, keys), log_level="warning", access_log=False, ws="none")
     server = _Server(config, registry)
-    shown = f"[{host}]" if ":" in host else host
+    url_host = f"[{host}]" if ":" in host else host
     names = ", ".join(registry.models)
-    print(f"serving {names} on http://{shown}:{listener.getsockname()[1]}", file=sys.stderr, flush=True)
-    # When it is done, uvicorn raises the signal that stopped it once more, which is to be ignored.
+    print(f"serving {names} on http://{url_host}:{listener.getsockname()[1]}", file=sys.stderr, flush=True)
+    # After its shutdown uvicorn raises the signal that caused it once more; that one is ignored.
     previous = {kind: signal.signal(kind, signal.SIG_IGN) for kind in (signal.SIGTERM, signal.SIGINT)}
     try:
         server.run(sockets=[listener])
@@ -181,6 +181,8 @@ def serve(registry: ModelRegistry, host: str, port: int, keys: list[bytes] | Non
 
 
 class _Server(uvicorn.Server):
+    """Refuses new requests from the moment that a signal arrives."""
+
     def __init__(self, config: uvicorn.Config, registry: ModelRegistry) -> None:
         super().__init__(config)
         self.registry = registry

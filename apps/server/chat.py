@@ -69,9 +69,9 @@ class ChatGeneration:
         return self.served.pipe.prompts([messages], 0, local_files=False)[0]
 
     def _max_new_tokens(self) -> int:
-        scheduler, asked = self.served.scheduler, self.body.max_completion_tokens or self.body.max_tokens
+        scheduler, requested = self.served.scheduler, self.body.max_completion_tokens or self.body.max_tokens
         room = scheduler.context - self.prompt_tokens
-        max_new_tokens = asked or max(1, min(self.registry.options.max_new_tokens, room))
+        max_new_tokens = requested or max(1, min(self.registry.options.max_new_tokens, room))
         try:
             scheduler.check(self.prompt_tokens, max_new_tokens)
         except PromptError as error:
@@ -96,7 +96,7 @@ class ChatGeneration:
 
     @property
     def usage(self) -> responses.Usage:
-        """Numbers of tokens so far."""
+        """Token counts so far."""
         generated = sum(detokenizer.num_tokens for detokenizer in self.detokenizers)
         return responses.Usage(
             prompt_tokens=self.prompt_tokens,
@@ -138,7 +138,7 @@ class ChatGeneration:
         )
 
     async def events(self) -> AsyncIterator[bytes]:
-        """Server-sent events of the started completion."""
+        """Server-sent events of a completion that has been started."""
         for index in range(self.num_choices):
             yield self._choice_event(index, responses.Delta(role="assistant", content=""))
         async for chunk in self.chunks():
@@ -175,7 +175,7 @@ class ChatGeneration:
 
 
 async def load_messages(messages: list[Any], registry: ModelRegistry) -> list[dict[str, Any]]:
-    """The messages as the pipelines take them. Images are decoded, so that no URL or path is left in them."""
+    """The messages in the form that pipelines take, with decoded images in place of URLs."""
     parts = [part for message in messages if isinstance(message.content, list) for part in message.content]
     count, limit = sum(part.type == "image_url" for part in parts), registry.options.max_pictures
     if count > limit:
@@ -218,9 +218,9 @@ def check_fields(body: schema.ChatRequest) -> None:
     if body.max_tokens is not None and body.max_completion_tokens not in (None, body.max_tokens):
         raise invalid_value("max_tokens and max_completion_tokens differ; give one of them", "max_tokens")
     if body.top_logprobs is not None and not body.logprobs:
-        raise invalid_value("top_logprobs works with logprobs: true", "top_logprobs")
+        raise invalid_value("top_logprobs requires logprobs: true", "top_logprobs")
     if body.stream_options is not None and not body.stream:
-        raise invalid_value("stream_options works with stream: true", "stream_options")
+        raise invalid_value("stream_options requires stream: true", "stream_options")
 
 
 def router(registry: ModelRegistry) -> APIRouter:
@@ -232,7 +232,7 @@ def router(registry: ModelRegistry) -> APIRouter:
 
     @routes.post("/v1/chat/completions", responses=documented, response_model=None)
     async def chat_completions(body: schema.ChatRequest, request: Request) -> Response:
-        """The assistant's next message. Pictures are `image_url` parts with data: URLs."""
+        """The assistant's next message. Images are `image_url` parts with data: URLs."""
         check_fields(body)
         generation = ChatGeneration(registry, registry.get(body.model), body)
         if not body.stream:

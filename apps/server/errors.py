@@ -21,7 +21,7 @@ _TYPES = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_
 _CODES = {PictureError: "invalid_image", PromptError: "invalid_prompt", OptionError: "invalid_value"}
 _FIELD_ERRORS = {
     "missing": ("missing_required_parameter", "this field is required"),
-    "extra_forbidden": ("unknown_parameter", "this server knows no such field"),
+    "extra_forbidden": ("unknown_parameter", "this field is not supported"),
 }
 _MAX_MESSAGE = 600
 
@@ -54,12 +54,12 @@ class ClientGone(Exception):
 
 
 def invalid_value(message: str, param: str) -> ApiError:
-    """A refusal of the value of one field, with status 400."""
+    """The error for an unacceptable value of one field, with status 400."""
     return ApiError(400, message, code="invalid_value", param=param)
 
 
 def error_content(status: int, message: str, code: str | None, param: str | None = None) -> dict[str, Any]:
-    """The error object; a long message is cut."""
+    """The error object; long messages are truncated."""
     kind = _TYPES.get(status, "invalid_request_error" if status < 500 else "server_error")
     shown = message if len(message) <= _MAX_MESSAGE else message[:_MAX_MESSAGE] + "..."
     return {"error": {"message": shown, "type": kind, "param": param, "code": code}}
@@ -73,19 +73,19 @@ def error_response(
     headers: dict[str, str] | None = None,
 ) -> Response:
     """A response with the error object."""
-    # Escaped to ASCII: a message may quote a lone surrogate, which UTF-8 can't encode.
+    # Escaped to ASCII, because a message may quote a lone surrogate, which UTF-8 can't encode.
     content = json.dumps(error_content(status, message, code, param))
     return Response(content, status, headers=headers, media_type="application/json")
 
 
-def describe(error: Exception) -> tuple[int, str, str, str | None]:
+def error_fields(error: Exception) -> tuple[int, str, str, str | None]:
     """Status, message, code and field of an exception that a request can cause."""
     if isinstance(error, ApiError):
         return error.status, error.message, error.code, error.param
     if isinstance(error, QueueFull):
         return 429, "the server is busy and its queue is full; try again in a moment", "queue_full", None
     if isinstance(error, SchedulerStopped):
-        return 503, "the server is stopping and takes no more requests", "stopping", None
+        return 503, "the server is stopping and accepts no more requests", "stopping", None
     if isinstance(error, BifronsError):
         code = next((code for kind, code in _CODES.items() if isinstance(error, kind)), "invalid_request")
         return 400, str(error), code, None
@@ -93,20 +93,21 @@ def describe(error: Exception) -> tuple[int, str, str, str | None]:
 
 
 async def json_only(request: Request) -> None:
-    """Refuse a body that isn't declared as JSON; FastAPI's own message would only ask for a dictionary.
+    """Refuse a body that isn't declared as JSON, with a clearer message than FastAPI's.
 
-    It also keeps web pages of other sites from posting to a server on the user's machine, since browsers
-    don't send this content type across sites without asking the server first.
+    This also keeps other web sites from posting to a server on the user's machine: browsers don't send this
+    content type across origins without asking the server first.
     """
-    given = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if given != "application/json" and not (given.startswith("application/") and given.endswith("+json")):
-        shown = f"is {given!r}" if given else "is missing"
-        message = f"the content type {shown}; accepted: application/json"
+    content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    is_json_suffix = content_type.startswith("application/") and content_type.endswith("+json")
+    if content_type != "application/json" and not is_json_suffix:
+        problem = f"is {content_type!r}" if content_type else "is missing"
+        message = f"the content type {problem}; accepted: application/json"
         raise ApiError(415, message, code="unsupported_media_type")
 
 
 async def _handle_refusal(request: Request, error: Exception) -> Response:
-    status, message, code, param = describe(error)
+    status, message, code, param = error_fields(error)
     headers = {"Retry-After": str(RETRY_AFTER_SECONDS)} if status in (429, 503) else None
     return error_response(status, message, code, param, headers)
 
@@ -115,7 +116,9 @@ async def _handle_invalid(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
     problems: Sequence[dict[str, Any]] = error.errors()
     if problems[0]["type"] == "json_invalid":
-        return error_response(400, f"the body is no JSON: {problems[0]['ctx']['error']}", "invalid_json")
+        return error_response(
+            400, f"the body is not valid JSON: {problems[0]['ctx']['error']}", "invalid_json"
+        )
     field, problems = _most_specific([(_field_path(problem, error.body), problem) for problem in problems])
     codes_and_texts = [
         _FIELD_ERRORS.get(problem["type"], ("invalid_value", str(problem["msg"]))) for problem in problems
@@ -125,7 +128,7 @@ async def _handle_invalid(request: Request, error: Exception) -> Response:
 
 
 def _field_path(problem: dict[str, Any], body: Any) -> str:
-    """The dotted path of a field in the request; pydantic's location also names its own types."""
+    """The dotted path of a field in the request, without the type names in pydantic's location."""
     path, value, location = [], body, problem["loc"][1:]
     for depth, part in enumerate(location, 1):
         is_index = isinstance(value, list) and isinstance(part, int)
@@ -163,7 +166,9 @@ async def _handle_disconnect(request: Request, error: Exception) -> Response:
 
 async def _handle_bug(request: Request, error: Exception) -> Response:
     logging.getLogger("bifrons.server").error("a request failed", exc_info=error)
-    return error_response(500, "the server failed at this request; its log tells why", "internal_error")
+    return error_response(
+        500, "the server failed to handle this request; its log has the details", "internal_error"
+    )
 
 
 def install(app: FastAPI) -> None:

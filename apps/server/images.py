@@ -108,7 +108,7 @@ class ImageGeneration:
 
     @property
     def usage(self) -> responses.ImageUsage:
-        """Numbers of tokens of all images."""
+        """Token counts of all images."""
         generated = self.num_codes * self.num_images
         return responses.ImageUsage(
             input_tokens=self.prompt_tokens,
@@ -118,7 +118,7 @@ class ImageGeneration:
         )
 
     def encode(self, codes: list[int], seed: int) -> str:
-        """Codes, all or the first ones, as an image file in base64."""
+        """An image file in base64 from all codes of an image or from the first ones."""
         filled, width = list(codes), self.pipe.model.config.grid[1]
         while len(filled) < self.num_codes:  # missing rows repeat the last one
             filled.append(filled[-width] if len(filled) >= width else filled[-1])
@@ -128,9 +128,9 @@ class ImageGeneration:
             settings[name] = getattr(self.options, name)
         settings["software"] = "Bifrons"
         image.info.update({name: str(value) for name, value in settings.items() if value is not None})
-        return base64.b64encode(self._file(image)).decode()
+        return base64.b64encode(self._image_bytes(image)).decode()
 
-    def _file(self, image: Image.Image) -> bytes:
+    def _image_bytes(self, image: Image.Image) -> bytes:
         stream = io.BytesIO()
         if self.format == "png":
             write_png(image, stream)
@@ -164,7 +164,7 @@ class ImageGeneration:
         )
 
     async def events(self) -> AsyncIterator[bytes]:
-        """Server-sent events of the started image: partial images, then the completed one."""
+        """Server-sent events of an image that has been started: partial images, then the completed one."""
         partial_index, last = 0, False
         while not last:
             _, codes, reason = await self.outputs.get()
@@ -192,11 +192,11 @@ def check_fields(body: schema.ImageRequest, served: ServedModel) -> None:
         message = f"size is {body.size!r}; {served.name} paints {served.image_size} only (or 'auto')"
         raise invalid_value(message, "size")
     if body.partial_images and not body.stream:
-        raise invalid_value("partial_images works with stream: true", "partial_images")
+        raise invalid_value("partial_images requires stream: true", "partial_images")
     if body.stream and (body.n or 1) > 1:
         raise invalid_value("a stream carries one picture; n must be 1 with it", "n")
     if body.output_compression is not None and field_or_default(body, "output_format") == "png":
-        raise invalid_value("output_compression works with output_format jpeg or webp", "output_compression")
+        raise invalid_value("output_compression requires output_format jpeg or webp", "output_compression")
 
 
 def router(registry: ModelRegistry) -> APIRouter:
@@ -208,7 +208,7 @@ def router(registry: ModelRegistry) -> APIRouter:
 
     @routes.post("/v1/images/generations", responses=documented, response_model=None)
     async def images_generations(body: schema.ImageRequest, request: Request) -> Response:
-        """Pictures of a sentence, in base64; each tells the seed that paints it again."""
+        """Images of a prompt, in base64, each with the seed that reproduces it."""
         served = registry.get_image_model(body.model)
         check_fields(body, served)
         generation = ImageGeneration(registry, served, body)

@@ -1,4 +1,4 @@
-"""ASGI middleware: metrics of requests, API keys, and the limit of request bodies."""
+"""ASGI middleware: request metrics, API keys, and a limit on request bodies."""
 
 import asyncio
 import hmac
@@ -14,18 +14,18 @@ from .errors import CLIENT_GONE, error_response
 
 BODY_SECONDS = 60.0
 _PUBLIC_PATHS = frozenset({"/health", "/openapi.json"})
-_DRAIN = 4
-"""Up to so many times the limit is read and discarded, so that the client gets to read the refusal."""
+_MAX_DRAIN = 4
+"""Bodies are read, and discarded, up to this multiple of the limit, so that clients see the refusal."""
 
 
 def read_keys(path: Path) -> list[bytes]:
-    """The keys of a file, one a line. Raises `OptionError` if it can't be read or holds none."""
+    """The keys in a file, one per line. Raises `OptionError` if it can't be read or holds none."""
     try:
         keys = [line.strip() for line in path.read_bytes().splitlines() if line.strip()]
     except OSError as error:
         raise OptionError(f"api-key-file {path} can't be read: {error.strerror}") from error
     if not keys:
-        raise OptionError(f"api-key-file {path} holds no key; accepted: one key a line")
+        raise OptionError(f"api-key-file {path} holds no key; accepted: one key per line")
     return keys
 
 
@@ -58,7 +58,7 @@ class ApiKeyCheck:
 class BodyLimit:
     """Reads the whole body before the application sees the request.
 
-    More than `limit` bytes are refused with 413, more than `BODY_SECONDS` with 408.
+    Bodies of more than `limit` bytes are refused with 413, those that take over `BODY_SECONDS` with 408.
     """
 
     def __init__(self, app: ASGIApp, limit: int) -> None:
@@ -76,7 +76,7 @@ class BodyLimit:
         if body is None:
             return None
         if len(body) > self.limit:
-            message = f"the body has more than {self.limit:,} bytes, which is the most accepted"
+            message = f"the body has more than the accepted {self.limit:,} bytes"
             reply = error_response(413, message, "body_too_large", headers={"Connection": "close"})
             return await reply(scope, receive, send)
         buffered: list[Message] = [{"type": "http.request", "body": bytes(body), "more_body": False}]
@@ -97,12 +97,12 @@ class BodyLimit:
             received += len(piece)
             if len(body) <= self.limit:
                 body += piece
-            if not message.get("more_body", False) or received > _DRAIN * self.limit:
+            if not message.get("more_body", False) or received > _MAX_DRAIN * self.limit:
                 return body
 
 
 class RequestMetrics:
-    """Counts requests and measures their time, by route (the raw path would let clients create labels)."""
+    """Counts and times requests by route; raw paths as labels would let clients create any number of them."""
 
     def __init__(self, app: ASGIApp, registry: Any) -> None:
         self.app = app
@@ -110,7 +110,7 @@ class RequestMetrics:
         self.requests = Counter("bifrons_requests", "Requests answered", labels, registry=registry)
         self.seconds = Histogram(
             "bifrons_request_seconds",
-            "Time from a request's head to the end of its answer",
+            "Time from the headers of a request to the end of its response",
             ("route",),
             registry=registry,
             buckets=(0.01, 0.05, 0.1, 0.5, 1, 2, 5, 10, 30, 60, 120, 300),

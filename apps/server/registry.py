@@ -1,4 +1,4 @@
-"""The models of a server, each with its scheduler; the server's limits; the number of threads."""
+"""The models of a server, each with its scheduler, and the server's limits and number of threads."""
 
 import asyncio
 import os
@@ -29,37 +29,37 @@ T = TypeVar("T")
 
 SMALL_DECODER = 50_000_000
 """Number of weights below which a decoder on the CPU computes with one thread by default. One thread was
-measured to be faster for janus-nano (13 million weights); where the limit should be was not measured.
+measured to be faster for janus-nano (13 million weights); the best limit was not measured.
 
-A scheduler computes on its own thread, whose OpenMP threads come on top of those of the thread that loaded
-the model. When both together outnumbered the cores, threads were seen to sleep some 270 times in a decoding
-step of janus-nano. OpenMP putting them to sleep after each product would explain it; that wasn't proved.
+A scheduler's thread has OpenMP threads of its own beside those of the thread that loaded the model. When
+together they outnumber the cores, threads go to sleep some 270 times in a decoding step of janus-nano,
+probably after each product.
 """
 
 
 @dataclass(frozen=True)
 class ServerOptions:
-    """Limits of a server. Requests beyond them are refused before they cost much."""
+    """Limits of a server. Requests that exceed them are refused early, before costly work."""
 
     max_queue: int = 64
-    """Rows that may wait; an answer is one row, an image with guidance two."""
+    """Rows that may wait; an answer takes one row, an image with guidance two."""
     rows: int = 32
     """Rows that run together; fewer if memory is short."""
     context: int = 2048
-    """Tokens of a row, prompt and answer; fewer if the model's context is shorter."""
+    """Tokens per row, prompt and answer together; fewer if the model's context is shorter."""
     max_body: int = 20_000_000
     """Bytes of a request body, images in base64 included."""
     max_pixels: int = 16_000_000
     """Pixels of one image."""
     max_side: int = 16_384
-    """Width and height of one image. Resizing makes an intermediate image of the model's width and the
-    input's height: for an input one pixel wide, hundreds of times its size."""
+    """Pixels of the longer side of one image. Resizing makes an intermediate image of the model's width and
+    the input's height, which for an input one pixel wide is hundreds of times its size."""
     max_pictures: int = 8
-    """Images of one request."""
+    """Images in one request."""
     max_new_tokens: int = 512
-    """Length of an answer if the request states none; less if the context has less room."""
+    """Length limit of an answer for requests that state none; less if the context has less room."""
     allow_url_fetch: bool = False
-    """Whether images may be given by a public URL."""
+    """Whether images may be given by public URLs."""
 
     def __post_init__(self) -> None:
         for name, low in (("max_queue", 0), ("rows", 2), ("context", 64)):
@@ -98,9 +98,9 @@ class ServedModel:
     async def submit(
         self, rows: int, make_requests: Callable[[], Awaitable[list[GenerationRequest]]]
     ) -> list[GenerationRequest]:
-        """Reserve cache rows, then make generation requests that take them, queue and return them.
+        """Reserve cache rows, then make and queue the generation requests that take them.
 
-        Raises `ApiError` for more rows than the server ever has, `QueueFull` if they can't be had now.
+        Raises `ApiError` for more rows than the server has, `QueueFull` if they aren't available now.
         """
         limit = self.scheduler.rows + self.scheduler.max_waiting
         if rows > limit:
@@ -123,13 +123,13 @@ def _as_janus(pipe: "Pipeline") -> "JanusPipeline | None":
 
 
 class ModelRegistry:
-    """All models of a server, and the threads that prepare prompts and encode images for them."""
+    """The models of a server, and the threads that prepare prompts and encode images for them."""
 
     def __init__(self, options: ServerOptions) -> None:
         self.options = options
         self.models: dict[str, ServedModel] = {}
         self.stopping = False
-        # Only two threads: decoded images are large, and the schedulers need the processor too.
+        # Only two threads, since decoded images are large and the schedulers need the CPU too.
         self._threads = ThreadPoolExecutor(2, thread_name_prefix="bifrons-prepare")
 
     def load(self, model: str, device: str | None, dtype: str | None, **options: Any) -> ServedModel:
@@ -139,7 +139,7 @@ class ModelRegistry:
         """
         name = public_name(model)
         if name in self.models:
-            raise OptionError(f"two models are called {name}; accepted: models of different names")
+            raise OptionError(f"two models are called {name}; accepted: models with different names")
         pipe = load_pipeline(model, device, dtype, **options)
         served = ServedModel(name, pipe, self.options, label(find_model_folder(model)))
         self.models[name] = served
@@ -149,7 +149,7 @@ class ModelRegistry:
         """The model of this name; an `ApiError` with status 404 if there is none."""
         served = self.models.get(name)
         if served is None:
-            message = f"there is no model {name!r}; served are: {', '.join(self.models)}"
+            message = f"there is no model {name!r}; available: {', '.join(self.models)}"
             raise ApiError(404, message, code="model_not_found", param="model")
         return served
 
@@ -159,13 +159,13 @@ class ModelRegistry:
         return [served for served in self.models.values() if served.image_pipe is not None]
 
     def get_image_model(self, name: str | None) -> ServedModel:
-        """The named model, by default the first that generates images; an `ApiError` if it can't."""
+        """The named model, else the first that generates images; an `ApiError` if it doesn't or none does."""
         if name is None and self.image_models:
             return self.image_models[0]
         served = self.get(name) if name is not None else None
         if served is None or served.image_pipe is None:
-            known = ", ".join(model.name for model in self.image_models) or "none"
-            message = f"this model does not paint; those that do: {known}"
+            names = ", ".join(model.name for model in self.image_models) or "none"
+            message = f"this model does not paint; those that do: {names}"
             raise invalid_value(message, "model")
         return served
 
@@ -174,7 +174,7 @@ class ModelRegistry:
         return await asyncio.get_running_loop().run_in_executor(self._threads, function, *args)
 
     def close(self) -> None:
-        """Refuse new requests and finish the running ones."""
+        """Refuse new requests and finish those that run."""
         self.stopping = True
         for served in self.models.values():
             served.scheduler.close()
@@ -182,7 +182,7 @@ class ModelRegistry:
 
 
 def public_name(model: str) -> str:
-    """The name that requests give a model: a folder's last part; an embedded name or a hub id unchanged."""
+    """The name of a model in requests: a folder's last part; an embedded name or a hub id unchanged."""
     if model in EMBEDDED and not Path(model).is_dir():
         return model
     path = Path(model).expanduser()
@@ -190,9 +190,9 @@ def public_name(model: str) -> str:
 
 
 def set_num_threads(threads: int | None, decoders: Iterable[Any]) -> None:
-    """Set the number of torch's threads per computation, before any scheduler computes.
+    """Set the number of torch's threads; to be called before any scheduler runs.
 
-    It is `threads` if given; else what OMP_NUM_THREADS says; else 1 if all decoders are small and on the CPU;
+    It is `threads` if given, else OMP_NUM_THREADS if set, else 1 if all decoders are small and on the CPU,
     else torch's default. Raises `OptionError` if `threads` is less than 1.
     """
     if threads is not None:

@@ -1,4 +1,4 @@
-"""Bodies of responses and of streamed events; the names in parentheses are those of OpenAI's own types."""
+"""Bodies of responses and of streamed events. OpenAI's names of the types stand in parentheses."""
 
 from typing import Any, Literal
 
@@ -82,7 +82,7 @@ class ChunkChoice(BaseModel):
 
 
 class ChatChunk(BaseModel):
-    """One event of a streamed answer; `data: [DONE]` ends the stream."""
+    """One event of a streamed chat completion; `data: [DONE]` ends the stream."""
 
     id: str
     object: Literal["chat.completion.chunk"] = "chat.completion.chunk"
@@ -120,7 +120,7 @@ class ImageReply(BaseModel):
 
 
 class ImageEvent(BaseModel):
-    """An event of a streamed picture: some partial ones, then the completed one with its usage and seed."""
+    """An event of a streamed image: a partial image, or at last the completed one with its usage and seed."""
 
     type: Literal["image_generation.partial_image", "image_generation.completed"]
     b64_json: str
@@ -135,7 +135,7 @@ class ImageEvent(BaseModel):
 
 
 class ModelCard(BaseModel):
-    """A model (`Model`), with what it can do: its image size, context and label."""
+    """A model (`Model`), with its abilities: image size and context, and a note about it."""
 
     id: str
     object: Literal["model"] = "model"
@@ -162,10 +162,10 @@ class Health(BaseModel):
 
 
 def event_stream(model: type[BaseModel]) -> dict[str, Any]:
-    """The OpenAPI entry of a stream of such events."""
+    """The OpenAPI entry of a stream whose events are `model`s."""
     return {"text/event-stream": {"schema": {"type": "string", "description": model.__doc__ or ""}}}
 
 
 def to_json(model: BaseModel) -> dict[str, Any]:
-    """The object as JSON types."""
+    """The object as a dictionary of JSON types."""
     return model.model_dump(mode="json")

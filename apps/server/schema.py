@@ -1,7 +1,7 @@
-"""Bodies of requests: the part of OpenAI's interface that these models can honour.
+"""Bodies of requests: the part of OpenAI's API that these models support.
 
-The names in parentheses are those of OpenAI's own types. A field that the models can't honour is accepted
-only with the value that changes nothing; any other is refused by name, so nothing is silently ignored.
+OpenAI's names of the types stand in parentheses. A field that the models don't support is accepted only with
+its neutral value; any other value is refused by name, so that nothing is silently ignored.
 """
 
 from typing import Annotated, Any, Literal
@@ -12,10 +12,10 @@ from ...blocks.chat.text_generation import MAX_SEED, TextGenerationOptions
 from ...janus.image_generation import ImageGenerationOptions
 
 MAX_CHOICES = 8
-MAX_IMAGES = 10  # as in OpenAI's
-MAX_TOP_LOGPROBS = 20  # as in OpenAI's
+MAX_IMAGES = 10  # as in OpenAI's API
+MAX_TOP_LOGPROBS = 20  # as in OpenAI's API
 MAX_TEXT = 200_000
-MAX_PROMPT = 32_000  # as in OpenAI's
+MAX_PROMPT = 32_000  # as in OpenAI's API
 
 Seed = Annotated[int, Field(ge=0, le=MAX_SEED - MAX_IMAGES)]
 Tokens = Annotated[int, Field(ge=1, le=1_000_000)]
@@ -27,7 +27,7 @@ Stop = Annotated[str, Field(min_length=1, max_length=256)]
 
 
 class Request(BaseModel):
-    """Base of request bodies. Strict: no text for a number, no unknown field, no infinity."""
+    """Base of request bodies. It is strict: no strings for numbers, no unknown fields, no infinities."""
 
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
@@ -42,7 +42,7 @@ class TextPart(Request):
 class ImageAddress(Request):
     """The image of an image part, as a data: URL."""
 
-    url: Annotated[str, Field(min_length=1, description="A data: URL with a picture in base64.")]
+    url: Annotated[str, Field(min_length=1, description="A data: URL with an image in base64.")]
     detail: Literal["auto", "high"] | None = None
 
 
@@ -74,7 +74,7 @@ class UserMessage(Request):
 class AssistantMessage(Request):
     """An assistant message (`ChatCompletionAssistantMessageParam`).
 
-    The fields after `content` are those of this server's answers, so that clients can send them back.
+    The fields after `content` let clients send the messages of this server's answers back unchanged.
     """
 
     role: Literal["assistant"]
@@ -110,7 +110,7 @@ class ChatRequest(Request):
     max_completion_tokens: Tokens | None = None
     temperature: Temperature | None = Field(TextGenerationOptions.temperature, description="0 is greedy.")
     top_p: TopP | None = TextGenerationOptions.top_p
-    seed: Seed | None = Field(None, description="Choice j is drawn with seed + j.")
+    seed: Seed | None = Field(None, description="Choice j is sampled with seed + j.")
     n: Annotated[int, Field(ge=1, le=MAX_CHOICES)] | None = 1
     stop: Stop | Annotated[list[Stop], Field(max_length=4)] | None = None
     stream: bool | None = False
@@ -128,23 +128,25 @@ class ImageRequest(Request):
 
     prompt: Annotated[str, Field(min_length=1, max_length=MAX_PROMPT)]
     model: Annotated[str, Field(max_length=256)] | None = Field(
-        None, description="The first model that paints, if none is named."
+        None, description="Default: the first model that generates images."
     )
     n: Annotated[int, Field(ge=1, le=MAX_IMAGES)] | None = 1
-    size: Annotated[str, Field(max_length=32)] | None = Field("auto", description="The model's own, or auto.")
+    size: Annotated[str, Field(max_length=32)] | None = Field(
+        "auto", description="The model's own size, or auto."
+    )
     response_format: Literal["b64_json"] | None = "b64_json"
     output_format: Literal["png", "jpeg", "webp"] | None = "png"
     output_compression: Annotated[int, Field(ge=0, le=100)] | None = Field(
-        None, description="Quality of jpeg and webp; not for png, which loses nothing."
+        None, description="Quality of jpeg and webp; not accepted for png, which is lossless."
     )
     quality: Literal["auto"] | None = "auto"
     background: Literal["auto", "opaque"] | None = "auto"
     stream: bool | None = False
     partial_images: Annotated[int, Field(ge=0, le=3)] | None = 0
     user: Annotated[str, Field(max_length=256)] | None = None
-    seed: Seed | None = Field(None, description="Picture j is painted with seed + j.")
+    seed: Seed | None = Field(None, description="Image j is generated with seed + j.")
     guidance_scale: Annotated[float, Field(ge=0, le=100)] | None = Field(
-        None, description="The model's own, if none is given; 1 is without guidance."
+        None, description="Default: the model's own; 1 means no guidance."
     )
     temperature: Temperature | None = ImageGenerationOptions.temperature
     top_k: Annotated[int, Field(ge=0, le=1_000_000)] | None = ImageGenerationOptions.top_k
@@ -153,6 +155,6 @@ class ImageRequest(Request):
 
 
 def field_or_default(body: BaseModel, name: str) -> Any:
-    """The value of a field; null stands for the default, as in OpenAI's interface."""
+    """The value of a field; null stands for the default, as in OpenAI's API."""
     value = getattr(body, name)
     return type(body).model_fields[name].default if value is None else value

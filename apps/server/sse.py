@@ -1,4 +1,4 @@
-"""Server-sent events, the queue between a scheduler's thread and the event loop, and client disconnects."""
+"""Server-sent events, client disconnects, and the queue from a scheduler's thread to the event loop."""
 
 import asyncio
 import json
@@ -34,7 +34,9 @@ class OutputQueue:
 def check_finish_reason(reason: str) -> None:
     """Raise an `ApiError` with status 500 for a generation request that failed."""
     if reason not in ("stop", "length"):
-        raise ApiError(500, "the engine failed at this request; the server's log tells why", code=reason)
+        raise ApiError(
+            500, "the engine failed at this request; the server's log has the details", code=reason
+        )
 
 
 async def _wait_for_disconnect(receive: Receive) -> None:
@@ -62,14 +64,14 @@ async def while_connected(request: Request, work: Awaitable[T]) -> T:
 
 
 def event(content: Any, name: str | None = None) -> bytes:
-    """One server-sent event: a text, or anything else as JSON."""
+    """A server-sent event; content that is not a text is sent as JSON."""
     head = f"event: {name}\n" if name else ""
     text = content if isinstance(content, str) else json.dumps(content)
     return f"{head}data: {text}\n\n".encode()
 
 
 class EventStream(StreamingResponse):
-    """A response of server-sent events. However it ends, its generation requests are cancelled then."""
+    """A response of server-sent events; its generation requests are cancelled when it ends in any way."""
 
     media_type = "text/event-stream"
 
@@ -89,9 +91,9 @@ class EventStream(StreamingResponse):
 
 
 async def _with_error_event(events: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-    """The events; an error becomes an event too, since the status of the response is already sent."""
+    """The events; an error becomes one too, since the status of the response has already been sent."""
     try:
-        async for sent in events:
-            yield sent
+        async for item in events:
+            yield item
     except ApiError as error:
         yield event(error_content(error.status, error.message, error.code, error.param), "error")

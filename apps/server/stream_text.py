@@ -1,4 +1,4 @@
-"""Turns sampled tokens into the text of a choice: stop strings, stripping, log-probabilities."""
+"""Detokenization of streamed choices: stop strings, stripping of white space, log-probabilities."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -12,10 +12,10 @@ _REPLACEMENT_CHARACTER = "\ufffd"
 
 
 class StopStringFilter:
-    """Incremental text, cut before the first stop string and stripped of white space at both ends.
+    """Cuts incremental text before the first stop string and strips white space at both ends.
 
-    Text that may be the beginning of a stop string, or white space at the end, is held back until that is
-    known. So the joined output doesn't depend on how the input was cut into pieces.
+    Text that may turn out to be the beginning of a stop string, or trailing white space, is held back until
+    more text arrives. So the joined output doesn't depend on how the input was cut into pieces.
     """
 
     def __init__(self, stops: Sequence[str] = ()) -> None:
@@ -23,7 +23,7 @@ class StopStringFilter:
         self._pending = ""
         self._started = False
         self.stopped = False
-        """Whether a stop string was found."""
+        """Whether a stop string has been found."""
 
     def feed(self, text: str) -> str:
         """Take more text; returns what can be released."""
@@ -37,7 +37,7 @@ class StopStringFilter:
         return self._release(len(self._pending) - self._partial_stop_length(), last=False)
 
     def finish(self) -> str:
-        """The text that was held back."""
+        """The text that is still held back."""
         return self._release(len(self._pending), last=True)
 
     def _release(self, end: int, last: bool) -> str:
@@ -65,9 +65,9 @@ class TextChunk:
 
 
 class ChoiceDetokenizer:
-    """The callbacks of a text request: detokenizes one choice and passes `TextChunk`s to `emit`.
+    """Callbacks of a generation request: detokenizes one choice and passes `TextChunk`s to `emit`.
 
-    There is one chunk at the end; with `stream`, one as soon as there is text to release.
+    There is a chunk at the end and, with `stream`, one whenever there is text to release.
     """
 
     def __init__(
@@ -114,7 +114,7 @@ def token_logprob(tokenizer: TextTokenizer, sampled: SampledToken) -> TokenLogpr
 
     def entry(token: int, logprob: float | None) -> TopLogprob:
         text = tokenizer.decode([token], skip_special_tokens=False)
-        # A token that is part of a character has no text, and the vocabulary doesn't give its bytes.
+        # A token that is only part of a character has no text, and the vocabulary doesn't have its bytes.
         raw = None if _REPLACEMENT_CHARACTER in text else list(text.encode())
         return TopLogprob(token=text, logprob=max(logprob or 0.0, _MIN_LOGPROB), bytes=raw)
 

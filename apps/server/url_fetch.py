@@ -22,8 +22,7 @@ _REDIRECTS = (301, 302, 303, 307, 308)
 # Ranges that embed an IPv4 address: NAT64 (RFC 6052, 8215), 6to4 (RFC 3056), Teredo (RFC 4380) and
 # IPv4-compatible (RFC 4291). A public image never needs one.
 _IPV4_EMBEDDING = [
-    ipaddress.ip_network(net)
-    for net in ("64:ff9b::/96", "64:ff9b:1::/48", "2002::/16", "2001::/32", "::/96")
+    ipaddress.ip_network(net) for net in ("64:ff9b::/96", "64:ff9b:1::/48", "2002::/16", "2001::/32", "::/96")
 ]
 
 
@@ -32,7 +31,7 @@ def is_public(address: str) -> bool:
     or unspecified, nor an IPv6 address that embeds an IPv4 address (except a mapped public one)."""
     try:
         ip = ipaddress.ip_address(address)
-    except ValueError:  # no address, or one with a scope (fe80::1%eth0)
+    except ValueError:  # not an address, or one with a scope (fe80::1%eth0)
         return False
     if isinstance(ip, ipaddress.IPv6Address):
         if ip.ipv4_mapped is not None:
@@ -56,10 +55,10 @@ async def resolve(host: str, port: int) -> list[str]:
 
 
 class GuardedBackend(httpcore.AsyncNetworkBackend):
-    """Connects to public addresses only. TLS still verifies the host name."""
+    """Connects to public addresses only; TLS still verifies the host name."""
 
     def __init__(self) -> None:
-        # Typed as Any: type checkers see httpcore's stand-in without methods for a missing anyio.
+        # Typed as Any: type checkers see the class without methods that httpcore has if anyio is missing.
         self._inner: Any = httpcore.AnyIOBackend()
 
     async def connect_tcp(
@@ -79,7 +78,7 @@ class GuardedBackend(httpcore.AsyncNetworkBackend):
         timeout: float | None = None,
         socket_options: Iterable[httpcore.SOCKET_OPTION] | None = None,
     ) -> httpcore.AsyncNetworkStream:
-        raise PictureError("a socket of this machine is no address of a picture")
+        raise PictureError("a Unix socket is not the address of a picture")
 
     async def sleep(self, seconds: float) -> None:
         await self._inner.sleep(seconds)
@@ -127,7 +126,7 @@ async def fetch(url: str, max_bytes: int, backend: httpcore.AsyncNetworkBackend 
                 ) as reply:
                     if reply.status not in _REDIRECTS:
                         return await _read(reply, max_bytes)
-                    location = {key.lower(): item for key, item in reply.headers}.get(b"location")
+                    location = {name.lower(): value for name, value in reply.headers}.get(b"location")
                     if location is None:
                         raise PictureError("the picture's address redirects to nowhere")
                     url = urllib.parse.urljoin(target, location.decode("latin-1"))
