@@ -61,6 +61,7 @@ class SmallImageModel(SmallModel):
         return self.code_head(hidden)
 
 
+@torch.no_grad()
 def _draw_weights(model: nn.Module) -> None:
     """Matrices that keep the scale of what they multiply, embeddings of half of it, norms near 1."""
     generator = torch.Generator().manual_seed(0)
@@ -75,13 +76,19 @@ def _draw_weights(model: nn.Module) -> None:
 
 
 @pytest.fixture(scope="session")
+def draw_weights() -> Callable[[nn.Module], None]:
+    """`draw_weights(model)` sets all weights to random values, the same every time."""
+    return _draw_weights
+
+
+@pytest.fixture(scope="session")
 def small_model() -> Callable[..., SmallModel]:
     """`small_model(name, device="cpu", dtype=torch.float32)`: a new model of `SMALL_CONFIGS`, the same
     weights every time; dense ones have an image head. On the meta device the weights have no values."""
 
     def make(name: str, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32) -> SmallModel:
         kind = SmallImageModel if name.startswith("dense") else SmallModel
-        with torch.device("meta" if device == "meta" else "cpu"), torch.no_grad():
+        with torch.device("meta" if device == "meta" else "cpu"):
             model = kind(SMALL_CONFIGS[name])
             if device != "meta":
                 _draw_weights(model)

@@ -27,11 +27,16 @@ class VisionModel(nn.Module):
 
 @pytest.fixture(params=DEVICES)
 def model(
-    request: pytest.FixtureRequest, small_model, warm_up_capturer, monkeypatch: pytest.MonkeyPatch
+    request: pytest.FixtureRequest,
+    small_model,
+    draw_weights,
+    warm_up_capturer,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> VisionModel:
     """A model in float32 whose tower is captured, on the CPU too."""
-    torch.manual_seed(0)
-    model = VisionModel(small_model("dense").decoder).eval().requires_grad_(False).to(request.param)
+    model = VisionModel(small_model("dense").decoder)
+    draw_weights(model)
+    model.eval().requires_grad_(False).to(request.param)
     if request.param == "cpu":
         monkeypatch.setattr(graphed_module, "uses_cuda_graphs", lambda decoder: decoder.capture is not False)
         graphed_module_of(model, torch.device("cpu")).capturer = warm_up_capturer()
