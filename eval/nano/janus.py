@@ -23,8 +23,9 @@ from PIL import Image
 from ...blocks.chat.pipeline import ChatPipeline
 from ...janus.pipeline import JanusPipeline
 from ...nano.world.detector import detect, to_geneval
-from ...nano.world.questions import KINDS, sample_question, sample_scene
+from ...nano.world.questions import KINDS, sample_question
 from ...nano.world.renderer import to_pil
+from ...nano.world.scene import sample_scene
 from ...nano.world.sentences import suite
 from ..geneval.scoring import Summary, format_table, intervals, results_row, score_row, summarize
 

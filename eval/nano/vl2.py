@@ -12,9 +12,8 @@ from ...nano.world.pairs import KINDS as PAIR_KINDS
 from ...nano.world.pairs import sample_comparison, sample_example_query, sample_pair
 from ...nano.world.phrases import KINDS as QUERY_KINDS
 from ...nano.world.phrases import GroundingQuery, normalized_box, sample_query
-from ...nano.world.questions import sample_scene
 from ...nano.world.renderer import to_pil
-from ...nano.world.scene import Scene
+from ...nano.world.scene import Scene, sample_scene
 from ...vl2.grounding import Box, draw_boxes, parse_grounding
 from ...vl2.pipeline import VL2Pipeline
 from ...vl2.prompts import locate_prompt

@@ -16,9 +16,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..world.questions import sample_question, sample_scene
+from ..world.questions import sample_question
 from ..world.renderer import pack
-from ..world.scene import Scene, has_held_out_relation, place_in_quadrants, reading_order
+from ..world.scene import Scene, has_held_out_relation, place_in_quadrants, reading_order, sample_scene
 from ..world.sentences import KINDS, Case, sample_case
 from ..world.wording import article, enumeration
 

@@ -13,7 +13,8 @@ from tokenizers import AddedToken, Regex, Tokenizer, models, pre_tokenizers, tra
 from tokenizers.decoders import ByteLevel as ByteLevelDecoder
 from tokenizers.pre_tokenizers import ByteLevel
 
-from ..world.questions import sample_question, sample_scene
+from ..world.questions import sample_question
+from ..world.scene import sample_scene
 from ..world.sentences import KINDS, sample_case
 
 VOCABULARY = 768

@@ -17,8 +17,8 @@ from ...vl2.prompts import GROUNDING, locate_prompt
 from ..world.pairs import KINDS as PAIR_KINDS
 from ..world.pairs import sample_comparison, sample_example_query, sample_pair
 from ..world.phrases import answer, grounded_caption, normalized_box, sample_query
-from ..world.questions import sample_question, sample_scene
-from ..world.scene import Scene
+from ..world.questions import sample_question
+from ..world.scene import Scene, sample_scene
 from ..world.sentences import KINDS, sample_case
 from .datasets import CAPTION_REQUESTS, SHARD, Arrays, build, caption, collate, save_examples
 from .janus_data import EXAMPLES

@@ -16,7 +16,8 @@ from ...vl2.prompts import IMAGE, encode_turns
 from ...vl2.tiles import candidate_resolutions, num_image_tokens
 from ..world.pairs import sample_comparison, sample_pair
 from ..world.phrases import NO_MATCH, grounded_caption, sample_query
-from ..world.questions import sample_question, sample_scene
+from ..world.questions import sample_question
+from ..world.scene import sample_scene
 from .janus_spec import SPECIAL_TOKENS as JANUS_TOKENS
 from .tokenizer import train_tokenizer, write_files
 

@@ -18,9 +18,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ...tokenizers.vq.model import VQModel, to_uint8
-from ..world.questions import sample_scene
 from ..world.renderer import pack, render_packed
-from ..world.scene import Scene
+from ..world.scene import Scene, sample_scene
 from ..world.sentences import KINDS, sample_case
 from .janus_spec import SIDE, vq_config
 from .training_state import Average, Clock, load_state, save_state

@@ -1,6 +1,6 @@
-"""The renderer: scenes to pictures, batched, in tensor operations that run alike on every device.
+"""Batched rasterizer: renders scenes from signed distance fields with tensor operations, on any device.
 
-Shape suffixes: B pictures, K places for things, H height, W width; 3 is red, green, blue.
+Shape suffixes: B images, K object slots, H height, W width; 3 is red, green, blue.
 """
 
 from collections.abc import Sequence
@@ -25,11 +25,12 @@ def _atlas(device: str) -> Tensor:
 
 
 def pack(scenes: Sequence[Scene]) -> dict[str, Tensor]:
-    """Scenes as tensors, for storing and for `render_packed`.
+    """Scenes as a dict of tensors, for storage and for `render_packed`.
 
-    Returns `shape` int8 [B, K] (index into SHAPES), `place` float32 [B, K, 3] (x, y, size; size 0 where there
-    is no thing), `color` uint8 [B, K, 3], `background` uint8 [B, 3] and `aspect` float32 [], K = MAX_THINGS.
-    All but `aspect` may be indexed along B. Raises OptionError if the scenes don't share one aspect.
+    Returns `shape` int8 [B, K] (index into SHAPES), `place` float32 [B, K, 3] (x, y, size; size 0 marks an
+    empty slot), `color` uint8 [B, K, 3], `background` uint8 [B, 3] and `aspect` float32 [], K = MAX_OBJECTS.
+    All but `aspect` can be indexed along B. Raises OptionError for an empty batch, mixed aspects, or a scene
+    of more than MAX_OBJECTS objects.
     """
     if not scenes:
         raise OptionError("no scenes to pack; give at least one")
@@ -41,7 +42,7 @@ def pack(scenes: Sequence[Scene]) -> dict[str, Tensor]:
     color = np.zeros((count, MAX_OBJECTS, 3), dtype=np.uint8)
     for b, scene in enumerate(scenes):
         if len(scene.objects) > MAX_OBJECTS:
-            raise OptionError(f"a scene holds at most {MAX_OBJECTS} things, not {len(scene.objects)}")
+            raise OptionError(f"a scene holds at most {MAX_OBJECTS} objects, not {len(scene.objects)}")
         for k, obj in enumerate(scene.objects):
             shape[b, k] = _SHAPE_INDEX[obj.shape]
             place[b, k] = obj.x, obj.y, obj.size
@@ -56,7 +57,7 @@ def pack(scenes: Sequence[Scene]) -> dict[str, Tensor]:
 
 
 def pixel_size(size: int, aspect: float) -> tuple[int, int]:
-    """(height, width) in pixels of a picture whose shorter side is `size`."""
+    """(height, width) in pixels of an image whose shorter side is `size`."""
     if size < 1:
         raise OptionError(f"size must be at least 1 pixel, not {size}")
     if aspect >= 1:
@@ -64,20 +65,20 @@ def pixel_size(size: int, aspect: float) -> tuple[int, int]:
     return round(size / aspect), size
 
 
-def _texture_axis(pixels: int, size: int, centre_B: Tensor, scale_B: Tensor) -> Tensor:
-    """Where the pixel centres of one axis fall in a shape's texture, in texels: [B, pixels]."""
-    at = (torch.arange(pixels, device=centre_B.device, dtype=torch.float32) + 0.5) / size
-    local = (at[None] - centre_B[:, None]) / scale_B[:, None]
-    # Beyond the texture its border texel stands in: that is already more than half a pixel outside.
+def _texture_axis(pixels: int, size: int, center_B: Tensor, scale_B: Tensor) -> Tensor:
+    """Coordinates of the pixel centers of one axis in a shape's distance field, in texels: [B, pixels]."""
+    centers = (torch.arange(pixels, device=center_B.device, dtype=torch.float32) + 0.5) / size
+    local = (centers[None] - center_B[:, None]) / scale_B[:, None]
+    # Coordinates outside the field clamp to its border texels, which are already more than half a pixel
+    # outside the shape.
     return ((local / HALF_SPAN + 1) * (TEXELS / 2)).clamp(0.5, TEXELS - 0.5)
 
 
 def coverage(shape_B: Tensor, place_B3: Tensor, height: int, width: int, size: int) -> Tensor:
-    """How much of each pixel one shape covers: float32 [B, H, W] in [0, 1].
+    """Antialiased coverage mask of one shape per image: float32 [B, H, W] in [0, 1].
 
-    `shape_B` integer indices into SHAPES; `place_B3` float32 (x, y, size) in units of `size` pixels; size 0
-    covers nothing. The signed distance to the outline, in pixels, is turned into coverage by a ramp one pixel
-    wide, centred on the outline.
+    `shape_B` holds indices into SHAPES, `place_B3` (x, y, size) in units of `size` pixels; size 0 covers
+    nothing. Coverage is a linear ramp of the signed distance, one pixel wide and centered on the outline.
     """
     batch = len(shape_B)
     atlas = _atlas(str(place_B3.device))
@@ -95,13 +96,13 @@ def coverage(shape_B: Tensor, place_B3: Tensor, height: int, width: int, size: i
     field = F.grid_sample(
         atlas.expand(batch, 1, *atlas.shape), grid_BHW2, padding_mode="border", align_corners=False
     )
-    covered_BHW = (0.5 - field[:, 0] * (scale_B * size)[:, None, None]).clamp(0, 1)
-    return covered_BHW * present_B[:, None, None]
+    coverage_BHW = (0.5 - field[:, 0] * (scale_B * size)[:, None, None]).clamp(0, 1)
+    return coverage_BHW * present_B[:, None, None]
 
 
 @torch.no_grad()
 def render_packed(packed: dict[str, Tensor], size: int, device: str | torch.device) -> Tensor:
-    """Packed scenes (see `pack`) as pictures: uint8 [B, 3, H, W] on `device`; `size` is the shorter side."""
+    """Render packed scenes (see `pack`): uint8 [B, 3, H, W] on `device`, the shorter side `size` pixels."""
     height, width = pixel_size(size, float(packed["aspect"]))
     shape_BK = packed["shape"].to(device).long()
     place_BK3 = packed["place"].to(device)
@@ -109,16 +110,16 @@ def render_packed(packed: dict[str, Tensor], size: int, device: str | torch.devi
     background_B3 = packed["background"].to(device).float()
     canvas_B3HW = background_B3[:, :, None, None].expand(-1, -1, height, width).contiguous()
     for k in range(shape_BK.shape[1]):
-        covered = coverage(shape_BK[:, k], place_BK3[:, k], height, width, size)
-        canvas_B3HW += covered[:, None] * (color_BK3[:, k, :, None, None] - canvas_B3HW)
+        alpha_BHW = coverage(shape_BK[:, k], place_BK3[:, k], height, width, size)
+        canvas_B3HW += alpha_BHW[:, None] * (color_BK3[:, k, :, None, None] - canvas_B3HW)
     return (canvas_B3HW + 0.5).clamp_(0, 255).to(torch.uint8)
 
 
 def render(scenes: Sequence[Scene], size: int = 128, device: str | torch.device = "cpu") -> Tensor:
-    """Scenes of one aspect as pictures: uint8 [B, 3, H, W] on `device`; `size` is the shorter side."""
+    """Render scenes of one aspect: uint8 [B, 3, H, W] on `device`; `size` is the shorter side in pixels."""
     return render_packed(pack(scenes), size, device)
 
 
 def to_pil(scene: Scene, size: int = 128) -> Image.Image:
-    """One scene as a PIL picture; `size` is the shorter side in pixels."""
+    """Render one scene to a PIL image; `size` is the shorter side in pixels."""
     return Image.fromarray(render([scene], size)[0].permute(1, 2, 0).contiguous().numpy())

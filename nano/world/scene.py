@@ -1,7 +1,8 @@
-"""The small world: coloured shapes on plain backgrounds, how they are placed, and what stays out of training.
+"""Scene graphs of the synthetic world: colored shapes on plain backgrounds, their relations, random layouts,
+and the combinations held out of training.
 
-Lengths are in units of the picture's shorter side: a picture of aspect a = width / height spans x in
-[0, max(a, 1)] and y in [0, max(1 / a, 1)], y pointing down.
+Lengths are in units of the image's shorter side: an image of aspect a = width / height spans x in
+[0, max(a, 1)] and y in [0, max(1 / a, 1)], with y pointing down.
 """
 
 import math
@@ -11,29 +12,6 @@ from random import Random
 
 from ...blocks.errors import OptionError
 from .shapes import EXTENTS, SHAPES
-
-__all__ = [
-    "BACKGROUNDS",
-    "COLORS",
-    "HELD_OUT_COLORINGS",
-    "HELD_OUT_RELATIONS",
-    "MAX_OBJECTS",
-    "MIRROR",
-    "RELATIONS",
-    "SHAPES",
-    "SPLITS",
-    "Box",
-    "Scene",
-    "SceneObject",
-    "box_of",
-    "extent",
-    "is_held_out",
-    "normalized_offset",
-    "place",
-    "reading_order",
-    "relation",
-    "sample_colors",
-]
 
 COLORS: dict[str, tuple[int, int, int]] = {
     "red": (218, 28, 36),
@@ -47,7 +25,7 @@ COLORS: dict[str, tuple[int, int, int]] = {
     "black": (18, 18, 18),
     "white": (253, 253, 253),
 }
-"""GenEval's ten colours, in its order."""
+"""RGB of GenEval's ten colors, in its order."""
 
 BACKGROUNDS: tuple[tuple[int, int, int], ...] = (
     (204, 208, 212),  # light grey
@@ -66,17 +44,18 @@ SPLITS = ("train", "held_out", "any")
 RELATIONS = ("left of", "right of", "above", "below")
 MIRROR = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
 
-_GAP = 0.05
-_MARGIN = 0.03
-_LATTICE = 32
-_SIZES = {1: (0.20, 0.42), 2: (0.19, 0.38), 3: (0.18, 0.34), 4: (0.18, 0.30)}
+_GAP = 0.05  # minimum distance between bounding boxes
+_MARGIN = 0.03  # minimum distance of a bounding box to the image border
+_LATTICE = 32  # positions and sizes are multiples of 1 / _LATTICE
+_SIZES = {1: (0.20, 0.42), 2: (0.19, 0.38), 3: (0.18, 0.34), 4: (0.18, 0.30)}  # range by number of objects
 
 Box = tuple[float, float, float, float]
+"""x0, y0, x1, y1."""
 
 
 @dataclass(frozen=True)
 class SceneObject:
-    """One coloured shape: the centre of its bounding box and the box's longer side."""
+    """One colored shape. (x, y) is the center of its bounding box, `size` the longer side of that box."""
 
     shape: str
     color: str
@@ -87,7 +66,7 @@ class SceneObject:
 
 @dataclass(frozen=True)
 class Scene:
-    """What a picture shows. `aspect` is width / height."""
+    """The contents of an image. `aspect` is width / height."""
 
     objects: tuple[SceneObject, ...]
     background: tuple[int, int, int]
@@ -95,71 +74,77 @@ class Scene:
 
 
 def extent(aspect: float) -> tuple[float, float]:
-    """Width and height of a picture, in units of its shorter side."""
+    """(width, height) of an image of this aspect, in units of its shorter side."""
     return max(aspect, 1.0), max(1.0 / aspect, 1.0)
 
 
 def box_of(obj: SceneObject) -> Box:
-    """(x0, y0, x1, y1) of the bounding box."""
+    """Bounding box of an object."""
     w, h = EXTENTS[obj.shape]
     dx, dy = w * obj.size / 2, h * obj.size / 2
     return obj.x - dx, obj.y - dy, obj.x + dx, obj.y + dy
 
 
 def reading_order(scene: Scene) -> list[SceneObject]:
-    """The things row by row (a row is a third of the shorter side), each row from left to right."""
+    """Objects in rows of a third of the shorter side from top to bottom, left to right within a row."""
     return sorted(scene.objects, key=lambda obj: (round(obj.y * 3), obj.x))
 
 
 def normalized_offset(a_box: Box, b_box: Box) -> tuple[float, float]:
-    """GenEval's normalised offset (dx, dy) of A from B; (0, 0) where the boxes nearly coincide.
+    """GenEval's normalized offset (dx, dy) of box A from box B; (0, 0) where the boxes nearly coincide.
 
-    Each component of the distance of the centres loses a tenth of both boxes' sides, and is then divided by
-    the length of the distance as it was (GenEval, evaluation/evaluate_images.py, `relative_position`).
+    Each component of the vector between the centers is reduced by a tenth of the two boxes' summed sides and
+    divided by the length of the unreduced vector (GenEval, evaluation/evaluate_images.py,
+    `relative_position`).
     """
-    off_x = (a_box[0] + a_box[2] - b_box[0] - b_box[2]) / 2
-    off_y = (a_box[1] + a_box[3] - b_box[1] - b_box[3]) / 2
-    rev_x = max(abs(off_x) - 0.1 * (a_box[2] - a_box[0] + b_box[2] - b_box[0]), 0.0)
-    rev_y = max(abs(off_y) - 0.1 * (a_box[3] - a_box[1] + b_box[3] - b_box[1]), 0.0)
-    if rev_x < 1e-3 and rev_y < 1e-3:
+    dx = (a_box[0] + a_box[2] - b_box[0] - b_box[2]) / 2
+    dy = (a_box[1] + a_box[3] - b_box[1] - b_box[3]) / 2
+    reduced_x = max(abs(dx) - 0.1 * (a_box[2] - a_box[0] + b_box[2] - b_box[0]), 0.0)
+    reduced_y = max(abs(dy) - 0.1 * (a_box[3] - a_box[1] + b_box[3] - b_box[1]), 0.0)
+    if reduced_x < 1e-3 and reduced_y < 1e-3:
         return 0.0, 0.0
-    norm = (off_x * off_x + off_y * off_y) ** 0.5
-    return (rev_x if off_x > 0 else -rev_x) / norm, (rev_y if off_y > 0 else -rev_y) / norm
+    norm = (dx * dx + dy * dy) ** 0.5
+    return (
+        (reduced_x if dx > 0 else -reduced_x) / norm,
+        (reduced_y if dy > 0 else -reduced_y) / norm,
+    )
 
 
 def relation(a_box: Box, b_box: Box) -> set[str]:
-    """The relations in which A stands to B by GenEval's rule: none, one, or two on a diagonal."""
+    """The relations of box A to box B by GenEval's rule: none, one, or two (on a diagonal)."""
     dx, dy = normalized_offset(a_box, b_box)
-    holds = (dx < -0.5, dx > 0.5, dy < -0.5, dy > 0.5)
-    return {name for name, true in zip(RELATIONS, holds, strict=True) if true}
+    conditions = (dx < -0.5, dx > 0.5, dy < -0.5, dy > 0.5)
+    return {name for name, holds in zip(RELATIONS, conditions, strict=True) if holds}
 
 
 def _held_out_colorings() -> frozenset[tuple[str, str]]:
-    """Shape i loses colour 3 i + 1 (mod 10): a tenth of the pairs, eight different colours."""
+    """Shape i is held out in color 3 i + 1 (mod 10): a tenth of all pairs, in eight different colors."""
     names = tuple(COLORS)
     return frozenset((shape, names[(3 * i + 1) % 10]) for i, shape in enumerate(SHAPES))
 
 
 def _held_out_relations() -> frozenset[tuple[str, str, str]]:
-    """Twelve of the 28 pairs of shapes lose one relation and its mirror: 24 of 224 triples.
+    """One relation and its mirror are held out for 12 of the 28 pairs of shapes: 24 of 224 triples.
 
-    The pairs are shape i with i + 3 (mod 8) and, for i < 4, with i + 4: each shape is in three of them. The
-    k-th pair loses RELATIONS[(k + k // 4) mod 4], so each relation is lost three times before mirroring.
+    The pairs are (i, i + 3 mod 8) and, for i < 4, (i, i + 4), so each shape is in three pairs. The k-th pair
+    is held out in RELATIONS[(k + k // 4) mod 4], so each relation occurs three times before mirroring.
     """
     pairs = [(i, (i + 3) % 8) for i in range(8)] + [(i, i + 4) for i in range(4)]
-    out = set()
+    triples = set()
     for k, (i, j) in enumerate(pairs):
         name = RELATIONS[(k + k // 4) % 4]
-        out |= {(SHAPES[i], name, SHAPES[j]), (SHAPES[j], MIRROR[name], SHAPES[i])}
-    return frozenset(out)
+        triples |= {(SHAPES[i], name, SHAPES[j]), (SHAPES[j], MIRROR[name], SHAPES[i])}
+    return frozenset(triples)
 
 
 HELD_OUT_COLORINGS = _held_out_colorings()
+"""(shape, color) pairs that never occur in training scenes."""
 HELD_OUT_RELATIONS = _held_out_relations()
+"""(shape, relation, shape) triples that never occur in training scenes."""
 
 
 def has_held_out_relation(objects: Sequence[SceneObject]) -> bool:
-    """Whether two of the things stand in a held-out relation."""
+    """Whether any two of the objects are in a held-out relation."""
     boxes = [box_of(obj) for obj in objects]
     for i, a in enumerate(objects):
         for j in range(i):
@@ -172,7 +157,7 @@ def has_held_out_relation(objects: Sequence[SceneObject]) -> bool:
 
 
 def is_held_out(scene: Scene) -> bool:
-    """Whether the scene holds a held-out colouring, or two things in a held-out relation."""
+    """Whether the scene has an object in a held-out color, or two objects in a held-out relation."""
     if any((obj.shape, obj.color) in HELD_OUT_COLORINGS for obj in scene.objects):
         return True
     return has_held_out_relation(scene.objects)
@@ -189,20 +174,21 @@ _TRAIN_COLORS = {s: tuple(c for c in COLORS if (s, c) not in HELD_OUT_COLORINGS)
 
 
 def sample_colors(rng: Random, shapes: Sequence[str], split: str) -> list[str]:
-    """A random colour for each shape; only split "any" gives held-out colourings."""
+    """A random color for each shape; held-out colorings are only drawn for split "any"."""
     if split == "any":
         return [rng.choice(_ALL_COLORS) for _ in shapes]
     return [rng.choice(_TRAIN_COLORS[shape]) for shape in shapes]
 
 
 def _on_lattice(rng: Random, low: float, high: float) -> float:
-    """A random multiple of 1 / _LATTICE in [low, high]."""
+    """A uniformly random multiple of 1 / _LATTICE in [low, high]."""
     return rng.randint(math.ceil(low * _LATTICE), math.floor(high * _LATTICE)) / _LATTICE
 
 
 def _try_place(
     rng: Random, shapes: Sequence[str], colors: Sequence[str], low: float, high: float, aspect: float
 ) -> tuple[SceneObject, ...] | None:
+    """Place objects one after another by rejection sampling; None if one finds no room in 12 tries."""
     width, height = extent(aspect)
     boxes: list[Box] = []
     objects = []
@@ -224,14 +210,15 @@ def _try_place(
 
 
 def place(rng: Random, shapes: Sequence[str], colors: Sequence[str], aspect: float = 1.0) -> Scene:
-    """A scene of 1 to MAX_THINGS things at random places and sizes on a random background.
+    """A scene of 1 to MAX_OBJECTS objects with random positions, sizes and background.
 
-    Bounding boxes keep a gap of 0.05 between them and a margin of 0.03 to the border; sizes are uniform
-    within limits that shrink as the number of things grows, and never below 0.18. Centres and sizes are
-    multiples of 1 / 32: fine enough to vary freely, coarse enough for a small codebook to draw edges crisply.
+    Bounding boxes are at least 0.05 apart and 0.03 from the border. Sizes are uniform in a range that shrinks
+    with the number of objects, and at least 0.18. Centers and sizes are multiples of 1 / 32: fine enough for
+    variety, coarse enough for a small codebook to reproduce sharp edges. Raises OptionError for any other
+    number of objects.
     """
     if not 1 <= len(shapes) <= MAX_OBJECTS:
-        raise OptionError(f"a scene holds 1 to {MAX_OBJECTS} things, not {len(shapes)}")
+        raise OptionError(f"a scene holds 1 to {MAX_OBJECTS} objects, not {len(shapes)}")
     low, high = _SIZES[len(shapes)]
     while True:
         objects = _try_place(rng, shapes, colors, low, high, aspect)
@@ -240,17 +227,35 @@ def place(rng: Random, shapes: Sequence[str], colors: Sequence[str], aspect: flo
 
 
 def place_in_quadrants(rng: Random, shapes: Sequence[str], colors: Sequence[str]) -> Scene:
-    """A square scene like those of `place`, but each thing lies within its own quarter of the picture."""
+    """A square scene as from `place`, but with each object inside a quadrant of its own."""
     assert len(shapes) <= MAX_OBJECTS
     low, high = _SIZES[len(shapes)]
     objects = []
-    for shape, color, quarter in zip(shapes, colors, rng.sample(range(4), len(shapes)), strict=True):
+    for shape, color, quadrant in zip(shapes, colors, rng.sample(range(4), len(shapes)), strict=True):
         size = _on_lattice(rng, low, high)
-        centre = []
-        for side, begin in zip(EXTENTS[shape], (quarter % 2 / 2, quarter // 2 / 2), strict=True):
+        center = []
+        for side, start in zip(EXTENTS[shape], (quadrant % 2 / 2, quadrant // 2 / 2), strict=True):
             half = side * size / 2
-            first = begin + (_GAP / 2 if begin else _MARGIN) + half
-            last = begin + 0.5 - (_MARGIN if begin else _GAP / 2) - half
-            centre.append(_on_lattice(rng, first, last))
-        objects.append(SceneObject(shape, color, centre[0], centre[1], size))
+            first = start + (_GAP / 2 if start else _MARGIN) + half
+            last = start + 0.5 - (_MARGIN if start else _GAP / 2) - half
+            center.append(_on_lattice(rng, first, last))
+        objects.append(SceneObject(shape, color, center[0], center[1], size))
     return Scene(tuple(objects), rng.choice(BACKGROUNDS))
+
+
+def sample_scene(rng: Random, split: str = "train", aspect: float = 1.0) -> Scene:
+    """A random scene of 1 to 4 objects; shapes and colors may repeat.
+
+    Split "train": no held-out combination; "held_out": at least one; "any": no restriction. Raises
+    OptionError for other splits.
+    """
+    check_split(split)
+    while True:
+        shapes = [rng.choice(SHAPES) for _ in range(rng.randint(1, 4))]
+        if len(shapes) > 1 and rng.random() < 0.25:
+            repeats = rng.randint(2, len(shapes))
+            shapes[:repeats] = shapes[:1] * repeats
+        colors = sample_colors(rng, shapes, "train" if split == "train" else "any")
+        scene = place(rng, shapes, colors, aspect)
+        if split == "any" or is_held_out(scene) == (split == "held_out"):
+            return scene

@@ -1,4 +1,4 @@
-"""Sentences about the small world in GenEval's schema, each with a scene that shows exactly what it says."""
+"""Prompts about the synthetic world in GenEval's schema, each with a scene that exactly matches it."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -6,28 +6,26 @@ from random import Random
 from typing import Any
 
 from ...blocks.errors import OptionError
+from .relations import clear_relation
 from .scene import (
     HELD_OUT_COLORINGS,
     HELD_OUT_RELATIONS,
     RELATIONS,
     SHAPES,
     Scene,
-    box_of,
     check_split,
     has_held_out_relation,
-    normalized_offset,
     place,
-    relation,
     sample_colors,
 )
 from .wording import (
+    NUMBER_WORDS,
     article,
     attr_row,
     colors_row,
     counting_row,
     enumeration,
     metadata_row,
-    number,
     plural,
     position_row,
     single_row,
@@ -37,17 +35,12 @@ from .wording import (
 
 KINDS = ("single_object", "two_object", "counting", "colors", "position", "color_attr")
 HELD_OUT_KINDS = ("colors", "position", "color_attr")
-"""The kinds whose sentences can name a held-out combination."""
-
-MIN_TRUE_OFFSET = 0.75
-"""A stated relation holds with at least this normalised offset (GenEval asks for 0.5)."""
-
-_AXIS = {"left of": (0, -1), "right of": (0, 1), "above": (1, -1), "below": (1, 1)}
+"""Kinds whose sentences can name a held-out combination."""
 
 
 @dataclass(frozen=True)
 class Case:
-    """A GenEval metadata row and a scene that fulfils it and shows nothing more."""
+    """A GenEval metadata row, and a scene that satisfies it and shows nothing else."""
 
     metadata: dict[str, Any]
     scene: Scene
@@ -56,7 +49,7 @@ class Case:
 def _place_clean(
     rng: Random, shapes: Sequence[str], colors: Sequence[str], split: str, aspect: float
 ) -> Scene:
-    """A placement without held-out relations, unless the split is "any"."""
+    """A scene from `place`, without held-out relations unless the split is "any"."""
     while True:
         scene = place(rng, shapes, colors, aspect)
         if split == "any" or not has_held_out_relation(scene.objects):
@@ -66,16 +59,15 @@ def _place_clean(
 def _place_related(
     rng: Random, shapes: Sequence[str], colors: Sequence[str], name: str, aspect: float
 ) -> Scene:
-    """A placement in which shapes[0] stands NAME shapes[1], clearly, and in no other relation."""
-    axis, sign = _AXIS[name]
+    """A scene in which `name` is the clear and only relation of shapes[0] to shapes[1]."""
     while True:
         scene = place(rng, shapes, colors, aspect)
-        a, b = (box_of(obj) for obj in scene.objects)
-        if sign * normalized_offset(a, b)[axis] > MIN_TRUE_OFFSET and relation(a, b) == {name}:
+        if clear_relation(*scene.objects) == name:
             return scene
 
 
 def _sample_relation(rng: Random, split: str) -> tuple[str, str, str]:
+    """A random (shape, relation, shape) triple of the split."""
     if split == "held_out":
         return rng.choice(_HELD_OUT_TRIPLES)
     while True:
@@ -136,18 +128,17 @@ def _two(rng: Random, split: str, aspect: float) -> Case:
 
 
 def _mixed(rng: Random, split: str, aspect: float) -> Case:
-    """For training: a count with a colour, a relation with colours, or a list of three or four things."""
-    form = rng.randrange(3)
-    if form == 0:
+    """For training only: a count and a color, a relation and colors, or a list of three or four objects."""
+    variant = rng.randrange(3)
+    if variant == 0:
         shape, count = rng.choice(SHAPES), rng.randint(2, 4)
         color, name = sample_colors(rng, [shape], split)[0], plural(shape)
-        plain = f"{number(count)} {color} {name}"
-        prompt = word_prompt(
-            plain, (f"{count} {color} {name}", f"{number(count)} {name}, all {color}"), rng, several=True
-        )
+        word = NUMBER_WORDS[count]
+        paraphrases = (f"{count} {color} {name}", f"{word} {name}, all {color}")
+        prompt = word_prompt(f"{word} {color} {name}", paraphrases, rng, several=True)
         row = metadata_row("mixed", prompt, [{"class": shape, "count": count, "color": color}], count)
         return Case(row, place(rng, [shape] * count, [color] * count, aspect))
-    if form == 1:
+    if variant == 1:
         a, name, b = _sample_relation(rng, split)
         colors = sample_colors(rng, (a, b), split)
         scene = _place_related(rng, (a, b), colors, name, aspect)
@@ -173,11 +164,11 @@ _SAMPLERS: dict[str, Callable[[Random, str, float], Case]] = {
 
 
 def sample_case(kind: str, rng: Random, split: str = "train", aspect: float = 1.0) -> Case:
-    """A sentence of one of KINDS or "mixed", and a scene that shows exactly it; the rest is random.
+    """A random sentence of one of KINDS or "mixed", with a random scene that shows exactly what it says.
 
-    Split "train": no held-out combination anywhere in the scene. "held_out": the sentence names a held-out
-    colouring or relation, and the scene holds no held-out combination that the sentence doesn't name; only
-    for HELD_OUT_KINDS. "any": no restriction. Raises OptionError for other kinds and splits.
+    Split "train": the scene has no held-out combination. "held_out" (only for HELD_OUT_KINDS): the sentence
+    names a held-out coloring or relation, and the scene has no other held-out combination. "any": no
+    restriction. Raises OptionError for other kinds and splits.
     """
     check_split(split)
     if kind not in _SAMPLERS:
@@ -188,7 +179,10 @@ def sample_case(kind: str, rng: Random, split: str = "train", aspect: float = 1.
 
 
 def suite(n: int, seed: int, split: str = "train") -> list[dict[str, Any]]:
-    """`n` metadata rows that cycle evenly over the kinds (over HELD_OUT_KINDS for split "held_out")."""
+    """`n` metadata rows that cycle through KINDS (HELD_OUT_KINDS for split "held_out").
+
+    Raises OptionError for a negative `n` and for unknown splits.
+    """
     check_split(split)
     if n < 0:
         raise OptionError(f"a suite has 0 or more rows, not {n}")

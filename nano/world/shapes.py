@@ -1,7 +1,7 @@
-"""The eight shapes as closed outlines, and their signed-distance textures.
+"""The eight shapes as polygons, and their signed distance fields.
 
-Every outline is a polygon (curves are sampled densely) with its bounding box centred on the origin and the
-longer side of that box equal to 1; y points down, as in pictures.
+Every outline is a closed polygon (curves are sampled densely) whose bounding box is centered on the origin
+and has a longer side of 1. The y axis points down, as in images.
 """
 
 import math
@@ -12,27 +12,30 @@ import numpy as np
 SHAPES = ("circle", "square", "triangle", "star", "heart", "diamond", "cross", "hexagon")
 
 TEXELS = 256
-"""Side of one shape's distance texture."""
+"""Side of one shape's signed distance field, in texels."""
 HALF_SPAN = 0.7
-"""The texture covers [-HALF_SPAN, HALF_SPAN] in both directions, in units of the shape's size."""
+"""A distance field covers [-HALF_SPAN, HALF_SPAN] along both axes, in units of the shape's size."""
 
 _CURVE_POINTS = 160
-_STAR_INNER = 0.42  # inner to outer radius; a pentagram's 0.382 leaves arms too thin for 23 pixels
-_DIAMOND_WIDTH = 0.68  # a rhombus clearly taller than wide, so that no hexagon or square comes near it
-_CROSS_ARM = 0.34  # width of an arm, in units of the length
+_STAR_INNER = (
+    0.42  # ratio of the inner to the outer radius; at a pentagram's 0.382, arms are too thin at 23 px
+)
+_DIAMOND_WIDTH = 0.68  # width / height; clearly taller than wide, so not mistaken for a hexagon or square
+_CROSS_ARM = 0.34  # width of an arm / its length
 
 Outline = list[tuple[float, float]]
 
 
-def _centred(points: Outline) -> Outline:
+def _normalize(points: Outline) -> Outline:
+    """The outline with its bounding box centered on the origin and scaled to a longer side of 1."""
     xs, ys = [x for x, _ in points], [y for _, y in points]
     scale = 1.0 / max(max(xs) - min(xs), max(ys) - min(ys))
     mid_x, mid_y = (max(xs) + min(xs)) / 2, (max(ys) + min(ys)) / 2
     return [((x - mid_x) * scale, (y - mid_y) * scale) for x, y in points]
 
 
-def _ring(count: int, start: float = 0.0, radii: tuple[float, ...] = (1.0,)) -> Outline:
-    """`count` points on rays `2 pi / count` apart, the first at angle `start`, radii taken in turn."""
+def _radial_polygon(count: int, start: float = 0.0, radii: tuple[float, ...] = (1.0,)) -> Outline:
+    """`count` vertices at equal angles from `start` on (in radians), at radii that cycle through `radii`."""
     return [
         (
             radii[i % len(radii)] * math.cos(start + 2 * math.pi * i / count),
@@ -43,7 +46,7 @@ def _ring(count: int, start: float = 0.0, radii: tuple[float, ...] = (1.0,)) -> 
 
 
 def _heart() -> Outline:
-    """The well-known sine heart: x = 16 sin^3 t, y = 13 cos t - 5 cos 2t - 2 cos 3t - cos 4t."""
+    """The parametric heart curve x = 16 sin^3 t, y = 13 cos t - 5 cos 2t - 2 cos 3t - cos 4t."""
     points = []
     for i in range(_CURVE_POINTS):
         t = 2 * math.pi * i / _CURVE_POINTS
@@ -62,32 +65,31 @@ def _cross() -> Outline:
 _UP = -math.pi / 2
 
 OUTLINES: dict[str, Outline] = {
-    name: _centred(points)
+    name: _normalize(points)
     for name, points in {
-        "circle": _ring(_CURVE_POINTS),
+        "circle": _radial_polygon(_CURVE_POINTS),
         "square": [(-1.0, -1.0), (1.0, -1.0), (1.0, 1.0), (-1.0, 1.0)],
-        "triangle": _ring(3, _UP),
-        "star": _ring(10, _UP, (1.0, _STAR_INNER)),
+        "triangle": _radial_polygon(3, _UP),
+        "star": _radial_polygon(10, _UP, (1.0, _STAR_INNER)),
         "heart": _heart(),
         "diamond": [(0.0, -1.0), (_DIAMOND_WIDTH, 0.0), (0.0, 1.0), (-_DIAMOND_WIDTH, 0.0)],
         "cross": _cross(),
-        "hexagon": _ring(6),
+        "hexagon": _radial_polygon(6),
     }.items()
 }
 
 EXTENTS: dict[str, tuple[float, float]] = {
     name: (2 * max(x for x, _ in points), 2 * max(y for _, y in points)) for name, points in OUTLINES.items()
 }
-"""Width and height of each shape's bounding box at size 1; the larger of the two is 1."""
+"""(width, height) of each shape's bounding box at size 1; the larger of the two is 1."""
 
 
 def signed_distance(outline: Outline, points: np.ndarray) -> np.ndarray:
-    """Euclidean distance of `points` [N, 2] to a closed polygon, negative inside; float64 [N].
+    """Signed Euclidean distance of `points` [N, 2] to a closed polygon, negative inside: float64 [N].
 
-    Distance is the least over the edges of the distance to the segment; the inside is decided by the
-    even-odd rule.
+    The magnitude is the distance to the nearest edge; the sign follows the even-odd rule.
     """
-    best = np.full(len(points), np.inf)
+    squared = np.full(len(points), np.inf)
     inside = np.zeros(len(points), dtype=bool)
     x, y = points[:, 0], points[:, 1]
     for (ax, ay), (bx, by) in zip(outline, [*outline[1:], outline[0]], strict=True):
@@ -96,19 +98,19 @@ def signed_distance(outline: Outline, points: np.ndarray) -> np.ndarray:
         if length2 == 0.0:
             continue
         t = np.clip(((x - ax) * ex + (y - ay) * ey) / length2, 0.0, 1.0)
-        best = np.minimum(best, (x - ax - t * ex) ** 2 + (y - ay - t * ey) ** 2)
+        squared = np.minimum(squared, (x - ax - t * ex) ** 2 + (y - ay - t * ey) ** 2)
         if ey != 0.0:
             inside ^= ((ay > y) != (by > y)) & (x < ax + (y - ay) * ex / ey)
-    return np.where(inside, -1.0, 1.0) * np.sqrt(best)
+    return np.where(inside, -1.0, 1.0) * np.sqrt(squared)
 
 
 @lru_cache(maxsize=1)
 def distance_atlas() -> np.ndarray:
-    """All textures, one below another in the order of SHAPES: float32 [8 * TEXELS, TEXELS].
+    """The signed distance fields of all SHAPES, stacked vertically: float32 [8 * TEXELS, TEXELS].
 
-    Texel (r, c) of a shape holds the signed distance at its centre, in units of the shape's size.
+    Each texel holds the signed distance at its center, in units of the shape's size.
     """
     axis = ((np.arange(TEXELS) + 0.5) / TEXELS * 2 - 1) * HALF_SPAN
     points = np.stack(np.meshgrid(axis, axis), axis=-1).reshape(-1, 2)
-    tiles = [signed_distance(OUTLINES[name], points).reshape(TEXELS, TEXELS) for name in SHAPES]
-    return np.concatenate(tiles).astype(np.float32)
+    fields = [signed_distance(OUTLINES[name], points).reshape(TEXELS, TEXELS) for name in SHAPES]
+    return np.concatenate(fields).astype(np.float32)

@@ -1,32 +1,27 @@
-"""The wordings of sentences about the small world, and their rows in GenEval's schema."""
+"""Sentence templates and GenEval metadata rows for prompts about the synthetic world."""
 
 from collections.abc import Sequence
 from random import Random
 from typing import Any
 
 GENEVAL_SHARE = 0.5
-"""Share of the sentences in GenEval's own wording, "a photo of ..."."""
+"""Probability of GenEval's own template, "a photo of ..."."""
 
-_WORDS = {1: "one", 2: "two", 3: "three", 4: "four"}
+NUMBER_WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight")
 
 
 def article(phrase: str) -> str:
-    """The phrase with "a" or "an" before it."""
+    """The phrase with its indefinite article."""
     return f"{'an' if phrase[0] in 'aeiou' else 'a'} {phrase}"
 
 
 def plural(shape: str) -> str:
-    """The shape's plural: "crosses", "stars"."""
+    """Plural of a shape's name: "crosses", "stars"."""
     return shape + ("es" if shape.endswith("s") else "s")
 
 
-def number(count: int) -> str:
-    """ "one" to "four"."""
-    return _WORDS[count]
-
-
-def _dress(body: str, rng: Random, several: bool = False) -> str:
-    """A noun phrase as a request or statement in one of many forms; `several` asks for "there are"."""
+def _random_template(body: str, rng: Random, several: bool = False) -> str:
+    """A noun phrase in a random template, capitalization and punctuation; `several` selects "there are"."""
     text = rng.choice(
         (
             body,
@@ -45,39 +40,40 @@ def _dress(body: str, rng: Random, several: bool = False) -> str:
     return text + "." if rng.random() < 0.3 else text
 
 
-def word_prompt(plain: str, others: Sequence[str], rng: Random, several: bool = False) -> str:
-    """GenEval's own form of `plain` about half of the time, otherwise another wording."""
+def word_prompt(plain: str, paraphrases: Sequence[str], rng: Random, several: bool = False) -> str:
+    """A prompt: `plain` in GenEval's template with probability GENEVAL_SHARE, else `plain` or a paraphrase
+    in a random one."""
     if rng.random() < GENEVAL_SHARE:
         return f"a photo of {plain}"
-    return _dress(rng.choice((plain, *others)), rng, several)
+    return _random_template(rng.choice((plain, *paraphrases)), rng, several)
 
 
 def _colored(color: str, shape: str, rng: Random) -> str:
-    """Another way to say that a shape has a colour."""
+    """A random noun phrase for one object of a color."""
     forms = (f"one {color} {shape}", f"a {shape} that is {color}", f"a single {color} {shape}")
     return rng.choice((article(f"{color} {shape}"), *forms))
 
 
 def _related(a: str, name: str, b: str, rng: Random) -> list[str]:
-    """Other ways to say "a NAME b"; `a` and `b` are noun phrases with their articles."""
+    """Paraphrases of "`a` `name` `b`"; `a` and `b` are noun phrases with articles."""
     sides = {"left of": ("to the left of", "on the left of", "its left"),
              "right of": ("to the right of", "on the right of", "its right")}  # fmt: skip
     if name in sides:
         to, on, side = sides[name]
         return [f"{a} {to} {b}", f"{a} {on} {b}", f"{b} with {a} to {side}", f"{b} and, to {side}, {a}"]
-    over = ("over", "higher than") if name == "above" else ("under", "lower than")
-    return [f"{a} {over[0]} {b}", f"{a} {over[1]} {b}", f"{b} with {a} {name} it", f"{b} and, {name} it, {a}"]
+    short, long = ("over", "higher than") if name == "above" else ("under", "lower than")
+    return [f"{a} {short} {b}", f"{a} {long} {b}", f"{b} with {a} {name} it", f"{b} and, {name} it, {a}"]
 
 
 def enumeration(phrases: Sequence[str]) -> str:
-    """ "a", "a and b", "a, b and c"."""
+    """Phrases joined as in "a", "a and b", "a, b and c"."""
     return phrases[0] if len(phrases) == 1 else f"{', '.join(phrases[:-1])} and {phrases[-1]}"
 
 
 def metadata_row(
     tag: str, prompt: str, include: list[dict[str, Any]], count: int | None = None
 ) -> dict[str, Any]:
-    """A GenEval metadata row; with a `count`, more than so many of the first class are excluded."""
+    """A GenEval metadata row; `count` adds a clause that excludes more than `count` of the first class."""
     row: dict[str, Any] = {"tag": tag, "include": include}
     if count is not None:
         row["exclude"] = [{"class": include[0]["class"], "count": count + 1}]
@@ -85,48 +81,53 @@ def metadata_row(
 
 
 def single_row(shapes: Sequence[str], rng: Random) -> dict[str, Any]:
-    """A single object."""
+    """Row and prompt of the kind "single_object"."""
     shape = shapes[0]
     prompt = word_prompt(article(shape), (f"one {shape}", f"a single {shape}", f"just a {shape}"), rng)
     return metadata_row("single_object", prompt, [{"class": shape, "count": 1}])
 
 
 def two_row(shapes: Sequence[str], rng: Random) -> dict[str, Any]:
-    """Two objects."""
+    """Row and prompt of the kind "two_object"."""
     a, b = article(shapes[0]), article(shapes[1])
-    others = (
+    paraphrases = (
         f"{a} with {b}",
         f"{a} next to {b}",
         f"one {shapes[0]} and one {shapes[1]}",
         f"{a} together with {b}",
     )
-    prompt = word_prompt(f"{a} and {b}", others, rng)
+    prompt = word_prompt(f"{a} and {b}", paraphrases, rng)
     return metadata_row("two_object", prompt, [{"class": shape, "count": 1} for shape in shapes])
 
 
 def counting_row(shapes: Sequence[str], rng: Random) -> dict[str, Any]:
-    """Several objects of one shape."""
+    """Row and prompt of the kind "counting": len(shapes) objects of one shape."""
     count, name = len(shapes), plural(shapes[0])
-    word = number(count)
-    others = (f"{count} {name}", f"exactly {word} {name}", f"{count} {name}", f"{word} {shapes[0]} shapes")
-    prompt = word_prompt(f"{word} {name}", others, rng, several=True)
+    word = NUMBER_WORDS[count]
+    paraphrases = (
+        f"{count} {name}",
+        f"exactly {word} {name}",
+        f"{count} {name}",
+        f"{word} {shapes[0]} shapes",
+    )
+    prompt = word_prompt(f"{word} {name}", paraphrases, rng, several=True)
     return metadata_row("counting", prompt, [{"class": shapes[0], "count": count}], count)
 
 
 def colors_row(shapes: Sequence[str], colors: Sequence[str], rng: Random) -> dict[str, Any]:
-    """One object of a color."""
+    """Row and prompt of the kind "colors": one object of a color."""
     color, shape = colors[0], shapes[0]
     prompt = word_prompt(article(f"{color} {shape}"), (_colored(color, shape, rng),), rng)
     return metadata_row("colors", prompt, [{"class": shape, "count": 1, "color": color}])
 
 
 def attr_row(shapes: Sequence[str], colors: Sequence[str], rng: Random) -> dict[str, Any]:
-    """Two objects, each with its color."""
+    """Row and prompt of the kind "color_attr": two objects, each with its color."""
     plain = [article(f"{c} {s}") for s, c in zip(shapes, colors, strict=True)]
-    that = [f"{article(s)} that is {c}" for s, c in zip(shapes, colors, strict=True)]
+    relative = [f"{article(s)} that is {c}" for s, c in zip(shapes, colors, strict=True)]
     one = [f"one {c} {s}" for s, c in zip(shapes, colors, strict=True)]
-    others = (" and ".join(that), " and ".join(one), " next to ".join(plain), " with ".join(plain))
-    prompt = word_prompt(" and ".join(plain), others, rng)
+    paraphrases = (" and ".join(relative), " and ".join(one), " next to ".join(plain), " with ".join(plain))
+    prompt = word_prompt(" and ".join(plain), paraphrases, rng)
     include = [{"class": s, "count": 1, "color": c} for s, c in zip(shapes, colors, strict=True)]
     return metadata_row("color_attr", prompt, include)
 
@@ -134,7 +135,7 @@ def attr_row(shapes: Sequence[str], colors: Sequence[str], rng: Random) -> dict[
 def position_row(
     tag: str, shapes: Sequence[str], name: str, colors: Sequence[str] | None, rng: Random
 ) -> dict[str, Any]:
-    """shapes[0] NAME shapes[1]; as in GenEval, the clause with the position comes second."""
+    """Row and prompt for "shapes[0] `name` shapes[1]"; as in GenEval, the second clause has the position."""
     include: list[dict[str, Any]] = [{"class": shapes[1], "count": 1}, {"class": shapes[0], "count": 1}]
     phrases = [article(shape) for shape in shapes]
     if colors is not None:

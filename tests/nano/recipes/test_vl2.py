@@ -23,9 +23,8 @@ from bifrons.nano.world.pairs import KINDS as PAIR_KINDS
 from bifrons.nano.world.pairs import sample_comparison, sample_pair
 from bifrons.nano.world.phrases import KINDS as QUERY_KINDS
 from bifrons.nano.world.phrases import NO_MATCH, GroundingQuery, answer, normalized_box, sample_query
-from bifrons.nano.world.questions import sample_scene
 from bifrons.nano.world.renderer import pack, render, render_packed, to_pil
-from bifrons.nano.world.scene import SHAPES, Scene, SceneObject, is_held_out
+from bifrons.nano.world.scene import SHAPES, Scene, SceneObject, is_held_out, sample_scene
 from bifrons.tokenizers.text import TextTokenizer
 from bifrons.vl2.config import read_config
 from bifrons.vl2.grounding import Box, draw_boxes, parse_grounding

@@ -9,9 +9,17 @@ import pytest
 import torch
 from bifrons.blocks.errors import PictureError
 from bifrons.nano.world.detector import UNKNOWN, detect, to_geneval
-from bifrons.nano.world.questions import sample_scene
 from bifrons.nano.world.renderer import coverage, render, to_pil
-from bifrons.nano.world.scene import BACKGROUNDS, COLORS, SHAPES, Scene, SceneObject, box_of, relation
+from bifrons.nano.world.scene import (
+    BACKGROUNDS,
+    COLORS,
+    SHAPES,
+    Scene,
+    SceneObject,
+    box_of,
+    relation,
+    sample_scene,
+)
 from PIL import Image, ImageDraw, ImageFilter
 
 

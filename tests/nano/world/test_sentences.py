@@ -6,7 +6,7 @@ from random import Random
 import pytest
 from bifrons.blocks.errors import OptionError
 from bifrons.nano.world import questions
-from bifrons.nano.world.questions import NUMBERS, sample_question, sample_scene
+from bifrons.nano.world.questions import sample_question
 from bifrons.nano.world.relations import GRID_CELLS
 from bifrons.nano.world.scene import (
     COLORS,
@@ -16,8 +16,10 @@ from bifrons.nano.world.scene import (
     box_of,
     is_held_out,
     relation,
+    sample_scene,
 )
 from bifrons.nano.world.sentences import HELD_OUT_KINDS, KINDS, sample_case, suite
+from bifrons.nano.world.wording import NUMBER_WORDS
 
 ALL_KINDS = (*KINDS, "mixed")
 
@@ -134,7 +136,7 @@ def test_answers_are_true_of_the_scene():
         words, kinds[q.kind] = _words(q.text), kinds[q.kind] + 1
         named = [t for t in scene.objects if t.shape in words]
         if q.kind == "count":
-            assert NUMBERS.index(q.answer) == _count_asked(words, scene.objects), q
+            assert NUMBER_WORDS.index(q.answer) == _count_asked(words, scene.objects), q
         elif q.kind == "color":
             assert q.answer in COLORS
             assert not named or {t.color for t in named} == {q.answer}, q

@@ -9,7 +9,6 @@ import pytest
 import torch
 from bifrons.blocks.errors import OptionError
 from bifrons.nano.recipes.datasets import with_objects_in_quadrants
-from bifrons.nano.world.questions import sample_scene
 from bifrons.nano.world.renderer import pack, render, render_packed, to_pil
 from bifrons.nano.world.scene import (
     BACKGROUNDS,
@@ -25,6 +24,7 @@ from bifrons.nano.world.scene import (
     place,
     place_in_quadrants,
     relation,
+    sample_scene,
 )
 from bifrons.nano.world.sentences import sample_case
 from bifrons.nano.world.shapes import EXTENTS, HALF_SPAN, OUTLINES, SHAPES, signed_distance
