@@ -159,6 +159,19 @@ def test_tests_stay_short() -> None:
     assert tests == []
 
 
+def test_tests_of_blocks_import_no_family() -> None:
+    """Nor anything else above the blocks: they are tested with small decoders of their own."""
+    for path in (ROOT / "tests" / "blocks").rglob("*.py"):
+        modules = set()
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                modules |= {name.name for name in node.names}
+            elif isinstance(node, ast.ImportFrom):
+                modules |= {node.module or ""} | {f"{node.module}.{name.name}" for name in node.names}
+        folders = {module.split(".")[1] for module in modules if module.startswith("bifrons.")}
+        assert folders & {"janus", "vl2", "nano", "eval", "apps"} == set(), path
+
+
 @each_module
 def test_functions_stay_short(path: Path) -> None:
     """But for the bodies of Triton kernels."""

@@ -49,7 +49,7 @@ class SmallImageModel(SmallModel):
     num_codes = 36
     """Codes of an image."""
 
-    def __init__(self, config: DecoderConfig, codebook_size: int = 512) -> None:
+    def __init__(self, config: DecoderConfig, codebook_size: int = 2048) -> None:
         super().__init__(config)
         self.code_embedding = nn.Embedding(codebook_size, config.hidden_size)
         self.code_head = Linear(config.hidden_size, codebook_size, bias=False)
