@@ -1,4 +1,4 @@
-"""Running a command here or a server in its own process; damaged checkpoints; files that are no pictures."""
+"""Runs commands in this process and servers in their own; a checkpoint to damage; strange image files."""
 
 import io
 import os
@@ -42,7 +42,7 @@ class Result:
 
 @pytest.fixture
 def bifrons(capsys) -> Callable[..., Result]:
-    """`bifrons("info", folder)`: the status and both outputs of one command."""
+    """`bifrons("info", folder)` runs a command and returns its exit status, stdout and stderr."""
 
     def run(*argv: object) -> Result:
         capsys.readouterr()
@@ -54,7 +54,7 @@ def bifrons(capsys) -> Callable[..., Result]:
 
 @pytest.fixture
 def refused(bifrons) -> Callable[..., str]:
-    """The message of a command that must fail with one line of error and nothing else."""
+    """Runs a command that must fail with a one-line error and nothing else; returns the message."""
 
     def run(*argv: object) -> str:
         result = bifrons(*argv)
@@ -70,7 +70,7 @@ def refused(bifrons) -> Callable[..., str]:
 
 @pytest.fixture
 def folder(janus_mini: Path, tmp_path: Path) -> Path:
-    """A copy of the small Janus checkpoint, to be damaged."""
+    """A copy of the small Janus checkpoint that tests may damage."""
     target = tmp_path / "model"
     target.mkdir()
     for name in MODEL_FILES:
@@ -83,7 +83,7 @@ def vl2_mini() -> Path:
     return Path(__file__).parent.parent / "data" / "vl2-mini-mla"
 
 
-class Running:
+class RunningServer:
     """A server process on a free port."""
 
     def __init__(self, *options: object) -> None:
@@ -103,7 +103,7 @@ class Running:
         self.reader.start()
 
     def client(self, key: str = "none") -> Any:
-        """OpenAI's own."""
+        """The official OpenAI client of this server."""
         import openai
 
         return openai.OpenAI(base_url=f"{self.url}/v1", api_key=key, max_retries=0, timeout=60)
@@ -115,7 +115,7 @@ class Running:
         return float(found[1])
 
     def memory(self, what: str = "VmRSS") -> float:
-        """Resident memory in MB; of `VmHWM` the most that it was."""
+        """Resident memory in MB; with `VmHWM`, its peak."""
         text = Path(f"/proc/{self.process.pid}/status").read_text()
         found = re.search(rf"{what}:\s+(\d+) kB", text)
         assert found, text
@@ -130,12 +130,12 @@ class Running:
 
 
 @pytest.fixture(scope="module")
-def start_server() -> Iterator[Callable[..., Running]]:
-    """`start_server("-m", model, ...)`: a server that is stopped after the module's last test."""
-    started: list[Running] = []
+def start_server() -> Iterator[Callable[..., RunningServer]]:
+    """`start_server("-m", model, ...)` starts a server that is stopped after the module's last test."""
+    started: list[RunningServer] = []
 
-    def start(*options: object) -> Running:
-        started.append(Running(*options))
+    def start(*options: object) -> RunningServer:
+        started.append(RunningServer(*options))
         return started[-1]
 
     yield start
@@ -160,45 +160,45 @@ def _patched(file: bytes, at: int, form: str, *values: int) -> bytes:
     return file[:at] + struct.pack(form, *values) + file[at + struct.calcsize(form) :]
 
 
-class StrangeFiles:
-    """`right`: a PNG. `same`: files that show its pixels, and hold more. `bad`: files that are no picture."""
+class StrangeImageFiles:
+    """`valid`: a PNG. `equivalent`: files with its pixels and extra content. `invalid`: not images."""
 
     def __init__(self) -> None:
         rng = random.Random(1)
         lines = [b"\0" + rng.randbytes(3 * 32) for _ in range(24)]
         rows = b"".join(lines)
-        self.right = _png(32, 24, rows)
+        self.valid = _png(32, 24, rows)
         stream = io.BytesIO()
         with zipfile.ZipFile(stream, "w") as file:
             file.writestr("index.html", "<script>alert(1)</script>")
         archive = stream.getvalue()
         script = _chunk(b"tEXt", b"Comment\0<?php system($_GET[0]); ?>")
-        tails = (archive, b"<html><script>alert(1)</script></html>", b"*/=1;alert(1)//", self.right)
-        self.same = [self.right + tail for tail in tails]
-        self.same += [_png(32, 24, rows, script), _png(32, 24, rows + bytes(50_000_000))]
+        tails = (archive, b"<html><script>alert(1)</script></html>", b"*/=1;alert(1)//", self.valid)
+        self.equivalent = [self.valid + tail for tail in tails]
+        self.equivalent += [_png(32, 24, rows, script), _png(32, 24, rows + bytes(50_000_000))]
         picture = Image.frombytes("RGB", (32, 24), b"".join(line[1:] for line in lines))
-        self._files = {"PNG": self.right}
+        self._files = {"PNG": self.valid}
         for kind in ("JPEG", "GIF", "WEBP", "BMP", "TIFF"):
             stream = io.BytesIO()
             picture.save(stream, kind)
             self._files[kind] = stream.getvalue()
-        self.bad = [*self._parts(rng), *self._headers(), *self._inflating()]
+        self.invalid = [*self._parts(rng), *self._headers(), *self._inflating()]
         fronts = (archive, b"<html>", b"GIF89a=1;/*", b"#!/bin/sh\n", b"\0", b"%PDF-1.7\n", b"\x7fELF")
-        self.bad += [front + self.right for front in fronts]
-        self.bad += [
+        self.invalid += [front + self.valid for front in fronts]
+        self.invalid += [
             b"<svg xmlns='http://www.w3.org/2000/svg'><image href='file:///etc/passwd'/></svg>",
             b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n(/etc/passwd) (r) file\n",
         ]
 
     def _parts(self, rng: random.Random) -> Iterator[bytes]:
-        """Beginnings of pictures, with nothing or with noise behind them; headers with a wrong checksum."""
+        """Truncated images, signatures followed by noise, and headers with a wrong checksum."""
         for file in self._files.values():
             yield from (file[: len(file) * part // 20] for part in range(1, 19))
         magics = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff\xe0", b"RIFF\0\1\0\0WEBPVP8 ", b"II*\0", b"", b"BM")
         for magic in magics:
             yield from (magic + rng.randbytes(rng.randrange(20, 200)) for _ in range(15))
         for place in range(16, 33):
-            yield _patched(self.right, place, "B", self.right[place] ^ 255)
+            yield _patched(self.valid, place, "B", self.valid[place] ^ 255)
 
     def _headers(self) -> Iterator[bytes]:
         """Small files that claim to be large."""
@@ -218,7 +218,7 @@ class StrangeFiles:
         yield b"RIFF" + struct.pack("<I", len(webp) + 10) + canvas + webp[12:]
 
     def _inflating(self) -> Iterator[bytes]:
-        """Small pictures with texts that become large."""
+        """Small images with text chunks that decompress to large ones."""
         rows, large = bytes(310), zlib.compress(bytes(50_000_000), 9)
         yield _png(10, 10, rows, _chunk(b"zTXt", b"k\0\0" + large))
         yield _png(10, 10, rows, _chunk(b"iCCP", b"k\0\0" + large))
@@ -227,5 +227,5 @@ class StrangeFiles:
 
 
 @pytest.fixture(scope="session")
-def strange_files() -> StrangeFiles:
-    return StrangeFiles()
+def strange_files() -> StrangeImageFiles:
+    return StrangeImageFiles()

@@ -1,4 +1,4 @@
-"""What the commands do where all is well."""
+"""The commands with valid input."""
 
 import io
 import json
@@ -37,7 +37,7 @@ def test_help_and_version_are_quick():
     assert done.stdout.endswith(f"bifrons {package.__version__}\n")
 
 
-def test_help_tells_the_defaults_of_the_dataclasses(bifrons):
+def test_help_shows_the_defaults_of_the_dataclasses(bifrons):
     text = " ".join(bifrons("generate", "--help").out.split())
     assert f"bring their own default (default: {ImageGenerationOptions.guidance_scale})" in text
     assert "(default: 512)" in bifrons("ask", "--help").out
@@ -71,7 +71,7 @@ def test_generate_into_a_folder(bifrons, janus_mini, tmp_path):
     assert Image.open(other).tobytes() == Image.open(files[0]).tobytes()
 
 
-def test_generate_hands_on_every_option(bifrons, janus_mini, tmp_path, monkeypatch):
+def test_generate_passes_on_every_option(bifrons, janus_mini, tmp_path, monkeypatch):
     calls = []
     generate = JanusPipeline.generate
 
@@ -85,27 +85,27 @@ def test_generate_hands_on_every_option(bifrons, janus_mini, tmp_path, monkeypat
     result = bifrons("generate", "b", "-m", janus_mini, *SEEDED, *flags)
     given = {"guidance_scale": 2.0, "temperature": 0.5, "top_k": 9, "top_p": 0.9, "negative_prompt": "a"}
     assert calls == [given]
-    told = json.loads(result.out)["pictures"][0]
-    assert told | given | {"seed": 5, "file": str(tmp_path / "x.png")} == told
+    output = json.loads(result.out)["pictures"][0]
+    assert output | given | {"seed": 5, "file": str(tmp_path / "x.png")} == output
 
 
 def test_a_models_own_guidance_scale_is_the_default(bifrons, folder, tmp_path):
     (folder / "generation_config.json").write_text('{"guidance_scale": 1.5}')
-    told = json.loads(bifrons("generate", "b", "-m", folder, "-o", tmp_path / "x.png", "--json").out)
-    assert told["pictures"][0]["guidance_scale"] == 1.5
+    output = json.loads(bifrons("generate", "b", "-m", folder, "-o", tmp_path / "x.png", "--json").out)
+    assert output["pictures"][0]["guidance_scale"] == 1.5
 
 
-def test_ask_streams_what_json_tells(bifrons, janus_mini, picture):
+def test_ask_streams_the_answer_that_json_reports(bifrons, janus_mini, picture):
     words = ("ask", picture, picture, "What is it?", "-m", janus_mini, "--max-new-tokens", 6, *SEEDED)
-    told = json.loads(bifrons(*words, "--json").out)
-    assert told["answer"]
-    assert bifrons(*words).out.strip() == told["answer"]
-    assert (told["images"], told["seed"], told["max_new_tokens"]) == ([str(picture)] * 2, 5, 6)
+    output = json.loads(bifrons(*words, "--json").out)
+    assert output["answer"]
+    assert bifrons(*words).out.strip() == output["answer"]
+    assert (output["images"], output["seed"], output["max_new_tokens"]) == ([str(picture)] * 2, 5, 6)
     pipe = JanusPipeline.from_pretrained(janus_mini, "cpu")
-    assert told["answer"] == pipe.ask([str(picture)] * 2, "What is it?", max_new_tokens=6)
+    assert output["answer"] == pipe.ask([str(picture)] * 2, "What is it?", max_new_tokens=6)
 
 
-def test_ask_and_chat_take_vl2(bifrons, vl2_mini, picture, monkeypatch):
+def test_ask_and_chat_with_vl2(bifrons, vl2_mini, picture, monkeypatch):
     asked = bifrons("ask", picture, "Hm?", "-m", vl2_mini, "--max-new-tokens", 5)
     monkeypatch.setattr(sys, "stdin", io.StringIO(f"/image {picture}\nHm?\n"))
     chatted = bifrons("chat", "-m", vl2_mini, "--max-new-tokens", 5)
@@ -125,10 +125,10 @@ def test_chat_remembers_until_reset(bifrons, janus_mini, picture, monkeypatch):
 
     monkeypatch.setattr(JanusPipeline, "chat", spy)
     result = bifrons("chat", "-m", janus_mini, "--system", "S.", "--max-new-tokens", 4, "--device", "cpu")
-    assert result.status == 2  # a script learns that two of its lines failed
+    assert result.status == 2  # the exit status tells a script that lines failed
     assert result.err.count("error: ") == 2
     assert [role for role, _ in seen[1]] == ["system", "user", "assistant", "user"]
-    assert [size for role, size in seen[1] if role == "user"] == [1, 2]  # the text; picture and text
+    assert [size for role, size in seen[1] if role == "user"] == [1, 2]  # text only; image and text
     assert seen[2] == seen[0]
     assert len(seen) == 3
 
@@ -161,21 +161,21 @@ def test_encode_and_decode(bifrons, janus_mini, picture, tmp_path, suffix):
         assert stored == {"model": str(janus_mini), "grid": [6, 6], "codes": expected.tolist()}
         assert json.loads(bifrons("encode", picture, "-m", janus_mini).out) == stored
     named = () if suffix == "json" else ("-m", janus_mini)
-    told = json.loads(bifrons("decode", codes, *named, "-o", tmp_path / "again.png", "--json").out)
-    assert told["grid"] == [6, 6]
-    assert Image.open(told["file"]).tobytes() == pipe.decode_codes(expected)[0].tobytes()
+    output = json.loads(bifrons("decode", codes, *named, "-o", tmp_path / "again.png", "--json").out)
+    assert output["grid"] == [6, 6]
+    assert Image.open(output["file"]).tobytes() == pipe.decode_codes(expected)[0].tobytes()
 
 
 def test_convert(bifrons, janus_mini, tmp_path):
     target = tmp_path / "converted"
-    told = json.loads(bifrons("convert", janus_mini, target, "--max-shard-size", "4MB", "--json").out)
-    assert [name for name in told["files"] if name.startswith("model-")] == [
+    output = json.loads(bifrons("convert", janus_mini, target, "--max-shard-size", "4MB", "--json").out)
+    assert [name for name in output["files"] if name.startswith("model-")] == [
         f"model-0000{i}-of-00003.safetensors" for i in (1, 2, 3)
     ]
     assert bifrons("info", target).status == 0
 
 
-def test_files_are_whole_and_replace_nothing(tmp_path):
+def test_new_files_are_complete_and_never_replace_others(tmp_path):
     def broken(stream):
         stream.write(b"half")
         raise KeyboardInterrupt
@@ -194,8 +194,8 @@ def test_embedded_models_are_labelled(bifrons, janus_mini, monkeypatch):
     from bifrons.apps import pipelines
     from bifrons.apps.cli import inspect
 
-    home = Path(package.__file__).parent / "nano" / "weights" / "janus-nano"
-    assert pipelines.label(home) == "janus-nano: embedded demonstration model, knows only coloured shapes"
+    embedded = Path(package.__file__).parent / "nano" / "weights" / "janus-nano"
+    assert pipelines.label(embedded) == "janus-nano: embedded demonstration model, knows only coloured shapes"
     assert pipelines.label(janus_mini) is None
     for module in (pipelines, inspect):
         monkeypatch.setattr(module, "label", lambda folder: "a label")
@@ -212,13 +212,13 @@ def test_interruption_and_a_closed_pipe(bifrons, monkeypatch, janus_mini):
     reader, writer = os.pipe()
     os.close(reader)
     command = [sys.executable, "-m", "bifrons.apps.cli.main", "--help"]
-    buffered = {**os.environ, "PYTHONUNBUFFERED": ""}  # else argparse meets the closed pipe, and hides it
+    buffered = {**os.environ, "PYTHONUNBUFFERED": ""}  # else argparse hits the closed pipe and hides it
     done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True, env=buffered)
     os.close(writer)
     assert (done.returncode, done.stderr) == (main.PIPE_CLOSED, "")
 
 
-def test_talking_needs_no_readline(monkeypatch):
+def test_chat_works_without_readline(monkeypatch):
     answers = iter(["hello", KeyboardInterrupt, "", EOFError])
 
     def typed(prompt):
@@ -232,7 +232,7 @@ def test_talking_needs_no_readline(monkeypatch):
     assert list(chat.input_lines(interactive=True)) == ["hello"]
 
 
-def test_commands_take_quantized_weights(bifrons, refused, janus_mini, vl2_mini, picture, tmp_path):
+def test_commands_with_quantized_weights(bifrons, refused, janus_mini, vl2_mini, picture, tmp_path):
     model = ("-m", janus_mini, "--device", "cpu")
     painted = []
     for options in ((), *(("--quantize", kind) for kind in ("int8", "int4", "fp8"))):

@@ -5,7 +5,7 @@ from bifrons.apps.cli.options import parse_device_map, parse_max_memory
 from bifrons.blocks.errors import OptionError
 
 
-def test_the_command_lines_forms(bifrons_main, janus_mini, capsys):
+def test_syntax_on_the_command_line(bifrons_main, janus_mini, capsys):
     assert parse_device_map("auto") == "auto"
     assert parse_device_map("=0, vision_model = cpu") == {"": "0", "vision_model": "cpu"}
     assert parse_device_map('{"": "cpu"}') == {"": "cpu"}

@@ -1,4 +1,4 @@
-"""`bifrons locate`: with vl2-nano; and on a small random DeepSeek-VL2, where what it finds is no matter."""
+"""`bifrons locate` with vl2-nano, and with a small random DeepSeek-VL2 whose answers don't matter."""
 
 import json
 from pathlib import Path
@@ -23,21 +23,21 @@ def picture(tmp_path: Path) -> str:
 
 
 @pytest.fixture
-def _found(monkeypatch) -> None:
+def _fixed_answer(monkeypatch) -> None:
     box = Box.from_normalized("the star", (100, 200, 500, 999), (200, 100))
-    found = Grounding("the star", (box,), (Problem("<|det|>", 9, "a mark that is not closed"),))
-    monkeypatch.setattr(VL2Pipeline, "ground", lambda *_: found)
+    grounding = Grounding("the star", (box,), (Problem("<|det|>", 9, "a mark that is not closed"),))
+    monkeypatch.setattr(VL2Pipeline, "ground", lambda *_: grounding)
 
 
-@pytest.mark.usefixtures("_found")
+@pytest.mark.usefixtures("_fixed_answer")
 def test_boxes_are_printed_and_drawn(picture, tmp_path, capsys) -> None:
     assert main(["locate", picture, "the star", "-m", MINI, "-o", str(tmp_path / "out.png"), "--json"]) == 0
-    told = json.loads(capsys.readouterr().out)
-    assert told["boxes"] == [
+    output = json.loads(capsys.readouterr().out)
+    assert output["boxes"] == [
         {"label": "the star", "box": [20, 20, 100, 100], "normalized": [100, 200, 500, 999]}
     ]
-    assert told["problems"] == [{"text": "<|det|>", "position": 9, "reason": "a mark that is not closed"}]
-    with Image.open(told["file"]) as drawn:
+    assert output["problems"] == [{"text": "<|det|>", "position": 9, "reason": "a mark that is not closed"}]
+    with Image.open(output["file"]) as drawn:
         assert drawn.size == (200, 100)
         assert len(drawn.convert("RGB").getcolors()) > 1
     assert main(["locate", picture, "the star", "-m", MINI]) == 0
@@ -46,32 +46,32 @@ def test_boxes_are_printed_and_drawn(picture, tmp_path, capsys) -> None:
     assert "not read: '<|det|>': a mark that is not closed" in printed.err
 
 
-def test_the_embedded_model_finds_the_one_that_is_meant(tmp_path, capsys) -> None:
+def test_the_embedded_model_locates_the_right_thing(tmp_path, capsys) -> None:
     star, circle = SceneObject("star", "red", 0.25, 0.25, 0.3), SceneObject("circle", "blue", 0.7, 0.7, 0.3)
     picture = tmp_path / "scene.png"
     to_pil(Scene((star, circle), (230, 230, 230)), 128).save(picture)
     assert main(["locate", str(picture), "the red star", "--json"]) == 0
-    told = json.loads(capsys.readouterr().out)
-    (box,) = told["boxes"]
+    output = json.loads(capsys.readouterr().out)
+    (box,) = output["boxes"]
     assert box["label"] == "the red star"
     assert box["normalized"] == pytest.approx(normalized_box(star), abs=40)
     assert main(["locate", str(picture), "the green heart"]) == 0
     assert capsys.readouterr().out == "the green heart: not found\n"
 
 
-def test_a_model_without_boxes_in_its_answer_finds_nothing(picture, capsys) -> None:
+def test_an_answer_without_boxes_is_printed_as_not_found(picture, capsys) -> None:
     assert main(["locate", picture, "the star", "-m", MINI]) == 0
     assert "the star" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         (["the star", "-m", "janus-nano"], "does not point at things"),
         (["  ", "-m", MINI], "phrase is empty"),
         (["the star", "-m", MINI, "-o", "x.jpg"], "ends in .png"),
     ],
 )
-def test_refusals(picture, capsys, arguments, said) -> None:
+def test_refusals(picture, capsys, arguments, message) -> None:
     assert main(["locate", picture, *arguments]) == 2
-    assert said in capsys.readouterr().err
+    assert message in capsys.readouterr().err

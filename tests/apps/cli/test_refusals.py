@@ -1,4 +1,4 @@
-"""Bad input on the command line: one clear line, a status that is not 0, and never a traceback."""
+"""Invalid input to the commands: one line that explains it, a non-zero status and no traceback."""
 
 import io
 import json
@@ -29,7 +29,7 @@ def picture(tmp_path: Path) -> Path:
 
 
 def shard(folder: Path) -> None:
-    """Two shards and their index, of which the second is not there."""
+    """Split the weights into two shards with an index, and leave out the second shard."""
     tensors = load_file(folder / "model.safetensors")
     (folder / "model.safetensors").unlink()
     first, second = "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"
@@ -56,6 +56,8 @@ def rename_type(folder: Path) -> None:
 
 
 class Code:
+    """Runs `print` when it is unpickled."""
+
     def __reduce__(self):
         return print, ("code ran",)
 
@@ -95,23 +97,23 @@ def test_damaged_models(bifrons, refused, folder, damage, message):
     assert json.loads(bifrons("info", folder, "--json").out)["sound"] is False
 
 
-def test_info_names_every_tensor_that_is_missing_or_unknown(bifrons, folder):
+def test_info_lists_missing_and_unknown_tensors(bifrons, folder):
     tensors = load_file(folder / "model.safetensors")
-    gone = [name for name in tensors if name.startswith("gen_aligner.")]
-    for name in gone:
+    missing = [name for name in tensors if name.startswith("gen_aligner.")]
+    for name in missing:
         del tensors[name]
     save_file({**tensors, "surplus.weight": torch.zeros(2)}, folder / "model.safetensors")
-    told = json.loads(bifrons("info", folder, "--json").out)["tensors"]
-    assert sorted(line.split()[0] for line in told["missing"]) == sorted(gone)
-    assert told["extra"] == ["surplus.weight"]
-    assert (told["misshapen"], told["unused"], told["in_files"]) == ([], 14, len(tensors) + 1)
+    report = json.loads(bifrons("info", folder, "--json").out)["tensors"]
+    assert sorted(line.split()[0] for line in report["missing"]) == sorted(missing)
+    assert report["extra"] == ["surplus.weight"]
+    assert (report["misshapen"], report["unused"], report["in_files"]) == ([], 14, len(tensors) + 1)
     result = bifrons("info", folder)
     assert result.status == 1
-    assert all(f"\n    {name}" in result.out for name in (*gone, "surplus.weight"))
+    assert all(f"\n    {name}" in result.out for name in (*missing, "surplus.weight"))
 
 
-def test_info_needs_no_more_than_headers(bifrons, janus_mini, tmp_path):
-    """Weights of which the disk holds only the header; and what the config alone says without any."""
+def test_info_reads_only_the_headers(bifrons, janus_mini, tmp_path):
+    """A sparse file with only the header gives the same report; the config alone gives the parameters."""
     (tmp_path / "config.json").write_bytes((janus_mini / "config.json").read_bytes())
     alone = bifrons("info", tmp_path)
     assert alone.status == 1
@@ -128,7 +130,7 @@ def test_info_needs_no_more_than_headers(bifrons, janus_mini, tmp_path):
         assert json.loads(sparse.out)[key] == json.loads(whole.out)[key]
 
 
-def test_models_that_are_not_there(refused, tmp_path):
+def test_missing_models(refused, tmp_path):
     assert "no folder" in refused("generate", "x", "-m", "nowhere")
     assert "no folder" in refused("info", tmp_path / "nowhere")
     (tmp_path / "file").write_text("x")
@@ -175,7 +177,7 @@ def test_options_are_refused_before_the_model_is_loaded(refused, monkeypatch):
     assert "max_new_tokens" in refused("ask", "x", "--max-new-tokens", "0", "-m", "no-such-model")
 
 
-def test_json_tells_errors_too(bifrons, janus_mini):
+def test_json_reports_errors_too(bifrons, janus_mini):
     result = bifrons("generate", "x", "-n", "0", "-m", janus_mini, "--json")
     assert result.status == 2
     assert json.loads(result.out)["error"] in result.err
@@ -188,7 +190,7 @@ def test_usage(bifrons, words):
     assert result.err.startswith("usage: bifrons")
 
 
-def test_sizes_of_shards():
+def test_byte_count():
     assert [byte_count(text) for text in ("5GB", "1.5 MiB", "7")] == [5_000_000_000, 1_572_864, 7]
     for text in ("", "0", "5 parsecs", "-1GB", "nan"):
         with pytest.raises(OptionError, match="max-shard-size"):
@@ -198,8 +200,8 @@ def test_sizes_of_shards():
 # --- pictures and files ---------------------------------------------------------------------------------
 
 
-def bomb(path: Path) -> None:
-    """A sound header of 30,000 x 30,000 pixels."""
+def decompression_bomb(path: Path) -> None:
+    """A tiny PNG whose valid header claims 30,000 x 30,000 pixels."""
     header = struct.pack(">IIBBBBB", 30_000, 30_000, 8, 2, 0, 0, 0)
 
     def chunk(kind: bytes, body: bytes) -> bytes:
@@ -209,7 +211,7 @@ def bomb(path: Path) -> None:
     path.write_bytes(b"\x89PNG\r\n\x1a\n" + body)
 
 
-def half(path: Path) -> None:
+def truncated_picture(path: Path) -> None:
     noise = Image.effect_noise((200, 200), 90)
     stream = io.BytesIO()
     noise.save(stream, "PNG")
@@ -223,8 +225,8 @@ def half(path: Path) -> None:
         (lambda path: path.write_bytes(b""), "is an empty file"),
         (lambda path: path.mkdir(), "is a folder"),
         (lambda path: None, "does not exist"),
-        (half, "is damaged"),
-        (bomb, "pixels"),
+        (truncated_picture, "is damaged"),
+        (decompression_bomb, "pixels"),
     ],
 )
 def test_pictures(refused, janus_mini, tmp_path, make, message):
@@ -263,7 +265,7 @@ def test_codes(refused, janus_mini, tmp_path, name, content, message):
     assert all(part in text for part in message.split(".*"))
 
 
-def test_codes_that_are_objects_run_no_code(refused, janus_mini, tmp_path):
+def test_pickled_objects_among_codes_run_no_code(refused, janus_mini, tmp_path):
     np.save(tmp_path / "a.npy", np.array([Code()], dtype=object), allow_pickle=True)
     assert "can't be read as codes" in refused("decode", tmp_path / "a.npy", "-m", janus_mini)
 

@@ -1,7 +1,7 @@
-"""More than a thousand bad requests against one server: each is refused in words, and the server goes on.
+"""More than a thousand bad requests to one server: each is refused with a reason, and the server goes on.
 
-The requests come from tables (field x bad value) and from a seeded generator. Every one states what its
-refusal must name, so that none is refused for another reason than its own.
+The requests come from tables (field x bad value) and from a seeded generator. Each states what its refusal
+must mention, so that none is refused for a reason other than its own.
 """
 
 import base64
@@ -22,7 +22,7 @@ NANO, KEY = "janus-nano", "open-sesame"
 CHAT, IMAGES = "/v1/chat/completions", "/v1/images/generations"
 OWNER = {"Authorization": f"Bearer {KEY}"}
 SENDER = {**OWNER, "Content-Type": "application/json"}
-RIGHT = {
+VALID = {
     CHAT: {"model": NANO, "messages": [{"role": "user", "content": "Hello"}], "max_tokens": 8},
     IMAGES: {"prompt": "a photo of a red circle", "seed": 7},
 }
@@ -33,9 +33,9 @@ def words(text: str) -> list[str]:
 
 
 class Bad(NamedTuple):
-    """A request, and a word that the message or the field of its refusal must have."""
+    """A request, and a text that the field or the message of its refusal must contain."""
 
-    told: str
+    expected: str
     body: bytes = b""
     path: str = CHAT
     method: str = "POST"
@@ -44,13 +44,13 @@ class Bad(NamedTuple):
     chunked: bool = False
 
 
-def with_fields(path: str, told: str, literal: str | None = None, /, **fields: Any) -> Bad:
-    """A right request but for some fields; `literal` stands, as JSON, where a field is "@"."""
-    body = json.dumps(RIGHT[path] | fields)
-    return Bad(told, body.replace('"@"', literal).encode() if literal else body.encode(), path)
+def with_fields(path: str, expected: str, literal: str | None = None, /, **fields: Any) -> Bad:
+    """A valid request except for some fields; the JSON text `literal` replaces a field's value "@"."""
+    body = json.dumps(VALID[path] | fields)
+    return Bad(expected, body.replace('"@"', literal).encode() if literal else body.encode(), path)
 
 
-# What is a field of another kind: samples by kind. None stands for null, which most fields take.
+# Sample values by type, for fields of another type. There is no null, which most fields accept.
 SAMPLES: dict[str, list[Any]] = {
     "bool": [True, False],
     "number": [7, -3, 0.25, 10**9, -1.5e10],
@@ -73,7 +73,7 @@ KINDS = {
     | dict.fromkeys(("response_format", "output_format", "quality", "background"), "")
     | {"stream": "bool"},
 }
-TOO_MUCH = {
+OUT_OF_RANGE = {
     CHAT: {"max_tokens": [0], "max_completion_tokens": [0, 10**7], "n": [0, 9, 10**9], "top_logprobs": [21]}
     | {"temperature": [2.001], "top_p": [0, 1.001], "user": ["x" * 257], "model": ["x" * 257]}
     | {"stop": ["", ["a"] * 5, [""], ["x" * 257], [1]], "stream_options": [{"include_usage": 1}, {"x": True}]}
@@ -88,7 +88,7 @@ UNKNOWN = words("""
 tools tool_choice functions function_call logit_bias audio modalities store metadata prediction
 parallel_tool_calls reasoning_effort service_tier web_search_options verbosity image images mask style
 moderation input_fidelity path file __proto__ __class__ Model max-tokens""")
-TOGETHER = [
+CONTRADICTIONS = [
     with_fields(CHAT, "max_completion_tokens", max_completion_tokens=3),
     with_fields(CHAT, "top_logprobs", top_logprobs=2),
     with_fields(CHAT, "stream_options", stream_options={"include_usage": True}),
@@ -102,7 +102,7 @@ TOGETHER = [
     with_fields(IMAGES, "n must be 1", stream=True, n=2),
     with_fields(IMAGES, "output_compression", output_compression=5),
     *[Bad(name, json.dumps({k: v for k, v in body.items() if k != name}).encode(), path)
-      for path, body in RIGHT.items() for name in ("model", "messages", "prompt") if name in body],
+      for path, body in VALID.items() for name in ("model", "messages", "prompt") if name in body],
 ]  # fmt: skip
 
 
@@ -118,7 +118,7 @@ def fields() -> Iterator[Bad]:
                 yield with_fields(path, name, literal, **{name: "@"})
             for value in (-1, -(10**9), *([0.5, 1.0, 2**63] if name in INTEGERS[path] else [-1e-9])):
                 yield with_fields(path, name, **{name: value})
-        for name, values in TOO_MUCH[path].items():
+        for name, values in OUT_OF_RANGE[path].items():
             for value in values:
                 yield with_fields(path, name, **{name: value})
         for name in UNKNOWN:
@@ -158,7 +158,7 @@ data data: data:, data:image/png data:image/png;base64 data:image/png;base64, da
 data:image/png;base64,@@@@ data:image/png;base64,A data:image/png,hello data:text/html,<script> é""")
 
 
-def shown(url: str, *more: str) -> list[Any]:
+def question_about(url: str, *more: str) -> list[Any]:
     parts = [{"type": "image_url", "image_url": {"url": one}} for one in (url, *more)]
     return [{"role": "user", "content": [*parts, {"type": "text", "text": "What colour is it?"}]}]
 
@@ -168,26 +168,26 @@ def data_url(file: bytes, kind: str = "image/png") -> str:
 
 
 def pictures(strange_files: Any) -> Iterator[Bad]:
-    def asking(told: str, *urls: str) -> Bad:
-        return with_fields(CHAT, told, messages=shown(*urls))
+    def request_with(expected: str, *urls: str) -> Bad:
+        return with_fields(CHAT, expected, messages=question_about(*urls))
 
-    rng, right = random.Random(3), data_url(strange_files.right)
+    rng, right = random.Random(3), data_url(strange_files.valid)
     kinds = ["image/png", "image/jpeg", "text/html", "application/pdf", "image/svg+xml", "", "x"]
-    yield from (asking("data: URL" if len(url) > 0 else "url", url) for url in ADDRESSES)
-    for number, file in enumerate(strange_files.bad):
-        yield asking("picture", data_url(file, kinds[number % len(kinds)]))
+    yield from (request_with("data: URL" if len(url) > 0 else "url", url) for url in ADDRESSES)
+    for number, file in enumerate(strange_files.invalid):
+        yield request_with("picture", data_url(file, kinds[number % len(kinds)]))
     for _ in range(60):
         place = rng.randrange(22, len(right))
-        yield asking("base64", right[:place] + rng.choice("@!-_*<é~") + right[place:])
-    yield from (asking("base64", right + end) for end in ("=", "A", "====A", "%3D", "%00"))
-    yield from (asking("pictures", *[right] * count) for count in (9, 20, 63))
-    yield asking("64 items", *[right] * 64)
+        yield request_with("base64", right[:place] + rng.choice("@!-_*<é~") + right[place:])
+    yield from (request_with("base64", right + end) for end in ("=", "A", "====A", "%3D", "%00"))
+    yield from (request_with("pictures", *[right] * count) for count in (9, 20, 63))
+    yield request_with("64 items", *[right] * 64)
 
 
 def bodies() -> Iterator[Bad]:
-    """What is no JSON, or not what was announced, or too much."""
+    """Bodies that are not JSON, don't match their headers, or are too large."""
     rng = random.Random(4)
-    for path, body in RIGHT.items():
+    for path, body in VALID.items():
         right = json.dumps(body).encode()
         cuts = range(0, len(right), max(1, len(right) // 35))
         yield from (Bad("body", right[:cut], path) for cut in cuts)
@@ -209,8 +209,8 @@ def bodies() -> Iterator[Bad]:
         yield from (Bad("bytes", large, path, status=413, chunked=chunked) for chunked in (False, True))
 
 
-def doors() -> Iterator[Bad]:
-    """Wrong models, keys, methods and paths."""
+def routes() -> Iterator[Bad]:
+    """Unknown models and paths, wrong keys and methods."""
     rng = random.Random(5)
     names = ["gpt-4o", "", " ", "janus-nano ", "JANUS-NANO", "../janus-nano", "/etc/passwd", "janus-nano\0"]
     names += ["deepseek-ai/Janus-Pro-7B", "vl2-nano", "a" * 256, ".", "~", "http://127.0.0.1", "é", "%s%n"]
@@ -233,14 +233,14 @@ def doors() -> Iterator[Bad]:
         for method in words("GET POST PUT PATCH DELETE OPTIONS TRACE BREW"):
             if method != right:
                 yield Bad("Not Allowed", b"", path, method, OWNER, status=405)
-    away = words("""/ /v1 /v1/ /v2/models /V1/models /v1//models /health/ /docs /redoc /v1/completions /.env
+    wrong = words("""/ /v1 /v1/ /v2/models /V1/models /v1//models /health/ /docs /redoc /v1/completions /.env
     /v1/embeddings /v1/chat /v1/images/edits /v1/chat/completions/ /x/%2e%2e/%2e%2e/etc/passwd /%00 /%ff""")
-    for path in away + [f"/{rng.randbytes(5).hex()}" for _ in range(30)]:
+    for path in wrong + [f"/{rng.randbytes(5).hex()}" for _ in range(30)]:
         yield Bad("Not Found", b"", path, "GET", OWNER, status=404)
 
 
 def conversations() -> Iterator[Bad]:
-    return (with_fields(CHAT, told, messages=messages) for told, messages in CONVERSATIONS)
+    return (with_fields(CHAT, expected, messages=messages) for expected, messages in CONVERSATIONS)
 
 
 @pytest.fixture(scope="module")
@@ -261,38 +261,38 @@ def send(http: httpx.Client, bad: Bad) -> httpx.Response:
     return http.request(bad.method, bad.path, content=content, headers=bad.headers)
 
 
-def fault(bad: Bad, reply: httpx.Response) -> str | None:
-    """What is wrong with a refusal."""
+def problem(bad: Bad, reply: httpx.Response) -> str | None:
+    """What is wrong with the response to a bad request, or None."""
     if reply.status_code != bad.status:
         return f"status {reply.status_code}"
     error = reply.json()["error"]
     if set(error) != {"message", "type", "param", "code"} or not error["message"].strip():
-        return "not OpenAI's shape"
+        return "not OpenAI's error object"
     if not all(error[name] is None or isinstance(error[name], str) for name in ("param", "code")):
-        return "not OpenAI's kinds"
-    if bad.told not in f"{error['param']}: {error['message']}":
-        return f"does not name {bad.told!r}"
+        return "not OpenAI's types"
+    if bad.expected not in f"{error['param']}: {error['message']}":
+        return f"does not mention {bad.expected!r}"
     inner = ("Traceback", 'File "', "site-packages", str(Path(bifrons.__file__).parent), sys.prefix)
-    return next((f"tells of {word!r}" for word in inner if word in reply.text), None)
+    return next((f"reveals {word!r}" for word in inner if word in reply.text), None)
 
 
-def test_a_thousand_bad_requests_are_refused_in_words(server, http, strange_files):
-    """And the server is as before: its answers, its rows, its health and its memory."""
-    picture = {**RIGHT[CHAT], "messages": shown(data_url(strange_files.right))}
-    questions = [(CHAT, RIGHT[CHAT]), (CHAT, picture), (IMAGES, RIGHT[IMAGES])]
+def test_bad_requests_are_refused_with_a_reason(server, http, strange_files):
+    """Afterwards the server's answers, rows, health and memory are as before."""
+    picture = {**VALID[CHAT], "messages": question_about(data_url(strange_files.valid))}
+    questions = [(CHAT, VALID[CHAT]), (CHAT, picture), (IMAGES, VALID[IMAGES])]
 
     def answers() -> list[Any]:
         replies = [http.post(path, json=body, headers=OWNER).json() for path, body in questions]
         return [reply.get("choices") or reply["data"] for reply in replies]
 
-    made = [*fields(), *TOGETHER, *conversations(), *pictures(strange_files), *bodies(), *doors()]
-    different = {(bad.method, bad.path, bad.body, str(bad.headers), bad.chunked): bad for bad in made}
-    bads = list(different.values())
+    requests = [*fields(), *CONTRADICTIONS, *conversations(), *pictures(strange_files), *bodies(), *routes()]
+    distinct = {(bad.method, bad.path, bad.body, str(bad.headers), bad.chunked): bad for bad in requests}
+    bads = list(distinct.values())
     assert len(bads) >= 1000
     random.Random(6).shuffle(bads)
     before, memory = answers(), server.memory()
-    found = [(fault(bad, reply), bad, reply) for bad in bads for reply in [send(http, bad)]]
-    wrong = [f"{text}: {str(bad)[:300]} -> {reply.text[:200]}" for text, bad, reply in found if text]
+    refusals = [(problem(bad, reply), bad, reply) for bad in bads for reply in [send(http, bad)]]
+    wrong = [f"{text}: {str(bad)[:300]} -> {reply.text[:200]}" for text, bad, reply in refusals if text]
     assert not wrong, f"{len(wrong)} of {len(bads)}:\n" + "\n".join(wrong[:40])
     assert server.memory() - memory < 100
     assert answers() == before

@@ -1,4 +1,4 @@
-"""Fifty clients that leave in the middle: of a streamed answer, of a streamed picture, or of the waiting."""
+"""Fifty clients that disconnect midway through a streamed answer, a streamed image, or the wait for one."""
 
 import json
 import socket
@@ -15,17 +15,17 @@ import pytest
 MINI, NANO = "janus-mini", "janus-nano"
 CHAT, IMAGES = "/v1/chat/completions", "/v1/images/generations"
 PICTURE: dict[str, Any] = {"model": NANO, "prompt": "a photo of a red circle", "seed": 7}
-RESET = struct.pack("ii", 1, 0)  # of SO_LINGER: close with a reset instead of an orderly end
+RESET = struct.pack("ii", 1, 0)  # SO_LINGER with a timeout of 0: close with a reset
 
 
-# Two long answers: the small checkpoint was not trained, and seldom finds an end.
+# Two long answers: the untrained checkpoint rarely samples the end token.
 ANSWERS: dict[str, Any] = {"model": MINI, "messages": [{"role": "user", "content": "Tell me everything."}]}
 ANSWERS |= {"temperature": 1.0, "max_tokens": 900, "seed": 1, "n": 2}
 STREAMED: dict[str, dict[str, Any]] = {CHAT: {"stream": True}, IMAGES: {"stream": True, "partial_images": 3}}
 
 
 def leave(url: str, path: str, streamed: bool, number: int) -> bytes:
-    """Send a request, read a part of its stream (or wait a while), and close. What was read."""
+    """Send a request, read a part of its stream (or wait a while) and close; returns what was read."""
     body = (ANSWERS if path == CHAT else PICTURE) | (STREAMED[path] if streamed else {})
     content, target = json.dumps(body).encode(), urlsplit(url)
     head = f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: "
@@ -49,7 +49,7 @@ def server(start_server):
     return start_server("-m", mini, "-m", NANO, "--rows", 16, "--context", 1024)
 
 
-def test_fifty_clients_that_leave_free_their_rows_and_harm_nobody(server):
+def test_fifty_disconnecting_clients_free_their_rows(server):
     with httpx.Client(base_url=server.url, timeout=60) as http:
 
         def ask(path: str, body: dict[str, Any]) -> Any:
@@ -60,8 +60,8 @@ def test_fifty_clients_that_leave_free_their_rows_and_harm_nobody(server):
         def answers() -> tuple[Any, Any]:
             return ask(CHAT, ANSWERS), ask(IMAGES, PICTURE)
 
-        before = answers()
-        told = {model: server.metric("tokens_total", model) for model in (MINI, NANO)}
+        before, models = answers(), (MINI, NANO)
+        tokens_before = {model: server.metric("tokens_total", model) for model in models}
         clients = [(path, i % 4 > 0, i) for i in range(25) for path in (CHAT, IMAGES)]
         with ThreadPoolExecutor(len(clients)) as pool:
             read = list(pool.map(lambda client: leave(server.url, *client), clients))
@@ -69,13 +69,13 @@ def test_fifty_clients_that_leave_free_their_rows_and_harm_nobody(server):
         assert started == [streamed for _, streamed, _ in clients]
         assert not any(b"[DONE]" in part or b"image_generation.completed" in part for part in read)
         deadline = time.monotonic() + 20
-        while any(server.metric("rows_promised", model) for model in told) and time.monotonic() < deadline:
+        while any(server.metric("rows_promised", model) for model in models) and time.monotonic() < deadline:
             time.sleep(0.05)
-        assert all(server.metric(name, m) == 0 for name in ("rows_promised", "rows_used") for m in told)
+        assert all(server.metric(name, m) == 0 for name in ("rows_promised", "rows_used") for m in models)
         counts = before[0]["usage"]["completion_tokens"], before[1]["usage"]["output_tokens"]
         whole = {MINI: 25 * counts[0], NANO: 25 * counts[1]}
-        spent = {model: server.metric("tokens_total", model) - told[model] for model in told}
-        assert all(0 < spent[model] < whole[model] for model in told)
+        spent = {model: server.metric("tokens_total", model) - tokens_before[model] for model in models}
+        assert all(0 < spent[model] < whole[model] for model in models)
         after = answers()
     assert after[0]["choices"] == before[0]["choices"]
     assert after[1]["data"] == before[1]["data"]

@@ -1,4 +1,4 @@
-"""Image files that hold more than an image, sent to a server."""
+"""Image files with extra content, sent to a server."""
 
 import base64
 from typing import Any
@@ -8,7 +8,7 @@ import pytest
 
 NANO = "janus-nano"
 LOGPROB_TOLERANCE = 1e-5
-"""A prompt computed whole, or after a copied beginning, differed by up to 5e-7 on an Intel processor."""
+"""Prompts computed whole or after a shared prefix differed by up to 5e-7 on an Intel processor."""
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +29,7 @@ def choices(server: Any, file: bytes) -> list[dict[str, Any]]:
 
 
 def take_logprobs(content: Any) -> list[float]:
-    """All log-probabilities in an answer, which are removed from it."""
+    """Remove all log-probabilities from an answer and return them."""
     if isinstance(content, list):
         return [value for item in content for value in take_logprobs(item)]
     if not isinstance(content, dict):
@@ -38,11 +38,11 @@ def take_logprobs(content: Any) -> list[float]:
     return own + [value for item in content.values() for value in take_logprobs(item)]
 
 
-def test_what_an_image_file_holds_beside_its_pixels_changes_nothing(server, strange_files, bitwise_products):
-    """A polyglot is read as the image that it is. Texts and tokens are equal everywhere; log-probabilities
+def test_extra_content_of_an_image_file_changes_no_answer(server, strange_files, bitwise_products):
+    """A polyglot file is read as its image. Texts and tokens are equal everywhere; log-probabilities
     are equal bit for bit on processors where a row's results don't depend on the number of rows."""
     memory = server.memory()
-    answers = [choices(server, file) for file in (strange_files.right, *strange_files.same)]
+    answers = [choices(server, file) for file in (strange_files.valid, *strange_files.equivalent)]
     assert server.memory() - memory < 100
     logprobs = [take_logprobs(answer) for answer in answers]
     assert len(logprobs[0]) >= 6

@@ -1,4 +1,4 @@
-"""The server's parts without a server: addresses, stop strings, keys."""
+"""Parts of the server without a server process: URLs, stop strings, API keys, threads, slow bodies."""
 
 import asyncio
 import socket
@@ -19,7 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 PUBLIC = ["93.184.216.34", "8.8.8.8", "2606:4700::1111"]
-INNER = [
+NOT_PUBLIC = [
     "127.0.0.1",
     "127.9.9.9",
     "0.0.0.0",
@@ -65,8 +65,8 @@ def test_public_addresses(address):
     assert is_public(address)
 
 
-@pytest.mark.parametrize("address", INNER)
-def test_addresses_that_are_never_reached(address):
+@pytest.mark.parametrize("address", NOT_PUBLIC)
+def test_addresses_that_are_not_public(address):
     assert not is_public(address)
 
 
@@ -85,13 +85,13 @@ def test_addresses_that_are_never_reached(address):
         "http://a/%0a\tb",
     ],
 )
-def test_addresses_of_no_picture(url):
+def test_refused_urls(url):
     with pytest.raises(PictureError):
         check_url(url)
 
 
 class Network:
-    """A name service that gives one answer after the other, and servers that speak a script."""
+    """A fake resolver that gives the answers in turn, and servers with scripted replies."""
 
     def __init__(self, monkeypatch, *answers: list[str]) -> None:
         self.answers, self.asked, self.reached = list(answers), [], []
@@ -102,12 +102,12 @@ class Network:
         return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (ip, port)) for ip in self.answers.pop(0)]
 
     def fetch(self, url: str, *replies: bytes, limit: int = 1000) -> bytes:
-        backend, network, left = GuardedBackend(), self, list(replies)
+        backend, network, unsent = GuardedBackend(), self, list(replies)
 
         class Scripted(httpcore.AsyncMockBackend):
             async def connect_tcp(self, host, port, *args, **more):
                 network.reached.append(host)
-                return httpcore.AsyncMockStream([left.pop(0)])
+                return httpcore.AsyncMockStream([unsent.pop(0)])
 
         backend._inner = Scripted([])
         return asyncio.run(fetch(url, limit, backend))
@@ -124,7 +124,7 @@ def test_a_name_is_resolved_once_and_the_checked_address_is_reached(monkeypatch)
     assert network.asked == ["rebinding.test"]
 
 
-def test_a_redirect_to_the_inside_is_not_followed(monkeypatch):
+def test_a_redirect_to_a_private_address_is_refused(monkeypatch):
     network = Network(monkeypatch, ["8.8.8.8"], ["169.254.169.254"])
     with pytest.raises(PictureError, match="not an address of the public internet"):
         network.fetch("http://a.test/", reply("302 Found", head="Location: http://inner.test/key\r\n"))
@@ -145,13 +145,13 @@ def test_a_redirect_to_the_inside_is_not_followed(monkeypatch):
         ([b"nonsense\r\n\r\n"], "did not answer"),
     ],
 )
-def test_replies_that_are_no_picture(monkeypatch, replies, message):
+def test_responses_without_an_image(monkeypatch, replies, message):
     network = Network(monkeypatch, *[["8.8.8.8"]] * 4)
     with pytest.raises(PictureError, match=message):
         network.fetch("http://a.test/", *replies)
 
 
-def test_one_inner_address_among_public_ones_is_enough_to_refuse(monkeypatch):
+def test_one_private_address_among_public_ones_is_refused(monkeypatch):
     network = Network(monkeypatch, ["8.8.8.8", "10.0.0.1"])
     with pytest.raises(PictureError, match="public internet"):
         network.fetch("https://a.test/")
@@ -159,13 +159,13 @@ def test_one_inner_address_among_public_ones_is_enough_to_refuse(monkeypatch):
 
 
 def filtered(pieces, stops=()) -> tuple[str, bool]:
-    out = StopStringFilter(stops)
+    stop_filter = StopStringFilter(stops)
     text = ""
     for piece in pieces:
-        text += out.feed(piece)
-        if out.stopped:
+        text += stop_filter.feed(piece)
+        if stop_filter.stopped:
             return text, True
-    return text + out.finish(), False
+    return text + stop_filter.finish(), False
 
 
 def test_text_ends_before_the_first_stop_string():
@@ -199,13 +199,13 @@ def test_keys(tmp_path):
         read_keys(tmp_path / "none")
 
 
-def test_a_model_in_a_folder_is_not_called_by_its_path(janus_mini):
+def test_the_name_of_a_model_in_a_folder_omits_its_path(janus_mini):
     assert public_name(str(janus_mini)) == "janus-mini"
     assert public_name("deepseek-ai/Janus-Pro-1B") == "deepseek-ai/Janus-Pro-1B"
 
 
 @pytest.mark.parametrize(
-    ("asked", "environment", "widths", "wanted"),
+    ("asked", "environment", "widths", "expected"),
     [
         (None, None, [64], 1),
         (None, None, [64, 3000], None),
@@ -215,9 +215,7 @@ def test_a_model_in_a_folder_is_not_called_by_its_path(janus_mini):
         (None, None, [], 1),
     ],
 )
-def test_a_small_model_is_computed_with_one_thread_unless_told(
-    monkeypatch, asked, environment, widths, wanted
-):
+def test_small_models_run_on_one_thread_by_default(monkeypatch, asked, environment, widths, expected):
     set_to = []
     monkeypatch.setattr(torch, "set_num_threads", set_to.append)
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
@@ -229,15 +227,15 @@ def test_a_small_model_is_computed_with_one_thread_unless_told(
         width == 3000 for width in widths
     ]
     set_num_threads(asked, decoders)
-    assert set_to == ([] if wanted is None else [wanted])
+    assert set_to == ([] if expected is None else [expected])
 
 
 @pytest.mark.parametrize("flags", [[], ["--eager"]])
 def test_eager_reaches_the_model(flags, monkeypatch):
     asked = []
 
-    def load(*_, **how):
-        asked.append(how["eager"])
+    def load(*_, **options):
+        asked.append(options["eager"])
         raise OptionError("that is enough")
 
     monkeypatch.setattr(registry, "load_pipeline", load)
@@ -246,12 +244,12 @@ def test_eager_reaches_the_model(flags, monkeypatch):
 
 
 @pytest.mark.parametrize("threads", [0, -1])
-def test_no_threads_are_refused(threads):
+def test_thread_counts_below_one_are_refused(threads):
     with pytest.raises(OptionError, match="threads"):
         set_num_threads(threads, [])
 
 
-def test_a_body_that_does_not_come_is_refused_in_time(monkeypatch):
+def test_a_slow_body_is_refused(monkeypatch):
     monkeypatch.setattr(middleware, "BODY_SECONDS", 0.05)
     sent = []
 

@@ -36,7 +36,7 @@ def client(server) -> openai.OpenAI:
 
 @pytest.fixture(scope="module")
 def pipe() -> Iterator[JanusPipeline]:
-    """With one thread, as the server has for these models: with more, a colour may differ by one of 255."""
+    """With one thread, like the server with these models; with more, colours may differ by 1 of 255."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield JanusPipeline.from_pretrained(NANO, device="cpu", progress=False)
@@ -49,12 +49,12 @@ def data_url(picture: Image.Image) -> str:
     return "data:image/png;base64," + base64.b64encode(stream.getvalue()).decode()
 
 
-def about(pictures: list[Image.Image], question: str) -> list:
+def messages_with_images(pictures: list[Image.Image], question: str) -> list:
     parts = [{"type": "image_url", "image_url": {"url": data_url(picture)}} for picture in pictures]
     return [{"role": "user", "content": [*parts, {"type": "text", "text": question}]}]
 
 
-def opened(b64: str) -> Image.Image:
+def decoded_image(b64: str) -> Image.Image:
     return Image.open(io.BytesIO(base64.b64decode(b64)))
 
 
@@ -62,7 +62,7 @@ RED, BLUE = Image.new("RGB", (64, 48), (220, 20, 20)), Image.new("RGB", (30, 60)
 SMALL = {"model": "janus-mini", "messages": [{"role": "user", "content": "Hello"}], "max_tokens": 12}
 
 
-def test_models_tell_what_they_are(client):
+def test_model_cards(client):
     cards = {card.id: card for card in client.models.list()}
     assert list(cards) == ["janus-mini", NANO, "vl2-mini-mla"]
     assert client.models.retrieve(NANO).model_extra["image_size"] == "128x128"
@@ -70,18 +70,18 @@ def test_models_tell_what_they_are(client):
     assert not cards["vl2-mini-mla"].model_extra["paints"]
 
 
-def test_pictures_and_answers_at_once_are_those_of_the_pipeline(client, pipe):
+def test_concurrent_images_and_answers_equal_those_of_the_pipeline(client, pipe):
     prompts = ["a photo of a red circle", "a photo of two blue squares"]
-    messages = about([RED, BLUE], "What colour is it?")
+    messages = messages_with_images([RED, BLUE], "What colour is it?")
     with ThreadPoolExecutor(4) as pool:
         paint = {"model": NANO, "n": 1, "extra_body": {"seed": 7, "guidance_scale": 2.0}}
         painted = [pool.submit(client.images.generate, prompt=prompt, **paint) for prompt in prompts]
         drawn = {"temperature": 1.0, "seed": 3, "max_tokens": 12}
         asked = pool.submit(client.chat.completions.create, model=NANO, messages=messages, **drawn)
         replies, answer = [one.result() for one in painted], asked.result()
-    wanted = pipe.generate(prompts, seed=7, guidance_scale=2.0)
-    for reply, picture in zip(replies, wanted, strict=True):
-        got = opened(reply.data[0].b64_json)
+    expected = pipe.generate(prompts, seed=7, guidance_scale=2.0)
+    for reply, picture in zip(replies, expected, strict=True):
+        got = decoded_image(reply.data[0].b64_json)
         assert got.tobytes() == picture.tobytes()
         assert got.text["seed"] == "7"
         assert reply.usage.output_tokens == 256
@@ -89,7 +89,7 @@ def test_pictures_and_answers_at_once_are_those_of_the_pipeline(client, pipe):
     assert answer.choices[0].message.content == own
 
 
-def test_a_streamed_answer_is_the_whole_one(client):
+def test_a_streamed_answer_equals_the_complete_one(client):
     ask = chat(temperature=1.0, seed=5, n=2)
     whole = client.chat.completions.create(**ask, logprobs=True, top_logprobs=2)
     stream = client.chat.completions.create(**ask, stream=True, stream_options={"include_usage": True})
@@ -103,9 +103,9 @@ def test_a_streamed_answer_is_the_whole_one(client):
     assert ends == {choice.index: choice.finish_reason for choice in whole.choices}
     assert usage == whole.usage
     assert usage.total_tokens == usage.prompt_tokens + usage.completion_tokens
-    told = [choice.logprobs.content for choice in whole.choices]
-    assert sum(map(len, told)) == usage.completion_tokens
-    assert all(len(token.top_logprobs) == 2 and token.logprob <= 0 for token in told[0])
+    logprobs = [choice.logprobs.content for choice in whole.choices]
+    assert sum(map(len, logprobs)) == usage.completion_tokens
+    assert all(len(token.top_logprobs) == 2 and token.logprob <= 0 for token in logprobs[0])
     again = client.chat.completions.create(**SMALL, temperature=1.0, seed=6)
     assert again.choices[0].message.content == texts[1]
 
@@ -119,7 +119,7 @@ def test_a_stop_string_ends_the_answer(client):
     assert choice.message.content == text[: text.index(stop)].strip()
 
 
-def test_a_picture_streams_partial_ones(client):
+def test_partial_images_are_streamed(client):
     ask = {"model": "janus-mini", "prompt": "x", "extra_body": {"seed": 2}, "output_format": "webp"}
     events = list(client.images.generate(**ask, stream=True, partial_images=3))
     kinds = [event.type for event in events]
@@ -127,13 +127,13 @@ def test_a_picture_streams_partial_ones(client):
     assert [event.partial_image_index for event in events[:3]] == [0, 1, 2]
     whole = client.images.generate(**ask)
     assert events[-1].b64_json == whole.data[0].b64_json
-    assert opened(events[-1].b64_json).format == "WEBP"
-    assert events[-1].size == whole.size == "{}x{}".format(*opened(events[0].b64_json).size)
+    assert decoded_image(events[-1].b64_json).format == "WEBP"
+    assert events[-1].size == whole.size == "{}x{}".format(*decoded_image(events[0].b64_json).size)
 
 
-def test_vl2_answers_about_pictures_but_does_not_paint(client):
+def test_vl2_answers_about_images_but_generates_none(client):
     answer = client.chat.completions.create(
-        model="vl2-mini-mla", messages=about([RED], "What?"), max_tokens=4
+        model="vl2-mini-mla", messages=messages_with_images([RED], "What?"), max_tokens=4
     )
     assert answer.usage.completion_tokens <= 4
     with pytest.raises(openai.BadRequestError, match="does not paint"):
@@ -144,7 +144,7 @@ def chat(**fields) -> dict:
     return {**SMALL, **fields}
 
 
-BROKEN = {
+MALFORMED = {
     "no request": b"hello\r\n\r\n",
     "no number": b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: many\r\n\r\n",
     "two lengths": b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\n",
@@ -153,9 +153,9 @@ BROKEN = {
 }
 
 
-@pytest.mark.parametrize("raw", BROKEN.values(), ids=BROKEN.keys())
-def test_what_is_no_http_is_refused(server, raw):
-    """By what stands before the application: a status, without OpenAI's object."""
+@pytest.mark.parametrize("raw", MALFORMED.values(), ids=MALFORMED.keys())
+def test_malformed_http_is_refused(server, raw):
+    """By uvicorn: a 4xx status without OpenAI's error object."""
     target = urlsplit(server.url)
     with socket.create_connection((target.hostname, target.port), timeout=10) as link:
         link.sendall(raw)
@@ -163,7 +163,7 @@ def test_what_is_no_http_is_refused(server, raw):
     assert httpx.get(f"{server.url}/health").status_code == 200
 
 
-def test_the_schema_is_exact(server, tmp_path):
+def test_responses_conform_to_the_openapi_schema(server, tmp_path):
     """schemathesis over the served schema: no 5xx, no status or body that the schema lacks."""
     checks = "not_a_server_error,status_code_conformance,content_type_conformance,response_schema_conformance"
     words = [str(Path(sys.executable).parent / "schemathesis"), "run", f"{server.url}/openapi.json"]
@@ -173,7 +173,7 @@ def test_the_schema_is_exact(server, tmp_path):
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-1000:]
 
 
-def test_a_full_queue_a_key_and_an_orderly_end(start_server, tmp_path):
+def test_full_queue_api_keys_and_graceful_shutdown(start_server, tmp_path):
     keys = tmp_path / "keys"
     keys.write_text("open-sesame\n")
     running = start_server("-m", NANO, "--rows", 2, "--max-queue", 2, "--api-key-file", keys)
