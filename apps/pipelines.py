@@ -11,6 +11,7 @@ import torch
 
 from ..blocks.checkpoints.hub import EMBEDDED, EMBEDDED_FOLDER, ModelFolder, open_model
 from ..blocks.checkpoints.key_mapping import KeyMap
+from ..blocks.checkpoints.quantize import keep_no_float32
 from ..blocks.device import resolve_device
 from ..blocks.errors import ConfigError, OptionError
 from ..blocks.model.context import DecoderConfig
@@ -156,7 +157,7 @@ def _describe_janus(folder: ModelFolder) -> ModelDescription:
         workloads=variants.workloads(config),
         network=network,
         key_map=lambda names: pick_key_map(names, model_type, config.tied),
-        keep_float32=lambda name: False,
+        keep_float32=keep_no_float32,
     )
 
 

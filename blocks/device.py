@@ -22,12 +22,12 @@ DTYPES = {
 }
 
 graph_capture_lock = threading.RLock()
-"""Held while a CUDA graph is captured. All captures of a device share a stream, so work that another thread
-launched on it would get into the graph; nor may a thread change how a model computes, or move its weights."""
+"""Held while a CUDA graph is captured. All captures on a device share a stream, so work that another thread
+launches on it would be captured too. Also held by whatever moves weights or changes how a model computes."""
 
 
 def resolve_device(device: str | torch.device | None) -> torch.device:
-    """None picks CUDA, else Apple's MPS, else the CPU. A device that is not there is an `OptionError`."""
+    """The device; None picks CUDA, else Apple's MPS, else the CPU. Raises `OptionError` if it is missing."""
     if device is None:
         if torch.cuda.is_available():
             return torch.device("cuda")
@@ -48,9 +48,10 @@ def resolve_device(device: str | torch.device | None) -> torch.device:
 
 
 def resolve_dtype(dtype: str | torch.dtype | None, device: torch.device) -> torch.dtype:
-    """None means float32 on the CPU, bfloat16 on a GPU that computes in it, else float16.
+    """The dtype; None means float32 on the CPU, bfloat16 on a GPU that supports it, else float16.
 
-    A CPU rarely has fast half-precision products, and float32 is what results are compared in.
+    Few CPUs have fast half-precision products, and float32 is the reference for comparisons. Raises
+    `OptionError`.
     """
     if dtype is None:
         if device.type in ("cpu", "meta"):
@@ -65,7 +66,7 @@ def resolve_dtype(dtype: str | torch.dtype | None, device: torch.device) -> torc
 
 
 def check_capture(capture: object, device: torch.device) -> bool | None:
-    """Whether steps are to be captured: None where they can be. `True` without CUDA is an `OptionError`."""
+    """The `capture` option, checked. Raises `OptionError` if it is True without CUDA."""
     if capture not in (None, True, False):
         raise OptionError(f"capture is {capture!r}; accepted: True, False, or None for where it is possible")
     if capture and device.type != "cuda":
@@ -74,7 +75,7 @@ def check_capture(capture: object, device: torch.device) -> bool | None:
 
 
 def synchronize(device: torch.device) -> None:
-    """Wait for the device's queued work; what a clock or a memory reading needs before it."""
+    """Wait for the device's queued work, before a time or a memory figure is read."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     elif device.type == "mps":
@@ -82,7 +83,7 @@ def synchronize(device: torch.device) -> None:
 
 
 def free_bytes(device: torch.device) -> int:
-    """Memory that a new allocation can have on the device; for the CPU, of this machine."""
+    """Memory available for allocation on the device; for the CPU, on this machine."""
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)

@@ -1,4 +1,4 @@
-"""The exception tree. Everything that a user can cause is a `BifronsError`, and so a `ValueError`.
+"""The exception tree. Every error that a user can cause is a `BifronsError`, which is a `ValueError`.
 
 `check_number` and `check_integer` raise it for numbers out of range.
 """
@@ -7,7 +7,7 @@ import math
 
 
 class BifronsError(ValueError):
-    """Something the caller gave can't be used; the message says what was wrong and what is accepted."""
+    """Invalid input from the caller; the message says what was wrong and what is accepted."""
 
 
 class CheckpointError(BifronsError):
@@ -31,7 +31,7 @@ class OptionError(BifronsError):
 
 
 def check_number(name: str, value: object, low: float = -math.inf, high: float = math.inf) -> float:
-    """The value, a finite number in [low, high]; an `OptionError` that states the range for anything else."""
+    """`value` if it is a finite number in [low, high]; otherwise raises an `OptionError` with the range."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         raise OptionError(f"{name} is {value!r}; accepted: a finite number")
     if not low <= value <= high:
@@ -41,7 +41,7 @@ def check_number(name: str, value: object, low: float = -math.inf, high: float =
 
 
 def check_integer(name: str, value: object, low: int, high: int | None = None) -> int:
-    """The value, a whole number in [low, high]; an `OptionError` that states the range for anything else."""
+    """`value` if it is a whole number in [low, high]; otherwise raises an `OptionError` with the range."""
     if isinstance(value, bool) or not isinstance(value, int):
         raise OptionError(f"{name} is {value!r}; accepted: a whole number")
     if value < low or (high is not None and value > high):

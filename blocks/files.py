@@ -1,4 +1,4 @@
-"""Files that appear complete or not at all."""
+"""Atomic file writes: files appear complete or not at all."""
 
 import os
 import shutil
@@ -10,10 +10,10 @@ from typing import BinaryIO
 
 @contextmanager
 def temporary_path(final: Path) -> Iterator[Path]:
-    """A hidden path beside `final` to write a file or a folder to, before it is renamed to `final`.
+    """A hidden path beside `final`, for a file or folder that is to be renamed to `final` once complete.
 
-    Whatever still has that name at the end is removed, also after an error. That is best effort: a failing
-    removal must not hide the error that came before it.
+    Whatever is left at that path is removed on exit, also after an error. Removal is best effort: its failure
+    must not hide the original error.
     """
     temporary = final.with_name(f".{final.name}.{os.getpid()}.part")
     try:
@@ -28,9 +28,9 @@ def temporary_path(final: Path) -> Iterator[Path]:
 
 @contextmanager
 def atomic_write(path: Path, durable: bool = True) -> Iterator[BinaryIO]:
-    """Write to a temporary file that replaces `path` at the end; after an error, what was there stays.
+    """Write to a temporary file that replaces `path` at the end; after an error `path` is unchanged.
 
-    `durable` waits until data and name are on the disk. Raises `OSError` where writing fails.
+    `durable` waits until data and name are on the disk. Raises `OSError` if writing fails.
     """
     with temporary_path(path) as temporary:
         with temporary.open("wb") as stream:
@@ -53,9 +53,9 @@ def sync(stream: BinaryIO) -> None:
 
 
 def rename_new(source: Path, target: Path) -> None:
-    """Rename a file to a name that must be free; a `FileExistsError` where it is taken."""
+    """Rename a file to a new name. Raises `FileExistsError` if the name is taken."""
     try:
-        os.link(source, target)  # refused where the name exists, which no rename is
+        os.link(source, target)  # unlike a rename, this fails if the name exists
     except FileExistsError:
         raise
     except OSError as error:  # a file system without hard links

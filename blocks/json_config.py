@@ -1,4 +1,4 @@
-"""Reading foreign JSON settings with errors that name the file and the field."""
+"""Reading JSON settings that others wrote, with errors that name the file and the field."""
 
 import json
 from pathlib import Path
@@ -26,13 +26,13 @@ def read_section(path: Path) -> "Section":
 
 
 class Section:
-    """One object of a config: typed look-ups with defaults, wrong types refused by name."""
+    """One object of a config: typed look-ups with defaults. A wrong type is a `ConfigError` that names it."""
 
     def __init__(self, values: dict[str, Any], where: str) -> None:
         self.values, self.where = values, where
 
     def section(self, *names: str) -> "Section":
-        """A nested object; one that is absent counts as empty."""
+        """A nested object; a missing one counts as empty."""
         found: Any = self.values
         for name in names:
             found = found.get(name) or {}
@@ -76,7 +76,7 @@ class Section:
         return default if value is None else value
 
     def expect(self, name: str, accepted: Any) -> None:
-        """Refuse a setting that this implementation does not compute; absent means `accepted`."""
+        """Raise `ConfigError` unless a setting has the only value that is implemented, or is missing."""
         value = self.get(name, accepted)
         if value != accepted:
             raise ConfigError(f"{self.where}.{name} is {value!r}; accepted: {accepted!r}")

@@ -12,9 +12,9 @@ from ..tokenizers.vq.model import VQConfig
 
 @dataclass(frozen=True)
 class JanusConfig:
-    """Architecture of a Janus model. Projectors end in the decoder's width, which is not repeated.
+    """Architecture of a Janus model. The projectors' output width is the decoder's.
 
-    `tied` (transformers format only): the files may leave out `lm_head.weight`, which then equals the text
+    `tied` (transformers format only): the files may omit `lm_head.weight`, which then equals the text
     embedding's.
     """
 
@@ -64,8 +64,8 @@ def parse_config(config: Section) -> tuple[JanusConfig, str]:
 def read_guidance_scale(folder: Path) -> float | None:
     """The guidance scale that `generation_config.json` of a model folder recommends; None if it has none.
 
-    Other entries of the file are ignored: they are defaults of transformers (such as top_k 50), which the
-    reference does not sample with. Raises `ConfigError`.
+    Other entries are ignored: they are defaults of transformers (such as top_k 50), which the reference does
+    not use. Raises `ConfigError`.
     """
     path = folder / "generation_config.json"
     if not path.exists():
@@ -75,7 +75,7 @@ def read_guidance_scale(folder: Path) -> float | None:
 
 
 def _parse_decoder(section: Section) -> DecoderConfig:
-    """The Llama decoder. Settings that a file leaves out have the defaults of transformers' `LlamaConfig`."""
+    """The Llama decoder, with the defaults of transformers' `LlamaConfig`."""
     section.expect("hidden_act", "silu")
     section.expect("attention_bias", False)
     section.expect("mlp_bias", False)
@@ -103,7 +103,8 @@ def _parse_decoder(section: Section) -> DecoderConfig:
 
 
 def _parse_original(config: Section) -> JanusConfig:
-    """The official schema. `vision_config` and `gen_vision_config` may also state sizes, for small models."""
+    """The official schema, extended: `vision_config` and `gen_vision_config` may state the sizes of small
+    models."""
     vision, vq = config.section("vision_config", "params"), config.section("gen_vision_config", "params")
     vision.expect("select_layer", -1)
     vision.expect("select_feature", "same")
@@ -170,7 +171,7 @@ def _parse_transformers(config: Section) -> JanusConfig:
 
 
 def _check(config: JanusConfig, where: str) -> None:
-    """Refuse sizes that would otherwise fail deep inside a module."""
+    """Raise `ConfigError` for sizes that would otherwise fail deep inside a module."""
     vision, vq, decoder = config.vision, config.vq, config.decoder
     check_siglip(vision, where)
     if vision.image_size % vq.downsampling:

@@ -1,4 +1,4 @@
-"""From a Janus folder in transformers' format to the original format, for `blocks.checkpoints.convert`."""
+"""Translates a Janus folder from transformers' format to the original, for `blocks/conversion/convert.py`."""
 
 from pathlib import Path
 from typing import Any
@@ -20,9 +20,9 @@ from .weight_names import pick_key_map
 def to_original(
     src: Path, entries: dict[str, TensorEntry], reader: TensorReader
 ) -> tuple[list[TensorSpec], dict[str, dict[str, Any]]]:
-    """The tensors under official names (q, k and v in one), and the JSON files of the original format.
+    """The tensors under official names (q, k and v fused), and the JSON files of the original format.
 
-    Raises `CheckpointError` if the tensors do not fit the config.
+    Raises `CheckpointError` if the tensors do not match the config.
     """
     config, model_type = read_config(src)
     with torch.device("meta"):
@@ -41,8 +41,8 @@ def to_original(
 def original_config(config: JanusConfig, dtype: str) -> dict[str, Any]:
     """`config.json` in the official schema, which `read_config` reads back as the same architecture.
 
-    Except for `tied`: the official format always stores the head. Sizes that only small models change are
-    stated where they differ from the official ones.
+    The exception is `tied`, since the official format always stores the head. Sizes that only small models
+    change are written where they differ from the official ones.
     """
     vision, vq, llm = config.vision, config.vq, config.decoder
     language = {
@@ -110,7 +110,7 @@ def _vq_params(vq: VQConfig) -> dict[str, Any]:
 
 
 def _processor_config(src: Path, config: JanusConfig) -> dict[str, Any]:
-    """Roles are `<|User|>`, `<|Assistant|>` unless the tokenizer lacks them, as Janus-1.3B's does."""
+    """The official settings; Janus-1.3B's role names if the tokenizer lacks the token `<|User|>`."""
     tokenizer = src / "tokenizer.json"
     old = tokenizer.is_file() and "<|User|>" not in tokenizer.read_text(encoding="utf-8")
     return {
@@ -125,9 +125,9 @@ def _processor_config(src: Path, config: JanusConfig) -> dict[str, Any]:
 
 
 def _preprocessor_config(src: Path, config: JanusConfig) -> dict[str, Any]:
-    """The official settings, except where the source's image settings differ.
+    """The official settings, overridden by the source's image settings.
 
-    transformers stores those in `preprocessor_config.json`, or since version 5 under `image_processor` in
+    transformers stores these in `preprocessor_config.json`, or since version 5 under `image_processor` in
     `processor_config.json`.
     """
     stored: dict[str, Any] = {}

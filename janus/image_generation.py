@@ -24,14 +24,14 @@ from .model import JanusModel
 from .variants import image_generation_workload, vq_activations
 
 Callback = Callable[[int, int, Tensor], None]
-"""`callback(step, total, codes)`, called after each step with the codes so far, `[n, step]`."""
+"""`callback(step, total, codes)`, called after each step with the codes so far, int64 `[n, step]`."""
 
 
 @dataclass(frozen=True)
 class ImageGenerationOptions:
     """How an image is generated.
 
-    `guidance_scale=1` is no guidance: no unconditional rows are computed. `temperature=0` is greedy;
+    `guidance_scale=1` is no guidance: unconditional rows are not computed. `temperature=0` is greedy;
     `top_k=0` and `top_p=1` keep the whole codebook. `negative_prompt` replaces the unconditional prompt.
     Raises `OptionError`.
     """
@@ -65,9 +65,9 @@ class ImageGenerationOptions:
 def image_seeds(seed: int | Sequence[int] | None, prompts: int, per_prompt: int) -> list[int]:
     """One seed per image, prompt-major.
 
-    A number: image j of every prompt gets `seed + j`, so that an image's seed does not depend on the other
-    prompts of the call. None: a random start for each prompt. A list: one number per prompt (then + j) or
-    one per image. Raises `OptionError`.
+    From a number, image j of every prompt gets `seed + j`, so an image's seed does not depend on the other
+    prompts of the call. None is a random start for each prompt. A list has one start per prompt or one seed
+    per image. Raises `OptionError`.
     """
     if seed is None:
         starts = [secrets.randbelow(2**32) for _ in range(prompts)]
@@ -88,7 +88,7 @@ def image_seeds(seed: int | Sequence[int] | None, prompts: int, per_prompt: int)
 
 
 def _input_device(model: JanusModel) -> torch.device:
-    """Where ids, codes and pixels go. Raises `OptionError` if the parts that generate were not loaded."""
+    """The device for ids, codes and pixels. Raises `OptionError` if the image parts were not loaded."""
     _ = model.gen_embed.weight
     return model.decoder.device
 
@@ -107,7 +107,7 @@ def image_generation_batch(
 ) -> GenerationBatch:
     """The batch that generates N images.
 
-    `cond` and `uncond` are the prompt ids `[L]` of each image; `uncond` None is no guidance.
+    `cond` and `uncond` are the prompt ids `[L]` of each image; without guidance `uncond` is None.
     """
     device = _input_device(model)
     return GenerationBatch(
@@ -128,28 +128,28 @@ def generate_codes(
     seeds: Sequence[int],
     callback: Callback | None = None,
 ) -> Tensor:
-    """Codes `[N, T]` on the CPU, generated in batches that fit in memory.
+    """Codes int64 `[N, T]` on the CPU, generated in batches that fit in memory.
 
-    An image does not depend on how they are split. `callback` gets the codes of the current batch; an
+    The split into batches does not change an image. `callback` gets the codes of the current batch; an
     exception from it stops the generation.
     """
     total = model.config.num_codes
     longest = max(len(ids) for ids in [*cond, *(uncond or ())])
     check_context(longest, total, model.config.decoder.max_positions)
     size = _batch_size(model, uncond is not None, longest)
-    done = []
+    batches = []
     for start in range(0, len(cond), size):
         part = slice(start, start + size)
         batch = image_generation_batch(model, cond[part], uncond and uncond[part], options, seeds[part])
         if callback is None:
-            done.append(generate_all(model.decoder, batch))
+            batches.append(generate_all(model.decoder, batch))
             continue
         steps = []
         for tokens in generate(model.decoder, batch):
             steps.append(tokens)
             callback(len(steps), total, torch.stack(steps, dim=1).cpu())
-        done.append(torch.stack(steps, dim=1).cpu())
-    return torch.cat(done)
+        batches.append(torch.stack(steps, dim=1).cpu())
+    return torch.cat(batches)
 
 
 def _batch_size(model: JanusModel, guided: bool, longest: int) -> int:
@@ -160,7 +160,7 @@ def _batch_size(model: JanusModel, guided: bool, longest: int) -> int:
         return batch_over_devices(work, decoder.layout, decoder.dtype)
     if not captures(decoder, image_head(model)):
         return batch_that_fits(work, device, decoder.dtype)
-    # A captured batch takes the rows and slots of its buffers; buffers of earlier batches make room for it.
+    # A captured batch uses whole buffers, for which those of earlier batches can be freed.
     work = image_generation_workload(model.config, guided, slots_for(longest + total) - total)
     reusable = graph_pool_of(decoder).bytes
     return bucket_below(batch_that_fits(work, device, decoder.dtype, reusable))
@@ -168,7 +168,7 @@ def _batch_size(model: JanusModel, guided: bool, longest: int) -> int:
 
 @torch.no_grad()
 def decode_images(model: JanusModel, codes_NT: Tensor) -> list[Image.Image]:
-    """Images of codes `[N, T]`, decoded one or a few at a time: the decoder's activations are large."""
+    """Images of codes `[N, T]`, decoded a few at a time, as the decoder's activations are large."""
     device, dtype = _input_device(model), model.decoder.dtype
     size = model.gen_vision_model.max_batch(model.config.grid)
     if size > 1:

@@ -23,19 +23,19 @@ from .config import JanusConfig
 from .processor import ModelInputs
 
 Parts = Literal["all", "paint", "read"]
-"""What is loaded: `paint` lacks the vision encoder (SigLIP), the text head and the image tokenizer's encoder;
-`read` lacks the image tokenizer, the image embedding and the image head."""
+"""The parts to load: `paint` leaves out the vision encoder (SigLIP), the text head and the image tokenizer's
+encoder; `read` leaves out the image tokenizer, the image embedding and the image head."""
 
 
 def check_parts(parts: str) -> Parts:
-    """The argument, if it is one of `Parts`. Raises `OptionError`."""
+    """The `parts` option, checked. Raises `OptionError`."""
     if parts not in get_args(Parts):
         raise OptionError(f"parts is {parts!r}; accepted: {', '.join(get_args(Parts))}")
     return parts  # type: ignore[return-value]
 
 
 class VisionModel(nn.Module):
-    """SigLIP: pixels `[N, 3, S, S]` to features `[N, P, width]`."""
+    """SigLIP: pixels `[N, 3, S, S]` -> features `[N, P, width]`."""
 
     def __init__(self, config: SiglipConfig) -> None:
         super().__init__()
@@ -46,7 +46,7 @@ class VisionModel(nn.Module):
 
 
 class ImageHead(nn.Module):
-    """Hidden states to logits over the codebook: linear, exact GELU, linear."""
+    """Hidden states -> logits over the codebook: linear, exact GELU, linear."""
 
     def __init__(self, config: JanusConfig) -> None:
         super().__init__()
@@ -58,7 +58,7 @@ class ImageHead(nn.Module):
 
 
 class LanguageModel(nn.Module):
-    """The decoder, and the text head unless it is left out (`reads` false)."""
+    """The decoder and, if `reads`, the text head."""
 
     def __init__(self, config: JanusConfig, *, reads: bool = True) -> None:
         super().__init__()
@@ -69,10 +69,10 @@ class LanguageModel(nn.Module):
 
 
 class JanusModel(nn.Module):
-    """The modules of a Janus checkpoint, and the functions that generation loops call."""
+    """The modules of a Janus checkpoint, with the methods that generation calls."""
 
     per_image_modules = ("vision_model", "aligner", "gen_vision_model")
-    """Modules that run once per image, not once per token: the first to be offloaded."""
+    """Modules that run once per image, not once per token, and so are offloaded first."""
 
     def __init__(self, config: JanusConfig, parts: Parts = "all") -> None:
         super().__init__()
@@ -108,12 +108,12 @@ class JanusModel(nn.Module):
 
     @torch.no_grad()
     def embed_prompt(self, inputs: ModelInputs) -> Prompt:
-        """A conversation as embeddings `[T, D]`: of its text, and of its images at the image tokens."""
+        """The embeddings `[T, D]` of a conversation: its text, with image embeddings at the image tokens."""
         device, dtype = self.decoder.device, self.decoder.dtype
         x_TD = self.embed_text(inputs.ids.to(device))
         if len(inputs.pixels):
             pixels = inputs.pixels.to(device, dtype)
-            # Found on the host, so that it need not wait for the device.
+            # `nonzero` on the host avoids a synchronization with the device.
             positions = inputs.image_mask.nonzero()[:, 0]
             x_TD = x_TD.index_copy(0, positions.to(device), self.embed_images(pixels).flatten(0, 1))
         return Prompt(inputs.ids, x_TD)
@@ -126,7 +126,7 @@ class JanusModel(nn.Module):
         return run_graphed(vq, self.decoder, (vq,), lambda codes: vq.decode(codes, grid), codes_NT)
 
     def embed_codes(self, codes: Tensor) -> Tensor:
-        """Image codes `[...]` -> embeddings `[..., D]`, as generated tokens are fed back."""
+        """Image codes `[...]` -> embeddings `[..., D]`, the decoder's inputs for generated image tokens."""
         return self.gen_aligner(self.gen_embed(codes))
 
     def text_logits(self, hidden: Tensor) -> Tensor:

@@ -43,7 +43,7 @@ class JanusPipeline(ChatPipeline):
         self.guidance_scale = (
             ImageGenerationOptions.guidance_scale if guidance_scale is None else guidance_scale
         )
-        """The default of `generate`: what the model's files recommend, else 5.0."""
+        """The default of `generate`: the model's recommended scale, else 5.0."""
 
     @classmethod
     def from_pretrained(
@@ -63,21 +63,17 @@ class JanusPipeline(ChatPipeline):
 
         Args:
             model: a model folder, a hub id (`deepseek-ai/Janus-Pro-1B`) or an embedded model (`janus-nano`).
-            device: None takes CUDA, else MPS, else the CPU.
-            dtype: None takes bfloat16 on a GPU and float32 on the CPU.
-            quantize: `int8`, `int4` or `fp8` quantizes the decoder's weights as they are read. A folder of
-                quantized weights is loaded as it is.
             parts: load only what generating images (`paint`) or answering (`read`) needs. Methods that need
                 other parts then raise an OptionError.
-            device_map: spreads the weights over devices. `auto` fills one GPU after the other and leaves
-                the rest in CPU memory, from where each layer is moved to a GPU to compute; `balanced` fills
-                all GPUs equally; a dict places modules: `{"": 0, "vision_model": "cpu"}`.
-            max_memory: what weights may take per device, with a `device_map`: `{0: "20GiB", "cpu": "60GiB"}`.
-                By default 0.8 of each GPU's free memory and all of the CPU's.
-            capture: on CUDA, None captures decoding steps as graphs, once per number of rows, and prompts and
-                images of recurring sizes; False launches each operation, which is slower but needs no
-                preparation. Models on several devices are never captured.
+            device, dtype: by default CUDA or MPS in bfloat16, else the CPU in float32.
+            quantize: `int8`, `int4` or `fp8` quantizes the decoder's weights as they are read.
+            device_map: `auto`, `balanced` or a dict (`{"": 0, "vision_model": "cpu"}`) spreads the weights
+                over devices.
+            max_memory: with a `device_map`, what weights may take per device: `{0: "20GiB", "cpu": "60GiB"}`.
+            capture: False turns CUDA graphs off.
             progress: show a bar on stderr if loading takes more than half a second.
+
+        `bifrons.blocks.placement.device_map.LoadOptions` describes `device` to `progress` in full.
 
         Raises:
             CheckpointError: the files are not a complete Janus model (ConfigError: their settings).
@@ -114,14 +110,14 @@ class JanusPipeline(ChatPipeline):
 
         Args:
             prompt: a text, or a list of texts.
-            num_images_per_prompt: images of each prompt.
+            num_images_per_prompt: number of images of each prompt.
             seed: image j of each prompt has seed `seed + j`; a list has one per prompt or image; None is
-                random. An image depends on its seed, not on the others in the call.
+                random. An image depends on its seed, not on the other images in the call.
             guidance_scale: classifier-free guidance; 1 is none, None is `self.guidance_scale`.
             temperature: 0 is greedy.
-            top_k: sample from the likeliest image tokens; 0 is all, as the reference samples.
-            top_p: sample from the fewest likeliest tokens whose probabilities add up to this; 1 is all.
-            negative_prompt: what to guide away from, in place of the unconditional prompt.
+            top_k: sample from this many most likely image tokens; 0 is all, as in the reference.
+            top_p: sample from the smallest set of most likely tokens with this total probability; 1 is all.
+            negative_prompt: a text to guide away from; it replaces the unconditional prompt.
             output_type: `pil` for images, `codes` for their image tokens.
             callback: `callback(step, total, codes)` after each step; an exception from it stops the call.
 
@@ -129,7 +125,7 @@ class JanusPipeline(ChatPipeline):
             PIL images with their settings in `info`, or codes, int64 `[N, T]`; prompt-major.
 
         Raises:
-            PromptError, OptionError: an argument is not accepted, or that part of the model was not loaded.
+            PromptError, OptionError: an argument is not accepted, or a needed part was not loaded.
         """
         scale = self.guidance_scale if guidance_scale is None else guidance_scale
         options = ImageGenerationOptions(scale, temperature, top_k, top_p, negative_prompt)
@@ -166,6 +162,7 @@ class JanusPipeline(ChatPipeline):
         return image_generation.generate_codes(self.model, cond, uncond, options, seeds, callback)
 
     def _settings(self, prompt: str, seed: int, options: ImageGenerationOptions) -> dict[str, str]:
+        """The text chunks of a generated image."""
         settings = {"prompt": prompt, "seed": str(seed), "model": self.name, "software": "Bifrons"}
         values = asdict(options)
         return settings | {name: str(value) for name, value in values.items() if value is not None}
@@ -186,7 +183,7 @@ class JanusPipeline(ChatPipeline):
         return image_generation.decode_images(self.model, checked.reshape(-1, total))
 
     def _check_codes(self, codes: Tensor | Sequence[int]) -> Tensor:
-        """Codes as int64, checked to be whole numbers within the codebook."""
+        """Codes as int64, checked to be whole numbers in the codebook's range."""
         size = self.model.config.vq.codebook_size
         try:
             checked = torch.as_tensor(codes)

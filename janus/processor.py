@@ -50,8 +50,8 @@ class ImageTransform:
     def from_settings(cls, settings: dict[str, Any], size: int, where: str) -> "ImageTransform":
         """Read the content of a preprocessor_config.json, official or transformers'. Raises ConfigError.
 
-        `do_normalize` counts as true whatever it says: an early file of Janus-1.3B had it false, but the
-        model was trained with it.
+        `do_normalize` is ignored and taken as true: an early file of Janus-1.3B has it false, but the model
+        was trained with it.
         """
         section = Section(settings, where)
         stated = section.get("size")
@@ -77,10 +77,10 @@ class ImageTransform:
         )
 
     def __call__(self, image: Image.Image) -> Tensor:
-        """Pixels float32 [3, S, S] of an RGB image: the long side becomes S, then it is padded square."""
+        """Pixels float32 [3, S, S] of an RGB image, scaled to a long side of S and padded to a square."""
         width, height = image.size
         longest = max(width, height)
-        # Truncated, not rounded: transformers' port rounds here and differs by a row for some sizes.
+        # Truncated, not rounded: transformers' port rounds and differs by a row for some sizes.
         new_width = max(int(width / longest * self.size), self.min_size)
         new_height = max(int(height / longest * self.size), self.min_size)
         resized = resize_bicubic(image, (new_width, new_height))
@@ -139,11 +139,11 @@ class JanusProcessor:
     def chat_inputs(
         self, messages: Any, system: str | None = None, *, local_files: bool = True
     ) -> ModelInputs:
-        """A conversation, in either form of `blocks.chat.messages`, as the model takes it.
+        """The model's inputs for a conversation, in either form of `blocks.chat.messages`.
 
         Every image token becomes a start token, `num_image_tokens` image tokens and an end token. `system`
-        None is the default system prompt; a system message replaces it. `local_files`: see `open_image`.
-        Raises PromptError and PictureError.
+        None is the default system prompt; a system message replaces it. `local_files` is that of
+        `open_image`. Raises PromptError and PictureError.
         """
         turns = normalize_messages(messages, self.image_token, local_files=local_files)
         ids = self.expand(self.tokenizer.encode(self.template.chat_prompt(turns, system)))
@@ -164,9 +164,9 @@ class JanusProcessor:
         return torch.tensor(expanded, dtype=torch.long)
 
     def generation_ids(self, prompt: str, negative_prompt: str | None = None) -> tuple[Tensor, Tensor]:
-        """Ids of an image prompt, and of the unconditional row that guidance compares it with; int64 [L].
+        """Conditional and unconditional ids of an image prompt, int64 [L] each.
 
-        Without a negative prompt, or with an empty one, the unconditional ids are the prompt's, with padding
+        Without a negative prompt, or with an empty one, the unconditional ids are the prompt's with padding
         between the first (BOS) and the last (start of the image). A negative prompt has its own ids and
         length. Raises PromptError for a prompt that is empty or not a str.
         """

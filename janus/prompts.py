@@ -1,4 +1,4 @@
-"""Janus's chat template: conversations and image prompts as the text that gets tokenised.
+"""Janus's chat template: the text to tokenize for conversations and image prompts.
 
 The strings equal those of the official `VLChatProcessor` byte for byte: the system prompt and a separator,
 then for each message `role: content` and a separator that alternates with the message's index, all stripped.
@@ -33,14 +33,14 @@ class Template:
     def for_tokenizer(cls, tokenizer: TextTokenizer) -> "Template":
         """Janus-Pro's template if the vocabulary has its role tokens, else that of Janus-1.3B.
 
-        `sft_format` of processor_config.json does not tell: "deepseek" once named the older roles.
+        `sft_format` in processor_config.json can't decide: "deepseek" once meant the older roles.
         """
         return PRO if tokenizer.has(PRO.user) else FIRST
 
     def chat_prompt(self, turns: Sequence[Turn], system: str | None = None) -> str:
         """The text of a conversation, up to the assistant's next message.
 
-        `turns` are those of `normalize_messages`. `system` None is the default system prompt, "" is none; a
+        `turns` come from `normalize_messages`. `system` None is the default system prompt, "" is none; a
         system turn replaces either. Raises PromptError unless the last turn is the user's.
         """
         system = SYSTEM_PROMPT if system is None else system

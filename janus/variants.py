@@ -1,4 +1,4 @@
-"""The released Janus models, the parts of a model, and the memory that its work takes."""
+"""The released Janus models, the parts of a model, and its workloads for memory estimates."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +11,7 @@ from .prompts import FIRST, PRO, Template
 
 @dataclass(frozen=True)
 class Variant:
-    """A released model and what tells it from the others."""
+    """A released model and the properties that identify it."""
 
     name: str
     hub_id: str
@@ -56,7 +56,7 @@ def variant(config: JanusConfig, folder: Path) -> str | None:
 
 
 def image_generation_workload(config: JanusConfig, guided: bool, prompt: int = PROMPT_TOKENS) -> Workload:
-    """One image after a prompt of so many tokens. The VQ decoder then takes one image after the other."""
+    """One image after a prompt of this many tokens. The VQ decoder then decodes images one at a time."""
     return decoder_workload(
         "picture, guided" if guided else "picture, guidance scale 1",
         config.decoder,
@@ -88,8 +88,9 @@ def workloads(config: JanusConfig) -> list[Workload]:
 
 
 def vq_activations(config: JanusConfig) -> int:
-    """Numbers alive in the VQ decoder for one image: six copies of its largest feature map.
+    """Activations of the VQ decoder for one image: six copies of its largest feature map.
 
-    VQ-16 at 384 pixels measured 6.6 on a CPU; on CUDA in half precision it has three and work space.
+    For VQ-16 at 384 pixels, 6.6 copies were measured on a CPU, and three plus workspace on CUDA in half
+    precision.
     """
     return 6 * config.vq.largest_map(config.grid)

@@ -1,4 +1,4 @@
-"""Names of Janus's tensors: one table of the official names and those of transformers.
+"""Names of Janus's tensors: one table of the official names and those in transformers' format.
 
 The left column holds the official names (`deepseek-ai/Janus-Pro-*`), which are also our parameters'. The
 right column holds those of transformers' `JanusForConditionalGeneration`, without the leading `model.` that
@@ -84,8 +84,7 @@ _TABLE = [
     ("", "", _LLAMA),
 ]
 
-# In the files, but not needed to compute: SigLIP's pooling head, a training counter, tables that follow from
-# the config.
+# In the files but unused: SigLIP's pooling head, a training counter, and tables that follow from the config.
 _UNUSED = [
     "vision_model.vision_tower.attn_pool.latent",
     "vision_model.vision_tower.attn_pool.{pool}.{p}",
@@ -122,7 +121,7 @@ _TRANSFORMERS_UNUSED_PATTERNS = [_pattern(name) for name in _TRANSFORMERS_UNUSED
 def original_keys(name: str) -> ParameterSlice | None:
     """The key map of an official folder: every tensor fills the parameter of the same name.
 
-    None for a tensor that is known and unused; `KeyError` for an unknown name.
+    None for a tensor that is known and unused; raises `KeyError` for an unknown name.
     """
     if any(pattern.fullmatch(name) for pattern in _OFFICIAL_PATTERNS):
         return ParameterSlice(name)
@@ -135,7 +134,7 @@ def transformers_keys(name: str) -> ParameterSlice | None:
     """The key map of a transformers-format folder, whose names may begin with `model.` or not.
 
     SigLIP's q, k and v are thirds of `attn.qkv`; its position table [T, D] becomes [1, T, D]. None for a
-    tensor that is known and unused; `KeyError` for an unknown name.
+    tensor that is known and unused; raises `KeyError` for an unknown name.
     """
     bare = name.removeprefix("model.")
     if bare == _TRANSFORMERS_LM_HEAD and bare != name:
@@ -160,10 +159,9 @@ def _tied_transformers_keys(name: str) -> ParameterSlice | tuple[ParameterSlice,
 def pick_key_map(names: Iterable[str], model_type: str, tied: bool = False) -> KeyMap:
     """The key map of a folder with tensors `names` and the config's `model_type`.
 
-    `tied` is a transformers config's `tie_word_embeddings`: if true and the files have no head, the
-    embedding fills the head too (the released models are not tied, and a stored head always wins).
-    Raises `ConfigError` for an unknown `model_type`, and `CheckpointError` if the names are those of the
-    other format.
+    `tied` is a transformers config's `tie_word_embeddings`: if it is true and the files have no head, the
+    embedding fills the head too. (The released models are not tied.) Raises `ConfigError` for an unknown
+    `model_type`, and `CheckpointError` if the names are those of the other format.
     """
     maps: dict[str, KeyMap] = {"multi_modality": original_keys, "janus": transformers_keys}
     if model_type not in maps:

@@ -16,7 +16,7 @@ _TOWER = "siglip_so400m_patch14_384"
 
 @dataclass(frozen=True)
 class VL2Config:
-    """Architecture of a DeepSeek-VL2 model. `candidates`: the resolutions (width, height) of tiled images."""
+    """Architecture of a DeepSeek-VL2 model. `candidates` are the resolutions (width, height) for tiling."""
 
     vision: SiglipConfig
     decoder: DecoderConfig
@@ -39,7 +39,7 @@ def read_config(folder: Path) -> VL2Config:
 def parse_config(config: Section) -> VL2Config:
     """The architecture in the content of a `config.json`. Raises `ConfigError`.
 
-    Settings that the file leaves out have the defaults of the reference's configuration classes.
+    Missing settings have the defaults of the reference's configuration classes.
     """
     model_type = config.get("model_type")
     if model_type != MODEL_TYPE:
@@ -82,7 +82,7 @@ def parse_candidates(section: Section, tile: int) -> tuple[tuple[int, int], ...]
 
 
 def _parse_vision(section: Section) -> SiglipConfig:
-    """The vision tower: a known one by its name, or any whose sizes are stated. All use the tanh GELU."""
+    """The vision tower: a known one by its name, or one with stated sizes. All use the tanh GELU."""
     tower = read_siglip(section, section.get("model_name", _TOWER), KNOWN_TOWERS[_TOWER])
     check_siglip(tower, section.where)
     return replace(tower, gelu_tanh=True)
@@ -124,7 +124,7 @@ def _parse_latent(section: Section) -> LatentConfig | None:
     """Latent attention; None if `use_mla` is false, where the sizes in the file are zero or null."""
     if not section.get("use_mla", True):
         return None
-    # An explicit null means that queries have no low-rank form; only an absent entry takes the default.
+    # An explicit null means queries without a low-rank projection; only a missing entry means the default.
     low_rank = section.get("q_lora_rank") is not None or "q_lora_rank" not in section.values
     latent = LatentConfig(
         kv_rank=section.integer("kv_lora_rank", 512),

@@ -1,7 +1,7 @@
 """Grounding: parses, formats and draws the boxes in DeepSeek-VL2's texts.
 
-A box is written `<|ref|>label<|/ref|><|det|>[[x1, y1, x2, y2], ...]<|/det|>`, in thousandths of the
-image: 0 is its left or top edge, 999 its right or bottom edge.
+Boxes are written `<|ref|>label<|/ref|><|det|>[[x1, y1, x2, y2], ...]<|/det|>`, with coordinates from 0, the
+image's left or top edge, to 999, its right or bottom edge.
 """
 
 import re
@@ -21,7 +21,7 @@ _GROUP = re.compile(r"\[([^\[\]]*)\]")
 _NUMBERS = re.compile(r"\s*([0-9]{1,4})\s*,\s*([0-9]{1,4})\s*,\s*([0-9]{1,4})\s*,\s*([0-9]{1,4})\s*")
 _LIST = re.compile(r"\s*\[\s*(?:#(?:\s*,\s*#)*)?\s*\]\s*")
 
-# Far apart in hue and lightness, and readable on white as on black (after Okabe and Ito 2008).
+# Far apart in hue and lightness, and readable on both white and black (after Okabe and Ito 2008).
 COLOURS = (
     (213, 94, 0),
     (0, 114, 178),
@@ -38,9 +38,10 @@ COLOURS = (
 
 @dataclass(frozen=True)
 class Box:
-    """A labelled rectangle in pixels of its image; `normalized` is the same in 0..999, as models write it.
+    """A labelled rectangle in pixels of its image.
 
-    A box that you make yourself needs no `normalized`: `format_boxes` computes it from the image's size.
+    `normalized` holds its coordinates in 0..999, as in the model's text. It may be None: `format_boxes` then
+    computes them from the image's size.
     """
 
     label: str
@@ -82,9 +83,9 @@ class Grounding:
 
 
 def parse_grounding(text: str, size: tuple[int, int]) -> Grounding:
-    """Parse a model's answer about an image of `size` (width, height). No text raises an error.
+    """Parse a model's answer about an image of `size` (width, height). Never raises for a text.
 
-    Malformed pieces go to `problems`; the rest is parsed as if they were not there.
+    Malformed pieces are reported in `problems` and otherwise ignored.
     """
     pieces: list[tuple[str, int]] = []
     start = 0
@@ -134,7 +135,8 @@ def parse_grounding(text: str, size: tuple[int, int]) -> Grounding:
 
 
 def _enclosed(pieces: list[tuple[str, int]], index: int) -> tuple[tuple[str, int] | None, int]:
-    """What stands between the mark at `index` and its end, with its position; how many pieces that took."""
+    """The text between the tag at `index` and its end tag with its position (None without an end tag), and
+    the number of pieces consumed."""
     mark, position = pieces[index]
     end = REF_END if mark == REF else DET_END
     after = pieces[index + 1 : index + 3]
@@ -148,11 +150,11 @@ def _enclosed(pieces: list[tuple[str, int]], index: int) -> tuple[tuple[str, int
 def _parse_boxes(
     content: str, position: int, label: str, size: tuple[int, int]
 ) -> tuple[list[Box], list[Problem]]:
-    """The boxes between `<|det|>` and its end, and problems; a malformed box leaves the others valid."""
+    """The boxes of a `<|det|>` text, and problems; a malformed box does not invalidate the others."""
     boxes, problems = [], []
     groups = list(_GROUP.finditer(content))
     if len(groups) == 1 and content.strip() == groups[0][0] and not groups[0][1].strip():
-        return [], []  # an empty list: nothing is there
+        return [], []  # an empty list: no object was found
     for group in groups:
         numbers = _NUMBERS.fullmatch(group[1])
         reason = None
@@ -174,10 +176,11 @@ def _parse_boxes(
 
 
 def format_boxes(boxes: Sequence[Box], size: tuple[int, int] | None = None) -> str:
-    """Boxes as a model writes them, neighbours with one label in one list: the inverse of `parse_grounding`.
+    """Boxes in the model's syntax, consecutive ones with the same label in one list: the inverse of
+    `parse_grounding`.
 
-    `size` (width, height) of the picture is needed for boxes without `normalized`. PromptError without it,
-    for a box that is not in the picture, and for a label that holds one of the marks.
+    `size` is the image's (width, height), required for boxes without `normalized`. Raises `PromptError` if it
+    is missing, for a box outside the image, and for a label that contains one of the tags.
     """
     groups: list[tuple[str, list[str]]] = []
     for box in boxes:
@@ -208,9 +211,9 @@ def draw_boxes(
     labels: bool = True,
     colour: tuple[int, int, int] | None = None,
 ) -> Image.Image:
-    """A copy of the picture (RGB) with each box outlined and named, in a colour per label or in `colour`.
+    """An RGB copy of the picture with each box outlined and labelled, in a colour per label or in `colour`.
 
-    The font is the one that Pillow carries, in a size that follows the picture's.
+    The font is Pillow's built-in one; its size is proportional to the picture's.
     """
     drawn = picture.convert("RGB")  # always a copy
     canvas = ImageDraw.Draw(drawn)
@@ -233,7 +236,7 @@ def _write_label(
     colour: tuple[int, int, int],
     font: ImageFont.FreeTypeFont | ImageFont.ImageFont,
 ) -> None:
-    """The label on a plate of the box's colour, above the box or else inside it, moved into the picture."""
+    """Draw the label on a background of the box's colour, above the box or inside it, within the picture."""
     text = " ".join(box.label.split())
     left, top, right, bottom = canvas.textbbox((0, 0), text, font=font)
     margin = 3

@@ -51,10 +51,10 @@ class LanguageModel(nn.Module):
 
 
 class VL2Model(nn.Module):
-    """The modules of a DeepSeek-VL2 checkpoint, and the functions that generation loops call."""
+    """The modules of a DeepSeek-VL2 checkpoint, with the methods that generation calls."""
 
     per_image_modules = ("vision", "projector")
-    """Modules that run once per image, not once per token: the first to be offloaded."""
+    """Modules that run once per image, not once per token, and so are offloaded first."""
 
     def __init__(self, config: VL2Config) -> None:
         super().__init__()
@@ -62,7 +62,7 @@ class VL2Model(nn.Module):
         self.vision = build_siglip(config.vision)
         self.projector = TileProjector(config)
         self.language = LanguageModel(config.decoder)
-        # Initialised as in the reference, for training; a checkpoint overwrites them.
+        # Initialized as in the reference, for training; a checkpoint overwrites them.
         scale = config.decoder.hidden_size**-0.5
         self.image_newline = nn.Parameter(torch.randn(config.decoder.hidden_size) * scale)
         self.view_seperator = nn.Parameter(torch.randn(config.decoder.hidden_size) * scale)
@@ -89,7 +89,7 @@ class VL2Model(nn.Module):
         """All tiles of several images -> the token sequence `[T_i, D]` of each image.
 
         `grids` holds (columns, rows) of local tiles per image. An image's tiles are the global one, then the
-        local ones row by row. At most `_TILES_AT_ONCE` are encoded at once.
+        local ones row by row. `_TILES_AT_ONCE` tiles are encoded at a time.
         """
         tiles = torch.cat([self.embed_tiles(chunk) for chunk in pixels_N3SS.split(_TILES_AT_ONCE)])
         counts = [1 + columns * rows for columns, rows in grids]
@@ -97,20 +97,20 @@ class VL2Model(nn.Module):
 
     @torch.no_grad()
     def embed_prompt(self, inputs: ModelInputs) -> Prompt:
-        """A conversation as embeddings `[T, D]`: of its text, and of its images at the image tokens."""
+        """The embeddings `[T, D]` of a conversation: its text, with image embeddings at the image tokens."""
         device, dtype = self.decoder.device, self.decoder.dtype
         x_TD = self.embed_text(inputs.ids.to(device))
         if inputs.grids:
             images = self.embed_images(inputs.pixels.to(device, dtype), inputs.grids)
-            # Found on the host, so that it need not wait for the device.
+            # `nonzero` on the host avoids a synchronization with the device.
             positions = inputs.image_mask.nonzero()[:, 0]
             x_TD = x_TD.index_copy(0, positions.to(device), torch.cat(images))
         return Prompt(inputs.ids, x_TD)
 
     def arrange(self, tiles_NHHD: Tensor, grid: tuple[int, int]) -> Tensor:
-        """One image's tiles as a sequence `[T, D]`: the global tile, a separator, the local ones; row by row.
+        """One image's tiles as a sequence `[T, D]`: the global tile, a separator, the local tiles.
 
-        Local tiles are joined to one mosaic first; every row ends with a newline embedding.
+        The local tiles are joined into one mosaic first. Rows of tokens end with a newline embedding.
         """
         columns, rows = grid
         mosaic = rearrange(tiles_NHHD[1:], "(r c) h w d -> (r h) (c w) d", r=rows, c=columns)

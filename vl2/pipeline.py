@@ -30,7 +30,7 @@ _EXAMPLE_COLOUR = (255, 0, 0)
 class VL2Pipeline(ChatPipeline):
     """A DeepSeek-VL2 model with its tokenizer and processor. Load one with `from_pretrained`.
 
-    Answers show the special tokens of grounding (`<|ref|>`, `<|det|>`); `ground` parses them.
+    Answers include the special tokens of grounding (`<|ref|>`, `<|det|>`), which `ground` parses.
     """
 
     model: VL2Model
@@ -55,21 +55,10 @@ class VL2Pipeline(ChatPipeline):
 
         Args:
             model: a model folder, a hub id (`deepseek-ai/deepseek-vl2-tiny`) or an embedded one (`vl2-nano`).
-            device: None takes CUDA, else MPS, else the CPU.
-            dtype: None takes bfloat16 on a GPU and float32 on the CPU.
-            quantize: `int8`, `int4` or `fp8` quantizes the weights of the decoder and its experts as they are
-                read. A folder of quantized weights is loaded as it is.
-            max_tiles: allow all resolutions of at most so many local tiles, in place of the folder's list (of
-                up to 9). The paper takes 18 for InfographicVQA.
-            device_map: spreads the weights over devices. `auto` fills one GPU after the other and leaves
-                the rest in CPU memory, from where each layer is moved to a GPU to compute; `balanced` fills
-                all GPUs equally; a dict places modules: `{"": 0, "vision": "cpu"}`.
-            max_memory: what weights may take per device, with a `device_map`: `{0: "20GiB", "cpu": "60GiB"}`.
-                By default 0.8 of each GPU's free memory and all of the CPU's.
-            capture: on CUDA, None captures decoding steps as graphs, once per number of rows, and prompts and
-                tiles of recurring sizes; False launches each operation, which is slower but needs no
-                preparation. Models on several devices are never captured.
-            progress: show a bar on stderr if loading takes more than half a second.
+            max_tiles: allow all resolutions of at most this many local tiles, in place of the folder's list
+                (up to 9 tiles). The paper uses 18 for InfographicVQA.
+            device, dtype, quantize, device_map, max_memory, capture, progress: where and how the weights are
+                loaded, described in `bifrons.blocks.placement.device_map.LoadOptions`.
 
         Raises:
             CheckpointError: the files are not a complete VL2 model (ConfigError: their settings).
@@ -97,10 +86,10 @@ class VL2Pipeline(ChatPipeline):
         *,
         prefill_chunk: int | None = None,
     ) -> Grounding:
-        """`ask`, greedy, with the answer parsed into text, boxes and malformed pieces.
+        """A greedy `ask` whose answer is parsed into text, boxes and malformed pieces.
 
-        Boxes are in pixels of the last image, which is where the official prompts look for things. Raises
-        what `ask` raises, and `PictureError` without an image.
+        Boxes are in pixels of the last image, the one to which the official prompts refer. Raises the errors
+        of `ask`, and `PictureError` without an image.
         """
         messages = self.question_messages(images, question)
         opened = [open_image(source) for source in messages[0]["images"]]
@@ -119,17 +108,18 @@ class VL2Pipeline(ChatPipeline):
         *,
         example: tuple[Any, Box | Sequence[int]] | None = None,
     ) -> list[Box]:
-        """Find what a phrase names, or what looks like an example, in an image.
+        """Find what a phrase names, or objects like an example, in an image.
 
         Args:
             image: a path, bytes, a `data:` URL or a PIL image.
-            phrase: what to find, such as `the giraffe at the back`. With an example it may say what that is,
-                or be left out.
-            max_new_tokens: the answer ends after so many tokens, if not before.
-            example: another image and a box (or x1, y1, x2, y2 in its pixels) around what to find more of.
+            phrase: what to find, such as `the giraffe at the back`. With an example it is the optional name
+                of the example's object.
+            max_new_tokens: the largest number of tokens in the answer.
+            example: another image and a box (or x1, y1, x2, y2 in its pixels) around an object of the kind
+                to find.
 
         Returns:
-            Boxes in pixels of `image`. Malformed pieces of the answer are left out; `ground` has them.
+            Boxes in pixels of `image`. Malformed pieces of the answer are dropped; `ground` reports them.
 
         Raises:
             PromptError: neither a phrase nor an example is given, or the example's box is not in its image.
@@ -141,7 +131,7 @@ class VL2Pipeline(ChatPipeline):
             if phrase is None:
                 raise PromptError("there is nothing to locate; accepted: a phrase, an example or both")
             return list(self.ground(image, locate_prompt(phrase), max_new_tokens).boxes)
-        # As in the official demo: the object is framed in red in the first of two images.
+        # As in the official demo, the object is framed in red in the first of two images.
         framed = _frame_example(*example)
         return list(self.ground([framed, image], example_prompt(phrase), max_new_tokens).boxes)
 
@@ -150,7 +140,7 @@ class VL2Pipeline(ChatPipeline):
     ) -> str | Grounding:
         """Describe an image.
 
-        Returns the text; with `grounded` a `Grounding`, which has boxes of the things that the text names.
+        Returns the text, or with `grounded` a `Grounding`, which also has boxes for the things it names.
         Raises `PictureError` and `OptionError`.
         """
         if grounded:

@@ -71,7 +71,7 @@ class VL2Processor:
             )
 
     def allow_tiles(self, max_tiles: int) -> None:
-        """Replace the folder's resolutions by all with at most so many local tiles."""
+        """Replace the folder's resolutions by all those with at most this many local tiles."""
         self.candidates = candidate_resolutions(max_tiles, self.tile)
 
     @classmethod
@@ -103,7 +103,7 @@ class VL2Processor:
     def best_resolution(self, size: Size, num_images: int = 1) -> Size:
         """The resolution (width, height) in pixels for an image of `size` in a conversation of `num_images`.
 
-        With more than two images, each gets a single local tile.
+        With more than `MAX_CROPPED` images, each gets a single local tile.
         """
         if num_images > MAX_CROPPED:
             return self.tile, self.tile
@@ -114,7 +114,7 @@ class VL2Processor:
         return cut_tiles(image, resolution, self.tile, self.normalization)
 
     def chat_inputs(self, messages: Any, *, local_files: bool = True) -> ModelInputs:
-        """A conversation, in either form of `blocks.chat.messages`, as the model takes it.
+        """The model's inputs for a conversation, in either form of `blocks.chat.messages`.
 
         `local_files` is that of `open_image`. Raises PromptError and PictureError.
         """

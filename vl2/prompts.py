@@ -1,8 +1,8 @@
-"""DeepSeek-VL2's prompt, made of token ids: pieces of text are tokenised one by one and joined.
+"""DeepSeek-VL2's prompt as token ids; pieces of text are tokenized one by one and concatenated.
 
-BOS, then the system message's text if there is one, then for every message of the user
-`<|User|>: text\\n\\n<|Assistant|>:`, split at the images, and for each message of the assistant its text and
-EOS. So earlier answers have no space after `<|Assistant|>:`, unlike in the form that the reference prints.
+A prompt is BOS, the text of the system message if there is one, then for each user message
+`<|User|>: text\\n\\n<|Assistant|>:`, split at the images, and for each assistant message its text and EOS. So
+earlier answers have no space after `<|Assistant|>:`, unlike in the text that the reference prints.
 """
 
 from collections.abc import Sequence
@@ -26,7 +26,7 @@ def encode_turns(
 ) -> list[list[int]]:
     """Ids of a conversation up to the assistant's next message, split at the images.
 
-    Between two of the lists is an image. Raises PromptError unless the last turn is the user's.
+    There is an image between any two consecutive lists. Raises PromptError unless the user's turn is last.
     """
     if not turns or turns[-1].role != "user":
         raise PromptError("a conversation must end with a message of the user")
@@ -45,12 +45,12 @@ def encode_turns(
 
 
 def locate_prompt(phrase: str) -> str:
-    """The official question for where something is, without the image token before it."""
+    """The official question for locating something, without the image token before it."""
     return f"{REF}{phrase}{REF_END}."
 
 
 def example_prompt(label: str | None) -> str:
-    """The official question for objects like the one that is framed in the first of two images."""
+    """The official question for locating objects like the one framed in the first of two images."""
     return (
         f"{GROUNDING}In the first image, {label or 'an object'} within the red rectangle is marked. "
         "Locate the object of the same category in the second image."

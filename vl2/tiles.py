@@ -1,4 +1,4 @@
-"""Tiling (Wu et al. 2024, "DeepSeek-VL2", sec. 2.1): an image's resolution, its number of tokens, its pixels.
+"""Tiling (Wu et al. 2024, "DeepSeek-VL2", sec. 2.1): resolutions, numbers of tokens, and pixels of images.
 
 N tiles of an image (the global view, then local tiles row by row), S tile side in pixels.
 """
@@ -22,9 +22,9 @@ MAX_CROPPED = 2
 
 
 def select_best_resolution(size: Size, candidates: Sequence[Size]) -> Size:
-    """The candidate that keeps most of an image's pixels, and of those the one with the least padding.
+    """The candidate resolution that keeps the most of an image's pixels, then the one with the least padding.
 
-    An image scaled to fit into a candidate keeps no more pixels than it has. The first of equals wins.
+    Upscaling does not add to the pixels kept. Of equal candidates the first wins.
     """
     width, height = size
 
@@ -37,9 +37,9 @@ def select_best_resolution(size: Size, candidates: Sequence[Size]) -> Size:
 
 
 def candidate_resolutions(max_tiles: int, tile: int) -> tuple[Size, ...]:
-    """All resolutions of at most `max_tiles` tiles, in the order of the official list, which is that of 9.
+    """All resolutions of at most `max_tiles` tiles, in the order of the official list, which is that for 9.
 
-    The paper takes 9 and, for InfographicVQA, 18. Raises `OptionError` for less than 1.
+    The paper uses 9 and, for InfographicVQA, 18. Raises `OptionError` for less than 1.
     """
     check_integer("max_tiles", max_tiles, low=1)
     grids = [(c, r) for c in range(1, max_tiles + 1) for r in range(1, max_tiles // c + 1)]
@@ -55,7 +55,7 @@ def num_image_tokens(grid: Size, side: int) -> int:
 
 @dataclass(frozen=True)
 class PixelNormalization:
-    """From pixels in 0..255 to the vision encoder's input: `(pixels / 255 - mean) / std` per channel."""
+    """Maps pixels in 0..255 to the vision encoder's input: `(pixels / 255 - mean) / std` per channel."""
 
     mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
     std: tuple[float, float, float] = (0.5, 0.5, 0.5)
@@ -79,7 +79,7 @@ def pad_to(image: Image.Image, size: Size, background: tuple[int, int, int]) -> 
         height = round(image.height / image.width * width)
     elif ratio < target_ratio:
         width = round(image.width / image.height * height)
-    # A very long image would round to nothing.
+    # A very elongated image would round to 0 pixels.
     scaled = resize_bicubic(image, (max(1, width), max(1, height)))
     canvas = Image.new("RGB", size, background)
     canvas.paste(scaled, (round((size[0] - scaled.width) * 0.5), round((size[1] - scaled.height) * 0.5)))
@@ -89,7 +89,7 @@ def pad_to(image: Image.Image, size: Size, background: tuple[int, int, int]) -> 
 def cut_tiles(image: Image.Image, resolution: Size, tile: int, normalization: PixelNormalization) -> Tensor:
     """The tiles of an RGB image, float32 `[N, 3, S, S]`: the global view, then the local tiles.
 
-    Both views are made from the original: scaled to fit (bicubic) and padded on both sides.
+    Each view is the original scaled to fit (bicubic), centred and padded.
     """
     whole = pad_to(image, (tile, tile), normalization.background)
     local = normalization(pad_to(image, resolution, normalization.background))

@@ -1,4 +1,4 @@
-"""The released DeepSeek-VL2 models, the parts of a model, and the memory that its work takes."""
+"""The released DeepSeek-VL2 models, the parts of a model, and its workloads for memory estimates."""
 
 from dataclasses import dataclass
 
@@ -10,7 +10,7 @@ from .tiles import num_image_tokens
 
 @dataclass(frozen=True)
 class Variant:
-    """A released model and the sizes that tell it from the others."""
+    """A released model and the sizes that identify it."""
 
     name: str
     hub_id: str
@@ -33,6 +33,7 @@ PARTS = {
     "transformer": r"^language\.model\.",
 }
 """Labels of the model's parts and patterns of their parameters' names, for `parameters_by_part`."""
+
 
 def variant(config: VL2Config) -> str | None:
     """The name of the released model with this architecture, or None."""

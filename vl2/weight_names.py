@@ -47,14 +47,14 @@ _UNCHANGED = """
     language.lm_head.weight
 """  # "view_seperator" is the checkpoints' own spelling
 
-# Below `language.model.layers.{n}.mlp.experts`: name, parameter, and the part (i of n) of its expert's slice.
+# Under `language.model.layers.{n}.mlp.experts`: name, parameter, and part (i of n) of the expert's slice.
 _EXPERTS: list[tuple[str, str, tuple[int, int] | None]] = [
     ("{e}.gate_proj.weight", "gate_up", (0, 2)),
     ("{e}.up_proj.weight", "gate_up", (1, 2)),
     ("{e}.down_proj.weight", "down", None),
 ]
 
-# In the files, but not needed to compute: SigLIP's pooling head, tables that follow from the config.
+# In the files but unused: SigLIP's pooling head, and tables that follow from the config.
 _UNUSED = """
     vision.attn_pool.latent
     vision.attn_pool.{pool}.{p}
@@ -71,7 +71,10 @@ _STACKED_PATTERN = re.compile(r"(.*\.mlp\.experts)\.(gate_up|down)")
 
 
 def key_map(name: str) -> ParameterSlice | None:
-    """Where an official tensor goes; None if it is known and unused, `KeyError` if the name is unknown."""
+    """The slice that an official tensor fills; None for one that is known and unused.
+
+    Raises `KeyError` for an unknown name.
+    """
     if any(pattern.fullmatch(name) for pattern in _UNCHANGED_PATTERNS):
         return ParameterSlice(name)
     for pattern, parameter, part in _EXPERT_PATTERNS:

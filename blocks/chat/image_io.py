@@ -1,4 +1,4 @@
-"""Reads images that users hand in (files, bytes, data URLs, PIL images) as RGB; writes PNG with text."""
+"""Reads images from users (files, bytes, data URLs, PIL images) as RGB; writes PNG with text chunks."""
 
 import base64
 import binascii
@@ -24,7 +24,7 @@ MAX_PIXELS = 64_000_000
 FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "TIFF", "WEBP")
 """Accepted file formats. PIL reads more, but some of those start other programs (EPS)."""
 
-# `warnings.catch_warnings` changes state of the whole process, so two threads must not be inside it at once.
+# `warnings.catch_warnings` changes process-wide state, so only one thread may be inside it.
 _WARNINGS_LOCK = threading.RLock()
 
 
@@ -47,7 +47,7 @@ def normalize_pixels(
 
 
 def text_chunks(image: Image.Image) -> dict[str, str]:
-    """The strings in an image's `info`: the settings that a pipeline generated it with."""
+    """The strings in an image's `info`, such as the settings of the pipeline that generated it."""
     pairs = image.info.items()
     return {name: value for name, value in pairs if isinstance(name, str) and isinstance(value, str)}
 
@@ -61,7 +61,7 @@ def write_png(image: Image.Image, stream: BinaryIO) -> None:
 
 
 def as_image_list(images: Any) -> list[Any]:
-    """The images of an argument that is None, one image, or a list or tuple of images."""
+    """A list of images from an argument that is None, one image, or a list or tuple of images."""
     if images is None:
         return []
     return list(images) if isinstance(images, list | tuple) else [images]
@@ -92,7 +92,7 @@ def open_image(
     """
     name, opened = _resolve_source(source, local_files)
     with _WARNINGS_LOCK, warnings.catch_warnings():
-        # Size and damage are checked here, so PIL's warnings about them would only repeat it on stderr.
+        # Size and damage are checked here; PIL's warnings about them would be noise on stderr.
         warnings.simplefilter("ignore")
         if isinstance(opened, Image.Image):
             return _to_rgb(opened, name, max_pixels, apply_exif)
@@ -114,7 +114,7 @@ def _supported_formats() -> list[str]:
 
 
 def _resolve_source(source: Any, local_files: bool) -> tuple[str, Any]:
-    """A name for error messages, and what PIL can open: a PIL image, a path or a byte stream."""
+    """A name for error messages, and the source in a form for PIL: an image, a path or a byte stream."""
     if isinstance(source, Image.Image):
         return "the PIL picture", source
     if isinstance(source, bytes | bytearray | memoryview):

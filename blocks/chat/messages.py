@@ -1,4 +1,4 @@
-"""Reads conversations, in OpenAI's form of messages or the official one, into a list of turns.
+"""Reads conversations, in OpenAI's or the official form of messages, into a list of turns.
 
 OpenAI's form: `content` is a text or a list of parts
 
@@ -6,15 +6,15 @@ OpenAI's form: `content` is a text or a list of parts
     {"type": "image_url", "image_url": {"url": "data:image/png;base64,..." or a path}}  (or the url itself)
     {"type": "image", "image": path, PIL image or bytes}             ("picture" is accepted for "image")
 
-An image part becomes the family's image token and a newline. Between two text parts, and between a text and
-an image after it, there is one newline (none is added where the text ends with one). So an image and "Q" give
-"<image>\\nQ", as the official demos write it, and "Q" and an image give "Q\\n<image>\\n".
+An image part becomes the family's image token and a newline. A text part that is followed by another part
+ends with a newline, which is added if there is none. So an image and "Q" give "<image>\\nQ", as in the
+official demos, and "Q" and an image give "Q\\n<image>\\n".
 
-The official form: `content` is a text that holds the image tokens, and `images` holds the images.
+The official form: `content` is a text that contains the image tokens, and `images` holds the images.
 
-Roles are `system`, `user` and `assistant`, or the official spellings in `ROLES`. An optional system message
-comes first, then user and assistant alternate, and the last message is the user's; an empty message of the
-assistant may follow it, as in the official demos.
+Roles are `system`, `user` and `assistant`, or the official spellings in `ROLES`. After an optional system
+message, user and assistant alternate. The last message is the user's; an empty assistant message may follow
+it, as in the official demos.
 """
 
 from collections.abc import Mapping, Sequence
@@ -52,9 +52,9 @@ class Turn:
 def normalize_messages(messages: Any, image_token: str, *, local_files: bool = True) -> list[Turn]:
     """The turns of a conversation, without the empty assistant message that may end it.
 
-    `image_token` stands for an image in a text (`<image>`, `<image_placeholder>`). With `local_files` false,
-    images may only be `data:` URLs, bytes or PIL images: use it for messages from a network.
-    Raises PromptError for a malformed conversation and PictureError for an image that can't be read.
+    `image_token` stands for an image in a text (`<image>`, `<image_placeholder>`). `local_files=False` allows
+    images only as `data:` URLs, bytes or PIL images: use it for messages from a network. Raises
+    `PromptError` for a malformed conversation and `PictureError` for an image that can't be read.
     """
     if isinstance(messages, str | bytes | Mapping) or not isinstance(messages, Sequence):
         raise PromptError(f"messages must be a list of messages, not {type(messages).__name__}")
@@ -126,7 +126,7 @@ def _parse_message(message: Any, where: str, image_token: str) -> tuple[str, str
 
 
 def _join_parts(parts: Sequence[Any], message: str, image_token: str) -> tuple[str, list[Any]]:
-    """Text with image tokens and the image sources of a list of parts; `message` names it in errors."""
+    """Text with image tokens, and image sources, of a list of parts; `message` is its name in errors."""
     text, sources = "", []
     for number, part in enumerate(parts):
         where = f"part {number} of {message}"
@@ -148,7 +148,7 @@ def _join_parts(parts: Sequence[Any], message: str, image_token: str) -> tuple[s
 
 
 def _image_source(part: Mapping[str, Any], where: str) -> Any:
-    """What `open_image` reads the image of a part from."""
+    """The source of an image part, for `open_image`."""
     if part["type"] == "image_url":
         value = part.get("image_url")
         if isinstance(value, Mapping):

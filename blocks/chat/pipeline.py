@@ -1,4 +1,4 @@
-"""`ChatPipeline`: the methods that the pipelines of both families share, from conversations to text."""
+"""`ChatPipeline`: the methods that the pipelines of both families share, from conversations to answers."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
@@ -27,26 +27,26 @@ Messages = list[dict[str, Any]]
 
 
 class ChatProcessor(Protocol):
-    """What a pipeline needs of a family's processor."""
+    """The part of a family's processor that a pipeline uses."""
 
     image_token: str
-    """Stands for an image in a text."""
+    """The token that stands for an image in a text."""
 
     def chat_inputs(self, messages: Any, *, local_files: bool = True) -> Any:
-        """A conversation as the model's `embed_prompt` takes it, with token `ids` `[T]`."""
+        """A conversation in the form that the model's `embed_prompt` takes, with token `ids` `[T]`."""
         ...
 
 
 class ChatPipeline:
-    """Text from conversations about images: a model with its tokenizer and processor.
+    """Answers in conversations about images: a model with its tokenizer and processor.
 
-    `name` is what the model was loaded by.
+    `name` is the path, hub id or embedded name that the model was loaded by.
     """
 
     model: ChatModel
     processor: ChatProcessor
     keeps_special_tokens = False
-    """Whether answers show special tokens, because they have a meaning there (boxes)."""
+    """Whether answers include special tokens, which may carry meaning (boxes)."""
 
     def __init__(
         self, model: ChatModel, tokenizer: TextTokenizer, processor: ChatProcessor, name: str
@@ -55,7 +55,7 @@ class ChatPipeline:
 
     @property
     def device(self) -> torch.device:
-        """The device that takes inputs: of a model spread over several, the main one."""
+        """The device that takes inputs; the main one of a model on several devices."""
         return self.model.decoder.device
 
     @property
@@ -66,7 +66,7 @@ class ChatPipeline:
     def prompts(
         self, conversations: Sequence[Messages], max_new_tokens: int, *, local_files: bool = True
     ) -> list[Prompt]:
-        """Conversations as embedded prompts. `PromptError` if `max_new_tokens` don't fit behind one."""
+        """Conversations as embedded prompts. Raises `PromptError` if `max_new_tokens` don't fit after one."""
         prepare = self.processor.chat_inputs
         inputs = [prepare(messages, local_files=local_files) for messages in conversations]
         for one in inputs:
@@ -100,7 +100,7 @@ class ChatPipeline:
 
         Args:
             images: an image, a list of images, or None; each a path, bytes, a `data:` URL or a PIL image.
-            question: the text. The image tokens are put before it.
+            question: the text, without image tokens, which are put before it.
             max_new_tokens, temperature, top_p, seed, stream, repetition_penalty, prefill_chunk: as in `chat`.
 
         Returns:
@@ -137,14 +137,14 @@ class ChatPipeline:
 
         Args:
             messages: the conversation, in OpenAI's or the official form of messages.
-            max_new_tokens: the answer ends after so many tokens, if not before.
+            max_new_tokens: the largest number of tokens in the answer.
             temperature: 0 is greedy.
-            top_p: sample from the fewest likeliest tokens whose probabilities add up to this; 1 is all.
-            seed: an answer depends on its seed, not on other conversations in a batch; None is a random seed.
+            top_p: sample from the smallest set of most likely tokens with this total probability; 1 is all.
+            seed: None is random. An answer depends on its seed, not on other conversations in a batch.
             stream: return an iterator over pieces of the answer.
-            repetition_penalty: above 1, tokens that occurred before, also in the prompt, become less likely.
-            prefill_chunk: compute at most so many prompt positions at once, to save memory.
-            local_files: if false, messages may not name files of this machine: for requests from a network.
+            repetition_penalty: above 1, tokens that occurred before, prompt included, become less likely.
+            prefill_chunk: compute at most this many prompt positions at once, to save memory.
+            local_files: False refuses paths of local files as images: for messages from a network.
 
         Returns:
             The answer, or with `stream` an iterator over its pieces.
@@ -187,7 +187,8 @@ class ChatPipeline:
         prefill_chunk: int | None = None,
         local_files: bool = True,
     ) -> list[str]:
-        """`chat` for several conversations in one batch; each answer is what it is alone with that seed."""
+        """`chat` for several conversations in one batch. Each answer is the one that `chat` gives with that
+        seed."""
         options = TextGenerationOptions(max_new_tokens, temperature, top_p, repetition_penalty, prefill_chunk)
         seeds = [resolve_seed(seed) for _ in conversations]
         prompts = self.prompts(conversations, options.max_new_tokens, local_files=local_files)
@@ -199,7 +200,7 @@ class ChatPipeline:
     def next_logits(self, messages: Messages, *, prefill_chunk: int | None = None) -> Tensor:
         """Logits of the text head at the last prompt position, float32 `[vocabulary]` on the CPU.
 
-        `messages` and `prefill_chunk`, and what is raised, are as in `chat`.
+        Arguments and errors are those of `chat`.
         """
         chunk = check_prefill_chunk(prefill_chunk)
         return next_token_logits(self.model, self.prompts([messages], 0)[0], chunk)
@@ -207,8 +208,8 @@ class ChatPipeline:
     def score_text(self, messages: Messages, answer: str) -> Tensor:
         """Log-probability of each token of an answer after a conversation, float32 `[T]` on the CPU.
 
-        `answer` is tokenised as it is: nothing is added before or after it. Raises `PromptError` if it is
-        empty, and what `chat` raises for `messages`.
+        `answer` is tokenized as it is, without a token before or after it. Raises `PromptError` if it is
+        empty, and the errors of `chat` for `messages`.
         """
         if not isinstance(answer, str) or not answer:
             raise PromptError(f"the answer is {answer!r}; accepted: a text that is not empty")

@@ -26,8 +26,8 @@ MAX_SEED = 2**63 - 1
 class TextGenerationOptions:
     """How a text is generated.
 
-    `temperature=0` is greedy. `repetition_penalty` above 1 makes tokens that occurred before, also in the
-    prompt, less likely; 1 is none. `prefill_chunk` bounds the prompt positions that are computed at once
+    `temperature=0` is greedy. A `repetition_penalty` above 1 makes tokens that occurred before, prompt
+    included, less likely; 1 is none. `prefill_chunk` limits the prompt positions that are computed at once
     (None: all), which saves memory and changes nothing else. Raises `OptionError`.
     """
 
@@ -48,12 +48,12 @@ class TextGenerationOptions:
 
 
 def check_prefill_chunk(prefill_chunk: int | None) -> int | None:
-    """A chunk size of at least 1, or None. Raises `OptionError`."""
+    """The chunk size, checked to be at least 1, or None. Raises `OptionError`."""
     return None if prefill_chunk is None else check_integer("prefill_chunk", prefill_chunk, low=1)
 
 
 def resolve_seed(seed: int | None) -> int:
-    """The given seed, checked, or a random one. Raises `OptionError`."""
+    """The given seed, checked, or a random one for None. Raises `OptionError`."""
     return secrets.randbelow(2**32) if seed is None else check_integer("seed", seed, 0, MAX_SEED)
 
 
@@ -69,7 +69,7 @@ class Prompt:
 
 
 class ChatModel(Protocol):
-    """What text generation needs of a model."""
+    """The part of a model that text generation uses."""
 
     @property
     def decoder(self) -> Decoder: ...
@@ -79,7 +79,7 @@ class ChatModel(Protocol):
         ...
 
     def embed_prompt(self, inputs: Any) -> Prompt:
-        """A conversation, as the family's processor prepares it, with text and images embedded."""
+        """The embedded text and images of a conversation, given as the family's processor prepares it."""
         ...
 
     def text_logits(self, hidden: Tensor) -> Tensor:
@@ -95,7 +95,7 @@ def generate_tokens(
     seeds: Sequence[int],
     eos_id: int,
 ) -> Iterator[list[int | None]]:
-    """Yield the next token of every conversation, None for those that have ended, until all have."""
+    """Yield the next token of every conversation, or None for one that has ended, until all have."""
     device = prompts[0].embeddings_TD.device
     seen_BV = None
     if options.repetition_penalty != 1.0:
@@ -147,7 +147,7 @@ def stream_text(
     seed: int,
     skip_special_tokens: bool,
 ) -> Iterator[str]:
-    """Pieces of the answer to one conversation, as they are generated, without leading space."""
+    """Pieces of the answer to one conversation, as they are generated, without leading whitespace."""
     decoder, started = StreamDecoder(tokenizer, skip_special_tokens), False
     steps = generate_tokens(model, [prompt], options, [seed], tokenizer.eos_id)
     for token in chain((token for (token,) in steps), (None,)):  # None after the last token
@@ -173,9 +173,9 @@ def next_token_logits(model: ChatModel, prompt: Prompt, prefill_chunk: int | Non
 
 @torch.no_grad()
 def score_tokens(decoder: Decoder, head: TokenHead, prompt_TD: Tensor, tokens_A: Tensor) -> Tensor:
-    """Log-probability of each token after the prompt and the tokens before it, float32 `[A]` on the CPU.
+    """Log-probability of each token given the prompt and the tokens before it, float32 `[A]` on the CPU.
 
-    `head` embeds and predicts the tokens: of text, or image codes.
+    `head` is that of the tokens: of text or of image codes.
     """
     tokens = tokens_A.to(prompt_TD.device)
     check_context(len(prompt_TD), len(tokens), decoder.config.max_positions)

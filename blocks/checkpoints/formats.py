@@ -1,7 +1,7 @@
-"""Where the tensors lie inside one weights file: `.safetensors`, and PyTorch's `.bin` (zip) files.
+"""The tensors of one weights file (`.safetensors`, or PyTorch's `.bin`) and the bytes that hold them.
 
-Only headers are read here. A file's size is checked against what its header promises, so that an
-interrupted download is found before anything is loaded.
+Only headers are read here. A file's size is checked against its header, so that an interrupted download is
+detected before anything is loaded.
 """
 
 import json
@@ -17,8 +17,8 @@ from torch import Tensor
 
 from ..errors import CheckpointError
 
-# The safetensors format's own dtype names (its README, "Format"). Those without a torch counterpart
-# (F4, F6, F8_E8M0) are refused by name.
+# The dtype names of the safetensors format (its README, "Format"). Those without a torch counterpart (F4, F6,
+# F8_E8M0) are refused.
 SAFETENSORS_DTYPES: dict[str, torch.dtype] = {
     "BOOL": torch.bool,
     "U8": torch.uint8,
@@ -39,8 +39,8 @@ SAFETENSORS_DTYPES: dict[str, torch.dtype] = {
 }
 MAX_HEADER_BYTES = 100_000_000  # the reference reader's own limit
 
-# Phrases of torch's own refusals (torch/_weights_only_unpickler.py), lower case.
-_CODE_SIGNS = (
+# Parts of the messages with which torch refuses code (torch/_weights_only_unpickler.py), in lower case.
+_CODE_REFUSALS = (
     "unsupported global",
     "can only create new object",
     "can only build",
@@ -54,9 +54,9 @@ _CODE_SIGNS = (
 class TensorEntry:
     """One tensor of a checkpoint, not loaded.
 
-    `offset` and `nbytes` say which bytes of `file` hold it. `strides` (in elements) is None for a
-    contiguous tensor; otherwise the bytes are the span that the strides run over. `whole_file` marks
-    a tensor whose place in its file is unknown: reading it loads that file.
+    Bytes `offset` to `offset + nbytes` of `file` hold it. `strides` (in elements) is None for a contiguous
+    tensor; otherwise those bytes are the span that the strides cover. `whole_file` means that the tensor's
+    position in the file is unknown: reading it loads the whole file.
     """
 
     name: str
@@ -70,7 +70,7 @@ class TensorEntry:
 
 
 def file_size(path: Path) -> int:
-    """Bytes of an existing, non-empty regular file; `CheckpointError` otherwise."""
+    """Size in bytes of a regular, non-empty file. Raises `CheckpointError` for anything else."""
     try:
         size = path.stat().st_size
     except OSError as error:
@@ -86,9 +86,10 @@ def file_size(path: Path) -> int:
 
 
 def list_safetensors(path: Path) -> list[TensorEntry]:
-    """The tensors of one `.safetensors` file, after checking its whole header against the file's size.
+    """The tensors of one `.safetensors` file, whose header is checked against the file's size.
 
-    Format: 8 bytes little-endian header length, a JSON header, the tensors' bytes without gaps.
+    Format: the header's length in 8 bytes, little-endian; a JSON header; the tensors' bytes without gaps.
+    Raises `CheckpointError`.
     """
     size = file_size(path)
     with path.open("rb") as stream:
@@ -171,12 +172,12 @@ def _safetensors_entry(path: Path, name: str, info: Any, start: int) -> TensorEn
 
 
 def list_bin(path: Path) -> list[TensorEntry]:
-    """The tensors of one `torch.save`d flat state dict, never running code from it.
+    """The tensors of a flat state dict written by `torch.save`. Code in the file is never run.
 
-    PyTorch's zip files (torch 1.6 and later) are only looked at: torch rebuilds the tensors without
-    data and says where each storage lies, which is then compared with the zip's own directory. Where
-    that can't be had (the older format, zips packed by something else, other byte order), the file is
-    loaded once here to be listed and again to be read, so such a shard must fit in memory.
+    From PyTorch's zip files (torch 1.6 and later) no data is read: torch rebuilds the tensors without data
+    and reports each storage's offset, which is compared with the zip directory. Where that is impossible (the
+    older format, zips written by other tools, another byte order), the file is loaded once here to list it
+    and again to read it, so such a shard must fit in memory. Raises `CheckpointError`.
     """
     size = file_size(path)
     with path.open("rb") as stream:
@@ -197,10 +198,10 @@ def load_bin(path: Path) -> dict[str, Tensor]:
 
 
 def _torch_load(path: Path, *, skeleton: bool, fake: bool | None = None) -> Any:
-    """`torch.load`; a skeleton has no data, but its storages know their `_checkpoint_offset`.
+    """`torch.load`; with `skeleton`, tensors have no data, but their storages a `_checkpoint_offset`.
 
-    torch gives those offsets when loading to `meta`, and in versions before that under
-    `FakeTensorMode` (150 MB of imports, hence not the first choice); `fake` forces one of the two.
+    torch sets those offsets when it loads to `meta`, older versions only under `FakeTensorMode` (150 MB of
+    imports, so not the first choice); `fake` forces one of the two.
     """
     if fake is None:
         fake = not hasattr(torch.serialization, "_is_meta_location")
@@ -213,13 +214,13 @@ def _torch_load(path: Path, *, skeleton: bool, fake: bool | None = None) -> Any:
         return torch.load(path, map_location="meta" if skeleton else "cpu", weights_only=True)
     except MemoryError:
         raise
-    except Exception as error:  # a damaged pickle can raise anything; all of it means the same here
+    except Exception as error:  # a damaged pickle can raise anything
         raise _refusal(path, error) from error
 
 
 def _refusal(path: Path, error: Exception) -> CheckpointError:
     text = f"{error}".lower()
-    if any(sign in text for sign in _CODE_SIGNS):
+    if any(phrase in text for phrase in _CODE_REFUSALS):
         return CheckpointError(
             f"{path} holds code or objects that are not tensors, and is refused, since loading it could run "
             f"that code; use a .safetensors version of these weights, or convert the file where it is trusted"
@@ -231,8 +232,8 @@ def _refusal(path: Path, error: Exception) -> CheckpointError:
 
 
 def _zip_records(path: Path, size: int) -> dict[int, int] | None:
-    """Start and length in bytes of every storage that lies uncompressed in the zip, or None if the
-    file's bytes can't be used as they are."""
+    """Start and length in bytes of every uncompressed storage in the zip, or None if the byte order is not
+    this machine's."""
     records: dict[int, int] = {}
     try:
         with zipfile.ZipFile(path) as archive, path.open("rb") as stream:
@@ -243,7 +244,7 @@ def _zip_records(path: Path, size: int) -> dict[int, int] | None:
                     return None
                 if "/data/" not in info.filename or info.compress_type != zipfile.ZIP_STORED:
                     continue
-                # A local header is 30 bytes, then the name and an extra field, whose lengths it states.
+                # A local file header has 30 bytes, then the name and an extra field of the stated lengths.
                 stream.seek(info.header_offset + 26)
                 lengths = stream.read(4)
                 skip = int.from_bytes(lengths[:2], "little") + int.from_bytes(lengths[2:], "little")
@@ -273,7 +274,7 @@ def _checked_state(path: Path, state: Any) -> dict[str, Tensor]:
 
 
 def _bin_entry(path: Path, name: str, tensor: Tensor, records: dict[int, int] | None) -> TensorEntry | None:
-    """None if the tensor's place is not the start of a zip record of its storage's size."""
+    """The entry of a tensor, or None unless its storage is exactly one record of the zip."""
     shape, strides, itemsize = tuple(tensor.shape), tensor.stride(), tensor.dtype.itemsize
     storage = tensor.untyped_storage()
     start = getattr(storage, "_checkpoint_offset", None)
@@ -290,6 +291,7 @@ def _bin_entry(path: Path, name: str, tensor: Tensor, records: dict[int, int] | 
 
 
 def _whole_file_entries(path: Path, state: dict[str, Tensor]) -> list[TensorEntry]:
+    """Entries of a file that is loaded whole; their offsets only keep the order."""
     return [
         TensorEntry(name, t.dtype, tuple(t.shape), path, i, t.numel() * t.dtype.itemsize, whole_file=True)
         for i, (name, t) in enumerate(state.items())

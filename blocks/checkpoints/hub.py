@@ -1,4 +1,4 @@
-"""From what a user calls a model to the folder with its files."""
+"""Finding a model's folder by its path, its embedded name or its hub id."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,7 +19,7 @@ _DOWNLOADED = ["*.json", "*.safetensors", "pytorch_model*.bin"]
 
 @dataclass(frozen=True)
 class ModelFolder:
-    """A model on disk: `name` is what the user called it, `path` its folder."""
+    """A model on disk: the `name` by which the user asked for it, and the `path` of its folder."""
 
     name: str
     path: Path

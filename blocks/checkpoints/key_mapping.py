@@ -1,4 +1,7 @@
-"""Which checkpoint tensor fills which part of which parameter, checked before anything is read."""
+"""Matches checkpoint tensors with the parameters, or slices of parameters, that they fill.
+
+Everything is checked by names and shapes, before any data is read.
+"""
 
 import re
 from collections.abc import Callable, Iterable, Mapping
@@ -15,8 +18,8 @@ from .formats import TensorEntry
 class ParameterSlice:
     """The slice of a parameter that a checkpoint tensor fills.
 
-    It is `param[select]`, and with `part=(i, n)` the i-th of n equal parts of that along its first dimension.
-    `reshape` allows another shape with as many elements.
+    The slice is `param[select]`, or with `part=(i, n)` the i-th of n equal parts of it along the first
+    dimension. `reshape` allows a tensor of another shape with as many elements.
 
     >>> ParameterSlice("blocks.0.attn.qkv.weight", part=(1, 3))  # the key projection of a fused q, k, v
     >>> ParameterSlice("layers.1.experts.gate_up", select=(7,), part=(0, 2))  # expert 7's gate
@@ -29,38 +32,38 @@ class ParameterSlice:
 
 
 KeyMap = Callable[[str], ParameterSlice | tuple[ParameterSlice, ...] | None]
-"""From a tensor's name in the file to the slice that it fills, or several where the file ties what the model
-keeps apart. None for a known name that is not used. Raises `KeyError` for an unknown name."""
+"""Maps a tensor's name in the file to the slice that it fills, or to several if the file stores tied
+parameters once. None for a known name that is not used; raises `KeyError` for an unknown name."""
 
 
 def name_pattern(template: str, placeholders: Mapping[str, str]) -> re.Pattern[str]:
-    """A pattern of tensor names: a literal name, but for placeholders such as `{n}`, which become groups that
-    match `placeholders["{n}"]`."""
+    """A pattern for tensor names: `template` is literal except for placeholders such as `{n}`, which become
+    groups that match `placeholders["{n}"]`."""
     parts = re.split(r"(\{\w+\})", template)
     return re.compile("".join(f"({placeholders[p]})" if p in placeholders else re.escape(p) for p in parts))
 
 
 @dataclass(frozen=True)
 class Piece:
-    """A checkpoint tensor with one of the slices that it fills."""
+    """A checkpoint tensor and one of the slices that it fills."""
 
     entry: TensorEntry
     target: ParameterSlice
 
     @property
     def scheme(self) -> tuple[int, int]:
-        """Number of leading indices and of equal parts that the parameter is cut by: the same for all of its
-        pieces."""
+        """How the parameter is cut: the number of leading indices and of equal parts. All pieces of a
+        parameter must agree."""
         return len(self.target.select), self.target.part[1] if self.target.part else 1
 
     @property
     def key(self) -> tuple[tuple[int, ...], int]:
-        """The indices and the part that tell this piece from others of the same scheme."""
+        """The indices and the part that identify this piece among those of its scheme."""
         return self.target.select, self.target.part[0] if self.target.part else 0
 
     @property
     def label(self) -> str:
-        """The slice, for messages: `[7] part 1 of 2`, or `all of it`."""
+        """The slice in words: `[7] part 1 of 2`, or `all of it`."""
         return _label(*self.key, self.scheme[1])
 
     def fill(self, whole: Tensor, tensor: Tensor) -> None:
@@ -83,10 +86,10 @@ def _label(select: tuple[int, ...], part: int, parts: int) -> str:
 class MatchReport:
     """How a checkpoint's tensors match a model.
 
-    missing: parameters that nothing fills, or which slices of them.
-    extra: tensors that no parameter takes.
-    misshapen: tensors of another shape or kind of number than their slice.
-    twice: parameters of which a slice is filled more than once.
+    missing: parameters, or slices of them, that no tensor fills.
+    extra: tensors that fill no parameter.
+    misshapen: tensors whose shape or kind of number differs from their slice's.
+    twice: parameters with a slice that several tensors fill.
     unused: tensors that the key map knows and leaves out.
     """
 
@@ -101,7 +104,7 @@ class MatchReport:
         return not (self.missing or self.extra or self.misshapen or self.twice)
 
     def summary(self) -> str:
-        """The number of mismatches of each kind, with the first ten names."""
+        """The number of mismatches of each kind and up to ten names."""
         kinds = {
             "missing from the file": self.missing,
             "unknown in the file": self.extra,
@@ -153,14 +156,14 @@ def non_persistent_buffers(model: nn.Module) -> list[tuple[str, Tensor]]:
 
 
 def check(model: nn.Module, entries: Mapping[str, TensorEntry], key_map: KeyMap) -> MatchReport:
-    """Compare a checkpoint's names and shapes with a model, usually on meta. Loads and raises nothing."""
+    """Compare a checkpoint's names and shapes with a model, usually on meta; neither loads nor raises."""
     return match(saved_tensors(model), entries, key_map)[1]
 
 
 def match(
     parameters: Mapping[str, Tensor], entries: Mapping[str, TensorEntry], key_map: KeyMap
 ) -> tuple[dict[str, list[Piece]], MatchReport]:
-    """The pieces of every parameter, and how well they cover the `parameters` (see `saved_tensors`)."""
+    """The pieces of every parameter, and a report of how they match `parameters` (see `saved_tensors`)."""
     pieces: dict[str, list[Piece]] = {}
     extra, unused = [], []
     for entry in entries.values():
@@ -199,7 +202,7 @@ def _match_pieces(
     misshapen: list[str],
     twice: list[str],
 ) -> None:
-    """Compare the pieces of one parameter, all of one scheme, with its shape; mismatches go to the lists."""
+    """Check the pieces of one parameter, all of one scheme, against its shape; mismatches go to the lists."""
     depth, parts = group[0].scheme
     expected = list(product(product(*map(range, tensor.shape[:depth])), range(parts)))
     allowed = set(expected)
@@ -220,7 +223,7 @@ def _match_pieces(
 
 
 def _mismatch(piece: Piece, tensor: Tensor) -> list[str]:
-    """Why the piece can't fill its slice of a parameter like `tensor`: no message, or one."""
+    """At most one message: why the piece can't fill its slice of a parameter like `tensor`."""
     entry, (depth, parts) = piece.entry, piece.scheme
     shape = list(tensor.shape[depth:])
     if parts > 1:
@@ -230,7 +233,7 @@ def _mismatch(piece: Piece, tensor: Tensor) -> list[str]:
     reshapes = piece.target.reshape and prod(shape) == prod(entry.shape)
     if list(entry.shape) != shape and not reshapes:
         return [f"{entry.name}: {list(entry.shape)} in the file, {shape} in the model"]
-    quantized = tensor.dtype.itemsize == 1  # float8 codes too are never rounded from other numbers
+    quantized = tensor.dtype.itemsize == 1  # codes, float8 ones too, must be stored as such
     casts = entry.dtype.is_floating_point and tensor.dtype.is_floating_point and not quantized
     if not casts and entry.dtype != tensor.dtype:
         return [f"{entry.name}: {entry.dtype} in the file, {tensor.dtype} in the model"]

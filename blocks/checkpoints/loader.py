@@ -26,7 +26,13 @@ from .key_mapping import (
     saved_tensors,
     without_parts,
 )
-from .quantize import Quantization, quantized_dtypes, quantized_key_map, replace_with_quantized
+from .quantize import (
+    Quantization,
+    keep_no_float32,
+    quantized_dtypes,
+    quantized_key_map,
+    replace_with_quantized,
+)
 from .reader import TensorReader, list_tensors
 
 
@@ -38,7 +44,7 @@ def load_weights(
     device: torch.device | str | Callable[[str], torch.device],
     dtype: torch.dtype | None,
     progress: bool = True,
-    keep_float32: Callable[[str], bool] = lambda name: False,
+    keep_float32: Callable[[str], bool] = keep_no_float32,
     entries: dict[str, TensorEntry] | None = None,
     quantization: Quantization | None = None,
 ) -> MatchReport:

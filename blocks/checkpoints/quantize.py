@@ -1,8 +1,8 @@
-"""Which weights of a model are quantized, on loading or in a stored checkpoint, and the memory they take.
+"""Which weights of a model are quantized, on loading or in a stored checkpoint, and their size.
 
-The decoder's linear layers and its stacked experts are quantized. Embeddings, norms, routers, heads, SigLIP
-and its projector, and the VQ model keep their precision, as does latent attention's `kv_b_proj`, whose weight
-the absorbed form reads (3% of the weights that a token is multiplied with).
+The decoder's linear layers and stacked experts are quantized. Embeddings, norms, routers, heads, SigLIP and
+its projector, and the VQ model keep their precision. So does latent attention's `kv_b_proj` (3% of the
+weights that a token uses), whose weight the absorbed form reads directly.
 """
 
 from collections.abc import Callable, Mapping
@@ -29,21 +29,21 @@ _NOT_QUANTIZED = ("kv_b_proj",)
 
 @dataclass(frozen=True)
 class Quantization:
-    """How a model's weights are quantized: already in the folder if `stored`, else on loading."""
+    """How a model's weights are quantized: in the folder already (`stored`), or on loading."""
 
     kind: str
     stored: bool
 
 
 def check_kind(kind: object) -> str | None:
-    """The `quantize` option of a user; `OptionError` if there is no such kind."""
+    """The `quantize` option, checked. Raises `OptionError` for an unknown kind."""
     if kind is not None and kind not in KINDS:
         raise OptionError(f"quantize is {kind!r}; accepted: {', '.join(KINDS)}, or None for none")
     return kind  # type: ignore[return-value]
 
 
 def check_device(kind: str | None, device: torch.device) -> None:
-    """`OptionError` if torch has no tensors of this kind's codes on the device."""
+    """Raise `OptionError` if torch has no tensors of this kind's codes on the device."""
     if kind is None or device.type in ("cpu", "cuda"):
         return
     try:
@@ -59,8 +59,8 @@ def quantization_config(kind: str) -> dict[str, Any]:
 
 
 def stored_kind(folder: ModelFolder) -> str | None:
-    """How the folder's weights are quantized according to its config; None if they are not. `ConfigError` for
-    other quantization methods than ours."""
+    """How the folder's weights are quantized according to its config; None if they are not. Raises
+    `ConfigError` for quantization methods other than ours."""
     if folder.config.get(CONFIG_KEY) is None:
         return None
     section = folder.config.section(CONFIG_KEY)
@@ -73,7 +73,7 @@ def stored_kind(folder: ModelFolder) -> str | None:
 
 
 def pick_quantization(folder: ModelFolder, quantize: str | None) -> Quantization | None:
-    """How to load a folder, given the `quantize` option and what the folder holds; `OptionError` where these
+    """How to load a folder, given the `quantize` option and the folder's config. Raises `OptionError` if they
     contradict each other."""
     requested, stored = check_kind(quantize), stored_kind(folder)
     if stored is None:
@@ -91,8 +91,8 @@ def decoder_name(model: nn.Module) -> str:
 
 
 def quantizable_weights(model: nn.Module) -> dict[str, tuple[str, tuple[int, ...]]]:
-    """The weights of a plain model that get quantized: parameter name -> (the name of the `QuantizedWeight`
-    that replaces it, its shape)."""
+    """The weights of a plain model to quantize: parameter name -> (name of the `QuantizedWeight` that
+    replaces it, shape)."""
     weights: dict[str, tuple[str, tuple[int, ...]]] = {}
     prefix = f"{decoder_name(model)}.layers."
     for name, module in model.named_modules():
@@ -108,7 +108,7 @@ def quantizable_weights(model: nn.Module) -> dict[str, tuple[str, tuple[int, ...
 
 
 def replace_with_quantized(model: nn.Module, kind: str) -> dict[str, QuantizedWeight]:
-    """Replaces the `quantizable_weights` by empty quantized ones on meta; returns those by parameter name."""
+    """Replace the `quantizable_weights` by empty ones on meta; returns these by parameter name."""
     plain = quantizable_weights(model)
     with torch.device("meta"):
         weights = {param: QuantizedWeight(kind, shape) for param, (_, shape) in plain.items()}
@@ -121,7 +121,7 @@ def replace_with_quantized(model: nn.Module, kind: str) -> dict[str, QuantizedWe
 
 
 def quantize_model(model: nn.Module, kind: str) -> nn.Module:
-    """Quantizes a loaded model in place, layer by layer, on its devices."""
+    """Quantize a loaded model in place, layer by layer, on its devices."""
     for module in model.modules():
         if isinstance(module, Linear):
             module.unpack()
@@ -133,7 +133,7 @@ def quantize_model(model: nn.Module, kind: str) -> nn.Module:
 
 
 def quantized_dtypes(model: nn.Module) -> dict[str, torch.dtype]:
-    """Tensors that keep their dtype whatever the model is loaded in: codes and scales."""
+    """The dtypes of codes and scales, by name; they keep these whatever dtype the model is loaded in."""
     quantized = [name for name, module in model.named_modules() if isinstance(module, QuantizedWeight)]
     prefixes = tuple(f"{name}." for name in quantized)
     return {name: tensor.dtype for name, tensor in saved_tensors(model).items() if name.startswith(prefixes)}
@@ -146,6 +146,11 @@ def quantized_key_map(key_map: KeyMap, names: Mapping[str, object]) -> KeyMap:
         return ParameterSlice(name) if name in names else key_map(name)
 
     return find
+
+
+def keep_no_float32(name: str) -> bool:
+    """The `keep_float32` of models whose parameters are all loaded in one dtype."""
+    return False
 
 
 def quantized_bytes(shape: tuple[int, ...], kind: str) -> int:
@@ -173,5 +178,5 @@ def tensor_bytes(
 def model_bytes(
     model: nn.Module, dtype: torch.dtype, kind: str | None, keep_float32: Callable[[str], bool]
 ) -> int:
-    """Bytes of all tensors of a plain model once loaded so."""
+    """The sum of `tensor_bytes`."""
     return sum(tensor_bytes(model, dtype, kind, keep_float32).values())

@@ -1,7 +1,7 @@
-"""Which tensors a model folder holds, and reading them one at a time.
+"""Lists the tensors of a model folder, and reads them one at a time.
 
-Tensors are read by plain file reads, not by mapping: mapped pages count as resident memory, and a
-mapped file that shrinks ends the process. Memory so peaks at what the caller keeps plus one tensor.
+Files are read, not memory-mapped: mapped pages count as resident memory, and a mapped file that shrinks
+crashes the process. Peak memory is what the caller keeps plus one tensor.
 """
 
 import json
@@ -15,7 +15,7 @@ from torch import Tensor
 from ..errors import CheckpointError
 from .formats import TensorEntry, file_size, list_bin, list_safetensors, load_bin
 
-# In order of preference: an index says exactly which files belong together, so it goes first.
+# Indices are preferred, since they state which files belong together.
 _SAFETENSORS_INDEX = "model.safetensors.index.json"
 _BIN_INDEX = "pytorch_model.bin.index.json"
 _BIN = "pytorch_model.bin"
@@ -25,11 +25,11 @@ def list_tensors(folder: Path) -> dict[str, TensorEntry]:
     """Every tensor of the checkpoint in `folder`, by name; nothing is loaded.
 
     Accepted, in this order: `*.safetensors.index.json` with its shards, `model.safetensors` or the only
-    `*.safetensors`, `pytorch_model.bin.index.json` with its shards, `pytorch_model.bin`. Raises
-    `CheckpointError` naming what is missing, damaged, unsafe or there twice.
+    `*.safetensors`, `pytorch_model.bin.index.json` with its shards, `pytorch_model.bin`. Raises a
+    `CheckpointError` that names what is missing, damaged, unsafe or duplicated.
     """
     entries: dict[str, TensorEntry] = {}
-    index, files = _find(Path(folder))
+    index, files = _find_files(Path(folder))
     for path in files:
         for entry in list_safetensors(path) if path.suffix == ".safetensors" else list_bin(path):
             if entry.name in entries:
@@ -44,13 +44,13 @@ def list_tensors(folder: Path) -> dict[str, TensorEntry]:
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The files (indices included) of `folder` that hold weights, or would be taken for it."""
+    """The files of `folder` that hold weights or index them, by their names."""
     kinds = (".safetensors", ".safetensors.index.json", ".bin", ".bin.index.json")
     return sorted(p for p in Path(folder).iterdir() if p.name.endswith(kinds))
 
 
-def _find(folder: Path) -> tuple[dict[str, str] | None, list[Path]]:
-    """The index's map from tensor to file (None without an index) and the files to read."""
+def _find_files(folder: Path) -> tuple[dict[str, str] | None, list[Path]]:
+    """The index's map from tensor to file name (None without an index), and the files to read."""
     if not folder.is_dir():
         state = "is not a folder" if folder.exists() else "does not exist"
         raise CheckpointError(f"{folder} {state}; a model folder is needed")
@@ -74,12 +74,13 @@ def _find(folder: Path) -> tuple[dict[str, str] | None, list[Path]]:
 
 
 def _indices(folder: Path, pattern: str, usual: str) -> list[Path]:
-    found = sorted(folder.glob(pattern))
-    if folder / usual in found:
+    """The index of a folder, the `usual` one if there are several; an empty list without one."""
+    paths = sorted(folder.glob(pattern))
+    if folder / usual in paths:
         return [folder / usual]
-    if len(found) > 1:
-        raise CheckpointError(f"{folder} holds several indices: {', '.join(p.name for p in found)}; keep one")
-    return found
+    if len(paths) > 1:
+        raise CheckpointError(f"{folder} holds several indices: {', '.join(p.name for p in paths)}; keep one")
+    return paths
 
 
 def _read_index(path: Path) -> tuple[dict[str, str], list[Path]]:
@@ -106,8 +107,11 @@ def _read_index(path: Path) -> tuple[dict[str, str], list[Path]]:
 
 
 class TensorReader:
-    """Reads entries one after another, keeping the last file open (and, of a file that can only be
-    loaded whole, its tensors); close it, or use it as a context. Read in order of file for speed."""
+    """Reads tensors one at a time. A context manager, or to be closed.
+
+    It keeps the last file open, or its tensors if it can only be loaded whole, so reading file by file is
+    fastest.
+    """
 
     def __init__(self) -> None:
         self._path: Path | None = None
@@ -128,7 +132,10 @@ class TensorReader:
         self._path = self._stream = self._whole = None
 
     def read(self, entry: TensorEntry) -> Tensor:
-        """`entry`'s tensor on the CPU, contiguous, its own memory. `CheckpointError` if the file changed."""
+        """The tensor of `entry`, contiguous and in new memory on the CPU.
+
+        Raises `CheckpointError` if the file has changed.
+        """
         if entry.file != self._path:
             self.close()
             self._path = entry.file

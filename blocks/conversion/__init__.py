@@ -1,4 +1,4 @@
-"""Writing model folders: sharded safetensors, quantized on the way, and conversion between formats.
+"""Writing model folders: sharded safetensors, quantization while writing, and conversion between formats.
 
 Imports `blocks.checkpoints` and `blocks.model`.
 Start with `convert.py`.

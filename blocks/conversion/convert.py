@@ -1,4 +1,4 @@
-"""Rewrites a model folder with sharded safetensors, in the original format.
+"""Converts a model folder to sharded safetensors in the original format.
 
 One tensor, or one parameter with its pieces, is in memory at a time.
 """
@@ -21,7 +21,7 @@ from .writer import TensorSpec, spec_bytes, write_safetensors
 Translation = Callable[
     [Path, dict[str, TensorEntry], TensorReader], tuple[list[TensorSpec], dict[str, dict[str, Any]]]
 ]
-"""From a folder in another format to its tensors and its JSON files in the original one."""
+"""Maps a folder in another format to its tensors and JSON files in the original one."""
 
 _TEXT_SUFFIXES = {".json", ".md", ".txt", ".model", ".jinja"}
 _TOKENIZER_FILES = (
@@ -44,10 +44,11 @@ def convert_folder(
 ) -> Path:
     """Write the model folder `src` to the new folder `dst` in the original format; returns `dst`.
 
-    `formats` holds the accepted `model_type`s of `config.json`. Those with None are in the original format:
-    every tensor, also an unused one, is kept bit for bit. `writer` quantizes on the way. `dst` appears only
-    when it is complete. Raises `CheckpointError` if `src` is damaged or does not fit its config, if `dst` is
-    not empty or lies inside `src`, or if it can't be written, and `ConfigError` for another `model_type`.
+    `formats` maps the accepted `model_type`s of `config.json` to their translations, or to None for the
+    original format, whose tensors are all kept bit for bit, unused ones included. `writer` quantizes while
+    writing. `dst` appears only once it is complete. Raises `CheckpointError` if `src` is damaged or does not
+    match its config, or if `dst` is not empty, lies inside `src` or can't be written; `ConfigError` for
+    another `model_type`.
     """
     src, dst = Path(src), Path(dst).resolve()
     _check_folders(src, dst)
@@ -93,7 +94,7 @@ def _check_folders(src: Path, dst: Path) -> None:
 
 
 def _copied_files(src: Path, original: bool) -> list[Path]:
-    """The files to copy: all texts, or where the format changes, the tokenizer's files."""
+    """The files to copy: all text files, or only the tokenizer's if the format changes."""
     if not original:
         return [src / name for name in _TOKENIZER_FILES if (src / name).is_file()]
     weights = weight_files(src)

@@ -1,4 +1,4 @@
-"""A folder's tensors as they are written under a model's own names, unchanged or quantized."""
+"""The tensors to write for a model folder: merged under the model's names, unchanged or quantized."""
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -23,9 +23,9 @@ from .writer import TensorSpec
 def merged_specs(
     model: nn.Module, folder: Path, entries: dict[str, TensorEntry], key_map: KeyMap, reader: TensorReader
 ) -> Iterator[TensorSpec]:
-    """The parameters of `model`, on meta, each read from the pieces that fill it.
+    """The parameters of `model`, which is on meta, each merged from the pieces that fill it.
 
-    Raises `CheckpointError`, with nothing read, if the tensors do not fit the model.
+    Raises `CheckpointError` before anything is read if the tensors do not match the model.
     """
     parameters = saved_tensors(model)
     pieces, report = match(parameters, entries, key_map)
@@ -45,15 +45,15 @@ def _merge(group: list[Piece], shape: torch.Size, dtype: torch.dtype, reader: Te
 
 
 def unchanged_specs(entries: Iterable[TensorEntry], reader: TensorReader) -> list[TensorSpec]:
-    """The tensors of a folder as they are."""
+    """The tensors of a folder, unchanged."""
     return [(entry.name, partial(reader.read, entry), entry.shape, entry.dtype) for entry in entries]
 
 
 @dataclass(frozen=True)
 class QuantizedWriter:
-    """Writes a folder's weights quantized.
+    """Quantizes a folder's weights for writing.
 
-    `network` is its plain model on meta; `key_map` gives the key map for the names in the files.
+    `network` is its plain model on meta; `key_map` returns the key map for the tensor names in the files.
     """
 
     network: nn.Module
@@ -61,8 +61,8 @@ class QuantizedWriter:
     kind: str
 
     def specs(self, src: Path, entries: dict[str, TensorEntry], reader: TensorReader) -> list[TensorSpec]:
-        """What to write, with nothing read yet. Raises `CheckpointError` if the tensors do not fit the model,
-        `OptionError` if they are quantized as another kind."""
+        """What to write; nothing is read yet. Raises `CheckpointError` if the tensors do not match the model,
+        `OptionError` if the folder is quantized to another kind."""
         quantization = pick_quantization(open_model(src), self.kind)
         if quantization is not None and quantization.stored:
             return unchanged_specs(entries.values(), reader)
@@ -72,7 +72,7 @@ class QuantizedWriter:
         return specs
 
     def _encoded(self, spec: TensorSpec, name: str, shape: tuple[int, ...]) -> list[TensorSpec]:
-        """A weight's codes and scales. It is read again for each, so that none has to wait in memory."""
+        """A weight's codes and scales. The weight is read again for each, so that none is kept in memory."""
         with torch.device("meta"):
             weight = QuantizedWeight(self.kind, shape)
 
@@ -83,5 +83,5 @@ class QuantizedWriter:
         return [(f"{name}.{leaf}", partial(make, leaf), tuple(b.shape), b.dtype) for leaf, b in buffers]
 
     def config(self, content: dict[str, Any]) -> dict[str, Any]:
-        """The content of `config.json` with the quantization stated."""
+        """The content of `config.json` with the quantization added."""
         return {**content, CONFIG_KEY: quantization_config(self.kind)}

@@ -1,4 +1,4 @@
-"""Writing sharded safetensors, one tensor in memory at a time, complete or not at all."""
+"""Writes sharded safetensors, atomically and with one tensor in memory at a time."""
 
 import json
 import math
@@ -19,7 +19,7 @@ _DTYPE_NAMES = {dtype: name for name, dtype in SAFETENSORS_DTYPES.items()}
 _INDEX = "model.safetensors.index.json"
 
 TensorSpec = tuple[str, Callable[[], Tensor], tuple[int, ...], torch.dtype]
-"""Name, a function that makes the tensor when it is to be written, its shape, its dtype."""
+"""A tensor to write: name, a function that makes it, shape, dtype."""
 
 
 def write_safetensors(
@@ -31,10 +31,10 @@ def write_safetensors(
 ) -> list[Path]:
     """Write `model.safetensors`, or shards `model-00001-of-0000N.safetensors` and their index.
 
-    Tensors are taken in order; a shard holds at most `max_shard_bytes` of them, or one larger tensor.
-    `on_bytes` is called with the size of each tensor after it is written. Files get their names only when all
-    are complete, the index last; after an error there is nothing that could be read as complete. Returns the
-    files. Raises `CheckpointError` if the disk is full or not writable, or if the folder holds weights that
+    Tensors are distributed in order; a shard holds at most `max_shard_bytes`, or one larger tensor.
+    `on_bytes` is called with the size of each tensor after it is written. Files get their names only once all
+    are complete, the index last, so a failed write can't be mistaken for a checkpoint. Returns the files.
+    Raises `CheckpointError` if the disk is full or not writable, or if the folder holds other weights that
     the new ones would not replace.
     """
     folder, specs = Path(folder), list(tensors)
@@ -49,7 +49,7 @@ def write_safetensors(
     names = ["model.safetensors"]
     if len(shards) > 1:
         names = [f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors" for i in range(len(shards))]
-    marks = {"format": "pt"} if metadata is None else metadata
+    metadata = {"format": "pt"} if metadata is None else metadata
     files = [folder / name for name in ([*names, _INDEX] if len(shards) > 1 else names)]
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -58,7 +58,7 @@ def write_safetensors(
         with ExitStack() as stack:
             parts = [stack.enter_context(temporary_path(file)) for file in files]
             for part, shard in zip(parts, shards, strict=False):
-                _write_shard(part, shard, marks, on_bytes)
+                _write_shard(part, shard, metadata, on_bytes)
             if len(shards) > 1:
                 _write_index(parts[-1], names, shards, total)
                 # Without an index, a half-renamed set of shards is refused, not read.
@@ -72,7 +72,7 @@ def write_safetensors(
 
 
 def spec_bytes(spec: TensorSpec) -> int:
-    """Size of the tensor in a file."""
+    """Size of the tensor in bytes."""
     return math.prod(spec[2]) * spec[3].itemsize
 
 
@@ -85,7 +85,7 @@ def _split(specs: list[TensorSpec], limit: int) -> list[list[TensorSpec]]:
             size = 0
         shards[-1].append(spec)
         size += spec_bytes(spec)
-    # Wider numbers first keeps every tensor aligned to its own size; the sort is stable otherwise.
+    # Widest dtypes first, which keeps every tensor aligned to its itemsize.
     return [sorted(shard, key=lambda spec: -spec[3].itemsize) for shard in shards]
 
 

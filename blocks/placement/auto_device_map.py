@@ -1,4 +1,4 @@
-"""Placing units within the memory that there is, by accelerate, from the units' sizes alone."""
+"""Automatic placement of units on devices with limited memory, by accelerate, from the units' sizes."""
 
 from collections.abc import Mapping
 from typing import Any, cast
@@ -12,24 +12,24 @@ from .layout import CPU, DevicePlacement, longest_prefix, offloaded_units, parse
 from .memory_budget import size_text
 
 MaxMemory = Mapping[Any, Any]
-"""Devices (numbers of GPUs, `cpu`) with the memory that weights may take there: bytes, or such as `20GiB`."""
+"""Memory that weights may take on each device (a GPU's number or `cpu`): bytes, or a size such as `20GiB`."""
 
-_WEIGHTS_SHARE = 0.8  # of a GPU's free memory, by default: caches and activations take the rest
+_WEIGHTS_SHARE = 0.8  # of a GPU's free memory, by default; the rest is for caches and activations
 
 
 def available_memory() -> dict[torch.device, int]:
-    """Memory for weights by device, in the order in which devices are filled."""
+    """Default memory for weights by device, in the order in which devices are filled."""
     gpus = [torch.device("cuda", number) for number in range(torch.cuda.device_count())]
     if not gpus and torch.backends.mps.is_available():
         gpus = [torch.device("mps")]
     memory = {gpu: int(free_bytes(gpu) * _WEIGHTS_SHARE) for gpu in gpus}
-    if not any(gpu.type == "mps" for gpu in gpus):  # MPS takes its memory from the machine's
+    if not any(gpu.type == "mps" for gpu in gpus):  # MPS shares the CPU's memory
         memory[CPU] = free_bytes(CPU)
     return memory
 
 
 def parse_max_memory(max_memory: MaxMemory) -> dict[torch.device, int]:
-    """Bytes by device, GPUs first. A device that is not named gets nothing. Raises `OptionError`."""
+    """The `max_memory` option as bytes by device, GPUs first. Raises `OptionError`."""
     from accelerate.utils.modeling import convert_file_size_to_int
 
     if not isinstance(max_memory, Mapping):
@@ -57,16 +57,16 @@ def parse_max_memory(max_memory: MaxMemory) -> dict[torch.device, int]:
 def infer_placement(
     name: str, sizes: Mapping[str, int], memory: Mapping[torch.device, int], balanced: bool = False
 ) -> DevicePlacement:
-    """A placement of units of these sizes within `memory`, whose devices are filled one after the other.
+    """A placement of units of these sizes within `memory`, whose devices are filled in order.
 
-    With `balanced`, GPUs get about equal shares. Units beyond the GPUs' memory are offloaded to the CPU, if
-    it is in `memory`. Raises `OptionError`, which calls the model `name`, where it does not fit.
+    With `balanced`, GPUs get about equal shares. Units that exceed the GPUs' memory are offloaded to the CPU
+    if `memory` has it. Raises `OptionError` if the units do not fit; `name` is the model's name in messages.
     """
     gpus, total, largest = [d for d in memory if d != CPU], sum(sizes.values()), max(sizes.values())
     first = next(iter(memory))
     if total <= memory[first] and not (balanced and len(gpus) > 1):
         return DevicePlacement(first, dict.fromkeys(sizes, first))
-    # accelerate keeps room on the first GPU for what moves there. Try first without: perhaps nothing has to.
+    # accelerate reserves room on the first GPU for offloaded units; first try a budget that makes up for it.
     for reserve in (False, True):
         budget = {gpu: memory[gpu] + (0 if reserve or gpu != first else largest) for gpu in gpus}
         devices = _infer(sizes, budget, balanced)
@@ -87,7 +87,7 @@ def infer_placement(
 def _infer(
     sizes: Mapping[str, int], budget: Mapping[torch.device, int], balanced: bool
 ) -> dict[str, torch.device]:
-    """accelerate's device map; units beyond the budget of the GPUs are on the CPU."""
+    """accelerate's device map; units that exceed the GPUs' budget are on the CPU."""
     from accelerate.utils.modeling import get_balanced_memory, infer_auto_device_map
 
     numbers: dict[Any, torch.device] = dict(enumerate(budget))
@@ -101,7 +101,7 @@ def _infer(
 
 
 class _Unit(nn.Module):
-    """Stands for a unit of `size` bytes while a map is inferred."""
+    """A stand-in for a unit of `size` bytes while a device map is inferred."""
 
     def __init__(self, size: int) -> None:
         super().__init__()

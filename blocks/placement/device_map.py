@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..checkpoints.quantize import check_device, decoder_name, tensor_bytes
+from ..checkpoints.quantize import check_device, decoder_name, keep_no_float32, tensor_bytes
 from ..device import check_capture, free_bytes, resolve_device, resolve_dtype
 from ..errors import OptionError
 from .auto_device_map import MaxMemory, available_memory, infer_placement, parse_max_memory
@@ -24,7 +24,22 @@ _INSTEAD = ', or device_map="auto" (--device-map auto): over all GPUs and the me
 
 @dataclass(frozen=True)
 class LoadOptions:
-    """Where and how weights are loaded; the pipelines' `from_pretrained` explains each option."""
+    """Where and how weights are loaded.
+
+    device: None takes CUDA, else MPS, else the CPU.
+    dtype: None takes bfloat16 on a GPU (float16 on one without it) and float32 on the CPU.
+    quantize: `int8`, `int4` or `fp8` quantizes the decoder's weights, experts included, as they are read. A
+        folder of quantized weights is loaded as it is.
+    device_map: spreads the weights over devices. `auto` fills one GPU after the other and leaves the rest in
+        CPU memory, from where each layer is moved to a GPU to compute; `balanced` fills all GPUs equally; a
+        dict places modules: `{"": 0, "vision": "cpu"}`.
+    max_memory: what weights may take per device, with `auto` or `balanced`: `{0: "20GiB", "cpu": "60GiB"}`.
+        By default 0.8 of each GPU's free memory and all of the CPU's.
+    capture: on CUDA, None captures decode steps as graphs, once per number of rows, and prompts and images of
+        recurring sizes; False launches each operation, which is slower but needs no preparation. Models on
+        several devices are never captured.
+    progress: show a bar on stderr if loading takes more than half a second.
+    """
 
     device: str | torch.device | None = None
     dtype: str | torch.dtype | None = None
@@ -40,13 +55,12 @@ def choose_placement(
     model: nn.Module,
     options: LoadOptions,
     kind: str | None,
-    keep_float32: Callable[[str], bool] = lambda name: False,
+    keep_float32: Callable[[str], bool] = keep_no_float32,
 ) -> tuple[DevicePlacement, torch.dtype]:
-    """The placement and the dtype of a plain model on meta that is to be loaded with weights quantized as
-    `kind`.
+    """The placement and the dtype for loading a plain model, on meta, with weights quantized to `kind`.
 
-    Raises `OptionError`, which calls the model `name`, for options that are not accepted and for weights that
-    exceed the free memory.
+    Raises `OptionError` for options that are not accepted and for weights that exceed the free memory; `name`
+    is the model's name in messages.
     """
     _check_options(options)
     if options.device_map is None:
@@ -82,7 +96,7 @@ def choose_placement(
 
 
 def _check_options(options: LoadOptions) -> None:
-    """An `OptionError` for options that exclude each other and for a `device_map` of another kind."""
+    """Raise `OptionError` for options that exclude each other and for an invalid `device_map`."""
     device_map = options.device_map
     if device_map is None:
         if options.max_memory is not None:
@@ -104,7 +118,7 @@ def _check_options(options: LoadOptions) -> None:
 def unit_bytes(
     model: nn.Module, dtype: torch.dtype, kind: str | None, keep_float32: Callable[[str], bool]
 ) -> dict[str, int]:
-    """Memory of each unit's weights when loaded in `dtype` and quantized as `kind`."""
+    """Bytes of each unit's weights when loaded in `dtype` and quantized to `kind`."""
     sizes = dict.fromkeys(units(model), 0)
     for name, size in tensor_bytes(model, dtype, kind, keep_float32).items():
         unit = longest_prefix(name, sizes)
@@ -114,8 +128,10 @@ def unit_bytes(
 
 
 def parse_device_map(model: nn.Module, device_map: Mapping[str, Any]) -> DevicePlacement:
-    """The placement of a map from names of units, or of modules around some, to devices. The longest name
-    counts. Raises `OptionError`."""
+    """The placement for a map from names of units, or of modules that contain units, to devices.
+
+    The longest matching name decides. Raises `OptionError`.
+    """
     names = units(model)
     known = {*containers(model), *names}
     given: dict[str, torch.device] = {}

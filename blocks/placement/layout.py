@@ -1,8 +1,8 @@
-"""On which device each part of a model lies, and on which it computes.
+"""The device on which each part of a model is stored, and the one on which it computes.
 
 A unit is a part of a model that is never split over devices: a layer of the decoder, an embedding, a norm, a
-head, a vision tower, the image tokenizer. A unit whose weights lie on the CPU beside a GPU is offloaded: they
-are copied to the main GPU for each of its calls (`offload.py`).
+head, a vision tower, the image tokenizer. A unit that is stored on the CPU of a machine with a GPU in use is
+offloaded: its weights are copied to the main GPU for each of its calls (`offload.py`).
 """
 
 from collections.abc import Mapping
@@ -21,15 +21,15 @@ CPU = torch.device("cpu")
 
 @dataclass(frozen=True)
 class DevicePlacement:
-    """The device of every unit. `main` takes inputs and computes the `offloaded` units; parameters outside of
-    units (VL2's two separators) lie there too."""
+    """The device of every unit. `main` takes the inputs and computes the `offloaded` units; it also holds
+    parameters outside of units (VL2's two separators)."""
 
     main: torch.device
     devices: Mapping[str, torch.device]
     offloaded: frozenset[str] = frozenset()
 
     def device_of(self, name: str) -> torch.device:
-        """The device where a unit or a parameter lies, by its name."""
+        """The device that stores a unit or a parameter, by its name."""
         unit = longest_prefix(name, self.devices)
         return self.main if unit is None else self.devices[unit]
 
@@ -38,8 +38,8 @@ class DevicePlacement:
         return self.main if unit in self.offloaded else self.devices[unit]
 
     def peak_bytes(self, sizes: Mapping[str, int]) -> dict[torch.device, int]:
-        """The most memory that units of these sizes take on each device: of those that lie there, and on the
-        main device of the largest offloaded one."""
+        """Peak memory on each device for units of these sizes: those stored there and, on the main device,
+        the largest offloaded one."""
         used = dict.fromkeys((self.main, *self.devices.values()), 0)
         for unit, size in sizes.items():
             used[self.devices[unit]] += size
@@ -56,18 +56,18 @@ class DevicePlacement:
 
 
 def offloaded_units(devices: Mapping[str, torch.device], main: torch.device) -> frozenset[str]:
-    """The units that have to move to compute on `main`: those on the CPU, if `main` is another device."""
+    """The units that are moved to `main` to compute: those on the CPU, if `main` is another device."""
     return frozenset(name for name, device in devices.items() if device == CPU and main != CPU)
 
 
 def containers(model: nn.Module) -> list[str]:
-    """Names of the modules that may be split: those around the decoder, itself, and its list of layers."""
+    """Names of the modules that may be split: the decoder, its list of layers, and the modules around it."""
     parts = decoder_name(model).split(".")
     return ["", *(".".join(parts[: count + 1]) for count in range(len(parts))), ".".join([*parts, "layers"])]
 
 
 def units(model: nn.Module) -> list[str]:
-    """Names of the units. Those that compute once per image come last, so that they are offloaded first."""
+    """Names of the units. Those that run once per image come last, so that they are offloaded first."""
     split, names = containers(model), []
 
     def visit(path: str, module: nn.Module) -> None:
@@ -84,7 +84,7 @@ def units(model: nn.Module) -> list[str]:
 
 
 def longest_prefix(name: str, prefixes: Mapping[str, Any]) -> str | None:
-    """The longest of the `prefixes` that `name` begins with, in whole dotted parts."""
+    """The longest of the `prefixes`, in whole dotted parts, of `name`; None if there is none."""
     parts = name.split(".")
     for count in range(len(parts), -1, -1):
         prefix = ".".join(parts[:count])
@@ -94,9 +94,9 @@ def longest_prefix(name: str, prefixes: Mapping[str, Any]) -> str | None:
 
 
 def parse_device(device: Any, what: str) -> torch.device:
-    """A device from a GPU's number or a device's name; CUDA devices come with their number.
+    """The device for a GPU's number or a device name; a CUDA device always has an index.
 
-    Raises `OptionError`, which begins with `what`.
+    Raises an `OptionError` that begins with `what`.
     """
     gpus = "".join(f", {number}" for number in range(torch.cuda.device_count()))
     accepted = f"accepted: cpu{', mps' if torch.backends.mps.is_available() else ''}{gpus}"

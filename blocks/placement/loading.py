@@ -1,4 +1,4 @@
-"""Loading a model: choose where its weights go, read them, and make it compute there."""
+"""Loading a model: choose its placement, read the weights, and attach the hooks that offload them."""
 
 from collections.abc import Callable
 from typing import cast
@@ -9,7 +9,7 @@ from ..checkpoints.formats import TensorEntry
 from ..checkpoints.hub import ModelFolder
 from ..checkpoints.key_mapping import KeyMap
 from ..checkpoints.loader import load_weights
-from ..checkpoints.quantize import decoder_name, pick_quantization
+from ..checkpoints.quantize import decoder_name, keep_no_float32, pick_quantization
 from ..model.decoder import Decoder
 from .device_map import LoadOptions, choose_placement
 
@@ -20,13 +20,13 @@ def load_model(
     key_map: KeyMap,
     options: LoadOptions,
     *,
-    keep_float32: Callable[[str], bool] = lambda name: False,
+    keep_float32: Callable[[str], bool] = keep_no_float32,
     entries: dict[str, TensorEntry] | None = None,
 ) -> None:
     """Fill `model`, a plain one built on meta, from `folder` and make it ready to compute.
 
-    `keep_float32` and `entries` are those of `load_weights`. Raises `OptionError` before anything is loaded
-    for options that are not accepted and for weights that exceed the free memory, and `CheckpointError`.
+    `keep_float32` and `entries` are those of `load_weights`. Raises `CheckpointError`, and, before anything
+    is loaded, `OptionError` for options that are not accepted and for weights that exceed the free memory.
     """
     quantization = pick_quantization(folder, options.quantize)
     kind = None if quantization is None else quantization.kind

@@ -1,4 +1,4 @@
-"""What fits in the free memory: weights before they are loaded, and batches before they are computed."""
+"""Checks what fits in free memory: weights before they are loaded, and batches before they are computed."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -13,12 +13,12 @@ from ..kernels.codec import KINDS
 from ..model.context import DeviceLayout
 from .memory_estimate import Workload
 
-_USABLE = 0.8  # of the free memory: activations are estimated roughly, and an allocator loses some
-_CPU_ROWS = 64  # beyond this a larger batch is no faster on a CPU
+_USABLE = 0.8  # of free memory: activations are rough estimates, and the allocator fragments
+_CPU_ROWS = 64  # larger batches are no faster on a CPU
 
 
 def size_text(count: int) -> str:
-    """A number of bytes for people, in powers of 1000: `4.18 GB`."""
+    """A human-readable number of bytes, in powers of 1000: `4.18 GB`."""
     if count < 1000:
         return f"{count} B"
     value, unit = count / 1000, "kB"
@@ -38,10 +38,10 @@ def check_weights(
     keep_float32: Callable[[str], bool],
     instead: str = "",
 ) -> None:
-    """Refuse weights that exceed the free memory of a device, or that it has no dtype for.
+    """Raise `OptionError` for weights that exceed a device's free memory or whose dtype it lacks.
 
-    `model` is a plain one on meta, `kind` is how its weights will be quantized. The `OptionError` calls the
-    model `name` and says in which form it would fit, and what else is accepted `instead`.
+    `model` is a plain one on meta; its weights will be quantized to `kind`. The message names the model
+    `name`, lists smaller forms with their sizes, and ends with `instead`, another way out.
     """
     if device.type == "meta":
         return
@@ -60,14 +60,14 @@ def check_weights(
 
 
 def form_text(dtype: torch.dtype, kind: str | None) -> str:
-    """How weights are held, for messages: `bfloat16 with int8 weights`."""
+    """The form of weights in words: `bfloat16 with int8 weights`."""
     return str(dtype).removeprefix("torch.") + (f" with {kind} weights" if kind else "")
 
 
 def batch_that_fits(work: Workload, device: torch.device, dtype: torch.dtype, reclaimable: int = 0) -> int:
-    """Number of items of that work to compute at once in the memory that is free now, at least one.
+    """Largest batch of a workload that fits in the memory that is free now, at least 1.
 
-    `reclaimable` bytes more will be free when it begins; a negative number is reserved.
+    `reclaimable` is added to the free bytes; a negative number reserves memory.
     """
     budget = int((free_bytes(device) + reclaimable) * _USABLE)
     once = max(0, work.activation_bytes(0, dtype))
@@ -80,8 +80,8 @@ def batch_that_fits(work: Workload, device: torch.device, dtype: torch.dtype, re
 
 
 def batch_over_devices(work: Workload, layout: DeviceLayout, dtype: torch.dtype) -> int:
-    """`batch_that_fits` for a decoder over several devices. Each holds the caches of its layers, and the main
-    one reserves room for offloaded weights."""
+    """`batch_that_fits` for a decoder over several devices. Each holds the caches of its layers; on the main
+    one, room for offloaded weights is reserved."""
     fitting = []
     for device in dict.fromkeys([layout.main, *layout.layers]):
         cache = -(-work.cache * layout.layers.count(device) // len(layout.layers))
@@ -91,9 +91,9 @@ def batch_over_devices(work: Workload, layout: DeviceLayout, dtype: torch.dtype)
 
 
 def rows_that_fit(bytes_per_row: int, device: torch.device, layout: DeviceLayout | None = None) -> int:
-    """Number of rows of that size to compute at once, at least one.
+    """Number of rows of this size that fit in free memory, at least 1.
 
-    With a `layout`, each of its devices holds the share of a row that belongs to its layers.
+    With a `layout`, a row is divided among its devices by the number of their layers.
     """
     fitting = int(free_bytes(device) * _USABLE) // bytes_per_row
     if layout is not None:
@@ -104,5 +104,5 @@ def rows_that_fit(bytes_per_row: int, device: torch.device, layout: DeviceLayout
 
 
 def _reserved(layout: DeviceLayout, device: torch.device) -> int:
-    """Bytes to leave free on the device for offloaded weights that are moved there."""
+    """Bytes to leave free on the device for offloaded weights while they compute there."""
     return layout.moved if device == layout.main else 0

@@ -1,7 +1,7 @@
-"""Parameters of a model and memory of work on it, computed from its architecture alone.
+"""Numbers of parameters and memory estimates, from a model's architecture alone.
 
-Caches are exact. Activations are rough: what the largest layer holds at once, without the allocator's losses
-and the kernels' work space.
+Cache sizes are exact. Activations are rough: what the largest layer holds at once, without fragmentation and
+the kernels' workspaces.
 """
 
 import re
@@ -17,24 +17,24 @@ from ..model.kv_cache import KVCache
 from ..model.siglip import SiglipConfig
 
 PROMPT_TOKENS = 128
-"""Text tokens of a prompt or a question, with its template, in estimates."""
+"""Text tokens that estimates assume for a prompt or a question with its template."""
 
-# Sampling holds about this many float32 numbers per row and vocabulary entry: logits, their sorted copy with
+# Approximate float32 numbers that sampling holds per row and vocabulary entry: logits, their sorted copy with
 # int64 indices, probabilities, and the int64 words of the noise.
 _SAMPLING = 16
 
 
 @dataclass(frozen=True)
 class Workload:
-    """Memory of one item of a batch beside the weights, in numbers of the model's dtype.
+    """Memory of one item of a batch, not counting weights, in numbers of the model's dtype.
 
     rows: rows of the cache.
     positions: length of the cache.
     cache: keys and values.
-    activations: alive at the peak of a forward call.
-    sampling: float32 numbers alive while sampling.
-    once: what does not grow with the batch. It is computed before or after the rest, so that the larger of
-        both is the peak.
+    activations: activations at the peak of a forward call.
+    sampling: float32 numbers while sampling.
+    once: activations of a stage that runs before or after and does not grow with the batch; the larger of the
+        two stages is the peak.
     """
 
     name: str
@@ -58,9 +58,9 @@ class Workload:
 def decoder_workload(
     name: str, config: DecoderConfig, vocabulary: int, prompt: int, new: int, *, rows: int = 1, once: int = 0
 ) -> Workload:
-    """The work of `prompt` positions and `new` generated ones, with `rows` rows of the cache an item.
+    """The workload of `prompt` positions and `new` generated ones, with `rows` cache rows per item.
 
-    Positions beyond the context do not count, since no such request is accepted.
+    Positions beyond the context are not counted, since such requests are refused.
     """
     positions = min(prompt + new, config.max_positions)
     return Workload(
@@ -75,7 +75,7 @@ def decoder_workload(
 
 
 def _decoder_width(config: DecoderConfig) -> int:
-    """Numbers alive per position: the residual, its norm, and the wider of attention and feed-forward."""
+    """Activations per position: the residual, its norm, and the wider of attention and feed-forward."""
     query_dim = config.head_dim
     if config.latent is not None:
         query_dim = config.latent.nope_dim + config.latent.rope_dim
@@ -88,7 +88,7 @@ def _decoder_width(config: DecoderConfig) -> int:
 
 
 def siglip_activations(config: SiglipConfig, images: int) -> int:
-    """Numbers alive while the vision tower encodes so many images (or tiles) at once."""
+    """Activations of the vision tower for a batch of this many images or tiles."""
     widest = max(4 * config.width, 2 * int(config.width * config.mlp_ratio))
     return images * config.num_patches * (2 * config.width + widest)
 
@@ -96,8 +96,8 @@ def siglip_activations(config: SiglipConfig, images: int) -> int:
 def parameters_by_part(model: nn.Module, parts: Mapping[str, str]) -> dict[str, int]:
     """Number of parameters in each part of a model, usually on meta.
 
-    `parts` maps a label to a pattern; a parameter belongs to the first that is found in its name, and each
-    must belong to one.
+    `parts` maps labels to patterns. A parameter belongs to the first part whose pattern its name contains;
+    each must belong to one.
     """
     counts = dict.fromkeys(parts, 0)
     for name, tensor in saved_tensors(model).items():
@@ -107,7 +107,7 @@ def parameters_by_part(model: nn.Module, parts: Mapping[str, str]) -> dict[str, 
 
 
 def active_parameters(config: DecoderConfig, total: int, experts: int) -> int:
-    """Parameters that compute one token, of `total` parameters with `experts` in the routed experts."""
+    """Parameters that one token uses, of `total` parameters with `experts` in the routed experts."""
     if config.moe is None:
         return total
     return total - experts + experts * config.moe.top_k // config.moe.num_experts

@@ -1,8 +1,8 @@
 """Hooks for a model whose units (`layout.py`) lie on several devices.
 
-A unit's inputs are moved to the device where it computes, by hooks of accelerate. The weights of an
-offloaded unit stay in the machine's memory and are on the main GPU during its calls only, one unit at a time.
-Results go back to the device of the inputs, except those of the decoder's layers, which the next layer takes.
+accelerate's hooks move a unit's inputs to the device where it computes. The weights of an offloaded unit stay
+in CPU memory and are on the main GPU during its calls only, one unit at a time. Results go back to the device
+of the inputs, except those of the decoder's layers, which the next layer moves itself.
 """
 
 import threading
@@ -25,10 +25,9 @@ from .layout import DevicePlacement
 
 
 class UnitHook(AlignDevicesHook):
-    """accelerate's hook, for a whole unit.
+    """accelerate's hook for a whole unit, which loads weights without emptying the allocator's cache.
 
-    It loads weights without emptying the allocator's cache after each. On CUDA that would wait for the device
-    and then ask the driver for the same memory again.
+    Emptying it after each weight would synchronize and then request the same memory from the driver again.
     """
 
     def pre_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
@@ -45,7 +44,7 @@ class UnitHook(AlignDevicesHook):
 
 @contextmanager
 def _current(device: torch.device) -> Iterator[None]:
-    """Make a GPU the current one, where Triton launches kernels wherever their tensors are."""
+    """Make a GPU the current device: Triton launches kernels there, wherever the tensors are."""
     if device.type != "cuda":
         yield
         return
@@ -54,7 +53,7 @@ def _current(device: torch.device) -> Iterator[None]:
 
 
 def attach_hooks(model: nn.Module, placement: DevicePlacement) -> None:
-    """Make a model that was loaded to a `placement` on several devices compute there."""
+    """Attach the hooks to a model that was loaded to a `placement` on several devices."""
     path = decoder_name(model)
     decoder = cast(Decoder, model.get_submodule(path))
     layers = [f"{path}.layers.{number}" for number in range(len(decoder.layers))]
@@ -63,7 +62,7 @@ def attach_hooks(model: nn.Module, placement: DevicePlacement) -> None:
     several = any(execution[name] != placement.main for name in layers)
     for name, device in execution.items():
         offload = name in placement.offloaded
-        # A layer's results stay where they are, so that the next one or the norm may get them from elsewhere.
+        # A layer's results stay on its device, so the next layer or the norm may have to move them.
         mixed_inputs = several and (name in layers or name == f"{path}.norm")
         if offload or device != placement.main or mixed_inputs:
             _attach(model.get_submodule(name), device, offload, returns=name not in layers)
@@ -71,16 +70,16 @@ def attach_hooks(model: nn.Module, placement: DevicePlacement) -> None:
 
 
 def _attach(module: nn.Module, device: torch.device, offload: bool, returns: bool) -> None:
-    """Put a hook around every method by which others use the unit: its `entrances`, or `forward`.
+    """Wrap every public entry method of a unit (its `entry_methods`, by default `forward`) in a hook.
 
-    `returns` moves results back to the device of the inputs.
+    With `returns`, results are moved back to the device of the inputs.
     """
     hook = UnitHook(
         device, offload=offload, io_same_device=returns, offload_buffers=True, place_submodules=True
     )
     hook.init_hook(module)
     lock = threading.RLock()
-    for name in getattr(module, "entrances", ("forward",)):
+    for name in getattr(module, "entry_methods", ("forward",)):
         setattr(module, name, _hooked(module, hook, getattr(module, name), device, lock))
 
 
@@ -89,7 +88,7 @@ def _hooked(
 ) -> Callable[..., Any]:
     @wraps(method)
     def run(*args: Any, **kwargs: Any) -> Any:
-        # A server prepares prompts beside the scheduler's thread: neither may move weights the other uses.
+        # A server prepares prompts while the scheduler's thread runs: neither may move weights in use.
         with lock, _current(device):
             output = None
             try:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from ...blocks.checkpoints.hub import find_model_folder
 from ...blocks.checkpoints.key_mapping import non_persistent_buffers, saved_tensors
 from ...blocks.checkpoints.loader import assign
-from ...blocks.checkpoints.quantize import quantized_dtypes, replace_with_quantized
+from ...blocks.checkpoints.quantize import keep_no_float32, quantized_dtypes, replace_with_quantized
 from ...blocks.errors import OptionError
 from ...blocks.model.context import DecoderConfig, LatentConfig
 from ...blocks.model.moe import MoEConfig
@@ -106,7 +106,7 @@ def random_model(
     fit."""
     with torch.device("meta"):
         model = JanusModel(config) if isinstance(config, JanusConfig) else VL2Model(config)
-    keeps = keep_float32 if isinstance(config, VL2Config) else lambda name: False
+    keeps = keep_float32 if isinstance(config, VL2Config) else keep_no_float32
     check_weights("this model", model, device, dtype, kind, keeps)
     if kind is not None:
         replace_with_quantized(model, kind)

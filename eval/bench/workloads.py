@@ -128,16 +128,30 @@ def _bench_images(bench: Bench, model: JanusModel, batch: int, limit: float, amo
         seeds=range(batch),
         max_new_tokens=amount.steps,
     )
+    note = f"{amount.steps} steps a run in the middle of a picture of {total}"
+    _measure_steps(bench, f"painting, a step of {2 * batch} rows", decoder, steps, amount, limit, note)
+
+
+def _measure_steps(
+    bench: Bench,
+    work: str,
+    decoder: Decoder,
+    steps: GenerationBatch,
+    amount: Amount,
+    limit: float,
+    note: str,
+) -> None:
+    """Measure a decode step of a batch; `limit` is the least time in seconds that it can take."""
     bench.measure(
         "bifrons",
-        f"painting, a step of {2 * batch} rows",
+        work,
         stepper(decoder, steps),
         repeats=amount.repeats,
         per=amount.steps,
-        items=batch,
+        items=len(steps.seeds),
         unit=" tokens/s",
         limit=limit,
-        note=f"{amount.steps} steps a run in the middle of a picture of {total}",
+        note=note,
     )
 
 
@@ -199,14 +213,6 @@ def _bench_answers(
         seeds=range(rows),
         max_new_tokens=amount.steps,
     )
-    bench.measure(
-        "bifrons",
-        f"answering, a step of {rows} conversation{'s' if rows > 1 else ''}",
-        stepper(decoder, steps),
-        repeats=amount.repeats,
-        per=amount.steps,
-        items=rows,
-        unit=" tokens/s",
-        limit=limit,
-        note=f"{amount.steps} steps a run after a prompt of {filled} tokens, greedy",
-    )
+    work = f"answering, a step of {rows} conversation{'s' if rows > 1 else ''}"
+    note = f"{amount.steps} steps a run after a prompt of {filled} tokens, greedy"
+    _measure_steps(bench, work, decoder, steps, amount, limit, note)

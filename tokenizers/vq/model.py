@@ -236,7 +236,7 @@ class Codebook(nn.Module):
 class VQModel(nn.Module):
     """Encoder, codebook and decoder."""
 
-    entrances = ("encode", "decode")
+    entry_methods = ("encode", "decode")
     """The methods that callers use in place of `forward`; offloading wraps them."""
 
     def __init__(self, config: VQConfig, *, encodes: bool = True) -> None:
