@@ -58,7 +58,7 @@ RETIRED = {
     "station", "store", "voice", "dials", "choosing", "lodger", "lodging", "let_in", "ask_ahead", "no_eye",
     "no_hand", "looker", "things_to_see", "told", "mine", "kept",
 }  # fmt: skip
-"""Words of an older vocabulary; docs/architecture.md has the terms that replaced them."""
+"""Words of an older vocabulary; CHANGELOG.md has the terms that replaced them."""
 
 MODULES = [path for folder in FOLDERS for path in sorted((ROOT / folder).rglob("*.py"))]
 NAMES = {".".join(path.relative_to(ROOT).with_suffix("").parts): path for path in MODULES}
