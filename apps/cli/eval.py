@@ -99,7 +99,7 @@ def score(args: argparse.Namespace) -> int:
 
 def report(args: argparse.Namespace) -> int:
     """Write the reports of a scored run."""
-    _report(args.run_dir)
+    _write_reports(args.run_dir)
     return 0
 
 
@@ -177,14 +177,15 @@ def _check_detector(choice: DetectorChoice, device: str | None, ranks: Ranks) ->
 
 
 def _finish(run_dir: Path, image_set: ImageSet) -> int:
+    """Score the detected images, print the table and write the reports."""
     summary, problems = score_run(run_dir, image_set)
     _print_problems(problems)
     print(format_table(summary))
-    _report(run_dir)
+    _write_reports(run_dir)
     return 0
 
 
-def _report(run_dir: Path) -> None:
+def _write_reports(run_dir: Path) -> None:
     from ...eval.report.render import write_report
 
     write_report(run_dir)

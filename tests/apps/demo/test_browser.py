@@ -1,4 +1,4 @@
-"""The page in a real browser: paint, watch it sharpen, ask, find, stop midway, a bad upload."""
+"""The page in a real browser: previews, questions, boxes, stopping, leaving, a bad upload, a phone."""
 
 import asyncio
 import os
@@ -32,7 +32,7 @@ FLAGS = [
 SCENE = Scene(
     (SceneObject("star", "red", 0.3, 0.3, 0.3), SceneObject("star", "blue", 0.7, 0.6, 0.25)), (235, 230, 220)
 )
-SLOW = 60_000  # ms; how long a busy machine may take for anything
+TIMEOUT_MS = 60_000  # for any action on a busy machine
 
 pytestmark = [
     pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed (apt-get install chromium)"),
@@ -44,7 +44,7 @@ pytestmark = [
 def models() -> Iterator[list[LoadedModel]]:
     """Both embedded models."""
     threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # threads of torch that wait for each other starve the browser
+    torch.set_num_threads(1)  # spinning torch threads would starve the browser
     yield load_models(embedded_models(), "cpu")
     torch.set_num_threads(threads)
 
@@ -74,8 +74,8 @@ def tab(loaded) -> Iterator[Tab]:
         tab = browser.new_page(viewport={"width": 1280, "height": 900})
         elsewhere: list[str] = []
         tab.on("request", lambda request: elsewhere.append(request.url))
-        tab.set_default_timeout(SLOW)
-        expect.set_options(timeout=SLOW)
+        tab.set_default_timeout(TIMEOUT_MS)
+        expect.set_options(timeout=TIMEOUT_MS)
         tab.goto(address)
         yield tab
         browser.close()
@@ -104,22 +104,22 @@ def ask(tab: Tab, question: str) -> None:
     tab.keyboard.press("Enter")
 
 
-def test_paint_watch_and_ask(tab, tmp_path):
+def test_generate_with_previews_then_ask(tab, tmp_path):
     expect(tab.get_by_text("embedded demonstration model").first).to_be_visible()
     tab.fill("#prompt textarea", "a photo of a red star and a blue circle")
     tab.fill("#count input[type=number]", "2")
     tab.fill("#seed input", "9")
     tab.click("#paint")
     expect(tab.locator("#paint-status")).to_contain_text("left")
-    looks = []
+    previews = []
     while "painted" not in tab.inner_text("#paint-status"):
-        now = sources(tab)
-        if now and now not in looks:
-            looks.append(now)
-        if len(looks) == 6:
+        images = sources(tab)
+        if images and images not in previews:
+            previews.append(images)
+        if len(previews) == 6:
             shoot(tab, "painting")
         tab.wait_for_timeout(100)
-    assert len(looks) >= 3  # it could be watched
+    assert len(previews) >= 3
     expect(tab.locator("#details")).to_contain_text("Picture 1 of 2: seed 9")
     expect(tab.locator("#gallery")).to_contain_text("seed 10")
 
@@ -136,7 +136,9 @@ def test_paint_watch_and_ask(tab, tmp_path):
     shoot(tab, "painted")
 
     tab.click("#ask-about")
-    expect(tab.locator("#question .thumbnail-item")).to_have_count(1)  # it puts the question's text back, too
+    expect(tab.locator("#question .thumbnail-item")).to_have_count(
+        1
+    )  # it also restores the text of the question
     ask(tab, "What color is the star?")
     expect(tab.locator("#ask-status")).to_contain_text("janus-nano answered")
     expect(tab.locator("#chat .bot").last).to_contain_text(re.compile(r"\w"))
@@ -144,7 +146,7 @@ def test_paint_watch_and_ask(tab, tmp_path):
     shoot(tab, "asked")
 
 
-def test_a_bad_upload_is_told_where_one_looks(tab, loaded, tmp_path):
+def test_a_bad_upload_is_reported_beside_the_question(tab, loaded, tmp_path):
     tab.goto(loaded[1])
     (tmp_path / "notes.png").write_text("this is no picture")
     tab.get_by_role("tab", name="Ask").click()
@@ -157,7 +159,7 @@ def test_a_bad_upload_is_told_where_one_looks(tab, loaded, tmp_path):
     expect(tab.locator("#question .thumbnail-item")).to_have_count(0)
 
 
-def test_find(tab, loaded, tmp_path):
+def test_locate(tab, loaded, tmp_path):
     tab.goto(loaded[1])
     to_pil(SCENE, 128).save(tmp_path / "picture.png")
     (tmp_path / "notes.png").write_text("this is no picture")
@@ -174,7 +176,7 @@ def test_find(tab, loaded, tmp_path):
     shoot(tab, "found")
 
 
-def test_stop_midway_ends_the_work(tab, loaded, models, monkeypatch):
+def test_stop_ends_the_generation(tab, loaded, models, monkeypatch):
     steps = []
     generate = models[0].pipe.generate
 
@@ -199,19 +201,19 @@ def test_stop_midway_ends_the_work(tab, loaded, models, monkeypatch):
     assert steps[-1][0] < steps[-1][1]
 
 
-def test_leaving_ends_the_work(tab, loaded):
+def test_leaving_the_page_ends_the_job(tab, loaded):
     tab.goto(loaded[1])
     tab.fill("#prompt textarea", "a photo of two stars")
     tab.click("#paint")
     expect(tab.locator("#paint-status")).to_contain_text("Painting:")
     (job,) = loaded[0].jobs._running.values()
     tab.goto("about:blank")
-    job._thread.join(SLOW / 1000)
+    job._thread.join(TIMEOUT_MS / 1000)
     assert not job.running
     assert job.result is None
 
 
-def test_a_phone_needs_no_sideways_scrolling(tab, loaded):
+def test_phones_need_no_horizontal_scrolling(tab, loaded):
     tab.set_viewport_size({"width": 390, "height": 844})
     tab.goto(loaded[1])
     for name, part in (("Create", "#paint"), ("Ask", "#question"), ("Find", "#find")):

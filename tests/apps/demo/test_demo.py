@@ -1,4 +1,4 @@
-"""The page's handlers without a browser, on the small random checkpoints of both families."""
+"""Event handlers of the page, called without a browser, on small random checkpoints of both families."""
 
 import asyncio
 import socket
@@ -19,7 +19,7 @@ from PIL import Image
 
 DATA = Path(__file__).parent.parent.parent / "data"
 BOX = "<|ref|>the star<|/ref|><|det|>[[100, 100, 500, 500], [0, 0, 99, 99]]<|/det|>"
-ME = SimpleNamespace(session_hash="me")
+REQUEST = SimpleNamespace(session_hash="me")
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +28,7 @@ def models() -> list[LoadedModel]:
 
 
 def make_page(models: list[LoadedModel], folder: Path) -> Page:
-    """Within a running event loop: where there is none, Gradio opens several and never closes them."""
+    """Make the page in a running event loop; otherwise Gradio opens several loops and never closes them."""
 
     async def make() -> Page:
         return Page(models, folder)
@@ -49,21 +49,23 @@ def star(tmp_path) -> str:
 
 
 @pytest.fixture
-def no_picture(tmp_path) -> str:
+def not_an_image(tmp_path) -> str:
     path = tmp_path / "notes.png"
     path.write_text("this is no picture")
     return str(path)
 
 
 def paint(page, prompt="b", count=2, seed=7, guidance=2.0, temperature=1.0, model="janus-mini", before=()):
-    return page.create.paint(model, prompt, count, seed, guidance, temperature, list(before), ME)
+    return page.create.paint(model, prompt, count, seed, guidance, temperature, list(before), REQUEST)
 
 
-def ask(page, text, files=(), talk=None, tokens=8, model="janus-mini"):
-    return page.ask.answer(model, {"text": text, "files": list(files)}, talk, 0.0, tokens, None, ME)
+def ask(page, text, files=(), conversation=None, tokens=8, model="janus-mini"):
+    return page.ask.answer(
+        model, {"text": text, "files": list(files)}, conversation, 0.0, tokens, None, REQUEST
+    )
 
 
-def test_a_page_offers_what_its_models_can_do(models, tmp_path):
+def test_tabs_depend_on_what_the_models_can_do(models, tmp_path):
     janus, vl2 = models
     both, reads, paints = (make_page(some, tmp_path) for some in (models, [vl2], [janus]))
     offers = [(page.create is not None, page.find is not None) for page in (both, reads, paints)]
@@ -73,7 +75,7 @@ def test_a_page_offers_what_its_models_can_do(models, tmp_path):
     assert [loaded.name for loaded in both.ask.models] == ["janus-mini", "vl2-mini-mla"]
 
 
-def test_defaults_are_those_of_the_options(page, models):
+def test_defaults_are_those_of_the_option_classes(page, models):
     assert page.create.guidance.value == models[0].pipe.guidance_scale
     assert page.create.temperature.value == ImageGenerationOptions.temperature
     assert page.ask.temperature.value == TextGenerationOptions.temperature
@@ -85,7 +87,7 @@ def test_an_embedded_model_is_labelled():
     assert "embedded demonstration model" in load_models(["janus-nano"], "cpu")[0].headline
 
 
-def test_models_of_one_name_and_unknown_models_are_refused(models, tmp_path):
+def test_duplicate_and_unknown_model_names_are_refused(models, tmp_path):
     (tmp_path / "janus-mini").symlink_to(DATA / "janus-mini")
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "elsewhere" / "janus-mini").mkdir()
@@ -122,7 +124,7 @@ def test_painting_shows_progress_previews_and_pictures(page, models):
     assert not any(Path(file).exists() for file in files)
 
 
-def test_stop_ends_the_painting(page, models, monkeypatch):
+def test_stop_ends_the_generation(page, models, monkeypatch):
     steps = []
     generate = models[0].pipe.generate
 
@@ -137,7 +139,7 @@ def test_stop_ends_the_painting(page, models, monkeypatch):
     updates = paint(page, count=8)
     for update in updates:
         if "Painting:" in update.get(page.create.status, ""):
-            page.create.stop(ME)
+            page.create.stop(REQUEST)
             break
     (last,) = list(updates)[-1:]
     assert "Stopped" in last[page.create.status]
@@ -146,16 +148,16 @@ def test_stop_ends_the_painting(page, models, monkeypatch):
     assert steps[-1][0] < steps[-1][1]
 
 
-def test_stop_counts_before_the_painting_begins(page):
+def test_stop_before_the_generation_begins(page):
     updates = paint(page)
     next(updates)
-    page.create.stop(ME)
+    page.create.stop(REQUEST)
     (last,) = updates
     assert "Stopped" in last[page.create.status]
 
 
 @pytest.mark.parametrize(
-    ("given", "words"),
+    ("given", "message"),
     [
         ({"prompt": "  "}, "sentence is empty"),
         ({"seed": -1}, "Seed is -1"),
@@ -164,119 +166,121 @@ def test_stop_counts_before_the_painting_begins(page):
         ({"model": "vl2-mini-mla"}, "accepted: janus-mini"),
     ],
 )
-def test_mistakes_in_painting_are_told_on_the_page(page, given, words):
+def test_invalid_input_for_generation_is_reported(page, given, message):
     last = list(paint(page, **given))[-1]
-    assert words in last[page.create.status]
+    assert message in last[page.create.status]
     assert 'role="alert"' in last[page.create.status]
     assert last[page.create.run_button]["interactive"] is True
 
 
-def test_a_conversation_goes_on(page, models, star):
+def test_a_conversation_continues(page, models, star):
     pipe = models[0].pipe
     first = list(ask(page, "what?", [star, star]))[-1]
     answer = pipe.ask([star, star], "what?", 8)
-    talk = first[page.ask.conversation]
-    assert talk.messages[-1] == {"role": "assistant", "content": answer}
+    conversation = first[page.ask.conversation]
+    assert conversation.messages[-1] == {"role": "assistant", "content": answer}
     assert first[page.ask.chat][0]["content"] == [{"path": star}, {"path": star}, "what?"]
     assert "janus-mini answered" in first[page.ask.status]
-    second = list(ask(page, "and now?", talk=talk))[-1]
-    messages = [*talk.messages, {"role": "user", "content": "and now?"}]
+    second = list(ask(page, "and now?", conversation=conversation))[-1]
+    messages = [*conversation.messages, {"role": "user", "content": "and now?"}]
     assert second[page.ask.conversation].messages[-1]["content"] == pipe.chat(messages, 8)
     assert len(second[page.ask.chat]) == 4
 
 
-def test_an_answer_is_streamed_and_stopped(page, star):
+def test_a_streamed_answer_can_be_stopped(page, star):
     updates = ask(page, "what?", [star], tokens=300)
     for update in updates:
         if "is writing" in update.get(page.ask.status, ""):
-            page.ask.stop(ME)
+            page.ask.stop(REQUEST)
             break
     last = list(updates)[-1]
     assert "Stopped" in last[page.ask.status]
-    kept = last[page.ask.conversation].messages[-1]["content"]
-    assert last[page.ask.chat][-1]["content"].strip() == kept
+    answer = last[page.ask.conversation].messages[-1]["content"]
+    assert last[page.ask.chat][-1]["content"].strip() == answer
     assert len(page.jobs) == 0
 
 
-def test_a_bad_upload_gives_the_question_back(page, star, no_picture):
-    last = list(ask(page, "what?", [star, no_picture]))[-1]
+def test_after_a_bad_upload_the_question_is_restored(page, star, not_an_image):
+    last = list(ask(page, "what?", [star, not_an_image]))[-1]
     assert "notes.png" in last[page.ask.status]
     assert "is not a picture" in last[page.ask.status]
-    assert str(Path(no_picture).parent) not in last[page.ask.status]
+    assert str(Path(not_an_image).parent) not in last[page.ask.status]
     assert last[page.ask.box]["value"] == {"text": "what?", "files": [star]}
 
 
-@pytest.mark.parametrize(("text", "count", "words"), [(" ", 1, "question is empty"), ("what?", 7, "up to 6")])
-def test_mistakes_in_asking_are_told_on_the_page(page, star, text, count, words):
+@pytest.mark.parametrize(
+    ("text", "count", "message"), [(" ", 1, "question is empty"), ("what?", 7, "up to 6")]
+)
+def test_invalid_questions_are_reported(page, star, text, count, message):
     last = list(ask(page, text, [star] * count))[-1]
-    assert words in last[page.ask.status]
+    assert message in last[page.ask.status]
 
 
 @pytest.fixture
-def answers_boxes(models, monkeypatch):
-    """The small checkpoint writes noise; here it writes boxes, so that what follows can be seen."""
+def box_answers(models, monkeypatch):
+    """Let VL2 answer with boxes; the random checkpoint itself writes noise."""
     monkeypatch.setattr(models[1].pipe, "chat", lambda *given, **settings: iter(BOX))
 
 
-def test_finding_draws_and_lists_boxes(page, star, answers_boxes):
+def test_located_boxes_are_drawn_and_listed(page, star, box_answers):
     find = page.find
-    last = list(find.find("vl2-mini-mla", star, "the star", ME))[-1]
+    last = list(find.find("vl2-mini-mla", star, "the star", REQUEST))[-1]
     assert last[find.table]["value"] == [["the star", 20, 10, 100, 50], ["the star", 0, 0, 19, 9]]
     assert find.look(star)[find.drawn]["value"].getpixel((60, 50)) == (250, 20, 20)
     assert last[find.drawn]["value"].getpixel((60, 50)) != (250, 20, 20)
     assert "2 places" in last[find.status]
 
 
-def test_boxes_in_an_answer_are_drawn(page, star, answers_boxes):
+def test_boxes_in_an_answer_are_drawn(page, star, box_answers):
     last = list(ask(page, "where?", [star], model="vl2-mini-mla"))[-1]
     text, picture = last[page.ask.chat][-1]["content"]
     assert text == "the star"
     assert open_image(picture["path"]).size == (200, 100)
 
 
-def test_finding_nothing_is_told(page, star, models, monkeypatch):
+def test_an_answer_without_boxes_is_reported(page, star, models, monkeypatch):
     monkeypatch.setattr(models[1].pipe, "chat", lambda *given, **settings: iter(["no <b>idea</b>"]))
-    last = list(page.find.find("vl2-mini-mla", star, "the star", ME))[-1]
+    last = list(page.find.find("vl2-mini-mla", star, "the star", REQUEST))[-1]
     assert "finds no “the star”" in last[page.find.status]
     assert "no &lt;b&gt;idea" in last[page.find.status]
 
 
-def test_mistakes_in_finding_are_told_on_the_page(page, star, no_picture):
+def test_invalid_input_for_locating_is_reported(page, star, not_an_image):
     find = page.find
-    for file, phrase, words in ((None, "x", "no picture"), (star, " ", "phrase is empty")):
-        assert words in list(find.find("vl2-mini-mla", file, phrase, ME))[-1][find.status]
-    refused = find.look(no_picture)
+    for file, phrase, message in ((None, "x", "no picture"), (star, " ", "phrase is empty")):
+        assert message in list(find.find("vl2-mini-mla", file, phrase, REQUEST))[-1][find.status]
+    refused = find.look(not_an_image)
     assert refused[find.upload] is None
     assert "is not a picture" in refused[find.status]
 
 
-def test_failures_of_ours_are_told_and_logged(caplog):
-    shown = error_status(KeyError("oops"))
-    assert "KeyError" in shown
-    assert "no fault of yours" in shown
+def test_unexpected_errors_are_reported_and_logged(caplog):
+    status = error_status(KeyError("oops"))
+    assert "KeyError" in status
+    assert "no fault of yours" in status
     assert "oops" in caplog.text
 
 
-def test_words_of_status():
+def test_status_texts():
     assert (seconds(0.2), seconds(61.6), seconds(200)) == ("1 s", "62 s", "3 min")
     assert "2 other jobs first" in queue_status(Waiting(2))
     assert "<script>" not in status_html("<script>")
     assert "width:50.0%" in status_html("half", 0.5)
 
 
-def test_a_taken_port_is_told(page):
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = taken.getsockname()[1]
+def test_a_port_in_use_is_refused(page):
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
         with pytest.raises(OptionError, match=f"port {port}.*accepted: a free --port"):
             page.launch("127.0.0.1", port)
 
 
 @pytest.mark.parametrize(
-    ("argv", "words"),
+    ("argv", "message"),
     [
         (("--port", "70000"), "port is 70000"),
         (("-m", "no-such-model"), "no-such-model"),
     ],
 )
-def test_the_command_refuses(refused, argv, words):
-    assert words in refused("demo", *argv)
+def test_invalid_options_of_the_command_are_refused(refused, argv, message):
+    assert message in refused("demo", *argv)

@@ -1,4 +1,4 @@
-"""Jobs of the page: one at a time for each model, in order, bounded, and really stopped."""
+"""Jobs of the page: one at a time per model, in order, in a bounded queue, and actually stopped."""
 
 import threading
 from itertools import count
@@ -13,7 +13,7 @@ def endless(job):
         job.report(step)
 
 
-def test_a_job_gives_its_updates_and_its_result():
+def test_updates_and_result_of_a_job():
     def work(job):
         job.report("half")
         return "whole"
@@ -23,7 +23,7 @@ def test_a_job_gives_its_updates_and_its_result():
     assert job.result == "whole"
 
 
-def test_what_the_work_raises_is_raised_to_the_follower():
+def test_exceptions_in_a_job_reach_the_reader_of_its_updates():
     def work(job):
         raise BifronsError("no such thing")
 
@@ -31,7 +31,7 @@ def test_what_the_work_raises_is_raised_to_the_follower():
         list(Job(JobQueue(), work).updates())
 
 
-def test_stop_ends_the_work():
+def test_stop_ends_a_job():
     job = Job(JobQueue(), endless)
     updates = job.updates()
     assert next(updates) >= 0
@@ -41,7 +41,7 @@ def test_stop_ends_the_work():
     assert not job.running
 
 
-def test_a_follower_that_leaves_ends_the_work():
+def test_closing_the_updates_ends_a_job():
     job = Job(JobQueue(), endless)
     updates = job.updates()
     next(updates)
@@ -50,7 +50,7 @@ def test_a_follower_that_leaves_ends_the_work():
     assert not job.running
 
 
-def test_jobs_of_one_line_wait_for_each_other():
+def test_jobs_of_one_queue_wait_for_each_other():
     queue = JobQueue()
     first, second = Job(queue, endless), Job(queue, lambda job: "done")
     running = first.updates()
@@ -64,7 +64,7 @@ def test_jobs_of_one_line_wait_for_each_other():
         list(running)
 
 
-def test_a_job_is_stopped_while_it_waits():
+def test_a_waiting_job_can_be_stopped():
     queue = JobQueue()
     first, second = Job(queue, endless), Job(queue, lambda job: "done")
     running = first.updates()
@@ -78,26 +78,26 @@ def test_a_job_is_stopped_while_it_waits():
     running.close()
 
 
-def test_a_full_line_refuses():
+def test_a_full_queue_refuses_jobs():
     queue = JobQueue(room=0)
-    inside, leave = threading.Event(), threading.Event()
+    started, finish = threading.Event(), threading.Event()
 
     def work(job):
-        inside.set()
-        leave.wait(30)
+        started.set()
+        finish.wait(30)
 
     first = Job(queue, work)
     thread = threading.Thread(target=lambda: list(first.updates()))
     thread.start()
-    assert inside.wait(30)
+    assert started.wait(30)
     with pytest.raises(BifronsError, match="try again"):
         list(Job(queue, work).updates())
-    leave.set()
+    finish.set()
     thread.join(30)
     list(Job(queue, work).updates())  # there is room again
 
 
-def test_a_visitor_runs_one_job_in_a_tab():
+def test_each_session_runs_one_job_per_tab():
     jobs, queue = Jobs(), JobQueue()
     first, second, other = (Job(queue, endless) for _ in range(3))
     jobs.add("a", "create", first)
@@ -105,7 +105,7 @@ def test_a_visitor_runs_one_job_in_a_tab():
     jobs.add("a", "create", second)
     with pytest.raises(Stopped):
         list(first.updates())
-    jobs.remove("a", "create", first)  # is not the visitor's any more
+    jobs.remove("a", "create", first)  # no effect: the second job has replaced it
     jobs.leave("a")
     with pytest.raises(Stopped):
         list(second.updates())
