@@ -82,6 +82,36 @@ def test_moved_weights_are_captured_anew(pipe: VL2Pipeline) -> None:
     assert captures_made(model) == 2
 
 
+def test_gradients_eager_mode_and_other_devices_are_not_captured(
+    pipe: VL2Pipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = pipe.model
+    for _ in range(3):
+        model.requires_grad_(True)
+        assert model.embed_tiles(random_pixels(model, 1)).requires_grad
+        model.requires_grad_(False)
+    model.decoder.capture = False
+    for _ in range(3):
+        encode(model, random_pixels(model, 1))
+    model.decoder.capture = None
+    monkeypatch.undo()
+    if pipe.device.type == "cpu":
+        for _ in range(3):
+            encode(model, random_pixels(model, 1))
+    assert captures_made(model) == 0
+
+
+def test_inference_mode_changes_nothing(pipe: VL2Pipeline) -> None:
+    model = pipe.model
+    for _ in range(2):
+        with torch.inference_mode():
+            for _ in range(2):
+                assert_same(
+                    encode(model, random_pixels(model, 2)), encode_eagerly(model, random_pixels(model, 2))
+                )
+        assert_same(encode(model, random_pixels(model, 2)), encode_eagerly(model, random_pixels(model, 2)))
+
+
 def test_threads_get_the_output_of_their_own_images(pipe: VL2Pipeline) -> None:
     """While other threads capture and replay, beside one that answers."""
     model, wrong = pipe.model, []
