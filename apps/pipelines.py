@@ -83,7 +83,7 @@ def load_pipeline(
         "max_memory": max_memory,
         "capture": False if eager else None,
     }
-    with explain_out_of_memory(f"loading {model}", lambda: f"`bifrons info {model}` tells what it needs"):
+    with explain_out_of_memory(f"loading {model}", lambda: f"`bifrons info {model}` shows what it needs"):
         if family == "Janus":
             from ..janus.pipeline import JanusPipeline
 

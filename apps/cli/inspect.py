@@ -37,8 +37,7 @@ _FORMATS = {"multi_modality": "original", "deepseek_vl_v2": "original", "janus":
 def inspect_model(model: str) -> dict[str, Any]:
     """The whole report, with `sound`: whether the model would load.
 
-    `errors` lists what kept parts of the report from being made. Raises `CheckpointError` only if there is no
-    such folder.
+    `errors` says why parts of it are missing. Raises `CheckpointError` only if there is no such folder.
     """
     source = open_model(model)
     folder = source.path
