@@ -1,10 +1,10 @@
-"""Batch-invariant products and attention: a row's result does not depend on how many other rows there are. In
-float32 on the CPU that holds bit for bit; other dtypes and devices take their fastest path.
+"""Batch-invariant products and attention: a row's result does not depend on the other rows in the batch. In
+float32 on the CPU this holds bit for bit; other dtypes and devices take their fastest path.
 
-A library's matrix product sums in another order for one to three rows than for more, and fused attention
-splits its work by the whole batch. The results differ in the last bits, but a draw that is nearly a tie turns
-on those: one image in some hundreds would depend on what else is generated beside it. So a few rows are
-padded to a multiple of four, and attention is made of plain products. Measured with MKL on a Zen 4 processor:
+Libraries sum the products of one to three rows in another order than those of more rows, and fused attention
+splits its work by the whole batch. The results differ in the last bits only, but these decide near ties in
+sampling: about one image in several hundred would depend on the rest of its batch. So few rows are padded to
+a multiple of four, and attention is computed by plain products. Measured with MKL on a Zen 4 processor:
 products of 4, 8 and of 12 or more rows agree in every bit of a row, as do sums over 32, 64 and more slots of
 which the last have no weight.
 
@@ -16,20 +16,21 @@ import torch.nn.functional as F
 from torch import Tensor
 
 ROW_MULTIPLE = 4
-"""Products of so many rows, twice as many, or three times and more, agree in every bit of a row."""
-_ANY_ROWS = 12  # from here on their number does not matter
+"""Products of this many rows, twice as many, or three times as many and more agree in every bit of a row."""
+_ANY_ROWS = 12  # from here on, the number of rows does not matter
 VECTOR = 32
-"""Numbers that a loop over a tensor takes at a time, at most (two vectors of 16); the rest go one by one."""
-_MAX_SCORES = 1 << 24  # of a row's heads at once (64 MiB); longer prompts take fused attention
+"""Most numbers that a vectorized loop processes at a time (two vectors of 16); it processes the remainder
+one by one."""
+_MAX_SCORES = 1 << 24  # of all heads of a row (64 MiB); longer prompts take fused attention
 
 
 def is_batch_invariant(x: Tensor) -> bool:
-    """Whether results for this tensor are made independent of the rows beside them."""
+    """Whether results for this tensor are made independent of the other rows."""
     return x.device.type == "cpu" and x.dtype == torch.float32
 
 
 def missing_rows(count: int) -> int:
-    """The number of rows to pad a product of `count` rows with."""
+    """The number of padding rows for a product of `count` rows."""
     return 0 if count >= _ANY_ROWS else -count % ROW_MULTIPLE
 
 
@@ -46,35 +47,36 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 
 def sigmoid(x_MN: Tensor) -> Tensor:
-    """`torch.sigmoid` of rows padded to whole vectors: a tensor's last numbers are computed in another
-    way."""
+    """Batch-invariant `torch.sigmoid`: rows are padded to whole vectors, as remainders are computed
+    differently."""
     width = x_MN.shape[1]
     missing = -width % VECTOR if is_batch_invariant(x_MN) else 0
     return F.pad(x_MN, (0, missing)).sigmoid()[:, :width]
 
 
 def row_sums(x_MN: Tensor) -> Tensor:
-    """Sums of short rows from left to right, `[M, 1]`."""
+    """Batch-invariant sums of short rows, from left to right, `[M, 1]`."""
     if not is_batch_invariant(x_MN):
         return x_MN.sum(-1, keepdim=True)
     return torch.stack(x_MN.unbind(-1)).cumsum(0)[-1][:, None]
 
 
 def bmm(x_HMK: Tensor, weight_HKN: Tensor) -> Tensor:
-    """Batch-invariant `torch.bmm`: each head's rows by the head's weights, `[H, M, N]`."""
+    """Batch-invariant `torch.bmm`: each head's rows times its weight, `[H, M, N]`."""
     count = x_HMK.shape[1]
     missing = missing_rows(count) if is_batch_invariant(x_HMK) else 0
     return torch.bmm(F.pad(x_HMK, (0, 0, 0, missing)), weight_HKN)[:, :count]
 
 
 def per_head_matmul(x_BHTK: Tensor, weight_HKN: Tensor) -> Tensor:
-    """Each head's rows by the head's weights, `[B, H, T, N]`."""
+    """Each head's rows times its weight, `[B, H, T, N]`."""
     rows_HMK = x_BHTK.transpose(0, 1).flatten(1, 2)
     return bmm(rows_HMK, weight_HKN).unflatten(1, (len(x_BHTK), -1)).transpose(0, 1)
 
 
 def attend(q_BHTK: Tensor, k_BHSK: Tensor, v_BHSK: Tensor, mask_B1TS: Tensor | None) -> Tensor:
-    """Attention `[B, H, T, K]` under a mask (None: causal), grouped-query with fewer key/value heads."""
+    """Batch-invariant attention `[B, H, T, K]` under a mask (None: causal); grouped-query if there are fewer
+    key/value heads."""
     heads, kv_heads = q_BHTK.shape[1], k_BHSK.shape[1]
     scores = heads * q_BHTK.shape[2] * k_BHSK.shape[2]
     if mask_B1TS is None or not is_batch_invariant(q_BHTK) or q_BHTK.requires_grad or scores > _MAX_SCORES:
@@ -92,7 +94,7 @@ def attend(q_BHTK: Tensor, k_BHSK: Tensor, v_BHSK: Tensor, mask_B1TS: Tensor | N
     missing = missing_rows(count) if count > 1 else 0  # a single query takes one path in any batch
     q_BHTK = F.pad(q_BHTK * q_BHTK.shape[-1] ** -0.5, (0, 0, 0, missing))
     mask_B1TS = F.pad(mask_B1TS, (0, 0, 0, missing), value=True)
-    # The cache's layout needs no copy of keys here, and has the same strides for one row and for many.
+    # The cache's keys are not copied here, and have the same strides for one row as for many.
     scores = torch.bmm(q_BHTK.flatten(0, 1), k_BHSK.flatten(0, 1).transpose(1, 2))
     scores_BHTS = scores.unflatten(0, q_BHTK.shape[:2]).masked_fill(~mask_B1TS, -torch.inf)
     out = torch.bmm(scores_BHTS.softmax(-1).flatten(0, 1), v_BHSK.flatten(0, 1))

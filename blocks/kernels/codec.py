@@ -1,14 +1,14 @@
-"""Weight-only quantization to int8, fp8 and int4: encoding and decoding of tensors.
+"""Weight-only quantization to int8, fp8 and int4: encoding and decoding tensors.
 
 O outputs, I inputs, G groups of inputs that share a scale, E experts. A weight is `[O, I]`, or a stack of
 them `[E, O, I]`.
 
 int8: symmetric, one scale per output: `w = scale * code`, codes -127..127. fp8: the same with float8_e4m3fn
-codes, which have 4 significant bits and reach 448 (Micikevicius et al. 2022, arXiv 2209.05433, table 1):
-small weights keep more bits than in int8, the largest fewer. int4: asymmetric, a scale and a zero per group
-of up to 64 inputs: `w = zero + scale * (code - 8)`, codes 0..15, two per byte (even input in the low half).
-Codes are computed from the rounded scales, so that bfloat16 scales cost no more than half a step (in int4
-also what rounding moves the ends of a group by).
+codes, which have 4 significant bits and a maximum of 448 (Micikevicius et al. 2022, arXiv 2209.05433, table
+1), so small weights keep more bits than in int8, the largest fewer. int4: asymmetric, a scale and a zero per
+group of up to 64 inputs: `w = zero + scale * (code - 8)`, codes 0..15, two per byte (even input in the low
+half). Codes are computed from the rounded bfloat16 scales, so the error is at most half a step (in int4, plus
+what rounding shifts the ends of a group by).
 """
 
 from dataclasses import dataclass
@@ -31,8 +31,8 @@ def group_size(inputs: int) -> int:
 
 @dataclass(frozen=True)
 class WeightTensors:
-    """A linear weight, or a stack of them, as products take it: plain numbers in `codes` (kind "plain"), or
-    codes with scales and, in int4, zeros."""
+    """A linear weight, or a stack of them, in the form that kernels take: plain numbers in `codes` (kind
+    "plain"), or codes with scales and, in int4, zeros."""
 
     codes: Tensor
     scale: Tensor | None = None
@@ -40,7 +40,7 @@ class WeightTensors:
     kind: str = "plain"
 
     def __getitem__(self, index: int | Tensor) -> "WeightTensors":
-        """One weight of a stack, or the stack of some."""
+        """One weight of a stack, or a stack of several."""
         scale, zero = (None if part is None else part[index] for part in (self.scale, self.zero))
         return WeightTensors(self.codes[index], scale, zero, self.kind)
 
@@ -49,7 +49,7 @@ class WeightTensors:
 
     @property
     def group_columns(self) -> int:
-        """Columns of `codes` that share an int4 scale and zero, two inputs each; 1 for the other kinds."""
+        """Columns of `codes` (of two inputs each) that share an int4 scale and zero; 1 for other kinds."""
         return 1 if self.zero is None else self.codes.shape[-1] // self.zero.shape[-1]
 
     @property
@@ -60,7 +60,8 @@ class WeightTensors:
 
     @property
     def kernel_arguments(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Codes, scale and zero for a kernel's parameters; what a kind does not have is never read."""
+        """Codes, scale and zero as kernel arguments. Missing ones are replaced by tensors that the kernel
+        does not read."""
         scale = self.codes if self.scale is None else self.scale
         return self.codes, scale, scale if self.zero is None else self.zero
 
@@ -80,7 +81,7 @@ def _encode_fp8(weight: Tensor) -> tuple[Tensor, Tensor]:
     largest = exact.abs().amax(-1)
     scale = torch.where(largest > 0, largest / limit, 1.0).to(SCALE_DTYPE)
     scale = scale.clamp(min=torch.finfo(SCALE_DTYPE).tiny)
-    # A scale that was rounded down leads beyond the limit, which a conversion may turn into NaN.
+    # A scale that was rounded down leads to numbers beyond the limit, which the cast may turn into NaN.
     return (exact / scale.float()[..., None]).clamp(-limit, limit).to(torch.float8_e4m3fn), scale
 
 
@@ -99,7 +100,7 @@ _ENCODERS = {"int8": _encode_int8, "int4": _encode_int4, "fp8": _encode_fp8}
 
 
 def encode(weight: Tensor, kind: str) -> WeightTensors:
-    """Quantizes `[O, I]`, or a stack `[E, O, I]` weight by weight, which bounds the memory it takes."""
+    """Quantize a weight `[O, I]`, or a stack `[E, O, I]` one weight at a time, which bounds memory."""
     encoder = _ENCODERS[kind]
     if weight.ndim == 2:
         return WeightTensors(*encoder(weight), kind=kind)
@@ -112,11 +113,12 @@ def unpack_int4(codes: Tensor) -> Tensor:
 
 
 def decode(weight: WeightTensors, dtype: torch.dtype) -> Tensor:
-    """The numbers that the codes of a quantized weight stand for, rounded to `dtype` once."""
+    """Dequantize a weight; each number is rounded to `dtype` once."""
     codes, scale, zero = weight.codes, weight.scale, weight.zero
     assert scale is not None, "a plain weight has no codes"
     if zero is None:
-        # The bfloat16 product of two numbers of up to 8 bits is the rounded exact one: no detour by float32.
+        # The exact product of two 8-bit significands is rounded once in bfloat16 too, so float32 isn't
+        # needed.
         work = dtype if dtype == SCALE_DTYPE else torch.float32
         return (codes.to(work) * scale.to(work)[..., None]).to(dtype)
     steps = unpack_int4(codes).float().unflatten(-1, (scale.shape[-1], -1)) - 8

@@ -1,13 +1,13 @@
-"""Weights prepacked into oneDNN's blocked layout, for linear layers with a few rows in bfloat16 on CPUs.
+"""Weights prepacked into oneDNN's blocked layout, for linear layers of few rows in bfloat16 on CPUs.
 
-O outputs, I inputs. A prepacked weight is a tensor with the shape `[O, I]` and dtype of the plain one, in as
-much memory, which only `linear` and `unpack` can read.
+O outputs, I inputs. A prepacked weight is a tensor with the plain weight's shape `[O, I]`, dtype and size in
+memory, which only `linear` and `unpack` can read.
 
-With a plain weight oneDNN reorders at every product, which keeps two cores below the speed of memory.
-Measured on 2 cores of an EPYC with avx512_bf16, memory of 33 GB/s, torch 2.14, weights that no cache holds:
-5632 x 2048 takes 2 rows 1.15 ms (20 GB/s), prepacked 0.98, prepacked and padded to 4 rows 0.79 (29 GB/s);
-2048 x 5632 1.06, 0.96, 0.81; 2048 x 2048 0.40, 0.37, 0.29. From 1 to 576 rows prepacked is faster, or as
-fast.
+oneDNN reorders a plain weight in every product, and two cores then don't reach memory bandwidth. Measured on
+2 cores of an EPYC with avx512_bf16 and 33 GB/s, torch 2.14, weights not in the cache, 2 rows: a 5632 x 2048
+product takes 1.15 ms (20 GB/s), prepacked 0.98, prepacked and padded to 4 rows 0.79 (29 GB/s); 2048 x 5632
+takes 1.06, 0.96, 0.81; 2048 x 2048 takes 0.40, 0.37, 0.29. From 1 to 576 rows, prepacked weights are at
+least as fast.
 """
 
 from functools import cache
@@ -17,15 +17,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 MAX_ROWS = 16
-"""Rows up to which prepacking gains much."""
-_PADDED_ROWS = 4  # oneDNN takes as many as fast as one, and faster than two
+"""Most rows for which prepacking gains much."""
+_PADDED_ROWS = 4  # as fast as one row, and faster than two
 _MIN_NUMEL = 1 << 20  # smaller weights stay in the processor's caches
-_BLOCK = 64  # of oneDNN's layout: other sizes would be padded, and take more memory
+_BLOCK = 64  # of oneDNN's layout; other sizes would be padded and take more memory
 
 
 @cache
 def is_supported() -> bool:
-    """Whether this torch prepacks weights, and this processor multiplies bfloat16."""
+    """Whether this torch can prepack weights and this processor can multiply bfloat16."""
     ops, has_bf16 = torch.ops.mkldnn, getattr(torch.cpu, "_is_avx512_bf16_supported", None)
     has_ops = hasattr(ops, "_linear_pointwise") and hasattr(ops, "_reorder_linear_weight")
     return torch.backends.mkldnn.is_available() and has_ops and has_bf16 is not None and has_bf16()

@@ -1,12 +1,12 @@
-"""Triton kernel of multi-head attention in one decode step: one new position per row, over the cache.
+"""Triton kernel for multi-head attention in a decode step: one new position per row, over the cache.
 
 R rows, H heads, J key/value heads, G = H / J heads that share one, K dimensions of a head, S cache slots.
-Everything that changes from step to step is read from tensors on the device, so that one captured graph
-serves every step. The definitions are `rotate` in model/layers.py and `attend` in batch_invariant.py.
+All that changes between steps is read from tensors on the device, so one captured graph serves every step.
+The definitions are `rotate` in model/layers.py and `attend` in batch_invariant.py.
 """
 
-# Triton kernels are not what their Python types say:
-# pyright: reportArgumentType=false, reportOperatorIssue=false, reportCallIssue=false, reportGeneralTypeIssues=false
+# Triton kernels are not what their Python types say: pyright: reportArgumentType=false,
+# reportOperatorIssue=false, reportCallIssue=false, reportGeneralTypeIssues=false
 
 import torch
 import triton
@@ -18,7 +18,7 @@ from .pdl import pdl_options, wait_then_trigger
 BLOCK_S = 16
 """Slots that a program reads at a time, for one head per key/value head."""
 ENOUGH_PROGRAMS = 3072
-"""Programs, of one warp each, that keep a large GPU busy; rows are split up to this many."""
+"""Programs, of one warp each, that keep a large GPU busy; the cache is split to get this many."""
 _MIN_CHUNK = 32
 _MAX_SPLITS = 32
 
@@ -70,10 +70,9 @@ def _attend(
 ):
     """One key/value head of one row over one chunk of its slots.
 
-    The program whose chunk holds the row's own position rotates the new key, and writes it and the new value
-    into the cache. The position and what the cache already holds are older than the kernel before this one,
-    so they are read before waiting for it. Of the programs of a head, the one that finishes last combines the
-    chunks.
+    The program whose chunk holds the row's own position rotates the new key and writes it and the new value
+    to the cache. Positions and earlier slots were complete before the preceding kernel started, so they are
+    loaded before waiting for it. The last program of a head to finish combines the chunks.
     """
     pair = tl.program_id(0)
     row, head, split = (pair // J).to(tl.int64), pair % J, tl.program_id(1)
@@ -132,7 +131,7 @@ def _attend(
     tl.store(row_maxima + query_heads * SPLITS + split, row_max, mask=g < G)
     tl.store(totals + query_heads * SPLITS + split, total, mask=g < G)
     live = position // CHUNK + 1
-    tl.debug_barrier()  # the stores of all threads come before the arrival of one
+    tl.debug_barrier()  # all threads have stored before one of them counts the arrival
     if tl.atomic_add(arrivals + pair, 1, sem="acq_rel") == live - 1:
         tl.debug_barrier()
         tl.store(arrivals + pair, 0)
@@ -173,9 +172,9 @@ def _combine(
 
 
 def plan_splits(programs: int, slots: int) -> tuple[int, int]:
-    """Slots of a chunk, and number of chunks, for this many programs per chunk.
+    """Slots per chunk and number of chunks, for this many programs per chunk.
 
-    Depends only on what is allocated, so that one captured graph serves every fill of the cache.
+    Depends only on the allocated slots, so one captured graph serves any number of filled ones.
     """
     if programs >= ENOUGH_PROGRAMS:
         return slots, 1
@@ -185,8 +184,7 @@ def plan_splits(programs: int, slots: int) -> tuple[int, int]:
 
 
 def _partials(out: Tensor, heads: int, splits: int, dim: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Buffers for the weighted sums, maximum scores and sums of weights of all splits; unused without
-    splits."""
+    """Buffers for the weighted sums, row maxima and totals of all splits; placeholders with one split."""
     if splits == 1:
         return out, out[0], out[0]
     count = len(out) * heads * splits
@@ -206,10 +204,10 @@ def attend(
 ) -> Tensor:
     """Attention of one new position per row, `[R, H K]`.
 
-    `qkv` holds a row's queries, keys and values of all heads, not yet rotated; `rotary` are the cosines and
-    sines of all slots, `[S, K]`. Key and value are written to the row's slot, and slots up to it are read.
-    `arrivals`, int32 and at least R J zeros, counts the programs of a head that are done; it is zero again
-    afterwards.
+    `qkv_RC` holds each row's queries, keys and values of all heads, not yet rotated; `rotary` holds the
+    cosines and sines of all slots, `[S, K]`. Key and value are written to the slot of the row's position,
+    and the slots up to it are read. `arrivals`, int32 and at least R J zeros, counts the finished programs
+    of each head; it is zero again afterwards.
     """
     rows, slots, kv_heads, dim = keys_RSJK.shape
     assert keys_RSJK.stride() == values_RSJK.stride()

@@ -1,8 +1,10 @@
-"""Parts of Triton kernels: codes of quantized weights as numbers, in the registers that hold them.
+"""Triton functions that dequantize codes in registers.
 
 Triton converts int8 to bfloat16 in two instructions per code, float8 to bfloat16 in many (on a unit with a
-quarter of the others' rate), and does not know 4 bits. So for bfloat16 the numbers are assembled from the
-codes' bits, four bytes at a time. O outputs, C columns.
+quarter of the usual rate), and has no 4-bit type. So for bfloat16, numbers are assembled from the codes'
+bits, four bytes at a time.
+
+O outputs, C columns.
 """
 
 # Triton kernels are not what their Python types say.
@@ -20,13 +22,13 @@ INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
 
 def dot_in_float32(dtype: torch.dtype) -> bool:
-    """Whether `tl.dot` takes its operands in float32: the interpreter multiplies the bits of bfloat16."""
+    """Whether `tl.dot` gets float32 operands: always in the interpreter, which can't multiply bfloat16."""
     return INTERPRETED or dtype == torch.float32
 
 
-# A byte s eeee mmm in the upper half of 16 bits, with exponent and mantissa shifted down by 4, is the
-# bfloat16 of the same fields, whose exponent has a bias of 127 instead of 7. Multiplied by 2^120 (0x7b80) it
-# is the number.
+# A float8 s eeee mmm in the upper byte of 16 bits, with exponent and mantissa shifted right by 4, is a
+# bfloat16 with the same fields. Multiplying it by 2^120 (0x7b80) corrects the exponent's bias, 127 instead
+# of 7.
 _FLOAT8_PAIR = """
     prmt.b32 spread, $2, 0, {pick};
     shr.b32 fields, spread, 4;
@@ -40,8 +42,8 @@ _FLOAT8 = tl.constexpr(
     + "}"
 )
 
-# A 4-bit code under the byte 0x43 is the bfloat16 of 128 + code; subtracting 136 (0x4308) gives code - 8. Low
-# halves of the bytes come out in two registers, high halves in two more.
+# The byte 0x43 followed by a byte with a 4-bit code is the bfloat16 128 + code; subtracting 136 (0x4308)
+# gives code - 8. The low halves of the bytes come out in two registers, the high halves in two more.
 _INT4_PAIR = """
     prmt.b32 spread, $4, 0, {pick};
     lop3.b32 number, spread, 0x000f000f, 0x43004300, 0xea;
@@ -59,7 +61,7 @@ _INT4 = tl.constexpr(
 
 @triton.jit
 def unpack_int4(codes, DTYPE: tl.constexpr):
-    """Bytes of two int4 codes each -> (even inputs, odd inputs) in DTYPE, each code less 8."""
+    """Bytes of two int4 codes -> (even inputs, odd inputs) in DTYPE, each `code - 8`."""
     if tl.bfloat16 == DTYPE:
         even, odd = tl.inline_asm_elementwise(
             _INT4, "=r,=r,=r,=r,r", [codes], dtype=(tl.bfloat16, tl.bfloat16), is_pure=True, pack=4
@@ -71,7 +73,7 @@ def unpack_int4(codes, DTYPE: tl.constexpr):
 
 @triton.jit
 def dequantize(codes, KIND: tl.constexpr, DTYPE: tl.constexpr):
-    """Codes `[O, C]` as unscaled numbers in DTYPE: `[O, C]`, or for int4 `[O, 2 C]`, each code less 8."""
+    """Codes `[O, C]` -> unscaled numbers in DTYPE, `[O, C]`, or for int4 `[O, 2 C]`, each `code - 8`."""
     if KIND == "int4":
         even, odd = unpack_int4(codes, DTYPE)
         numbers = tl.reshape(tl.join(even.to(DTYPE), odd.to(DTYPE)), (codes.shape[0], 2 * codes.shape[1]))

@@ -1,5 +1,5 @@
-"""Whether Triton kernels can be used for a call. The modules that hold kernels import Triton, so they are
-themselves imported only after asking here."""
+"""Decides whether Triton kernels can be used for a call. Modules with kernels import Triton, so they are
+imported only after a check here."""
 
 from functools import cache
 from importlib.util import find_spec
@@ -22,15 +22,14 @@ def device_has_kernels(device: torch.device) -> bool:
 
 @cache
 def supports_float8(device: torch.device) -> bool:
-    """Whether kernels on the device read float8_e4m3fn, which Triton compiles only for Ada, Hopper and
-    later."""
+    """Whether kernels on the device can read float8_e4m3fn: Triton needs Ada, Hopper or later for it."""
     return device.type == "cuda" and torch.cuda.get_device_capability(device) >= _FLOAT8_CAPABILITY
 
 
 def can_use_kernels(x: Tensor, *weights: Tensor) -> bool:
     """Whether kernels, which have no backward pass, can compute on `x` with these weights.
 
-    Not under `torch.compile`, which fuses the plain functions itself, nor under autocast.
+    They are not used under `torch.compile`, which fuses the plain functions itself, nor under autocast.
     """
     if torch.compiler.is_compiling():
         return False

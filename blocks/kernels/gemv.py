@@ -1,9 +1,9 @@
-"""Linear layers for a few rows (gemv and thin gemm) on CUDA, which are bound by reading the weights once.
+"""Linear layers for few rows (gemv and thin gemm) on CUDA, which are bound by reading the weights once.
 
 R rows, I inputs, O outputs, C columns of a tile as they are stored: inputs, or bytes of two inputs each in
-int4. A weight is `[O, I]`, as in `nn.Linear`, or codes with scales as in `codec`. The weights are the large
-side of the tensor cores' tiles, and the rows, padded, the small one. A program loads its first weights while
-it waits for the preceding kernel.
+int4. A weight is `[O, I]`, as in `nn.Linear`, or codes with scales as in `codec`. Tensor cores get the
+weights as the long side of their tiles and the padded rows as the short one. A program loads its first
+weights while it waits for the preceding kernel.
 """
 
 # Triton kernels take tensors where their signatures name no types:
@@ -24,18 +24,20 @@ from .pdl import pdl_options, prefetch_options
 from .rmsnorm_swiglu import swiglu
 
 MAX_ROWS = 32
-"""Rows up to which plain weights are multiplied here; for more, the library's products are faster."""
-_MIN_GROUP = 16  # inputs that share a scale: the depth of one tensor core instruction
-_MIN_SHARED_MEMORY = 99 << 10  # bytes that a program may use on every GPU from Ampere on
+"""Most rows for which plain weights are multiplied here; for more, the library's products are faster."""
+_MIN_GROUP = 16  # inputs that share a scale, at least: the depth of one tensor core instruction
+_MIN_SHARED_MEMORY = 99 << 10  # bytes per program on every GPU from Ampere on
 _PREFETCH_BYTES = 1 << 14  # of weights, into L2, while a program waits for the preceding kernel
 
 
 class Tile(NamedTuple):
-    """How a program walks through its weights.
+    """The tile of a program.
 
-    `outputs` of a tile; `bytes` of each output's weights in one iteration of the loop; `rows` that it is
-    padded to; `flip`: the rows are the large side of the tensor cores' tiles; `groups` of inputs that share
-    an int4 scale in one iteration.
+    outputs: outputs of the tile.
+    bytes: bytes of each output's weights per iteration of the loop.
+    rows: rows that the tile is padded to.
+    flip: whether the rows, instead of the weights, are the long side of the tensor cores' tiles.
+    groups: groups of inputs with an int4 scale each per iteration.
     """
 
     outputs: int
@@ -48,18 +50,18 @@ class Tile(NamedTuple):
 
 
 def limit_stages(tile: Tile, iteration_bytes: int, shared_memory: int) -> Tile:
-    """The tile with as many pipeline stages as fit into a program's shared memory: all but one of them lie
-    there, each with what one iteration reads. (An H100 has 227 KiB, an A100 163, consumer GPUs 99.)"""
+    """The tile with as many pipeline stages as fit in shared memory, which holds what an iteration reads for
+    all stages but one. (An H100 has 227 KiB, an A100 163, consumer GPUs 99.)"""
     return tile._replace(stages=max(1, min(tile.stages, shared_memory // iteration_bytes + 1)))
 
 
 def plan_tile(kind: str, inputs: int, outputs: int, gated: bool, rows: int, groups: int = 1) -> Tile:
-    """The tile for a product of `outputs` outputs, each of one weight row, or of two where they are gated; a
-    weight row has `groups` int4 scales.
+    """The tile for a product of `outputs` outputs, each of one weight row, or of two if `gated`; a weight row
+    has `groups` int4 scales.
 
-    The fastest of some forty candidates each in steps of Janus-Pro-1B and 7B on an H100, measured within the
-    step: a product that is small by itself loads while others compute. One warp multiplies 16 weight rows at
-    a time: with more warps on as many rows, each would decode the same codes.
+    Chosen from about forty candidates per shape, by the time of whole decode steps of Janus-Pro-1B and 7B on
+    an H100 (small products load while others compute). A warp multiplies 16 weight rows at a time; with more
+    warps per row, each would decode the same codes.
     """
     if kind == "int4":
         return _int4_tile(gated, rows, groups)
@@ -98,8 +100,8 @@ def _8_bit_tile(inputs: int, outputs: int, gated: bool) -> Tile:
 
 
 def _int4_tile(gated: bool, rows: int, groups: int) -> Tile:
-    """A row takes as many columns of the product as there are groups in an iteration, and at least eight
-    columns are computed."""
+    """A row takes one column of the product for each group of an iteration; at least eight columns are
+    computed."""
     at_once = next(count for count in (4, 2, 1) if groups % count == 0)
     padded = max(8 // at_once, min(16, 1 << (rows - 1).bit_length()))
     return Tile(16 if gated else 32, 32 * at_once, 2, stages=4, rows=padded, groups=at_once)
@@ -158,8 +160,8 @@ def _launch(x_RI: Tensor, weight: WeightTensors, gated: bool) -> Tensor:
 
 
 def supports(x_RI: Tensor, weight: WeightTensors) -> bool:
-    """Whether the kernel takes these rows: a few, in half precision, with a multiple of 16 inputs; or any
-    rows of a quantized weight whose groups are not too small."""
+    """Whether the kernel takes these rows: for plain weights, few rows in half precision with a multiple of
+    16 inputs; for quantized ones any rows, unless int4 groups are too small."""
     if weight.zero is not None:
         return x_RI.shape[1] // weight.zero.shape[1] >= _MIN_GROUP
     if weight.kind != "plain":
@@ -175,6 +177,6 @@ def linear(x_RI: Tensor, weight: WeightTensors) -> Tensor:
 
 
 def linear_swiglu(x_RI: Tensor, weight: WeightTensors) -> Tensor:
-    """`silu(gate) * up` for a weight that holds the rows of the gate and then those of the up projection,
-    `[R, O / 2]`."""
+    """`silu(gate) * up`, `[R, O / 2]`, for a weight of the gate's rows followed by those of the up
+    projection."""
     return _launch(x_RI, weight, gated=True) if supports(x_RI, weight) else swiglu(linear(x_RI, weight))

@@ -18,7 +18,7 @@ from .pdl import gdc_launch_dependents, gdc_wait, prefetch_l2
 
 @triton.jit
 def _load_codes(weight, n, c, COLUMNS: tl.constexpr, WHOLE: tl.constexpr):
-    """Columns `c` of the outputs `n`, `[O, C]`."""
+    """Columns `c` of the weight rows `n`, `[O, C]`."""
     pointers = weight + n[:, None] * COLUMNS + c[None, :]
     if WHOLE:
         return tl.load(pointers)
@@ -30,8 +30,8 @@ def _load_scales(
     scale_ptr, zero_ptr, n, g, first,
     COLUMNS: tl.constexpr, KIND: tl.constexpr, GROUPS: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    """In int4 the scales and zeros of the outputs `n` in the groups `g` of those that begin at column
-    `first`, or of the last ones, `[O, R]` each."""
+    """For int4, the scales and zeros of the outputs `n`, `[O, R]` each, in the groups `g` of the block of
+    columns that begins at `first` or, beyond the end, of the last block."""
     if KIND == "int4":
         columns: tl.constexpr = BLOCK_C // GROUPS
         at = tl.minimum(first, COLUMNS - BLOCK_C) // columns + g[None, :] + n[:, None] * (COLUMNS // columns)
@@ -46,8 +46,8 @@ def _load_group_inputs(
     x, r, g, first, R,
     COLUMNS: tl.constexpr, KIND: tl.constexpr, GROUPS: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    """In int4 the inputs of rows `r` in the groups `g` of those that begin at column `first`, or of the last
-    ones, `[R, I]`."""
+    """For int4, the inputs of rows `r`, `[R, I]`, in the groups `g` of the block of columns that begins at
+    `first` or, beyond the end, of the last block."""
     if KIND == "int4":
         size: tl.constexpr = 2 * BLOCK_C // GROUPS
         i = 2 * tl.minimum(first, COLUMNS - BLOCK_C) + g[:, None] * size + tl.arange(0, size)[None, :]
@@ -64,9 +64,8 @@ def _accumulate(
     GROUPS: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     """`acc [O, R]` (FLIP: `[R, O]`) plus the product of codes `[O, C]`, whose columns begin at `first`, with
-    their inputs. In int4 a weight is `scale * code + zero`, and a row occurs once for each of the GROUPS that
-    the inputs belong to, with the inputs of group `g` alone; these partial sums are added up after the
-    loop."""
+    their inputs. In int4 a weight is `scale * code + zero`, and each row occurs GROUPS times, each time with
+    the inputs of one group `g` only; the partial sums are added after the loop."""
     per_column: tl.constexpr = 2 if KIND == "int4" else 1
     inputs: tl.constexpr = COLUMNS * per_column
     width: tl.constexpr = BLOCK_C * per_column
@@ -99,13 +98,13 @@ def gemv_kernel(
     GROUPS: tl.constexpr, GATED: tl.constexpr,
     LINES: tl.constexpr, STEP: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
-    """A tile of outputs for a tile of rows. GATED: the weight is gate over up, and out is `silu(gate) *
-    up`."""
+    """A tile of outputs for a tile of rows. GATED: the weight is gate over up, and `out` is
+    `silu(gate) * up`."""
     whole: tl.constexpr = COLUMNS % BLOCK_C == 0
     weight_rows: tl.constexpr = 2 * BLOCK_O if GATED else BLOCK_O
     j = tl.arange(0, weight_rows)
     first_output = tl.program_id(0) * BLOCK_O
-    # A last tile that goes beyond the outputs computes the last output again.
+    # A last tile that extends beyond the outputs computes the last output repeatedly.
     n = (tl.minimum(first_output + j % BLOCK_O, O - 1) + j // BLOCK_O * O).to(tl.int64)
     c = tl.arange(0, BLOCK_C)
     codes = _load_codes(weight, n, c, COLUMNS, whole)
@@ -120,7 +119,7 @@ def gemv_kernel(
         gdc_launch_dependents()
     acc = tl.zeros([GROUPS * BLOCK_R, weight_rows] if FLIP else [weight_rows, GROUPS * BLOCK_R], tl.float32)
     inputs = _load_group_inputs(x, r, g, 0, R, COLUMNS, KIND, GROUPS, BLOCK_C)
-    # Loaded an iteration ahead by hand: Triton pipelines only the operands of `tl.dot`.
+    # Loaded one iteration ahead: Triton pipelines only the operands of `tl.dot`.
     next_inputs = _load_group_inputs(x, r, g, BLOCK_C, R, COLUMNS, KIND, GROUPS, BLOCK_C)
     next_scale, next_zero = _load_scales(scale_ptr, zero_ptr, n, g, BLOCK_C, COLUMNS, KIND, GROUPS, BLOCK_C)
     acc = _accumulate(
@@ -181,8 +180,8 @@ def _int4_sums(
     even, odd, w_even, w_odd, scale, zero,
     BLOCK_O: tl.constexpr, GROUP_C: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    """What a tile of int4 weights `[O, C]` adds to a row's outputs, `[O]`: each group is scaled as a
-    whole."""
+    """The contribution of a tile of int4 weights `[O, C]` to a row's outputs, `[O]`, scaled group by
+    group."""
     G: tl.constexpr = BLOCK_C // GROUP_C
     products = tl.reshape(w_even * even[None, :] + w_odd * odd[None, :], (BLOCK_O, G, GROUP_C))
     inputs = tl.sum(tl.reshape(even + odd, (G, GROUP_C)), axis=1)
@@ -195,8 +194,7 @@ def _gemv_tile(
     COLUMNS: tl.constexpr, KIND: tl.constexpr, GROUP_C: tl.constexpr,
     BLOCK_O: tl.constexpr, BLOCK_C: tl.constexpr, UNROLL: tl.constexpr,
 ):  # fmt: skip
-    """One row `x` by weight rows `outs`, `[O]`, multiplied and added without tensor cores, at memory
-    speed."""
+    """One row `x` times weight rows `outs`, `[O]`, without tensor cores, at memory bandwidth."""
     whole: tl.constexpr = COLUMNS % (BLOCK_C * UNROLL) == 0
     padding: tl.constexpr = 0.0 if KIND == "fp8" else 0  # no integer becomes a float8
     if KIND == "int4":
@@ -208,7 +206,7 @@ def _gemv_tile(
             start = block + step * BLOCK_C
             columns = start + tl.arange(0, BLOCK_C)
             pointers = w_ptr + outs[:, None] * stride + columns[None, :]
-            # Every weight row loads the inputs for itself: from the nearest cache, but in its own layout.
+            # Every weight row loads the inputs itself: from L1, but in the layout of its own products.
             at = tl.zeros([BLOCK_O, 1], dtype=tl.int32) + columns[None, :]
             if whole:
                 w = tl.load(pointers)
@@ -237,7 +235,7 @@ def _gemm_tile(
     COLUMNS: tl.constexpr, KIND: tl.constexpr, GROUP_C: tl.constexpr, FLOAT32: tl.constexpr,
     R: tl.constexpr, BLOCK_O: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    """Up to 16 rows `rows` of `x` where `valid` by weight rows `outs`, `[R, O]`, on the tensor cores."""
+    """Up to 16 rows `rows` of `x`, where `valid`, times weight rows `outs`, `[R, O]`, on the tensor cores."""
     padding: tl.constexpr = 0.0 if KIND == "fp8" else 0  # no integer becomes a float8
     inputs: tl.constexpr = 2 * COLUMNS if KIND == "int4" else COLUMNS
     dtype: tl.constexpr = tl.float32 if FLOAT32 else x_ptr.dtype.element_ty
@@ -278,8 +276,8 @@ def linear_tile(
     COLUMNS: tl.constexpr, KIND: tl.constexpr, GROUP_C: tl.constexpr, FLOAT32: tl.constexpr,
     R: tl.constexpr, BLOCK_O: tl.constexpr, BLOCK_C: tl.constexpr, UNROLL: tl.constexpr,
 ):  # fmt: skip
-    """Rows `rows` of `x` by weight rows `outs`, `[R, O]`. `stride`: columns from one weight row to the next;
-    `groups`: int4 scales likewise."""
+    """Rows `rows` of `x` times weight rows `outs`, `[R, O]`. `stride` is the number of columns from one
+    weight row to the next, `groups` that of int4 scales."""
     if R == 1:
         x = x_ptr + tl.sum(rows, axis=0) * (2 * COLUMNS if KIND == "int4" else COLUMNS)
         sums = _gemv_tile(

@@ -1,10 +1,10 @@
 """The three Triton kernels of latent attention of one query per row over the cache, launched by `mla_decode`.
 
-Absorb: the new slot is normalised, rotated and written, and queries are projected into the latent space.
-Attention: all heads of a row read the same slots once (split-K: slots are cut into splits, and splits beyond
-a row's own position end at once). Combine: the splits are put together, and the result is projected out of
-the latent space. Positions are read on the device; they, the rotary tables and all slots but the new one are
-older than the step, so they may be read ahead as weights are (see pdl.py).
+Absorb: normalize, rotate and write the new slot, and project the queries into the latent space. Attention:
+all heads of a row read the same slots once (split-K; splits beyond a row's own position return at once).
+Combine: combine the splits and project the result out of the latent space. Positions are read on the device.
+They, the rotary tables and all slots but the new one are older than the step, so they may be loaded early,
+like weights (see pdl.py).
 
 B rows, S cache slots, H heads, R rank of the latent, P dimensions of the rotary part, C = R + P, N dimensions
 of the rest of a query or key, V dimensions of a value, G splits read at a time.
@@ -22,7 +22,7 @@ from .pdl import trigger_then_wait
 
 @triton.jit
 def _rotate_pairs(x_ptr, cos, sin, pairs, mask):
-    """Interleaved pairs of `x`, rotated: their first and their second numbers, float32."""
+    """Rotated interleaved pairs of `x`: the first and the second numbers of the pairs, float32."""
     even = tl.load(x_ptr + 2 * pairs, mask=mask, other=0.0).to(tl.float32)
     odd = tl.load(x_ptr + 2 * pairs + 1, mask=mask, other=0.0).to(tl.float32)
     return even * cos - odd * sin, odd * cos + even * sin
@@ -58,9 +58,9 @@ def absorb_kernel(
     TILE_R: tl.constexpr,
     PDL: tl.constexpr,
 ):
-    """Block 0 writes a row's new slot, blocks 1 to H rotate the queries of a head, the others project tiles
-    of them into the latent space. Cosines and sines are those of the rows or, if ROTARY_OF_SLOTS, of all
-    positions up to `last`."""
+    """Block 0 writes a row's new slot, blocks 1 to H rotate the query of a head, and the others project tiles
+    of a head's query into the latent space. Cosines and sines are those of the rows' positions or, if
+    ROTARY_OF_SLOTS, those of all positions up to `last`."""
     block, row = tl.program_id(0), tl.program_id(1)
     dtype = query_ptr.dtype.element_ty
     q_row, kv_row = q_ptr + row.to(tl.int64) * q_stride, kv_ptr + row.to(tl.int64) * kv_stride
@@ -93,7 +93,7 @@ def absorb_kernel(
     else:
         head, tile = (block - 1 - H) % H, (block - 1 - H) // H
         ranks = tile * TILE_R + tl.arange(0, TILE_R)
-        # Every column loads the whole query: from the L1 cache, but in the layout of the products.
+        # Every column loads the whole query: from L1, but in the layout of the products.
         dims = tl.arange(0, BLOCK_N)[:, None] + tl.zeros([1, TILE_R], dtype=tl.int32)
         in_rank = (ranks < R)[None, :]
         weight_block = weight_ptr + (head * (N + V) + dims) * R + ranks[None, :]
@@ -115,8 +115,8 @@ def absorb_kernel(
 def _load_slots(
     row_ptr, slots, ranks, rope_dims, mask, R: tl.constexpr, P: tl.constexpr, BYPASS_L1: tl.constexpr
 ):
-    """Latents `[S, R]` and rotary keys `[S, P]` of some slots of a row, where `mask`. BYPASS_L1 is for slots
-    written by the kernel before: L1 may hold a stale copy, loaded along with their neighbours."""
+    """Latents `[S, R]` and rotary keys `[S, P]` of slots of a row, where `mask`. BYPASS_L1 is for slots that
+    the preceding kernel writes: L1 may hold a stale copy, loaded together with neighbouring slots."""
     cache: tl.constexpr = ".cg" if BYPASS_L1 else ""
     slot_ptr, mask_S1 = row_ptr + slots[:, None] * (R + P), mask[:, None]
     mask_SR, mask_SP = mask_S1 & (ranks < R)[None, :], mask_S1 & (rope_dims < P)[None, :]
@@ -127,8 +127,8 @@ def _load_slots(
 
 @triton.jit
 def _online_softmax(q_HR, q_HP, latent_SR, k_rope_SP, live, scale, max_H, total_H, out_HR):
-    """One step of the online softmax: the running maximum, sum of weights and weighted sum of latents after
-    the slots of a tile that are `live`."""
+    """One step of the online softmax: the running maximum, sum of weights and weighted sum of latents,
+    updated by the slots of a tile that are `live`."""
     scores_HS = tl.dot(q_HR, tl.trans(latent_SR), input_precision="ieee")
     scores_HS = tl.dot(q_HP, tl.trans(k_rope_SP), scores_HS, input_precision="ieee")
     scores_HS = tl.where(live[None, :], scores_HS * scale, -float("inf"))
@@ -166,8 +166,8 @@ def attention_kernel(
     PDL: tl.constexpr,
 ):
     """A block of heads over one split of a row's slots: the weighted sum of latents, the maximum score (base
-    2), and the sum of weights relative to it. A split of one tile is loaded before the wait, but for the new
-    slot, which the kernel before writes."""
+    2), and the sum of weights relative to it. A split of one tile is loaded before the wait, except for the
+    new slot, which the preceding kernel writes."""
     split, block, row = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     position = tl.load(positions_ptr + row * position_stride).to(tl.int32)
     length = tl.minimum(position + 1, slots)
@@ -233,7 +233,7 @@ def combine_kernel(
     TILE_V: tl.constexpr,
     PDL: tl.constexpr,
 ):
-    """The splits of one head of a row combined, `[R]`; if PROJECT a tile of its output, `[V]`."""
+    """The combined splits of one head of a row, `[R]`; if PROJECT, a tile of the head's output, `[V]`."""
     tile, head, row = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     count = tl.load(positions_ptr + row * position_stride).to(tl.int32) // SPLIT + 1
     count = tl.minimum(count, splits)

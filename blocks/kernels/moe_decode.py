@@ -1,6 +1,6 @@
-"""A mixture of experts for a few tokens on CUDA: three launches after the router's two.
+"""A mixture of experts for few tokens on CUDA: three launches after the router's two.
 
-Nothing waits for the device, and shapes alone decide what is launched.
+Launches never synchronize and depend on shapes alone.
 
 N tokens, D model width, E experts, I width of an expert, K experts per token, P = N * K token-expert pairs.
 """
@@ -21,12 +21,12 @@ from .moe_decode_triton import down_kernel, gate_up_kernel, sum_kernel
 from .pdl import pdl_options, prefetch_options
 
 SharedExperts = tuple[WeightTensors, WeightTensors, WeightTensors]
-"""Gate, up and down weights of the feed-forward that is all shared experts together."""
+"""Gate, up and down weights of the feed-forward that combines all shared experts."""
 
 GEMV_BLOCK_OUTPUTS = 4
-"""Outputs of a program for one token: few, so that every multiprocessor has several programs."""
+"""Outputs per program for one token; few, so that every multiprocessor has several programs."""
 _GEMM_BLOCK_OUTPUTS = 32
-_GEMM_ROWS = 16  # of a program's tile for several tokens, as many as tensor cores take
+_GEMM_ROWS = 16  # rows of a tile for several tokens: the size of a tensor core instruction
 _PREFETCH_BYTES = 1024  # of each weight row, into L2, while a program waits for the preceding kernel
 
 
@@ -38,8 +38,8 @@ def fused_experts(
     weights_NK: Tensor,
     shared: SharedExperts | None = None,
 ) -> Tensor:
-    """The weighted sum of the selected experts' outputs, plus the output of `shared` experts that
-    `can_fuse_shared`; `[N, D]` in the dtype of `x`."""
+    """The weighted sum of the selected experts' outputs, plus the output of the `shared` experts (see
+    `can_fuse_shared`); `[N, D]` in the dtype of `x_ND`."""
     (count, width), pairs = x_ND.shape, expert_ids_NK.numel()
     inner = gate_up.codes.shape[1] // 2
     num_shared = 0 if shared is None else len(shared[0]) // inner
@@ -81,7 +81,7 @@ def fused_experts(
 
 
 def _weighted_sum(outputs: Tensor, weights_NK: Tensor, num_shared: int, out_ND: Tensor) -> Tensor:
-    """Sums the outputs of each token's pairs and shared experts into `out_ND`."""
+    """Sum the outputs of each token's pairs and shared experts into `out_ND`."""
     (count, width), (_, top_k) = out_ND.shape, weights_NK.shape
     sum_kernel[(triton.cdiv(width, 256), count)](
         outputs,
@@ -118,8 +118,8 @@ def _linear_options(
 
 
 def _loop_options(inputs: int, kind: str, tensor_cores: bool) -> dict[str, int]:
-    """How a kernel loops over the inputs: `BLOCK_C` columns at a time, `UNROLL` times per iteration, so that
-    many loads are in flight at once (with tensor cores, Triton's pipelining sees to that)."""
+    """How a kernel loops over the inputs: `BLOCK_C` columns at a time, `UNROLL` times per iteration, to keep
+    many loads in flight (with tensor cores, Triton's pipelining does that)."""
     columns = inputs // 2 if kind == "int4" else inputs
     block = gcd(columns, 128 if tensor_cores else 256)
     if block < (64 if tensor_cores else 128):
@@ -133,7 +133,8 @@ def _loop_options(inputs: int, kind: str, tensor_cores: bool) -> dict[str, int]:
 
 
 def can_fuse_shared(shared: SharedExperts, gate_up: WeightTensors, down: WeightTensors) -> bool:
-    """Whether the shared feed-forward can be cut into experts like the others, and computed with them."""
+    """Whether the shared feed-forward can be split into experts like the routed ones and computed with
+    them."""
     pairs = zip(shared, (gate_up, gate_up, down), strict=True)
     return all(
         (a.kind, a.group_columns, a.codes.dtype) == (b.kind, b.group_columns, b.codes.dtype) for a, b in pairs

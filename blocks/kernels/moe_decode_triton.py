@@ -1,8 +1,8 @@
-"""The three Triton kernels of a mixture of experts for a few tokens (launched by moe_decode.py).
+"""The three Triton kernels of a mixture of experts for few tokens, launched by moe_decode.py.
 
-Gate and up projections with SwiGLU for every pair of a token and an expert; the down projection for every
-pair; the weighted sum. Shared experts are pairs as well, S per token, which no router selected. Weights are
-read once, from where they lie; sums are in float32 and in a fixed order.
+Gate and up projections with SwiGLU for every token-expert pair; the down projection for every pair; the
+weighted sum. Shared experts are further pairs, S per token, without the router. Weights are read once and in
+place; sums are in float32 and in a fixed order.
 
 N tokens, D model width, I width of an expert, K experts per token, P = N * K token-expert pairs, R rows of a
 tile. A table of pairs has P + S * N rows: pair `n * K + k`, then `P + s * N + n`.
@@ -21,8 +21,12 @@ from .pdl import gdc_launch_dependents, gdc_wait, prefetch_l2, trigger_then_wait
 
 @triton.jit
 def _pairs_of_block(expert_ids_ptr, expert, pair, P, R: tl.constexpr, BLOCK_P: tl.constexpr):
-    """The pairs that a block computes: for R = 1 its own; else up to R with the same expert from its own on,
-    if it is every R-th of them, or none. (pairs `[R]`, which of them are valid `[R]`, their number.)"""
+    """The pairs that the block of `pair` computes: (pairs `[R]`, which of them are valid `[R]`, their
+    number).
+
+    For R = 1 it is `pair` itself. Otherwise every R-th pair of an expert takes itself and the next R - 1
+    pairs of that expert, and the blocks of the other pairs take none.
+    """
     slots = tl.arange(0, R)
     if R == 1:
         members, count = slots + pair, 1
@@ -39,7 +43,7 @@ def _pairs_of_block(expert_ids_ptr, expert, pair, P, R: tl.constexpr, BLOCK_P: t
 
 @triton.jit
 def _shared_rows(block, N, R: tl.constexpr):
-    """Which shared expert a block computes, for which tokens `[R]`, which of them are valid, their number."""
+    """The shared expert that a block computes, its tokens `[R]`, which of them are valid, their number."""
     blocks = tl.cdiv(N, R)
     tokens = block % blocks * R + tl.arange(0, R)
     return block // blocks, tokens, tokens < N, R
@@ -58,7 +62,7 @@ def gate_up_kernel(
     UNROLL: tl.constexpr, LINES: tl.constexpr, STEP: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """`silu(gate(x)) * up(x)` of a tile of I for one pair (R = 1), or for up to R pairs of an expert. Shared
-    experts come first: their weights are known, and so are prefetched while the router runs."""
+    experts come first: their weights do not depend on the router and are prefetched while it runs."""
     tile = tl.program_id(0) * BLOCK_O
     shared_blocks = tl.num_programs(1) - P
     pair, block = tl.program_id(1) - shared_blocks, tl.program_id(1)
@@ -114,8 +118,8 @@ def down_kernel(
     R: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_O: tl.constexpr, BLOCK_C: tl.constexpr,
     UNROLL: tl.constexpr, LINES: tl.constexpr, STEP: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
-    """A tile of D of `down(hidden)`, float32, for one pair (R = 1), or for up to R pairs of an expert. The
-    expert ids were written before the preceding kernel began, so that weights can be prefetched by them."""
+    """A tile of D of `down(hidden)`, float32, for one pair (R = 1), or for up to R pairs of an expert. Expert
+    ids were written before the preceding kernel started, so weights can be prefetched."""
     tile, block = tl.program_id(0) * BLOCK_O, tl.program_id(1)
     columns = tile + tl.arange(0, BLOCK_O)
     outs = tl.minimum(columns, D - 1)
@@ -135,7 +139,7 @@ def down_kernel(
         at = expert * D
         down, scale, zero = w_ptr + at * COLUMNS, scale_ptr + at * groups, zero_ptr + at * groups
         rows, valid, count = _pairs_of_block(expert_ids_ptr, expert, block, P, R, BLOCK_P)
-    else:  # a shared expert is a stripe of columns
+    else:  # a shared expert is a range of columns
         shared, tokens, valid, count = _shared_rows(block - P, N, R)
         rows = P + shared * N + tokens
         groups = S * (COLUMNS // GROUP_C) if KIND == "int4" else 1
@@ -156,7 +160,7 @@ def sum_kernel(
     outputs_ptr, weights_ptr, out_ptr, N, P, D,
     K: tl.constexpr, S: tl.constexpr, BLOCK_D: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
-    """The weighted sum over a token's pairs in their order, plus the shared experts' outputs."""
+    """The weighted sum over a token's pairs, in order, plus the shared experts' outputs."""
     token, columns = tl.program_id(1), tl.program_id(0) * BLOCK_D + tl.arange(0, BLOCK_D)
     mask = columns < D
     trigger_then_wait(PDL)

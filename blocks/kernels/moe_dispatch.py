@@ -1,15 +1,14 @@
-"""Implementations of routed experts: four with one signature and the same numbers, two of which take
-quantized weights in their own way.
+"""Implementations of routed experts in PyTorch: four interchangeable ones, and two for quantized weights.
 
 N tokens, D model width, E experts, I width of an expert, K experts per token, P = N * K token-expert pairs,
 C tokens of a block.
 
 `loop_experts` is the definition: each expert computes the tokens routed to it. `grouped_gemm` is one product
 over ragged groups, for devices that have one. `padded_bmm` pads each expert's tokens to whole blocks for
-ordinary batched products, and never asks the device how many tokens an expert got. `dense_experts` is for
-training small models in captured steps: every expert computes every token, in shapes that never change.
-`pick_implementation` says which one is used where. Quantized experts go through `loop_active_experts`, which
-multiplies by the selected experts only, or through `padded_bmm`, which decodes them.
+batched products, and never reads token counts from the device. `dense_experts` is for training small models
+in captured steps: every expert computes every token, in fixed shapes. `pick_implementation` chooses among
+them. Quantized experts use `loop_active_experts`, which multiplies by the selected experts only, or
+`padded_bmm`, which dequantizes them.
 """
 
 from collections.abc import Callable
@@ -27,10 +26,10 @@ ExpertsImplementation = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 
 _grouped_mm = getattr(F, "grouped_mm", None) or getattr(torch, "_grouped_mm", None)
 _GROUPED_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-_ALIGNMENT = 16  # bytes: what the grouped product requires of every stride
-_UNBLOCKED_PAIRS = 64  # up to here each pair gets its own copy of its expert's weights
-_BLOCK = 32  # tokens that share such a copy beyond that
-_BLOCKS_AT_ONCE = 64  # bounds the copies that exist at a time
+_ALIGNMENT = 16  # bytes, of every stride for the grouped product
+_UNBLOCKED_PAIRS = 64  # up to here each pair has its own copy of its expert's weights
+_BLOCK = 32  # tokens that share a copy beyond that
+_BLOCKS_AT_ONCE = 64  # bounds the number of copies at a time
 
 
 def _swiglu(gate_up: Tensor) -> Tensor:
@@ -53,8 +52,8 @@ def loop_experts(x_ND: Tensor, gate_up: Tensor, down: Tensor, expert_ids_NK: Ten
 def loop_active_experts(
     x_ND: Tensor, gate_up: WeightTensors, down: WeightTensors, expert_ids_NK: Tensor
 ) -> Tensor:
-    """`loop_experts` over quantized weights and selected experts only. It reads back which those are, so it
-    is for the CPU."""
+    """`loop_experts` over quantized weights and the selected experts only. For the CPU, as it reads the
+    experts' ids on the host."""
     ids_P = expert_ids_NK.flatten()
     pairs_PD = x_ND.repeat_interleave(expert_ids_NK.shape[1], dim=0)
     out_PD = torch.zeros_like(pairs_PD)
@@ -66,8 +65,7 @@ def loop_active_experts(
 
 
 def sort_by_expert(expert_ids_NK: Tensor, experts: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Pairs sorted by expert: (their order `[P]`, the expert of each `[P]`, the number of each expert
-    `[E]`)."""
+    """Pairs sorted by expert: (their order `[P]`, the expert of each `[P]`, the count per expert `[E]`)."""
     # A radix sort makes one pass per byte.
     narrow = torch.int16 if experts <= torch.iinfo(torch.int16).max else expert_ids_NK.dtype
     sorted_P, order_P = expert_ids_NK.flatten().to(narrow).sort(stable=True)
@@ -77,8 +75,8 @@ def sort_by_expert(expert_ids_NK: Tensor, experts: int) -> tuple[Tensor, Tensor,
 
 
 def _pad_to_blocks(expert_P: Tensor, counts_E: Tensor, size: int) -> tuple[Tensor, Tensor]:
-    """For pairs sorted by expert, each expert of which begins a block of `size` slots: the slot of each pair
-    `[P]`, and the blocks of each expert `[E]`."""
+    """The slot of each pair `[P]`, and the number of blocks per expert `[E]`, for pairs sorted by expert and
+    experts that each start a new block of `size` slots."""
     blocks_E = (counts_E + size - 1) // size
     shift_E = (blocks_E.cumsum(0) - blocks_E) * size - (counts_E.cumsum(0) - counts_E)
     return torch.arange(len(expert_P), device=expert_P.device) + shift_E[expert_P], blocks_E
@@ -112,17 +110,16 @@ def grouped_gemm_sorted(
 
 
 def _gather(weights: Tensor | WeightTensors, expert_ids: Tensor, dtype: torch.dtype) -> Tensor:
-    """The weights of some experts; quantized ones are decoded to `dtype`."""
+    """The weights of these experts; quantized ones are dequantized to `dtype`."""
     return weights[expert_ids] if isinstance(weights, Tensor) else decode(weights[expert_ids], dtype)
 
 
 def padded_bmm(
     x_ND: Tensor, gate_up: Tensor | WeightTensors, down: Tensor | WeightTensors, expert_ids_NK: Tensor
 ) -> Tensor:
-    """Pairs sorted by expert and padded to blocks of C, each of one expert; a batched product over the
-    blocks.
+    """A batched product over blocks of C pairs of one expert each; pairs are sorted by expert and padded.
 
-    The number of blocks is a bound that follows from the shapes alone, so that nothing waits for the device.
+    The number of blocks is an upper bound from the shapes alone, so that nothing synchronizes.
     """
     experts, pairs = len(gate_up), expert_ids_NK.numel()
     size = 1 if pairs <= _UNBLOCKED_PAIRS else _BLOCK
@@ -143,18 +140,18 @@ def padded_bmm(
 
 
 def dense_experts(x_ND: Tensor, gate_up: Tensor, down: Tensor, expert_ids_NK: Tensor) -> Tensor:
-    """All outputs of all experts, of which the selected ones are gathered: E / K times the work, nothing
-    sorted."""
+    """All outputs of all experts, from which the selected ones are gathered: E / K times the work, without
+    sorting."""
     hidden_ENI = _swiglu(torch.matmul(x_ND, gate_up.transpose(1, 2)))
     out_NED = torch.matmul(hidden_ENI, down.transpose(1, 2)).transpose(0, 1)
     return out_NED.gather(1, expert_ids_NK[..., None].expand(-1, -1, x_ND.shape[1]))
 
 
 def pick_implementation(x_ND: Tensor, gate_up: Tensor, pairs: int) -> ExpertsImplementation:
-    """The fastest implementation that the device and the dtype have.
+    """The fastest implementation for the device and the dtype.
 
-    The grouped product takes three dtypes on the CPU and on CUDA, but on CUDA only bfloat16 without reading
-    the group sizes back; the others use it there for long inputs only, so that decoding never waits.
+    The grouped product supports three dtypes, but on CUDA all except bfloat16 synchronize to read the group
+    sizes; they use it there for long inputs only, so that decoding never synchronizes.
     """
     width, hidden, bytes_each = x_ND.shape[1], gate_up.shape[1] // 2, x_ND.dtype.itemsize
     aligned = width * bytes_each % _ALIGNMENT == 0 and hidden * bytes_each % _ALIGNMENT == 0

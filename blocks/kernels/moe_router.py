@@ -1,4 +1,4 @@
-"""The router of a mixture of experts for a few tokens on CUDA, in two Triton kernels, float32 throughout.
+"""The router of a mixture of experts for few tokens on CUDA: two Triton kernels, float32 throughout.
 
 N tokens, D model width, E experts, K experts per token.
 """
@@ -15,8 +15,8 @@ from torch import Tensor
 from .pdl import pdl_options, trigger_then_wait
 
 BLOCK_EXPERTS = 2
-"""Experts of a program of the logits kernel."""
-_BLOCK_COLUMNS = 4096  # inputs that a program loads while it waits for the preceding kernel
+"""Experts per program of the logits kernel."""
+_BLOCK_COLUMNS = 4096  # weight columns that a program loads while it waits for the preceding kernel
 
 
 @triton.jit
@@ -27,7 +27,7 @@ def _logits_kernel(
     """Logits of a tile of experts for one token, in float32."""
     token, first = tl.program_id(1), tl.program_id(0) * BLOCK_E
     experts = first + tl.arange(0, BLOCK_E)
-    # Every expert loads the inputs for itself: from the nearest cache, but in its own layout.
+    # Every expert loads the inputs itself: from L1, but in the layout of its own products.
     columns = tl.zeros([BLOCK_E, 1], dtype=tl.int32) + tl.arange(0, BLOCK_D)[None, :]
     rows = weight_ptr + tl.minimum(experts, E - 1)[:, None] * D
     weight = tl.load(rows + columns, mask=columns < D, other=0.0)
@@ -63,7 +63,7 @@ def _top_k_kernel(
     ranks = tl.where(inside, ranks, -float("inf"))
     ids, weights = tl.zeros([BLOCK_K], dtype=tl.int32), tl.zeros([BLOCK_K], dtype=tl.float32)
     for place in tl.static_range(K):
-        best = tl.minimum(tl.argmax(ranks, axis=0), E - 1)  # stays inside the tables for NaN too
+        best = tl.minimum(tl.argmax(ranks, axis=0), E - 1)  # within bounds even for NaN
         ids = tl.where(k == place, best, ids)
         weights = tl.where(k == place, tl.sum(tl.where(experts == best, scores, 0.0), axis=0), weights)
         ranks = tl.where(experts == best, -float("inf"), ranks)
@@ -85,8 +85,8 @@ def select_experts(
 ) -> tuple[Tensor, Tensor]:
     """The experts of each token, int64 `[N, K]`, and their weights, float32 `[N, K]`.
 
-    Scores are the softmax, or else the sigmoid, of the router's logits; `bias_E` is added for ranking only.
-    Weights are divided by their sum if `normalize`, and multiplied by `scale`.
+    Scores are the softmax (or sigmoid) of the router's logits; `bias_E` is added for ranking only. Weights
+    are divided by their sum if `normalize`, then multiplied by `scale`.
     """
     (count, width), experts = x_ND.shape, len(weight_ED)
     logits_NE = x_ND.new_empty(count, experts, dtype=torch.float32)

@@ -1,7 +1,7 @@
-"""Triton kernels of prefill, beside its matrix products: rotary embedding, and the weighted sum of experts.
+"""Triton kernels for prefill: rotary embedding, and the weighted sum of experts' outputs.
 
-The definitions are `rotate` in model/layers.py and the sum in model/moe.py. The rotation has the same bits,
-since it rounds in the same places.
+The definitions are `rotate` in model/layers.py and the sum in model/moe.py. The rotation is bitwise equal to
+its definition, since it rounds in the same places.
 
 B rows, T positions, H heads, K dimensions of a head, N tokens, D model width, P = N * K pairs of a token and
 one of its K experts.
@@ -16,7 +16,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-_BLOCK_D = 512  # columns of a token that one program sums
+_BLOCK_D = 512  # columns per program of the weighted sum
 
 
 @triton.jit
@@ -38,7 +38,7 @@ def _rotate(
     PADDED_H: tl.constexpr,
     PADDED: tl.constexpr,
 ):
-    """All heads of one position. With PAIRS, the two numbers of a pair are interleaved in `x`."""
+    """All heads of one position. PAIRS: pairs are interleaved in `x`, else half-split."""
     t, b = tl.program_id(0).to(tl.int64), tl.program_id(1).to(tl.int64)
     heads, k = tl.arange(0, PADDED_H)[:, None], tl.arange(0, PADDED)[None, :]
     mask = (heads < H) & (k < HALF)
@@ -82,14 +82,14 @@ def rotate(x_BHTK: Tensor, table: tuple[Tensor, Tensor], pairs: bool = False) ->
             PADDED_H=padded_heads,
             PADDED=padded,
             num_warps=4 if padded_heads * padded <= 2048 else 8,
-            enable_fp_fusion=False,  # products are rounded before they are added, as torch does
+            enable_fp_fusion=False,  # products are rounded before they are added, as in torch
         )
     return out_BHTK
 
 
 @triton.jit
 def _weighted_sum(outputs, pair_rows, weights, out, D: tl.constexpr, K: tl.constexpr, BLOCK_D: tl.constexpr):
-    """Columns of one token: its K outputs, found by `pair_rows`, times their weights."""
+    """Columns of one token: the sum of its K outputs, in rows `pair_rows`, times their weights."""
     token = tl.program_id(0).to(tl.int64)
     columns = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
     total = tl.zeros([BLOCK_D], dtype=tl.float32)
@@ -101,7 +101,7 @@ def _weighted_sum(outputs, pair_rows, weights, out, D: tl.constexpr, K: tl.const
 
 
 def weighted_sum(out_PD: Tensor, order_P: Tensor, weights_NK: Tensor) -> Tensor:
-    """The weighted sum of each token's expert outputs, `[N, D]`; row p of `out_PD` is that of pair
+    """The weighted sum of each token's expert outputs, `[N, D]`; row p of `out_PD` is the output of pair
     `order_P[p]`."""
     (tokens, experts), (pairs, width) = weights_NK.shape, out_PD.shape
     rows_P = torch.empty_like(order_P).scatter_(0, order_P, torch.arange(pairs, device=order_P.device))

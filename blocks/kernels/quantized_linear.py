@@ -15,13 +15,13 @@ from .codec import SCALE_DTYPE, WeightTensors, decode
 # torch's product of bfloat16 activations with int8 weights on the CPU. Measured on 2 cores of an EPYC with
 # AVX-512 at 2048 x 5632: 1 or 2 rows 0.5 ms (bfloat16 weights 1.3), 32 rows 5.1 (dequantizing first 4.3).
 _INT8_MM_MAX_ROWS = 16
-_INT8_MM_BLOCK = 64  # at sizes that are not whole blocks it is wrong, or reads out of bounds (torch 2.14)
-_GEMV_MAX_ROWS = 64  # on CUDA; for more rows, decoding the weight once costs little
+_INT8_MM_BLOCK = 64  # for other sizes it is wrong or reads out of bounds (torch 2.14)
+_GEMV_MAX_ROWS = 64  # on CUDA; for more rows, dequantizing the weight once costs little
 
 
 def quantized_linear(x: Tensor, weight: WeightTensors) -> Tensor:
-    """`x [..., I]` times a quantized weight `[O, I]`, `[..., O]`: by a product that reads the codes where
-    there is one, else by decoding the weight first."""
+    """`x`, `[..., I]`, times a quantized weight `[O, I]`: `[..., O]`. Uses a product that reads the codes if
+    there is one, else dequantizes the weight first."""
     rows, codes = prod(x.shape[:-1]), weight.codes
     if weight.kind == "int8" and x.device.type == "cpu" and x.dtype == SCALE_DTYPE:
         int8_mm = getattr(torch, "_weight_int8pack_mm", None)

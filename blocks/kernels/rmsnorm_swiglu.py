@@ -1,4 +1,4 @@
-"""Triton kernels of a decode step: residual addition with RMSNorm, and SwiGLU, one launch each.
+"""Triton kernels for decode steps: residual addition with RMSNorm, and SwiGLU, one launch each.
 
 R rows, D decoder width, I width of a feed-forward.
 
@@ -50,7 +50,7 @@ def _add_norm(
 def add_norm(
     x_RD: Tensor, delta_RD: Tensor | None, weight: Tensor, eps: float, out: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """`x + delta`, or `x` itself if `delta` is None, and its `RMSNorm`, written to `out` if given."""
+    """`x + delta`, or `x` if `delta` is None, and its `RMSNorm`, which is written to `out` if given."""
     rows, width = x_RD.shape
     x_RD = x_RD if x_RD.stride(1) == 1 else x_RD.contiguous()
     total_RD = x_RD if delta_RD is None else x_RD.new_empty(rows, width)
@@ -85,7 +85,7 @@ def _swiglu(gate_up, out, WIDTH: tl.constexpr, BLOCK: tl.constexpr, PDL: tl.cons
 
 
 def swiglu(gate_up_RI: Tensor) -> Tensor:
-    """`silu(gate) * up` of gates and ups side by side, `[R, 2 I]` -> `[R, I]`."""
+    """`silu(gate) * up` of concatenated gates and ups, `[R, 2 I]` -> `[R, I]`."""
     rows, width = gate_up_RI.shape[0], gate_up_RI.shape[1] // 2
     out = gate_up_RI.new_empty(rows, width)
     grid = (rows, triton.cdiv(width, 512))

@@ -1,7 +1,7 @@
-"""Guidance, noise and choice of a token in two launches: the engine's `guide` and `sample` as Triton kernels.
+"""Guidance, noise and argmax in two launches: the engine's `guide` and `draw` as Triton kernels.
 
-N draws, V vocabulary, P blocks of a row of logits. The noise is that of engine/philox.py, with the same bits
-up to its logarithms, which differ by a unit or two in the last place.
+N draws, V vocabulary, P blocks of a row of logits. The noise has the random bits of engine/philox.py; its
+logarithms may differ by a unit or two in the last place.
 """
 
 # Triton kernels are not what their Python types say:
@@ -19,7 +19,7 @@ _BLOCK = 1024
 
 @triton.jit
 def _log1p(x):
-    """`log(1 + x)`, precise for small x too: corrected for the rounding of `1 + x`."""
+    """`log(1 + x)`, corrected for the rounding of `1 + x`, and so precise for small `x`."""
     rounded = 1.0 + x
     is_one = rounded == 1.0
     corrected = tl.log(rounded) * tl.div_rn(x, tl.where(is_one, 1.0, rounded - 1.0))
@@ -53,7 +53,8 @@ def _best_of_blocks(
     GREEDY: tl.constexpr,
     PDL: tl.constexpr,
 ):
-    """The best token of one block of a draw's vocabulary, and its score: guided logits with noise."""
+    """The best token of one block of the vocabulary for one draw, and its score, the guided logit with
+    noise."""
     wait_then_trigger(PDL)
     n = tl.program_id(0).to(tl.int64)
     block = tl.program_id(1)
@@ -87,7 +88,7 @@ def _best_of_row(
     RECORDED: tl.constexpr,
     PDL: tl.constexpr,
 ):
-    """The best token of all blocks of a draw; advances its step."""
+    """The best token of all blocks of a draw; increments the draw's step."""
     wait_then_trigger(PDL)
     n = tl.program_id(0).to(tl.int64)
     block = tl.arange(0, PADDED)
@@ -111,17 +112,17 @@ def draw(
     temperature: Tensor | None,
 ) -> None:
     """Sample one token per draw into `tokens_N` and, if given, into row `steps_N` of `record_SN`; then
-    advance `steps_N`.
+    increment `steps_N`.
 
-    With `guidance`, a number on the device, rows 2 n and 2 n + 1 of the logits are those of draw n with and
-    without its condition. `temperature` is a number on the device too; None takes the most likely token.
+    With `guidance`, rows 2 n and 2 n + 1 of the logits are the conditional and unconditional ones of draw n.
+    `temperature` None takes the most likely token. Both are tensors of one number on the device.
     """
     count, size = len(tokens_N), logits_RV.shape[1]
     logits_RV = logits_RV.contiguous()
     blocks = triton.cdiv(size, _BLOCK)
     best_scores_NP = torch.empty(count, blocks, dtype=torch.float32, device=logits_RV.device)
     best_tokens_NP = torch.empty(count, blocks, dtype=torch.int32, device=logits_RV.device)
-    # Without fused multiply-add, which would round guided logits differently from torch.
+    # Without fused multiply-adds, which would round guided logits differently from torch.
     _best_of_blocks[count, blocks](
         logits_RV,
         seeds_N,
