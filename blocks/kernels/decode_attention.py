@@ -5,8 +5,9 @@ All that changes between steps is read from tensors on the device, so one captur
 The definitions are `rotate` in model/layers.py and `attend` in batch_invariant.py.
 """
 
-# Triton kernels are not what their Python types say: pyright: reportArgumentType=false,
-# reportOperatorIssue=false, reportCallIssue=false, reportGeneralTypeIssues=false
+# Triton kernels are not what their Python types say:
+# pyright: reportArgumentType=false, reportOperatorIssue=false, reportCallIssue=false
+# pyright: reportGeneralTypeIssues=false
 
 import torch
 import triton
