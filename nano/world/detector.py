@@ -1,8 +1,8 @@
-"""The exact detector: finds and names the small world's shapes in a picture, from its pixels alone.
+"""Analysis-by-synthesis detector for the synthetic world: shapes, colors and boxes from an image's pixels.
 
-Background from the border, foreground by colour distance, pieces by connectivity and colour, and for each
-piece the shape whose rendering, fitted in place and size, overlaps it best. A piece that no shape fits, or
-whose colour is none of the palette's, is reported as "unknown".
+The background color is taken from the border. The foreground is segmented by color distance, connectivity and
+color, and each segment is classified as the shape whose rendering, fitted in position and size, has the best
+IoU with it. Segments that fit no shape or have no palette color are reported as "unknown".
 
 Shape suffixes: H height, W width, N candidates; 3 is red, green, blue, or x, y, size in pixels.
 """
@@ -25,30 +25,29 @@ from .shapes import EXTENTS, OUTLINES, SHAPES
 
 UNKNOWN = "unknown"
 MIN_IOU = 0.88
-"""A piece that fits no shape this well is no shape. In a study at 128 pixels, rendered shapes fit at 0.97 and
-better; blurred by 1 pixel and compressed as JPEG at quality 60, at 0.86 and better, all but three in a
-thousand above 0.9; shapes that lost a quarter or a half of their area at 0.78 and 0.67 (medians); shapes
-turned by 15 degrees at 0.84 or less (but a turned hexagon passes for a circle), and those stretched by
-1.35 : 1 at 0.86 or less."""
+"""Minimum soft IoU of a segment with its best fit. Measured at 128 pixels: rendered shapes reach 0.97 or
+more; blurred by 1 pixel and JPEG-compressed at quality 60, 0.86 or more, and 99.7% of them above 0.9; shapes
+with a quarter or a half of their area cut off, 0.78 and 0.67 (medians); rotated by 15 degrees, at most 0.84
+(but a rotated hexagon passes for a circle); stretched by 1.35 : 1, at most 0.86."""
 
-_FOREGROUND = 34.0  # RGB distance from the background: far above noise, below half of any object's
-_NEAR_COLOR = 60.0  # RGB distance to the palette; the palette's closest colours are 99 apart
-_COLOR_RATIO = 0.75  # the nearest colour must be this much nearer than the second
-_OFF_LINE = 70.0  # a pixel this far from every mixture of background and colour is something else
-_FLAT = 40.0  # range within 3 x 3 pixels, below which a pixel belongs to an even surface
-_SPECK = 0.002  # pieces below this share of the shorter side squared are ignored (a 23-pixel star: 0.008)
-_SEED = 0.08  # an even surface of a second colour counts if it is this share of its component
-_SOFTNESS = (0.0, 0.5, 1.0, 1.5, 2.0)  # blurs of a rendering, in pixels, of which the best is taken
-_RIVAL = 0.15  # a second shape is fitted too if it starts this near to the first
-_WINDOW = 80  # larger windows are averaged down before fitting
-_EIGHT = np.ones((3, 3), dtype=bool)
+_FOREGROUND = 34.0  # min RGB distance from the background: far above noise, below half of any object's
+_NEAR_COLOR = 60.0  # max RGB distance from a palette color; the closest palette colors are 99 apart
+_COLOR_RATIO = 0.75  # max ratio of the distances from the nearest and the second nearest palette color
+_MAX_MIXTURE_ERROR = 70.0  # max RGB distance of a segment's pixel from the line between background and color
+_FLAT = 40.0  # max RGB range in a flat pixel's 3 x 3 neighborhood
+_MIN_AREA = 0.002  # min area of a segment / (shorter side)^2; a 23-pixel star has 0.008
+_MIN_SEED = 0.08  # min area of a flat region of a second color / area of its component
+_SIGMAS = (0.0, 0.5, 1.0, 1.5, 2.0)  # Gaussian blurs of a rendering to try, in pixels
+_RUNNER_UP = 0.15  # the second best shape is refined too if its initial IoU is this close to the best
+_MAX_WINDOW = 80  # windows with a longer side in pixels are downsampled before fitting
+_EIGHT_CONNECTED = np.ones((3, 3), dtype=bool)
 _NAMES = tuple(COLORS)
 _PALETTE = np.array(list(COLORS.values()), dtype=np.float32)
 
 
 @dataclass(frozen=True)
 class Detection:
-    """One thing: shape or "unknown", colour name or "unknown", box in pixels, best overlap in [0, 1]."""
+    """One object: shape or "unknown", color name or "unknown", box in pixels, IoU of the best fit."""
 
     label: str
     color: str
@@ -57,6 +56,7 @@ class Detection:
 
 
 def _pixels(picture: Image.Image | np.ndarray) -> np.ndarray:
+    """float32 [H, W, 3]; raises PictureError for other types and shapes, and below 32 x 32 pixels."""
     if isinstance(picture, Image.Image):
         picture = np.asarray(picture.convert("RGB"))
     if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[2] != 3:
@@ -71,18 +71,18 @@ def _pixels(picture: Image.Image | np.ndarray) -> np.ndarray:
 
 
 def background_color(pixels_HW3: np.ndarray) -> np.ndarray:
-    """The commonest colour along the border: float32 [3]."""
-    rim = max(1, min(pixels_HW3.shape[:2]) // 48)
+    """The most frequent color along the image border: float32 [3]."""
+    width = max(1, min(pixels_HW3.shape[:2]) // 48)
     inner = np.zeros(pixels_HW3.shape[:2], dtype=bool)
-    inner[rim:-rim, rim:-rim] = True
+    inner[width:-width, width:-width] = True
     border = pixels_HW3[~inner]
     bins, counts = np.unique(border.astype(np.int32) // 20, axis=0, return_counts=True)
-    guess = bins[counts.argmax()] * 20 + 10
-    near = border[np.linalg.norm(border - guess, axis=1) < 30]
-    return np.median(near, axis=0)
+    mode = bins[counts.argmax()] * 20 + 10
+    return np.median(border[np.linalg.norm(border - mode, axis=1) < 30], axis=0)
 
 
 def _nearest_color(rgb: np.ndarray) -> str:
+    """Name of the nearest palette color, or "unknown" if it is far or the second is nearly as close."""
     distances = np.linalg.norm(_PALETTE - rgb, axis=1)
     first, second = np.argsort(distances)[:2]
     clear = distances[first] <= min(_NEAR_COLOR, _COLOR_RATIO * distances[second])
@@ -90,6 +90,7 @@ def _nearest_color(rgb: np.ndarray) -> str:
 
 
 def _interior_color(pixels_HW3: np.ndarray, mask_HW: np.ndarray) -> np.ndarray:
+    """Median color [3] of a mask's pixels that are farthest from its edge."""
     depth = np.zeros(np.add(mask_HW.shape, 2))
     ndimage.distance_transform_edt(np.pad(mask_HW, 1), distances=depth)
     depth = depth[1:-1, 1:-1]
@@ -97,28 +98,29 @@ def _interior_color(pixels_HW3: np.ndarray, mask_HW: np.ndarray) -> np.ndarray:
 
 
 def _label(mask_HW: np.ndarray) -> np.ndarray:
-    """Numbers from 1 for each connected part (diagonals connect), 0 elsewhere: int32 [H, W]."""
+    """8-connected components numbered from 1, 0 elsewhere: int32 [H, W]."""
     labels = np.zeros(mask_HW.shape, dtype=np.int32)
-    ndimage.label(mask_HW, _EIGHT, output=labels)
+    ndimage.label(mask_HW, _EIGHT_CONNECTED, output=labels)
     return labels
 
 
-def _islands(mask_HW: np.ndarray) -> list[np.ndarray]:
+def _components(mask_HW: np.ndarray) -> list[np.ndarray]:
+    """Masks of the 8-connected components, bool [H, W] each."""
     labels = _label(mask_HW)
     return [labels == i for i in range(1, int(labels.max()) + 1)]
 
 
-def _split_by_color(pixels_HW3: np.ndarray, component_HW: np.ndarray, speck: float) -> list[np.ndarray]:
-    """A connected component as one mask per even surface of one palette colour (touching things)."""
-    spread = ndimage.maximum_filter(pixels_HW3, (3, 3, 1)) - ndimage.minimum_filter(pixels_HW3, (3, 3, 1))
+def _split_by_color(pixels_HW3: np.ndarray, component_HW: np.ndarray, min_area: float) -> list[np.ndarray]:
+    """Split a component into touching objects: one mask per flat region of one palette color."""
+    ranges = ndimage.maximum_filter(pixels_HW3, (3, 3, 1)) - ndimage.minimum_filter(pixels_HW3, (3, 3, 1))
     distances_HWN = np.linalg.norm(pixels_HW3[:, :, None] - _PALETTE, axis=-1)
     nearest_HW = distances_HWN.argmin(-1)
-    even_HW = component_HW & (spread.max(-1) < _FLAT) & (distances_HWN.min(-1) < _NEAR_COLOR)
-    least = max(speck / 2, _SEED * component_HW.sum())
+    flat_HW = component_HW & (ranges.max(-1) < _FLAT) & (distances_HWN.min(-1) < _NEAR_COLOR)
+    min_seed = max(min_area / 2, _MIN_SEED * component_HW.sum())
     seeds = []
-    for color in np.unique(nearest_HW[even_HW]):
-        islands = _islands(even_HW & (nearest_HW == color))
-        seeds += [(color, island) for island in islands if island.sum() >= least]
+    for color in np.unique(nearest_HW[flat_HW]):
+        regions = _components(flat_HW & (nearest_HW == color))
+        seeds += [(color, region) for region in regions if region.sum() >= min_seed]
     if len({color for color, _ in seeds}) < 2:
         return [component_HW]
     colors = sorted({color for color, _ in seeds})
@@ -126,54 +128,51 @@ def _split_by_color(pixels_HW3: np.ndarray, component_HW: np.ndarray, speck: flo
     parts = []
     for color in colors:
         seed_HW = np.any([seed for c, seed in seeds if c == color], axis=0)
-        parts += [part for part in _islands(component_HW & (owner_HW == color)) if np.any(part & seed_HW)]
+        parts += [part for part in _components(component_HW & (owner_HW == color)) if np.any(part & seed_HW)]
     return parts
 
 
-def _pieces(
+def _segments(
     pixels_HW3: np.ndarray, background: np.ndarray
 ) -> Iterator[tuple[np.ndarray, np.ndarray, int, int]]:
-    """For each thing: (opacity [H, W] in [0, 1] in a window, its colour [3], the window's x and y)."""
-    speck = _SPECK * min(pixels_HW3.shape[:2]) ** 2
-    foreground_HW = np.linalg.norm(pixels_HW3 - background, axis=-1) > _FOREGROUND
-    labels = _label(foreground_HW)
-    for index, where in enumerate(ndimage.find_objects(labels), 1):
-        y, x = (max(0, part.start - 4) for part in where)
-        window = (slice(y, where[0].stop + 4), slice(x, where[1].stop + 4))
+    """For each object: its alpha matte [H, W] in a window, its color [3], and the window's left and top."""
+    min_area = _MIN_AREA * min(pixels_HW3.shape[:2]) ** 2
+    labels = _label(np.linalg.norm(pixels_HW3 - background, axis=-1) > _FOREGROUND)
+    for index, (rows, columns) in enumerate(ndimage.find_objects(labels), 1):
+        top, left = max(0, rows.start - 4), max(0, columns.start - 4)
+        window = (slice(top, rows.stop + 4), slice(left, columns.stop + 4))
         component_HW = labels[window] == index
-        if component_HW.sum() < speck:
+        if component_HW.sum() < min_area:
             continue
         crop_HW3 = pixels_HW3[window]
-        for part_HW in _split_by_color(crop_HW3, component_HW, speck):
+        for part_HW in _split_by_color(crop_HW3, component_HW, min_area):
             color = _interior_color(crop_HW3, part_HW)
-            opacity_HW = _opacity(crop_HW3, part_HW, color, background)
-            solid_HW = opacity_HW > 0.5
-            for island_HW in _islands(solid_HW):
-                if island_HW.sum() >= speck:
-                    near_HW = np.logical_and(
-                        ndimage.binary_dilation(island_HW, _EIGHT, 2), island_HW | ~solid_HW
-                    )
-                    yield opacity_HW * near_HW, color, x, y
+            alpha_HW = _alpha(crop_HW3, part_HW, color, background)
+            solid_HW = alpha_HW > 0.5
+            for core_HW in _components(solid_HW):
+                if core_HW.sum() >= min_area:
+                    dilated_HW = ndimage.binary_dilation(core_HW, _EIGHT_CONNECTED, 2)
+                    yield alpha_HW * (dilated_HW & (core_HW | ~solid_HW)), color, left, top
 
 
-def _opacity(
+def _alpha(
     pixels_HW3: np.ndarray, part_HW: np.ndarray, color: np.ndarray, background: np.ndarray
 ) -> np.ndarray:
-    """How far each pixel is on the way from the background to the colour, with the ramp made twice as steep.
+    """Alpha of each pixel as a mixture of background and color, with the contrast doubled around 0.5: [H, W].
 
-    Zero off the line between the two, and away from the part. The steeper ramp keeps the half-way contour
-    where it is, so that a soft edge costs little overlap.
+    Zero for pixels that are no such mixture, and more than a pixel outside the part. The doubled contrast
+    leaves the 0.5 contour in place, so that a blurred edge costs little IoU.
     """
-    way = color - background
-    along_HW = (pixels_HW3 - background) @ way / max(float(way @ way), 1.0)
-    off_HW = np.linalg.norm(pixels_HW3 - background - np.clip(along_HW, 0, 1)[..., None] * way, axis=-1)
-    reach_HW = ndimage.binary_dilation(part_HW, _EIGHT, 1)
-    return np.clip(2 * along_HW - 0.5, 0, 1) * (reach_HW & (off_HW < _OFF_LINE))
+    direction = color - background
+    mix_HW = (pixels_HW3 - background) @ direction / max(float(direction @ direction), 1.0)
+    error_HW = np.linalg.norm(pixels_HW3 - background - np.clip(mix_HW, 0, 1)[..., None] * direction, axis=-1)
+    dilated_HW = ndimage.binary_dilation(part_HW, _EIGHT_CONNECTED, 1)
+    return np.clip(2 * mix_HW - 0.5, 0, 1) * (dilated_HW & (error_HW < _MAX_MIXTURE_ERROR))
 
 
 @lru_cache(maxsize=1)
 def _moments() -> np.ndarray:
-    """Area and centroid (x, y) of each shape at size 1, from its outline: float64 [8, 3] (shoelace)."""
+    """Area and centroid (x, y) of each shape at size 1, by the shoelace formula: float64 [8, 3]."""
     rows = []
     for name in SHAPES:
         a = np.array(OUTLINES[name])
@@ -185,88 +184,89 @@ def _moments() -> np.ndarray:
     return np.array(rows)
 
 
-def _soften(drawn_NHW: torch.Tensor, sigma: float) -> torch.Tensor:
-    """A Gaussian blur; `sigma` in pixels, 0 for none."""
+def _blur(images_NHW: torch.Tensor, sigma: float) -> torch.Tensor:
+    """Gaussian blur; `sigma` in pixels, 0 for none."""
     if sigma == 0:
-        return drawn_NHW
-    reach = int(3 * sigma + 0.5)
-    kernel = torch.exp(-0.5 * (torch.arange(-reach, reach + 1) / sigma) ** 2)
+        return images_NHW
+    radius = int(3 * sigma + 0.5)
+    kernel = torch.exp(-0.5 * (torch.arange(-radius, radius + 1) / sigma) ** 2)
     kernel = (kernel / kernel.sum())[None, None]
-    rows = F.conv2d(drawn_NHW[:, None], kernel[:, :, None], padding=(0, reach))
-    return F.conv2d(rows, kernel[..., None], padding=(reach, 0))[:, 0]
+    rows = F.conv2d(images_NHW[:, None], kernel[:, :, None], padding=(0, radius))
+    return F.conv2d(rows, kernel[..., None], padding=(radius, 0))[:, 0]
 
 
-def _overlaps(
-    opacity_HW: torch.Tensor, shapes_N: np.ndarray, places_N3: np.ndarray, sigma: float
+def _soft_ious(
+    alpha_HW: torch.Tensor, shapes_N: np.ndarray, places_N3: np.ndarray, sigma: float
 ) -> np.ndarray:
-    """Soft intersection over union of each candidate's rendering, softened, with the opacity: [N]."""
-    height, width = opacity_HW.shape
+    """Soft IoU of the alpha matte with each candidate's rendering, blurred and with doubled contrast: [N]."""
+    height, width = alpha_HW.shape
     places = torch.from_numpy(places_N3.astype(np.float32))
-    drawn_NHW = _soften(coverage(torch.from_numpy(shapes_N), places, height, width, 1), sigma)
-    drawn_NHW = (2 * drawn_NHW - 0.5).clamp(0, 1)
-    union = torch.maximum(drawn_NHW, opacity_HW).sum((1, 2))
-    return (torch.minimum(drawn_NHW, opacity_HW).sum((1, 2)) / union).numpy()
+    rendered_NHW = _blur(coverage(torch.from_numpy(shapes_N), places, height, width, 1), sigma)
+    rendered_NHW = (2 * rendered_NHW - 0.5).clamp(0, 1)
+    union = torch.maximum(rendered_NHW, alpha_HW).sum((1, 2))
+    return (torch.minimum(rendered_NHW, alpha_HW).sum((1, 2)) / union).numpy()
 
 
-_STEPS = np.concatenate((np.zeros((1, 3)), np.diag((1.0, 1.0, 2.0)), -np.diag((1.0, 1.0, 2.0))))
+_DIRECTIONS = np.concatenate((np.zeros((1, 3)), np.diag((1.0, 1.0, 2.0)), -np.diag((1.0, 1.0, 2.0))))
 
 
-def _climb(
-    opacity: torch.Tensor, shape: int, place: np.ndarray, sigma: float, steps: Sequence[float]
+def _hill_climb(
+    alpha: torch.Tensor, shape: int, place: np.ndarray, sigma: float, steps: Sequence[float]
 ) -> tuple[float, np.ndarray]:
-    """Move and scale one candidate to a better overlap, one look at its six neighbours for each step size."""
+    """Refine (x, y, size) of one candidate: one move to the best neighbor for each step size, in pixels."""
     best = 0.0
     for step in steps:
-        tried = place + step * _STEPS
-        tried[:, 2] = np.maximum(tried[:, 2], 1.0)
-        overlaps = _overlaps(opacity, np.full(len(tried), shape), tried, sigma)
-        best, place = float(overlaps.max()), tried[overlaps.argmax()]
+        neighbors = place + step * _DIRECTIONS
+        neighbors[:, 2] = np.maximum(neighbors[:, 2], 1.0)
+        ious = _soft_ious(alpha, np.full(len(neighbors), shape), neighbors, sigma)
+        best, place = float(ious.max()), neighbors[ious.argmax()]
     return best, place
 
 
-def fit(opacity_HW: np.ndarray) -> list[tuple[float, str, np.ndarray]]:
-    """The best-fitting shapes, best first: (overlap, shape, (x, y, size) in pixels of the window).
+def fit(alpha_HW: np.ndarray) -> list[tuple[float, str, np.ndarray]]:
+    """Best-fitting shapes for an alpha matte, best first: (IoU, shape, (x, y, size) in the window's pixels).
 
-    Each shape starts with the piece's area and centroid and the softness that suits it best; the best and
-    a near rival are then moved and scaled.
+    Each shape starts at the segment's area and centroid, with the blur that fits best. The best shape, and
+    the second if it is close, are refined by hill climbing.
     """
-    ys, xs = np.mgrid[: opacity_HW.shape[0], : opacity_HW.shape[1]]
-    total = opacity_HW.sum()
-    centroid = np.array([(xs * opacity_HW).sum() / total + 0.5, (ys * opacity_HW).sum() / total + 0.5])
+    ys, xs = np.mgrid[: alpha_HW.shape[0], : alpha_HW.shape[1]]
+    area = alpha_HW.sum()
+    centroid = np.array([(xs * alpha_HW).sum() / area + 0.5, (ys * alpha_HW).sum() / area + 0.5])
     moments = _moments()
-    sizes = np.sqrt(total / moments[:, 0])
+    sizes = np.sqrt(area / moments[:, 0])
     places = np.concatenate((centroid - moments[:, 1:] * sizes[:, None], sizes[:, None]), axis=1)
-    opacity = torch.from_numpy(opacity_HW.astype(np.float32))
-    starts = np.stack([_overlaps(opacity, np.arange(len(SHAPES)), places, sigma) for sigma in _SOFTNESS])
-    scores = starts.max(0)
-    found = []
+    alpha = torch.from_numpy(alpha_HW.astype(np.float32))
+    initial = np.stack([_soft_ious(alpha, np.arange(len(SHAPES)), places, sigma) for sigma in _SIGMAS])
+    scores = initial.max(0)
+    fits = []
     first, second = np.argsort(-scores)[:2]
-    for index in (first, second) if scores[second] > scores[first] - _RIVAL else (first,):
-        place, sigma = places[index], _SOFTNESS[starts[:, index].argmax()]
-        _, place = _climb(opacity, index, place, sigma, (1.0, 0.5, 0.5))
-        # With the place about right, the softness is judged again.
-        softer = [_overlaps(opacity, np.array([index]), place[None], s)[0] for s in _SOFTNESS]
-        best, place = _climb(opacity, index, place, _SOFTNESS[int(np.argmax(softer))], (0.5, 0.5, 0.25))
-        found.append((best, SHAPES[index], place))
-    return sorted(found, key=lambda row: -row[0])
+    for index in (first, second) if scores[second] > scores[first] - _RUNNER_UP else (first,):
+        place, sigma = places[index], _SIGMAS[initial[:, index].argmax()]
+        _, place = _hill_climb(alpha, index, place, sigma, (1.0, 0.5, 0.5))
+        # Choose the blur again at the improved position.
+        by_sigma = [_soft_ious(alpha, np.array([index]), place[None], s)[0] for s in _SIGMAS]
+        best, place = _hill_climb(alpha, index, place, _SIGMAS[int(np.argmax(by_sigma))], (0.5, 0.5, 0.25))
+        fits.append((best, SHAPES[index], place))
+    return sorted(fits, key=lambda row: -row[0])
 
 
-def _shrink(opacity_HW: np.ndarray) -> tuple[np.ndarray, int]:
-    """The window averaged down by a whole factor until its longer side is at most _WINDOW, and the factor."""
-    factor = -(-max(opacity_HW.shape) // _WINDOW)
+def _downsample(alpha_HW: np.ndarray) -> tuple[np.ndarray, int]:
+    """The window averaged over square blocks to at most _MAX_WINDOW a side, and the side of a block."""
+    factor = -(-max(alpha_HW.shape) // _MAX_WINDOW)
     if factor == 1:
-        return opacity_HW, 1
-    padded = np.pad(opacity_HW, [(0, -side % factor) for side in opacity_HW.shape])
+        return alpha_HW, 1
+    padded = np.pad(alpha_HW, [(0, -side % factor) for side in alpha_HW.shape])
     height, width = padded.shape
     return padded.reshape(height // factor, factor, width // factor, factor).mean((1, 3)), factor
 
 
-def _name(opacity_HW: np.ndarray, rgb: np.ndarray, left: int, top: int) -> Detection:
-    small_HW, factor = _shrink(opacity_HW)
+def _classify(alpha_HW: np.ndarray, rgb: np.ndarray, left: int, top: int) -> Detection:
+    """The detection for one segment; its box is the fitted shape's, or the segment's own if unknown."""
+    small_HW, factor = _downsample(alpha_HW)
     score, label, place = fit(small_HW)[0]
     color = _nearest_color(rgb)
     if score < MIN_IOU or color == UNKNOWN:
-        rows, columns = (np.flatnonzero((opacity_HW > 0.5).any(axis)) for axis in (1, 0))
+        rows, columns = (np.flatnonzero((alpha_HW > 0.5).any(axis)) for axis in (1, 0))
         box = (left + columns[0], top + rows[0], left + columns[-1] + 1, top + rows[-1] + 1)
         return Detection(UNKNOWN, color, (float(box[0]), float(box[1]), float(box[2]), float(box[3])), score)
     x, y, size = place * factor
@@ -276,25 +276,25 @@ def _name(opacity_HW: np.ndarray, rgb: np.ndarray, left: int, top: int) -> Detec
 
 
 def detect(picture: Image.Image | np.ndarray) -> list[Detection]:
-    """All things in a picture (PIL, or uint8 [H, W, 3]), from top to bottom of their first pixels.
+    """All objects in an image (PIL, or uint8 [H, W, 3]), ordered by the row of their topmost pixels.
 
-    Pieces too small to be meant are left out; pieces that are no shape of the world, or have none of its
-    colours, are labelled "unknown". Raises PictureError for anything but a picture of 32 x 32 or more.
+    Specks are ignored; segments without a known shape or color are labeled "unknown". Raises PictureError
+    for anything but an image of at least 32 x 32 pixels.
     """
     pixels_HW3 = _pixels(picture)
     background = background_color(pixels_HW3)
-    return [_name(*piece) for piece in _pieces(pixels_HW3, background)]
+    return [_classify(*segment) for segment in _segments(pixels_HW3, background)]
 
 
 def to_geneval(detections: Sequence[Detection]) -> dict[str, Any]:
-    """Detections as GenEval's scorer takes them, without the unknown ones.
+    """Detections of known shapes in the format of GenEval's scorer.
 
     {"boxes": {class: [[x0, y0, x1, y1, score], ...]}, "colors": {class: [name, ...]}}, in the same order.
     """
     boxes: dict[str, list[list[float]]] = {}
     colors: dict[str, list[str]] = {}
-    for found in detections:
-        if found.label != UNKNOWN:
-            boxes.setdefault(found.label, []).append([*found.box, found.score])
-            colors.setdefault(found.label, []).append(found.color)
+    for detection in detections:
+        if detection.label != UNKNOWN:
+            boxes.setdefault(detection.label, []).append([*detection.box, detection.score])
+            colors.setdefault(detection.label, []).append(detection.color)
     return {"boxes": boxes, "colors": colors}
