@@ -1,9 +1,9 @@
-"""Training examples of the small world as arrays: packed scenes with token ids, made on all CPU cores.
+"""Training examples of the synthetic world: packed scenes and token ids, generated on all CPU cores.
 
-N examples, L text tokens of a row (padded on the right).
+Shape suffixes: N examples, B rows of a batch, L tokens of a row (right-padded), T tokens of an image,
+D decoder width.
 """
 
-import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ...blocks.files import atomic_write
 from ..world.questions import sample_question
 from ..world.renderer import pack
 from ..world.scene import Scene, has_held_out_relation, place_in_quadrants, reading_order, sample_scene
@@ -31,72 +32,89 @@ KIND_WEIGHTS = {
     "color_attr": 22,
     "mixed": 12,
 }
-"""Shares of the kinds of sentence in training: more of what is hard."""
+"""Sampling weights of the kinds of image generation prompts; harder kinds are more frequent."""
 
 SHARD = 10_000
+"""Examples of a shard."""
 MAX_QUESTIONS = 4
+"""Question-answer pairs of the longest Janus conversation."""
 
-Encode = Callable[[str], list[int]]
+Turns = list[tuple[str, str]]
+"""Questions with their answers."""
+EncodeTurns = Callable[[Turns], tuple[list[int], list[bool]]]
+"""Token ids of a conversation, and its loss mask."""
+Arrays = dict[str, np.ndarray]
 
 
 @dataclass
 class Examples:
-    """`ids` int16 `[N, L]`, `lengths` `[N]`, `learn` bool `[N, L]` (has a loss), `scenes` packed."""
+    """Training examples: `ids` int16 `[N, L]`, `lengths` `[N]`, `loss_mask` bool `[N, L]`, packed scenes."""
 
     ids: Tensor
     lengths: Tensor
-    learn: Tensor
+    loss_mask: Tensor
     scenes: dict[str, Tensor]
 
     def __len__(self) -> int:
         return len(self.ids)
 
     def to(self, device: str | torch.device) -> "Examples":
-        # The aspect is read on the host when a picture is drawn: it stays there.
+        """Copy to a device, except the scalar aspect, which the renderer reads on the host."""
         scenes = {name: value if value.ndim == 0 else value.to(device) for name, value in self.scenes.items()}
-        return Examples(self.ids.to(device), self.lengths.to(device), self.learn.to(device), scenes)
+        return Examples(self.ids.to(device), self.lengths.to(device), self.loss_mask.to(device), scenes)
 
     def take(self, index: Tensor) -> "Examples":
+        """The examples at `index`, int64 `[B]`."""
         scenes = {name: value if value.ndim == 0 else value[index] for name, value in self.scenes.items()}
-        return Examples(self.ids[index], self.lengths[index], self.learn[index], scenes)
+        return Examples(self.ids[index], self.lengths[index], self.loss_mask[index], scenes)
 
 
-def answer_loss(text_logits: Callable[[Tensor], Tensor], hidden_BLD: Tensor, rows: Examples) -> Tensor:
-    """Mean cross-entropy of the tokens that are to be learned, from hidden states of the rows' positions."""
-    ids, learn = rows.ids.long(), rows.learn[:, 1:].flatten()
+def answer_loss(text_logits: Callable[[Tensor], Tensor], hidden_BLD: Tensor, batch: Examples) -> Tensor:
+    """Mean next-token cross-entropy over the loss mask, from the decoder's hidden states."""
+    ids, mask = batch.ids.long(), batch.loss_mask[:, 1:].flatten()
     logits = text_logits(hidden_BLD[:, : ids.shape[1] - 1]).float()
     losses = F.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten(), reduction="none")
-    return (losses * learn).sum() / learn.sum()
+    return (losses * mask).sum() / mask.sum()
 
 
-Arrays = dict[str, np.ndarray]
+def insert_image_tokens(x_BLD: Tensor, image_BTD: Tensor, start: int) -> Tensor:
+    """Embeddings with those of one image per row at positions `start` to `start` + T."""
+    return torch.cat((x_BLD[:, :start], image_BTD, x_BLD[:, start + image_BTD.shape[1] :]), dim=1)
 
 
 def collate(
-    rows: Sequence[list[int]], learn: Sequence[list[bool]], scenes: Sequence[Scene], width: int
+    rows: Sequence[list[int]], masks: Sequence[list[bool]], scenes: Sequence[Scene], width: int
 ) -> Arrays:
-    """Rows of token ids padded with 0 to `width`, compact; a row that is longer is an error.
+    """Rows of token ids and loss masks padded to `width`, with their packed scenes, in compact dtypes.
 
-    Arrays, not tensors: between processes torch would hand tensors over through shared memory, one file
-    descriptor each.
+    Arrays rather than tensors, which torch passes between processes in shared memory with one file descriptor
+    each. Raises ValueError for a row longer than `width`.
     """
     ids = np.zeros((len(rows), width), dtype=np.int16)
-    marks = np.zeros((len(rows), width), dtype=bool)
-    for index, (row, mark) in enumerate(zip(rows, learn, strict=True)):
+    loss_mask = np.zeros((len(rows), width), dtype=bool)
+    for index, (row, mask) in enumerate(zip(rows, masks, strict=True)):
         if len(row) > width:
             raise ValueError(f"a row of {len(row)} tokens does not fit in {width}")
         ids[index, : len(row)] = row
-        marks[index, : len(row)] = mark
+        loss_mask[index, : len(row)] = mask
     packed = {name: value.numpy() for name, value in pack(scenes).items()}
-    # The world's lattice is exact in half precision.
+    # Multiples of 1/32 are exact in half precision.
     packed["place"] = packed["place"].astype(np.float16)
     lengths = np.array([len(row) for row in rows], dtype=np.int16)
-    return {"ids": ids, "lengths": lengths, "learn": marks, **packed}
+    return {"ids": ids, "lengths": lengths, "learn": loss_mask, **packed}
+
+
+def training_scene(rng: Random, index: int) -> Scene:
+    """A scene of the training split: any scene for an odd `index`, a sentence's scene for an even one."""
+    return sample_scene(rng) if index % 2 else sample_case(rng.choice((*KINDS, "mixed")), rng).scene
 
 
 def with_objects_in_quadrants(case: Case, rng: Random) -> Case:
-    """Three or four things put into quarters of their own: so there is room for each whatever was painted
-    before it, and none for one more. (Learned from things anywhere, too many were the commonest mistake.)"""
+    """A case of three or four objects with each in a quadrant of its own; other cases are unchanged.
+
+    Each object then has room whatever was generated before it, and no room is left for one more: in models
+    trained on free positions, too many objects were the most frequent error.
+    """
     objects = case.scene.objects
     while len(objects) > 2:
         scene = place_in_quadrants(rng, [t.shape for t in objects], [t.color for t in objects])
@@ -105,8 +123,8 @@ def with_objects_in_quadrants(case: Case, rng: Random) -> Case:
     return case
 
 
-def prompt_shard(seed: int, encode: Encode, width: int) -> Arrays:
-    """Sentences as painting prompts (`encode` gives the whole prompt's ids) with their scenes."""
+def prompt_shard(seed: int, encode: Callable[[str], list[int]], width: int) -> Arrays:
+    """Image generation prompts with their scenes; `encode` makes the token ids of a whole prompt."""
     rng = Random(seed)
     kinds, weights = list(KIND_WEIGHTS), list(KIND_WEIGHTS.values())
     cases = [
@@ -118,7 +136,7 @@ def prompt_shard(seed: int, encode: Encode, width: int) -> Arrays:
 
 
 def caption(scene: Scene) -> str:
-    """The answer to "Describe the picture.": the things in reading order of their centres' rows."""
+    """The answer to "Describe the picture.": the objects in reading order."""
     return enumeration([article(f"{obj.color} {obj.shape}") for obj in reading_order(scene)])
 
 
@@ -131,8 +149,8 @@ CAPTION_REQUESTS = (
 )
 
 
-def conversation(scene: Scene, rng: Random) -> list[tuple[str, str]]:
-    """One to four questions about a scene and their answers, now and then a description among them."""
+def conversation(scene: Scene, rng: Random) -> Turns:
+    """One to four questions about a scene with their answers, occasionally a caption."""
     turns = []
     for _ in range(rng.randint(1, MAX_QUESTIONS)):
         if rng.random() < 0.08:
@@ -143,27 +161,32 @@ def conversation(scene: Scene, rng: Random) -> list[tuple[str, str]]:
     return turns
 
 
-def question_shard(
-    seed: int, encode_turns: Callable[[list[tuple[str, str]]], tuple[list[int], list[bool]]], width: int
+def encode_to_fit(encode: EncodeTurns, turns: Turns, width: int) -> tuple[list[int], list[bool]]:
+    """Encode a conversation without as many of its last turns as don't fit in `width` tokens."""
+    ids, mask = encode(turns)
+    while len(ids) > width:
+        turns = turns[:-1]
+        ids, mask = encode(turns)
+    return ids, mask
+
+
+def conversation_shard(
+    seed: int, converse: Callable[[Scene, Random], Turns], encode: EncodeTurns, width: int
 ) -> Arrays:
-    """Conversations about scenes; half of the scenes are those of sentences, half have things of any kind."""
+    """Conversations, made by `converse`, about one image; see `training_scene` for the scenes."""
     rng = Random(seed)
-    rows, learn, scenes = [], [], []
+    rows, masks, scenes = [], [], []
     for index in range(SHARD):
-        scene = sample_scene(rng) if index % 2 else sample_case(rng.choice((*KINDS, "mixed")), rng).scene
-        turns = conversation(scene, rng)
-        ids, marks = encode_turns(turns)
-        while len(ids) > width:
-            turns.pop()
-            ids, marks = encode_turns(turns)
+        scene = training_scene(rng, index)
+        ids, mask = encode_to_fit(encode, converse(scene, rng), width)
         rows.append(ids)
-        learn.append(marks)
+        masks.append(mask)
         scenes.append(scene)
-    return collate(rows, learn, scenes, width)
+    return collate(rows, masks, scenes, width)
 
 
 def build(shard: Callable[[int], Arrays], shards: int, seed: int, workers: int) -> Arrays:
-    """`shards` shards made in parallel, concatenated; shard i is made from `seed + i`, whoever makes it."""
+    """Concatenate shards generated in parallel; shard i is seeded with `seed + i` on any worker."""
     with ProcessPoolExecutor(workers, get_context("spawn")) as pool:
         parts = list(pool.map(shard, range(seed, seed + shards)))
     return {
@@ -173,19 +196,17 @@ def build(shard: Callable[[int], Arrays], shards: int, seed: int, workers: int) 
 
 
 def save_examples(path: Path, **groups: Arrays) -> None:
-    """Write named groups of arrays to one compressed file, whole or not at all."""
-    partial = path.with_name(f".{path.name}.partial")
-    with partial.open("wb") as file:
-        named = {f"{g}.{k}": v for g, arrays in groups.items() for k, v in arrays.items()}
-        np.savez_compressed(file, **named)  # pyright: ignore[reportArgumentType]
-    os.replace(partial, path)
+    """Write named groups of arrays to one compressed file, atomically."""
+    arrays = {f"{group}.{name}": array for group, rows in groups.items() for name, array in rows.items()}
+    with atomic_write(path, durable=False) as file:
+        np.savez_compressed(file, **arrays)  # pyright: ignore[reportArgumentType]
 
 
 def load_examples(path: Path, group: str) -> Examples:
-    """One group of `save_examples`, as tensors."""
+    """Load one group of arrays from a file of `save_examples`."""
     with np.load(path) as file:
-        arrays = {
+        tensors = {
             k.removeprefix(f"{group}."): torch.from_numpy(file[k]) for k in file if k.startswith(f"{group}.")
         }
-    ids, lengths, learn = (arrays.pop(name) for name in ("ids", "lengths", "learn"))
-    return Examples(ids, lengths.long(), learn, {**arrays, "place": arrays["place"].float()})
+    ids, lengths, loss_mask = (tensors.pop(name) for name in ("ids", "lengths", "learn"))
+    return Examples(ids, lengths.long(), loss_mask, {**tensors, "place": tensors["place"].float()})

@@ -1,14 +1,15 @@
-"""Recipe 2: `janus-nano` itself, on the codes of recipe 1. `python -m bifrons.nano.recipes.janus --help`.
+"""Recipe 2: train `janus-nano` on the VQ codes of recipe 1. `python -m bifrons.nano.recipes.janus --help`.
 
-B rows, L prompt tokens, T image tokens of a picture, X = L + T, D decoder width, P patches of a picture.
+Image generation is trained on sentences with the codes of their images; a tenth of the prompts are replaced
+by padding, as in the unconditional row of classifier-free guidance. Image understanding is trained on
+conversations about rendered images, a quarter of them passed through the VQ tokenizer so that the model also
+understands the images it generates.
 
-Painting: sentences with their pictures' codes; the prompt of every tenth row is blanked as in the
-unconditional row of guidance. Reading: conversations of questions, half about rendered pictures, a
-quarter about what the tokenizer makes of them, so that the model can read what it paints.
+A final run with `--nucleus` distills image generation from the model's own distribution, truncated as in
+nucleus sampling (Holtzman et al. 2020, arXiv 1904.09751): of an image's 256 tokens some would be sampled from
+the tail, and a single one can spoil a shape.
 
-At the end, with `--nucleus`, the model learns painting from itself: from its own distribution without the
-tail that nucleus sampling (Holtzman et al. 2020, arXiv 1904.09751) would not draw from. Of 256 tokens a
-picture some would come from that tail, and one is enough to spoil a shape.
+Shape suffixes: B rows, L prompt tokens, T tokens of an image, X = L + T - 1, C codes, D decoder width.
 """
 
 import argparse
@@ -26,71 +27,76 @@ from ...janus.config import JanusConfig, read_config
 from ...janus.model import JanusModel
 from ...janus.pipeline import JanusPipeline
 from ..world.renderer import render_packed
-from .datasets import Examples, answer_loss, load_examples
+from .datasets import Examples, answer_loss, insert_image_tokens, load_examples
 from .janus_data import EXAMPLES
 from .janus_spec import SIDE, TurnEncoder
-from .trainer import RunConfig, Trainer, initialise
+from .trainer import RunConfig, Trainer, initialize
 from .vision import TOWER
 from .vq import OFF_LATTICE, jitter, to_pixels
 
-PAINT_ROWS, READ_ROWS = 176, 80
-BLANK = 0.1
-REPAINTED = 0.25
-PEAK_RATE = 3.5e-3
-READ_WEIGHT = 0.7
+GENERATION_ROWS, UNDERSTANDING_ROWS = 176, 80
+"""Rows of each task in a batch."""
+UNCONDITIONAL_SHARE = 0.1
+"""Share of image generation prompts that are replaced by padding."""
+VQ_SHARE = 0.25
+"""Share of the images to understand that are encoded and decoded by the VQ tokenizer."""
 
 
-def blank_some(rows: Examples, pad_id: int) -> tuple[Tensor, Tensor]:
-    """Prompts of which some are blanked, int64 `[B, L]`, and which, bool `[B]`."""
-    ids, lengths = rows.ids.long(), rows.lengths
-    at = torch.arange(ids.shape[1], device=ids.device)
-    inside = (at > 0) & (at < lengths[:, None] - 1)
-    blank = torch.rand(len(ids), device=ids.device) < BLANK
-    return torch.where(inside & blank[:, None], pad_id, ids), blank
+def drop_prompts(batch: Examples, pad_id: int) -> tuple[Tensor, Tensor]:
+    """Replace random prompts by padding, as in guidance's unconditional row.
+
+    Returns the token ids, int64 `[B, L]`, and which rows are unconditional, bool `[B]`.
+    """
+    ids, lengths = batch.ids.long(), batch.lengths
+    positions = torch.arange(ids.shape[1], device=ids.device)
+    inside = (positions > 0) & (positions < lengths[:, None] - 1)
+    unconditional = torch.rand(len(ids), device=ids.device) < UNCONDITIONAL_SHARE
+    return torch.where(inside & unconditional[:, None], pad_id, ids), unconditional
 
 
-def paint_inputs(model: JanusModel, ids_BL: Tensor, lengths: Tensor, codes_BT: Tensor) -> Tensor:
-    """Embeddings `[B, X, D]` of prompts, each followed by its own picture's codes but the last."""
+def generation_inputs(model: JanusModel, ids_BL: Tensor, lengths: Tensor, codes_BT: Tensor) -> Tensor:
+    """Embeddings `[B, X, D]` of prompts, each directly followed by all of its codes but the last."""
     count = codes_BT.shape[1]
     ids_BX = F.pad(ids_BL, (0, count - 1))
-    place_BX = torch.arange(ids_BX.shape[1], device=ids_BX.device) - lengths[:, None]
-    shown_BX = codes_BT.gather(1, place_BX.clamp(0, count - 1))
-    text, codes = model.embed_text(ids_BX).bfloat16(), model.embed_codes(shown_BX).bfloat16()
-    return torch.where((place_BX < 0)[..., None], text, codes)
+    index_BX = torch.arange(ids_BX.shape[1], device=ids_BX.device) - lengths[:, None]
+    codes_BX = codes_BT.gather(1, index_BX.clamp(0, count - 1))
+    text_BXD, image_BXD = model.embed_text(ids_BX).bfloat16(), model.embed_codes(codes_BX).bfloat16()
+    return torch.where((index_BX < 0)[..., None], text_BXD, image_BXD)
 
 
-def paint_logits(model: JanusModel, hidden_BXD: Tensor, lengths: Tensor, count: int) -> Tensor:
-    """Logits float32 `[B, T, C]` of the image tokens."""
-    take_BT = lengths[:, None] - 1 + torch.arange(count, device=lengths.device)
-    hidden_BTD = hidden_BXD.gather(1, take_BT[..., None].expand(-1, -1, hidden_BXD.shape[-1]))
+def generation_logits(model: JanusModel, hidden_BXD: Tensor, lengths: Tensor, count: int) -> Tensor:
+    """Logits float32 `[B, T, C]` of the `count` image tokens after each prompt."""
+    index_BT = lengths[:, None] - 1 + torch.arange(count, device=lengths.device)
+    hidden_BTD = hidden_BXD.gather(1, index_BT[..., None].expand(-1, -1, hidden_BXD.shape[-1]))
     return model.image_logits(hidden_BTD).float()
 
 
 def nucleus_loss(
-    logits_BTC: Tensor, taught_BTC: Tensor, codes_BT: Tensor, blank_B: Tensor, top_p: float
+    logits_BTC: Tensor, teacher_BTC: Tensor, codes_BT: Tensor, unconditional_B: Tensor, top_p: float
 ) -> Tensor:
-    """Cross-entropy with the nucleus of the taught distribution, or where the prompt is blank with the code:
-    guidance subtracts that one, and what it left out would stand out."""
-    logs_BTC = logits_BTC.log_softmax(-1)
-    nucleus_BTC = warp(taught_BTC, 1.0, 0, top_p).softmax(-1)
-    from_taught_BT = -(nucleus_BTC * logs_BTC).sum(-1)
-    from_codes_BT = -logs_BTC.gather(-1, codes_BT[..., None])[..., 0]
-    return torch.where(blank_B[:, None], from_codes_BT, from_taught_BT).mean()
+    """Mean cross-entropy with the nucleus of the teacher's distribution, or in unconditional rows the codes.
+
+    Guidance subtracts the unconditional logits, so tokens missing from those would be amplified.
+    """
+    log_probs_BTC = logits_BTC.log_softmax(-1)
+    nucleus_BTC = warp(teacher_BTC, 1.0, 0, top_p).softmax(-1)
+    nucleus_loss_BT = -(nucleus_BTC * log_probs_BTC).sum(-1)
+    code_loss_BT = -log_probs_BTC.gather(-1, codes_BT[..., None])[..., 0]
+    return torch.where(unconditional_B[:, None], code_loss_BT, nucleus_loss_BT).mean()
 
 
-def read_inputs(model: JanusModel, rows: Examples, pixels: Tensor, image_at: int) -> Tensor:
-    """Embeddings of conversations; every row's picture stands at the same place."""
-    pictures = model.embed_images(pixels).bfloat16()
-    x_BLD = model.embed_text(rows.ids.long()).bfloat16()
-    return torch.cat((x_BLD[:, :image_at], pictures, x_BLD[:, image_at + pictures.shape[1] :]), dim=1)
+def understanding_inputs(model: JanusModel, batch: Examples, pixels: Tensor, image_start: int) -> Tensor:
+    """Embeddings `[B, L, D]` of conversations with the image tokens from position `image_start` on."""
+    image_BTD = model.embed_images(pixels).bfloat16()
+    return insert_image_tokens(model.embed_text(batch.ids.long()).bfloat16(), image_BTD, image_start)
 
 
 @torch.no_grad()
 def encode_all(model: JanusModel, scenes: dict[str, Tensor], device: str) -> Tensor:
-    """Codes of packed scenes, int16 `[N, T]`.
+    """VQ codes of packed scenes, int16 `[N, T]`.
 
-    On a plain background several codes fit almost alike, and rounding
-    decides: so they are made in bfloat16 on every device.
+    Always computed in bfloat16: on a plain background, where several codes fit almost equally well, rounding
+    decides between them.
     """
     parts = []
     for start in range(0, len(scenes["shape"]), 1024):
@@ -102,85 +108,87 @@ def encode_all(model: JanusModel, scenes: dict[str, Tensor], device: str) -> Ten
 
 
 @torch.no_grad()
-def repaint(model: JanusModel, pixels: Tensor) -> Tensor:
-    """What the image tokenizer makes of pictures."""
+def reconstruct(model: JanusModel, pixels: Tensor) -> Tensor:
+    """Images in -1..1 encoded and decoded by the VQ tokenizer."""
     vq, side = model.gen_vision_model, model.config.grid
     return vq.decode(vq.encode(pixels), side).clamp(-1, 1)
 
 
 class JanusTrainer(Trainer[JanusModel]):
-    """Painting and reading in one batch of one width: one shape to compile, and fewer, larger products."""
+    """Trains both tasks in one batch of one width: one shape to compile, and fewer, larger matmuls."""
 
     name = "janus"
-    weights: ClassVar[dict[str, float]] = {"read": READ_WEIGHT}
-    peak_lr = PEAK_RATE
+    loss_weights: ClassVar[dict[str, float]] = {"read": 0.7}
+    peak_lr = 3.5e-3
 
     def __init__(
         self,
         run: RunConfig,
         start: Path | None = None,
-        rows: tuple[int, int] = (PAINT_ROWS, READ_ROWS),
+        rows: tuple[int, int] = (GENERATION_ROWS, UNDERSTANDING_ROWS),
         nucleus: float | None = None,
     ) -> None:
-        """`rows` to paint and to read in a step. `nucleus`: how much probability is kept of the distribution
-        that the model has in the beginning, to learn from; None learns from the codes."""
+        """rows: batch rows for image generation and understanding. nucleus: top-p of the initial model's
+        distribution to distill image generation from; None trains on the codes."""
         super().__init__(run)
         self.rows, self.nucleus, folder, device = rows, nucleus, run.folder, run.device
         config, _ = read_config(folder)
-        turns = TurnEncoder(folder)
-        self.image_at, self.pad_id = turns.image_at, turns.processor.pad_id
+        encoder = TurnEncoder(folder)
+        self.image_start, self.pad_id = encoder.image_at, encoder.processor.pad_id
         model = new_model(config, folder, start).to(device)
         vq = model.gen_vision_model.requires_grad_(False)
         vq.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
         self.paint = load_examples(folder / EXAMPLES, "paint").to(device)
         self.read = load_examples(folder / EXAMPLES, "read").to(device)
-        self.say(f"{len(self.paint)} sentences, {len(self.read)} conversations loaded")
+        self.log(f"{len(self.paint)} sentences, {len(self.read)} conversations loaded")
         self.codes = encode_all(model, self.paint.scenes, device)
-        self.say(f"pictures encoded, first codes {self.codes[0, :4].tolist()}")
-        learned = nn.ModuleList([part for name, part in model.named_children() if name != "gen_vision_model"])
+        self.log(f"images encoded, first codes {self.codes[0, :4].tolist()}")
+        trainable = nn.ModuleList([m for name, m in model.named_children() if name != "gen_vision_model"])
         self.teacher = copy.deepcopy(model).requires_grad_(False) if nucleus else model
-        taught = self.teacher.decoder.layers if nucleus else ()
-        self.learn(model, learned, [*model.decoder.layers, *taught])
+        teacher_layers = self.teacher.decoder.layers if nucleus else ()
+        self.setup(model, trainable, [*model.decoder.layers, *teacher_layers])
 
     def losses(self) -> dict[str, Tensor]:
-        painting, reading = self.rows
-        chosen = torch.randint(len(self.paint), (painting,), device=self.device)
-        asked = torch.randint(len(self.read), (reading,), device=self.device)
-        rows = self.read.take(asked)
-        pixels = to_pixels(render_packed(jitter(rows.scenes, OFF_LATTICE), SIDE, self.device))
+        rows = self.rows[0]
+        prompt_index = torch.randint(len(self.paint), (rows,), device=self.device)
+        conversation_index = torch.randint(len(self.read), (self.rows[1],), device=self.device)
+        conversations = self.read.take(conversation_index)
+        pixels = to_pixels(render_packed(jitter(conversations.scenes, OFF_LATTICE), SIDE, self.device))
         with torch.autocast(self.device, torch.bfloat16, cache_enabled=False):
-            some = int(reading * REPAINTED)
-            pixels = torch.cat((repaint(self.model, pixels[:some]).float(), pixels[some:]))
-            sentences, codes = self.paint.take(chosen), self.codes[chosen].long()
-            ids, blank = blank_some(sentences, self.pad_id)
-            painted = paint_inputs(self.model, ids, sentences.lengths, codes)
-            asked_about = read_inputs(self.model, rows, pixels, self.image_at)
-            spare = painted.shape[1] - asked_about.shape[1]
-            hidden = self.model.decoder(torch.cat((painted, F.pad(asked_about, (0, 0, 0, spare)))))
+            split = int(self.rows[1] * VQ_SHARE)
+            pixels = torch.cat((reconstruct(self.model, pixels[:split]).float(), pixels[split:]))
+            prompts, codes = self.paint.take(prompt_index), self.codes[prompt_index].long()
+            ids, unconditional = drop_prompts(prompts, self.pad_id)
+            x_paint = generation_inputs(self.model, ids, prompts.lengths, codes)
+            x_read = understanding_inputs(self.model, conversations, pixels, self.image_start)
+            padding = x_paint.shape[1] - x_read.shape[1]
+            hidden = self.model.decoder(torch.cat((x_paint, F.pad(x_read, (0, 0, 0, padding)))))
             count = codes.shape[1]
-            logits = paint_logits(self.model, hidden[:painting], sentences.lengths, count)
+            logits = generation_logits(self.model, hidden[:rows], prompts.lengths, count)
             if self.nucleus:
                 with torch.no_grad():
-                    shown = paint_inputs(self.teacher, ids, sentences.lengths, codes)
-                    taught = paint_logits(self.teacher, self.teacher.decoder(shown), sentences.lengths, count)
-                paint = nucleus_loss(logits, taught, codes, blank, self.nucleus)
+                    x = generation_inputs(self.teacher, ids, prompts.lengths, codes)
+                    teacher = generation_logits(self.teacher, self.teacher.decoder(x), prompts.lengths, count)
+                paint = nucleus_loss(logits, teacher, codes, unconditional, self.nucleus)
             else:
                 paint = F.cross_entropy(logits.flatten(0, 1), codes.flatten())
             return {
                 "paint": paint,
-                "read": answer_loss(self.model.text_logits, hidden[painting:], rows),
+                "read": answer_loss(self.model.text_logits, hidden[rows:], conversations),
             }
 
 
 def new_model(config: JanusConfig, folder: Path, start: Path | None = None) -> JanusModel:
-    """Fresh weights and the folder's trained image tokenizer, or all the weights of `start`; where the folder
-    has a tower that was taught beforehand, that one."""
+    """A model with the weights of the folder `start`, or new ones and the VQ tokenizer of recipe 1.
+
+    If `folder` has a pretrained vision tower, it replaces the model's.
+    """
     model = JanusModel(config)
     if start is not None:
-        begun = JanusPipeline.from_pretrained(start, "cpu", "float32")
-        model.load_state_dict(begun.model.state_dict())
+        pipe = JanusPipeline.from_pretrained(start, "cpu", "float32")
+        model.load_state_dict(pipe.model.state_dict())
     else:
-        initialise(model, config.decoder.num_layers, skip="gen_vision_model.")
+        initialize(model, config.decoder.num_layers, skip="gen_vision_model.")
         nn.init.normal_(model.gen_embed.weight, std=1.0)
         vq = load_file(folder / "vq.safetensors")
         model.gen_vision_model.load_state_dict({k: v.float() for k, v in vq.items()})
@@ -190,15 +198,15 @@ def new_model(config: JanusConfig, folder: Path, start: Path | None = None) -> J
 
 
 def main() -> None:
-    """Train janus-nano."""
-    parser = argparse.ArgumentParser(description="Train janus-nano on the small world.")
+    """Command line: train janus-nano."""
+    parser = argparse.ArgumentParser(description="Train janus-nano on the synthetic world.")
     RunConfig.add_arguments(parser, "runs/janus-nano", 480)
-    parser.add_argument("--start", type=Path, help="a janus-nano folder whose weights to begin with")
-    rows = (PAINT_ROWS, READ_ROWS)
+    parser.add_argument("--start", type=Path, help="a janus-nano folder with initial weights")
+    rows = (GENERATION_ROWS, UNDERSTANDING_ROWS)
     parser.add_argument("--rows", type=int, nargs=2, default=rows, metavar=("PAINT", "READ"))
-    parser.add_argument("--nucleus", type=float, help="learn painting from the start's own likeliest tokens")
+    parser.add_argument("--nucleus", type=float, help="top-p for distilling the initial model")
     args = parser.parse_args()
-    JanusTrainer(RunConfig.of(args), args.start, tuple(args.rows), args.nucleus).run()
+    JanusTrainer(RunConfig.from_args(args), args.start, tuple(args.rows), args.nucleus).run()
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""Recipe 0: the text tokenizer and the training examples of `janus-nano`, made on the CPU.
+"""Recipe 0: the text tokenizer and the training examples of `janus-nano`, generated on the CPU.
 
-`python -m bifrons.nano.recipes.janus_data --help`. Takes some ten minutes of one core; more cores share it.
+Usage: `python -m bifrons.nano.recipes.janus_data --help`. Takes about ten minutes on one core, and uses all.
 """
 
 import argparse
@@ -8,19 +8,20 @@ import os
 from functools import partial
 from pathlib import Path
 
-from .datasets import SHARD, build, prompt_shard, question_shard, save_examples
+from .datasets import SHARD, build, conversation, conversation_shard, prompt_shard, save_examples
 from .janus_spec import PaintEncoder, TurnEncoder, write_folder
 
 PAINT_WIDTH, READ_WIDTH = 32, 240
-"""Tokens of the longest painting prompt and of the longest conversation."""
+"""Tokens of the longest image generation prompt and of the longest conversation."""
 EXAMPLES = "examples.npz"
+"""Name of the file of examples in a recipe's folder."""
 
 
 def make_examples(folder: Path, sentences: int, conversations: int, seed: int, workers: int) -> None:
     """Write the folder's JSON files and `examples.npz`."""
     write_folder(folder)
     paint = partial(prompt_shard, encode=PaintEncoder(folder), width=PAINT_WIDTH)
-    read = partial(question_shard, encode_turns=TurnEncoder(folder), width=READ_WIDTH)
+    read = partial(conversation_shard, converse=conversation, encode=TurnEncoder(folder), width=READ_WIDTH)
     save_examples(
         folder / EXAMPLES,
         paint=build(paint, max(1, sentences // SHARD), seed, workers),
@@ -29,7 +30,7 @@ def make_examples(folder: Path, sentences: int, conversations: int, seed: int, w
 
 
 def main() -> None:
-    """Make janus-nano's tokenizer and examples."""
+    """Command line: write the tokenizer, configs and examples of janus-nano."""
     parser = argparse.ArgumentParser(description="Make janus-nano's text tokenizer and training examples.")
     parser.add_argument("--folder", type=Path, default=Path("runs/janus-nano"))
     parser.add_argument("--sentences", type=int, default=300_000)

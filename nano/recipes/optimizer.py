@@ -1,4 +1,4 @@
-"""The optimiser of the training recipes: Muon for the matrices of the blocks, AdamW for all else."""
+"""The optimizer of the recipes: Muon for the matrices of transformer blocks; AdamW is used for the rest."""
 
 from collections import defaultdict
 from collections.abc import Iterable
@@ -12,7 +12,10 @@ _STEPS = 5
 
 
 def orthogonalize(matrices: Tensor) -> Tensor:
-    """Replace the singular values of each matrix `[N, rows, columns]` by numbers near 1, in bfloat16."""
+    """Approximately orthogonalize each matrix of `[N, rows, columns]`, computed in bfloat16.
+
+    Newton-Schulz iterations move all singular values close to 1.
+    """
     a, b, c = _NEWTON_SCHULZ
     x = matrices.bfloat16()
     x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
@@ -25,12 +28,11 @@ def orthogonalize(matrices: Tensor) -> Tensor:
 
 
 class Muon(torch.optim.Optimizer):
-    """Momentum, orthogonalised (matrices of one shape in one batch), with decoupled weight decay.
+    """SGD with Nesterov momentum, orthogonalized updates and decoupled weight decay.
 
-    A parameter of three dimensions is a stack of matrices: experts.
-
-    The update is scaled by 0.2 sqrt(max(rows, columns)), so that its size is AdamW's and both share one
-    learning rate (Liu et al. 2025, "Muon is Scalable for LLM Training", eq. 4).
+    Matrices of the same shape are orthogonalized as a batch; a three-dimensional parameter is a stack of
+    matrices (experts). Updates are scaled by 0.2 sqrt(max(rows, columns)) to the RMS of AdamW's, so that both
+    optimizers share a learning rate (Liu et al. 2025, "Muon is Scalable for LLM Training", eq. 4).
     """
 
     def __init__(
@@ -44,6 +46,7 @@ class Muon(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:
+        """Update all parameters that have a gradient; `closure` is not supported."""
         del closure
         for group in self.param_groups:
             by_shape: dict[torch.Size, list[nn.Parameter]] = defaultdict(list)
@@ -59,8 +62,8 @@ class Muon(torch.optim.Optimizer):
             momentum = self.state[param].setdefault("momentum", torch.zeros_like(param))
             assert param.grad is not None
             momentum.lerp_(param.grad, 1 - group["momentum"])
-            updates.append(param.grad.lerp(momentum, group["momentum"]))  # Nesterov's look ahead
-        # The rate may be a tensor: a captured step then reads its value of the day.
+            updates.append(param.grad.lerp(momentum, group["momentum"]))  # Nesterov momentum
+        # `lr` may be a tensor, whose current value a captured step reads.
         scale = group["lr"] * 0.2 * max(shape[-2:]) ** 0.5
         targets: list[Tensor] = list(params)
         stacked = torch.stack(updates)
@@ -70,9 +73,9 @@ class Muon(torch.optim.Optimizer):
 
 
 def split_parameters(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
-    """(matrices of transformer blocks, for Muon; everything else, also the gates of experts, for AdamW)."""
+    """(matrices of transformer blocks, for Muon; all other parameters, MoE gates included, for AdamW)."""
     matrices, rest = [], []
     for name, param in model.named_parameters():
-        inside = (".layers." in name or ".blocks." in name) and ".gate." not in name
-        (matrices if inside and param.ndim in (2, 3) and "aligner" not in name else rest).append(param)
+        in_block = (".layers." in name or ".blocks." in name) and ".gate." not in name
+        (matrices if in_block and param.ndim in (2, 3) and "aligner" not in name else rest).append(param)
     return matrices, rest

@@ -1,6 +1,6 @@
-"""The text tokenizer of the embedded models: byte-level BPE learned from the small world's own sentences.
+"""The text tokenizer of the embedded models: byte-level BPE trained on texts about the synthetic world.
 
-Every byte is in the vocabulary, so any text can be read; the world's words are one token each.
+All bytes are in the vocabulary, so any text can be encoded; the words of the world are single tokens.
 """
 
 import json
@@ -18,11 +18,11 @@ from ..world.scene import sample_scene
 from ..world.sentences import KINDS, sample_case
 
 VOCABULARY = 768
-"""Learned tokens, including the 256 bytes; special tokens come on top."""
+"""Size of the learned vocabulary, the 256 bytes included, special tokens not."""
 
 
 def corpus(seed: int, texts: int) -> Iterator[str]:
-    """Sentences, questions and answers of the world, as they stand in prompts: after a space."""
+    """Sentences, questions and answers with the whitespace that surrounds them in prompts."""
     rng = Random(seed)
     for index in range(texts):
         yield " " + sample_case((*KINDS, "mixed")[index % 7], rng).metadata["prompt"]
@@ -34,10 +34,10 @@ def corpus(seed: int, texts: int) -> Iterator[str]:
 def train_tokenizer(
     specials: Sequence[str], extra_texts: Sequence[str], seed: int = 0, texts: int = 20000, repeats: int = 100
 ) -> Tokenizer:
-    """A `tokenizers.Tokenizer` of `VOCABULARY` learned tokens followed by `specials`.
+    """Train a tokenizer with `VOCABULARY` learned tokens followed by the special tokens.
 
-    It learns from `texts` sentences and conversations and `repeats` times each of `extra_texts`.
-    Lines and digits stand alone, as in DeepSeek's own pre-tokenizer; words keep the space before them.
+    The corpus has `texts` sentences, questions and answers, and each of `extra_texts` `repeats` times. Line
+    breaks and digits are split off, as in DeepSeek's pre-tokenizer; words keep the space before them.
     """
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
@@ -53,12 +53,12 @@ def train_tokenizer(
         vocab_size=VOCABULARY, initial_alphabet=ByteLevel.alphabet(), show_progress=False
     )
 
-    def everything() -> Iterator[str]:
+    def training_texts() -> Iterator[str]:
         yield from corpus(seed, texts)
         for text in extra_texts:
             yield from [text] * repeats
 
-    tokenizer.train_from_iterator(everything(), trainer)
+    tokenizer.train_from_iterator(training_texts(), trainer)
     tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in specials])
     return tokenizer
 
@@ -69,7 +69,7 @@ def write_files(
     config: dict[str, Any],
     processor_configs: Mapping[str, dict[str, Any]],
 ) -> None:
-    """Write a model folder's JSON files: its tokenizer, its config and the others by name."""
+    """Write `tokenizer.json`, `config.json` and the other JSON files (by file name) of a model folder."""
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer.save(str(folder / "tokenizer.json"))
     for name, content in {"config.json": config, **processor_configs}.items():

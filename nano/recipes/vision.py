@@ -24,7 +24,7 @@ from ..world.scene import COLORS
 from ..world.shapes import EXTENTS, SHAPES
 from .janus_spec import SIDE
 from .janus_spec import tower_config as janus_tower
-from .trainer import RunConfig, Trainer, initialise
+from .trainer import RunConfig, Trainer, initialize
 from .training_state import constant
 from .vl2_spec import TILES
 from .vl2_spec import tower_config as vl2_tower
@@ -171,7 +171,7 @@ class VisionTrainer(Trainer[PatchLabeller]):
     """Trains on images of a pool of scenes, rendered anew with small changes of place and size."""
 
     name = "vision"
-    weights: ClassVar[dict[str, float]] = {"color": 0.5, "box": 4.0}
+    loss_weights: ClassVar[dict[str, float]] = {"color": 0.5, "box": 4.0}
     peak_lr = 3e-3
 
     def __init__(self, run: RunConfig, tower: str, scenes: int, batch: int) -> None:
@@ -180,10 +180,10 @@ class VisionTrainer(Trainer[PatchLabeller]):
         self.batch = batch
         pool = pack(sample_scenes(run.seed, scenes))
         self.pool = {k: v if v.ndim == 0 else v.to(run.device) for k, v in pool.items()}
-        self.say(f"{scenes} scenes")
+        self.log(f"{scenes} scenes")
         labeller = PatchLabeller(config).to(run.device)
-        initialise(labeller, config.layers)
-        self.learn(labeller, compiled=labeller.vision.blocks)
+        initialize(labeller, config.layers)
+        self.setup(labeller, compiled=labeller.vision.blocks)
 
     def losses(self) -> dict[str, Tensor]:
         chosen = torch.randint(len(self.pool["shape"]), (self.batch,), device=self.device)
@@ -206,7 +206,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=BATCH, help="images a step")
     args = parser.parse_args()
     args.folder.mkdir(parents=True, exist_ok=True)
-    VisionTrainer(RunConfig.of(args), args.tower, args.scenes, args.batch).run()
+    VisionTrainer(RunConfig.from_args(args), args.tower, args.scenes, args.batch).run()
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
-"""Recipe: `vl2-nano`, on a tower that was taught beforehand. `python -m bifrons.nano.recipes.vl2 --help`.
+"""Recipe: train `vl2-nano` on a pretrained vision tower. `python -m bifrons.nano.recipes.vl2 --help`.
 
-B rows, P pictures, V views of a picture, T tokens of a picture, L tokens of a row, H tokens along a side of a
-tile, D decoder width, N tokens of a batch, E experts, K experts a token.
+Shape suffixes: P images, V views (tiles) of an image, T tokens of an image, H height or tokens along a side
+of a tile, W width, D decoder width, N tokens of a batch, E experts, K experts per token; 3 is red, green,
+blue, 4 is x0, y0, x1, y1.
 """
 
 import argparse
@@ -21,23 +22,25 @@ from ...vl2.model import VL2Model
 from ...vl2.pipeline import VL2Pipeline
 from ...vl2.weight_names import keep_float32, official_tensors
 from ..world.renderer import render_packed
-from .datasets import Examples, answer_loss, load_examples
+from .datasets import Examples, answer_loss, insert_image_tokens, load_examples
 from .janus_data import EXAMPLES
 from .janus_spec import SIDE
-from .trainer import RunConfig, Trainer, initialise
+from .trainer import RunConfig, Trainer, initialize
 from .training_state import constant
 from .vision import TOWER, TOWERS
 from .vl2_spec import ConversationEncoder
 from .vq import OFF_LATTICE, jitter, to_pixels
 
 ONE_ROWS, TWO_ROWS = 112, 48
+"""Rows of a batch with one image and with two."""
 FRAME = (1.0, -1.0, -1.0)
-"""The red of a framed example, in -1..1."""
+"""Color of the frame around an example object, RGB in -1..1."""
 FRAME_PIXELS = 2
+"""Width of the frame."""
 
 
 def arrange_image_tokens(model: VL2Model, tiles_PVHHD: Tensor, grid: int) -> Tensor:
-    """`VL2Model.arrange` for many pictures of one square grid: `[P, T, D]`."""
+    """`VL2Model.arrange` for a batch of images with a `grid` x `grid` of local tiles: `[P, T, D]`."""
     local = rearrange(tiles_PVHHD[:, 1:], "p (r c) h w d -> p (r h) (c w) d", r=grid, c=grid)
 
     def rows(x: Tensor) -> Tensor:
@@ -49,55 +52,53 @@ def arrange_image_tokens(model: VL2Model, tiles_PVHHD: Tensor, grid: int) -> Ten
 
 
 def draw_frames(pixels_P3HW: Tensor, frames_P4: Tensor) -> Tensor:
-    """Pictures in -1..1 with the frames (x0, y0, x1, y1 in 0..1) that `draw_boxes` would draw on them."""
+    """Draw one frame on each square image in -1..1, as `draw_boxes` does.
+
+    Frames are x0, y0, x1, y1 in 0..1; all zeros draws none.
+    """
     corners = (frames_P4 * pixels_P3HW.shape[-1]).floor()[:, :, None]
-    at = torch.arange(pixels_P3HW.shape[-1], device=pixels_P3HW.device)
+    positions = torch.arange(pixels_P3HW.shape[-1], device=pixels_P3HW.device)
 
     def inside(axis: int, margin: int) -> Tensor:
-        return (at >= corners[:, axis] + margin) & (at <= corners[:, axis + 2] - margin)
+        return (positions >= corners[:, axis] + margin) & (positions <= corners[:, axis + 2] - margin)
 
     outer = inside(1, 0)[:, :, None] & inside(0, 0)[:, None]
     inner = inside(1, FRAME_PIXELS)[:, :, None] & inside(0, FRAME_PIXELS)[:, None]
-    there = (frames_P4[:, 2] > 0)[:, None, None]
-    red = constant(FRAME, pixels_P3HW.device)[:, None, None]
-    return torch.where((outer & ~inner & there)[:, None], red, pixels_P3HW)
-
-
-def insert_image_tokens(x_BLD: Tensor, pictures_BTD: Tensor, at: int) -> Tensor:
-    """Embeddings in which the tokens of each row's picture stand from position `at` on."""
-    return torch.cat((x_BLD[:, :at], pictures_BTD, x_BLD[:, at + pictures_BTD.shape[1] :]), dim=1)
+    framed = (frames_P4[:, 2] > 0)[:, None, None]
+    color = constant(FRAME, pixels_P3HW.device)[:, None, None]
+    return torch.where((outer & ~inner & framed)[:, None], color, pixels_P3HW)
 
 
 class LoadBalancingLoss:
-    """Watches the gates of a model, and says how unevenly they use their experts.
+    """Auxiliary loss of the MoE gates, collected by forward hooks.
 
-    The loss of a layer is E times the sum, over its experts, of the share of the choices times the mean score
-    (Fedus et al. 2021, "Switch Transformers", eq. 4): 1 where all are used alike.
+    The loss of a layer is E times the sum over its experts of the share of tokens routed to the expert times
+    its mean score (Fedus et al. 2021, "Switch Transformers", eq. 4): 1 for perfect balance.
     """
 
     def __init__(self, model: VL2Model) -> None:
         self.losses: list[Tensor] = []
         self.gates = [module for module in model.modules() if isinstance(module, Gate)]
         for gate in self.gates:
-            gate.register_forward_hook(self._watch)
+            gate.register_forward_hook(self._collect)
 
-    def _watch(self, gate: Gate, inputs: tuple[Tensor], output: tuple[Tensor, Tensor]) -> None:
-        scores_NE, chosen_NK = gate.scores(inputs[0]), output[0]
-        used_E = F.one_hot(chosen_NK, scores_NE.shape[1]).float().mean((0, 1))
-        self.losses.append(scores_NE.shape[1] * (used_E * scores_NE.mean(0)).sum())
+    def _collect(self, gate: Gate, inputs: tuple[Tensor], output: tuple[Tensor, Tensor]) -> None:
+        scores_NE, experts_NK = gate.scores(inputs[0]), output[0]
+        load_E = F.one_hot(experts_NK, scores_NE.shape[1]).float().mean((0, 1))
+        self.losses.append(scores_NE.shape[1] * (load_E * scores_NE.mean(0)).sum())
 
     def take(self) -> Tensor:
-        """The mean over layers since the last call."""
+        """The mean loss of the layers run since the last call."""
         loss = torch.stack(self.losses).mean()
         self.losses.clear()
         return loss
 
 
 class VL2Trainer(Trainer[VL2Model]):
-    """Conversations about one and about two images in one batch."""
+    """Trains on conversations about one and about two images in one batch."""
 
     name = "vl2"
-    weights: ClassVar[dict[str, float]] = {"two": 0.5, "balance": 0.02}
+    loss_weights: ClassVar[dict[str, float]] = {"two": 0.5, "balance": 0.02}
     peak_lr = 3e-3
 
     def __init__(
@@ -109,77 +110,78 @@ class VL2Trainer(Trainer[VL2Model]):
         self.views = TOWERS["vl2"][1]
         self.one = load_examples(run.folder / EXAMPLES, "one").to(run.device)
         self.two = load_examples(run.folder / EXAMPLES, "two").to(run.device)
-        self.say(f"{len(self.one)} and {len(self.two)} conversations about one and two pictures loaded")
+        self.log(f"{len(self.one)} and {len(self.two)} conversations about one and two images loaded")
         model = new_model(run.folder, start)
         for module in model.modules():
             if isinstance(module, MoE):
                 module.experts.implementation = dense_experts
         model = model.to(run.device)
-        self.learn(model)
+        self.setup(model)
         self.balance = LoadBalancingLoss(model)
 
     def render(self, scenes: dict[str, Tensor]) -> Tensor:
+        """Images of packed scenes in -1..1, some of them jittered."""
         return to_pixels(render_packed(jitter(scenes, OFF_LATTICE), SIDE, self.device))
 
     def losses(self) -> dict[str, Tensor]:
         model = self.model
         one = self.one.take(torch.randint(len(self.one), (self.rows[0],), device=self.device))
         two = self.two.take(torch.randint(len(self.two), (self.rows[1],), device=self.device))
-        pixels = (self.render(one.scenes), *self._pair(two))
+        pixels = (self.render(one.scenes), *self._render_pair(two))
         with torch.autocast(self.device, torch.bfloat16, cache_enabled=False):
             views = self.views.cut(torch.cat(pixels))
             tiles = model.embed_tiles(views.flatten(0, 1)).unflatten(0, views.shape[:2])
-            pictures = arrange_image_tokens(model, tiles, self.views.grid)
-            single, first, second = pictures.split([len(part) for part in pixels])
+            images = arrange_image_tokens(model, tiles, self.views.grid)
+            single, first, second = images.split([len(part) for part in pixels])
             x_one = insert_image_tokens(model.embed_text(one.ids.long()).bfloat16(), single, self.offsets[0])
             x_two = insert_image_tokens(model.embed_text(two.ids.long()).bfloat16(), first, self.offsets[0])
             x_two = insert_image_tokens(x_two, second, self.offsets[1])
-            spare = x_two.shape[1] - x_one.shape[1]
-            hidden = model.decoder(torch.cat((F.pad(x_one, (0, 0, 0, spare)), x_two)))
+            padding = x_two.shape[1] - x_one.shape[1]
+            hidden = model.decoder(torch.cat((F.pad(x_one, (0, 0, 0, padding)), x_two)))
             return {
                 "one": answer_loss(model.text_logits, hidden[: len(x_one)], one),
                 "two": answer_loss(model.text_logits, hidden[len(x_one) :], two),
                 "balance": self.balance.take(),
             }
 
-    def _pair(self, rows: Examples) -> tuple[Tensor, Tensor]:
-        """Both pictures of conversations about two, the first with its frame if it has one."""
-        scenes: dict[str, Any] = rows.scenes
+    def _render_pair(self, batch: Examples) -> tuple[Tensor, Tensor]:
+        """The first images, some of them framed, and the second images of conversations about two."""
+        scenes: dict[str, Any] = batch.scenes
         second = {name: scenes[f"second.{name}"] for name in ("shape", "color", "background")}
         second |= {"place": scenes["second.place"].float(), "aspect": scenes["aspect"]}
-        # A frame fits what it was drawn around: these stay where they are.
+        # Not jittered, since the frames are fitted to the objects.
         pixels = to_pixels(render_packed(scenes, SIDE, self.device))
         return draw_frames(pixels, scenes["frame"].float()), self.render(second)
 
     def export(self) -> None:
-        """The averaged weights under their official names."""
+        """Write the averaged weights under their official names."""
         weights = {
-            name: piece.to(torch.float32 if keep_float32(name) else torch.bfloat16).contiguous().clone()
-            for own, tensor in self.average.model.state_dict().items()
-            for name, piece in official_tensors(own, tensor)
+            name: part.to(torch.float32 if keep_float32(name) else torch.bfloat16).contiguous().clone()
+            for model_name, tensor in self.average.model.state_dict().items()
+            for name, part in official_tensors(model_name, tensor)
         }
         save_file(weights, self.folder / "model.safetensors", {"format": "pt"})
 
 
 def new_model(folder: Path, start: Path | None = None) -> VL2Model:
-    """All the weights of `start`, or fresh ones and the taught tower of the folder."""
+    """A model with the weights of the folder `start`, or new ones and the vision tower of `folder`."""
     model = VL2Model(read_config(folder))
     if start is not None:
         model.load_state_dict(VL2Pipeline.from_pretrained(start, "cpu", "float32").model.state_dict())
         return model
-    initialise(model, model.config.decoder.num_layers)
+    initialize(model, model.config.decoder.num_layers)
     model.vision.load_state_dict(load_file(folder / TOWER))
     return model
 
 
 def main() -> None:
-    """Train vl2-nano."""
-    parser = argparse.ArgumentParser(description="Train vl2-nano on the small world.")
+    """Command line: train vl2-nano."""
+    parser = argparse.ArgumentParser(description="Train vl2-nano on the synthetic world.")
     RunConfig.add_arguments(parser, "runs/vl2-nano", 400)
-    parser.add_argument("--start", type=Path, help="a vl2-nano folder whose weights to begin with")
+    parser.add_argument("--start", type=Path, help="a vl2-nano folder with initial weights")
     parser.add_argument("--rows", type=int, nargs=2, default=(ONE_ROWS, TWO_ROWS), metavar=("ONE", "TWO"))
     args = parser.parse_args()
-    VL2Trainer(RunConfig.of(args), args.start, tuple(args.rows)).run()
+    VL2Trainer(RunConfig.from_args(args), args.start, tuple(args.rows)).run()
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""Recipe: the text tokenizer and the training conversations of `vl2-nano`, made on the CPU.
+"""Recipe: the text tokenizer and the training conversations of `vl2-nano`, generated on the CPU.
 
-`python -m bifrons.nano.recipes.vl2_data --help`. Conversations about one picture (questions, places,
-descriptions) and about two (comparisons, things like a framed one).
+Usage: `python -m bifrons.nano.recipes.vl2_data --help`. There are conversations about one image (questions,
+grounding, captions) and about two (comparisons, in-context grounding).
 """
 
 import argparse
@@ -18,21 +18,30 @@ from ..world.pairs import KINDS as PAIR_KINDS
 from ..world.pairs import sample_comparison, sample_example_query, sample_pair
 from ..world.phrases import answer, grounded_caption, normalized_box, sample_query
 from ..world.questions import sample_question
-from ..world.scene import Scene, sample_scene
-from ..world.sentences import KINDS, sample_case
-from .datasets import CAPTION_REQUESTS, SHARD, Arrays, build, caption, collate, save_examples
+from ..world.scene import Scene
+from .datasets import (
+    CAPTION_REQUESTS,
+    SHARD,
+    Arrays,
+    Turns,
+    build,
+    caption,
+    collate,
+    conversation_shard,
+    encode_to_fit,
+    save_examples,
+)
 from .janus_data import EXAMPLES
 from .vl2_spec import ConversationEncoder, write_folder
 
 ONE_WIDTH, TWO_WIDTH = 288, 352
-"""Tokens of the longest conversation about one picture, and about two."""
+"""Tokens of the longest conversation about one image, and about two."""
 MAX_TURNS = 6
-
-Turns = list[tuple[str, str]]
+"""Question-answer pairs of the longest conversation."""
 
 
 def single_image_conversation(scene: Scene, rng: Random) -> Turns:
-    """A conversation about one picture."""
+    """Two to six questions, grounding queries or captions about one image."""
     turns: Turns = []
     for _ in range(rng.randint(2, MAX_TURNS)):
         draw = rng.random()
@@ -50,41 +59,21 @@ def single_image_conversation(scene: Scene, rng: Random) -> Turns:
 
 
 def two_image_conversation(a: Scene, b: Scene, rng: Random) -> Turns:
-    """A conversation about two pictures. Whether a colour is the same is hardest, and asked most."""
-    shares = [3 if kind == "same" else 1 for kind in PAIR_KINDS]
-    kinds = rng.choices(PAIR_KINDS, shares, k=rng.randint(2, MAX_TURNS))
+    """Two to six questions about two images. The hardest kind, equality of colors, is the most frequent."""
+    weights = [3 if kind == "same" else 1 for kind in PAIR_KINDS]
+    kinds = rng.choices(PAIR_KINDS, weights, k=rng.randint(2, MAX_TURNS))
     questions = [sample_comparison(a, b, rng, kind) for kind in kinds]
     return [(question.text, question.answer) for question in questions]
 
 
-def _fitting(
-    encode: ConversationEncoder, turns: Turns, pictures: int, width: int
-) -> tuple[list[int], list[bool]]:
-    ids, learn = encode(turns, pictures)
-    while len(ids) > width:
-        turns = turns[:-1]
-        ids, learn = encode(turns, pictures)
-    return ids, learn
+def image_pair_shard(seed: int, encode: ConversationEncoder) -> Arrays:
+    """Conversations about two images.
 
-
-def one_shard(seed: int, encode: ConversationEncoder) -> Arrays:
-    """Conversations about one picture; half of the scenes are those of sentences."""
+    Adds to the arrays of `collate` the second scenes, named `second.*`, and `frame` float16 `[N, 4]`, the box
+    (x0, y0, x1, y1 in 0..1) framed in the first image, zeros for none.
+    """
     rng = Random(seed)
-    rows, learn, scenes = [], [], []
-    for index in range(SHARD):
-        scene = sample_scene(rng) if index % 2 else sample_case(rng.choice((*KINDS, "mixed")), rng).scene
-        ids, marks = _fitting(encode, single_image_conversation(scene, rng), 1, ONE_WIDTH)
-        rows.append(ids)
-        learn.append(marks)
-        scenes.append(scene)
-    return collate(rows, learn, scenes, ONE_WIDTH)
-
-
-def two_shard(seed: int, encode: ConversationEncoder) -> Arrays:
-    """Conversations about two pictures: rows as for one, the second scenes under names with `second.`, and
-    `frame` float16 `[N, 4]`, the box in 0..1 that is framed in the first picture (zeros: none)."""
-    rng = Random(seed)
-    rows, learn, firsts, seconds, frames = [], [], [], [], []
+    rows, masks, firsts, seconds, frames = [], [], [], [], []
     for _ in range(SHARD):
         a, b = sample_pair(rng)
         frame = (0, 0, 0, 0)
@@ -93,30 +82,37 @@ def two_shard(seed: int, encode: ConversationEncoder) -> Arrays:
             frame, turns = normalized_box(obj), [(question, answer(query))]
         else:
             turns = two_image_conversation(a, b, rng)
-        ids, marks = _fitting(encode, turns, 2, TWO_WIDTH)
+        ids, mask = encode_to_fit(partial(encode, images=2), turns, TWO_WIDTH)
         rows.append(ids)
-        learn.append(marks)
+        masks.append(mask)
         firsts.append(a)
         seconds.append(b)
         frames.append(frame)
-    first, second = (collate(rows, learn, scenes, TWO_WIDTH) for scenes in (firsts, seconds))
-    extra = {f"second.{k}": second[k] for k in ("shape", "place", "color", "background")}
-    return {**first, **extra, "frame": (np.array(frames) / FULL).astype(np.float16)}
+    first, second = (collate(rows, masks, scenes, TWO_WIDTH) for scenes in (firsts, seconds))
+    second = {f"second.{k}": second[k] for k in ("shape", "place", "color", "background")}
+    return {**first, **second, "frame": (np.array(frames) / FULL).astype(np.float16)}
 
 
 def make_examples(folder: Path, one: int, two: int, seed: int, workers: int) -> None:
     """Write the folder's JSON files and `examples.npz`."""
     write_folder(folder)
     encode = ConversationEncoder(folder)
+    one_shard = partial(
+        conversation_shard,
+        converse=single_image_conversation,
+        encode=partial(encode, images=1),
+        width=ONE_WIDTH,
+    )
+    two_shard = partial(image_pair_shard, encode=encode)
     save_examples(
         folder / EXAMPLES,
-        one=build(partial(one_shard, encode=encode), max(1, one // SHARD), seed, workers),
-        two=build(partial(two_shard, encode=encode), max(1, two // SHARD), seed + 5000, workers),
+        one=build(one_shard, max(1, one // SHARD), seed, workers),
+        two=build(two_shard, max(1, two // SHARD), seed + 5000, workers),
     )
 
 
 def main() -> None:
-    """Make vl2-nano's tokenizer and examples."""
+    """Command line: write the tokenizer, configs and examples of vl2-nano."""
     parser = argparse.ArgumentParser(description="Make vl2-nano's text tokenizer and training examples.")
     parser.add_argument("--folder", type=Path, default=Path("runs/vl2-nano"))
     parser.add_argument("--one", type=int, default=200_000, help="conversations about one picture")

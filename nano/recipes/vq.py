@@ -19,8 +19,8 @@ from torch import Tensor
 
 from ...tokenizers.vq.model import VQModel, to_uint8
 from ..world.renderer import pack, render_packed
-from ..world.scene import Scene, sample_scene
-from ..world.sentences import KINDS, sample_case
+from ..world.scene import Scene
+from .datasets import training_scene
 from .janus_spec import SIDE, vq_config
 from .training_state import Average, Clock, load_state, save_state
 
@@ -50,8 +50,7 @@ def jitter(scenes: dict[str, Tensor], share: float) -> dict[str, Tensor]:
 def sample_scenes(seed: int, count: int) -> list[Scene]:
     """Scenes of every kind of the training split."""
     rng = Random(seed)
-    kinds = (*KINDS, "mixed")
-    return [sample_scene(rng) if i % 2 else sample_case(rng.choice(kinds), rng).scene for i in range(count)]
+    return [training_scene(rng, index) for index in range(count)]
 
 
 class MovingCodebook:

@@ -6,17 +6,17 @@ from random import Random
 import pytest
 import torch
 from bifrons.eval.nano.vl2 import judge_query, matched
+from bifrons.nano.recipes.datasets import insert_image_tokens, save_examples
 from bifrons.nano.recipes.janus_spec import SIDE
-from bifrons.nano.recipes.trainer import RunConfig, initialise
+from bifrons.nano.recipes.trainer import RunConfig, initialize
 from bifrons.nano.recipes.vision import NOTHING, TOWERS, PatchLabeller, Views, label_patches, vision_losses
 from bifrons.nano.recipes.vl2 import (
     LoadBalancingLoss,
     VL2Trainer,
     arrange_image_tokens,
     draw_frames,
-    insert_image_tokens,
 )
-from bifrons.nano.recipes.vl2_data import save_examples, single_image_conversation, two_image_conversation
+from bifrons.nano.recipes.vl2_data import single_image_conversation, two_image_conversation
 from bifrons.nano.recipes.vl2_spec import ConversationEncoder, write_folder
 from bifrons.nano.recipes.vq import to_pixels
 from bifrons.nano.world.pairs import KINDS as PAIR_KINDS
@@ -47,7 +47,7 @@ def folder(tmp_path_factory) -> Path:
 def model(folder) -> VL2Model:
     torch.manual_seed(0)
     made = VL2Model(read_config(folder))
-    initialise(made, made.config.decoder.num_layers)
+    initialize(made, made.config.decoder.num_layers)
     return made.eval()
 
 
@@ -115,7 +115,7 @@ def test_a_tower_learns_from_its_patches():
     torch.manual_seed(0)
     config, views = TOWERS["vl2"]
     labeller = PatchLabeller(config)
-    initialise(labeller, config.layers)
+    initialize(labeller, config.layers)
     packed = pack([sample_scene(Random(seed)) for seed in range(2)])
     pixels = to_pixels(render_packed(packed, SIDE, "cpu"))
     adam = torch.optim.AdamW(labeller.parameters(), 2e-3)
@@ -207,7 +207,7 @@ def test_a_short_training_writes_a_model_that_loads(folder, model):
     save_examples(folder / "examples.npz", **groups)
 
     trainer = VL2Trainer(RunConfig(folder, 60.0), rows=(2, 1))
-    trainer.rate.fill_(1e-3)
+    trainer.learning_rate.fill_(1e-3)
     losses = trainer.update()
     assert set(losses) == {"one", "two", "balance"}
     assert losses["balance"] >= 0.99  # 1 is perfect balance
@@ -219,7 +219,7 @@ def test_a_short_training_writes_a_model_that_loads(folder, model):
     assert isinstance(pipe.ask(to_pil(sample_scene(rng), SIDE), "What is it?", 4), str)
 
     again = VL2Trainer(RunConfig(folder, 60.0), rows=(2, 1))
-    again.prepare()
+    again.prepare_step()
     again.resume()
     for old, new in zip(trainer.model.parameters(), again.model.parameters(), strict=True):
         assert torch.equal(old, new)
