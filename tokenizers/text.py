@@ -1,11 +1,10 @@
-"""The text tokenizer: a thin, exact layer over the `tokenizer.json` of a model folder.
+"""Text tokenizer: a thin wrapper of Hugging Face's `tokenizers` for the `tokenizer.json` of a model folder.
 
-The file is read with Hugging Face's `tokenizers`, and never through transformers' tokenizer classes: since
-version 5 they rebuild the pre-tokenizer of folders that call themselves Llama and lose every space of
-DeepSeek's byte-level vocabularies (transformers issue 45488).
+The tokenizer classes of transformers are not used: since version 5 they rebuild the pre-tokenizer of folders
+declared as Llama, which loses all spaces with DeepSeek's byte-level vocabularies (transformers issue 45488).
 
-Ids are always looked up by name in the tokenizer that was loaded. Two releases of one family number the same
-name differently, and the library renumbers the added tokens when it loads a file.
+Token ids are always looked up by name in the loaded tokenizer: releases of the same model family assign
+different ids to the same token, and the library renumbers added tokens when it loads a file.
 """
 
 from collections.abc import Iterable, Sequence
@@ -27,15 +26,16 @@ _REPLACEMENT = "\ufffd"
 
 
 def read_settings(path: Path) -> dict[str, Any]:
-    """The JSON object in a settings file that a model folder may lack: an empty dict then.
+    """The JSON object in an optional settings file of a model folder; empty if the file doesn't exist.
 
-    Raises ConfigError when the file is there and can't be read, or holds something else than an object.
+    Raises ConfigError if the file can't be read or holds anything but an object.
     """
     return read_json(path) if path.exists() else {}
 
 
-def _special_names(folder: Path, config: dict[str, Any]) -> dict[str, str]:
-    """Names of the bos, eos and pad tokens; a null or absent entry falls through to the next source."""
+def _special_token_names(folder: Path, config: dict[str, Any]) -> dict[str, str]:
+    """Names of the bos, eos and pad tokens, from the first of `special_tokens_map.json`, `config` and the
+    defaults that has a non-null entry."""
     names = {}
     sources = (read_settings(folder / "special_tokens_map.json"), config)
     for key, default in _DEFAULT_NAMES.items():
@@ -55,14 +55,14 @@ def _special_names(folder: Path, config: dict[str, Any]) -> dict[str, str]:
 
 
 class TextTokenizer:
-    """Text to ids and back, as the official processors do it.
+    """Encodes and decodes text exactly as the official processors do.
 
-    Special tokens that are written out in a text (`<|User|>`, `<image>` ...) become their single ids,
-    wherever they come from: the official demos rely on it.
+    Special tokens spelled out in a text (`<|User|>`, `<image>` ...) are always encoded to their single ids,
+    on which the official demos rely.
     """
 
     def __init__(self, hf: Tokenizer, *, names: dict[str, str], add_bos: bool, origin: str) -> None:
-        # A file may carry truncation or padding from its training; either would change a prompt in silence.
+        # `tokenizer.json` may enable truncation or padding, which would silently change prompts.
         hf.no_truncation()
         hf.no_padding()
         self.hf = hf
@@ -73,11 +73,10 @@ class TextTokenizer:
 
     @classmethod
     def from_folder(cls, folder: str | PathLike[str]) -> "TextTokenizer":
-        """Read `tokenizer.json`, `tokenizer_config.json` and `special_tokens_map.json` of a model folder.
+        """Load `tokenizer.json` and, if they exist, `tokenizer_config.json` and `special_tokens_map.json`.
 
-        Only the first must be there. Without `add_bos_token` in the config a BOS is added: that is the
-        default of `LlamaTokenizerFast` in transformers 4.46, which the official code runs on.
-        Raises ConfigError when a file is missing or damaged.
+        `add_bos_token` defaults to true, as in `LlamaTokenizerFast` of transformers 4.46, which the official
+        code uses. Raises ConfigError if `tokenizer.json` is missing or any of the files is invalid.
         """
         folder = Path(folder)
         path = folder / "tokenizer.json"
@@ -85,18 +84,18 @@ class TextTokenizer:
             raise ConfigError(f"{folder} has no tokenizer.json; a model folder must hold one")
         try:
             hf = Tokenizer.from_file(str(path))
-        except Exception as error:  # the library raises bare Exception for every kind of damage
+        except Exception as error:  # the library raises plain Exception for any invalid file
             raise ConfigError(f"{path} can't be read as a tokenizer: {error}") from error
         config = read_settings(folder / "tokenizer_config.json")
         add_bos = config.get("add_bos_token", True)
         if not isinstance(add_bos, bool):
             raise ConfigError(f"add_bos_token in {folder} must be true or false, not {add_bos!r}")
-        return cls(hf, names=_special_names(folder, config), add_bos=add_bos, origin=str(folder))
+        return cls(hf, names=_special_token_names(folder, config), add_bos=add_bos, origin=str(folder))
 
     def encode(self, text: str, bos: bool | None = None) -> list[int]:
-        """Ids of a text, with one BOS id in front if `bos` (None: as the tokenizer's config says).
+        """Token ids of a text, preceded by a BOS id if `bos` (by default, if the tokenizer's config says so).
 
-        Raises PromptError for something that is not text, or that no UTF-8 can hold (lone surrogates).
+        Raises PromptError for anything but a str, and for lone surrogates, which UTF-8 can't encode.
         """
         if not isinstance(text, str):
             raise PromptError(f"a text must be a str, not {type(text).__name__}")
@@ -109,29 +108,29 @@ class TextTokenizer:
         return [self.bos_id, *ids] if use_bos else ids
 
     def decode(self, ids: Iterable[int], skip_special_tokens: bool = True) -> str:
-        """Text of ids; bytes that are not UTF-8 become U+FFFD, ids beyond the vocabulary become nothing."""
+        """Text of token ids. Invalid UTF-8 becomes U+FFFD; ids outside the vocabulary are ignored."""
         return self.hf.decode([int(i) for i in ids], skip_special_tokens=skip_special_tokens)
 
     def has(self, name: str) -> bool:
-        """Whether the vocabulary has a token of exactly this name."""
+        """Whether the vocabulary has a token with exactly this name."""
         return self.hf.token_to_id(name) is not None
 
     def token_id(self, name: str) -> int:
-        """Id of the token of exactly this name. Raises ConfigError if there is none."""
-        found = self.hf.token_to_id(name)
-        if found is None:
+        """Id of the token with exactly this name. Raises ConfigError if there is none."""
+        token_id = self.hf.token_to_id(name)
+        if token_id is None:
             raise ConfigError(f"the tokenizer of {self.origin} has no token {name!r}")
-        return found
+        return token_id
 
     def add_special(self, name: str) -> int:
-        """Id of a special token, which is appended to the vocabulary only if it isn't there yet."""
+        """Id of a special token, added to the vocabulary if missing."""
         if not self.has(name):
             self.hf.add_special_tokens([AddedToken(name, normalized=False, special=True)])
             self._special_ids = None
         return self.token_id(name)
 
     def is_special(self, token_id: int) -> bool:
-        """Whether `decode` leaves this id out when it skips special tokens."""
+        """Whether `decode` drops this id with `skip_special_tokens`."""
         if self._special_ids is None:
             added = self.hf.get_added_tokens_decoder()
             self._special_ids = frozenset(i for i, token in added.items() if token.special)
@@ -151,17 +150,17 @@ class TextTokenizer:
 
     @property
     def vocab_size(self) -> int:
-        """Tokens of the vocabulary, added ones included (models often have more embedding rows)."""
+        """Size of the vocabulary with added tokens; models often have more embedding rows."""
         return self.hf.get_vocab_size(with_added_tokens=True)
 
 
 class StreamDecoder:
-    """Ids in, text out as soon as it is certain: `push` each id, then `flush` once.
+    """Incremental detokenizer: `push` each token id, then `flush` once.
 
-    The pieces joined are `decode` of all the ids (byte-level vocabularies, which all of these models have).
-    Trailing U+FFFD are held back, since the next id may complete the character. Only the ids since the last
-    certain place, and those of one piece before it as context, are decoded each time: the cost of an id does
-    not grow with the length of the answer.
+    The concatenated pieces equal `decode` of all ids (for byte-level vocabularies, which all these models
+    have). Text that ends in U+FFFD is held back, since the next id may complete the character. Each call
+    decodes only the pending ids and those of the previous piece as context, so the cost per token does not
+    grow with the length of the text.
     """
 
     def __init__(self, tokenizer: TextTokenizer, skip_special_tokens: bool = True) -> None:
@@ -171,7 +170,7 @@ class StreamDecoder:
         self._pending: list[int] = []
 
     def push(self, token_id: int) -> str:
-        """Take one id; return the text that became certain (often one token's, sometimes "")."""
+        """Add one token id; returns the text that is now final, possibly empty."""
         token_id = int(token_id)
         if self._tokenizer.hf.id_to_token(token_id) is None:
             return ""
@@ -185,15 +184,16 @@ class StreamDecoder:
         return piece
 
     def extend(self, ids: Sequence[int]) -> str:
-        """`push` for several ids."""
+        """Add several token ids; returns the text that is now final."""
         return "".join(self.push(i) for i in ids)
 
     def flush(self) -> str:
-        """The text held back (broken characters as U+FFFD). The decoder is then as new."""
+        """Return the pending text, with incomplete characters as U+FFFD, and reset the decoder."""
         piece = self._new_text() if self._pending else ""
         self._context, self._pending = [], []
         return piece
 
     def _new_text(self) -> str:
-        before = self._tokenizer.decode(self._context, self._skip)
-        return self._tokenizer.decode(self._context + self._pending, self._skip)[len(before) :]
+        """Text of the pending ids after their context."""
+        context = self._tokenizer.decode(self._context, self._skip)
+        return self._tokenizer.decode(self._context + self._pending, self._skip)[len(context) :]

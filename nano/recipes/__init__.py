@@ -1,4 +1,4 @@
-"""How the embedded models are made: their configs, data and training scripts.
+"""Configs, training data and training scripts of the embedded models.
 
 Imports `nano.world`, `janus` and `vl2`.
 Start with `janus.py`.

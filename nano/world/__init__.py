@@ -1,4 +1,4 @@
-"""The small world of the embedded models: scenes, their sentences, the renderer and the exact detector.
+"""The synthetic world of the embedded models: scenes, prompts and questions, renderer and detector.
 
 Imports `blocks` and `vl2` (for the format of boxes).
 Start with `scene.py`.

@@ -152,7 +152,7 @@ def _segments(
             for core_HW in _components(solid_HW):
                 if core_HW.sum() >= min_area:
                     dilated_HW = ndimage.binary_dilation(core_HW, _EIGHT_CONNECTED, 2)
-                    yield alpha_HW * (dilated_HW & (core_HW | ~solid_HW)), color, left, top
+                    yield alpha_HW * np.logical_and(dilated_HW, core_HW | ~solid_HW), color, left, top
 
 
 def _alpha(
