@@ -50,7 +50,7 @@ class SamplingTensors(NamedTuple):
     top_p: float | Tensor
     penalty: float | Tensor
     one: float | Tensor = 1.0
-    """1.0, the temperature for logits that were already divided by theirs."""
+    """Constant 1.0, passed as the temperature where it has already been applied."""
 
 
 @dataclass(frozen=True)

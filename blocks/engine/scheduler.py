@@ -233,7 +233,7 @@ class Scheduler:
     def _finish(self, request: Request, reason: str) -> None:
         self._running.remove(request)
         while request.row_ids:
-            # The higher row first: dropping a row moves the last one, which may be the request's own other.
+            # The higher row first: dropping a row moves the last one, which may be this request's other row.
             request.row_ids.sort()
             row = request.row_ids.pop()
             moved = self._slots.drop(row)
