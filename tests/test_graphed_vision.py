@@ -1,4 +1,5 @@
-"""The vision tower as captured graphs; on the CPU a replay runs the captured work again."""
+"""Vision towers of both families and the image tokenizer as captured graphs; on the CPU a replay runs the
+captured work again."""
 
 import gc
 import threading
@@ -7,11 +8,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from bifrons.blocks.graphs import graphed_module
 from bifrons.blocks.graphs.graphed_module import graphed_module_of
-from bifrons.vl2.config import read_config
+from bifrons.janus.config import read_config as read_janus
+from bifrons.janus.model import JanusModel
+from bifrons.janus.pipeline import JanusPipeline
+from bifrons.vl2.config import read_config as read_vl2
 from bifrons.vl2.model import VL2Model
 from bifrons.vl2.pipeline import VL2Pipeline
 from PIL import Image
@@ -20,22 +25,36 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 on_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA")
 DEVICES = ["cpu", pytest.param("cuda", marks=on_cuda)]
-DATA = Path(__file__).parent.parent / "data"
+DATA = Path(__file__).parent / "data"
+FAMILIES = {"janus-mini": JanusPipeline, "vl2-mini-mha": VL2Pipeline}
 
 
 @pytest.fixture(params=DEVICES)
-def pipe(request: pytest.FixtureRequest, warm_up_capturer, monkeypatch: pytest.MonkeyPatch) -> VL2Pipeline:
+def device(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+@pytest.fixture(params=FAMILIES)
+def pipe(
+    request: pytest.FixtureRequest, device: str, warm_up_capturer, monkeypatch: pytest.MonkeyPatch
+) -> JanusPipeline | VL2Pipeline:
     """A model in float32 whose tower is captured, on the CPU too."""
-    pipe = VL2Pipeline.from_pretrained(DATA / "vl2-mini-mha", request.param, "float32", progress=False)
-    if request.param == "cpu":
+    name = request.param
+    pipe = FAMILIES[name].from_pretrained(DATA / name, device, "float32", progress=False)
+    if device == "cpu":
         monkeypatch.setattr(graphed_module, "uses_cuda_graphs", lambda decoder: decoder.capture is not False)
         graphed_module_of(pipe.model, pipe.device).capturer = warm_up_capturer()
     return pipe
 
 
+def embed(model: Any, pixels: Tensor) -> Tensor:
+    """Features of images, or of VL2's tiles."""
+    return (model.embed_images if isinstance(model, JanusModel) else model.embed_tiles)(pixels)
+
+
 def encode(model: Any, pixels: Tensor) -> Tensor:
     with torch.no_grad():
-        return model.embed_tiles(pixels)
+        return embed(model, pixels)
 
 
 def encode_eagerly(model: Any, pixels: Tensor) -> Tensor:
@@ -58,7 +77,7 @@ def captures_made(model: Any) -> int:
     return graphed_module_of(model, model.decoder.device).capturer.made
 
 
-def test_captured_output_is_the_eager_one_and_the_callers_own(pipe: VL2Pipeline) -> None:
+def test_captured_output_is_the_eager_one_and_the_callers_own(pipe: JanusPipeline | VL2Pipeline) -> None:
     model, outputs = pipe.model, []
     for seed in range(4):
         for count in (1, 3):
@@ -68,7 +87,7 @@ def test_captured_output_is_the_eager_one_and_the_callers_own(pipe: VL2Pipeline)
         assert_same(found, encode_eagerly(model, random_pixels(model, count, seed)))
 
 
-def test_moved_weights_are_captured_anew(pipe: VL2Pipeline) -> None:
+def test_moved_weights_are_captured_anew(pipe: JanusPipeline | VL2Pipeline) -> None:
     model = pipe.model
     for _ in range(3):
         encode(model, random_pixels(model, 1))
@@ -83,12 +102,12 @@ def test_moved_weights_are_captured_anew(pipe: VL2Pipeline) -> None:
 
 
 def test_gradients_eager_mode_and_other_devices_are_not_captured(
-    pipe: VL2Pipeline, monkeypatch: pytest.MonkeyPatch
+    pipe: JanusPipeline | VL2Pipeline, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = pipe.model
     for _ in range(3):
         model.requires_grad_(True)
-        assert model.embed_tiles(random_pixels(model, 1)).requires_grad
+        assert embed(model, random_pixels(model, 1)).requires_grad
         model.requires_grad_(False)
     model.decoder.capture = False
     for _ in range(3):
@@ -101,7 +120,7 @@ def test_gradients_eager_mode_and_other_devices_are_not_captured(
     assert captures_made(model) == 0
 
 
-def test_inference_mode_changes_nothing(pipe: VL2Pipeline) -> None:
+def test_inference_mode_changes_nothing(pipe: JanusPipeline | VL2Pipeline) -> None:
     model = pipe.model
     for _ in range(2):
         with torch.inference_mode():
@@ -112,7 +131,7 @@ def test_inference_mode_changes_nothing(pipe: VL2Pipeline) -> None:
         assert_same(encode(model, random_pixels(model, 2)), encode_eagerly(model, random_pixels(model, 2)))
 
 
-def test_threads_get_the_output_of_their_own_images(pipe: VL2Pipeline) -> None:
+def test_threads_get_the_output_of_their_own_images(pipe: JanusPipeline | VL2Pipeline) -> None:
     """While other threads capture and replay, beside one that answers."""
     model, wrong = pipe.model, []
     with torch.no_grad():
@@ -136,12 +155,42 @@ def test_threads_get_the_output_of_their_own_images(pipe: VL2Pipeline) -> None:
     assert answers == {answer}
 
 
-def test_answers_about_images_are_the_same(pipe: VL2Pipeline) -> None:
+def test_answers_about_images_are_the_same(pipe: JanusPipeline | VL2Pipeline) -> None:
     image = Image.new("RGB", (80, 60), (200, 30, 30))
     answers = [pipe.ask(image, "What is this?", 12) for _ in range(3)]
     assert captures_made(pipe.model) == 1
     pipe.model.decoder.capture = False
     assert set(answers) == {pipe.ask(image, "What is this?", 12)}
+
+
+@pytest.mark.parametrize("pipe", ["janus-mini"], indirect=True)
+def test_images_are_decoded_by_a_captured_graph(
+    pipe: JanusPipeline, warm_up_capturer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where that is worth it; the image tokenizer has graphs of its own, beside the tower's."""
+    model = pipe.model
+    vq, grid, total = model.gen_vision_model, model.config.grid, model.config.num_codes
+    codes = torch.randint(model.config.vq.codebook_size, (2, total), device=pipe.device)
+    model.decode_codes(codes)
+    assert not vq.worth_capturing(2, grid)  # in float32
+    monkeypatch.setattr(vq, "worth_capturing", lambda count, grid: count <= 2)
+    capturer = (
+        warm_up_capturer() if pipe.device.type == "cpu" else graphed_module_of(vq, pipe.device).capturer
+    )
+    graphed_module_of(vq, pipe.device).capturer = capturer
+    with torch.no_grad():
+        for seed in range(3):
+            assert_same(model.decode_codes(codes.roll(seed, 1)), vq.decode(codes.roll(seed, 1), grid))
+            encode(model, random_pixels(model, 1))
+        model.decode_codes(codes.repeat(2, 1))
+        model.decode_codes(codes.repeat(2, 1))
+    assert capturer.made == 1
+    assert captures_made(model) == 1
+    images = pipe.decode_codes(codes)
+    monkeypatch.undo()
+    for one, other in zip(images, pipe.decode_codes(codes), strict=True):
+        difference = torch.tensor(np.asarray(one, dtype=int) - np.asarray(other, dtype=int))
+        assert difference.abs().max() <= 1
 
 
 @on_cuda
@@ -158,12 +207,13 @@ def test_graphs_go_with_their_model() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
-@pytest.mark.parametrize("name", ["vl2-mini-mha", "vl2-mini-mla", "vl2-mini-noaux"])
+@pytest.mark.parametrize("name", ["janus-mini", "vl2-mini-mha", "vl2-mini-mla", "vl2-mini-noaux"])
 def test_the_tower_never_waits_for_the_device(
     name: str, dtype: torch.dtype, on_fake_gpu: Callable[..., FakeTensorMode], host_free_mode: Any
 ) -> None:
     with torch.device("meta"):
-        model = VL2Model(read_config(DATA / name))
+        janus = name.startswith("janus")
+        model = JanusModel(read_janus(DATA / name)[0]) if janus else VL2Model(read_vl2(DATA / name))
     side = model.config.vision.image_size
     with on_fake_gpu(model, dtype), torch.no_grad(), host_free_mode() as watched:
         model._encode_vision(torch.empty(5, 3, side, side, device="cuda", dtype=dtype))
