@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from ..device import graph_capture_lock
+from ..kernels import dispatch
+from ..kernels.batch_invariant import libraries_are_batch_invariant
 from ..model.decoder import Decoder
 from .decode_step import sync_free_experts
 from .fused_weights import fuse_weights
@@ -29,6 +31,16 @@ def uses_cuda_graphs(decoder: Decoder) -> bool:
     if decoder.capture is False or device.type != "cuda":
         return False
     return not torch.is_autocast_enabled(device.type)
+
+
+def is_row_invariant(decoder: Decoder) -> bool:
+    """Whether a row's results are the same bits alone and in any batch: in float32 on the CPU, within the
+    limits that batch_invariant.py names; in bfloat16 and float16 by kernels and graphs on CUDA."""
+    if decoder.device.type == "cpu":
+        return decoder.dtype == torch.float32
+    if decoder.dtype == torch.float32 or not libraries_are_batch_invariant():
+        return False
+    return uses_cuda_graphs(decoder) and dispatch.device_has_kernels(decoder.device)
 
 
 def bucket(count: int, least: int = 1) -> int:

@@ -1,19 +1,27 @@
 """Batch-invariant products and attention: a row's result does not depend on the other rows in the batch. In
-float32 on the CPU this holds bit for bit; other dtypes and devices take their fastest path.
+float32 on the CPU, and in bfloat16 and float16 on CUDA, this holds bit for bit; elsewhere the fastest path is
+taken.
 
-Libraries sum the products of one to three rows in another order than those of more rows, and fused attention
-splits its work by the whole batch. The results differ in the last bits only, but these decide near ties in
-sampling: about one image in several hundred would depend on the rest of its batch. So few rows are padded to
-a multiple of four, and attention is computed by plain products. Measured with MKL on a Zen 4 processor:
-products of 4, 8 and of 12 or more rows agree in every bit of a row, as do sums over 32, 64 and more slots of
-which the last have no weight.
+On the CPU, libraries sum the products of one to three rows in another order than those of more rows, and
+fused attention splits its work by the whole batch. The results differ in the last bits only, but these decide
+near ties in sampling: about one image in several hundred would depend on the rest of its batch. So few rows
+are padded to a multiple of four, and attention is computed by plain products. Measured with MKL on a Zen 4
+processor: products of 4, 8 and of 12 or more rows agree in every bit of a row, as do sums over 32, 64 and
+more slots of which the last have no weight.
+
+On CUDA, a product is one sum over ascending positions whatever the tiles, unless a library splits the sum
+for few rows, and flash attention splits its work by the batch. `use_batch_invariant_libraries` avoids both.
+Measured on an H100: products of 1 to 1,458 rows agree, as does attention through cuDNN.
 
 B rows, H heads, T positions, S cache slots, K dimensions of a head, M rows of a product.
 """
 
+import warnings
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.attention import SDPBackend
 
 ROW_MULTIPLE = 4
 """Products of this many rows, twice as many, or three times as many and more agree in every bit of a row."""
@@ -22,11 +30,61 @@ VECTOR = 32
 """Most numbers that a vectorized loop processes at a time (two vectors of 16); it processes the remainder
 one by one."""
 _MAX_SCORES = 1 << 24  # of all heads of a row (64 MiB); longer prompts take fused attention
+_FLASH = SDPBackend.FLASH_ATTENTION.value  # in the order of backends
+_HALF = (torch.bfloat16, torch.float16)
+_SPLITS_SUMS = (
+    "allow_bf16_reduced_precision_reduction_split_k",
+    "allow_fp16_reduced_precision_reduction_split_k",
+)
 
 
 def is_batch_invariant(x: Tensor) -> bool:
-    """Whether results for this tensor are made independent of the other rows."""
+    """Whether the functions below make results for this tensor, on the CPU, independent of the other rows."""
     return x.device.type == "cpu" and x.dtype == torch.float32
+
+
+def use_batch_invariant_libraries(device: torch.device) -> bool:
+    """Make torch's products and attention on CUDA batch-invariant in bfloat16 and float16, for the whole
+    process: through cuBLASLt without split sums, and with flash attention as the last choice of all.
+
+    Returns whether that is now so. It is not on other devices, and where this torch can't forbid split sums
+    (older versions, AMD's GPUs, Windows); no setting is then changed.
+    """
+    matmul = torch.backends.cuda.matmul
+    if device.type != "cuda" or torch.version.hip is not None or not hasattr(matmul, _SPLITS_SUMS[0]):
+        return False
+    if not libraries_are_batch_invariant():
+        # torch prints a warning of C++ unless it is raised inside an operator: then it is one of Python.
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            torch.zeros(1, device="cpu").apply_(_prefer_cublaslt)
+        if not _prefers_cublaslt():
+            return False
+        matmul.allow_bf16_reduced_precision_reduction = (False, False)  # the second: split sums
+        matmul.allow_fp16_reduced_precision_reduction = (False, False)
+        with torch.no_grad():
+            x = torch.zeros(1, 1, 8, 8, dtype=torch.float16, device=device)
+            F.scaled_dot_product_attention(x, x, x)  # the first call sets the order of backends
+        order = [backend for backend in torch._C._get_sdp_priority_order() if backend != _FLASH]
+        torch._C._set_sdp_priority_order([*order, _FLASH])
+    return libraries_are_batch_invariant()
+
+
+def libraries_are_batch_invariant() -> bool:
+    """Whether the settings of `use_batch_invariant_libraries` are in force."""
+    matmul = torch.backends.cuda.matmul
+    if any(getattr(matmul, name, True) for name in _SPLITS_SUMS):
+        return False
+    return _prefers_cublaslt() and torch._C._get_sdp_priority_order()[-1] == _FLASH
+
+
+def _prefer_cublaslt(number: float) -> float:
+    torch.backends.cuda.preferred_blas_library("cublaslt")
+    return number
+
+
+def _prefers_cublaslt() -> bool:
+    return torch.backends.cuda.preferred_blas_library() == torch._C._BlasBackend.Cublaslt
 
 
 def missing_rows(count: int) -> int:
@@ -36,14 +94,18 @@ def missing_rows(count: int) -> int:
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """Batch-invariant `F.linear`."""
-    if not is_batch_invariant(x):
+    on_cuda = x.is_cuda and x.dtype in _HALF
+    if not on_cuda and not is_batch_invariant(x):
         return F.linear(x, weight, bias)
     count = x.numel() // x.shape[-1]
-    missing = missing_rows(count)
-    if not missing:
+    # On CUDA torch takes other paths for one row, and for rows in more than two dimensions that are not
+    # contiguous, as those of a batch may be where one row is: it then rounds before it adds the bias.
+    missing = int(count == 1) if on_cuda else missing_rows(count)
+    if not missing and not on_cuda:
         return F.linear(x, weight, bias)
-    padded = F.pad(x.reshape(count, -1), (0, 0, 0, missing))
-    return F.linear(padded, weight, bias)[:count].view(*x.shape[:-1], -1)
+    rows = x.reshape(count, x.shape[-1])
+    rows = F.pad(rows, (0, 0, 0, missing)) if missing else rows
+    return F.linear(rows, weight, bias)[:count].view(*x.shape[:-1], len(weight))
 
 
 def sigmoid(x_MN: Tensor) -> Tensor:

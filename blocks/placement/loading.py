@@ -10,6 +10,7 @@ from ..checkpoints.hub import ModelFolder
 from ..checkpoints.key_mapping import KeyMap
 from ..checkpoints.loader import load_weights
 from ..checkpoints.quantize import decoder_name, keep_no_float32, pick_quantization
+from ..kernels.batch_invariant import use_batch_invariant_libraries
 from ..model.decoder import Decoder
 from .device_map import LoadOptions, choose_placement
 
@@ -46,6 +47,7 @@ def load_model(
         from .offload import attach_hooks  # needs accelerate
 
         attach_hooks(model, placement)
+    use_batch_invariant_libraries(placement.main)
     decoder = cast(Decoder, model.get_submodule(decoder_name(model)))
     decoder.capture = options.capture
     model.eval()

@@ -11,6 +11,7 @@ from ...blocks.checkpoints.key_mapping import non_persistent_buffers, saved_tens
 from ...blocks.checkpoints.loader import assign
 from ...blocks.checkpoints.quantize import keep_no_float32, quantized_dtypes, replace_with_quantized
 from ...blocks.errors import OptionError
+from ...blocks.kernels.batch_invariant import use_batch_invariant_libraries
 from ...blocks.model.context import DecoderConfig, LatentConfig
 from ...blocks.model.moe import MoEConfig
 from ...blocks.model.siglip import KNOWN_TOWERS, SiglipConfig
@@ -112,6 +113,7 @@ def random_model(
         replace_with_quantized(model, kind)
     fill_random(model, device, dtype, quantized_dtypes(model))
     assert not non_persistent_buffers(model), "a table would be on meta"
+    use_batch_invariant_libraries(device)
     return model.eval().requires_grad_(False)
 
 

@@ -1,14 +1,24 @@
-"""In float32 on the CPU a row's results do not depend on the batch: the same bits alone and among others."""
+"""A row's results do not depend on the batch: the same bits alone and among others, in float32 on the CPU and
+in half precision on CUDA."""
 
 import pytest
 import torch
 from bifrons.blocks.engine.prefill import decode_one, prefill
-from bifrons.blocks.kernels.batch_invariant import attend, is_batch_invariant, linear, row_sums, sigmoid
+from bifrons.blocks.kernels.batch_invariant import (
+    attend,
+    is_batch_invariant,
+    libraries_are_batch_invariant,
+    linear,
+    row_sums,
+    sigmoid,
+    use_batch_invariant_libraries,
+)
 from bifrons.blocks.model.context import DecoderConfig, LatentConfig
 from bifrons.blocks.model.decoder import Decoder
 from bifrons.blocks.model.layers import Linear
 from bifrons.blocks.model.moe import MoEConfig
 
+on_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA")
 SIZES = {
     "vocab_size": 704,
     "hidden_size": 96,
@@ -84,3 +94,46 @@ def test_attention_equals_the_fused_one(queries, kv_heads):
     torch.testing.assert_close(
         attend(q.double(), k.double(), v.double(), mask), fused.double(), atol=1e-5, rtol=1e-5
     )
+
+
+def library_settings() -> tuple[object, ...]:
+    """What torch's products and attention on CUDA go by."""
+    matmul = torch.backends.cuda.matmul
+    reduced = (matmul.allow_bf16_reduced_precision_reduction, matmul.allow_fp16_reduced_precision_reduction)
+    return torch.backends.cuda.preferred_blas_library(), reduced, tuple(torch._C._get_sdp_priority_order())
+
+
+def test_other_devices_change_no_setting():
+    before = library_settings()
+    assert not use_batch_invariant_libraries(torch.device("cpu"))
+    assert library_settings() == before
+
+
+@on_cuda
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(("inputs", "outputs"), [(4304, 1152), (5632, 2048), (588, 1152), (96, 704)])
+def test_products_on_cuda_are_equal_for_any_number_of_rows(inputs, outputs, dtype):
+    assert use_batch_invariant_libraries(torch.device("cuda"))
+    assert libraries_are_batch_invariant()
+    torch.manual_seed(0)
+    x = torch.randn(300, inputs, device="cuda", dtype=dtype)
+    layer = Linear(inputs, outputs, device="cuda", dtype=dtype).requires_grad_(False)
+    together, plain = layer(x), linear(x, layer.weight)
+    for rows in (1, 2, 3, 7, 16, 33, 64, 200):
+        assert torch.equal(layer(x[:rows]), together[:rows])
+        assert torch.equal(layer(x[:rows, None]), together[:rows, None])
+        assert torch.equal(linear(x[-rows:], layer.weight), plain[-rows:])
+        every_other = x.view(150, 2, inputs)[:rows, 1:]
+        assert torch.equal(layer(every_other), together.view(150, 2, outputs)[:rows, 1:])
+
+
+@on_cuda
+@pytest.mark.parametrize(("heads", "width", "positions"), [(16, 72, 729), (16, 64, 576)])
+def test_attention_on_cuda_is_equal_in_any_batch(heads, width, positions):
+    assert use_batch_invariant_libraries(torch.device("cuda"))
+    torch.manual_seed(0)
+    q, k, v = torch.randn(3, 12, heads, positions, width, device="cuda", dtype=torch.bfloat16)
+    together = torch.nn.functional.scaled_dot_product_attention(q, k, v)
+    for rows in (1, 2, 3, 5, 8):
+        alone = torch.nn.functional.scaled_dot_product_attention(q[:rows], k[:rows], v[:rows])
+        assert torch.equal(alone, together[:rows])
