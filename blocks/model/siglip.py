@@ -1,12 +1,14 @@
 """The SigLIP vision encoder (Zhai et al. 2023), built by timm.
 
-B images, N patches, W encoder width, S image side in pixels.
+B images, N patches, W encoder width, S image side and P patch side in pixels.
 """
 
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor, nn
 
 from ..errors import ConfigError
@@ -74,6 +76,16 @@ def check_siglip(config: SiglipConfig, where: str) -> None:
         raise ConfigError(f"{where}: image_size {config.image_size} holds no patch of {config.patch_size}")
 
 
+def embed_patches(pixels_B3SS: Tensor, weight_W3PP: Tensor, bias_W: Tensor | None) -> Tensor:
+    """The convolution of patches of P x P pixels as a product of their rows, `[B, N, W]`: on CUDA the number
+    of images decides how a convolution is computed, while products are batch-invariant."""
+    patch = weight_W3PP.shape[-1]
+    whole = pixels_B3SS.shape[-1] // patch * patch
+    pixels = pixels_B3SS[..., :whole, :whole]
+    rows = rearrange(pixels, "b c (h y) (w x) -> b (h w) (c y x)", y=patch, x=patch)
+    return F.linear(rows, weight_W3PP.flatten(1), bias_W)
+
+
 def build_siglip(config: SiglipConfig) -> "VisionTransformer":
     """An encoder from pixels `[B, 3, S, S]` in -1..1 to the features `[B, N, W]` after the final norm.
 
@@ -86,6 +98,8 @@ def build_siglip(config: SiglipConfig) -> "VisionTransformer":
         """Makes patch features contiguous: their memory layout affects the order of all later sums."""
 
         def forward(self, x: Tensor) -> Tensor:
+            if x.is_cuda:
+                return embed_patches(x, self.proj.weight, self.proj.bias)
             return super().forward(x).contiguous()
 
     return VisionTransformer(

@@ -65,7 +65,7 @@ def assert_same(found: Tensor, expected: Tensor) -> None:
 
 
 def captured_batches(model: VisionModel) -> list[int]:
-    """Batch sizes of the captured graphs, the least recently used first."""
+    """Batch sizes of the captured graphs, in the order of their captures."""
     return graphed_module_of(model, model.decoder.device).captured_batches
 
 
@@ -95,14 +95,20 @@ def test_graphs_are_few_and_of_small_batches(model: VisionModel) -> None:
     for _ in range(3):
         encode(model, random_pixels(model, 17))
     assert captures_made(model) == 0
-    for count in range(1, 12):
+    for count in range(1, 17):
         for _ in range(2):
             encode(model, random_pixels(model, count))
-    assert captured_batches(model) == [4, 5, 6, 7, 8, 9, 10, 11]
-    encode(model, random_pixels(model, 4))
-    encode(model, random_pixels(model, 1))
-    assert captured_batches(model) == [6, 7, 8, 9, 10, 11, 4, 1]
-    assert captures_made(model) == 12
+    assert captured_batches(model) == [1, 2, 3, 4, 6, 8, 12, 16]
+    assert captures_made(model) == 8
+
+
+def test_padded_batches_are_the_eager_ones(model: VisionModel) -> None:
+    """Also after larger ones of the same graph, whose images are still in its input."""
+    for seed, count in enumerate((8, 8, 7, 8, 7)):
+        found = encode(model, random_pixels(model, count, seed))
+        expected = encode_eagerly(model, random_pixels(model, count, seed))
+        torch.testing.assert_close(found, expected)
+    assert captured_batches(model) == [8]
 
 
 def test_moved_weights_are_captured_anew(model: VisionModel) -> None:
