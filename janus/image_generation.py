@@ -18,10 +18,10 @@ from ..blocks.engine.request import GenerationBatch, SamplingParams, TokenHead, 
 from ..blocks.engine.sampling import guide, interleave
 from ..blocks.errors import OptionError, check_integer, check_number
 from ..blocks.graphs.cuda_graphs import bucket_below
-from ..blocks.placement.memory_budget import batch_over_devices, batch_that_fits, rows_that_fit
+from ..blocks.placement.memory_budget import batch_over_devices, batch_that_fits
 from ..tokenizers.vq.model import to_uint8
 from .model import JanusModel
-from .variants import image_generation_workload, vq_activations
+from .variants import image_generation_workload
 
 Callback = Callable[[int, int, Tensor], None]
 """`callback(step, total, codes)`, called after each step with the codes so far, int64 `[n, step]`."""
@@ -168,15 +168,10 @@ def _batch_size(model: JanusModel, guided: bool, longest: int) -> int:
 
 @torch.no_grad()
 def decode_images(model: JanusModel, codes_NT: Tensor) -> list[Image.Image]:
-    """Images of codes `[N, T]`, decoded a few at a time, as the decoder's activations are large."""
-    device, dtype = _input_device(model), model.decoder.dtype
-    size = model.gen_vision_model.max_batch(model.config.grid)
-    if size > 1:
-        size = min(size, rows_that_fit(vq_activations(model.config) * dtype.itemsize, device))
-    images = []
-    for codes in codes_NT.to(device).split(size):
-        images += map(Image.fromarray, to_uint8(model.decode_codes(codes)).cpu().numpy())
-    return images
+    """Images of codes `[N, T]`, decoded one at a time: an image is the same in any batch, and activations,
+    which are large, are those of one."""
+    images = [to_uint8(model.decode_codes(codes)) for codes in codes_NT.to(_input_device(model)).split(1)]
+    return list(map(Image.fromarray, torch.cat(images).cpu().numpy()))
 
 
 @torch.no_grad()

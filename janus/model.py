@@ -119,11 +119,16 @@ class JanusModel(nn.Module):
         return Prompt(inputs.ids, x_TD)
 
     def decode_codes(self, codes_NT: Tensor) -> Tensor:
-        """Image codes -> pixels `[N, 3, S, S]`, about -1..1; for few images on CUDA as a captured graph."""
-        vq, grid = self.gen_vision_model, self.config.grid
-        if not vq.worth_capturing(len(codes_NT), grid):
-            return vq.decode(codes_NT, grid)
-        return run_graphed(vq, self.decoder, (vq,), lambda codes: vq.decode(codes, grid), codes_NT)
+        """Image codes -> pixels `[N, 3, S, S]`, about -1..1; on CUDA in half precision by a captured graph,
+        one image at a time."""
+        vq = self.gen_vision_model
+        if not vq.uses_fused():
+            return self._decode_vq(codes_NT)
+        images = codes_NT.split(1)
+        return torch.cat([run_graphed(vq, self.decoder, (vq,), self._decode_vq, codes) for codes in images])
+
+    def _decode_vq(self, codes_NT: Tensor) -> Tensor:
+        return self.gen_vision_model.decode(codes_NT, self.config.grid)
 
     def embed_codes(self, codes: Tensor) -> Tensor:
         """Image codes `[...]` -> embeddings `[..., D]`, the decoder's inputs for generated image tokens."""

@@ -167,22 +167,25 @@ def test_answers_about_images_are_the_same(pipe: JanusPipeline | VL2Pipeline) ->
 def test_images_are_decoded_by_a_captured_graph(
     pipe: JanusPipeline, warm_up_capturer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Where that is worth it; the image tokenizer has graphs of its own, beside the tower's."""
+    """Where it is fused, one at a time; the image tokenizer has graphs of its own, beside the tower's."""
     model = pipe.model
     vq, grid, total = model.gen_vision_model, model.config.grid, model.config.num_codes
     codes = torch.randint(model.config.vq.codebook_size, (2, total), device=pipe.device)
     model.decode_codes(codes)
-    assert not vq.worth_capturing(2, grid)  # in float32
-    monkeypatch.setattr(vq, "worth_capturing", lambda count, grid: count <= 2)
+    assert not vq.uses_fused()  # in float32
     capturer = (
         warm_up_capturer() if pipe.device.type == "cpu" else graphed_module_of(vq, pipe.device).capturer
     )
     graphed_module_of(vq, pipe.device).capturer = capturer
+    model.decode_codes(codes)
+    assert capturer.made == 0
+    book_NE = vq.quantize.vectors()
+    monkeypatch.setattr(vq, "uses_fused", lambda: True)
+    monkeypatch.setattr(vq, "_decode_fused", lambda x, grid: vq.decoder(vq._latents(book_NE[x], grid)))
     with torch.no_grad():
         for seed in range(3):
             assert_same(model.decode_codes(codes.roll(seed, 1)), vq.decode(codes.roll(seed, 1), grid))
             encode(model, random_pixels(model, 1))
-        model.decode_codes(codes.repeat(2, 1))
         model.decode_codes(codes.repeat(2, 1))
     assert capturer.made == 1
     assert captures_made(model) == 1

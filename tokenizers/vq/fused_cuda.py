@@ -26,13 +26,6 @@ if TYPE_CHECKING:
 DTYPES = (torch.bfloat16, torch.float16)
 """In float32 the plain form stays: its images are what others are compared with."""
 
-MAX_BATCH_NUMEL = 80_000_000
-"""Numbers in the largest map of all images that are decoded together: four of VQ-16's with 384 pixels a side.
-Three such maps are alive at a time."""
-
-MAX_CAPTURED_NUMEL = 20_000_000
-"""Numbers in the largest map of all images up to which decoding is captured: a CUDA graph keeps its maps."""
-
 _MAX_SCORED_POSITIONS = 1024
 """Positions of a grid up to which all scores of attention are held at once."""
 

@@ -255,13 +255,15 @@ class VQModel(nn.Module):
         return self.quantize.nearest(self.quant_conv(self.encoder(pixels_BCHW))).flatten(1)
 
     def decode(self, codes_BT: Tensor, grid: tuple[int, int]) -> Tensor:
-        """Codes `[B, T]` of a (rows, columns) `grid` -> pixels `[B, 3, H, W]`, about -1..1, not clipped."""
+        """Codes `[B, T]` of a (rows, columns) `grid` -> pixels `[B, 3, H, W]`, about -1..1, not clipped.
+
+        The faster forms take one image at a time, as convolutions round by the number of images.
+        """
         if codes_BT.shape[1] != prod(grid):
             raise ValueError(f"{codes_BT.shape[1]} codes do not fill a grid of {grid[0]} x {grid[1]}")
-        if self._uses_fused() and codes_BT.numel():
+        if self.uses_fused() and codes_BT.numel():
             fused_cuda.lay_out_channels_last(list(self.decoder.parameters()))
-            images = [self._decode_fused(codes, grid) for codes in codes_BT.split(self._max_fused(grid))]
-            return images[0] if len(images) == 1 else torch.cat(images)
+            return torch.cat([self._decode_fused(codes_1T, grid) for codes_1T in codes_BT.split(1)])
         book_NE = self.quantize.vectors()
         if not ChannelsLastOps.supports(book_NE, self.decoder.parameters()):
             return self.decoder(self._latents(book_NE[codes_BT], grid))
@@ -272,25 +274,15 @@ class VQModel(nn.Module):
         """The decoder's input `[B, Z, *grid]`."""
         return self.post_quant_conv(vectors_BTE.transpose(1, 2).unflatten(2, grid))
 
-    def _decode_fused(self, codes_BT: Tensor, grid: tuple[int, int]) -> Tensor:
-        with torch.cuda.device_of(codes_BT):
-            vectors_BTE = F.normalize(self.quantize.embedding(codes_BT), dim=-1)
-            return self.decoder.forward_with(fused_cuda.FusedOps(), self._latents(vectors_BTE, grid))
+    def _decode_fused(self, codes_1T: Tensor, grid: tuple[int, int]) -> Tensor:
+        with torch.cuda.device_of(codes_1T):
+            vectors_1TE = F.normalize(self.quantize.embedding(codes_1T), dim=-1)
+            return self.decoder.forward_with(fused_cuda.FusedOps(), self._latents(vectors_1TE, grid))
 
-    def _uses_fused(self) -> bool:
+    def uses_fused(self) -> bool:
+        """Whether `decode` uses the fused operations for CUDA."""
         modules = (self.decoder, self.quantize, self.post_quant_conv)
         return fused_cuda.supports([weight for module in modules for weight in module.parameters()])
-
-    def _max_fused(self, grid: tuple[int, int]) -> int:
-        return max(1, fused_cuda.MAX_BATCH_NUMEL // self.config.largest_map(grid))
-
-    def max_batch(self, grid: tuple[int, int]) -> int:
-        """Number of images to decode together, at most: the fused form splits larger batches by it."""
-        return self._max_fused(grid) if self._uses_fused() else 1
-
-    def worth_capturing(self, images: int, grid: tuple[int, int]) -> bool:
-        """Whether so many images are few enough for a CUDA graph, which keeps their feature maps."""
-        return images * self.config.largest_map(grid) <= fused_cuda.MAX_CAPTURED_NUMEL and self._uses_fused()
 
 
 def to_uint8(pixels_BCHW: Tensor) -> Tensor:

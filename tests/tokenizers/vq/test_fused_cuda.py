@@ -128,13 +128,12 @@ def test_weights_in_training_keep_their_memory(batches: list[int]) -> None:
     assert batches == [1]
 
 
-def test_many_images_are_decoded_few_at_a_time(batches: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_images_are_decoded_one_at_a_time(batches: list[int]) -> None:
     grid, model = (2, 3), model_of()
-    monkeypatch.setattr(fused_cuda, "MAX_BATCH_NUMEL", 2 * CONFIG.largest_map(grid) + 1)
-    assert model.max_batch(grid) == 2
     codes = codes_of(grid, 3)
     actual = model.decode(codes, grid)
-    assert batches == [2, 1]
+    assert batches == [1, 1, 1]
+    assert torch.equal(actual[1:2], model.decode(codes[1:2], grid))
     torch.testing.assert_close(actual, plain(model, codes, grid), atol=1e-3, rtol=0)
     if DEVICE == "cuda":  # the form for CPUs has nothing to take statistics of
         assert model.decode(codes[:0], grid).shape == (0, 3, 4, 6)
@@ -179,12 +178,12 @@ def test_whole_images(dtype: torch.dtype, images: int) -> None:
 
 
 @cuda
-def test_memory_of_many_images_is_that_of_a_few() -> None:
+def test_memory_of_many_images_is_that_of_one() -> None:
     config, grid = VQConfig(), (24, 24)
     model = model_of(config, torch.bfloat16)
     model.decode(codes_of(grid, 1, config), grid)
     peaks = []
-    for images in (1, 4, 32):
+    for images in (1, 32):
         codes = codes_of(grid, images, config)
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
@@ -193,5 +192,4 @@ def test_memory_of_many_images_is_that_of_a_few() -> None:
         peaks.append(torch.cuda.max_memory_allocated() - before)
     one, output = 2 * config.largest_map(grid), 2 * 3 * 384 * 384
     assert peaks[0] < 6 * one  # what the memory plan assumes
-    assert peaks[1] < 6 * 4 * one
-    assert peaks[2] < peaks[1] + 2 * 32 * output
+    assert peaks[1] < peaks[0] + 2 * 32 * output
