@@ -7,7 +7,7 @@ Token ids are always looked up by name in the loaded tokenizer: releases of the 
 different ids to the same token, and the library renumbers added tokens when it loads a file.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -171,21 +171,21 @@ class StreamDecoder:
 
     def push(self, token_id: int) -> str:
         """Add one token id; returns the text that is now final, possibly empty."""
-        token_id = int(token_id)
-        if self._tokenizer.hf.id_to_token(token_id) is None:
-            return ""
-        if self._skip and self._tokenizer.is_special(token_id):
-            return ""
-        self._pending.append(token_id)
-        piece = self._new_text()
+        return self.extend((token_id,))
+
+    def extend(self, ids: Iterable[int]) -> str:
+        """Add token ids; returns the text that is now final. Fewer, longer calls cost less."""
+        known = self._tokenizer.hf.id_to_token
+        new = [i for i in map(int, ids) if known(i) is not None]
+        if self._skip:
+            new = [i for i in new if not self._tokenizer.is_special(i)]
+        self._pending += new
+        piece = self._new_text() if new else ""
         if piece.endswith(_REPLACEMENT):
             return ""
-        self._context, self._pending = self._pending, []
+        if new:
+            self._context, self._pending = self._pending, []
         return piece
-
-    def extend(self, ids: Sequence[int]) -> str:
-        """Add several token ids; returns the text that is now final."""
-        return "".join(self.push(i) for i in ids)
 
     def flush(self) -> str:
         """Return the pending text, with incomplete characters as U+FFFD, and reset the decoder."""

@@ -1,5 +1,6 @@
 """The HTTP server: routes, metrics, the OpenAPI document, and the life of the process."""
 
+import gc
 import signal
 import socket
 import sys
@@ -20,6 +21,7 @@ from .errors import ErrorReply
 from .middleware import ApiKeyCheck, BodyLimit, RequestMetrics
 from .registry import ModelRegistry, ServedModel
 
+_BACKLOG = 2048
 _ERRORS: dict[int, str] = {
     400: "The request is malformed or can't be fulfilled",
     401: "The API key is missing or wrong",
@@ -168,6 +170,8 @@ def serve(registry: ModelRegistry, host: str, port: int, keys: list[bytes] | Non
     listener = _listen(host, port)
     config = uvicorn.Config(create_app(registry, keys), log_level="warning", access_log=False, ws="none")
     server = _Server(config, registry)
+    _keep_pauses_short()
+    listener.listen(_BACKLOG)  # from here on connections wait for the event loop instead of being refused
     url_host = f"[{host}]" if ":" in host else host
     names = ", ".join(registry.models)
     print(f"serving {names} on http://{url_host}:{listener.getsockname()[1]}", file=sys.stderr, flush=True)
@@ -178,6 +182,16 @@ def serve(registry: ModelRegistry, host: str, port: int, keys: list[bytes] | Non
     finally:
         for kind, handler in previous.items():
             signal.signal(kind, handler)
+
+
+def _keep_pauses_short() -> None:
+    """Let a scheduler's thread go on soon while other threads of the process run."""
+    # A thread that waits for the interpreter lock (GIL) gets it after this time. The default is 5 ms, as long
+    # as a step of a small model, and a scheduler's thread may wait several times in a step.
+    sys.setswitchinterval(0.0002)
+    # What exists by now stays: the garbage collector need not search it, which takes a tenth of a second.
+    gc.collect()
+    gc.freeze()
 
 
 class _Server(uvicorn.Server):

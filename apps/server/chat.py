@@ -15,12 +15,13 @@ from ...blocks.engine.request import Request as GenerationRequest
 from ...blocks.engine.request import SamplingParams
 from ...blocks.errors import PictureError, PromptError
 from . import responses, schema
+from .chat_events import ChatEvents
 from .errors import ApiError, invalid_value, json_only
 from .registry import ModelRegistry, ServedModel, ServerOptions
 from .responses import to_json
 from .schema import field_or_default
-from .sse import EventStream, OutputQueue, check_finish_reason, event, while_connected
-from .stream_text import ChoiceDetokenizer, TextChunk
+from .sse import EventStream, check_finish_reason, event, while_connected
+from .stream_text import ChoiceOutput, TextChunk
 from .url_fetch import fetch
 
 
@@ -31,10 +32,10 @@ class ChatGeneration:
         self.registry, self.served, self.body = registry, served, body
         self.id = f"chatcmpl-{secrets.token_hex(12)}"
         self.created = int(time.time())
-        self.outputs = OutputQueue()
+        self.signal = registry.new_signal()
         self.num_choices = body.n or 1
         self.requests: list[GenerationRequest] = []
-        self.detokenizers: list[ChoiceDetokenizer] = []
+        self.outputs: list[ChoiceOutput] = []
         self.prompt_tokens = 0
 
     async def start(self) -> None:
@@ -49,7 +50,7 @@ class ChatGeneration:
         temperature, top_p = (field_or_default(self.body, name) for name in ("temperature", "top_p"))
         sampling = SamplingParams(temperature, 0, top_p)
         seed = resolve_seed(self.body.seed)
-        self.detokenizers = [self._detokenizer(index) for index in range(self.num_choices)]
+        self.outputs = [self._output() for _ in range(self.num_choices)]
         return [
             GenerationRequest(
                 self.served.text_head,
@@ -57,12 +58,12 @@ class ChatGeneration:
                 sampling,
                 seed + index,
                 max_new_tokens,
-                detokenizer.on_token,
-                detokenizer.on_end,
+                output.on_token,
+                output.on_end,
                 eos_id=self.served.pipe.tokenizer.eos_id,
                 logprobs=(self.body.top_logprobs or 0) if self.body.logprobs else None,
             )
-            for index, detokenizer in enumerate(self.detokenizers)
+            for index, output in enumerate(self.outputs)
         ]
 
     def _prompt(self, messages: list[dict[str, Any]]) -> Prompt:
@@ -78,13 +79,12 @@ class ChatGeneration:
             raise ApiError(400, str(error), code="context_length_exceeded", param="messages") from error
         return max_new_tokens
 
-    def _detokenizer(self, index: int) -> ChoiceDetokenizer:
+    def _output(self) -> ChoiceOutput:
         stop, pipe = self.body.stop, self.served.pipe
-        return ChoiceDetokenizer(
-            index,
+        return ChoiceOutput(
             pipe.tokenizer,
             [stop] if isinstance(stop, str) else stop or [],
-            self.outputs.put,
+            self.signal,
             skip_special_tokens=not pipe.keeps_special_tokens,
             stream=bool(self.body.stream),
         )
@@ -97,81 +97,72 @@ class ChatGeneration:
     @property
     def usage(self) -> responses.Usage:
         """Token counts so far."""
-        generated = sum(detokenizer.num_tokens for detokenizer in self.detokenizers)
+        generated = sum(output.num_tokens for output in self.outputs)
         return responses.Usage(
             prompt_tokens=self.prompt_tokens,
             completion_tokens=generated,
             total_tokens=self.prompt_tokens + generated,
         )
 
-    def _logprobs(self, chunk: TextChunk) -> responses.Logprobs | None:
-        return responses.Logprobs(content=chunk.logprobs) if self.body.logprobs else None
-
-    async def chunks(self) -> AsyncIterator[TextChunk]:
-        """Chunks of all choices until each has ended; an `ApiError` if one failed."""
-        unfinished = self.num_choices
+    async def chunks(self) -> AsyncIterator[list[tuple[int, TextChunk]]]:
+        """What has arrived for the choices, by index, until each has ended; an `ApiError` if one failed."""
+        unfinished = list(range(self.num_choices))
         while unfinished:
-            chunk: TextChunk = await self.outputs.get()
-            if chunk.finish_reason is not None:
-                check_finish_reason(chunk.finish_reason)
-                unfinished -= 1
-            yield chunk
+            await self.signal.wait()
+            chunks = [(index, self.outputs[index].read()) for index in unfinished]
+            for index, chunk in chunks:
+                if chunk.finish_reason is not None:
+                    self.requests[index].cancel()  # it still runs if a stop string has ended the choice
+                    check_finish_reason(chunk.finish_reason)
+                    unfinished.remove(index)
+            yield chunks
 
     async def complete(self) -> responses.ChatCompletion:
         """Start, and wait for the whole completion."""
+        texts = [""] * self.num_choices
+        logprobs: list[list[responses.TokenLogprob]] = [[] for _ in texts]
         try:
             await self.start()
-            chunks = sorted([chunk async for chunk in self.chunks()], key=lambda chunk: chunk.index)
+            async for chunks in self.chunks():
+                for index, chunk in chunks:
+                    texts[index] += chunk.text
+                    logprobs[index] += chunk.logprobs
         finally:
             self.cancel()
         choices = [
             responses.Choice(
-                index=chunk.index,
-                message=responses.AnswerMessage(content=chunk.text),
-                logprobs=self._logprobs(chunk),
-                finish_reason="length" if chunk.finish_reason == "length" else "stop",
+                index=index,
+                message=responses.AnswerMessage(content=texts[index]),
+                logprobs=responses.Logprobs(content=logprobs[index]) if self.body.logprobs else None,
+                finish_reason=finish_reason(output.finish_reason),
             )
-            for chunk in chunks
+            for index, output in enumerate(self.outputs)
         ]
         return responses.ChatCompletion(
             id=self.id, created=self.created, model=self.served.name, choices=choices, usage=self.usage
         )
 
     async def events(self) -> AsyncIterator[bytes]:
-        """Server-sent events of a completion that has been started."""
-        for index in range(self.num_choices):
-            yield self._choice_event(index, responses.Delta(role="assistant", content=""))
-        async for chunk in self.chunks():
-            if chunk.text or chunk.logprobs:
-                delta = responses.Delta(content=chunk.text)
-                yield self._choice_event(chunk.index, delta, self._logprobs(chunk))
-            if chunk.finish_reason is not None:
-                finish_reason = "length" if chunk.finish_reason == "length" else "stop"
-                yield self._choice_event(chunk.index, responses.Delta(), finish_reason=finish_reason)
+        """Server-sent events of a completion that has been started; those that are due together in one."""
+        make, with_logprobs = ChatEvents(self.id, self.created, self.served.name), bool(self.body.logprobs)
+        yield b"".join(make.role(index) for index in range(self.num_choices))
+        async for chunks in self.chunks():
+            due = []
+            for index, chunk in chunks:
+                if chunk.text or chunk.logprobs:
+                    due.append(make.text(index, chunk, with_logprobs))
+                if chunk.finish_reason is not None:
+                    due.append(make.finish(index, finish_reason(chunk.finish_reason)))
+            if due:
+                yield b"".join(due)
         if self.body.stream_options is not None and self.body.stream_options.include_usage:
-            yield self._event([], self.usage)
+            yield make.usage(self.usage)
         yield event("[DONE]")
 
-    def _choice_event(
-        self,
-        index: int,
-        delta: responses.Delta,
-        logprobs: responses.Logprobs | None = None,
-        finish_reason: responses.Finish | None = None,
-    ) -> bytes:
-        choice = responses.ChunkChoice(
-            index=index, delta=delta, logprobs=logprobs, finish_reason=finish_reason
-        )
-        return self._event([choice], None)
 
-    def _event(self, choices: list[responses.ChunkChoice], usage: responses.Usage | None) -> bytes:
-        chunk = responses.ChatChunk(
-            id=self.id, created=self.created, model=self.served.name, choices=choices, usage=usage
-        )
-        content = to_json(chunk)
-        for choice in content["choices"]:
-            choice["delta"] = {key: item for key, item in choice["delta"].items() if item is not None}
-        return event(content)
+def finish_reason(reason: str | None) -> responses.Finish:
+    """The reason in the words of OpenAI's API."""
+    return "length" if reason == "length" else "stop"
 
 
 async def load_messages(messages: list[Any], registry: ModelRegistry) -> list[dict[str, Any]]:

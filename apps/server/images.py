@@ -20,10 +20,11 @@ from ...janus import image_generation
 from ...janus.image_generation import ImageGenerationOptions, image_seeds
 from . import responses, schema
 from .errors import ApiError, invalid_value, json_only
+from .notifier import OutputQueue
 from .registry import ModelRegistry, ServedModel
 from .responses import to_json
 from .schema import field_or_default
-from .sse import EventStream, OutputQueue, check_finish_reason, event, while_connected
+from .sse import EventStream, check_finish_reason, event, while_connected
 
 _DEFAULT_QUALITY = 90
 
@@ -38,7 +39,7 @@ class ImageGeneration:
         assert served.image_pipe is not None
         self.registry, self.served, self.body, self.pipe = registry, served, body, served.image_pipe
         self.created = int(time.time())
-        self.outputs = OutputQueue()
+        self.outputs = OutputQueue(registry.new_signal())
         self.num_images = body.n or 1
         self.num_codes = self.pipe.model.config.num_codes
         self.options = ImageGenerationOptions(

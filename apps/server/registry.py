@@ -20,6 +20,7 @@ from ...blocks.model.kv_cache import KVCache
 from ...blocks.placement.memory_budget import rows_that_fit
 from ..pipelines import label, load_pipeline
 from .errors import ApiError, invalid_value
+from .notifier import Notifier, OutputSignal
 
 if TYPE_CHECKING:
     from ...janus.pipeline import JanusPipeline
@@ -129,6 +130,7 @@ class ModelRegistry:
         self.options = options
         self.models: dict[str, ServedModel] = {}
         self.stopping = False
+        self._notifier: Notifier | None = None
         # Only two threads, since decoded images are large and the schedulers need the CPU too.
         self._threads = ThreadPoolExecutor(2, thread_name_prefix="bifrons-prepare")
 
@@ -172,6 +174,12 @@ class ModelRegistry:
     async def run_in_thread(self, function: Callable[..., T], *args: Any) -> T:
         """The result of `function(*args)`, called on one of the threads."""
         return await asyncio.get_running_loop().run_in_executor(self._threads, function, *args)
+
+    def new_signal(self) -> OutputSignal:
+        """A signal for one HTTP request, which is handled on the running event loop."""
+        if self._notifier is None or self._notifier.loop is not asyncio.get_running_loop():
+            self._notifier = Notifier()
+        return OutputSignal(self._notifier)
 
     def close(self) -> None:
         """Refuse new requests and finish those that run."""

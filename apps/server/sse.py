@@ -1,4 +1,4 @@
-"""Server-sent events, client disconnects, and the queue from a scheduler's thread to the event loop."""
+"""Server-sent events, and clients that disconnect."""
 
 import asyncio
 import json
@@ -13,22 +13,6 @@ from ...blocks.engine.request import Request as GenerationRequest
 from .errors import ApiError, ClientGone, error_content
 
 T = TypeVar("T")
-
-
-class OutputQueue:
-    """Outputs of the generation requests behind one HTTP request, in order; a scheduler's thread fills it."""
-
-    def __init__(self) -> None:
-        self._loop = asyncio.get_running_loop()
-        self._queue: asyncio.Queue[Any] = asyncio.Queue()
-
-    def put(self, output: Any) -> None:
-        """Append an output; may be called from any thread."""
-        self._loop.call_soon_threadsafe(self._queue.put_nowait, output)
-
-    async def get(self) -> Any:
-        """The next output."""
-        return await self._queue.get()
 
 
 def check_finish_reason(reason: str) -> None:

@@ -1,10 +1,12 @@
-"""Detokenization of streamed choices: stop strings, stripping of white space, log-probabilities."""
+"""From tokens to the text of a choice: stop strings, stripping of white space, log-probabilities."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 from ...blocks.engine.request import SampledToken
 from ...tokenizers.text import StreamDecoder, TextTokenizer
+from .notifier import OutputSignal
 from .responses import TokenLogprob, TopLogprob
 
 _MIN_LOGPROB = -9999.0  # OpenAI's value for "very unlikely"; JSON has no infinity
@@ -56,68 +58,89 @@ class StopStringFilter:
 
 @dataclass(frozen=True)
 class TextChunk:
-    """Text of choice `index` and the log-probabilities of its tokens; the last one has a `finish_reason`."""
+    """Text of a choice and the log-probabilities of its tokens; the last one has a `finish_reason`."""
 
-    index: int
     text: str
     logprobs: list[TokenLogprob]
     finish_reason: str | None = None
 
 
-class ChoiceDetokenizer:
-    """Callbacks of a generation request: detokenizes one choice and passes `TextChunk`s to `emit`.
+class ChoiceOutput:
+    """The tokens of one choice: a scheduler's thread appends them, the event loop makes text of them.
 
-    There is a chunk at the end and, with `stream`, one whenever there is text to release.
+    `signal` is set at the end and, with `stream` or stop strings, at every token.
     """
 
     def __init__(
         self,
-        index: int,
         tokenizer: TextTokenizer,
         stops: Sequence[str],
-        emit: Callable[[TextChunk], None],
+        signal: OutputSignal,
         *,
         skip_special_tokens: bool,
         stream: bool,
     ) -> None:
-        self.index, self.tokenizer, self.emit, self.stream = index, tokenizer, emit, stream
+        self._tokenizer, self._stops, self._signal = tokenizer, stops, signal
         self._decoder = StreamDecoder(tokenizer, skip_special_tokens)
         self._filter = StopStringFilter(stops)
-        self._text, self._logprobs = "", []
+        self._tokens: list[SampledToken] = []
+        self._end: str | None = None
         self.num_tokens = 0
+        """Tokens that were read; those after a stop string never are."""
+        self.finish_reason: str | None = None
+        self.on_token: Callable[[SampledToken], None] = self._tokens.append
+        if stream or stops:
+            self.on_token = self._append
 
-    def on_token(self, sampled: SampledToken) -> bool:
-        """Take a token; returns whether a stop string ends the choice."""
-        self.num_tokens += 1
-        self._text += self._filter.feed(self._decoder.push(sampled.token))
-        if sampled.logprob is not None:
-            self._logprobs.append(token_logprob(self.tokenizer, sampled))
-        if self.stream and self._text:
-            self._emit(None)
-        return self._filter.stopped
+    def _append(self, sampled: SampledToken) -> None:
+        self._tokens.append(sampled)
+        self._signal.set()
 
     def on_end(self, reason: str) -> None:
-        """Emit the rest of the text with the finish reason."""
-        if not self._filter.stopped:
-            self._text += self._filter.feed(self._decoder.flush())
-        if not self._filter.stopped:
-            self._text += self._filter.finish()
-        self._emit("stop" if self._filter.stopped and reason == "length" else reason)
+        """Take the reason why the request ended; called after the last token."""
+        self._end = reason
+        self._signal.set()
 
-    def _emit(self, finish_reason: str | None) -> None:
-        self.emit(TextChunk(self.index, self._text, self._logprobs, finish_reason))
-        self._text, self._logprobs = "", []
+    def read(self) -> TextChunk:
+        """What has arrived since the last call, on the event loop. A stop string ends the choice."""
+        end = self._end  # read before the tokens: if it is there, all of them are
+        first = self.num_tokens
+        text = self._feed(self._tokens[first:])
+        if end is not None and not self._filter.stopped:
+            text += self._filter.feed(self._decoder.flush())
+            text += "" if self._filter.stopped else self._filter.finish()
+        self.finish_reason = "stop" if self._filter.stopped else end
+        tokens = self._tokens[first : self.num_tokens]
+        logprobs = [token_logprob(self._tokenizer, token) for token in tokens if token.logprob is not None]
+        return TextChunk(text, logprobs, self.finish_reason)
+
+    def _feed(self, tokens: Sequence[SampledToken]) -> str:
+        if not self._stops:
+            self.num_tokens += len(tokens)
+            return self._filter.feed(self._decoder.extend([sampled.token for sampled in tokens]))
+        text = ""
+        for sampled in tokens:  # one by one, to know with which of them a stop string is complete
+            self.num_tokens += 1
+            text += self._filter.feed(self._decoder.push(sampled.token))
+            if self._filter.stopped:
+                break
+        return text
 
 
 def token_logprob(tokenizer: TextTokenizer, sampled: SampledToken) -> TokenLogprob:
     """A token with its log-probability and those of its top alternatives, as OpenAI's object."""
 
     def entry(token: int, logprob: float | None) -> TopLogprob:
-        text = tokenizer.decode([token], skip_special_tokens=False)
-        # A token that is only part of a character has no text, and the vocabulary doesn't have its bytes.
-        raw = None if _REPLACEMENT_CHARACTER in text else list(text.encode())
+        text, raw = _text_and_bytes(tokenizer, token)
         return TopLogprob(token=text, logprob=max(logprob or 0.0, _MIN_LOGPROB), bytes=raw)
 
     own = entry(sampled.token, sampled.logprob)
     top = [entry(token, logprob) for token, logprob in sampled.top]
     return TokenLogprob(token=own.token, logprob=own.logprob, bytes=own.bytes, top_logprobs=top)
+
+
+@lru_cache(1 << 16)
+def _text_and_bytes(tokenizer: TextTokenizer, token: int) -> tuple[str, list[int] | None]:
+    text = tokenizer.decode([token], skip_special_tokens=False)
+    # A token that is only part of a character has no text, and the vocabulary doesn't have its bytes.
+    return text, None if _REPLACEMENT_CHARACTER in text else list(text.encode())

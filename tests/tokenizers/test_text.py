@@ -140,11 +140,15 @@ def test_streamed_text_is_whole_and_never_half_a_character(tokenizer, text, skip
     assert "".join(pieces) + decoder.flush() == tokenizer.decode(ids, skip)
 
 
-@given(ids=st.lists(st.integers(0, 800), max_size=40), skip=st.booleans())
-def test_any_ids_stream_to_what_they_decode_to(tokenizer, ids, skip):
+@given(ids=st.lists(st.integers(0, 800), max_size=40), parts=st.lists(st.integers(0, 9)), skip=st.booleans())
+def test_any_ids_stream_to_what_they_decode_to(tokenizer, ids, parts, skip):
     # Ids of a model without training: broken UTF-8, special tokens, ids beyond the vocabulary (513).
-    decoder = StreamDecoder(tokenizer, skip)
-    assert decoder.extend(ids) + decoder.flush() == tokenizer.decode(ids, skip)
+    decoder, text, start = StreamDecoder(tokenizer, skip), "", 0
+    for count in parts:
+        text += decoder.extend(ids[start : start + count])
+        start += count
+    text += decoder.extend(ids[start:])
+    assert text + decoder.flush() == tokenizer.decode(ids, skip)
     assert decoder.flush() == ""
 
 
@@ -161,5 +165,6 @@ def test_stream_gives_text_at_once_and_decodes_only_the_newest_ids(tokenizer, mo
     decoder = StreamDecoder(tokenizer)
     first = next(i for i in range(len(ids)) if decoder.push(ids[i]))
     assert first == 0
-    decoder.extend(ids[1:])
+    for i in ids[1:]:
+        decoder.push(i)
     assert max(lengths) <= 8
