@@ -20,6 +20,7 @@ from torch import Tensor
 from .batch_invariant import per_head_matmul
 from .dequant import dot_in_float32
 from .mla_decode_triton import absorb_kernel, attention_kernel, combine_kernel
+from .mla_pooled import attend_pooled as attend_pooled
 from .pdl import pdl_options
 
 MAX_FUSED_ROWS = 8
