@@ -12,12 +12,10 @@ from PIL import Image
 from torch import Tensor
 
 from ..blocks.chat.text_generation import MAX_SEED, score_tokens
-from ..blocks.engine.generate import captures, generate, generate_all
-from ..blocks.engine.graph_generation import graph_pool_of, slots_for
-from ..blocks.engine.request import GenerationBatch, SamplingParams, TokenHead, check_context
-from ..blocks.engine.sampling import guide, interleave
+from ..blocks.engine.generate import Sequences, scheduler_of
+from ..blocks.engine.request import SamplingParams, TokenHead, check_context
+from ..blocks.engine.sampling import guide
 from ..blocks.errors import OptionError, check_integer, check_number
-from ..blocks.graphs.cuda_graphs import bucket_below
 from ..blocks.placement.memory_budget import batch_over_devices, batch_that_fits
 from ..tokenizers.vq.model import to_uint8
 from .model import JanusModel
@@ -98,24 +96,26 @@ def image_head(model: JanusModel) -> TokenHead:
     return TokenHead(model.embed_codes, model.image_logits)
 
 
-def image_generation_batch(
+def image_sequences(
     model: JanusModel,
     cond: Sequence[Tensor],
     uncond: Sequence[Tensor] | None,
     options: ImageGenerationOptions,
     seeds: Sequence[int],
-) -> GenerationBatch:
-    """The batch that generates N images.
+) -> Sequences:
+    """The sequences of N images.
 
     `cond` and `uncond` are the prompt ids `[L]` of each image; without guidance `uncond` is None.
     """
     device = _input_device(model)
-    return GenerationBatch(
-        rows=[model.embed_text(ids.to(device)) for ids in interleave(cond, uncond)],
-        head=image_head(model),
-        sampling=options.sampling,
-        seeds=seeds,
-        max_new_tokens=model.config.num_codes,
+    rows = zip(cond, strict=True) if uncond is None else zip(cond, uncond, strict=True)
+    return Sequences(
+        image_head(model),
+        [[model.embed_text(ids.to(device)) for ids in row] for row in rows],
+        options.sampling,
+        seeds,
+        model.config.num_codes,
+        priority=1,
     )
 
 
@@ -140,30 +140,23 @@ def generate_codes(
     batches = []
     for start in range(0, len(cond), size):
         part = slice(start, start + size)
-        batch = image_generation_batch(model, cond[part], uncond and uncond[part], options, seeds[part])
-        if callback is None:
-            batches.append(generate_all(model.decoder, batch))
-            continue
-        steps = []
-        for tokens in generate(model.decoder, batch):
-            steps.append(tokens)
-            callback(len(steps), total, torch.stack(steps, dim=1).cpu())
-        batches.append(torch.stack(steps, dim=1).cpu())
+        sequences = image_sequences(model, cond[part], uncond and uncond[part], options, seeds[part])
+        for step, _ in enumerate(sequences.run(model.decoder), start=1):
+            if callback is not None:
+                callback(step, total, torch.tensor([codes[:step] for codes in sequences.tokens]))
+        batches.append(torch.tensor(sequences.tokens))
     return torch.cat(batches)
 
 
 def _batch_size(model: JanusModel, guided: bool, longest: int) -> int:
     """Number of images to generate at once, for prompts of up to `longest` tokens."""
-    decoder, total, device = model.decoder, model.config.num_codes, _input_device(model)
+    decoder = model.decoder
     work = image_generation_workload(model.config, guided, longest)
     if decoder.layout is not None:
         return batch_over_devices(work, decoder.layout, decoder.dtype)
-    if not captures(decoder, image_head(model)):
-        return batch_that_fits(work, device, decoder.dtype)
-    # A captured batch uses whole buffers, for which those of earlier batches can be freed.
-    work = image_generation_workload(model.config, guided, slots_for(longest + total) - total)
-    reusable = graph_pool_of(decoder).bytes
-    return bucket_below(batch_that_fits(work, device, decoder.dtype, reusable))
+    runner = scheduler_of(decoder).runner
+    size = batch_that_fits(work, _input_device(model), decoder.dtype, runner.cache_bytes)
+    return size if runner.rows is None else min(size, runner.rows // (2 if guided else 1))
 
 
 @torch.no_grad()

@@ -10,7 +10,7 @@ from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 
-from ...blocks.engine.scheduler import QueueFull, SchedulerStopped
+from ...blocks.engine.background import QueueFull, SchedulerStopped
 from ...blocks.errors import BifronsError, OptionError, PictureError, PromptError
 
 RETRY_AFTER_SECONDS = 2

@@ -12,12 +12,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 
 from ...blocks.checkpoints.hub import EMBEDDED, find_model_folder
+from ...blocks.engine.background import BackgroundScheduler
 from ...blocks.engine.request import Request as GenerationRequest
 from ...blocks.engine.request import TokenHead
-from ...blocks.engine.scheduler import Scheduler
 from ...blocks.errors import OptionError, check_integer
-from ...blocks.model.kv_cache import KVCache
-from ...blocks.placement.memory_budget import rows_that_fit
 from ..pipelines import label, load_pipeline
 from .errors import ApiError, invalid_value
 from .notifier import Notifier, OutputSignal
@@ -76,9 +74,10 @@ class ServedModel:
         decoder = pipe.model.decoder
         config = decoder.config
         context = min(options.context, config.max_positions)
-        row_bytes = KVCache.row_bytes(context, config.num_layers, config.cache_widths, pipe.dtype)
-        rows = max(2, min(options.rows, rows_that_fit(row_bytes, pipe.device, decoder.layout)))
-        self.scheduler = Scheduler(decoder, rows=rows, context=context, max_waiting=options.max_queue)
+        self.scheduler = BackgroundScheduler(
+            decoder, rows=options.rows, context=context, max_waiting=options.max_queue
+        )
+        self.scheduler.start()
         self.text_head = TokenHead(pipe.model.embed_text, pipe.model.text_logits)
         self.image_pipe = _as_janus(pipe)
         """The pipeline if it generates images, else None."""

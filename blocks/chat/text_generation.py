@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from ...tokenizers.text import StreamDecoder, TextTokenizer
-from ..engine.generate import generate
+from ..engine.generate import Sequences
 from ..engine.prefill import prefill
-from ..engine.request import GenerationBatch, SamplingParams, TokenHead, check_context
+from ..engine.request import SamplingParams, TokenHead, check_context
 from ..errors import check_integer
 from ..model.decoder import Decoder
 
@@ -96,31 +96,17 @@ def generate_tokens(
     eos_id: int,
 ) -> Iterator[list[int | None]]:
     """Yield the next token of every conversation, or None for one that has ended, until all have."""
-    device = prompts[0].embeddings_TD.device
-    seen_BV = None
-    if options.repetition_penalty != 1.0:
-        vocabulary = model.decoder.config.vocab_size
-        seen_BV = torch.zeros(len(prompts), vocabulary, dtype=torch.bool, device=device)
-        for row, prompt in enumerate(prompts):
-            seen_BV[row, prompt.ids.to(device)] = True
-    batch = GenerationBatch(
-        rows=[prompt.embeddings_TD for prompt in prompts],
-        head=TokenHead(model.embed_text, model.text_logits),
-        sampling=options.sampling,
-        seeds=seeds,
-        max_new_tokens=options.max_new_tokens,
-        seen=seen_BV,
+    sequences = Sequences(
+        TokenHead(model.embed_text, model.text_logits),
+        [[prompt.embeddings_TD] for prompt in prompts],
+        options.sampling,
+        seeds,
+        options.max_new_tokens,
+        eos_id=eos_id,
         prefill_chunk=options.prefill_chunk,
+        prompt_ids=[prompt.ids for prompt in prompts],
     )
-    ended = [False] * len(prompts)
-    for tokens in generate(model.decoder, batch):
-        step: list[int | None] = []
-        for row, token in enumerate(tokens.tolist()):
-            ended[row] = ended[row] or token == eos_id
-            step.append(None if ended[row] else token)
-        if all(ended):
-            return
-        yield step
+    yield from sequences.run(model.decoder)
 
 
 def generate_ids(

@@ -1,58 +1,100 @@
-"""Generation of a fixed batch: `plain_steps` is the definition, CUDA graphs give the same tokens faster.
+"""Generation for pipelines, which run the steps of their decoder's scheduler themselves."""
 
-N sequences, each one decoder row, or two with guidance. Prompts may differ in length; each sequence gets the
-tokens that it would get alone (see `KVCache`). The token head is an argument, so text and image tokens of
-both families share the loop.
-"""
-
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
 
-from ..graphs.cuda_graphs import uses_cuda_graphs
 from ..model.decoder import Decoder
-from .graph_generation import captured_steps, captured_tokens
-from .prefill import decode_one, prefill
-from .request import GenerationBatch, TokenHead, check_context
-from .sampling import expand_rows, sample
+from .request import Request, SampledToken, SamplingParams, TokenHead
+from .scheduler import Scheduler
+
+_lock = threading.Lock()
 
 
-def generate(decoder: Decoder, batch: GenerationBatch) -> Iterator[Tensor]:
-    """Yield the tokens `[N]` of each step, until all are generated or the caller stops.
-
-    With CUDA graphs (`captures`) the tokens are on the host, else on the decoder's device. Raises
-    `PromptError` if prompt and new tokens exceed the context.
-    """
-    check_context(batch.longest, batch.max_new_tokens, decoder.config.max_positions)
-    yield from (captured_steps if captures(decoder, batch.head) else plain_steps)(decoder, batch)
+def scheduler_of(decoder: Decoder) -> Scheduler:
+    """The scheduler that all pipelines of a decoder share; a new one once the decoder has moved."""
+    with _lock:
+        if decoder.scheduler is None or not decoder.scheduler.is_current:
+            decoder.scheduler = Scheduler(decoder)
+        return decoder.scheduler
 
 
-def generate_all(decoder: Decoder, batch: GenerationBatch) -> Tensor:
-    """All tokens at once, int64 `[N, max_new_tokens]` on the host, without synchronizing between steps."""
-    if not captures(decoder, batch.head):
-        return torch.stack(list(generate(decoder, batch)), dim=1).cpu()
-    check_context(batch.longest, batch.max_new_tokens, decoder.config.max_positions)
-    return captured_tokens(decoder, batch)
+class Sequences:
+    """Sequences to generate together, and their tokens so far."""
 
+    def __init__(
+        self,
+        head: TokenHead,
+        prompts_TD: Sequence[Sequence[Tensor]],
+        sampling: SamplingParams,
+        seeds: Sequence[int],
+        max_new_tokens: int,
+        *,
+        eos_id: int | None = None,
+        prefill_chunk: int | None = None,
+        prompt_ids: Sequence[Tensor] | None = None,
+        priority: int = 0,
+    ) -> None:
+        """`prompts_TD` holds one prompt of each sequence, or with guidance two; `prompt_ids` the prompts'
+        tokens for a repetition penalty. The other arguments are those of `Request`."""
+        self.tokens: list[list[int]] = [[] for _ in seeds]
+        self.requests = [
+            Request(
+                head,
+                prompts,
+                sampling,
+                seed,
+                max_new_tokens,
+                self._appender(index),
+                lambda reason: None,
+                eos_id,
+                priority=priority,
+                seen_ids=None if prompt_ids is None else prompt_ids[index],
+                prefill_chunk=prefill_chunk,
+            )
+            for index, (prompts, seed) in enumerate(zip(prompts_TD, seeds, strict=True))
+        ]
+        self._eos_id = eos_id
 
-def captures(decoder: Decoder, head: TokenHead) -> bool:
-    """Whether generation with this head runs as CUDA graphs: the decoder's steps must, and the head must
-    belong to a model."""
-    return head.owner is not None and uses_cuda_graphs(decoder)
+    def _appender(self, index: int) -> Callable[[SampledToken], None]:
+        tokens = self.tokens[index]
 
+        def append(sampled: SampledToken) -> None:
+            tokens.append(sampled.token)
 
-def plain_steps(decoder: Decoder, batch: GenerationBatch) -> Iterator[Tensor]:
-    """The definition of `generate`, in eager mode: prefill, then one position of every row per step."""
-    device, head = batch.rows[0].device, batch.head
-    mode, tensors = batch.sampling.mode, batch.sampling.tensors
-    seen = None if batch.seen is None else batch.seen.clone()
-    seeds_N = torch.tensor(batch.seeds, dtype=torch.long, device=device)
-    cache = decoder.new_cache(len(batch.rows), batch.longest + batch.max_new_tokens)
-    hidden = prefill(decoder, batch.rows, cache, batch.prefill_chunk)
-    for step in range(batch.max_new_tokens):
-        steps_N = torch.full_like(seeds_N, step)
-        tokens = sample(head.logits(hidden), mode, tensors, seeds_N, steps_N, seen)
-        yield tokens
-        if step + 1 < batch.max_new_tokens:
-            hidden = decode_one(decoder, expand_rows(head.embed(tokens), mode), cache)
+        return append
+
+    def run(self, decoder: Decoder) -> Iterator[list[int | None]]:
+        """Yield the next token of every sequence, or None for one that has ended, until all have.
+
+        Raises what a sequence's computation raised, and `PromptError` for too long a prompt. If the caller
+        stops early, the sequences end.
+        """
+        scheduler = scheduler_of(decoder)
+        try:
+            scheduler.submit(self.requests)
+            step = 0
+            while True:
+                while not all(len(tokens) > step or one.ended for tokens, one in self._pairs()):
+                    scheduler.step()
+                for request in self.requests:
+                    if request.error is not None:
+                        raise request.error
+                tokens = [tokens[step] if len(tokens) > step else None for tokens in self.tokens]
+                if all(token is None for token in tokens):
+                    return
+                yield tokens
+                step += 1
+        finally:
+            scheduler.cancel(self.requests)
+
+    def _pairs(self) -> Iterator[tuple[list[int], Request]]:
+        return zip(self.tokens, self.requests, strict=True)
+
+    def run_all(self, decoder: Decoder) -> Tensor:
+        """All tokens at once, int64 `[N, max_new_tokens]` on the CPU, for sequences without an end token."""
+        for _ in self.run(decoder):
+            pass
+        return torch.tensor(self.tokens)

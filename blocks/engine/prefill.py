@@ -114,15 +114,17 @@ class Prefiller:
     def __init__(self, decoder: Decoder, slots: KVSlots) -> None:
         self.decoder, self.slots = decoder, slots
         self._threads: ThreadPoolExecutor | None = None
+        self._chunk: int | None = None
         self.copied = 0
         """Total number of positions that were copied instead of computed."""
 
-    def add(self, prompts: Sequence[Tensor]) -> list[int]:
+    def add(self, prompts: Sequence[Tensor], chunk: int | None = None) -> list[int]:
         """Prefill prompts, each `[T, D]`, into free rows; returns the rows' indices.
 
-        A prompt that shares more with another new one than with the cache waits until that one is filled.
+        `chunk` limits the positions of each that are computed at once. A prompt that shares more with another new one than with the cache waits until that one is filled.
         """
         shares = is_batch_invariant(self.slots.hidden_RD)
+        self._chunk = chunk
         rows = [_Row(prompt, hash_blocks(prompt) if shares else []) for prompt in prompts]
         waiting = rows
         while waiting:
@@ -209,6 +211,6 @@ class Prefiller:
         view = self.slots.view(start, stop, longest if shared else 0)
         shared_B = torch.tensor([row.shared for row in group], device=view.positions.device)
         view.positions.copy_(shared_B)
-        hidden = prefill(self.decoder, [row.prompt_TD[row.shared :] for row in group], view, PREFILL_CHUNK)
+        hidden = prefill(self.decoder, [row.prompt_TD[row.shared :] for row in group], view, self._chunk)
         view.positions += shared_B  # `prefill` sets them to the lengths of what it was given
         self.slots.hidden_RD[start:stop] = hidden

@@ -1,15 +1,18 @@
-"""What to generate: token heads, sampling parameters, the scheduler's requests and `generate`'s batches.
+"""What to generate: token heads, sampling parameters and requests.
 
-D decoder width, V vocabulary of a token head, N sequences of a batch, m tokens, T prompt positions.
+D decoder width, V vocabulary of a token head, N requests, m tokens, T prompt positions.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
 from ..errors import OptionError, PromptError, check_integer, check_number
+
+MAX_LOGPROBS = 20
+"""Most alternatives that can be reported with a token, as in OpenAI's API."""
 
 
 @dataclass(frozen=True)
@@ -28,29 +31,23 @@ class TokenHead:
 
 
 class SamplingMode(NamedTuple):
-    """The sampling parameters that determine which operations a step consists of."""
+    """What a step of a request consists of. Requests with equal heads and modes are sampled together."""
 
     guided: bool
     greedy: bool
-    top_k: int
-    nucleus: bool
+    filtered: bool
     penalized: bool
-
-    @property
-    def processed(self) -> bool:
-        """Whether logits are processed beyond guidance and temperature."""
-        return bool(self.top_k) or self.nucleus or self.penalized
+    logprobs: bool = False
 
 
 class SamplingTensors(NamedTuple):
-    """The sampling parameters that are numbers only; captured steps read them from tensors `[1]`."""
+    """Sampling parameters of N requests, each `[N]`."""
 
-    guidance: float | Tensor
-    temperature: float | Tensor
-    top_p: float | Tensor
-    penalty: float | Tensor
-    one: float | Tensor = 1.0
-    """Constant 1.0, passed as the temperature where it has already been applied."""
+    temperature: Tensor
+    top_p: Tensor
+    guidance: Tensor
+    penalty: Tensor
+    top_k: Tensor
 
 
 @dataclass(frozen=True)
@@ -58,7 +55,7 @@ class SamplingParams:
     """How a token is chosen from logits.
 
     `temperature=0` is greedy; `top_k=0` and `top_p=1` keep every token. `guidance_scale=None` is no guidance,
-    and one row per sequence instead of two. `repetition_penalty=1` is none. Raises `OptionError` for a value
+    and one row of the cache instead of two. `repetition_penalty=1` is none. Raises `OptionError` for a value
     out of range.
     """
 
@@ -80,8 +77,8 @@ class SamplingParams:
             raise OptionError("repetition_penalty is 0; accepted: above 0 (1 changes nothing)")
 
     @property
-    def rows_each(self) -> int:
-        """Decoder rows per sequence: two with guidance, the conditional and the unconditional one."""
+    def rows(self) -> int:
+        """Rows of the cache per request: two with guidance, the conditional and the unconditional one."""
         return 1 if self.guidance_scale is None else 2
 
     @property
@@ -90,16 +87,9 @@ class SamplingParams:
         return SamplingMode(
             guided=self.guidance_scale is not None,
             greedy=greedy,
-            top_k=0 if greedy else self.top_k,
-            nucleus=not greedy and self.top_p < 1.0,
+            filtered=not greedy and (self.top_k > 0 or self.top_p < 1.0),
             penalized=self.repetition_penalty != 1.0,
         )
-
-    @property
-    def tensors(self) -> SamplingTensors:
-        """The numbers as plain floats."""
-        scale = 1.0 if self.guidance_scale is None else self.guidance_scale
-        return SamplingTensors(scale, self.temperature, self.top_p, self.repetition_penalty)
 
 
 @dataclass(frozen=True)
@@ -119,9 +109,13 @@ class Request:
     """One answer or one image, delivered token by token.
 
     `prompts_TD` holds the embeddings of the prompt, or with guidance of the conditional and the unconditional
-    prompt. Both callbacks run on the scheduler's thread and must be quick. `on_token` may return True to
+    prompt. Instead of embeddings a request may carry `inputs` and `embed`, which maps the inputs of several
+    requests to their prompts: the scheduler embeds all waiting requests at once. Then `prompt_tokens` states
+    the length of the longest prompt.
+
+    `on_token` and `on_end` run on the scheduler's thread and must be quick. `on_token` may return True to
     finish the request. `on_end` is called once with the finish reason: "stop" (the end token, or `on_token`
-    returned True), "length", "cancelled" or "error".
+    returned True), "length", "cancelled", or "error", whose cause is in `error`.
     """
 
     head: TokenHead
@@ -133,50 +127,49 @@ class Request:
     on_end: Callable[[str], None]
     eos_id: int | None = None
     logprobs: int | None = None
-    """Number of top alternatives to report with each token; None reports no log-probabilities."""
+    """Number of top alternatives to report with each token, up to `MAX_LOGPROBS`; None reports no
+    log-probabilities."""
+    priority: int = 0
+    """Requests with lower numbers start first."""
+    seen_ids: Tensor | None = None
+    """The prompt's token ids, which a repetition penalty counts as seen."""
+    prefill_chunk: int | None = None
+    """Most prompt positions that are computed at once; None leaves it to the scheduler."""
+    embed: Callable[[list[Any]], list[Any]] | None = None
+    inputs: Any = None
+    prompt_tokens: int = 0
     step: int = field(default=0, init=False)
     """Number of tokens sampled so far."""
+    delivered: int = field(default=0, init=False)
     row_ids: list[int] = field(default_factory=list, init=False)
-    """Its rows of the KV cache, while the request runs."""
-    rows: int = field(default=0, init=False)
+    """Its rows of the cache, while the request runs."""
     cancelled: bool = field(default=False, init=False)
     ended: bool = field(default=False, init=False)
+    error: Exception | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
-        self.rows = len(self.prompts_TD)
-        assert self.rows == self.sampling.rows_each, "a request has one row, or two with guidance"
-        assert self.sampling.repetition_penalty == 1.0, "the scheduler keeps no record of tokens seen"
+        assert self.embed is not None or len(self.prompts_TD) == self.rows, "one prompt, or two with guidance"
+        assert self.logprobs is None or self.logprobs <= MAX_LOGPROBS
+        if self.embed is None:
+            self.prompt_tokens = max(len(prompt) for prompt in self.prompts_TD)
+
+    @property
+    def rows(self) -> int:
+        """Rows of the cache that the request takes."""
+        return self.sampling.rows
+
+    @property
+    def positions(self) -> int:
+        """Positions that each of its rows takes at most."""
+        return self.prompt_tokens + self.max_new_tokens
+
+    @property
+    def mode(self) -> SamplingMode:
+        return self.sampling.mode._replace(logprobs=self.logprobs is not None)
 
     def cancel(self) -> None:
         """Finish the request before the next step and free its rows. Does nothing once it has finished."""
         self.cancelled = True
-
-
-@dataclass(frozen=True)
-class GenerationBatch:
-    """N sequences that start together and get `max_new_tokens` tokens each.
-
-    `rows` are the prompts' embeddings, each `[T_i, D]`: one per sequence, or with guidance two, conditional
-    first. `seen`, bool `[N, V]`, marks the prompt's tokens for a repetition penalty; it is not modified.
-    `prefill_chunk` limits the prompt positions that are computed at once.
-    """
-
-    rows: Sequence[Tensor]
-    head: TokenHead
-    sampling: SamplingParams
-    seeds: Sequence[int]
-    max_new_tokens: int
-    seen: Tensor | None = None
-    prefill_chunk: int | None = None
-
-    def __post_init__(self) -> None:
-        assert len(self.rows) == self.sampling.rows_each * len(self.seeds)
-        assert (self.seen is not None) == self.sampling.mode.penalized
-
-    @property
-    def longest(self) -> int:
-        """Positions of the longest prompt."""
-        return max(len(row) for row in self.rows)
 
 
 def check_context(prompt: int, new: int, limit: int) -> None:

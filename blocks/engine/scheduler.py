@@ -1,252 +1,286 @@
-"""Continuous batching: requests that arrive at different times share every decoder step.
+"""Continuous batching: requests that arrive at different times share every step.
 
-n rows in use, D decoder width.
+A request is one answer or one image. It takes one row of the cache, or two with guidance (conditional and
+unconditional). A step admits waiting requests for which there is room, computes some of their prompts, and
+one token of every running request. There is no preemption: an admitted request keeps its rows until it
+finishes. Its tokens depend only on its own prompt, parameters and seed.
 
-A request is one answer or one image. It takes one row of the KV cache, or two with guidance (conditional and
-unconditional). Every step admits the waiting requests that fit, prefills them, samples one token of every
-running request, and runs the decoder once over all rows in use; on CUDA as a graph. There is no preemption:
-an admitted request keeps its rows until it finishes. Its tokens depend only on its own prompt, parameters and
-seed, as in the pipelines.
+Whoever needs tokens calls `step`: pipelines do so themselves (`generate.py`), in turn if they are called from
+several threads; a server has a thread that does (`background.py`).
 """
 
 import logging
 import threading
 from collections import deque
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 
 import torch
 
 from ..errors import OptionError
-from ..graphs.cuda_graphs import GraphCapturer, graph_capturer, uses_cuda_graphs
+from ..graphs.cuda_graphs import GraphCapturer, uses_cuda_graphs
 from ..model.decoder import Decoder
-from ..model.kv_slots import KVSlots, ints_on_device
-from .graph_buffers import GraphedSteps
-from .prefill import Prefiller, decode_one
-from .request import Request, TokenHead, check_context
-from .sampling import sample_requests
+from .plain_runner import Tokens
+from .request import Request, SampledToken, SamplingParams, TokenHead, check_context
+from .runners import make_runner
 
 _log = logging.getLogger("bifrons.engine")
 
-
-class QueueFull(Exception):
-    """The queue holds as many rows as are allowed to wait."""
-
-
-class SchedulerStopped(Exception):
-    """The scheduler accepts no more requests."""
+_PREFILL_TOKENS = 4096
+"""Prompt positions of a step while no request is running; bounds the memory of activations."""
+_PREFILL_TOKENS_BESIDE = 512
+"""Prompt positions of a step beside running requests, which wait for them: about as long as a step."""
 
 
 class Scheduler:
-    """A decoder, a KV cache of `rows` rows of `context` positions, a bounded queue, and the thread that runs
-    the steps.
-
-    Callers `reserve` rows before they prepare a prompt, so that a request that is turned away costs nothing.
-    """
+    """Queues requests and runs them, step by step."""
 
     def __init__(
         self,
         decoder: Decoder,
         *,
-        rows: int,
-        context: int,
-        max_waiting: int,
+        rows: int | None = None,
+        context: int | None = None,
         capturer: GraphCapturer | None = None,
     ) -> None:
-        """`max_waiting` is the number of rows that may wait for others to finish. `capturer` captures the
-        decoder's steps; None means CUDA graphs where `uses_cuda_graphs`, else eager steps. Raises
-        `OptionError`."""
-        if rows < 2 or not 2 <= context <= decoder.config.max_positions or max_waiting < 0:
+        """With `rows`, the cache is allocated at once: as many rows of `context` positions as memory allows,
+        up to `rows`; without, it grows with the requests. `capturer` captures steps; None means CUDA graphs
+        where `uses_cuda_graphs`. Raises `OptionError`."""
+        limit = decoder.config.max_positions
+        context = limit if context is None else context
+        if (rows is not None and rows < 2) or not 2 <= context <= limit:
             raise OptionError(
-                f"rows {rows}, context {context}, waiting {max_waiting}; accepted: at least 2 rows, 2 to "
-                f"{decoder.config.max_positions} positions, at least 0 waiting"
+                f"rows {rows}, context {context}; accepted: at least 2 rows, 2 to {limit} positions"
             )
-        self.decoder, self.rows, self.context, self.max_waiting = decoder, rows, context, max_waiting
-        self.device = decoder.device
-        self._slots = KVSlots(decoder, rows, context)
-        self._prefiller = Prefiller(decoder, self._slots)
-        if capturer is None and uses_cuda_graphs(decoder):
-            capturer = graph_capturer(self.device)
-        self.graphed = None if capturer is None else GraphedSteps(decoder, self._slots, capturer)
+        self.decoder, self.context = decoder, context
+        self.runner = make_runner(decoder, rows, context, capturer)
+        self._made_for = _form(decoder)
+        self.rows = self.runner.rows
+        """Rows that run together; None is any number."""
+        self._waiting: list[Request] = []
+        self._prefilling: list[Request] = []
         self._running: list[Request] = []
-        self._queue: deque[Request] = deque()
-        self._reserved = 0
-        self._closing = False
+        self._launched: deque[tuple[list[Request], Callable[[], Tokens]]] = deque()
         self._changed = threading.Condition()
+        self._stepping = threading.Lock()
         self.steps = 0
         self.tokens = 0
-        self._thread = threading.Thread(target=self._run, name="bifrons-engine", daemon=True)
-        self._thread.start()
+
+    def __reduce__(self) -> tuple[type[None], tuple[()]]:
+        return type(None), ()  # a copy of a decoder gets a scheduler of its own
+
+    @property
+    def is_current(self) -> bool:
+        """Whether the decoder is where it was, in the same dtype, and captured as it was."""
+        return self._made_for == _form(self.decoder)
 
     @property
     def rows_used(self) -> int:
         """Rows of running requests."""
-        return len(self._slots.lengths)
-
-    @property
-    def rows_promised(self) -> int:
-        """Rows of all requests that run, wait or are being prepared."""
-        return self._reserved
+        return self.runner.rows_used
 
     @property
     def positions_copied(self) -> int:
         """Prompt positions that were copied from other rows instead of computed."""
-        return self._prefiller.copied
-
-    def reserve(self, rows: int) -> None:
-        """Reserve rows for requests to `submit`; `release` gives unused ones back.
-
-        Raises `QueueFull` if the queue has no room for them, `SchedulerStopped` after `close`.
-        """
-        with self._changed:
-            if self._closing:
-                raise SchedulerStopped("the engine is stopping")
-            if self._reserved + rows > self.rows + self.max_waiting:
-                raise QueueFull(f"{self._reserved} rows are in use or waiting")
-            self._reserved += rows
-
-    def release(self, rows: int) -> None:
-        """Give back reserved rows for which no request was submitted."""
-        with self._changed:
-            self._reserved -= rows
-            self._changed.notify_all()
+        return self.runner.positions_copied
 
     def check(self, prompt: int, new: int) -> None:
         """Raise `PromptError` if this many prompt and new tokens exceed a row."""
         check_context(prompt, new, self.context)
 
     def submit(self, requests: Sequence[Request]) -> None:
-        """Queue requests whose rows are reserved. Raises `PromptError` if one does not fit into a row."""
+        """Queue requests. Raises `PromptError` if one does not fit into a row."""
         for request in requests:
-            self.check(max(len(prompt) for prompt in request.prompts_TD), request.max_new_tokens)
+            self.check(request.prompt_tokens, request.max_new_tokens)
         with self._changed:
-            self._queue.extend(requests)
+            self._waiting = sorted([*self._waiting, *requests], key=lambda request: request.priority)
             self._changed.notify_all()
 
-    def close(self, timeout: float | None = None) -> bool:
-        """Accept no more requests, finish those that hold rows, and end the thread.
+    def cancel(self, requests: Sequence[Request]) -> None:
+        """End those of the requests that have not ended, and free their rows."""
+        for request in requests:
+            request.cancel()
+        with self._stepping, self._inference():
+            self._end_cancelled()
 
-        Returns False if the thread did not end within `timeout` seconds.
+    @property
+    def has_work(self) -> bool:
+        """Whether `step` has something to do."""
+        return bool(self._waiting or self._prefilling or self._running or self._launched)
+
+    def warm_up(
+        self,
+        heads: Sequence[tuple[TokenHead, SamplingParams]],
+        progress: Callable[[int, int], None] | None = None,
+    ) -> None:
+        """Compile kernels and capture the usual graphs, for requests with these heads and parameters.
+
+        `progress(done, total)` is called after each. Does nothing where nothing is captured.
         """
+        with self._stepping, self._inference():
+            self.runner.warm_up([(head, params.mode) for head, params in heads], progress)
+
+    @contextmanager
+    def _inference(self) -> Iterator[None]:
+        # Triton launches kernels on the thread's current device, wherever the tensors are. Tensors made in
+        # inference mode could not be written to by later calls.
+        device = self.decoder.device
+        current = torch.cuda.device(device) if device.type == "cuda" else nullcontext()
+        with torch.inference_mode(False), torch.no_grad(), current:
+            yield
+
+    def step(self) -> None:
+        """Run one step, if there is work, for all requests."""
+        with self._stepping, self._inference():
+            self._end_cancelled()
+            self._admit()
+            if self._prefilling:
+                self._prefill()
+            if self._running:
+                self._launch()
+            while len(self._launched) > (self.runner.lag if self._running else 0):
+                self._deliver()
+
+    def _end_cancelled(self) -> None:
+        launched = [request for requests, _ in self._launched for request in requests]
+        for request in [*self._waiting, *self._prefilling, *self._running, *launched]:
+            if request.cancelled:
+                self._finish(request, "cancelled")
+
+    def _admit(self) -> None:
+        """Start waiting requests for which there is room."""
         with self._changed:
-            self._closing = True
-            self._changed.notify_all()
-        self._thread.join(timeout)
-        return not self._thread.is_alive()
-
-    def _run(self) -> None:
-        # Triton launches kernels on the thread's current device, wherever the tensors are.
-        device = torch.cuda.device(self.device) if self.device.type == "cuda" else nullcontext()
-        with torch.no_grad(), device:
-            while (admitted := self._admit()) is not None:
-                try:
-                    self._step(admitted)
-                except Exception:  # of any kind: end these requests with an error and serve the next ones
-                    _log.exception("a step failed; %d requests end with it", len(self._running))
-                    self._slots.clear()
-                    failed, self._running = [*self._running, *admitted], []
-                    for request in failed:
-                        self._report_end(request, "error")
-        self._prefiller.close()
-
-    def _admit(self) -> list[Request] | None:
-        """Wait for work; returns the requests to start now, in order of arrival, or None once closed."""
+            rows, candidates = self.rows_used, []
+            for request in self._waiting:
+                rows += request.rows
+                if self.rows is not None and rows > self._row_limit(request):
+                    break
+                candidates.append(request)
+        admitted = self.runner.admit(candidates) if candidates else []
         with self._changed:
-            while not self._queue and not self._running:
-                if self._closing and self._reserved == 0:
-                    return None
-                self._changed.wait()
-            admitted = [request for request in self._queue if request.cancelled]
-            self._queue = deque(request for request in self._queue if not request.cancelled)
-            free = self._slots.free + sum(request.rows for request in self._running if request.cancelled)
-            while self._queue and self._queue[0].rows <= free:
-                request = self._queue.popleft()
-                admitted.append(request)
-                free -= request.rows
-            return admitted
+            self._waiting = [request for request in self._waiting if request not in admitted]
+        self._prefilling += admitted
 
-    def _step(self, admitted: list[Request]) -> None:
-        for request in [request for request in self._running if request.cancelled]:
-            self._finish(request, "cancelled")
-        starting = [request for request in admitted if not request.cancelled]
-        for request in admitted:
-            if request not in starting:
-                self._report_end(request, "cancelled")
-        self._prefill(starting)
-        if not self._running:
-            return
-        tokens = self._sample()
-        if self._running:
-            self._decode(tokens)
+    def _row_limit(self, request: Request) -> int:
+        """The rows in use up to which a request may start. An eighth is kept for those of priority 0, so that
+        long jobs don't keep them waiting."""
+        rows = self.rows or 0
+        return rows if request.priority == 0 else rows - rows // 8
 
-    def _prefill(self, requests: list[Request]) -> None:
-        if requests and self.graphed is not None:
-            self.graphed.begin()
-        row_ids = iter(self._prefiller.add([prompt for request in requests for prompt in request.prompts_TD]))
-        for request in requests:
-            request.row_ids = [next(row_ids) for _ in range(request.rows)]
-            request.prompts_TD = ()  # the embeddings are no longer needed
-            self._running.append(request)
+    def _prefill(self) -> None:
+        tokens = _PREFILL_TOKENS_BESIDE if self._running else _PREFILL_TOKENS
+        self._embed(tokens)
+        embedded = [request for request in self._prefilling if request.prompts_TD]
+        done = self._isolated(lambda requests: self.runner.prefill(requests, tokens), embedded)
+        for request in done:
+            self._prefilling.remove(request)
+            request.prompts_TD = ()
+        self._running += done
 
-    def _by_head(self) -> dict[TokenHead, list[Request]]:
-        groups: dict[TokenHead, list[Request]] = {}
-        for request in self._running:
-            groups.setdefault(request.head, []).append(request)
-        return groups
+    def _embed(self, tokens: int) -> None:
+        """Embed the prompts of the first requests, of about as many tokens as are to be computed."""
+        chosen: list[Request] = []
+        for request in self._prefilling:
+            if request.embed is not None and not request.prompts_TD:
+                chosen.append(request)
+            tokens -= request.prompt_tokens
+            if tokens <= 0:
+                break
+        for embed in dict.fromkeys(request.embed for request in chosen):
+            self._isolated(_embed_all, [request for request in chosen if request.embed == embed])
 
-    def _sample(self) -> dict[Request, int]:
-        """Sample and deliver one token of every request; returns the tokens of unfinished requests."""
-        kernel = None if self.graphed is None else self.graphed.decoding.sampling_kernel
-        unfinished = {}
-        for request, sampled in sample_requests(self._by_head(), self._slots.hidden_RD, kernel):
-            request.step += 1
-            self.tokens += 1
-            if sampled.token == request.eos_id or request.on_token(sampled):
-                self._finish(request, "stop")
-            elif request.step == request.max_new_tokens:
-                self._finish(request, "length")
-            else:
-                unfinished[request] = sampled.token
-        return unfinished
+    def _isolated(
+        self, work: Callable[[list[Request]], list[Request]], requests: list[Request]
+    ) -> list[Request]:
+        """The result of the work; if it fails, of the work for each request alone. Requests for which it
+        fails alone end with an error."""
+        if not requests:
+            return []
+        try:
+            return work(requests)
+        except Exception as error:
+            if len(requests) == 1:
+                _log.exception("a request failed")
+                requests[0].error = error
+                self._finish(requests[0], "error")
+                return []
+        return [one for request in requests for one in self._isolated(work, [request])]
 
-    def _decode(self, tokens: dict[Request, int]) -> None:
-        """Embed the tokens and run one decoder step over all rows in use."""
-        hidden = self._slots.hidden_RD
-        x_nD = hidden.new_empty(self.rows_used, hidden.shape[1])
-        for head, requests in self._by_head().items():
-            # Both rows of a guided request get the same input, which is embedded once.
-            rows = [(row, i) for i, request in enumerate(requests) for row in request.row_ids]
-            token_ids, row_ids, owners = ints_on_device(
-                self.device,
-                [tokens[request] for request in requests],
-                [row for row, _ in rows],
-                [i for _, i in rows],
-            )
-            x_nD[row_ids] = head.embed(token_ids)[owners]
-        if self.graphed is None:
-            hidden[: self.rows_used] = decode_one(self.decoder, x_nD, self._slots.active())
-        else:
-            self.graphed.run(x_nD)
-        self._slots.advance()
+    def _launch(self) -> None:
+        self._isolated(self._launch_step, list(self._running))
         self.steps += 1
+        for request in [one for one in self._running if one.step == one.max_new_tokens]:
+            self._free(request)  # its last tokens are still to be delivered
+
+    def _launch_step(self, requests: list[Request]) -> list[Request]:
+        self._launched.append((list(requests), self.runner.step(requests)))
+        return requests
+
+    def _deliver(self) -> None:
+        """Wait for the tokens of the oldest step and hand them to their requests."""
+        requests, read = self._launched.popleft()
+        try:
+            tokens = read()
+        except Exception as error:  # the device failed
+            _log.exception("a step failed; %d requests end with it", len(requests))
+            for request in requests:
+                request.error = error
+                self._finish(request, "error")
+            return
+        for request, sampled in tokens:
+            if not request.ended:
+                self._hand_over(request, sampled)
+
+    def _hand_over(self, request: Request, sampled: SampledToken) -> None:
+        request.delivered += 1
+        self.tokens += 1
+        try:
+            stops = sampled.token == request.eos_id or bool(request.on_token(sampled))
+        except Exception as error:
+            _log.exception("a request's on_token callback failed")
+            request.error = error
+            self._finish(request, "error")
+            return
+        if stops:
+            self._finish(request, "stop")
+        elif request.delivered == request.max_new_tokens:
+            self._finish(request, "length")
+
+    def _free(self, request: Request) -> None:
+        """Take a request out of the queue or the cache."""
+        if request in self._waiting:
+            with self._changed:
+                self._waiting.remove(request)
+        for requests in (self._prefilling, self._running):
+            if request in requests:
+                requests.remove(request)
+                self.runner.remove(request)
 
     def _finish(self, request: Request, reason: str) -> None:
-        self._running.remove(request)
-        while request.row_ids:
-            # The higher row first: dropping a row moves the last one, which may be this request's other row.
-            request.row_ids.sort()
-            row = request.row_ids.pop()
-            moved = self._slots.drop(row)
-            for other in self._running:
-                other.row_ids = [row if other_row == moved else other_row for other_row in other.row_ids]
-        self._report_end(request, reason)
-
-    def _report_end(self, request: Request, reason: str) -> None:
         if request.ended:
             return
         request.ended = True
-        self.release(request.rows)
+        self._free(request)
+        self._report_end(request, reason)
+
+    def _report_end(self, request: Request, reason: str) -> None:
         try:
             request.on_end(reason)
         except Exception:  # a failing callback must not end the other requests
             _log.exception("a request's on_end callback failed")
+
+
+def _form(decoder: Decoder) -> tuple[torch.device, torch.dtype, bool]:
+    return decoder.device, decoder.dtype, uses_cuda_graphs(decoder)
+
+
+def _embed_all(requests: list[Request]) -> list[Request]:
+    """Embed the prompts of requests with the same `embed`; equal inputs once."""
+    embed = requests[0].embed
+    assert embed is not None
+    inputs = {id(request.inputs): request.inputs for request in requests}
+    prompts = dict(zip(inputs, embed(list(inputs.values())), strict=True))
+    for request in requests:
+        prompt = prompts[id(request.inputs)]
+        request.prompts_TD, request.seen_ids = (prompt.embeddings_TD,), prompt.ids
+    return requests

@@ -2,8 +2,8 @@
 
 import gc
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from functools import cache
 from typing import Any
 from weakref import WeakSet
@@ -14,13 +14,14 @@ from torch import Tensor, nn
 from ..device import graph_capture_lock
 from ..kernels import dispatch
 from ..kernels.batch_invariant import libraries_are_batch_invariant
+from ..kernels.moe_dispatch import padded_bmm
 from ..model.decoder import Decoder
-from .decode_step import sync_free_experts
+from ..model.moe import Experts
 from .fused_weights import fuse_weights
 
-Work = Callable[[], None]
+Work = Callable[[], object]
 
-_MAX_GRAPHS = 48  # per cache
+_MAX_GRAPHS = 192  # per cache
 
 
 def uses_cuda_graphs(decoder: Decoder) -> bool:
@@ -51,11 +52,6 @@ def bucket(count: int, least: int = 1) -> int:
             return size * 3 // 2
         size *= 2
     return size
-
-
-def bucket_below(count: int) -> int:
-    """`count` rounded down to a batch size that needs no padding."""
-    return next(size for size in range(count, 0, -1) if bucket(size) == size)
 
 
 class GraphCapturer:
@@ -160,6 +156,22 @@ def _addresses(modules: Sequence[nn.Module]) -> list[int]:
                 addresses += [tensor.data_ptr() for tensor in tensors.values() if tensor is not None]
             pending += module._modules.values()
     return addresses
+
+
+@contextmanager
+def sync_free_experts(decoder: Decoder) -> Iterator[None]:
+    """Within the context, experts never read token counts from the device, which a capture forbids."""
+    experts = [module for module in decoder.modules() if isinstance(module, Experts)]
+    synchronizing = [module for module in experts if module.implementation is None]
+    if decoder.embed_tokens.weight.dtype == torch.bfloat16:  # its grouped product does not synchronize
+        synchronizing = []
+    for module in synchronizing:
+        module.implementation = padded_bmm
+    try:
+        yield
+    finally:
+        for module in synchronizing:
+            module.implementation = None
 
 
 class CapturedGraphs:

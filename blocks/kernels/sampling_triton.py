@@ -61,14 +61,14 @@ def _best_of_blocks(
     v = block * BLOCK + tl.arange(0, BLOCK)
     mask = v < V
     if GUIDED:
-        cond = tl.load(logits + 2 * n * V + v, mask=mask, other=0.0).to(tl.float32)
-        uncond = tl.load(logits + (2 * n + 1) * V + v, mask=mask, other=0.0).to(tl.float32)
-        score = uncond + tl.load(guidance) * (cond - uncond)
+        cond = tl.load(logits + n * V + v, mask=mask, other=0.0).to(tl.float32)
+        uncond = tl.load(logits + (tl.num_programs(0) + n) * V + v, mask=mask, other=0.0).to(tl.float32)
+        score = uncond + tl.load(guidance + n) * (cond - uncond)
     else:
         score = tl.load(logits + n * V + v, mask=mask, other=0.0).to(tl.float32)
     if not GREEDY:
         noise = _exponential(tl.load(seeds + n), tl.load(steps + n), v)
-        score = tl.div_rn(score, tl.zeros([BLOCK], tl.float32) + tl.load(temperature)) - tl.log(noise)
+        score = tl.div_rn(score, tl.zeros([BLOCK], tl.float32) + tl.load(temperature + n)) - tl.log(noise)
     score = tl.where(mask, score, float("-inf"))
     best_score, best = tl.max(score, axis=0, return_indices=True)
     tl.store(best_scores + n * BLOCKS + block, best_score)
@@ -77,77 +77,58 @@ def _best_of_blocks(
 
 @triton.jit
 def _best_of_row(
-    best_scores,
-    best_tokens,
-    tokens,
-    steps,
-    record,
-    COUNT: tl.constexpr,
-    BLOCKS: tl.constexpr,
-    PADDED: tl.constexpr,
-    RECORDED: tl.constexpr,
-    PDL: tl.constexpr,
+    best_scores, best_tokens, tokens, BLOCKS: tl.constexpr, PADDED: tl.constexpr, PDL: tl.constexpr
 ):
-    """The best token of all blocks of a draw; increments the draw's step."""
+    """The best token of all blocks of a draw."""
     wait_then_trigger(PDL)
     n = tl.program_id(0).to(tl.int64)
     block = tl.arange(0, PADDED)
     score = tl.load(best_scores + n * BLOCKS + block, mask=block < BLOCKS, other=float("-inf"))
-    token = tl.load(best_tokens + n * BLOCKS + tl.argmax(score, axis=0)).to(tl.int64)
-    step = tl.load(steps + n)
-    tl.store(tokens + n, token)
-    if RECORDED:
-        tl.store(record + step * COUNT + n, token)
-    tl.store(steps + n, step + 1)
+    token = tl.load(best_tokens + n * BLOCKS + tl.argmax(score, axis=0))
+    tl.store(tokens + n, token.to(tl.int64))
 
 
 def draw(
-    logits_RV: Tensor,
+    logits: Tensor,
     seeds_N: Tensor,
     steps_N: Tensor,
-    tokens_N: Tensor,
-    record_SN: Tensor | None,
-    *,
-    guidance: Tensor | None,
-    temperature: Tensor | None,
-) -> None:
-    """Sample one token per draw into `tokens_N` and, if given, into row `steps_N` of `record_SN`; then
-    increment `steps_N`.
+    guidance_N: Tensor | None,
+    temperature_N: Tensor | None,
+) -> Tensor:
+    """Sample one token per draw, int64 `[N]`.
 
-    With `guidance`, rows 2 n and 2 n + 1 of the logits are the conditional and unconditional ones of draw n.
-    `temperature` None takes the most likely token. Both are tensors of one number on the device.
+    Logits are `[N, V]`, or with `guidance_N` `[2 N, V]`: the conditional rows of all draws, then the
+    unconditional ones. Without `temperature_N` it is the most likely token.
     """
-    count, size = len(tokens_N), logits_RV.shape[1]
-    logits_RV = logits_RV.contiguous()
+    count, size = len(seeds_N), logits.shape[1]
+    logits = logits.contiguous()
     blocks = triton.cdiv(size, _BLOCK)
-    best_scores_NP = torch.empty(count, blocks, dtype=torch.float32, device=logits_RV.device)
-    best_tokens_NP = torch.empty(count, blocks, dtype=torch.int32, device=logits_RV.device)
+    tokens_N = torch.empty(count, dtype=torch.int64, device=logits.device)
+    best_scores_NP = torch.empty(count, blocks, dtype=torch.float32, device=logits.device)
+    best_tokens_NP = torch.empty(count, blocks, dtype=torch.int32, device=logits.device)
     # Without fused multiply-adds, which would round guided logits differently from torch.
     _best_of_blocks[count, blocks](
-        logits_RV,
+        logits,
         seeds_N,
         steps_N,
-        best_scores_NP if guidance is None else guidance,
-        best_scores_NP if temperature is None else temperature,
+        best_scores_NP if guidance_N is None else guidance_N,
+        best_scores_NP if temperature_N is None else temperature_N,
         best_scores_NP,
         best_tokens_NP,
         V=size,
         BLOCKS=blocks,
         BLOCK=_BLOCK,
-        GUIDED=guidance is not None,
-        GREEDY=temperature is None,
+        GUIDED=guidance_N is not None,
+        GREEDY=temperature_N is None,
         enable_fp_fusion=False,
-        **pdl_options(logits_RV),
+        **pdl_options(logits),
     )
     _best_of_row[(count,)](
         best_scores_NP,
         best_tokens_NP,
         tokens_N,
-        steps_N,
-        tokens_N if record_SN is None else record_SN,
-        COUNT=1 if record_SN is None else record_SN.shape[1],
         BLOCKS=blocks,
         PADDED=triton.next_power_of_2(blocks),
-        RECORDED=record_SN is not None,
-        **pdl_options(logits_RV),
+        **pdl_options(logits),
     )
+    return tokens_N

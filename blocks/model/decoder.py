@@ -4,6 +4,8 @@ B rows, T positions of this call, D model width, H heads, K dimensions of a head
 Module names are those of the official checkpoints (Llama's), so keys need no renaming.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -73,6 +75,8 @@ class Decoder(nn.Module):
 
     capture: bool | None = None
     layout: DeviceLayout | None = None
+    scheduler: Any = None
+    """What `engine.generate.scheduler_of` keeps here, so that it lives as long as the decoder."""
 
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__()

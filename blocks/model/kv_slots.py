@@ -62,10 +62,6 @@ class KVSlots:
         """Rows `start` to `stop`, with the first `filled` slots in use."""
         return KVSlotView(self.cache, start, stop, filled)
 
-    def active(self) -> KVSlotView:
-        """A view of all rows in use."""
-        return self.view(0, len(self.lengths), max(self.lengths))
-
     def copy(self, prefixes: list[tuple[int, int, int]]) -> None:
         """Copy the first `count` slots of row `source` to row `target`, for each (source, target, count).
 
@@ -81,19 +77,14 @@ class KVSlots:
             for buffer, part in zip(self.cache.buffers, parts, strict=True):
                 buffer[:, target, :count] = part
 
-    def position_free_rows(self, stop: int) -> None:
-        """Set the positions of free rows before `stop` to the end of their hashed prompts.
+    def advance(self, start: int, stop: int) -> None:
+        """Record that rows `start` to `stop` have grown by one position."""
+        self.lengths[start:stop] = [length + 1 for length in self.lengths[start:stop]]
 
-        A step that computes these rows as padding then overwrites nothing of the prompts, and stays within
-        the cache, since every prompt leaves room for one token.
-        """
-        ends = [BLOCK_SIZE * len(hashes) for hashes in self.block_hashes[len(self.lengths) : stop]]
-        if ends:
-            self.cache.positions[len(self.lengths) : stop] = ints_on_device(self.hidden_RD.device, ends)[0]
-
-    def advance(self) -> None:
-        """Record that every row in use has grown by one position."""
-        self.lengths = [length + 1 for length in self.lengths]
+    def truncate(self, count: int) -> None:
+        """Free all rows from `count` on, with their block hashes."""
+        del self.lengths[count:]
+        self.block_hashes[count:] = [[] for _ in self.block_hashes[count:]]
 
     def drop(self, index: int) -> int:
         """Free a row and move the last row in use to its index; returns that row's former index."""
@@ -108,11 +99,6 @@ class KVSlots:
             self.block_hashes[index] = self.block_hashes[last]
         self.lengths.pop()
         return last
-
-    def clear(self) -> None:
-        """Free all rows and their block hashes."""
-        self.lengths.clear()
-        self.block_hashes = [[] for _ in self.block_hashes]
 
 
 def ints_on_device(device: torch.device, *lists: Sequence[int]) -> list[Tensor]:

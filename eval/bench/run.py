@@ -15,7 +15,7 @@ import torch
 from ...blocks.checkpoints.quantize import check_kind
 from ...blocks.device import module_bytes, resolve_device, resolve_dtype
 from ...blocks.errors import OptionError, check_integer
-from ...blocks.graphs.decode_step import load_kernels
+from ...blocks.graphs.packed_decoder import load_kernels
 from ...janus.model import JanusModel
 from .configs import pick_config, random_model
 from .measure import Bench, Line, bandwidth, machine

@@ -143,7 +143,6 @@ async def mixed(client: httpx.AsyncClient, count: int) -> None:
     row(f"32 clients, {count} requests, a quarter of them pictures", text)
 
 
-
 async def throughput(client: httpx.AsyncClient) -> None:
     """16 requests of each kind, one after the other and at once."""
     loads = (("pictures", image_call), ("answers", chat_call), ("answers about a picture", vision_call))

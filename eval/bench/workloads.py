@@ -3,24 +3,22 @@
 B images or conversations, R decoder rows, D decoder width.
 """
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from ...blocks.engine.generate import captures, generate_all
-from ...blocks.engine.graph_generation import graph_pool_of
-from ...blocks.engine.prefill import decode_one
-from ...blocks.engine.request import GenerationBatch, SamplingParams, TokenHead
-from ...blocks.engine.sampling import expand_rows, sample
+from ...blocks.device import synchronize
+from ...blocks.engine.generate import Sequences, scheduler_of
+from ...blocks.engine.request import SamplingParams, TokenHead
 from ...blocks.model.decoder import Decoder
-from ...blocks.model.kv_cache import KVCache
-from ...janus.image_generation import ImageGenerationOptions, decode_images, generate_codes
+from ...janus.image_generation import ImageGenerationOptions, decode_images, generate_codes, image_head
 from ...janus.model import JanusModel
 from ...vl2.model import VL2Model
 from ...vl2.tiles import num_image_tokens
-from .measure import Bench, step_bytes
+from .measure import Bench, reset_peak, step_bytes
 
 PROMPT = 32
 """Tokens of an image prompt."""
@@ -37,49 +35,26 @@ class Amount:
     whole: bool
 
 
-def filled_cache(decoder: Decoder, rows: int, filled: int, more: int) -> KVCache:
-    """A cache in which `filled` positions of each row hold something, and `more` fit."""
-    cache = decoder.new_cache(rows, filled + more)
-    for buffer in cache.buffers:
-        buffer.normal_()
-    rewind(cache, filled)
-    return cache
+def time_steps(
+    bench: Bench, decoder: Decoder, make: Callable[[int], Sequences], amount: Amount
+) -> list[float]:
+    """Seconds of a step, of each run after a warm-up, without the prompts.
 
-
-def rewind(cache: KVCache, filled: int) -> None:
-    """Set every row back to `filled` positions."""
-    cache.positions.fill_(filled)
-    cache.filled = filled
-
-
-def stepper(decoder: Decoder, batch: GenerationBatch) -> Callable[[], None]:
-    """A function that runs a batch's decoding steps without its prefill, captured or not, as `generate`
-    does."""
-    head, sampling, filled = batch.head, batch.sampling, batch.longest
-    if captures(decoder, head):
-        buffers = graph_pool_of(decoder).take(decoder, batch)
-        buffers.begin(decoder, batch)
-
-        def replayed() -> None:
-            buffers.rewind([len(row) for row in batch.rows])
-            for step in range(batch.max_new_tokens):
-                buffers.step(decoder, head, sampling.mode, step)
-
-        return replayed
-    cache = filled_cache(decoder, len(batch.rows), filled, batch.max_new_tokens)
-    seeds = torch.tensor(batch.seeds, device=cache.positions.device)
-    start = torch.stack([row[-1] for row in batch.rows])
-
-    def launched() -> None:
-        hidden = start
-        rewind(cache, filled)
-        for step in range(batch.max_new_tokens):
-            steps = torch.full_like(seeds, step)
-            logits = head.logits(hidden)
-            tokens = sample(logits, sampling.mode, sampling.tensors, seeds, steps)
-            hidden = decode_one(decoder, expand_rows(head.embed(tokens), sampling.mode), cache)
-
-    return launched
+    `make(max_new_tokens)` gives the sequences to generate.
+    """
+    seconds = []
+    for _ in range(1 + amount.repeats):
+        tokens = make(amount.steps + 1 + scheduler_of(decoder).runner.lag).run(decoder)
+        next(tokens)
+        if not seconds:
+            reset_peak(bench.device)
+        synchronize(bench.device)
+        start = time.perf_counter()
+        for _ in tokens:
+            pass
+        synchronize(bench.device)
+        seconds.append((time.perf_counter() - start) / amount.steps)
+    return seconds[1:]
 
 
 def random_rows(decoder: Decoder, rows: int, length: int) -> list[Tensor]:
@@ -120,39 +95,17 @@ def bench_janus(bench: Bench, model: JanusModel, batch: int, bandwidth: float, a
 
 def _bench_images(bench: Bench, model: JanusModel, batch: int, limit: float, amount: Amount) -> None:
     """Steps of `generate_codes`, with rows that are guided pairs, from the middle of a picture on."""
-    decoder, total, options = model.decoder, model.config.num_codes, ImageGenerationOptions()
-    steps = GenerationBatch(
-        rows=random_rows(decoder, 2 * batch, PROMPT + total // 2 - amount.steps // 2),
-        head=TokenHead(model.embed_codes, model.image_logits),
-        sampling=options.sampling,
-        seeds=range(batch),
-        max_new_tokens=amount.steps,
-    )
+    total, options = model.config.num_codes, ImageGenerationOptions()
+    rows = random_rows(model.decoder, 2 * batch, PROMPT + total // 2 - amount.steps // 2)
+    prompts = list(zip(rows[::2], rows[1::2], strict=True))
+
+    def make(tokens: int) -> Sequences:
+        return Sequences(image_head(model), prompts, options.sampling, range(batch), tokens)
+
     note = f"{amount.steps} steps a run in the middle of a picture of {total}"
-    _measure_steps(bench, f"painting, a step of {2 * batch} rows", decoder, steps, amount, limit, note)
-
-
-def _measure_steps(
-    bench: Bench,
-    work: str,
-    decoder: Decoder,
-    steps: GenerationBatch,
-    amount: Amount,
-    limit: float,
-    note: str,
-) -> None:
-    """Measure a decode step of a batch; `limit` is the least time in seconds that it can take."""
-    bench.measure(
-        "bifrons",
-        work,
-        stepper(decoder, steps),
-        repeats=amount.repeats,
-        per=amount.steps,
-        items=len(steps.seeds),
-        unit=" tokens/s",
-        limit=limit,
-        note=note,
-    )
+    times = time_steps(bench, model.decoder, make, amount)
+    work = f"painting, a step of {2 * batch} rows"
+    bench.add("bifrons", work, times, items=batch, unit=" tokens/s", limit=limit, note=note)
 
 
 def _bench_rest(bench: Bench, model: JanusModel, prompts: list[Tensor], amount: Amount) -> None:
@@ -162,9 +115,9 @@ def _bench_rest(bench: Bench, model: JanusModel, prompts: list[Tensor], amount: 
 
     def read() -> None:
         embedded = [model.embed_text(ids) for ids in prompts]
-        head = TokenHead(model.embed_codes, model.image_logits)
+        pairs = list(zip(embedded[::2], embedded[1::2], strict=True))
         params = SamplingParams(0.0, guidance_scale=1.0)
-        generate_all(decoder, GenerationBatch(embedded, head, params, range(rows // 2), 1))
+        Sequences(image_head(model), pairs, params, range(rows // 2), 1).run_all(decoder)
 
     work = f"prompt of {PROMPT} tokens and a token, {rows} rows"
     bench.measure("bifrons", work, read, repeats=amount.repeats)
@@ -191,7 +144,7 @@ def bench_vl2(bench: Bench, model: VL2Model, batch: int, bandwidth: float, amoun
         picture = model.embed_images(pixels, [_TILES])[0]
         row = torch.cat((picture, model.embed_text(question)))
         head = TokenHead(model.embed_text, model.text_logits)
-        generate_all(decoder, GenerationBatch([row], head, SamplingParams(0.0), range(1), 1))
+        Sequences(head, [[row]], SamplingParams(0.0), range(1), 1).run_all(decoder)
 
     _bench_answers(bench, model, batch, length, bandwidth, amount)
     work = f"first token, prompt of {length} tokens with {_TILES[0]} x {_TILES[1]} tiles"
@@ -206,13 +159,13 @@ def _bench_answers(
 ) -> None:
     decoder = model.decoder
     limit = step_bytes(decoder, [model.language.lm_head], rows, filled + amount.steps / 2) / bandwidth
-    steps = GenerationBatch(
-        rows=random_rows(decoder, rows, filled),
-        head=TokenHead(model.embed_text, model.text_logits),
-        sampling=SamplingParams(0.0),
-        seeds=range(rows),
-        max_new_tokens=amount.steps,
-    )
+    prompts = [[row] for row in random_rows(decoder, rows, filled)]
+    head = TokenHead(model.embed_text, model.text_logits)
+
+    def make(tokens: int) -> Sequences:
+        return Sequences(head, prompts, SamplingParams(0.0), range(rows), tokens)
+
     work = f"answering, a step of {rows} conversation{'s' if rows > 1 else ''}"
     note = f"{amount.steps} steps a run after a prompt of {filled} tokens, greedy"
-    _measure_steps(bench, work, decoder, steps, amount, limit, note)
+    times = time_steps(bench, decoder, make, amount)
+    bench.add("bifrons", work, times, items=rows, unit=" tokens/s", limit=limit, note=note)

@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from ...blocks.engine.sampling import warp
+from ...blocks.engine.sampling import filter_logits
 from ...janus.config import JanusConfig, read_config
 from ...janus.model import JanusModel
 from ...janus.pipeline import JanusPipeline
@@ -79,7 +79,10 @@ def nucleus_loss(
     Guidance subtracts the unconditional logits, so tokens missing from those would be amplified.
     """
     log_probs_BTC = logits_BTC.log_softmax(-1)
-    nucleus_BTC = warp(teacher_BTC, 1.0, 0, top_p).softmax(-1)
+    teacher_NC = teacher_BTC.flatten(0, 1)
+    one_N = teacher_NC.new_ones(len(teacher_NC))
+    filtered_NC = filter_logits(teacher_NC, one_N, one_N.long() * 0, one_N * top_p)
+    nucleus_BTC = filtered_NC.softmax(-1).view_as(teacher_BTC)
     nucleus_loss_BT = -(nucleus_BTC * log_probs_BTC).sum(-1)
     code_loss_BT = -log_probs_BTC.gather(-1, codes_BT[..., None])[..., 0]
     return torch.where(unconditional_B[:, None], code_loss_BT, nucleus_loss_BT).mean()

@@ -1,0 +1,100 @@
+"""A scheduler with a bounded queue and a thread of its own, for servers."""
+
+import threading
+
+from ..errors import OptionError
+from ..graphs.cuda_graphs import GraphCapturer
+from ..model.decoder import Decoder
+from .request import Request
+from .scheduler import Scheduler
+
+
+class QueueFull(Exception):
+    """The queue holds as many rows as are allowed to wait."""
+
+
+class SchedulerStopped(Exception):
+    """The scheduler accepts no more requests."""
+
+
+class BackgroundScheduler(Scheduler):
+    """Runs steps in a thread, from `start` to `close`.
+
+    Callers `reserve` rows before they prepare a prompt, so that a request that is turned away costs nothing.
+    """
+
+    rows: int
+
+    def __init__(
+        self,
+        decoder: Decoder,
+        *,
+        rows: int,
+        context: int,
+        max_waiting: int,
+        capturer: GraphCapturer | None = None,
+    ) -> None:
+        """`max_waiting` is the number of rows that may wait for others to finish; for the other arguments see
+        `Scheduler`. Raises `OptionError`."""
+        if max_waiting < 0:
+            raise OptionError(f"waiting is {max_waiting}; accepted: at least 0 rows")
+        super().__init__(decoder, rows=rows, context=context, capturer=capturer)
+        self.max_waiting = max_waiting
+        self._reserved = 0
+        self._closing = False
+        self._thread = threading.Thread(target=self._run, name="bifrons-engine", daemon=True)
+
+    @property
+    def rows_promised(self) -> int:
+        """Rows of all requests that run, wait or are being prepared."""
+        return self._reserved
+
+    def reserve(self, rows: int) -> None:
+        """Reserve rows for requests to `submit`; `release` gives unused ones back.
+
+        Raises `QueueFull` if the queue has no room for them, `SchedulerStopped` after `close`.
+        """
+        with self._changed:
+            if self._closing:
+                raise SchedulerStopped("the engine is stopping")
+            if self._reserved + rows > self.rows + self.max_waiting:
+                raise QueueFull(f"{self._reserved} rows are in use or waiting")
+            self._reserved += rows
+
+    def release(self, rows: int) -> None:
+        """Give back reserved rows for which no request was submitted."""
+        with self._changed:
+            self._reserved -= rows
+            self._changed.notify_all()
+
+    def start(self) -> None:
+        """Start the thread."""
+        self._thread.start()
+
+    def close(self, timeout: float | None = None) -> bool:
+        """Accept no more requests, finish those there are, and end the thread.
+
+        Returns False if the thread did not end within `timeout` seconds.
+        """
+        with self._changed:
+            self._closing = True
+            self._changed.notify_all()
+        if self._thread.ident is None:
+            self.runner.close()
+            return True
+        self._thread.join(timeout)
+        return not self._thread.is_alive()
+
+    def _run(self) -> None:
+        while True:
+            with self._changed:
+                while not self.has_work:
+                    if self._closing and self._reserved == 0:
+                        self.runner.close()
+                        return
+                    self._changed.wait()
+            self.step()
+
+    def _report_end(self, request: Request, reason: str) -> None:
+        self.release(request.rows)
+        super()._report_end(request, reason)

@@ -1,0 +1,301 @@
+"""Steps by CUDA graphs: one graph samples the tokens of a group of requests, one decodes all rows.
+
+N tokens of a pass, R rows, D decoder width. The host launches a step without knowing the tokens of the one
+before: everything that a step reads is on the device. Rows in use come first and are padded to a bucket;
+padding is computed from the cache's scratch slots and ignored.
+"""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from ..device import synchronize
+from ..graphs.cuda_graphs import CapturedGraphs, GraphCapturer, WeightAddresses, bucket
+from ..graphs.kv_pool import KVPool, range_length
+from ..graphs.packed_decoder import Kernels, PackedDecoder, TokenSlots
+from ..model.decoder import Decoder
+from ..model.kv_slots import ints_on_device
+from .graph_prefill import MAX_GRAPHED_TOKENS, GraphPrefill, PromptPart, Row, span_of
+from .plain_runner import Tokens, group_by_mode
+from .request import Request, SamplingMode, TokenHead
+from .sampling import sampled_tokens
+from .sampling_graphs import RowBuffers, SamplingGroup
+
+Sampled = tuple[list[Request], list[Tensor]]
+"""Requests, and their tokens on the way to the host."""
+_WARM_UP_SLOTS = 4096
+
+
+class GraphRunner:
+    """Runs up to `rows` rows. The cache has room for `slots` positions in all; with None it grows as needed."""
+
+    lag = 1
+    """Steps that may be launched before their tokens are read."""
+
+    def __init__(
+        self, decoder: Decoder, rows: int, slots: int | None, kernels: Kernels, capturer: GraphCapturer
+    ) -> None:
+        self.decoder, self.rows, self.kernels = decoder, rows, kernels
+        self.packed = PackedDecoder(decoder, kernels)
+        self.packed.reserve(rows + 1)
+        self._pool = KVPool(decoder, slots)
+        self._pool_version = self._pool.version
+        self._graphs, self._addresses = CapturedGraphs(capturer), WeightAddresses()
+        self._prefill = GraphPrefill(self.packed, self._pool, self._graphs)
+        device, width = decoder.device, decoder.config.hidden_size
+        hidden_RD, x_RD = torch.zeros(2, rows + 1, width, device=device, dtype=decoder.dtype)
+        positions_R, starts_R, in_use_R = torch.zeros(3, rows + 1, dtype=torch.long, device=device)
+        self.buffers = RowBuffers(hidden_RD, x_RD, positions_R, starts_R, in_use_R)
+        self._rows_of: dict[Request, list[Row]] = {}
+        self._active: list[Row] = []
+        """The rows that steps decode, in the order of the buffers."""
+        self._ready: list[Request] = []
+        self._groups: dict[tuple[TokenHead, SamplingMode], SamplingGroup] = {}
+        self._current: list[SamplingGroup] = []
+        self._changed = False
+
+    @property
+    def rows_used(self) -> int:
+        """Rows of admitted requests."""
+        return sum(request.rows for request in self._rows_of)
+
+    @property
+    def cache_bytes(self) -> int:
+        """Memory that later requests can reuse."""
+        return self._pool.bytes
+
+    positions_copied = 0
+    """Prompt positions that were copied from other rows: none."""
+
+    def admit(self, requests: Sequence[Request]) -> list[Request]:
+        """Reserve rows for as many of the requests, in order, as there is room for; returns these."""
+        admitted: list[Request] = []
+        for request in requests:
+            if self.rows_used + request.rows > self.rows or not self._take(request, requests):
+                break
+            admitted.append(request)
+        if admitted:
+            self._drop_stale_graphs(admitted[0].head)
+        return admitted
+
+    def _drop_stale_graphs(self, head: TokenHead) -> None:
+        """Drop the graphs if weights or the cache have moved."""
+        moved = self._addresses.moved(head.owner or self.decoder, decoder=self.decoder)
+        if moved or self._pool.version != self._pool_version:
+            self._graphs.clear()
+            self._pool_version = self._pool.version
+
+    def _take(self, request: Request, waiting: Sequence[Request]) -> bool:
+        """Take ranges of the cache for a request; it may grow, by what all waiting requests need."""
+        slots, rows = request.positions, []
+        while len(rows) < request.rows:
+            if (start := self._pool.take(slots)) is not None:
+                rows.append(Row(start, slots))
+                continue
+            missing = [one for one in waiting if one not in self._rows_of]
+            if not self._pool.grow(sum(one.rows * range_length(one.positions) for one in missing)):
+                for row in rows:
+                    self._pool.give(row.start, row.slots)
+                return False
+        self._rows_of[request] = rows
+        return True
+
+    def remove(self, request: Request) -> None:
+        """Free the rows of a request."""
+        for row in self._rows_of.pop(request):
+            self._pool.give(row.start, row.slots)
+            row.removed = True
+        if request in self._ready:
+            self._ready.remove(request)
+        self._changed = True
+
+    def prefill(self, requests: Sequence[Request], tokens: int) -> list[Request]:
+        """Compute up to about `tokens` positions of the requests' prompts, in order; returns the requests
+        whose prompts are done."""
+        self._prefill.run(self._plan(requests, tokens))
+        done = [request for request in requests if self._is_prefilled(request)]
+        for request in done:
+            self._active += self._rows_of[request]
+            self._ready.append(request)
+            self._changed = True
+        return done
+
+    def _is_prefilled(self, request: Request) -> bool:
+        rows = self._rows_of[request]
+        return all(row.length == len(prompt) for row, prompt in zip(rows, request.prompts_TD, strict=True))
+
+    def _plan(self, requests: Sequence[Request], tokens: int) -> list[PromptPart]:
+        parts: list[PromptPart] = []
+        for request in requests:
+            limit = request.prefill_chunk or tokens
+            for row, prompt_TD in zip(self._rows_of[request], request.prompts_TD, strict=True):
+                count = min(len(prompt_TD) - row.length, limit, tokens)
+                if count <= 0:
+                    continue
+                parts.append(PromptPart(row, prompt_TD[row.length : row.length + count]))
+                tokens -= -(-count // self._prefill.block) * self._prefill.block
+        return parts
+
+    def step(self, requests: Sequence[Request]) -> Callable[[], Tokens]:
+        """Launch a step: one token of each request. Returns a function that waits for the tokens."""
+        if self._changed:
+            self._refresh()
+        alone = len(requests) < len(self._ready)
+        parts = self._sample_alone(requests) if alone else self._sample()
+        if any(request.step + 1 < request.max_new_tokens for request in requests):
+            self._decode_alone(requests) if alone else self._decode()
+        for request in requests:
+            request.step += 1
+            for row in self._rows_of[request]:
+                row.length += 1
+        self._changed = self._changed or alone
+        return self._reader(parts)
+
+    def _sample(self) -> list[Sampled]:
+        parts = []
+        for group in self._current:
+            count = min(bucket(len(group.requests)), self.rows)
+            self._sampling_graph(group, count)
+            parts.append((group.requests, group.read()))
+        return parts
+
+    def _sampling_graph(self, group: SamplingGroup, count: int) -> None:
+        seen = [] if self.buffers.seen_RV is None else [self.buffers.seen_RV]
+        key, kernel = (group.head, group.mode, count), self.kernels.sampling
+        self._graphs.run(self.decoder, key, lambda: group.work(count, kernel), [group.steps_N, *seen])
+
+    def _sample_alone(self, requests: Sequence[Request]) -> list[Sampled]:
+        """`_sample` for some of the requests, without graphs."""
+        parts = []
+        for (head, mode), members in group_by_mode(requests).items():
+            group = SamplingGroup(head, mode, self.buffers)
+            group.assign(members)
+            group.work(len(members), self.kernels.sampling)
+            parts.append((members, group.read()))
+        return parts
+
+    def _decode(self) -> None:
+        """Launch the decoder over all rows in use."""
+        rows = min(bucket(len(self._active)), self.rows)
+        self._decode_graph(rows, span_of(max(row.slots for row in self._active)))
+
+    def _decode_graph(self, rows: int, span: int) -> None:
+        buffers, pool = self.buffers, self._pool
+        positions_R, hidden_RD = buffers.positions_R[:rows], buffers.hidden_RD[:rows]
+        slots = TokenSlots(positions_R, buffers.starts_R[:rows], span)
+
+        def work() -> None:
+            self.packed.forward(buffers.x_RD[:rows], slots, pool, hidden_RD)
+            positions_R.add_(buffers.in_use_R[:rows])
+
+        self._graphs.run(self.decoder, ("decode", rows, span), work, [positions_R, hidden_RD])
+
+    def _decode_alone(self, requests: Sequence[Request]) -> None:
+        """`_decode` for some of the requests, without graphs."""
+        buffers, rows = self.buffers, [row for request in requests for row in self._rows_of[request]]
+        row_ids = [row_id for request in requests for row_id in request.row_ids]
+        (index_N,) = ints_on_device(self.decoder.device, row_ids)
+        span = span_of(max(row.slots for row in rows))
+        slots = TokenSlots(buffers.positions_R[index_N], buffers.starts_R[index_N], span)
+        buffers.hidden_RD[index_N] = self.packed.forward(buffers.x_RD[index_N], slots, self._pool)
+        buffers.positions_R[index_N] += 1
+
+    def _refresh(self) -> None:
+        """Bring the buffers and groups up to date after requests were added or removed."""
+        self._place_rows()
+        for request in self._ready:
+            request.row_ids = [self._active.index(row) for row in self._rows_of[request]]
+        self._mark_seen()
+        for row in self._active:
+            row.hidden_D = None
+        self._current = []
+        for (head, mode), members in group_by_mode(self._ready).items():
+            group = self._group(head, mode)
+            group.assign(members)
+            self._current.append(group)
+        self._changed = False
+
+    def _group(self, head: TokenHead, mode: SamplingMode) -> SamplingGroup:
+        if (head, mode) not in self._groups:
+            self._groups[head, mode] = SamplingGroup(head, mode, self.buffers)
+        return self._groups[head, mode]
+
+    def _place_rows(self) -> None:
+        """Move the last rows in use to where rows were removed, and put new rows in place."""
+        buffers, active = self.buffers, self._active
+        count = sum(not row.removed for row in active)
+        holes = [index for index in range(count) if active[index].removed]
+        sources = [index for index in range(count, len(active)) if not active[index].removed]
+        for hole, source in zip(holes, sources, strict=True):
+            active[hole] = active[source]
+        del active[count:]
+        new = [index for index, row in enumerate(active) if row.hidden_D is not None]
+        rest = [0] * (len(buffers.hidden_RD) - count)
+        states = (
+            [row.length for row in active] + rest,
+            [row.start for row in active] + rest,
+            [1] * count + rest,
+        )
+        device = self.decoder.device
+        positions_R, starts_R, in_use_R, *index = ints_on_device(device, *states, holes, sources, new)
+        buffers.set_state(positions_R, starts_R, in_use_R)
+        if holes:
+            buffers.move(index[1], index[0])
+        if new:
+            hidden = [row.hidden_D for row in active if row.hidden_D is not None]
+            buffers.hidden_RD[index[2]] = torch.stack(hidden)
+
+    def _mark_seen(self) -> None:
+        """Mark the prompts of new requests with a repetition penalty."""
+        for request in self._ready:
+            if request.mode.penalized and self._active[request.row_ids[0]].hidden_D is not None:
+                self.buffers.mark_seen(request, self.decoder.config.vocab_size)
+
+    def _reader(self, parts: list[Sampled]) -> Callable[[], Tokens]:
+        event = None
+        if self.decoder.device.type == "cuda":
+            event = torch.cuda.Event()
+            event.record()
+
+        def read() -> Tokens:
+            if event is not None:
+                event.synchronize()
+            delivered: Tokens = []
+            for requests, (tokens, *logprobs) in parts:
+                pair = (logprobs[0], logprobs[1]) if logprobs else None
+                delivered += zip(requests, sampled_tokens(requests, tokens.tolist(), pair), strict=True)
+            return delivered
+
+        return read
+
+    def warm_up(
+        self,
+        heads: Sequence[tuple[TokenHead, SamplingMode]],
+        progress: Callable[[int, int], None] | None = None,
+    ) -> None:
+        """Capture the graphs of all buckets, for requests with these heads and modes; `progress(done, total)`
+        is called after each."""
+        self._pool.grow(_WARM_UP_SLOTS)
+        self._drop_stale_graphs(heads[0][0])
+        span, block = span_of(1), self._prefill.block
+        rows = [count for count in range(1, self.rows + 1) if count in (bucket(count), self.rows)]
+        work: list[Callable[[], object]] = [
+            partial(self._prefill.run_graph, count * block, span)
+            for count in rows
+            if count * block <= MAX_GRAPHED_TOKENS
+        ]
+        work += [partial(self._decode_graph, count, span) for count in rows]
+        for head, mode in heads:
+            limit = self.rows // (2 if mode.guided else 1)
+            group = self._group(head, mode)
+            work += [partial(self._sampling_graph, group, count) for count in rows if count <= limit]
+        for done, run in enumerate(work, start=1):
+            run()
+            if progress is not None:
+                progress(done, len(work))
+        synchronize(self.decoder.device)
+
+    def close(self) -> None:
+        """There is nothing to stop."""

@@ -1,0 +1,130 @@
+"""The sampling half of captured steps: from hidden states to the next inputs of the decoder.
+
+R rows, N requests of a group, D decoder width, V vocabulary.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from types import ModuleType
+
+import torch
+from torch import Tensor
+
+from .request import MAX_LOGPROBS, Request, SamplingMode, SamplingTensors, TokenHead
+from .sampling import sample, sampling_tensors, token_logprobs
+
+
+@dataclass
+class RowBuffers:
+    """The static tensors of all rows. The last row belongs to no request: what pads a group to its bucket
+    reads and writes there."""
+
+    hidden_RD: Tensor
+    x_RD: Tensor
+    """The decoder's next inputs."""
+    positions_R: Tensor
+    starts_R: Tensor
+    """The first slot of each row's range in the cache."""
+    in_use_R: Tensor
+    """1 for rows in use, which advance by one position per step, else 0."""
+    seen_RV: Tensor | None = None
+    """Tokens that a repetition penalty counts as seen, by a request's first row."""
+
+    @property
+    def spare(self) -> int:
+        """The row that belongs to no request."""
+        return len(self.hidden_RD) - 1
+
+    def set_state(self, positions_R: Tensor, starts_R: Tensor, in_use_R: Tensor) -> None:
+        """Overwrite the rows' positions, starts and use."""
+        self.positions_R.copy_(positions_R)
+        self.starts_R.copy_(starts_R)
+        self.in_use_R.copy_(in_use_R)
+
+    def move(self, sources: Tensor, targets: Tensor) -> None:
+        """Move the hidden states and seen tokens of rows to other rows."""
+        self.hidden_RD[targets] = self.hidden_RD[sources]
+        if self.seen_RV is not None:
+            self.seen_RV[targets] = self.seen_RV[sources]
+
+    def mark_seen(self, request: Request, vocabulary: int) -> None:
+        """Mark the tokens of a request's prompt, and no others, as seen."""
+        if self.seen_RV is None:
+            self.seen_RV = self.hidden_RD.new_zeros(len(self.hidden_RD), vocabulary, dtype=torch.bool)
+        seen_V = self.seen_RV[request.row_ids[0]]
+        seen_V.zero_()
+        if request.seen_ids is not None:
+            seen_V[request.seen_ids.to(seen_V.device)] = True
+
+
+class SamplingGroup:
+    """Requests with equal heads and modes, and the static tensors that their captured sampling reads.
+
+    `rows_N` and `uncond_N` are the rows of each request, the latter with guidance only.
+    """
+
+    def __init__(self, head: TokenHead, mode: SamplingMode, rows: RowBuffers) -> None:
+        self.head, self.mode, self.rows = head, mode, rows
+        size, device = rows.spare, rows.hidden_RD.device
+        self.requests: list[Request] = []
+        self.rows_N, self.uncond_N, self.seeds_N, self.steps_N, self.top_k_N, self.tokens_N = torch.zeros(
+            6, size, dtype=torch.long, device=device
+        )
+        self.rows_N.fill_(rows.spare)
+        self.uncond_N.fill_(rows.spare)
+        self._numbers = torch.ones(4, size, device=device)
+        alternatives = MAX_LOGPROBS if mode.logprobs else 0
+        self.logprobs_NK = torch.zeros(size, 1 + alternatives, device=device)
+        self.top_ids_NK = torch.zeros(size, alternatives, dtype=torch.long, device=device)
+
+    def assign(self, requests: Sequence[Request]) -> None:
+        """Make these the group's requests."""
+        self.requests = list(requests)
+        count, device = len(requests), self.rows_N.device
+        columns = [
+            [request.row_ids[0] for request in requests],
+            [request.row_ids[-1] for request in requests],
+            [request.seed for request in requests],
+            [request.step for request in requests],
+        ]
+        integers = torch.tensor(columns).to(device, non_blocking=True)
+        params = sampling_tensors(requests, device)
+        targets = (self.rows_N, self.uncond_N, self.seeds_N, self.steps_N, self.top_k_N, *self._numbers)
+        sources = (*integers, params.top_k, *params[:4])
+        for target, source in zip(targets, sources, strict=True):
+            target[:count] = source
+        self.rows_N[count:] = self.rows.spare
+        self.uncond_N[count:] = self.rows.spare
+
+    def work(self, count: int, kernel: ModuleType) -> None:
+        """Sample the first `count` requests' tokens and embed them as the decoder's next inputs."""
+        rows, mode = self.rows, self.mode
+        rows_N, uncond_N, steps_N = self.rows_N[:count], self.uncond_N[:count], self.steps_N[:count]
+        logits = self.head.logits(rows.hidden_RD[torch.cat((rows_N, uncond_N)) if mode.guided else rows_N])
+        numbers = [column[:count] for column in self._numbers]
+        params = SamplingTensors(*numbers, top_k=self.top_k_N[:count])
+        seen_NV = rows.seen_RV[rows_N] if mode.penalized and rows.seen_RV is not None else None
+        tokens_N = sample(logits, mode, params, self.seeds_N[:count], steps_N, seen_NV, kernel)
+        self.tokens_N[:count] = tokens_N
+        if seen_NV is not None and rows.seen_RV is not None:
+            rows.seen_RV[rows_N, tokens_N] = True
+        if mode.logprobs:
+            logprobs, top_ids = token_logprobs(logits, tokens_N, mode, params)
+            self.logprobs_NK[:count, : logprobs.shape[1]] = logprobs
+            self.top_ids_NK[:count, : top_ids.shape[1]] = top_ids
+        x_ND = self.head.embed(tokens_N)
+        rows.x_RD.index_copy_(0, rows_N, x_ND)
+        if mode.guided:
+            rows.x_RD.index_copy_(0, uncond_N, x_ND)
+        steps_N += 1
+
+    def read(self) -> list[Tensor]:
+        """Start copying the requests' tokens, and log-probabilities if they are wanted, to the host."""
+        parts = [self.tokens_N]
+        if self.mode.logprobs:
+            parts += [self.logprobs_NK, self.top_ids_NK]
+        copies = []
+        for part in (part[: len(self.requests)] for part in parts):
+            copy = torch.empty(part.shape, dtype=part.dtype, pin_memory=part.is_cuda)
+            copies.append(copy.copy_(part, non_blocking=True))
+        return copies

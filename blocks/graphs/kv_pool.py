@@ -1,0 +1,100 @@
+"""The kv cache of `PackedDecoder`: a pool of slots, of which each sequence owns a contiguous range.
+
+L layers, H key/value heads, S slots, K dimensions of a head.
+"""
+
+import torch
+from torch import Tensor
+
+from ..device import free_bytes
+from ..model.decoder import Decoder
+
+SCRATCH = 32
+"""Slots at the start of the pool that belong to no sequence; padding tokens are written there."""
+_ALIGNMENT = 16  # slots; ranges begin at multiples, as kernels load whole vectors
+_MULTIPLE = 1024  # slots by which the pool grows
+_USABLE = 0.9  # of free memory
+
+
+def range_length(count: int) -> int:
+    """Slots that a range of at least `count` takes."""
+    return -(-count // _ALIGNMENT) * _ALIGNMENT
+
+
+class KVPool:
+    """Keys and values (or latents) of all layers, each `[L, H, S, K]`, and the ranges that are free.
+
+    With `slots` None the pool is empty at first and grows as needed.
+    """
+
+    def __init__(self, decoder: Decoder, slots: int | None) -> None:
+        self._decoder, self._grows = decoder, slots is None
+        self._free: list[tuple[int, int]] = []  # (start, length), by start
+        self.buffers: list[Tensor] = []
+        self.version = 0
+        """Changes with the addresses of the buffers."""
+        self.slots = 0
+        if slots is not None:
+            self._allocate(slots)
+
+    @property
+    def bytes(self) -> int:
+        """Memory of the buffers."""
+        return sum(buffer.numel() * buffer.itemsize for buffer in self.buffers)
+
+    @property
+    def is_unused(self) -> bool:
+        """Whether no range is taken."""
+        return sum(length for _, length in self._free) == max(self.slots - SCRATCH, 0)
+
+    def take(self, count: int) -> int | None:
+        """The start of a free range of `count` slots, which is then in use; None if there is none."""
+        count = range_length(count)
+        for index, (start, length) in enumerate(self._free):
+            if length >= count:
+                self._free[index : index + 1] = [(start + count, length - count)] if length > count else []
+                return start
+        return None
+
+    def give(self, start: int, count: int) -> None:
+        """Return a range of `count` slots."""
+        merged: list[tuple[int, int]] = []
+        for first, length in sorted([*self._free, (start, range_length(count))]):
+            if merged and sum(merged[-1]) == first:
+                merged[-1] = (merged[-1][0], merged[-1][1] + length)
+            else:
+                merged.append((first, length))
+        self._free = merged
+
+    def grow(self, count: int) -> bool:
+        """Make room for `count` more slots; False if the pool is of fixed size, or if memory is short while
+        ranges are in use. Raises `torch.OutOfMemoryError` if it is short otherwise."""
+        if not self._grows:
+            return False
+        if self.is_unused:
+            self.buffers, self.slots = [], 0  # frees the memory first
+        old, old_slots, free = self.buffers, self.slots, self._free
+        new_slots = -(-(max(old_slots - SCRATCH, 0) + count) // _MULTIPLE) * _MULTIPLE
+        if old and self._bytes(new_slots) > free_bytes(self._decoder.device) * _USABLE:
+            return False
+        self._allocate(new_slots)
+        for buffer, small in zip(self.buffers, old, strict=False):
+            buffer[:, :, :old_slots] = small
+        if old:
+            self._free = free
+            self.give(old_slots, self.slots - old_slots)
+        return True
+
+    def _bytes(self, slots: int) -> int:
+        config = self._decoder.config
+        numbers = config.num_layers * sum(heads * dim for heads, dim in config.cache_widths)
+        return slots * numbers * self._decoder.dtype.itemsize
+
+    def _allocate(self, slots: int) -> None:
+        decoder, config = self._decoder, self._decoder.config
+        self.slots = SCRATCH + slots
+        shapes = [(config.num_layers, heads, self.slots, dim) for heads, dim in config.cache_widths]
+        # Zeros: attention multiplies masked values by zero, which must not meet a NaN.
+        self.buffers = [torch.zeros(shape, device=decoder.device, dtype=decoder.dtype) for shape in shapes]
+        self._free = [(SCRATCH, slots)]
+        self.version += 1

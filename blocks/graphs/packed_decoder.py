@@ -1,0 +1,158 @@
+"""The decoder's forward pass by kernels, over tokens of several sequences packed into one batch;
+`Decoder.forward` is the definition.
+
+N tokens, D decoder width, P positions, K dimensions of a head, C columns of fused outputs, I feed-forward
+width. Layers with the same input are one product of fused weights (`fused_weights.py`). A token's result has
+the same bits whatever other tokens are in the batch.
+"""
+
+from types import ModuleType
+from typing import NamedTuple, cast
+
+import torch
+from torch import Tensor, nn
+
+from ..kernels import dispatch
+from ..model.decoder import Attention, Block, Decoder
+from ..model.layers import FeedForward, RMSNorm, rotary_table
+from ..model.mla import LatentAttention
+from .fused_weights import fused_weight
+from .kv_pool import KVPool
+
+
+class Kernels(NamedTuple):
+    """The Triton modules that a pass uses, imported only where there is Triton."""
+
+    rmsnorm_swiglu: ModuleType
+    attention_decode: ModuleType
+    attention_prefill: ModuleType
+    mla: ModuleType
+    gemv: ModuleType
+    sampling: ModuleType
+
+
+def import_kernels() -> Kernels:
+    """The kernels. Raises `ImportError` without Triton, which comes with torch for CUDA on Linux only."""
+    from ..kernels import (
+        attention_decode,
+        attention_prefill,
+        gemv,
+        mla_decode,
+        rmsnorm_swiglu,
+        sampling_triton,
+    )
+
+    return Kernels(rmsnorm_swiglu, attention_decode, attention_prefill, mla_decode, gemv, sampling_triton)
+
+
+def load_kernels(device: torch.device, interpreted: bool = False) -> Kernels | None:
+    """The kernels if the device can run them, else None. Triton's interpreter runs them on the CPU."""
+    if not interpreted and not dispatch.device_has_kernels(device):
+        return None
+    try:
+        return import_kernels()
+    except ImportError:  # a Triton without programmatic dependent launch
+        return None
+
+
+class TokenSlots(NamedTuple):
+    """Where the tokens of a pass are: their positions, and the first slots of their sequences, int64 `[N]`.
+
+    `span` is an upper bound of positions + 1. With `prefill` the tokens are chunks of prompts in blocks of
+    `attention_prefill.PREFILL_BLOCK`, otherwise one token of each sequence.
+    """
+
+    positions_N: Tensor
+    starts_N: Tensor
+    span: int
+    prefill: bool = False
+
+
+def _product(kernels: Kernels, x_ND: Tensor, *layers: nn.Module) -> Tensor:
+    """The outputs of all layers, concatenated."""
+    weight = fused_weight(*layers)
+    if weight is not None:
+        return kernels.gemv.linear(x_ND, weight)
+    return torch.cat([layer(x_ND) for layer in layers], dim=-1)
+
+
+class PackedDecoder:
+    """A decoder's forward pass over packed tokens. `pool` may be replaced by a larger one."""
+
+    def __init__(self, decoder: Decoder, kernels: Kernels) -> None:
+        config, device = decoder.config, decoder.device
+        self.decoder, self.kernels = decoder, kernels
+        positions = torch.arange(config.max_positions, device=device)
+        cos, sin = rotary_table(positions[None], config.rotary_dim, config.rope_theta)
+        self.rotary = (cos[0].contiguous(), sin[0].contiguous())
+        self._arrivals = torch.zeros(0, dtype=torch.int32, device=device)
+
+    def reserve(self, tokens: int) -> None:
+        """Prepare for decoding up to this many tokens at once."""
+        self._arrivals = self._arrivals.new_zeros(tokens * self.decoder.config.cache_widths[0][0])
+
+    def forward(self, x_ND: Tensor, slots: TokenSlots, pool: KVPool, out_ND: Tensor | None = None) -> Tensor:
+        """Run embeddings through all layers; writes keys and values to the pool, returns the hidden states
+        `[N, D]`, in `out_ND` if it is given."""
+        blocks = [cast(Block, block) for block in self.decoder.layers]
+        add_norm = self.kernels.rmsnorm_swiglu.add_norm
+        next_norms = [*(block.input_layernorm for block in blocks[1:]), self.decoder.norm]
+        norm: RMSNorm = blocks[0].input_layernorm
+        x_ND, normed_ND = add_norm(x_ND, None, norm.weight, norm.eps)
+        for block, next_norm in zip(blocks, next_norms, strict=True):
+            if isinstance(block.self_attn, Attention):
+                attended_ND = self._attend(block.self_attn, normed_ND, slots, pool)
+            else:
+                attended_ND = self._attend_latent(block.self_attn, normed_ND, slots, pool)
+            norm = block.post_attention_layernorm
+            x_ND, normed_ND = add_norm(x_ND, attended_ND, norm.weight, norm.eps)
+            mlp_ND = self._feed_forward(block.mlp, normed_ND)
+            out = out_ND if next_norm is self.decoder.norm else None
+            x_ND, normed_ND = add_norm(x_ND, mlp_ND, next_norm.weight, next_norm.eps, out)
+        return normed_ND
+
+    def _attend(self, layer: Attention, x_ND: Tensor, slots: TokenSlots, pool: KVPool) -> Tensor:
+        qkv_NC = _product(self.kernels, x_ND, layer.q_proj, layer.k_proj, layer.v_proj)
+        keys, values = (buffer[layer.layer] for buffer in pool.buffers)
+        heads = qkv_NC.shape[1] // layer.head_dim - 2 * len(keys)
+        args = (qkv_NC, self.rotary, slots.positions_N, slots.starts_N, keys, values, heads)
+        if slots.prefill:
+            attended = self.kernels.attention_prefill.attend(*args)
+        else:
+            attended = self.kernels.attention_decode.attend(*args, self._arrivals, slots.span)
+        return _product(self.kernels, attended, layer.o_proj)
+
+    def _attend_latent(self, layer: LatentAttention, x_ND: Tensor, slots: TokenSlots, pool: KVPool) -> Tensor:
+        latent = layer.latent
+        q_proj, kv_proj = layer.first_proj, layer.kv_a_proj_with_mqa
+        both_NC = _product(self.kernels, x_ND, q_proj, kv_proj)
+        width = latent.kv_rank + latent.rope_dim
+        q_NC, kv_NC = both_NC[:, :-width], both_NC[:, -width:]
+        if latent.q_rank is not None:
+            norm = layer.q_a_layernorm
+            _, normed_NC = self.kernels.rmsnorm_swiglu.add_norm(q_NC, None, norm.weight, norm.eps)
+            q_NC = _product(self.kernels, normed_NC, layer.q_b_proj)
+        attended = self.kernels.mla.attend_pooled(
+            q_NC,
+            kv_NC,
+            pool.buffers[0][layer.layer, 0],
+            slots.positions_N,
+            slots.starts_N,
+            self.rotary,
+            (layer.kv_a_layernorm.weight, layer.kv_a_layernorm.eps),
+            layer.kv_b_proj.weight,
+            nope_dim=latent.nope_dim,
+            span=slots.span,
+        )
+        return _product(self.kernels, attended, layer.o_proj)
+
+    def _feed_forward(self, layer: nn.Module, x_ND: Tensor) -> Tensor:
+        if not isinstance(layer, FeedForward):
+            return layer(x_ND[:, None])[:, 0]
+        weight = fused_weight(layer.gate_proj, layer.up_proj)
+        if weight is not None:
+            inner_NI = self.kernels.gemv.linear_swiglu(x_ND, weight)
+        else:
+            gate_up = _product(self.kernels, x_ND, layer.gate_proj, layer.up_proj)
+            inner_NI = self.kernels.rmsnorm_swiglu.swiglu(gate_up)
+        return _product(self.kernels, inner_NI, layer.down_proj)
