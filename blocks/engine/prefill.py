@@ -121,7 +121,8 @@ class Prefiller:
     def add(self, prompts: Sequence[Tensor], chunk: int | None = None) -> list[int]:
         """Prefill prompts, each `[T, D]`, into free rows; returns the rows' indices.
 
-        `chunk` limits the positions of each that are computed at once. A prompt that shares more with another new one than with the cache waits until that one is filled.
+        `chunk` limits the positions of each that are computed at once. A prompt that shares more with another
+        new one than with the cache waits until that one is filled.
         """
         shares = is_batch_invariant(self.slots.hidden_RD)
         self._chunk = chunk
