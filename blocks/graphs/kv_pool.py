@@ -73,6 +73,8 @@ class KVPool:
             return False
         if self.is_unused:
             self.buffers, self.slots = [], 0  # frees the memory first
+            if self._decoder.device.type == "cuda":
+                torch.cuda.empty_cache()  # no larger buffer fits into what was freed
         old, old_slots, free = self.buffers, self.slots, self._free
         new_slots = -(-(max(old_slots - SCRATCH, 0) + count) // _MULTIPLE) * _MULTIPLE
         if old and self._bytes(new_slots) > free_bytes(self._decoder.device) * _USABLE:
