@@ -5,19 +5,20 @@ T positions, D decoder width, N images, P patches of an image, S image side in p
 C codebook size. Module names are those of the official checkpoints.
 """
 
+from collections.abc import Sequence
 from typing import Literal, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..blocks.chat.text_generation import Prompt
+from ..blocks.chat.text_generation import Prompt, embed_conversations
 from ..blocks.errors import OptionError
 from ..blocks.graphs.graphed_module import run_graphed
 from ..blocks.model.decoder import Decoder
 from ..blocks.model.layers import Linear, MlpProjector
 from ..blocks.model.missing_parts import missing_part
-from ..blocks.model.siglip import SiglipConfig, build_siglip
+from ..blocks.model.siglip import IMAGES_AT_ONCE, SiglipConfig, build_siglip
 from ..tokenizers.vq.model import VQModel
 from .config import JanusConfig
 from .processor import ModelInputs
@@ -106,17 +107,14 @@ class JanusModel(nn.Module):
     def _encode_vision(self, pixels_N3SS: Tensor) -> Tensor:
         return self.aligner(self.vision_model(pixels_N3SS))
 
-    @torch.no_grad()
-    def embed_prompt(self, inputs: ModelInputs) -> Prompt:
-        """The embeddings `[T, D]` of a conversation: its text, with image embeddings at the image tokens."""
-        device, dtype = self.decoder.device, self.decoder.dtype
-        x_TD = self.embed_text(inputs.ids.to(device))
-        if len(inputs.pixels):
-            pixels = inputs.pixels.to(device, dtype)
-            # `nonzero` on the host avoids a synchronization with the device.
-            positions = inputs.image_mask.nonzero()[:, 0]
-            x_TD = x_TD.index_copy(0, positions.to(device), self.embed_images(pixels).flatten(0, 1))
-        return Prompt(inputs.ids, x_TD)
+    def embed_prompts(self, inputs: Sequence[ModelInputs]) -> list[Prompt]:
+        """Conversations, embedded: their text, with image embeddings at the image tokens."""
+        return embed_conversations(self, inputs, self._image_embeddings)
+
+    def _image_embeddings(self, inputs: Sequence[ModelInputs]) -> Tensor:
+        pixels = torch.cat([one.pixels for one in inputs]).to(self.decoder.device, self.decoder.dtype)
+        images = [self.embed_images(chunk) for chunk in pixels.split(IMAGES_AT_ONCE)]
+        return torch.cat(images).flatten(0, 1)
 
     def decode_codes(self, codes_NT: Tensor) -> Tensor:
         """Image codes -> pixels `[N, 3, S, S]`, about -1..1; on CUDA in half precision by a captured graph,

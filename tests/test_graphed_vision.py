@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from bifrons.blocks.chat import text_generation
 from bifrons.blocks.graphs import graphed_module
 from bifrons.blocks.graphs.graphed_module import graphed_module_of
 from bifrons.janus.config import read_config as read_janus
@@ -153,6 +154,42 @@ def test_threads_get_the_output_of_their_own_images(pipe: JanusPipeline | VL2Pip
         thread.join()
     assert not wrong
     assert answers == {answer}
+
+
+def conversations(pipe: JanusPipeline | VL2Pipeline) -> list[Any]:
+    """Of one, none, three and two images."""
+    images = [Image.new("RGB", (90 - 9 * i, 40 + 20 * i), (60 * i, 90, 30)) for i in range(3)]
+    return [pipe.question_messages(images[:count], "What is this?") for count in (1, 0, 3, 2)]
+
+
+def test_conversations_are_embedded_together_as_alone(pipe: JanusPipeline | VL2Pipeline) -> None:
+    together = pipe.prompts(conversations(pipe), 8)
+    for messages, prompt in zip(conversations(pipe), together, strict=True):
+        (alone,) = pipe.prompts([messages], 8)
+        assert torch.equal(alone.ids, prompt.ids)
+        assert_same(alone.embeddings_TD, prompt.embeddings_TD)
+    assert pipe.prompts([], 8) == []
+
+
+def test_one_pass_of_the_tower_embeds_all_conversations(pipe: JanusPipeline | VL2Pipeline) -> None:
+    """As on CUDA: here the same but for rounding."""
+    model, alone = pipe.model, pipe.prompts(conversations(pipe), 8)
+    inputs = [pipe.processor.chat_inputs(messages) for messages in conversations(pipe)]
+    with torch.no_grad():
+        prompts = text_generation._embed_together(model, inputs, model._image_embeddings)
+    assert [prompt.ids.tolist() for prompt in prompts] == [prompt.ids.tolist() for prompt in alone]
+    for prompt, one in zip(prompts, alone, strict=True):
+        torch.testing.assert_close(prompt.embeddings_TD, one.embeddings_TD)
+
+
+@on_cuda
+@pytest.mark.parametrize("name", FAMILIES)
+def test_conversations_have_the_same_bits_alone_on_cuda(name: str) -> None:
+    pipe = FAMILIES[name].from_pretrained(DATA / name, "cuda", "bfloat16", progress=False)
+    for _ in range(3):  # eager, captured and replayed
+        together = pipe.prompts(conversations(pipe), 8)
+        for messages, prompt in zip(conversations(pipe), together, strict=True):
+            assert torch.equal(pipe.prompts([messages], 8)[0].embeddings_TD, prompt.embeddings_TD)
 
 
 def test_answers_about_images_are_the_same(pipe: JanusPipeline | VL2Pipeline) -> None:

@@ -13,16 +13,14 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from ..blocks.chat.text_generation import Prompt
+from ..blocks.chat.text_generation import Prompt, embed_conversations
 from ..blocks.graphs.graphed_module import run_graphed
 from ..blocks.model.context import DecoderConfig
 from ..blocks.model.decoder import Decoder
 from ..blocks.model.layers import Linear, MlpProjector
-from ..blocks.model.siglip import build_siglip
+from ..blocks.model.siglip import IMAGES_AT_ONCE, build_siglip
 from .config import VL2Config
 from .processor import ModelInputs
-
-_TILES_AT_ONCE = 16  # bounds activations: about 0.2 GiB for so400m in bfloat16
 
 
 class TileProjector(MlpProjector):
@@ -89,23 +87,19 @@ class VL2Model(nn.Module):
         """All tiles of several images -> the token sequence `[T_i, D]` of each image.
 
         `grids` holds (columns, rows) of local tiles per image. An image's tiles are the global one, then the
-        local ones row by row. `_TILES_AT_ONCE` tiles are encoded at a time.
+        local ones row by row. `IMAGES_AT_ONCE` tiles are encoded at a time.
         """
-        tiles = torch.cat([self.embed_tiles(chunk) for chunk in pixels_N3SS.split(_TILES_AT_ONCE)])
+        tiles = torch.cat([self.embed_tiles(chunk) for chunk in pixels_N3SS.split(IMAGES_AT_ONCE)])
         counts = [1 + columns * rows for columns, rows in grids]
         return [self.arrange(part, grid) for part, grid in zip(tiles.split(counts), grids, strict=True)]
 
-    @torch.no_grad()
-    def embed_prompt(self, inputs: ModelInputs) -> Prompt:
-        """The embeddings `[T, D]` of a conversation: its text, with image embeddings at the image tokens."""
-        device, dtype = self.decoder.device, self.decoder.dtype
-        x_TD = self.embed_text(inputs.ids.to(device))
-        if inputs.grids:
-            images = self.embed_images(inputs.pixels.to(device, dtype), inputs.grids)
-            # `nonzero` on the host avoids a synchronization with the device.
-            positions = inputs.image_mask.nonzero()[:, 0]
-            x_TD = x_TD.index_copy(0, positions.to(device), torch.cat(images))
-        return Prompt(inputs.ids, x_TD)
+    def embed_prompts(self, inputs: Sequence[ModelInputs]) -> list[Prompt]:
+        """Conversations, embedded: their text, with image embeddings at the image tokens."""
+        return embed_conversations(self, inputs, self._image_embeddings)
+
+    def _image_embeddings(self, inputs: Sequence[ModelInputs]) -> Tensor:
+        pixels = torch.cat([one.pixels for one in inputs]).to(self.decoder.device, self.decoder.dtype)
+        return torch.cat(self.embed_images(pixels, [grid for one in inputs for grid in one.grids]))
 
     def arrange(self, tiles_NHHD: Tensor, grid: tuple[int, int]) -> Tensor:
         """One image's tiles as a sequence `[T, D]`: the global tile, a separator, the local tiles.

@@ -33,7 +33,7 @@ class ChatProcessor(Protocol):
     """The token that stands for an image in a text."""
 
     def chat_inputs(self, messages: Any, *, local_files: bool = True) -> Any:
-        """A conversation in the form that the model's `embed_prompt` takes, with token `ids` `[T]`."""
+        """A conversation in the form that the model's `embed_prompts` takes, with token `ids` `[T]`."""
         ...
 
 
@@ -71,7 +71,7 @@ class ChatPipeline:
         inputs = [prepare(messages, local_files=local_files) for messages in conversations]
         for one in inputs:
             check_context(len(one.ids), max_new_tokens, self.model.decoder.config.max_positions)
-        return [self.model.embed_prompt(one) for one in inputs]
+        return self.model.embed_prompts(inputs)
 
     def question_messages(self, images: Any, question: str) -> Messages:
         """The conversation of `ask`: for each image its token and a newline, then the question."""

@@ -4,10 +4,10 @@ B conversations, T prompt tokens, A answer tokens, D decoder width, V vocabulary
 """
 
 import secrets
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -68,6 +68,17 @@ class Prompt:
         return len(self.embeddings_TD)
 
 
+class PromptInputs(Protocol):
+    """A conversation as the family's processor prepares it: `ids` int64 `[T]`, and `image_mask` bool `[T]`,
+    true at image tokens."""
+
+    @property
+    def ids(self) -> Tensor: ...
+
+    @property
+    def image_mask(self) -> Tensor: ...
+
+
 class ChatModel(Protocol):
     """The part of a model that text generation uses."""
 
@@ -78,13 +89,43 @@ class ChatModel(Protocol):
         """Text ids `[...]` -> embeddings `[..., D]`."""
         ...
 
-    def embed_prompt(self, inputs: Any) -> Prompt:
-        """The embedded text and images of a conversation, given as the family's processor prepares it."""
+    def embed_prompts(self, inputs: Sequence[Any]) -> list[Prompt]:
+        """The embedded text and images of conversations, given as the family's processor prepares them."""
         ...
 
     def text_logits(self, hidden: Tensor) -> Tensor:
         """Hidden states `[..., D]` -> logits `[..., V]`."""
         ...
+
+
+Inputs = TypeVar("Inputs", bound=PromptInputs)
+
+
+@torch.no_grad()
+def embed_conversations(
+    model: ChatModel, inputs: Sequence[Inputs], embed_images: Callable[[Sequence[Inputs]], Tensor]
+) -> list[Prompt]:
+    """Conversations as prompts: the embeddings of their text, with those of images at the image tokens.
+
+    `embed_images` gives the embeddings `[n, D]` of all images of some conversations, in order. It is called
+    once for all on CUDA, and elsewhere for each: there a vision tower is not batch-invariant.
+    """
+    if model.decoder.device.type == "cuda" and inputs:
+        return _embed_together(model, inputs, embed_images)
+    return [prompt for one in inputs for prompt in _embed_together(model, [one], embed_images)]
+
+
+def _embed_together(
+    model: ChatModel, inputs: Sequence[Inputs], embed_images: Callable[[Sequence[Inputs]], Tensor]
+) -> list[Prompt]:
+    device = model.decoder.device
+    x_TD = model.embed_text(torch.cat([one.ids for one in inputs]).to(device))
+    # `nonzero` on the host avoids a synchronization with the device.
+    positions = torch.cat([one.image_mask for one in inputs]).nonzero()[:, 0]
+    if len(positions):
+        x_TD = x_TD.index_copy(0, positions.to(device), embed_images(inputs))
+    rows = x_TD.split([len(one.ids) for one in inputs])
+    return [Prompt(one.ids, row_TD) for one, row_TD in zip(inputs, rows, strict=True)]
 
 
 @torch.no_grad()

@@ -37,6 +37,9 @@ class SiglipConfig:
         return (self.image_size // self.patch_size) ** 2
 
 
+IMAGES_AT_ONCE = 16
+"""Most images or tiles to encode at a time. It bounds activations: about 0.2 GiB for so400m in bfloat16."""
+
 # By the `model_name` of official configs; sizes are those of timm's registry.
 KNOWN_TOWERS = {
     "siglip_large_patch16_384": SiglipConfig(),

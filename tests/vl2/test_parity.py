@@ -63,6 +63,6 @@ def test_tiles_in_several_chunks_are_the_same(case, monkeypatch):
     prepared = case.pipe.processor.chat_inputs(case.conversations[2])
     with torch.no_grad():
         whole = case.pipe.model.embed_images(prepared.pixels, prepared.grids)
-        monkeypatch.setattr("bifrons.vl2.model._TILES_AT_ONCE", 2)
+        monkeypatch.setattr("bifrons.vl2.model.IMAGES_AT_ONCE", 2)
         pieces = case.pipe.model.embed_images(prepared.pixels, prepared.grids)
     assert all(close(a, b) for a, b in zip(pieces, whole, strict=True))

@@ -80,7 +80,7 @@ def test_a_row_is_embedded_as_the_pipeline_does(folder, model, count):
         for picture, place in zip(pictures, encode.offsets, strict=False):
             x = insert_image_tokens(x, picture[None], place)
     # Both scale with the same cubic kernel, the pipeline's in 8-bit steps.
-    torch.testing.assert_close(x[0], model.embed_prompt(prepared).embeddings_TD, atol=0.02, rtol=0.02)
+    torch.testing.assert_close(x[0], model.embed_prompts([prepared])[0].embeddings_TD, atol=0.02, rtol=0.02)
 
 
 def test_frames_are_those_that_are_drawn():
