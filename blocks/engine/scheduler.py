@@ -157,6 +157,13 @@ class Scheduler:
                     break
                 candidates.append(request)
         admitted = self.runner.admit(candidates) if candidates else []
+        if candidates and not admitted and not (self._prefilling or self._running):
+            request = candidates[0]
+            request.error = OptionError(
+                f"the cache has no room for {request.rows} x {request.positions} positions; "
+                "accepted: fewer new tokens, a shorter prompt, or more free memory"
+            )
+            self._finish(request, "error")
         with self._changed:
             self._waiting = [request for request in self._waiting if request not in admitted]
         self._prefilling += admitted
