@@ -24,10 +24,11 @@ from .pdl import pdl_options, wait_then_trigger
 CHUNK = 32
 """Slots whose weighted sum is computed at once. Another size gives other bits."""
 UNSPLIT_PROGRAMS = 512
-"""Programs, of one warp each, from which on each reads all of its sequence's slots."""
+"""Number of programs from which on each reads all of its sequence's slots."""
 SPLIT_PROGRAMS = 3072
 """Programs among which the chunks of fewer heads are divided."""
 _MAX_SPLITS = 32
+_WARP_BYTES = 4096  # keys of a chunk that each warp of a program holds in registers
 _FOLD = 16  # partial results that the last program loads at a time
 LOG2_E = 1.4426950408889634
 
@@ -269,7 +270,7 @@ def attend(
         K_PADDED=padded,
         CHUNK=CHUNK,
         FOLD=_FOLD,
-        num_warps=1 if padded * keys_JSK.itemsize <= 256 else 4,
+        num_warps=max(1, CHUNK * padded * keys_JSK.itemsize // _WARP_BYTES),
         enable_fp_fusion=False,  # so that a sum in registers rounds like one of stored parts
         **pdl_options(out),
     )
