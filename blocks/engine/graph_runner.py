@@ -23,8 +23,6 @@ from .request import Request, SamplingMode, TokenHead
 from .sampling import sampled_tokens
 from .sampling_graphs import RowBuffers, SamplingGroup
 
-Sampled = tuple[list[Request], list[Tensor]]
-"""Requests, and their tokens on the way to the host."""
 _WARM_UP_SLOTS = 4096
 
 
@@ -143,38 +141,37 @@ class GraphRunner:
         if self._changed:
             self._refresh()
         alone = len(requests) < len(self._ready)
-        parts = self._sample_alone(requests) if alone else self._sample()
+        groups = self._sample_alone(requests) if alone else self._sample()
+        read = self._reader([(group.requests, group.read()) for group in groups])
         if any(request.step + 1 < request.max_new_tokens for request in requests):
             self._decode_alone(requests) if alone else self._decode()
+        for group in groups:
+            group.mark_sampled()
         for request in requests:
             request.step += 1
             for row in self._rows_of[request]:
                 row.length += 1
         self._changed = self._changed or alone
-        return self._reader(parts)
+        return read
 
-    def _sample(self) -> list[Sampled]:
-        parts = []
+    def _sample(self) -> list[SamplingGroup]:
         for group in self._current:
-            count = min(bucket(len(group.requests)), self.rows)
-            self._sampling_graph(group, count)
-            parts.append((group.requests, group.read()))
-        return parts
+            self._sampling_graph(group, min(bucket(len(group.requests)), self.rows))
+        return self._current
 
     def _sampling_graph(self, group: SamplingGroup, count: int) -> None:
-        seen = [] if self.buffers.seen_RV is None else [self.buffers.seen_RV]
         key, kernel = (group.head, group.mode, count), self.kernels.sampling
-        self._graphs.run(self.decoder, key, lambda: group.work(count, kernel), [group.steps_N, *seen])
+        self._graphs.run(self.decoder, key, lambda: group.work(count, kernel), [group.steps_N])
 
-    def _sample_alone(self, requests: Sequence[Request]) -> list[Sampled]:
+    def _sample_alone(self, requests: Sequence[Request]) -> list[SamplingGroup]:
         """`_sample` for some of the requests, without graphs."""
-        parts = []
+        groups = []
         for (head, mode), members in group_by_mode(requests).items():
             group = SamplingGroup(head, mode, self.buffers)
             group.assign(members)
             group.work(len(members), self.kernels.sampling)
-            parts.append((members, group.read()))
-        return parts
+            groups.append(group)
+        return groups
 
     def _decode(self) -> None:
         """Launch the decoder over all rows in use."""
@@ -219,6 +216,8 @@ class GraphRunner:
 
     def _group(self, head: TokenHead, mode: SamplingMode) -> SamplingGroup:
         if (head, mode) not in self._groups:
+            if mode.penalized:
+                self.buffers.allocate_seen(self.decoder.config.vocab_size)
             self._groups[head, mode] = SamplingGroup(head, mode, self.buffers)
         return self._groups[head, mode]
 
@@ -253,7 +252,7 @@ class GraphRunner:
             if request.mode.penalized and self._active[request.row_ids[0]].hidden_D is not None:
                 self.buffers.mark_seen(request, self.decoder.config.vocab_size)
 
-    def _reader(self, parts: list[Sampled]) -> Callable[[], Tokens]:
+    def _reader(self, parts: list[tuple[list[Request], list[Tensor]]]) -> Callable[[], Tokens]:
         event = None
         if self.decoder.device.type == "cuda":
             event = torch.cuda.Event()

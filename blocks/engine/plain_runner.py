@@ -75,8 +75,10 @@ class Batch:
             inputs.append((members, head.embed(tokens_N)))
         if any(request.step + 1 < request.max_new_tokens for request in requests):
             self._decode(requests, inputs)
-        for request in requests:
+        for request, result in sampled:
             request.step += 1
+            if request in self._seen:
+                self._seen[request][result.token] = True
         return sampled
 
     def _sample(
@@ -92,9 +94,6 @@ class Batch:
         )
         seen_NV = self._seen_tokens(requests, logits.shape[-1], logits.device) if mode.penalized else None
         tokens_N = sample(logits, mode, params, seeds_N, steps_N, seen_NV)
-        if seen_NV is not None:
-            for request, token in zip(requests, tokens_N, strict=True):
-                self._seen[request][token] = True
         logprobs = token_logprobs(logits, tokens_N, mode, params) if mode.logprobs else None
         return tokens_N, sampled_tokens(requests, tokens_N.tolist(), logprobs)
 
@@ -135,6 +134,8 @@ class PlainRunner:
         if rows is not None:
             self.batches.append(Batch(decoder, rows, context, PREFILL_CHUNK))
         self._batch_of: dict[Request, Batch] = {}
+        self._sampled: dict[Request, SampledToken] = {}
+        """Tokens of a step that failed for other requests."""
 
     lag = 0
     """Steps that may be launched before their tokens are read."""
@@ -184,15 +185,17 @@ class PlainRunner:
 
     def step(self, requests: Sequence[Request]) -> Callable[[], Tokens]:
         """One token of each request; returns a function that delivers the tokens."""
-        tokens: Tokens = []
+        pending = [request for request in requests if request not in self._sampled]
         for batch in self.batches:
-            if members := [request for request in requests if self._batch_of[request] is batch]:
-                tokens += batch.step(members)
+            if members := [request for request in pending if self._batch_of[request] is batch]:
+                self._sampled.update(batch.step(members))
+        tokens = [(request, self._sampled.pop(request)) for request in requests]
         return lambda: tokens
 
     def remove(self, request: Request) -> None:
         """Free the rows of a request."""
         batch = self._batch_of.pop(request)
+        self._sampled.pop(request, None)
         batch.remove(request)
         if self.rows is None and not batch.reserved:
             batch.prefiller.close()

@@ -34,10 +34,10 @@ def filter_logits(logits_NV: Tensor, temperature_N: Tensor, top_k_N: Tensor, top
 
     Temperature, then top-k, then top-p: the order of transformers' logits warpers. `top_k` keeps the k most
     likely tokens and ties with the last of them; 0 keeps all. `top_p` keeps the smallest set of most likely
-    tokens with total probability p or more (Holtzman et al. 2020, sec. 3.1).
+    tokens with total probability p or more (Holtzman et al. 2020, sec. 3.1); of equal ones the first.
     """
     vocabulary = logits_NV.shape[-1]
-    ordered, order = (logits_NV / temperature_N[:, None]).sort(dim=-1, descending=True)
+    ordered, order = (logits_NV / temperature_N[:, None]).sort(dim=-1, descending=True, stable=True)
     last = torch.where(top_k_N > 0, top_k_N, vocabulary).clamp(max=vocabulary) - 1
     dropped = ordered < ordered.gather(1, last[:, None])
     probabilities = ordered.masked_fill(dropped, -math.inf).softmax(-1).double()

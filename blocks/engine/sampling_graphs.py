@@ -47,11 +47,15 @@ class RowBuffers:
         if self.seen_RV is not None:
             self.seen_RV[targets] = self.seen_RV[sources]
 
-    def mark_seen(self, request: Request, vocabulary: int) -> None:
-        """Mark the tokens of a request's prompt, and no others, as seen."""
+    def allocate_seen(self, vocabulary: int) -> Tensor:
+        """`seen_RV`, allocated the first time."""
         if self.seen_RV is None:
             self.seen_RV = self.hidden_RD.new_zeros(len(self.hidden_RD), vocabulary, dtype=torch.bool)
-        seen_V = self.seen_RV[request.row_ids[0]]
+        return self.seen_RV
+
+    def mark_seen(self, request: Request, vocabulary: int) -> None:
+        """Mark the tokens of a request's prompt, and no others, as seen."""
+        seen_V = self.allocate_seen(vocabulary)[request.row_ids[0]]
         seen_V.zero_()
         if request.seen_ids is not None:
             seen_V[request.seen_ids.to(seen_V.device)] = True
@@ -106,8 +110,6 @@ class SamplingGroup:
         seen_NV = rows.seen_RV[rows_N] if mode.penalized and rows.seen_RV is not None else None
         tokens_N = sample(logits, mode, params, self.seeds_N[:count], steps_N, seen_NV, kernel)
         self.tokens_N[:count] = tokens_N
-        if seen_NV is not None and rows.seen_RV is not None:
-            rows.seen_RV[rows_N, tokens_N] = True
         if mode.logprobs:
             logprobs, top_ids = token_logprobs(logits, tokens_N, mode, params)
             self.logprobs_NK[:count, : logprobs.shape[1]] = logprobs
@@ -117,6 +119,12 @@ class SamplingGroup:
         if mode.guided:
             rows.x_RD.index_copy_(0, uncond_N, x_ND)
         steps_N += 1
+
+    def mark_sampled(self) -> None:
+        """Count the requests' tokens as seen. A step that failed is repeated, so this is not part of `work`."""
+        count = len(self.requests)
+        if self.mode.penalized and self.rows.seen_RV is not None:
+            self.rows.seen_RV[self.rows_N[:count], self.tokens_N[:count]] = True
 
     def read(self) -> list[Tensor]:
         """Start copying the requests' tokens, and log-probabilities if they are wanted, to the host."""

@@ -63,6 +63,7 @@ class Scheduler:
         self._launched: deque[tuple[list[Request], Callable[[], Tokens]]] = deque()
         self._changed = threading.Condition()
         self._stepping = threading.Lock()
+        self._stepping_thread: int | None = None
         self.steps = 0
         self.tokens = 0
 
@@ -97,9 +98,12 @@ class Scheduler:
             self._changed.notify_all()
 
     def cancel(self, requests: Sequence[Request]) -> None:
-        """End those of the requests that have not ended, and free their rows."""
+        """End those of the requests that have not ended, and free their rows; within a step (from a callback)
+        the next step does so."""
         for request in requests:
             request.cancel()
+        if self._stepping_thread == threading.get_ident():
+            return
         with self._stepping, self._inference():
             self._end_cancelled()
 
@@ -132,14 +136,21 @@ class Scheduler:
     def step(self) -> None:
         """Run one step, if there is work, for all requests."""
         with self._stepping, self._inference():
-            self._end_cancelled()
-            self._admit()
-            if self._prefilling:
-                self._prefill()
-            if self._running:
-                self._launch()
-            while len(self._launched) > (self.runner.lag if self._running else 0):
-                self._deliver()
+            self._stepping_thread = threading.get_ident()
+            try:
+                self._step()
+            finally:
+                self._stepping_thread = None
+
+    def _step(self) -> None:
+        self._end_cancelled()
+        self._admit()
+        if self._prefilling:
+            self._prefill()
+        if self._running:
+            self._launch()
+        while len(self._launched) > (self.runner.lag if self._running else 0):
+            self._deliver()
 
     def _end_cancelled(self) -> None:
         launched = [request for requests, _ in self._launched for request in requests]

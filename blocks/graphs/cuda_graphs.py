@@ -189,17 +189,19 @@ class CapturedGraphs:
         """Run the work by the graph of this key, which is captured first if there is none.
 
         Capturing may run the work too, so the tensors that it reads and writes, `changed`, are restored
-        before the first replay.
+        before the first replay, and if the capture fails.
         """
         replay = self._graphs.get(key)
         if replay is None:
             if len(self._graphs) >= _MAX_GRAPHS:
                 self._graphs.popitem(last=False)
             before = [tensor.clone() for tensor in changed]
-            with graph_capture_lock, sync_free_experts(decoder):
-                replay = self._graphs[key] = self._capture(work)
-            for tensor, value in zip(changed, before, strict=True):
-                tensor.copy_(value)
+            try:
+                with graph_capture_lock, sync_free_experts(decoder):
+                    replay = self._graphs[key] = self._capture(work)
+            finally:
+                for tensor, value in zip(changed, before, strict=True):
+                    tensor.copy_(value)
         self._graphs.move_to_end(key)
         replay()
 
