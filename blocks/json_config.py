@@ -62,9 +62,7 @@ class Section:
             raise ConfigError(f"{self.where}.{name} is {value!r}; accepted: a list of whole numbers above 0")
         return tuple(value)
 
-    def three_numbers(
-        self, name: str, default: tuple[float, float, float]
-    ) -> tuple[float, float, float]:
+    def three_numbers(self, name: str, default: tuple[float, float, float]) -> tuple[float, float, float]:
         value = self.get(name, default)
         numbers = list(value) if isinstance(value, list | tuple) else []
         if len(numbers) != 3 or not all(type(n) in (int, float) for n in numbers):

@@ -27,7 +27,7 @@ _WARM_UP_SLOTS = 4096
 
 
 class GraphRunner:
-    """Runs up to `rows` rows. The cache has room for `slots` positions in all; with None it grows."""
+    """Runs up to `rows` rows. The cache has room for `slots` positions; with None it grows as needed."""
 
     lag = 1
     """Steps that may be launched before their tokens are read."""

@@ -121,7 +121,7 @@ class SamplingGroup:
         steps_N += 1
 
     def mark_sampled(self) -> None:
-        """Count the requests' tokens as seen. A step that failed is repeated, so this is not part of `work`."""
+        """Count the requests' tokens as seen; apart from `work`, as a step that failed is repeated."""
         count = len(self.requests)
         if self.mode.penalized and self.rows.seen_RV is not None:
             self.rows.seen_RV[self.rows_N[:count], self.tokens_N[:count]] = True
