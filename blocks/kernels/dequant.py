@@ -59,6 +59,11 @@ _INT4 = tl.constexpr(
 )
 
 
+# Ampere has no bfloat16 product without a sum.
+_SCALE = tl.constexpr("{.reg .b32 none; mov.b32 none, 0x80008000; fma.rn.bf16x2 $0, $1, $2, none;}")
+_SCALE_INT4 = tl.constexpr("fma.rn.bf16x2 $0, $1, $2, $3;")
+
+
 @triton.jit
 def unpack_int4(codes, DTYPE: tl.constexpr):
     """Bytes of two int4 codes -> (even inputs, odd inputs) in DTYPE, each `code - 8`."""
@@ -72,16 +77,37 @@ def unpack_int4(codes, DTYPE: tl.constexpr):
 
 
 @triton.jit
-def dequantize(codes, KIND: tl.constexpr, DTYPE: tl.constexpr):
-    """Codes `[O, C]` -> unscaled numbers in DTYPE, `[O, C]`, or for int4 `[O, 2 C]`, each `code - 8`."""
-    if KIND == "int4":
+def dequantize(codes, scale, zero, KIND: tl.constexpr, DTYPE: tl.constexpr):
+    """Codes `[O, C]` -> numbers in DTYPE, `[O, C]`, or for int4 `[O, 2 C]`. `scale` is `[O]`; in int4, scales
+    and zeros of groups of columns are `[O, G]`. Each number, `scale * code` or in int4 `scale * (code - 8) +
+    zero`, is rounded once."""
+    if KIND == "plain":
+        numbers = codes.to(DTYPE)
+    elif KIND == "int4":
+        shape: tl.constexpr = (scale.shape[0], scale.shape[1], 2 * codes.shape[1] // scale.shape[1])
+        joined: tl.constexpr = (codes.shape[0], 2 * codes.shape[1])
         even, odd = unpack_int4(codes, DTYPE)
-        numbers = tl.reshape(tl.join(even.to(DTYPE), odd.to(DTYPE)), (codes.shape[0], 2 * codes.shape[1]))
-    elif KIND == "fp8" and tl.bfloat16 == DTYPE:
-        bits = codes.to(tl.int8, bitcast=True)
+        numbers = tl.reshape(tl.join(even.to(DTYPE), odd.to(DTYPE)), joined)
+        scale = tl.reshape(tl.broadcast_to(scale[:, :, None], shape), joined)
+        zero = tl.reshape(tl.broadcast_to(zero[:, :, None], shape), joined)
+        if tl.bfloat16 == DTYPE:
+            numbers = tl.inline_asm_elementwise(
+                _SCALE_INT4, "=r,r,r,r", [numbers, scale, zero], dtype=tl.bfloat16, is_pure=True, pack=2
+            )
+        else:
+            numbers = (numbers.to(tl.float32) * scale.to(tl.float32) + zero.to(tl.float32)).to(DTYPE)
+    elif tl.bfloat16 == DTYPE:
+        if KIND == "fp8":
+            bits = codes.to(tl.int8, bitcast=True)
+            numbers = tl.inline_asm_elementwise(
+                _FLOAT8, "=r,=r,r", [bits], dtype=tl.bfloat16, is_pure=True, pack=4
+            )
+        else:
+            numbers = codes.to(tl.bfloat16)
+        scale = tl.broadcast_to(scale[:, None], codes.shape)
         numbers = tl.inline_asm_elementwise(
-            _FLOAT8, "=r,=r,r", [bits], dtype=tl.bfloat16, is_pure=True, pack=4
+            _SCALE, "=r,r,r", [numbers, scale], dtype=tl.bfloat16, is_pure=True, pack=2
         )
     else:
-        numbers = codes.to(DTYPE)
+        numbers = (codes.to(tl.float32) * scale.to(tl.float32)[:, None]).to(DTYPE)
     return numbers

@@ -1,5 +1,9 @@
 """Linear layers for few rows (gemv and thin gemm) on CUDA, which are bound by reading the weights once.
 
+A row's bits don't depend on the number of rows: an output is one chain of tensor core steps over ascending
+inputs, here and in the library (if it may not split sums), with quantized weights rounded to the dtype of
+the activations.
+
 R rows, I inputs, O outputs, C columns of a tile as they are stored: inputs, or bytes of two inputs each in
 int4. A weight is `[O, I]`, as in `nn.Linear`, or codes with scales as in `codec`. Tensor cores get the
 weights as the long side of their tiles and the padded rows as the short one. A program loads its first
@@ -17,14 +21,16 @@ import torch.nn.functional as F
 import triton
 from torch import Tensor
 
-from .codec import WeightTensors, decode
+from .codec import WeightTensors
 from .dequant import dot_in_float32
-from .gemv_triton import gemv_kernel
+from .gemv_triton import decode_kernel, gemv_kernel
 from .pdl import pdl_options, prefetch_options
 from .rmsnorm_swiglu import swiglu
 
 MAX_ROWS = 32
 """Most rows for which plain weights are multiplied here; for more, the library's products are faster."""
+MAX_QUANTIZED_ROWS = 128
+"""Most rows that are multiplied by codes; for more, decoding the weight first costs little."""
 _MIN_GROUP = 16  # inputs that share a scale, at least: the depth of one tensor core instruction
 _MIN_SHARED_MEMORY = 99 << 10  # bytes per program on every GPU from Ampere on
 _PREFETCH_BYTES = 1 << 14  # of weights, into L2, while a program waits for the preceding kernel
@@ -63,6 +69,8 @@ def plan_tile(kind: str, inputs: int, outputs: int, gated: bool, rows: int, grou
     an H100 (small products load while others compute). A warp multiplies 16 weight rows at a time; with more
     warps per row, each would decode the same codes.
     """
+    if kind != "plain" and rows > 32:
+        return _tile_over_32_rows(kind, gated, groups)
     if kind == "int4":
         return _int4_tile(gated, rows, groups)
     if kind == "plain" and rows > 16:
@@ -99,12 +107,21 @@ def _8_bit_tile(inputs: int, outputs: int, gated: bool) -> Tile:
     return Tile(16, 512, 1, stages=6) if outputs < inputs else Tile(32, 256, 2, stages=6)
 
 
+def _int4_groups(groups: int, most: int) -> int:
+    """Groups per iteration, a power of two that divides their number."""
+    return min(groups & -groups, most)
+
+
 def _int4_tile(gated: bool, rows: int, groups: int) -> Tile:
-    """A row takes one column of the product for each group of an iteration; at least eight columns are
-    computed."""
-    at_once = next(count for count in (4, 2, 1) if groups % count == 0)
-    padded = max(8 // at_once, min(16, 1 << (rows - 1).bit_length()))
+    at_once = _int4_groups(groups, 4)
+    padded = max(8, 1 << (rows - 1).bit_length())
     return Tile(16 if gated else 32, 32 * at_once, 2, stages=4, rows=padded, groups=at_once)
+
+
+def _tile_over_32_rows(kind: str, gated: bool, groups: int) -> Tile:
+    at_once = _int4_groups(groups, 2) if kind == "int4" else 1
+    columns = 32 * at_once if kind == "int4" else 128
+    return Tile(32 if gated else 64, columns, 4, stages=3, rows=64, groups=at_once)
 
 
 def _columns_per_iteration(weight: WeightTensors, tile: Tile) -> int:
@@ -133,7 +150,7 @@ def _launch(x_RI: Tensor, weight: WeightTensors, gated: bool) -> Tensor:
     block_inputs = block_columns * x_RI.shape[1] // columns
     weight_rows = tile.outputs * (2 if gated else 1)
     iteration_bytes = block_columns * codes.itemsize * weight_rows
-    iteration_bytes += block_inputs * x_RI.itemsize * tile.rows * tile.groups
+    iteration_bytes += block_inputs * x_RI.itemsize * tile.rows
     tile = limit_stages(tile, iteration_bytes, _shared_memory(x_RI.device))
     out = x_RI.new_empty(rows, outputs)
     gemv_kernel[(triton.cdiv(outputs, tile.outputs), triton.cdiv(rows, tile.rows))](
@@ -159,18 +176,39 @@ def _launch(x_RI: Tensor, weight: WeightTensors, gated: bool) -> Tensor:
     return out
 
 
+def decode(weight: WeightTensors, dtype: torch.dtype) -> Tensor:
+    """The dequantized weight, `[O, I]`, of the numbers that the products take."""
+    outputs, columns = weight.codes.shape
+    per_column, tile_columns, groups = 1, 128, 1
+    if weight.zero is not None:
+        per_column, groups = 2, _int4_groups(weight.zero.shape[1], 4)
+        tile_columns = weight.group_columns * groups
+    out = torch.empty(outputs, per_column * columns, dtype=dtype, device=weight.codes.device)
+    decode_kernel[(triton.cdiv(outputs, 32), triton.cdiv(columns, tile_columns))](
+        *weight.kernel_arguments,
+        out,
+        O=outputs,
+        COLUMNS=columns,
+        KIND=weight.kind,
+        FLOAT32=dot_in_float32(dtype),
+        BLOCK_O=32,
+        BLOCK_C=tile_columns,
+        GROUPS=groups,
+    )
+    return out
+
+
 def supports(x_RI: Tensor, weight: WeightTensors) -> bool:
     """Whether the kernel takes these rows: for plain weights, few rows in half precision with a multiple of
-    16 inputs; for quantized ones any rows, unless int4 groups are too small."""
-    if weight.zero is not None:
-        return x_RI.shape[1] // weight.zero.shape[1] >= _MIN_GROUP
+    16 inputs; for quantized ones more, unless int4 groups are too small."""
     if weight.kind != "plain":
-        return True
+        groups = 1 if weight.zero is None else weight.zero.shape[1]
+        return len(x_RI) <= MAX_QUANTIZED_ROWS and x_RI.shape[1] // groups >= _MIN_GROUP
     return len(x_RI) <= MAX_ROWS and x_RI.dtype != torch.float32 and x_RI.shape[1] % 16 == 0
 
 
 def linear(x_RI: Tensor, weight: WeightTensors) -> Tensor:
-    """`F.linear`, `[R, O]`."""
+    """`F.linear`, `[R, O]`, with quantized weights rounded to the dtype of `x_RI`."""
     if supports(x_RI, weight):
         return _launch(x_RI, weight, gated=False)
     return F.linear(x_RI, weight.codes if weight.kind == "plain" else decode(weight, x_RI.dtype))

@@ -27,62 +27,41 @@ def _load_codes(weight, n, c, COLUMNS: tl.constexpr, WHOLE: tl.constexpr):
 
 @triton.jit
 def _load_scales(
-    scale_ptr, zero_ptr, n, g, first,
+    scale_ptr, zero_ptr, n, first,
     COLUMNS: tl.constexpr, KIND: tl.constexpr, GROUPS: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    """For int4, the scales and zeros of the outputs `n`, `[O, R]` each, in the groups `g` of the block of
-    columns that begins at `first` or, beyond the end, of the last block."""
+    """The scales of the weight rows `n`, `[O]`, or for int4 scales and zeros of the groups of the block of
+    columns that begins at `first` or, beyond the end, of the last block, `[O, G]`."""
     if KIND == "int4":
         columns: tl.constexpr = BLOCK_C // GROUPS
-        at = tl.minimum(first, COLUMNS - BLOCK_C) // columns + g[None, :] + n[:, None] * (COLUMNS // columns)
-        scale, zero = tl.load(scale_ptr + at).to(tl.float32), tl.load(zero_ptr + at).to(tl.float32)
-    else:
+        g = tl.minimum(first, COLUMNS - BLOCK_C) // columns + tl.arange(0, GROUPS)
+        at = n[:, None] * (COLUMNS // columns) + g[None, :]
+        scale, zero = tl.load(scale_ptr + at), tl.load(zero_ptr + at)
+    elif KIND == "plain":
         scale, zero = 0.0, 0.0
+    else:
+        scale, zero = tl.load(scale_ptr + n), 0.0
     return scale, zero
 
 
 @triton.jit
-def _load_group_inputs(
-    x, r, g, first, R,
-    COLUMNS: tl.constexpr, KIND: tl.constexpr, GROUPS: tl.constexpr, BLOCK_C: tl.constexpr,
-):  # fmt: skip
-    """For int4, the inputs of rows `r`, `[R, I]`, in the groups `g` of the block of columns that begins at
-    `first` or, beyond the end, of the last block."""
-    if KIND == "int4":
-        size: tl.constexpr = 2 * BLOCK_C // GROUPS
-        i = 2 * tl.minimum(first, COLUMNS - BLOCK_C) + g[:, None] * size + tl.arange(0, size)[None, :]
-        inputs = tl.load(x + r[:, None] * (2 * COLUMNS) + i, mask=(r < R)[:, None], other=0.0)
-    else:
-        inputs = 0.0
-    return inputs
-
-
-@triton.jit
 def _accumulate(
-    acc, codes, scale, zero, group_inputs, x, r, g, first, R,
+    acc, codes, scale, zero, x, r, first, R,
     COLUMNS: tl.constexpr, KIND: tl.constexpr, FLOAT32: tl.constexpr, FLIP: tl.constexpr,
-    GROUPS: tl.constexpr, BLOCK_C: tl.constexpr,
+    BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     """`acc [O, R]` (FLIP: `[R, O]`) plus the product of codes `[O, C]`, whose columns begin at `first`, with
-    their inputs. In int4 a weight is `scale * code + zero`, and each row occurs GROUPS times, each time with
-    the inputs of one group `g` only; the partial sums are added after the loop."""
+    their inputs."""
     per_column: tl.constexpr = 2 if KIND == "int4" else 1
     inputs: tl.constexpr = COLUMNS * per_column
-    width: tl.constexpr = BLOCK_C * per_column
     dtype: tl.constexpr = tl.float32 if FLOAT32 else x.dtype.element_ty
-    offsets = tl.arange(0, width)
+    i = first * per_column + tl.arange(0, BLOCK_C * per_column)
     mask = (r < R)[None, :]
     if COLUMNS % BLOCK_C != 0:
-        mask = mask & (first * per_column + offsets < inputs)[:, None]
-    if GROUPS > 1:
-        mask = mask & ((offsets // (width // GROUPS))[:, None] == g[None, :])
-    pointers = x + r[None, :] * inputs + (first * per_column + offsets)[:, None]
-    rows = tl.load(pointers, mask=mask, other=0.0).to(dtype)
-    numbers = dequantize(codes, KIND, dtype)
-    if KIND == "int4":
-        sums = tl.sum(group_inputs.to(tl.float32), axis=1)
-        acc += scale * tl.dot(numbers, rows, input_precision="ieee") + zero * sums[None, :]
-    elif FLIP:
+        mask = mask & (i < inputs)[:, None]
+    rows = tl.load(x + r[None, :] * inputs + i[:, None], mask=mask, other=0.0).to(dtype)
+    numbers = dequantize(codes, scale, zero, KIND, dtype)
+    if FLIP:
         acc = tl.dot(tl.trans(rows), tl.trans(numbers), acc, input_precision="ieee")
     else:
         acc = tl.dot(numbers, rows, acc, input_precision="ieee")
@@ -99,7 +78,8 @@ def gemv_kernel(
     LINES: tl.constexpr, STEP: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """A tile of outputs for a tile of rows. GATED: the weight is gate over up, and `out` is
-    `silu(gate) * up`."""
+    `silu(gate) * up`. An output is one chain of tensor core steps over ascending inputs, so that its bits
+    don't depend on the tile."""
     whole: tl.constexpr = COLUMNS % BLOCK_C == 0
     weight_rows: tl.constexpr = 2 * BLOCK_O if GATED else BLOCK_O
     j = tl.arange(0, weight_rows)
@@ -108,48 +88,56 @@ def gemv_kernel(
     n = (tl.minimum(first_output + j % BLOCK_O, O - 1) + j // BLOCK_O * O).to(tl.int64)
     c = tl.arange(0, BLOCK_C)
     codes = _load_codes(weight, n, c, COLUMNS, whole)
-    rows_by_group = tl.arange(0, GROUPS * BLOCK_R)
-    first_row = tl.program_id(1) * BLOCK_R
-    r, g = first_row + rows_by_group % BLOCK_R, rows_by_group // BLOCK_R
-    scale, zero = _load_scales(scale_ptr, zero_ptr, n, g, 0, COLUMNS, KIND, GROUPS, BLOCK_C)
+    r = tl.program_id(1) * BLOCK_R + tl.arange(0, BLOCK_R)
+    scale, zero = _load_scales(scale_ptr, zero_ptr, n, 0, COLUMNS, KIND, GROUPS, BLOCK_C)
     if PDL:
         if COLUMNS > BLOCK_C:
             prefetch_l2(weight + BLOCK_C, n, COLUMNS, COLUMNS - BLOCK_C, LINES, STEP)
         gdc_wait()
         gdc_launch_dependents()
-    acc = tl.zeros([GROUPS * BLOCK_R, weight_rows] if FLIP else [weight_rows, GROUPS * BLOCK_R], tl.float32)
-    inputs = _load_group_inputs(x, r, g, 0, R, COLUMNS, KIND, GROUPS, BLOCK_C)
-    # Loaded one iteration ahead: Triton pipelines only the operands of `tl.dot`.
-    next_inputs = _load_group_inputs(x, r, g, BLOCK_C, R, COLUMNS, KIND, GROUPS, BLOCK_C)
-    next_scale, next_zero = _load_scales(scale_ptr, zero_ptr, n, g, BLOCK_C, COLUMNS, KIND, GROUPS, BLOCK_C)
-    acc = _accumulate(
-        acc, codes, scale, zero, inputs, x, r, g, 0, R, COLUMNS, KIND, FLOAT32, FLIP, GROUPS, BLOCK_C
-    )
+    acc = tl.zeros([BLOCK_R, weight_rows] if FLIP else [weight_rows, BLOCK_R], tl.float32)
+    next_scale, next_zero = scale, zero
+    if KIND == "int4":  # loaded one iteration ahead: Triton pipelines only the operands of `tl.dot`
+        next_scale, next_zero = _load_scales(scale_ptr, zero_ptr, n, BLOCK_C, COLUMNS, KIND, GROUPS, BLOCK_C)
+    acc = _accumulate(acc, codes, scale, zero, x, r, 0, R, COLUMNS, KIND, FLOAT32, FLIP, BLOCK_C)
     for first in range(BLOCK_C, COLUMNS, BLOCK_C):
         codes = _load_codes(weight, n, first + c, COLUMNS, whole)
-        scale, zero, inputs = next_scale, next_zero, next_inputs
-        next_inputs = _load_group_inputs(x, r, g, first + BLOCK_C, R, COLUMNS, KIND, GROUPS, BLOCK_C)
-        next_scale, next_zero = _load_scales(
-            scale_ptr, zero_ptr, n, g, first + BLOCK_C, COLUMNS, KIND, GROUPS, BLOCK_C
-        )
-        acc = _accumulate(
-            acc, codes, scale, zero, inputs, x, r, g, first, R, COLUMNS, KIND, FLOAT32, FLIP, GROUPS, BLOCK_C
-        )
-    if GROUPS > 1:
-        acc = tl.sum(tl.reshape(acc, [weight_rows, GROUPS, BLOCK_R]), axis=1)
+        if KIND == "int4":
+            scale, zero = next_scale, next_zero
+            next_scale, next_zero = _load_scales(
+                scale_ptr, zero_ptr, n, first + BLOCK_C, COLUMNS, KIND, GROUPS, BLOCK_C
+            )
+        acc = _accumulate(acc, codes, scale, zero, x, r, first, R, COLUMNS, KIND, FLOAT32, FLIP, BLOCK_C)
     if FLIP:
         acc = tl.trans(acc)
-    if KIND == "int8" or KIND == "fp8":
-        acc *= tl.load(scale_ptr + n).to(tl.float32)[:, None]
     dtype = out.dtype.element_ty
     if GATED:
         gate, up = tl.split(tl.permute(tl.reshape(acc, [2, BLOCK_O, BLOCK_R]), [1, 2, 0]))
         gate = gate.to(dtype).to(tl.float32)
         silu = (gate / (1.0 + tl.exp(-gate))).to(dtype).to(tl.float32)
         acc = silu * up.to(dtype).to(tl.float32)
-    n_out, r_out = first_output + tl.arange(0, BLOCK_O), first_row + tl.arange(0, BLOCK_R)
-    mask = (r_out < R)[None, :] & (n_out < O)[:, None]
-    tl.store(out + r_out[None, :] * O + n_out[:, None], acc.to(dtype), mask=mask)
+    n_out = first_output + tl.arange(0, BLOCK_O)
+    mask = (r < R)[None, :] & (n_out < O)[:, None]
+    tl.store(out + r.to(tl.int64)[None, :] * O + n_out[:, None], acc.to(dtype), mask=mask)
+
+
+@triton.jit
+def decode_kernel(
+    weight, scale_ptr, zero_ptr, out,
+    O: tl.constexpr, COLUMNS: tl.constexpr, KIND: tl.constexpr, FLOAT32: tl.constexpr,  # noqa: E741
+    BLOCK_O: tl.constexpr, BLOCK_C: tl.constexpr, GROUPS: tl.constexpr,
+):  # fmt: skip
+    """A tile of a weight, decoded as in `gemv_kernel`."""
+    n = tl.minimum(tl.program_id(0) * BLOCK_O + tl.arange(0, BLOCK_O), O - 1).to(tl.int64)
+    first = tl.program_id(1) * BLOCK_C
+    codes = _load_codes(weight, n, first + tl.arange(0, BLOCK_C), COLUMNS, COLUMNS % BLOCK_C == 0)
+    scale, zero = _load_scales(scale_ptr, zero_ptr, n, first, COLUMNS, KIND, GROUPS, BLOCK_C)
+    dtype: tl.constexpr = tl.float32 if FLOAT32 else out.dtype.element_ty
+    numbers = dequantize(codes, scale, zero, KIND, dtype)
+    per_column: tl.constexpr = 2 if KIND == "int4" else 1
+    i = first * per_column + tl.arange(0, BLOCK_C * per_column)
+    pointers = out + n[:, None] * (COLUMNS * per_column) + i[None, :]
+    tl.store(pointers, numbers.to(out.dtype.element_ty), mask=(i < COLUMNS * per_column)[None, :])
 
 
 @triton.jit

@@ -23,7 +23,7 @@ def test_stages_fit(shape: tuple[int, int, bool], rows: int, kind: str) -> None:
     inputs, outputs, gated = shape
     tile = plan_tile(kind, inputs, outputs, gated, rows, inputs // 64)
     numbers = tile.bytes / BYTES[kind]
-    iteration = int(tile.bytes * tile.outputs * (1 + gated) + numbers * 2 * tile.rows * tile.groups)
+    iteration = int(tile.bytes * tile.outputs * (1 + gated) + numbers * 2 * tile.rows)
     assert limit_stages(tile, iteration, 227 * KIB) == tile  # where they were measured
     for shared_memory in (163 * KIB, 99 * KIB):
         fitted = limit_stages(tile, iteration, shared_memory)

@@ -8,6 +8,7 @@ from bifrons.blocks.graphs.cuda_graphs import CudaGraphCapturer
 from bifrons.blocks.graphs.fused_weights import fused_weight
 from bifrons.blocks.kernels import dispatch, gemv, moe_decode
 from bifrons.blocks.kernels.moe_dispatch import loop_experts, padded_bmm
+from bifrons.blocks.kernels.rmsnorm_swiglu import swiglu
 from bifrons.blocks.model.moe import MoE, MoEConfig
 from bifrons.blocks.model.quantized_weight import QuantizedWeight
 from torch import nn
@@ -19,7 +20,9 @@ kinds = pytest.mark.parametrize("kind", ["int8", "int4", pytest.param("fp8", mar
 pytestmark = pytest.mark.usefixtures("few_blocks")
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 SHAPES = [(40, 72), (48, 160), (33, 20), (64, 576), (40, 512), (24, 128)]  # outputs, inputs
-if DEVICE == "cuda":  # the interpreter is slow
+DTYPES = [torch.float32, torch.float16]
+if DEVICE == "cuda":  # the interpreter is slow, and truncates to bfloat16
+    DTYPES.append(torch.bfloat16)
     SHAPES += [(4096, 4096), (11008, 4096), (4096, 11008)]
 
 
@@ -42,11 +45,11 @@ def normal(seed: int, *shape: int) -> torch.Tensor:
 @kinds
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("rows", [1, 2, 3, 20])
+@pytest.mark.parametrize("rows", [1, 2, 3, 20, 40, 130])
 def test_linear_equals_that_of_the_decoded_weight(rows, shape, dtype, kind):
     weight = quantized(normal(0, *shape) / shape[1] ** 0.5, kind)
     x = normal(1, rows, shape[1]).to(DEVICE, dtype)
-    exact = x.double() @ weight.decode(torch.float32).double().T
+    exact = x.double() @ weight.decode(dtype).double().T
     actual = gemv.linear(x, weight.tensors)
     assert actual.shape == exact.shape
     assert actual.dtype == dtype
@@ -56,15 +59,35 @@ def test_linear_equals_that_of_the_decoded_weight(rows, shape, dtype, kind):
 
 
 @kinds
-def test_a_linear_layer_takes_the_kernel_for_a_few_rows(kind, monkeypatch):
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", SHAPES[:5])
+def test_the_decoding_kernel_rounds_as_the_definition(shape, dtype, kind):
+    weight = quantized(normal(0, *shape), kind)
+    assert torch.equal(gemv.decode(weight.tensors, dtype), weight.decode(dtype))
+
+
+@pytest.mark.skipif(DEVICE == "cpu", reason="in the interpreter, products depend on the tiles")
+@kinds
+@pytest.mark.parametrize("shape", [(6144, 2048), (2 * 11008, 4096)])
+def test_a_row_does_not_depend_on_the_others(shape, kind):
+    """Nor on the tile, nor on whether the two halves are gates and ups."""
+    weight, x = quantized(normal(0, *shape) / 64, kind), normal(1, 128, shape[1]).to(DEVICE, torch.bfloat16)
+    one_by_one = torch.cat([gemv.linear(row[None], weight.tensors) for row in x])
+    gated = torch.cat([gemv.linear_swiglu(row[None], weight.tensors) for row in x])
+    assert torch.equal(gated, swiglu(one_by_one))
+    for rows in (2, 8, 9, 16, 17, 32, 33, 64, 65, 128):
+        assert torch.equal(gemv.linear(x[:rows], weight.tensors), one_by_one[:rows])
+        assert torch.equal(gemv.linear_swiglu(x[:rows], weight.tensors), gated[:rows])
+
+
+@kinds
+def test_a_linear_layer_takes_the_kernels(kind, monkeypatch):
     weight, x = quantized(normal(0, 40, 64) / 8, kind), normal(1, 2, 3, 64).to(DEVICE)
     plain = x @ weight.decode(torch.float32).T
     calls, kernel = [], gemv.linear
     monkeypatch.setattr(gemv, "linear", lambda *args: calls.append(1) or kernel(*args))
     let_kernels_serve(monkeypatch)
     torch.testing.assert_close(weight(x), plain, rtol=1e-4, atol=1e-5)
-    assert calls == [1]
-    weight(normal(1, 65, 64).to(DEVICE))
     assert calls == [1]
 
 
