@@ -5,7 +5,7 @@ N images, L prompt tokens, T image tokens of an image, D decoder width, C codebo
 
 import secrets
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import torch
 from PIL import Image
@@ -16,6 +16,7 @@ from ..blocks.engine.generate import Sequences, scheduler_of
 from ..blocks.engine.request import SamplingParams, TokenHead, check_context
 from ..blocks.engine.sampling import guide
 from ..blocks.errors import OptionError, check_integer, check_number
+from ..blocks.graphs.cuda_graphs import is_row_invariant
 from ..blocks.placement.memory_budget import batch_over_devices, batch_that_fits
 from ..tokenizers.vq.model import to_uint8
 from .model import JanusModel
@@ -165,6 +166,18 @@ def decode_images(model: JanusModel, codes_NT: Tensor) -> list[Image.Image]:
     which are large, are those of one."""
     images = [to_uint8(model.decode_codes(codes)) for codes in codes_NT.to(_input_device(model)).split(1)]
     return list(map(Image.fromarray, torch.cat(images).cpu().numpy()))
+
+
+def image_info(
+    model: JanusModel, name: str, prompt: str, seed: int, options: ImageGenerationOptions
+) -> dict[str, str]:
+    """The texts in `info` of a generated image: what it was generated from, by the model called `name`.
+
+    `deterministic` says whether these give the same bits in any batch or in the same batch only.
+    """
+    batch = "in any batch" if is_row_invariant(model.decoder) else "in the same batch"
+    info = {"prompt": prompt, "seed": str(seed), "model": name, "software": "Bifrons", "deterministic": batch}
+    return info | {key: str(value) for key, value in asdict(options).items() if value is not None}
 
 
 @torch.no_grad()

@@ -1,7 +1,6 @@
 """`JanusPipeline`: generates images and answers questions about images."""
 
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,7 +18,7 @@ from ..blocks.placement.loading import LoadOptions, load_model
 from ..tokenizers.text import TextTokenizer
 from . import image_generation
 from .config import parse_config, read_guidance_scale
-from .image_generation import ImageGenerationOptions, image_seeds
+from .image_generation import ImageGenerationOptions, image_info, image_seeds
 from .model import JanusModel, Parts, check_parts
 from .processor import JanusProcessor
 from .weight_names import pick_key_map
@@ -141,7 +140,7 @@ class JanusPipeline(ChatPipeline):
             return codes
         images = image_generation.decode_images(self.model, codes)
         for index, image in enumerate(images):
-            image.info.update(self._settings(prompts[index // count], seeds[index], options))
+            image.info |= image_info(self.model, self.name, prompts[index // count], seeds[index], options)
         return images
 
     def _generate_codes(
@@ -160,12 +159,6 @@ class JanusPipeline(ChatPipeline):
             uncond += [uncond_ids] * count
         uncond = uncond if options.guided else None
         return image_generation.generate_codes(self.model, cond, uncond, options, seeds, callback)
-
-    def _settings(self, prompt: str, seed: int, options: ImageGenerationOptions) -> dict[str, str]:
-        """The text chunks of a generated image."""
-        settings = {"prompt": prompt, "seed": str(seed), "model": self.name, "software": "Bifrons"}
-        values = asdict(options)
-        return settings | {name: str(value) for name, value in values.items() if value is not None}
 
     def encode_image(self, image: Any) -> Tensor:
         """The image tokenizer's codes of an image, int64 `[T]`.

@@ -124,11 +124,8 @@ class ImageGeneration:
         while len(filled) < self.num_codes:  # missing rows repeat the last one
             filled.append(filled[-width] if len(filled) >= width else filled[-1])
         image = image_generation.decode_images(self.pipe.model, torch.tensor([filled]))[0]
-        settings = {"prompt": self.body.prompt, "seed": seed, "model": self.served.name}
-        for name in ("guidance_scale", "temperature", "top_k", "top_p", "negative_prompt"):
-            settings[name] = getattr(self.options, name)
-        settings["software"] = "Bifrons"
-        image.info.update({name: str(value) for name, value in settings.items() if value is not None})
+        model, name = self.pipe.model, self.served.name
+        image.info.update(image_generation.image_info(model, name, self.body.prompt, seed, self.options))
         return base64.b64encode(self._image_bytes(image)).decode()
 
     def _image_bytes(self, image: Image.Image) -> bytes:
