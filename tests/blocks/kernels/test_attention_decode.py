@@ -19,6 +19,7 @@ DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 # The interpreter truncates bfloat16 where the device rounds.
 TOLERANCE = {torch.float32: 3e-6, torch.bfloat16: 2e-2, torch.float16: 2e-3}
+ON_CUDA = pytest.mark.skipif(DEVICE.type != "cuda", reason="real sizes take too long in the interpreter")
 SPAN = 128
 POSITIONS = (0, 1, 32, 33, 64, 127)
 
@@ -59,7 +60,7 @@ class Pool:
             )
         width = (self.heads + 2 * kv_heads) * dim
         self.qkv = torch.stack([normal(width, dtype=dtype, seed=9000 + p) for p in positions])
-        cos, sin = rotary_table(torch.arange(SPAN, device=DEVICE)[None], dim, 1e4)
+        cos, sin = rotary_table(torch.arange(int(self.positions.max()) + 1, device=DEVICE)[None], dim, 1e4)
         self.rotary = cos[0], sin[0]
 
     def attend(self, span: int = SPAN) -> Tensor:
@@ -95,7 +96,7 @@ def form(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize(("heads", "dim"), [((6, 2), 24), ((2, 2), 128), ((1, 1), 8)])
+@pytest.mark.parametrize(("heads", "dim"), [((4, 2), 24), ((2, 2), 128), ((1, 1), 8)])
 def test_equals_the_plain_attention(dtype: torch.dtype, heads: tuple[int, int], dim: int, form: str) -> None:
     pool = Pool(POSITIONS[::2], heads, dim, dtype)
     expected, expected_keys, expected_values = pool.plain()
@@ -106,17 +107,32 @@ def test_equals_the_plain_attention(dtype: torch.dtype, heads: tuple[int, int], 
     torch.testing.assert_close(pool.values, expected_values, atol=0, rtol=0, equal_nan=True)
 
 
-@pytest.mark.parametrize("heads", [(2, 2), (4, 2)])
-def test_tokens_do_not_depend_on_the_rest(heads: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("heads", "dim", "positions", "span"),
+    [
+        ((2, 2), 32, POSITIONS, SPAN),
+        ((4, 2), 16, POSITIONS[2:], SPAN),
+        pytest.param((16, 16), 128, (*POSITIONS, *range(500, 700, 7)), 1024, marks=ON_CUDA),
+        pytest.param((32, 8), 128, (*POSITIONS, *range(900, 1000, 9)), 1024, marks=ON_CUDA),
+    ],
+)
+def test_tokens_do_not_depend_on_the_rest(
+    heads: tuple[int, int],
+    dim: int,
+    positions: tuple[int, ...],
+    span: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    dtype = torch.float32 if span == SPAN else torch.bfloat16
     monkeypatch.setattr(attention_decode, "UNSPLIT_PROGRAMS", 1)
-    together = Pool(POSITIONS, heads, 32).attend()
+    together = Pool(positions, heads, dim, dtype).attend(span)
     monkeypatch.setattr(attention_decode, "UNSPLIT_PROGRAMS", 1 << 20)
-    for splits in (1, 2, 3):
+    for splits in (2, 3):
         monkeypatch.setattr(attention_decode, "_MAX_SPLITS", splits)
-        assert torch.equal(Pool(POSITIONS, heads, 32, gap=splits).attend(), together)
-    for token, position in enumerate(POSITIONS):
-        alone = Pool([position], heads, 32, gap=5)
-        assert torch.equal(alone.attend(span=2 * SPAN)[0], together[token])
+        assert torch.equal(Pool(positions, heads, dim, dtype, gap=splits).attend(span), together)
+    for token, position in enumerate(positions):
+        alone = Pool([position], heads, dim, dtype, gap=5)
+        assert torch.equal(alone.attend(2 * span)[0], together[token])
 
 
 def test_strides_of_the_pool_do_not_matter(form: str) -> None:
