@@ -2,8 +2,8 @@
 
 import gc
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import cache
 from typing import Any
 from weakref import WeakSet
@@ -14,9 +14,7 @@ from torch import Tensor, nn
 from ..device import graph_capture_lock
 from ..kernels import dispatch
 from ..kernels.batch_invariant import libraries_are_batch_invariant
-from ..kernels.moe_dispatch import padded_bmm
 from ..model.decoder import Decoder
-from ..model.moe import Experts
 from .fused_weights import fuse_weights
 
 Work = Callable[[], object]
@@ -158,22 +156,6 @@ def _addresses(modules: Sequence[nn.Module]) -> list[int]:
     return addresses
 
 
-@contextmanager
-def sync_free_experts(decoder: Decoder) -> Iterator[None]:
-    """Within the context, experts never read token counts from the device, which a capture forbids."""
-    experts = [module for module in decoder.modules() if isinstance(module, Experts)]
-    synchronizing = [module for module in experts if module.implementation is None]
-    if decoder.embed_tokens.weight.dtype == torch.bfloat16:  # its grouped product does not synchronize
-        synchronizing = []
-    for module in synchronizing:
-        module.implementation = padded_bmm
-    try:
-        yield
-    finally:
-        for module in synchronizing:
-            module.implementation = None
-
-
 class CapturedGraphs:
     """An LRU cache of a decoder's captured graphs by key; a graph is captured on first use."""
 
@@ -197,7 +179,7 @@ class CapturedGraphs:
                 self._graphs.popitem(last=False)
             before = [tensor.clone() for tensor in changed]
             try:
-                with graph_capture_lock, sync_free_experts(decoder):
+                with graph_capture_lock:
                     replay = self._graphs[key] = self._capture(work)
             finally:
                 for tensor, value in zip(changed, before, strict=True):

@@ -118,6 +118,8 @@ def sigmoid(x_MN: Tensor) -> Tensor:
 
 def row_sums(x_MN: Tensor) -> Tensor:
     """Batch-invariant sums of short rows, from left to right, `[M, 1]`."""
+    if x_MN.is_cuda:
+        return sum(x_MN.split(1, dim=-1), x_MN.new_zeros(()))
     if not is_batch_invariant(x_MN):
         return x_MN.sum(-1, keepdim=True)
     return torch.stack(x_MN.unbind(-1)).cumsum(0)[-1][:, None]

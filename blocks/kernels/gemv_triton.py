@@ -7,12 +7,12 @@ groups of inputs that share an int4 scale. Sums are in float32.
 
 # Triton kernels are not what their Python types say.
 # pyright: reportArgumentType=false, reportOperatorIssue=false, reportCallIssue=false
-# pyright: reportAssignmentType=false, reportGeneralTypeIssues=false
+# pyright: reportAssignmentType=false, reportGeneralTypeIssues=false, reportIndexIssue=false
 
 import triton
 import triton.language as tl
 
-from .dequant import dequantize, unpack_int4
+from .dequant import dequantize
 from .pdl import gdc_launch_dependents, gdc_wait, prefetch_l2
 
 
@@ -68,6 +68,14 @@ def _accumulate(
     return acc
 
 
+@triton.jit
+def round_swiglu(gate, up, DTYPE: tl.constexpr):
+    """`silu(gate) * up` of float32 sums, rounded to DTYPE where the plain functions round."""
+    gate = gate.to(DTYPE).to(tl.float32)
+    silu = (gate / (1.0 + tl.exp(-gate))).to(DTYPE).to(tl.float32)
+    return (silu * up.to(DTYPE).to(tl.float32)).to(DTYPE)
+
+
 @triton.jit(do_not_specialize=["R"])
 def gemv_kernel(
     x, weight, scale_ptr, zero_ptr, out, R,
@@ -113,9 +121,7 @@ def gemv_kernel(
     dtype = out.dtype.element_ty
     if GATED:
         gate, up = tl.split(tl.permute(tl.reshape(acc, [2, BLOCK_O, BLOCK_R]), [1, 2, 0]))
-        gate = gate.to(dtype).to(tl.float32)
-        silu = (gate / (1.0 + tl.exp(-gate))).to(dtype).to(tl.float32)
-        acc = silu * up.to(dtype).to(tl.float32)
+        acc = round_swiglu(gate, up, dtype)
     n_out = first_output + tl.arange(0, BLOCK_O)
     mask = (r < R)[None, :] & (n_out < O)[:, None]
     tl.store(out + r.to(tl.int64)[None, :] * O + n_out[:, None], acc.to(dtype), mask=mask)
@@ -141,140 +147,54 @@ def decode_kernel(
 
 
 @triton.jit
-def _load_group_parameters(
-    scale_ptr, zero_ptr, outs, groups, start,
-    COLUMNS: tl.constexpr, GROUP_C: tl.constexpr, BLOCK_C: tl.constexpr,
+def _load_tile_scales(
+    scales, zeros, start, columns,
+    KIND: tl.constexpr, GROUP_C: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    """Int4 scales and zeros of weight rows `outs` in the groups of a block of columns, `[O, G]` each,
-    float32."""
-    group = start // GROUP_C + tl.arange(0, BLOCK_C // GROUP_C)
-    mask = (group < COLUMNS // GROUP_C)[None, :]
-    at = outs[:, None] * groups + group[None, :]
-    scale = tl.load(scale_ptr + at, mask=mask, other=0.0).to(tl.float32)
-    zero = tl.load(zero_ptr + at, mask=mask, other=0.0).to(tl.float32)
+    """Scales `[O]`, or for int4 scales and zeros `[O, G]` of the groups of a block of columns."""
+    if KIND == "int4":
+        group = start // GROUP_C + tl.arange(0, BLOCK_C // GROUP_C)[None, :]
+        inside = group < columns // GROUP_C
+        scale = tl.load(scales[:, None] + group, mask=inside, other=0.0)
+        zero = tl.load(zeros[:, None] + group, mask=inside, other=0.0)
+    elif KIND == "plain":
+        scale, zero = 0.0, 0.0
+    else:
+        scale, zero = tl.load(scales), 0.0
     return scale, zero
 
 
 @triton.jit
-def _load_even_odd(x_ptr, start, columns, BLOCK_C: tl.constexpr):
-    """Even and odd inputs of a row from column `start` on, `[C]` each, float32."""
-    offsets = 2 * start + tl.arange(0, 2 * BLOCK_C)
-    x = tl.load(x_ptr + offsets, mask=offsets < 2 * columns, other=0.0).to(tl.float32)
-    return tl.split(tl.reshape(x, (BLOCK_C, 2)))
-
-
-@triton.jit
-def _int4_sums(
-    even, odd, w_even, w_odd, scale, zero,
-    BLOCK_O: tl.constexpr, GROUP_C: tl.constexpr, BLOCK_C: tl.constexpr,
-):  # fmt: skip
-    """The contribution of a tile of int4 weights `[O, C]` to a row's outputs, `[O]`, scaled group by
-    group."""
-    G: tl.constexpr = BLOCK_C // GROUP_C
-    products = tl.reshape(w_even * even[None, :] + w_odd * odd[None, :], (BLOCK_O, G, GROUP_C))
-    inputs = tl.sum(tl.reshape(even + odd, (G, GROUP_C)), axis=1)
-    return tl.sum(tl.sum(products, axis=2) * scale + zero * inputs[None, :], axis=1)
-
-
-@triton.jit
-def _gemv_tile(
-    x_ptr, w_ptr, scale_ptr, zero_ptr, outs, stride, groups,
-    COLUMNS: tl.constexpr, KIND: tl.constexpr, GROUP_C: tl.constexpr,
-    BLOCK_O: tl.constexpr, BLOCK_C: tl.constexpr, UNROLL: tl.constexpr,
-):  # fmt: skip
-    """One row `x` times weight rows `outs`, `[O]`, without tensor cores, at memory bandwidth."""
-    whole: tl.constexpr = COLUMNS % (BLOCK_C * UNROLL) == 0
-    padding: tl.constexpr = 0.0 if KIND == "fp8" else 0  # no integer becomes a float8
-    if KIND == "int4":
-        sums = tl.zeros([BLOCK_O], dtype=tl.float32)
-    else:
-        sums = tl.zeros([BLOCK_O, BLOCK_C], dtype=tl.float32)
-    for block in range(0, COLUMNS, BLOCK_C * UNROLL):
-        for step in tl.static_range(UNROLL):
-            start = block + step * BLOCK_C
-            columns = start + tl.arange(0, BLOCK_C)
-            pointers = w_ptr + outs[:, None] * stride + columns[None, :]
-            # Every weight row loads the inputs itself: from L1, but in the layout of its own products.
-            at = tl.zeros([BLOCK_O, 1], dtype=tl.int32) + columns[None, :]
-            if whole:
-                w = tl.load(pointers)
-            else:
-                w = tl.load(pointers, mask=at < COLUMNS, other=padding)
-            if KIND == "int4":
-                w_even, w_odd = unpack_int4(w, tl.float32)
-                scale, zero = _load_group_parameters(
-                    scale_ptr, zero_ptr, outs, groups, start, COLUMNS, GROUP_C, BLOCK_C
-                )
-                even, odd = _load_even_odd(x_ptr, start, COLUMNS, BLOCK_C)
-                sums += _int4_sums(even, odd, w_even, w_odd, scale, zero, BLOCK_O, GROUP_C, BLOCK_C)
-            else:
-                x = tl.load(x_ptr + at, mask=at < COLUMNS, other=0.0).to(tl.float32)
-                sums += w.to(tl.float32) * x
-    if KIND != "int4":
-        sums = tl.sum(sums, axis=1)
-    if KIND == "int8" or KIND == "fp8":
-        sums *= tl.load(scale_ptr + outs).to(tl.float32)
-    return sums
-
-
-@triton.jit
-def _gemm_tile(
-    x_ptr, rows, valid, w_ptr, scale_ptr, zero_ptr, outs, stride, groups,
-    COLUMNS: tl.constexpr, KIND: tl.constexpr, GROUP_C: tl.constexpr, FLOAT32: tl.constexpr,
-    R: tl.constexpr, BLOCK_O: tl.constexpr, BLOCK_C: tl.constexpr,
-):  # fmt: skip
-    """Up to 16 rows `rows` of `x`, where `valid`, times weight rows `outs`, `[R, O]`, on the tensor cores."""
-    padding: tl.constexpr = 0.0 if KIND == "fp8" else 0  # no integer becomes a float8
-    inputs: tl.constexpr = 2 * COLUMNS if KIND == "int4" else COLUMNS
-    dtype: tl.constexpr = tl.float32 if FLOAT32 else x_ptr.dtype.element_ty
-    sums = tl.zeros([R, BLOCK_O], dtype=tl.float32)
-    for start in range(0, COLUMNS, BLOCK_C):
-        columns = start + tl.arange(0, BLOCK_C)
-        inside = columns < COLUMNS
-        pointers = w_ptr + outs[:, None] * stride + columns[None, :]
-        if COLUMNS % BLOCK_C == 0:
-            w = tl.load(pointers)
-        else:
-            w = tl.load(pointers, mask=inside[None, :], other=padding)
-        mask = valid[:, None] & inside[None, :]
-        if KIND == "int4":
-            shape: tl.constexpr = (BLOCK_O, BLOCK_C // GROUP_C, GROUP_C)
-            scale, zero = _load_group_parameters(
-                scale_ptr, zero_ptr, outs, groups, start, COLUMNS, GROUP_C, BLOCK_C
-            )
-            w_even, w_odd = unpack_int4(w, tl.float32)
-            w_even = tl.reshape(w_even, shape) * scale[:, :, None] + zero[:, :, None]
-            w_odd = tl.reshape(w_odd, shape) * scale[:, :, None] + zero[:, :, None]
-            w_even, w_odd = tl.reshape(w_even, (BLOCK_O, BLOCK_C)), tl.reshape(w_odd, (BLOCK_O, BLOCK_C))
-            pairs = x_ptr + rows[:, None] * inputs + 2 * columns[None, :]
-            even, odd = tl.load(pairs, mask=mask, other=0.0), tl.load(pairs + 1, mask=mask, other=0.0)
-            sums = tl.dot(even.to(dtype), tl.trans(w_even.to(dtype)), sums, input_precision="ieee")
-            sums = tl.dot(odd.to(dtype), tl.trans(w_odd.to(dtype)), sums, input_precision="ieee")
-        else:
-            x = tl.load(x_ptr + rows[:, None] * inputs + columns[None, :], mask=mask, other=0.0)
-            sums = tl.dot(x.to(dtype), tl.trans(w.to(dtype)), sums, input_precision="ieee")
-    if KIND == "int8" or KIND == "fp8":
-        sums *= tl.load(scale_ptr + outs).to(tl.float32)[None, :]
-    return sums
-
-
-@triton.jit
 def linear_tile(
-    x_ptr, rows, valid, w_ptr, scale_ptr, zero_ptr, outs, stride, groups,
-    COLUMNS: tl.constexpr, KIND: tl.constexpr, GROUP_C: tl.constexpr, FLOAT32: tl.constexpr,
-    R: tl.constexpr, BLOCK_O: tl.constexpr, BLOCK_C: tl.constexpr, UNROLL: tl.constexpr,
+    rows, valid, weights, scales, zeros, columns,
+    KIND: tl.constexpr, GROUP_C: tl.constexpr, FLOAT32: tl.constexpr, WHOLE: tl.constexpr,
+    BLOCK_O: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    """Rows `rows` of `x` times weight rows `outs`, `[R, O]`. `stride` is the number of columns from one
-    weight row to the next, `groups` that of int4 scales."""
-    if R == 1:
-        x = x_ptr + tl.sum(rows, axis=0) * (2 * COLUMNS if KIND == "int4" else COLUMNS)
-        sums = _gemv_tile(
-            x, w_ptr, scale_ptr, zero_ptr, outs, stride, groups,
-            COLUMNS, KIND, GROUP_C, BLOCK_O, BLOCK_C, UNROLL,
-        )[None, :]  # fmt: skip
-    else:
-        sums = _gemm_tile(
-            x_ptr, rows, valid, w_ptr, scale_ptr, zero_ptr, outs, stride, groups,
-            COLUMNS, KIND, GROUP_C, FLOAT32, R, BLOCK_O, BLOCK_C,
-        )  # fmt: skip
+    """Weight rows times rows of inputs, where `valid`: `[O, R]`, float32. Both are given by pointers to their
+    beginnings, as are the scales; a weight row has `columns` columns (WHOLE: a multiple of BLOCK_C). As in
+    `gemv_kernel`, an output is one chain over ascending columns."""
+    padding: tl.constexpr = 0.0 if KIND == "fp8" else 0  # no integer becomes a float8
+    per_column: tl.constexpr = 2 if KIND == "int4" else 1
+    dtype: tl.constexpr = tl.float32 if FLOAT32 else rows.dtype.element_ty
+    c, i = tl.arange(0, BLOCK_C), tl.arange(0, BLOCK_C * per_column)
+    sums = tl.zeros([BLOCK_O, BLOCK_R], dtype=tl.float32)
+    scale, zero = _load_tile_scales(scales, zeros, 0, columns, KIND, GROUP_C, BLOCK_C)
+    next_scale, next_zero = scale, zero
+    for start in range(0, columns, BLOCK_C):
+        mask = valid[None, :]
+        if WHOLE:
+            codes = tl.load(weights[:, None] + (start + c)[None, :])
+        else:
+            codes = tl.load(
+                weights[:, None] + (start + c)[None, :], mask=(start + c < columns)[None, :], other=padding
+            )
+            mask = mask & (start * per_column + i < columns * per_column)[:, None]
+        inputs = tl.load(rows[None, :] + (start * per_column + i)[:, None], mask=mask, other=0.0)
+        if KIND == "int4":  # loaded one iteration ahead: Triton pipelines only the operands of `tl.dot`
+            scale, zero = next_scale, next_zero
+            next_scale, next_zero = _load_tile_scales(
+                scales, zeros, start + BLOCK_C, columns, KIND, GROUP_C, BLOCK_C
+            )
+        numbers = dequantize(codes, scale, zero, KIND, dtype)
+        sums = tl.dot(numbers, inputs.to(dtype), sums, input_precision="ieee")
     return sums

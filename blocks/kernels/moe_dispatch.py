@@ -88,13 +88,6 @@ def _unsort(out_PD: Tensor, order_P: Tensor, expert_ids_NK: Tensor) -> Tensor:
 
 def grouped_gemm(x_ND: Tensor, gate_up: Tensor, down: Tensor, expert_ids_NK: Tensor) -> Tensor:
     """One grouped product for all gates and ups, and one for all downs."""
-    return _unsort(*grouped_gemm_sorted(x_ND, gate_up, down, expert_ids_NK), expert_ids_NK)
-
-
-def grouped_gemm_sorted(
-    x_ND: Tensor, gate_up: Tensor, down: Tensor, expert_ids_NK: Tensor
-) -> tuple[Tensor, Tensor]:
-    """`grouped_gemm` with its outputs still sorted by expert, `[P, D]`, and their order `[P]`."""
     assert _grouped_mm is not None, "this torch has no grouped product"
     order_P, expert_P, counts_E = sort_by_expert(expert_ids_NK, len(gate_up))
     pairs_PD = x_ND[order_P // expert_ids_NK.shape[1]]
@@ -106,7 +99,7 @@ def grouped_gemm_sorted(
     ends_E = counts_E.cumsum(0).to(torch.int32)
     hidden = _swiglu(_grouped_mm(pairs_PD, gate_up.transpose(1, 2), offs=ends_E))
     out_PD = _grouped_mm(hidden, down.transpose(1, 2), offs=ends_E)
-    return out_PD if slots_P is None else out_PD[slots_P], order_P
+    return _unsort(out_PD if slots_P is None else out_PD[slots_P], order_P, expert_ids_NK)
 
 
 def _gather(weights: Tensor | WeightTensors, expert_ids: Tensor, dtype: torch.dtype) -> Tensor:
@@ -151,13 +144,14 @@ def pick_implementation(x_ND: Tensor, gate_up: Tensor, pairs: int) -> ExpertsImp
     """The fastest implementation for the device and the dtype.
 
     The grouped product supports three dtypes, but on CUDA all except bfloat16 synchronize to read the group
-    sizes; they use it there for long inputs only, so that decoding never synchronizes.
+    sizes; they use it there for long inputs only, and never while a graph is captured.
     """
     width, hidden, bytes_each = x_ND.shape[1], gate_up.shape[1] // 2, x_ND.dtype.itemsize
     aligned = width * bytes_each % _ALIGNMENT == 0 and hidden * bytes_each % _ALIGNMENT == 0
     if _grouped_mm is not None and aligned and x_ND.dtype in _GROUPED_DTYPES:
         if x_ND.device.type == "cpu":
             return grouped_gemm
-        if x_ND.device.type == "cuda" and (x_ND.dtype == torch.bfloat16 or pairs > _UNBLOCKED_PAIRS):
-            return grouped_gemm
+        if x_ND.device.type == "cuda":
+            may_wait = pairs > _UNBLOCKED_PAIRS and not torch.cuda.is_current_stream_capturing()
+            return grouped_gemm if x_ND.dtype == torch.bfloat16 or may_wait else padded_bmm
     return loop_experts if x_ND.device.type == "cpu" else padded_bmm

@@ -1,4 +1,5 @@
-"""The router of a mixture of experts for few tokens on CUDA: two Triton kernels, float32 throughout.
+"""The router of a mixture of experts on CUDA: two Triton kernels, float32 throughout. A token has the same
+bits whatever other tokens there are.
 
 N tokens, D model width, E experts, K experts per token.
 """
@@ -16,29 +17,36 @@ from .pdl import pdl_options, trigger_then_wait
 
 BLOCK_EXPERTS = 2
 """Experts per program of the logits kernel."""
+_TOKEN_BLOCKS = 64  # most programs for the tokens; more tokens share their program's weights
 _BLOCK_COLUMNS = 4096  # weight columns that a program loads while it waits for the preceding kernel
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["N", "T"])
 def _logits_kernel(
-    x_ptr, weight_ptr, logits_ptr, E, D: tl.constexpr,
+    x_ptr, weight_ptr, logits_ptr, N, T, E, D: tl.constexpr,
     BLOCK_E: tl.constexpr, BLOCK_D: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
-    """Logits of a tile of experts for one token, in float32."""
-    token, first = tl.program_id(1), tl.program_id(0) * BLOCK_E
+    """Logits of a tile of experts for T tokens, in float32. For any number of tokens it is the same program,
+    with sums in the same order."""
+    first_token, first = tl.program_id(1) * T, tl.program_id(0) * BLOCK_E
     experts = first + tl.arange(0, BLOCK_E)
     # Every expert loads the inputs itself: from L1, but in the layout of its own products.
     columns = tl.zeros([BLOCK_E, 1], dtype=tl.int32) + tl.arange(0, BLOCK_D)[None, :]
     rows = weight_ptr + tl.minimum(experts, E - 1)[:, None] * D
     weight = tl.load(rows + columns, mask=columns < D, other=0.0)
     trigger_then_wait(PDL)
-    x = x_ptr + token * D
-    sums = weight.to(tl.float32) * tl.load(x + columns, mask=columns < D, other=0.0).to(tl.float32)
-    for start in range(BLOCK_D, D, BLOCK_D):
-        at = start + columns
-        weight = tl.load(rows + at, mask=at < D, other=0.0)
-        sums += weight.to(tl.float32) * tl.load(x + at, mask=at < D, other=0.0).to(tl.float32)
-    tl.store(logits_ptr + token * E + experts, tl.sum(sums, axis=1), mask=experts < E)
+    x = x_ptr + first_token.to(tl.int64) * D
+    next_inputs = tl.load(x + columns, mask=columns < D, other=0.0)
+    for token in range(first_token, tl.minimum(first_token + T, N)):
+        inputs = next_inputs
+        next_inputs = tl.load(x + D + columns, mask=(columns < D) & (token + 1 < N), other=0.0)
+        sums = weight.to(tl.float32) * inputs.to(tl.float32)
+        for start in range(BLOCK_D, D, BLOCK_D):
+            at = start + columns
+            more = tl.load(rows + at, mask=at < D, other=0.0)
+            sums += more.to(tl.float32) * tl.load(x + at, mask=at < D, other=0.0).to(tl.float32)
+        tl.store(logits_ptr + token * E + experts, tl.sum(sums, axis=1), mask=experts < E)
+        x += D
 
 
 @triton.jit
@@ -73,6 +81,26 @@ def _top_k_kernel(
     tl.store(weights_ptr + token * K + k, weights * scale, mask=k < K)
 
 
+def router_logits(x_ND: Tensor, weight_ED: Tensor) -> Tensor:
+    """The router's logits, float32 `[N, E]`."""
+    (count, width), experts = x_ND.shape, len(weight_ED)
+    logits_NE = x_ND.new_empty(count, experts, dtype=torch.float32)
+    tokens = triton.cdiv(count, _TOKEN_BLOCKS)
+    _logits_kernel[(triton.cdiv(experts, BLOCK_EXPERTS), triton.cdiv(count, tokens))](
+        x_ND,
+        weight_ED,
+        logits_NE,
+        count,
+        tokens,
+        experts,
+        width,
+        BLOCK_E=BLOCK_EXPERTS,
+        BLOCK_D=min(triton.next_power_of_2(width), _BLOCK_COLUMNS),
+        **pdl_options(x_ND),
+    )
+    return logits_NE
+
+
 def select_experts(
     x_ND: Tensor,
     weight_ED: Tensor,
@@ -88,19 +116,8 @@ def select_experts(
     Scores are the softmax (or sigmoid) of the router's logits; `bias_E` is added for ranking only. Weights
     are divided by their sum if `normalize`, then multiplied by `scale`.
     """
-    (count, width), experts = x_ND.shape, len(weight_ED)
-    logits_NE = x_ND.new_empty(count, experts, dtype=torch.float32)
-    launch = pdl_options(x_ND)
-    _logits_kernel[(triton.cdiv(experts, BLOCK_EXPERTS), count)](
-        x_ND,
-        weight_ED,
-        logits_NE,
-        experts,
-        width,
-        BLOCK_E=BLOCK_EXPERTS,
-        BLOCK_D=min(triton.next_power_of_2(width), _BLOCK_COLUMNS),
-        **launch,
-    )
+    count, experts = len(x_ND), len(weight_ED)
+    logits_NE = router_logits(x_ND, weight_ED)
     expert_ids_NK = x_ND.new_empty(count, top_k, dtype=torch.int64)
     weights_NK = x_ND.new_empty(count, top_k, dtype=torch.float32)
     _top_k_kernel[(count,)](
@@ -117,6 +134,6 @@ def select_experts(
         BLOCK_E=triton.next_power_of_2(experts),
         BLOCK_K=triton.next_power_of_2(top_k),
         num_warps=1,
-        **launch,
+        **pdl_options(x_ND),
     )
     return expert_ids_NK, weights_NK

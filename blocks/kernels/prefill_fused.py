@@ -1,10 +1,7 @@
-"""Triton kernels for prefill: rotary embedding, and the weighted sum of experts' outputs.
+"""A Triton kernel for prefill: rotary embedding. The definition is `rotate` in model/layers.py; both are
+bitwise equal, since they round in the same places.
 
-The definitions are `rotate` in model/layers.py and the sum in model/moe.py. The rotation is bitwise equal to
-its definition, since it rounds in the same places.
-
-B rows, T positions, H heads, K dimensions of a head, N tokens, D model width, P = N * K pairs of a token and
-one of its K experts.
+B rows, T positions, H heads, K dimensions of a head.
 """
 
 # Triton kernels are not what their Python types say:
@@ -15,8 +12,6 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-
-_BLOCK_D = 512  # columns per program of the weighted sum
 
 
 @triton.jit
@@ -85,37 +80,3 @@ def rotate(x_BHTK: Tensor, table: tuple[Tensor, Tensor], pairs: bool = False) ->
             enable_fp_fusion=False,  # products are rounded before they are added, as in torch
         )
     return out_BHTK
-
-
-@triton.jit
-def _weighted_sum(outputs, pair_rows, weights, out, D: tl.constexpr, K: tl.constexpr, BLOCK_D: tl.constexpr):
-    """Columns of one token: the sum of its K outputs, in rows `pair_rows`, times their weights."""
-    token = tl.program_id(0).to(tl.int64)
-    columns = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
-    total = tl.zeros([BLOCK_D], dtype=tl.float32)
-    for k in tl.static_range(K):
-        row = tl.load(pair_rows + token * K + k)
-        output = tl.load(outputs + row * D + columns, mask=columns < D, other=0.0).to(tl.float32)
-        total += output * tl.load(weights + token * K + k)
-    tl.store(out + token * D + columns, total.to(out.dtype.element_ty), mask=columns < D)
-
-
-def weighted_sum(out_PD: Tensor, order_P: Tensor, weights_NK: Tensor) -> Tensor:
-    """The weighted sum of each token's expert outputs, `[N, D]`; row p of `out_PD` is the output of pair
-    `order_P[p]`."""
-    (tokens, experts), (pairs, width) = weights_NK.shape, out_PD.shape
-    rows_P = torch.empty_like(order_P).scatter_(0, order_P, torch.arange(pairs, device=order_P.device))
-    out_ND = out_PD.new_empty(tokens, width)
-    with torch.cuda.device_of(out_PD):
-        _weighted_sum[(tokens, triton.cdiv(width, _BLOCK_D))](
-            out_PD.contiguous(),
-            rows_P,
-            weights_NK.contiguous(),
-            out_ND,
-            D=width,
-            K=experts,
-            BLOCK_D=_BLOCK_D,
-            num_warps=2,
-            enable_fp_fusion=False,
-        )
-    return out_ND

@@ -17,17 +17,12 @@ from ..kernels.batch_invariant import linear, row_sums, sigmoid
 from ..kernels.codec import WeightTensors
 from ..kernels.moe_dispatch import (
     ExpertsImplementation,
-    grouped_gemm,
-    grouped_gemm_sorted,
     loop_active_experts,
     padded_bmm,
     pick_implementation,
 )
 from .layers import FeedForward
 from .quantized_weight import QuantizedWeight
-
-_KERNEL_MAX_PAIRS = 256
-"""Most token-expert pairs for which the decode kernels compute a layer."""
 
 SCORING = ("softmax", "sigmoid")
 METHODS = ("greedy", "group_limited_greedy", "noaux_tc")
@@ -106,7 +101,9 @@ class Gate(nn.Module):
     def scores(self, x_ND: Tensor) -> Tensor:
         """Affinity of each token to each expert, `[N, E]`."""
         with torch.autocast(x_ND.device.type, enabled=False):
-            logits_NE = linear(x_ND.float(), self.weight.float())
+            return self._scores_of(linear(x_ND.float(), self.weight.float()))
+
+    def _scores_of(self, logits_NE: Tensor) -> Tensor:
         return logits_NE.softmax(-1) if self.config.scoring == "softmax" else sigmoid(logits_NE)
 
     def select_experts(self, scores_NE: Tensor) -> tuple[Tensor, Tensor]:
@@ -129,12 +126,12 @@ class Gate(nn.Module):
         return self.select_experts(self.scores(x_ND))
 
     def forward_kernels(self, x_ND: Tensor) -> tuple[Tensor, Tensor]:
-        """`forward` of a few tokens on CUDA; by a kernel unless experts are in groups."""
+        """`forward` by kernels: a token's result has the same bits whatever other tokens there are."""
         from ..kernels import moe_router  # needs Triton
 
         config = self.config
-        if config.num_groups > 1:
-            return self(x_ND)
+        if config.num_groups > 1:  # what follows the logits is computed for each row alone
+            return self.select_experts(self._scores_of(moe_router.router_logits(x_ND, self.weight)))
         return moe_router.select_experts(
             x_ND,
             self.weight,
@@ -173,10 +170,6 @@ class Experts(nn.Module):
         else:
             x, gate_up, down = self._operands(x_ND)
             implementation = self.implementation or pick_implementation(x, gate_up, expert_ids_NK.numel())
-            if implementation is grouped_gemm and dispatch.can_use_kernels(x, gate_up, down, weights_NK):
-                from ..kernels.prefill_fused import weighted_sum  # needs Triton
-
-                return weighted_sum(*grouped_gemm_sorted(x, gate_up, down, expert_ids_NK), weights_NK)
             out_NKD = implementation(x, gate_up, down, expert_ids_NK)
         # The float32 weights promote the product, so the outputs are not converted to float32 beforehand.
         return (out_NKD * weights_NK[..., None]).sum(1).to(x_ND.dtype)
@@ -216,16 +209,13 @@ class MoE(nn.Module):
         return out_BTD if self.shared_experts is None else out_BTD + self.shared_experts(x_BTD)
 
     def _can_use_kernels(self, x_ND: Tensor) -> bool:
-        """Whether the kernels for few tokens compute this layer."""
-        pairs = len(x_ND) * self.gate.config.top_k
-        if not dispatch.device_has_kernels(x_ND.device) or pairs > _KERNEL_MAX_PAIRS:
+        """Whether kernels compute this layer."""
+        if self.experts.implementation is not None or not dispatch.device_has_kernels(x_ND.device):
             return False
-        # `padded_bmm` is set during a capture, where nothing may synchronize; neither do the kernels.
-        sync_free_or_unset = self.experts.implementation in (None, padded_bmm)
-        return sync_free_or_unset and dispatch.can_use_kernels(x_ND, *self.parameters(), *self.buffers())
+        return dispatch.can_use_kernels(x_ND, *self.parameters(), *self.buffers())
 
     def _forward_kernels(self, x_ND: Tensor) -> Tensor:
-        """`forward` of a few tokens on CUDA, `[N, D]`."""
+        """`forward` by kernels, `[N, D]`."""
         from ..kernels.moe_decode import can_fuse_shared, fused_experts  # needs Triton
 
         routing = self.gate.forward_kernels(x_ND)

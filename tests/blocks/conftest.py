@@ -118,7 +118,9 @@ def few_blocks(monkeypatch):
     from bifrons.blocks.kernels import moe_decode, moe_router  # need Triton
 
     if not torch.cuda.is_available():
-        monkeypatch.setattr(moe_decode, "GEMV_BLOCK_OUTPUTS", 32)
+        tile = moe_decode.Tile(64, 128, 4, 2)
+        for name in ("TILES", "QUANTIZED_TILES"):
+            monkeypatch.setattr(moe_decode, name, dict.fromkeys(moe_decode.TILES, (tile, tile)))
         monkeypatch.setattr(moe_router, "BLOCK_EXPERTS", 16)
     with torch.no_grad():
         yield

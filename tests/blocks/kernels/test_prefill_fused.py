@@ -1,4 +1,4 @@
-"""Rotation and the experts' weighted sum by kernels; in Triton's interpreter where there is no GPU."""
+"""Rotation by a kernel, in Triton's interpreter where there is no GPU; and the sort of pairs."""
 
 import pytest
 import torch
@@ -6,9 +6,8 @@ import torch
 pytest.importorskip("triton")
 from bifrons.blocks.graphs.cuda_graphs import CudaGraphCapturer
 from bifrons.blocks.kernels import dispatch, prefill_fused
-from bifrons.blocks.kernels.moe_dispatch import grouped_gemm, grouped_gemm_sorted, sort_by_expert
+from bifrons.blocks.kernels.moe_dispatch import sort_by_expert
 from bifrons.blocks.model.layers import deinterleave, rotary_table, rotate, rotate_pairs
-from bifrons.blocks.model.moe import Experts
 
 pytestmark = pytest.mark.usefixtures("few_blocks")
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -83,21 +82,6 @@ def choices(tokens: int, top_k: int, experts: int) -> torch.Tensor:
     return torch.stack(rows).to(DEVICE)
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize(("tokens", "top_k", "width"), [(1, 1, 40), (7, 6, 520), (LENGTH, 3, 1280)])
-def test_weighted_sum_is_the_plain_one(tokens, top_k, width, dtype):
-    weights = made(1, tokens, top_k).abs()
-    out = made(2, tokens * top_k, width, dtype=dtype)
-    order = torch.randperm(len(out), generator=torch.Generator().manual_seed(3)).to(DEVICE)
-    pairs = torch.empty_like(out)
-    pairs[order] = out
-    wanted = (pairs.view(tokens, top_k, width).double() * weights.double()[..., None]).sum(1)
-    found = prefill_fused.weighted_sum(out, order, weights)
-    assert found.dtype == dtype
-    eps = torch.finfo(dtype).eps  # of rounding once, or of cutting off; and of sums in float32
-    torch.testing.assert_close(found.double(), wanted, rtol=eps, atol=2e-6)
-
-
 @pytest.mark.parametrize("experts", [9, 40_000])
 def test_pairs_are_sorted_as_whole_numbers_are(experts):
     chosen = choices(60, 6, experts)
@@ -110,39 +94,14 @@ def test_pairs_are_sorted_as_whole_numbers_are(experts):
     assert torch.equal(counts, torch.bincount(chosen.flatten(), minlength=experts))
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("tokens", [5, 100])
-def test_experts_sum_by_the_kernel(tokens, dtype, monkeypatch):
-    torch.manual_seed(0)
-    experts = Experts(9, 64, 32).to(DEVICE, dtype)
-    experts.implementation = grouped_gemm
-    x, weights, chosen = made(0, tokens, 64, dtype=dtype), made(1, tokens, 3).abs(), choices(tokens, 3, 9)
-    let_kernels_serve(monkeypatch, False)
-    wanted = experts(x, chosen, weights)
-    calls, kernel = [], prefill_fused.weighted_sum
-    monkeypatch.setattr(prefill_fused, "weighted_sum", lambda *args: calls.append(1) or kernel(*args))
-    let_kernels_serve(monkeypatch)
-    found = experts(x, chosen, weights)
-    assert calls == [1]
-    assert found.dtype == dtype
-    eps = torch.finfo(dtype).eps
-    torch.testing.assert_close(found, wanted, rtol=2 * eps, atol=2 * eps)
-    with torch.enable_grad():
-        assert experts(x, chosen, weights).requires_grad
-    assert calls == [1]
-
-
 @cuda
-def test_a_prompt_is_captured(monkeypatch):
+def test_a_rotation_is_captured():
     """Nothing waits for the device."""
-    gate_up, down = made(0, 9, 64, 64, dtype=torch.bfloat16) / 8, made(1, 9, 64, 32, dtype=torch.bfloat16) / 6
-    x, weights, chosen = made(2, LENGTH, 64, dtype=torch.bfloat16), made(3, LENGTH, 3), choices(LENGTH, 3, 9)
-    table = rotary_table(torch.arange(LENGTH, device=DEVICE)[None], 64, 10000.0)
+    x, table = made(0, 1, 2, LENGTH, 64), rotary_table(torch.arange(LENGTH, device=DEVICE)[None], 64, 10000.0)
     found = []
 
     def step() -> None:
-        out = prefill_fused.weighted_sum(*grouped_gemm_sorted(x, gate_up, down, chosen), weights)
-        found[:] = [out, rotate(out[None, None], table), rotate_pairs(out[None, None], table)]
+        found[:] = [rotate(x, table), rotate_pairs(x, table)]
 
     replay = CudaGraphCapturer(torch.device("cuda", torch.cuda.current_device()))(step)
     replay()
