@@ -51,7 +51,7 @@ QUANTIZED_TILES = {
     8: (Tile(16, 256, warps=2, stages=5), Tile(16, 256, warps=1, stages=6)),
     16: (Tile(32, 128, warps=2, stages=5), Tile(32, 128, warps=2, stages=5)),
     32: (Tile(32, 128, warps=2, stages=4), Tile(64, 128, warps=2, stages=4)),
-    64: (Tile(32, 128, warps=2, stages=3), Tile(64, 128, warps=2, stages=3)),
+    64: (Tile(32, 64, warps=2, stages=4), Tile(64, 64, warps=2, stages=4)),
 }
 """The same for codes. With four warps, Triton would load them four bytes at a time."""
 
