@@ -143,6 +143,7 @@ class PackedDecoder:
             layer.kv_b_proj.weight,
             nope_dim=latent.nope_dim,
             span=slots.span,
+            block=self.kernels.attention_prefill.PREFILL_BLOCK if slots.prefill else 1,
         )
         return _product(self.kernels, attended, layer.o_proj)
 

@@ -1,51 +1,37 @@
-"""Multi-head latent attention of one query per row over the cache, on CUDA: launches the kernels of
-`mla_decode_triton`.
+"""Multi-head latent attention over a pool of slots on CUDA: launches the kernels of `mla_decode_triton`.
 
-Launches depend on shapes alone, so one captured graph serves every position.
+A token's bits don't depend on the other tokens of the pass, the span, or the place of its sequence in the
+pool. Launches depend on shapes alone, so one captured graph serves every position.
 
-B rows, T = 1 position, S cache slots, H heads, R rank of the latent, P dimensions of the rotary part, C = R +
-P, N dimensions of the rest of a query or key, V dimensions of a value, D = H (N + P).
+N tokens, S slots of the pool, H heads, R rank of the latent, P dimensions of the rotary part, C = R + P, E
+dimensions of the rest of a query or key, V dimensions of a value, D = H (E + P).
 """
 
 # Triton kernels are not what their Python types say:
-# pyright: reportArgumentType=false, reportAssignmentType=false, reportGeneralTypeIssues=false
-# pyright: reportOperatorIssue=false, reportCallIssue=false
+# pyright: reportArgumentType=false, reportCallIssue=false
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import triton
 from torch import Tensor
 
-from .batch_invariant import per_head_matmul
 from .dequant import dot_in_float32
-from .mla_decode_triton import absorb_kernel, attention_kernel, combine_kernel
-from .mla_pooled import attend_pooled as attend_pooled
-from .pdl import pdl_options
+from .mla_decode_triton import absorb_kernel, attention_kernel, combine_kernel, project_kernel
+from .pdl import pdl_options, prefetch_options
 
-MAX_FUSED_ROWS = 8
-"""Most rows for which the kernels multiply by `kv_b_proj` themselves; for more, batched products are
-faster."""
+CHUNK = 32
+"""Slots of a chunk, whose size determines the bits of a result; half of it in float32."""
+MAX_SPLIT_PROGRAMS = 24
+"""Most programs, one per token and block of heads, whose chunks are attended to by programs of their own and
+combined afterwards; more programs each go over all of their tokens' chunks."""
+MAX_FUSED_TOKENS = 8
+"""Most tokens that the combining kernel projects out of the latent space itself."""
+TOKENS = 4
+"""Tokens of a prompt that one program attends with, where shared memory holds their queries."""
 BLOCK_H = 16
-MIN_SPLIT = 32
-"""Fewest slots of a split."""
-MAX_PROGRAMS = 1024
-"""Splits are made longer to stay within this many programs."""
-MAX_SPLITS = 64
-"""Splits are made longer to stay within this number, as every tile of a head's values reads all splits."""
-TILE_R, TILE_V = 64, 64
-COMBINE_BLOCK = 4
-"""Splits that the combining kernel reads at a time."""
-_WARPS = 8
+_TILE_R, _TILE_V = 64, 64
 _LOG2_E = 1.4426950408889634
-
-
-class _Rotary(NamedTuple):
-    """Cosines and sines of the rows' positions, or, if `of_slots`, of all positions."""
-
-    cos: Tensor
-    sin: Tensor
-    of_slots: bool
 
 
 class _Sizes(NamedTuple):
@@ -54,184 +40,207 @@ class _Sizes(NamedTuple):
     rope_dim: int
     nope_dim: int
     value_dim: int
+    dtype: torch.dtype
 
     @property
-    def blocks(self) -> dict[str, int]:
+    def chunk(self) -> int:
+        return CHUNK // 2 if self.dtype == torch.float32 else CHUNK
+
+    @property
+    def constants(self) -> dict[str, Any]:
+        """Arguments of all kernels."""
+        return {"H": self.heads, "R": self.rank, "FLOAT32": dot_in_float32(self.dtype)}
+
+    @property
+    def blocks(self) -> dict[str, Any]:
         return {
-            "BLOCK_R": max(triton.next_power_of_2(self.rank), 16),
+            "P": self.rope_dim,
+            "BLOCK_R": max(triton.next_power_of_2(self.rank), 32),
             "BLOCK_P": max(triton.next_power_of_2(self.rope_dim), 16),
         }
 
-    def per_head(self, weight: Tensor) -> tuple[Tensor, Tensor]:
-        """`kv_b_proj` as two weights: into the latent space, `[H, N, R]`, and out of it, `[H, V, R]`."""
-        weight_HKR = weight.unflatten(0, (self.heads, -1))
-        into_HNR, out_of_HVR = weight_HKR.split((self.nope_dim, self.value_dim), dim=1)
-        return into_HNR, out_of_HVR
 
-
-def plan_split(programs: int, span: int) -> int:
-    """Slots per split, for `programs` programs per split."""
-    split = MIN_SPLIT
-    while split < span:
-        splits = triton.cdiv(span, split)
-        if splits <= MAX_SPLITS and programs * splits <= MAX_PROGRAMS:
-            break
-        split *= 2
-    return split
-
-
-def attend(
-    q_BTD: Tensor,
-    kv_BTC: Tensor,
-    slots_BSC: Tensor,
-    positions_BT: Tensor,
+def attend_pooled(
+    q_ND: Tensor,
+    kv_NC: Tensor,
+    slots_SC: Tensor,
+    positions_N: Tensor,
+    starts_N: Tensor,
     rotary: tuple[Tensor, Tensor],
     norm: tuple[Tensor, float],
     weight: Tensor,
     *,
     nope_dim: int,
     span: int,
-    rotary_of_slots: bool = False,
+    block: int = 1,
 ) -> Tensor:
-    """Write the new position of each row into the cache and attend to the slots up to it, `[B, 1, H V]`.
+    """Write every token into the pool, then attend with each to the slots of its sequence up to its own,
+    `[N, H V]`.
 
-    `q_BTD` and `kv_BTC` are the outputs of the query and latent projections, or views of one tensor that
-    holds both. `slots_BSC` is the cache of this layer, of which attention reads at most `span` slots.
-    `rotary` holds the cosines and sines of `positions_BT`, or with `rotary_of_slots` those of all positions,
-    `[S, P]`. `norm` is the weight `[R]` and eps of the latent's norm, `weight` is that of `kv_b_proj`,
-    `[H (N + V), R]`.
+    `q_ND` and `kv_NC` are the outputs of the query and latent projections, or views of one tensor that holds
+    both. `slots_SC` is this layer's pool; token n's slot is `starts_N[n] + positions_N[n]`. Positions are
+    less than `span`. `rotary` holds the cosines and sines of all positions, `[S, P]`. `norm` is the weight
+    `[R]` and eps of the latent's norm, `weight` is that of `kv_b_proj`, `[H (E + V), R]`. Each aligned
+    `block` of tokens is one sequence's, at consecutive positions, up to tokens whose results are not used.
 
-    Positions and rotary tables must be complete before the preceding kernel starts (see pdl.py).
+    Positions, starts and rotary tables must be complete before the preceding kernel starts (see pdl.py).
     """
     rank = len(norm[0])
-    rope_dim = kv_BTC.shape[2] - rank
-    heads = q_BTD.shape[2] // (nope_dim + rope_dim)
-    sizes = _Sizes(heads, rank, rope_dim, nope_dim, len(weight) // heads - nope_dim)
-    assert slots_BSC.stride(1) == slots_BSC.shape[2] == rank + rope_dim, "the slots of a row are contiguous"
+    rope_dim = kv_NC.shape[1] - rank
+    heads = q_ND.shape[1] // (nope_dim + rope_dim)
+    sizes = _Sizes(heads, rank, rope_dim, nope_dim, len(weight) // heads - nope_dim, q_ND.dtype)
+    assert slots_SC.is_contiguous(), "the pool is contiguous"
     assert all(table.is_contiguous() for table in rotary), "rotary tables are contiguous"
-    assert q_BTD.stride(2) == kv_BTC.stride(2) == 1, "the numbers of a row are contiguous"
-    tables = _Rotary(*rotary, rotary_of_slots)
-    query_BHC = _absorb((q_BTD, kv_BTC), slots_BSC, positions_BT, tables, norm, weight, sizes)
-    split = plan_split(len(q_BTD) * triton.cdiv(heads, BLOCK_H), span)
-    partials = _attend_splits(query_BHC, slots_BSC, positions_BT, sizes, split, triton.cdiv(span, split))
-    return _combine(partials, positions_BT, weight, sizes, split, q_BTD.dtype)[:, None]
+    assert q_ND.stride(1) == kv_NC.stride(1) == 1, "the numbers of a token are contiguous"
+    places = positions_N.contiguous(), starts_N.contiguous()
+    query_NHC = _absorb((q_ND, kv_NC), slots_SC, places, rotary, norm, weight, sizes)
+    if len(q_ND) * triton.cdiv(heads, BLOCK_H) > MAX_SPLIT_PROGRAMS:
+        return _project(_attend(query_NHC, slots_SC, places, sizes, block), weight, sizes)
+    chunks = triton.cdiv(span, sizes.chunk)
+    partials = _attend_to_chunks(query_NHC, slots_SC, places, sizes, chunks)
+    return _combine(*partials, places[0], weight, sizes)
 
 
 def _absorb(
     projected: tuple[Tensor, Tensor],
-    slots_BSC: Tensor,
-    positions_BT: Tensor,
-    rotary: _Rotary,
+    slots_SC: Tensor,
+    places: tuple[Tensor, Tensor],
+    rotary: tuple[Tensor, Tensor],
     norm: tuple[Tensor, float],
     weight: Tensor,
     sizes: _Sizes,
 ) -> Tensor:
-    """Write the new slots; returns the queries in the latent space with their rotated parts, `[B, H, C]`."""
-    q_BTD, kv_BTC = projected
-    (heads, rank, rope_dim, nope_dim, value_dim), rows = sizes, len(q_BTD)
-    fused = rows <= MAX_FUSED_ROWS
-    query_BHC = q_BTD.new_empty(rows, heads, rank + rope_dim)
-    absorb_kernel[(1 + heads + (heads * triton.cdiv(rank, TILE_R) if fused else 0), rows)](
-        q_BTD,
-        kv_BTC,
+    """Write the new slots; returns the queries in the latent space with their rotated parts, `[N, H, C]`."""
+    q_ND, kv_NC = projected
+    tokens, heads = len(q_ND), sizes.heads
+    query_NHC = q_ND.new_empty(tokens, heads, sizes.rank + sizes.rope_dim)
+    block = 16 if tokens <= 16 else 64
+    absorb_kernel[(tokens + heads * triton.cdiv(sizes.rank, _TILE_R) * triton.cdiv(tokens, block),)](
+        q_ND,
+        kv_NC,
         norm[0],
         weight,
-        rotary.cos,
-        rotary.sin,
-        positions_BT,
-        slots_BSC,
-        query_BHC,
+        *rotary,
+        *places,
+        slots_SC,
+        query_NHC,
         norm[1],
-        q_BTD.stride(0),
-        kv_BTC.stride(0),
-        slots_BSC.stride(0),
-        positions_BT.stride(0),
-        slots_BSC.shape[1],
-        len(rotary.cos) - 1,
-        H=heads,
-        N=nope_dim,
-        V=value_dim,
-        R=rank,
-        P=rope_dim,
-        ROTARY_OF_SLOTS=rotary.of_slots,
-        BLOCK_N=min(triton.next_power_of_2(nope_dim), 128),
-        TILE_R=TILE_R,
+        q_ND.stride(0),
+        kv_NC.stride(0),
+        tokens,
+        E=sizes.nope_dim,
+        V=sizes.value_dim,
+        PADDED_H=triton.next_power_of_2(heads),
+        BLOCK_N=block,
+        BLOCK_E=max(min(triton.next_power_of_2(sizes.nope_dim), 128), 16),
+        TILE_R=_TILE_R,
+        enable_fp_fusion=False,
+        **sizes.constants,
         **sizes.blocks,
-        **pdl_options(q_BTD),
+        **pdl_options(q_ND),
     )
-    if not fused:
-        q_BHN = q_BTD[:, 0].unflatten(-1, (heads, -1))[..., :nope_dim]
-        query_BHC[..., :rank] = per_head_matmul(q_BHN[:, :, None], sizes.per_head(weight)[0])[:, :, 0]
-    return query_BHC
+    return query_NHC
 
 
-def _attend_splits(
-    query_BHC: Tensor, slots_BSC: Tensor, positions_BT: Tensor, sizes: _Sizes, split: int, splits: int
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The weighted sum of latents, maximum score and sum of weights of each row, head and split."""
-    rows, heads = query_BHC.shape[:2]
-    sums_BHSR = query_BHC.new_empty(rows, heads, splits, sizes.rank, dtype=torch.float32)
-    row_max_BHS, totals_BHS = query_BHC.new_empty(2, rows, heads, splits, dtype=torch.float32)
-    is_float32 = query_BHC.dtype == torch.float32
-    attention_kernel[(splits, triton.cdiv(heads, BLOCK_H), rows)](
-        query_BHC,
-        slots_BSC,
-        positions_BT,
-        sums_BHSR,
-        row_max_BHS,
-        totals_BHS,
+def _launch_attention(
+    query_NHC: Tensor,
+    slots_SC: Tensor,
+    places: tuple[Tensor, Tensor],
+    sizes: _Sizes,
+    outputs: tuple[Tensor, Tensor],
+    chunks: int,
+    tokens: int,
+) -> None:
+    """`chunks`: 0 to go over all slots of each token. `tokens`: those of a program."""
+    heads = triton.cdiv(sizes.heads, BLOCK_H)
+    attention_kernel[(max(chunks, 1), heads, triton.cdiv(len(query_NHC), tokens))](
+        query_NHC,
+        slots_SC,
+        *places,
+        *outputs,
         (sizes.nope_dim + sizes.rope_dim) ** -0.5 * _LOG2_E,
-        slots_BSC.stride(0),
-        positions_BT.stride(0),
-        splits,
-        slots_BSC.shape[1],
-        H=heads,
-        R=sizes.rank,
-        P=sizes.rope_dim,
-        SPLIT=split,
-        FLOAT32=dot_in_float32(query_BHC.dtype),
+        len(query_NHC),
+        chunks,
+        CHUNK=sizes.chunk,
+        SPLIT=chunks > 0,
+        TOKENS=tokens,
         BLOCK_H=BLOCK_H,
-        BLOCK_S=min(split, 16 if is_float32 else 32),
-        num_stages=1 if is_float32 else 2,
-        num_warps=_WARPS,
+        **prefetch_options(slots_SC, 1 << 16),
+        enable_fp_fusion=False,
+        num_stages=1 if chunks or sizes.dtype == torch.float32 else 3,
+        num_warps=8,
+        **sizes.constants,
         **sizes.blocks,
-        **pdl_options(query_BHC),
+        **pdl_options(query_NHC),
     )
-    return sums_BHSR, row_max_BHS, totals_BHS
+
+
+def _attend_to_chunks(
+    query_NHC: Tensor, slots_SC: Tensor, places: tuple[Tensor, Tensor], sizes: _Sizes, chunks: int
+) -> tuple[Tensor, Tensor]:
+    """The weighted sum of latents of each token, head and chunk, and the maximum score and sum of weights."""
+    shape = (*query_NHC.shape[:2], chunks)
+    sums_NHSR = query_NHC.new_empty(*shape, sizes.rank, dtype=torch.float32)
+    stats_NHS2 = query_NHC.new_empty(*shape, 2, dtype=torch.float32)
+    _launch_attention(query_NHC, slots_SC, places, sizes, (sums_NHSR, stats_NHS2), chunks, 1)
+    return sums_NHSR, stats_NHS2
+
+
+def _attend(
+    query_NHC: Tensor, slots_SC: Tensor, places: tuple[Tensor, Tensor], sizes: _Sizes, block: int
+) -> Tensor:
+    """The mean latents of each token and head, `[N, H, R]`."""
+    latent_NHR = query_NHC.new_empty(*query_NHC.shape[:2], sizes.rank)
+    tokens = TOKENS if block % TOKENS == 0 and sizes.dtype != torch.float32 else 1
+    _launch_attention(query_NHC, slots_SC, places, sizes, (latent_NHR, latent_NHR), 0, tokens)
+    return latent_NHR
 
 
 def _combine(
-    partials: tuple[Tensor, Tensor, Tensor],
-    positions_BT: Tensor,
-    weight: Tensor,
-    sizes: _Sizes,
-    split: int,
-    dtype: torch.dtype,
+    sums_NHSR: Tensor, stats_NHS2: Tensor, positions_N: Tensor, weight: Tensor, sizes: _Sizes
 ) -> Tensor:
-    """Combine the splits and project the result out of the latent space, `[B, H V]`."""
-    rows, heads, splits, rank = partials[0].shape
-    fused = rows <= MAX_FUSED_ROWS
-    out = weight.new_empty(rows, heads, sizes.value_dim if fused else rank, dtype=dtype)
-    combine_kernel[(triton.cdiv(sizes.value_dim, TILE_V) if fused else 1, heads, rows)](
-        *partials,
-        positions_BT,
+    """Fold the chunks and project the result out of the latent space, `[N, H V]`."""
+    tokens, heads, chunks, rank = sums_NHSR.shape
+    fused = tokens <= MAX_FUSED_TOKENS
+    out = weight.new_empty(tokens, heads, sizes.value_dim if fused else rank, dtype=sizes.dtype)
+    combine_kernel[(triton.cdiv(sizes.value_dim, _TILE_V) if fused else 1, heads, tokens)](
+        sums_NHSR,
+        stats_NHS2,
+        positions_N,
         weight,
         out,
-        positions_BT.stride(0),
-        splits,
-        H=heads,
-        N=sizes.nope_dim,
+        chunks,
+        E=sizes.nope_dim,
         V=sizes.value_dim,
-        R=rank,
-        SPLIT=split,
+        CHUNK=sizes.chunk,
         PROJECT=fused,
-        BLOCK_R=sizes.blocks["BLOCK_R"],
-        BLOCK_G=COMBINE_BLOCK,
-        SPLITS=triton.next_power_of_2(splits),
-        TILE_V=TILE_V,
-        num_warps=_WARPS,
+        BLOCK_R=triton.next_power_of_2(rank),
+        TILE_V=_TILE_V,
+        enable_fp_fusion=False,
+        num_warps=8 if fused else 4,
+        **sizes.constants,
         **pdl_options(out),
     )
-    if not fused:
-        out = per_head_matmul(out[:, :, None], sizes.per_head(weight)[1].transpose(1, 2))
-    return out.reshape(rows, -1)
+    return out.flatten(1) if fused else _project(out, weight, sizes)
+
+
+def _project(latent_NHR: Tensor, weight: Tensor, sizes: _Sizes) -> Tensor:
+    """Mean latents out of the latent space, `[N, H V]`."""
+    tokens, heads, _ = latent_NHR.shape
+    out = latent_NHR.new_empty(tokens, heads, sizes.value_dim)
+    block = 16 if tokens <= 32 else 64
+    project_kernel[(triton.cdiv(sizes.value_dim, _TILE_V), heads, triton.cdiv(tokens, block))](
+        latent_NHR,
+        weight,
+        out,
+        tokens,
+        E=sizes.nope_dim,
+        V=sizes.value_dim,
+        BLOCK_N=block,
+        BLOCK_R=64,
+        TILE_V=_TILE_V,
+        num_stages=4 if sizes.dtype != torch.float32 else 2,
+        **sizes.constants,
+        **pdl_options(out),
+    )
+    return out.flatten(1)

@@ -13,7 +13,6 @@ back, which is cheaper for few queries.
 import torch
 from torch import Tensor, nn
 
-from ..kernels import dispatch
 from ..kernels.batch_invariant import attend, is_batch_invariant, per_head_matmul
 from .context import DecoderConfig, ForwardContext
 from .layers import Linear, RMSNorm, rotate_pairs
@@ -54,12 +53,6 @@ class LatentAttention(nn.Module):
             q = self.q_b_proj(self.q_a_layernorm(self.q_a_proj(x_BTD)))
         kv_BTC = self.kv_a_proj_with_mqa(x_BTD)
         queries = x_BTD.shape[1]
-        if (
-            queries == 1
-            and context.cache is not None
-            and dispatch.can_use_kernels(x_BTD, self.kv_b_proj.weight)
-        ):
-            return self.o_proj(self.decode(q, kv_BTC, context))
         q_BHTK = q.unflatten(-1, (self.num_heads, latent.query_dim)).transpose(1, 2)
         q_nope_BHTN, q_rope_BHTP = q_BHTK.split((latent.nope_dim, latent.rope_dim), dim=-1)
         q_rope_BHTP = rotate_pairs(q_rope_BHTP, context.rotary)
@@ -74,30 +67,6 @@ class LatentAttention(nn.Module):
         form = self.absorbed if context.mask_B1TS is not None and cheaper else self.expanded
         out_BHTV = form(q_nope_BHTN, q_rope_BHTP, slots_BSC, context.mask_B1TS)
         return self.o_proj(out_BHTV.transpose(1, 2).flatten(2))
-
-    def decode(
-        self, q_BTD: Tensor, kv_BTC: Tensor, context: ForwardContext, rotary_of_slots: bool = False
-    ) -> Tensor:
-        """Attention of one new position per row by Triton kernels, without `o_proj`: `[B, 1, H V]`.
-
-        Takes the projected queries and latents. With `rotary_of_slots` the context's rotary table covers all
-        positions, `[S, P]`; otherwise it is that of the rows' own positions.
-        """
-        from ..kernels import mla_decode  # needs Triton
-
-        assert context.cache is not None
-        return mla_decode.attend(
-            q_BTD,
-            kv_BTC,
-            context.cache.buffers[0][self.layer][:, :, 0],
-            context.positions_BT,
-            context.rotary,
-            (self.kv_a_layernorm.weight, self.kv_a_layernorm.eps),
-            self.kv_b_proj.weight,
-            nope_dim=self.latent.nope_dim,
-            span=context.cache.span,
-            rotary_of_slots=rotary_of_slots,
-        )
 
     def expanded(
         self, q_nope_BHTN: Tensor, q_rope_BHTP: Tensor, slots_BSC: Tensor, mask_B1TS: Tensor | None

@@ -1,5 +1,5 @@
-"""Steps with latent attention whose projections are the kernels' products too, against the plain decoder; in
-Triton's interpreter where there is no GPU."""
+"""Passes over packed tokens with latent attention, against the plain decoder; in Triton's interpreter where
+there is no GPU."""
 
 import pytest
 import torch
@@ -7,10 +7,10 @@ import torch
 pytest.importorskip("triton")
 from bifrons.blocks.checkpoints.quantize import quantize_model
 from bifrons.blocks.engine.prefill import decode_one, prefill
-from bifrons.blocks.graphs import decode_step
 from bifrons.blocks.graphs.cuda_graphs import CudaGraphCapturer
-from bifrons.blocks.graphs.decode_step import StaticDecodeStep
 from bifrons.blocks.graphs.fused_weights import fuse_weights
+from bifrons.blocks.graphs.kv_pool import SCRATCH, KVPool
+from bifrons.blocks.graphs.packed_decoder import PackedDecoder, TokenSlots, import_kernels
 from bifrons.blocks.kernels import dispatch, gemv, pdl
 from bifrons.blocks.kernels.rmsnorm_swiglu import add_norm
 from bifrons.blocks.model.context import DecoderConfig, LatentConfig
@@ -56,24 +56,30 @@ def plain_steps(decoder: Decoder, prompts: list[Tensor], news: Tensor, monkeypat
         return [decode_one(decoder, new, cache) for new in news]
 
 
-def fast_steps(decoder: Decoder, prompts: list[Tensor], news: Tensor, monkeypatch) -> list[Tensor]:
-    """The steps by `decode_fast`, after prompts that were read by the plain functions."""
-    cache = decoder.new_cache(len(prompts), SLOTS)
-    with monkeypatch.context() as patch:
-        patch.setattr(dispatch, "device_has_kernels", lambda device: False)
-        prefill(decoder, prompts, cache)
-    found = []
+def places(positions: list[int], starts: list[int], prefill: bool) -> TokenSlots:
+    return TokenSlots(*torch.tensor([positions, starts], device=DEVICE), SLOTS, prefill)
+
+
+def packed_steps(decoder: Decoder, prompts: list[Tensor], news: Tensor, monkeypatch) -> list[Tensor]:
+    """The steps by `PackedDecoder`, after prompts that it reads too."""
+    packed = PackedDecoder(decoder, import_kernels())
+    pool = KVPool(decoder, SLOTS * len(prompts))
+    starts = [SCRATCH + SLOTS * row for row in range(len(prompts))]
     with monkeypatch.context() as patch:
         patch.setattr(dispatch, "device_has_kernels", lambda device: True)
         patch.setattr(dispatch, "supports_float8", lambda device: True)
-        kernels = decode_step.import_kernels()
-        patch.setattr(decode_step, "load_kernels", lambda device: kernels)
-        decoding = StaticDecodeStep(decoder, SLOTS)
-        for new in news:
-            out = torch.empty_like(new)
-            decoding.run(decoder, new, cache, SLOTS, out)
-            cache.positions += 1
-            found.append(out)
+        block = packed.kernels.attention_prefill.PREFILL_BLOCK
+        pieces, at = [], ([], [])
+        for start, prompt in zip(starts, prompts, strict=True):
+            padding = -len(prompt) % block
+            pieces += [prompt, prompt.new_zeros(padding, prompt.shape[1])]
+            at[0].extend([*range(len(prompt)), *[0] * padding])
+            at[1].extend([start] * len(prompt) + [0] * padding)
+        packed.forward(torch.cat(pieces), places(*at, prefill=True), pool)
+        found = []
+        for step, new in enumerate(news):
+            positions = [len(prompt) + step for prompt in prompts]
+            found.append(packed.forward(new, places(positions, starts, prefill=False), pool))
     return found
 
 
@@ -88,19 +94,25 @@ def counted(monkeypatch) -> list[int]:
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("q_rank", [None, 20])
-@pytest.mark.parametrize("rows", [1, 3, 9])
-def test_steps_are_those_of_the_plain_decoder(rows, q_rank, kind, monkeypatch):
-    latent = LatentConfig(16, q_rank, 12, 8, 10)
-    decoder = made_decoder(latent, kind, layers=2 if rows == 1 else 1)
-    prompts = [torch.randn(length, 64).to(DEVICE) for length in (40, 3, 31, 1, 7, 2, 9, 5, 20)[:rows]]
+def test_passes_are_those_of_the_plain_decoder(q_rank, kind, monkeypatch):
+    check_passes(3, q_rank, kind, 1, monkeypatch)
+
+
+def test_passes_through_experts_are_those_of_the_plain_decoder(monkeypatch):
+    check_passes(1, None, "int4", 2, monkeypatch)
+
+
+def check_passes(rows, q_rank, kind, layers, monkeypatch):
+    decoder = made_decoder(LatentConfig(16, q_rank, 12, 8, 10), kind, layers)
+    prompts = [torch.randn(length, 64).to(DEVICE) for length in (33, 3, 1)[:rows]]
     news = torch.randn(2, rows, 64).to(DEVICE)
     wanted = plain_steps(decoder, prompts, news, monkeypatch)
     fuse_weights(decoder)
     widths = counted(monkeypatch)
-    found = fast_steps(decoder, prompts, news, monkeypatch)
+    found = packed_steps(decoder, prompts, news, monkeypatch)
     torch.testing.assert_close(torch.stack(found), torch.stack(wanted), rtol=1e-3, atol=1e-4)
     joined = (q_rank or 3 * 20) + 16 + 8
-    assert widths.count(joined) == len(news) * len(decoder.layers)
+    assert widths.count(joined) == (1 + len(news)) * len(decoder.layers)
     assert 16 + 8 not in widths
 
 
@@ -115,9 +127,10 @@ def test_projections_of_two_kinds_are_two_products(monkeypatch):
     wanted = plain_steps(decoder, prompts, news, monkeypatch)
     fuse_weights(decoder)
     widths = counted(monkeypatch)
-    found = fast_steps(decoder, prompts, news, monkeypatch)
+    found = packed_steps(decoder, prompts, news, monkeypatch)
     torch.testing.assert_close(found[0], wanted[0], rtol=1e-3, atol=1e-4)
-    assert {60, 24} <= set(widths)
+    assert 60 in widths
+    assert 60 + 24 not in widths
 
 
 def test_norm_of_a_view():
@@ -143,19 +156,17 @@ def test_kernels_that_overlap_compute_the_same_bits(q_rank, rows, kind, monkeypa
     found = []
     for overlaps in (False, True):
         monkeypatch.setattr(pdl, "ENABLED", overlaps)
-        cache = decoder.new_cache(rows, SLOTS)
-        cache.positions += torch.arange(rows, device=DEVICE)
-        decoding, x, out = StaticDecodeStep(decoder, SLOTS), news[0].clone(), torch.empty_like(news[0])
-        kept = cache.positions.clone()
+        packed, pool = PackedDecoder(decoder, import_kernels()), KVPool(decoder, SLOTS * rows)
+        starts = [SCRATCH + SLOTS * row for row in range(rows)]
+        slots, x, out = places([*range(rows)], starts, False), news[0].clone(), torch.empty_like(news[0])
         replay = CudaGraphCapturer(torch.device("cuda", torch.cuda.current_device()))(
-            lambda: decoding.run(decoder, x, cache, SLOTS, out)  # noqa: B023
+            lambda: packed.forward(x, slots, pool, out)  # noqa: B023
         )
-        cache.positions.copy_(kept)
         hidden = []
         for new in news:
             x.copy_(new)
             replay()
-            cache.positions += 1
+            slots.positions_N.add_(1)
             hidden.append(out.clone())
         found.append(torch.stack(hidden))
     assert torch.isfinite(found[0]).all()
