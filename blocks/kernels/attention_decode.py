@@ -21,13 +21,13 @@ from torch import Tensor
 
 from .pdl import pdl_options, wait_then_trigger
 
-CHUNK = 32
+CHUNK = 16
 """Slots whose weighted sum is computed at once. Another size gives other bits."""
 UNSPLIT_PROGRAMS = 512
 """Number of programs from which on each reads all of its sequence's slots."""
-SPLIT_PROGRAMS = 3072
+SPLIT_PROGRAMS = 1280
 """Programs among which the chunks of fewer heads are divided."""
-_MAX_SPLITS = 32
+_MAX_SPLITS = 64
 _WARP_BYTES = 4096  # keys of a chunk that each warp of a program holds in registers
 _FOLD = 16  # partial results that the last program loads at a time
 LOG2_E = 1.4426950408889634
