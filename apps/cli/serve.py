@@ -42,7 +42,7 @@ def add_serve(commands: Any, command: Callable[..., Any]) -> None:
     )
     for flag, text in (
         ("--max-queue", "rows that may wait; an answer takes one, a picture with guidance two"),
-        ("--rows", "rows that run together; fewer if memory is short"),
+        ("--rows", "rows that run together; fewer if memory is short (default: 256 with CUDA, else 32)"),
         ("--context", "tokens per row, prompt and answer together"),
     ):
         parser.add_argument(flag, type=int, default=argparse.SUPPRESS, metavar="N", help=text)
@@ -62,5 +62,9 @@ def serve(args: argparse.Namespace) -> int:
     for model in args.model or [DEFAULT_MODEL, DEFAULT_GROUNDING_MODEL]:
         registry.load(model, **loading_options(args), eager=args.eager)
     set_num_threads(args.threads, [served.pipe.model.decoder for served in registry.models.values()])
+    registry.open()
+    for served in registry.models.values():
+        print(f"{served.name}: a cache of {served.capacity}", file=sys.stderr)
+    registry.start()
     run_server(registry, args.host, args.port, keys)
     return 0

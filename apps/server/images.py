@@ -1,5 +1,6 @@
 """`/v1/images/generations`."""
 
+import asyncio
 import base64
 import io
 import secrets
@@ -86,7 +87,7 @@ class ImageGeneration:
 
         def on_token(sampled: SampledToken) -> None:
             codes.append(sampled.token)
-            if len(codes) in sent_at:
+            if sent_at and len(codes) in sent_at:
                 self.outputs.put((index, list(codes), None))
 
         def on_end(reason: str) -> None:
@@ -149,10 +150,12 @@ class ImageGeneration:
                 codes_by_index[index] = codes
         finally:
             self.cancel()
-        images = []
-        for index, seed in enumerate(self.seeds):
-            file = await self.registry.run_in_thread(self.encode, codes_by_index[index], seed)
-            images.append(responses.Painted(b64_json=file, seed=seed))
+        encode, run = self.encode, self.registry.run_in_thread
+        tasks = [run(encode, codes_by_index[index], seed) for index, seed in enumerate(self.seeds)]
+        files = await asyncio.gather(*tasks)
+        images = [
+            responses.Painted(b64_json=file, seed=seed) for file, seed in zip(files, self.seeds, strict=True)
+        ]
         return responses.ImageReply(
             created=self.created,
             data=images,

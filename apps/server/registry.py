@@ -16,6 +16,7 @@ from ...blocks.engine.background import BackgroundScheduler
 from ...blocks.engine.request import Request as GenerationRequest
 from ...blocks.engine.request import TokenHead
 from ...blocks.errors import OptionError, check_integer
+from ...blocks.placement.memory_budget import size_text
 from ..pipelines import label, load_pipeline
 from .errors import ApiError, invalid_value
 from .notifier import Notifier, OutputSignal
@@ -42,8 +43,8 @@ class ServerOptions:
 
     max_queue: int = 64
     """Rows that may wait; an answer takes one row, an image with guidance two."""
-    rows: int = 32
-    """Rows that run together; fewer if memory is short."""
+    rows: int | None = None
+    """Rows that run together; fewer if memory is short. None is 256 with CUDA and 32 elsewhere."""
     context: int = 2048
     """Tokens per row, prompt and answer together; fewer if the model's context is shorter."""
     max_body: int = 20_000_000
@@ -62,22 +63,18 @@ class ServerOptions:
 
     def __post_init__(self) -> None:
         for name, low in (("max_queue", 0), ("rows", 2), ("context", 64)):
-            check_integer(name.replace("_", "-"), getattr(self, name), low=low)
+            if getattr(self, name) is not None:
+                check_integer(name.replace("_", "-"), getattr(self, name), low=low)
 
 
 class ServedModel:
-    """One model with its scheduler."""
+    """One model and, once it is opened, its scheduler."""
 
-    def __init__(self, name: str, pipe: "Pipeline", options: ServerOptions, note: str | None) -> None:
+    scheduler: BackgroundScheduler
+
+    def __init__(self, name: str, pipe: "Pipeline", note: str | None) -> None:
         self.name, self.pipe, self.note = name, pipe, note
         self.created = int(time.time())
-        decoder = pipe.model.decoder
-        config = decoder.config
-        context = min(options.context, config.max_positions)
-        self.scheduler = BackgroundScheduler(
-            decoder, rows=options.rows, context=context, max_waiting=options.max_queue
-        )
-        self.scheduler.start()
         self.text_head = TokenHead(pipe.model.embed_text, pipe.model.text_logits)
         self.image_pipe = _as_janus(pipe)
         """The pipeline if it generates images, else None."""
@@ -85,6 +82,25 @@ class ServedModel:
         if self.image_pipe is not None:
             model = self.image_pipe.model
             self.image_head = TokenHead(model.embed_codes, model.image_logits)
+
+    def open(self, options: ServerOptions, sharing: int = 1) -> None:
+        """Make the scheduler. Its cache may take a share of the free memory, one of `sharing` equal ones."""
+        decoder = self.pipe.model.decoder
+        self.scheduler = BackgroundScheduler(
+            decoder,
+            rows=options.rows or (256 if decoder.device.type == "cuda" else 32),
+            context=min(options.context, decoder.config.max_positions),
+            max_waiting=options.max_queue,
+            sharing=sharing,
+        )
+
+    @property
+    def capacity(self) -> str:
+        """The size of the cache in words."""
+        scheduler = self.scheduler
+        size = scheduler.runner.cache_bytes
+        text = f"{scheduler.rows} rows of up to {scheduler.context:,} tokens"
+        return f"{text}, {size_text(size)}" if size else text
 
     @property
     def image_size(self) -> str | None:
@@ -130,21 +146,28 @@ class ModelRegistry:
         self.models: dict[str, ServedModel] = {}
         self.stopping = False
         self._notifier: Notifier | None = None
-        # Only two threads, since decoded images are large and the schedulers need the CPU too.
-        self._threads = ThreadPoolExecutor(2, thread_name_prefix="bifrons-prepare")
+        # Few threads, since decoded images are large and the schedulers need the CPU too.
+        threads = min(8, max(2, (os.cpu_count() or 2) // 2))
+        self._threads = ThreadPoolExecutor(threads, thread_name_prefix="bifrons-prepare")
 
     def load(self, model: str, device: str | None, dtype: str | None, **options: Any) -> ServedModel:
-        """Load a model and start its scheduler; `options` are further keywords of `load_pipeline`.
-
-        Raises `BifronsError`.
-        """
+        """Load a model; `options` are further keywords of `load_pipeline`. Raises `BifronsError`."""
         name = public_name(model)
         if name in self.models:
             raise OptionError(f"two models are called {name}; accepted: models with different names")
         pipe = load_pipeline(model, device, dtype, **options)
-        served = ServedModel(name, pipe, self.options, label(find_model_folder(model)))
-        self.models[name] = served
-        return served
+        self.models[name] = ServedModel(name, pipe, label(find_model_folder(model)))
+        return self.models[name]
+
+    def open(self) -> None:
+        """Make the schedulers of all loaded models, which divide the free memory among themselves."""
+        for opened, served in enumerate(self.models.values()):
+            served.open(self.options, len(self.models) - opened)
+
+    def start(self) -> None:
+        """Start the threads of the schedulers."""
+        for served in self.models.values():
+            served.scheduler.start()
 
     def get(self, name: str) -> ServedModel:
         """The model of this name; an `ApiError` with status 404 if there is none."""

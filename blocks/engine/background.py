@@ -33,12 +33,13 @@ class BackgroundScheduler(Scheduler):
         context: int,
         max_waiting: int,
         capturer: GraphCapturer | None = None,
+        sharing: int = 1,
     ) -> None:
         """`max_waiting` is the number of rows that may wait for others to finish; for the other arguments see
         `Scheduler`. Raises `OptionError`."""
         if max_waiting < 0:
             raise OptionError(f"waiting is {max_waiting}; accepted: at least 0 rows")
-        super().__init__(decoder, rows=rows, context=context, capturer=capturer)
+        super().__init__(decoder, rows=rows, context=context, capturer=capturer, sharing=sharing)
         self.max_waiting = max_waiting
         self._reserved = 0
         self._closing = False

@@ -14,9 +14,10 @@ MAX_ROWS = 256
 
 
 def make_runner(
-    decoder: Decoder, rows: int | None, context: int, capturer: GraphCapturer | None
+    decoder: Decoder, rows: int | None, context: int, capturer: GraphCapturer | None, sharing: int = 1
 ) -> GraphRunner | PlainRunner:
-    """The runner for a decoder, with as much of the wished cache as fits in memory.
+    """The runner for a decoder, with as much of the wished cache as fits in one of `sharing` equal shares of
+    the free memory.
 
     With `rows` None the cache grows with the requests.
     """
@@ -24,7 +25,7 @@ def make_runner(
     if rows is not None:
         config = decoder.config
         size = KVCache.row_bytes(context, config.num_layers, config.cache_widths, decoder.dtype)
-        whole_rows = max(2, min(rows, rows_that_fit(size, decoder.device, decoder.layout)))
+        whole_rows = max(2, min(rows, rows_that_fit(sharing * size, decoder.device, decoder.layout)))
     if capturer is not None or uses_cuda_graphs(decoder):
         kernels = load_kernels(decoder.device, interpreted=capturer is not None)
         if kernels is not None:

@@ -42,10 +42,11 @@ class Scheduler:
         rows: int | None = None,
         context: int | None = None,
         capturer: GraphCapturer | None = None,
+        sharing: int = 1,
     ) -> None:
-        """With `rows`, the cache is allocated at once: as many rows of `context` positions as memory allows,
-        up to `rows`; without, it grows with the requests. `capturer` captures steps; None means CUDA graphs
-        where `uses_cuda_graphs`. Raises `OptionError`."""
+        """With `rows`, the cache is allocated at once: as many rows of `context` positions as fit in one of
+        `sharing` shares of the memory, up to `rows`; without, it grows with the requests. `capturer` captures
+        steps; None means CUDA graphs where `uses_cuda_graphs`. Raises `OptionError`."""
         limit = decoder.config.max_positions
         context = limit if context is None else context
         if (rows is not None and rows < 2) or not 2 <= context <= limit:
@@ -53,7 +54,7 @@ class Scheduler:
                 f"rows {rows}, context {context}; accepted: at least 2 rows, 2 to {limit} positions"
             )
         self.decoder, self.context = decoder, context
-        self.runner = make_runner(decoder, rows, context, capturer)
+        self.runner = make_runner(decoder, rows, context, capturer, sharing)
         self._made_for = _form(decoder)
         self.rows = self.runner.rows
         """Rows that run together; None is any number."""
