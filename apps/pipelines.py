@@ -93,6 +93,13 @@ def load_pipeline(
         return VL2Pipeline.from_pretrained(folder, device, dtype, **options)
 
 
+def as_janus(pipe: "Pipeline") -> "JanusPipeline | None":
+    """The pipeline if it is one of a Janus model, which generates images."""
+    from ..janus.pipeline import JanusPipeline
+
+    return pipe if isinstance(pipe, JanusPipeline) else None
+
+
 @contextmanager
 def explain_out_of_memory(activity: str, advice: Callable[[], str]) -> Iterator[None]:
     """Turn a failed allocation into an `OptionError`: "out of memory while {activity}; {advice}".

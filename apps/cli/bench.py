@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from ..defaults import QUANTIZE_HELP
+from .bench_serve import add_bench_serve, bench_serve
 from .options import given_fields
 
 if TYPE_CHECKING:
@@ -16,8 +17,17 @@ def add_bench(commands: Any, command: Callable[..., Any], add_json: Callable[[An
     parser = command(
         commands, "bench", "measure speed with random weights, compared with the memory bandwidth limit"
     )
-    parser.add_argument("family", choices=("janus", "vl2"), help="model family")
-    parser.add_argument("--size", help="janus: 1b (default), 7b, nano; vl2: tiny (default), small, base")
+    subjects = parser.add_subparsers(dest="subject", metavar="{janus,vl2,serve}", required=True)
+    for family, sizes in (("janus", "1b (default), 7b, nano"), ("vl2", "tiny (default), small, base, nano")):
+        model = command(subjects, family, f"measure a {family} model")
+        model.set_defaults(family=family)
+        model.add_argument("--size", help=sizes)
+        _add_options(model)
+        add_json(model)
+    add_bench_serve(subjects, command, add_json)
+
+
+def _add_options(parser: Any) -> None:
     for flag, text in (
         ("--layers", "decoder layers, if memory is too small for all (default: all)"),
         ("--batch", "pictures or conversations at once (default: 1)"),
@@ -32,11 +42,12 @@ def add_bench(commands: Any, command: Callable[..., Any], add_json: Callable[[An
     parser.add_argument(
         "--peers", action="store_true", help="also measure transformers on the same workloads"
     )
-    add_json(parser)
 
 
 def bench(args: argparse.Namespace) -> int:
     """Print each measurement when it is done and a summary at the end, or JSON."""
+    if args.subject == "serve":
+        return bench_serve(args)
     from ...eval.bench.run import DEFAULT_SIZE, BenchOptions, run_bench
     from ..files import print_json
     from ..pipelines import explain_out_of_memory
@@ -60,16 +71,13 @@ def bench(args: argparse.Namespace) -> int:
 def line_text(line: "Line") -> str:
     """One measurement as text, with its note on a second line."""
     from ...blocks.placement.memory_budget import size_text
+    from ...eval.bench.measure import duration_text
 
-    limit = "" if line.limit is None else f", limit {seconds(line.limit)} (x {line.ratio:.2f})"
-    text = f"{line.who:<24} {line.work:<52} {seconds(line.seconds):>9} (best {seconds(line.best)}{limit})"
+    limit = "" if line.limit is None else f", limit {duration_text(line.limit)} (x {line.ratio:.2f})"
+    times = f"{duration_text(line.seconds):>9} (best {duration_text(line.best)}{limit})"
+    text = f"{line.who:<24} {line.work:<52} {times}"
     text += f", {line.rate:.4g}{line.unit}, peak {size_text(line.peak)}"
     return text + (f"\n{'':<24} {line.note}" if line.note else "")
-
-
-def seconds(value: float) -> str:
-    """A duration as text, such as `12.3 ms`."""
-    return f"{value * 1000:.3g} ms" if value < 1 else f"{value:.3g} s"
 
 
 def summary(results: dict[str, Any]) -> list[str]:

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 from ...blocks.errors import OptionError
-from .options import add_loading, loading_options
+from .options import add_loading, add_no_warmup, loading_options
 
 DEFAULT_PORT = 7860
 
@@ -35,6 +35,7 @@ def add_demo(commands: Any, command: Callable[..., Any]) -> None:
         action="store_true",
         help="also serve it at a public address, through Gradio's tunnel",
     )
+    add_no_warmup(parser)
 
 
 def demo(args: argparse.Namespace) -> int:
@@ -44,6 +45,12 @@ def demo(args: argparse.Namespace) -> int:
     if not 0 < args.port < 65536:
         raise OptionError(f"port is {args.port}; accepted: 1 to 65535")
     models = load_models(args.model or embedded_models(), **loading_options(args))
+    if not args.no_warmup:
+        from ...blocks.engine.generate import scheduler_of
+        from ..warmup import warm_up
+
+        for loaded in models:
+            warm_up(loaded.name, loaded.pipe, scheduler_of(loaded.pipe.model.decoder))
     from ..demo.app import serve
 
     serve(models, args.host, args.port, args.share)

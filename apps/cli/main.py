@@ -21,6 +21,7 @@ from .demo import add_demo
 from .eval_options import add_eval
 from .options import add_eager, add_loading
 from .serve import add_serve
+from .warmup import add_warmup
 
 PIPE_CLOSED = 141  # 128 + SIGPIPE, what a shell reports for a program that SIGPIPE has ended
 _INTERRUPTED = 130  # 128 + SIGINT
@@ -43,6 +44,7 @@ _FUNCTIONS = {
     "convert": ("models", "convert"),
     "eval": ("eval", "evaluate"),
     "bench": ("bench", "bench"),
+    "warmup": ("warmup", "warmup"),
 }
 """Module and function of each command."""
 
@@ -86,6 +88,7 @@ def build_parser() -> argparse.ArgumentParser:
         add(commands)
     add_demo(commands, _command)
     add_serve(commands, _command)
+    add_warmup(commands, _command)
     for add in (_add_info, _add_convert):
         add(commands)
     add_eval(commands, _command, _add_json)

@@ -37,6 +37,15 @@ def add_eager(parser: Any) -> None:
     )
 
 
+def add_no_warmup(parser: Any) -> None:
+    """Add `--no-warmup`."""
+    parser.add_argument(
+        "--no-warmup",
+        action="store_true",
+        help="start at once; the first requests then wait for kernels and CUDA graphs",
+    )
+
+
 def given_fields(args: argparse.Namespace, options: type) -> dict[str, Any]:
     """The fields of a dataclass that are in the arguments; those with `argparse.SUPPRESS` only if given."""
     return {field.name: getattr(args, field.name) for field in fields(options) if field.name in args}

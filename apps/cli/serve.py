@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..defaults import DEFAULT_GROUNDING_MODEL, DEFAULT_MODEL
-from .options import add_eager, add_loading, given_fields, loading_options
+from .options import add_eager, add_loading, add_no_warmup, given_fields, loading_options
 
 _LOCAL = ("127.0.0.1", "::1", "localhost")
 
@@ -40,6 +40,7 @@ def add_serve(commands: Any, command: Callable[..., Any]) -> None:
         help="CPU threads of one computation (default: OMP_NUM_THREADS if set, else 1 for small models and "
         "all cores for larger ones)",
     )
+    add_no_warmup(parser)
     for flag, text in (
         ("--max-queue", "rows that may wait; an answer takes one, a picture with guidance two"),
         ("--rows", "rows that run together; fewer if memory is short (default: 256 with CUDA, else 32)"),
@@ -50,6 +51,7 @@ def add_serve(commands: Any, command: Callable[..., Any]) -> None:
 
 def serve(args: argparse.Namespace) -> int:
     """Load the models and serve them until SIGTERM or Ctrl-C."""
+    from ..server.app import listen
     from ..server.app import serve as run_server
     from ..server.middleware import read_keys
     from ..server.registry import ModelRegistry, ServerOptions, set_num_threads
@@ -58,6 +60,7 @@ def serve(args: argparse.Namespace) -> int:
     keys = None if args.api_key_file is None else read_keys(args.api_key_file)
     if keys is None and args.host not in _LOCAL:
         print(f"note: without --api-key-file, anyone who reaches {args.host} may use it", file=sys.stderr)
+    listener = listen(args.host, args.port)
     registry = ModelRegistry(options)
     for model in args.model or [DEFAULT_MODEL, DEFAULT_GROUNDING_MODEL]:
         registry.load(model, **loading_options(args), eager=args.eager)
@@ -65,6 +68,8 @@ def serve(args: argparse.Namespace) -> int:
     registry.open()
     for served in registry.models.values():
         print(f"{served.name}: a cache of {served.capacity}", file=sys.stderr)
+    if not args.no_warmup:
+        registry.warm_up()
     registry.start()
-    run_server(registry, args.host, args.port, keys)
+    run_server(registry, listener, keys)
     return 0

@@ -4,8 +4,8 @@ import gc
 import signal
 import socket
 import sys
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from typing import Any
 
 import uvicorn
@@ -150,7 +150,8 @@ def create_app(registry: ModelRegistry, keys: list[bytes] | None = None) -> ASGI
     return RequestMetrics(wrapped, collectors)
 
 
-def _listen(host: str, port: int) -> socket.socket:
+def listen(host: str, port: int) -> socket.socket:
+    """A bound socket, which refuses connections until it listens. Raises `OptionError`."""
     try:
         kind = socket.AF_INET6 if ":" in host else socket.AF_INET
         # asyncio sets TCP_NODELAY only if the protocol is given; without it each answer is 40 ms late.
@@ -162,36 +163,44 @@ def _listen(host: str, port: int) -> socket.socket:
     return listener
 
 
-def serve(registry: ModelRegistry, host: str, port: int, keys: list[bytes] | None) -> None:
-    """Serve until SIGTERM or Ctrl-C; then refuse new requests, finish the running ones, and return.
-
-    Raises `OptionError` if the address can't be listened on.
-    """
-    listener = _listen(host, port)
-    config = uvicorn.Config(create_app(registry, keys), log_level="warning", access_log=False, ws="none")
-    server = _Server(config, registry)
-    _keep_pauses_short()
-    listener.listen(_BACKLOG)  # from here on connections wait for the event loop instead of being refused
-    url_host = f"[{host}]" if ":" in host else host
-    names = ", ".join(registry.models)
-    print(f"serving {names} on http://{url_host}:{listener.getsockname()[1]}", file=sys.stderr, flush=True)
-    # After its shutdown uvicorn raises the signal that caused it once more; that one is ignored.
-    previous = {kind: signal.signal(kind, signal.SIG_IGN) for kind in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        server.run(sockets=[listener])
-    finally:
-        for kind, handler in previous.items():
-            signal.signal(kind, handler)
+def serve(registry: ModelRegistry, listener: socket.socket, keys: list[bytes] | None) -> None:
+    """Serve until SIGTERM or Ctrl-C; then refuse new requests, finish the running ones, and return."""
+    server = make_server(registry, keys)
+    with short_pauses():
+        listener.listen(_BACKLOG)  # from here on connections wait for the event loop instead of being refused
+        host, port = listener.getsockname()[:2]
+        url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+        print(f"serving {', '.join(registry.models)} on {url}", file=sys.stderr, flush=True)
+        # After its shutdown uvicorn raises the signal that caused it once more; that one is ignored.
+        previous = {kind: signal.signal(kind, signal.SIG_IGN) for kind in (signal.SIGTERM, signal.SIGINT)}
+        try:
+            server.run(sockets=[listener])
+        finally:
+            for kind, handler in previous.items():
+                signal.signal(kind, handler)
 
 
-def _keep_pauses_short() -> None:
-    """Let a scheduler's thread go on soon while other threads of the process run."""
+@contextmanager
+def short_pauses() -> Iterator[None]:
+    """Let a scheduler's thread go on soon while other threads of the process run Python."""
     # A thread that waits for the interpreter lock (GIL) gets it after this time. The default is 5 ms, as long
     # as a step of a small model, and a scheduler's thread may wait several times in a step.
+    interval = sys.getswitchinterval()
     sys.setswitchinterval(0.0002)
     # What exists by now stays: the garbage collector need not search it, which takes a tenth of a second.
     gc.collect()
     gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
+        sys.setswitchinterval(interval)
+
+
+def make_server(registry: ModelRegistry, keys: list[bytes] | None) -> uvicorn.Server:
+    """The HTTP server of the application."""
+    config = uvicorn.Config(create_app(registry, keys), log_level="warning", access_log=False, ws="none")
+    return _Server(config, registry)
 
 
 class _Server(uvicorn.Server):

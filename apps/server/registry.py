@@ -17,12 +17,12 @@ from ...blocks.engine.request import Request as GenerationRequest
 from ...blocks.engine.request import TokenHead
 from ...blocks.errors import OptionError, check_integer
 from ...blocks.placement.memory_budget import size_text
-from ..pipelines import label, load_pipeline
+from ..pipelines import as_janus, label, load_pipeline
+from ..warmup import warm_up
 from .errors import ApiError, invalid_value
 from .notifier import Notifier, OutputSignal
 
 if TYPE_CHECKING:
-    from ...janus.pipeline import JanusPipeline
     from ..pipelines import Pipeline
 
 T = TypeVar("T")
@@ -76,7 +76,7 @@ class ServedModel:
         self.name, self.pipe, self.note = name, pipe, note
         self.created = int(time.time())
         self.text_head = TokenHead(pipe.model.embed_text, pipe.model.text_logits)
-        self.image_pipe = _as_janus(pipe)
+        self.image_pipe = as_janus(pipe)
         """The pipeline if it generates images, else None."""
         self.image_head: TokenHead | None = None
         if self.image_pipe is not None:
@@ -132,12 +132,6 @@ class ServedModel:
         return requests
 
 
-def _as_janus(pipe: "Pipeline") -> "JanusPipeline | None":
-    from ...janus.pipeline import JanusPipeline
-
-    return pipe if isinstance(pipe, JanusPipeline) else None
-
-
 class ModelRegistry:
     """The models of a server, and the threads that prepare prompts and encode images for them."""
 
@@ -156,13 +150,22 @@ class ModelRegistry:
         if name in self.models:
             raise OptionError(f"two models are called {name}; accepted: models with different names")
         pipe = load_pipeline(model, device, dtype, **options)
-        self.models[name] = ServedModel(name, pipe, label(find_model_folder(model)))
+        return self.add(name, pipe, label(find_model_folder(model)))
+
+    def add(self, name: str, pipe: "Pipeline", note: str | None = None) -> ServedModel:
+        """Serve a loaded model under this name."""
+        self.models[name] = ServedModel(name, pipe, note)
         return self.models[name]
 
     def open(self) -> None:
         """Make the schedulers of all loaded models, which divide the free memory among themselves."""
         for opened, served in enumerate(self.models.values()):
             served.open(self.options, len(self.models) - opened)
+
+    def warm_up(self) -> None:
+        """Compile and capture what requests will need; shows progress on stderr."""
+        for served in self.models.values():
+            warm_up(served.name, served.pipe, served.scheduler)
 
     def start(self) -> None:
         """Start the threads of the schedulers."""

@@ -21,6 +21,7 @@ from ...janus.config import read_config as read_janus
 from ...janus.model import JanusModel
 from ...tokenizers.vq.model import VQConfig
 from ...vl2.config import VL2Config
+from ...vl2.config import read_config as read_vl2
 from ...vl2.model import VL2Model
 from ...vl2.weight_names import keep_float32
 
@@ -78,7 +79,7 @@ VL2 = {
         )
     ),
 }
-SIZES = {"janus": (*JANUS, "nano"), "vl2": tuple(VL2)}
+SIZES = {"janus": (*JANUS, "nano"), "vl2": (*VL2, "nano")}
 
 
 def pick_config(family: str, size: str, layers: int | None) -> JanusConfig | VL2Config:
@@ -88,10 +89,12 @@ def pick_config(family: str, size: str, layers: int | None) -> JanusConfig | VL2
     """
     if size not in SIZES[family]:
         raise OptionError(f"size is {size!r}; accepted for {family}: {', '.join(SIZES[family])}")
-    if family == "vl2":
-        config: JanusConfig | VL2Config = VL2[size]
+    config: JanusConfig | VL2Config
+    if size == "nano":
+        folder = find_model_folder(f"{family}-nano")
+        config = read_vl2(folder) if family == "vl2" else read_janus(folder)[0]
     else:
-        config = read_janus(find_model_folder("janus-nano"))[0] if size == "nano" else JANUS[size]
+        config = VL2[size] if family == "vl2" else JANUS[size]
     if layers is None:
         return config
     most = config.decoder.num_layers

@@ -116,6 +116,11 @@ class Bench:
         return line
 
 
+def duration_text(seconds: float) -> str:
+    """A duration as text, such as `12.3 ms`."""
+    return f"{seconds * 1000:.3g} ms" if seconds < 1 else f"{seconds:.3g} s"
+
+
 def bandwidth(device: torch.device) -> float:
     """Bytes per second, the best of 8 tries: read by a sum on the CPU, read and written by a copy
     elsewhere."""

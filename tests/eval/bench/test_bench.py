@@ -4,13 +4,13 @@ import json
 
 import pytest
 import torch
-from bifrons.apps.cli.bench import seconds, summary
+from bifrons.apps.cli.bench import summary
 from bifrons.blocks.checkpoints.key_mapping import saved_tensors
 from bifrons.blocks.errors import OptionError
 from bifrons.blocks.model.kv_cache import KVCache
 from bifrons.eval.bench import configs, peers
 from bifrons.eval.bench.configs import JANUS, VL2, pick_config, random_model
-from bifrons.eval.bench.measure import Line, step_bytes
+from bifrons.eval.bench.measure import Line, duration_text, step_bytes
 from bifrons.eval.bench.run import BenchOptions, run_bench
 from bifrons.janus.model import JanusModel
 from bifrons.vl2.config import read_config
@@ -143,6 +143,6 @@ def test_the_command(bifrons_main, capsys):
         BenchOptions("vl2", "tiny", peers=True)
 
 
-def test_seconds_for_people():
-    assert [seconds(value) for value in (0.0123, 0.9, 1.5)] == ["12.3 ms", "900 ms", "1.5 s"]
+def test_durations_for_people():
+    assert [duration_text(value) for value in (0.0123, 0.9, 1.5)] == ["12.3 ms", "900 ms", "1.5 s"]
     assert Line("a", "b", 2.0, 1.0, 3, 1.0, "/s", 0.5, 1).ratio == 4.0

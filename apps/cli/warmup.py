@@ -1,0 +1,44 @@
+"""`bifrons warmup`: compiles a model's kernels, such as while an image of a container is built."""
+
+import argparse
+import time
+from collections.abc import Callable
+from typing import Any
+
+from ..defaults import DEFAULT_MODEL
+from .options import add_loading, loading_options
+
+
+def add_warmup(commands: Any, command: Callable[..., Any]) -> None:
+    """Add the parser of `warmup`; imports nothing heavy."""
+    parser = command(commands, "warmup", "compile a model's kernels, so that serve and demo start faster")
+    parser.add_argument(
+        "-m",
+        "--model",
+        default=DEFAULT_MODEL,
+        help=f"a folder, a hub id (owner/name) or an embedded model (default: {DEFAULT_MODEL})",
+    )
+    add_loading(parser)
+
+
+def warmup(args: argparse.Namespace) -> int:
+    """Load a model as `serve` does, warm it up, and say how long it took and where the kernels are."""
+    from ...blocks.device import resolve_device
+
+    device = resolve_device(args.device)
+    if device.type != "cuda" and args.device_map is None:
+        print(f"nothing to do: kernels are compiled for CUDA only, and the device is {device}")
+        return 0
+    from ..server.registry import ModelRegistry, ServerOptions
+    from ..warmup import kernel_cache
+
+    started = time.monotonic()
+    registry = ModelRegistry(ServerOptions())
+    registry.load(args.model, **loading_options(args))
+    loaded = time.monotonic() - started
+    registry.open()
+    registry.warm_up()
+    registry.close()
+    seconds = time.monotonic() - started - loaded
+    print(f"loaded in {loaded:.1f} s, warm after another {seconds:.1f} s; kernels are in {kernel_cache()}")
+    return 0

@@ -1,0 +1,105 @@
+"""Warm-up: compiles kernels and captures graphs ahead, so that a first request is as fast as later ones."""
+
+import os
+import sys
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from ..blocks.engine.request import SamplingParams, TokenHead
+from ..blocks.engine.scheduler import Scheduler
+from ..blocks.graphs.cuda_graphs import uses_cuda_graphs
+from ..blocks.graphs.graphed_module import BATCH_SIZES
+from .pipelines import as_janus
+
+if TYPE_CHECKING:
+    from .pipelines import Pipeline
+
+_LINE_SECONDS = 5.0
+"""Time between two lines of progress where lines can't be rewritten."""
+
+
+def warm_up(name: str, pipe: "Pipeline", scheduler: Scheduler) -> float | None:
+    """Prepare what requests to a model and its scheduler will need; shows progress on stderr.
+
+    Returns the seconds it took, or None where nothing is compiled or captured.
+    """
+    if not uses_cuda_graphs(pipe.model.decoder):
+        return None
+    progress, started = ProgressLine(f"{name}: warming up"), time.monotonic()
+    towers = _towers(pipe)
+    captured = 0
+
+    def report(done: int, total: int) -> None:
+        nonlocal captured
+        captured = total
+        progress(done, total + len(towers))
+
+    scheduler.warm_up(_heads(pipe), report)
+    with torch.no_grad():
+        for done, run in enumerate(towers, start=1):
+            run()
+            run()  # a part is captured on its second use
+            progress(captured + done, captured + len(towers))
+    seconds = time.monotonic() - started
+    progress.end(f"{name}: warm after {seconds:.1f} s")
+    return seconds
+
+
+def _heads(pipe: "Pipeline") -> list[tuple[TokenHead, SamplingParams]]:
+    """The usual kinds of requests: greedy and sampled answers, guided pictures."""
+    model = pipe.model
+    text = TokenHead(model.embed_text, model.text_logits)
+    heads = [(text, SamplingParams(0.0)), (text, SamplingParams(1.0))]
+    if (janus := as_janus(pipe)) is not None:
+        image = TokenHead(janus.model.embed_codes, janus.model.image_logits)
+        heads.append((image, SamplingParams(guidance_scale=janus.guidance_scale)))
+    return heads
+
+
+def _towers(pipe: "Pipeline") -> list[Callable[[], object]]:
+    """Calls of the vision encoder for all captured batches, and of the image decoder."""
+    from ..vl2.model import VL2Model
+
+    device, dtype, side = pipe.device, pipe.dtype, pipe.model.config.vision.image_size
+    janus = as_janus(pipe)
+    encode = pipe.model.embed_tiles if isinstance(pipe.model, VL2Model) else pipe.model.embed_images
+    calls: list[Callable[[], object]] = [
+        partial(encode, torch.zeros(size, 3, side, side, device=device, dtype=dtype)) for size in BATCH_SIZES
+    ]
+    if janus is not None:
+        from ..janus.image_generation import decode_images
+
+        codes = torch.zeros(1, janus.model.config.num_codes, dtype=torch.long)
+        calls.append(partial(decode_images, janus.model, codes))
+    return calls
+
+
+class ProgressLine:
+    """Progress on stderr: a line that is rewritten on a terminal, a new line now and then elsewhere."""
+
+    def __init__(self, label: str) -> None:
+        self.label, self._shown = label, 0.0
+
+    def __call__(self, done: int, total: int) -> None:
+        """Show that `done` of `total` pieces of work are done."""
+        if sys.stderr.isatty():
+            print(f"\r{self.label}: {done} of {total}", end="", file=sys.stderr, flush=True)
+        elif time.monotonic() - self._shown >= _LINE_SECONDS:
+            print(f"{self.label}: {done} of {total}", file=sys.stderr, flush=True)
+            self._shown = time.monotonic()
+
+    def end(self, text: str) -> None:
+        """Replace the line by a last one."""
+        clear = "\r\x1b[K" if sys.stderr.isatty() else ""
+        print(f"{clear}{text}", file=sys.stderr, flush=True)
+
+
+def kernel_cache() -> Path:
+    """The folder in which Triton keeps compiled kernels."""
+    default = Path.home() / ".triton" / "cache"
+    return Path(os.environ.get("TRITON_CACHE_DIR") or default)
