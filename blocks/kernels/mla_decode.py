@@ -28,7 +28,8 @@ combined afterwards; more programs each go over all of their tokens' chunks."""
 MAX_FUSED_TOKENS = 8
 """Most tokens that the combining kernel projects out of the latent space itself."""
 TOKENS = 4
-"""Tokens of a prompt that one program attends with, where shared memory holds their queries."""
+"""Tokens of a prompt that one program attends with on Hopper, whose tensor cores read the queries from shared
+memory; elsewhere, one."""
 BLOCK_H = 16
 _TILE_R, _TILE_V = 64, 64
 _LOG2_E = 1.4426950408889634
@@ -191,7 +192,9 @@ def _attend(
 ) -> Tensor:
     """The mean latents of each token and head, `[N, H, R]`."""
     latent_NHR = query_NHC.new_empty(*query_NHC.shape[:2], sizes.rank)
-    tokens = TOKENS if block % TOKENS == 0 and sizes.dtype != torch.float32 else 1
+    is_cuda = query_NHC.device.type == "cuda"
+    hopper = not is_cuda or torch.cuda.get_device_capability(query_NHC.device)[0] == 9
+    tokens = TOKENS if hopper and block % TOKENS == 0 and sizes.dtype != torch.float32 else 1
     _launch_attention(query_NHC, slots_SC, places, sizes, (latent_NHR, latent_NHR), 0, tokens)
     return latent_NHR
 

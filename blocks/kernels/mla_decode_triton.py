@@ -135,7 +135,8 @@ def attention_kernel(
     slots; weighted sums of latents go to `out`, `[N, H, chunks, R]`, the maximum score and the sum of weights
     to `stats`, `[N, H, chunks, 2]`. Else over all slots; the mean latents go to `out`, `[N, H, R]`."""
     HALF: tl.constexpr = BLOCK_R // 2
-    first_token = tl.program_id(2) * TOKENS
+    # The last tokens of a prompt, which take longest, come first.
+    first_token = (tl.num_programs(2) - 1 - tl.program_id(2)) * TOKENS
     m = tl.arange(0, TOKENS * BLOCK_H)
     token_M, head_M = (first_token + m // BLOCK_H).to(tl.int64), tl.program_id(1) * BLOCK_H + m % BLOCK_H
     mask_M = (token_M < tokens) & (head_M < H)

@@ -118,10 +118,13 @@ def test_a_token_does_not_depend_on_the_others_or_on_its_place():
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_all_forms_give_the_same(dtype, monkeypatch):
+@pytest.mark.parametrize(
+    ("latent", "heads"), [(SMALL, 3)] if DEVICE == "cpu" else [(SMALL, 3), (RELEASED, 16)]
+)
+def test_all_forms_give_the_same(latent, heads, dtype, monkeypatch):
     """Chunks by programs of their own or by one, projected at once or afterwards, tokens alone or by fours;
     in the interpreter up to rounding, as its products depend on the tiles."""
-    layer, starts = Layer(SMALL, 3, dtype, [40]), [5]
+    layer, starts = Layer(latent, heads, dtype, [40]), [5]
     pool = layer.pool(64)
     prompt = layer.attend(pool, [(0, position) for position in range(40)], starts)
     slots = pool.clone()
