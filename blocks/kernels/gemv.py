@@ -132,7 +132,7 @@ def _columns_per_iteration(weight: WeightTensors, tile: Tile) -> int:
 
 
 @cache
-def _shared_memory(device: torch.device) -> int:
+def shared_memory(device: torch.device) -> int:
     """Bytes of shared memory that a program can have."""
     if device.type != "cuda":  # in the interpreter
         return 1 << 30
@@ -151,7 +151,7 @@ def _launch(x_RI: Tensor, weight: WeightTensors, gated: bool) -> Tensor:
     weight_rows = tile.outputs * (2 if gated else 1)
     iteration_bytes = block_columns * codes.itemsize * weight_rows
     iteration_bytes += block_inputs * x_RI.itemsize * tile.rows
-    tile = limit_stages(tile, iteration_bytes, _shared_memory(x_RI.device))
+    tile = limit_stages(tile, iteration_bytes, shared_memory(x_RI.device))
     out = x_RI.new_empty(rows, outputs)
     gemv_kernel[(triton.cdiv(outputs, tile.outputs), triton.cdiv(rows, tile.rows))](
         x_RI.contiguous(),

@@ -19,7 +19,8 @@ import triton
 from torch import Tensor
 
 from .codec import WeightTensors
-from .dequant import INTERPRETED, dot_in_float32
+from .dequant import dot_in_float32
+from .gemv import shared_memory
 from .moe_decode_triton import down_kernel, gate_up_kernel, sort_kernel, sum_kernel
 from .pdl import pdl_options, prefetch_options
 
@@ -28,7 +29,8 @@ SharedExperts = tuple[WeightTensors, WeightTensors, WeightTensors]
 
 _PREFETCH_BYTES = 1024  # of each weight row, into L2, while a program waits for the preceding kernel
 _SCANNED_PAIRS = 128  # up to here, every program looks for the pairs of its expert itself
-_PAIRS_AT_ONCE = 2048  # that a sorting program reads at a time
+_PAIRS_AT_ONCE = (256, 2048)  # that a sorting program reads at a time, at least and at most
+_LARGE_TILES = 160 << 10  # bytes of shared memory per program that the largest tiles take
 
 
 class Tile(NamedTuple):
@@ -45,6 +47,7 @@ TILES = {
     16: (Tile(32, 128, warps=4, stages=3), Tile(32, 128, warps=2, stages=5)),
     32: (Tile(32, 128, warps=4, stages=3), Tile(64, 128, warps=4, stages=3)),
     64: (Tile(64, 64, warps=4, stages=4), Tile(128, 64, warps=4, stages=4)),
+    128: (Tile(128, 64, warps=8, stages=3), Tile(256, 64, warps=8, stages=3)),
 }
 """Tiles by their rows: of gates with as many ups, and of the down projection."""
 QUANTIZED_TILES = {
@@ -86,23 +89,28 @@ def _sort_pairs(expert_ids_NK: Tensor, experts: int, rows: int) -> Blocks:
         experts,
         R=rows,
         BLOCK_E=triton.next_power_of_2(experts + 1),
-        BLOCK_P=_PAIRS_AT_ONCE if not INTERPRETED else triton.next_power_of_2(pairs),
-        num_warps=8,
+        BLOCK_P=min(max(triton.next_power_of_2(pairs), _PAIRS_AT_ONCE[0]), _PAIRS_AT_ONCE[1]),
         **pdl_options(expert_ids_NK),
     )
     return Blocks(block_experts, block_pairs, rows, scanned=0)
 
 
-def _make_blocks(expert_ids_NK: Tensor, experts: int, dtype: torch.dtype) -> Blocks:
+def _make_blocks(expert_ids_NK: Tensor, experts: int, most_rows: int) -> Blocks:
     count, pairs = len(expert_ids_NK), expert_ids_NK.numel()
     if count == 1:
         return Blocks(expert_ids_NK, expert_ids_NK, rows=8, scanned=1)
     if pairs <= _SCANNED_PAIRS:
-        scanned = _SCANNED_PAIRS if not INTERPRETED else triton.next_power_of_2(pairs)
-        return Blocks(expert_ids_NK, expert_ids_NK, rows=16, scanned=scanned)
-    largest = 32 if dtype == torch.float32 else 64
-    mean = pairs // experts  # a block should hold most experts' pairs
-    return _sort_pairs(expert_ids_NK, experts, min(16 if mean <= 8 else 32 if mean <= 20 else 64, largest))
+        return Blocks(expert_ids_NK, expert_ids_NK, rows=16, scanned=triton.next_power_of_2(_SCANNED_PAIRS))
+    mean = pairs // experts  # most experts' pairs should be few blocks, and fill them
+    rows = 16 if mean <= 8 else 32 if mean <= 20 else 64 if mean < 128 else 128
+    return _sort_pairs(expert_ids_NK, experts, min(rows, most_rows))
+
+
+def _most_rows(x_ND: Tensor, weight: WeightTensors) -> int:
+    """Rows of the largest tile."""
+    if x_ND.dtype == torch.float32:
+        return 32
+    return 128 if weight.kind == "plain" and shared_memory(x_ND.device) >= _LARGE_TILES else 64
 
 
 def fused_experts(
@@ -119,7 +127,7 @@ def fused_experts(
     inner = gate_up.codes.shape[1] // 2
     num_shared = 0 if shared is None else len(shared[0]) // inner
     shared_gate, shared_up, shared_down = shared or (gate_up, gate_up, down)
-    blocks = _make_blocks(expert_ids_NK, len(gate_up), x_ND.dtype)
+    blocks = _make_blocks(expert_ids_NK, len(gate_up), _most_rows(x_ND, gate_up))
     routed_blocks, shared_blocks = blocks.experts.numel(), triton.cdiv(count, blocks.rows)
     hidden = x_ND.new_empty(inner * (pairs + num_shared * count))
     outputs = x_ND.new_empty(pairs + min(num_shared, 1) * count, width)

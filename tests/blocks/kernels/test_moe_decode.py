@@ -69,8 +69,7 @@ def test_an_expert_with_several_tiles_of_tokens(tokens):
 
 
 @pytest.mark.parametrize(("tokens", "top_k", "rows"), [(1, 1, 16), (40, 6, 16), (300, 3, 32), (999, 6, 64)])
-def test_pairs_are_sorted_into_blocks_of_one_expert(tokens, top_k, rows, monkeypatch):
-    monkeypatch.setattr(moe_decode, "INTERPRETED", False)  # several turns of the loops
+def test_pairs_are_sorted_into_blocks_of_one_expert(tokens, top_k, rows):
     generator = torch.Generator().manual_seed(5)
     scores = torch.rand(tokens, 20, generator=generator) + torch.eye(20)[7]  # a favourite
     expert_ids = scores.topk(top_k).indices.to(DEVICE)
