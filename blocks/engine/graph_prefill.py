@@ -89,7 +89,6 @@ class GraphPrefill:
         slots = TokenSlots(positions_N, starts_N, span, prefill=True)
         # The inputs are not needed after the first layer: the hidden states overwrite them.
         self.graphs.run(
-            self.packed.decoder,
             ("prefill", size, span),
             lambda: self.packed.forward(x_ND, slots, self.pool, x_ND),
             [x_ND],

@@ -161,7 +161,7 @@ class GraphRunner:
 
     def _sampling_graph(self, group: SamplingGroup, count: int) -> None:
         key, kernel = (group.head, group.mode, count), self.kernels.sampling
-        self._graphs.run(self.decoder, key, lambda: group.work(count, kernel), [group.steps_N])
+        self._graphs.run(key, lambda: group.work(count, kernel), [group.steps_N])
 
     def _sample_alone(self, requests: Sequence[Request]) -> list[SamplingGroup]:
         """`_sample` for some of the requests, without graphs."""
@@ -187,7 +187,7 @@ class GraphRunner:
             self.packed.forward(buffers.x_RD[:rows], slots, pool, hidden_RD)
             positions_R.add_(buffers.in_use_R[:rows])
 
-        self._graphs.run(self.decoder, ("decode", rows, span), work, [positions_R, hidden_RD])
+        self._graphs.run(("decode", rows, span), work, [positions_R, hidden_RD])
 
     def _decode_alone(self, requests: Sequence[Request]) -> None:
         """`_decode` for some of the requests, without graphs."""

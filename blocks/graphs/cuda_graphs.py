@@ -157,7 +157,7 @@ def _addresses(modules: Sequence[nn.Module]) -> list[int]:
 
 
 class CapturedGraphs:
-    """An LRU cache of a decoder's captured graphs by key; a graph is captured on first use."""
+    """An LRU cache of captured graphs by key; a graph is captured on first use."""
 
     def __init__(self, capturer: GraphCapturer) -> None:
         self._capture = capturer
@@ -167,7 +167,7 @@ class CapturedGraphs:
     def keys(self) -> list[object]:
         return list(self._graphs)
 
-    def run(self, decoder: Decoder, key: object, work: Work, changed: Sequence[Tensor] = ()) -> None:
+    def run(self, key: object, work: Work, changed: Sequence[Tensor] = ()) -> None:
         """Run the work by the graph of this key, which is captured first if there is none.
 
         Capturing may run the work too, so the tensors that it reads and writes, `changed`, are restored
