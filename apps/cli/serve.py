@@ -60,16 +60,16 @@ def serve(args: argparse.Namespace) -> int:
     keys = None if args.api_key_file is None else read_keys(args.api_key_file)
     if keys is None and args.host not in _LOCAL:
         print(f"note: without --api-key-file, anyone who reaches {args.host} may use it", file=sys.stderr)
-    listener = listen(args.host, args.port)
-    registry = ModelRegistry(options)
-    for model in args.model or [DEFAULT_MODEL, DEFAULT_GROUNDING_MODEL]:
-        registry.load(model, **loading_options(args), eager=args.eager)
-    set_num_threads(args.threads, [served.pipe.model.decoder for served in registry.models.values()])
-    registry.open()
-    for served in registry.models.values():
-        print(f"{served.name}: a cache of {served.capacity}", file=sys.stderr)
-    if not args.no_warmup:
-        registry.warm_up()
-    registry.start()
-    run_server(registry, listener, keys)
+    with listen(args.host, args.port) as listener:
+        registry = ModelRegistry(options)
+        for model in args.model or [DEFAULT_MODEL, DEFAULT_GROUNDING_MODEL]:
+            registry.load(model, **loading_options(args), eager=args.eager)
+        set_num_threads(args.threads, [served.pipe.model.decoder for served in registry.models.values()])
+        registry.open()
+        for served in registry.models.values():
+            print(f"{served.name}: a cache of {served.capacity}", file=sys.stderr)
+        if not args.no_warmup:
+            registry.warm_up()
+        registry.start()
+        run_server(registry, listener, keys)
     return 0

@@ -10,7 +10,7 @@ from fastapi.responses import JSONResponse
 from PIL import Image
 
 from ...blocks.chat.image_io import open_image
-from ...blocks.chat.text_generation import Prompt, resolve_seed
+from ...blocks.chat.text_generation import resolve_seed
 from ...blocks.engine.request import Request as GenerationRequest
 from ...blocks.engine.request import SamplingParams
 from ...blocks.errors import PictureError, PromptError
@@ -44,8 +44,8 @@ class ChatGeneration:
 
     async def _make_requests(self) -> list[GenerationRequest]:
         messages = await load_messages(self.body.messages, self.registry)
-        prompt = await self.registry.run_in_thread(self._prompt, messages)
-        self.prompt_tokens = len(prompt)
+        inputs = await self.registry.run_in_thread(self._inputs, messages)
+        self.prompt_tokens = len(inputs.ids)
         max_new_tokens = self._max_new_tokens()
         temperature, top_p = (field_or_default(self.body, name) for name in ("temperature", "top_p"))
         sampling = SamplingParams(temperature, 0, top_p)
@@ -54,7 +54,7 @@ class ChatGeneration:
         return [
             GenerationRequest(
                 self.served.text_head,
-                [prompt.embeddings_TD],
+                (),
                 sampling,
                 seed + index,
                 max_new_tokens,
@@ -62,12 +62,16 @@ class ChatGeneration:
                 output.on_end,
                 eos_id=self.served.pipe.tokenizer.eos_id,
                 logprobs=(self.body.top_logprobs or 0) if self.body.logprobs else None,
+                embed=self.served.pipe.model.embed_prompts,
+                inputs=inputs,
+                prompt_tokens=self.prompt_tokens,
             )
             for index, output in enumerate(self.outputs)
         ]
 
-    def _prompt(self, messages: list[dict[str, Any]]) -> Prompt:
-        return self.served.pipe.prompts([messages], 0, local_files=False)[0]
+    def _inputs(self, messages: list[dict[str, Any]]) -> Any:
+        """Token ids and pixels; the scheduler's thread embeds those of all waiting requests together."""
+        return self.served.pipe.processor.chat_inputs(messages, local_files=False)
 
     def _max_new_tokens(self) -> int:
         scheduler, requested = self.served.scheduler, self.body.max_completion_tokens or self.body.max_tokens

@@ -101,6 +101,7 @@ class ImageGeneration:
             self.num_codes,
             on_token,
             on_end,
+            priority=1,  # chats start first
         )
 
     def cancel(self) -> None:

@@ -1,0 +1,101 @@
+"""Warm-up: what it runs, when, and what it says. Nothing is compiled or captured on a CPU."""
+
+import socket
+import sys
+from collections import Counter
+
+import pytest
+from bifrons.apps import warmup
+from bifrons.apps.pipelines import load_pipeline
+from bifrons.apps.server import app, registry
+from bifrons.apps.warmup import ProgressLine, kernel_cache, warm_up
+from bifrons.blocks.graphs.graphed_module import BATCH_SIZES
+
+
+class RecordedScheduler:
+    """Reports three captures, and remembers for which requests."""
+
+    def warm_up(self, heads, progress):
+        self.modes = [params.mode for _, params in heads]
+        for done in (1, 2, 3):
+            progress(done, 3)
+
+
+@pytest.mark.parametrize(("folder", "paints"), [("janus-mini", True), ("vl2-mini-mla", False)])
+def test_the_usual_requests_and_towers_are_warmed_up(janus_mini, monkeypatch, capsys, folder, paints):
+    pipe = load_pipeline(str(janus_mini.parent / folder), "cpu")
+    assert warm_up(folder, pipe, RecordedScheduler()) is None
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr(warmup, "uses_cuda_graphs", lambda decoder: True)
+    encoded, decoded = Counter(), Counter()
+    encode = type(pipe.model)._encode_vision
+
+    def counting_encode(self, pixels):
+        encoded[len(pixels)] += 1
+        return encode(self, pixels)
+
+    monkeypatch.setattr(type(pipe.model), "_encode_vision", counting_encode)
+    if paints:
+        decode = type(pipe.model).decode_codes
+
+        def counting_decode(self, codes):
+            decoded[len(codes)] += 1
+            return decode(self, codes)
+
+        monkeypatch.setattr(type(pipe.model), "decode_codes", counting_decode)
+    scheduler = RecordedScheduler()
+    assert warm_up(folder, pipe, scheduler) > 0
+    assert encoded == dict.fromkeys(BATCH_SIZES, 2)
+    assert decoded == ({1: 2} if paints else {})
+    assert [(mode.guided, mode.greedy) for mode in scheduler.modes] == [
+        (False, True),
+        (False, False),
+        *([(True, False)] if paints else []),
+    ]
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0] == f"{folder}: warming up: 1 of {3 + len(BATCH_SIZES) + paints}"
+    assert lines[-1].startswith(f"{folder}: warm after ")
+
+
+def test_progress_on_a_terminal_is_one_line(monkeypatch, capsys):
+    line = ProgressLine("model")
+    line(1, 9)
+    line(2, 9)
+    assert capsys.readouterr().err == "model: 1 of 9\n"
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    line(3, 9)
+    line.end("done")
+    assert capsys.readouterr().err == "\rmodel: 3 of 9\r\x1b[Kdone\n"
+
+
+def test_the_kernel_cache_is_triton_s(monkeypatch, tmp_path):
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    assert kernel_cache() == tmp_path
+    monkeypatch.delenv("TRITON_CACHE_DIR")
+    assert kernel_cache().parts[-2:] == (".triton", "cache")
+
+
+def test_the_command_has_nothing_to_do_without_a_gpu(bifrons_main, capsys):
+    assert bifrons_main("warmup", "-m", "janus-nano", "--device", "cpu") == 0
+    assert capsys.readouterr().out.startswith("nothing to do: ")
+
+
+@pytest.mark.parametrize("flags", [[], ["--no-warmup"]])
+def test_the_server_accepts_no_connection_before_it_is_warm(bifrons_main, janus_mini, monkeypatch, flags):
+    events, listeners, bind = [], [], app.listen
+
+    def listen(host, port):
+        listeners.append(bind(host, port))
+        return listeners[-1]
+
+    def connects():
+        with socket.socket() as link:
+            return link.connect_ex(listeners[0].getsockname()) == 0
+
+    monkeypatch.setattr(app, "listen", listen)
+    monkeypatch.setattr(registry, "warm_up", lambda name, pipe, scheduler: events.append((name, connects())))
+    monkeypatch.setattr(
+        app, "serve", lambda models, listener, keys: (events.append("serves"), models.close())
+    )
+    assert bifrons_main("serve", "-m", janus_mini, "--device", "cpu", "--port", 0, *flags) == 0
+    assert events == [*([("janus-mini", False)] if not flags else []), "serves"]
