@@ -136,7 +136,7 @@ def gate_up_kernel(
         scale, scale_up = scale_ptr + at * groups, tl.full([], INNER * groups, tl.int64)
         zero, zero_up = zero_ptr + at * groups, tl.full([], INNER * groups, tl.int64)
         out_rows, valid, some = _pairs_of_block(experts_ptr, pairs_ptr, expert, block, P, R, BLOCK_P)
-        out, stride = hidden_ptr, 1 * INNER
+        out, stride = hidden_ptr, INNER
         tokens = out_rows // K
     if some:
         sums = linear_tile(
@@ -180,17 +180,17 @@ def down_kernel(
         if KIND == "int8" or KIND == "fp8":
             scales, zeros = shared_scale_ptr + n, shared_zero_ptr + n
         x = hidden_ptr + P.to(tl.int64) * inputs
-        first = P * 1
+        out = out_ptr + P.to(tl.int64) * D
         _prefetch_then_wait(weights, COLUMNS, LINES, STEP, PDL)
     else:
         block -= shared_blocks
         expert = tl.load(experts_ptr + block, cache_modifier=".cg").to(tl.int64)
         at = tl.maximum(expert, 0) * D
-        columns = 1 * COLUMNS
+        columns = COLUMNS
         weights = w_ptr + at * COLUMNS + n * COLUMNS
         scales, zeros = scale_ptr + at * groups + n * groups, zero_ptr + at * groups + n * groups
         x = hidden_ptr
-        first = P * 0
+        out = out_ptr
         _prefetch_then_wait(weights, COLUMNS, LINES, STEP, PDL)
         rows, valid, some = _pairs_of_block(experts_ptr, pairs_ptr, expert, block, P, R, BLOCK_P)
     if some:
@@ -199,7 +199,7 @@ def down_kernel(
             x + rows.to(tl.int64) * (columns * inputs_per_column), valid, weights, scales, zeros,
             columns, KIND, GROUP_C, FLOAT32, COLUMNS % BLOCK_C == 0, BLOCK_O, R, BLOCK_C,
         )  # fmt: skip
-        pointers = out_ptr + (first + rows).to(tl.int64)[None, :] * D + outs[:, None]
+        pointers = out + rows.to(tl.int64)[None, :] * D + outs[:, None]
         tl.store(pointers, sums.to(out_ptr.dtype.element_ty), mask=valid[None, :] & (outs < D)[:, None])
 
 
