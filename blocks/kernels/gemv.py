@@ -29,8 +29,6 @@ from .rmsnorm_swiglu import swiglu
 
 MAX_ROWS = 32
 """Most rows for which plain weights are multiplied here; for more, the library's products are faster."""
-MAX_QUANTIZED_ROWS = 128
-"""Most rows that are multiplied by codes; for more, decoding the weight first costs little."""
 _MIN_GROUP = 16  # inputs that share a scale, at least: the depth of one tensor core instruction
 _MIN_SHARED_MEMORY = 99 << 10  # bytes per program on every GPU from Ampere on
 _PREFETCH_BYTES = 1 << 14  # of weights, into L2, while a program waits for the preceding kernel
@@ -119,9 +117,11 @@ def _int4_tile(gated: bool, rows: int, groups: int) -> Tile:
 
 
 def _tile_over_32_rows(kind: str, gated: bool, groups: int) -> Tile:
+    """Two warps take the instructions that fewer rows take; four would take Hopper's, for which Triton gives
+    converted codes to the steps of the chain in another order."""
     at_once = _int4_groups(groups, 2) if kind == "int4" else 1
     columns = 32 * at_once if kind == "int4" else 128
-    return Tile(32 if gated else 64, columns, 4, stages=3, rows=64, groups=at_once)
+    return Tile(16 if gated else 32, columns, 2, stages=3, rows=64, groups=at_once)
 
 
 def _columns_per_iteration(weight: WeightTensors, tile: Tile) -> int:
@@ -200,10 +200,10 @@ def decode(weight: WeightTensors, dtype: torch.dtype) -> Tensor:
 
 def supports(x_RI: Tensor, weight: WeightTensors) -> bool:
     """Whether the kernel takes these rows: for plain weights, few rows in half precision with a multiple of
-    16 inputs; for quantized ones more, unless int4 groups are too small."""
+    16 inputs; for quantized ones any rows, unless int4 groups are too small."""
     if weight.kind != "plain":
         groups = 1 if weight.zero is None else weight.zero.shape[1]
-        return len(x_RI) <= MAX_QUANTIZED_ROWS and x_RI.shape[1] // groups >= _MIN_GROUP
+        return x_RI.shape[1] // groups >= _MIN_GROUP
     return len(x_RI) <= MAX_ROWS and x_RI.dtype != torch.float32 and x_RI.shape[1] % 16 == 0
 
 
