@@ -15,6 +15,7 @@ began, `arrivals` those of a stream's pieces with text, `tokens` the length of a
 import asyncio
 import json
 import re
+import ssl
 import sys
 import time
 from typing import Any
@@ -56,31 +57,57 @@ async def _read(response: httpx.Response, arrivals: list[float] | None, began: f
     return tail
 
 
-async def run_job(client: httpx.AsyncClient, job: dict[str, Any]) -> dict[str, Any]:
-    """The outcome of a job."""
-    semaphore, began = asyncio.Semaphore(job["at_once"]), time.perf_counter()
+class Clients:
+    """As many clients as are needed at once, each with a connection of its own.
 
-    async def send_in_turn(call: Call) -> dict[str, Any]:
-        async with semaphore:
-            return await send(client, call, began, [])
+    A client with many connections looks at all of them for every request, and would itself be the limit.
+    """
+
+    def __init__(self, url: str) -> None:
+        self._url, self._tls = url, ssl.create_default_context()
+        self._clients: list[httpx.AsyncClient] = []
+
+    def take(self, count: int) -> list[httpx.AsyncClient]:
+        """The first `count` clients."""
+        while len(self._clients) < count:
+            client = httpx.AsyncClient(base_url=self._url, timeout=None, verify=self._tls, trust_env=False)
+            self._clients.append(client)
+        return self._clients[:count]
+
+    async def close(self) -> None:
+        """Close all connections."""
+        for client in self._clients:
+            await client.aclose()
+
+
+async def run_job(clients: Clients, job: dict[str, Any]) -> dict[str, Any]:
+    """The outcome of a job."""
+    first, *rest = clients.take(1 + job["at_once"])
+    began, waiting, replies = time.perf_counter(), list(enumerate(job["calls"]))[::-1], {}
+
+    async def send_in_turn(client: httpx.AsyncClient) -> None:
+        while waiting:
+            index, call = waiting.pop()
+            replies[index] = await send(client, call, began, [])
 
     lead, arrivals = None, list[float]()
     if job["lead"]:
-        lead = asyncio.ensure_future(send(client, job["lead"], began, arrivals))
+        lead = asyncio.ensure_future(send(first, job["lead"], began, arrivals))
         while not arrivals and not lead.done():
             await asyncio.sleep(0.005)
     started = time.perf_counter()
-    replies = await asyncio.gather(*(send_in_turn(call) for call in job["calls"]))
+    await asyncio.gather(*map(send_in_turn, rest))
     seconds = time.perf_counter() - started
-    return {"seconds": seconds, "replies": replies, "lead": await lead if lead else None}
+    in_order = [replies[index] for index in range(len(job["calls"]))]
+    return {"seconds": seconds, "replies": in_order, "lead": await lead if lead else None}
 
 
 async def main(url: str) -> None:
     """Run jobs from stdin until it ends."""
-    limits = httpx.Limits(max_connections=None, max_keepalive_connections=None)
-    async with httpx.AsyncClient(base_url=url, timeout=None, limits=limits) as client:
-        while line := await asyncio.to_thread(sys.stdin.readline):
-            print(json.dumps(await run_job(client, json.loads(line))), flush=True)
+    clients = Clients(url)
+    while line := await asyncio.to_thread(sys.stdin.readline):
+        print(json.dumps(await run_job(clients, json.loads(line))), flush=True)
+    await clients.close()
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from bifrons.apps import warmup
 from bifrons.apps.pipelines import load_pipeline
 from bifrons.apps.server import app, registry
 from bifrons.apps.warmup import ProgressLine, kernel_cache, warm_up
+from bifrons.blocks.engine.generate import scheduler_of
 from bifrons.blocks.graphs.graphed_module import BATCH_SIZES
 
 
@@ -99,3 +100,15 @@ def test_the_server_accepts_no_connection_before_it_is_warm(bifrons_main, janus_
     )
     assert bifrons_main("serve", "-m", janus_mini, "--device", "cpu", "--port", 0, *flags) == 0
     assert events == [*([("janus-mini", False)] if not flags else []), "serves"]
+
+
+@pytest.mark.parametrize("flags", [[], ["--no-warmup"]])
+def test_the_page_is_served_once_its_models_are_warm(bifrons_main, janus_mini, monkeypatch, flags):
+    from bifrons.apps.demo import app as page
+
+    events = []
+    monkeypatch.setattr(warmup, "warm_up", lambda name, pipe, scheduler: events.append((name, scheduler)))
+    monkeypatch.setattr(page, "serve", lambda models, host, port, share: events.append(models[0]))
+    assert bifrons_main("demo", "-m", janus_mini, "--device", "cpu", *flags) == 0
+    loaded = events.pop()
+    assert events == ([] if flags else [("janus-mini", scheduler_of(loaded.pipe.model.decoder))])
