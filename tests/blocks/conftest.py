@@ -17,6 +17,9 @@ from torch import Tensor, nn
 
 _VOCABULARY = 704
 _WIDTHS = {"hidden_size": 96, "intermediate_size": 160, "num_heads": 4, "num_kv_heads": 4, "head_dim": 24}
+_TINY = {"hidden_size": 32, "intermediate_size": 48, "num_layers": 1, "num_heads": 2, "num_kv_heads": 2}
+_TINY |= {"head_dim": 16}
+"""For what Triton's interpreter runs, where a layer takes seconds."""
 _LATENT = LatentConfig(kv_rank=32, nope_dim=24, rope_dim=16, value_dim=20)
 _SOFTMAX = MoEConfig(12, 3, 48, 2, 1)
 _NOAUX = MoEConfig(
@@ -25,8 +28,11 @@ _NOAUX = MoEConfig(
 SMALL_CONFIGS = {
     "dense": DecoderConfig(_VOCABULARY, num_layers=3, **_WIDTHS),
     "dense-wide": DecoderConfig(590, 384, 832, num_layers=4, num_heads=6, num_kv_heads=6, head_dim=64),
+    "dense-tiny": DecoderConfig(_VOCABULARY, **_TINY),
     "experts": DecoderConfig(_VOCABULARY, num_layers=4, **_WIDTHS, moe=_SOFTMAX),
+    "experts-tiny": DecoderConfig(_VOCABULARY, **_TINY | {"num_layers": 2}, moe=MoEConfig(4, 2, 16, 1, 1)),
     "latent": DecoderConfig(_VOCABULARY, num_layers=4, **_WIDTHS, latent=_LATENT, moe=_SOFTMAX),
+    "latent-tiny": DecoderConfig(_VOCABULARY, **_TINY, latent=LatentConfig(16, None, 16, 8, 16)),
     "latent-noaux": DecoderConfig(_VOCABULARY, num_layers=4, **_WIDTHS, latent=_LATENT, moe=_NOAUX),
 }
 """What the models of both families consist of: dense layers (Janus), experts, latent attention (VL2)."""

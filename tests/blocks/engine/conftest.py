@@ -1,4 +1,4 @@
-"""Requests of a small model, what they deliver, and the tokens that they should: a plain loop, one at a time."""
+"""Requests of a small model, what they deliver, and the tokens that they should: those of a plain loop."""
 
 from collections.abc import Callable, Sequence
 from typing import Any

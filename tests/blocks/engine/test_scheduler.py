@@ -1,209 +1,269 @@
-"""The scheduler gives every request the tokens that it gets alone, whatever else runs."""
+"""Which requests run when, and that nothing that happens to one changes another's tokens."""
 
-import threading
-import time
+from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from bifrons.blocks.engine.generate import plain_steps
 from bifrons.blocks.engine.prefill import prefill
-from bifrons.blocks.engine.request import (
-    GenerationBatch,
-    Request,
-    SampledToken,
-    SamplingParams,
-    TokenHead,
-)
-from bifrons.blocks.engine.scheduler import QueueFull, Scheduler, SchedulerStopped
-from bifrons.blocks.errors import PromptError
-from torch import Tensor
+from bifrons.blocks.engine.request import Request, SamplingParams
+from bifrons.blocks.engine.scheduler import Scheduler
+from bifrons.blocks.errors import OptionError, PromptError
+
+GREEDY, DRAWN = SamplingParams(0.0), SamplingParams(1.0)
+GUIDED = SamplingParams(1.0, guidance_scale=5.0)
 
 
 @pytest.fixture(scope="module")
-def model(small_model) -> Any:
-    return small_model("dense")
+def maker(small_model, requests_of) -> Any:
+    return requests_of(small_model("dense"))
 
 
 @pytest.fixture
-def scheduler(model):
-    scheduler = Scheduler(model.decoder, rows=6, context=256, max_waiting=40)
-    yield scheduler
-    assert scheduler.close(10)
+def scheduler(maker: Any) -> Scheduler:
+    return Scheduler(maker.decoder, rows=6, context=64)
 
 
-class Collected:
-    """A request's tokens and finish reason, and a callback `do` for its token number `at`."""
-
-    def __init__(self, at=None, do=None) -> None:
-        self.choices: list[SampledToken] = []
-        self.reason = None
-        self.ended = threading.Event()
-        self.at, self.do = at, do
-
-    def on_token(self, choice: SampledToken) -> bool | None:
-        self.choices.append(choice)
-        return self.do() if self.do and len(self.choices) == self.at else None
-
-    def on_end(self, reason: str) -> None:
-        assert self.reason is None
-        self.reason = reason
-        self.ended.set()
-
-    @property
-    def tokens(self) -> list[int]:
-        assert self.ended.wait(30)
-        return [choice.token for choice in self.choices]
-
-
-class Maker:
-    """Requests of one model: answers and images."""
-
-    def __init__(self, model: Any) -> None:
-        self.model = model
-        self.text_head = TokenHead(model.embed_text, model.text_logits)
-        self.image_head = TokenHead(model.embed_codes, model.image_logits)
-
-    def prompt(self, length: int, seed: int = 0) -> Tensor:
-        ids = torch.randint(704, (length,), generator=torch.Generator().manual_seed(seed))
-        return self.model.embed_text(ids)
-
-    def answer(self, prompt, sampling, seed, new, out, **more) -> Request:
-        return Request(self.text_head, [prompt], sampling, seed, new, out.on_token, out.on_end, **more)
-
-    def image(self, length, sampling, seed, out) -> Request:
-        """An image; with guidance, its unconditional prompt is shorter than the conditional one."""
-        prompts = [self.prompt(length, seed), self.prompt(length // 2, seed)][: sampling.rows_each]
-        total = self.model.num_codes
-        return Request(self.image_head, prompts, sampling, seed, total, out.on_token, out.on_end)
-
-    @torch.no_grad()
-    def expected(self, request: Request) -> list[int]:
-        """The request's tokens from the plain loop, up to the end token."""
-        batch = GenerationBatch(
-            request.prompts_TD, request.head, request.sampling, [request.seed], request.max_new_tokens
-        )
-        tokens = torch.cat(list(plain_steps(self.model.decoder, batch))).tolist()
-        return tokens[: tokens.index(request.eos_id)] if request.eos_id in tokens else tokens
-
-
-@pytest.fixture
-def maker(model) -> Maker:
-    return Maker(model)
-
-
-def test_mixed_requests_at_different_times_get_the_tokens_they_get_alone(scheduler, maker):
-    answers = [
-        (maker.prompt(50, 1), SamplingParams(0.0), 1, 30),
-        (maker.prompt(7, 2), SamplingParams(1.0), 2, 40),
-        (maker.prompt(19, 3), SamplingParams(0.7, 0, 0.9), 3, 25),
-        (maker.prompt(7, 2), SamplingParams(1.0), 4, 7),
-    ]
-    images = [
-        (9, SamplingParams(1.0, guidance_scale=5.0), 5),
-        (20, SamplingParams(1.0, 0, 0.95), 6),
-        (4, SamplingParams(0.9, 50, guidance_scale=2.5), 7),
-        (9, SamplingParams(1.0, guidance_scale=5.0), 8),
-    ]
-    outs = [Collected() for _ in range(8)]
-    eos = maker.expected(maker.answer(*answers[0], outs[0]))[10]  # so that an answer ends early
-    requests = [maker.answer(*answer, out, eos_id=eos) for answer, out in zip(answers, outs[:4], strict=True)]
-    requests += [maker.image(*image, out) for image, out in zip(images, outs[4:], strict=True)]
-    expected = [maker.expected(request) for request in requests]
-    assert len(expected[0]) <= 10
-    for index in (4, 0, 5, 1, 6, 2, 7, 3):
-        request = requests[index]
-        before = scheduler.steps
-        scheduler.reserve(request.rows)
+def test_late_requests_get_the_tokens_that_they_get_alone(maker: Any, scheduler: Scheduler) -> None:
+    """Through six rows, in an order in which images and answers alternate."""
+    requests = [maker.mixed(12)[index] for index in (5, 0, 7, 1, 6, 3, 2, 4)]
+    expected = maker.alone(requests)
+    for request in requests:
         scheduler.submit([request])
-        deadline = time.monotonic() + 5
-        while scheduler.steps < before + 3 and scheduler.rows_promised and time.monotonic() < deadline:
-            time.sleep(0.001)
-    assert [out.tokens for out in outs] == expected
-    assert outs[0].reason == "stop"
-    assert [out.reason for out in outs[4:]] == ["length"] * 4
-    assert scheduler.rows_promised == scheduler.rows_used == 0
+        for _ in range(2):
+            scheduler.step()
+    maker.finish(scheduler)
+    assert [out.tokens for out in maker.outs(requests)] == expected
+    assert scheduler.tokens == sum(len(tokens) for tokens in expected)
 
 
-def test_requests_beyond_the_rows_wait_and_share_steps(scheduler, maker):
-    outs = [Collected() for _ in range(12)]
-    prompt = maker.prompt(7)
-    scheduler.reserve(12)
-    scheduler.submit([maker.answer(prompt, SamplingParams(1.0), i, 20, out) for i, out in enumerate(outs)])
-    assert all(len(out.tokens) == 20 for out in outs)
-    # Twelve answers through six rows: two rounds of 19 decoder steps (the first token needs none).
-    assert scheduler.steps <= 2 * 20
-
-
-def test_a_cancelled_request_frees_its_rows_within_a_step_and_the_rest_go_on(scheduler, maker):
-    prompt, sampling = maker.prompt(7), SamplingParams(1.0)
-    cancelled_out = Collected(at=3, do=lambda: cancelled.cancel())
-    rows_used = []
-    watching = Collected(at=5, do=lambda: rows_used.append(scheduler.rows_used))
-    other = Collected()
-    cancelled = maker.image(9, SamplingParams(1.0, guidance_scale=5.0), 5, cancelled_out)
-    requests = [
-        cancelled,
-        maker.answer(prompt, sampling, 8, 40, watching),
-        maker.answer(prompt, sampling, 9, 40, other),
-    ]
-    expected = maker.expected(requests[2])
-    scheduler.reserve(4)
+def test_requests_beyond_the_rows_wait_and_share_steps(maker: Any, scheduler: Scheduler) -> None:
+    requests = [maker.answer(7, DRAWN, seed, 20) for seed in range(12)]
     scheduler.submit(requests)
-    assert other.tokens == expected
-    assert cancelled_out.reason == "cancelled"
-    assert len(cancelled_out.tokens) == 3
-    assert len(watching.tokens) == 40
-    assert rows_used == [2]
+    scheduler.step()
+    assert scheduler.rows_used == 6
+    maker.finish(scheduler)
+    assert all(len(out.tokens) == 20 for out in maker.outs(requests))
+    assert scheduler.steps == 2 * 20
 
 
-def test_log_probabilities_are_those_of_scoring(scheduler, maker):
-    out = Collected()
-    prompt, decoder = maker.prompt(7), maker.model.decoder
-    scheduler.reserve(1)
-    scheduler.submit([maker.answer(prompt, SamplingParams(0.0), 0, 1, out, logprobs=3)])
-    assert out.ended.wait(30)
+def started(scheduler: Scheduler, requests: list[Request]) -> list[int]:
+    """Which of the requests have got a token."""
+    scheduler.step()
+    return [index for index, request in enumerate(requests) if request.delivered]
+
+
+def test_lower_priorities_start_first_and_equal_ones_in_order(maker: Any) -> None:
+    scheduler, order = Scheduler(maker.decoder, rows=2, context=64), []
+    requests = [
+        maker.image(6, GUIDED, seed, 2, priority=priority) for seed, priority in enumerate((1, 1, 0, 2, 0, 1))
+    ]
+    for request in requests:
+        request.on_end = lambda reason, seed=request.seed: order.append(seed)
+    scheduler.submit(requests[:4])
+    scheduler.step()
+    scheduler.submit(requests[4:])
+    maker.finish(scheduler)
+    assert order == [2, 4, 0, 1, 5, 3]
+
+
+def test_an_eighth_of_the_rows_is_kept_for_answers(maker: Any) -> None:
+    scheduler = Scheduler(maker.decoder, rows=16, context=64)
+    images = [maker.image(6, GUIDED, seed, 12, priority=1) for seed in range(9)]
+    scheduler.submit(images)
+    assert started(scheduler, images) == list(range(7))
+    answers = [maker.answer(6, DRAWN, seed, 3) for seed in range(3)]
+    expected = maker.alone(answers)
+    scheduler.submit(answers)
+    assert started(scheduler, answers) == [0, 1]
+    maker.finish(scheduler)
+    assert [out.tokens for out in maker.outs(answers)] == expected
+    assert {out.reason for out in maker.outs(images)} == {"length"}
+
+
+def test_images_use_all_rows_if_there_are_few(maker: Any) -> None:
+    scheduler = Scheduler(maker.decoder, rows=2, context=64)
+    images = [maker.image(6, GUIDED, seed, 3, priority=1) for seed in range(2)]
+    expected = maker.alone(images)
+    assert maker.run(scheduler, images) == expected
+
+
+def test_cancelling_frees_rows_before_the_next_step(maker: Any, collector: Any) -> None:
+    scheduler, rows_used = Scheduler(maker.decoder, rows=3, context=64), []
+    cancelled = maker.image(9, GUIDED, 5, 12, out=collector(at=3, do=lambda: cancelled.cancel()))
+    other = maker.answer(7, DRAWN, 9, 12)
+    waiting = maker.image(9, GUIDED, 6, 4, out=collector(at=1, do=lambda: rows_used.append(scheduler.steps)))
+    expected = maker.alone([cancelled, other, waiting])
+    found = maker.run(scheduler, [cancelled, other, waiting])
+    assert found == [expected[0][:3], *expected[1:]]
+    assert [out.reason for out in maker.outs([cancelled, other, waiting])] == [
+        "cancelled",
+        "length",
+        "length",
+    ]
+    assert rows_used == [4]  # the step after the one that delivered the third token
+
+
+@pytest.mark.parametrize("steps", [0, 1, 3])
+def test_cancel_ends_requests_that_wait_or_run(maker: Any, scheduler: Scheduler, steps: int) -> None:
+    requests = [maker.image(9, GUIDED, seed, 12) for seed in range(5)]
+    expected = maker.alone(requests)
+    scheduler.submit(requests)
+    for _ in range(steps):
+        scheduler.step()
+    scheduler.cancel([requests[0], requests[4]])
+    assert [requests[index].ended for index in (0, 4)] == [True, True]
+    assert scheduler.rows_used == (4 if steps else 0)
+    maker.finish(scheduler)
+    outs = maker.outs(requests)
+    assert outs[0].tokens == expected[0][:steps]
+    assert outs[4].tokens == []
+    assert [out.tokens for out in outs[1:4]] == expected[1:4]
+    scheduler.cancel(requests)  # of no effect: all have ended
+    assert [out.reason for out in outs] == ["cancelled", "length", "length", "length", "cancelled"]
+
+
+def test_a_callback_may_cancel_other_requests(maker: Any, scheduler: Scheduler, collector: Any) -> None:
+    other = maker.answer(7, DRAWN, 2, 12)
+    one = maker.answer(7, DRAWN, 1, 12, out=collector(at=2, do=lambda: scheduler.cancel([other])))
+    expected = maker.alone([one, other])
+    found = maker.run(scheduler, [one, other])
+    assert found[0] == expected[0]
+    assert found[1] == expected[1][:2]
+    assert maker.outs([other])[0].reason == "cancelled"
+
+
+def test_a_callback_that_returns_true_finishes_its_request(
+    maker: Any, scheduler: Scheduler, collector: Any
+) -> None:
+    requests = [
+        maker.answer(7, DRAWN, 1, 12, out=collector(at=4, do=lambda: True)),
+        maker.answer(7, DRAWN, 2, 12),
+    ]
+    expected = maker.alone(requests)
+    assert maker.run(scheduler, requests) == [expected[0][:4], expected[1]]
+    assert maker.outs(requests)[0].reason == "stop"
+
+
+def explode(*args: object) -> Any:
+    raise RuntimeError("out of memory")
+
+
+def failing_prompt(maker: Any, request: Request) -> None:
+    request.prompts_TD = [torch.zeros(6, 5)]  # of another width
+
+
+def failing_input(maker: Any, request: Request) -> None:
+    request.head = type(request.head)(explode, request.head.logits)
+
+
+def failing_head(maker: Any, request: Request) -> None:
+    request.head = type(request.head)(request.head.embed, explode)
+
+
+def failing_token(maker: Any, request: Request) -> None:
+    request.on_token.__self__.at, request.on_token.__self__.do = 1, explode  # type: ignore[attr-defined]
+
+
+def failing_embed(maker: Any, request: Request) -> None:
+    request.prompts_TD, request.embed, request.inputs = (), explode, "a picture"
+
+
+@pytest.mark.parametrize(
+    ("fail", "tokens"),
+    [(failing_prompt, 0), (failing_input, 0), (failing_head, 0), (failing_token, 1), (failing_embed, 0)],
+)
+def test_a_request_that_fails_ends_alone(
+    maker: Any, scheduler: Scheduler, fail: Callable[[Any, Request], None], tokens: int
+) -> None:
+    requests = [maker.answer(6 + seed, DRAWN, seed, 8) for seed in range(4)]
+    expected = maker.alone(requests)
+    broken = requests.pop(2)
+    expected[2:3] = []
+    fail(maker, broken)
+    scheduler.submit([requests[0], broken, requests[1]])
+    scheduler.step()
+    maker.run(scheduler, requests[2:])
+    (out,) = maker.outs([broken])
+    assert (out.reason, len(out.tokens)) == ("error", tokens)
+    assert isinstance(broken.error, RuntimeError)
+    assert [one.tokens for one in maker.outs(requests)] == expected
+
+
+def test_an_end_callback_that_fails_harms_no_one(maker: Any, scheduler: Scheduler) -> None:
+    requests = [maker.answer(7, DRAWN, seed, 5) for seed in (1, 2)]
+    expected = maker.alone(requests)
+    requests[0].on_end = explode
+    assert maker.run(scheduler, requests) == expected
+    assert requests[0].ended
+
+
+def test_log_probabilities_are_those_of_scoring(maker: Any, scheduler: Scheduler, collector: Any) -> None:
+    out, decoder = collector(), maker.decoder
+    request = maker.answer(7, GREEDY, 0, 1, logprobs=3, out=out)
     with torch.no_grad():
-        hidden = prefill(decoder, [prompt], decoder.new_cache(1, len(prompt)))
+        hidden = prefill(decoder, request.prompts_TD, decoder.new_cache(1, 7))
         scores = maker.model.text_logits(hidden)[0].log_softmax(-1)
-    choice = out.choices[0]
-    assert choice.logprob == pytest.approx(scores[choice.token].item(), abs=1e-4)
-    assert [token for token, _ in choice.top] == scores.topk(3).indices.tolist()
-    assert choice.top[0][0] == choice.token
+    maker.run(scheduler, [request])
+    (sampled,) = out.sampled
+    assert sampled.logprob == pytest.approx(scores[sampled.token].item(), abs=1e-4)
+    assert [token for token, _ in sampled.top] == scores.topk(3).indices.tolist()
+    assert sampled.top[0][0] == sampled.token
 
 
-def test_the_queue_is_bounded_and_requests_that_do_not_fit_are_refused(scheduler, maker):
-    scheduler.reserve(46)
-    with pytest.raises(QueueFull):
-        scheduler.reserve(1)
-    scheduler.release(46)
-    with pytest.raises(PromptError, match="context holds 256"):
-        scheduler.submit([maker.answer(maker.prompt(7), SamplingParams(0.0), 0, 255, Collected())])
+class Embedder:
+    """Embeds token ids; notes with how many inputs it is called, and fails for long ones."""
+
+    def __init__(self, maker: Any) -> None:
+        self.maker, self.calls = maker, []
+
+    def embed(self, inputs: list[torch.Tensor]) -> list[Any]:
+        self.calls.append(len(inputs))
+        if any(len(ids) > 20 for ids in inputs):
+            raise RuntimeError("out of memory")
+        embed_text = self.maker.model.embed_text
+        return [SimpleNamespace(ids=ids, embeddings_TD=embed_text(ids)) for ids in inputs]
+
+    def request(self, ids: torch.Tensor, seed: int, sampling: SamplingParams = DRAWN) -> Request:
+        head = self.maker.text_head
+        more = {"embed": self.embed, "inputs": ids, "prompt_tokens": len(ids)}
+        return self.maker.request(head, (), sampling, seed, 5, **more)
 
 
-def test_closing_finishes_submitted_requests_and_refuses_new_ones(model, maker):
-    scheduler = Scheduler(model.decoder, rows=2, context=256, max_waiting=40)
-    outs = [Collected() for _ in range(4)]
-    scheduler.reserve(4)
-    scheduler.submit([maker.answer(maker.prompt(7), SamplingParams(1.0), 1, 30, out) for out in outs])
-    assert scheduler.close(30)
-    assert [(out.reason, len(out.tokens)) for out in outs] == [("length", 30)] * 4
-    with pytest.raises(SchedulerStopped):
-        scheduler.reserve(1)
+def test_waiting_requests_are_embedded_together_and_equal_inputs_once(
+    maker: Any, scheduler: Scheduler
+) -> None:
+    embedder, ids = Embedder(maker), [maker.ids(length, length) for length in (9, 12, 12)]
+    penalized = SamplingParams(1.0, repetition_penalty=3.0)
+    given = [(ids[0], 1, DRAWN), (ids[0], 2, penalized), (ids[1], 3, DRAWN), (ids[2], 4, penalized)]
+    requests = [embedder.request(*one) for one in given]
+    plain = [
+        maker.request(maker.text_head, [maker.model.embed_text(one)], sampling, seed, 5, seen_ids=one)
+        for one, seed, sampling in given
+    ]
+    assert maker.run(scheduler, requests) == maker.alone(plain)
+    assert embedder.calls == [3]
 
 
-def test_a_failing_step_ends_its_requests_and_the_scheduler_goes_on(scheduler, maker):
-    def explode(hidden):
-        raise RuntimeError("out of memory")
+def test_inputs_that_cannot_be_embedded_end_their_request_alone(maker: Any, scheduler: Scheduler) -> None:
+    embedder, ids = Embedder(maker), [maker.ids(length) for length in (9, 21, 12)]
+    requests = [embedder.request(one, seed) for seed, one in enumerate(ids)]
+    found = maker.run(scheduler, requests)
+    assert [len(tokens) for tokens in found] == [5, 0, 5]
+    assert [out.reason for out in maker.outs(requests)] == ["length", "error", "length"]
+    assert str(requests[1].error) == "out of memory"
 
-    failed, good = Collected(), Collected()
-    prompt = maker.prompt(7)
-    broken = maker.answer(prompt, SamplingParams(0.0), 0, 3, failed)
-    broken.head = TokenHead(maker.text_head.embed, explode)
-    scheduler.reserve(1)
-    scheduler.submit([broken])
-    assert failed.tokens == []
-    assert failed.reason == "error"
-    scheduler.reserve(1)
-    scheduler.submit([maker.answer(prompt, SamplingParams(0.0), 0, 3, good)])
-    assert len(good.tokens) == 3
+
+def test_what_does_not_fit_is_refused(maker: Any, scheduler: Scheduler) -> None:
+    with pytest.raises(PromptError, match="at most 57 new tokens fit"):
+        scheduler.submit([maker.answer(7, GREEDY, 0, 4), maker.answer(7, GREEDY, 0, 58)])
+    assert not scheduler.has_work
+    limit = maker.decoder.config.max_positions
+    for sizes in ({"rows": 1, "context": 64}, {"rows": 2, "context": 1}, {"rows": 2, "context": limit + 1}):
+        with pytest.raises(OptionError, match="accepted: at least 2 rows"):
+            Scheduler(maker.decoder, **sizes)
+
+
+def test_the_wished_rows_are_allocated_on_the_cpu(maker: Any) -> None:
+    assert Scheduler(maker.decoder, rows=32, context=1024).rows == 32

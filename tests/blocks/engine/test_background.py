@@ -1,0 +1,138 @@
+"""A scheduler with a thread: what it accepts, and how it ends."""
+
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from bifrons.blocks.engine.background import BackgroundScheduler, QueueFull, SchedulerStopped
+from bifrons.blocks.engine.request import Request, SamplingParams
+from bifrons.blocks.errors import OptionError
+
+GREEDY, DRAWN = SamplingParams(0.0), SamplingParams(1.0)
+SIZES = {"rows": 6, "context": 256, "max_waiting": 40}
+
+
+@pytest.fixture(scope="module")
+def maker(small_model, requests_of) -> Any:
+    return requests_of(small_model("dense"))
+
+
+@pytest.fixture
+def scheduler(maker: Any) -> Iterator[BackgroundScheduler]:
+    scheduler = BackgroundScheduler(maker.decoder, **SIZES)
+    scheduler.start()
+    yield scheduler
+    assert scheduler.close(30)
+
+
+def submit(scheduler: BackgroundScheduler, requests: list[Request]) -> None:
+    scheduler.reserve(sum(request.rows for request in requests))
+    scheduler.submit(requests)
+
+
+def wait(scheduler: BackgroundScheduler) -> None:
+    """Wait until nothing runs and nothing is reserved."""
+    deadline = time.monotonic() + 30
+    while scheduler.rows_promised or scheduler.has_work:
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+    assert scheduler.rows_used == 0
+
+
+def test_requests_of_several_threads_get_the_tokens_that_they_get_alone(
+    maker: Any, scheduler: BackgroundScheduler
+) -> None:
+    requests = [*maker.mixed(12), *maker.mixed(5)]
+    expected = maker.alone(requests)
+
+    def client(part: list[Request]) -> None:
+        for request in part:
+            submit(scheduler, [request])
+            time.sleep(0.003)
+
+    threads = [threading.Thread(target=client, args=(requests[start::4],)) for start in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    wait(scheduler)
+    assert [out.tokens for out in maker.outs(requests)] == expected
+
+
+def test_callbacks_run_on_the_schedulers_thread(maker: Any, scheduler: BackgroundScheduler) -> None:
+    names, request = [], maker.answer(7, GREEDY, 0, 2)
+    request.on_token = lambda sampled: names.append(threading.current_thread().name)
+    request.on_end = lambda reason: names.append(threading.current_thread().name)
+    submit(scheduler, [request])
+    wait(scheduler)
+    assert names == ["bifrons-engine"] * 3
+
+
+def test_the_queue_is_bounded(maker: Any, scheduler: BackgroundScheduler) -> None:
+    scheduler.reserve(46)
+    with pytest.raises(QueueFull, match="46 rows are in use or waiting"):
+        scheduler.reserve(1)
+    scheduler.release(46)
+    submit(scheduler, [maker.image(7, SamplingParams(guidance_scale=2.0), 0, 3)])
+    wait(scheduler)
+    scheduler.reserve(46)
+    scheduler.release(46)
+    assert scheduler.rows_promised == 0
+    with pytest.raises(OptionError, match="waiting is -1"):
+        BackgroundScheduler(maker.decoder, **SIZES | {"max_waiting": -1})
+
+
+def test_cancelled_and_failed_requests_release_their_rows(maker: Any, scheduler: BackgroundScheduler) -> None:
+    def explode(sampled: object) -> None:
+        raise RuntimeError("the client is gone")
+
+    failing, cancelled, good = (maker.answer(7, DRAWN, seed, 40) for seed in range(3))
+    expected, outs = maker.alone([good]), maker.outs([cancelled, good])
+    failing.on_token = explode
+    outs[0].at, outs[0].do = 2, cancelled.cancel
+    submit(scheduler, [failing, cancelled, good])
+    wait(scheduler)
+    assert [out.reason for out in outs] == ["cancelled", "length"]
+    assert str(failing.error) == "the client is gone"
+    assert len(outs[0].tokens) == 2
+    assert outs[1].tokens == expected[0]
+
+
+def test_cancel_from_another_thread_has_freed_the_rows_when_it_returns(
+    maker: Any, scheduler: BackgroundScheduler
+) -> None:
+    requests = [maker.answer(7, DRAWN, seed, 240) for seed in range(8)]
+    submit(scheduler, requests)
+    scheduler.cancel(requests)
+    assert all(request.ended for request in requests)
+    assert {out.reason for out in maker.outs(requests)} == {"cancelled"}
+    wait(scheduler)
+
+
+def test_closing_finishes_submitted_requests_and_refuses_new_ones(maker: Any) -> None:
+    scheduler = BackgroundScheduler(maker.decoder, **SIZES | {"rows": 2})
+    scheduler.start()
+    requests = [maker.answer(7, DRAWN, 1, 30) for _ in range(4)]
+    submit(scheduler, requests)
+    assert scheduler.close(30)
+    assert [(out.reason, len(out.tokens)) for out in maker.outs(requests)] == [("length", 30)] * 4
+    with pytest.raises(SchedulerStopped):
+        scheduler.reserve(1)
+
+
+def test_closing_waits_for_rows_that_are_reserved(maker: Any) -> None:
+    scheduler = BackgroundScheduler(maker.decoder, **SIZES)
+    scheduler.start()
+    scheduler.reserve(2)
+    assert not scheduler.close(0.05)
+    request = maker.answer(7, DRAWN, 1, 3)
+    scheduler.submit([request])
+    scheduler.release(1)
+    assert scheduler.close(30)
+    assert maker.outs([request])[0].reason == "length"
+
+
+def test_closing_before_the_start_is_at_once(maker: Any) -> None:
+    assert BackgroundScheduler(maker.decoder, **SIZES).close()
