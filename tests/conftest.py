@@ -234,7 +234,8 @@ def check_decoder_over_two_gpus() -> Callable[[Any], Tensor]:
         slots = KVSlots(decoder, 3, 16)
         slots.add([4, 4])
         prefill(decoder, [rows[0][:4]] * 2, slots.view(0, 2, 4))
-        decode_one(decoder, hidden, slots.active())
+        decode_one(decoder, hidden, slots.view(0, 2, 4))
+        slots.advance(0, 2)
         slots.drop(0)
         return hidden
 

@@ -6,10 +6,12 @@ import pytest
 import torch
 from bifrons.blocks.chat.text_generation import TextGenerationOptions, generate_ids
 from bifrons.blocks.checkpoints.quantize import replace_with_quantized
-from bifrons.blocks.engine.generate import captures
+from bifrons.blocks.engine.background import BackgroundScheduler
+from bifrons.blocks.engine.plain_runner import PlainRunner
 from bifrons.blocks.engine.prefill import prefill
 from bifrons.blocks.engine.request import Request, SamplingParams, TokenHead
 from bifrons.blocks.engine.scheduler import Scheduler
+from bifrons.blocks.graphs.cuda_graphs import uses_cuda_graphs
 from bifrons.blocks.placement.layout import CPU, units
 from bifrons.janus.config import read_config
 from bifrons.janus.model import JanusModel
@@ -73,9 +75,8 @@ def test_weights_leave_after_a_failure_too(load_offloaded, janus_mini, offloaded
 
 def test_captured_steps_are_off(load_offloaded, janus_mini):
     offloaded = load_offloaded(JanusPipeline, janus_mini, capture=True)  # which `choose_placement` refuses
-    assert not captures(
-        offloaded.model.decoder, TokenHead(offloaded.model.embed_text, offloaded.model.text_logits)
-    )
+    assert not uses_cuda_graphs(offloaded.model.decoder)
+    assert isinstance(Scheduler(offloaded.model.decoder).runner, PlainRunner)
 
 
 def test_the_engine_serves_a_spread_model(load_offloaded, janus_mini):
@@ -83,7 +84,8 @@ def test_the_engine_serves_a_spread_model(load_offloaded, janus_mini):
     text = TokenHead(offloaded.model.embed_text, offloaded.model.text_logits)
     questions = [offloaded.question_messages([], words) for words in ("Hello?", "What is it like?", "Why?")]
     prompts = offloaded.prompts(questions, 1)
-    scheduler = Scheduler(offloaded.model.decoder, rows=2, context=128, max_waiting=9)
+    scheduler = BackgroundScheduler(offloaded.model.decoder, rows=2, context=128, max_waiting=9)
+    scheduler.start()
     heard: list[list[int]] = [[] for _ in prompts]
     ends = [threading.Event() for _ in prompts]
     try:

@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import pytest
 from bifrons.blocks.chat.text_generation import TextGenerationOptions, generate_ids
+from bifrons.blocks.engine.background import BackgroundScheduler
 from bifrons.blocks.engine.request import Request, SampledToken, SamplingParams, TokenHead
-from bifrons.blocks.engine.scheduler import Scheduler
 from bifrons.janus.pipeline import JanusPipeline
 from PIL import Image
 
@@ -19,7 +19,8 @@ def pipe(janus_mini) -> JanusPipeline:
 
 @pytest.fixture
 def scheduler(pipe):
-    scheduler = Scheduler(pipe.model.decoder, rows=6, context=256, max_waiting=40)
+    scheduler = BackgroundScheduler(pipe.model.decoder, rows=6, context=256, max_waiting=40)
+    scheduler.start()
     yield scheduler
     assert scheduler.close(10)
 

@@ -1,51 +1,47 @@
-"""Answers of DeepSeek-VL2 by captured graphs against the plain loop; on the CPU a replay runs the captured
-work again."""
+"""Answers of DeepSeek-VL2 by captured steps on CUDA, against those of the eager runner and in other company."""
+
+from pathlib import Path
 
 import pytest
 import torch
-from bifrons.blocks.engine import generate
-from bifrons.blocks.engine.graph_generation import graph_pool_of
+from bifrons.blocks.engine.generate import scheduler_of
+from bifrons.blocks.engine.graph_runner import GraphRunner
 from bifrons.vl2.pipeline import VL2Pipeline
 from PIL import Image
 
-on_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA")
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA")
+SETTINGS = [
+    {"temperature": 0.0},
+    {"temperature": 0.9, "top_p": 0.9, "seed": 3},
+    {"temperature": 0.0, "repetition_penalty": 1.5, "prefill_chunk": 16},
+]
+RED = Image.new("RGB", (80, 60), (200, 30, 30))
 
 
-@pytest.mark.parametrize("name", ["vl2-mini-mha", "vl2-mini-mla", "vl2-mini-noaux"])
-def test_answers_are_those_of_the_plain_loop(
-    name: str, request: pytest.FixtureRequest, warm_up_capturer, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    folder = request.config.rootpath / "tests" / "data" / name
-    pipe = VL2Pipeline.from_pretrained(folder, "cpu", progress=False)
-    image = Image.new("RGB", (80, 60), (200, 30, 30))
-    questions = ((image, "What is this?"), ([], "And what colour has it?"))
-    conversations = [pipe.question_messages(*question) for question in questions]
-    settings = [
-        {"temperature": 0.0},
-        {"temperature": 0.9, "top_p": 0.9, "seed": 3},
-        {"temperature": 0.0, "repetition_penalty": 1.5, "prefill_chunk": 16},
-    ]
-    expected = [pipe.chat_batch(conversations, 20, **options) for options in settings]
-    graph_pool_of(pipe.model.decoder).capturer = warm_up_capturer()
-    monkeypatch.setattr(generate, "captures", lambda decoder, head: True)
-    assert [pipe.chat_batch(conversations, 20, **options) for options in settings] == expected
-    assert "".join(pipe.ask(image, "What is this?", 20, stream=True)).strip() == expected[0][0]
-    assert graph_pool_of(pipe.model.decoder).capturer.made > 3
+@pytest.fixture(params=["vl2-mini-mha", "vl2-mini-mla", "vl2-mini-noaux"])
+def folder(request: pytest.FixtureRequest) -> Path:
+    return request.config.rootpath / "tests" / "data" / request.param
 
 
-@on_cuda
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("name", ["vl2-mini-mha", "vl2-mini-mla", "vl2-mini-noaux"])
-def test_experts_and_latent_attention_are_captured(
-    name: str, dtype: str, request: pytest.FixtureRequest
-) -> None:
-    folder = request.config.rootpath / "tests" / "data" / name
-    pipe = VL2Pipeline.from_pretrained(folder, "cuda", dtype, progress=False)
-    image = Image.new("RGB", (80, 60), (200, 30, 30))
-    conversations = [pipe.question_messages(image, "What?"), pipe.question_messages([], "Why not?")]
-    answers = pipe.chat_batch(conversations, 20)
-    assert graph_pool_of(pipe.model.decoder).capturer.made
-    pipe.model.decoder.capture = False
-    expected = pipe.chat_batch(conversations, 20)
-    if dtype == "float32":
-        assert answers == expected
+def load(folder: Path, dtype: str, **options: bool) -> tuple[VL2Pipeline, list]:
+    pipe = VL2Pipeline.from_pretrained(folder, "cuda", dtype, progress=False, **options)
+    questions = ((RED, "What is this?"), ([], "And what colour has it?"), ([], "Why?"))
+    return pipe, [pipe.question_messages(*question) for question in questions]
+
+
+def test_float32_answers_are_those_of_the_eager_runner(folder: Path) -> None:
+    answers = []
+    for options in ({}, {"capture": False}):
+        pipe, conversations = load(folder, "float32", **options)
+        answers.append([pipe.chat_batch(conversations, 20, **settings) for settings in SETTINGS])
+        assert isinstance(scheduler_of(pipe.model.decoder).runner, GraphRunner) == (not options)
+    assert answers[0] == answers[1]
+
+
+@pytest.mark.parametrize("settings", SETTINGS)
+def test_an_answer_is_the_same_in_any_batch(folder: Path, settings: dict[str, float]) -> None:
+    pipe, conversations = load(folder, "bfloat16")
+    together = pipe.chat_batch(conversations, 20, **settings)
+    assert [pipe.chat_batch([one], 20, **settings)[0] for one in conversations] == together
+    stream = pipe.ask(RED, "What is this?", 20, stream=True, **settings)
+    assert "".join(stream).strip() == together[0].strip()

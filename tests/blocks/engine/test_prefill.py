@@ -12,6 +12,7 @@ from bifrons.blocks.engine.prefill import (
     idle_cores,
     prefill,
 )
+from bifrons.blocks.model import decoder as blocks_decoder
 from bifrons.blocks.model.kv_slots import KVSlots
 
 MODELS = ["dense", "experts", "latent", "latent-noaux"]
@@ -57,8 +58,9 @@ def added(prefiller: Prefiller, new: list[torch.Tensor], inputs: torch.Tensor) -
     assert slots.cache.positions[rows].tolist() == [len(prompt) for prompt in new]
     states = [slots.hidden_RD[rows].clone()]
     for x in inputs:
-        hidden = decode_one(prefiller.decoder, x.expand(len(new), -1), slots.active())
-        slots.advance()
+        view = slots.view(0, len(new), max(slots.lengths))
+        hidden = decode_one(prefiller.decoder, x.expand(len(new), -1), view)
+        slots.advance(0, len(new))
         states.append(hidden[rows])
     while slots.lengths:
         slots.drop(0)
@@ -119,10 +121,26 @@ def test_after_a_failure_no_prefix_is_reused(prefiller, decoder, monkeypatch, th
     with pytest.raises(RuntimeError, match="out of memory"):
         prefiller.add(batch)
     monkeypatch.undo()
-    prefiller.slots.clear()
+    prefiller.slots.truncate(0)
     before = prefiller.copied
     added(prefiller, batch[:1], no_inputs)
     assert prefiller.copied == before
+
+
+@torch.no_grad()
+def test_the_first_positions_are_causal_without_a_mask(decoder, monkeypatch):
+    """Equal to attention with a mask over the cache, which batch invariance is switched off to compare."""
+    monkeypatch.setattr(blocks_decoder, "is_batch_invariant", lambda x: False)
+    x_BTD = torch.stack(prompts(decoder, 40, 40, shared=0))
+    for length in (40, 1):
+        caches = [decoder.new_cache(2, 64) for _ in range(2)]
+        for cache in caches:
+            cache.reserve(60)
+        masked = decoder(x_BTD[:, :length], caches[0])
+        causal = decoder(x_BTD[:, :length], caches[1], from_start=True)
+        torch.testing.assert_close(causal, masked, rtol=1e-4, atol=1e-5)
+        for one, other in zip(caches[0].buffers, caches[1].buffers, strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
 
 
 def test_copies_between_rows_may_swap_prefixes(decoder):

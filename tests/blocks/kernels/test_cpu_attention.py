@@ -4,8 +4,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 from bifrons.blocks.chat.text_generation import score_tokens
-from bifrons.blocks.engine.generate import generate_all
-from bifrons.blocks.engine.request import GenerationBatch, SamplingParams, TokenHead
+from bifrons.blocks.engine.generate import Sequences
+from bifrons.blocks.engine.request import SamplingParams, TokenHead
 from bifrons.blocks.kernels.cpu_attention import attend_one, is_faster
 
 
@@ -62,8 +62,8 @@ def test_the_decoder_uses_it_for_single_steps(small_model, monkeypatch):
     prompts = [model.embed_text(torch.arange(length)) for length in (9, 5)]
     calls = []
     monkeypatch.setattr(module, "attend_one", lambda *args: calls.append(1) or attend_one(*args))
-    batch = GenerationBatch(prompts, head, SamplingParams(guidance_scale=5.0), [1], 36)
-    codes = generate_all(decoder, batch)[0]
+    sequences = Sequences(head, [prompts], SamplingParams(guidance_scale=5.0), [1], 36)
+    codes = sequences.run_all(decoder)[0]
     assert len(calls) == 35 * 3  # every step after the prompt, every layer
     scores = score_tokens(decoder, head, prompts[0], codes)
     calls.clear()
