@@ -168,14 +168,12 @@ class Scheduler:
                 if self.rows is not None and rows > self._row_limit(request):
                     break
                 candidates.append(request)
-        admitted = self.runner.admit(candidates) if candidates else []
-        if candidates and not admitted and not (self._prefilling or self._running):
-            request = candidates[0]
-            request.error = OptionError(
-                f"the cache has no room for {request.rows} x {request.positions} positions; "
-                "accepted: fewer new tokens, a shorter prompt, or more free memory"
-            )
-            self._finish(request, "error")
+        admitted = self._isolated(self.runner.admit, candidates)
+        if candidates and not (admitted or self._prefilling or self._running):
+            size = f"{candidates[0].rows} x {candidates[0].positions} positions"
+            accepted = "fewer new tokens, a shorter prompt, or more free memory"
+            error = OptionError(f"the cache has no room for {size}; accepted: {accepted}")
+            self._finish(candidates[0], "error", error)
         with self._changed:
             self._waiting = [request for request in self._waiting if request not in admitted]
         self._prefilling += admitted
@@ -220,8 +218,7 @@ class Scheduler:
         except Exception as error:
             if len(requests) == 1:
                 _log.exception("a request failed")
-                requests[0].error = error
-                self._finish(requests[0], "error")
+                self._finish(requests[0], "error", error)
                 return []
         return [one for request in requests for one in self._isolated(work, [request])]
 
@@ -243,8 +240,7 @@ class Scheduler:
         except Exception as error:  # the device failed
             _log.exception("a step failed; %d requests end with it", len(requests))
             for request in requests:
-                request.error = error
-                self._finish(request, "error")
+                self._finish(request, "error", error)
             return
         for request, sampled in tokens:
             if not request.ended:
@@ -257,8 +253,7 @@ class Scheduler:
             stops = sampled.token == request.eos_id or bool(request.on_token(sampled))
         except Exception as error:
             _log.exception("a request's on_token callback failed")
-            request.error = error
-            self._finish(request, "error")
+            self._finish(request, "error", error)
             return
         if stops:
             self._finish(request, "stop")
@@ -275,10 +270,10 @@ class Scheduler:
                 requests.remove(request)
                 self.runner.remove(request)
 
-    def _finish(self, request: Request, reason: str) -> None:
+    def _finish(self, request: Request, reason: str, error: Exception | None = None) -> None:
         if request.ended:
             return
-        request.ended = True
+        request.ended, request.error = True, error
         self._free(request)
         self._report_end(request, reason)
 

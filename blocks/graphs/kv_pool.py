@@ -67,19 +67,22 @@ class KVPool:
         self._free = merged
 
     def grow(self, count: int) -> bool:
-        """Make room for `count` more slots; False if the pool is of fixed size, or if memory is short while
-        ranges are in use. Raises `torch.OutOfMemoryError` if it is short otherwise."""
+        """Make room for `count` more slots; False if the pool is of fixed size, or if memory is short."""
         if not self._grows:
             return False
         if self.is_unused:
-            self.buffers, self.slots = [], 0  # frees the memory first
+            self.buffers, self.slots, self._free = [], 0, []  # frees the memory first
             if self._decoder.device.type == "cuda":
                 torch.cuda.empty_cache()  # no larger buffer fits into what was freed
         old, old_slots, free = self.buffers, self.slots, self._free
         new_slots = -(-(max(old_slots - SCRATCH, 0) + count) // _MULTIPLE) * _MULTIPLE
         if old and self._bytes(new_slots) > free_bytes(self._decoder.device) * _USABLE:
             return False
-        self._allocate(new_slots)
+        try:
+            self._allocate(new_slots)
+        except torch.OutOfMemoryError:
+            self.slots = old_slots
+            return False
         for buffer, small in zip(self.buffers, old, strict=False):
             buffer[:, :, :old_slots] = small
         if old:

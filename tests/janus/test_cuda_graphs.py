@@ -1,4 +1,4 @@
-"""Pictures of janus-nano by captured steps on CUDA, against those of the eager runner and in other company."""
+"""Pictures of janus-nano by captured steps on CUDA: those of the eager runner, and the same in any batch."""
 
 import gc
 

@@ -72,7 +72,9 @@ def test_both_templates_give_the_official_strings():
     assert PRO.chat_prompt(turns) == f"{SYSTEM_PROMPT}\n\n{pro}"
     assert PRO.chat_prompt(turns, system="") == pro
     assert PRO.chat_prompt([Turn("system", "Be brief."), *turns]) == f"Be brief.\n\n{pro}"
-    assert FIRST.chat_prompt(turns[:1]) == (f"{SYSTEM_PROMPT}\n\nUser: <image_placeholder>\nQ1\n\nAssistant:")
+    assert FIRST.chat_prompt(turns[:1]) == (
+        f"{SYSTEM_PROMPT}\n\nUser: <image_placeholder>\nQ1\n\nAssistant:"
+    )
     assert FIRST.generation_prompt("a red cube") == "User: a red cube\n\nAssistant:<begin_of_image>"
     with pytest.raises(PromptError, match="end with"):
         PRO.chat_prompt(turns[:2])

@@ -79,10 +79,9 @@ def test_a_pool_that_grows_keeps_what_running_requests_wrote(
     assert [out.tokens for out in dense.outs([*first, *late])] == expected
 
 
-@pytest.mark.parametrize("graphed", [64, 1024])
-@pytest.mark.parametrize("tokens", [48, 4096])
+@pytest.mark.parametrize(("tokens", "graphed"), [(48, 1024), (4096, 64)])
 def test_long_prompts_are_computed_in_parts(
-    dense: Any, graphed: int, tokens: int, monkeypatch: pytest.MonkeyPatch
+    dense: Any, tokens: int, graphed: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of so many tokens at once, and of no more than a request asks for; with graphs up to some size."""
     monkeypatch.setattr(graph_prefill, "MAX_GRAPHED_TOKENS", graphed)

@@ -1,7 +1,6 @@
 """Which requests run when, and that nothing that happens to one changes another's tokens."""
 
 from collections.abc import Callable
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -9,7 +8,6 @@ import torch
 from bifrons.blocks.engine.prefill import prefill
 from bifrons.blocks.engine.request import Request, SamplingParams
 from bifrons.blocks.engine.scheduler import Scheduler
-from bifrons.blocks.errors import OptionError, PromptError
 
 GREEDY, DRAWN = SamplingParams(0.0), SamplingParams(1.0)
 GUIDED = SamplingParams(1.0, guidance_scale=5.0)
@@ -210,60 +208,3 @@ def test_log_probabilities_are_those_of_scoring(maker: Any, scheduler: Scheduler
     assert sampled.logprob == pytest.approx(scores[sampled.token].item(), abs=1e-4)
     assert [token for token, _ in sampled.top] == scores.topk(3).indices.tolist()
     assert sampled.top[0][0] == sampled.token
-
-
-class Embedder:
-    """Embeds token ids; notes with how many inputs it is called, and fails for long ones."""
-
-    def __init__(self, maker: Any) -> None:
-        self.maker, self.calls = maker, []
-
-    def embed(self, inputs: list[torch.Tensor]) -> list[Any]:
-        self.calls.append(len(inputs))
-        if any(len(ids) > 20 for ids in inputs):
-            raise RuntimeError("out of memory")
-        embed_text = self.maker.model.embed_text
-        return [SimpleNamespace(ids=ids, embeddings_TD=embed_text(ids)) for ids in inputs]
-
-    def request(self, ids: torch.Tensor, seed: int, sampling: SamplingParams = DRAWN) -> Request:
-        head = self.maker.text_head
-        more = {"embed": self.embed, "inputs": ids, "prompt_tokens": len(ids)}
-        return self.maker.request(head, (), sampling, seed, 5, **more)
-
-
-def test_waiting_requests_are_embedded_together_and_equal_inputs_once(
-    maker: Any, scheduler: Scheduler
-) -> None:
-    embedder, ids = Embedder(maker), [maker.ids(length, length) for length in (9, 12, 12)]
-    penalized = SamplingParams(1.0, repetition_penalty=3.0)
-    given = [(ids[0], 1, DRAWN), (ids[0], 2, penalized), (ids[1], 3, DRAWN), (ids[2], 4, penalized)]
-    requests = [embedder.request(*one) for one in given]
-    plain = [
-        maker.request(maker.text_head, [maker.model.embed_text(one)], sampling, seed, 5, seen_ids=one)
-        for one, seed, sampling in given
-    ]
-    assert maker.run(scheduler, requests) == maker.alone(plain)
-    assert embedder.calls == [3]
-
-
-def test_inputs_that_cannot_be_embedded_end_their_request_alone(maker: Any, scheduler: Scheduler) -> None:
-    embedder, ids = Embedder(maker), [maker.ids(length) for length in (9, 21, 12)]
-    requests = [embedder.request(one, seed) for seed, one in enumerate(ids)]
-    found = maker.run(scheduler, requests)
-    assert [len(tokens) for tokens in found] == [5, 0, 5]
-    assert [out.reason for out in maker.outs(requests)] == ["length", "error", "length"]
-    assert str(requests[1].error) == "out of memory"
-
-
-def test_what_does_not_fit_is_refused(maker: Any, scheduler: Scheduler) -> None:
-    with pytest.raises(PromptError, match="at most 57 new tokens fit"):
-        scheduler.submit([maker.answer(7, GREEDY, 0, 4), maker.answer(7, GREEDY, 0, 58)])
-    assert not scheduler.has_work
-    limit = maker.decoder.config.max_positions
-    for sizes in ({"rows": 1, "context": 64}, {"rows": 2, "context": 1}, {"rows": 2, "context": limit + 1}):
-        with pytest.raises(OptionError, match="accepted: at least 2 rows"):
-            Scheduler(maker.decoder, **sizes)
-
-
-def test_the_wished_rows_are_allocated_on_the_cpu(maker: Any) -> None:
-    assert Scheduler(maker.decoder, rows=32, context=1024).rows == 32
