@@ -22,6 +22,7 @@ from ..tokenizers.vq.model import to_uint8
 from .model import JanusModel
 from .variants import image_generation_workload
 
+_PRIORITY = 1  # after chats
 Callback = Callable[[int, int, Tensor], None]
 """`callback(step, total, codes)`, called after each step with the codes so far, int64 `[n, step]`."""
 
@@ -116,7 +117,7 @@ def image_sequences(
         options.sampling,
         seeds,
         model.config.num_codes,
-        priority=1,
+        priority=_PRIORITY,
     )
 
 
@@ -155,9 +156,11 @@ def _batch_size(model: JanusModel, guided: bool, longest: int) -> int:
     work = image_generation_workload(model.config, guided, longest)
     if decoder.layout is not None:
         return batch_over_devices(work, decoder.layout, decoder.dtype)
-    runner = scheduler_of(decoder).runner
-    size = batch_that_fits(work, _input_device(model), decoder.dtype, runner.cache_bytes)
-    return size if runner.rows is None else min(size, runner.rows // (2 if guided else 1))
+    scheduler = scheduler_of(decoder)
+    size = batch_that_fits(work, _input_device(model), decoder.dtype, scheduler.runner.cache_bytes)
+    if scheduler.rows is None:
+        return size
+    return min(size, scheduler.row_limit(_PRIORITY) // (2 if guided else 1))
 
 
 @torch.no_grad()

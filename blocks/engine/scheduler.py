@@ -165,7 +165,7 @@ class Scheduler:
             rows, candidates = self.rows_used, []
             for request in self._waiting:
                 rows += request.rows
-                if self.rows is not None and rows > self._row_limit(request):
+                if self.rows is not None and rows > self.row_limit(request.priority):
                     break
                 candidates.append(request)
         admitted = self._isolated(self.runner.admit, candidates)
@@ -178,11 +178,11 @@ class Scheduler:
             self._waiting = [request for request in self._waiting if request not in admitted]
         self._prefilling += admitted
 
-    def _row_limit(self, request: Request) -> int:
-        """The rows in use up to which a request may start. An eighth is kept for those of priority 0, so that
-        long jobs don't keep them waiting."""
+    def row_limit(self, priority: int) -> int:
+        """The rows in use up to which requests may start. An eighth is kept for priority 0, so that long jobs
+        don't keep it waiting."""
         rows = self.rows or 0
-        return rows if request.priority == 0 else rows - rows // 8
+        return rows if priority == 0 else rows - rows // 8
 
     def _prefill(self) -> None:
         tokens = _PREFILL_TOKENS_BESIDE if self._running else _PREFILL_TOKENS
