@@ -188,9 +188,31 @@ def test_log_probabilities_are_those_of_the_eager_runner(dense: Any, collector: 
     assert [len(sampled.top) for sampled in found[1]] == [4] * 3 + [0] * 3
 
 
+@pytest.mark.parametrize(
+    ("capturer", "counts"), [(None, [1, 2, 3, 4]), (GraphCapturer(), [0, 1, 2, 4])], ids=["eager", "captured"]
+)
+def test_tokens_are_delivered_as_they_are_made(
+    dense: Any, capturer: GraphCapturer | None, counts: list[int]
+) -> None:
+    """Those of captured steps while the next step runs."""
+    scheduler, request = (
+        Scheduler(dense.decoder, capturer=capturer),
+        dense.answer(9, SamplingParams(1.0), 1, 4),
+    )
+    scheduler.submit([request])
+    found = []
+    for _ in counts:
+        scheduler.step()
+        found.append(len(dense.outs([request])[0].tokens))
+    assert found == counts
+
+
 def test_works_in_and_after_inference_mode(dense: Any) -> None:
+    """In the same memory."""
     scheduler = captured_scheduler(dense, GraphCapturer())
     expected = dense.alone([dense.answer(9, SamplingParams(1.0), 1, 3)])
     with torch.inference_mode():
         assert dense.run(scheduler, [dense.answer(9, SamplingParams(1.0), 1, 3)]) == expected
+    version = scheduler.runner._pool.version
     assert dense.run(scheduler, [dense.answer(9, SamplingParams(1.0), 1, 3)]) == expected
+    assert scheduler.runner._pool.version == version
