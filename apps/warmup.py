@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from ..blocks.engine.request import SamplingParams, TokenHead
 from ..blocks.engine.scheduler import Scheduler
 from ..blocks.graphs.cuda_graphs import uses_cuda_graphs
 from ..blocks.graphs.graphed_module import BATCH_SIZES
+from ..blocks.sampling.request import SamplingParams, TokenHead
 from .pipelines import as_janus
 
 if TYPE_CHECKING:

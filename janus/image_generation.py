@@ -13,11 +13,11 @@ from torch import Tensor
 
 from ..blocks.chat.text_generation import MAX_SEED, score_tokens
 from ..blocks.engine.generate import Sequences, scheduler_of
-from ..blocks.engine.request import SamplingParams, TokenHead, check_context
-from ..blocks.engine.sampling import guide
 from ..blocks.errors import OptionError, check_integer, check_number
 from ..blocks.graphs.cuda_graphs import is_row_invariant
 from ..blocks.placement.memory_budget import batch_over_devices, batch_that_fits
+from ..blocks.sampling.request import SamplingParams, TokenHead, check_context
+from ..blocks.sampling.sampling import guide
 from ..tokenizers.vq.model import to_uint8
 from .model import JanusModel
 from .variants import image_generation_workload

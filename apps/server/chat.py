@@ -11,9 +11,9 @@ from PIL import Image
 
 from ...blocks.chat.image_io import open_image
 from ...blocks.chat.text_generation import resolve_seed
-from ...blocks.engine.request import Request as GenerationRequest
-from ...blocks.engine.request import SamplingParams
 from ...blocks.errors import PictureError, PromptError
+from ...blocks.sampling.request import Request as GenerationRequest
+from ...blocks.sampling.request import SamplingParams
 from . import responses, schema
 from .chat_events import ChatEvents
 from .errors import ApiError, invalid_value, json_only

@@ -14,9 +14,9 @@ from fastapi.responses import JSONResponse
 from PIL import Image
 
 from ...blocks.chat.image_io import write_png
-from ...blocks.engine.request import Request as GenerationRequest
-from ...blocks.engine.request import SampledToken
 from ...blocks.errors import PromptError
+from ...blocks.sampling.request import Request as GenerationRequest
+from ...blocks.sampling.request import SampledToken
 from ...janus import image_generation
 from ...janus.image_generation import ImageGenerationOptions, image_seeds
 from . import responses, schema

@@ -13,10 +13,10 @@ import torch
 
 from ...blocks.checkpoints.hub import EMBEDDED, find_model_folder
 from ...blocks.engine.background import BackgroundScheduler
-from ...blocks.engine.request import Request as GenerationRequest
-from ...blocks.engine.request import TokenHead
 from ...blocks.errors import OptionError, check_integer
 from ...blocks.placement.memory_budget import size_text
+from ...blocks.sampling.request import Request as GenerationRequest
+from ...blocks.sampling.request import TokenHead
 from ..pipelines import as_janus, label, load_pipeline
 from ..warmup import warm_up
 from .errors import ApiError, invalid_value

@@ -9,7 +9,7 @@ from fastapi import Request
 from fastapi.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from ...blocks.engine.request import Request as GenerationRequest
+from ...blocks.sampling.request import Request as GenerationRequest
 from .errors import ApiError, ClientGone, error_content
 
 T = TypeVar("T")

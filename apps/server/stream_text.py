@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
-from ...blocks.engine.request import SampledToken
+from ...blocks.sampling.request import SampledToken
 from ...tokenizers.text import StreamDecoder, TextTokenizer
 from .notifier import OutputSignal
 from .responses import TokenLogprob, TopLogprob

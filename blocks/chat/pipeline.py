@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from ...tokenizers.text import TextTokenizer
-from ..engine.request import TokenHead, check_context
 from ..errors import PromptError
+from ..sampling.request import TokenHead, check_context
 from .image_io import as_image_list
 from .text_generation import (
     ChatModel,

@@ -15,9 +15,9 @@ from torch import Tensor
 from ...tokenizers.text import StreamDecoder, TextTokenizer
 from ..engine.generate import Sequences
 from ..engine.prefill import prefill
-from ..engine.request import SamplingParams, TokenHead, check_context
 from ..errors import check_integer
 from ..model.decoder import Decoder
+from ..sampling.request import SamplingParams, TokenHead, check_context
 
 MAX_SEED = 2**63 - 1
 

@@ -1,5 +1,5 @@
-"""Generation: requests, the scheduler, prefill, sampling, and decode steps as CUDA graphs.
+"""The scheduler of all generation, and the runner in plain PyTorch.
 
-Imports `blocks.graphs`, `blocks.model` and `blocks.kernels`.
-Start with `generate.py` (the plain loop), then `scheduler.py` (continuous batching).
+Imports `blocks.graphs`, `blocks.sampling`, `blocks.model` and `blocks.kernels`.
+Start with `scheduler.py` (continuous batching), then `plain_runner.py` and `generate.py` (what pipelines call).
 """

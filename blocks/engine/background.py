@@ -5,7 +5,7 @@ import threading
 from ..errors import OptionError
 from ..graphs.cuda_graphs import GraphCapturer
 from ..model.decoder import Decoder
-from .request import Request
+from ..sampling.request import Request
 from .scheduler import Scheduler
 
 

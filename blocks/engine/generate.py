@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ..model.decoder import Decoder
-from .request import Request, SampledToken, SamplingParams, TokenHead
+from ..sampling.request import Request, SampledToken, SamplingParams, TokenHead
 from .scheduler import Scheduler
 
 _lock = threading.Lock()

@@ -10,19 +10,9 @@ from torch import Tensor
 
 from ..model.decoder import Decoder
 from ..model.kv_slots import KVSlots, ints_on_device, select_rows
+from ..sampling.request import Request, SampledToken, SamplingMode, TokenHead, Tokens, group_by_mode
+from ..sampling.sampling import sample, sampled_tokens, sampling_tensors, token_logprobs
 from .prefill import PREFILL_CHUNK, Prefiller, decode_one
-from .request import Request, SampledToken, SamplingMode, TokenHead
-from .sampling import sample, sampled_tokens, sampling_tensors, token_logprobs
-
-Tokens = list[tuple[Request, SampledToken]]
-
-
-def group_by_mode(requests: Sequence[Request]) -> dict[tuple[TokenHead, SamplingMode], list[Request]]:
-    """The requests that are sampled together, by token head and mode."""
-    groups: dict[tuple[TokenHead, SamplingMode], list[Request]] = {}
-    for request in requests:
-        groups.setdefault((request.head, request.mode), []).append(request)
-    return groups
 
 
 class Batch:

@@ -1,12 +1,12 @@
 """The choice of a runner, which computes the steps of a scheduler's requests."""
 
 from ..graphs.cuda_graphs import GraphCapturer, graph_capturer, uses_cuda_graphs
+from ..graphs.graph_runner import GraphRunner
 from ..graphs.kv_pool import range_length
 from ..graphs.packed_decoder import load_kernels
 from ..model.decoder import Decoder
 from ..model.kv_cache import KVCache
 from ..placement.memory_budget import rows_that_fit
-from .graph_runner import GraphRunner
 from .plain_runner import PlainRunner
 
 MAX_ROWS = 256

@@ -20,8 +20,7 @@ import torch
 from ..errors import OptionError
 from ..graphs.cuda_graphs import GraphCapturer, uses_cuda_graphs
 from ..model.decoder import Decoder
-from .plain_runner import Tokens
-from .request import Request, SampledToken, SamplingParams, TokenHead, check_context
+from ..sampling.request import Request, SampledToken, SamplingParams, TokenHead, Tokens, check_context
 from .runners import make_runner
 
 _log = logging.getLogger("bifrons.engine")

@@ -1,5 +1,5 @@
-"""The decoder's fast path on CUDA: forward passes by kernels, fused weights, and CUDA graphs.
+"""The fast path on CUDA: the decoder by kernels, its cache, fused weights, and steps by CUDA graphs.
 
-Imports `blocks.model` and `blocks.kernels`.
-Start with `cuda_graphs.py` (capture and replay), then `packed_decoder.py`.
+Imports `blocks.sampling`, `blocks.model` and `blocks.kernels`.
+Start with `cuda_graphs.py` (capture and replay), then `packed_decoder.py` and `graph_runner.py`.
 """

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ...blocks.engine.sampling import guide
+from ...blocks.sampling.sampling import guide
 from ...janus.config import JanusConfig
 from ..optional_packages import import_transformers, quiet
 from .configs import fill_random

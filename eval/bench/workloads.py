@@ -12,8 +12,8 @@ from torch import Tensor
 
 from ...blocks.device import synchronize
 from ...blocks.engine.generate import Sequences, scheduler_of
-from ...blocks.engine.request import SamplingParams, TokenHead
 from ...blocks.model.decoder import Decoder
+from ...blocks.sampling.request import SamplingParams, TokenHead
 from ...janus.image_generation import ImageGenerationOptions, decode_images, generate_codes, image_head
 from ...janus.model import JanusModel
 from ...vl2.model import VL2Model

@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from ...blocks.engine.sampling import filter_logits
+from ...blocks.sampling.sampling import filter_logits
 from ...janus.config import JanusConfig, read_config
 from ...janus.model import JanusModel
 from ...janus.pipeline import JanusPipeline

@@ -5,8 +5,8 @@ import gc
 import pytest
 import torch
 from bifrons.blocks.engine.generate import scheduler_of
-from bifrons.blocks.engine.graph_runner import GraphRunner
 from bifrons.blocks.engine.plain_runner import PlainRunner
+from bifrons.blocks.graphs.graph_runner import GraphRunner
 from bifrons.janus.pipeline import JanusPipeline
 from torch import Tensor
 

@@ -9,10 +9,10 @@ from bifrons.blocks.checkpoints.quantize import replace_with_quantized
 from bifrons.blocks.engine.background import BackgroundScheduler
 from bifrons.blocks.engine.plain_runner import PlainRunner
 from bifrons.blocks.engine.prefill import prefill
-from bifrons.blocks.engine.request import Request, SamplingParams, TokenHead
 from bifrons.blocks.engine.scheduler import Scheduler
 from bifrons.blocks.graphs.cuda_graphs import uses_cuda_graphs
 from bifrons.blocks.placement.layout import CPU, units
+from bifrons.blocks.sampling.request import Request, SamplingParams, TokenHead
 from bifrons.janus.config import read_config
 from bifrons.janus.model import JanusModel
 from bifrons.janus.pipeline import JanusPipeline

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 from bifrons.blocks.chat.text_generation import TextGenerationOptions, generate_ids
 from bifrons.blocks.engine.background import BackgroundScheduler
-from bifrons.blocks.engine.request import Request, SampledToken, SamplingParams, TokenHead
+from bifrons.blocks.sampling.request import Request, SampledToken, SamplingParams, TokenHead
 from bifrons.janus.pipeline import JanusPipeline
 from PIL import Image
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 from bifrons.blocks.engine.generate import scheduler_of
-from bifrons.blocks.engine.graph_runner import GraphRunner
+from bifrons.blocks.graphs.graph_runner import GraphRunner
 from bifrons.vl2.pipeline import VL2Pipeline
 from PIL import Image
 

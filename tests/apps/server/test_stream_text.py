@@ -9,7 +9,7 @@ from bifrons.apps.server import responses
 from bifrons.apps.server.chat_events import ChatEvents
 from bifrons.apps.server.notifier import Notifier, OutputQueue, OutputSignal
 from bifrons.apps.server.stream_text import ChoiceOutput, TextChunk, token_logprob
-from bifrons.blocks.engine.request import SampledToken
+from bifrons.blocks.sampling.request import SampledToken
 from bifrons.tokenizers.text import TextTokenizer
 
 

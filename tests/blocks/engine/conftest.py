@@ -5,11 +5,11 @@ from typing import Any
 
 import pytest
 import torch
-from bifrons.blocks.engine import graph_prefill
-from bifrons.blocks.engine.request import Request, SampledToken, SamplingParams, TokenHead
-from bifrons.blocks.engine.sampling import sample, sampling_tensors
 from bifrons.blocks.engine.scheduler import Scheduler
+from bifrons.blocks.graphs import graph_prefill
 from bifrons.blocks.model.decoder import Decoder
+from bifrons.blocks.sampling.request import Request, SampledToken, SamplingParams, TokenHead
+from bifrons.blocks.sampling.sampling import sample, sampling_tensors
 from torch import Tensor
 
 

@@ -6,11 +6,11 @@ from typing import Any
 import pytest
 import torch
 from bifrons.blocks.engine import plain_runner
-from bifrons.blocks.engine.request import Request, SamplingParams
 from bifrons.blocks.engine.scheduler import Scheduler
 from bifrons.blocks.errors import OptionError, PromptError
 from bifrons.blocks.graphs.cuda_graphs import GraphCapturer
 from bifrons.blocks.graphs.kv_pool import SCRATCH
+from bifrons.blocks.sampling.request import Request, SamplingParams
 
 GREEDY, DRAWN = SamplingParams(0.0), SamplingParams(1.0)
 

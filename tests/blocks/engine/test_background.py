@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 from bifrons.blocks.engine.background import BackgroundScheduler, QueueFull, SchedulerStopped
-from bifrons.blocks.engine.request import Request, SamplingParams
 from bifrons.blocks.errors import OptionError
+from bifrons.blocks.sampling.request import Request, SamplingParams
 
 GREEDY, DRAWN = SamplingParams(0.0), SamplingParams(1.0)
 SIZES = {"rows": 6, "context": 256, "max_waiting": 40}

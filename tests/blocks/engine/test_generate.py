@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import torch
 from bifrons.blocks.engine.generate import Sequences, scheduler_of
-from bifrons.blocks.engine.request import SamplingParams, TokenHead
 from bifrons.blocks.errors import PromptError
+from bifrons.blocks.sampling.request import SamplingParams, TokenHead
 
 DRAWN, GUIDED = SamplingParams(1.0), SamplingParams(guidance_scale=3.0)
 

@@ -8,12 +8,11 @@ import pytest
 import torch
 
 pytest.importorskip("triton")
-from bifrons.blocks.engine import graph_prefill, scheduler
-from bifrons.blocks.engine.graph_runner import GraphRunner
-from bifrons.blocks.engine.request import Request, SamplingParams, TokenHead
 from bifrons.blocks.engine.scheduler import Scheduler
-from bifrons.blocks.graphs import kv_pool
+from bifrons.blocks.graphs import graph_prefill, kv_pool, scheduler
 from bifrons.blocks.graphs.cuda_graphs import GraphCapturer, Work
+from bifrons.blocks.graphs.graph_runner import GraphRunner
+from bifrons.blocks.sampling.request import Request, SamplingParams, TokenHead
 
 pytestmark = [
     pytest.mark.usefixtures("few_programs"),

@@ -5,12 +5,12 @@ from typing import Any
 
 import pytest
 import torch
-from bifrons.blocks.engine.graph_runner import GraphRunner
 from bifrons.blocks.engine.plain_runner import PlainRunner
-from bifrons.blocks.engine.request import Request, SamplingParams
 from bifrons.blocks.engine.scheduler import Scheduler
 from bifrons.blocks.graphs.cuda_graphs import CudaGraphCapturer, is_row_invariant
+from bifrons.blocks.graphs.graph_runner import GraphRunner
 from bifrons.blocks.kernels.batch_invariant import use_batch_invariant_libraries
+from bifrons.blocks.sampling.request import Request, SamplingParams
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA")
 MODELS = ["dense", "dense-wide", "experts", "latent", "latent-noaux"]

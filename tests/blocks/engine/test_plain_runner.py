@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 import torch
 from bifrons.blocks.engine.plain_runner import PlainRunner
-from bifrons.blocks.engine.request import Request, SamplingParams, TokenHead
 from bifrons.blocks.engine.scheduler import Scheduler
+from bifrons.blocks.sampling.request import Request, SamplingParams, TokenHead
 
 MODELS = ["dense", "experts", "latent", "latent-noaux"]
 ROWS, CONTEXT = 8, 64

@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 import torch
 from bifrons.blocks.engine.prefill import prefill
-from bifrons.blocks.engine.request import Request, SamplingParams
 from bifrons.blocks.engine.scheduler import Scheduler
+from bifrons.blocks.sampling.request import Request, SamplingParams
 
 GREEDY, DRAWN = SamplingParams(0.0), SamplingParams(1.0)
 GUIDED = SamplingParams(1.0, guidance_scale=5.0)

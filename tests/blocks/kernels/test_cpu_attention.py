@@ -5,8 +5,8 @@ import torch
 import torch.nn.functional as F
 from bifrons.blocks.chat.text_generation import score_tokens
 from bifrons.blocks.engine.generate import Sequences
-from bifrons.blocks.engine.request import SamplingParams, TokenHead
 from bifrons.blocks.kernels.cpu_attention import attend_one, is_faster
+from bifrons.blocks.sampling.request import SamplingParams, TokenHead
 
 
 def random_qkv(heads=4, slots=50, queries=1, dtype=torch.bfloat16):

@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from bifrons.blocks.engine.philox import exponential_noise
-from bifrons.blocks.engine.request import SamplingMode, SamplingTensors
-from bifrons.blocks.engine.sampling import guide, sample
 from bifrons.blocks.kernels import codec
 from bifrons.blocks.kernels.codec import WeightTensors
 from bifrons.blocks.model.layers import RMSNorm
+from bifrons.blocks.sampling.philox import exponential_noise
+from bifrons.blocks.sampling.request import SamplingMode, SamplingTensors
+from bifrons.blocks.sampling.sampling import guide, sample
 from torch import Tensor
 
 pytest.importorskip("triton")

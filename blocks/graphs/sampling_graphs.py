@@ -10,8 +10,8 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from .request import MAX_LOGPROBS, Request, SamplingMode, SamplingTensors, TokenHead
-from .sampling import sample, sampling_tensors, token_logprobs
+from ..sampling.request import MAX_LOGPROBS, Request, SamplingMode, SamplingTensors, TokenHead
+from ..sampling.sampling import sample, sampling_tensors, token_logprobs
 
 
 @dataclass

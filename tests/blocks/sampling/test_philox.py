@@ -1,7 +1,7 @@
 """The counter-based generator against the published vectors, and its noise."""
 
 import torch
-from bifrons.blocks.engine.philox import exponential_noise, philox
+from bifrons.blocks.sampling.philox import exponential_noise, philox
 
 WORD = 0xFFFFFFFF
 

@@ -172,6 +172,18 @@ class Request:
         self.cancelled = True
 
 
+Tokens = list[tuple[Request, SampledToken]]
+"""The tokens of a step."""
+
+
+def group_by_mode(requests: Sequence[Request]) -> dict[tuple[TokenHead, SamplingMode], list[Request]]:
+    """The requests that are sampled together, by token head and mode."""
+    groups: dict[tuple[TokenHead, SamplingMode], list[Request]] = {}
+    for request in requests:
+        groups.setdefault((request.head, request.mode), []).append(request)
+    return groups
+
+
 def check_context(prompt: int, new: int, limit: int) -> None:
     """Raise a `PromptError` that states what would fit if prompt and new tokens exceed the context."""
     if prompt + new > limit:

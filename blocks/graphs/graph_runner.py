@@ -12,15 +12,14 @@ import torch
 from torch import Tensor
 
 from ..device import synchronize
-from ..graphs.cuda_graphs import CapturedGraphs, GraphCapturer, WeightAddresses, bucket
-from ..graphs.kv_pool import KVPool, range_length
-from ..graphs.packed_decoder import Kernels, PackedDecoder, TokenSlots
 from ..model.decoder import Decoder
 from ..model.kv_slots import ints_on_device
+from ..sampling.request import Request, SamplingMode, TokenHead, Tokens, group_by_mode
+from ..sampling.sampling import sampled_tokens
+from .cuda_graphs import CapturedGraphs, GraphCapturer, WeightAddresses, bucket
 from .graph_prefill import MAX_GRAPHED_TOKENS, GraphPrefill, PromptPart, Row, span_of
-from .plain_runner import Tokens, group_by_mode
-from .request import Request, SamplingMode, TokenHead
-from .sampling import sampled_tokens
+from .kv_pool import KVPool, range_length
+from .packed_decoder import Kernels, PackedDecoder, TokenSlots
 from .sampling_graphs import RowBuffers, SamplingGroup
 
 _WARM_UP_SLOTS = 4096

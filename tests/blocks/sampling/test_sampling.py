@@ -7,15 +7,15 @@ from typing import Any
 
 import pytest
 import torch
-from bifrons.blocks.engine.request import Request, SampledToken, SamplingParams, SamplingTensors, TokenHead
-from bifrons.blocks.engine.sampling import (
+from bifrons.blocks.errors import OptionError
+from bifrons.blocks.sampling.request import Request, SampledToken, SamplingParams, SamplingTensors, TokenHead
+from bifrons.blocks.sampling.sampling import (
     filter_logits,
     sample,
     sampled_tokens,
     sampling_tensors,
     token_logprobs,
 )
-from bifrons.blocks.errors import OptionError
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor

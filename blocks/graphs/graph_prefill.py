@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from ..graphs.cuda_graphs import CapturedGraphs, bucket
-from ..graphs.kv_pool import KVPool
-from ..graphs.packed_decoder import PackedDecoder, TokenSlots
 from ..model.kv_slots import ints_on_device
+from .cuda_graphs import CapturedGraphs, bucket
+from .kv_pool import KVPool
+from .packed_decoder import PackedDecoder, TokenSlots
 
 MAX_GRAPHED_TOKENS = 1024
 """Most tokens of a pass that is captured. More keep the device busy for longer than launching takes."""
