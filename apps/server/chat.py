@@ -24,6 +24,8 @@ from .sse import EventStream, check_finish_reason, event, while_connected
 from .stream_text import ChoiceOutput, TextChunk
 from .url_fetch import fetch
 
+_SHORT_TEXT = 2000  # characters
+
 
 class ChatGeneration:
     """A chat completion in progress: one generation request per choice, and their outputs."""
@@ -44,7 +46,10 @@ class ChatGeneration:
 
     async def _make_requests(self) -> list[GenerationRequest]:
         messages = await load_messages(self.body.messages, self.registry)
-        inputs = await self.registry.run_in_thread(self._inputs, messages)
+        if _is_short_text(messages):
+            inputs = self._inputs(messages)
+        else:
+            inputs = await self.registry.run_in_thread(self._inputs, messages)
         self.prompt_tokens = len(inputs.ids)
         max_new_tokens = self._max_new_tokens()
         temperature, top_p = (field_or_default(self.body, name) for name in ("temperature", "top_p"))
@@ -167,6 +172,12 @@ class ChatGeneration:
 def finish_reason(reason: str | None) -> responses.Finish:
     """The reason in the words of OpenAI's API."""
     return "length" if reason == "length" else "stop"
+
+
+def _is_short_text(messages: list[dict[str, Any]]) -> bool:
+    """Whether a conversation is prepared faster than it is handed to another thread and back."""
+    contents = [message["content"] for message in messages]
+    return all(isinstance(text, str) for text in contents) and sum(map(len, contents)) <= _SHORT_TEXT
 
 
 async def load_messages(messages: list[Any], registry: ModelRegistry) -> list[dict[str, Any]]:
