@@ -30,15 +30,19 @@ def warmup(args: argparse.Namespace) -> int:
         print(f"nothing to do: kernels are compiled for CUDA only, and the device is {device}")
         return 0
     from ..server.registry import ModelRegistry, ServerOptions
-    from ..warmup import kernel_cache
+    from ..warmup import kernel_cache, warm_up
 
     started = time.monotonic()
     registry = ModelRegistry(ServerOptions())
-    registry.load(args.model, **loading_options(args))
+    served = registry.load(args.model, **loading_options(args))
     loaded = time.monotonic() - started
     registry.open()
-    registry.warm_up()
+    seconds = warm_up(served.name, served.pipe, served.scheduler)
     registry.close()
-    seconds = time.monotonic() - started - loaded
-    print(f"loaded in {loaded:.1f} s, warm after another {seconds:.1f} s; kernels are in {kernel_cache()}")
+    if seconds is None:
+        print("nothing to do: a model that is spread over devices is not captured")
+    else:
+        print(
+            f"loaded in {loaded:.1f} s, warm after another {seconds:.1f} s; kernels are in {kernel_cache()}"
+        )
     return 0
