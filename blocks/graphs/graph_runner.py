@@ -68,19 +68,20 @@ class GraphRunner:
 
     def admit(self, requests: Sequence[Request]) -> list[Request]:
         """Reserve rows for as many of the requests, in order, as there is room for; returns these."""
+        self._drop_graphs_if(self._weights_moved(requests[0].head))  # first, as fusing weights may fail
         admitted: list[Request] = []
         for request in requests:
             if self.rows_used + request.rows > self.rows or not self._take(request, requests):
                 break
             admitted.append(request)
-        if admitted:
-            self._drop_stale_graphs(admitted[0].head)
+        self._drop_graphs_if(self._pool.version != self._pool_version)
         return admitted
 
-    def _drop_stale_graphs(self, head: TokenHead) -> None:
-        """Drop the graphs if weights or the cache have moved."""
-        moved = self._addresses.moved(head.owner or self.decoder, decoder=self.decoder)
-        if moved or self._pool.version != self._pool_version:
+    def _weights_moved(self, head: TokenHead) -> bool:
+        return self._addresses.moved(head.owner or self.decoder, decoder=self.decoder)
+
+    def _drop_graphs_if(self, stale: bool) -> None:
+        if stale:
             self._graphs.clear()
             self._pool_version = self._pool.version
 
@@ -115,8 +116,8 @@ class GraphRunner:
         done = [request for request in requests if self._is_prefilled(request)]
         for request in done:
             self._active += self._rows_of[request]
-            self._ready.append(request)
-            self._changed = True
+        self._ready += done
+        self._changed = self._changed or bool(done)
         return done
 
     def _is_prefilled(self, request: Request) -> bool:
@@ -166,10 +167,9 @@ class GraphRunner:
         """`_sample` for some of the requests, without graphs."""
         groups = []
         for (head, mode), members in group_by_mode(requests).items():
-            group = SamplingGroup(head, mode, self.buffers)
-            group.assign(members)
-            group.work(len(members), self.kernels.sampling)
-            groups.append(group)
+            groups.append(SamplingGroup(head, mode, self.buffers))
+            groups[-1].assign(members)
+            groups[-1].work(len(members), self.kernels.sampling)
         return groups
 
     def _decode(self) -> None:
@@ -276,7 +276,7 @@ class GraphRunner:
         """Capture the graphs of all buckets, for requests with these heads and modes; `progress(done, total)`
         is called after each."""
         self._pool.grow(_WARM_UP_SLOTS)
-        self._drop_stale_graphs(heads[0][0])
+        self._drop_graphs_if(self._weights_moved(heads[0][0]) or self._pool.version != self._pool_version)
         span, block = span_of(1), self._prefill.block
         rows = [count for count in range(1, self.rows + 1) if count in (bucket(count), self.rows)]
         work: list[Callable[[], object]] = [

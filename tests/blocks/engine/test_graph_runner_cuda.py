@@ -61,6 +61,20 @@ def test_prompts_are_the_same_in_chunks(load: Any) -> None:
     assert found == [found[0]] * 5
 
 
+def test_warm_up_captures_what_requests_use(load: Any) -> None:
+    """Repetition penalties too, and with them."""
+    maker = load(torch.float32)
+    requests = [maker.answer(9, SamplingParams(0.0, repetition_penalty=5.0), seed, 12) for seed in (1, 2)]
+    expected = maker.alone(requests)
+    capturer = CudaGraphCapturer(maker.decoder.device)
+    scheduler = Scheduler(maker.decoder, rows=4, context=64, capturer=capturer)
+    scheduler.warm_up([(maker.text_head, request.sampling) for request in requests[:1]])
+    made = capturer.made
+    assert maker.run(scheduler, requests) == expected
+    assert all(len(set(tokens)) == 12 for tokens in expected)
+    assert capturer.made == made
+
+
 def test_float32_tokens_are_those_of_the_plain_loop(load: Any) -> None:
     maker = load(torch.float32)
     requests = maker.mixed(16)
