@@ -125,7 +125,8 @@ class ImageGeneration:
         filled, width = list(codes), self.pipe.model.config.grid[1]
         while len(filled) < self.num_codes:  # missing rows repeat the last one
             filled.append(filled[-width] if len(filled) >= width else filled[-1])
-        image = image_generation.decode_images(self.pipe.model, torch.tensor([filled]))[0]
+        with self.served.decoding:
+            image = image_generation.decode_images(self.pipe.model, torch.tensor([filled]))[0]
         model, name = self.pipe.model, self.served.name
         image.info.update(image_generation.image_info(model, name, self.body.prompt, seed, self.options))
         return base64.b64encode(self._image_bytes(image)).decode()

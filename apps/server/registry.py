@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import threading
 import time
 from collections.abc import Awaitable, Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -75,6 +76,8 @@ class ServedModel:
     def __init__(self, name: str, pipe: "Pipeline", note: str | None) -> None:
         self.name, self.pipe, self.note = name, pipe, note
         self.created = int(time.time())
+        self.decoding = threading.Lock()
+        """Held while a picture is decoded: between two of them the scheduler gets to launch its steps."""
         self.text_head = TokenHead(pipe.model.embed_text, pipe.model.text_logits)
         self.image_pipe = as_janus(pipe)
         """The pipeline if it generates images, else None."""
