@@ -1,12 +1,16 @@
 """A scheduler with a bounded queue and a thread of its own, for servers."""
 
+import logging
 import threading
+from contextlib import suppress
 
 from ..errors import OptionError
 from ..graphs.cuda_graphs import GraphCapturer
 from ..model.decoder import Decoder
 from ..sampling.request import Request
 from .scheduler import Scheduler
+
+_log = logging.getLogger("bifrons.engine")
 
 
 class QueueFull(Exception):
@@ -94,7 +98,18 @@ class BackgroundScheduler(Scheduler):
                         self.runner.close()
                         return
                     self._changed.wait()
-            self.step()
+            try:
+                self.step()
+            except Exception as error:  # whatever it is, clients must not wait for ever
+                _log.exception("a step failed; all requests end with it")
+                self._fail_all(error)
+
+    def _fail_all(self, error: Exception) -> None:
+        """End all requests with an error."""
+        launched = [request for requests, _ in self._launched for request in requests]
+        for request in [*self._waiting, *self._prefilling, *self._running, *launched]:
+            with suppress(Exception):  # it ends all the same
+                self._finish(request, "error", error)
 
     def _report_end(self, request: Request, reason: str) -> None:
         self.release(request.rows)

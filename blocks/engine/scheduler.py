@@ -240,7 +240,7 @@ class Scheduler:
             _log.exception("a step failed; %d requests end with it", len(requests))
             for request in requests:
                 self._finish(request, "error", error)
-            return
+            tokens = []
         for request, sampled in tokens:
             if not request.ended:
                 self._hand_over(request, sampled)
@@ -252,8 +252,7 @@ class Scheduler:
             stops = sampled.token == request.eos_id or bool(request.on_token(sampled))
         except Exception as error:
             _log.exception("a request's on_token callback failed")
-            self._finish(request, "error", error)
-            return
+            return self._finish(request, "error", error)
         if stops:
             self._finish(request, "stop")
         elif request.delivered == request.max_new_tokens:
@@ -273,8 +272,10 @@ class Scheduler:
         if request.ended:
             return
         request.ended, request.error = True, error
-        self._free(request)
-        self._report_end(request, reason)
+        try:
+            self._free(request)
+        finally:
+            self._report_end(request, reason)
 
     def _report_end(self, request: Request, reason: str) -> None:
         try:

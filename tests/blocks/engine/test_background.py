@@ -136,3 +136,22 @@ def test_closing_waits_for_rows_that_are_reserved(maker: Any) -> None:
 
 def test_closing_before_the_start_is_at_once(maker: Any) -> None:
     assert BackgroundScheduler(maker.decoder, **SIZES).close()
+
+
+def test_a_fault_of_the_scheduler_itself_ends_requests_and_serves_the_next(
+    maker: Any, scheduler: BackgroundScheduler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fault(requests: object) -> None:
+        raise RuntimeError("rows are lost")
+
+    broken, later = (maker.answer(7, DRAWN, seed, 4) for seed in range(2))
+    expected = maker.alone([later])
+    with monkeypatch.context() as patch:
+        patch.setattr(scheduler, "_admit", fault)
+        submit(scheduler, [broken])
+        wait(scheduler)
+    assert broken.ended
+    assert str(broken.error) == "rows are lost"
+    submit(scheduler, [later])
+    wait(scheduler)
+    assert maker.outs([later])[0].tokens == expected[0]
