@@ -49,9 +49,8 @@ class Scheduler:
         limit = decoder.config.max_positions
         context = limit if context is None else context
         if (rows is not None and rows < 2) or not 2 <= context <= limit:
-            raise OptionError(
-                f"rows {rows}, context {context}; accepted: at least 2 rows, 2 to {limit} positions"
-            )
+            accepted = f"at least 2 rows, 2 to {limit} positions"
+            raise OptionError(f"rows {rows}, context {context}; accepted: {accepted}")
         self.decoder, self.context = decoder, context
         self.runner = make_runner(decoder, rows, context, capturer, sharing)
         self._made_for = _form(decoder)
@@ -252,7 +251,8 @@ class Scheduler:
             stops = sampled.token == request.eos_id or bool(request.on_token(sampled))
         except Exception as error:
             _log.exception("a request's on_token callback failed")
-            return self._finish(request, "error", error)
+            self._finish(request, "error", error)
+            return
         if stops:
             self._finish(request, "stop")
         elif request.delivered == request.max_new_tokens:

@@ -141,7 +141,7 @@ def test_closing_before_the_start_is_at_once(maker: Any) -> None:
 def test_a_fault_of_the_scheduler_itself_ends_requests_and_serves_the_next(
     maker: Any, scheduler: BackgroundScheduler, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fault(requests: object) -> None:
+    def fault() -> None:
         raise RuntimeError("rows are lost")
 
     broken, later = (maker.answer(7, DRAWN, seed, 4) for seed in range(2))
