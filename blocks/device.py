@@ -8,7 +8,7 @@ import threading
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from .errors import OptionError
 
@@ -72,6 +72,16 @@ def check_capture(capture: object, device: torch.device) -> bool | None:
     if capture and device.type != "cuda":
         raise OptionError(f"capture is True, but the device is {device}; accepted with CUDA alone")
     return capture  # type: ignore[return-value]
+
+
+def upload(tensor: Tensor, device: torch.device) -> Tensor:
+    """A copy of a tensor in host memory on the device, without waiting for it.
+
+    On CUDA it is copied from pinned memory, which torch does not reuse before the copy is done: a copy from
+    pageable memory may still be reading when the tensor has been freed and overwritten.
+    """
+    pinned = tensor.pin_memory() if device.type == "cuda" else tensor
+    return pinned.to(device, non_blocking=True)
 
 
 def synchronize(device: torch.device) -> None:

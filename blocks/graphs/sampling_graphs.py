@@ -10,6 +10,7 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
+from ..device import upload
 from ..sampling.request import MAX_LOGPROBS, Request, SamplingMode, SamplingTensors, TokenHead
 from ..sampling.sampling import sample, sampling_tensors, token_logprobs
 
@@ -91,7 +92,7 @@ class SamplingGroup:
             [request.seed for request in requests],
             [request.step for request in requests],
         ]
-        integers = torch.tensor(columns).to(device, non_blocking=True)
+        integers = upload(torch.tensor(columns), device)
         params = sampling_tensors(requests, device)
         targets = (self.rows_N, self.uncond_N, self.seeds_N, self.steps_N, self.top_k_N, *self._numbers)
         sources = (*integers, params.top_k, *params[:4])

@@ -9,6 +9,7 @@ from itertools import chain
 import torch
 from torch import Tensor
 
+from ..device import upload
 from .decoder import Decoder
 from .kv_cache import KVCache
 
@@ -106,7 +107,7 @@ def ints_on_device(device: torch.device, *lists: Sequence[int]) -> list[Tensor]:
     # Each starts at a multiple of 16 bytes: Triton compiles a second kernel for unaligned pointers.
     padded = [[*numbers, *[0] * (len(numbers) % 2)] for numbers in lists]
     joined = torch.tensor(list(chain.from_iterable(padded)), dtype=torch.long)
-    parts = joined.to(device, non_blocking=True).split([len(numbers) for numbers in padded])
+    parts = upload(joined, device).split([len(numbers) for numbers in padded])
     return [part[: len(numbers)] for part, numbers in zip(parts, lists, strict=True)]
 
 

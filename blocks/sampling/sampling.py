@@ -11,6 +11,7 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
+from ..device import upload
 from .philox import exponential_noise
 from .request import MAX_LOGPROBS, Request, SampledToken, SamplingMode, SamplingTensors
 
@@ -99,8 +100,7 @@ def sampling_tensors(requests: Sequence[Request], device: torch.device) -> Sampl
         [[p.temperature or 1.0, p.top_p, p.guidance_scale or 0.0, p.repetition_penalty] for p in params]
     )
     top_k = torch.tensor([p.top_k for p in params])
-    columns = numbers.t().contiguous().to(device, non_blocking=True)
-    return SamplingTensors(*columns, top_k=top_k.to(device, non_blocking=True))
+    return SamplingTensors(*upload(numbers.t().contiguous(), device), top_k=upload(top_k, device))
 
 
 def token_logprobs(
