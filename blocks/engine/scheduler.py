@@ -5,8 +5,7 @@ unconditional). A step admits waiting requests for which there is room, computes
 one token of every running request. There is no preemption: an admitted request keeps its rows until it
 finishes. Its tokens depend only on its own prompt, parameters and seed.
 
-Whoever needs tokens calls `step`: pipelines do so themselves (`generate.py`), in turn if they are called from
-several threads; a server has a thread that does (`background.py`).
+Pipelines call `step` themselves, in turn (`generate.py`); a server has a thread for it (`background.py`).
 """
 
 import logging
@@ -218,6 +217,7 @@ class Scheduler:
                 _log.exception("a request failed")
                 self._finish(requests[0], "error", error)
                 return []
+            _log.warning("%d requests failed together; each is tried alone", len(requests), exc_info=error)
         return [one for request in requests for one in self._isolated(work, [request])]
 
     def _launch(self) -> None:

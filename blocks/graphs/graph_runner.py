@@ -225,21 +225,21 @@ class GraphRunner:
         buffers, active = self.buffers, self._active
         count = sum(not row.removed for row in active)
         holes = [index for index in range(count) if active[index].removed]
-        sources = [index for index in range(count, len(active)) if not active[index].removed]
-        for hole, source in zip(holes, sources, strict=True):
-            active[hole] = active[source]
+        lasts = [index for index in range(count, len(active)) if not active[index].removed]
+        targets, sources = [], []
+        for hole, last in zip(holes, lasts, strict=True):
+            active[hole] = active[last]
+            if active[hole].hidden_D is None:  # a new row is not in the buffers yet
+                targets.append(hole)
+                sources.append(last)
         del active[count:]
         new = [index for index, row in enumerate(active) if row.hidden_D is not None]
         rest = [0] * (len(buffers.hidden_RD) - count)
-        states = (
-            [row.length for row in active] + rest,
-            [row.start for row in active] + rest,
-            [1] * count + rest,
-        )
-        device = self.decoder.device
-        positions_R, starts_R, in_use_R, *index = ints_on_device(device, *states, holes, sources, new)
+        lengths, starts = [row.length for row in active] + rest, [row.start for row in active] + rest
+        lists = (lengths, starts, [1] * count + rest, targets, sources, new)
+        positions_R, starts_R, in_use_R, *index = ints_on_device(self.decoder.device, *lists)
         buffers.set_state(positions_R, starts_R, in_use_R)
-        if holes:
+        if targets:
             buffers.move(index[1], index[0])
         if new:
             hidden = [row.hidden_D for row in active if row.hidden_D is not None]

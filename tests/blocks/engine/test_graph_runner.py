@@ -62,6 +62,17 @@ def test_requests_that_arrive_and_leave_keep_their_tokens(
     assert scheduler.runner._pool.is_unused
 
 
+def test_requests_that_replace_others_in_full_buffers_get_their_own_tokens(
+    dense: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    """All rows are in use; some end together, and as many begin before the others' next step."""
+    lengths = (3, 6, 3, 6, 4, 4, 5, 3)
+    requests = [dense.answer(5 + i, SamplingParams(1.0), i, new) for i, new in enumerate(lengths)]
+    expected = dense.alone(requests)
+    assert dense.run(captured_scheduler(dense, GraphCapturer(), rows=4, context=32), requests) == expected
+    assert not caplog.records  # nothing failed and was repeated
+
+
 def test_a_pool_that_grows_keeps_what_running_requests_wrote(
     dense: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
