@@ -84,6 +84,12 @@ def upload(tensor: Tensor, device: torch.device) -> Tensor:
     return pinned.to(device, non_blocking=True)
 
 
+def release_cached_memory(device: torch.device) -> None:
+    """Give freed memory that torch keeps for later tensors back to the device."""
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+
+
 def synchronize(device: torch.device) -> None:
     """Wait for the device's queued work, before a time or a memory figure is read."""
     if device.type == "cuda":

@@ -11,7 +11,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from ..device import synchronize
+from ..device import release_cached_memory, synchronize
 from ..model.decoder import Decoder
 from ..model.kv_slots import ints_on_device
 from ..sampling.request import Request, SamplingMode, TokenHead, Tokens, group_by_mode
@@ -83,6 +83,7 @@ class GraphRunner:
     def _drop_graphs_if(self, stale: bool) -> None:
         if stale:
             self._graphs.clear()
+            release_cached_memory(self.decoder.device)
             self._pool_version = self._pool.version
 
     def _take(self, request: Request, waiting: Sequence[Request]) -> bool:

@@ -6,7 +6,7 @@ L layers, H key/value heads, S slots, K dimensions of a head.
 import torch
 from torch import Tensor
 
-from ..device import free_bytes
+from ..device import free_bytes, release_cached_memory
 from ..model.decoder import Decoder
 
 SCRATCH = 32
@@ -72,8 +72,7 @@ class KVPool:
             return False
         if self.is_unused:
             self.buffers, self.slots, self._free = [], 0, []  # frees the memory first
-            if self._decoder.device.type == "cuda":
-                torch.cuda.empty_cache()  # no larger buffer fits into what was freed
+            release_cached_memory(self._decoder.device)  # no larger buffer fits into what was freed
         old, old_slots, free = self.buffers, self.slots, self._free
         new_slots = -(-(max(old_slots - SCRATCH, 0) + count) // _MULTIPLE) * _MULTIPLE
         if old and self._bytes(new_slots) > free_bytes(self._decoder.device) * _USABLE:
