@@ -62,7 +62,7 @@ class Batch:
         for (head, mode), members in group_by_mode(requests).items():
             tokens_N, results = self._sample(head, mode, members)
             sampled += zip(members, results, strict=True)
-            inputs.append((members, head.embed(tokens_N)))
+            inputs.append((members, head.embed(tokens_N.clamp(min=0))))
         if any(request.step + 1 < request.max_new_tokens for request in requests):
             self._decode(requests, inputs)
         for request, result in sampled:
@@ -84,7 +84,7 @@ class Batch:
         )
         seen_NV = self._seen_tokens(requests, logits.shape[-1], logits.device) if mode.penalized else None
         tokens_N = sample(logits, mode, params, seeds_N, steps_N, seen_NV)
-        logprobs = token_logprobs(logits, tokens_N, mode, params) if mode.logprobs else None
+        logprobs = token_logprobs(logits, tokens_N.clamp(min=0), mode, params) if mode.logprobs else None
         return tokens_N, sampled_tokens(requests, tokens_N.tolist(), logprobs)
 
     def _seen_tokens(self, requests: list[Request], vocabulary: int, device: torch.device) -> Tensor:

@@ -248,9 +248,9 @@ class Scheduler:
         request.delivered += 1
         self.tokens += 1
         try:
-            stops = sampled.token == request.eos_id or bool(request.on_token(sampled))
+            stops = request.deliver(sampled)
         except Exception as error:
-            _log.exception("a request's on_token callback failed")
+            _log.exception("a token could not be delivered")
             self._finish(request, "error", error)
             return
         if stops:

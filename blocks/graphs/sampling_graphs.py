@@ -112,10 +112,10 @@ class SamplingGroup:
         tokens_N = sample(logits, mode, params, self.seeds_N[:count], steps_N, seen_NV, kernel)
         self.tokens_N[:count] = tokens_N
         if mode.logprobs:
-            logprobs, top_ids = token_logprobs(logits, tokens_N, mode, params)
+            logprobs, top_ids = token_logprobs(logits, tokens_N.clamp(min=0), mode, params)
             self.logprobs_NK[:count, : logprobs.shape[1]] = logprobs
             self.top_ids_NK[:count, : top_ids.shape[1]] = top_ids
-        x_ND = self.head.embed(tokens_N)
+        x_ND = self.head.embed(tokens_N.clamp(min=0))
         rows.x_RD.index_copy_(0, rows_N, x_ND)
         if mode.guided:
             rows.x_RD.index_copy_(0, uncond_N, x_ND)

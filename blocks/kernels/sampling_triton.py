@@ -53,8 +53,8 @@ def _best_of_blocks(
     GREEDY: tl.constexpr,
     PDL: tl.constexpr,
 ):
-    """The best token of one block of the vocabulary for one draw, and its score, the guided logit with
-    noise."""
+    """The best token of one block of the vocabulary for one draw, and its score, the guided logit with noise;
+    -1, which counts as the best of all, if a logit is not a number."""
     wait_then_trigger(PDL)
     n = tl.program_id(0).to(tl.int64)
     block = tl.program_id(1)
@@ -71,8 +71,9 @@ def _best_of_blocks(
         score = tl.div_rn(score, tl.zeros([BLOCK], tl.float32) + tl.load(temperature + n)) - tl.log(noise)
     score = tl.where(mask, score, float("-inf"))
     best_score, best = tl.max(score, axis=0, return_indices=True)
-    tl.store(best_scores + n * BLOCKS + block, best_score)
-    tl.store(best_tokens + n * BLOCKS + block, block * BLOCK + best)
+    has_nan = tl.max((score != score).to(tl.int32), axis=0) > 0
+    tl.store(best_scores + n * BLOCKS + block, tl.where(has_nan, float("inf"), best_score))
+    tl.store(best_tokens + n * BLOCKS + block, tl.where(has_nan, -1, block * BLOCK + best))
 
 
 @triton.jit
@@ -98,7 +99,7 @@ def draw(
     """Sample one token per draw, int64 `[N]`.
 
     Logits are `[N, V]`, or with `guidance_N` `[2 N, V]`: the conditional rows of all draws, then the
-    unconditional ones. Without `temperature_N` it is the most likely token.
+    unconditional ones. Without `temperature_N` it is the most likely token; -1 if a logit is not a number.
     """
     count, size = len(seeds_N), logits.shape[1]
     logits = logits.contiguous()

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
-from ..errors import OptionError, PromptError, check_integer, check_number
+from ..errors import BifronsError, OptionError, PromptError, check_integer, check_number
 
 MAX_LOGPROBS = 20
 """Most alternatives that can be reported with a token, as in OpenAI's API."""
@@ -166,6 +166,18 @@ class Request:
     @property
     def mode(self) -> SamplingMode:
         return self.sampling.mode._replace(logprobs=self.logprobs is not None)
+
+    def deliver(self, sampled: SampledToken) -> bool:
+        """Hand over a token; returns whether it ends the request.
+
+        Raises `BifronsError` for the token -1, which stands for logits that are not numbers.
+        """
+        if sampled.token < 0:
+            raise BifronsError(
+                "the model's logits are not numbers (NaN): its weights are damaged, or its activations "
+                "overflow in this dtype; accepted: bfloat16 or float32"
+            )
+        return sampled.token == self.eos_id or bool(self.on_token(sampled))
 
     def cancel(self) -> None:
         """Finish the request before the next step and free its rows. Does nothing once it has finished."""

@@ -79,18 +79,21 @@ def sample(
     """Sample a token of each request, int64 `[N]`, in float32 whatever the logits' dtype.
 
     Logits are `[N, V]`, or with guidance `[2 N, V]`: those of all conditional rows, then those of all
-    unconditional ones. `kernel` (`kernels.sampling_triton`) applies guidance and draws in two launches.
+    unconditional ones. A token is -1 where a logit is not a number. `kernel` (`kernels.sampling_triton`)
+    applies guidance and draws in two launches.
     """
     if kernel is not None and not (mode.filtered or mode.penalized):
         guidance = params.guidance if mode.guided else None
         temperature = None if mode.greedy else params.temperature
         return kernel.draw(logits, seeds_N, steps_N, guidance, temperature)
     logits_NV = process_logits(logits, mode, params, seen_NV)
-    if mode.greedy:
-        return logits_NV.argmax(-1)
     if kernel is not None:
-        return kernel.draw(logits_NV, seeds_N, steps_N, None, params.temperature)
-    return draw(logits_NV, params.temperature, seeds_N, steps_N)
+        return kernel.draw(logits_NV, seeds_N, steps_N, None, None if mode.greedy else params.temperature)
+    if mode.greedy:
+        tokens_N = logits_NV.argmax(-1)
+    else:
+        tokens_N = draw(logits_NV, params.temperature, seeds_N, steps_N)
+    return tokens_N.masked_fill(logits_NV.isnan().any(-1), -1)
 
 
 def sampling_tensors(requests: Sequence[Request], device: torch.device) -> SamplingTensors:

@@ -184,6 +184,17 @@ def test_a_capture_that_fails_changes_no_token(dense: Any, number: int, warm_up_
     assert dense.run(captured_scheduler(dense, FailingCapturer()), requests) == expected
 
 
+@pytest.mark.filterwarnings("ignore:invalid value encountered")  # by the interpreter's NumPy
+def test_a_request_whose_logits_are_not_numbers_ends_alone(dense: Any) -> None:
+    for sampling in (SamplingParams(0.0), SamplingParams(1.0), SamplingParams(1.0, 5)):
+        broken, good = dense.answer(6, sampling, 1, 2), dense.answer(6, sampling, 2, 2)
+        expected = dense.alone([good])
+        broken.prompts_TD[0][-1] = torch.nan
+        _, tokens = dense.run(captured_scheduler(dense, GraphCapturer()), [broken, good])
+        assert tokens == expected[0]
+        assert "not numbers" in str(broken.error)
+
+
 def test_a_failing_head_ends_its_requests_alone(dense: Any, collector: Any) -> None:
     def explode(hidden: torch.Tensor) -> torch.Tensor:
         raise RuntimeError("out of memory")

@@ -7,6 +7,7 @@ import pytest
 import torch
 from bifrons.blocks.engine.prefill import prefill
 from bifrons.blocks.engine.scheduler import Scheduler
+from bifrons.blocks.errors import BifronsError
 from bifrons.blocks.sampling.request import Request, SamplingParams
 
 GREEDY, DRAWN = SamplingParams(0.0), SamplingParams(1.0)
@@ -187,6 +188,19 @@ def test_a_request_that_fails_ends_alone(
     assert (out.reason, len(out.tokens)) == ("error", tokens)
     assert isinstance(broken.error, RuntimeError)
     assert [one.tokens for one in maker.outs(requests)] == expected
+
+
+@pytest.mark.parametrize("sampling", [SamplingParams(0.0), SamplingParams(1.0), SamplingParams(1.0, 5)])
+def test_a_request_whose_logits_are_not_numbers_ends_alone(
+    maker: Any, scheduler: Scheduler, sampling: SamplingParams
+) -> None:
+    broken, good = maker.answer(6, sampling, 1, 5), maker.answer(6, sampling, 2, 5)
+    expected = maker.alone([good])
+    broken.prompts_TD[0][-1] = torch.nan
+    _, tokens = maker.run(scheduler, [broken, good])
+    assert tokens == expected[0]
+    assert isinstance(broken.error, BifronsError)
+    assert "not numbers" in str(broken.error)
 
 
 def test_an_end_callback_that_fails_harms_no_one(maker: Any, scheduler: Scheduler) -> None:
