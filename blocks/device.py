@@ -5,6 +5,8 @@ No other module decides or assumes a default device or dtype.
 
 import os
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import torch
@@ -72,6 +74,18 @@ def check_capture(capture: object, device: torch.device) -> bool | None:
     if capture and device.type != "cuda":
         raise OptionError(f"capture is True, but the device is {device}; accepted with CUDA alone")
     return capture  # type: ignore[return-value]
+
+
+@contextmanager
+def inference_on(device: torch.device) -> Iterator[None]:
+    """Computing without gradients on a device, in tensors that later calls may write to.
+
+    Triton launches kernels on the thread's current device, wherever the tensors are. Tensors made in
+    inference mode could not be written to outside of it.
+    """
+    current = torch.cuda.device(device) if device.type == "cuda" else nullcontext()
+    with torch.inference_mode(False), torch.no_grad(), current:
+        yield
 
 
 def upload(tensor: Tensor, device: torch.device) -> Tensor:

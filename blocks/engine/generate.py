@@ -73,8 +73,8 @@ class Sequences:
         stops early, the sequences end.
         """
         scheduler = scheduler_of(decoder)
+        scheduler.submit(self.requests)
         try:
-            scheduler.submit(self.requests)
             step = 0
             while True:
                 while not all(len(tokens) > step or one.ended for tokens, one in self._pairs()):

@@ -11,15 +11,23 @@ Pipelines call `step` themselves, in turn (`generate.py`); a server has a thread
 import logging
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Sequence
 
 import torch
 
+from ..device import inference_on
 from ..errors import OptionError
 from ..graphs.cuda_graphs import GraphCapturer, uses_cuda_graphs
 from ..model.decoder import Decoder
-from ..sampling.request import Request, SampledToken, SamplingParams, TokenHead, Tokens, check_context
+from ..sampling.request import (
+    Request,
+    SampledToken,
+    SamplingParams,
+    TokenHead,
+    Tokens,
+    check_context,
+    embed_requests,
+)
 from .runners import make_runner
 
 _log = logging.getLogger("bifrons.engine")
@@ -62,6 +70,7 @@ class Scheduler:
         self._changed = threading.Condition()
         self._stepping = threading.Lock()
         self._stepping_thread: int | None = None
+        self._ended_turns = 0
         self.steps = 0
         self.tokens = 0
 
@@ -96,14 +105,12 @@ class Scheduler:
             self._changed.notify_all()
 
     def cancel(self, requests: Sequence[Request]) -> None:
-        """End those of the requests that have not ended, and free their rows; within a step (from a callback)
-        the next step does so."""
+        """End those of the submitted requests that have not ended, and free their rows; within a step (from a
+        callback) the next step does so."""
         for request in requests:
             request.cancel()
-        if self._stepping_thread == threading.get_ident():
-            return
-        with self._stepping, self._inference():
-            self._end_cancelled()
+        while self._stepping_thread != threading.get_ident() and not all(one.ended for one in requests):
+            self._in_turn(self._end_cancelled)
 
     @property
     def has_work(self) -> bool:
@@ -119,26 +126,30 @@ class Scheduler:
 
         `progress(done, total)` is called after each. Does nothing where nothing is captured.
         """
-        with self._stepping, self._inference():
+        with self._stepping, inference_on(self.decoder.device):
             self.runner.warm_up([(head, params.mode) for head, params in heads], progress)
 
-    @contextmanager
-    def _inference(self) -> Iterator[None]:
-        # Triton launches kernels on the thread's current device, wherever the tensors are. Tensors made in
-        # inference mode could not be written to by later calls.
-        device = self.decoder.device
-        current = torch.cuda.device(device) if device.type == "cuda" else nullcontext()
-        with torch.inference_mode(False), torch.no_grad(), current:
-            yield
-
     def step(self) -> None:
-        """Run one step, if there is work, for all requests."""
-        with self._stepping, self._inference():
+        """Run one step for all requests; if another thread is running one, wait until it has ended."""
+        self._in_turn(self._step)
+
+    def _in_turn(self, work: Callable[[], None]) -> None:
+        """Do work that no other thread does now; if one does, wait until it has ended instead."""
+        ended = self._ended_turns
+        if not self._stepping.acquire(blocking=False):
+            with self._changed:
+                self._changed.wait_for(lambda: self._ended_turns != ended, timeout=1.0)
+            return
+        try:
             self._stepping_thread = threading.get_ident()
-            try:
-                self._step()
-            finally:
-                self._stepping_thread = None
+            with inference_on(self.decoder.device):
+                work()
+        finally:
+            self._stepping_thread = None
+            self._stepping.release()
+            with self._changed:
+                self._ended_turns += 1
+                self._changed.notify_all()
 
     def _step(self) -> None:
         self._end_cancelled()
@@ -201,7 +212,7 @@ class Scheduler:
             if tokens <= 0:
                 break
         for embed in dict.fromkeys(request.embed for request in chosen):
-            self._isolated(_embed_all, [request for request in chosen if request.embed == embed])
+            self._isolated(embed_requests, [request for request in chosen if request.embed == embed])
 
     def _isolated(
         self, work: Callable[[list[Request]], list[Request]], requests: list[Request]
@@ -286,15 +297,3 @@ class Scheduler:
 
 def _form(decoder: Decoder) -> tuple[torch.device, torch.dtype, bool]:
     return decoder.device, decoder.dtype, uses_cuda_graphs(decoder)
-
-
-def _embed_all(requests: list[Request]) -> list[Request]:
-    """Embed the prompts of requests with the same `embed`; equal inputs once."""
-    embed = requests[0].embed
-    assert embed is not None
-    inputs = {id(request.inputs): request.inputs for request in requests}
-    prompts = dict(zip(inputs, embed(list(inputs.values())), strict=True))
-    for request in requests:
-        prompt = prompts[id(request.inputs)]
-        request.prompts_TD, request.seen_ids = (prompt.embeddings_TD,), prompt.ids
-    return requests

@@ -196,6 +196,18 @@ def group_by_mode(requests: Sequence[Request]) -> dict[tuple[TokenHead, Sampling
     return groups
 
 
+def embed_requests(requests: list[Request]) -> list[Request]:
+    """Embed the prompts of requests with the same `embed`; equal inputs once."""
+    embed = requests[0].embed
+    assert embed is not None
+    inputs = {id(request.inputs): request.inputs for request in requests}
+    prompts = dict(zip(inputs, embed(list(inputs.values())), strict=True))
+    for request in requests:
+        prompt = prompts[id(request.inputs)]
+        request.prompts_TD, request.seen_ids = (prompt.embeddings_TD,), prompt.ids
+    return requests
+
+
 def check_context(prompt: int, new: int, limit: int) -> None:
     """Raise a `PromptError` that states what would fit if prompt and new tokens exceed the context."""
     if prompt + new > limit:

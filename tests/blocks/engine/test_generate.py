@@ -119,6 +119,20 @@ def test_threads_share_the_steps_of_one_decoder(maker: Any) -> None:
     assert not scheduler_of(maker.decoder).has_work
 
 
+def test_a_thread_reads_its_tokens_while_another_goes_on_stepping(maker: Any) -> None:
+    """The thread of a long job must not keep that of a short one waiting until it is done."""
+    long, steps = answers(maker, range(2), 230), 6
+    job = threading.Thread(target=long.run_all, args=(maker.decoder,))
+    job.start()
+    progress = []
+    for _ in answers(maker, range(2, 4), steps).run(maker.decoder):
+        progress.append(len(long.tokens[0]))
+    assert len(progress) == steps
+    assert progress[-1] - progress[0] < 3 * steps  # read as they came, not all in the end
+    job.join()
+    assert [len(tokens) for tokens in long.tokens] == [230, 230]
+
+
 def test_errors_are_raised_where_the_sequence_was_asked_for(maker: Any) -> None:
     def explode(hidden: torch.Tensor) -> torch.Tensor:
         raise RuntimeError("out of memory")
