@@ -106,8 +106,7 @@ class BackgroundScheduler(Scheduler):
 
     def _fail_all(self, error: Exception) -> None:
         """End all requests with an error."""
-        launched = [request for requests, _ in self._launched for request in requests]
-        for request in [*self._waiting, *self._prefilling, *self._running, *launched]:
+        for request in self._requests():
             with suppress(Exception):  # it ends all the same
                 self._finish(request, "error", error)
 

@@ -56,7 +56,6 @@ class Sequences:
             )
             for index, (prompts, seed) in enumerate(zip(prompts_TD, seeds, strict=True))
         ]
-        self._eos_id = eos_id
 
     def _appender(self, index: int) -> Callable[[SampledToken], None]:
         tokens = self.tokens[index]

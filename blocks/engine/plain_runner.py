@@ -37,7 +37,6 @@ class Batch:
             raise
         for request in requests:
             request.row_ids = [next(row_ids) for _ in range(request.rows)]
-            request.prompts_TD = ()  # the embeddings are no longer needed
             self.requests.append(request)
 
     def remove(self, request: Request) -> None:

@@ -161,9 +161,13 @@ class Scheduler:
         while len(self._launched) > (self.runner.lag if self._running else 0):
             self._deliver()
 
-    def _end_cancelled(self) -> None:
+    def _requests(self) -> list[Request]:
+        """All requests that have not ended; those whose last tokens are on the way may occur twice."""
         launched = [request for requests, _ in self._launched for request in requests]
-        for request in [*self._waiting, *self._prefilling, *self._running, *launched]:
+        return [*self._waiting, *self._prefilling, *self._running, *launched]
+
+    def _end_cancelled(self) -> None:
+        for request in self._requests():
             if request.cancelled:
                 self._finish(request, "cancelled")
 
@@ -187,8 +191,7 @@ class Scheduler:
         self._prefilling += admitted
 
     def row_limit(self, priority: int) -> int:
-        """The rows in use up to which requests may start. An eighth is kept for priority 0, so that long jobs
-        don't keep it waiting."""
+        """The rows in use up to which requests may start; long jobs leave an eighth to priority 0."""
         rows = self.rows or 0
         return rows if priority == 0 else rows - rows // 8
 
@@ -199,7 +202,7 @@ class Scheduler:
         done = self._isolated(lambda requests: self.runner.prefill(requests, tokens), embedded)
         for request in done:
             self._prefilling.remove(request)
-            request.prompts_TD = ()
+            request.prompts_TD = ()  # the embeddings are no longer needed
         self._running += done
 
     def _embed(self, tokens: int) -> None:
@@ -217,8 +220,7 @@ class Scheduler:
     def _isolated(
         self, work: Callable[[list[Request]], list[Request]], requests: list[Request]
     ) -> list[Request]:
-        """The result of the work; if it fails, of the work for each request alone. Requests for which it
-        fails alone end with an error."""
+        """The result of the work, or if it fails, of the work for each alone; those that fail alone end."""
         if not requests:
             return []
         try:
@@ -271,9 +273,8 @@ class Scheduler:
 
     def _free(self, request: Request) -> None:
         """Take a request out of the queue or the cache."""
-        if request in self._waiting:
-            with self._changed:
-                self._waiting.remove(request)
+        with self._changed:
+            self._waiting = [one for one in self._waiting if one is not request]
         for requests in (self._prefilling, self._running):
             if request in requests:
                 requests.remove(request)

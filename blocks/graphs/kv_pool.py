@@ -8,6 +8,7 @@ from torch import Tensor
 
 from ..device import free_bytes, release_cached_memory
 from ..model.decoder import Decoder
+from ..model.kv_cache import KVCache
 
 SCRATCH = 32
 """Slots at the start of the pool that belong to no sequence; padding tokens are written there."""
@@ -75,24 +76,21 @@ class KVPool:
             release_cached_memory(self._decoder.device)  # no larger buffer fits into what was freed
         old, old_slots, free = self.buffers, self.slots, self._free
         new_slots = -(-(max(old_slots - SCRATCH, 0) + count) // _MULTIPLE) * _MULTIPLE
-        if old and self._bytes(new_slots) > free_bytes(self._decoder.device) * _USABLE:
+        config, dtype = self._decoder.config, self._decoder.dtype
+        size = KVCache.row_bytes(new_slots, config.num_layers, config.cache_widths, dtype)
+        if old and size > free_bytes(self._decoder.device) * _USABLE:
             return False
         try:
             self._allocate(new_slots)
         except torch.OutOfMemoryError:
             self.slots = old_slots
             return False
-        for buffer, small in zip(self.buffers, old, strict=False):
-            buffer[:, :, :old_slots] = small
         if old:
+            for buffer, small in zip(self.buffers, old, strict=True):
+                buffer[:, :, :old_slots] = small
             self._free = free
             self.give(old_slots, self.slots - old_slots)
         return True
-
-    def _bytes(self, slots: int) -> int:
-        config = self._decoder.config
-        numbers = config.num_layers * sum(heads * dim for heads, dim in config.cache_widths)
-        return slots * numbers * self._decoder.dtype.itemsize
 
     def _allocate(self, slots: int) -> None:
         decoder, config = self._decoder, self._decoder.config
