@@ -140,6 +140,18 @@ def requests_of() -> type[RequestMaker]:
     return RequestMaker
 
 
+@pytest.fixture(scope="module")
+def maker(small_model, requests_of) -> RequestMaker:
+    """Requests of a dense model."""
+    return requests_of(small_model("dense"))
+
+
+@pytest.fixture
+def scheduler(maker: RequestMaker) -> Scheduler:
+    """A scheduler of few rows, whose steps a test runs itself."""
+    return Scheduler(maker.decoder, rows=6, context=64)
+
+
 @pytest.fixture(scope="session")
 def collector() -> type[Collector]:
     """What a request delivers to, with a callback for one token."""

@@ -15,16 +15,6 @@ from bifrons.blocks.sampling.request import Request, SamplingParams
 GREEDY, DRAWN = SamplingParams(0.0), SamplingParams(1.0)
 
 
-@pytest.fixture(scope="module")
-def maker(small_model, requests_of) -> Any:
-    return requests_of(small_model("dense"))
-
-
-@pytest.fixture
-def scheduler(maker: Any) -> Scheduler:
-    return Scheduler(maker.decoder, rows=6, context=64)
-
-
 class Embedder:
     """Embeds token ids; notes with how many inputs it is called, and fails for long ones."""
 

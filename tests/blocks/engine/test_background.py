@@ -14,11 +14,6 @@ GREEDY, DRAWN = SamplingParams(0.0), SamplingParams(1.0)
 SIZES = {"rows": 6, "context": 256, "max_waiting": 40}
 
 
-@pytest.fixture(scope="module")
-def maker(small_model, requests_of) -> Any:
-    return requests_of(small_model("dense"))
-
-
 @pytest.fixture
 def scheduler(maker: Any) -> Iterator[BackgroundScheduler]:
     scheduler = BackgroundScheduler(maker.decoder, **SIZES)

@@ -14,16 +14,6 @@ GREEDY, DRAWN = SamplingParams(0.0), SamplingParams(1.0)
 GUIDED = SamplingParams(1.0, guidance_scale=5.0)
 
 
-@pytest.fixture(scope="module")
-def maker(small_model, requests_of) -> Any:
-    return requests_of(small_model("dense"))
-
-
-@pytest.fixture
-def scheduler(maker: Any) -> Scheduler:
-    return Scheduler(maker.decoder, rows=6, context=64)
-
-
 def test_late_requests_get_the_tokens_that_they_get_alone(maker: Any, scheduler: Scheduler) -> None:
     """Through six rows, in an order in which images and answers alternate."""
     requests = [maker.mixed(12)[index] for index in (5, 0, 7, 1, 6, 3, 2, 4)]
