@@ -4,9 +4,8 @@ import argparse
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from ..defaults import QUANTIZE_HELP
 from .bench_serve import add_bench_serve, bench_serve
-from .options import given_fields
+from .options import add_bench_model, given_fields
 
 if TYPE_CHECKING:
     from ...eval.bench.measure import Line
@@ -35,10 +34,7 @@ def _add_options(parser: Any) -> None:
         ("--repeats", "runs, of which the median is reported (default: 5)"),
     ):
         parser.add_argument(flag, type=int, default=argparse.SUPPRESS, metavar="N", help=text)
-    parser.add_argument("--device", help="cpu, cuda, cuda:N or mps (default: the best available)")
-    parser.add_argument("--dtype", help="float32, bfloat16 or float16 (default: bfloat16)")
-    parser.add_argument("--quantize", help=QUANTIZE_HELP.partition(" (")[0] + " (default: none)")
-    parser.add_argument("--eager", action="store_true", help="run without CUDA graphs")
+    add_bench_model(parser)
     parser.add_argument(
         "--peers", action="store_true", help="also measure transformers on the same workloads"
     )

@@ -4,8 +4,7 @@ import argparse
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from ..defaults import QUANTIZE_HELP
-from .options import add_eager, given_fields
+from .options import add_bench_model, given_fields
 
 if TYPE_CHECKING:
     from ...eval.bench.serving import Load
@@ -26,10 +25,7 @@ def add_bench_serve(commands: Any, command: Callable[..., Any], add_json: Callab
         ("--context", "as of `bifrons serve`"),
     ):
         parser.add_argument(flag, type=int, default=argparse.SUPPRESS, metavar="N", help=text)
-    parser.add_argument("--device", help="cpu, cuda, cuda:N or mps (default: the best available)")
-    parser.add_argument("--dtype", help="float32, bfloat16 or float16 (default: bfloat16)")
-    parser.add_argument("--quantize", help=QUANTIZE_HELP.partition(" (")[0] + " (default: none)")
-    add_eager(parser)
+    add_bench_model(parser)
     add_json(parser)
 
 

@@ -28,6 +28,14 @@ def add_loading(parser: Any) -> None:
     )
 
 
+def add_bench_model(parser: Any) -> None:
+    """Add where and in which form a benchmark's random model runs."""
+    parser.add_argument("--device", help="cpu, cuda, cuda:N or mps (default: the best available)")
+    parser.add_argument("--dtype", help="float32, bfloat16 or float16 (default: bfloat16)")
+    parser.add_argument("--quantize", help=QUANTIZE_HELP.partition(" (")[0] + " (default: none)")
+    add_eager(parser)
+
+
 def add_eager(parser: Any) -> None:
     """Add `--eager`."""
     parser.add_argument(

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ...blocks.checkpoints.quantize import check_kind
-from ...blocks.device import module_bytes, resolve_device, resolve_dtype, synchronize
+from ...blocks.device import module_bytes, release_cached_memory, resolve_device, resolve_dtype, synchronize
 from ...blocks.errors import check_integer
 from ...eval.bench.configs import pick_config
 from ...eval.bench.measure import machine, peak, reset_peak
@@ -41,7 +41,6 @@ class ServeBenchOptions:
     dtype: str | None = None
     quantize: str | None = None
     eager: bool = False
-    warmup: bool = True
 
     def __post_init__(self) -> None:
         check_integer("requests", self.requests, low=1)
@@ -68,8 +67,7 @@ def bench_serving(options: ServeBenchOptions, on_load: Callable[[Load], object])
     try:
         report |= _measure_server(pipe, limits, options, on_load)
         gc.collect()
-        if device.type == "cuda":
-            torch.cuda.empty_cache()
+        release_cached_memory(device)
         report["pipeline"] = pipeline_rates(pipe, options)
     finally:
         torch.set_num_threads(threads)
@@ -84,8 +82,7 @@ def _measure_server(
     served = registry.add(f"{options.family}-{options.size}", pipe)
     set_num_threads(None, [pipe.model.decoder])
     registry.open()
-    if options.warmup:
-        registry.warm_up()
+    registry.warm_up()
     registry.start()
     with running_server(registry) as url:
         ready = time.perf_counter() - started

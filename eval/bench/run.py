@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from ...blocks.checkpoints.quantize import check_kind
-from ...blocks.device import module_bytes, resolve_device, resolve_dtype
+from ...blocks.device import module_bytes, release_cached_memory, resolve_device, resolve_dtype
 from ...blocks.errors import OptionError, check_integer
 from ...blocks.graphs.packed_decoder import load_kernels
 from ...janus.model import JanusModel
@@ -96,8 +96,7 @@ def run_bench(options: BenchOptions, on_line: Callable[[Line], object]) -> dict[
         plain = model.config
         del model
         gc.collect()
-        if device.type == "cuda":
-            torch.cuda.empty_cache()
+        release_cached_memory(device)
         with torch.device("meta"):
             limit = painting_limit(JanusModel(plain).to(dtype), options.batch, speed)
         report["failed"] = bench_peers(bench, plain, dtype, options.batch, limit, amount)
