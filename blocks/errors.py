@@ -4,10 +4,18 @@
 """
 
 import math
+import re
+
+_UNPRINTABLE = re.compile(
+    "[\\x00-\\x08\\x0b-\\x1f\\x7f-\\x9f\\u061c\\u200e\\u200f\\u2028-\\u202e\\u2066-\\u2069\\ud800-\\udfff]"
+)
 
 
 class BifronsError(ValueError):
     """Invalid input from the caller; the message says what was wrong and what is accepted."""
+
+    def __str__(self) -> str:
+        return printable(super().__str__())
 
 
 class CheckpointError(BifronsError):
@@ -28,6 +36,19 @@ class PromptError(BifronsError):
 
 class OptionError(BifronsError):
     """An option has a value outside its range, or one that this model can't honour."""
+
+
+def printable(text: str) -> str:
+    """A text that is safe to print to a terminal: control characters (but for tabs and line breaks), marks
+    that change the direction of writing and lone surrogates as JSON escapes, such as `\\u001b`."""
+    return _UNPRINTABLE.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
+
+
+def is_name(text: object, longest: int = 1000) -> bool:
+    """Whether this is a text of one line, at most `longest` characters, that is safe to print."""
+    return (
+        isinstance(text, str) and len(text) <= longest and text == printable(text) and not {*"\n\t"} & {*text}
+    )
 
 
 def check_number(name: str, value: object, low: float = -math.inf, high: float = math.inf) -> float:

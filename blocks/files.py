@@ -1,11 +1,43 @@
-"""Atomic file writes: files appear complete or not at all."""
+"""Reading regular files only, with a bound; and atomic writes: files appear complete or not at all."""
 
+import errno
 import os
 import shutil
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
+
+
+def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
+    """Open a regular file for reading, unbuffered. Never waits for a pipe's other end.
+
+    Raises `OSError`, with a `strerror`, for anything else (pipes, devices, sockets, folders) and for names
+    that no file can have.
+    """
+    flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+    try:
+        descriptor = os.open(path, flags)
+    except ValueError as error:  # a NUL byte
+        raise OSError(errno.EINVAL, "no file can have this name", os.fspath(path)) from error
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "it is not a regular file", os.fspath(path))
+    return os.fdopen(descriptor, "rb", buffering=0)
+
+
+def read_bounded(path: str | os.PathLike[str], limit: int) -> bytes:
+    """The content of a regular file of at most `limit` bytes. Raises `OSError`, as `open_regular` does."""
+    with open_regular(path) as stream:
+        size = min(os.fstat(stream.fileno()).st_size, limit)
+        parts = [stream.read(size + 1)]
+        while parts[-1] and sum(map(len, parts)) <= limit:
+            parts.append(stream.read(limit + 1))
+    content = b"".join(parts)
+    if len(content) > limit:
+        raise OSError(errno.EFBIG, f"it is larger than the accepted {limit:,} bytes", os.fspath(path))
+    return content
 
 
 @contextmanager

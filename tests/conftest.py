@@ -1,6 +1,8 @@
 """Fixtures of many rooms: the parity checkpoint of Janus, images by rule, models offloaded to the CPU."""
 
 import os
+import subprocess
+import sys
 from collections.abc import Callable
 from contextlib import contextmanager
 from functools import partial
@@ -55,6 +57,34 @@ def bifrons_main() -> Callable[..., int]:
 
     def run(*argv: object) -> int:
         return main([str(word) for word in argv])
+
+    return run
+
+
+BOUNDED = """
+import resource, sys
+from pathlib import Path
+import torch, tokenizers
+from bifrons.blocks.checkpoints import reader
+from bifrons.blocks.errors import BifronsError
+size = next(l for l in open("/proc/self/status") if l.startswith("VmSize")).split()[1]
+limit = int(size) * 1024 + int(sys.argv[1])
+resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+"""
+
+
+@pytest.fixture(scope="session")
+def run_bounded() -> Callable[..., str]:
+    """`run_bounded(code, *arguments)`: what the code prints in a process that may take `memory` bytes more
+    than its imports, and `seconds`; `sys.argv` has the arguments from 2 on. Fails on any other end."""
+    if not Path("/proc/self/status").exists():
+        pytest.skip("reads Linux's /proc")
+
+    def run(code: str, *arguments: object, memory: int = 400 << 20, seconds: int = 100) -> str:
+        command = [sys.executable, "-c", BOUNDED + code, str(memory), *map(str, arguments)]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=seconds)
+        assert done.returncode == 0, done.stderr[-3000:]
+        return done.stdout
 
     return run
 

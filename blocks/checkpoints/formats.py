@@ -4,18 +4,18 @@ Only headers are read here. A file's size is checked against its header, so that
 detected before anything is loaded.
 """
 
-import json
 import math
-import sys
-import zipfile
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
-from torch import Tensor
 
-from ..errors import CheckpointError
+from ..bin_file import read_bin
+from ..errors import CheckpointError, is_name
+from ..files import open_regular
+from ..json_config import parse_json, shown
 
 # The dtype names of the safetensors format (its README, "Format"). Those without a torch counterpart (F4, F6,
 # F8_E8M0) are refused.
@@ -39,24 +39,14 @@ SAFETENSORS_DTYPES: dict[str, torch.dtype] = {
 }
 MAX_HEADER_BYTES = 100_000_000  # the reference reader's own limit
 
-# Parts of the messages with which torch refuses code (torch/_weights_only_unpickler.py), in lower case.
-_CODE_REFUSALS = (
-    "unsupported global",
-    "can only create new object",
-    "can only build",
-    "trying to call reduce",
-    "persistent_load",
-    "torchscript",
-)
-
 
 @dataclass(frozen=True)
 class TensorEntry:
     """One tensor of a checkpoint, not loaded.
 
     Bytes `offset` to `offset + nbytes` of `file` hold it. `strides` (in elements) is None for a contiguous
-    tensor; otherwise those bytes are the span that the strides cover. `whole_file` means that the tensor's
-    position in the file is unknown: reading it loads the whole file.
+    tensor; otherwise those bytes are the span that the strides cover. `member`: the bytes count in this
+    compressed member of a zip file. `swapped`: numbers have the other byte order than this machine's.
     """
 
     name: str
@@ -66,17 +56,17 @@ class TensorEntry:
     offset: int
     nbytes: int
     strides: tuple[int, ...] | None = None
-    whole_file: bool = False
+    member: str | None = None
+    swapped: bool = False
 
 
 def file_size(path: Path) -> int:
     """Size in bytes of a regular, non-empty file. Raises `CheckpointError` for anything else."""
     try:
-        size = path.stat().st_size
+        with open_regular(path) as stream:
+            size = os.fstat(stream.fileno()).st_size
     except OSError as error:
         raise CheckpointError(f"{path} can't be read: {error.strerror}") from error
-    if not path.is_file():
-        raise CheckpointError(f"{path} is not a file")
     if size == 0:
         raise CheckpointError(f"{path} is empty (0 bytes); download it again")
     return size
@@ -92,7 +82,7 @@ def list_safetensors(path: Path) -> list[TensorEntry]:
     Raises `CheckpointError`.
     """
     size = file_size(path)
-    with path.open("rb") as stream:
+    with open_regular(path) as stream:
         header, start = _read_header(path, stream, size)
     entries = [_safetensors_entry(path, name, info, start) for name, info in header.items()]
     end = start
@@ -121,31 +111,13 @@ def _read_header(path: Path, stream: BinaryIO, size: int) -> tuple[dict[str, Any
             f"{path} is incomplete: its header alone ends at byte {8 + length}, the file has {size}; "
             f"download it again"
         )
-    try:
-        header = json.loads(stream.read(length), object_pairs_hook=_no_duplicates)
-    except _DuplicateKeyError as error:
-        raise CheckpointError(f"{path} names {error.args[0]!r} twice in its header") from error
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path} is not a safetensors file: its header is no JSON ({error})") from error
+    header = parse_json(stream.read(length), f"{path} is not a safetensors file: its header", CheckpointError)
     if not isinstance(header, dict):
         raise CheckpointError(f"{path} is not a safetensors file: its header is not a JSON object")
     header.pop("__metadata__", None)
     if not header:
         raise CheckpointError(f"{path} holds no tensors")
     return header, 8 + length
-
-
-class _DuplicateKeyError(Exception):
-    pass
-
-
-def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    result: dict[str, Any] = {}
-    for key, value in pairs:
-        if key in result:
-            raise _DuplicateKeyError(key)
-        result[key] = value
-    return result
 
 
 def _is_count(value: Any) -> bool:
@@ -165,134 +137,35 @@ def _safetensors_entry(path: Path, name: str, info: Any, start: int) -> TensorEn
     nbytes = span[1] - span[0]  # type: ignore[index]
     if math.prod(shape) * dtype.itemsize != nbytes:  # type: ignore[arg-type]
         raise CheckpointError(f"{path} is damaged: {name!r} {kind} {shape} can't take {nbytes} bytes")
-    return TensorEntry(name, dtype, tuple(shape), path, start + span[0], nbytes)  # type: ignore[index, arg-type]
+    return TensorEntry(_checked_name(path, name), dtype, tuple(shape), path, start + span[0], nbytes)  # type: ignore[index, arg-type]
+
+
+def _checked_name(path: Path, name: str) -> str:
+    if not is_name(name):
+        raise CheckpointError(f"{path} names a tensor {shown(name)}; accepted: printable names")
+    return name
 
 
 # --- PyTorch .bin --------------------------------------------------------------------------------------
 
 
 def list_bin(path: Path) -> list[TensorEntry]:
-    """The tensors of a flat state dict written by `torch.save`. Code in the file is never run.
+    """The tensors of a flat state dict written by `torch.save`, in either byte order, also before torch 1.6.
 
-    From PyTorch's zip files (torch 1.6 and later) no data is read: torch rebuilds the tensors without data
-    and reports each storage's offset, which is compared with the zip directory. Where that is impossible (the
-    older format, zips written by other tools, another byte order), the file is loaded once here to list it
-    and again to read it, so such a shard must fit in memory. Raises `CheckpointError`.
+    No data is read, and code in the file is never run. Raises `CheckpointError`.
     """
-    size = file_size(path)
-    with path.open("rb") as stream:
-        is_zip = stream.read(4) == b"PK\x03\x04"
-    if not is_zip:
-        return _whole_file_entries(path, load_bin(path))
-    records = _zip_records(path, size)
-    state = _checked_state(path, _torch_load(path, skeleton=True))
-    entries = [_bin_entry(path, name, tensor, records) for name, tensor in state.items()]
-    if records is None or None in entries:
-        return _whole_file_entries(path, load_bin(path))
-    return [entry for entry in entries if entry is not None]
-
-
-def load_bin(path: Path) -> dict[str, Tensor]:
-    """The whole state dict of one `.bin` file on the CPU (`weights_only`, so no code runs)."""
-    return _checked_state(path, _torch_load(path, skeleton=False))
-
-
-def _torch_load(path: Path, *, skeleton: bool, fake: bool | None = None) -> Any:
-    """`torch.load`; with `skeleton`, tensors have no data, but their storages a `_checkpoint_offset`.
-
-    torch sets those offsets when it loads to `meta`, older versions only under `FakeTensorMode` (150 MB of
-    imports, so not the first choice); `fake` forces one of the two.
-    """
-    if fake is None:
-        fake = not hasattr(torch.serialization, "_is_meta_location")
-    try:
-        if skeleton and fake:
-            from torch._subclasses import FakeTensorMode
-
-            with FakeTensorMode():
-                return torch.load(path, map_location="cpu", weights_only=True)
-        return torch.load(path, map_location="meta" if skeleton else "cpu", weights_only=True)
-    except MemoryError:
-        raise
-    except Exception as error:  # a damaged pickle can raise anything
-        raise _refusal(path, error) from error
-
-
-def _refusal(path: Path, error: Exception) -> CheckpointError:
-    text = f"{error}".lower()
-    if any(phrase in text for phrase in _CODE_REFUSALS):
-        return CheckpointError(
-            f"{path} holds code or objects that are not tensors, and is refused, since loading it could run "
-            f"that code; use a .safetensors version of these weights, or convert the file where it is trusted"
-        )
-    return CheckpointError(
-        f"{path} ({path.stat().st_size} bytes) is damaged, incomplete or not a PyTorch checkpoint "
-        f"({type(error).__name__}); download it again"
-    )
-
-
-def _zip_records(path: Path, size: int) -> dict[int, int] | None:
-    """Start and length in bytes of every uncompressed storage in the zip, or None if the byte order is not
-    this machine's."""
-    records: dict[int, int] = {}
-    try:
-        with zipfile.ZipFile(path) as archive, path.open("rb") as stream:
-            for info in archive.infolist():
-                if info.filename.endswith("/constants.pkl"):
-                    raise _refusal(path, ValueError("torchscript"))
-                if info.filename.endswith("/byteorder") and archive.read(info) != sys.byteorder.encode():
-                    return None
-                if "/data/" not in info.filename or info.compress_type != zipfile.ZIP_STORED:
-                    continue
-                # A local file header has 30 bytes, then the name and an extra field of the stated lengths.
-                stream.seek(info.header_offset + 26)
-                lengths = stream.read(4)
-                skip = int.from_bytes(lengths[:2], "little") + int.from_bytes(lengths[2:], "little")
-                records[info.header_offset + 30 + skip] = info.file_size
-    except (zipfile.BadZipFile, OSError, EOFError, NotImplementedError, RuntimeError) as error:
-        raise _refusal(path, error) from error
-    for start, length in records.items():
-        if start + length > size:
-            end = start + length
-            raise CheckpointError(f"{path} is incomplete: a tensor ends at byte {end}, the file has {size}")
-    return records
-
-
-def _checked_state(path: Path, state: Any) -> dict[str, Tensor]:
-    if not isinstance(state, dict):
-        raise CheckpointError(f"{path} holds a {type(state).__name__}, not a dict of names to tensors")
-    for name, value in state.items():
-        if isinstance(name, str) and isinstance(value, Tensor) and value.layout == torch.strided:
-            continue
-        if isinstance(value, dict):
-            raise CheckpointError(f"{path} nests a dict under {name!r}; accepted is a flat dict of tensors")
-        kind = type(value).__name__
-        raise CheckpointError(f"{path}: {name!r} is a {kind}; accepted are names with plain, dense tensors")
-    if not state:
-        raise CheckpointError(f"{path} holds no tensors")
-    return state
-
-
-def _bin_entry(path: Path, name: str, tensor: Tensor, records: dict[int, int] | None) -> TensorEntry | None:
-    """The entry of a tensor, or None unless its storage is exactly one record of the zip."""
-    shape, strides, itemsize = tuple(tensor.shape), tensor.stride(), tensor.dtype.itemsize
-    storage = tensor.untyped_storage()
-    start = getattr(storage, "_checkpoint_offset", None)
-    if tensor.numel() == 0:
-        return TensorEntry(name, tensor.dtype, shape, path, 0, 0)
-    if records is None or start is None or records.get(start) != storage.nbytes() or tensor.is_conj():
-        return None
-    span = 1 + sum((n - 1) * s for n, s in zip(shape, strides, strict=True))
-    first = tensor.storage_offset()
-    if first < 0 or min((*strides, 0)) < 0 or (first + span) * itemsize > storage.nbytes():
-        raise CheckpointError(f"{path} is damaged: {name!r} reaches outside its own data")
-    stored = None if tensor.is_contiguous() else tuple(strides)
-    return TensorEntry(name, tensor.dtype, shape, path, start + first * itemsize, span * itemsize, stored)
-
-
-def _whole_file_entries(path: Path, state: dict[str, Tensor]) -> list[TensorEntry]:
-    """Entries of a file that is loaded whole; their offsets only keep the order."""
+    file_size(path)
     return [
-        TensorEntry(name, t.dtype, tuple(t.shape), path, i, t.numel() * t.dtype.itemsize, whole_file=True)
-        for i, (name, t) in enumerate(state.items())
+        TensorEntry(
+            _checked_name(path, name),
+            t.dtype,
+            t.shape,
+            path,
+            t.offset,
+            t.nbytes,
+            t.strides,
+            t.member,
+            t.swapped,
+        )
+        for name, t in read_bin(path).items()
     ]

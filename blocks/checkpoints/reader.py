@@ -4,7 +4,7 @@ Files are read, not memory-mapped: mapped pages count as resident memory, and a 
 crashes the process. Peak memory is what the caller keeps plus one tensor.
 """
 
-import json
+import os
 from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO
@@ -12,8 +12,10 @@ from typing import BinaryIO
 import torch
 from torch import Tensor
 
-from ..errors import CheckpointError
-from .formats import TensorEntry, file_size, list_bin, list_safetensors, load_bin
+from ..bin_file import open_bytes
+from ..errors import CheckpointError, is_name
+from ..json_config import TABLE_BYTES, read_value, shown
+from .formats import TensorEntry, list_bin, list_safetensors
 
 # Indices are preferred, since they state which files belong together.
 _SAFETENSORS_INDEX = "model.safetensors.index.json"
@@ -84,21 +86,19 @@ def _indices(folder: Path, pattern: str, usual: str) -> list[Path]:
 
 
 def _read_index(path: Path) -> tuple[dict[str, str], list[Path]]:
-    file_size(path)
-    try:
-        index = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
-        raise CheckpointError(f"{path} can't be read as JSON: {error}") from error
+    index = read_value(path, TABLE_BYTES, CheckpointError)
     weights = index.get("weight_map") if isinstance(index, dict) else None
     if not isinstance(weights, dict) or not weights:
         raise CheckpointError(f"{path} has no 'weight_map' from tensor names to files")
-    shards = list(dict.fromkeys(weights.values()))
-    for shard in shards:
-        kind = path.name.split(".index.json")[0].rpartition(".")[2]  # "safetensors" or "bin"
-        plain = isinstance(shard, str) and Path(shard).name == shard and "\\" not in shard
+    kind = path.name.split(".index.json")[0].rpartition(".")[2]  # "safetensors" or "bin"
+    for shard in weights.values():
+        plain = is_name(shard) and Path(shard).name == shard and "\\" not in shard
         if not plain or not shard.endswith("." + kind):
-            raise CheckpointError(f"{path} names {shard!r}; accepted are .{kind} files in the same folder")
-    missing = [s for s in shards if not (path.parent / s).exists()]
+            raise CheckpointError(
+                f"{path} names {shown(shard)}; accepted are .{kind} files in the same folder"
+            )
+    shards = list(dict.fromkeys(weights.values()))
+    missing = [s for s in shards if not os.path.exists(path.parent / s)]
     if missing:
         names = ", ".join(missing[:10])
         count = f"{len(missing)} of {len(shards)}"
@@ -109,14 +109,12 @@ def _read_index(path: Path) -> tuple[dict[str, str], list[Path]]:
 class TensorReader:
     """Reads tensors one at a time. A context manager, or to be closed.
 
-    It keeps the last file open, or its tensors if it can only be loaded whole, so reading file by file is
-    fastest.
+    It keeps the last file open, so reading file by file is fastest.
     """
 
     def __init__(self) -> None:
-        self._path: Path | None = None
+        self._opened: tuple[Path, str | None] | None = None
         self._stream: BinaryIO | None = None
-        self._whole: dict[str, Tensor] | None = None
 
     def __enter__(self) -> "TensorReader":
         return self
@@ -129,21 +127,18 @@ class TensorReader:
     def close(self) -> None:
         if self._stream is not None:
             self._stream.close()
-        self._path = self._stream = self._whole = None
+        self._opened = self._stream = None
 
     def read(self, entry: TensorEntry) -> Tensor:
         """The tensor of `entry`, contiguous and in new memory on the CPU.
 
         Raises `CheckpointError` if the file has changed.
         """
-        if entry.file != self._path:
-            self.close()
-            self._path = entry.file
-        if entry.whole_file:
-            return self._from_whole(entry)
-        count = entry.nbytes // entry.dtype.itemsize
-        flat = torch.empty(count, dtype=entry.dtype)
+        flat = torch.empty(entry.nbytes // entry.dtype.itemsize, dtype=entry.dtype)
         self._fill(entry, flat)
+        if entry.swapped:
+            width = entry.dtype.itemsize // (2 if entry.dtype.is_complex else 1)
+            flat.view(torch.uint8).copy_(flat.view(torch.uint8).view(-1, width).flip(1).flatten())
         if entry.strides is None:
             return flat.view(entry.shape)
         return flat.as_strided(entry.shape, entry.strides).contiguous()
@@ -152,8 +147,9 @@ class TensorReader:
         if entry.nbytes == 0:
             return
         try:
-            if self._stream is None:
-                self._stream = entry.file.open("rb", buffering=0)
+            if self._stream is None or self._opened != (entry.file, entry.member):
+                self.close()
+                self._stream, self._opened = open_bytes(entry.file, entry.member), (entry.file, entry.member)
             self._stream.seek(entry.offset)
             view, done = flat.view(torch.uint8).numpy().data, 0
             while done < entry.nbytes:
@@ -163,11 +159,3 @@ class TensorReader:
                 done += got
         except OSError as error:
             raise CheckpointError(f"{entry.file} can't be read: {error.strerror}") from error
-
-    def _from_whole(self, entry: TensorEntry) -> Tensor:
-        if self._whole is None:
-            self._whole = load_bin(entry.file)
-        tensor = self._whole.get(entry.name)
-        if tensor is None or tuple(tensor.shape) != entry.shape or tensor.dtype != entry.dtype:
-            raise CheckpointError(f"{entry.file} no longer holds {entry.name!r} as listed; did it change?")
-        return tensor.detach().clone(memory_format=torch.contiguous_format)

@@ -133,7 +133,7 @@ def model_fingerprint(folder: Path) -> str:
 
 def _add_samples(total: "hashlib._Hash", path: Path, entries: list[TensorEntry]) -> None:
     size = path.stat().st_size
-    spans = {(0, size) if entry.whole_file else (entry.offset, entry.nbytes) for entry in entries}
+    spans = {(0, size) if entry.member else (entry.offset, entry.nbytes) for entry in entries}
     total.update(f"{size}\n".encode())
     with path.open("rb") as stream:
         for offset, length in sorted(spans):
