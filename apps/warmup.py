@@ -32,19 +32,12 @@ def warm_up(name: str, pipe: "Pipeline", scheduler: Scheduler) -> float | None:
         return None
     progress, started = ProgressLine(f"{name}: warming up"), time.monotonic()
     towers = _towers(pipe)
-    captured = 0
-
-    def report(done: int, total: int) -> None:
-        nonlocal captured
-        captured = total
-        progress(done, total + len(towers))
-
-    scheduler.warm_up(_heads(pipe), report)
     with torch.no_grad():
         for done, run in enumerate(towers, start=1):
             run()
             run()  # a part is captured on its second use
-            progress(captured + done, captured + len(towers))
+            progress(done, None)
+    scheduler.warm_up(_heads(pipe), lambda done, total: progress(len(towers) + done, len(towers) + total))
     seconds = time.monotonic() - started
     progress.end(f"{name}: warm after {seconds:.1f} s")
     return seconds
@@ -85,12 +78,13 @@ class ProgressLine:
     def __init__(self, label: str) -> None:
         self.label, self._shown = label, 0.0
 
-    def __call__(self, done: int, total: int) -> None:
-        """Show that `done` of `total` pieces of work are done."""
+    def __call__(self, done: int, total: int | None) -> None:
+        """Show that `done` of `total` pieces of work are done; None where the total is not known yet."""
+        text = f"{self.label}: {done} of {total}" if total is not None else f"{self.label}: {done}"
         if sys.stderr.isatty():
-            print(f"\r{self.label}: {done} of {total}", end="", file=sys.stderr, flush=True)
+            print(f"\r{text}", end="", file=sys.stderr, flush=True)
         elif time.monotonic() - self._shown >= _LINE_SECONDS:
-            print(f"{self.label}: {done} of {total}", file=sys.stderr, flush=True)
+            print(text, file=sys.stderr, flush=True)
             self._shown = time.monotonic()
 
     def end(self, text: str) -> None:

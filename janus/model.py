@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..blocks.chat.text_generation import Prompt, embed_conversations
+from ..blocks.device import upload
 from ..blocks.errors import OptionError
 from ..blocks.graphs.graphed_module import run_graphed
 from ..blocks.model.decoder import Decoder
@@ -112,7 +113,7 @@ class JanusModel(nn.Module):
         return embed_conversations(self, inputs, self._image_embeddings)
 
     def _image_embeddings(self, inputs: Sequence[ModelInputs]) -> Tensor:
-        pixels = torch.cat([one.pixels for one in inputs]).to(self.decoder.device, self.decoder.dtype)
+        pixels = upload(torch.cat([one.pixels for one in inputs]), self.decoder.device).to(self.decoder.dtype)
         images = [self.embed_images(chunk) for chunk in pixels.split(IMAGES_AT_ONCE)]
         return torch.cat(images).flatten(0, 1)
 

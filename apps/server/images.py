@@ -14,6 +14,7 @@ from fastapi.responses import JSONResponse
 from PIL import Image
 
 from ...blocks.chat.image_io import write_png
+from ...blocks.device import upload
 from ...blocks.errors import PromptError
 from ...blocks.sampling.request import Request as GenerationRequest
 from ...blocks.sampling.request import SampledToken
@@ -76,7 +77,7 @@ class ImageGeneration:
         except PromptError as error:
             raise ApiError(400, str(error), code="context_length_exceeded", param="prompt") from error
         rows = [cond, uncond] if self.options.guided else [cond]
-        return [self.pipe.model.embed_text(ids.to(self.pipe.device)) for ids in rows]
+        return [self.pipe.model.embed_text(upload(ids, self.pipe.device)) for ids in rows]
 
     def _make_request(self, index: int, prompts: list[torch.Tensor]) -> GenerationRequest:
         assert self.served.image_head is not None
@@ -125,7 +126,7 @@ class ImageGeneration:
         filled, width = list(codes), self.pipe.model.config.grid[1]
         while len(filled) < self.num_codes:  # missing rows repeat the last one
             filled.append(filled[-width] if len(filled) >= width else filled[-1])
-        with self.served.decoding:
+        with self.served.image_decoding():
             image = image_generation.decode_images(self.pipe.model, torch.tensor([filled]))[0]
         model, name = self.pipe.model, self.served.name
         image.info.update(image_generation.image_info(model, name, self.body.prompt, seed, self.options))

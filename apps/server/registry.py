@@ -4,8 +4,9 @@ import asyncio
 import os
 import threading
 import time
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -76,8 +77,8 @@ class ServedModel:
     def __init__(self, name: str, pipe: "Pipeline", note: str | None) -> None:
         self.name, self.pipe, self.note = name, pipe, note
         self.created = int(time.time())
-        self.decoding = threading.Lock()
-        """Held while a picture is decoded: between two of them the scheduler gets to launch its steps."""
+        self._decoding = threading.Lock()
+        self._decoding_stream: torch.cuda.Stream | None = None
         self.text_head = TokenHead(pipe.model.embed_text, pipe.model.text_logits)
         self.image_pipe = as_janus(pipe)
         """The pipeline if it generates images, else None."""
@@ -96,6 +97,16 @@ class ServedModel:
             max_waiting=options.max_queue,
             sharing=sharing,
         )
+        if decoder.device.type == "cuda" and self.image_pipe is not None:
+            torch.cuda.synchronize(decoder.device)  # the weights are there for any stream
+            self._decoding_stream = torch.cuda.Stream(decoder.device, priority=-1)
+
+    @contextmanager
+    def image_decoding(self) -> Iterator[None]:
+        """To be held while an image is decoded: one at a time, so that the scheduler gets to launch its steps
+        between two, and on CUDA beside the steps instead of behind those that are launched."""
+        with self._decoding, torch.cuda.stream(self._decoding_stream):
+            yield
 
     @property
     def capacity(self) -> str:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ...tokenizers.text import StreamDecoder, TextTokenizer
+from ..device import upload
 from ..engine.generate import Sequences
 from ..engine.prefill import prefill
 from ..errors import check_integer
@@ -119,11 +120,11 @@ def _embed_together(
     model: ChatModel, inputs: Sequence[Inputs], embed_images: Callable[[Sequence[Inputs]], Tensor]
 ) -> list[Prompt]:
     device = model.decoder.device
-    x_TD = model.embed_text(torch.cat([one.ids for one in inputs]).to(device))
-    # `nonzero` on the host avoids a synchronization with the device.
+    x_TD = model.embed_text(upload(torch.cat([one.ids for one in inputs]), device))
+    # `nonzero` on the host, as `upload`, avoids waiting for the device's queued steps.
     positions = torch.cat([one.image_mask for one in inputs]).nonzero()[:, 0]
     if len(positions):
-        x_TD = x_TD.index_copy(0, positions.to(device), embed_images(inputs))
+        x_TD = x_TD.index_copy(0, upload(positions, device), embed_images(inputs))
     rows = x_TD.split([len(one.ids) for one in inputs])
     return [Prompt(one.ids, row_TD) for one, row_TD in zip(inputs, rows, strict=True)]
 

@@ -78,7 +78,7 @@ class GraphRunner:
         return admitted
 
     def _weights_moved(self, head: TokenHead) -> bool:
-        return self._addresses.moved(head.owner or self.decoder, decoder=self.decoder)
+        return self._addresses.moved(*head.modules or (self.decoder,), decoder=self.decoder)
 
     def _drop_graphs_if(self, stale: bool) -> None:
         if stale:

@@ -59,7 +59,7 @@ class RowBuffers:
         seen_V = self.allocate_seen(vocabulary)[request.row_ids[0]]
         seen_V.zero_()
         if request.seen_ids is not None:
-            seen_V[request.seen_ids.to(seen_V.device)] = True
+            seen_V[upload(request.seen_ids, seen_V.device)] = True
 
 
 class SamplingGroup:

@@ -30,6 +30,8 @@ VECTOR = 32
 """Most numbers that a vectorized loop processes at a time (two vectors of 16); it processes the remainder
 one by one."""
 _MAX_SCORES = 1 << 24  # of all heads of a row (64 MiB); longer prompts take fused attention
+_ALIGNED = 8
+"""Numbers in half precision that take 16 bytes, the width of the loads of the usual kernels."""
 _FLASH = SDPBackend.FLASH_ATTENTION.value  # in the order of backends
 _HALF = (torch.bfloat16, torch.float16)
 _SPLITS_SUMS = (
@@ -104,6 +106,8 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     if not missing and not on_cuda:
         return F.linear(x, weight, bias)
     rows = x.reshape(count, x.shape[-1])
+    if on_cuda and (unaligned := -x.shape[-1] % _ALIGNED):  # cuBLASLt splits these sums for few rows
+        rows, weight = F.pad(rows, (0, unaligned)), F.pad(weight, (0, unaligned))
     rows = F.pad(rows, (0, 0, 0, missing)) if missing else rows
     return F.linear(rows, weight, bias)[:count].view(*x.shape[:-1], len(weight))
 

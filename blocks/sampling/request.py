@@ -24,10 +24,15 @@ class TokenHead:
     logits: Callable[[Tensor], Tensor]
 
     @property
-    def owner(self) -> nn.Module | None:
-        """The model of which both callables are methods, else None."""
+    def modules(self) -> list[nn.Module]:
+        """The modules that steps may read: those of the model of which both callables are methods, but for
+        its `per_image_modules`. Empty if they aren't methods of one model."""
         owners = [getattr(method, "__self__", None) for method in (self.embed, self.logits)]
-        return owners[0] if owners[0] is owners[1] and isinstance(owners[0], nn.Module) else None
+        model = owners[0] if owners[0] is owners[1] else None
+        if not isinstance(model, nn.Module):
+            return []
+        apart = getattr(model, "per_image_modules", ())
+        return [module for name, module in model.named_children() if name not in apart]
 
 
 class SamplingMode(NamedTuple):

@@ -7,6 +7,8 @@ from dataclasses import replace
 import pytest
 from bifrons.blocks.chat.text_generation import TextGenerationOptions, generate_ids
 from bifrons.blocks.engine.background import BackgroundScheduler
+from bifrons.blocks.engine.scheduler import Scheduler
+from bifrons.blocks.graphs.cuda_graphs import GraphCapturer
 from bifrons.blocks.sampling.request import Request, SampledToken, SamplingParams, TokenHead
 from bifrons.janus.pipeline import JanusPipeline
 from PIL import Image
@@ -118,3 +120,25 @@ def test_mixed_requests_at_different_times_get_the_pipelines_tokens(scheduler, m
     assert got == expected
     assert [out.reason for out in outs[4:]] == ["length"] * 4
     assert scheduler.rows_promised == scheduler.rows_used == 0
+
+
+def test_weights_of_the_image_tokenizer_may_move_without_new_captures(pipe):
+    """As the first image that is decoded on CUDA moves them."""
+    model, capturer, made = pipe.model, GraphCapturer(), []
+    scheduler = Scheduler(model.decoder, capturer=capturer)
+    head = TokenHead(model.embed_codes, model.image_logits)
+    assert model.language_model in head.modules
+    assert model.gen_head in head.modules
+    for _ in range(2):
+        prompt = model.embed_text(pipe.processor.generation_ids("a red circle", None)[0])
+        collected = Collected()
+        scheduler.submit(
+            [Request(head, [prompt], SamplingParams(0.0), 1, 3, collected.on_token, collected.on_end)]
+        )
+        while scheduler.has_work:
+            scheduler.step()
+        assert len(collected.tokens) == 3
+        made.append(capturer.made)
+        for weight in model.gen_vision_model.parameters():
+            weight.data = weight.data.clone()
+    assert made[0] == made[1] > 0
