@@ -5,6 +5,7 @@
 
 import math
 import re
+import threading
 
 _UNPRINTABLE = re.compile(
     "[\\x00-\\x08\\x0b-\\x1f\\x7f-\\x9f\\u061c\\u200e\\u200f\\u2028-\\u202e\\u2066-\\u2069\\ud800-\\udfff]"
@@ -69,3 +70,15 @@ def check_integer(name: str, value: object, low: int, high: int | None = None) -
         bounds = f"at least {low}" if high is None else f"{low} to {high}"
         raise OptionError(f"{name} is {value}; accepted: {bounds}")
     return value
+
+
+def reraise_exit(error: BaseException) -> None:
+    """Raise `error` again if it is to end the process: a KeyboardInterrupt or SystemExit in the main thread,
+    where the handlers of signals run.
+
+    For code that catches `BaseException`, since libraries in Rust raise a `PanicException`, which is no
+    `Exception`.
+    """
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    if in_main_thread and isinstance(error, KeyboardInterrupt | SystemExit):
+        raise error

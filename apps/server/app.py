@@ -31,7 +31,7 @@ _ERRORS: dict[int, str] = {
     415: "The body is not declared as JSON",
     429: "The queue is full; Retry-After says when to try again",
     500: "The server failed",
-    503: "The server is stopping",
+    503: "The server is stopping, or the engine of this model has failed",
 }
 
 
@@ -46,6 +46,7 @@ class _SchedulerMetrics:
             "rows_used": "Rows in use",
             "rows_promised": "Rows in use, waiting or being prepared",
             "rows": "Rows in the cache",
+            "failed": "1 if the engine has failed, else 0",
         }
         counters = {"steps": "Decoder steps", "tokens": "Tokens sampled"}
         for kind, table in ((GaugeMetricFamily, gauges), (CounterMetricFamily, counters)):
@@ -81,12 +82,23 @@ def _add_routes(app: FastAPI, registry: ModelRegistry, collectors: CollectorRegi
         """One model."""
         return _card(registry.get(model))
 
-    @app.get("/health", responses={503: {"model": responses.Health, "description": "The server is stopping"}})
+    unhealthy: dict[int | str, dict[str, Any]] = {503: {"model": responses.Health, "description": "It isn't"}}
+
+    @app.get("/health", responses=unhealthy, response_model_exclude_none=True)
+    @app.get("/readyz", responses=unhealthy, response_model_exclude_none=True)
     async def health(response: Response) -> responses.Health:
         """Whether the server accepts requests."""
-        response.status_code = 503 if registry.stopping else 200
-        status = "stopping" if registry.stopping else "ok"
-        return responses.Health(status=status, models=list(registry.models))
+        failed = registry.failed
+        status = "failed" if failed else "stopping" if registry.stopping else "ok"
+        response.status_code = 200 if status == "ok" else 503
+        return responses.Health(status=status, models=list(registry.models), failed=failed or None)
+
+    @app.get("/livez", responses=unhealthy, response_model_exclude_none=True)
+    async def livez(response: Response) -> responses.Health:
+        """Whether the server works; 503 means that it must be restarted."""
+        reply = await health(response)
+        response.status_code = 503 if reply.status == "failed" else 200
+        return reply
 
     @app.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
     async def metrics() -> Response:
@@ -124,7 +136,7 @@ def _complete_openapi(app: FastAPI, registry: ModelRegistry) -> None:
 
 
 def create_app(registry: ModelRegistry, keys: list[bytes] | None = None) -> ASGIApp:
-    """The ASGI application; with `keys`, all paths but /health and /openapi.json require one of them."""
+    """The ASGI application; with `keys`, every path but those of health and /openapi.json requires one."""
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:

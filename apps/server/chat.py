@@ -22,6 +22,7 @@ from .responses import to_json
 from .schema import field_or_default
 from .sse import EventStream, check_finish_reason, event, while_connected
 from .stream_text import ChoiceOutput, TextChunk
+from .supervision import contained
 from .url_fetch import fetch
 
 _SHORT_TEXT = 2000  # characters
@@ -47,7 +48,7 @@ class ChatGeneration:
     async def _make_requests(self) -> list[GenerationRequest]:
         messages = await load_messages(self.body.messages, self.registry)
         if _is_short_text(messages):
-            inputs = self._inputs(messages)
+            inputs = contained(self._inputs, messages)
         else:
             inputs = await self.registry.run_in_thread(self._inputs, messages)
         self.prompt_tokens = len(inputs.ids)
@@ -118,11 +119,11 @@ class ChatGeneration:
         unfinished = list(range(self.num_choices))
         while unfinished:
             await self.signal.wait()
-            chunks = [(index, self.outputs[index].read()) for index in unfinished]
+            chunks = [(index, contained(self.outputs[index].read)) for index in unfinished]
             for index, chunk in chunks:
                 if chunk.finish_reason is not None:
                     self.requests[index].cancel()  # it still runs if a stop string has ended the choice
-                    check_finish_reason(chunk.finish_reason)
+                    check_finish_reason(chunk.finish_reason, self.requests[index])
                     unfinished.remove(index)
             yield chunks
 

@@ -12,8 +12,10 @@ from starlette.exceptions import HTTPException
 
 from ...blocks.engine.background import QueueFull, SchedulerStopped
 from ...blocks.errors import BifronsError, OptionError, PictureError, PromptError
+from .supervision import SchedulerFailed
 
 RETRY_AFTER_SECONDS = 2
+INTERNAL_ERROR = "the server failed to handle this request; its log has the details"
 CLIENT_GONE = 499
 """The status that nginx logs for a client that disconnected; nobody receives it."""
 
@@ -84,6 +86,8 @@ def error_fields(error: Exception) -> tuple[int, str, str, str | None]:
         return error.status, error.message, error.code, error.param
     if isinstance(error, QueueFull):
         return 429, "the server is busy and its queue is full; try again in a moment", "queue_full", None
+    if isinstance(error, SchedulerFailed):
+        return 503, str(error), "engine_failed", None
     if isinstance(error, SchedulerStopped):
         return 503, "the server is stopping and accepts no more requests", "stopping", None
     if isinstance(error, BifronsError):
@@ -166,9 +170,7 @@ async def _handle_disconnect(request: Request, error: Exception) -> Response:
 
 async def _handle_bug(request: Request, error: Exception) -> Response:
     logging.getLogger("bifrons.server").error("a request failed", exc_info=error)
-    return error_response(
-        500, "the server failed to handle this request; its log has the details", "internal_error"
-    )
+    return error_response(500, INTERNAL_ERROR, "internal_error")
 
 
 def install(app: FastAPI) -> None:

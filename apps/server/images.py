@@ -149,7 +149,7 @@ class ImageGeneration:
             await self.start()
             while len(codes_by_index) < self.num_images:
                 index, codes, reason = await self.outputs.get()
-                check_finish_reason(reason)
+                check_finish_reason(reason, self.requests[index])
                 codes_by_index[index] = codes
         finally:
             self.cancel()
@@ -174,7 +174,7 @@ class ImageGeneration:
             _, codes, reason = await self.outputs.get()
             last = reason is not None
             if last:
-                check_finish_reason(reason)
+                check_finish_reason(reason, self.requests[0])
             file = await self.registry.run_in_thread(self.encode, codes, self.seeds[0])
             image_event = responses.ImageEvent(
                 type="image_generation.completed" if last else "image_generation.partial_image",

@@ -13,7 +13,7 @@ from ...blocks.errors import OptionError
 from .errors import CLIENT_GONE, error_response
 
 BODY_SECONDS = 60.0
-_PUBLIC_PATHS = frozenset({"/health", "/openapi.json"})
+_PUBLIC_PATHS = frozenset({"/health", "/readyz", "/livez", "/openapi.json"})
 _MAX_DRAIN = 4
 """Bodies are read, and discarded, up to this multiple of the limit, so that clients see the refusal."""
 

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 
 from ...blocks.checkpoints.hub import EMBEDDED, find_model_folder
-from ...blocks.engine.background import BackgroundScheduler
 from ...blocks.errors import OptionError, check_integer
 from ...blocks.placement.memory_budget import size_text
 from ...blocks.sampling.request import Request as GenerationRequest
@@ -23,6 +22,7 @@ from ..pipelines import as_janus, label, load_pipeline
 from ..warmup import warm_up
 from .errors import ApiError, invalid_value
 from .notifier import Notifier, OutputSignal
+from .supervision import SupervisedScheduler, contained
 
 if TYPE_CHECKING:
     from ..pipelines import Pipeline
@@ -72,7 +72,7 @@ class ServerOptions:
 class ServedModel:
     """One model and, once it is opened, its scheduler."""
 
-    scheduler: BackgroundScheduler
+    scheduler: SupervisedScheduler
 
     def __init__(self, name: str, pipe: "Pipeline", note: str | None) -> None:
         self.name, self.pipe, self.note = name, pipe, note
@@ -90,7 +90,7 @@ class ServedModel:
     def open(self, options: ServerOptions, sharing: int = 1) -> None:
         """Make the scheduler. Its cache may take a share of the free memory, one of `sharing` equal ones."""
         decoder = self.pipe.model.decoder
-        self.scheduler = BackgroundScheduler(
+        self.scheduler = SupervisedScheduler(
             decoder,
             rows=options.rows or (256 if decoder.device.type == "cuda" else 32),
             context=min(options.context, decoder.config.max_positions),
@@ -210,9 +210,14 @@ class ModelRegistry:
             raise invalid_value(message, "model")
         return served
 
+    @property
+    def failed(self) -> list[str]:
+        """Names of the models whose engine has failed."""
+        return [name for name, served in self.models.items() if served.scheduler.failed]
+
     async def run_in_thread(self, function: Callable[..., T], *args: Any) -> T:
         """The result of `function(*args)`, called on one of the threads."""
-        return await asyncio.get_running_loop().run_in_executor(self._threads, function, *args)
+        return await asyncio.get_running_loop().run_in_executor(self._threads, contained, function, *args)
 
     def new_signal(self) -> OutputSignal:
         """A signal for one HTTP request, which is handled on the running event loop."""

@@ -155,10 +155,14 @@ class ModelList(BaseModel):
 
 
 class Health(BaseModel):
-    """The response of `GET /health`; not part of OpenAI's interface."""
+    """The response of `GET /health`, `/readyz` and `/livez`; not part of OpenAI's interface.
 
-    status: Literal["ok", "stopping"]
+    `failed` names the models whose engine has failed, if there are any; only a restart of the server helps.
+    """
+
+    status: Literal["ok", "stopping", "failed"]
     models: list[str]
+    failed: list[str] | None = None
 
 
 def event_stream(model: type[BaseModel]) -> dict[str, Any]:

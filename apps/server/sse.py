@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import logging
 from collections.abc import AsyncIterator, Awaitable, Sequence
 from typing import Any, TypeVar
 
@@ -10,13 +11,17 @@ from fastapi.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from ...blocks.sampling.request import Request as GenerationRequest
-from .errors import ApiError, ClientGone, error_content
+from .errors import INTERNAL_ERROR, ApiError, ClientGone, error_content
+from .supervision import SchedulerFailed
 
 T = TypeVar("T")
+_log = logging.getLogger("bifrons.server")
 
 
-def check_finish_reason(reason: str) -> None:
-    """Raise an `ApiError` with status 500 for a generation request that failed."""
+def check_finish_reason(reason: str, request: GenerationRequest) -> None:
+    """Raise an `ApiError` for a generation request that failed: 503 if the engine did, else 500."""
+    if isinstance(request.error, SchedulerFailed):
+        raise ApiError(503, str(request.error), code="engine_failed")
     if reason not in ("stop", "length"):
         raise ApiError(
             500, "the engine failed at this request; the server's log has the details", code=reason
@@ -81,3 +86,6 @@ async def _with_error_event(events: AsyncIterator[bytes]) -> AsyncIterator[bytes
             yield item
     except ApiError as error:
         yield event(error_content(error.status, error.message, error.code, error.param), "error")
+    except Exception:
+        _log.exception("a streamed request failed")
+        yield event(error_content(500, INTERNAL_ERROR, "internal_error"), "error")

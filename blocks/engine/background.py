@@ -91,24 +91,24 @@ class BackgroundScheduler(Scheduler):
         return not self._thread.is_alive()
 
     def _run(self) -> None:
-        while True:
-            with self._changed:
-                while not self.has_work:
-                    if self._closing and self._reserved == 0:
-                        self.runner.close()
-                        return
-                    self._changed.wait()
+        done = False
+        while not done:
             try:
+                with self._changed:
+                    self._changed.wait_for(lambda: self.has_work or (self._closing and self._reserved == 0))
+                    done = not self.has_work
                 self.step()
-            except Exception as error:  # whatever it is, clients must not wait for ever
+            except BaseException as error:  # whatever it is, clients must not wait for ever
                 _log.exception("a step failed; all requests end with it")
                 self._fail_all(error)
+        self.runner.close()
 
-    def _fail_all(self, error: Exception) -> None:
+    def _fail_all(self, error: BaseException) -> None:
         """End all requests with an error."""
         for request in self._requests():
-            with suppress(Exception):  # it ends all the same
+            with suppress(BaseException):  # it ends all the same
                 self._finish(request, "error", error)
+        self._launched.clear()
 
     def _report_end(self, request: Request, reason: str) -> None:
         self.release(request.rows)

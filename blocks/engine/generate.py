@@ -1,7 +1,8 @@
 """Generation for pipelines, which run the steps of their decoder's scheduler themselves."""
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -19,6 +20,10 @@ def scheduler_of(decoder: Decoder) -> Scheduler:
         if decoder.scheduler is None or not decoder.scheduler.is_current:
             decoder.scheduler = Scheduler(decoder)
         return decoder.scheduler
+
+
+def _append(tokens: list[int], sampled: SampledToken) -> None:
+    tokens.append(sampled.token)
 
 
 class Sequences:
@@ -47,23 +52,15 @@ class Sequences:
                 sampling,
                 seed,
                 max_new_tokens,
-                self._appender(index),
+                partial(_append, tokens),
                 lambda reason: None,
                 eos_id,
                 priority=priority,
                 seen_ids=None if prompt_ids is None else prompt_ids[index],
                 prefill_chunk=prefill_chunk,
             )
-            for index, (prompts, seed) in enumerate(zip(prompts_TD, seeds, strict=True))
+            for index, (prompts, seed, tokens) in enumerate(zip(prompts_TD, seeds, self.tokens, strict=True))
         ]
-
-    def _appender(self, index: int) -> Callable[[SampledToken], None]:
-        tokens = self.tokens[index]
-
-        def append(sampled: SampledToken) -> None:
-            tokens.append(sampled.token)
-
-        return append
 
     def run(self, decoder: Decoder) -> Iterator[list[int | None]]:
         """Yield the next token of every sequence, or None for one that has ended, until all have.
@@ -74,9 +71,9 @@ class Sequences:
         scheduler = scheduler_of(decoder)
         scheduler.submit(self.requests)
         try:
-            step = 0
+            step, pairs = 0, list(zip(self.tokens, self.requests, strict=True))
             while True:
-                while not all(len(tokens) > step or one.ended for tokens, one in self._pairs()):
+                while not all(len(tokens) > step or one.ended for tokens, one in pairs):
                     scheduler.step()
                 for request in self.requests:
                     if request.error is not None:
@@ -88,9 +85,6 @@ class Sequences:
                 step += 1
         finally:
             scheduler.cancel(self.requests)
-
-    def _pairs(self) -> Iterator[tuple[list[int], Request]]:
-        return zip(self.tokens, self.requests, strict=True)
 
     def run_all(self, decoder: Decoder) -> Tensor:
         """All tokens at once, int64 `[N, max_new_tokens]` on the CPU, for sequences without an end token."""

@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 import torch
 
 from ..device import inference_on
-from ..errors import OptionError
+from ..errors import OptionError, reraise_exit
 from ..graphs.cuda_graphs import GraphCapturer, uses_cuda_graphs
 from ..model.decoder import Decoder
 from ..sampling.request import (
@@ -31,6 +31,7 @@ from ..sampling.request import (
 from .runners import make_runner
 
 _log = logging.getLogger("bifrons.engine")
+_Work = Callable[[list[Request]], list[Request]]
 
 _PREFILL_TOKENS = 4096
 """Prompt positions of a step while no request is running; bounds the memory of activations."""
@@ -71,8 +72,7 @@ class Scheduler:
         self._stepping = threading.Lock()
         self._stepping_thread: int | None = None
         self._ended_turns = 0
-        self.steps = 0
-        self.tokens = 0
+        self.steps = self.tokens = 0
 
     def __reduce__(self) -> tuple[type[None], tuple[()]]:
         return type(None), ()  # a copy of a decoder gets a scheduler of its own
@@ -217,15 +217,14 @@ class Scheduler:
         for embed in dict.fromkeys(request.embed for request in chosen):
             self._isolated(embed_requests, [request for request in chosen if request.embed == embed])
 
-    def _isolated(
-        self, work: Callable[[list[Request]], list[Request]], requests: list[Request]
-    ) -> list[Request]:
+    def _isolated(self, work: _Work, requests: list[Request]) -> list[Request]:
         """The result of the work, or if it fails, of the work for each alone; those that fail alone end."""
         if not requests:
             return []
         try:
             return work(requests)
-        except Exception as error:
+        except BaseException as error:
+            reraise_exit(error)
             if len(requests) == 1:
                 _log.exception("a request failed")
                 self._finish(requests[0], "error", error)
@@ -248,7 +247,8 @@ class Scheduler:
         requests, read = self._launched.popleft()
         try:
             tokens = read()
-        except Exception as error:  # the device failed
+        except BaseException as error:  # the device failed
+            reraise_exit(error)
             _log.exception("a step failed; %d requests end with it", len(requests))
             for request in requests:
                 self._finish(request, "error", error)
@@ -262,14 +262,13 @@ class Scheduler:
         self.tokens += 1
         try:
             stops = request.deliver(sampled)
-        except Exception as error:
+        except BaseException as error:
+            reraise_exit(error)
             _log.exception("a token could not be delivered")
             self._finish(request, "error", error)
-            return
-        if stops:
-            self._finish(request, "stop")
-        elif request.delivered == request.max_new_tokens:
-            self._finish(request, "length")
+        else:
+            if stops or request.delivered == request.max_new_tokens:
+                self._finish(request, "stop" if stops else "length")
 
     def _free(self, request: Request) -> None:
         """Take a request out of the queue or the cache."""
@@ -280,7 +279,7 @@ class Scheduler:
                 requests.remove(request)
                 self.runner.remove(request)
 
-    def _finish(self, request: Request, reason: str, error: Exception | None = None) -> None:
+    def _finish(self, request: Request, reason: str, error: BaseException | None = None) -> None:
         if request.ended:
             return
         request.ended, request.error = True, error
@@ -292,7 +291,8 @@ class Scheduler:
     def _report_end(self, request: Request, reason: str) -> None:
         try:
             request.on_end(reason)
-        except Exception:  # a failing callback must not end the other requests
+        except BaseException as error:  # a failing callback must not end the other requests
+            reraise_exit(error)
             _log.exception("a request's on_end callback failed")
 
 

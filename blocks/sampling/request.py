@@ -150,7 +150,7 @@ class Request:
     """Its rows of the cache, while the request runs."""
     cancelled: bool = field(default=False, init=False)
     ended: bool = field(default=False, init=False)
-    error: Exception | None = field(default=None, init=False)
+    error: BaseException | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
         assert self.embed is not None or len(self.prompts_TD) == self.rows, "one prompt, or two with guidance"

@@ -1,5 +1,6 @@
 """A scheduler with a thread: what it accepts, and how it ends."""
 
+import ctypes
 import threading
 import time
 from collections.abc import Iterator
@@ -150,3 +151,51 @@ def test_a_fault_of_the_scheduler_itself_ends_requests_and_serves_the_next(
     submit(scheduler, [later])
     wait(scheduler)
     assert maker.outs([later])[0].tokens == expected[0]
+
+
+class Panic(BaseException):
+    """Like pyo3's PanicException."""
+
+
+def failing_callback(request: Request, where: str, fail: Any) -> None:
+    if where == "embed":
+        request.prompts_TD, request.embed, request.inputs = (), fail, "a picture"
+    elif where == "head":
+        request.head = type(request.head)(request.head.embed, fail)
+    else:
+        setattr(request, where, fail)
+
+
+@pytest.mark.parametrize("kind", [RuntimeError, Panic, SystemExit, KeyboardInterrupt])
+@pytest.mark.parametrize("where", ["on_token", "on_end", "embed", "head"])
+def test_whatever_a_callback_raises_ends_its_request_only(
+    maker: Any, scheduler: BackgroundScheduler, where: str, kind: type[BaseException]
+) -> None:
+    def fail(*args: object) -> Any:
+        raise kind("a bug")
+
+    broken, *others = (maker.answer(7, DRAWN, seed, 12) for seed in range(5))
+    expected = maker.alone(others)
+    failing_callback(broken, where, fail)
+    submit(scheduler, [*others[:2], broken, others[2]])
+    wait(scheduler)
+    submit(scheduler, others[3:])
+    wait(scheduler)
+    assert [out.tokens for out in maker.outs(others)] == expected
+    assert {out.reason for out in maker.outs(others)} == {"length"}
+    assert broken.ended
+    assert isinstance(broken.error, type(None) if where == "on_end" else kind)
+
+
+def test_the_thread_survives_what_is_raised_while_it_waits(
+    maker: Any, scheduler: BackgroundScheduler
+) -> None:
+    thread, request = scheduler._thread.ident, maker.answer(7, DRAWN, 1, 4)
+    expected = maker.alone([request])
+    assert ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread), ctypes.py_object(SystemExit))
+    submit(scheduler, [broken := maker.answer(7, DRAWN, 2, 4)])  # wakes the thread
+    wait(scheduler)
+    assert broken.ended
+    submit(scheduler, [request])
+    wait(scheduler)
+    assert [out.tokens for out in maker.outs([request])] == expected

@@ -166,3 +166,17 @@ def test_a_decoder_that_changes_gets_another_scheduler(maker: Any) -> None:
     maker.model.to(torch.bfloat16)
     assert scheduler_of(decoder) is not first
     assert answers(maker, range(1), 3).run_all(decoder).shape == (1, 3)
+
+
+def test_ctrl_c_in_the_main_thread_ends_the_caller(maker: Any) -> None:
+    """Not a request: it is to end the process."""
+
+    def interrupt(*args: object) -> Any:
+        raise KeyboardInterrupt
+
+    sequences = answers(maker, range(2), 5)
+    sequences.requests[0].head = TokenHead(maker.text_head.embed, interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        list(sequences.run(maker.decoder))
+    assert scheduler_of(maker.decoder).rows_used == 0
+    assert sequences.requests[0].error is None
