@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..blocks.chat.inputs import ChatInputs, normalized_pixels
 from ..blocks.chat.text_generation import Prompt, embed_conversations
-from ..blocks.device import upload
 from ..blocks.errors import OptionError
 from ..blocks.graphs.graphed_module import run_graphed
 from ..blocks.model.decoder import Decoder
@@ -22,7 +22,6 @@ from ..blocks.model.missing_parts import missing_part
 from ..blocks.model.siglip import IMAGES_AT_ONCE, SiglipConfig, build_siglip
 from ..tokenizers.vq.model import VQModel
 from .config import JanusConfig
-from .processor import ModelInputs
 
 Parts = Literal["all", "paint", "read"]
 """The parts to load: `paint` leaves out the vision encoder (SigLIP), the text head and the image tokenizer's
@@ -108,12 +107,12 @@ class JanusModel(nn.Module):
     def _encode_vision(self, pixels_N3SS: Tensor) -> Tensor:
         return self.aligner(self.vision_model(pixels_N3SS))
 
-    def embed_prompts(self, inputs: Sequence[ModelInputs]) -> list[Prompt]:
+    def embed_prompts(self, inputs: Sequence[ChatInputs]) -> list[Prompt]:
         """Conversations, embedded: their text, with image embeddings at the image tokens."""
         return embed_conversations(self, inputs, self._image_embeddings)
 
-    def _image_embeddings(self, inputs: Sequence[ModelInputs]) -> Tensor:
-        pixels = upload(torch.cat([one.pixels for one in inputs]), self.decoder.device).to(self.decoder.dtype)
+    def _image_embeddings(self, inputs: Sequence[ChatInputs]) -> Tensor:
+        pixels = normalized_pixels(inputs, self.decoder.device).to(self.decoder.dtype)
         images = [self.embed_images(chunk) for chunk in pixels.split(IMAGES_AT_ONCE)]
         return torch.cat(images).flatten(0, 1)
 

@@ -1,94 +1,25 @@
 """`JanusProcessor`: images to pixels, conversations and image prompts to token ids.
 
-T tokens of a conversation, L tokens of an image prompt, N images, S pixels along a side of the model's input.
+L tokens of an image prompt, S pixels along a side of the model's input.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
-from ..blocks.chat.image_io import normalize_pixels, open_image, resize_bicubic
+from ..blocks.chat.inputs import ChatInputs
 from ..blocks.chat.messages import normalize_messages
 from ..blocks.errors import ConfigError, PromptError
+from ..blocks.image_fit import Fit, normalized
+from ..blocks.image_io import open_image
 from ..blocks.json_config import Section
 from ..tokenizers.text import PAD, TextTokenizer, read_settings
+from .image_transform import ImageTransform
 from .prompts import IMAGE_END, IMAGE_START, IMAGE_TOKEN, Template
-
-
-@dataclass(frozen=True)
-class ModelInputs:
-    """A conversation as the model takes it.
-
-    `ids` int64 [T]; `image_mask` bool [T], true at image tokens; `pixels` float32 [N, 3, S, S]. The mask has
-    `num_image_tokens` positions per image, in order.
-    """
-
-    ids: Tensor
-    image_mask: Tensor
-    pixels: Tensor
-
-
-@dataclass(frozen=True)
-class ImageTransform:
-    """Resizes, pads and normalizes an image to S x S pixels. Defaults are those of all official folders."""
-
-    size: int
-    min_size: int = 14
-    background: tuple[int, int, int] = (127, 127, 127)
-    rescale: float = 0.00392156862745098
-    mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
-    std: tuple[float, float, float] = (0.5, 0.5, 0.5)
-
-    @classmethod
-    def from_settings(cls, settings: dict[str, Any], size: int, where: str) -> "ImageTransform":
-        """Read the content of a preprocessor_config.json, official or transformers'. Raises ConfigError.
-
-        `do_normalize` is ignored and taken as true: an early file of Janus-1.3B has it false, but the model
-        was trained with it.
-        """
-        section = Section(settings, where)
-        stated = section.get("size")
-        if stated is None or "image_size" in settings:
-            stated = section.get("image_size", size)
-        if isinstance(stated, dict):
-            stated = stated.get("height")
-        if stated != size:
-            raise ConfigError(f"{where} says pictures are {stated!r} pixels wide, but the model takes {size}")
-        red, green, blue = background = section.three_numbers("background_color", cls.background)
-        if any(value != int(value) or not 0 <= value <= 255 for value in background):
-            raise ConfigError(f"{where}.background_color is {background}; accepted: three from 0 to 255")
-        std = section.three_numbers("image_std", cls.std)
-        if 0 in std:
-            raise ConfigError(f"{where}.image_std has a zero")
-        return cls(
-            size=size,
-            min_size=section.integer("min_size", cls.min_size),
-            background=(int(red), int(green), int(blue)),
-            rescale=section.number("rescale_factor", cls.rescale),
-            mean=section.three_numbers("image_mean", cls.mean),
-            std=std,
-        )
-
-    def __call__(self, image: Image.Image) -> Tensor:
-        """Pixels float32 [3, S, S] of an RGB image, scaled to a long side of S and padded to a square."""
-        width, height = image.size
-        longest = max(width, height)
-        # Truncated, not rounded: transformers' port rounds and differs by a row for some sizes.
-        new_width = max(int(width / longest * self.size), self.min_size)
-        new_height = max(int(height / longest * self.size), self.min_size)
-        resized = resize_bicubic(image, (new_width, new_height))
-        canvas = Image.new("RGB", (self.size, self.size), self.background)
-        canvas.paste(resized, ((self.size - new_width) // 2, (self.size - new_height) // 2))
-        # The product is taken in float64 and rounded to float32 once, as transformers' `rescale` does.
-        pixels = (np.asarray(canvas).astype(np.float64) * self.rescale).astype(np.float32)
-        return normalize_pixels(pixels, self.mean, self.std)
 
 
 class JanusProcessor:
@@ -134,26 +65,29 @@ class JanusProcessor:
 
     def preprocess(self, image: Any) -> Tensor:
         """Pixels float32 [3, S, S], about -1..1, of anything that `open_image` reads. Raises PictureError."""
-        return self.transform(open_image(image))
+        fitted = self.transform.fit(open_image(image))
+        return torch.from_numpy(normalized([fitted], self.transform.table, self.transform.size))[0]
+
+    def fit(self, num_images: int) -> Fit:
+        """What fits an image of a conversation: here it doesn't depend on the number of images."""
+        return self.transform.fit
 
     def chat_inputs(
         self, messages: Any, system: str | None = None, *, local_files: bool = True
-    ) -> ModelInputs:
+    ) -> ChatInputs:
         """The model's inputs for a conversation, in either form of `blocks.chat.messages`.
 
         Every image token becomes a start token, `num_image_tokens` image tokens and an end token. `system`
         None is the default system prompt; a system message replaces it. `local_files` is that of
         `open_image`. Raises PromptError and PictureError.
         """
-        turns = normalize_messages(messages, self.image_token, local_files=local_files)
+        turns = normalize_messages(messages, self.image_token, self.fit, local_files=local_files)
         ids = self.expand(self.tokenizer.encode(self.template.chat_prompt(turns, system)))
-        images = [image for turn in turns for image in turn.images]
+        images = tuple(image for turn in turns for image in turn.images)
         mask = ids == self.image_id
         if int(mask.sum()) != len(images) * self.num_image_tokens:
             raise PromptError(f"the prompt holds the mark {self.image_token} outside of the user's messages")
-        size = self.transform.size
-        pixels = [self.transform(image) for image in images]
-        return ModelInputs(ids, mask, torch.stack(pixels) if pixels else torch.zeros(0, 3, size, size))
+        return ChatInputs(ids, mask, images, self.transform.table, self.transform.size)
 
     def expand(self, ids: Sequence[int]) -> Tensor:
         """Ids with each image token expanded to start, `num_image_tokens` image tokens, end; int64 [T]."""

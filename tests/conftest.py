@@ -1,5 +1,6 @@
 """Fixtures of many rooms: the parity checkpoint of Janus, images by rule, models offloaded to the CPU."""
 
+import io
 import os
 import subprocess
 import sys
@@ -270,3 +271,17 @@ def check_decoder_over_two_gpus() -> Callable[[Any], Tensor]:
         return hidden
 
     return check
+
+
+@pytest.fixture(scope="session")
+def evil_jpeg() -> Callable[[tuple[int, int]], bytes]:
+    """`evil_jpeg(size)`: a progressive JPEG file of some 400 kB whose last scan comes 6,600 times."""
+
+    def make(size: tuple[int, int]) -> bytes:
+        stream = io.BytesIO()
+        Image.new("RGB", size, (200, 30, 30)).save(stream, "JPEG", progressive=True)
+        data = stream.getvalue()
+        scan = data[data.rindex(b"\xff\xda") : -2]
+        return data[:-2] + scan * 6_600 + data[-2:]
+
+    return make

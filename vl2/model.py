@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from ..blocks.chat.inputs import normalized_pixels
 from ..blocks.chat.text_generation import Prompt, embed_conversations
-from ..blocks.device import upload
 from ..blocks.graphs.graphed_module import run_graphed
 from ..blocks.model.context import DecoderConfig
 from ..blocks.model.decoder import Decoder
@@ -99,7 +99,7 @@ class VL2Model(nn.Module):
         return embed_conversations(self, inputs, self._image_embeddings)
 
     def _image_embeddings(self, inputs: Sequence[ModelInputs]) -> Tensor:
-        pixels = upload(torch.cat([one.pixels for one in inputs]), self.decoder.device).to(self.decoder.dtype)
+        pixels = normalized_pixels(inputs, self.decoder.device).to(self.decoder.dtype)
         return torch.cat(self.embed_images(pixels, [grid for one in inputs for grid in one.grids]))
 
     def arrange(self, tiles_NHHD: Tensor, grid: tuple[int, int]) -> Tensor:

@@ -7,11 +7,11 @@ from typing import Any
 import torch
 from PIL import Image
 
-from ..blocks.chat.image_io import open_image
 from ..blocks.chat.pipeline import ChatPipeline
 from ..blocks.chat.text_generation import TextGenerationOptions
 from ..blocks.checkpoints.hub import ModelFolder, open_model
 from ..blocks.errors import PictureError, PromptError, check_integer
+from ..blocks.image_io import open_image
 from ..blocks.placement.auto_device_map import MaxMemory
 from ..blocks.placement.device_map import DeviceMap
 from ..blocks.placement.loading import LoadOptions, load_model

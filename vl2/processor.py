@@ -1,20 +1,18 @@
-"""`VL2Processor`: conversations with images to token ids and tiles.
-
-T tokens of a conversation, N tiles of all its images, S tile side in pixels.
-"""
+"""`VL2Processor`: conversations with images to token ids and tiles."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
-from torch import Tensor
 
+from ..blocks.chat.inputs import ChatInputs
 from ..blocks.chat.messages import normalize_messages
 from ..blocks.errors import ConfigError
+from ..blocks.image_fit import Fit
 from ..blocks.json_config import Section
 from ..tokenizers.text import TextTokenizer, read_settings
 from .config import VL2Config, parse_candidates
@@ -24,26 +22,24 @@ from .tiles import (
     PixelNormalization,
     Size,
     candidate_resolutions,
-    cut_tiles,
+    cut_best_tiles,
     num_image_tokens,
     select_best_resolution,
 )
 
 
-@dataclass(frozen=True)
-class ModelInputs:
-    """A conversation as the model takes it.
+@dataclass(frozen=True, eq=False)
+class ModelInputs(ChatInputs):
+    """A conversation as the model takes it. For each image: `grids` holds (columns, rows) of local tiles,
+    then `num_image_tokens`."""
 
-    `ids` int64 [T]; `image_mask` bool [T], true at image tokens; `pixels` float32 [N, 3, S, S]. For each
-    image: `grids` holds (columns, rows) of local tiles, `num_image_tokens`, and `sizes` (width, height).
-    """
-
-    ids: Tensor
-    image_mask: Tensor
-    pixels: Tensor
     grids: tuple[Size, ...]
     num_image_tokens: tuple[int, ...]
-    sizes: tuple[Size, ...]
+
+    @property
+    def sizes(self) -> tuple[Size, ...]:
+        """(width, height) of each image in pixels."""
+        return tuple(image.size for image in self.images)
 
 
 class VL2Processor:
@@ -100,26 +96,28 @@ class VL2Processor:
             raise ConfigError(f"{path.name}.image_std has a zero")
         return cls(tokenizer, config, candidates, PixelNormalization(mean, std), token)
 
+    def _candidates(self, num_images: int) -> tuple[Size, ...]:
+        return ((self.tile, self.tile),) if num_images > MAX_CROPPED else self.candidates
+
     def best_resolution(self, size: Size, num_images: int = 1) -> Size:
         """The resolution (width, height) in pixels for an image of `size` in a conversation of `num_images`.
 
         With more than `MAX_CROPPED` images, each gets a single local tile.
         """
-        if num_images > MAX_CROPPED:
-            return self.tile, self.tile
-        return select_best_resolution(size, self.candidates)
+        return select_best_resolution(size, self._candidates(num_images))
 
-    def preprocess(self, image: Image.Image, resolution: Size) -> Tensor:
-        """Tiles float32 [N, 3, S, S], about -1..1, of an RGB image at one of the resolutions."""
-        return cut_tiles(image, resolution, self.tile, self.normalization)
+    def fit(self, num_images: int) -> Fit:
+        """What scales an image of a conversation of `num_images` to its `best_resolution` and cuts it."""
+        candidates, background = self._candidates(num_images), self.normalization.background
+        return partial(cut_best_tiles, candidates=candidates, tile=self.tile, background=background)
 
     def chat_inputs(self, messages: Any, *, local_files: bool = True) -> ModelInputs:
         """The model's inputs for a conversation, in either form of `blocks.chat.messages`.
 
         `local_files` is that of `open_image`. Raises PromptError and PictureError.
         """
-        turns = normalize_messages(messages, self.image_token, local_files=local_files)
-        images = [image for turn in turns for image in turn.images]
+        turns = normalize_messages(messages, self.image_token, self.fit, local_files=local_files)
+        images = tuple(image for turn in turns for image in turn.images)
         resolutions = [self.best_resolution(image.size, len(images)) for image in images]
         grids = tuple((width // self.tile, height // self.tile) for width, height in resolutions)
         counts = tuple(num_image_tokens(grid, self.side) for grid in grids)
@@ -128,12 +126,12 @@ class VL2Processor:
         for count, text in zip(counts, texts[1:], strict=True):
             ids += [self.image_id] * count + text
             mask += [True] * count + [False] * len(text)
-        tiles = [self.preprocess(image, size) for image, size in zip(images, resolutions, strict=True)]
         return ModelInputs(
             ids=torch.tensor(ids, dtype=torch.long),
             image_mask=torch.tensor(mask),
-            pixels=torch.cat(tiles) if tiles else torch.zeros(0, 3, self.tile, self.tile),
+            images=images,
+            table=self.normalization.table,
+            side=self.tile,
             grids=grids,
             num_image_tokens=counts,
-            sizes=tuple(image.size for image in images),
         )

@@ -1,18 +1,17 @@
 """Tiling (Wu et al. 2024, "DeepSeek-VL2", sec. 2.1): resolutions, numbers of tokens, and pixels of images.
 
-N tiles of an image (the global view, then local tiles row by row), S tile side in pixels.
+N tiles of an image (the global view, then local tiles row by row), S tile side in pixels. Imports no torch.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
-import torch
 from PIL import Image
-from torch import Tensor
 
-from ..blocks.chat.image_io import normalize_pixels, resize_bicubic
 from ..blocks.errors import check_integer
+from ..blocks.image_fit import FittedImage, as_tiles, normalization_table, resize_bicubic
 
 Size = tuple[int, int]
 """(width, height), in pixels or in tiles."""
@@ -66,9 +65,10 @@ class PixelNormalization:
         red, green, blue = (int(value * 255) for value in self.mean)
         return red, green, blue
 
-    def __call__(self, image: Image.Image) -> Tensor:
-        """Pixels float32 `[3, height, width]`."""
-        return normalize_pixels(np.asarray(image).astype(np.float32) / np.float32(255), self.mean, self.std)
+    @cached_property
+    def table(self) -> np.ndarray:
+        """The `normalization_table` of the pixels."""
+        return normalization_table(np.arange(256, dtype=np.float32) / np.float32(255), self.mean, self.std)
 
 
 def pad_to(image: Image.Image, size: Size, background: tuple[int, int, int]) -> Image.Image:
@@ -86,12 +86,20 @@ def pad_to(image: Image.Image, size: Size, background: tuple[int, int, int]) -> 
     return canvas
 
 
-def cut_tiles(image: Image.Image, resolution: Size, tile: int, normalization: PixelNormalization) -> Tensor:
-    """The tiles of an RGB image, float32 `[N, 3, S, S]`: the global view, then the local tiles.
+def cut_tiles(
+    image: Image.Image, resolution: Size, tile: int, background: tuple[int, int, int]
+) -> np.ndarray:
+    """The tiles of an RGB image, uint8 [N, 3, S, S]: the global view, then the local tiles.
 
     Each view is the original scaled to fit (bicubic), centred and padded.
     """
-    whole = pad_to(image, (tile, tile), normalization.background)
-    local = normalization(pad_to(image, resolution, normalization.background))
-    cut = local.unfold(1, tile, tile).unfold(2, tile, tile)  # [3, rows, columns, S, S]
-    return torch.cat((normalization(whole)[None], cut.permute(1, 2, 0, 3, 4).flatten(0, 1)))
+    views = [pad_to(image, size, background) for size in ((tile, tile), resolution)]
+    return np.concatenate([as_tiles(view, tile) for view in views])
+
+
+def cut_best_tiles(
+    image: Image.Image, candidates: Sequence[Size], tile: int, background: tuple[int, int, int]
+) -> FittedImage:
+    """`cut_tiles` at the best of some resolutions."""
+    best = select_best_resolution(image.size, candidates)
+    return FittedImage(cut_tiles(image, best, tile, background), image.size)

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
-from ...blocks.chat.image_io import open_image
 from ...blocks.chat.text_generation import TextGenerationOptions, resolve_seed
 from ...blocks.errors import BifronsError, PromptError
+from ...blocks.image_io import open_image
 from ..files import print_json
 from ..pipelines import explain_out_of_memory, load_pipeline
 from .options import given_fields, loading_options

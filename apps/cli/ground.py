@@ -6,9 +6,9 @@ import time
 from dataclasses import asdict
 from pathlib import Path
 
-from ...blocks.chat.image_io import open_image
 from ...blocks.checkpoints.hub import open_model
 from ...blocks.errors import OptionError, PromptError
+from ...blocks.image_io import open_image
 from ...vl2.grounding import Grounding, draw_boxes
 from ...vl2.prompts import locate_prompt
 from ..defaults import DEFAULT_GROUNDING_MODEL

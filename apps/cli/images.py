@@ -13,8 +13,8 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from ...blocks.chat.image_io import open_image, text_chunks, write_png
 from ...blocks.errors import OptionError, PromptError, check_integer
+from ...blocks.image_io import open_image, text_chunks, write_png
 from ...blocks.placement.memory_budget import size_text
 from ...janus.image_generation import ImageGenerationOptions, image_seeds
 from ...janus.variants import image_generation_workload

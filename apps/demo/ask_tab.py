@@ -8,9 +8,9 @@ from typing import Any
 
 from PIL import Image
 
-from ...blocks.chat.image_io import write_png
 from ...blocks.chat.text_generation import TextGenerationOptions
 from ...blocks.errors import PictureError, PromptError
+from ...blocks.image_io import write_png
 from ...vl2.grounding import draw_boxes, parse_grounding
 from ..files import write_new
 from ..pipelines import explain_out_of_memory

@@ -13,8 +13,8 @@ os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
 import gradio as gr
 from PIL import Image
 
-from ...blocks.chat.image_io import open_image
 from ...blocks.errors import BifronsError, PictureError
+from ...blocks.image_io import open_image
 from .jobs import Job, Jobs, Stopped, Waiting
 from .models import LoadedModel
 

@@ -6,8 +6,8 @@ from typing import Any
 
 from PIL import Image
 
-from ...blocks.chat.image_io import text_chunks, write_png
 from ...blocks.errors import PromptError, check_integer
+from ...blocks.image_io import text_chunks, write_png
 from ...janus.image_generation import ImageGenerationOptions, image_seeds
 from ..files import slug, write_new
 from .components import (

@@ -9,9 +9,9 @@ from fastapi import APIRouter, Depends, Request, Response
 from fastapi.responses import JSONResponse
 from PIL import Image
 
-from ...blocks.chat.image_io import open_image
 from ...blocks.chat.text_generation import resolve_seed
 from ...blocks.errors import PictureError, PromptError
+from ...blocks.image_io import open_image
 from ...blocks.sampling.request import Request as GenerationRequest
 from ...blocks.sampling.request import SamplingParams
 from . import responses, schema

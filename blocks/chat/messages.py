@@ -17,14 +17,13 @@ message, user and assistant alternate. The last message is the user's; an empty 
 it, as in the official demos.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from PIL import Image
-
 from ..errors import PromptError
-from .image_io import as_image_list, open_image
+from ..image_fit import Fit, FittedImage
+from ..image_io import as_image_list, open_image
 
 ROLES = {
     "system": "system",
@@ -42,19 +41,23 @@ _IMAGE_KEYS = ("image", "picture")
 
 @dataclass(frozen=True)
 class Turn:
-    """One message: role ("system", "user", "assistant"), text with image tokens, one RGB image per token."""
+    """One message: role ("system", "user", "assistant"), text with image tokens, one image per token."""
 
     role: str
     text: str
-    images: tuple[Image.Image, ...] = ()
+    images: tuple[FittedImage, ...] = ()
 
 
-def normalize_messages(messages: Any, image_token: str, *, local_files: bool = True) -> list[Turn]:
+def normalize_messages(
+    messages: Any, image_token: str, fit: Callable[[int], Fit], *, local_files: bool = True
+) -> list[Turn]:
     """The turns of a conversation, without the empty assistant message that may end it.
 
-    `image_token` stands for an image in a text (`<image>`, `<image_placeholder>`). `local_files=False` allows
-    images only as `data:` URLs, bytes or PIL images: use it for messages from a network. Raises
-    `PromptError` for a malformed conversation and `PictureError` for an image that can't be read.
+    `image_token` stands for an image in a text (`<image>`, `<image_placeholder>`). `fit`, called with the
+    number of images, gives what fits each to the model; a `FittedImage` is taken as it is. One image is open
+    at a time. `local_files=False` allows images only as `data:` URLs, bytes or PIL images: use it for
+    messages from a network. Raises `PromptError` for a malformed conversation and `PictureError` for an image
+    that can't be read.
     """
     if isinstance(messages, str | bytes | Mapping) or not isinstance(messages, Sequence):
         raise PromptError(f"messages must be a list of messages, not {type(messages).__name__}")
@@ -65,13 +68,17 @@ def normalize_messages(messages: Any, image_token: str, *, local_files: bool = T
     if parsed[-1][0] == "assistant" and not parsed[-1][1].strip():
         parsed.pop()
     _check_order([role for role, _, _ in parsed])
-    turns = []
-    for index, (role, text, sources) in enumerate(parsed):
+    for index, (role, text, _) in enumerate(parsed):
         if not text.strip():
             raise PromptError(f"message {index} ({role}) is empty; only a last one of the assistant may be")
-        images = tuple(open_image(source, local_files=local_files) for source in sources)
-        turns.append(Turn(role, text, images))
-    return turns
+    fit_image = fit(sum(len(sources) for _, _, sources in parsed))
+
+    def read(source: Any) -> FittedImage:
+        if isinstance(source, FittedImage):
+            return source
+        return fit_image(open_image(source, local_files=local_files))
+
+    return [Turn(role, text, tuple(map(read, sources))) for role, text, sources in parsed]
 
 
 def _check_order(roles: list[str]) -> None:

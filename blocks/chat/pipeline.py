@@ -8,8 +8,9 @@ from torch import Tensor
 
 from ...tokenizers.text import TextTokenizer
 from ..errors import PromptError
+from ..image_fit import Fit
+from ..image_io import as_image_list
 from ..sampling.request import TokenHead, check_context
-from .image_io import as_image_list
 from .text_generation import (
     ChatModel,
     Prompt,
@@ -31,6 +32,10 @@ class ChatProcessor(Protocol):
 
     image_token: str
     """The token that stands for an image in a text."""
+
+    def fit(self, num_images: int) -> Fit:
+        """What fits an image of a conversation of `num_images` to the model; it can be pickled."""
+        ...
 
     def chat_inputs(self, messages: Any, *, local_files: bool = True) -> Any:
         """A conversation in the form that the model's `embed_prompts` takes, with token `ids` `[T]`."""

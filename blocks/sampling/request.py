@@ -210,6 +210,7 @@ def embed_requests(requests: list[Request]) -> list[Request]:
     for request in requests:
         prompt = prompts[id(request.inputs)]
         request.prompts_TD, request.seen_ids = (prompt.embeddings_TD,), prompt.ids
+        request.inputs = None  # images, which are no longer needed
     return requests
 
 

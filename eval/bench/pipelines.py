@@ -7,9 +7,10 @@ from tokenizers import AddedToken, Tokenizer
 
 from ...blocks.checkpoints.hub import find_model_folder
 from ...janus.config import JanusConfig
+from ...janus.image_transform import ImageTransform
 from ...janus.model import JanusModel
 from ...janus.pipeline import JanusPipeline
-from ...janus.processor import ImageTransform, JanusProcessor
+from ...janus.processor import JanusProcessor
 from ...tokenizers.text import BOS, PAD, TextTokenizer
 from ...vl2.config import VL2Config
 from ...vl2.model import VL2Model

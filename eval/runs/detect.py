@@ -18,8 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ...blocks.chat.image_io import open_image
 from ...blocks.errors import BifronsError, PictureError
+from ...blocks.image_io import open_image
 from ..atomic_io import atomic_file, disk_errors, make_folder, write_json
 from ..geneval.detectors import Detector, make_detector
 from ..geneval.suites import Row

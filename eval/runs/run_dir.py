@@ -23,8 +23,8 @@ from typing import Any, NamedTuple
 
 from PIL import Image
 
-from ...blocks.chat.image_io import write_png
 from ...blocks.errors import BifronsError, CheckpointError
+from ...blocks.image_io import write_png
 from ..atomic_io import disk_errors, make_folder, read_json, write_file, write_json
 from ..geneval.suites import Row, lines_sha256, parse_prompts, select_prompts, to_jsonl
 from .recipe import Recipe, differences, fingerprint

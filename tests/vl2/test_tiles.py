@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from bifrons.blocks.errors import OptionError
+from bifrons.blocks.image_fit import FittedImage, normalized
 from bifrons.vl2.tiles import (
     PixelNormalization,
     candidate_resolutions,
@@ -45,7 +46,9 @@ def test_tiles_are_the_global_view_and_the_picture_row_by_row():
     picture = Image.new("RGB", (20, 10))
     picture.paste((255, 0, 0), (0, 0, 10, 10))
     picture.paste((0, 255, 0), (10, 0, 20, 10))
-    tiles = cut_tiles(picture, (20, 20), 10, PixelNormalization())
+    normalization = PixelNormalization()
+    fitted = FittedImage(cut_tiles(picture, (20, 20), 10, normalization.background), picture.size)
+    tiles = torch.from_numpy(normalized([fitted], normalization.table, 10))
     assert tiles.shape == (5, 3, 10, 10)
     assert tiles[0, :, 0, 0].tolist() == pytest.approx([127 / 127.5 - 1] * 3, abs=1e-6)  # padding
     # The picture fills rows 5 to 15 of the mosaic: red in the left tiles, green in the right ones.
@@ -57,5 +60,5 @@ def test_tiles_are_the_global_view_and_the_picture_row_by_row():
 @pytest.mark.parametrize("size", [(1, 1), (4000, 1), (1, 4000), (3, 1999)])
 def test_odd_shapes_make_whole_tiles(size: tuple[int, int]):
     best = select_best_resolution(size, CANDIDATES)
-    tiles = cut_tiles(Image.new("RGB", size), best, 384, PixelNormalization())
+    tiles = cut_tiles(Image.new("RGB", size), best, 384, PixelNormalization().background)
     assert tiles.shape == (1 + best[0] * best[1] // 384**2, 3, 384, 384)

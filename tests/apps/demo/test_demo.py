@@ -11,9 +11,9 @@ from bifrons.apps.demo.components import error_status, queue_status, seconds, st
 from bifrons.apps.demo.create_tab import MAX_PICTURES
 from bifrons.apps.demo.jobs import Waiting
 from bifrons.apps.demo.models import LoadedModel, embedded_models, find_model, load_models
-from bifrons.blocks.chat.image_io import open_image
 from bifrons.blocks.chat.text_generation import TextGenerationOptions
 from bifrons.blocks.errors import OptionError
+from bifrons.blocks.image_io import open_image
 from bifrons.janus.image_generation import ImageGenerationOptions
 from PIL import Image
 

@@ -4,7 +4,7 @@ import base64
 import io
 
 import pytest
-from bifrons.blocks.chat.messages import normalize_messages
+from bifrons.blocks.chat.messages import normalize_messages as normalize
 from bifrons.blocks.errors import PictureError, PromptError
 from hypothesis import given
 from hypothesis import strategies as st
@@ -12,6 +12,10 @@ from PIL import Image
 
 MARK = "<image>"
 PICTURE = Image.new("RGB", (3, 2), (255, 0, 0))
+
+
+def normalize_messages(messages, mark, **options):
+    return normalize(messages, mark, lambda count: lambda image: image, **options)
 
 
 def _text(text):

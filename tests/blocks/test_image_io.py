@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from bifrons.blocks.chat.image_io import as_image_list, open_image
 from bifrons.blocks.errors import PictureError
+from bifrons.blocks.image_io import as_image_list, open_image
 from PIL import Image
 
 RED, BLUE = (255, 0, 0), (0, 0, 255)
