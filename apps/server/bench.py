@@ -96,6 +96,7 @@ def _measure_server(
         )
         on_cuda = pipe.device.type == "cuda"
         held = torch.cuda.memory_reserved(pipe.device) if on_cuda else peak(pipe.device)
+    registry.models.clear()  # FastAPI's caches keep the routes, and with them the registry
     return {
         "ready": ready,
         "capacity": served.capacity,

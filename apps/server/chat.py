@@ -17,15 +17,13 @@ from ...blocks.sampling.request import SamplingParams
 from . import responses, schema
 from .chat_events import ChatEvents
 from .errors import ApiError, invalid_value, json_only
-from .registry import ModelRegistry, ServedModel, ServerOptions
+from .registry import SHORT_TEXT, ModelRegistry, ServedModel, ServerOptions
 from .responses import to_json
 from .schema import field_or_default
 from .sse import EventStream, check_finish_reason, event, while_connected
 from .stream_text import ChoiceOutput, TextChunk
 from .supervision import contained
 from .url_fetch import fetch
-
-_SHORT_TEXT = 2000  # characters
 
 
 class ChatGeneration:
@@ -178,7 +176,7 @@ def finish_reason(reason: str | None) -> responses.Finish:
 def _is_short_text(messages: list[dict[str, Any]]) -> bool:
     """Whether a conversation is prepared faster than it is handed to another thread and back."""
     contents = [message["content"] for message in messages]
-    return all(isinstance(text, str) for text in contents) and sum(map(len, contents)) <= _SHORT_TEXT
+    return all(isinstance(text, str) for text in contents) and sum(map(len, contents)) <= SHORT_TEXT
 
 
 async def load_messages(messages: list[Any], registry: ModelRegistry) -> list[dict[str, Any]]:

@@ -23,10 +23,11 @@ from ...janus.image_generation import ImageGenerationOptions, image_seeds
 from . import responses, schema
 from .errors import ApiError, invalid_value, json_only
 from .notifier import OutputQueue
-from .registry import ModelRegistry, ServedModel
+from .registry import SHORT_TEXT, ModelRegistry, ServedModel
 from .responses import to_json
 from .schema import field_or_default
 from .sse import EventStream, check_finish_reason, event, while_connected
+from .supervision import contained
 
 _DEFAULT_QUALITY = 90
 
@@ -63,7 +64,10 @@ class ImageGeneration:
         self.requests = await self.served.submit(rows, self._make_requests)
 
     async def _make_requests(self) -> list[GenerationRequest]:
-        prompts = await self.registry.run_in_thread(self._embed_prompts)
+        if len(self.body.prompt) + len(self.options.negative_prompt or "") <= SHORT_TEXT:
+            prompts = contained(self._embed_prompts)
+        else:
+            prompts = await self.registry.run_in_thread(self._embed_prompts)
         return [self._make_request(index, prompts) for index in range(self.num_images)]
 
     @torch.no_grad()
@@ -126,8 +130,7 @@ class ImageGeneration:
         filled, width = list(codes), self.pipe.model.config.grid[1]
         while len(filled) < self.num_codes:  # missing rows repeat the last one
             filled.append(filled[-width] if len(filled) >= width else filled[-1])
-        with self.served.image_decoding():
-            image = image_generation.decode_images(self.pipe.model, torch.tensor([filled]))[0]
+        image = self.served.decode_image(filled)
         model, name = self.pipe.model, self.served.name
         image.info.update(image_generation.image_info(model, name, self.body.prompt, seed, self.options))
         return base64.b64encode(self._image_bytes(image)).decode()
