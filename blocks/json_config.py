@@ -133,16 +133,14 @@ def _finite(text: str) -> float:
 
 
 def _check_depth(value: Any) -> None:
-    level = [value] if isinstance(value, dict | list) else []
-    for _ in range(MAX_DEPTH):
-        level = [
-            child
-            for node in level
-            for child in (node.values() if isinstance(node, dict) else node)
-            if isinstance(child, dict | list)
-        ]
-    if level:
-        raise RecursionError
+    level, containers = [value], {dict, list}
+    for _ in range(MAX_DEPTH + 1):
+        nodes = [node.values() if type(node) is dict else node for node in level if type(node) in containers]
+        inner = [node for node in nodes if not containers.isdisjoint(map(type, node))]
+        level = [child for node in inner for child in node]
+        if not nodes:
+            return
+    raise RecursionError
 
 
 def shown(value: object) -> str:

@@ -83,7 +83,7 @@ class JanusPipeline(ChatPipeline):
         entries = list_tensors(folder.path)
         with torch.device("meta"):
             network = JanusModel(config, check_parts(parts))
-        tokenizer = TextTokenizer.from_folder(folder.path)
+        tokenizer = TextTokenizer.from_folder(folder.path, config.decoder.vocab_size)
         processor = JanusProcessor.from_folder(
             folder.path, tokenizer, config.vision.image_size, config.vision.num_patches
         )

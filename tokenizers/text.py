@@ -7,6 +7,7 @@ Token ids are always looked up by name in the loaded tokenizer: releases of the 
 different ids to the same token, and the library renumbers added tokens when it loads a file.
 """
 
+import os
 from collections.abc import Iterable
 from os import PathLike
 from pathlib import Path
@@ -14,8 +15,9 @@ from typing import Any
 
 from tokenizers import AddedToken, Tokenizer
 
-from ..blocks.errors import ConfigError, PromptError
-from ..blocks.json_config import read_json
+from ..blocks.errors import ConfigError, PromptError, is_name
+from ..blocks.json_config import read_json, shown
+from ..blocks.tokenizer_file import library_errors, read_tokenizer
 
 BOS = "<｜begin▁of▁sentence｜>"
 EOS = "<｜end▁of▁sentence｜>"
@@ -30,7 +32,7 @@ def read_settings(path: Path) -> dict[str, Any]:
 
     Raises ConfigError if the file can't be read or holds anything but an object.
     """
-    return read_json(path) if path.exists() else {}
+    return read_json(path) if os.path.lexists(path) else {}
 
 
 def _special_token_names(folder: Path, config: dict[str, Any]) -> dict[str, str]:
@@ -46,8 +48,10 @@ def _special_token_names(folder: Path, config: dict[str, Any]) -> dict[str, str]
                 value = value.get("content")
             if value is None:
                 continue
-            if not isinstance(value, str) or not value:
-                raise ConfigError(f"{key} in {folder} must be a name or an object with 'content': {value!r}")
+            if not is_name(value) or not value:
+                raise ConfigError(
+                    f"{key} in {folder} must be a name or an object with 'content': {shown(value)}"
+                )
             name = value
             break
         names[key] = name
@@ -61,36 +65,39 @@ class TextTokenizer:
     on which the official demos rely.
     """
 
-    def __init__(self, hf: Tokenizer, *, names: dict[str, str], add_bos: bool, origin: str) -> None:
+    def __init__(
+        self, hf: Tokenizer, *, names: dict[str, str], add_bos: bool, origin: str, rows: int | None = None
+    ) -> None:
         # `tokenizer.json` may enable truncation or padding, which would silently change prompts.
         hf.no_truncation()
         hf.no_padding()
         self.hf = hf
         self.add_bos = add_bos
         self.origin = origin
+        self.rows = rows
         self._names = names
         self._special_ids: frozenset[int] | None = None
 
     @classmethod
-    def from_folder(cls, folder: str | PathLike[str]) -> "TextTokenizer":
+    def from_folder(cls, folder: str | PathLike[str], rows: int | None = None) -> "TextTokenizer":
         """Load `tokenizer.json` and, if they exist, `tokenizer_config.json` and `special_tokens_map.json`.
 
         `add_bos_token` defaults to true, as in `LlamaTokenizerFast` of transformers 4.46, which the official
-        code uses. Raises ConfigError if `tokenizer.json` is missing or any of the files is invalid.
+        code uses. Raises ConfigError if `tokenizer.json` is missing, if any of the files is invalid, or if
+        an id is beyond the `rows` of the model's embedding.
         """
         folder = Path(folder)
         path = folder / "tokenizer.json"
-        if not path.is_file():
+        if not os.path.isfile(path):
             raise ConfigError(f"{folder} has no tokenizer.json; a model folder must hold one")
-        try:
-            hf = Tokenizer.from_file(str(path))
-        except Exception as error:  # the library raises plain Exception for any invalid file
-            raise ConfigError(f"{path} can't be read as a tokenizer: {error}") from error
+        hf = read_tokenizer(path, rows)
         config = read_settings(folder / "tokenizer_config.json")
         add_bos = config.get("add_bos_token", True)
         if not isinstance(add_bos, bool):
-            raise ConfigError(f"add_bos_token in {folder} must be true or false, not {add_bos!r}")
-        return cls(hf, names=_special_token_names(folder, config), add_bos=add_bos, origin=str(folder))
+            raise ConfigError(f"add_bos_token in {folder} must be true or false, not {shown(add_bos)}")
+        return cls(
+            hf, names=_special_token_names(folder, config), add_bos=add_bos, origin=str(folder), rows=rows
+        )
 
     def encode(self, text: str, bos: bool | None = None) -> list[int]:
         """Token ids of a text, preceded by a BOS id if `bos` (by default, if the tokenizer's config says so).
@@ -103,13 +110,15 @@ class TextTokenizer:
             text.encode("utf-8")
         except UnicodeEncodeError as error:
             raise PromptError(f"the text is not valid Unicode: {error}") from error
-        ids = self.hf.encode(text, add_special_tokens=False).ids
+        with library_errors(f"the tokenizer of {self.origin} failed"):
+            ids = self.hf.encode(text, add_special_tokens=False).ids
         use_bos = self.add_bos if bos is None else bos
         return [self.bos_id, *ids] if use_bos else ids
 
     def decode(self, ids: Iterable[int], skip_special_tokens: bool = True) -> str:
         """Text of token ids. Invalid UTF-8 becomes U+FFFD; ids outside the vocabulary are ignored."""
-        return self.hf.decode([int(i) for i in ids], skip_special_tokens=skip_special_tokens)
+        with library_errors(f"the tokenizer of {self.origin} failed"):
+            return self.hf.decode([int(i) for i in ids], skip_special_tokens=skip_special_tokens)
 
     def has(self, name: str) -> bool:
         """Whether the vocabulary has a token with exactly this name."""
@@ -123,11 +132,14 @@ class TextTokenizer:
         return token_id
 
     def add_special(self, name: str) -> int:
-        """Id of a special token, added to the vocabulary if missing."""
+        """Id of a special token, added to the vocabulary if missing. Raises ConfigError if no row is left."""
         if not self.has(name):
             self.hf.add_special_tokens([AddedToken(name, normalized=False, special=True)])
             self._special_ids = None
-        return self.token_id(name)
+        token_id = self.token_id(name)
+        if self.rows is not None and token_id >= self.rows:
+            raise ConfigError(f"the token {name!r} has id {token_id}, beyond the {self.rows} embeddings")
+        return token_id
 
     def is_special(self, token_id: int) -> bool:
         """Whether `decode` drops this id with `skip_special_tokens`."""

@@ -70,7 +70,7 @@ class VL2Pipeline(ChatPipeline):
         config = parse_config(folder.config)
         with torch.device("meta"):
             network = VL2Model(config)
-        tokenizer = TextTokenizer.from_folder(folder.path)
+        tokenizer = TextTokenizer.from_folder(folder.path, config.decoder.vocab_size)
         processor = VL2Processor.from_folder(folder.path, tokenizer, config)
         if max_tiles is not None:
             processor.allow_tiles(max_tiles)

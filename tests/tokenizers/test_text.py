@@ -1,5 +1,6 @@
 """The text tokenizer: exact ids and texts, names, BOS, damage, and streaming."""
 
+import copy
 import json
 import shutil
 
@@ -104,6 +105,32 @@ def test_add_special_appends_once(folder):
     assert tokenizer.vocab_size == size + 1
     assert tokenizer.encode("a<image>b", bos=False).count(size) == 1
     assert tokenizer.is_special(size)
+
+
+def test_tokens_beyond_the_models_embedding_are_refused(folder):
+    size = TextTokenizer.from_folder(folder).vocab_size
+    with pytest.raises(ConfigError, match=f"beyond the {size - 1} embeddings"):
+        TextTokenizer.from_folder(folder, size - 1)
+    tokenizer = TextTokenizer.from_folder(folder, size)
+    with pytest.raises(ConfigError, match=f"'<image>' has id {size}, beyond the {size} embeddings"):
+        tokenizer.add_special("<image>")
+
+
+def test_failures_of_the_library_are_errors_of_ours(tokenizer):
+    class PanicException(BaseException):
+        pass
+
+    class Broken:
+        def encode(self, *_, **__):
+            raise PanicException("index out of bounds")
+
+        decode = no_truncation = no_padding = encode
+
+    broken = copy.copy(tokenizer)
+    broken.hf = Broken()
+    for use in (lambda: broken.encode("a"), lambda: broken.decode([1])):
+        with pytest.raises(ConfigError, match=r"the tokenizer of .* failed: 'index out of bounds'"):
+            use()
 
 
 @pytest.mark.parametrize("damage", ["missing", "text", "half", "other json"])
