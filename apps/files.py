@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from ..blocks.errors import OptionError
+from ..blocks.errors import OptionError, printable
 from ..blocks.files import rename_new, temporary_path
 
 _SLUG_LENGTH = 40
@@ -53,5 +53,5 @@ def typed_settings(settings: dict[str, str]) -> dict[str, str | int | float]:
 
 
 def print_json(content: dict[str, Any]) -> None:
-    """Print indented JSON; NaN and infinities are refused."""
-    print(json.dumps(content, ensure_ascii=False, indent=2, allow_nan=False))
+    """Print indented JSON, control characters escaped; NaN and infinities are refused."""
+    print(printable(json.dumps(content, ensure_ascii=False, indent=2, allow_nan=False)))

@@ -1,7 +1,7 @@
 """Loads and describes a model of either family, Janus or DeepSeek-VL2, given its name."""
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ..blocks.checkpoints.hub import EMBEDDED, EMBEDDED_FOLDER, ModelFolder, open_model
-from ..blocks.checkpoints.key_mapping import KeyMap
+from ..blocks.checkpoints.key_mapping import KeyMap, check_counts
 from ..blocks.checkpoints.quantize import keep_no_float32
 from ..blocks.device import resolve_device
 from ..blocks.errors import ConfigError, OptionError
+from ..blocks.json_config import shown
 from ..blocks.model.context import DecoderConfig
 from ..blocks.placement.memory_estimate import Workload
 from .defaults import DEFAULT_MODEL
@@ -36,7 +37,9 @@ def family_of(folder: ModelFolder) -> str:
     config = folder.config
     model_type = config.get("model_type")
     if not isinstance(model_type, str) or model_type not in _FAMILIES:
-        raise ConfigError(f"{config.where}: model_type is {model_type!r}; accepted: {', '.join(_FAMILIES)}")
+        raise ConfigError(
+            f"{config.where}: model_type is {shown(model_type)}; accepted: {', '.join(_FAMILIES)}"
+        )
     return _FAMILIES[model_type]
 
 
@@ -141,18 +144,20 @@ class ModelDescription:
     """Label of the part that holds the routed experts."""
 
 
-def describe(folder: ModelFolder) -> ModelDescription:
-    """The architecture that the folder's `config.json` states. Raises `ConfigError`."""
-    return _describe_janus(folder) if family_of(folder) == "Janus" else _describe_vl2(folder)
+def describe(folder: ModelFolder, names: Iterable[str]) -> ModelDescription:
+    """The architecture that the folder's `config.json` states. Raises `ConfigError`, also if it has
+    more layers than the tensors with these `names`."""
+    return _describe_janus(folder, names) if family_of(folder) == "Janus" else _describe_vl2(folder, names)
 
 
-def _describe_janus(folder: ModelFolder) -> ModelDescription:
+def _describe_janus(folder: ModelFolder, names: Iterable[str]) -> ModelDescription:
     from ..janus import variants
     from ..janus.config import parse_config
     from ..janus.model import JanusModel
     from ..janus.weight_names import pick_key_map
 
     config, model_type = parse_config(folder.config)
+    check_counts(names, config.counts, folder.config.where)
     with torch.device("meta"):
         network = JanusModel(config)
     return ModelDescription(
@@ -168,13 +173,14 @@ def _describe_janus(folder: ModelFolder) -> ModelDescription:
     )
 
 
-def _describe_vl2(folder: ModelFolder) -> ModelDescription:
+def _describe_vl2(folder: ModelFolder, names: Iterable[str]) -> ModelDescription:
     from ..vl2 import variants
     from ..vl2.config import MODEL_TYPE, parse_config
     from ..vl2.model import VL2Model
     from ..vl2.weight_names import keep_float32, key_map
 
     config = parse_config(folder.config)
+    check_counts(names, config.counts, folder.config.where)
     with torch.device("meta"):
         network = VL2Model(config)
     return ModelDescription(

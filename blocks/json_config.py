@@ -176,6 +176,14 @@ def read_section(path: Path) -> "Section":
     return Section(read_json(path), str(path))
 
 
+def names_token(path: Path, token: str) -> bool:
+    """Whether a `tokenizer.json` has this text as a name. Raises `ConfigError` if the file can't be read."""
+    try:
+        return f'"{token}"'.encode() in read_bounded(path, TABLE_BYTES)
+    except OSError as error:
+        raise ConfigError(f"{path} can't be read as a tokenizer: {error.strerror}") from error
+
+
 class Section:
     """One object of a config: typed look-ups with defaults. A wrong type, or a number outside `LIMITS`, is a
     `ConfigError` that names it."""

@@ -4,9 +4,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..blocks.errors import ConfigError
-from ..blocks.json_config import Section, read_json
+from ..blocks.json_config import Section, read_json, shown
 from ..blocks.model.context import DecoderConfig
 from ..blocks.model.siglip import SiglipConfig, check_siglip, read_siglip
+from ..tokenizers.text import read_settings
 from ..tokenizers.vq.model import VQConfig
 
 
@@ -33,6 +34,13 @@ class JanusConfig:
         return side, side
 
     @property
+    def counts(self) -> dict[str, int]:
+        """Numbers of layers by their names in the files of either format, for `check_counts`."""
+        layers, blocks = self.decoder.num_layers, self.vision.layers
+        original = {"language_model.model.layers": layers, "vision_tower.blocks": blocks}
+        return {**original, "language_model.layers": layers, "vision_model.encoder.layers": blocks}
+
+    @property
     def num_codes(self) -> int:
         """Image tokens of a generated image."""
         return self.grid[0] * self.grid[1]
@@ -53,7 +61,8 @@ def parse_config(config: Section) -> tuple[JanusConfig, str]:
     model_type = config.get("model_type")
     if model_type not in MODEL_TYPES:
         raise ConfigError(
-            f"{config.where}: model_type is {model_type!r}; accepted for Janus: {' and '.join(MODEL_TYPES)}"
+            f"{config.where}: model_type is {shown(model_type)}; "
+            f"accepted for Janus: {' and '.join(MODEL_TYPES)}"
         )
     parse = _parse_original if model_type == "multi_modality" else _parse_transformers
     result = parse(config)
@@ -68,9 +77,7 @@ def read_guidance_scale(folder: Path) -> float | None:
     not use. Raises `ConfigError`.
     """
     path = folder / "generation_config.json"
-    if not path.exists():
-        return None
-    section = Section(read_json(path), str(path))
+    section = Section(read_settings(path), str(path))
     return None if section.get("guidance_scale") is None else section.number("guidance_scale", 1.0)
 
 
@@ -108,7 +115,7 @@ def _parse_original(config: Section) -> JanusConfig:
     vision, vq = config.section("vision_config", "params"), config.section("gen_vision_config", "params")
     vision.expect("select_layer", -1)
     vision.expect("select_feature", "same")
-    tower = read_siglip(vision, vision.get("model_name"), SiglipConfig())
+    tower = read_siglip(vision, None, SiglipConfig())
     aligner, gen_aligner = (
         config.section(name, "params") for name in ("aligner_config", "gen_aligner_config")
     )
@@ -166,7 +173,7 @@ def _parse_transformers(config: Section) -> JanusConfig:
         gen_head_width=vq.integer("image_token_embed_dim", decoder.hidden_size),
         aligner_depth=vision.integer("depth", 2),
         gen_aligner_depth=vq.integer("num_hidden_layers", 2),
-        tied=bool(config.get("tie_word_embeddings", True)),
+        tied=config.flag("tie_word_embeddings", True),
     )
 
 

@@ -1,5 +1,6 @@
 """Translates a Janus folder from transformers' format to the original, for `blocks/conversion/convert.py`."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ from ..blocks.checkpoints.formats import TensorEntry
 from ..blocks.checkpoints.reader import TensorReader
 from ..blocks.conversion.quantized_writer import merged_specs
 from ..blocks.conversion.writer import TensorSpec
-from ..blocks.json_config import Section, read_json
+from ..blocks.json_config import Section, names_token, read_json
 from ..blocks.model.siglip import SiglipConfig
 from ..tokenizers.vq.model import VQConfig
 from .config import JanusConfig, read_config
@@ -112,7 +113,7 @@ def _vq_params(vq: VQConfig) -> dict[str, Any]:
 def _processor_config(src: Path, config: JanusConfig) -> dict[str, Any]:
     """The official settings; Janus-1.3B's role names if the tokenizer lacks the token `<|User|>`."""
     tokenizer = src / "tokenizer.json"
-    old = tokenizer.is_file() and "<|User|>" not in tokenizer.read_text(encoding="utf-8")
+    old = os.path.isfile(tokenizer) and not names_token(tokenizer, "<|User|>")
     return {
         "add_special_token": False,
         "ignore_id": -100,
@@ -131,9 +132,9 @@ def _preprocessor_config(src: Path, config: JanusConfig) -> dict[str, Any]:
     `processor_config.json`.
     """
     stored: dict[str, Any] = {}
-    if (src / "preprocessor_config.json").is_file():
+    if os.path.isfile(src / "preprocessor_config.json"):
         stored = read_json(src / "preprocessor_config.json")
-    elif (src / "processor_config.json").is_file():
+    elif os.path.isfile(src / "processor_config.json"):
         path = src / "processor_config.json"
         stored = Section(read_json(path), str(path)).section("image_processor").values
     result = {

@@ -9,7 +9,7 @@ from PIL import Image
 
 from ..blocks.errors import ConfigError
 from ..blocks.image_fit import FittedImage, as_tiles, normalization_table, resize_bicubic
-from ..blocks.json_config import Section
+from ..blocks.json_config import Section, shown
 
 
 @dataclass(frozen=True)
@@ -37,20 +37,19 @@ class ImageTransform:
         if isinstance(stated, dict):
             stated = stated.get("height")
         if stated != size:
-            raise ConfigError(f"{where} says pictures are {stated!r} pixels wide, but the model takes {size}")
+            raise ConfigError(
+                f"{where}: pictures are {shown(stated)} pixels wide, but the model takes {size}"
+            )
         red, green, blue = background = section.three_numbers("background_color", cls.background)
-        if any(value != int(value) or not 0 <= value <= 255 for value in background):
-            raise ConfigError(f"{where}.background_color is {background}; accepted: three from 0 to 255")
-        std = section.three_numbers("image_std", cls.std)
-        if 0 in std:
-            raise ConfigError(f"{where}.image_std has a zero")
+        if any(value != int(value) for value in background):
+            raise ConfigError(f"{where}.background_color is {background}; accepted: three whole numbers")
         return cls(
             size=size,
             min_size=section.integer("min_size", cls.min_size),
             background=(int(red), int(green), int(blue)),
             rescale=section.number("rescale_factor", cls.rescale),
             mean=section.three_numbers("image_mean", cls.mean),
-            std=std,
+            std=section.three_numbers("image_std", cls.std),
         )
 
     @cached_property

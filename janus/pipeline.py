@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..blocks.chat.pipeline import ChatPipeline
 from ..blocks.checkpoints.hub import ModelFolder, open_model
+from ..blocks.checkpoints.key_mapping import check_counts
 from ..blocks.checkpoints.reader import list_tensors
 from ..blocks.errors import OptionError, PromptError, check_integer
 from ..blocks.placement.auto_device_map import MaxMemory
@@ -81,6 +82,7 @@ class JanusPipeline(ChatPipeline):
         folder = open_model(model)
         config, model_type = parse_config(folder.config)
         entries = list_tensors(folder.path)
+        check_counts(entries, config.counts, folder.config.where)
         with torch.device("meta"):
             network = JanusModel(config, check_parts(parts))
         tokenizer = TextTokenizer.from_folder(folder.path, config.decoder.vocab_size)

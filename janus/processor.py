@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..blocks.chat.inputs import ChatInputs
 from ..blocks.chat.messages import normalize_messages
-from ..blocks.errors import ConfigError, PromptError
+from ..blocks.errors import PromptError
 from ..blocks.image_fit import Fit, normalized
 from ..blocks.image_io import open_image
 from ..blocks.json_config import Section
@@ -56,9 +56,7 @@ class JanusProcessor:
         section = Section(read_settings(folder / "processor_config.json"), "processor_config.json")
         section.expect("num_image_tokens", num_image_tokens)
         section.expect("add_special_token", False)
-        token = section.get("image_tag", IMAGE_TOKEN)
-        if not isinstance(token, str) or not token:
-            raise ConfigError(f"{section.where}.image_tag is {token!r}; accepted: the name of a token")
+        token = section.name("image_tag", IMAGE_TOKEN)
         settings = read_settings(folder / "preprocessor_config.json")
         transform = ImageTransform.from_settings(settings, image_size, "preprocessor_config.json")
         return cls(tokenizer, transform, num_image_tokens, token)

@@ -1,9 +1,11 @@
 """The released Janus models, the parts of a model, and its workloads for memory estimates."""
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
 from ..blocks.chat.text_generation import TextGenerationOptions
+from ..blocks.json_config import names_token
 from ..blocks.placement.memory_estimate import PROMPT_TOKENS, Workload, decoder_workload, siglip_activations
 from .config import JanusConfig
 from .prompts import FIRST, PRO, Template
@@ -48,9 +50,8 @@ def variant(config: JanusConfig, folder: Path) -> str | None:
     size = (decoder.num_layers, decoder.hidden_size)
     same_size = [row for row in VARIANTS if (row.num_layers, row.hidden_size) == size]
     tokenizer = folder / "tokenizer.json"
-    if len(same_size) > 1 and tokenizer.is_file():
-        text = tokenizer.read_text(encoding="utf-8", errors="replace")
-        template = PRO if f'"{PRO.user}"' in text else FIRST
+    if len(same_size) > 1 and os.path.isfile(tokenizer):
+        template = PRO if names_token(tokenizer, PRO.user) else FIRST
         same_size = [row for row in same_size if row.template == template]
     return " or ".join(row.name for row in same_size) or None
 

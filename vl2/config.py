@@ -4,12 +4,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ..blocks.errors import ConfigError
-from ..blocks.json_config import Section, read_json
+from ..blocks.json_config import Section, read_json, shown
 from ..blocks.model.context import DecoderConfig, LatentConfig
 from ..blocks.model.moe import MoEConfig
 from ..blocks.model.siglip import KNOWN_TOWERS, SiglipConfig, check_siglip, read_siglip
 
 MODEL_TYPE = "deepseek_vl_v2"
+
+MAX_TILES, MAX_CANDIDATES = 64, 1000
+"""Local tiles of a resolution, and resolutions, of a config: the released ones have 9 and 23."""
 
 _TOWER = "siglip_so400m_patch14_384"
 
@@ -23,6 +26,12 @@ class VL2Config:
     candidates: tuple[tuple[int, int], ...]
     projector_depth: int = 2
     downsample: int = 2
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Numbers of layers and experts by their names in the files, for `check_counts`."""
+        counts = {"language.model.layers": self.decoder.num_layers, "vision.blocks": self.vision.layers}
+        return counts | ({} if self.decoder.moe is None else {"mlp.experts": self.decoder.moe.num_experts})
 
     @property
     def tile_side(self) -> int:
@@ -43,7 +52,7 @@ def parse_config(config: Section) -> VL2Config:
     """
     model_type = config.get("model_type")
     if model_type != MODEL_TYPE:
-        raise ConfigError(f"{config.where}: model_type is {model_type!r}; accepted: {MODEL_TYPE!r}")
+        raise ConfigError(f"{config.where}: model_type is {shown(model_type)}; accepted: {MODEL_TYPE!r}")
     config.expect("tile_tag", "2D")
     config.expect("global_view_pos", "head")
     vision = _parse_vision(config.section("vision_config"))
@@ -55,35 +64,32 @@ def parse_config(config: Section) -> VL2Config:
     width = projector.integer("n_embed", 2048)
     if width != decoder.hidden_size:
         raise ConfigError(f"{projector.where}.n_embed is {width}; accepted: {decoder.hidden_size}")
-    result = VL2Config(
+    return VL2Config(
         vision=vision,
         decoder=decoder,
         candidates=parse_candidates(config, vision.image_size),
         projector_depth=projector.integer("depth", 2),
         downsample=projector.integer("downsample_ratio", 2),
     )
-    if result.downsample < 1:
-        raise ConfigError(f"{projector.where}.downsample_ratio is 0; accepted: 1 or more")
-    return result
 
 
 def parse_candidates(section: Section, tile: int) -> tuple[tuple[int, int], ...]:
     """`candidate_resolutions`: pairs (width, height), multiples of the tile side; if absent, one tile."""
     pairs = section.get("candidate_resolutions", [[tile, tile]])
-    pairs = pairs if isinstance(pairs, list | tuple) and pairs else [pairs]
+    pairs = pairs if isinstance(pairs, list | tuple) and 0 < len(pairs) <= MAX_CANDIDATES else [pairs]
     for pair in pairs:
         valid = isinstance(pair, list | tuple) and len(pair) == 2 and all(type(n) is int for n in pair)
-        if not valid or any(n < tile or n % tile for n in pair):
+        if not valid or any(n < tile or n % tile for n in pair) or pair[0] * pair[1] > MAX_TILES * tile**2:
             raise ConfigError(
-                f"{section.where}.candidate_resolutions holds {pair!r}; "
-                f"accepted: a list of [width, height], both multiples of {tile}"
+                f"{section.where}.candidate_resolutions holds {shown(pair)}; "
+                f"accepted: a list of [width, height], both multiples of {tile}, of at most {MAX_TILES} tiles"
             )
     return tuple((width, height) for width, height in pairs)
 
 
 def _parse_vision(section: Section) -> SiglipConfig:
     """The vision tower: a known one by its name, or one with stated sizes. All use the tanh GELU."""
-    tower = read_siglip(section, section.get("model_name", _TOWER), KNOWN_TOWERS[_TOWER])
+    tower = read_siglip(section, _TOWER, KNOWN_TOWERS[_TOWER])
     check_siglip(tower, section.where)
     return replace(tower, gelu_tanh=True)
 
@@ -122,7 +128,7 @@ def _parse_decoder(section: Section) -> DecoderConfig:
 
 def _parse_latent(section: Section) -> LatentConfig | None:
     """Latent attention; None if `use_mla` is false, where the sizes in the file are zero or null."""
-    if not section.get("use_mla", True):
+    if not section.flag("use_mla", True):
         return None
     # An explicit null means queries without a low-rank projection; only a missing entry means the default.
     low_rank = section.get("q_lora_rank") is not None or "q_lora_rank" not in section.values
@@ -149,10 +155,10 @@ def _parse_moe(section: Section) -> MoEConfig | None:
         num_shared=section.integer("n_shared_experts", 0),
         first_dense=section.integer("first_k_dense_replace", 0),
         every=section.integer("moe_layer_freq", 1),
-        scoring=section.get("scoring_func", "softmax"),
-        method=section.get("topk_method", "gready"),
+        scoring=section.name("scoring_func", "softmax"),
+        method=section.name("topk_method", "gready"),
         num_groups=section.integer("n_group", 1),
         topk_group=section.integer("topk_group", 1),
-        normalize=bool(section.get("norm_topk_prob", False)),
+        normalize=section.flag("norm_topk_prob", False),
         scale=section.number("routed_scaling_factor", 1.0),
     )

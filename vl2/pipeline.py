@@ -10,6 +10,8 @@ from PIL import Image
 from ..blocks.chat.pipeline import ChatPipeline
 from ..blocks.chat.text_generation import TextGenerationOptions
 from ..blocks.checkpoints.hub import ModelFolder, open_model
+from ..blocks.checkpoints.key_mapping import check_counts
+from ..blocks.checkpoints.reader import list_tensors
 from ..blocks.errors import PictureError, PromptError, check_integer
 from ..blocks.image_io import open_image
 from ..blocks.placement.auto_device_map import MaxMemory
@@ -68,6 +70,8 @@ class VL2Pipeline(ChatPipeline):
             check_integer("max_tiles", max_tiles, low=1)
         folder = open_model(model)
         config = parse_config(folder.config)
+        entries = list_tensors(folder.path)
+        check_counts(entries, config.counts, folder.config.where)
         with torch.device("meta"):
             network = VL2Model(config)
         tokenizer = TextTokenizer.from_folder(folder.path, config.decoder.vocab_size)
@@ -75,7 +79,7 @@ class VL2Pipeline(ChatPipeline):
         if max_tiles is not None:
             processor.allow_tiles(max_tiles)
         options = LoadOptions(device, dtype, quantize, device_map, max_memory, capture, progress)
-        load_model(network, folder, key_map, options, keep_float32=keep_float32)
+        load_model(network, folder, key_map, options, keep_float32=keep_float32, entries=entries)
         return cls(network, tokenizer, processor, folder.name)
 
     def ground(

@@ -84,16 +84,12 @@ class VL2Processor:
         section.expect("downsample_ratio", config.downsample)
         section.expect("normalize", True)
         section.expect("add_special_token", False)
-        token = section.get("image_token", IMAGE)
-        if not isinstance(token, str) or not token:
-            raise ConfigError(f"{path.name}.image_token is {token!r}; accepted: the name of a token")
+        token = section.name("image_token", IMAGE)
         stated = section.get("candidate_resolutions")
         candidates = None if stated is None else parse_candidates(section, config.vision.image_size)
         default = PixelNormalization()
         mean = section.three_numbers("image_mean", default.mean)
         std = section.three_numbers("image_std", default.std)
-        if 0 in std:
-            raise ConfigError(f"{path.name}.image_std has a zero")
         return cls(tokenizer, config, candidates, PixelNormalization(mean, std), token)
 
     def _candidates(self, num_images: int) -> tuple[Size, ...]:

@@ -6,7 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from ...blocks.checkpoints.hub import find_model_folder
-from ...blocks.errors import OptionError
+from ...blocks.errors import OptionError, one_line
 from ...eval.geneval.compare import compare as compare_results
 from ...eval.geneval.compare import format_comparison, read_results
 from ...eval.geneval.scoring import format_table
@@ -195,4 +195,4 @@ def _write_reports(run_dir: Path) -> None:
 
 def _print_problems(problems: list[dict[str, str]]) -> None:
     for problem in problems:
-        print(f"not scored: {problem['filename']}: {problem['reason']}", file=sys.stderr)
+        print(one_line(f"not scored: {problem['filename']}: {problem['reason']}"), file=sys.stderr)

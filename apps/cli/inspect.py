@@ -3,6 +3,7 @@
 `inspect_model` makes a dictionary, which `--json` prints as it is; `report_lines` turns it into text.
 """
 
+import os
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,7 +22,7 @@ from ...blocks.checkpoints.quantize import (
     stored_kind,
 )
 from ...blocks.checkpoints.reader import list_tensors, weight_files
-from ...blocks.errors import BifronsError
+from ...blocks.errors import BifronsError, one_line
 from ...blocks.kernels.codec import KINDS
 from ...blocks.placement.memory_budget import size_text
 from ...blocks.placement.memory_estimate import active_parameters, parameters_by_part
@@ -45,20 +46,21 @@ def inspect_model(model: str) -> dict[str, Any]:
     report["files"] = [
         {"name": path.name, "bytes": path.stat().st_size}
         for path in sorted(folder.iterdir())
-        if path.is_file()
+        if os.path.isfile(path)
     ]
     description: ModelDescription | None = None
     entries: dict[str, TensorEntry] | None = None
     try:
-        description = describe(source)
-        report |= _architecture(description, stored_kind(source))
+        entries = list_tensors(folder)
     except BifronsError as error:
         report["errors"].append(str(error))
     try:
-        entries = list_tensors(folder)
-        report["format"] = _format(folder, description, entries)
+        description = describe(source, entries or ())
+        report |= _architecture(description, stored_kind(source))
     except BifronsError as error:
-        report["errors"].append(str(error))
+        report["errors"].insert(0, str(error))
+    if entries is not None:
+        report["format"] = _format(folder, description, entries)
     if description is not None and entries is not None:
         try:
             report["tensors"] = _match_tensors(description, entries, report.get("quantization"))
@@ -151,8 +153,10 @@ def report_lines(report: dict[str, Any]) -> Iterator[str]:
     if "parameters" in report:
         yield from _parameter_lines(report["parameters"])
     yield f"\nFiles in {report['folder']}"
-    width = max([len(file["name"]) for file in report["files"]], default=0)
-    yield from (f"  {file['name']:<{width}}  {size_text(file['bytes']):>8}" for file in report["files"])
+    names = [one_line(file["name"]) for file in report["files"]]
+    width = max(map(len, names), default=0)
+    sizes = [size_text(file["bytes"]) for file in report["files"]]
+    yield from (f"  {name:<{width}}  {size:>8}" for name, size in zip(names, sizes, strict=True))
     if "memory" in report:
         yield from _memory_lines(report)
     if "tensors" in report:

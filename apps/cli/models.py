@@ -6,6 +6,7 @@ import sys
 
 from ...blocks.checkpoints.hub import open_model
 from ...blocks.checkpoints.quantize import check_kind
+from ...blocks.checkpoints.reader import list_tensors
 from ...blocks.conversion.convert import convert_folder
 from ...blocks.conversion.quantized_writer import QuantizedWriter
 from ...blocks.errors import OptionError
@@ -36,7 +37,7 @@ def convert(args: argparse.Namespace) -> int:
     if args.max_shard_size is not None:
         options["max_shard_bytes"] = byte_count(args.max_shard_size)
     if check_kind(args.quantize) is not None:
-        description = describe(source)
+        description = describe(source, list_tensors(source.path))
         options["writer"] = QuantizedWriter(description.network, description.key_map, args.quantize)
     formats = {"multi_modality": None, "deepseek_vl_v2": None, "janus": to_original}
     written = convert_folder(source.path, args.target, formats, **options)

@@ -1,12 +1,13 @@
 """Finding a model's folder by its path, its embedded name or its hub id."""
 
+import os
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.resources import files
 from pathlib import Path
 
 from ..errors import CheckpointError
-from ..json_config import Section, read_section
+from ..json_config import Section, read_section, shown
 
 EMBEDDED = {"janus-nano": "Janus", "vl2-nano": "DeepSeek-VL2"}
 """The small models that the package carries, and their families."""
@@ -41,10 +42,10 @@ def find_model_folder(model: str | Path) -> Path:
     A folder on disk wins over a name. A hub id is downloaded once into the hub's cache. Raises
     `CheckpointError`.
     """
-    path = Path(model).expanduser()
-    if path.is_dir():
+    path = Path(os.path.expanduser(model))
+    if os.path.isdir(path):
         return path
-    if path.is_file():
+    if os.path.isfile(path):
         raise CheckpointError(
             f"{path} is a file; accepted: the folder that holds config.json and the weights"
         )
@@ -54,7 +55,7 @@ def find_model_folder(model: str | Path) -> Path:
     if isinstance(model, Path) or name.count("/") != 1 or name.startswith((".", "/", "~")):
         embedded = ", ".join(sorted(n for n in EMBEDDED if (EMBEDDED_FOLDER / n).is_dir()))
         raise CheckpointError(
-            f"no folder {name!r}; accepted: a model folder, a hub id such as deepseek-ai/Janus-Pro-1B, "
+            f"no folder {shown(name)}; accepted: a model folder, a hub id such as deepseek-ai/Janus-Pro-1B, "
             f"or an embedded model ({embedded})"
         )
     return _download(name)

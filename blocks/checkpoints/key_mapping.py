@@ -11,6 +11,7 @@ from math import prod
 
 from torch import Tensor, nn
 
+from ..errors import ConfigError
 from .formats import TensorEntry
 
 
@@ -153,6 +154,24 @@ def non_persistent_buffers(model: nn.Module) -> list[tuple[str, Tensor]]:
             if buffer is not None:
                 found.append((f"{path}.{leaf}" if path else leaf, buffer))
     return found
+
+
+def check_counts(names: Iterable[str], counts: Mapping[str, int], where: str) -> None:
+    """Raise `ConfigError` if a config, named by `where`, has more layers or experts than the files.
+
+    To be called before a model is built. `counts` are the config's, by what stands before the number in the
+    tensors' names. What the files lack altogether is left to `match`.
+    """
+    held = dict.fromkeys(counts, 0)
+    pattern = re.compile(rf"({'|'.join(map(re.escape, counts))})\.(\d{{1,9}})\.")
+    for name in names:
+        for start, number in pattern.findall(name):
+            held[start] = max(held[start], int(number) + 1)
+    for start, count in counts.items():
+        if 0 < held[start] < count:
+            raise ConfigError(
+                f"{where} has {count} {start}, but the weights have {held[start]}; accepted: as many"
+            )
 
 
 def check(model: nn.Module, entries: Mapping[str, TensorEntry], key_map: KeyMap) -> MatchReport:

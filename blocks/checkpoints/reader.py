@@ -53,21 +53,21 @@ def weight_files(folder: Path) -> list[Path]:
 
 def _find_files(folder: Path) -> tuple[dict[str, str] | None, list[Path]]:
     """The index's map from tensor to file name (None without an index), and the files to read."""
-    if not folder.is_dir():
-        state = "is not a folder" if folder.exists() else "does not exist"
+    if not os.path.isdir(folder):
+        state = "is not a folder" if os.path.lexists(folder) else "does not exist"
         raise CheckpointError(f"{folder} {state}; a model folder is needed")
     for index_file in _indices(folder, "*.safetensors.index.json", _SAFETENSORS_INDEX):
         return _read_index(index_file)
     single = folder / "model.safetensors"
-    loose = [single] if single.exists() else sorted(folder.glob("*.safetensors"))
+    loose = [single] if os.path.lexists(single) else sorted(folder.glob("*.safetensors"))
     if len(loose) > 1:
         names = ", ".join(p.name for p in loose[:10])
         raise CheckpointError(f"{folder} holds {len(loose)} .safetensors files and no index of them: {names}")
     if loose:
         return None, loose
-    if (folder / _BIN_INDEX).exists():
+    if os.path.lexists(folder / _BIN_INDEX):
         return _read_index(folder / _BIN_INDEX)
-    if (folder / _BIN).exists():
+    if os.path.lexists(folder / _BIN):
         return None, [folder / _BIN]
     raise CheckpointError(
         f"{folder} holds no weights; accepted are *.safetensors (with *.safetensors.index.json if there are "

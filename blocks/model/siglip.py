@@ -5,14 +5,14 @@ B images, N patches, W encoder width, S image side and P patch side in pixels.
 
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
 from ..errors import ConfigError
-from ..json_config import Section
+from ..json_config import Section, shown
 
 if TYPE_CHECKING:
     from timm.models.vision_transformer import VisionTransformer
@@ -47,17 +47,18 @@ KNOWN_TOWERS = {
 }
 
 
-def read_siglip(section: Section, model_name: Any, unnamed: SiglipConfig) -> SiglipConfig:
+def read_siglip(section: Section, default_name: str | None, unnamed: SiglipConfig) -> SiglipConfig:
     """The encoder that the vision section of an official config describes.
 
-    Sizes in the section override those of the known tower called `model_name`. For an unknown name the
-    section must state them, with the defaults in `unnamed`. Raises `ConfigError`.
+    Sizes in the section override those of the known tower called `model_name` (by default, `default_name`).
+    For an unknown name the section must state them, with the defaults in `unnamed`. Raises `ConfigError`.
     """
-    base = KNOWN_TOWERS.get(model_name)
-    if base is None and section.get("width") is None:
+    model_name = section.get("model_name", default_name)
+    base = KNOWN_TOWERS.get(model_name) if isinstance(model_name, str) else None
+    if base is None and (section.get("width") is None or not isinstance(model_name, str | None)):
         raise ConfigError(
-            f"{section.where}.model_name is {model_name!r}; accepted: {', '.join(KNOWN_TOWERS)}, or any name "
-            "with width, layers, heads and patch_size stated"
+            f"{section.where}.model_name is {shown(model_name)}; accepted: {', '.join(KNOWN_TOWERS)}, or any "
+            "name with width, layers, heads and patch_size stated"
         )
     base = base or unnamed
     return SiglipConfig(
