@@ -196,9 +196,10 @@ def serve(registry: ModelRegistry, listener: socket.socket, keys: list[bytes] | 
 def short_pauses() -> Iterator[None]:
     """Let a scheduler's thread go on soon while other threads of the process run Python."""
     # A thread that waits for the interpreter lock (GIL) gets it after this time. The default is 5 ms, as long
-    # as a step of a small model, and a scheduler's thread may wait several times in a step.
+    # as a step of a small model, and a scheduler's thread may wait many times in a step: each operation of
+    # torch lets others in.
     interval = sys.getswitchinterval()
-    sys.setswitchinterval(0.0002)
+    sys.setswitchinterval(0.00005)
     # What exists by now stays: the garbage collector need not search it, which takes a tenth of a second.
     gc.collect()
     gc.freeze()

@@ -6,7 +6,6 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 from fastapi import APIRouter, Depends, Request, Response
-from fastapi.responses import JSONResponse
 from PIL import Image
 
 from ...blocks.chat.text_generation import resolve_seed
@@ -18,7 +17,7 @@ from . import responses, schema
 from .chat_events import ChatEvents
 from .errors import ApiError, invalid_value, json_only
 from .registry import SHORT_TEXT, ModelRegistry, ServedModel, ServerOptions
-from .responses import to_json
+from .responses import json_response
 from .schema import field_or_default
 from .sse import EventStream, check_finish_reason, event, while_connected
 from .stream_text import ChoiceOutput, TextChunk
@@ -241,7 +240,7 @@ def router(registry: ModelRegistry) -> APIRouter:
         check_fields(body)
         generation = ChatGeneration(registry, registry.get(body.model), body)
         if not body.stream:
-            return JSONResponse(to_json(await while_connected(request, generation.complete())))
+            return json_response(await while_connected(request, generation.complete()))
         await while_connected(request, generation.start())
         return EventStream(generation.events(), generation.requests)
 

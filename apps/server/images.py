@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from fastapi import APIRouter, Depends, Request, Response
-from fastapi.responses import JSONResponse
 from PIL import Image
 
 from ...blocks.chat.image_io import write_png
@@ -24,7 +23,7 @@ from . import responses, schema
 from .errors import ApiError, invalid_value, json_only
 from .notifier import OutputQueue
 from .registry import SHORT_TEXT, ModelRegistry, ServedModel
-from .responses import to_json
+from .responses import json_response
 from .schema import field_or_default
 from .sse import EventStream, check_finish_reason, event, while_connected
 from .supervision import contained
@@ -220,7 +219,7 @@ def router(registry: ModelRegistry) -> APIRouter:
         check_fields(body, served)
         generation = ImageGeneration(registry, served, body)
         if not body.stream:
-            return JSONResponse(to_json(await while_connected(request, generation.complete())))
+            return json_response(await while_connected(request, generation.complete()))
         await while_connected(request, generation.start())
         return EventStream(generation.events(), generation.requests)
 

@@ -2,6 +2,7 @@
 
 from typing import Any, Literal
 
+from fastapi import Response
 from pydantic import BaseModel
 
 
@@ -168,6 +169,11 @@ class Health(BaseModel):
 def event_stream(model: type[BaseModel]) -> dict[str, Any]:
     """The OpenAPI entry of a stream whose events are `model`s."""
     return {"text/event-stream": {"schema": {"type": "string", "description": model.__doc__ or ""}}}
+
+
+def json_response(model: BaseModel) -> Response:
+    """The response with this object as its body."""
+    return Response(model.model_dump_json(), media_type="application/json")
 
 
 def to_json(model: BaseModel) -> dict[str, Any]:

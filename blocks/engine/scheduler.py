@@ -33,10 +33,9 @@ from .runners import make_runner
 _log = logging.getLogger("bifrons.engine")
 _Work = Callable[[list[Request]], list[Request]]
 
-_PREFILL_TOKENS = 4096
-"""Prompt positions of a step while no request is running; bounds the memory of activations."""
-_PREFILL_TOKENS_BESIDE = 512
-"""Prompt positions of a step beside running requests, which wait for them: about as long as a step."""
+# Prompt positions of a step (bounds the memory of activations), and of one beside requests that wait for it.
+_PREFILL_TOKENS, _PREFILL_TOKENS_BESIDE = 4096, 1024
+_LONG_JOBS_START = 8  # beside running requests, every so many steps: together they delay these less
 
 
 class Scheduler:
@@ -177,7 +176,8 @@ class Scheduler:
             rows, candidates = self.rows_used, []
             for request in self._waiting:
                 rows += request.rows
-                if self.rows is not None and rows > self.row_limit(request.priority):
+                later = request.priority > 0 and self._running and self.steps % _LONG_JOBS_START
+                if later or (self.rows is not None and rows > self.row_limit(request.priority)):
                     break
                 candidates.append(request)
         admitted = self._isolated(self.runner.admit, candidates)

@@ -102,3 +102,24 @@ def test_what_never_fits_into_the_pool_ends_with_an_error(maker: Any) -> None:
 
 def test_the_wished_rows_are_allocated_on_the_cpu(maker: Any) -> None:
     assert Scheduler(maker.decoder, rows=32, context=1024).rows == 32
+
+
+def test_long_jobs_that_arrive_apart_start_together(maker: Any, scheduler: Scheduler) -> None:
+    """Beside running requests; chats start at once."""
+    first, *jobs = [maker.answer(7, DRAWN, seed, 24, priority=1) for seed in range(3)]
+    chat = maker.answer(7, DRAWN, 9, 3)
+    expected = maker.alone([first, *jobs, chat])
+    outs = maker.outs([first, *jobs, chat])
+    scheduler.submit([first])
+    scheduler.step()
+    begun = []
+    for step in range(1, 10):
+        if step in (1, 3):
+            scheduler.submit([jobs[step // 2]])
+        if step == 2:
+            scheduler.submit([chat])
+        scheduler.step()
+        begun += [(step, name) for name, one in zip("abc", (*jobs, chat), strict=True) if one.step == 1]
+    assert begun == [(2, "c"), (8, "a"), (8, "b")]
+    maker.finish(scheduler)
+    assert [out.tokens for out in outs] == expected
