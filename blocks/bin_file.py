@@ -62,7 +62,7 @@ def read_bin(path: Path) -> dict[str, BinTensor]:
     """
     size = 0
     try:
-        with open_regular(path) as raw, io.BufferedReader(raw) as stream:  # type: ignore[arg-type]
+        with open_regular(path) as raw, io.BufferedReader(raw) as stream:
             size = stream.seek(0, io.SEEK_END)
             stream.seek(0)
             read = _read_zip if stream.peek(4)[:4] == b"PK\x03\x04" else _read_legacy

@@ -6,11 +6,12 @@ import shutil
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from io import FileIO
 from pathlib import Path
 from typing import BinaryIO
 
 
-def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
+def open_regular(path: str | os.PathLike[str]) -> FileIO:
     """Open a regular file for reading, unbuffered. Never waits for a pipe's other end.
 
     Raises `OSError`, with a `strerror`, for anything else (pipes, devices, sockets, folders) and for names

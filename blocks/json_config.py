@@ -86,14 +86,14 @@ MAX_STAGES = 10
 """Largest number of entries of a list of integers: each halves an image's side."""
 
 
-def parse_json(content: bytes, where: str, error: type[BifronsError] = ConfigError) -> Any:
-    """The value of a JSON text in UTF-8. Raises `error`, which begins with `where`, for any other text.
+def decode_json(content: bytes) -> Any:
+    """The value of a JSON text in UTF-8. Raises `ValueError` with the reason for any other text.
 
     Refused are more than `MAX_DEPTH` levels, `MAX_VALUES` values or `MAX_DIGITS` digits of a whole number,
     numbers that aren't finite, a name twice in one object, and lone surrogates.
     """
     if sum(map(content.count, (b",", b"[", b"{"))) > MAX_VALUES:
-        raise error(f"{where} can't be read as JSON: it has more than the accepted {MAX_VALUES:,} values")
+        raise ValueError(f"it has more than the accepted {MAX_VALUES:,} values")
     try:
         value = json.loads(
             content.decode("utf-8"),
@@ -105,10 +105,17 @@ def parse_json(content: bytes, where: str, error: type[BifronsError] = ConfigErr
         _check_depth(value)
         if _SURROGATE.search(content):
             json.dumps(value, ensure_ascii=False).encode("utf-8")
-    except (ValueError, RecursionError) as problem:
-        reason = f"it has more than {MAX_DEPTH} levels" if isinstance(problem, RecursionError) else problem
-        raise error(f"{where} can't be read as JSON: {reason}") from problem
+    except RecursionError as error:
+        raise ValueError(f"it has more than {MAX_DEPTH} levels") from error
     return value
+
+
+def parse_json(content: bytes, where: str, error: type[BifronsError] = ConfigError) -> Any:
+    """`decode_json`, with an `error` that begins with `where`."""
+    try:
+        return decode_json(content)
+    except ValueError as problem:
+        raise error(f"{where} can't be read as JSON: {problem}") from problem
 
 
 def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -1,14 +1,24 @@
-"""Reading and writing an evaluation's files, with errors that say what to do when the disk refuses."""
+"""Reading and writing an evaluation's files, with errors that say what to do when the disk refuses.
+
+What is read is bounded, and comes from regular files only.
+"""
 
 import errno
+import gzip
+import io
 import json
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from ..blocks.errors import BifronsError
-from ..blocks.files import atomic_write
+from ..blocks.files import atomic_write, open_regular, read_bounded
+from ..blocks.json_config import TABLE_BYTES, decode_json
+
+LINE_BYTES = 16 << 20
+"""Longest line that is read: a row of a thousand boxes has about 0.1 MB."""
 
 _RESUME = "what is finished is kept: free some space and run the same command again"
 _WRITABLE = "accepted: a folder that can be written to"
@@ -60,8 +70,36 @@ def write_json(path: Path, content: Any, durable: bool = True) -> None:
 def read_json(path: Path) -> Any:
     """The content of a JSON file. Raises BifronsError where it can't be read or isn't JSON."""
     try:
-        return json.loads(path.read_bytes())
+        return decode_json(read_file(path))
+    except ValueError as error:
+        if isinstance(error, BifronsError):
+            raise
+        raise BifronsError(f"{path} is not JSON: {error}") from error
+
+
+def read_file(path: Path) -> bytes:
+    """The content of a file of at most `TABLE_BYTES`. Raises BifronsError where it can't be read."""
+    try:
+        return read_bounded(path, TABLE_BYTES)
     except OSError as error:
         raise BifronsError(f"{path} can't be read: {error.strerror or error}") from error
-    except ValueError as error:
-        raise BifronsError(f"{path} is not JSON: {error}") from error
+
+
+def read_lines(path: Path) -> Iterator[tuple[int, bytes]]:
+    """The lines of a file with their numbers, from 1; a name that ends in `.gz` is decompressed.
+
+    Raises BifronsError where it can't be read, or for a line of over `LINE_BYTES`.
+    """
+    number = 0
+    try:
+        with open_regular(path) as raw, io.BufferedReader(raw) as buffered:
+            stream = gzip.GzipFile(fileobj=buffered) if path.suffix == ".gz" else buffered
+            while line := stream.readline(LINE_BYTES + 1):
+                number += 1
+                if len(line) > LINE_BYTES:
+                    raise BifronsError(f"{path} line {number} has more than {LINE_BYTES:,} bytes")
+                yield number, line
+    except (OSError, EOFError, zlib.error) as error:
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else error
+        place = f" after line {number}" if number else ""
+        raise BifronsError(f"{path} can't be read{place}: {reason}") from error

@@ -5,6 +5,8 @@ import json
 import sys
 import time
 from functools import partial
+from io import BytesIO
+from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +16,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ...blocks.errors import OptionError, PromptError, check_integer
+from ...blocks.files import read_bounded
 from ...blocks.image_io import open_image, text_chunks, write_png
+from ...blocks.json_config import TABLE_BYTES, decode_json, shown
 from ...blocks.placement.memory_budget import size_text
 from ...janus.image_generation import ImageGenerationOptions, image_seeds
 from ...janus.variants import image_generation_workload
@@ -162,11 +166,12 @@ def decode(args: argparse.Namespace) -> int:
 def read_codes(path: Path) -> tuple[list[Any], list[int] | None, str | None]:
     """Codes in raster order; their grid and the model's name if the file has them. Raises `OptionError`."""
     try:
+        stored = read_bounded(path, TABLE_BYTES)
         if path.suffix.lower() == ".npy":
-            array = np.load(path, allow_pickle=False)
+            array = _read_array(stored)
             return array.reshape(-1).tolist(), list(array.shape) if array.ndim == 2 else None, None
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, EOFError) as error:
+        content = decode_json(stored)
+    except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else error
         raise OptionError(
             f"{path} can't be read as codes: {reason}; accepted: .json and .npy files"
@@ -179,7 +184,23 @@ def read_codes(path: Path) -> tuple[list[Any], list[int] | None, str | None]:
             f"{path} holds no codes; accepted: a list of integers, alone or as 'codes' of an object"
         )
     if grid is not None and (not isinstance(grid, list) or [type(side) for side in grid] != [int, int]):
-        raise OptionError(f"{path} has the grid {grid!r}; accepted: [rows, columns]")
+        raise OptionError(f"{path} has the grid {shown(grid)}; accepted: [rows, columns]")
     if model is not None and not isinstance(model, str):
-        raise OptionError(f"{path} has the model {model!r}; accepted: a name")
+        raise OptionError(f"{path} has the model {shown(model)}; accepted: a name")
     return codes, grid, model
+
+
+def _read_array(content: bytes) -> np.ndarray:
+    """The whole numbers of a `.npy` file. Raises `ValueError` for anything else."""
+    stream = BytesIO(content)
+    try:
+        version = np.lib.format.read_magic(stream)
+        read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+        shape, _, dtype = read[version](stream)
+    except Exception as error:  # a damaged header, which is Python's syntax, can raise anything
+        raise ValueError(f"it is no array ({type(error).__name__})") from error
+    if dtype.kind not in "iu" or prod(shape) * dtype.itemsize != len(content) - stream.tell():
+        raise ValueError(
+            f"it is {dtype} of the shape {shape}; accepted: whole numbers, all in the file"
+        )
+    return np.load(BytesIO(content), allow_pickle=False)

@@ -1,11 +1,11 @@
 """Options that several commands share; imports nothing heavy."""
 
 import argparse
-import json
 from dataclasses import fields
 from typing import Any
 
 from ...blocks.errors import OptionError
+from ...blocks.json_config import decode_json, shown
 from ..defaults import QUANTIZE_HELP
 
 
@@ -83,9 +83,9 @@ def parse_max_memory(text: str) -> dict[str, str]:
 def _parse_pairs(option: str, text: str) -> dict[str, Any]:
     if text.lstrip().startswith("{"):
         try:
-            return json.loads(text)
+            return decode_json(text.encode())
         except ValueError as error:
-            raise OptionError(f"{option} is {text!r}, which is not valid JSON: {error}") from error
+            raise OptionError(f"{option} is {shown(text)}, which is not valid JSON: {error}") from error
     pairs = [part.partition("=") for part in text.split(",")]
     names = [name.strip() for name, _, _ in pairs]
     if not all(sign and value.strip() for _, sign, value in pairs) or len(set(names)) < len(names):

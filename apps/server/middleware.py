@@ -10,6 +10,8 @@ from prometheus_client import Counter, Histogram
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ...blocks.errors import OptionError
+from ...blocks.files import read_bounded
+from ...blocks.json_config import CONFIG_BYTES
 from .errors import CLIENT_GONE, error_response
 
 BODY_SECONDS = 60.0
@@ -21,7 +23,7 @@ _MAX_DRAIN = 4
 def read_keys(path: Path) -> list[bytes]:
     """The keys in a file, one per line. Raises `OptionError` if it can't be read or holds none."""
     try:
-        keys = [line.strip() for line in path.read_bytes().splitlines() if line.strip()]
+        keys = [line.strip() for line in read_bounded(path, CONFIG_BYTES).splitlines() if line.strip()]
     except OSError as error:
         raise OptionError(f"api-key-file {path} can't be read: {error.strerror}") from error
     if not keys:

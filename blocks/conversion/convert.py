@@ -4,6 +4,7 @@ One tensor, or one parameter with its pieces, is in memory at a time.
 """
 
 import json
+import os
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -96,12 +97,12 @@ def _check_folders(src: Path, dst: Path) -> None:
 def _copied_files(src: Path, original: bool) -> list[Path]:
     """The files to copy: all text files, or only the tokenizer's if the format changes."""
     if not original:
-        return [src / name for name in _TOKENIZER_FILES if (src / name).is_file()]
+        return [src / name for name in _TOKENIZER_FILES if os.path.isfile(src / name)]
     weights = weight_files(src)
     return [
         path
         for path in sorted(src.iterdir())
-        if path.is_file()
+        if os.path.isfile(path)
         and path not in weights
         and (path.suffix in _TEXT_SUFFIXES or path.name.startswith(("LICENSE", "NOTICE")))
     ]

@@ -7,7 +7,6 @@ it is float32 everywhere.
 Shape suffixes: N objects, D width of the shared embedding, C colours, T templates, L tokens.
 """
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,11 +16,14 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from safetensors.torch import load_file
 from tokenizers import Tokenizer
 from torch import Tensor
 
+from ...blocks.checkpoints.formats import list_bin, list_safetensors
+from ...blocks.checkpoints.reader import TensorReader
 from ...blocks.errors import BifronsError, CheckpointError
+from ...blocks.tokenizer_file import library_errors
+from ..atomic_io import read_file, read_json
 from .mask2former_convert import sha256
 
 COLORS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "brown", "black", "white")
@@ -231,7 +233,9 @@ def load_color_classifier(folder: Path, transformers: Any) -> ColorClassifier:
         tokenizer_file = folder / "tokenizer.json"
         if not tokenizer_file.is_file():
             raise CheckpointError(f"{folder} has no tokenizer.json. {MISSING_CLIP}")
-        tokenizer = Tokenizer.from_file(str(tokenizer_file))
+        content = read_file(tokenizer_file)
+        with library_errors(f"{tokenizer_file} can't be read as a tokenizer"):
+            tokenizer = Tokenizer.from_buffer(content)
         tokenizer.no_padding()
         tokenizer.no_truncation()
         model, loading = load(weights, transformers)
@@ -258,13 +262,11 @@ def _load_transformers(weights: Path, transformers: Any) -> tuple[Any, dict[str,
 def _load_open_clip(weights: Path, transformers: Any) -> tuple[Any, dict[str, Any]]:
     source = weights.parent / "open_clip_config.json"
     try:
-        settings = json.loads(source.read_text(encoding="utf-8"))["model_cfg"]
-        state = (
-            load_file(weights)
-            if weights.suffix == ".safetensors"
-            else torch.load(weights, map_location="cpu", weights_only=True)
-        )
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        settings = read_json(source)["model_cfg"]
+        with TensorReader() as reader:
+            list_file = list_safetensors if weights.suffix == ".safetensors" else list_bin
+            state = {entry.name: reader.read(entry) for entry in list_file(weights)}
+    except (BifronsError, KeyError, TypeError) as error:
         raise CheckpointError(f"{weights.parent} can't be read as an open_clip folder: {error}") from error
     config = open_clip_config(settings, transformers)
     return transformers.CLIPModel.from_pretrained(

@@ -3,7 +3,6 @@
 Shape suffixes: P prompts of one kind, V distinct values, B bootstrap samples.
 """
 
-import json
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -13,6 +12,8 @@ from typing import Any
 import numpy as np
 
 from ...blocks.errors import BifronsError
+from ...blocks.json_config import parse_json
+from ..atomic_io import read_lines
 from .intervals import Interval, intervals_of_counts
 from .schema import TAGS
 
@@ -92,18 +93,11 @@ def read_results(path: Path) -> list[dict[str, Any]]:
     """Rows of a results.jsonl, or of the one in a run folder. Raises BifronsError where it can't be used."""
     source = path / "results.jsonl" if path.is_dir() else path
     rows = []
-    try:
-        for number, line in enumerate(source.read_bytes().splitlines(), 1):
-            row = json.loads(line)
-            if not isinstance(row, dict):
-                raise ValueError(f"line {number} is no object")
-            rows.append(row)
-    except OSError as error:
-        raise BifronsError(
-            f"{source} can't be read: {error.strerror}; accepted: a results.jsonl or a scored run folder"
-        ) from error
-    except ValueError as error:
-        raise BifronsError(f"{source} holds a line that is no results row: {error}") from error
+    for number, line in read_lines(source):
+        row = parse_json(line, f"{source} holds a line that is no results row: line {number}", BifronsError)
+        if not isinstance(row, dict):
+            raise BifronsError(f"{source} holds a line that is no results row: line {number} is no object")
+        rows.append(row)
     return rows
 
 

@@ -10,8 +10,10 @@ from random import Random
 from typing import Any
 
 from ...blocks.errors import BifronsError, OptionError
+from ...blocks.files import read_bounded
+from ...blocks.json_config import TABLE_BYTES, decode_json
 from ...nano.world.sentences import sample_case
-from ..atomic_io import make_folder, write_file
+from ..atomic_io import make_folder, read_file, write_file
 from .schema import TAGS, read_row
 
 OFFICIAL_COUNTS = dict(zip(TAGS, (80, 99, 80, 94, 100, 100), strict=True))
@@ -53,7 +55,7 @@ def geneval_prompts(prompts: Path | None = None, cache: Path | None = None) -> l
     if prompts is None:
         return parse_prompts(_fetched(cache or cache_folder()), "GenEval's prompts")
     try:
-        content = prompts.read_bytes()
+        content = read_bounded(prompts, TABLE_BYTES)
     except OSError as error:
         raise BifronsError(
             f"{prompts} can't be read ({error.strerror}); accepted: a .jsonl file with one prompt and its "
@@ -97,8 +99,8 @@ def parse_prompts(content: bytes, name: str) -> list[Row]:
 def parse_metadata(line: bytes, where: str) -> Row:
     """One line of metadata. Raises BifronsError for one that can't be scored; `where` names it there."""
     try:
-        row = json.loads(line)
-    except (ValueError, RecursionError) as error:
+        row = decode_json(line)
+    except ValueError as error:
         raise BifronsError(f"{where} is not JSON: {error}") from error
     read_row({"filename": where, "metadata": row, "boxes": {}, "colors": {}})
     return row
@@ -119,7 +121,7 @@ def select_prompts(total: int, limit: int | None) -> list[int]:
 def _fetched(cache: Path) -> bytes:
     path = cache / "geneval" / "evaluation_metadata.jsonl"
     if path.is_file():
-        content = path.read_bytes()
+        content = read_file(path)
         if hashlib.sha256(content).hexdigest() == OFFICIAL_SHA256:
             return content
         raise BifronsError(f"{path} is not the official file; remove it to fetch it anew")

@@ -7,8 +7,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ...blocks.errors import BifronsError
-from ..atomic_io import read_json
+from ...blocks.errors import BifronsError, check_integer, check_number
+from ...blocks.json_config import decode_json
+from ..atomic_io import read_json, read_lines
 from ..geneval.intervals import Interval
 from ..geneval.published import PUBLISHED, REPRODUCED, Figures, of_model
 from ..geneval.schema import TAGS
@@ -168,27 +169,32 @@ def _scores(summary: Mapping[str, Any], path: Path) -> tuple[tuple[Score, ...], 
         scores = [
             Score(
                 tag,
-                kind["score"],
-                Interval(*kind["interval"]),
-                kind["correct"],
-                kind["images"],
-                kind["prompts"],
+                check_number("score", kind["score"], 0, 1),
+                _interval(kind["interval"]),
+                check_integer("correct", kind["correct"], 0),
+                check_integer("images", kind["images"], 0),
+                check_integer("prompts", kind["prompts"], 0),
             )
             for tag in TAGS
             if (kind := summary["kinds"].get(tag))
         ]
         overall = Score(
             "overall",
-            summary["overall"],
-            Interval(*summary["overall_interval"]),
+            check_number("overall", summary["overall"], 0, 1),
+            _interval(summary["overall_interval"]),
             sum(score.correct for score in scores),
-            summary["images"],
-            summary["prompts"],
+            check_integer("images", summary["images"], 0),
+            check_integer("prompts", summary["prompts"], 0),
         )
-    except (KeyError, TypeError, AttributeError) as error:
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise BifronsError(f"{path} lacks {error}; accepted: what `bifrons eval score` writes") from error
     ties = (tuple(b.tag for b in scores if b is not a and not differ(a, b)) for a in scores)
     return tuple(replace(a, ties=tags) for a, tags in zip(scores, ties, strict=True)), overall
+
+
+def _interval(sides: Any) -> Interval:
+    low, high = sides
+    return Interval(check_number("interval", low, 0, 1), check_number("interval", high, 0, 1))
 
 
 def _detector(run_dir: Path, summary: Mapping[str, Any], run: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -230,18 +236,25 @@ def _prompts_sha256(rows: Sequence[Mapping[str, Any]]) -> str:
 
 def _results(path: Path) -> Iterator[Mapping[str, Any]]:
     """The rows of results.jsonl, checked."""
-    for number, line in enumerate(path.read_bytes().splitlines(), 1):
+    for number, line in read_lines(path):
         try:
-            row = json.loads(line)
+            row = decode_json(line)
             texts = [row[key] for key in ("filename", "tag", "prompt", "reason")]
-            objects = json.loads(row["details"]), json.loads(row["metadata"])
+            details, metadata = (decode_json(row[key].encode()) for key in ("details", "metadata"))
             valid = isinstance(row["correct"], bool) and row["tag"] in TAGS
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise BifronsError(f"{path} line {number} is no results row: {error!r}") from error
-        valid = valid and all(isinstance(value, dict) for value in objects)
+        valid = valid and isinstance(metadata, dict) and isinstance(details, dict)
+        valid = valid and all(map(_are_boxes, details.values()))
         if not valid or not all(isinstance(text, str) for text in texts):
             raise BifronsError(f"{path} line {number} is no results row; accepted: what the scorer writes")
         yield row
+
+
+def _are_boxes(boxes: Any) -> bool:
+    if not isinstance(boxes, list) or not all(isinstance(box, list) and len(box) == 5 for box in boxes):
+        return False
+    return all(type(number) in (int, float) for box in boxes for number in box)
 
 
 def _failure(row: Mapping[str, Any], folders: Sequence[Path]) -> Failure:

@@ -19,8 +19,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ...blocks.errors import BifronsError, PictureError
+from ...blocks.files import open_regular
 from ...blocks.image_io import open_image
-from ..atomic_io import atomic_file, disk_errors, make_folder, write_json
+from ...blocks.json_config import decode_json
+from ..atomic_io import atomic_file, disk_errors, make_folder, read_lines, write_json
 from ..geneval.detectors import Detector, make_detector
 from ..geneval.suites import Row
 from .recipe import model_fingerprint
@@ -163,7 +165,7 @@ def collect(root: Path, images: Sequence[ImageRecord]) -> dict[str, str]:
 
 def file_sha256(path: Path) -> str:
     """The sha256 of a file's content."""
-    with path.open("rb") as stream:
+    with open_regular(path) as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
@@ -194,14 +196,21 @@ def _complete_lines(path: Path) -> Iterator[dict[str, Any]]:
     """The rows of a file, without a last line that a killed process did not finish."""
     if not path.is_file():
         return
-    with path.open("rb") as stream:
-        for number, line in enumerate(stream, 1):
-            if not line.endswith(b"\n"):
-                return
-            try:
-                row = json.loads(line)
-            except ValueError as error:
-                raise BifronsError(f"{path} line {number} is not JSON: {error}; remove the file") from error
-            if not isinstance(row, dict) or not isinstance(row.get("detector"), dict):
-                raise BifronsError(f"{path} line {number} is no row of this stage; remove the file")
-            yield row
+    for number, line in read_lines(path):
+        if not line.endswith(b"\n"):
+            return
+        try:
+            row = decode_json(line)
+        except ValueError as error:
+            raise BifronsError(f"{path} line {number} is not JSON: {error}; remove the file") from error
+        if not _is_row(row):
+            raise BifronsError(f"{path} line {number} is no row of this stage; remove the file")
+        yield row
+
+
+def _is_row(row: Any) -> bool:
+    detector = row.get("detector") if isinstance(row, dict) else None
+    if not isinstance(detector, dict):
+        return False
+    texts = row.get("filename"), detector.get("name"), detector.get("fingerprint"), row.get("problem", "")
+    return all(isinstance(text, str) for text in texts)

@@ -1,5 +1,6 @@
 """Importing a folder of images in GenEval's layout, and what is wrong in it."""
 
+import os
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -8,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from ...blocks.errors import BifronsError
+from ...blocks.files import read_bounded
+from ...blocks.json_config import CONFIG_BYTES
 from ...nano.world.scene import SHAPES
 from ..atomic_io import make_folder, read_json, write_json
 from ..geneval.suites import Row, geneval_prompts, parse_metadata
@@ -96,7 +99,7 @@ def record_import(
         "prompts": None if prompts is None else str(prompts.resolve()),
     }
     path = run_dir / "run.json"
-    existing = read_json(path) if path.exists() else content
+    existing = read_json(path) if os.path.lexists(path) else content
     if not isinstance(existing, dict) or existing.get("source") != content["source"]:
         raise BifronsError(f"{run_dir} is another run's folder; accepted: a new folder for this import")
     make_folder(run_dir)
@@ -105,9 +108,10 @@ def record_import(
 
 def rescan_import(content: Mapping[str, Any]) -> ImageSet:
     """The current images of an import. content: of its run.json."""
-    prompts = content.get("prompts")
-    rows = geneval_prompts(Path(prompts)) if prompts else None
-    return scan_folder(Path(content["source"]), content.get("images_per_prompt"), rows)
+    source, prompts, count = (content.get(name) for name in ("source", "prompts", "images_per_prompt"))
+    if not (isinstance(source, str) and isinstance(prompts, str | None) and isinstance(count, int | None)):
+        raise BifronsError("run.json is no import's; accepted: what `bifrons eval import` writes")
+    return scan_folder(Path(source), count, geneval_prompts(Path(prompts)) if prompts else None)
 
 
 def _samples(folder: Path, image_set: ImageSet) -> dict[int, Path]:
@@ -164,7 +168,7 @@ def _add_prompt(
 def _metadata(folder: Path) -> Row:
     path = folder / "metadata.jsonl"
     try:
-        lines = [line for line in path.read_bytes().splitlines() if line.strip()]
+        lines = [line for line in read_bounded(path, CONFIG_BYTES).splitlines() if line.strip()]
     except OSError as error:
         raise BifronsError(f"can't be read: {error.strerror}") from error
     if len(lines) != 1:

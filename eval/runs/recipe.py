@@ -10,7 +10,9 @@ from typing import Any
 from ...blocks.chat.text_generation import MAX_SEED
 from ...blocks.checkpoints.formats import TensorEntry
 from ...blocks.checkpoints.reader import list_tensors
-from ...blocks.errors import BifronsError, OptionError, check_integer
+from ...blocks.errors import BifronsError, CheckpointError, OptionError, check_integer
+from ...blocks.files import read_bounded
+from ...blocks.json_config import TABLE_BYTES
 from ...janus.image_generation import ImageGenerationOptions
 
 SEED_POLICIES = ("per-picture", "official")
@@ -118,7 +120,7 @@ def model_fingerprint(folder: Path) -> str:
     total = hashlib.sha256()
     for path in sorted(folder.glob("*.json")):
         if not path.name.endswith(".index.json"):
-            total.update(f"{path.name}\0{hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode())
+            total.update(f"{path.name}\0{hashlib.sha256(_settings(path)).hexdigest()}\n".encode())
     for entry in entries:
         total.update(f"{entry.name}\0{entry.dtype}\0{list(entry.shape)}\n".encode())
     files = sorted({entry.file for entry in entries})
@@ -129,6 +131,13 @@ def model_fingerprint(folder: Path) -> str:
         for path in files:
             _add_samples(total, path, [entry for entry in entries if entry.file == path])
     return total.hexdigest()
+
+
+def _settings(path: Path) -> bytes:
+    try:
+        return read_bounded(path, TABLE_BYTES)
+    except OSError as error:
+        raise CheckpointError(f"{path} can't be read: {error.strerror}") from error
 
 
 def _add_samples(total: "hashlib._Hash", path: Path, entries: list[TensorEntry]) -> None:

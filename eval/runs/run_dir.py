@@ -12,7 +12,6 @@ The sidecar is written first, both atomically, so that a process can be killed a
 
 import hashlib
 import io
-import json
 import logging
 import platform
 from collections.abc import Mapping, Sequence
@@ -24,8 +23,10 @@ from typing import Any, NamedTuple
 from PIL import Image
 
 from ...blocks.errors import BifronsError, CheckpointError
+from ...blocks.files import read_bounded
 from ...blocks.image_io import write_png
-from ..atomic_io import disk_errors, make_folder, read_json, write_file, write_json
+from ...blocks.json_config import CONFIG_BYTES, TABLE_BYTES, decode_json
+from ..atomic_io import disk_errors, make_folder, read_file, read_json, write_file, write_json
 from ..geneval.suites import Row, lines_sha256, parse_prompts, select_prompts, to_jsonl
 from .recipe import Recipe, differences, fingerprint
 
@@ -81,10 +82,10 @@ class RunDir:
         """The sha256 of a finished image, else None. Raises BifronsError where it is another run's."""
         path = self.path(key)
         try:
-            content = path.read_bytes()
-            sidecar = json.loads(path.with_suffix(".json").read_bytes())
+            content = read_bounded(path, TABLE_BYTES)
+            sidecar = decode_json(read_bounded(path.with_suffix(".json"), CONFIG_BYTES))
         except FileNotFoundError as error:
-            if error.filename != str(path):
+            if str(error.filename) != str(path):
                 log.warning("%s has no sidecar and is painted again", path)
             return None
         except OSError as error:
@@ -196,7 +197,7 @@ def open_run(root: Path, content: Any = None) -> RunDir:
         raise BifronsError(f"{root} is no run folder with a recipe; accepted: one of `bifrons eval run`")
     recipe = Recipe.from_json(content["recipe"])
     source = root / "prompts.jsonl"
-    rows = parse_prompts(source.read_bytes() if source.is_file() else b"", str(source))
+    rows = parse_prompts(read_file(source) if source.is_file() else b"", str(source))
     run = RunDir(root, recipe, str(content.get("model_fingerprint")), tuple(rows))
     if run.fingerprint != content.get("fingerprint") or lines_sha256(rows) != recipe.prompts_sha256:
         raise BifronsError(f"{root}: run.json or prompts.jsonl was changed since the run began")

@@ -1,9 +1,7 @@
 """From a file of detections to results.jsonl and summary.json."""
 
-import gzip
 import json
 import logging
-import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import chain
@@ -11,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from ...blocks.errors import BifronsError
-from ..atomic_io import atomic_file, disk_errors, make_folder
+from ...blocks.json_config import decode_json
+from ..atomic_io import atomic_file, disk_errors, make_folder, read_lines
 from ..geneval.scoring import BadLine, Summary, intervals, results_row, score_row, summarize
 
 log = logging.getLogger(__name__)
@@ -96,8 +95,8 @@ def summary_json(summary: Summary) -> dict[str, Any]:
 
 def _score_line(number: int, raw: bytes, filenames: dict[str, int]) -> dict[str, Any]:
     try:
-        row = json.loads(raw)
-    except (ValueError, RecursionError) as error:
+        row = decode_json(raw)
+    except ValueError as error:
         raise BifronsError(f"is not JSON: {error}") from error
     verdict = score_row(row)
     earlier = filenames.setdefault(row["filename"], number)
@@ -110,11 +109,4 @@ def _lines(source: Path) -> Iterator[tuple[int, bytes]]:
     """The lines that are not blank, with their numbers."""
     if not source.name.endswith((".jsonl", ".jsonl.gz")):
         raise BifronsError(f"{source} is of an unknown kind; accepted: .jsonl or .jsonl.gz")
-    number = 0
-    try:
-        with gzip.open(source, "rb") if source.suffix == ".gz" else source.open("rb") as stream:
-            for number, raw in enumerate(stream, 1):
-                if raw.strip():
-                    yield number, raw
-    except (OSError, EOFError, zlib.error) as error:
-        raise BifronsError(f"{source} can't be read after line {number}: {error}") from error
+    yield from ((number, raw) for number, raw in read_lines(source) if raw.strip())
