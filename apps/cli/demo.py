@@ -2,10 +2,13 @@
 
 import argparse
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ...blocks.errors import OptionError
 from .options import add_loading, add_no_warmup, loading_options
+
+if TYPE_CHECKING:
+    from ..demo.models import LoadedModel
 
 DEFAULT_PORT = 7860
 
@@ -40,10 +43,19 @@ def add_demo(commands: Any, command: Callable[..., Any]) -> None:
 
 def demo(args: argparse.Namespace) -> int:
     """Load the models and serve the page until Ctrl-C."""
-    from ..demo.models import embedded_models, load_models
-
     if not 0 < args.port < 65536:
         raise OptionError(f"port is {args.port}; accepted: 1 to 65535")
+    from ..demo.app import serve, take_port
+
+    with take_port(args.host, args.port):  # before the models are loaded, which may take minutes
+        models = _load(args)
+    serve(models, args.host, args.port, args.share)
+    return 0
+
+
+def _load(args: argparse.Namespace) -> "list[LoadedModel]":
+    from ..demo.models import embedded_models, load_models
+
     models = load_models(args.model or embedded_models(), **loading_options(args))
     if not args.no_warmup:
         from ...blocks.engine.generate import scheduler_of
@@ -51,7 +63,4 @@ def demo(args: argparse.Namespace) -> int:
 
         for loaded in models:
             warm_up(loaded.name, loaded.pipe, scheduler_of(loaded.pipe.model.decoder))
-    from ..demo.app import serve
-
-    serve(models, args.host, args.port, args.share)
-    return 0
+    return models

@@ -4,7 +4,6 @@ Parsing imports nothing heavy; the modules of the commands are imported when the
 """
 
 import argparse
-import io
 import json
 import os
 import sys
@@ -20,6 +19,7 @@ from .bench import add_bench
 from .demo import add_demo
 from .eval_options import add_eval
 from .options import add_eager, add_loading
+from .output import OutputError, discard_output, prepare_streams
 from .serve import add_serve
 from .warmup import add_warmup
 
@@ -241,22 +241,24 @@ def main(argv: list[str] | None = None) -> int:
     """Run one command and return its exit status.
 
     It is 0 for success, 1 if `info` or `eval selftest` found a fault, 2 for a refusal (also of a line of
-    `chat`), 130 after Ctrl-C and 141 for a closed pipe.
+    `chat`) and for output that can't be written, 130 after Ctrl-C and 141 for a closed pipe.
     """
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # characters that the encoding lacks are escaped
-            stream.reconfigure(errors="backslashreplace")
+    prepare_streams()
     # By default torch's threads spin while they wait for each other, which made image generation six times
     # slower on a busy machine. The variable is read when torch is imported; a value set by the user wins.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         status = _parse_and_run(argv)
-        sys.stdout.flush()  # so that a closed pipe is noticed here, not at interpreter exit
+        if sys.stdout is not None:  # as it is where the shell has closed it
+            sys.stdout.flush()  # so that a closed pipe or a full disk is noticed here, not at exit
         return status
     except BrokenPipeError:
-        # Whatever is still buffered would fail again when the interpreter closes stdout.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        discard_output()
         return PIPE_CLOSED
+    except OutputError as error:
+        discard_output()
+        print(f"error: the output can't be written: {error}", file=sys.stderr)
+        return _REFUSED
 
 
 def _parse_and_run(argv: list[str] | None) -> int:

@@ -1,15 +1,18 @@
 """The Gradio page: its tabs, and how it is launched."""
 
+import logging
 import os
 import signal
 import socket
 import sys
 import tempfile
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from ...blocks.errors import OptionError
+from ..server.app import listen
 from .ask_tab import AskTab
 from .components import CSS, Update, gr, theme
 from .create_tab import CreateTab
@@ -23,6 +26,8 @@ QUEUE = 48
 """Clicks that may wait beyond these."""
 _MAX_UPLOAD = "20mb"
 _KEEP_SECONDS = 6 * 3600
+_STOP_SECONDS = 6.0
+"""Time for jobs to end after SIGTERM or Ctrl-C: they stop between two steps."""
 
 
 class Page:
@@ -74,12 +79,7 @@ class Page:
 
     def launch(self, host: str, port: int, share: bool = False) -> str:
         """Serve in background threads; returns the address. Raises `OptionError` where the port is taken."""
-        try:
-            socket.create_server((host, port)).close()
-        except OSError as error:
-            raise OptionError(
-                f"can't serve at {host}, port {port}: {error}; accepted: a free --port"
-            ) from error
+        take_port(host, port).close()
         _, address, public = self.blocks.launch(
             server_name=host,
             server_port=port,
@@ -97,6 +97,27 @@ class Page:
         )
         return public or address
 
+    def close(self) -> bool:
+        """Stop the jobs and the server; returns whether all jobs have ended."""
+        from gradio.tunneling import CURRENT_TUNNELS
+
+        ended = self.jobs.close(_STOP_SECONDS)
+        if self.blocks.is_running:  # tabs of browsers keep connections open; uvicorn logs an error for each
+            logging.getLogger("uvicorn.error").disabled = True
+            self.blocks.server.config.timeout_graceful_shutdown = 1
+        self.blocks.close(verbose=False)
+        for tunnel in CURRENT_TUNNELS:
+            tunnel.kill()
+        return ended
+
+
+def take_port(host: str, port: int) -> socket.socket:
+    """A socket bound to the port, so that nobody else takes it. Raises `OptionError` where it is taken."""
+    try:
+        return listen(host, port)
+    except OptionError as error:
+        raise OptionError(f"{error}; accepted: a free --port") from error
+
 
 def _head(models: Sequence[LoadedModel]) -> str:
     does = ["paint pictures"] if any(loaded.paints for loaded in models) else []
@@ -108,13 +129,25 @@ def _head(models: Sequence[LoadedModel]) -> str:
 
 
 def serve(models: Sequence[LoadedModel], host: str, port: int, share: bool) -> None:
-    """Serve the page until Ctrl-C or SIGTERM; uploads and images are deleted from the disk then."""
+    """Serve the page until Ctrl-C or SIGTERM; then stop its jobs, and delete uploads and images."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     with tempfile.TemporaryDirectory(prefix="bifrons-demo-", ignore_cleanup_errors=True) as folder:
         os.environ["GRADIO_TEMP_DIR"] = str(Path(folder) / "cache")
         page = Page(models, Path(folder))
-        address = page.launch(host, port, share)
-        if share and not page.blocks.share_url:
-            print("There is no public address: the tunnel can't be reached from here.", file=sys.stderr)
-        print(f"Bifrons is at {address} (Ctrl-C ends it)", file=sys.stderr)
-        page.blocks.block_thread()
+        try:
+            address = page.launch(host, port, share)
+            if share and not page.blocks.share_url:
+                print("There is no public address: the tunnel can't be reached from here.", file=sys.stderr)
+            print(f"Bifrons is at {address} (Ctrl-C ends it)", file=sys.stderr)
+            while page.blocks.is_running:
+                time.sleep(0.1)
+        except KeyboardInterrupt:
+            pass
+        finally:
+            for kind in (signal.SIGTERM, signal.SIGINT):
+                signal.signal(kind, signal.SIG_IGN)  # what follows is bounded in time
+            ended = page.close()
+    if not ended:
+        # A thread that computes in C++ would abort the process when the interpreter shuts down.
+        sys.stderr.flush()
+        os._exit(0)

@@ -2,11 +2,13 @@
 owners."""
 
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
+from weakref import WeakSet
 
 from ...blocks.errors import BifronsError
 
@@ -98,6 +100,12 @@ class Job:
         """Whether the job's thread is alive."""
         return self._thread.is_alive()
 
+    def wait(self, seconds: float) -> bool:
+        """Wait until the job's thread has ended; returns whether it has, or was never started."""
+        if self.running:
+            self._thread.join(seconds)
+        return not self.running
+
     def updates(self) -> Iterator[Any]:
         """Start the work and yield its updates. Afterwards `result` is set, or the work's exception is
         raised.
@@ -137,13 +145,19 @@ class Jobs:
 
     def __init__(self) -> None:
         self._running: dict[tuple[str, str], Job] = {}
+        self._all: WeakSet[Job] = WeakSet()
+        """Also those whose visitor has left; a job is kept alive by its thread."""
         self._lock = threading.Lock()
+        self._closed = False
 
     def add(self, visitor: str | None, tab: str, job: Job) -> None:
         """Register a job; call this before the page offers to stop it."""
         with self._lock:
             before = self._running.get((visitor or "", tab))
             self._running[visitor or "", tab] = job
+            self._all.add(job)
+            if self._closed:
+                job.stop()
         if before is not None:
             before.stop()
 
@@ -167,6 +181,16 @@ class Jobs:
             jobs = [self._running.pop(key) for key in keys]
         for job in jobs:
             job.stop()
+
+    def close(self, seconds: float) -> bool:
+        """Stop all jobs, and those that are added from now on; returns whether they ended in that time."""
+        with self._lock:
+            self._closed = True
+            jobs = list(self._all)
+        for job in jobs:
+            job.stop()
+        deadline = time.monotonic() + seconds
+        return all([job.wait(max(0.0, deadline - time.monotonic())) for job in jobs])
 
     def __len__(self) -> int:
         return len(self._running)

@@ -1,0 +1,59 @@
+"""Standard output that may fail: a full disk, a closed pipe, or none at all."""
+
+import io
+import os
+import sys
+from contextlib import suppress
+
+
+class OutputError(Exception):
+    """Standard output can't be written; it is told apart from other files, whose errors are `OSError`s."""
+
+
+class _Stdout(io.TextIOWrapper):
+    """Raises `OutputError` for any failure but a closed pipe."""
+
+    def write(self, text: str) -> int:
+        try:
+            return super().write(text)
+        except OSError as error:
+            raise _named(error) from error
+
+    def flush(self) -> None:
+        try:
+            super().flush()
+        except OSError as error:
+            raise _named(error) from error
+
+
+class _Stderr(io.TextIOWrapper):
+    """Drops what can't be written: there is nobody left to tell, and the exit status says the rest."""
+
+    def write(self, text: str) -> int:
+        with suppress(OSError):
+            super().write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with suppress(OSError):
+            super().flush()
+
+
+def _named(error: OSError) -> Exception:
+    return error if isinstance(error, BrokenPipeError) else OutputError(error.strerror or str(error))
+
+
+def prepare_streams() -> None:
+    """Make standard output raise `OutputError`, and escape characters that an encoding lacks."""
+    for name, kind in (("stdout", _Stdout), ("stderr", _Stderr)):
+        stream = getattr(sys, name)
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+        if type(stream) is io.TextIOWrapper:
+            buffering = {"line_buffering": stream.line_buffering, "write_through": stream.write_through}
+            setattr(sys, name, kind(stream.buffer, stream.encoding, stream.errors, **buffering))
+
+
+def discard_output() -> None:
+    """Write what is still buffered nowhere: it would fail again when the interpreter closes stdout."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -1,0 +1,81 @@
+"""The page in a process of its own: how it starts and ends."""
+
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+
+import httpx
+import pytest
+
+
+class RunningPage:
+    """`bifrons demo` on a free port, and what it wrote to stderr until it was ready."""
+
+    def __init__(self, port: int, *options: str) -> None:
+        words = ["demo", "--port", str(port), "--no-warmup", "-m", "janus-nano", "--device", "cpu", *options]
+        command = [sys.executable, "-m", "bifrons.apps.cli.main", *words]
+        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        self.url, self.log = f"http://127.0.0.1:{port}", ""
+        assert self.process.stderr is not None
+        for line in self.process.stderr:
+            self.log += line
+            if " is at " in line:
+                return
+        pytest.fail(self.log)
+
+    def paint(self) -> Iterator[str]:
+        """Begin to paint eight pictures; yields the events of the page."""
+        tree = httpx.get(f"{self.url}/config", timeout=30).json()
+        (handler,) = (one["id"] for one in tree["dependencies"] if len(one["inputs"]) == 7)
+        data = ["janus-nano", "a red star", 8, 1, 2.0, 1.0, []]
+        body = {"data": data, "fn_index": handler, "session_hash": "visitor"}
+        httpx.post(f"{self.url}/gradio_api/queue/join", json=body, timeout=30).raise_for_status()
+        events = f"{self.url}/gradio_api/queue/data?session_hash=visitor"
+        with httpx.stream("GET", events, timeout=60) as reply:
+            yield from reply.iter_lines()
+
+
+@pytest.fixture
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@pytest.fixture
+def start(free_port) -> Iterator[Callable[..., RunningPage]]:
+    started: list[RunningPage] = []
+
+    def run(*options: str) -> RunningPage:
+        started.append(RunningPage(free_port, *options))
+        return started[-1]
+
+    yield run
+    for page in started:
+        page.process.kill()
+        page.process.communicate()
+
+
+@pytest.mark.parametrize("kind", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_while_it_paints_ends_it_in_time(start, kind):
+    page = start()
+    events = page.paint()
+    assert next(event for event in events if re.search(r"[1-9]\d* of \d+|Painting", event))
+    started = time.monotonic()
+    page.process.send_signal(kind)
+    _, log = page.process.communicate(timeout=60)
+    assert (page.process.returncode, log) == (0, "")
+    assert time.monotonic() - started < 20  # it takes two seconds on an idle machine
+
+
+def test_a_taken_port_is_refused_before_a_model_is_loaded(refused, monkeypatch):
+    from bifrons.apps.demo import models
+
+    monkeypatch.setattr(models, "load_models", lambda *args, **more: pytest.fail("a model was loaded"))
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+        assert f"port {port}" in refused("demo", "--port", port)
