@@ -1,6 +1,7 @@
 """`bifrons ask` and `bifrons chat`: questions about images, one or a whole conversation."""
 
 import argparse
+import os
 import sys
 import time
 from collections.abc import Generator, Iterator
@@ -49,7 +50,7 @@ def ask(args: argparse.Namespace) -> int:
     """Print the answer while it is generated, or JSON."""
     started = time.monotonic()
     *paths, question = args.items
-    if not paths and Path(question).is_file():
+    if not paths and os.path.isfile(question):  # False for questions that no path can be
         raise PromptError(f"there is a picture, {question}, but no question; write the question after it")
     options = _generation_options(args)
     images = [open_image(path) for path in paths]

@@ -50,8 +50,8 @@ def prepare_streams() -> None:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
         if type(stream) is io.TextIOWrapper:
-            buffering = {"line_buffering": stream.line_buffering, "write_through": stream.write_through}
-            setattr(sys, name, kind(stream.buffer, stream.encoding, stream.errors, **buffering))
+            lines, through = stream.line_buffering, stream.write_through
+            setattr(sys, name, kind(stream.buffer, stream.encoding, stream.errors, None, lines, through))
 
 
 def discard_output() -> None:
