@@ -7,6 +7,7 @@ import errno
 import gzip
 import io
 import json
+import os
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,6 +17,11 @@ from typing import Any, BinaryIO
 from ..blocks.errors import BifronsError
 from ..blocks.files import atomic_write, open_regular, read_bounded
 from ..blocks.json_config import TABLE_BYTES, decode_json
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
 
 LINE_BYTES = 16 << 20
 """Longest line that is read: a row of a thousand boxes has about 0.1 MB."""
@@ -46,6 +52,32 @@ def make_folder(path: Path) -> Path:
     with disk_errors(f"make the folder {path}"):
         path.mkdir(parents=True, exist_ok=True)
     return path
+
+
+@contextmanager
+def folder_lock(path: Path, shared: bool = False) -> Iterator[None]:
+    """Hold a folder for this process, or with `shared` for those that share it. It leaves no file behind and
+    ends with the process. Does nothing where the system or the file system has no such locks.
+
+    Raises BifronsError where another process holds the folder.
+    """
+    if fcntl is None:
+        yield
+        return
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        os.close(descriptor)
+        raise BifronsError(
+            f"another process works in {path}; accepted: wait until it has ended, or take another folder"
+        ) from error
+    except OSError:
+        pass
+    try:
+        yield
+    finally:
+        os.close(descriptor)
 
 
 @contextmanager

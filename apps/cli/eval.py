@@ -2,11 +2,13 @@
 
 import argparse
 import sys
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 
 from ...blocks.checkpoints.hub import find_model_folder
 from ...blocks.errors import OptionError, one_line
+from ...eval.atomic_io import folder_lock
 from ...eval.geneval.compare import compare as compare_results
 from ...eval.geneval.compare import format_comparison, read_results
 from ...eval.geneval.scoring import format_table
@@ -43,21 +45,23 @@ def run(args: argparse.Namespace) -> int:
     """Run all stages: generate missing images, detect, score and report."""
     with join_ranks() as ranks:
         run_dir = _open_run(args, ranks)
-        choice = _choose_detector(args, run_dir.recipe.suite == "shapes")
-        _check_detector(choice, args.device, ranks)
-        _generate(run_dir, args, ranks)
-        image_set = ImageSet(images_of_run(run_dir))
-        detect_objects(
-            args.run_dir, image_set.images, choice, args.device, args.processes, args.threads, ranks
-        )
-        return _finish(args.run_dir, image_set) if ranks.rank == 0 else 0
+        with _alone(args.run_dir, ranks):
+            choice = _choose_detector(args, run_dir.recipe.suite == "shapes")
+            _check_detector(choice, args.device, ranks)
+            _generate(run_dir, args, ranks)
+            image_set = ImageSet(images_of_run(run_dir))
+            detect_objects(
+                args.run_dir, image_set.images, choice, args.device, args.processes, args.threads, ranks
+            )
+            return _finish(args.run_dir, image_set) if ranks.rank == 0 else 0
 
 
 def generate(args: argparse.Namespace) -> int:
     """Generate the missing images of a run."""
     with join_ranks(args.rank, args.world_size) as ranks:
         run_dir = _open_run(args, ranks)
-        _generate(run_dir, args, ranks)
+        with _alone(args.run_dir, ranks):
+            _generate(run_dir, args, ranks)
         if ranks.rank == 0:
             keys = run_dir.image_keys()
             missing = len(run_dir.unfinished(keys))
@@ -72,10 +76,11 @@ def detect(args: argparse.Namespace) -> int:
         choice = _choose_detector(args, is_small_world(image_set))
         _check_detector(choice, args.device, ranks)
         images = image_set.images
-        detect_objects(args.run_dir, images, choice, args.device, args.processes, args.threads, ranks)
-        if ranks.rank == 0 and (ranks.linked or ranks.size == 1):
-            collect(args.run_dir, images)
-            print(args.run_dir / "detections.jsonl")
+        with _alone(args.run_dir, ranks):
+            detect_objects(args.run_dir, images, choice, args.device, args.processes, args.threads, ranks)
+            if ranks.rank == 0 and (ranks.linked or ranks.size == 1):
+                collect(args.run_dir, images)
+                print(args.run_dir / "detections.jsonl")
     return 0
 
 
@@ -110,8 +115,9 @@ def import_images(args: argparse.Namespace) -> int:
     choice = _choose_detector(args, is_small_world(image_set))
     _check_detector(choice, args.device, Ranks())
     record_import(args.run_dir, args.source, args.images_per_prompt, args.prompts)
-    detect_objects(args.run_dir, image_set.images, choice, args.device, args.processes, args.threads)
-    return _finish(args.run_dir, image_set)
+    with _alone(args.run_dir, Ranks()):
+        detect_objects(args.run_dir, image_set.images, choice, args.device, args.processes, args.threads)
+        return _finish(args.run_dir, image_set)
 
 
 def compare(args: argparse.Namespace) -> int:
@@ -135,6 +141,13 @@ def selftest(args: argparse.Namespace) -> int:
     results, passed = run_selftest(args.cases, args.seed)
     print(format_selftest(results))
     return 0 if passed else 1
+
+
+def _alone(run_dir: Path, ranks: Ranks) -> AbstractContextManager[None]:
+    """Hold the run folder. Linked ranks do so together, through rank 0; ranks by hand share it."""
+    if ranks.linked and ranks.rank:
+        return nullcontext()
+    return folder_lock(run_dir, shared=ranks.size > 1 and not ranks.linked)
 
 
 def _open_run(args: argparse.Namespace, ranks: Ranks) -> RunDir:

@@ -110,11 +110,15 @@ class RunDir:
         return [key for key in keys if self.sha256(key) is None]
 
     def write_metadata(self, index: int) -> None:
-        """Write the prompt's metadata.jsonl if needed. Raises BifronsError where another prompt has it."""
+        """Write the prompt's metadata.jsonl if it is missing, or empty as a crash of the machine leaves it.
+
+        Raises BifronsError where another prompt has it.
+        """
         path = self.images_dir / f"{index:05d}" / "metadata.jsonl"
         content = to_jsonl([self.rows[index]])
-        if path.is_file():
-            if path.read_bytes() != content:
+        existing = path.read_bytes() if path.is_file() else b""
+        if existing.strip(b"\0 \r\n"):
+            if existing != content:
                 raise BifronsError(f"{path} holds another prompt than this run's; take another run folder")
             return
         make_folder(path.parent / "samples")

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from bifrons.apps.cli.main import main
+from bifrons.blocks.errors import BifronsError
 from bifrons.eval.runs.generate import generate_images
 from bifrons.eval.runs.run_dir import open_run
 from bifrons.eval.runs.workers import Ranks
@@ -82,6 +83,41 @@ def test_ranks_by_hand_share_the_work_whenever_they_start(
     assert first.items() <= painted(tmp_path).items()
     same = open_run(whole)
     assert [run.sha256(p) for p in run.image_keys()] == [same.sha256(p) for p in same.image_keys()]
+
+
+def test_the_second_of_two_runs_in_one_folder_is_refused(
+    tmp_path: Path, janus_mini: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["eval", "run", "-R", str(tmp_path), "-m", str(janus_mini), "--device", "cpu", *RECIPE]
+    command = [sys.executable, "-m", "bifrons.apps.cli.main", *arguments, "--processes", "1"]
+    first = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while not painted(tmp_path):
+        assert first.poll() is None
+        time.sleep(0.002)
+    first.send_signal(signal.SIGSTOP)
+    try:
+        assert main([*arguments, "--processes", "1"]) == 2
+        assert main(["eval", "generate", "-R", str(tmp_path), "--rank", "0", "--world-size", "2"]) == 2
+    finally:
+        first.send_signal(signal.SIGCONT)
+    errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 2
+    assert all(f"another process works in {tmp_path}" in error for error in errors)
+    assert first.wait(120) == 0
+    assert len(painted(tmp_path)) == 12
+
+
+@pytest.mark.parametrize("left", [b"", b"\n", b"\0" * 80])
+def test_an_empty_metadata_file_is_written_again(whole: Path, left: bytes) -> None:
+    path = next(whole.glob("images/*/metadata.jsonl"))
+    content = path.read_bytes()
+    path.write_bytes(left)
+    assert generate_images(open_run(whole), "cpu", processes=1) == 0
+    assert path.read_bytes() == content
+    path.write_bytes(content.replace(b'"prompt"', b'"Prompt"'))
+    with pytest.raises(BifronsError, match="holds another prompt"):
+        generate_images(open_run(whole), "cpu", processes=1)
+    path.write_bytes(content)
 
 
 def test_looking_goes_on_after_a_torn_line(whole: Path, capsys: pytest.CaptureFixture[str]) -> None:
