@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from ...blocks.errors import OptionError
-from ..server.app import listen
 from .ask_tab import AskTab
 from .components import CSS, Update, gr, theme
 from .create_tab import CreateTab
@@ -112,11 +111,15 @@ class Page:
 
 
 def take_port(host: str, port: int) -> socket.socket:
-    """A socket bound to the port, so that nobody else takes it. Raises `OptionError` where it is taken."""
+    """A socket bound to the port, which is free then. Raises `OptionError` where it is taken."""
+    holder = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
     try:
-        return listen(host, port)
-    except OptionError as error:
-        raise OptionError(f"{error}; accepted: a free --port") from error
+        holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        holder.bind((host, port))
+    except (OSError, OverflowError) as error:
+        holder.close()
+        raise OptionError(f"can't serve at {host}, port {port}: {error}; accepted: a free --port") from error
+    return holder
 
 
 def _head(models: Sequence[LoadedModel]) -> str:
