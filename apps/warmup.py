@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+from PIL import Image
 
 from ..blocks.engine.scheduler import Scheduler
 from ..blocks.graphs.cuda_graphs import uses_cuda_graphs
@@ -55,7 +56,8 @@ def _heads(pipe: "Pipeline") -> list[tuple[TokenHead, SamplingParams]]:
 
 
 def _towers(pipe: "Pipeline") -> list[Callable[[], object]]:
-    """Calls of the vision encoder for all captured batches, and of the image decoder."""
+    """Calls of the vision encoder for all captured batches, of what prepares a question, and of the image
+    decoder."""
     from ..vl2.model import VL2Model
 
     device, dtype, side = pipe.device, pipe.dtype, pipe.model.config.vision.image_size
@@ -64,12 +66,19 @@ def _towers(pipe: "Pipeline") -> list[Callable[[], object]]:
     calls: list[Callable[[], object]] = [
         partial(encode, torch.zeros(size, 3, side, side, device=device, dtype=dtype)) for size in BATCH_SIZES
     ]
+    calls.append(partial(_embed_conversation, pipe))
     if janus is not None:
         from ..janus.image_generation import decode_images
 
         codes = torch.zeros(1, janus.model.config.num_codes, dtype=torch.long)
         calls.append(partial(decode_images, janus.model, codes))
     return calls
+
+
+def _embed_conversation(pipe: "Pipeline") -> None:
+    """Prepare and embed a question about a picture."""
+    parts = [{"type": "image", "image": Image.new("RGB", (64, 64))}, {"type": "text", "text": "What is it?"}]
+    pipe.model.embed_prompts([pipe.processor.chat_inputs([{"role": "user", "content": parts}])])
 
 
 class ProgressLine:
