@@ -9,8 +9,6 @@ from typing import Any
 from ..defaults import DEFAULT_GROUNDING_MODEL, DEFAULT_MODEL
 from .options import add_eager, add_loading, add_no_warmup, given_fields, loading_options
 
-_LOCAL = ("127.0.0.1", "::1", "localhost")
-
 
 def add_serve(commands: Any, command: Callable[..., Any]) -> None:
     """Add the parser of `serve`; imports nothing heavy."""
@@ -31,6 +29,14 @@ def add_serve(commands: Any, command: Callable[..., Any]) -> None:
     )
     parser.add_argument("--api-key-file", type=Path, metavar="FILE", help="API keys to accept, one per line")
     parser.add_argument(
+        "--allowed-host",
+        action="append",
+        default=[],
+        metavar="HOST",
+        help="a host name that requests may be addressed to, *.example.com or *; may be repeated (default: "
+        "on 127.0.0.1 that address and localhost only, on other addresses any)",
+    )
+    parser.add_argument(
         "--allow-url-fetch", action="store_true", help="fetch pictures from public URLs in requests"
     )
     parser.add_argument(
@@ -47,10 +53,18 @@ def add_serve(commands: Any, command: Callable[..., Any]) -> None:
         ("--context", "tokens per row, prompt and answer together"),
     ):
         parser.add_argument(flag, type=int, default=argparse.SUPPRESS, metavar="N", help=text)
+    parser.add_argument(
+        "--grace",
+        type=float,
+        default=argparse.SUPPRESS,
+        metavar="SECONDS",
+        help="time in which running requests may finish after SIGTERM or Ctrl-C (default: 6)",
+    )
 
 
 def serve(args: argparse.Namespace) -> int:
     """Load the models and serve them until SIGTERM or Ctrl-C."""
+    from ..allowed_hosts import accepted_hosts, is_loopback
     from ..server.app import listen
     from ..server.app import serve as run_server
     from ..server.middleware import read_keys
@@ -58,7 +72,8 @@ def serve(args: argparse.Namespace) -> int:
 
     options = ServerOptions(**given_fields(args, ServerOptions))
     keys = None if args.api_key_file is None else read_keys(args.api_key_file)
-    if keys is None and args.host not in _LOCAL:
+    hosts = accepted_hosts(args.host, args.allowed_host)
+    if keys is None and not is_loopback(args.host):
         print(f"note: without --api-key-file, anyone who reaches {args.host} may use it", file=sys.stderr)
     with listen(args.host, args.port) as listener:
         registry = ModelRegistry(options)
@@ -71,5 +86,5 @@ def serve(args: argparse.Namespace) -> int:
         if not args.no_warmup:
             registry.warm_up()
         registry.start()
-        run_server(registry, listener, keys)
+        run_server(registry, listener, keys, hosts)
     return 0

@@ -1,27 +1,32 @@
 """The HTTP server: routes, metrics, the OpenAPI document, and the life of the process."""
 
 import gc
+import logging
 import signal
 import socket
 import sys
-from collections.abc import AsyncIterator, Iterator
+import time
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from typing import Any
 
-import uvicorn
 from fastapi import FastAPI, Response
+from fastapi.encoders import jsonable_encoder
+from fastapi.openapi.models import Schema
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from pydantic.json_schema import models_json_schema
 from starlette.types import ASGIApp
 
 from ...blocks.errors import OptionError
+from ..allowed_hosts import AllowedHosts
 from ..defaults import version
-from . import chat, errors, images, responses
-from .errors import ErrorReply
-from .middleware import ApiKeyCheck, BodyLimit, RequestMetrics
+from . import chat, errors, images, responses, schema
+from .connections import BACKLOG, LogOnce, Server
+from .errors import ErrorReply, error_response
+from .middleware import ApiKeyCheck, BodyBudget, BodyLimit, FramingCheck, RequestMetrics
 from .registry import ModelRegistry, ServedModel
 
-_BACKLOG = 2048
 _ERRORS: dict[int, str] = {
     400: "The request is malformed or can't be fulfilled",
     401: "The API key is missing or wrong",
@@ -29,9 +34,10 @@ _ERRORS: dict[int, str] = {
     408: "The body took too long to arrive",
     413: "The body is too large",
     415: "The body is not declared as JSON",
-    429: "The queue is full; Retry-After says when to try again",
+    421: "The server does not answer to this host",
+    429: "The queue is full, or too many large bodies arrive; Retry-After says when to try again",
     500: "The server failed",
-    503: "The server is stopping, or the engine of this model has failed",
+    503: "The server is stopping or has too many connections, or the engine of this model has failed",
 }
 
 
@@ -115,6 +121,10 @@ def _complete_openapi(app: FastAPI, registry: ModelRegistry) -> None:
             return app.openapi_schema
         document = generate()
         schemas = document["components"]["schemas"]
+        bodies: Any = [(body, "validation") for body in (schema.ChatRequest, schema.ImageRequest)]
+        _, definitions = models_json_schema(bodies, ref_template="#/components/schemas/{model}")
+        for name, definition in definitions["$defs"].items():  # in the form that FastAPI gives to all others
+            schemas[name] = jsonable_encoder(Schema(**definition), by_alias=True, exclude_none=True)
         for name in ("HTTPValidationError", "ValidationError"):
             schemas.pop(name, None)
         schemas["ChatRequest"]["properties"]["model"]["enum"] = list(registry.models)
@@ -135,8 +145,11 @@ def _complete_openapi(app: FastAPI, registry: ModelRegistry) -> None:
     app.openapi = openapi
 
 
-def create_app(registry: ModelRegistry, keys: list[bytes] | None = None) -> ASGIApp:
-    """The ASGI application; with `keys`, every path but those of health and /openapi.json requires one."""
+def create_app(
+    registry: ModelRegistry, keys: list[bytes] | None = None, hosts: Sequence[str] | None = None
+) -> ASGIApp:
+    """The ASGI application; with `keys`, every path but those of health and /openapi.json requires one; with
+    `hosts`, requests to others are refused."""
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -156,10 +169,14 @@ def create_app(registry: ModelRegistry, keys: list[bytes] | None = None) -> ASGI
     errors.install(app)
     _add_routes(app, registry, collectors)
     _complete_openapi(app, registry)
-    wrapped: ASGIApp = BodyLimit(app, registry.options.max_body)
+    options = registry.options
+    budget = BodyBudget(options.max_bodies * options.max_body)
+    wrapped: ASGIApp = BodyLimit(app, options.max_body, budget, lambda: registry.stopping)
     if keys:
         wrapped = ApiKeyCheck(wrapped, keys)
-    return RequestMetrics(wrapped, collectors)
+    if hosts is not None:
+        wrapped = AllowedHosts(wrapped, hosts, lambda message: error_response(421, message, "unknown_host"))
+    return RequestMetrics(FramingCheck(wrapped), collectors)
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -175,11 +192,20 @@ def listen(host: str, port: int) -> socket.socket:
     return listener
 
 
-def serve(registry: ModelRegistry, listener: socket.socket, keys: list[bytes] | None) -> None:
-    """Serve until SIGTERM or Ctrl-C; then refuse new requests, finish the running ones, and return."""
-    server = make_server(registry, keys)
+def serve(
+    registry: ModelRegistry,
+    listener: socket.socket,
+    keys: list[bytes] | None,
+    hosts: Sequence[str] | None = None,
+) -> None:
+    """Serve until SIGTERM or Ctrl-C; then refuse new requests, give running ones the options' `grace`, and
+    return."""
+    server = make_server(registry, keys, hosts)
+    once = LogOnce(time.monotonic)
+    for name in ("uvicorn.error", "asyncio", "bifrons.server", "bifrons.engine"):
+        logging.getLogger(name).addFilter(once)
     with short_pauses():
-        listener.listen(_BACKLOG)  # from here on connections wait for the event loop instead of being refused
+        listener.listen(BACKLOG)  # from here on connections wait for the event loop instead of being refused
         host, port = listener.getsockname()[:2]
         url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
         print(f"serving {', '.join(registry.models)} on {url}", file=sys.stderr, flush=True)
@@ -210,19 +236,8 @@ def short_pauses() -> Iterator[None]:
         sys.setswitchinterval(interval)
 
 
-def make_server(registry: ModelRegistry, keys: list[bytes] | None) -> uvicorn.Server:
+def make_server(
+    registry: ModelRegistry, keys: list[bytes] | None, hosts: Sequence[str] | None = None
+) -> Server:
     """The HTTP server of the application."""
-    config = uvicorn.Config(create_app(registry, keys), log_level="warning", access_log=False, ws="none")
-    return _Server(config, registry)
-
-
-class _Server(uvicorn.Server):
-    """Refuses new requests from the moment that a signal arrives."""
-
-    def __init__(self, config: uvicorn.Config, registry: ModelRegistry) -> None:
-        super().__init__(config)
-        self.registry = registry
-
-    def handle_exit(self, sig: int, frame: Any) -> None:
-        self.registry.stopping = True
-        super().handle_exit(sig, frame)
+    return Server(create_app(registry, keys, hosts), registry)

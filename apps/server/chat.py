@@ -3,10 +3,11 @@
 import secrets
 import time
 from collections.abc import AsyncIterator
-from typing import Any
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Request, Response
 from PIL import Image
+from starlette.types import Scope
 
 from ...blocks.chat.text_generation import resolve_seed
 from ...blocks.errors import PictureError, PromptError
@@ -14,8 +15,10 @@ from ...blocks.image_io import open_image
 from ...blocks.sampling.request import Request as GenerationRequest
 from ...blocks.sampling.request import SamplingParams
 from . import responses, schema
+from .bodies import body_schema, json_body
 from .chat_events import ChatEvents
-from .errors import ApiError, invalid_value, json_only
+from .errors import ApiError, invalid_value
+from .middleware import release_body
 from .registry import SHORT_TEXT, ModelRegistry, ServedModel, ServerOptions
 from .responses import json_response
 from .schema import field_or_default
@@ -28,8 +31,10 @@ from .url_fetch import fetch
 class ChatGeneration:
     """A chat completion in progress: one generation request per choice, and their outputs."""
 
-    def __init__(self, registry: ModelRegistry, served: ServedModel, body: schema.ChatRequest) -> None:
-        self.registry, self.served, self.body = registry, served, body
+    def __init__(
+        self, registry: ModelRegistry, served: ServedModel, body: schema.ChatRequest, scope: Scope
+    ) -> None:
+        self.registry, self.served, self.body, self.scope = registry, served, body, scope
         self.id = f"chatcmpl-{secrets.token_hex(12)}"
         self.created = int(time.time())
         self.signal = registry.new_signal()
@@ -41,6 +46,8 @@ class ChatGeneration:
     async def start(self) -> None:
         """Prepare the prompt and queue the generation requests."""
         self.requests = await self.served.submit(self.num_choices, self._make_requests)
+        self.body.messages.clear()  # with the pictures in base64
+        release_body(self.scope)
 
     async def _make_requests(self) -> list[GenerationRequest]:
         messages = await load_messages(self.body.messages, self.registry)
@@ -229,16 +236,23 @@ def check_fields(body: schema.ChatRequest) -> None:
 
 def router(registry: ModelRegistry) -> APIRouter:
     """The route of chat completions."""
-    routes = APIRouter(dependencies=[Depends(json_only)])
+    routes, read_body = APIRouter(), json_body(registry, schema.ChatRequest)
     documented: dict[int | str, dict[str, Any]] = {
         200: {"model": responses.ChatCompletion, "content": responses.event_stream(responses.ChatChunk)}
     }
 
-    @routes.post("/v1/chat/completions", responses=documented, response_model=None)
-    async def chat_completions(body: schema.ChatRequest, request: Request) -> Response:
+    @routes.post(
+        "/v1/chat/completions",
+        responses=documented,
+        response_model=None,
+        openapi_extra=body_schema(schema.ChatRequest),
+    )
+    async def chat_completions(
+        request: Request, body: Annotated[schema.ChatRequest, Depends(read_body)]
+    ) -> Response:
         """The assistant's next message. Images are `image_url` parts with data: URLs."""
         check_fields(body)
-        generation = ChatGeneration(registry, registry.get(body.model), body)
+        generation = ChatGeneration(registry, registry.get(body.model), body, request.scope)
         if not body.stream:
             return json_response(await while_connected(request, generation.complete()))
         await while_connected(request, generation.start())

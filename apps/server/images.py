@@ -6,7 +6,7 @@ import io
 import secrets
 import time
 from collections.abc import AsyncIterator
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from fastapi import APIRouter, Depends, Request, Response
@@ -20,7 +20,8 @@ from ...blocks.sampling.request import SampledToken
 from ...janus import image_generation
 from ...janus.image_generation import ImageGenerationOptions, image_seeds
 from . import responses, schema
-from .errors import ApiError, invalid_value, json_only
+from .bodies import body_schema, json_body
+from .errors import ApiError, invalid_value
 from .notifier import OutputQueue
 from .registry import SHORT_TEXT, ModelRegistry, ServedModel
 from .responses import json_response
@@ -207,13 +208,20 @@ def check_fields(body: schema.ImageRequest, served: ServedModel) -> None:
 
 def router(registry: ModelRegistry) -> APIRouter:
     """The route of image generations."""
-    routes = APIRouter(dependencies=[Depends(json_only)])
+    routes, read_body = APIRouter(), json_body(registry, schema.ImageRequest)
     documented: dict[int | str, dict[str, Any]] = {
         200: {"model": responses.ImageReply, "content": responses.event_stream(responses.ImageEvent)}
     }
 
-    @routes.post("/v1/images/generations", responses=documented, response_model=None)
-    async def images_generations(body: schema.ImageRequest, request: Request) -> Response:
+    @routes.post(
+        "/v1/images/generations",
+        responses=documented,
+        response_model=None,
+        openapi_extra=body_schema(schema.ImageRequest),
+    )
+    async def images_generations(
+        request: Request, body: Annotated[schema.ImageRequest, Depends(read_body)]
+    ) -> Response:
         """Images of a prompt, in base64, each with the seed that reproduces it."""
         served = registry.get_image_model(body.model)
         check_fields(body, served)

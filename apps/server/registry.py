@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 
 from ...blocks.checkpoints.hub import EMBEDDED, find_model_folder
-from ...blocks.errors import OptionError, check_integer
+from ...blocks.errors import OptionError, check_integer, check_number
 from ...blocks.placement.memory_budget import size_text
 from ...blocks.sampling.request import Request as GenerationRequest
 from ...blocks.sampling.request import TokenHead
@@ -36,6 +36,7 @@ SHORT_TEXT = 2000
 _DECODED_TOGETHER = 8
 """Images that are decoded at a time on CUDA. Steps that run meanwhile take longer: each image takes an H100
 about 2.5 ms."""
+_CLOSE_SECONDS = 5.0
 SMALL_DECODER = 50_000_000
 """Number of weights below which a decoder on the CPU computes with one thread by default. One thread was
 measured to be faster for janus-nano (13 million weights); the best limit was not measured.
@@ -58,6 +59,8 @@ class ServerOptions:
     """Tokens per row, prompt and answer together; fewer if the model's context is shorter."""
     max_body: int = 20_000_000
     """Bytes of a request body, images in base64 included."""
+    max_bodies: int = 8
+    """Bodies of that size that may be held at the same time; smaller ones are more."""
     max_pixels: int = 16_000_000
     """Pixels of one image."""
     max_side: int = 16_384
@@ -69,8 +72,11 @@ class ServerOptions:
     """Length limit of an answer for requests that state none; less if the context has less room."""
     allow_url_fetch: bool = False
     """Whether images may be given by public URLs."""
+    grace: float = 6.0
+    """Seconds in which running requests may finish once the server is told to stop."""
 
     def __post_init__(self) -> None:
+        check_number("grace", self.grace, low=0.0, high=86_400.0)
         for name, low in (("max_queue", 0), ("rows", 2), ("context", 64)):
             if getattr(self, name) is not None:
                 check_integer(name.replace("_", "-"), getattr(self, name), low=low)
@@ -179,6 +185,8 @@ class ModelRegistry:
         # Encoding images takes longest, outside of the interpreter lock (GIL).
         threads = min(16, max(2, (os.cpu_count() or 2) - 2))
         self._threads = ThreadPoolExecutor(threads, thread_name_prefix="bifrons-prepare")
+        # One thread, so that of the parser's long holds of the interpreter lock (GIL) none follows another.
+        self._parser = ThreadPoolExecutor(1, thread_name_prefix="bifrons-parse")
 
     def load(self, model: str, device: str | None, dtype: str | None, **options: Any) -> ServedModel:
         """Load a model; `options` are further keywords of `load_pipeline`. Raises `BifronsError`."""
@@ -241,18 +249,29 @@ class ModelRegistry:
         """The result of `function(*args)`, called on one of the threads."""
         return await asyncio.get_running_loop().run_in_executor(self._threads, contained, function, *args)
 
+    async def parse_in_thread(self, function: Callable[..., T], *args: Any) -> T:
+        """The result of `function(*args)`, which parses a large body; one is parsed at a time."""
+        return await asyncio.get_running_loop().run_in_executor(self._parser, function, *args)
+
     def new_signal(self) -> OutputSignal:
         """A signal for one HTTP request, which is handled on the running event loop."""
         if self._notifier is None or self._notifier.loop is not asyncio.get_running_loop():
             self._notifier = Notifier()
         return OutputSignal(self._notifier)
 
+    def cancel_all(self) -> None:
+        """Refuse new requests and end those that wait or run."""
+        self.stopping = True
+        for served in self.models.values():
+            served.scheduler.cancel_all()
+
     def close(self) -> None:
         """Refuse new requests and finish those that run."""
         self.stopping = True
         for served in self.models.values():
-            served.scheduler.close()
-        self._threads.shutdown()
+            served.scheduler.close(_CLOSE_SECONDS)
+        for threads in (self._threads, self._parser):
+            threads.shutdown(wait=False, cancel_futures=True)
 
 
 def public_name(model: str) -> str:

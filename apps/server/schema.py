@@ -6,7 +6,7 @@ its neutral value; any other value is refused by name, so that nothing is silent
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from ...blocks.chat.text_generation import MAX_SEED, TextGenerationOptions
 from ...janus.image_generation import ImageGenerationOptions
@@ -31,6 +31,15 @@ class Request(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
+    @model_validator(mode="before")
+    @classmethod
+    def _keep_one_unknown_field(cls, data: Any) -> Any:
+        """Drop all unknown fields but the first: pydantic makes an error for each, and one is reported."""
+        if not isinstance(data, dict):
+            return data
+        unknown = next((name for name in data if name not in cls.model_fields), None)
+        return {name: data[name] for name in data if name in cls.model_fields or name == unknown}
+
 
 class TextPart(Request):
     """A text part of a message (`ChatCompletionContentPartText`)."""
@@ -54,7 +63,7 @@ class ImagePart(Request):
 
 
 Part = Annotated[TextPart | ImagePart, Field(discriminator="type")]
-TextParts = Annotated[list[TextPart], Field(min_length=1, max_length=64)]
+TextParts = Annotated[list[TextPart], Field(min_length=1, max_length=64, fail_fast=True)]
 
 
 class SystemMessage(Request):
@@ -68,7 +77,7 @@ class UserMessage(Request):
     """A user message with text and images (`ChatCompletionUserMessageParam`)."""
 
     role: Literal["user"]
-    content: Text | Annotated[list[Part], Field(min_length=1, max_length=64)]
+    content: Text | Annotated[list[Part], Field(min_length=1, max_length=64, fail_fast=True)]
 
 
 class AssistantMessage(Request):
@@ -105,14 +114,14 @@ class ChatRequest(Request):
     """The body of `POST /v1/chat/completions` (`CreateChatCompletionRequest`)."""
 
     model: Annotated[str, Field(max_length=256)]
-    messages: Annotated[list[Message], Field(min_length=1, max_length=256)]
+    messages: Annotated[list[Message], Field(min_length=1, max_length=256, fail_fast=True)]
     max_tokens: Tokens | None = None
     max_completion_tokens: Tokens | None = None
     temperature: Temperature | None = Field(TextGenerationOptions.temperature, description="0 is greedy.")
     top_p: TopP | None = TextGenerationOptions.top_p
     seed: Seed | None = Field(None, description="Choice j is sampled with seed + j.")
     n: Annotated[int, Field(ge=1, le=MAX_CHOICES)] | None = 1
-    stop: Stop | Annotated[list[Stop], Field(max_length=4)] | None = None
+    stop: Stop | Annotated[list[Stop], Field(max_length=4, fail_fast=True)] | None = None
     stream: bool | None = False
     stream_options: StreamOptions | None = None
     logprobs: bool | None = False

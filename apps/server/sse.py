@@ -19,9 +19,12 @@ _log = logging.getLogger("bifrons.server")
 
 
 def check_finish_reason(reason: str, request: GenerationRequest) -> None:
-    """Raise an `ApiError` for a generation request that failed: 503 if the engine did, else 500."""
+    """Raise an `ApiError` for a generation request that failed, or that the server ended when it stopped: 503
+    if the engine failed or stops, else 500."""
     if isinstance(request.error, SchedulerFailed):
         raise ApiError(503, str(request.error), code="engine_failed")
+    if reason == "cancelled":
+        raise ApiError(503, "the server is stopping and has ended this request", code="stopping")
     if reason not in ("stop", "length"):
         raise ApiError(
             500, "the engine failed at this request; the server's log has the details", code=reason

@@ -46,7 +46,7 @@ class BackgroundScheduler(Scheduler):
         super().__init__(decoder, rows=rows, context=context, capturer=capturer, sharing=sharing)
         self.max_waiting = max_waiting
         self._reserved = 0
-        self._closing = False
+        self._closing = self._cancelling = False
         self._thread = threading.Thread(target=self._run, name="bifrons-engine", daemon=True)
 
     @property
@@ -89,6 +89,17 @@ class BackgroundScheduler(Scheduler):
             return True
         self._thread.join(timeout)
         return not self._thread.is_alive()
+
+    def cancel_all(self) -> None:
+        """Accept no more requests, and end those that wait or run before the next step."""
+        with self._changed:
+            self._closing = self._cancelling = True
+            self._changed.notify_all()
+
+    def _end_cancelled(self) -> None:
+        for request in self._requests() if self._cancelling else ():
+            request.cancel()
+        super()._end_cancelled()
 
     def _run(self) -> None:
         done = False

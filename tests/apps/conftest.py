@@ -84,11 +84,13 @@ def vl2_mini() -> Path:
 
 
 class RunningServer:
-    """A server process on a free port."""
+    """A server process on a free port, which may have `files` open files."""
 
-    def __init__(self, *options: object) -> None:
+    def __init__(self, *options: object, files: int | None = None) -> None:
         words = [sys.executable, "-m", "bifrons.apps.cli.main", "serve", "--port", "0", *map(str, options)]
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        if files is not None:
+            words = ["sh", "-c", f'ulimit -n {files} && exec "$@"', "sh", *words]
         self.process = subprocess.Popen(words, stderr=subprocess.PIPE, text=True, env=environment)
         assert self.process.stderr is not None
         self.lines: list[str] = []
@@ -134,8 +136,8 @@ def start_server() -> Iterator[Callable[..., RunningServer]]:
     """`start_server("-m", model, ...)` starts a server that is stopped after the module's last test."""
     started: list[RunningServer] = []
 
-    def start(*options: object) -> RunningServer:
-        started.append(RunningServer(*options))
+    def start(*options: object, files: int | None = None) -> RunningServer:
+        started.append(RunningServer(*options, files=files))
         return started[-1]
 
     yield start

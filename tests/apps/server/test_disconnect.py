@@ -28,7 +28,7 @@ def leave(url: str, path: str, streamed: bool, number: int) -> bytes:
     """Send a request, read a part of its stream (or wait a while) and close; returns what was read."""
     body = (ANSWERS if path == CHAT else PICTURE) | (STREAMED[path] if streamed else {})
     content, target = json.dumps(body).encode(), urlsplit(url)
-    head = f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: "
+    head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: "
     read = b""
     with socket.create_connection((target.hostname, target.port), timeout=60) as link:
         link.sendall(f"{head}{len(content)}\r\n\r\n".encode() + content)

@@ -146,10 +146,10 @@ def chat(**fields) -> dict:
 
 MALFORMED = {
     "no request": b"hello\r\n\r\n",
-    "no number": b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: many\r\n\r\n",
-    "two lengths": b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\n",
-    "endless head": b"GET / HTTP/1.1\r\nHost: x\r\nX: " + b"x" * 200_000,
-    "bad chunk": b"POST /none HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nxyz\r\n",
+    "no number": b"POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: many\r\n\r\n",
+    "two lengths": b"POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\n",
+    "endless head": b"GET / HTTP/1.1\r\nHost: localhost\r\nX: " + b"x" * 200_000,
+    "bad chunk": b"POST /none HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\nxyz\r\n",
 }
 
 
@@ -176,7 +176,8 @@ def test_responses_conform_to_the_openapi_schema(server, tmp_path):
 def test_full_queue_api_keys_and_graceful_shutdown(start_server, tmp_path):
     keys = tmp_path / "keys"
     keys.write_text("open-sesame\n")
-    running = start_server("-m", NANO, "--rows", 2, "--max-queue", 2, "--api-key-file", keys)
+    limits = ("--rows", 2, "--max-queue", 2, "--grace", 60)
+    running = start_server("-m", NANO, *limits, "--api-key-file", keys)
     with pytest.raises(openai.AuthenticationError, match="missing or wrong"):
         running.client("wrong").models.list()
     assert httpx.get(f"{running.url}/health").json()["status"] == "ok"
