@@ -19,16 +19,26 @@ MAX_REDIRECTS = 3
 SECONDS = 15.0
 _PORTS = {"http": 80, "https": 443}
 _REDIRECTS = (301, 302, 303, 307, 308)
-# Ranges that embed an IPv4 address: NAT64 (RFC 6052, 8215), 6to4 (RFC 3056), Teredo (RFC 4380) and
-# IPv4-compatible (RFC 4291). A public image never needs one.
-_IPV4_EMBEDDING = [
-    ipaddress.ip_network(net) for net in ("64:ff9b::/96", "64:ff9b:1::/48", "2002::/16", "2001::/32", "::/96")
+_GLOBAL_UNICAST = ipaddress.ip_network("2000::/3")
+"""The only IPv6 addresses that are assigned to hosts of the internet (RFC 4291, IANA's registry)."""
+# IANA's special-purpose registries as far as Python's tables, which depend on its version, lack them or call
+# them global: 192.88.99.0/24 is 6to4's relays (RFC 7526), 192.31.196.0/24 and 192.175.48.0/24 swallow queries
+# (AS112, RFC 7534 and 7535), 192.52.193.0/24 is multicast tunnels (RFC 7450). 2001::/23 is for protocols
+# (RFC 2928), with Teredo, which like 6to4 in 2002::/16 embeds an IPv4 address; 3fff::/20 is for documentation
+# (RFC 9637).
+_SPECIAL = [
+    ipaddress.ip_network(net)
+    for net in (
+        *("192.0.0.0/24", "192.31.196.0/24", "192.52.193.0/24", "192.88.99.0/24", "192.175.48.0/24"),
+        *("2001::/23", "2001:db8::/32", "2002::/16", "2620:4f:8000::/48", "3fff::/20"),
+    )
 ]
 
 
 def is_public(address: str) -> bool:
     """Whether an IP address is on the public internet: not private, loopback, link-local, multicast, reserved
-    or unspecified, nor an IPv6 address that embeds an IPv4 address (except a mapped public one)."""
+    or unspecified, nor for a special purpose, such as embedding an IPv4 address (except a mapped public one).
+    """
     try:
         ip = ipaddress.ip_address(address)
     except ValueError:  # not an address, or one with a scope (fe80::1%eth0)
@@ -36,8 +46,10 @@ def is_public(address: str) -> bool:
     if isinstance(ip, ipaddress.IPv6Address):
         if ip.ipv4_mapped is not None:
             return is_public(str(ip.ipv4_mapped))
-        if any(ip in net for net in _IPV4_EMBEDDING) or ip.is_site_local:
+        if ip not in _GLOBAL_UNICAST:
             return False
+    if any(ip in net for net in _SPECIAL):
+        return False
     return ip.is_global and not (ip.is_multicast or ip.is_reserved or ip.is_unspecified or ip.is_loopback)
 
 
