@@ -4,8 +4,10 @@ Python's JSON parser and pydantic hold the interpreter lock (GIL) until they are
 is bounded before: how deep it is nested, and how many values it has. A valid body stays far below both.
 """
 
+import asyncio
 import json
 from collections.abc import Awaitable, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from itertools import accumulate
 from typing import Any, TypeVar
 
@@ -14,7 +16,6 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from .errors import ApiError
 from .middleware import SMALL_BODY
-from .registry import ModelRegistry
 
 T = TypeVar("T", bound=BaseModel)
 
@@ -31,16 +32,18 @@ _SEPARATORS = bytes.maketrans(b"[]{},:", b" " * 6)
 _NOT_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
 
 
-def json_body(registry: ModelRegistry, model: type[T]) -> Callable[[Request], Awaitable[T]]:
+def json_body(model: type[T]) -> Callable[[Request], Awaitable[T]]:
     """A dependency that gives the body of a request as a `model`; it raises an `ApiError` for a bad one."""
     adapter = TypeAdapter(model)
+    # One thread, so that of the long holds of the interpreter lock (GIL) none follows another.
+    thread = ThreadPoolExecutor(1, thread_name_prefix="bifrons-parse")
 
     async def read(request: Request) -> T:
         check_content_type(request)
         body = b"".join([piece async for piece in request.stream()])
         if len(body) <= SMALL_BODY:
             return parse_body(adapter, body)
-        return await registry.parse_in_thread(parse_body, adapter, body)
+        return await asyncio.get_running_loop().run_in_executor(thread, parse_body, adapter, body)
 
     return read
 

@@ -18,7 +18,7 @@ from . import responses, schema
 from .bodies import body_schema, json_body
 from .chat_events import ChatEvents
 from .errors import ApiError, invalid_value
-from .middleware import release_body
+from .middleware import client_of, release_body
 from .registry import SHORT_TEXT, ModelRegistry, ServedModel, ServerOptions
 from .responses import json_response
 from .schema import field_or_default
@@ -45,7 +45,8 @@ class ChatGeneration:
 
     async def start(self) -> None:
         """Prepare the prompt and queue the generation requests."""
-        self.requests = await self.served.submit(self.num_choices, self._make_requests)
+        client = client_of(self.scope)
+        self.requests = await self.served.submit(self.num_choices, self._make_requests, client)
         self.body.messages.clear()  # with the pictures in base64
         release_body(self.scope)
 
@@ -236,7 +237,7 @@ def check_fields(body: schema.ChatRequest) -> None:
 
 def router(registry: ModelRegistry) -> APIRouter:
     """The route of chat completions."""
-    routes, read_body = APIRouter(), json_body(registry, schema.ChatRequest)
+    routes, read_body = APIRouter(), json_body(schema.ChatRequest)
     documented: dict[int | str, dict[str, Any]] = {
         200: {"model": responses.ChatCompletion, "content": responses.event_stream(responses.ChatChunk)}
     }

@@ -6,6 +6,7 @@ import io
 import secrets
 import time
 from collections.abc import AsyncIterator
+from functools import partial
 from typing import Annotated, Any
 
 import torch
@@ -22,6 +23,7 @@ from ...janus.image_generation import ImageGenerationOptions, image_seeds
 from . import responses, schema
 from .bodies import body_schema, json_body
 from .errors import ApiError, invalid_value
+from .middleware import client_of
 from .notifier import OutputQueue
 from .registry import SHORT_TEXT, ModelRegistry, ServedModel
 from .responses import json_response
@@ -30,6 +32,7 @@ from .sse import EventStream, check_finish_reason, event, while_connected
 from .supervision import contained
 
 _DEFAULT_QUALITY = 90
+_PRIORITY = 1  # chats start first
 
 
 class ImageGeneration:
@@ -38,10 +41,12 @@ class ImageGeneration:
     An output is an image's index, its codes (all or the first ones), and the finish reason or None.
     """
 
-    def __init__(self, registry: ModelRegistry, served: ServedModel, body: schema.ImageRequest) -> None:
+    def __init__(
+        self, registry: ModelRegistry, served: ServedModel, body: schema.ImageRequest, client: object
+    ) -> None:
         assert served.image_pipe is not None
         self.registry, self.served, self.body, self.pipe = registry, served, body, served.image_pipe
-        self.created = int(time.time())
+        self.client, self.created = client, int(time.time())
         self.outputs = OutputQueue(registry.new_signal())
         self.num_images = body.n or 1
         self.num_codes = self.pipe.model.config.num_codes
@@ -61,7 +66,7 @@ class ImageGeneration:
     async def start(self) -> None:
         """Prepare the prompt and queue the generation requests."""
         rows = self.num_images * (2 if self.options.guided else 1)
-        self.requests = await self.served.submit(rows, self._make_requests)
+        self.requests = await self.served.submit(rows, self._make_requests, self.client, _PRIORITY)
 
     async def _make_requests(self) -> list[GenerationRequest]:
         if len(self.body.prompt) + len(self.options.negative_prompt or "") <= SHORT_TEXT:
@@ -106,7 +111,6 @@ class ImageGeneration:
             self.num_codes,
             on_token,
             on_end,
-            priority=1,  # chats start first
         )
 
     def cancel(self) -> None:
@@ -156,7 +160,7 @@ class ImageGeneration:
                 codes_by_index[index] = codes
         finally:
             self.cancel()
-        encode, run = self.encode, self.registry.run_in_thread
+        encode, run = self.encode, partial(self.registry.run_in_thread, threads=self.registry.encoders)
         tasks = [run(encode, codes_by_index[index], seed) for index, seed in enumerate(self.seeds)]
         files = await asyncio.gather(*tasks)
         images = [
@@ -178,7 +182,9 @@ class ImageGeneration:
             last = reason is not None
             if last:
                 check_finish_reason(reason, self.requests[0])
-            file = await self.registry.run_in_thread(self.encode, codes, self.seeds[0])
+            file = await self.registry.run_in_thread(
+                self.encode, codes, self.seeds[0], threads=self.registry.encoders
+            )
             image_event = responses.ImageEvent(
                 type="image_generation.completed" if last else "image_generation.partial_image",
                 b64_json=file,
@@ -208,7 +214,7 @@ def check_fields(body: schema.ImageRequest, served: ServedModel) -> None:
 
 def router(registry: ModelRegistry) -> APIRouter:
     """The route of image generations."""
-    routes, read_body = APIRouter(), json_body(registry, schema.ImageRequest)
+    routes, read_body = APIRouter(), json_body(schema.ImageRequest)
     documented: dict[int | str, dict[str, Any]] = {
         200: {"model": responses.ImageReply, "content": responses.event_stream(responses.ImageEvent)}
     }
@@ -225,7 +231,7 @@ def router(registry: ModelRegistry) -> APIRouter:
         """Images of a prompt, in base64, each with the seed that reproduces it."""
         served = registry.get_image_model(body.model)
         check_fields(body, served)
-        generation = ImageGeneration(registry, served, body)
+        generation = ImageGeneration(registry, served, body, client_of(request.scope))
         if not body.stream:
             return json_response(await while_connected(request, generation.complete()))
         await while_connected(request, generation.start())

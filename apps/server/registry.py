@@ -30,13 +30,13 @@ if TYPE_CHECKING:
     from ..pipelines import Pipeline
 
 T = TypeVar("T")
+_MakeRequests = Callable[[], Awaitable[list[GenerationRequest]]]
 
 SHORT_TEXT = 2000
 """Characters that are tokenized and embedded faster than they are handed to another thread and back."""
 _DECODED_TOGETHER = 8
 """Images that are decoded at a time on CUDA. Steps that run meanwhile take longer: each image takes an H100
 about 2.5 ms."""
-_CLOSE_SECONDS = 5.0
 SMALL_DECODER = 50_000_000
 """Number of weights below which a decoder on the CPU computes with one thread by default. One thread was
 measured to be faster for janus-nano (13 million weights); the best limit was not measured.
@@ -64,8 +64,7 @@ class ServerOptions:
     max_pixels: int = 16_000_000
     """Pixels of one image."""
     max_side: int = 16_384
-    """Pixels of the longer side of one image. Resizing makes an intermediate image of the model's width and
-    the input's height, which for an input one pixel wide is hundreds of times its size."""
+    """Pixels of the longer side of one image: resizing makes one as wide as the model's, as high as it."""
     max_pictures: int = 8
     """Images in one request."""
     max_new_tokens: int = 512
@@ -73,7 +72,7 @@ class ServerOptions:
     allow_url_fetch: bool = False
     """Whether images may be given by public URLs."""
     grace: float = 6.0
-    """Seconds in which running requests may finish once the server is told to stop."""
+    """Seconds in which running requests may finish when the server stops."""
 
     def __post_init__(self) -> None:
         check_number("grace", self.grace, low=0.0, high=86_400.0)
@@ -105,9 +104,10 @@ class ServedModel:
     def open(self, options: ServerOptions, sharing: int = 1) -> None:
         """Make the scheduler. Its cache may take a share of the free memory, one of `sharing` equal ones."""
         decoder = self.pipe.model.decoder
+        rows = options.rows or (256 if decoder.device.type == "cuda" else 32)
         self.scheduler = SupervisedScheduler(
             decoder,
-            rows=options.rows or (256 if decoder.device.type == "cuda" else 32),
+            rows=max(rows, 3) if self.image_pipe else rows,  # a picture's two, and one for a chat beside it
             context=min(options.context, decoder.config.max_positions),
             max_waiting=options.max_queue,
             sharing=sharing,
@@ -154,9 +154,9 @@ class ServedModel:
         return f"{columns * config.vq.downsampling}x{rows * config.vq.downsampling}"
 
     async def submit(
-        self, rows: int, make_requests: Callable[[], Awaitable[list[GenerationRequest]]]
+        self, rows: int, make_requests: _MakeRequests, client: object, priority: int = 0
     ) -> list[GenerationRequest]:
-        """Reserve cache rows, then make and queue the generation requests that take them.
+        """Reserve cache rows for a client, then make and queue the generation requests that take them.
 
         Raises `ApiError` for more rows than the server has, `QueueFull` if they aren't available now.
         """
@@ -164,12 +164,14 @@ class ServedModel:
         if rows > limit:
             message = f"n asks for {rows} rows at once; this server has {limit}"
             raise invalid_value(message, "n")
-        self.scheduler.reserve(rows)
+        self.scheduler.reserve(rows, client, priority)
         try:
             requests = await make_requests()
+            for request in requests:
+                request.client, request.priority = client, priority
             self.scheduler.submit(requests)
         except BaseException:
-            self.scheduler.release(rows)
+            self.scheduler.release(rows, client, priority)
             raise
         return requests
 
@@ -182,11 +184,10 @@ class ModelRegistry:
         self.models: dict[str, ServedModel] = {}
         self.stopping = False
         self._notifier: Notifier | None = None
-        # Encoding images takes longest, outside of the interpreter lock (GIL).
+        # Encoding images takes longest, outside of the GIL.
         threads = min(16, max(2, (os.cpu_count() or 2) - 2))
         self._threads = ThreadPoolExecutor(threads, thread_name_prefix="bifrons-prepare")
-        # One thread, so that of the parser's long holds of the interpreter lock (GIL) none follows another.
-        self._parser = ThreadPoolExecutor(1, thread_name_prefix="bifrons-parse")
+        self.encoders = ThreadPoolExecutor(threads, thread_name_prefix="bifrons-encode")
 
     def load(self, model: str, device: str | None, dtype: str | None, **options: Any) -> ServedModel:
         """Load a model; `options` are further keywords of `load_pipeline`. Raises `BifronsError`."""
@@ -245,13 +246,12 @@ class ModelRegistry:
         """Names of the models whose engine has failed."""
         return [name for name, served in self.models.items() if served.scheduler.failed]
 
-    async def run_in_thread(self, function: Callable[..., T], *args: Any) -> T:
-        """The result of `function(*args)`, called on one of the threads."""
-        return await asyncio.get_running_loop().run_in_executor(self._threads, contained, function, *args)
-
-    async def parse_in_thread(self, function: Callable[..., T], *args: Any) -> T:
-        """The result of `function(*args)`, which parses a large body; one is parsed at a time."""
-        return await asyncio.get_running_loop().run_in_executor(self._parser, function, *args)
+    async def run_in_thread(
+        self, function: Callable[..., T], *args: Any, threads: ThreadPoolExecutor | None = None
+    ) -> T:
+        """The result of `function(*args)`, called on one of the threads, by default those for prompts."""
+        work = (threads or self._threads, contained, function, *args)
+        return await asyncio.get_running_loop().run_in_executor(*work)
 
     def new_signal(self) -> OutputSignal:
         """A signal for one HTTP request, which is handled on the running event loop."""
@@ -269,8 +269,8 @@ class ModelRegistry:
         """Refuse new requests and finish those that run."""
         self.stopping = True
         for served in self.models.values():
-            served.scheduler.close(_CLOSE_SECONDS)
-        for threads in (self._threads, self._parser):
+            served.scheduler.close(timeout=5.0)
+        for threads in (self._threads, self.encoders):
             threads.shutdown(wait=False, cancel_futures=True)
 
 

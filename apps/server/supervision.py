@@ -41,10 +41,10 @@ class SupervisedScheduler(BackgroundScheduler):
         """Whether there is a `failure`."""
         return self.failure is not None
 
-    def reserve(self, rows: int) -> None:
+    def reserve(self, rows: int, client: object = None, priority: int = 0) -> None:
         """Reserve rows, as `BackgroundScheduler.reserve`. Raises `SchedulerFailed` after a failure."""
         self._check_failure()
-        super().reserve(rows)
+        super().reserve(rows, client, priority)
 
     def submit(self, requests: Sequence[Request]) -> None:
         """Queue requests, as `BackgroundScheduler.submit`. Raises `SchedulerFailed` after a failure."""

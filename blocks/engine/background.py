@@ -2,6 +2,7 @@
 
 import logging
 import threading
+from collections import Counter
 from contextlib import suppress
 
 from ..errors import OptionError
@@ -46,6 +47,7 @@ class BackgroundScheduler(Scheduler):
         super().__init__(decoder, rows=rows, context=context, capturer=capturer, sharing=sharing)
         self.max_waiting = max_waiting
         self._reserved = 0
+        self._shares: Counter[tuple[object, int]] = Counter()
         self._closing = self._cancelling = False
         self._thread = threading.Thread(target=self._run, name="bifrons-engine", daemon=True)
 
@@ -54,22 +56,29 @@ class BackgroundScheduler(Scheduler):
         """Rows of all requests that run, wait or are being prepared."""
         return self._reserved
 
-    def reserve(self, rows: int) -> None:
+    def reserve(self, rows: int, client: object = None, priority: int = 0) -> None:
         """Reserve rows for requests to `submit`; `release` gives unused ones back.
 
-        Raises `QueueFull` if the queue has no room for them, `SchedulerStopped` after `close`.
+        Beyond `max_waiting` a quarter of the queue is still open to each client and priority, up to as much
+        again in all, so that none fills it for the others. Raises `QueueFull` if the queue has no room,
+        `SchedulerStopped` after `close`.
         """
         with self._changed:
             if self._closing:
                 raise SchedulerStopped("the engine is stopping")
-            if self._reserved + rows > self.rows + self.max_waiting:
+            limit, promised = self.rows + self.max_waiting, self._reserved + rows
+            own = self._shares[client, priority] + rows
+            if promised > limit and (own > max(2, limit // 4) or promised > 2 * limit):
                 raise QueueFull(f"{self._reserved} rows are in use or waiting")
             self._reserved += rows
+            self._shares[client, priority] = own
 
-    def release(self, rows: int) -> None:
+    def release(self, rows: int, client: object = None, priority: int = 0) -> None:
         """Give back reserved rows for which no request was submitted."""
         with self._changed:
             self._reserved -= rows
+            self._shares[client, priority] -= rows
+            self._shares = +self._shares  # those above zero
             self._changed.notify_all()
 
     def start(self) -> None:
@@ -95,6 +104,19 @@ class BackgroundScheduler(Scheduler):
         with self._changed:
             self._closing = self._cancelling = True
             self._changed.notify_all()
+
+    def _admit(self) -> None:
+        with self._changed:
+            held: Counter[object] = Counter()
+            for request in (*self._prefilling, *self._running):
+                held[request.client] += request.rows
+            turns = []
+            for request in self._waiting:
+                turns.append((request.priority, held[request.client]))
+                held[request.client] += request.rows
+            order = sorted(range(len(turns)), key=turns.__getitem__)
+            self._waiting = [self._waiting[index] for index in order]
+        super()._admit()
 
     def _end_cancelled(self) -> None:
         for request in self._requests() if self._cancelling else ():
@@ -122,5 +144,5 @@ class BackgroundScheduler(Scheduler):
         self._launched.clear()
 
     def _report_end(self, request: Request, reason: str) -> None:
-        self.release(request.rows)
+        self.release(request.rows, request.client, request.priority)
         super()._report_end(request, reason)

@@ -191,9 +191,9 @@ class Scheduler:
         self._prefilling += admitted
 
     def row_limit(self, priority: int) -> int:
-        """The rows in use up to which requests may start; long jobs leave an eighth to priority 0."""
+        """The rows in use up to which requests may start; long jobs leave priority 0 an eighth, or one."""
         rows = self.rows or 0
-        return rows if priority == 0 else rows - rows // 8
+        return rows if priority == 0 or rows <= 2 else rows - max(1, rows // 8)
 
     def _prefill(self) -> None:
         tokens = _PREFILL_TOKENS_BESIDE if self._running else _PREFILL_TOKENS

@@ -136,6 +136,8 @@ class Request:
     log-probabilities."""
     priority: int = 0
     """Requests with lower numbers start first."""
+    client: object = None
+    """Whose request it is: of one priority, those of whom has fewer rows in use start first."""
     seen_ids: Tensor | None = None
     """The prompt's token ids, which a repetition penalty counts as seen."""
     prefill_chunk: int | None = None

@@ -80,6 +80,71 @@ def test_the_queue_is_bounded(maker: Any, scheduler: BackgroundScheduler) -> Non
         BackgroundScheduler(maker.decoder, **SIZES | {"max_waiting": -1})
 
 
+def test_no_client_fills_the_queue_for_others_nor_pictures_for_chats(
+    maker: Any, scheduler: BackgroundScheduler
+) -> None:
+    promised = [(46, "a", 1), (11, "b", 1), (11, "a", 0), (11, "c", 0)]
+    for rows, client, priority in promised:
+        with pytest.raises(QueueFull):
+            scheduler.reserve(47 if client == "a" and priority else 12, client, priority)
+        scheduler.reserve(rows, client, priority)
+    with pytest.raises(QueueFull):
+        scheduler.reserve(1, "a", 1)
+    scheduler.reserve(11, "d")
+    with pytest.raises(QueueFull):  # twice as many in all
+        scheduler.reserve(3, "e")
+    for rows, client, priority in [*promised, (11, "d", 0)]:
+        scheduler.release(rows, client, priority)
+    assert scheduler.rows_promised == 0
+    assert not scheduler._shares
+
+
+def test_the_client_with_fewer_rows_is_next(maker: Any) -> None:
+    scheduler, ended = BackgroundScheduler(maker.decoder, **SIZES | {"rows": 2}), []
+    requests = [maker.answer(7, DRAWN, 1, 5, client=client) for client in "aaaaabbc"]
+    for number, request in enumerate(requests):
+        request.on_end = lambda reason, number=number: ended.append(number)
+        scheduler.reserve(1, request.client)
+    scheduler.submit(requests)
+    scheduler.start()
+    assert scheduler.close(60)
+    assert ended == [0, 5, 7, 1, 6, 2, 3, 4]
+
+
+@pytest.mark.parametrize("rows", [3, 4, 7, 9])
+def test_a_chat_does_not_wait_for_pictures(maker: Any, rows: int) -> None:
+    scheduler, ended = BackgroundScheduler(maker.decoder, **SIZES | {"rows": rows}), []
+    pictures = [maker.image(7, SamplingParams(guidance_scale=2.0), 0, 60, priority=1) for _ in range(6)]
+    chat = maker.answer(7, DRAWN, 1, 5)
+
+    def ask(sampled: object) -> None:
+        if pictures[0].delivered == 10:
+            scheduler.submit([chat])
+
+    pictures[0].on_token = ask
+    for request in (*pictures, chat):
+        request.on_end = lambda reason, request=request: ended.append(request)
+        scheduler.reserve(request.rows, priority=request.priority)
+    scheduler.submit(pictures)
+    scheduler.start()
+    assert scheduler.close(60)
+    assert ended[0] is chat
+    assert len(ended) == 7
+
+
+def test_all_requests_are_cancelled_at_once(maker: Any) -> None:
+    scheduler = BackgroundScheduler(maker.decoder, **SIZES | {"rows": 2})
+    scheduler.start()
+    requests = [maker.answer(7, DRAWN, seed, 200) for seed in range(5)]
+    submit(scheduler, requests)
+    scheduler.cancel_all()
+    assert scheduler.close(30)
+    assert {out.reason for out in maker.outs(requests)} == {"cancelled"}
+    assert scheduler.rows_promised == 0
+    with pytest.raises(SchedulerStopped):
+        scheduler.reserve(1)
+
+
 def test_cancelled_and_failed_requests_release_their_rows(maker: Any, scheduler: BackgroundScheduler) -> None:
     def explode(sampled: object) -> None:
         raise RuntimeError("the client is gone")
