@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from PIL import Image
@@ -78,7 +78,8 @@ def _towers(pipe: "Pipeline") -> list[Callable[[], object]]:
 def _embed_conversation(pipe: "Pipeline") -> None:
     """Prepare and embed a question about a picture."""
     parts = [{"type": "image", "image": Image.new("RGB", (64, 64))}, {"type": "text", "text": "What is it?"}]
-    pipe.model.embed_prompts([pipe.processor.chat_inputs([{"role": "user", "content": parts}])])
+    inputs: Any = pipe.processor.chat_inputs([{"role": "user", "content": parts}])
+    pipe.model.embed_prompts([inputs])
 
 
 class ProgressLine:
