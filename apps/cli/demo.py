@@ -1,6 +1,7 @@
 """`bifrons demo`: the web page."""
 
 import argparse
+import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -38,6 +39,14 @@ def add_demo(commands: Any, command: Callable[..., Any]) -> None:
         action="store_true",
         help="also serve it at a public address, through Gradio's tunnel",
     )
+    parser.add_argument(
+        "--allowed-host",
+        action="append",
+        default=[],
+        metavar="HOST",
+        help="a host name that the page may be addressed by, *.example.com or *; may be repeated (default: "
+        "on 127.0.0.1 that address and localhost only, on other addresses any)",
+    )
     add_no_warmup(parser)
 
 
@@ -45,11 +54,18 @@ def demo(args: argparse.Namespace) -> int:
     """Load the models and serve the page until Ctrl-C."""
     if not 0 < args.port < 65536:
         raise OptionError(f"port is {args.port}; accepted: 1 to 65535")
+    from ..allowed_hosts import accepted_hosts, is_loopback
+
+    accepted_hosts(args.host, args.allowed_host)  # refuses what is no host
+    if not is_loopback(args.host):
+        print(f"note: the page asks for no key: anyone who reaches {args.host} may use it", file=sys.stderr)
+    if args.share:
+        print("note: anyone who has the public address may use the page", file=sys.stderr)
     from ..demo.app import serve, take_port
 
     with take_port(args.host, args.port):  # before the models are loaded, which may take minutes
         models = _load(args)
-    serve(models, args.host, args.port, args.share)
+    serve(models, args.host, args.port, args.share, args.allowed_host)
     return 0
 
 

@@ -8,11 +8,17 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from starlette.middleware import Middleware
+from starlette.responses import PlainTextResponse
+
 from ...blocks.errors import OptionError
+from ..allowed_hosts import AllowedHosts, accepted_hosts
 from .ask_tab import AskTab
+from .body_limit import MAX_UPLOAD, BodyLimit
 from .components import CSS, Update, gr, theme
 from .create_tab import CreateTab
 from .jobs import Jobs
@@ -23,7 +29,8 @@ RUNNING = 24
 """Jobs that may run or wait for their model at the same time; each takes a thread."""
 QUEUE = 48
 """Clicks that may wait beyond these."""
-_MAX_UPLOAD = "20mb"
+_TUNNEL = "*.gradio.live"
+"""Hosts of the public addresses of `share`."""
 _KEEP_SECONDS = 6 * 3600
 _STOP_SECONDS = 6.0
 """Time for jobs to end after SIGTERM or Ctrl-C: they stop between two steps."""
@@ -76,8 +83,16 @@ class Page:
         """Stop the jobs of a visitor who has closed the page."""
         self.jobs.leave(request.session_hash)
 
-    def launch(self, host: str, port: int, share: bool = False) -> str:
-        """Serve in background threads; returns the address. Raises `OptionError` where the port is taken."""
+    def launch(self, host: str, port: int, share: bool = False, allowed_hosts: Sequence[str] = ()) -> str:
+        """Serve in background threads; returns the address. `allowed_hosts` as in `accepted_hosts`.
+
+        Raises `OptionError` where the port is taken.
+        """
+        middleware, hosts = [Middleware(BodyLimit)], accepted_hosts(host, allowed_hosts)
+        if hosts is not None:
+            hosts += (_TUNNEL,) * share
+            refuse = partial(PlainTextResponse, status_code=421)
+            middleware.insert(0, Middleware(AllowedHosts, hosts=hosts, refuse=refuse))
         take_port(host, port).close()
         _, address, public = self.blocks.launch(
             server_name=host,
@@ -85,7 +100,8 @@ class Page:
             share=share,
             quiet=True,
             prevent_thread_lock=True,
-            max_file_size=_MAX_UPLOAD,
+            app_kwargs={"middleware": middleware},
+            max_file_size=MAX_UPLOAD,
             max_threads=RUNNING + 16,
             ssr_mode=False,
             enable_monitoring=False,
@@ -131,14 +147,16 @@ def _head(models: Sequence[LoadedModel]) -> str:
     return f"<h1>Bifrons</h1><p>{words[0].upper()}{words[1:]}. All of it is computed on this server.</p>"
 
 
-def serve(models: Sequence[LoadedModel], host: str, port: int, share: bool) -> None:
+def serve(
+    models: Sequence[LoadedModel], host: str, port: int, share: bool, allowed_hosts: Sequence[str] = ()
+) -> None:
     """Serve the page until Ctrl-C or SIGTERM; then stop its jobs, and delete uploads and images."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     with tempfile.TemporaryDirectory(prefix="bifrons-demo-", ignore_cleanup_errors=True) as folder:
         os.environ["GRADIO_TEMP_DIR"] = str(Path(folder) / "cache")
         page = Page(models, Path(folder))
         try:
-            address = page.launch(host, port, share)
+            address = page.launch(host, port, share, allowed_hosts)
             if share and not page.blocks.share_url:
                 print("There is no public address: the tunnel can't be reached from here.", file=sys.stderr)
             print(f"Bifrons is at {address} (Ctrl-C ends it)", file=sys.stderr)

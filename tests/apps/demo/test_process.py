@@ -72,6 +72,43 @@ def test_a_signal_while_it_paints_ends_it_in_time(start, kind):
     assert time.monotonic() - started < 20  # it takes two seconds on an idle machine
 
 
+def test_other_hosts_and_large_bodies_are_refused(start):
+    """Host names by which a page elsewhere could reach this one (DNS rebinding)."""
+    page = start("--allowed-host", "page.example")
+    for host in ("evil.example", "127.0.0.1.evil.example", "page.example.evil", ""):
+        for path in ("/", "/config", "/gradio_api/info"):
+            reply = httpx.get(page.url + path, headers={"Host": host}, timeout=30)
+            assert reply.status_code == 421, (host, path)
+            assert "--allowed-host" in reply.text
+    for host in ("localhost:7860", "127.0.0.1", "PAGE.example", "page.example:80"):
+        assert httpx.get(f"{page.url}/config", headers={"Host": host}, timeout=30).status_code == 200
+    for path, size in (("queue/join", 1_000_001), ("upload", 121_000_001)):
+        content = {"content": b" " * size, "headers": {"Content-Type": "application/json"}}
+        if path == "upload":
+            content = {"files": {"files": ("a.png", b" " * size)}}
+        reply = httpx.post(f"{page.url}/gradio_api/{path}", **content, timeout=60)
+        assert reply.status_code == 413, path
+    assert httpx.get(f"{page.url}/config", timeout=30).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("options", "note"),
+    [
+        (("--host", "0.0.0.0"), "anyone who reaches 0.0.0.0 may use it"),
+        (("--share",), "anyone who has the public address may use the page"),
+    ],
+)
+def test_an_open_page_is_announced(bifrons, free_port, monkeypatch, options, note):
+    from bifrons.apps.demo import app, models
+
+    monkeypatch.setattr(models, "load_models", lambda *args, **more: [])
+    monkeypatch.setattr(app, "serve", lambda *args: None)
+    result = bifrons("demo", "--port", free_port, "--no-warmup", *options)
+    assert (result.status, note in result.err) == (0, True)
+    assert bifrons("demo", "--port", free_port, "--no-warmup").err == ""
+    assert bifrons("demo", "--allowed-host", "http://a").status == 2
+
+
 def test_a_taken_port_is_refused_before_a_model_is_loaded(refused, monkeypatch):
     from bifrons.apps.demo import models
 
