@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: env run eval test lint clean
+.PHONY: env run eval test fuzz lint clean
 
 env: $(STAMP)
 
@@ -26,6 +26,17 @@ test: env
 	$(BIN)/ruff check .
 	$(BIN)/pyright
 	$(BIN)/python -m pytest -q
+
+# More hostile inputs than `make test` tries, such as `make fuzz CASES=10000 SEED=1` (SECONDS limits each kind) or
+# `make fuzz KINDS=pictures PILLOW=11.0.0`. A case is repeated with the command that is printed for it.
+CASES ?= 1000
+SEED ?= 0
+SECONDS ?= inf
+OTHER_PILLOW = out/pillow-$(PILLOW)
+
+fuzz: env
+	$(if $(PILLOW),$(BIN)/python -m pip install --quiet --target $(OTHER_PILLOW) pillow==$(PILLOW))
+	$(if $(PILLOW),PYTHONPATH=$(OTHER_PILLOW)) $(BIN)/python tests/fuzz $(KINDS) --cases $(CASES) --seed $(SEED) --seconds $(SECONDS)
 
 lint: env
 	$(BIN)/ruff check .
