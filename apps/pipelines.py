@@ -1,5 +1,6 @@
 """Loads and describes a model of either family, Janus or DeepSeek-VL2, given its name."""
 
+import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -45,7 +46,7 @@ def family_of(folder: ModelFolder) -> str:
 
 def label(folder: Path) -> str | None:
     """The note to show wherever an embedded model runs; None for any other model."""
-    folder = folder.resolve()
+    folder = Path(os.path.realpath(folder))
     if folder.name in EMBEDDED and folder.parent == EMBEDDED_FOLDER.resolve():
         return f"{folder.name}: embedded demonstration model, knows only coloured shapes"
     return None

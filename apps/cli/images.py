@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import sys
 import time
 from functools import partial
@@ -56,7 +57,7 @@ def generate(args: argparse.Namespace) -> int:
     if not all(prompt.strip() for prompt in args.prompt):
         raise PromptError("a prompt is empty; say what to paint")
     target = Path(args.output or _DEFAULT_OUTPUT)
-    is_file = target.suffix.lower() == ".png" and not target.is_dir()
+    is_file = target.suffix.lower() == ".png" and not os.path.isdir(target)
     if is_file and count > 1:
         raise OptionError(f"output is the file {target}, but {count} pictures are asked for; name a folder")
     pipe = load_janus(args.model, args, "paint")

@@ -9,7 +9,7 @@ from ...blocks.checkpoints.quantize import check_kind
 from ...blocks.checkpoints.reader import list_tensors
 from ...blocks.conversion.convert import convert_folder
 from ...blocks.conversion.quantized_writer import QuantizedWriter
-from ...blocks.errors import OptionError
+from ...blocks.errors import OptionError, one_line
 from ..files import print_json
 from ..pipelines import describe
 from .inspect import inspect_model, report_lines
@@ -45,7 +45,7 @@ def convert(args: argparse.Namespace) -> int:
     if args.json:
         print_json({"source": args.source, "folder": str(written), "files": files})
     else:
-        print(written)
+        print(one_line(str(written)))
     return 0
 
 

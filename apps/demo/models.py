@@ -1,9 +1,9 @@
 """The models that the page offers: loaded once, each with its queue of jobs."""
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...blocks.checkpoints.hub import EMBEDDED, find_model_folder
@@ -81,7 +81,7 @@ def load_models(
     loaded: list[LoadedModel] = []
     for name in dict.fromkeys(names):
         folder = find_model_folder(name)
-        shown = folder.resolve().name if Path(name).expanduser().is_dir() else name
+        shown = folder.resolve().name if os.path.isdir(os.path.expanduser(name)) else name
         if any(shown == other.name for other in loaded):
             raise OptionError(f"two models are called {shown}; accepted: models with different names")
         loaded.append(LoadedModel(shown, load_pipeline(name, device, dtype, **how), label(folder)))

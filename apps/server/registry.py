@@ -276,10 +276,10 @@ class ModelRegistry:
 
 def public_name(model: str) -> str:
     """The name of a model in requests: a folder's last part; an embedded name or a hub id unchanged."""
-    if model in EMBEDDED and not Path(model).is_dir():
+    if model in EMBEDDED and not os.path.isdir(model):
         return model
     path = Path(model).expanduser()
-    return path.resolve().name if path.is_dir() else model
+    return path.resolve().name if os.path.isdir(path) else model
 
 
 def set_num_threads(threads: int | None, decoders: Iterable[Any]) -> None:

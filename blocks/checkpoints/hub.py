@@ -44,6 +44,10 @@ def find_model_folder(model: str | Path) -> Path:
     """
     path = Path(os.path.expanduser(model))
     if os.path.isdir(path):
+        try:
+            os.listdir(path)
+        except OSError as error:
+            raise CheckpointError(f"{path} can't be read: {error.strerror}") from error
         return path
     if os.path.isfile(path):
         raise CheckpointError(

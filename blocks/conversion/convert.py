@@ -51,7 +51,7 @@ def convert_folder(
     match its config, or if `dst` is not empty, lies inside `src` or can't be written; `ConfigError` for
     another `model_type`.
     """
-    src, dst = Path(src), Path(dst).resolve()
+    src, dst = Path(src), Path(os.path.realpath(dst))
     _check_folders(src, dst)
     config = read_json(src / "config.json")
     model_type = config.get("model_type")
@@ -77,7 +77,7 @@ def convert_folder(
             for name, content in files.items():
                 text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
                 (part / name).write_text(text, encoding="utf-8")
-            if dst.exists():
+            if os.path.exists(dst):
                 dst.rmdir()
             part.rename(dst)
     except OSError as error:
@@ -86,11 +86,11 @@ def convert_folder(
 
 
 def _check_folders(src: Path, dst: Path) -> None:
-    if not src.is_dir():
+    if not os.path.isdir(src):
         raise CheckpointError(f"{src} is not a folder; a model folder is needed")
-    if src.resolve() in (dst, *dst.parents):
+    if Path(os.path.realpath(src)) in (dst, *dst.parents):
         raise CheckpointError(f"{dst} is inside {src} or the same; choose a new folder beside it")
-    if dst.exists() and (not dst.is_dir() or any(dst.iterdir())):
+    if os.path.exists(dst) and (not os.path.isdir(dst) or any(dst.iterdir())):
         raise CheckpointError(f"{dst} exists and is not an empty folder; choose a new one")
 
 

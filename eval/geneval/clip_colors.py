@@ -7,6 +7,7 @@ it is float32 everywhere.
 Shape suffixes: N objects, D width of the shared embedding, C colours, T templates, L tokens.
 """
 
+import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -227,11 +228,11 @@ def load_color_classifier(folder: Path, transformers: Any) -> ColorClassifier:
     Raises BifronsError where the folder has no weights, CheckpointError where they do not fit.
     """
     for files, load in ((TRANSFORMERS_FILES, _load_transformers), (OPEN_CLIP_FILES, _load_open_clip)):
-        weights = next((folder / name for name in files if (folder / name).is_file()), None)
+        weights = next((folder / name for name in files if os.path.isfile(folder / name)), None)
         if weights is None:
             continue
         tokenizer_file = folder / "tokenizer.json"
-        if not tokenizer_file.is_file():
+        if not os.path.isfile(tokenizer_file):
             raise CheckpointError(f"{folder} has no tokenizer.json. {MISSING_CLIP}")
         content = read_file(tokenizer_file)
         with library_errors(f"{tokenizer_file} can't be read as a tokenizer"):

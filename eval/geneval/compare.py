@@ -4,6 +4,7 @@ Shape suffixes: P prompts of one kind, V distinct values, B bootstrap samples.
 """
 
 import math
+import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -91,7 +92,7 @@ def compare(
 
 def read_results(path: Path) -> list[dict[str, Any]]:
     """Rows of a results.jsonl, or of the one in a run folder. Raises BifronsError where it can't be used."""
-    source = path / "results.jsonl" if path.is_dir() else path
+    source = path / "results.jsonl" if os.path.isdir(path) else path
     rows = []
     for number, line in read_lines(source):
         row = parse_json(line, f"{source} holds a line that is no results row: line {number}", BifronsError)

@@ -1,5 +1,6 @@
 """Object detectors behind one protocol, and the factory that makes them by name."""
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -70,7 +71,7 @@ def _existing(path: str | Path | None, missing: str, want_file: bool) -> Path:
     if path is None:
         raise BifronsError(missing)
     path = Path(path).expanduser()
-    if not (path.is_file() if want_file else path.is_dir()):
+    if not (os.path.isfile(path) if want_file else os.path.isdir(path)):
         raise BifronsError(f"{path} is no {'file' if want_file else 'folder'}. {missing}")
     return path
 

@@ -6,6 +6,7 @@ Preprocessing and post-processing follow mmdet 2.x's test pipeline for
 Shape suffixes: Q queries, K classes, N instances, H and W pixels of the image, h and w of the mask logits.
 """
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -201,7 +202,7 @@ def load_folder(folder: Path, transformers: Any) -> Any:
 
     Raises BifronsError where it has no config, CheckpointError where a tensor is missing or left over.
     """
-    if not (folder / "config.json").is_file():
+    if not os.path.isfile(folder / "config.json"):
         raise BifronsError(
             f"{folder} has no config.json; accepted: facebook/mask2former-swin-small-coco-instance's files"
         )

@@ -120,7 +120,7 @@ def select_prompts(total: int, limit: int | None) -> list[int]:
 
 def _fetched(cache: Path) -> bytes:
     path = cache / "geneval" / "evaluation_metadata.jsonl"
-    if path.is_file():
+    if os.path.isfile(path):
         content = read_file(path)
         if hashlib.sha256(content).hexdigest() == OFFICIAL_SHA256:
             return content

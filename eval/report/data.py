@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -96,7 +97,7 @@ class Report:
 def read_report(run_dir: Path, max_failures: int) -> Report:
     """Read a scored run folder. Raises BifronsError where results.jsonl or summary.json is missing or odd."""
     for name in ("results.jsonl", "summary.json"):
-        if not (run_dir / name).is_file():
+        if not os.path.isfile(run_dir / name):
             raise BifronsError(f"{run_dir} has no {name}; accepted: a run that `bifrons eval score` scored")
     summary, run = _read_object(run_dir / "summary.json"), _read_object(run_dir / "run.json")
     recipe: Mapping[str, Any] = run["recipe"] if isinstance(run.get("recipe"), Mapping) else {}
@@ -260,7 +261,7 @@ def _are_boxes(boxes: Any) -> bool:
 def _failure(row: Mapping[str, Any], folders: Sequence[Path]) -> Failure:
     boxes = tuple((cls, box) for cls, boxes in json.loads(row["details"]).items() for box in boxes)
     paths = (folder / row["filename"] for folder in folders)
-    image = next((path for path in paths if path.is_file()), None)
+    image = next((path for path in paths if os.path.isfile(path)), None)
     return Failure(row["filename"], row["tag"], row["prompt"], row["reason"], boxes, image)
 
 
@@ -274,7 +275,7 @@ def _problem(item: Any) -> str:
 
 def _read_object(path: Path) -> Mapping[str, Any]:
     """The JSON object in a file, empty where there is no file. Raises BifronsError for anything else."""
-    content = read_json(path) if path.is_file() else {}
+    content = read_json(path) if os.path.isfile(path) else {}
     if not isinstance(content, Mapping):
         raise BifronsError(f"{path} holds no JSON object")
     return content

@@ -61,7 +61,9 @@ class DetectorChoice:
         for name in (self.weights, self.clip):
             if name is not None:
                 path = Path(name).expanduser()
-                total.update((model_fingerprint(path) if path.is_dir() else file_sha256(path)).encode())
+                with disk_errors(f"read {path}"):
+                    digest = model_fingerprint(path) if os.path.isdir(path) else file_sha256(path)
+                total.update(digest.encode())
         return total.hexdigest()
 
 
@@ -194,7 +196,7 @@ def _rows(root: Path, images: Sequence[ImageRecord]) -> dict[str, dict[str, Any]
 
 def _complete_lines(path: Path) -> Iterator[dict[str, Any]]:
     """The rows of a file, without a last line that a killed process did not finish."""
-    if not path.is_file():
+    if not os.path.isfile(path):
         return
     for number, line in read_lines(path):
         if not line.endswith(b"\n"):

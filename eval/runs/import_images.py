@@ -45,7 +45,7 @@ def scan_folder(
     root = images_root(folder)
     image_set, prompts = ImageSet(), {}
     for path in sorted(root.iterdir()):
-        if not (path.is_dir() and path.name.isdecimal()):
+        if not (os.path.isdir(path) and path.name.isdecimal()):
             if not path.name.startswith("."):
                 image_set.add_problem(
                     path.name, "not part of the layout (folders named by a number); left out"
@@ -80,7 +80,8 @@ def is_small_world(image_set: ImageSet) -> bool:
 def images_root(folder: Path) -> Path:
     """`folder` or its `images`, whichever holds 00000, 00001, ...; raises BifronsError where neither does."""
     for root in (folder, folder / "images"):
-        if root.is_dir() and any(path.is_dir() and path.name.isdecimal() for path in root.iterdir()):
+        inside = root.iterdir() if os.path.isdir(root) else ()
+        if any(os.path.isdir(path) and path.name.isdecimal() for path in inside):
             return root
     raise BifronsError(
         f"{folder} holds no prompts; accepted: a folder in GenEval's layout, with 00000/metadata.jsonl and "
@@ -94,9 +95,9 @@ def record_import(
     """Make the run folder of an import. Raises BifronsError where it is that of anything else."""
     content = {
         "kind": "import",
-        "source": str(images_root(source).resolve()),
+        "source": os.path.realpath(images_root(source)),
         "images_per_prompt": images_per_prompt,
-        "prompts": None if prompts is None else str(prompts.resolve()),
+        "prompts": None if prompts is None else os.path.realpath(prompts),
     }
     path = run_dir / "run.json"
     existing = read_json(path) if os.path.lexists(path) else content
@@ -121,9 +122,9 @@ def _samples(folder: Path, image_set: ImageSet) -> dict[int, Path]:
             image_set.add_problem(f"{folder.name}/{path.name}", "not part of the layout; left out")
     samples: dict[int, Path] = {}
     samples_dir = folder / "samples"
-    for path in sorted(samples_dir.iterdir()) if samples_dir.is_dir() else ():
+    for path in sorted(samples_dir.iterdir()) if os.path.isdir(samples_dir) else ():
         name, match = f"{folder.name}/samples/{path.name}", _SAMPLE.fullmatch(path.name)
-        if match and not path.is_file():
+        if match and not os.path.isfile(path):
             image_set.add_problem(name, "not a file; left out")
         elif match and int(match[1]) in samples:
             image_set.add_problem(name, f"picture {int(match[1])} is there already; left out")

@@ -13,6 +13,7 @@ The sidecar is written first, both atomically, so that a process can be killed a
 import hashlib
 import io
 import logging
+import os
 import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -116,7 +117,7 @@ class RunDir:
         """
         path = self.images_dir / f"{index:05d}" / "metadata.jsonl"
         content = to_jsonl([self.rows[index]])
-        existing = path.read_bytes() if path.is_file() else b""
+        existing = read_file(path) if os.path.isfile(path) else b""
         if existing.strip(b"\0 \r\n"):
             if existing != content:
                 raise BifronsError(f"{path} holds another prompt than this run's; take another run folder")
@@ -162,8 +163,8 @@ def create_run(root: Path, recipe: Recipe, rows: Sequence[Row], model_fingerprin
     recipe = Recipe(**{**recipe.to_json(), "prompts_sha256": lines_sha256(list(rows))})
     select_prompts(len(rows), recipe.limit)
     run = RunDir(root, recipe, model_fingerprint, tuple(rows))
-    if not (root / "run.json").exists():
-        if (root / "images").exists() and any((root / "images").iterdir()):
+    if not os.path.exists(root / "run.json"):
+        if os.path.exists(root / "images") and any((root / "images").iterdir()):
             raise BifronsError(f"{root} holds pictures but no run.json; accepted: a new folder, or a run's")
         make_folder(root)
         write_file(root / "prompts.jsonl", to_jsonl(list(rows)))
@@ -195,13 +196,13 @@ def open_run(root: Path, content: Any = None) -> RunDir:
 
     content: of run.json, where it is read already.
     """
-    if content is None and (root / "run.json").is_file():
+    if content is None and os.path.isfile(root / "run.json"):
         content = read_json(root / "run.json")
     if not isinstance(content, Mapping) or not isinstance(content.get("recipe"), Mapping):
         raise BifronsError(f"{root} is no run folder with a recipe; accepted: one of `bifrons eval run`")
     recipe = Recipe.from_json(content["recipe"])
     source = root / "prompts.jsonl"
-    rows = parse_prompts(read_file(source) if source.is_file() else b"", str(source))
+    rows = parse_prompts(read_file(source) if os.path.isfile(source) else b"", str(source))
     run = RunDir(root, recipe, str(content.get("model_fingerprint")), tuple(rows))
     if run.fingerprint != content.get("fingerprint") or lines_sha256(rows) != recipe.prompts_sha256:
         raise BifronsError(f"{root}: run.json or prompts.jsonl was changed since the run began")

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import chain
@@ -33,9 +34,9 @@ def score_file(
     """
     source, results = Path(detections), Path(output)
     summary_path = results.with_name("summary.json")
-    if results.suffix != ".jsonl" or results.is_dir():
+    if results.suffix != ".jsonl" or os.path.isdir(results):
         raise BifronsError(f"output {results} names no results file; accepted: a name that ends in .jsonl")
-    if source.resolve() in (results.resolve(), summary_path.resolve()):
+    if os.path.realpath(source) in map(os.path.realpath, (results, summary_path)):
         raise BifronsError(f"{source} would be replaced by its own results; accepted: another output")
     lines = _lines(source)
     first = next(lines, None)  # before the folder is made, so that a wrong name leaves nothing behind

@@ -1,5 +1,6 @@
 """The stages of an evaluation, each from files to files: generate, detect, score."""
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -31,7 +32,7 @@ def prepare(
     unknown = set(given) - {field.name for field in fields(Recipe)}
     if unknown:
         raise OptionError(f"a recipe has no {', '.join(sorted(unknown))}")
-    if (run_dir / "run.json").is_file():
+    if os.path.isfile(run_dir / "run.json"):
         run = open_run(run_dir)
         recipe = Recipe(**{**run.recipe.to_json(), **_resolved(given, device)})
         if prompts is not None and load_rows(recipe, prompts) != list(run.rows):
@@ -70,7 +71,7 @@ def load_images(run_dir: Path) -> ImageSet:
     Raises BifronsError where it is no run folder, or a run whose images are not all generated yet.
     """
     path = run_dir / "run.json"
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise BifronsError(f"{run_dir} is no run folder; accepted: one of `bifrons eval run` or `import`")
     content = read_json(path)
     if isinstance(content, dict) and content.get("kind") == "import":

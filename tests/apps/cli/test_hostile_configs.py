@@ -114,3 +114,18 @@ print(inspect_model(sys.argv[2])["errors"])
     assert (
         f"has {layers + 1} language.model.layers, but the weights have {layers}; accepted: as many" in printed
     )
+
+
+def test_names_from_files_are_escaped(tmp_path, bifrons_main, capsys):
+    folder = tmp_path / "model"
+    shutil.copytree(NANO / "vl2-nano", folder)
+    (folder / "a\x1b[31m\x9b\u202e\n.txt").touch()
+    (folder / "link.txt").symlink_to("b" * 300)
+    for options in ((), ("--json",)):
+        assert bifrons_main("info", folder, *options) == 0
+        printed = capsys.readouterr().out
+        assert "a\\u001b[31m\\u009b\\u202e\\n.txt" in printed
+        assert not {"\x1b", "\x9b", "\u202e"} & {*printed}
+    assert json.loads(printed)["sound"]
+    assert bifrons_main("info", "b" * 300) == 2
+    assert "no folder 'bbb" in capsys.readouterr().err

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from bifrons.blocks.checkpoints.reader import list_tensors
+from safetensors.torch import save_file
 
 
 def test_bin_is_read_by_place_without_loading(tmp_path, monkeypatch, odd_state, assert_holds):
@@ -114,3 +115,40 @@ def test_a_torchscript_archive_is_refused(tmp_path, assert_refused):
         archive.writestr("model/data.pkl", b"")
         archive.writestr("model/constants.pkl", b"")
     assert_refused(tmp_path, "pytorch_model.bin", "holds code")
+
+
+NAMES = ("a\x1b[31m", "a\x9b1m", "a\u202eb", "a\nb", "a" * 2000)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_names_that_can_not_be_printed_are_refused(tmp_path, name, assert_refused):
+    for path in (tmp_path / "model.safetensors", tmp_path / "pytorch_model.bin"):
+        (save_file if path.suffix == ".safetensors" else torch.save)({name: torch.zeros(1)}, path)
+        assert_refused(tmp_path, path.name, "accepted: printable names")
+        path.unlink()
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-32", "utf-32-be", "utf-8-sig"])
+def test_headers_in_other_encodings_are_refused(tmp_path, encoding, assert_refused):
+    """Python's reader of JSON would take them; the reference reader doesn't."""
+    header = '{"a":{"dtype":"U8","shape":[1],"data_offsets":[0,1]}}'.encode(encoding)
+    content = len(header).to_bytes(8, "little") + header + b"0"
+    (tmp_path / "model.safetensors").write_bytes(content)
+    assert_refused(tmp_path, "model.safetensors is not a safetensors file", "JSON")
+
+
+@pytest.mark.parametrize(
+    "header",
+    [b"[" * 10**6, b'{"a":' * 10**5, b"[" + b"[]," * 3_000_000 + b"0]", b'{"a":' + b"1" * 5000 + b"}"],
+)
+def test_headers_that_ask_for_too_much_are_refused(tmp_path, header, assert_refused):
+    (tmp_path / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)
+    assert_refused(tmp_path, "model.safetensors is not a safetensors file", "JSON")
+
+
+def test_weights_that_are_no_regular_files_are_refused(tmp_path, assert_refused):
+    for name in ("model.safetensors", "pytorch_model.bin"):
+        for make in (os.mkfifo, os.mkdir, lambda path: os.symlink("/dev/zero", path)):
+            make(tmp_path / name)
+            assert_refused(tmp_path, name, "not a regular file")
+            (os.rmdir if (tmp_path / name).is_dir() else os.remove)(tmp_path / name)

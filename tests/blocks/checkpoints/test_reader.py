@@ -89,3 +89,16 @@ def header(path: Path, head: object, body: bytes = bytes(8)) -> None:
 def test_bad_safetensors_headers_are_refused(tmp_path, head, word, assert_refused):
     header(tmp_path / "model.safetensors", head)
     assert_refused(tmp_path, "model.safetensors", word)
+
+
+@pytest.mark.parametrize(
+    "value", [["a.safetensors"], {"a": 1}, 3, None, "a\x1b[31m.safetensors", "../a.safetensors", "a" * 2000]
+)
+def test_an_index_names_files(tmp_path, value, assert_refused):
+    index = tmp_path / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": {"x": value}}))
+    assert_refused(tmp_path, index.name, "accepted are .safetensors files in the same folder")
+    index.write_text(json.dumps({"weight_map": {"x": "a" * 300 + ".safetensors"}}))
+    assert_refused(tmp_path, "1 of 1 weights files are missing")
+    index.write_bytes(b'{"weight_map":' * 10**5)
+    assert_refused(tmp_path, index.name, "64 levels")
