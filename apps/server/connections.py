@@ -243,6 +243,6 @@ class LogOnce(logging.Filter):
             self._seen[key] = shown_at, more + 1
             return False
         if more:
-            record.msg = f"{record.msg} ({more:,} more in the meantime)".replace("%)", "%%)")
+            record.msg = f"{record.msg} ({more:,} more in the meantime)"
         self._seen[key] = self._clock(), 0
         return True
