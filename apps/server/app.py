@@ -155,6 +155,7 @@ def create_app(
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         yield
         registry.close()
+        await registry.pictures.pool.close()
 
     app = FastAPI(
         title="Bifrons",

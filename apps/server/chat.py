@@ -6,12 +6,10 @@ from collections.abc import AsyncIterator
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Request, Response
-from PIL import Image
 from starlette.types import Scope
 
 from ...blocks.chat.text_generation import resolve_seed
-from ...blocks.errors import PictureError, PromptError
-from ...blocks.image_io import open_image
+from ...blocks.errors import PromptError
 from ...blocks.sampling.request import Request as GenerationRequest
 from ...blocks.sampling.request import SamplingParams
 from . import responses, schema
@@ -19,13 +17,12 @@ from .bodies import body_schema, json_body
 from .chat_events import ChatEvents
 from .errors import ApiError, invalid_value
 from .middleware import client_of, release_body
-from .registry import SHORT_TEXT, ModelRegistry, ServedModel, ServerOptions
+from .registry import SHORT_TEXT, ModelRegistry, ServedModel
 from .responses import json_response
 from .schema import field_or_default
 from .sse import EventStream, check_finish_reason, event, while_connected
 from .stream_text import ChoiceOutput, TextChunk
 from .supervision import contained
-from .url_fetch import fetch
 
 
 class ChatGeneration:
@@ -51,7 +48,8 @@ class ChatGeneration:
         release_body(self.scope)
 
     async def _make_requests(self) -> list[GenerationRequest]:
-        messages = await load_messages(self.body.messages, self.registry)
+        pictures = self.registry.pictures
+        messages = await pictures.load_messages(self.body.messages, self.served, self.num_choices)
         if _is_short_text(messages):
             inputs = contained(self._inputs, messages)
         else:
@@ -184,45 +182,6 @@ def _is_short_text(messages: list[dict[str, Any]]) -> bool:
     """Whether a conversation is prepared faster than it is handed to another thread and back."""
     contents = [message["content"] for message in messages]
     return all(isinstance(text, str) for text in contents) and sum(map(len, contents)) <= SHORT_TEXT
-
-
-async def load_messages(messages: list[Any], registry: ModelRegistry) -> list[dict[str, Any]]:
-    """The messages in the form that pipelines take, with decoded images in place of URLs."""
-    parts = [part for message in messages if isinstance(message.content, list) for part in message.content]
-    count, limit = sum(part.type == "image_url" for part in parts), registry.options.max_pictures
-    if count > limit:
-        text = f"the request has {count} pictures; at most {limit} are accepted"
-        raise ApiError(400, text, code="too_many_images", param="messages")
-    loaded = []
-    for message in messages:
-        content = message.content
-        if isinstance(content, list):
-            content = [await _load_part(part, registry) for part in content]
-        role = "system" if message.role == "developer" else message.role
-        loaded.append({"role": role, "content": content})
-    return loaded
-
-
-async def _load_part(part: Any, registry: ModelRegistry) -> dict[str, Any]:
-    if part.type == "text":
-        return {"type": "text", "text": part.text}
-    source, options = part.image_url.url, registry.options
-    if source[:6].lower() in ("http:/", "https:"):
-        if not options.allow_url_fetch:
-            text = "this server fetches no pictures; send the picture itself as a data: URL in base64"
-            raise ApiError(400, text, code="invalid_image_url", param="messages")
-        source = await fetch(source, options.max_body)
-    return {"type": "image", "image": await registry.run_in_thread(_open_image, source, options)}
-
-
-def _open_image(source: str | bytes, options: ServerOptions) -> Image.Image:
-    image = open_image(source, max_pixels=options.max_pixels, local_files=False)
-    if max(image.size) > options.max_side:
-        width, height = image.size
-        raise PictureError(
-            f"the picture is {width:,} x {height:,} pixels; at most {options.max_side:,} a side are accepted"
-        )
-    return image
 
 
 def check_fields(body: schema.ChatRequest) -> None:

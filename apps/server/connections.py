@@ -28,6 +28,8 @@ HEAD_SECONDS = 10.0
 """From the opening of a connection, or the end of a response, to the end of the next request's head."""
 WRITE_SECONDS = 20.0
 """Time within which a client must take `_MIN_RATE` bytes a second of what waits to be sent."""
+PICTURE_SECONDS = 3.0
+"""Time that pictures have to be decoded after the signal to stop."""
 MAX_CONNECTIONS = 2048
 _MIN_RATE = 1000
 _EXTRA = 8
@@ -178,6 +180,7 @@ class Server(uvicorn.Server):
         if not self.registry.stopping:
             _exit_after(self.grace + 3)
         self.registry.stopping = True
+        self.registry.pictures.pool.stop(PICTURE_SECONDS)
         super().handle_exit(sig, frame)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:

@@ -13,9 +13,9 @@ import torch
 from fastapi import APIRouter, Depends, Request, Response
 from PIL import Image
 
-from ...blocks.chat.image_io import write_png
 from ...blocks.device import upload
 from ...blocks.errors import PromptError
+from ...blocks.image_io import write_png
 from ...blocks.sampling.request import Request as GenerationRequest
 from ...blocks.sampling.request import SampledToken
 from ...janus import image_generation

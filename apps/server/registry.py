@@ -24,6 +24,7 @@ from ..pipelines import as_janus, label, load_pipeline
 from ..warmup import warm_up
 from .errors import ApiError, invalid_value
 from .notifier import Notifier, OutputSignal
+from .pictures import PictureReader
 from .supervision import SupervisedScheduler, contained
 
 if TYPE_CHECKING:
@@ -181,6 +182,7 @@ class ModelRegistry:
 
     def __init__(self, options: ServerOptions) -> None:
         self.options = options
+        self.pictures = PictureReader(options)
         self.models: dict[str, ServedModel] = {}
         self.stopping = False
         self._notifier: Notifier | None = None
