@@ -49,6 +49,7 @@ class PicturePool:
         self.memory = 384_000_000 + 16 * max_pixels
         self._loop: asyncio.AbstractEventLoop | None = None
         self._slots = asyncio.Semaphore(max(1, min(4, (os.cpu_count() or 2) // 2)))
+        self._workers: set[Process] = set()
         self._idle: list[Process] = []
         self._calls: set[asyncio.Timeout] = set()
         self._deadline: float | None = None
@@ -86,11 +87,12 @@ class PicturePool:
             call.reschedule(self._deadline)
 
     async def close(self) -> None:
-        """End the idle workers."""
-        for worker in self._idle:
+        """End all workers; no call may be running."""
+        self._idle.clear()
+        for worker in self._workers:
             _kill(worker)
-        while self._idle:
-            await self._idle.pop().wait()
+        while self._workers:
+            await self._workers.pop().communicate()  # which waits for the end, and closes the pipes
 
     @property
     def held(self) -> int:
@@ -148,9 +150,11 @@ class PicturePool:
         path = os.pathsep.join(folder or os.getcwd() for folder in sys.path)
         environment = {**os.environ, "PYTHONPATH": path, "OPENBLAS_NUM_THREADS": "1"}
         command = [sys.executable, "-P", "-m", picture_worker.__name__, str(self.memory)]
-        return await asyncio.create_subprocess_exec(
+        worker = await asyncio.create_subprocess_exec(
             *command, stdin=PIPE, stdout=PIPE, stderr=DEVNULL, env=environment, limit=_MAX_LINE
         )
+        self._workers = {other for other in self._workers if other.returncode is None} | {worker}
+        return worker
 
 
 async def _call(worker: Process, request: bytes) -> picture_worker.Reply:
