@@ -56,7 +56,7 @@ class Page:
                     self.ask = AskTab(models, self.jobs, folder)
                 if any(loaded.locates for loaded in models):
                     with gr.Tab("Find", id="find"):
-                        self.find = LocateTab(models, self.jobs)
+                        self.find = LocateTab(models, self.jobs, folder)
             self._connect()
         self.blocks.queue(max_size=QUEUE, default_concurrency_limit=RUNNING)
 

@@ -3,16 +3,14 @@
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
 from ...blocks.chat.text_generation import TextGenerationOptions
 from ...blocks.errors import PictureError, PromptError
-from ...blocks.image_io import write_png
+from ...blocks.image_fit import FittedImage
 from ...vl2.grounding import draw_boxes, parse_grounding
-from ..files import write_new
 from ..pipelines import explain_out_of_memory
 from .components import (
     Stopped,
@@ -21,14 +19,13 @@ from .components import (
     error_status,
     follow,
     gr,
-    is_readable,
-    open_upload,
     queue_status,
     seconds,
     status_html,
 )
 from .jobs import Job, Jobs, Waiting
 from .models import LoadedModel, find_model
+from .pictures import PictureWriter, is_readable, read_pictures
 
 TAB = "ask"
 MAX_PICTURES = 6
@@ -49,15 +46,14 @@ class Conversation:
 
 @dataclass(frozen=True)
 class Turn:
-    """A visitor's message, with its images opened and checked."""
+    """A visitor's message."""
 
     text: str
     files: list[str]
-    pictures: list[Image.Image]
 
     @classmethod
     def read(cls, value: dict[str, Any]) -> "Turn":
-        """From the text box's value. Raises `PromptError` or `PictureError`."""
+        """From the text box's value. Raises `PromptError`, and `PictureError` for too many pictures."""
         text, files = (value.get("text") or "").strip(), value.get("files") or []
         if not text:
             raise PromptError("the question is empty; write something about the pictures")
@@ -65,12 +61,12 @@ class Turn:
             raise PictureError(
                 f"these are {len(files)} pictures; accepted: up to {MAX_PICTURES} in a message"
             )
-        return cls(text, files, [open_upload(file) for file in files])
+        return cls(text, files)
 
     @property
     def message(self) -> dict[str, Any]:
-        """The message for the model."""
-        parts: list[dict[str, Any]] = [{"type": "image", "image": picture} for picture in self.pictures]
+        """The message for the model, with its images as files."""
+        parts: list[dict[str, Any]] = [{"type": "image", "image": file} for file in self.files]
         return {"role": "user", "content": [*parts, {"type": "text", "text": self.text}]}
 
     @property
@@ -83,7 +79,7 @@ class AskTab:
     """Components and event handlers. Handlers return updates by component; images of boxes go to `folder`."""
 
     def __init__(self, models: Sequence[LoadedModel], jobs: Jobs, folder: Path) -> None:
-        self.models, self.jobs, self.folder = list(models), jobs, folder
+        self.models, self.jobs, self.writer = list(models), jobs, PictureWriter(folder)
         self.model = choose_model(self.models)
         self.chat = gr.Chatbot(
             label="Conversation",
@@ -171,12 +167,12 @@ class AskTab:
         A question that got no answer is put back into the text box.
         """
         conversation = conversation or Conversation()
-        text = ""
+        text, last = "", None
         try:
             loaded = find_model(self.models, model)
             options = TextGenerationOptions(max_new_tokens=tokens, temperature=temperature)
             turn = Turn.read(value)
-            messages = [*conversation.messages, turn.message]
+            messages, last = read_pictures([*conversation.messages, turn.message], loaded)
             job = Job(loaded.queue, lambda job: _answer_job(job, loaded, messages, options, seed))
             self.jobs.add(request.session_hash, TAB, job)
             yield self._start_updates([*conversation.shown, turn.shown])
@@ -187,13 +183,15 @@ class AskTab:
                     continue
                 text = update
                 yield {
-                    self.chat: [*conversation.shown, turn.shown, self._shown(text, loaded, None)],
+                    self.chat: [*conversation.shown, turn.shown, self._shown(text, loaded)],
                     self.status: status_html(f"{loaded.name} is writing …"),
                 }
             took = seconds(time.monotonic() - started)
-            yield self._end(conversation, turn, job.result, loaded, f"{loaded.name} answered in {took}.")
+            yield self._end(
+                conversation, turn, job.result, loaded, last, f"{loaded.name} answered in {took}."
+            )
         except Stopped:
-            yield self._end(conversation, turn, text, loaded, "Stopped. The answer stays as it is.")
+            yield self._end(conversation, turn, text, loaded, last, "Stopped. The answer stays as it is.")
         except Exception as error:
             drop_unreadable = isinstance(error, PictureError)
             yield self._restore_question(conversation, value, error_status(error), drop_unreadable)
@@ -207,15 +205,22 @@ class AskTab:
         }
 
     def _end(
-        self, conversation: Conversation, turn: Turn, text: str, loaded: LoadedModel, status: str
+        self,
+        conversation: Conversation,
+        turn: Turn,
+        text: str,
+        loaded: LoadedModel,
+        last: FittedImage | None,
+        status: str,
     ) -> Update:
-        """Add the turn to the conversation, unless there is no answer."""
+        """Add the turn to the conversation, unless there is no answer. Boxes are in the `last` image."""
         if not text.strip():
             value = {"text": turn.text, "files": turn.files}
             no_answer = status_html(f"There is no answer from {loaded.name}.")
             return self._restore_question(conversation, value, no_answer, drop_unreadable=False)
         messages = [*conversation.messages, turn.message, {"role": "assistant", "content": text.strip()}]
-        shown = [*conversation.shown, turn.shown, self._shown(text, loaded, _last_picture(messages))]
+        answer = self._shown(text, loaded, _last_file(messages), last.size if last else (1, 1))
+        shown = [*conversation.shown, turn.shown, answer]
         return {
             self.chat: shown,
             self.conversation: Conversation(messages, shown),
@@ -236,16 +241,17 @@ class AskTab:
             self.stop_button: gr.update(interactive=False),
         }
 
-    def _shown(self, text: str, loaded: LoadedModel, picture: Image.Image | None) -> dict[str, Any]:
-        """An answer for the chatbot: without grounding tags, and with its boxes drawn in `picture`."""
+    def _shown(
+        self, text: str, loaded: LoadedModel, file: str | None = None, size: tuple[int, int] = (1, 1)
+    ) -> dict[str, Any]:
+        """An answer for the chatbot: without grounding tags, and with its boxes drawn in an image file."""
         if not loaded.locates:
             return {"role": "assistant", "content": text}
-        grounding = parse_grounding(text, picture.size if picture else (1, 1))
+        grounding = parse_grounding(text, size)
         content: list[Any] = [grounding.text]
-        if picture is not None and grounding.boxes:
-            drawn = draw_boxes(picture, grounding.boxes)
-            file = write_new(self.folder / "boxes.png", lambda stream: write_png(drawn, stream))
-            content.append({"path": str(file), "alt_text": "the picture with boxes"})
+        if file is not None and grounding.boxes:
+            drawn = self.writer.write(file, partial(draw_boxes, boxes=grounding.boxes))
+            content.append({"path": drawn, "alt_text": "the picture with boxes"})
         return {"role": "assistant", "content": content}
 
     def stop(self, request: gr.Request) -> Update:
@@ -259,14 +265,11 @@ class AskTab:
         return {self.chat: [], self.status: status_html(_HELLO), self.conversation: None}
 
 
-def _last_picture(messages: Messages) -> Image.Image | None:
-    """The last image of the newest message with images: the one that boxes refer to."""
-    for message in reversed(messages):
-        if isinstance(message["content"], list):
-            pictures = [part["image"] for part in message["content"] if part["type"] == "image"]
-            if pictures:
-                return pictures[-1]
-    return None
+def _last_file(messages: Messages) -> str | None:
+    """The file of the last image in some messages: the one that boxes refer to."""
+    contents = [message["content"] for message in messages if isinstance(message["content"], list)]
+    files = [part["image"] for content in contents for part in content if part["type"] == "image"]
+    return files[-1] if files else None
 
 
 def _answer_job(

@@ -4,17 +4,14 @@ import html
 import logging
 import os
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 # Set before Gradio is imported: otherwise it asks the network for its newest version.
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
 
 import gradio as gr
-from PIL import Image
 
-from ...blocks.errors import BifronsError, PictureError
-from ...blocks.image_io import open_image
+from ...blocks.errors import BifronsError
 from .jobs import Job, Jobs, Stopped, Waiting
 from .models import LoadedModel
 
@@ -98,23 +95,6 @@ def follow(jobs: Jobs, visitor: str | None, tab: str, job: Job) -> Iterator[Any]
         jobs.remove(visitor, tab, job)
 
 
-def open_upload(file: str) -> Image.Image:
-    """Open an uploaded image. The `PictureError` names the file without the server's folders."""
-    try:
-        return open_image(file)
-    except PictureError as error:
-        raise PictureError(str(error).replace(repr(file), repr(Path(file).name))) from error
-
-
-def is_readable(file: str) -> bool:
-    """Whether a file can be opened as an image."""
-    try:
-        open_image(file)
-    except PictureError:
-        return False
-    return True
-
-
 def choose_model(models: Sequence[LoadedModel]) -> gr.Dropdown:
     """A dropdown to choose the model (hidden where there is one) above a line that says what it is."""
     choice = gr.Dropdown(
@@ -139,8 +119,6 @@ __all__ = [
     "error_status",
     "follow",
     "gr",
-    "is_readable",
-    "open_upload",
     "queue_status",
     "seconds",
     "status_html",

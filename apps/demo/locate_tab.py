@@ -1,12 +1,13 @@
 """The tab *Find*: boxes for a phrase, drawn in the image and listed."""
 
 from collections.abc import Iterator, Sequence
+from functools import partial
+from pathlib import Path
 from typing import Any
-
-from PIL import Image
 
 from ...blocks.chat.text_generation import TextGenerationOptions
 from ...blocks.errors import PictureError, PromptError
+from ...blocks.image_fit import FittedImage
 from ...vl2.grounding import Box, Grounding, draw_boxes, parse_grounding
 from ...vl2.prompts import locate_prompt
 from ..pipelines import explain_out_of_memory
@@ -17,12 +18,12 @@ from .components import (
     error_status,
     follow,
     gr,
-    open_upload,
     queue_status,
     status_html,
 )
 from .jobs import Job, Jobs, Waiting
 from .models import LoadedModel, find_model
+from .pictures import PictureWriter, read_upload
 
 TAB = "find"
 _HEADERS = ["what", "left", "top", "right", "bottom"]
@@ -31,8 +32,9 @@ _HEADERS = ["what", "left", "top", "right", "bottom"]
 class LocateTab:
     """Components and event handlers. Handlers return updates by component."""
 
-    def __init__(self, models: Sequence[LoadedModel], jobs: Jobs) -> None:
+    def __init__(self, models: Sequence[LoadedModel], jobs: Jobs, folder: Path) -> None:
         self.models, self.jobs = [loaded for loaded in models if loaded.locates], jobs
+        self.writer = PictureWriter(folder)
         with gr.Row():
             with gr.Column(scale=1, min_width=300):
                 self.model = choose_model(self.models)
@@ -94,7 +96,7 @@ class LocateTab:
         try:
             if file is None:
                 return hidden
-            shown = gr.update(value=open_upload(file), visible=True)
+            shown = gr.update(value=self.writer.write(file), visible=True)
         except PictureError as error:
             return hidden | {self.upload: None, self.status: error_status(error)}
         return hidden | {self.drawn: shown, self.status: status_html("Now say what to find in it.")}
@@ -108,12 +110,12 @@ class LocateTab:
                 raise PictureError("there is no picture; add the one to search in")
             if not phrase.strip():
                 raise PromptError("the phrase is empty; say what to find, such as: the red star")
-            picture = open_upload(file)
+            picture = read_upload(file, loaded.pipe.processor.fit(1))
             job = Job(loaded.queue, lambda job: _locate_job(job, loaded, picture, phrase.strip()))
             self.jobs.add(request.session_hash, TAB, job)
             yield {
                 self.status: status_html("Looking …"),
-                self.drawn: gr.update(value=picture, visible=True),
+                self.drawn: gr.update(value=self.writer.write(file), visible=True),
                 self.table: gr.update(visible=False),
                 self.run_button: gr.update(interactive=False),
                 self.stop_button: gr.update(interactive=True),
@@ -121,24 +123,25 @@ class LocateTab:
             for update in follow(self.jobs, request.session_hash, TAB, job):
                 waiting = isinstance(update, Waiting)
                 yield {self.status: queue_status(update) if waiting else status_html(f"Looking … {update}")}
-            yield idle | self._end_updates(loaded, picture, phrase.strip(), *job.result)
+            yield idle | self._end_updates(loaded, file, phrase.strip(), *job.result)
         except Stopped:
             yield idle | {self.status: status_html("Stopped.")}
         except Exception as error:
             yield idle | {self.status: error_status(error)}
 
     def _end_updates(
-        self, loaded: LoadedModel, picture: Image.Image, phrase: str, grounding: Grounding, text: str
+        self, loaded: LoadedModel, file: str, phrase: str, grounding: Grounding, text: str
     ) -> Update:
         boxes, problems = grounding.boxes, len(grounding.problems)
         unread = f" {problems} pieces of the answer can't be read as boxes." if problems else ""
         if not boxes:
             said = f" It said: {text[:300]}" if text.strip() else ""
             return {self.status: status_html(f"{loaded.name} finds no “{phrase}”.{unread}{said}")}
+        drawn = self.writer.write(file, partial(draw_boxes, boxes=boxes))
         places = "one place" if len(boxes) == 1 else f"{len(boxes)} places"
         return {
             self.status: status_html(f"{loaded.name} finds “{phrase}” in {places}.{unread}"),
-            self.drawn: gr.update(value=draw_boxes(picture, boxes), visible=True),
+            self.drawn: gr.update(value=drawn, visible=True),
             self.table: gr.update(value=[_row(box) for box in boxes], visible=True),
         }
 
@@ -152,7 +155,7 @@ def _row(box: Box) -> list[str | int]:
     return [box.label, *box.pixels]
 
 
-def _locate_job(job: Job, loaded: LoadedModel, picture: Image.Image, phrase: str) -> tuple[Grounding, str]:
+def _locate_job(job: Job, loaded: LoadedModel, picture: FittedImage, phrase: str) -> tuple[Grounding, str]:
     """`VL2Pipeline.ground`, streamed so that it can be stopped; returns the grounding and the raw text."""
     from ...vl2.pipeline import VL2Pipeline
 

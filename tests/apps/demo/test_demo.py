@@ -226,8 +226,8 @@ def test_located_boxes_are_drawn_and_listed(page, star, box_answers):
     find = page.find
     last = list(find.find("vl2-mini-mla", star, "the star", REQUEST))[-1]
     assert last[find.table]["value"] == [["the star", 20, 10, 100, 50], ["the star", 0, 0, 19, 9]]
-    assert find.look(star)[find.drawn]["value"].getpixel((60, 50)) == (250, 20, 20)
-    assert last[find.drawn]["value"].getpixel((60, 50)) != (250, 20, 20)
+    assert open_image(find.look(star)[find.drawn]["value"]).getpixel((60, 50)) == (250, 20, 20)
+    assert open_image(last[find.drawn]["value"]).getpixel((60, 50)) != (250, 20, 20)
     assert "2 places" in last[find.status]
 
 
