@@ -21,7 +21,7 @@ from .models import LoadedModel
 T = TypeVar("T")
 Messages = list[dict[str, Any]]
 
-_KEPT = 50
+_MOST_FILES = 50
 """Pictures written for the page that stay on the disk; Gradio has its own copies by then."""
 
 
@@ -89,7 +89,7 @@ def read_pictures(messages: Messages, loaded: LoadedModel) -> tuple[Messages, Fi
 
 
 class PictureWriter:
-    """Writes uploads as PNG files in a folder, for the page to show; the newest `_KEPT` stay."""
+    """Writes uploads as PNG files in a folder, for the page to show; the newest `_MOST_FILES` stay."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -100,6 +100,6 @@ class PictureWriter:
         target = self.folder / f"shown-{secrets.token_hex(8)}.png"
         self._written.append(target)
         _wait(file, _pool().save(file, str(target), draw))
-        while len(self._written) > _KEPT:
+        while len(self._written) > _MOST_FILES:
             self._written.popleft().unlink(missing_ok=True)
         return str(target)
