@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import torch
 from PIL import Image
@@ -78,8 +78,8 @@ class ServerOptions:
     def __post_init__(self) -> None:
         check_number("grace", self.grace, low=0.0, high=86_400.0)
         for name, low in (("max_queue", 0), ("rows", 2), ("context", 64)):
-            if getattr(self, name) is not None:
-                check_integer(name.replace("_", "-"), getattr(self, name), low=low)
+            if (value := getattr(self, name)) is not None:
+                check_integer(name.replace("_", "-"), value, low=low)
 
 
 class ServedModel:
@@ -92,8 +92,7 @@ class ServedModel:
         self.created = int(time.time())
         self._decoding = threading.Lock()
         self._undecoded: deque[tuple[list[int], Future[Image.Image]]] = deque()
-        self._decoding_stream: torch.cuda.Stream | None = None
-        self._decoded_together = 1
+        self._decoding_stream, self._decoded_together = cast("torch.cuda.Stream | None", None), 1
         self.text_head = TokenHead(pipe.model.embed_text, pipe.model.text_logits)
         self.image_pipe = as_janus(pipe)
         """The pipeline if it generates images, else None."""
@@ -181,8 +180,7 @@ class ModelRegistry:
     """The models of a server, and the threads that prepare prompts and encode images for them."""
 
     def __init__(self, options: ServerOptions) -> None:
-        self.options = options
-        self.pictures = PictureReader(options)
+        self.options, self.pictures = options, PictureReader(options)
         self.models: dict[str, ServedModel] = {}
         self.stopping = False
         self._notifier: Notifier | None = None
