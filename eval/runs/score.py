@@ -36,7 +36,7 @@ def score_file(
     summary_path = results.with_name("summary.json")
     if results.suffix != ".jsonl" or os.path.isdir(results):
         raise BifronsError(f"output {results} names no results file; accepted: a name that ends in .jsonl")
-    if os.path.realpath(source) in map(os.path.realpath, (results, summary_path)):
+    if os.path.exists(source) and os.path.realpath(source) in map(os.path.realpath, (results, summary_path)):
         raise BifronsError(f"{source} would be replaced by its own results; accepted: another output")
     lines = _lines(source)
     first = next(lines, None)  # before the folder is made, so that a wrong name leaves nothing behind
