@@ -88,9 +88,9 @@ class PicturePool:
 
     async def close(self) -> None:
         """End all workers; no call may be running."""
+        for worker in self._idle:
+            _kill(worker)  # the others have been killed; twice makes asyncio log that it knows no such child
         self._idle.clear()
-        for worker in self._workers:
-            _kill(worker)
         while self._workers:
             await self._workers.pop().communicate()  # which waits for the end, and closes the pipes
 
