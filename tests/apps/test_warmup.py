@@ -114,7 +114,7 @@ def test_the_server_accepts_no_connection_before_it_is_warm(bifrons_main, janus_
     monkeypatch.setattr(app, "listen", listen)
     monkeypatch.setattr(registry, "warm_up", lambda name, pipe, scheduler: events.append((name, connects())))
     monkeypatch.setattr(
-        app, "serve", lambda models, listener, keys: (events.append("serves"), models.close())
+        app, "serve", lambda models, listener, keys, hosts: (events.append("serves"), models.close())
     )
     assert bifrons_main("serve", "-m", janus_mini, "--device", "cpu", "--port", 0, *flags) == 0
     assert events == [*([("janus-mini", False)] if not flags else []), "serves"]
@@ -126,7 +126,7 @@ def test_the_page_is_served_once_its_models_are_warm(bifrons_main, janus_mini, m
 
     events = []
     monkeypatch.setattr(warmup, "warm_up", lambda name, pipe, scheduler: events.append((name, scheduler)))
-    monkeypatch.setattr(page, "serve", lambda models, host, port, share: events.append(models[0]))
+    monkeypatch.setattr(page, "serve", lambda models, host, port, share, hosts: events.append(models[0]))
     assert bifrons_main("demo", "-m", janus_mini, "--device", "cpu", *flags) == 0
     loaded = events.pop()
     assert events == ([] if flags else [("janus-mini", scheduler_of(loaded.pipe.model.decoder))])
