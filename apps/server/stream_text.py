@@ -14,7 +14,7 @@ _REPLACEMENT_CHARACTER = "\ufffd"
 
 
 class StopStringFilter:
-    """Cuts incremental text before the first stop string and strips white space at both ends.
+    """Cuts incremental text before the stop string that is complete first, and strips white space around it.
 
     Text that may turn out to be the beginning of a stop string, or trailing white space, is held back until
     more text arrives. So the joined output doesn't depend on how the input was cut into pieces.
@@ -32,10 +32,12 @@ class StopStringFilter:
         self._pending += text
         if not self._started:
             self._pending = self._pending.lstrip()
-        positions = [position for stop in self._stops if (position := self._pending.find(stop)) >= 0]
-        if positions:
+        starts = {stop: start for stop in self._stops if (start := self._pending.find(stop)) >= 0}
+        if starts:
             self.stopped = True
-            return self._release(min(positions), last=True)
+            # Of several, the one that is complete first: the others might not have arrived yet.
+            _, start = min((start + len(stop), start) for stop, start in starts.items())
+            return self._release(start, last=True)
         return self._release(len(self._pending) - self._partial_stop_length(), last=False)
 
     def finish(self) -> str:

@@ -185,6 +185,8 @@ def test_text_ends_before_the_first_stop_string():
     assert filtered(["one S", "TO", "P two"], ["STOP", "two"]) == ("one", True)
     assert filtered(["one ST", "ONE"], ["STOP"]) == ("one STONE", False)
     assert filtered(["  a", " b \n"]) == ("a b", False)
+    assert filtered(["aba"], ["aba", "b"]) == ("a", True)
+    assert filtered(["ab"], ["ab", "b"]) == ("", True)
 
 
 @given(st.text("ab \n", max_size=12), st.lists(st.text("ab", min_size=1, max_size=3), max_size=2), st.data())
