@@ -5,13 +5,14 @@ Parsing imports nothing heavy; the modules of the commands are imported when the
 
 import argparse
 import json
+import logging
 import os
 import sys
 from collections.abc import Callable, Iterable
 from dataclasses import fields
 from functools import partial
 from importlib import import_module
-from typing import Any
+from typing import Any, NoReturn
 
 from ...blocks.errors import BifronsError
 from ..defaults import DEFAULT_GROUNDING_MODEL, DEFAULT_MODEL, version
@@ -279,5 +280,19 @@ def _parse_and_run(argv: list[str] | None) -> int:
         return _INTERRUPTED
 
 
+def run() -> NoReturn:
+    """The `bifrons` command: `main`, and the end of the process.
+
+    A server ends at once when its work has: Python would take seconds to take apart what it holds, and wait
+    for its threads.
+    """
+    status = main()
+    if sys.argv[1:2] == ["serve"]:
+        logging.shutdown()
+        sys.stderr.flush()
+        os._exit(status)
+    sys.exit(status)
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    run()

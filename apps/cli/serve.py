@@ -1,8 +1,6 @@
 """`bifrons serve`: the HTTP server."""
 
 import argparse
-import logging
-import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -89,7 +87,4 @@ def serve(args: argparse.Namespace) -> int:
             registry.warm_up()
         registry.start()
         run_server(registry, listener, keys, hosts)
-    # Python would take the interpreter apart, which takes seconds beside large weights, and wait for threads.
-    logging.shutdown()
-    sys.stdout.flush()
-    os._exit(0)
+    return 0

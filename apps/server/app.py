@@ -182,13 +182,14 @@ def create_app(
 
 def listen(host: str, port: int) -> socket.socket:
     """A bound socket, which refuses connections until it listens. Raises `OptionError`."""
+    # asyncio sets TCP_NODELAY only if the protocol is given; without it each answer is 40 ms late.
+    kind = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(kind, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     try:
-        kind = socket.AF_INET6 if ":" in host else socket.AF_INET
-        # asyncio sets TCP_NODELAY only if the protocol is given; without it each answer is 40 ms late.
-        listener = socket.socket(kind, socket.SOCK_STREAM, socket.IPPROTO_TCP)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind((host, port))
     except (OSError, OverflowError) as error:
+        listener.close()
         raise OptionError(f"can't listen on {host} port {port}: {error}") from error
     return listener
 

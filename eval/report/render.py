@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
-from PIL import Image, UnidentifiedImageError
 
+from ...blocks.errors import PictureError
+from ...blocks.image_io import open_image
 from ..atomic_io import write_file
 from ..geneval.intervals import Interval
 from .data import Failure, Report, Score, read_report, verdict
@@ -162,9 +163,8 @@ def thumbnail(path: Path | None) -> Thumbnail | None:
     if path is None:
         return None
     try:
-        with Image.open(path) as opened:
-            image = opened.convert("RGB")
-    except (OSError, UnidentifiedImageError, Image.DecompressionBombError):
+        image = open_image(path)
+    except PictureError:
         return None
     width, height = image.size
     image.thumbnail((THUMBNAIL, THUMBNAIL))
