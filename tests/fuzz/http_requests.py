@@ -212,7 +212,9 @@ def _exchange(case: Case) -> bytes:
             except TimeoutError:
                 if patience == PATIENCE and not received:
                     raise Broken(HANG, f"no response within {PATIENCE:.0f} s") from None
-    except (ConnectionError, BrokenPipeError):
+    except TimeoutError:
+        raise Broken(HANG, f"the server takes nothing for {PATIENCE:.0f} s") from None
+    except OSError:
         pass  # refused early, with or without the reason, which `read` judges
     return received
 
