@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 
 import h11
 import picture_files
+from bifrons.apps.server.registry import ServerOptions
 from bifrons.blocks.errors import BifronsError
 from cases import CRASH, HANG, MEMORY, TRACEBACK, Broken, Kind
 from commands import JANUS
@@ -177,7 +178,12 @@ def read(case: Case) -> None:
 
 
 def _is_complete(case: Case) -> bool:
-    """Whether these bytes begin with a whole request, or with something that is none."""
+    """Whether these bytes begin with a whole request, or with something that is none.
+
+    What is far larger than the server reads may be cut off, and its response with it.
+    """
+    if sum(map(len, case.pieces)) > 3 * ServerOptions.max_body:
+        return False
     parser = h11.Connection(h11.SERVER)
     try:
         parser.receive_data(b"".join(case.pieces))
