@@ -51,8 +51,7 @@ def convert_folder(
     match its config, or if `dst` is not empty, lies inside `src` or can't be written; `ConfigError` for
     another `model_type`.
     """
-    src, dst = Path(src), Path(os.path.realpath(dst))
-    _check_folders(src, dst)
+    src, dst = _checked_folders(Path(src), dst)
     config = read_json(src / "config.json")
     model_type = config.get("model_type")
     if not isinstance(model_type, str) or model_type not in formats:
@@ -85,13 +84,18 @@ def convert_folder(
     return dst
 
 
-def _check_folders(src: Path, dst: Path) -> None:
+def _checked_folders(src: Path, target: Path | str) -> tuple[Path, Path]:
+    try:
+        dst = Path(os.path.realpath(target))
+    except ValueError as error:  # a NUL byte
+        raise CheckpointError(f"{target!r} can be no folder's name: {error}") from error
     if not os.path.isdir(src):
         raise CheckpointError(f"{src} is not a folder; a model folder is needed")
     if Path(os.path.realpath(src)) in (dst, *dst.parents):
         raise CheckpointError(f"{dst} is inside {src} or the same; choose a new folder beside it")
     if os.path.exists(dst) and (not os.path.isdir(dst) or any(dst.iterdir())):
         raise CheckpointError(f"{dst} exists and is not an empty folder; choose a new one")
+    return src, dst
 
 
 def _copied_files(src: Path, original: bool) -> list[Path]:

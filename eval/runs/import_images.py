@@ -117,7 +117,11 @@ def rescan_import(content: Mapping[str, Any]) -> ImageSet:
 
 def _samples(folder: Path, image_set: ImageSet) -> dict[int, Path]:
     """The numbered images of one prompt; anything else in its folders is a problem."""
-    for path in sorted(folder.iterdir()):
+    try:
+        paths = sorted(folder.iterdir())
+    except OSError as error:
+        raise BifronsError(f"{folder} can't be read: {error.strerror}") from error
+    for path in paths:
         if path.name not in _PROMPT_FILES:
             image_set.add_problem(f"{folder.name}/{path.name}", "not part of the layout; left out")
     samples: dict[int, Path] = {}

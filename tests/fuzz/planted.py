@@ -84,6 +84,7 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 def _start() -> None:
+    http_requests.PATIENCE = 4.0
     http_requests.run_server([sys.executable, __file__])
 
 

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 FUZZ, ROOT = Path(__file__).parent, Path(__file__).parents[2]
-CASES = {"safetensors": 150, "bin": 100, "json": 50, "tokenizers": 100, "pictures": 400}
+CASES = {"safetensors": 150, "bin": 100, "json": 40, "tokenizers": 100, "pictures": 400}
+CASES |= {"special": 40, "requests": 80}
 """Two minutes of them on two cores."""
 FAULTS = ("crash", "traceback", "hang", "over memory")
 

@@ -176,6 +176,7 @@ def test_places_and_kinds_that_are_refused(community, tmp_path):
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "mine").write_text("keep")
     places = {src: "the same", src / "sub" / "out": "inside", tmp_path / "full": "not an empty"}
+    places[tmp_path / "a\0b"] = "no folder's name"
     for dst, word in places.items():
         with pytest.raises(CheckpointError, match=word):
             convert(src, dst)

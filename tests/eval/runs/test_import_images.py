@@ -8,7 +8,7 @@ import pytest
 from bifrons.apps.cli.main import main
 from bifrons.blocks.errors import BifronsError
 from bifrons.eval.geneval.suites import to_jsonl
-from bifrons.eval.runs.import_images import scan_folder
+from bifrons.eval.runs.import_images import ImageSet, _samples, scan_folder
 from bifrons.nano.world.renderer import to_pil
 from bifrons.nano.world.sentences import KINDS, sample_case
 
@@ -116,6 +116,8 @@ def test_a_suite_tells_missing_and_other_prompts(folder: Path, tmp_path: Path) -
 def test_refusals(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(BifronsError, match="GenEval's layout"):
         scan_folder(tmp_path / "absent")
+    with pytest.raises(BifronsError, match="can't be read"):
+        _samples(tmp_path / "gone meanwhile", ImageSet())
     command = ["eval", "import", str(folder), "-R", str(tmp_path / "run")]
     assert main([*command, "--detector", "mask2former-official"]) == 2
     assert "--detector-weights" in capsys.readouterr().err
