@@ -149,4 +149,4 @@ def _tar(rng: random.Random) -> bytes:
     return data if rng.random() < 0.5 else mutate_bytes(rng, data, 1500)
 
 
-BIN = Kind("bin", build_bin, read_folder, warm_up)
+BIN = Kind("bin", build_bin, read_folder, warm_up, seconds=40)
