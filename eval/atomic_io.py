@@ -101,11 +101,10 @@ def write_json(path: Path, content: Any, durable: bool = True) -> None:
 
 def read_json(path: Path) -> Any:
     """The content of a JSON file. Raises BifronsError where it can't be read or isn't JSON."""
+    content = read_file(path)
     try:
-        return decode_json(read_file(path))
+        return decode_json(content)
     except ValueError as error:
-        if isinstance(error, BifronsError):
-            raise
         raise BifronsError(f"{path} is not JSON: {error}") from error
 
 
