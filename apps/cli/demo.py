@@ -54,16 +54,16 @@ def demo(args: argparse.Namespace) -> int:
     """Load the models and serve the page until Ctrl-C."""
     if not 0 < args.port < 65536:
         raise OptionError(f"port is {args.port}; accepted: 1 to 65535")
-    from ..allowed_hosts import accepted_hosts, is_loopback
+    from ..allowed_hosts import accepted_hosts, is_loopback, listen
 
     accepted_hosts(args.host, args.allowed_host)  # refuses what is no host
     if not is_loopback(args.host):
         print(f"note: the page asks for no key: anyone who reaches {args.host} may use it", file=sys.stderr)
     if args.share:
         print("note: anyone who has the public address may use the page", file=sys.stderr)
-    from ..demo.app import serve, take_port
+    from ..demo.app import serve
 
-    with take_port(args.host, args.port):  # before the models are loaded, which may take minutes
+    with listen(args.host, args.port):  # before the models are loaded, which may take minutes
         models = _load(args)
     serve(models, args.host, args.port, args.share, args.allowed_host)
     return 0

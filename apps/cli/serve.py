@@ -64,8 +64,7 @@ def add_serve(commands: Any, command: Callable[..., Any]) -> None:
 
 def serve(args: argparse.Namespace) -> int:
     """Load the models and serve them until SIGTERM or Ctrl-C."""
-    from ..allowed_hosts import accepted_hosts, is_loopback
-    from ..server.app import listen
+    from ..allowed_hosts import accepted_hosts, is_loopback, listen
     from ..server.app import serve as run_server
     from ..server.middleware import read_keys
     from ..server.registry import ModelRegistry, ServerOptions, set_num_threads

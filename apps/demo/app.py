@@ -3,7 +3,6 @@
 import logging
 import os
 import signal
-import socket
 import sys
 import tempfile
 import time
@@ -15,8 +14,7 @@ from typing import Any
 from starlette.middleware import Middleware
 from starlette.responses import PlainTextResponse
 
-from ...blocks.errors import OptionError
-from ..allowed_hosts import AllowedHosts, accepted_hosts
+from ..allowed_hosts import AllowedHosts, accepted_hosts, listen
 from .ask_tab import AskTab
 from .body_limit import MAX_UPLOAD, BodyLimit
 from .components import CSS, Update, gr, theme
@@ -93,7 +91,7 @@ class Page:
             hosts += (_TUNNEL,) * share
             refuse = partial(PlainTextResponse, status_code=421)
             middleware.insert(0, Middleware(AllowedHosts, hosts=hosts, refuse=refuse))
-        take_port(host, port).close()
+        listen(host, port).close()
         _, address, public = self.blocks.launch(
             server_name=host,
             server_port=port,
@@ -124,18 +122,6 @@ class Page:
         for tunnel in CURRENT_TUNNELS:
             tunnel.kill()
         return ended
-
-
-def take_port(host: str, port: int) -> socket.socket:
-    """A socket bound to the port, which is free then. Raises `OptionError` where it is taken."""
-    holder = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
-    try:
-        holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        holder.bind((host, port))
-    except (OSError, OverflowError) as error:
-        holder.close()
-        raise OptionError(f"can't serve at {host}, port {port}: {error}; accepted: a free --port") from error
-    return holder
 
 
 def _head(models: Sequence[LoadedModel]) -> str:

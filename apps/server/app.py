@@ -18,7 +18,6 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from pydantic.json_schema import models_json_schema
 from starlette.types import ASGIApp
 
-from ...blocks.errors import OptionError
 from ..allowed_hosts import AllowedHosts
 from ..defaults import version
 from . import chat, errors, images, responses, schema
@@ -178,20 +177,6 @@ def create_app(
     if hosts is not None:
         wrapped = AllowedHosts(wrapped, hosts, lambda message: error_response(421, message, "unknown_host"))
     return RequestMetrics(FramingCheck(wrapped), collectors)
-
-
-def listen(host: str, port: int) -> socket.socket:
-    """A bound socket, which refuses connections until it listens. Raises `OptionError`."""
-    # asyncio sets TCP_NODELAY only if the protocol is given; without it each answer is 40 ms late.
-    kind = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listener = socket.socket(kind, socket.SOCK_STREAM, socket.IPPROTO_TCP)
-    try:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind((host, port))
-    except (OSError, OverflowError) as error:
-        listener.close()
-        raise OptionError(f"can't listen on {host} port {port}: {error}") from error
-    return listener
 
 
 def serve(

@@ -17,8 +17,9 @@ from ...eval.bench.configs import pick_config
 from ...eval.bench.measure import machine, peak, reset_peak
 from ...eval.bench.pipelines import random_pipeline
 from ...eval.bench.serving import AT_ONCE, Load, measure_serving, picture
+from ..allowed_hosts import listen
 from ..pipelines import as_janus
-from .app import listen, make_server, short_pauses
+from .app import make_server, short_pauses
 from .registry import ModelRegistry, ServerOptions, set_num_threads
 
 if TYPE_CHECKING:

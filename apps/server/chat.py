@@ -18,9 +18,8 @@ from .chat_events import ChatEvents
 from .errors import ApiError, invalid_value
 from .middleware import client_of, release_body
 from .registry import SHORT_TEXT, ModelRegistry, ServedModel
-from .responses import json_response
 from .schema import field_or_default
-from .sse import EventStream, check_finish_reason, event, while_connected
+from .sse import check_finish_reason, event, respond
 from .stream_text import ChoiceOutput, TextChunk
 from .supervision import contained
 
@@ -213,9 +212,6 @@ def router(registry: ModelRegistry) -> APIRouter:
         """The assistant's next message. Images are `image_url` parts with data: URLs."""
         check_fields(body)
         generation = ChatGeneration(registry, registry.get(body.model), body, request.scope)
-        if not body.stream:
-            return json_response(await while_connected(request, generation.complete()))
-        await while_connected(request, generation.start())
-        return EventStream(generation.events(), generation.requests)
+        return await respond(request, generation, stream=bool(body.stream))
 
     return routes

@@ -26,9 +26,8 @@ from .errors import ApiError, invalid_value
 from .middleware import client_of
 from .notifier import OutputQueue
 from .registry import SHORT_TEXT, ModelRegistry, ServedModel
-from .responses import json_response
 from .schema import field_or_default
-from .sse import EventStream, check_finish_reason, event, while_connected
+from .sse import check_finish_reason, event, respond
 from .supervision import contained
 
 _DEFAULT_QUALITY = 90
@@ -45,7 +44,9 @@ class ImageGeneration:
         self, registry: ModelRegistry, served: ServedModel, body: schema.ImageRequest, client: object
     ) -> None:
         assert served.image_pipe is not None
+        assert served.image_decoder is not None
         self.registry, self.served, self.body, self.pipe = registry, served, body, served.image_pipe
+        self.decoder = served.image_decoder
         self.client, self.created = client, int(time.time())
         self.outputs = OutputQueue(registry.new_signal())
         self.num_images = body.n or 1
@@ -134,7 +135,7 @@ class ImageGeneration:
         filled, width = list(codes), self.pipe.model.config.grid[1]
         while len(filled) < self.num_codes:  # missing rows repeat the last one
             filled.append(filled[-width] if len(filled) >= width else filled[-1])
-        image = self.served.decode_image(filled)
+        image = self.decoder.decode(filled)
         model, name = self.pipe.model, self.served.name
         image.info.update(image_generation.image_info(model, name, self.body.prompt, seed, self.options))
         return base64.b64encode(self._image_bytes(image)).decode()
@@ -232,9 +233,6 @@ def router(registry: ModelRegistry) -> APIRouter:
         served = registry.get_image_model(body.model)
         check_fields(body, served)
         generation = ImageGeneration(registry, served, body, client_of(request.scope))
-        if not body.stream:
-            return json_response(await while_connected(request, generation.complete()))
-        await while_connected(request, generation.start())
-        return EventStream(generation.events(), generation.requests)
+        return await respond(request, generation, stream=bool(body.stream))
 
     return routes

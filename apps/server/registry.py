@@ -2,27 +2,24 @@
 
 import asyncio
 import os
-import threading
 import time
-from collections import deque
 from collections.abc import Awaitable, Callable, Iterable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
-from PIL import Image
 
 from ...blocks.checkpoints.hub import EMBEDDED, find_model_folder
 from ...blocks.errors import OptionError, check_integer, check_number
 from ...blocks.placement.memory_budget import size_text
 from ...blocks.sampling.request import Request as GenerationRequest
 from ...blocks.sampling.request import TokenHead
-from ...janus.image_generation import decode_images
 from ..pipelines import as_janus, label, load_pipeline
 from ..warmup import warm_up
 from .errors import ApiError, invalid_value
+from .image_decoder import ImageDecoder
 from .notifier import Notifier, OutputSignal
 from .pictures import PictureReader
 from .supervision import SupervisedScheduler, contained
@@ -35,9 +32,6 @@ _MakeRequests = Callable[[], Awaitable[list[GenerationRequest]]]
 
 SHORT_TEXT = 2000
 """Characters that are tokenized and embedded faster than they are handed to another thread and back."""
-_DECODED_TOGETHER = 8
-"""Images that are decoded at a time on CUDA. Steps that run meanwhile take longer: each image takes an H100
-about 2.5 ms."""
 SMALL_DECODER = 50_000_000
 """Number of weights below which a decoder on the CPU computes with one thread by default. One thread was
 measured to be faster for janus-nano (13 million weights); the best limit was not measured.
@@ -90,15 +84,14 @@ class ServedModel:
     def __init__(self, name: str, pipe: "Pipeline", note: str | None) -> None:
         self.name, self.pipe, self.note = name, pipe, note
         self.created = int(time.time())
-        self._decoding = threading.Lock()
-        self._undecoded: deque[tuple[list[int], Future[Image.Image]]] = deque()
-        self._decoding_stream, self._decoded_together = cast("torch.cuda.Stream | None", None), 1
         self.text_head = TokenHead(pipe.model.embed_text, pipe.model.text_logits)
         self.image_pipe = as_janus(pipe)
         """The pipeline if it generates images, else None."""
         self.image_head: TokenHead | None = None
+        self.image_decoder: ImageDecoder | None = None
         if self.image_pipe is not None:
             model = self.image_pipe.model
+            self.image_decoder = ImageDecoder(model)
             self.image_head = TokenHead(model.embed_codes, model.image_logits)
 
     def open(self, options: ServerOptions, sharing: int = 1) -> None:
@@ -112,29 +105,6 @@ class ServedModel:
             max_waiting=options.max_queue,
             sharing=sharing,
         )
-        if decoder.device.type == "cuda" and self.image_pipe is not None:
-            torch.cuda.synchronize(decoder.device)  # the weights are there for any stream
-            self._decoding_stream = torch.cuda.Stream(decoder.device, priority=-1)
-            self._decoded_together = _DECODED_TOGETHER
-
-    def decode_image(self, codes: list[int]) -> Image.Image:
-        """The image of all codes; blocks. On CUDA, images that wait for each other are decoded together,
-        beside the scheduler's steps and not behind those that are launched."""
-        assert self.image_pipe is not None
-        image: Future[Image.Image] = Future()
-        self._undecoded.append((codes, image))
-        with self._decoding, torch.cuda.stream(self._decoding_stream):
-            while not image.done():
-                count = min(self._decoded_together, len(self._undecoded))
-                batch = [self._undecoded.popleft() for _ in range(count)]
-                try:
-                    images = decode_images(self.image_pipe.model, torch.tensor([codes for codes, _ in batch]))
-                    for (_, one), decoded in zip(batch, images, strict=True):
-                        one.set_result(decoded)
-                except Exception as error:
-                    for _, one in batch:
-                        one.set_exception(error)
-        return image.result()
 
     @property
     def capacity(self) -> str:

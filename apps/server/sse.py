@@ -4,14 +4,16 @@ import asyncio
 import json
 import logging
 from collections.abc import AsyncIterator, Awaitable, Sequence
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
-from fastapi import Request
+from fastapi import Request, Response
 from fastapi.responses import StreamingResponse
+from pydantic import BaseModel
 from starlette.types import Receive, Scope, Send
 
 from ...blocks.sampling.request import Request as GenerationRequest
 from .errors import INTERNAL_ERROR, ApiError, ClientGone, error_content
+from .responses import json_response
 from .supervision import SchedulerFailed
 
 T = TypeVar("T")
@@ -92,3 +94,28 @@ async def _with_error_event(events: AsyncIterator[bytes]) -> AsyncIterator[bytes
     except Exception:
         _log.exception("a streamed request failed")
         yield event(error_content(500, INTERNAL_ERROR, "internal_error"), "error")
+
+
+class Generation(Protocol):
+    """What a request asks to be generated."""
+
+    requests: list[GenerationRequest]
+
+    async def start(self) -> None:
+        """Queue the generation requests."""
+
+    async def complete(self) -> BaseModel:
+        """Start, and wait for the whole result."""
+        ...
+
+    def events(self) -> AsyncIterator[bytes]:
+        """Server-sent events of what has been started."""
+        ...
+
+
+async def respond(request: Request, generation: Generation, *, stream: bool) -> Response:
+    """The response to a request: the whole result, or a stream of events."""
+    if not stream:
+        return json_response(await while_connected(request, generation.complete()))
+    await while_connected(request, generation.start())
+    return EventStream(generation.events(), generation.requests)

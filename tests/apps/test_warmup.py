@@ -6,7 +6,7 @@ from collections import Counter
 
 import pytest
 import torch
-from bifrons.apps import warmup
+from bifrons.apps import allowed_hosts, warmup
 from bifrons.apps.pipelines import load_pipeline
 from bifrons.apps.server import app, registry
 from bifrons.apps.warmup import ProgressLine, kernel_cache, warm_up
@@ -101,7 +101,7 @@ def test_the_command_says_how_long_it_took_and_where_kernels_are(bifrons_main, c
 
 @pytest.mark.parametrize("flags", [[], ["--no-warmup"]])
 def test_the_server_accepts_no_connection_before_it_is_warm(bifrons_main, janus_mini, monkeypatch, flags):
-    events, listeners, bind = [], [], app.listen
+    events, listeners, bind = [], [], allowed_hosts.listen
 
     def listen(host, port):
         listeners.append(bind(host, port))
@@ -111,7 +111,7 @@ def test_the_server_accepts_no_connection_before_it_is_warm(bifrons_main, janus_
         with socket.socket() as link:
             return link.connect_ex(listeners[0].getsockname()) == 0
 
-    monkeypatch.setattr(app, "listen", listen)
+    monkeypatch.setattr(allowed_hosts, "listen", listen)
     monkeypatch.setattr(registry, "warm_up", lambda name, pipe, scheduler: events.append((name, connects())))
     monkeypatch.setattr(
         app, "serve", lambda models, listener, keys, hosts: (events.append("serves"), models.close())

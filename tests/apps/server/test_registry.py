@@ -1,15 +1,11 @@
-"""How many rows the models of a server get, and how their images are decoded."""
+"""How many rows the models of a server get."""
 
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-import torch
-from bifrons.apps.server import registry
 from bifrons.apps.server.registry import ModelRegistry, ServerOptions
 from bifrons.blocks.engine import runners
 from bifrons.blocks.errors import OptionError
-from bifrons.janus.image_generation import decode_images
 
 MODELS = ("janus-mini", "vl2-mini-mla")
 
@@ -55,36 +51,3 @@ def test_models_divide_the_memory(open_models):
     _, asked = open_models(None, 100)
     _, swapped = open_models(None, 100, MODELS[::-1])
     assert asked == [2 * swapped[1], swapped[0] / 2]
-
-
-@pytest.mark.parametrize("together", [1, 8])
-def test_threads_share_the_decoding_of_images(janus_mini, monkeypatch, together):
-    models, batches = ModelRegistry(ServerOptions(context=128)), []
-    served = models.load(str(janus_mini), "cpu", None)
-    served._decoded_together = together
-    codes = torch.randint(0, 64, (24, served.pipe.model.config.num_codes)).tolist()
-    damaged = codes[5]
-
-    def decode(model, codes_NT):
-        batches.append(len(codes_NT))
-        if damaged in codes_NT.tolist():
-            raise ValueError("damaged")
-        return decode_images(model, codes_NT)
-
-    def result(one):
-        try:
-            return served.decode_image(one).tobytes()
-        except ValueError as error:
-            return str(error)
-
-    monkeypatch.setattr(registry, "decode_images", decode)
-    with ThreadPoolExecutor(8) as threads:
-        results = list(threads.map(result, codes))
-    expected = [image.tobytes() for image in decode_images(served.pipe.model, torch.tensor(codes))]
-    failed = [index for index, found in enumerate(results) if found == "damaged"]
-    assert 5 in failed
-    assert len(failed) <= together
-    assert sum(batches) == len(codes)
-    assert max(batches) <= together
-    for index, found in enumerate(results):
-        assert index in failed or found == expected[index]
