@@ -5,6 +5,7 @@ import json
 import os
 import urllib.error
 import urllib.request
+from collections.abc import Callable
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -86,18 +87,39 @@ def lines_sha256(rows: list[Row]) -> str:
 
 
 def parse_prompts(content: bytes, name: str) -> list[Row]:
-    """Rows of a prompts file. Raises BifronsError with the number of a line that can't be scored."""
-    rows = []
-    for number, line in enumerate(content.splitlines(), 1):
-        if line.strip():
-            rows.append(parse_metadata(line, f"{name} line {number}"))
+    """Rows of a GenEval prompts file. Raises BifronsError with the number of a line that can't be scored."""
+    return parse_rows(content, name, parse_metadata)
+
+
+def parse_rows(content: bytes, name: str, parse: Callable[[bytes, str], Row] | None = None) -> list[Row]:
+    """Rows of a prompts file of any suite, one a line; blank lines are skipped.
+
+    parse: from a line and its place to a row; by default any object with a text "prompt" is one. Raises
+    BifronsError for an empty file or a line that is no row.
+    """
+    rows = [
+        (parse or parse_row)(line, f"{name} line {number}")
+        for number, line in enumerate(content.splitlines(), 1)
+        if line.strip()
+    ]
     if not rows:
         raise BifronsError(f"{name} is empty; accepted: one prompt with its metadata a line")
     return rows
 
 
+def parse_row(line: bytes, where: str) -> Row:
+    """A JSON object with a text "prompt". Raises BifronsError for anything else; `where` names it there."""
+    try:
+        row = decode_json(line)
+    except ValueError as error:
+        raise BifronsError(f"{where} is not JSON: {error}") from error
+    if not isinstance(row, dict) or not isinstance(row.get("prompt"), str) or not row["prompt"]:
+        raise BifronsError(f"{where} has no 'prompt'; accepted: an object with a text 'prompt'")
+    return row
+
+
 def parse_metadata(line: bytes, where: str) -> Row:
-    """One line of metadata. Raises BifronsError for one that can't be scored; `where` names it there."""
+    """One line of GenEval's metadata. Raises BifronsError for one that can't be scored."""
     try:
         row = decode_json(line)
     except ValueError as error:

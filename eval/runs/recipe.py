@@ -17,6 +17,7 @@ from ...janus.image_generation import ImageGenerationOptions
 
 SEED_POLICIES = ("per-picture", "official")
 SUITES = ("shapes", "geneval")
+"""Names of the suites; `stages.py` has the loader of each."""
 PLACEHOLDER = "{prompt}"
 _SMALL = 256 * 2**20
 """Checkpoints of up to this many bytes are hashed as a whole, larger ones by samples of every tensor."""

@@ -28,7 +28,7 @@ from ...blocks.files import read_bounded
 from ...blocks.image_io import write_png
 from ...blocks.json_config import CONFIG_BYTES, TABLE_BYTES, decode_json
 from ..atomic_io import disk_errors, make_folder, read_file, read_json, write_file, write_json
-from ..geneval.suites import Row, lines_sha256, parse_prompts, select_prompts, to_jsonl
+from ..geneval.suites import Row, lines_sha256, parse_rows, select_prompts, to_jsonl
 from .recipe import Recipe, differences, fingerprint
 
 log = logging.getLogger(__name__)
@@ -202,7 +202,7 @@ def open_run(root: Path, content: Any = None) -> RunDir:
         raise BifronsError(f"{root} is no run folder with a recipe; accepted: one of `bifrons eval run`")
     recipe = Recipe.from_json(content["recipe"])
     source = root / "prompts.jsonl"
-    rows = parse_prompts(read_file(source) if os.path.isfile(source) else b"", str(source))
+    rows = parse_rows(read_file(source) if os.path.isfile(source) else b"", str(source))
     run = RunDir(root, recipe, str(content.get("model_fingerprint")), tuple(rows))
     if run.fingerprint != content.get("fingerprint") or lines_sha256(rows) != recipe.prompts_sha256:
         raise BifronsError(f"{root}: run.json or prompts.jsonl was changed since the run began")

@@ -1,7 +1,7 @@
 """The stages of an evaluation, each from files to files: generate, detect, score."""
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -56,13 +56,22 @@ def _resolved(given: Mapping[str, Any], device: str | None) -> dict[str, Any]:
     return {**given, "dtype": str(dtype).removeprefix("torch.")}
 
 
+def _shapes(recipe: Recipe, prompts: Path | None) -> list[Row]:
+    if prompts is not None:
+        raise OptionError(f"a file of prompts is for the suite 'geneval'; {recipe.suite!r} makes its own")
+    return shapes_prompts(recipe.suite_seed)
+
+
+_LOADERS: dict[str, Callable[[Recipe, Path | None], list[Row]]] = {
+    "shapes": _shapes,
+    "geneval": lambda recipe, prompts: geneval_prompts(prompts),
+}
+"""For each of SUITES: its rows, which are objects with a text "prompt", from a recipe and a user's file."""
+
+
 def load_rows(recipe: Recipe, prompts: Path | None = None) -> list[Row]:
     """The suite's rows. Raises OptionError for a file of prompts with a suite that takes none."""
-    if recipe.suite == "geneval":
-        return geneval_prompts(prompts)
-    if prompts is not None:
-        raise OptionError("a file of prompts is for the suite 'geneval'; 'shapes' makes its own")
-    return shapes_prompts(recipe.suite_seed)
+    return _LOADERS[recipe.suite](recipe, prompts)
 
 
 def load_images(run_dir: Path) -> ImageSet:
