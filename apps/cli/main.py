@@ -1,4 +1,4 @@
-"""Entry point of the `bifrons` command: its parser, and the dispatch to one function per command.
+"""Entry point of the `bifrons` command: the dispatch to one function per command, exit statuses and errors.
 
 Parsing imports nothing heavy; the modules of the commands are imported when they run.
 """
@@ -8,29 +8,16 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Callable, Iterable
-from dataclasses import fields
-from functools import partial
 from importlib import import_module
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from ...blocks.errors import BifronsError
-from ..defaults import DEFAULT_GROUNDING_MODEL, DEFAULT_MODEL, version
-from .bench import add_bench
-from .demo import add_demo
-from .eval_options import add_eval
-from .options import add_eager, add_loading
 from .output import OutputError, discard_output, prepare_streams
-from .serve import add_serve
-from .warmup import add_warmup
+from .parsers import build_parser
 
 PIPE_CLOSED = 141  # 128 + SIGPIPE, what a shell reports for a program that SIGPIPE has ended
 _INTERRUPTED = 130  # 128 + SIGINT
 _REFUSED = 2
-
-_MODEL_HELP = "a folder, a hub id (owner/name) or an embedded model"
-_TOP_P_HELP = "sample from the likeliest tokens whose probabilities add up to this"
-_TEMPERATURE_HELP = "0 always takes the likeliest token"
 
 _FUNCTIONS = {
     "generate": ("images", "generate"),
@@ -48,189 +35,6 @@ _FUNCTIONS = {
     "warmup": ("warmup", "warmup"),
 }
 """Module and function of each command."""
-
-
-class _Formatter(argparse.HelpFormatter):
-    """Shows the defaults of a dataclass in the help text, for which alone the dataclass is imported."""
-
-    def __init__(self, prog: str, defaults: Callable[[], type] | None = None, **settings: Any) -> None:
-        super().__init__(prog, **settings)
-        self._defaults = defaults
-
-    def _get_help_string(self, action: argparse.Action) -> str | None:
-        defaults = {} if self._defaults is None else {f.name: f.default for f in fields(self._defaults())}
-        default = defaults.get(action.dest)
-        if default is None or "(default: " in (action.help or ""):
-            return action.help
-        return f"{action.help} (default: {default})"
-
-
-def _image_options() -> type:
-    from ...janus.image_generation import ImageGenerationOptions
-
-    return ImageGenerationOptions
-
-
-def _text_options() -> type:
-    from ...blocks.chat.text_generation import TextGenerationOptions
-
-    return TextGenerationOptions
-
-
-def build_parser() -> argparse.ArgumentParser:
-    """The parser of all commands; imports nothing heavy."""
-    parser = argparse.ArgumentParser(
-        prog="bifrons",
-        description="Paint pictures from text and ask about pictures, with Janus-Pro and DeepSeek-VL2.",
-    )
-    parser.add_argument("--version", action="version", version=f"bifrons {version()}")
-    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    for add in (_add_generate, _add_ask, _add_chat, _add_locate, _add_encode, _add_decode):
-        add(commands)
-    add_demo(commands, _command)
-    add_serve(commands, _command)
-    add_warmup(commands, _command)
-    for add in (_add_info, _add_convert):
-        add(commands)
-    add_eval(commands, _command, _add_json)
-    add_bench(commands, _command, _add_json)
-    return parser
-
-
-def _command(commands: Any, name: str, text: str, defaults: Callable[[], type] | None = None) -> Any:
-    """Add the parser of a command; its help shows the defaults of the dataclass that `defaults` imports."""
-    description = text[0].upper() + text[1:] + "."
-    formatter = partial(_Formatter, defaults=defaults)
-    return commands.add_parser(name, help=text, description=description, formatter_class=formatter)
-
-
-def _add_json(parser: Any) -> None:
-    parser.add_argument(
-        "--json", action="store_true", help="print one JSON object to stdout and nothing else"
-    )
-
-
-def _add_model(
-    parser: Any, default: str | None = DEFAULT_MODEL, default_help: str = f"default: {DEFAULT_MODEL}"
-) -> None:
-    parser.add_argument("-m", "--model", default=default, help=f"{_MODEL_HELP} ({default_help})")
-    add_loading(parser)
-
-
-def _add_optional(parser: Any, options: Iterable[tuple[str, type, str]]) -> None:
-    """Add options whose defaults a dataclass holds: those not given are absent from the parsed arguments."""
-    for flag, kind, text in options:
-        metavar = "TEXT" if kind is str else "X" if kind is float else "N"
-        parser.add_argument(flag, type=kind, default=argparse.SUPPRESS, metavar=metavar, help=text)
-
-
-def _add_generate(commands: Any) -> None:
-    parser = _command(commands, "generate", "generate pictures from text", _image_options)
-    parser.add_argument("prompt", nargs="+", metavar="PROMPT", help="what to paint; several are allowed")
-    _add_model(parser)
-    add_eager(parser)
-    parser.add_argument("-n", type=int, default=1, metavar="N", help="pictures per prompt (default: 1)")
-    parser.add_argument(
-        "--seed", type=int, metavar="N", help="seed of each prompt's first picture (default: random)"
-    )
-    _add_optional(
-        parser,
-        [
-            ("--guidance-scale", float, "1 means no guidance; some models bring their own default"),
-            ("--temperature", float, _TEMPERATURE_HELP),
-            ("--top-k", int, "sample from the N likeliest tokens; 0 means all"),
-            ("--top-p", float, _TOP_P_HELP),
-            ("--negative-prompt", str, "what the picture should not show"),
-        ],
-    )
-    parser.add_argument(
-        "-o", "--output", metavar="PATH", help="a folder, or a .png file for a single picture (default: out)"
-    )
-    _add_json(parser)
-
-
-def _add_answering(parser: Any) -> None:
-    _add_model(parser)
-    add_eager(parser)
-    parser.add_argument("--seed", type=int, metavar="N", help="seed of sampling (default: random)")
-    _add_optional(
-        parser,
-        [
-            ("--max-new-tokens", int, "maximum length of an answer"),
-            ("--temperature", float, _TEMPERATURE_HELP),
-            ("--top-p", float, _TOP_P_HELP),
-            ("--repetition-penalty", float, "values above 1 make repetition less likely"),
-        ],
-    )
-
-
-def _add_ask(commands: Any) -> None:
-    parser = _command(commands, "ask", "answer a question about pictures", _text_options)
-    parser.usage = "bifrons ask [options] [IMAGE ...] QUESTION"
-    parser.add_argument(
-        "items", nargs="+", metavar="IMAGE ... QUESTION", help="image files, then the question"
-    )
-    _add_answering(parser)
-    _add_json(parser)
-
-
-def _add_chat(commands: Any) -> None:
-    parser = _command(commands, "chat", "chat about pictures", _text_options)
-    parser.add_argument(
-        "--image", action="append", metavar="PATH", help="a picture for the first message; may be repeated"
-    )
-    parser.add_argument("--system", metavar="TEXT", help="a system message (default: the model's own)")
-    _add_answering(parser)
-
-
-def _add_locate(commands: Any) -> None:
-    parser = _command(commands, "locate", "locate what a phrase describes in a picture (DeepSeek-VL2)")
-    parser.add_argument("image", metavar="IMAGE", help="an image file")
-    parser.add_argument("phrase", metavar="PHRASE", help="what to look for, such as: the red star")
-    _add_model(parser, DEFAULT_GROUNDING_MODEL, f"default: {DEFAULT_GROUNDING_MODEL}")
-    parser.add_argument(
-        "-o", "--output", metavar="FILE", help="a .png file for the picture with the boxes drawn"
-    )
-    _add_json(parser)
-
-
-def _add_encode(commands: Any) -> None:
-    parser = _command(commands, "encode", "encode a picture as codes of the image tokenizer")
-    parser.add_argument("image", metavar="IMAGE", help="an image file")
-    _add_model(parser)
-    parser.add_argument(
-        "-o",
-        "--output",
-        metavar="PATH",
-        help="a .json file (codes, grid and model) or a .npy file (codes only, in the shape of the grid); "
-        "default: JSON on stdout",
-    )
-    _add_json(parser)
-
-
-def _add_decode(commands: Any) -> None:
-    parser = _command(commands, "decode", "decode codes into a picture")
-    parser.add_argument("codes", metavar="CODES", help="a .json or .npy file written by `bifrons encode`")
-    _add_model(parser, None, "default: the one named in the file")
-    parser.add_argument("-o", "--output", metavar="PATH", help="a .png file (default: named after CODES)")
-    _add_json(parser)
-
-
-def _add_info(commands: Any) -> None:
-    parser = _command(
-        commands, "info", "describe a model, its memory needs and whether its files are complete"
-    )
-    parser.add_argument("model", metavar="MODEL", help=_MODEL_HELP)
-    _add_json(parser)
-
-
-def _add_convert(commands: Any) -> None:
-    parser = _command(commands, "convert", "convert a model folder to safetensors in the original format")
-    parser.add_argument("source", metavar="SRC", help=_MODEL_HELP)
-    parser.add_argument("target", metavar="DST", help="a new folder")
-    parser.add_argument("--quantize", metavar="KIND", help="int8, int4 or fp8 weights in the decoder")
-    parser.add_argument("--max-shard-size", metavar="SIZE", help="such as 500MB or 2GiB (default: 5GB)")
-    _add_json(parser)
 
 
 def _run(args: argparse.Namespace) -> int:
