@@ -6,6 +6,12 @@
 import math
 import re
 import threading
+from dataclasses import fields
+from numbers import Real
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 _UNPRINTABLE = re.compile(
     "[\\x00-\\x08\\x0b-\\x1f\\x7f-\\x9f\\u061c\\u200e\\u200f\\u2028-\\u202e\\u2066-\\u2069\\ud800-\\udfff]"
@@ -55,24 +61,64 @@ def is_name(text: object, longest: int = 1000) -> bool:
     return isinstance(text, str) and len(text) <= longest and text == one_line(text)
 
 
+def python_number(value: Any) -> Any:
+    """The Python number in a numpy scalar, an array or a tensor of one number without axes; any other value
+    is returned as it is."""
+    item = getattr(value, "item", None)
+    return item() if callable(item) and getattr(value, "ndim", None) == 0 else value
+
+
+def as_python_numbers(options: "DataclassInstance") -> None:
+    """Replace the numbers in the fields of a dataclass, frozen or not, by `python_number` of them."""
+    for field in fields(options):
+        object.__setattr__(options, field.name, python_number(getattr(options, field.name)))
+
+
 def check_number(name: str, value: object, low: float = -math.inf, high: float = math.inf) -> float:
-    """`value` if it is a finite number in [low, high]; otherwise raises an `OptionError` with the range."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise OptionError(f"{name} is {value!r}; accepted: a finite number")
-    if not low <= value <= high:
+    """`value` if it is a finite number in [low, high]; otherwise raises an `OptionError` with the range.
+
+    Numbers of numpy and torch are numbers, too; booleans are not.
+    """
+    number = python_number(value)
+    if isinstance(number, bool) or not isinstance(number, Real) or not _is_finite(number):
+        raise OptionError(f"{name} is {shown(number)}; accepted: a finite number")
+    if not low <= float(number) <= high:
         bounds = f"at least {low:g}" if high == math.inf else f"{low:g} to {high:g}"
-        raise OptionError(f"{name} is {value!r}; accepted: {bounds}")
-    return float(value)
+        raise OptionError(f"{name} is {shown(number)}; accepted: {bounds}")
+    return float(number)
+
+
+def _is_finite(number: Real) -> bool:
+    try:
+        return math.isfinite(number)
+    except OverflowError:  # a whole number beyond all floats
+        return False
 
 
 def check_integer(name: str, value: object, low: int, high: int | None = None) -> int:
-    """`value` if it is a whole number in [low, high]; otherwise raises an `OptionError` with the range."""
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise OptionError(f"{name} is {value!r}; accepted: a whole number")
-    if value < low or (high is not None and value > high):
+    """`value` if it is a whole number in [low, high]; otherwise raises an `OptionError` with the range.
+
+    Whole numbers of numpy and torch are accepted, too; booleans and floats are not.
+    """
+    number = python_number(value)
+    if isinstance(number, bool) or not isinstance(number, int):
+        raise OptionError(f"{name} is {shown(number)}; accepted: a whole number")
+    if number < low or (high is not None and number > high):
         bounds = f"at least {low}" if high is None else f"{low} to {high}"
-        raise OptionError(f"{name} is {value}; accepted: {bounds}")
-    return value
+        raise OptionError(f"{name} is {shown(number)}; accepted: {bounds}")
+    return number
+
+
+def shown(value: object, longest: int = 200) -> str:
+    """`repr` of a value for an error, cut to a bearable length."""
+    if isinstance(value, str | bytes) and len(value) > longest:
+        unit = "characters" if isinstance(value, str) else "bytes"
+        return f"{value[:longest]!r}... ({len(value):,} {unit})"  # the `repr` of all might be large
+    try:
+        text = repr(value)
+    except ValueError:  # of a whole number with thousands of digits
+        return f"a {type(value).__name__} that is too long to show"
+    return text if len(text) <= longest else f"{text[:longest]}... ({len(text):,} characters)"
 
 
 def reraise_exit(error: BaseException) -> None:

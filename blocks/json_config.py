@@ -11,7 +11,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from .errors import BifronsError, ConfigError
+from .errors import BifronsError, ConfigError, shown
 from .files import read_bounded
 
 CONFIG_BYTES = 4 << 20
@@ -20,7 +20,6 @@ TABLE_BYTES = 64 << 20
 """Largest file that lists something: tensors, tokens, codes or results. `tokenizer.json` has up to 7 MB."""
 MAX_DEPTH, MAX_VALUES, MAX_DIGITS = 64, 2_000_000, 20
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
-_SHOWN = 200
 
 LIMITS: dict[str, tuple[float, float]] = {
     # the decoder
@@ -148,12 +147,6 @@ def _check_depth(value: Any) -> None:
         if not nodes:
             return
     raise RecursionError
-
-
-def shown(value: object) -> str:
-    """`repr` of a value for an error, cut to a bearable length."""
-    text = repr(value)
-    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}... ({len(text):,} characters)"
 
 
 def read_value(path: Path, limit: int = CONFIG_BYTES, error: type[BifronsError] = ConfigError) -> Any:

@@ -6,14 +6,16 @@ N images, L prompt tokens, T image tokens of an image, D decoder width, C codebo
 import secrets
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
 from ..blocks.chat.text_generation import MAX_SEED, score_tokens
 from ..blocks.engine.generate import Sequences, scheduler_of
-from ..blocks.errors import OptionError, check_integer, check_number
+from ..blocks.errors import OptionError, as_python_numbers, check_integer, check_number, python_number, shown
 from ..blocks.graphs.cuda_graphs import is_row_invariant
 from ..blocks.placement.memory_budget import batch_over_devices, batch_that_fits
 from ..blocks.sampling.request import SamplingParams, TokenHead, check_context
@@ -43,6 +45,7 @@ class ImageGenerationOptions:
     negative_prompt: str | None = None
 
     def __post_init__(self) -> None:
+        as_python_numbers(self)
         check_number("guidance_scale", self.guidance_scale, low=0.0)
         _ = self.sampling
         if self.negative_prompt is not None and not isinstance(self.negative_prompt, str):
@@ -62,29 +65,28 @@ class ImageGenerationOptions:
         return SamplingParams(self.temperature, self.top_k, self.top_p, scale)
 
 
-def image_seeds(seed: int | Sequence[int] | None, prompts: int, per_prompt: int) -> list[int]:
+def image_seeds(seed: Any, prompts: int, per_prompt: int) -> list[int]:
     """One seed per image, prompt-major.
 
-    From a number, image j of every prompt gets `seed + j`, so an image's seed does not depend on the other
-    prompts of the call. None is a random start for each prompt. A list has one start per prompt or one seed
-    per image. Raises `OptionError`.
+    From a number, image j of every prompt gets `seed + j` (0 follows the largest), so an image's seed does
+    not depend on the other prompts of the call. None is a random start for each prompt. A list, array or
+    tensor has one start per prompt or one seed per image. Raises `OptionError`.
     """
+    seed = python_number(seed)
     if seed is None:
         starts = [secrets.randbelow(2**32) for _ in range(prompts)]
     elif isinstance(seed, int):
-        starts = [seed] * prompts
-    elif isinstance(seed, Sequence) and not isinstance(seed, str) and len(seed) == prompts:
-        starts = list(seed)
-    elif isinstance(seed, Sequence) and not isinstance(seed, str) and len(seed) == prompts * per_prompt:
-        return [check_integer("seed", number, 0, MAX_SEED) for number in seed]
+        starts = [check_integer("seed", seed, 0, MAX_SEED)] * prompts
     else:
-        raise OptionError(
-            f"seed is {seed!r}; accepted: None, a whole number, or a list of {prompts} (one per prompt) "
-            f"or {prompts * per_prompt} (one per picture)"
-        )
-    for start in starts:
-        check_integer("seed", start, 0, MAX_SEED - per_prompt)
-    return [start + index for start in starts for index in range(per_prompt)]
+        starts = list(seed) if isinstance(seed, Sequence | np.ndarray | Tensor) else []
+        if isinstance(seed, str) or len(starts) not in (prompts, prompts * per_prompt):
+            raise OptionError(
+                f"seed is {shown(seed)}; accepted: None, a whole number, or a list of {prompts} (one per "
+                f"prompt) or {prompts * per_prompt} (one per picture)"
+            )
+        starts = [check_integer("seed", start, 0, MAX_SEED) for start in starts]
+    count = prompts * per_prompt // max(1, len(starts))
+    return [(start + index) % (MAX_SEED + 1) for start in starts for index in range(count)]
 
 
 def _input_device(model: JanusModel) -> torch.device:

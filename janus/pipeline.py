@@ -112,8 +112,8 @@ class JanusPipeline(ChatPipeline):
         Args:
             prompt: a text, or a list of texts.
             num_images_per_prompt: number of images of each prompt.
-            seed: image j of each prompt has seed `seed + j`; a list has one per prompt or image; None is
-                random. An image depends on its seed, not on the other images in the call.
+            seed: 0 to 2**64 - 1; image j of each prompt has seed `seed + j`. A list has one per prompt or
+                image; None is random. An image depends on its seed, not on the other images in the call.
             guidance_scale: classifier-free guidance; 1 is none, None is `self.guidance_scale`.
             temperature: 0 is greedy.
             top_k: sample from this many most likely image tokens; 0 is all, as in the reference.
@@ -203,7 +203,7 @@ class JanusPipeline(ChatPipeline):
         options = ImageGenerationOptions(guidance_scale)
         cond, uncond = self.processor.generation_ids(prompt)
         return image_generation.next_image_logits(
-            self.model, cond, uncond if options.guided else None, guidance_scale
+            self.model, cond, uncond if options.guided else None, options.guidance_scale
         )
 
     def score_image(self, prompt: str, codes: Tensor | Sequence[int]) -> Tensor:

@@ -17,7 +17,7 @@ MAX_TOP_LOGPROBS = 20  # as in OpenAI's API
 MAX_TEXT = 200_000
 MAX_PROMPT = 32_000  # as in OpenAI's API
 
-Seed = Annotated[int, Field(ge=0, le=MAX_SEED - MAX_IMAGES)]
+Seed = Annotated[int, Field(ge=0, le=MAX_SEED)]
 Tokens = Annotated[int, Field(ge=1, le=1_000_000)]
 Zero = Annotated[float, Field(ge=0, le=0)]
 TopP = Annotated[float, Field(gt=0, le=1)]

@@ -16,11 +16,11 @@ from ...tokenizers.text import StreamDecoder, TextTokenizer
 from ..device import upload
 from ..engine.generate import Sequences
 from ..engine.prefill import prefill
-from ..errors import check_integer
+from ..errors import as_python_numbers, check_integer
 from ..model.decoder import Decoder
 from ..sampling.request import SamplingParams, TokenHead, check_context
 
-MAX_SEED = 2**63 - 1
+MAX_SEED = 2**64 - 1
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,7 @@ class TextGenerationOptions:
     prefill_chunk: int | None = None
 
     def __post_init__(self) -> None:
+        as_python_numbers(self)
         check_integer("max_new_tokens", self.max_new_tokens, low=1)
         _ = self.sampling
         check_prefill_chunk(self.prefill_chunk)

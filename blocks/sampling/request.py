@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
-from ..errors import BifronsError, OptionError, PromptError, check_integer, check_number
+from ..errors import BifronsError, OptionError, PromptError, as_python_numbers, check_integer, check_number
 
 MAX_LOGPROBS = 20
 """Most alternatives that can be reported with a token, as in OpenAI's API."""
@@ -71,6 +71,7 @@ class SamplingParams:
     repetition_penalty: float = 1.0
 
     def __post_init__(self) -> None:
+        as_python_numbers(self)
         if self.guidance_scale is not None:
             check_number("guidance_scale", self.guidance_scale, low=0.0)
         check_number("temperature", self.temperature, low=0.0)
@@ -157,6 +158,7 @@ class Request:
     def __post_init__(self) -> None:
         assert self.embed is not None or len(self.prompts_TD) == self.rows, "one prompt, or two with guidance"
         assert self.logprobs is None or self.logprobs <= MAX_LOGPROBS
+        self.seed = (self.seed + 2**63) % 2**64 - 2**63  # the same 64 bits as a number of int64
         if self.embed is None:
             self.prompt_tokens = max(len(prompt) for prompt in self.prompts_TD)
 

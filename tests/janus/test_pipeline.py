@@ -177,7 +177,7 @@ BAD = [
     (OptionError, {"top_p": 0.0}),
     (OptionError, {"top_p": 1.1}),
     (OptionError, {"seed": -1}),
-    (OptionError, {"seed": 2**63}),
+    (OptionError, {"seed": 2**64}),
     (OptionError, {"seed": [1, 2, 3]}),
     (OptionError, {"output_type": "png"}),
     (OptionError, {"guidance_scale": 1.0, "negative_prompt": "b"}),

@@ -116,7 +116,7 @@ def fields() -> Iterator[Bad]:
         for name in INTEGERS[path] + NUMBERS[path]:
             for literal in ("NaN", "Infinity", "-Infinity", "1e400", "1e308", "-1e308", "1" + "0" * 40):
                 yield with_fields(path, name, literal, **{name: "@"})
-            for value in (-1, -(10**9), *([0.5, 1.0, 2**63] if name in INTEGERS[path] else [-1e-9])):
+            for value in (-1, -(10**9), *([0.5, 1.0, 2**64] if name in INTEGERS[path] else [-1e-9])):
                 yield with_fields(path, name, **{name: value})
         for name, values in OUT_OF_RANGE[path].items():
             for value in values:
