@@ -16,8 +16,11 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from .errors import ApiError
 from .middleware import SMALL_BODY
+from .schema import UNSUPPORTED
 
 T = TypeVar("T", bound=BaseModel)
+Path = tuple[str | int, ...]
+"""Keys and indices that lead to a field."""
 
 MAX_VALUES = 100_000
 """Values in a body, about: what the schema allows is half as many, 256 messages of 64 parts."""
@@ -120,34 +123,48 @@ def _too_complex(what: str) -> ApiError:
 
 def _invalid(problems: Sequence[Any], body: Any) -> ApiError:
     """The error for pydantic's list of problems, which names the first field that has one."""
-    field, problems = _most_specific([(_field_path(problem, body), problem) for problem in problems])
+    path, problems = _most_specific([(_field_path(problem, body), problem) for problem in problems])
     codes_and_texts = [
-        _FIELD_ERRORS.get(problem["type"], ("invalid_value", str(problem["msg"]))) for problem in problems
+        _FIELD_ERRORS.get(problem["type"]) or (_code(problem["type"]), str(problem["msg"]))
+        for problem in problems
     ]
     text = " or ".join(dict.fromkeys(text for _, text in codes_and_texts))
+    field = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path).removeprefix(".")
     return ApiError(400, f"{field or 'the body'}: {text}", code=codes_and_texts[0][0], param=field or None)
 
 
-def _field_path(problem: dict[str, Any], body: Any) -> str:
-    """The dotted path of a field in the request, without the type names in pydantic's location."""
-    path, value, location = [], body, problem["loc"]
-    for depth, part in enumerate(location, 1):
-        is_index = isinstance(value, list) and isinstance(part, int)
-        exists = is_index or (isinstance(value, dict) and part in value)
-        if exists:
-            value = value[part]
-        if exists or (depth == len(location) and problem["type"] == "missing"):
-            path.append(str(part))
-    return ".".join(path)
+def _code(kind: str) -> str:
+    return kind if kind == UNSUPPORTED else "invalid_value"
 
 
-def _most_specific(problems: list[tuple[str, dict[str, Any]]]) -> tuple[str, list[dict[str, Any]]]:
+def _field_path(problem: dict[str, Any], body: Any) -> Path:
+    """Keys and indices of a field in the request, without the type names in pydantic's location."""
+    location, is_missing = problem["loc"], problem["type"] == "missing"
+    found = _walk(location[:-1] if is_missing else location, body, whole=False)
+    if problem["type"] in ("extra_forbidden", UNSUPPORTED):  # the field is there
+        found = _walk(location, body, whole=True) or found
+    return (*(found or ()), *(location[-1:] if is_missing else ()))
+
+
+def _walk(location: Sequence[Any], value: Any, *, whole: bool) -> Path | None:
+    """The parts of a location that lead into a value. A part that isn't a key or an index there is a type's
+    name, and so may be one that is: `whole` demands that the last part leads somewhere."""
+    if not location:
+        return ()
+    part, rest = location[0], location[1:]
+    if isinstance(part, int) if isinstance(value, list) else isinstance(value, dict) and part in value:
+        below = _walk(rest, value[part], whole=whole)
+        if below is not None:
+            return (part, *below)
+    return None if whole and not rest else _walk(rest, value, whole=whole)
+
+
+def _most_specific(problems: list[tuple[Path, dict[str, Any]]]) -> tuple[Path, list[dict[str, Any]]]:
     """The first field with a problem, and its problems.
 
     If a field may have several types, pydantic reports problems for each. The deepest of them count: they
     belong to the type that the value fits best.
     """
     first = problems[0][0]
-    below = [field for field, _ in problems if field == first or (first and field.startswith(first + "."))]
-    deepest = max(below, key=lambda field: field.count("."))
-    return deepest, [problem for field, problem in problems if field == deepest]
+    deepest = max((path for path, _ in problems if path[: len(first)] == first), key=len)
+    return deepest, [problem for path, problem in problems if path == deepest]

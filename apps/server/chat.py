@@ -55,8 +55,7 @@ class ChatGeneration:
             inputs = await self.registry.run_in_thread(self._inputs, messages)
         self.prompt_tokens = len(inputs.ids)
         max_new_tokens = self._max_new_tokens()
-        temperature, top_p = (field_or_default(self.body, name) for name in ("temperature", "top_p"))
-        sampling = SamplingParams(temperature, 0, top_p)
+        sampling = sampling_params(self.body)
         seed = resolve_seed(self.body.seed)
         self.outputs = [self._output() for _ in range(self.num_choices)]
         return [
@@ -92,12 +91,12 @@ class ChatGeneration:
         return max_new_tokens
 
     def _output(self) -> ChoiceOutput:
-        stop, pipe = self.body.stop, self.served.pipe
+        stop, skip, pipe = self.body.stop, self.body.skip_special_tokens, self.served.pipe
         return ChoiceOutput(
             pipe.tokenizer,
-            [stop] if isinstance(stop, str) else stop or [],
+            [stop] if isinstance(stop, str) and stop else list(stop or ()),
             self.signal,
-            skip_special_tokens=not pipe.keeps_special_tokens,
+            skip_special_tokens=not pipe.keeps_special_tokens if skip is None else skip,
             stream=bool(self.body.stream),
         )
 
@@ -172,6 +171,13 @@ class ChatGeneration:
         yield event("[DONE]")
 
 
+def sampling_params(body: schema.ChatRequest) -> SamplingParams:
+    """How the tokens of an answer are chosen."""
+    names = ("temperature", "top_p", "repetition_penalty")
+    values = {name: field_or_default(body, name) for name in names}
+    return SamplingParams(**values, top_k=max(0, body.top_k or 0))
+
+
 def finish_reason(reason: str | None) -> responses.Finish:
     """The reason in the words of OpenAI's API."""
     return "length" if reason == "length" else "stop"
@@ -187,9 +193,9 @@ def check_fields(body: schema.ChatRequest) -> None:
     """Raise an `ApiError` for fields that contradict each other."""
     if body.max_tokens is not None and body.max_completion_tokens not in (None, body.max_tokens):
         raise invalid_value("max_tokens and max_completion_tokens differ; give one of them", "max_tokens")
-    if body.top_logprobs is not None and not body.logprobs:
+    if body.top_logprobs and not body.logprobs:
         raise invalid_value("top_logprobs requires logprobs: true", "top_logprobs")
-    if body.stream_options is not None and not body.stream:
+    if body.stream_options is not None and body.stream_options.include_usage and not body.stream:
         raise invalid_value("stream_options requires stream: true", "stream_options")
 
 

@@ -167,8 +167,9 @@ class Health(BaseModel):
 
 
 def event_stream(model: type[BaseModel]) -> dict[str, Any]:
-    """The OpenAPI entry of a stream whose events are `model`s."""
-    return {"text/event-stream": {"schema": {"type": "string", "description": model.__doc__ or ""}}}
+    """The OpenAPI entry of a stream whose events are `model`s, as JSON in `data`."""
+    fields = {"event": {"type": "string"}, "data": {"type": "string", "description": model.__doc__ or ""}}
+    return {"text/event-stream": {"schema": {"type": "object", "properties": fields, "required": ["data"]}}}
 
 
 def json_response(model: BaseModel) -> Response:

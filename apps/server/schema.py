@@ -1,16 +1,27 @@
 """Bodies of requests: the part of OpenAI's API that these models support.
 
-OpenAI's names of the types stand in parentheses. A field that the models don't support is accepted only with
-its neutral value; any other value is refused by name, so that nothing is silently ignored.
+OpenAI's names of the types stand in parentheses. What else clients send is dropped where `neutral_fields`
+says that it changes nothing, and refused by name otherwise, so that nothing is silently ignored.
 """
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self, cast
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ModelWrapValidatorHandler,
+    ValidationError,
+    model_validator,
+)
+from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from ...blocks.chat.text_generation import MAX_SEED, TextGenerationOptions
 from ...janus.image_generation import ImageGenerationOptions
+from .neutral_fields import is_neutral, refusal
 
+UNSUPPORTED = "unsupported_value"
+"""Type and code of the error for a value of a neutral field that would change something."""
 MAX_CHOICES = 8
 MAX_IMAGES = 10  # as in OpenAI's API
 MAX_TOP_LOGPROBS = 20  # as in OpenAI's API
@@ -24,6 +35,7 @@ TopP = Annotated[float, Field(gt=0, le=1)]
 Temperature = Annotated[float, Field(ge=0, le=2)]
 Text = Annotated[str, Field(max_length=MAX_TEXT)]
 Stop = Annotated[str, Field(min_length=1, max_length=256)]
+StopList = Annotated[list[Stop], Field(max_length=4, fail_fast=True)]
 
 
 class Request(BaseModel):
@@ -31,14 +43,20 @@ class Request(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
-    @model_validator(mode="before")
+    @model_validator(mode="wrap")
     @classmethod
-    def _keep_one_unknown_field(cls, data: Any) -> Any:
-        """Drop all unknown fields but the first: pydantic makes an error for each, and one is reported."""
+    def _drop_neutral_fields(cls, data: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
+        """Drop unknown fields that change nothing; if all others are right, refuse the first that does."""
         if not isinstance(data, dict):
-            return data
-        unknown = next((name for name in data if name not in cls.model_fields), None)
-        return {name: data[name] for name in data if name in cls.model_fields or name == unknown}
+            return handler(data)
+        checked = handler({name: data[name] for name in data if name in cls.model_fields})
+        for name in data:
+            if name not in cls.model_fields and not is_neutral(cls.__name__, name, data[name]):
+                text = cast(Any, refusal(cls.__name__, name))
+                kind = "extra_forbidden" if text is None else PydanticCustomError(UNSUPPORTED, text)
+                problem = InitErrorDetails(type=kind, loc=(name,), input=None)
+                raise ValidationError.from_exception_data(cls.__name__, [problem])
+        return checked
 
 
 class TextPart(Request):
@@ -52,7 +70,9 @@ class ImageAddress(Request):
     """The image of an image part, as a data: URL."""
 
     url: Annotated[str, Field(min_length=1, description="A data: URL with an image in base64.")]
-    detail: Literal["auto", "high"] | None = None
+    detail: Literal["auto", "low", "high"] | None = Field(
+        None, description="Changes nothing: a picture is always read at the model's full resolution."
+    )
 
 
 class ImagePart(Request):
@@ -81,18 +101,10 @@ class UserMessage(Request):
 
 
 class AssistantMessage(Request):
-    """An assistant message (`ChatCompletionAssistantMessageParam`).
-
-    The fields after `content` let clients send the messages of this server's answers back unchanged.
-    """
+    """An assistant message (`ChatCompletionAssistantMessageParam`)."""
 
     role: Literal["assistant"]
     content: Text | TextParts | None = None
-    refusal: None = None
-    annotations: None = None
-    audio: None = None
-    function_call: None = None
-    tool_calls: None = None
 
 
 Message = Annotated[SystemMessage | UserMessage | AssistantMessage, Field(discriminator="role")]
@@ -101,7 +113,7 @@ Message = Annotated[SystemMessage | UserMessage | AssistantMessage, Field(discri
 class StreamOptions(Request):
     """Options of a streamed chat completion (`ChatCompletionStreamOptions`)."""
 
-    include_usage: bool = False
+    include_usage: bool | None = False
 
 
 class PlainFormat(Request):
@@ -119,9 +131,16 @@ class ChatRequest(Request):
     max_completion_tokens: Tokens | None = None
     temperature: Temperature | None = Field(TextGenerationOptions.temperature, description="0 is greedy.")
     top_p: TopP | None = TextGenerationOptions.top_p
+    top_k: Annotated[int, Field(ge=-1, le=1_000_000)] | None = Field(0, description="0 and -1 mean all.")
+    repetition_penalty: Annotated[float, Field(gt=0, le=10)] | None = Field(
+        TextGenerationOptions.repetition_penalty, description="1 changes nothing; the prompt counts."
+    )
     seed: Seed | None = Field(None, description="Choice j is sampled with seed + j.")
     n: Annotated[int, Field(ge=1, le=MAX_CHOICES)] | None = 1
-    stop: Stop | Annotated[list[Stop], Field(max_length=4, fail_fast=True)] | None = None
+    stop: Annotated[str, Field(max_length=256)] | StopList | None = None
+    skip_special_tokens: bool | None = Field(
+        None, description="Default: true for Janus; false for DeepSeek-VL2, whose boxes are such tokens."
+    )
     stream: bool | None = False
     stream_options: StreamOptions | None = None
     logprobs: bool | None = False
@@ -129,7 +148,6 @@ class ChatRequest(Request):
     frequency_penalty: Zero | None = 0.0
     presence_penalty: Zero | None = 0.0
     response_format: PlainFormat | None = None
-    user: Annotated[str, Field(max_length=256)] | None = None
 
 
 class ImageRequest(Request):
@@ -148,11 +166,8 @@ class ImageRequest(Request):
     output_compression: Annotated[int, Field(ge=0, le=100)] | None = Field(
         None, description="Quality of jpeg and webp; not accepted for png, which is lossless."
     )
-    quality: Literal["auto"] | None = "auto"
-    background: Literal["auto", "opaque"] | None = "auto"
     stream: bool | None = False
     partial_images: Annotated[int, Field(ge=0, le=3)] | None = 0
-    user: Annotated[str, Field(max_length=256)] | None = None
     seed: Seed | None = Field(None, description="Image j is generated with seed + j.")
     guidance_scale: Annotated[float, Field(ge=0, le=100)] | None = Field(
         None, description="Default: the model's own; 1 means no guidance."

@@ -63,7 +63,7 @@ INTEGERS = {
     IMAGES: ["n", "output_compression", "partial_images", "seed", "top_k"],
 }
 NUMBERS = {
-    CHAT: ["temperature", "top_p", "frequency_penalty", "presence_penalty"],
+    CHAT: ["temperature", "top_p", "frequency_penalty", "presence_penalty", "repetition_penalty"],
     IMAGES: ["guidance_scale", "temperature", "top_p"],
 }
 KINDS = {
@@ -76,9 +76,9 @@ KINDS = {
 OUT_OF_RANGE = {
     CHAT: {"max_tokens": [0], "max_completion_tokens": [0, 10**7], "n": [0, 9, 10**9], "top_logprobs": [21]}
     | {"temperature": [2.001], "top_p": [0, 1.001], "user": ["x" * 257], "model": ["x" * 257]}
-    | {"stop": ["", ["a"] * 5, [""], ["x" * 257], [1]], "stream_options": [{"include_usage": 1}, {"x": True}]}
+    | {"stop": [["a"] * 5, [""], ["x" * 257], [1]], "stream_options": [{"include_usage": 1}, {"x": True}]}
     | {"response_format": [{"type": "json_object"}, {"type": "json_schema", "json_schema": {}}]}
-    | {"messages": [[], [{"role": "user", "content": "x"}] * 257]},
+    | {"messages": [[], [{"role": "user", "content": "x"}] * 257], "top_k": [-2]},
     IMAGES: {"n": [0, 11, 10**9], "output_compression": [101], "partial_images": [4], "top_k": [10**7]}
     | {"guidance_scale": [100.5], "temperature": [2.001], "top_p": [0, 1.001], "user": ["x" * 257]}
     | {"size": ["1024x1024", "-1x-1", "x" * 33, "128x128 "], "prompt": ["", " \n", "x" * 32_001]}
@@ -127,11 +127,11 @@ def fields() -> Iterator[Bad]:
 
 USER, BOT, SYSTEM = ({"role": role, "content": "x"} for role in ("user", "assistant", "system"))
 CONVERSATIONS: list[tuple[str, list[Any]]] = [
-    *[("messages.0", [one]) for one in (5, None, "hi", [], {}, {"content": "x"}, {"role": "user"})],
+    *[("messages[0]", [one]) for one in (5, None, "hi", [], {}, {"content": "x"}, {"role": "user"})],
     *[("role", [{"role": role, "content": "x"}])
       for role in ("tool", "function", "User", "root", "", 5, None, ["user"], "<|User|>", "user\n")],
     *[("content", [{"role": "user", "content": value}]) for value in (5, None, True, {}, {"type": ""}, [])],
-    *[("content.0", [{"role": "user", "content": [part]}]) for part in (5, "x", None, [], {}, {"type": 5})],
+    *[("content[0]", [{"role": "user", "content": [part]}]) for part in (5, "x", None, [], {}, {"type": 5})],
     *[("type", [{"role": "user", "content": [{"type": kind, kind: "/etc/passwd"}]}])
       for kind in ("image", "input_audio", "file", "refusal", "audio", "__class__")],
     *[("text", [{"role": "user", "content": [{"type": "text", "text": value}]}])
@@ -139,7 +139,7 @@ CONVERSATIONS: list[tuple[str, list[Any]]] = [
     *[("image_url", [{"role": "user", "content": [{"type": "image_url", "image_url": value}]}])
       for value in (5, None, "data:,x", [], {}, {"url": 5}, {"url": None}, {"url": [""]}, {"url": ""})],
     *[("detail", [{**USER, "content": [{"type": "image_url", "image_url": {"url": "x", "detail": d}}]}])
-      for d in ("low", 5, "")],
+      for d in ("medium", 5, "")],
     *[(name, [{**USER, name: ["/etc/passwd"]}]) for name in ("images", "name", "tool_calls", "audio")],
     ("type", [{"role": "system", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}, USER]),
     *[("tool_calls", [USER, {**BOT, "tool_calls": [{}]}, USER]), ("begins", [BOT]), ("turns", [USER, USER])],
