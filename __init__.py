@@ -16,6 +16,7 @@ if TYPE_CHECKING:
         PictureError,
         PromptError,
     )
+    from .blocks.structured_output import OutputFormat
     from .janus.pipeline import JanusPipeline
     from .vl2.grounding import Box
     from .vl2.pipeline import VL2Pipeline
@@ -29,6 +30,7 @@ __all__ = [
     "ConfigError",
     "JanusPipeline",
     "OptionError",
+    "OutputFormat",
     "PictureError",
     "PromptError",
     "VL2Pipeline",
@@ -43,6 +45,7 @@ _HOMES = {
     "CheckpointError": "blocks.errors",
     "ConfigError": "blocks.errors",
     "OptionError": "blocks.errors",
+    "OutputFormat": "blocks.structured_output",
     "PictureError": "blocks.errors",
     "PromptError": "blocks.errors",
 }

@@ -266,6 +266,7 @@ PUBLIC = [
     "ConfigError",
     "JanusPipeline",
     "OptionError",
+    "OutputFormat",
     "PictureError",
     "PromptError",
     "VL2Pipeline",

@@ -9,6 +9,7 @@ different ids to the same token, and the library renumbers added tokens when it 
 
 import os
 from collections.abc import Iterable
+from functools import cached_property
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from tokenizers import AddedToken, Tokenizer
 
 from ..blocks.errors import ConfigError, PromptError, is_name
 from ..blocks.json_config import read_json, shown
+from ..blocks.token_masks import TokenVocabulary
 from ..blocks.tokenizer_file import library_errors, read_tokenizer
 
 BOS = "<｜begin▁of▁sentence｜>"
@@ -136,6 +138,7 @@ class TextTokenizer:
         if not self.has(name):
             self.hf.add_special_tokens([AddedToken(name, normalized=False, special=True)])
             self._special_ids = None
+            self.__dict__.pop("vocabulary", None)
         token_id = self.token_id(name)
         if self.rows is not None and token_id >= self.rows:
             raise ConfigError(f"the token {name!r} has id {token_id}, beyond the {self.rows} embeddings")
@@ -159,6 +162,11 @@ class TextTokenizer:
     @property
     def pad_id(self) -> int:
         return self.token_id(self._names["pad_token"])
+
+    @cached_property
+    def vocabulary(self) -> TokenVocabulary:
+        """The tokens as output formats need them."""
+        return TokenVocabulary(self.hf, self.rows or self.vocab_size, self.eos_id)
 
     @property
     def vocab_size(self) -> int:

@@ -1,7 +1,7 @@
 """`ChatPipeline`: the methods that the pipelines of both families share, from conversations to answers."""
 
 from collections.abc import Iterator, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, Unpack
 
 import torch
 from torch import Tensor
@@ -13,6 +13,7 @@ from ..image_io import as_image_list
 from ..sampling.request import TokenHead, check_context
 from .text_generation import (
     ChatModel,
+    MoreTextOptions,
     Prompt,
     TextGenerationOptions,
     check_prefill_chunk,
@@ -25,6 +26,14 @@ from .text_generation import (
 
 Messages = list[dict[str, Any]]
 """A conversation, in OpenAI's or the official form: see `blocks.chat.messages`."""
+
+
+def _options(
+    max_new_tokens: int, temperature: float, top_p: float, options: MoreTextOptions
+) -> TextGenerationOptions:
+    return TextGenerationOptions.of(
+        max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, **options
+    )
 
 
 class ChatProcessor(Protocol):
@@ -97,16 +106,14 @@ class ChatPipeline:
         top_p: float = TextGenerationOptions.top_p,
         seed: int | None = None,
         stream: bool = False,
-        *,
-        repetition_penalty: float = TextGenerationOptions.repetition_penalty,
-        prefill_chunk: int | None = None,
+        **options: Unpack[MoreTextOptions],
     ) -> str | Iterator[str]:
         """Answer a question about images.
 
         Args:
             images: an image, a list of images, or None; each a path, bytes, a `data:` URL or a PIL image.
             question: the text, without image tokens, which are put before it.
-            max_new_tokens, temperature, top_p, seed, stream, repetition_penalty, prefill_chunk: as in `chat`.
+            max_new_tokens, temperature, top_p, seed, stream, options: as in `chat`.
 
         Returns:
             The answer, or with `stream` an iterator over its pieces.
@@ -121,8 +128,7 @@ class ChatPipeline:
             top_p,
             seed,
             stream,
-            repetition_penalty=repetition_penalty,
-            prefill_chunk=prefill_chunk,
+            **options,
         )
 
     def chat(
@@ -134,9 +140,8 @@ class ChatPipeline:
         seed: int | None = None,
         stream: bool = False,
         *,
-        repetition_penalty: float = TextGenerationOptions.repetition_penalty,
-        prefill_chunk: int | None = None,
         local_files: bool = True,
+        **options: Unpack[MoreTextOptions],
     ) -> str | Iterator[str]:
         """The assistant's next message in a conversation.
 
@@ -147,9 +152,12 @@ class ChatPipeline:
             top_p: sample from the smallest set of most likely tokens with this total probability; 1 is all.
             seed: None is random. An answer depends on its seed, not on other conversations in a batch.
             stream: return an iterator over pieces of the answer.
-            repetition_penalty: above 1, tokens that occurred before, prompt included, become less likely.
-            prefill_chunk: compute at most this many prompt positions at once, to save memory.
             local_files: False refuses paths of local files as images: for messages from a network.
+            json_schema: a dict, a JSON text or a pydantic model class; the answer is JSON that is valid
+                against it, on one line. `choices`: the answer is one of these texts. `regex`: it matches this
+                regular expression. Any other form is an `output_format`. An answer that `max_new_tokens`
+                cuts off matches none.
+            options: `repetition_penalty` and `prefill_chunk`, as in `TextGenerationOptions`.
 
         Returns:
             The answer, or with `stream` an iterator over its pieces.
@@ -157,21 +165,12 @@ class ChatPipeline:
         Raises:
             PromptError: the conversation is malformed or too long for the context.
             PictureError: an image can't be read.
-            OptionError: an option is outside its range.
+            OptionError: an option is outside its range, or an output format can't be held to.
         """
+        limits = (max_new_tokens, temperature, top_p)
         if not stream:
-            return self.chat_batch(
-                [messages],
-                max_new_tokens,
-                temperature,
-                top_p,
-                seed,
-                repetition_penalty=repetition_penalty,
-                prefill_chunk=prefill_chunk,
-                local_files=local_files,
-            )[0]
-        options = TextGenerationOptions(max_new_tokens, temperature, top_p, repetition_penalty, prefill_chunk)
-        return self._stream(messages, options, resolve_seed(seed), local_files)
+            return self.chat_batch([messages], *limits, seed, local_files=local_files, **options)[0]
+        return self._stream(messages, _options(*limits, options), resolve_seed(seed), local_files)
 
     def _stream(
         self, messages: Messages, options: TextGenerationOptions, seed: int, local_files: bool
@@ -188,19 +187,19 @@ class ChatPipeline:
         top_p: float = TextGenerationOptions.top_p,
         seed: int | None = None,
         *,
-        repetition_penalty: float = TextGenerationOptions.repetition_penalty,
-        prefill_chunk: int | None = None,
         local_files: bool = True,
+        **options: Unpack[MoreTextOptions],
     ) -> list[str]:
         """`chat` for several conversations in one batch. Each answer is the one that `chat` gives with that
         seed."""
-        options = TextGenerationOptions(max_new_tokens, temperature, top_p, repetition_penalty, prefill_chunk)
+        chosen, tokenizer = _options(max_new_tokens, temperature, top_p, options), self.tokenizer
         seeds = [resolve_seed(seed) for _ in conversations]
-        prompts = self.prompts(conversations, options.max_new_tokens, local_files=local_files)
+        prompts = self.prompts(conversations, chosen.max_new_tokens, local_files=local_files)
         if not prompts:
             return []
-        answers = generate_ids(self.model, prompts, options, seeds, self.tokenizer.eos_id)
-        return [self.tokenizer.decode(ids, not self.keeps_special_tokens).strip() for ids in answers]
+        answers = generate_ids(self.model, prompts, chosen, seeds, tokenizer.eos_id, tokenizer.vocabulary)
+        texts = [tokenizer.decode(ids, not self.keeps_special_tokens) for ids in answers]
+        return texts if chosen.output_format else [text.strip() for text in texts]
 
     def next_logits(self, messages: Messages, *, prefill_chunk: int | None = None) -> Tensor:
         """Logits of the text head at the last prompt position, float32 `[vocabulary]` on the CPU.

@@ -7,7 +7,7 @@ import secrets
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, Self, TypedDict, TypeVar
 
 import torch
 from torch import Tensor
@@ -16,9 +16,11 @@ from ...tokenizers.text import StreamDecoder, TextTokenizer
 from ..device import upload
 from ..engine.generate import Sequences
 from ..engine.prefill import prefill
-from ..errors import as_python_numbers, check_integer
+from ..errors import OptionError, as_python_numbers, check_integer
 from ..model.decoder import Decoder
 from ..sampling.request import SamplingParams, TokenHead, check_context
+from ..structured_output import OutputFormat
+from ..token_masks import TokenVocabulary
 
 MAX_SEED = 2**64 - 1
 
@@ -29,7 +31,8 @@ class TextGenerationOptions:
 
     `temperature=0` is greedy. A `repetition_penalty` above 1 makes tokens that occurred before, prompt
     included, less likely; 1 is none. `prefill_chunk` limits the prompt positions that are computed at once
-    (None: all), which saves memory and changes nothing else. Raises `OptionError`.
+    (None: all), which saves memory and changes nothing else. `output_format` is what the answer must match,
+    which it does unless `max_new_tokens` cut it off. Raises `OptionError`.
     """
 
     max_new_tokens: int = 512
@@ -37,16 +40,40 @@ class TextGenerationOptions:
     top_p: float = 1.0
     repetition_penalty: float = 1.0
     prefill_chunk: int | None = None
+    output_format: OutputFormat | None = None
 
     def __post_init__(self) -> None:
         as_python_numbers(self)
         check_integer("max_new_tokens", self.max_new_tokens, low=1)
         _ = self.sampling
         check_prefill_chunk(self.prefill_chunk)
+        if not isinstance(self.output_format, OutputFormat | None):
+            raise OptionError(f"output_format is {self.output_format!r}; accepted: an OutputFormat, or None")
+
+    @classmethod
+    def of(cls, json_schema: Any = None, choices: Any = None, regex: Any = None, **fields: Any) -> Self:
+        """Options by name; instead of an `output_format`, what `OutputFormat` makes one of."""
+        if (picked := OutputFormat.pick(json_schema, choices, regex)) is not None:
+            if fields.get("output_format") is not None:
+                raise OptionError("an output_format excludes json_schema, choices and regex")
+            fields["output_format"] = picked
+        return cls(**fields)
 
     @property
     def sampling(self) -> SamplingParams:
         return SamplingParams(self.temperature, 0, self.top_p, None, self.repetition_penalty)
+
+
+class MoreTextOptions(TypedDict, total=False):
+    """The options of `ask` and `chat` that are given by name: fields of `TextGenerationOptions`, and what an
+    output format is made of."""
+
+    repetition_penalty: float
+    prefill_chunk: int | None
+    output_format: OutputFormat | None
+    json_schema: Any
+    choices: Sequence[str] | None
+    regex: str | None
 
 
 def check_prefill_chunk(prefill_chunk: int | None) -> int | None:
@@ -130,15 +157,22 @@ def _embed_together(
     return [Prompt(one.ids, row_TD) for one, row_TD in zip(inputs, rows, strict=True)]
 
 
-@torch.no_grad()
 def generate_tokens(
     model: ChatModel,
     prompts: Sequence[Prompt],
     options: TextGenerationOptions,
     seeds: Sequence[int],
     eos_id: int,
+    vocabulary: TokenVocabulary | None = None,
 ) -> Iterator[list[int | None]]:
-    """Yield the next token of every conversation, or None for one that has ended, until all have."""
+    """Yield the next token of every conversation, or None for one that has ended, until all have.
+
+    An output format needs the `vocabulary`. Raises `OptionError` if it is too complex.
+    """
+    matchers = None
+    if options.output_format is not None:
+        assert vocabulary is not None
+        matchers = [options.output_format.matcher(vocabulary, options.max_new_tokens) for _ in prompts]
     sequences = Sequences(
         TokenHead(model.embed_text, model.text_logits),
         [[prompt.embeddings_TD] for prompt in prompts],
@@ -148,8 +182,9 @@ def generate_tokens(
         eos_id=eos_id,
         prefill_chunk=options.prefill_chunk,
         prompt_ids=[prompt.ids for prompt in prompts],
+        matchers=matchers,
     )
-    yield from sequences.run(model.decoder)
+    return sequences.run(model.decoder)
 
 
 def generate_ids(
@@ -158,10 +193,11 @@ def generate_ids(
     options: TextGenerationOptions,
     seeds: Sequence[int],
     eos_id: int,
+    vocabulary: TokenVocabulary | None = None,
 ) -> list[list[int]]:
     """The token ids of the answer to each conversation, without the end token."""
     ids: list[list[int]] = [[] for _ in prompts]
-    for step in generate_tokens(model, prompts, options, seeds, eos_id):
+    for step in generate_tokens(model, prompts, options, seeds, eos_id, vocabulary):
         for row, token in zip(ids, step, strict=True):
             if token is not None:
                 row.append(token)
@@ -176,9 +212,10 @@ def stream_text(
     seed: int,
     skip_special_tokens: bool,
 ) -> Iterator[str]:
-    """Pieces of the answer to one conversation, as they are generated, without leading whitespace."""
-    decoder, started = StreamDecoder(tokenizer, skip_special_tokens), False
-    steps = generate_tokens(model, [prompt], options, [seed], tokenizer.eos_id)
+    """Pieces of the answer to one conversation, as they are generated, without leading whitespace unless an
+    output format asks for it."""
+    decoder, started = StreamDecoder(tokenizer, skip_special_tokens), options.output_format is not None
+    steps = generate_tokens(model, [prompt], options, [seed], tokenizer.eos_id, tokenizer.vocabulary)
     for token in chain((token for (token,) in steps), (None,)):  # None after the last token
         piece = decoder.flush() if token is None else decoder.push(token)
         piece = piece if started else piece.lstrip()

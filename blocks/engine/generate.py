@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..model.decoder import Decoder
 from ..sampling.request import Request, SampledToken, SamplingParams, TokenHead
+from ..token_masks import OutputMatcher
 from .scheduler import Scheduler
 
 _lock = threading.Lock()
@@ -41,9 +42,11 @@ class Sequences:
         prefill_chunk: int | None = None,
         prompt_ids: Sequence[Tensor] | None = None,
         priority: int = 0,
+        matchers: Sequence[OutputMatcher] | None = None,
     ) -> None:
         """`prompts_TD` holds one prompt of each sequence, or with guidance two; `prompt_ids` the prompts'
-        tokens for a repetition penalty. The other arguments are those of `Request`."""
+        tokens for a repetition penalty; `matchers` one of each sequence. The other arguments are those of
+        `Request`."""
         self.tokens: list[list[int]] = [[] for _ in seeds]
         self.requests = [
             Request(
@@ -58,6 +61,7 @@ class Sequences:
                 priority=priority,
                 seen_ids=None if prompt_ids is None else prompt_ids[index],
                 prefill_chunk=prefill_chunk,
+                matcher=None if matchers is None else matchers[index],
             )
             for index, (prompts, seed, tokens) in enumerate(zip(prompts_TD, seeds, self.tokens, strict=True))
         ]

@@ -11,7 +11,7 @@ from torch import Tensor
 from ..model.decoder import Decoder
 from ..model.kv_slots import KVSlots, ints_on_device, select_rows
 from ..sampling.request import Request, SampledToken, SamplingMode, TokenHead, Tokens, group_by_mode
-from ..sampling.sampling import sample, sampled_tokens, sampling_tensors, token_logprobs
+from ..sampling.sampling import output_masks, sample, sampled_tokens, sampling_tensors, token_logprobs
 from .prefill import PREFILL_CHUNK, Prefiller, decode_one
 
 
@@ -82,7 +82,8 @@ class Batch:
             logits.device, [request.seed for request in requests], [request.step for request in requests]
         )
         seen_NV = self._seen_tokens(requests, logits.shape[-1], logits.device) if mode.penalized else None
-        tokens_N = sample(logits, mode, params, seeds_N, steps_N, seen_NV)
+        masks_NW = output_masks(requests, logits.device) if mode.constrained else None
+        tokens_N = sample(logits, mode, params, seeds_N, steps_N, seen_NV, masks_NW)
         logprobs = token_logprobs(logits, tokens_N.clamp(min=0), mode, params) if mode.logprobs else None
         return tokens_N, sampled_tokens(requests, tokens_N.tolist(), logprobs)
 

@@ -25,6 +25,7 @@ from ..kernels.batch_invariant import is_batch_invariant
 from ..model.decoder import Decoder
 from ..model.kv_cache import KVCache
 from ..model.kv_slots import BLOCK_SIZE, KVSlots
+from ..sampling.request import Request
 
 PREFILL_CHUNK = 512
 """Prompt positions that the scheduler computes at once, which bounds the memory of activations."""
@@ -35,6 +36,19 @@ MIN_COMPUTED = 4
 position would take another path through attention."""
 MIN_PER_THREAD = 64
 """Fewest positions that are worth a thread of their own."""
+
+
+def embed_requests(requests: list[Request]) -> list[Request]:
+    """Embed the prompts of requests with the same `embed`; equal inputs once."""
+    embed = requests[0].embed
+    assert embed is not None
+    inputs = {id(request.inputs): request.inputs for request in requests}
+    prompts = dict(zip(inputs, embed(list(inputs.values())), strict=True))
+    for request in requests:
+        prompt = prompts[id(request.inputs)]
+        request.prompts_TD, request.seen_ids = (prompt.embeddings_TD,), prompt.ids
+        request.inputs = None  # images, which are no longer needed
+    return requests
 
 
 def prefill(decoder: Decoder, rows: Sequence[Tensor], cache: KVCache, chunk: int | None = None) -> Tensor:

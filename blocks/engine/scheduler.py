@@ -19,15 +19,8 @@ from ..device import inference_on
 from ..errors import OptionError, reraise_exit
 from ..graphs.cuda_graphs import GraphCapturer, uses_cuda_graphs
 from ..model.decoder import Decoder
-from ..sampling.request import (
-    Request,
-    SampledToken,
-    SamplingParams,
-    TokenHead,
-    Tokens,
-    check_context,
-    embed_requests,
-)
+from ..sampling.request import Request, SampledToken, SamplingParams, TokenHead, Tokens, check_context
+from .prefill import embed_requests
 from .runners import make_runner
 
 _log = logging.getLogger("bifrons.engine")
@@ -157,7 +150,9 @@ class Scheduler:
             self._prefill()
         if self._running:
             self._launch()
-        while len(self._launched) > (self.runner.lag if self._running else 0):
+        # What a matcher allows next depends on the token before.
+        free = self._running and all(request.matcher is None for request in self._running)
+        while len(self._launched) > (self.runner.lag if free else 0):
             self._deliver()
 
     def _requests(self) -> list[Request]:

@@ -44,7 +44,7 @@ class GraphRunner:
         device, width = decoder.device, decoder.config.hidden_size
         hidden_RD, x_RD = torch.zeros(2, rows + 1, width, device=device, dtype=decoder.dtype)
         positions_R, starts_R, in_use_R = torch.zeros(3, rows + 1, dtype=torch.long, device=device)
-        self.buffers = RowBuffers(hidden_RD, x_RD, positions_R, starts_R, in_use_R)
+        self.buffers = RowBuffers(hidden_RD, x_RD, positions_R, starts_R, in_use_R, decoder.config.vocab_size)
         self._rows_of: dict[Request, list[Row]] = {}
         self._active: list[Row] = []
         """The rows that steps decode, in the order of the buffers."""
@@ -157,6 +157,7 @@ class GraphRunner:
 
     def _sample(self) -> list[SamplingGroup]:
         for group in self._current:
+            group.load_masks()
             self._sampling_graph(group, min(bucket(len(group.requests)), self.rows))
         return self._current
 
@@ -170,6 +171,7 @@ class GraphRunner:
         for (head, mode), members in group_by_mode(requests).items():
             groups.append(SamplingGroup(head, mode, self.buffers))
             groups[-1].assign(members)
+            groups[-1].load_masks()
             groups[-1].work(len(members), self.kernels.sampling)
         return groups
 
@@ -216,8 +218,6 @@ class GraphRunner:
 
     def _group(self, head: TokenHead, mode: SamplingMode) -> SamplingGroup:
         if (head, mode) not in self._groups:
-            if mode.penalized:
-                self.buffers.allocate_seen(self.decoder.config.vocab_size)
             self._groups[head, mode] = SamplingGroup(head, mode, self.buffers)
         return self._groups[head, mode]
 
@@ -250,7 +250,7 @@ class GraphRunner:
         """Mark the prompts of new requests with a repetition penalty."""
         for request in self._ready:
             if request.mode.penalized and self._active[request.row_ids[0]].hidden_D is not None:
-                self.buffers.mark_seen(request, self.decoder.config.vocab_size)
+                self.buffers.mark_seen(request)
 
     def _reader(self, parts: list[tuple[list[Request], list[Tensor]]]) -> Callable[[], Tokens]:
         event = None

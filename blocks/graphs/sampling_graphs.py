@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..device import upload
 from ..sampling.request import MAX_LOGPROBS, Request, SamplingMode, SamplingTensors, TokenHead
-from ..sampling.sampling import sample, sampling_tensors, token_logprobs
+from ..sampling.sampling import output_masks, sample, sampling_tensors, token_logprobs
 
 
 @dataclass
@@ -28,6 +28,8 @@ class RowBuffers:
     """The first slot of each row's range in the cache."""
     in_use_R: Tensor
     """1 for rows in use, which advance by one position per step, else 0."""
+    vocabulary: int
+    """Number of text tokens."""
     seen_RV: Tensor | None = None
     """Tokens that a repetition penalty counts as seen, by a request's first row."""
 
@@ -48,15 +50,15 @@ class RowBuffers:
         if self.seen_RV is not None:
             self.seen_RV[targets] = self.seen_RV[sources]
 
-    def allocate_seen(self, vocabulary: int) -> Tensor:
+    def allocate_seen(self) -> Tensor:
         """`seen_RV`, allocated the first time."""
         if self.seen_RV is None:
-            self.seen_RV = self.hidden_RD.new_zeros(len(self.hidden_RD), vocabulary, dtype=torch.bool)
+            self.seen_RV = self.hidden_RD.new_zeros(len(self.hidden_RD), self.vocabulary, dtype=torch.bool)
         return self.seen_RV
 
-    def mark_seen(self, request: Request, vocabulary: int) -> None:
+    def mark_seen(self, request: Request) -> None:
         """Mark the tokens of a request's prompt, and no others, as seen."""
-        seen_V = self.allocate_seen(vocabulary)[request.row_ids[0]]
+        seen_V = self.allocate_seen()[request.row_ids[0]]
         seen_V.zero_()
         if request.seen_ids is not None:
             seen_V[upload(request.seen_ids, seen_V.device)] = True
@@ -79,6 +81,12 @@ class SamplingGroup:
         self.uncond_N.fill_(rows.spare)
         self._numbers = torch.ones(4, size, device=device)
         alternatives = MAX_LOGPROBS if mode.logprobs else 0
+        if mode.penalized:
+            rows.allocate_seen()
+        self.masks_NW = None
+        if mode.constrained:
+            words = -(-rows.vocabulary // 32)
+            self.masks_NW = torch.full((size, words), -1, dtype=torch.int32, device=device)
         self.logprobs_NK = torch.zeros(size, 1 + alternatives, device=device)
         self.top_ids_NK = torch.zeros(size, alternatives, dtype=torch.long, device=device)
 
@@ -101,6 +109,11 @@ class SamplingGroup:
         self.rows_N[count:] = self.rows.spare
         self.uncond_N[count:] = self.rows.spare
 
+    def load_masks(self) -> None:
+        """Bring the masks of requests with a matcher to the device, before each step."""
+        if self.masks_NW is not None:
+            self.masks_NW[: len(self.requests)] = output_masks(self.requests, self.masks_NW.device)
+
     def work(self, count: int, kernel: ModuleType) -> None:
         """Sample the first `count` requests' tokens and embed them as the decoder's next inputs."""
         rows, mode = self.rows, self.mode
@@ -109,7 +122,8 @@ class SamplingGroup:
         numbers = [column[:count] for column in self._numbers]
         params = SamplingTensors(*numbers, top_k=self.top_k_N[:count])
         seen_NV = rows.seen_RV[rows_N] if mode.penalized and rows.seen_RV is not None else None
-        tokens_N = sample(logits, mode, params, self.seeds_N[:count], steps_N, seen_NV, kernel)
+        masks_NW = None if self.masks_NW is None else self.masks_NW[:count]
+        tokens_N = sample(logits, mode, params, self.seeds_N[:count], steps_N, seen_NV, masks_NW, kernel)
         self.tokens_N[:count] = tokens_N
         if mode.logprobs:
             logprobs, top_ids = token_logprobs(logits, tokens_N.clamp(min=0), mode, params)

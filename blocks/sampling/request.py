@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from torch import Tensor, nn
 
 from ..errors import BifronsError, OptionError, PromptError, as_python_numbers, check_integer, check_number
+from ..token_masks import OutputMatcher
 
 MAX_LOGPROBS = 20
 """Most alternatives that can be reported with a token, as in OpenAI's API."""
@@ -43,6 +44,12 @@ class SamplingMode(NamedTuple):
     filtered: bool
     penalized: bool
     logprobs: bool = False
+    constrained: bool = False
+
+    @property
+    def draws_raw_logits(self) -> bool:
+        """Whether tokens are drawn from the logits as they are, but for guidance and temperature."""
+        return not (self.filtered or self.penalized or self.constrained)
 
 
 class SamplingTensors(NamedTuple):
@@ -143,6 +150,8 @@ class Request:
     """The prompt's token ids, which a repetition penalty counts as seen."""
     prefill_chunk: int | None = None
     """Most prompt positions that are computed at once; None leaves it to the scheduler."""
+    matcher: OutputMatcher | None = None
+    """Holds the answer to an output format; the request ends with "stop" when the format is complete."""
     embed: Callable[[list[Any]], list[Any]] | None = None
     inputs: Any = None
     prompt_tokens: int = 0
@@ -174,7 +183,9 @@ class Request:
 
     @property
     def mode(self) -> SamplingMode:
-        return self.sampling.mode._replace(logprobs=self.logprobs is not None)
+        return self.sampling.mode._replace(
+            logprobs=self.logprobs is not None, constrained=self.matcher is not None
+        )
 
     def deliver(self, sampled: SampledToken) -> bool:
         """Hand over a token; returns whether it ends the request.
@@ -186,7 +197,10 @@ class Request:
                 "the model's logits are not numbers (NaN): its weights are damaged, or its activations "
                 "overflow in this dtype; accepted: bfloat16 or float32"
             )
-        return sampled.token == self.eos_id or bool(self.on_token(sampled))
+        if sampled.token == self.eos_id:
+            return True
+        stops = bool(self.on_token(sampled))
+        return (self.matcher is not None and self.matcher.accept(sampled.token)) or stops
 
     def cancel(self) -> None:
         """Finish the request before the next step and free its rows. Does nothing once it has finished."""
@@ -203,19 +217,6 @@ def group_by_mode(requests: Sequence[Request]) -> dict[tuple[TokenHead, Sampling
     for request in requests:
         groups.setdefault((request.head, request.mode), []).append(request)
     return groups
-
-
-def embed_requests(requests: list[Request]) -> list[Request]:
-    """Embed the prompts of requests with the same `embed`; equal inputs once."""
-    embed = requests[0].embed
-    assert embed is not None
-    inputs = {id(request.inputs): request.inputs for request in requests}
-    prompts = dict(zip(inputs, embed(list(inputs.values())), strict=True))
-    for request in requests:
-        prompt = prompts[id(request.inputs)]
-        request.prompts_TD, request.seen_ids = (prompt.embeddings_TD,), prompt.ids
-        request.inputs = None  # images, which are no longer needed
-    return requests
 
 
 def check_context(prompt: int, new: int, limit: int) -> None:

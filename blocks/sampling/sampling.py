@@ -8,6 +8,7 @@ import math
 from collections.abc import Sequence
 from types import ModuleType
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -48,14 +49,27 @@ def filter_logits(logits_NV: Tensor, temperature_N: Tensor, top_k_N: Tensor, top
     return logits_NV.masked_fill(torch.empty_like(dropped).scatter_(1, order, dropped), -math.inf)
 
 
+def apply_masks(logits_NV: Tensor, masks_NW: Tensor) -> Tensor:
+    """Set tokens whose bit in a mask of `OutputMatcher` is 0 to -inf."""
+    bits = torch.arange(32, dtype=torch.int32, device=masks_NW.device)
+    allowed = ((masks_NW[:, :, None] >> bits) & 1).flatten(1)[:, : logits_NV.shape[1]]
+    return logits_NV.masked_fill(allowed == 0, -math.inf)
+
+
 def process_logits(
-    logits: Tensor, mode: SamplingMode, params: SamplingTensors, seen_NV: Tensor | None
+    logits: Tensor,
+    mode: SamplingMode,
+    params: SamplingTensors,
+    seen_NV: Tensor | None = None,
+    masks_NW: Tensor | None = None,
 ) -> Tensor:
-    """Logits float32 `[N, V]` after guidance, penalty and filters; dropped tokens have -inf."""
+    """Logits float32 `[N, V]` after guidance, masks, penalty and filters; dropped tokens have -inf."""
     logits = logits.float()
     if mode.guided:
         cond, uncond = logits.chunk(2)
         logits = guide(cond, uncond, params.guidance[:, None])
+    if masks_NW is not None:
+        logits = apply_masks(logits, masks_NW)
     if seen_NV is not None:
         logits = penalize(logits, seen_NV, params.penalty[:, None])
     return filter_logits(logits, params.temperature, params.top_k, params.top_p) if mode.filtered else logits
@@ -74,6 +88,7 @@ def sample(
     seeds_N: Tensor,
     steps_N: Tensor,
     seen_NV: Tensor | None = None,
+    masks_NW: Tensor | None = None,
     kernel: ModuleType | None = None,
 ) -> Tensor:
     """Sample a token of each request, int64 `[N]`, in float32 whatever the logits' dtype.
@@ -82,11 +97,11 @@ def sample(
     unconditional ones. A token is -1 where a logit is not a number. `kernel` (`kernels.sampling_triton`)
     applies guidance and draws in two launches.
     """
-    if kernel is not None and not (mode.filtered or mode.penalized):
+    if kernel is not None and mode.draws_raw_logits:
         guidance = params.guidance if mode.guided else None
         temperature = None if mode.greedy else params.temperature
         return kernel.draw(logits, seeds_N, steps_N, guidance, temperature)
-    logits_NV = process_logits(logits, mode, params, seen_NV)
+    logits_NV = process_logits(logits, mode, params, seen_NV, masks_NW)
     if kernel is not None:
         return kernel.draw(logits_NV, seeds_N, steps_N, None, None if mode.greedy else params.temperature)
     if mode.greedy:
@@ -106,13 +121,19 @@ def sampling_tensors(requests: Sequence[Request], device: torch.device) -> Sampl
     return SamplingTensors(*upload(numbers.t().contiguous(), device), top_k=upload(top_k, device))
 
 
+def output_masks(requests: Sequence[Request], device: torch.device) -> Tensor:
+    """The masks of requests with a matcher, int32 `[N, W]`."""
+    masks = [request.matcher.mask_W for request in requests if request.matcher is not None]
+    return upload(torch.from_numpy(np.stack(masks)), device)
+
+
 def token_logprobs(
     logits: Tensor, tokens_N: Tensor, mode: SamplingMode, params: SamplingTensors
 ) -> tuple[Tensor, Tensor]:
     """Log-probabilities after guidance and before temperature and filters: of the sampled token, then of the
     top `MAX_LOGPROBS` ones, `[N, 1 + MAX_LOGPROBS]`, and the latter's token ids `[N, MAX_LOGPROBS]`."""
-    plain = mode._replace(filtered=False, penalized=False)
-    scores = process_logits(logits, plain, params, None).log_softmax(-1)
+    plain = mode._replace(filtered=False)
+    scores = process_logits(logits, plain, params).log_softmax(-1)
     top = scores.topk(min(MAX_LOGPROBS, scores.shape[-1]))
     return torch.cat((scores.gather(1, tokens_N[:, None]), top.values), dim=1), top.indices
 

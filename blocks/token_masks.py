@@ -1,0 +1,144 @@
+"""Which tokens an answer of a given form may go on with: bit masks, computed by the library llguidance.
+
+A model's `TokenVocabulary` compiles a format's grammar; an `OutputMatcher` follows one answer, and holds the
+mask of the tokens that may come next. Generation draws from these alone.
+
+V rows of the model's embedding, W = ceil(V / 32) words of a mask.
+"""
+
+import json
+import threading
+from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import NoReturn
+
+import numpy as np
+from llguidance import LLMatcher, LLParserLimits, LLTokenizer
+from tokenizers import Tokenizer
+
+from .errors import OptionError
+from .json_config import shown
+
+LIMITS = LLParserLimits(
+    initial_lexer_fuel=1_000_000,  # about 20 ms of compiling a regular expression
+    step_lexer_fuel=200_000,  # about 14 ms of one mask
+    step_max_items=50_000,  # about 3 ms of one mask
+    max_lexer_states=20_000,  # 2 kB each
+    max_grammar_size=100_000,
+    verbose_errors=False,
+)
+"""What compiling and the masks of one format may cost."""
+_CACHED = 16  # compiled formats of a vocabulary
+_SHOWN = 300
+
+
+class TokenVocabulary:
+    """The tokens of a model as formats need them, read at the first use. It may be shared by threads."""
+
+    def __init__(self, tokenizer: Tokenizer, rows: int, eos_id: int) -> None:
+        """`rows` is that of the model's embedding, which may be larger than the tokenizer's vocabulary."""
+        self._tokenizer, self.rows, self.eos_id = tokenizer, rows, eos_id
+        self._lock = threading.Lock()
+        self._tokens: LLTokenizer | None = None
+        self._compiled: OrderedDict[str, LLMatcher] = OrderedDict()
+        self.plain_W = np.zeros(-(-rows // 32), dtype=np.int32)
+        """The tokens that are no special ones, and the end token."""
+
+    def __reduce__(self) -> tuple[type["TokenVocabulary"], tuple[Tokenizer, int, int]]:
+        return TokenVocabulary, (self._tokenizer, self.rows, self.eos_id)
+
+    def compile(self, description: str, source: str) -> LLMatcher:
+        """A matcher in its first state. Compiling takes up to a second; the last formats are remembered."""
+        with self._lock, library_errors(description):
+            if self._tokens is None:
+                self._tokens = self._read()
+            matcher = self._compiled.get(source)
+            if matcher is None:
+                matcher = LLMatcher(self._tokens, source, log_level=0, limits=LIMITS)
+                if matcher.is_error():
+                    refuse(description, matcher.get_error())
+                self._compiled[source] = matcher
+            self._compiled.move_to_end(source)
+            if len(self._compiled) > _CACHED:
+                self._compiled.popitem(last=False)
+            return matcher.deep_copy()
+
+    def _read(self) -> LLTokenizer:
+        content = json.loads(self._tokenizer.to_str())
+        content["post_processor"] = None
+        vocabulary, special = content["model"]["vocab"], set[int]()
+        for token in content["added_tokens"]:
+            if token["special"]:
+                # Under another name: a text that spells a special token is nothing but text.
+                special.add(token["id"])
+                name, token["content"] = token["content"], f"\0{token['id']}"
+                if name in vocabulary:
+                    vocabulary[token["content"]] = vocabulary.pop(name)
+        tokens = LLTokenizer(json.dumps(content), n_vocab=self.rows, eos_token=self.eos_id)
+        spelled = {tokens.decode_bytes([token]) for token in range(self.rows)}
+        missing = "".join(chr(code) for code in range(32, 127) if bytes([code]) not in spelled)
+        if missing:
+            raise OptionError(
+                f"this model's vocabulary can't spell {shown(missing)}, so it can't write answers of a given "
+                "format; accepted: a vocabulary with a token for each byte"
+            )
+        bits = np.ones(32 * len(self.plain_W), dtype=np.uint8)
+        bits[[*(special - {self.eos_id}), *range(self.rows, len(bits))]] = 0
+        self.plain_W = np.packbits(bits, bitorder="little").view("<i4").astype(np.int32)
+        return tokens
+
+
+class OutputMatcher:
+    """Holds one answer to a format, token by token. Used by one thread at a time."""
+
+    def __init__(
+        self, description: str, source: str, vocabulary: TokenVocabulary, max_new_tokens: int
+    ) -> None:
+        """Arguments are those of `OutputFormat.matcher`."""
+        self._description, self._vocabulary, self._left = description, vocabulary, max_new_tokens
+        self._matcher = vocabulary.compile(description, source)
+        self.mask_W = np.zeros_like(vocabulary.plain_W)
+        """Bit `i % 32` of word `i // 32` says whether token `i` may come next; int32 `[W]`. The end token may
+        if the answer is complete."""
+        self._update()
+
+    def accept(self, token: int) -> bool:
+        """Add a token to the answer, and update the mask; returns whether the answer is complete and can't go
+        on. Raises `OptionError` if the next mask is too expensive to compute."""
+        with library_errors(self._description):
+            self._matcher.consume_token(token)
+            self._left -= 1
+            if self._matcher.is_stopped() and not self._matcher.is_error():
+                return True
+        self._update()
+        return False
+
+    def _update(self) -> None:
+        with library_errors(self._description):
+            self._matcher.unsafe_compute_mask_ptr(self.mask_W.ctypes.data, self.mask_W.nbytes)
+            if self._matcher.is_error():
+                refuse(self._description, self._matcher.get_error())
+        self.mask_W &= self._vocabulary.plain_W
+        if not self.mask_W.any():
+            refuse(self._description, "this model's vocabulary can't spell what it asks for")
+
+
+@contextmanager
+def library_errors(description: str) -> Iterator[None]:
+    """Turn what the library raises, panics of its Rust code included, into an `OptionError`."""
+    try:
+        yield
+    except OptionError:
+        raise
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        refuse(description, str(error))
+
+
+def refuse(description: str, reason: str) -> NoReturn:
+    """Raise the `OptionError` of a format, with the reason on one line of a bearable length."""
+    line = " ".join(reason.split())
+    line = line if len(line) <= _SHOWN else f"{line[:_SHOWN]}..."
+    raise OptionError(f"{description} can't be used as an output format: {line}")
