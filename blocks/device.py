@@ -5,9 +5,11 @@ No other module decides or assumes a default device or dtype.
 
 import os
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
+from functools import partial, wraps
 from pathlib import Path
+from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +24,10 @@ DTYPES = {
     "bf16": torch.bfloat16,
     "fp16": torch.float16,
 }
+
+Arguments = ParamSpec("Arguments")
+Result = TypeVar("Result")
+Pipeline = TypeVar("Pipeline", bound="_OnDevice")
 
 graph_capture_lock = threading.RLock()
 """Held while a CUDA graph is captured. All captures on a device share a stream, so work that another thread
@@ -58,7 +64,7 @@ def resolve_dtype(dtype: str | torch.dtype | None, device: torch.device) -> torc
     if dtype is None:
         if device.type in ("cpu", "meta"):
             return torch.float32
-        if device.type == "cuda" and not torch.cuda.is_bf16_supported():
+        if device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
             return torch.float16
         return torch.bfloat16
     chosen = DTYPES.get(dtype) if isinstance(dtype, str) else dtype
@@ -77,15 +83,92 @@ def check_capture(capture: object, device: torch.device) -> bool | None:
 
 
 @contextmanager
-def inference_on(device: torch.device) -> Iterator[None]:
-    """Computing without gradients on a device, in tensors that later calls may write to.
+def plain_torch() -> Iterator[None]:
+    """Computing without gradients, in tensors that later calls may write to, whatever the caller has set.
 
-    Triton launches kernels on the thread's current device, wherever the tensors are. Tensors made in
-    inference mode could not be written to outside of it.
+    The caller's autocast, inference mode, default device, default dtype and reduced precision of float32
+    products (TF32, bfloat16) don't hold inside: results are the same with and without them. Also a decorator.
+    """
+    with ExitStack() as stack:
+        stack.enter_context(torch.inference_mode(False))
+        stack.enter_context(torch.no_grad())
+        for kind in ("cpu", "cuda", "mps"):
+            if torch.is_autocast_enabled(kind):
+                stack.enter_context(torch.autocast(kind, enabled=False))
+        if torch.get_default_device().type != "cpu":
+            stack.enter_context(torch.device("cpu"))
+        stack.enter_context(_process_settings)
+        yield
+
+
+def _list_settings() -> list[tuple[Callable[[], Any], Callable[[Any], None], tuple[Any, ...]]]:
+    """What torch keeps for the whole process and results depend on: its getter, its setter, plain values."""
+    matmul, mkldnn = torch.backends.cuda.matmul, torch.backends.mkldnn
+    found = [matmul, getattr(mkldnn, "matmul", None), getattr(mkldnn, "conv", None)]
+    newer = [backend for backend in found if hasattr(backend, "fp32_precision")]
+    settings: list[Any] = [(torch.get_default_dtype, torch.set_default_dtype, (torch.float32,))]
+    for backend in newer:
+        get, put = (partial(access, backend, "fp32_precision") for access in (getattr, setattr))
+        settings.append((get, put, ("ieee", "none")))
+    if not newer:
+        get, put = torch.get_float32_matmul_precision, torch.set_float32_matmul_precision
+        settings.append((get, put, ("highest",)))
+    return settings
+
+
+class _ProcessSettings:
+    """Makes the settings of the whole process plain from the first thread's entry to the last one's exit,
+    which sets what the caller had."""
+
+    def __init__(self) -> None:
+        self._lock, self._entered, self._settings = threading.Lock(), 0, _list_settings()
+        self._undo: list[Callable[[], None]] = []
+
+    def __enter__(self) -> None:
+        with self._lock:
+            self._entered += 1
+            for get, put, plain in self._settings:
+                if (value := get()) not in plain:
+                    self._undo.append(partial(put, value))
+                    put(plain[0])
+
+    def __exit__(self, *error: object) -> None:
+        with self._lock:
+            self._entered -= 1
+            while self._undo and not self._entered:
+                self._undo.pop()()
+
+
+_process_settings = _ProcessSettings()
+
+
+@contextmanager
+def inference_on(device: torch.device) -> Iterator[None]:
+    """`plain_torch`, with a GPU as the thread's current device.
+
+    Triton launches kernels on the thread's current device, wherever the tensors are.
     """
     current = torch.cuda.device(device) if device.type == "cuda" else nullcontext()
-    with torch.inference_mode(False), torch.no_grad(), current:
+    with plain_torch(), current:
         yield
+
+
+class _OnDevice(Protocol):
+    @property
+    def device(self) -> torch.device: ...
+
+
+def inference(
+    method: Callable[Concatenate[Pipeline, Arguments], Result],
+) -> Callable[Concatenate[Pipeline, Arguments], Result]:
+    """A pipeline's method, run in `inference_on` the pipeline's device."""
+
+    @wraps(method)
+    def run(pipeline: Pipeline, *args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
+        with inference_on(pipeline.device):
+            return method(pipeline, *args, **kwargs)
+
+    return run
 
 
 def upload(tensor: Tensor, device: torch.device) -> Tensor:

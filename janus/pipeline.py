@@ -12,6 +12,7 @@ from ..blocks.chat.pipeline import ChatPipeline
 from ..blocks.checkpoints.hub import ModelFolder, open_model
 from ..blocks.checkpoints.key_mapping import check_counts
 from ..blocks.checkpoints.reader import list_tensors
+from ..blocks.device import inference, plain_torch
 from ..blocks.errors import OptionError, PromptError, check_integer
 from ..blocks.placement.auto_device_map import MaxMemory
 from ..blocks.placement.device_map import DeviceMap
@@ -46,6 +47,7 @@ class JanusPipeline(ChatPipeline):
         """The default of `generate`: the model's recommended scale, else 5.0."""
 
     @classmethod
+    @plain_torch()
     def from_pretrained(
         cls,
         model: str | Path | ModelFolder,
@@ -94,6 +96,7 @@ class JanusPipeline(ChatPipeline):
         load_model(network, folder, key_map, options, entries=entries)
         return cls(network, tokenizer, processor, folder.name, read_guidance_scale(folder.path))
 
+    @inference
     def generate(
         self,
         prompt: str | Sequence[str],
@@ -162,6 +165,7 @@ class JanusPipeline(ChatPipeline):
         uncond = uncond if options.guided else None
         return image_generation.generate_codes(self.model, cond, uncond, options, seeds, callback)
 
+    @inference
     def encode_image(self, image: Any) -> Tensor:
         """The image tokenizer's codes of an image, int64 `[T]`.
 
@@ -170,6 +174,7 @@ class JanusPipeline(ChatPipeline):
         """
         return image_generation.encode_pixels(self.model, self.processor.preprocess(image))
 
+    @inference
     def decode_codes(self, codes: Tensor | Sequence[int]) -> list[Image.Image]:
         """The images of codes `[T]` or `[N, T]`. Raises `OptionError` for codes of other shapes or values."""
         checked, total = self._check_codes(codes), self.model.config.num_codes
@@ -184,8 +189,9 @@ class JanusPipeline(ChatPipeline):
             checked = torch.as_tensor(codes)
         except (TypeError, ValueError, RuntimeError) as error:
             raise OptionError(f"codes are no array of whole numbers: {error}") from error
-        if checked.dtype.is_floating_point or checked.dtype.is_complex or checked.dtype == torch.bool:
-            raise OptionError(f"codes are {checked.dtype}; accepted: whole numbers")
+        real = not checked.dtype.is_floating_point and not checked.is_meta
+        if not real or checked.dtype.is_complex or checked.dtype == torch.bool:
+            raise OptionError(f"codes are {checked.dtype} on {checked.device}; accepted: whole numbers")
         if checked.numel() == 0:
             raise OptionError("there are no codes; accepted: at least one")
         least, most = checked.min(), checked.max()
@@ -193,6 +199,7 @@ class JanusPipeline(ChatPipeline):
             raise OptionError(f"codes reach from {least} to {most}; accepted: 0 to {size - 1}")
         return checked.long()
 
+    @inference
     def next_image_logits(
         self, prompt: str, guidance_scale: float = ImageGenerationOptions.guidance_scale
     ) -> Tensor:
@@ -206,6 +213,7 @@ class JanusPipeline(ChatPipeline):
             self.model, cond, uncond if options.guided else None, options.guidance_scale
         )
 
+    @inference
     def score_image(self, prompt: str, codes: Tensor | Sequence[int]) -> Tensor:
         """Log-probability of each image token after a prompt, without guidance; float32 `[T]` on the CPU.
 

@@ -12,6 +12,7 @@ from ..blocks.chat.text_generation import TextGenerationOptions
 from ..blocks.checkpoints.hub import ModelFolder, open_model
 from ..blocks.checkpoints.key_mapping import check_counts
 from ..blocks.checkpoints.reader import list_tensors
+from ..blocks.device import plain_torch
 from ..blocks.errors import PictureError, PromptError, check_integer
 from ..blocks.image_io import open_image
 from ..blocks.placement.auto_device_map import MaxMemory
@@ -40,6 +41,7 @@ class VL2Pipeline(ChatPipeline):
     keeps_special_tokens = True
 
     @classmethod
+    @plain_torch()
     def from_pretrained(
         cls,
         model: str | Path | ModelFolder,

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from ...tokenizers.text import TextTokenizer
+from ..device import inference
 from ..errors import PromptError
 from ..image_fit import Fit
 from ..image_io import as_image_list
@@ -77,6 +78,7 @@ class ChatPipeline:
         """The dtype of activations."""
         return self.model.decoder.dtype
 
+    @inference
     def prompts(
         self, conversations: Sequence[Messages], max_new_tokens: int, *, local_files: bool = True
     ) -> list[Prompt]:
@@ -179,6 +181,7 @@ class ChatPipeline:
         skip_special_tokens = not self.keeps_special_tokens
         return stream_text(self.model, self.tokenizer, prompt, options, seed, skip_special_tokens)
 
+    @inference
     def chat_batch(
         self,
         conversations: Sequence[Messages],
@@ -201,6 +204,7 @@ class ChatPipeline:
         texts = [tokenizer.decode(ids, not self.keeps_special_tokens) for ids in answers]
         return texts if chosen.output_format else [text.strip() for text in texts]
 
+    @inference
     def next_logits(self, messages: Messages, *, prefill_chunk: int | None = None) -> Tensor:
         """Logits of the text head at the last prompt position, float32 `[vocabulary]` on the CPU.
 
@@ -209,6 +213,7 @@ class ChatPipeline:
         chunk = check_prefill_chunk(prefill_chunk)
         return next_token_logits(self.model, self.prompts([messages], 0)[0], chunk)
 
+    @inference
     def score_text(self, messages: Messages, answer: str) -> Tensor:
         """Log-probability of each token of an answer after a conversation, float32 `[T]` on the CPU.
 

@@ -7,6 +7,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from ..device import inference_on
 from ..model.decoder import Decoder
 from ..sampling.request import Request, SampledToken, SamplingParams, TokenHead
 from ..token_masks import OutputMatcher
@@ -17,7 +18,7 @@ _lock = threading.Lock()
 
 def scheduler_of(decoder: Decoder) -> Scheduler:
     """The scheduler that all pipelines of a decoder share; a new one once the decoder has moved."""
-    with _lock:
+    with _lock, inference_on(decoder.device):
         if decoder.scheduler is None or not decoder.scheduler.is_current:
             decoder.scheduler = Scheduler(decoder)
         return decoder.scheduler
