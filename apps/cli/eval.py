@@ -2,13 +2,12 @@
 
 import argparse
 import sys
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 from ...blocks.checkpoints.hub import find_model_folder
 from ...blocks.errors import OptionError, one_line
-from ...eval.atomic_io import folder_lock
 from ...eval.geneval.compare import compare as compare_results
 from ...eval.geneval.compare import format_comparison, read_results
 from ...eval.geneval.scoring import format_table
@@ -21,8 +20,11 @@ from ...eval.runs.run_dir import RunDir
 from ...eval.runs.score import score_file, summary_json
 from ...eval.runs.stages import load_images, prepare, score_run
 from ...eval.runs.workers import Ranks, join_ranks
+from ...eval.suites.catalog import CATALOG
 from ..files import print_json
 from ..pipelines import label
+from . import eval_judge
+from .eval_judge import alone
 from .options import given_fields
 
 
@@ -32,6 +34,7 @@ def evaluate(args: argparse.Namespace) -> int:
         "run": run,
         "generate": generate,
         "detect": detect,
+        "judge": eval_judge.judge,
         "score": score,
         "report": report,
         "import": import_images,
@@ -45,7 +48,11 @@ def run(args: argparse.Namespace) -> int:
     """Run all stages: generate missing images, detect, score and report."""
     with join_ranks() as ranks:
         run_dir = _open_run(args, ranks)
-        with _alone(args.run_dir, ranks):
+        if run_dir.recipe.suite in CATALOG:
+            with alone(args.run_dir, ranks):
+                return eval_judge.run(args, run_dir, ranks, partial(_generate, run_dir, args, ranks))
+        eval_judge.refuse_options(args, run_dir.recipe.suite)
+        with alone(args.run_dir, ranks):
             choice = _choose_detector(args, run_dir.recipe.suite == "shapes")
             _check_detector(choice, args.device, ranks)
             _generate(run_dir, args, ranks)
@@ -60,7 +67,7 @@ def generate(args: argparse.Namespace) -> int:
     """Generate the missing images of a run."""
     with join_ranks(args.rank, args.world_size) as ranks:
         run_dir = _open_run(args, ranks)
-        with _alone(args.run_dir, ranks):
+        with alone(args.run_dir, ranks):
             _generate(run_dir, args, ranks)
         if ranks.rank == 0:
             keys = run_dir.image_keys()
@@ -76,7 +83,7 @@ def detect(args: argparse.Namespace) -> int:
         choice = _choose_detector(args, is_small_world(image_set))
         _check_detector(choice, args.device, ranks)
         images = image_set.images
-        with _alone(args.run_dir, ranks):
+        with alone(args.run_dir, ranks):
             detect_objects(args.run_dir, images, choice, args.device, args.processes, args.threads, ranks)
             if ranks.rank == 0 and (ranks.linked or ranks.size == 1):
                 collect(args.run_dir, images)
@@ -89,9 +96,13 @@ def score(args: argparse.Namespace) -> int:
     if args.detections is None:
         if args.output is not None:
             raise OptionError("--output goes with --detections; a run's results go into its folder")
+        if eval_judge.is_judged(args.run_dir):
+            return eval_judge.score(args)
+        eval_judge.refuse_options(args, "one with a detector")
         summary, problems = score_run(args.run_dir)
         _print_problems(problems)
     else:
+        eval_judge.refuse_options(args, "one with a detector")
         if args.output is None:
             raise OptionError("--detections needs --output FILE, the results.jsonl to write")
         summary = score_file(args.detections, args.output)
@@ -104,7 +115,10 @@ def score(args: argparse.Namespace) -> int:
 
 def report(args: argparse.Namespace) -> int:
     """Write the reports of a scored run."""
-    _write_reports(args.run_dir)
+    if eval_judge.is_judged(args.run_dir):
+        eval_judge.write_reports(args.run_dir)
+    else:
+        _write_reports(args.run_dir)
     return 0
 
 
@@ -115,7 +129,7 @@ def import_images(args: argparse.Namespace) -> int:
     choice = _choose_detector(args, is_small_world(image_set))
     _check_detector(choice, args.device, Ranks())
     record_import(args.run_dir, args.source, args.images_per_prompt, args.prompts)
-    with _alone(args.run_dir, Ranks()):
+    with alone(args.run_dir, Ranks()):
         detect_objects(args.run_dir, image_set.images, choice, args.device, args.processes, args.threads)
         return _finish(args.run_dir, image_set)
 
@@ -141,13 +155,6 @@ def selftest(args: argparse.Namespace) -> int:
     results, passed = run_selftest(args.cases, args.seed)
     print(format_selftest(results))
     return 0 if passed else 1
-
-
-def _alone(run_dir: Path, ranks: Ranks) -> AbstractContextManager[None]:
-    """Hold the run folder. Linked ranks do so together, through rank 0; ranks by hand share it."""
-    if ranks.linked and ranks.rank:
-        return nullcontext()
-    return folder_lock(run_dir, shared=ranks.size > 1 and not ranks.linked)
 
 
 def _open_run(args: argparse.Namespace, ranks: Ranks) -> RunDir:

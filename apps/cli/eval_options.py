@@ -5,6 +5,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from .eval_judge_options import OFFICIAL_HELP, add_judge
+
 _DETECTORS = "shapes, mask2former-official or mask2former-hf"
 
 
@@ -25,6 +27,7 @@ def add_eval(commands: Any, command: Callable[..., Any], add_json: Callable[[Any
     _add_run(run)
     _add_recipe(run)
     _add_detector(run)
+    add_judge(run)
     _add_processes(run)
     generate = command(stages, "generate", "generate only the missing pictures of a run", _recipe)
     _add_run(generate)
@@ -36,6 +39,11 @@ def add_eval(commands: Any, command: Callable[..., Any], add_json: Callable[[Any
     _add_detector(detect)
     _add_processes(detect)
     _add_ranks(detect)
+    judge = command(stages, "judge", "only ask the judge about the pictures of a run")
+    _add_run(judge)
+    add_judge(judge)
+    _add_processes(judge)
+    _add_ranks(judge)
     _add_score(command(stages, "score", "score the detections of a run, or those in a file"), add_json)
     _add_run(command(stages, "report", "write report.md and report.html of a scored run"))
     _add_import(command(stages, "import", "evaluate pictures from elsewhere, in GenEval's folder layout"))
@@ -68,12 +76,18 @@ def _add_recipe(parser: Any) -> None:
         ("--batch-size", int, "pictures generated together"),
     )
     given: dict[str, Any] = {"default": argparse.SUPPRESS}
-    recipe.add_argument("--suite", **given, metavar="NAME", help="shapes or geneval")
+    recipe.add_argument(
+        "--suite",
+        **given,
+        metavar="NAME",
+        help="shapes, geneval, or of questions: geneval2, wise, geneval++, dpg, genai, questions",
+    )
     recipe.add_argument(
         "--prompts",
+        "--data",
         type=Path,
-        metavar="FILE",
-        help="a file with GenEval's prompts (default: downloaded)",
+        metavar="PATH",
+        help="the suite's own file or folder (default for geneval: downloaded)",
     )
     recipe.add_argument("-m", "--model", **given, help="a folder, a hub id or an embedded model")
     recipe.add_argument("--dtype", **given, help="float32, bfloat16 or float16 (default: the device's own)")
@@ -146,6 +160,7 @@ def _add_score(parser: Any, add_json: Callable[[Any], None]) -> None:
     parser.add_argument(
         "-o", "--output", type=Path, metavar="FILE", help="the results.jsonl to write, with --detections"
     )
+    parser.add_argument("--official", action="store_true", help=OFFICIAL_HELP)
     add_json(parser)
 
 

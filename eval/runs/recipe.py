@@ -14,9 +14,10 @@ from ...blocks.errors import BifronsError, CheckpointError, OptionError, check_i
 from ...blocks.files import read_bounded
 from ...blocks.json_config import TABLE_BYTES
 from ...janus.image_generation import ImageGenerationOptions
+from ..suites.catalog import CATALOG
 
 SEED_POLICIES = ("per-picture", "official")
-SUITES = ("shapes", "geneval")
+SUITES = ("shapes", "geneval", *CATALOG)
 """Names of the suites; `stages.py` has the loader of each."""
 PLACEHOLDER = "{prompt}"
 _SMALL = 256 * 2**20
@@ -28,12 +29,12 @@ _SAMPLE = 4096
 class Recipe:
     """All that determines the images of a run. Raises OptionError for a value out of its range.
 
-    suite: `shapes` (sentences by `suite_seed`) or `geneval`. template: text around a sentence, inside the
-    model's own chat template, with {prompt} for the sentence. seed_policy: "per-picture" derives each image's
-    seed from (seed, prompt, image); "official" gives image j of every prompt `seed` + j, since the published
-    generation scripts set 42 anew for each prompt. limit: number of prompts, evenly spaced over the suite;
-    None for all. batch_size: images generated together, which may matter by rounding. dtype: as resolved for
-    the device. prompts_sha256: of the suite's lines.
+    suite: `shapes` (sentences by `suite_seed`), `geneval` or one of questions. template: text around a
+    sentence, inside the model's own chat template, with {prompt} for the sentence. seed_policy:
+    "per-picture" derives each image's seed from (seed, prompt, image); "official" gives image j of every
+    prompt `seed` + j, since the published generation scripts set 42 anew for each prompt. limit: number of
+    prompts, evenly spaced over the suite; None for all. batch_size: images generated together, which may
+    matter by rounding. dtype: as resolved for the device. prompts_sha256: of the suite's lines.
     """
 
     suite: str = "shapes"

@@ -13,6 +13,7 @@ from ...janus.config import read_guidance_scale
 from ..atomic_io import read_json
 from ..geneval.scoring import Summary
 from ..geneval.suites import Row, geneval_prompts, shapes_prompts
+from ..suites.catalog import CATALOG
 from .detect import collect, images_of_run
 from .import_images import ImageSet, rescan_import
 from .recipe import Recipe, model_fingerprint
@@ -25,9 +26,10 @@ def prepare(
 ) -> RunDir:
     """Open or make a run folder for a recipe, of which `given` has the fields that the user set.
 
-    In a new folder, the other fields get the recipe's defaults, except that dtype is the device's and
-    guidance_scale the model's. In an existing one they are the run's, and the given ones must agree with it.
-    prompts: a file for the suite `geneval`. Raises BifronsError, OptionError or CheckpointError.
+    In a new folder, the other fields get the recipe's defaults, except that dtype is the device's,
+    guidance_scale the model's and images_per_prompt that of a suite of questions. In an existing
+    one they are the run's, and the given ones must agree with it. prompts: a file for the suite `geneval`, or
+    the data of a suite of questions. Raises BifronsError, OptionError or CheckpointError.
     """
     unknown = set(given) - {field.name for field in fields(Recipe)}
     if unknown:
@@ -43,8 +45,10 @@ def prepare(
     dtype = str(resolve_dtype(given.get("dtype"), chosen)).removeprefix("torch.")
     folder = find_model_folder(given.get("model", Recipe.model))
     own = read_guidance_scale(folder)
-    guidance = {} if own is None else {"guidance_scale": own}
-    recipe = Recipe(**{**guidance, **given, "dtype": dtype})
+    defaults: dict[str, Any] = {} if own is None else {"guidance_scale": own}
+    if given.get("suite") in CATALOG:
+        defaults["images_per_prompt"] = CATALOG[given["suite"]].images_per_prompt
+    recipe = Recipe(**{**defaults, **given, "dtype": dtype})
     return create_run(run_dir, recipe, load_rows(recipe, prompts), model_fingerprint(folder))
 
 
@@ -58,13 +62,18 @@ def _resolved(given: Mapping[str, Any], device: str | None) -> dict[str, Any]:
 
 def _shapes(recipe: Recipe, prompts: Path | None) -> list[Row]:
     if prompts is not None:
-        raise OptionError(f"a file of prompts is for the suite 'geneval'; {recipe.suite!r} makes its own")
+        raise OptionError(f"a file of prompts is for the other suites; {recipe.suite!r} makes its own")
     return shapes_prompts(recipe.suite_seed)
+
+
+def _questions(recipe: Recipe, prompts: Path | None) -> list[Row]:
+    return CATALOG[recipe.suite].read_rows(prompts)
 
 
 _LOADERS: dict[str, Callable[[Recipe, Path | None], list[Row]]] = {
     "shapes": _shapes,
     "geneval": lambda recipe, prompts: geneval_prompts(prompts),
+    **dict.fromkeys(CATALOG, _questions),
 }
 """For each of SUITES: its rows, which are objects with a text "prompt", from a recipe and a user's file."""
 

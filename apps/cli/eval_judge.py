@@ -1,0 +1,163 @@
+"""`bifrons eval` for suites that ask a judge questions about the pictures."""
+
+import argparse
+import os
+import sys
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any
+
+from ...blocks.errors import OptionError, check_integer, one_line
+from ...eval.atomic_io import folder_lock
+from ...eval.judges.judge import JudgeChoice
+from ...eval.judges.score import score_run
+from ...eval.judges.stage import JudgedRun, begin, judge_pictures, open_judged
+from ...eval.runs.detect import images_of_run
+from ...eval.runs.run_dir import RunDir, open_run
+from ...eval.runs.workers import Ranks, join_ranks
+from ...eval.suites.catalog import CATALOG
+from ...eval.suites.suite import read_wording
+from ..files import print_json
+
+_FLAGS = {
+    "judge": "where",
+    "judge_model": "model",
+    "judge_version": "version",
+    "judge_options": "options",
+    "judge_key": "key",
+    "judge_dtype": "dtype",
+    "judge_workers": "workers",
+}
+"""Options of the command line, and the fields of `JudgeChoice` that they set."""
+_DETECTOR = ("detector", "detector_weights", "clip_weights")
+
+
+def alone(run_dir: Path, ranks: Ranks) -> AbstractContextManager[None]:
+    """Hold the run folder. Linked ranks do so together, through rank 0; ranks by hand share it."""
+    if ranks.linked and ranks.rank:
+        return nullcontext()
+    return folder_lock(run_dir, shared=ranks.size > 1 and not ranks.linked)
+
+
+def is_judged(run_dir: Path) -> bool:
+    """Whether a run's pictures were judged rather than looked at by a detector."""
+    return os.path.isfile(run_dir / "judge.json")
+
+
+def refuse_options(args: argparse.Namespace, suite: str) -> None:
+    """Raise OptionError if an option of a judge is given for a suite that has none."""
+    names = [name for name in (*_FLAGS, "judge_prompt", "answers", "official") if getattr(args, name, None)]
+    if names:
+        flags = ", ".join(f"--{name.replace('_', '-')}" for name in names)
+        raise OptionError(f"{flags} is for suites of questions ({', '.join(CATALOG)}); this run is {suite}")
+
+
+def run(args: argparse.Namespace, run_dir: RunDir, ranks: Ranks, generate: Callable[[], None]) -> int:
+    """Generate missing images, judge, score and report."""
+    given = [f"--{name.replace('_', '-')}" for name in _DETECTOR if getattr(args, name, None)]
+    if given:
+        raise OptionError(
+            f"{', '.join(given)} is for suites with a detector; {run_dir.recipe.suite} asks a --judge"
+        )
+    _check_official(args, run_dir)
+    choice, judged = _begin(args, run_dir, ranks)
+    generate()
+    _judge(args, run_dir, choice, judged, ranks)
+    if ranks.rank == 0:
+        _print_summary(score_run(run_dir, args.official))
+        write_reports(args.run_dir)
+    return 0
+
+
+def judge(args: argparse.Namespace) -> int:
+    """Ask the judge about the images of a run."""
+    with join_ranks(args.rank, args.world_size) as ranks:
+        run_dir = open_run(args.run_dir)
+        if run_dir.recipe.suite not in CATALOG:
+            raise OptionError(
+                f"the suite {run_dir.recipe.suite} asks no questions; accepted here: {', '.join(CATALOG)} "
+                "(`bifrons eval detect` looks at the pictures of this one)"
+            )
+        _check_official(args, run_dir)
+        with alone(args.run_dir, ranks):
+            choice, judged = _begin(args, run_dir, ranks)
+            _judge(args, run_dir, choice, judged, ranks)
+            if ranks.rank == 0:
+                print(judged.answers)
+    return 0
+
+
+def score(args: argparse.Namespace) -> int:
+    """Score the answers of a judged run."""
+    content = score_run(open_run(args.run_dir), args.official)
+    if args.json:
+        print_json(content)
+    else:
+        _print_summary(content)
+    return 0
+
+
+def write_reports(run_dir: Path) -> None:
+    """Write the reports of a judged run that is scored."""
+    from ...eval.report.suite import write_suite_report
+
+    for path in write_suite_report(run_dir):
+        print(path)
+
+
+def _check_official(args: argparse.Namespace, run_dir: RunDir) -> None:
+    if args.official and not CATALOG[run_dir.recipe.suite].has_official_switch:
+        raise OptionError(f"--official is for the suite dpg; {run_dir.recipe.suite} has no such switch")
+
+
+def _begin(args: argparse.Namespace, run_dir: RunDir, ranks: Ranks) -> tuple[JudgeChoice, JudgedRun]:
+    """The judge named on the command line, or the run's. A failure comes before hours of image generation."""
+    suite = CATALOG[run_dir.recipe.suite]
+    given = {field: getattr(args, flag) for flag, field in _FLAGS.items() if getattr(args, flag) is not None}
+    if "workers" in given:
+        check_integer("judge-workers", given["workers"], 1, 256)
+    if "where" not in given:
+        if not is_judged(args.run_dir):
+            raise OptionError(
+                f"the suite {suite.name} asks questions about pictures; say who answers with --judge: "
+                f"http(s)://host:port of an OpenAI endpoint, vl2:MODEL or janus:MODEL (officially "
+                f"{suite.judge or 'none'})"
+            )
+        old = open_judged(args.run_dir)
+        given = {**old.choice_fields, **given}
+    choice = JudgeChoice(**given).resolved()
+    wording = None if args.judge_prompt is None else read_wording(args.judge_prompt)
+    if wording is None and is_judged(args.run_dir):
+        wording = open_judged(args.run_dir).wording
+    if ranks.rank:
+        ranks.wait()
+        return choice, open_judged(args.run_dir)
+    judged = begin(args.run_dir, suite, choice, wording, args.answers)
+    ranks.wait()
+    print(f"judge: {choice.model} ({choice.version[:40]})", file=sys.stderr)
+    return choice, judged
+
+
+def _judge(
+    args: argparse.Namespace, run_dir: RunDir, choice: JudgeChoice, judged: JudgedRun, ranks: Ranks
+) -> None:
+    images = images_of_run(run_dir)
+    judge_pictures(judged, images, choice, args.device, args.processes, args.threads, ranks)
+
+
+def _print_summary(content: dict[str, Any]) -> None:
+    """Print a suite's scores as a table."""
+    for problem in content["not_scored"]:
+        print(one_line(f"not scored: {problem['filename']}: {problem['reason']}"), file=sys.stderr)
+    width = max(len(name) for name in (*content["groups"], "overall"))
+    for name, group in content["groups"].items():
+        low, high = group["interval"]
+        print(f"{name:{width}}  {group['score']:7.2%}  {low:.1%} to {high:.1%}  {group['prompts']} prompts")
+    if content["overall"] is None:
+        print(f"{'overall':{width}}  not computed: no picture of {', '.join(content['missing_groups'])}")
+    else:
+        low, high = content["overall_interval"]
+        print(f"{'overall':{width}}  {content['overall']:7.2%}  {low:.1%} to {high:.1%}")
+    for obstacle in content["obstacles"]:
+        print(f"not comparable with published figures: {obstacle}")

@@ -1,0 +1,95 @@
+"""A judge: one interface for models behind an endpoint and in process, and how one is named."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+from ...blocks.checkpoints.hub import find_model_folder
+from ...blocks.errors import OptionError
+from ...blocks.json_config import parse_json
+from ..runs.recipe import model_fingerprint
+from ..suites.questions import Answer, Question
+from .endpoint import EndpointJudge, check_url, only_model
+from .local import LocalJudge
+
+FAMILIES = ("vl2", "janus")
+_ACCEPTED = "an address (http://host:port), vl2:MODEL or janus:MODEL"
+
+
+class Judge(Protocol):
+    """Answers questions about pictures; called from several threads if `threads` is above 1."""
+
+    threads: int
+
+    def ask(self, picture: Path, question: Question) -> Answer:
+        """The greedy answer, and log-probabilities of its first token if answers are accepted.
+
+        Raises Refused where this question alone can't be answered, BifronsError where none can.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class JudgeChoice:
+    """Which judge, as the user names it.
+
+    where: an address, or `vl2:MODEL` or `janus:MODEL`. model: the endpoint's name of the model. version:
+    what tells it from others of that name; by default the model's fingerprint, or the address. options: JSON
+    of more fields for an endpoint's requests. key: the environment variable with the endpoint's key.
+    workers: questions at once.
+    """
+
+    where: str
+    model: str = ""
+    version: str = ""
+    options: str = "{}"
+    key: str = "OPENAI_API_KEY"
+    dtype: str | None = None
+    workers: int = 8
+
+    @property
+    def is_endpoint(self) -> bool:
+        """Whether the judge is asked by HTTP."""
+        return self.where.startswith(("http://", "https://"))
+
+    def resolved(self) -> "JudgeChoice":
+        """With the model's name and version filled in. Raises BifronsError where there is no such judge."""
+        if self.is_endpoint:
+            check_url(self.where)
+            options = parse_json(self.options.encode(), "the judge's options", OptionError)
+            if not isinstance(options, dict):
+                raise OptionError(f"the judge's options are {self.options!r}; accepted: a JSON object")
+            model = self.model or only_model(self.where, self.key)
+            return replace(self, model=model, version=self.version or self.where)
+        family, _, name = self.where.partition(":")
+        if family not in FAMILIES or not name:
+            raise OptionError(f"judge is {self.where!r}; accepted: {_ACCEPTED}")
+        if self.model or self.options != "{}" or self.version:
+            raise OptionError(
+                "the judge's model name, version and options are for endpoints; a model in process is named "
+                f"by {family}:MODEL alone"
+            )
+        return replace(self, model=name, version=model_fingerprint(find_model_folder(name)))
+
+    def make(self, device: str | None) -> Judge:
+        """The judge of a resolved choice; a model in process is loaded on the device."""
+        if self.is_endpoint:
+            return EndpointJudge(self.where, self.model, self.key, json.loads(self.options), self.workers)
+        return LocalJudge(self.where.partition(":")[0], self.model, device, self.dtype)
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What the answers depend on: name, version and options of a resolved choice."""
+        kind = "endpoint" if self.is_endpoint else self.where.partition(":")[0]
+        # In process, a model is known by its fingerprint: its folder may move.
+        content = {"kind": kind, "version": self.version, "options": json.loads(self.options)}
+        return {**content, "model": self.model} if self.is_endpoint else {**content, "dtype": self.dtype}
+
+
+def answer_key(identity: Mapping[str, Any], picture: str, question: Question) -> str:
+    """sha256 over a judge's identity, a picture's sha256 and a question."""
+    content = {"judge": dict(identity), "picture": picture, "question": question.to_json()}
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,66 @@
+"""A judge in this process: a DeepSeek-VL2 or Janus model."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ...blocks.chat.pipeline import ChatPipeline
+from ...blocks.errors import PictureError, PromptError
+from ...blocks.image_io import open_image
+from ..suites.questions import Answer, Question
+from .endpoint import TOP, Refused
+
+
+class LocalJudge:
+    """A model in process; see `judge.Judge`. Beside the likeliest first tokens it tells those of all accepted
+    answers, so that their probabilities are exact."""
+
+    threads = 1
+
+    def __init__(self, family: str, model: str, device: str | None, dtype: str | None) -> None:
+        self._pipe = _load(family, model, device, dtype)
+
+    def ask(self, picture: Path, question: Question) -> Answer:
+        """See `judge.Judge`."""
+        pipe = self._pipe
+        try:
+            messages = self._messages(picture, question)
+            first = self._first_tokens(messages, question) if question.accepted else {}
+            answer = pipe.chat(messages, question.max_tokens)
+        except (PictureError, PromptError) as error:
+            raise Refused(str(error)) from error
+        assert isinstance(answer, str)
+        return Answer(answer, first)
+
+    def _messages(self, picture: Path, question: Question) -> list[dict[str, Any]]:
+        parts: list[dict[str, Any]] = [
+            {"type": "image", "image": open_image(picture, apply_exif=True)},
+            {"type": "text", "text": question.text},
+        ]
+        user = {"role": "user", "content": parts if question.picture_first else parts[::-1]}
+        return [*([{"role": "system", "content": question.system}] if question.system else []), user]
+
+    def _first_tokens(self, messages: list[dict[str, Any]], question: Question) -> dict[str, float]:
+        tokenizer = self._pipe.tokenizer
+        logprobs = torch.log_softmax(self._pipe.next_logits(messages).double(), dim=-1)
+        ids = logprobs.topk(min(TOP, len(logprobs))).indices.tolist()
+        encoded = [tokenizer.encode(text, bos=False) for text in question.accepted]
+        wanted = {tokens[0] for tokens in encoded if tokens}
+        first: dict[str, float] = {}
+        for token in [*wanted, *ids]:
+            text = tokenizer.decode([token], skip_special_tokens=False)
+            # A longer or shorter beginning of an accepted answer would be taken for its first token.
+            if token in wanted or not any(accepted.startswith(text) for accepted in question.accepted):
+                first.setdefault(text, float(logprobs[token]))
+        return first
+
+
+def _load(family: str, model: str, device: str | None, dtype: str | None) -> ChatPipeline:
+    if family == "janus":
+        from ...janus.pipeline import JanusPipeline
+
+        return JanusPipeline.from_pretrained(model, device, dtype, parts="read", progress=False)
+    from ...vl2.pipeline import VL2Pipeline
+
+    return VL2Pipeline.from_pretrained(model, device, dtype, progress=False)
