@@ -210,9 +210,8 @@ def _unanswered(judged: JudgedRun, asks: Sequence[list[Ask]]) -> list[list[Ask]]
     """Of each picture the questions without an answer; each question about the same picture once."""
     answer_file = AnswerFile(judged.answers)
     try:
-        seen = {
-            key for key, answer in answer_file.get([a.key for of in asks for a in of]).items() if not answer.refused
-        }
+        answers = answer_file.get([one.key for of_picture in asks for one in of_picture])
+        seen = {key for key, answer in answers.items() if not answer.refused}
     finally:
         answer_file.close()
     share = []
