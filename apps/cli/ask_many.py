@@ -161,10 +161,10 @@ class Asker:
             return str(error)
 
     def _ask(self, pictures: dict[str, FittedImage]) -> dict[str, Line]:
-        conversations = [
-            self.pipe.question_messages([picture], self.question) for picture in pictures.values()
-        ]
-        answers = self.pipe.chat_batch(conversations, **self.options)
+        if not pictures:
+            return {}
+        messages = [self.pipe.question_messages([one], self.question) for one in pictures.values()]
+        answers = self.pipe.chat_batch(messages, **self.options)
         return {path: {"answer": answer} for path, answer in zip(pictures, answers, strict=True)}
 
 
