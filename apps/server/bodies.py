@@ -16,7 +16,7 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from .errors import ApiError
 from .middleware import SMALL_BODY
-from .schema import UNSUPPORTED
+from .schema_base import UNSUPPORTED
 
 T = TypeVar("T", bound=BaseModel)
 Path = tuple[str | int, ...]

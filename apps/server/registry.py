@@ -157,6 +157,8 @@ class ModelRegistry:
         # Encoding images takes longest, outside of the GIL.
         threads = min(16, max(2, (os.cpu_count() or 2) - 2))
         self._threads = ThreadPoolExecutor(threads, thread_name_prefix="bifrons-prepare")
+        # One, since a vocabulary compiles one format at a time: others would only wait for it.
+        self.compilers = ThreadPoolExecutor(1, thread_name_prefix="bifrons-compile")
         self.encoders = ThreadPoolExecutor(threads, thread_name_prefix="bifrons-encode")
 
     def load(self, model: str, device: str | None, dtype: str | None, **options: Any) -> ServedModel:
@@ -240,7 +242,7 @@ class ModelRegistry:
         self.stopping = True
         for served in self.models.values():
             served.scheduler.close(timeout=5.0)
-        for threads in (self._threads, self.encoders):
+        for threads in (self._threads, self.compilers, self.encoders):
             threads.shutdown(wait=False, cancel_futures=True)
 
 

@@ -27,7 +27,7 @@ class Logprobs(BaseModel):
     refusal: None = None
 
 
-Finish = Literal["stop", "length"]
+Finish = Literal["stop", "length", "tool_calls"]
 
 
 class Usage(BaseModel):
@@ -38,12 +38,28 @@ class Usage(BaseModel):
     total_tokens: int
 
 
+class CalledFunction(BaseModel):
+    """The name of a called function, and its arguments as JSON (`Function`)."""
+
+    name: str
+    arguments: str
+
+
+class ToolCall(BaseModel):
+    """A call of a tool (`ChatCompletionMessageFunctionToolCall`)."""
+
+    id: str
+    type: Literal["function"] = "function"
+    function: CalledFunction
+
+
 class AnswerMessage(BaseModel):
-    """The generated message of a choice (`ChatCompletionMessage`)."""
+    """The generated message of a choice (`ChatCompletionMessage`); one with calls has no content."""
 
     role: Literal["assistant"] = "assistant"
-    content: str
+    content: str | None
     refusal: None = None
+    tool_calls: list[ToolCall] | None = None
 
 
 class Choice(BaseModel):
@@ -66,11 +82,28 @@ class ChatCompletion(BaseModel):
     usage: Usage
 
 
+class FunctionDelta(BaseModel):
+    """What an event adds to a called function (`ChoiceDeltaToolCallFunction`)."""
+
+    name: str | None = None
+    arguments: str
+
+
+class ToolCallDelta(BaseModel):
+    """What an event adds to a call; the first one has its id (`ChoiceDeltaToolCall`)."""
+
+    index: int
+    id: str | None = None
+    type: Literal["function"] | None = None
+    function: FunctionDelta
+
+
 class Delta(BaseModel):
     """What an event adds to the message of a choice (`ChoiceDelta`)."""
 
     role: Literal["assistant"] | None = None
     content: str | None = None
+    tool_calls: list[ToolCallDelta] | None = None
 
 
 class ChunkChoice(BaseModel):

@@ -68,7 +68,7 @@ NUMBERS = {
 }
 KINDS = {
     CHAT: {"model": "text", "user": "text", "stream": "bool", "logprobs": "bool", "messages": "list"}
-    | {"stop": "text list", "stream_options": "object", "response_format": "object"},
+    | {"stop": "text list", "stream_options": "object", "response_format": "object", "tool_choice": ""},
     IMAGES: dict.fromkeys(("prompt", "model", "size", "user", "negative_prompt"), "text")
     | dict.fromkeys(("response_format", "output_format", "quality", "background"), "")
     | {"stream": "bool"},
@@ -77,7 +77,7 @@ OUT_OF_RANGE = {
     CHAT: {"max_tokens": [0], "max_completion_tokens": [0, 10**7], "n": [0, 9, 10**9], "top_logprobs": [21]}
     | {"temperature": [2.001], "top_p": [0, 1.001], "user": ["x" * 257], "model": ["x" * 257]}
     | {"stop": [["a"] * 5, [""], ["x" * 257], [1]], "stream_options": [{"include_usage": 1}, {"x": True}]}
-    | {"response_format": [{"type": "json_object"}, {"type": "json_schema", "json_schema": {}}]}
+    | {"response_format": [{"type": "yaml"}, {"type": "json_schema", "json_schema": {}}]}
     | {"messages": [[], [{"role": "user", "content": "x"}] * 257], "top_k": [-2]},
     IMAGES: {"n": [0, 11, 10**9], "output_compression": [101], "partial_images": [4], "top_k": [10**7]}
     | {"guidance_scale": [100.5], "temperature": [2.001], "top_p": [0, 1.001], "user": ["x" * 257]}
@@ -129,7 +129,7 @@ USER, BOT, SYSTEM = ({"role": role, "content": "x"} for role in ("user", "assist
 CONVERSATIONS: list[tuple[str, list[Any]]] = [
     *[("messages[0]", [one]) for one in (5, None, "hi", [], {}, {"content": "x"}, {"role": "user"})],
     *[("role", [{"role": role, "content": "x"}])
-      for role in ("tool", "function", "User", "root", "", 5, None, ["user"], "<|User|>", "user\n")],
+      for role in ("function", "User", "root", "", 5, None, ["user"], "<|User|>", "user\n")],
     *[("content", [{"role": "user", "content": value}]) for value in (5, None, True, {}, {"type": ""}, [])],
     *[("content[0]", [{"role": "user", "content": [part]}]) for part in (5, "x", None, [], {}, {"type": 5})],
     *[("type", [{"role": "user", "content": [{"type": kind, kind: "/etc/passwd"}]}])
