@@ -36,7 +36,6 @@ ROOMS = (
     "eval.runs",
     "eval.report",
     "eval.judges",
-    "eval.read",
     "eval.bench",
     "eval.nano",
     "apps",

@@ -1,17 +1,16 @@
 """From the items of pictures to a suite's scores with intervals over prompts."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
-from typing import Any
 
 import numpy as np
 from scipy import stats
 
 from ...blocks.errors import BifronsError
 from ..geneval.intervals import Interval
-from .suite import Item
+from .suite import Item, Suite
 
 LEVEL = 0.95
 
@@ -38,16 +37,12 @@ class SuiteSummary:
     prompts: int
 
 
-def summarize(
-    weights_of: Callable[[Sequence[str]], dict[str, float]], items: Mapping[Any, Sequence[Sequence[Item]]]
-) -> SuiteSummary:
-    """Scores from the items of each picture of each prompt.
-
-    weights_of: see `Suite.weights`. items: by prompt, whose pictures are drawn together.
+def summarize(suite: Suite, items: Mapping[int, Sequence[Sequence[Item]]]) -> SuiteSummary:
+    """Scores from the items of each picture of each prompt, by the prompt's number.
 
     A group's score is the mean of its items, of all prompts together. Raises BifronsError without an item.
     """
-    tables: dict[str, dict[Any, list[float]]] = {}
+    tables: dict[str, dict[int, list[float]]] = {}
     for prompt, pictures in items.items():
         for item in (item for picture in pictures for item in picture):
             tables.setdefault(item.group, {}).setdefault(prompt, []).append(item.value)
@@ -56,7 +51,7 @@ def summarize(
     groups, variances = {}, {}
     for name in sorted(tables):
         groups[name], variances[name] = _group(list(tables[name].values()))
-    weights = weights_of(list(groups))
+    weights = suite.weights(list(groups))
     missing = tuple(name for name in weights if name not in groups)
     overall = interval = None
     if not missing:
