@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
@@ -102,6 +102,17 @@ def as_janus(pipe: "Pipeline") -> "JanusPipeline | None":
     from ..janus.pipeline import JanusPipeline
 
     return pipe if isinstance(pipe, JanusPipeline) else None
+
+
+def chat_workload(pipe: "Pipeline") -> Workload:
+    """The memory that a conversation about one picture takes."""
+    from ..janus.variants import chat_workload as of_janus
+    from ..vl2.variants import workloads as of_vl2
+
+    janus = as_janus(pipe)
+    return (
+        of_vl2(cast("VL2Pipeline", pipe).model.config)[0] if janus is None else of_janus(janus.model.config)
+    )
 
 
 @contextmanager

@@ -1,5 +1,7 @@
-"""Reading regular files only, with a bound; and atomic writes: files appear complete or not at all."""
+"""Reading regular files only, with a bound; texts in any Unicode encoding; and atomic writes: files appear
+complete or not at all."""
 
+import codecs
 import errno
 import os
 import shutil
@@ -39,6 +41,42 @@ def read_bounded(path: str | os.PathLike[str], limit: int) -> bytes:
     if len(content) > limit:
         raise OSError(errno.EFBIG, f"it is larger than the accepted {limit:,} bytes", os.fspath(path))
     return content
+
+
+_MARKS = (
+    (codecs.BOM_UTF8, "utf-8-sig"),
+    (codecs.BOM_UTF32_LE, "utf-32"),  # before UTF-16, whose mark it begins with
+    (codecs.BOM_UTF32_BE, "utf-32"),
+    (codecs.BOM_UTF16_LE, "utf-16"),
+    (codecs.BOM_UTF16_BE, "utf-16"),
+)
+
+
+def encoding_of(beginning: bytes) -> str | None:
+    """The encoding that the first four bytes of a text tell, by a byte order mark or the NUL bytes of UTF-16
+    beside its first two characters."""
+    for mark, name in _MARKS:
+        if beginning.startswith(mark):
+            return name
+    zeros = [byte == 0 for byte in beginning[:4]]
+    return {(False, True) * 2: "utf-16-le", (True, False) * 2: "utf-16-be"}.get(tuple(zeros))
+
+
+def decode_text(content: bytes) -> str:
+    """A text that a person or a shell wrote: in UTF-8 or what `encoding_of` says, without a byte order mark.
+
+    PowerShell's `>` writes UTF-16. Raises `ValueError`, with the line, for anything else.
+    """
+    encoding = encoding_of(content[:4]) or "utf-8"
+    try:
+        return content.decode(encoding)
+    except UnicodeDecodeError as error:
+        if not encoding.startswith("utf-8"):
+            raise ValueError(f"it is not valid {encoding.upper()}: {error.reason}") from error
+        line = content.count(b"\n", 0, error.start) + 1
+        raise ValueError(
+            f"line {line} is not UTF-8 (the byte 0x{content[error.start]:02x}); save the file as UTF-8"
+        ) from error
 
 
 @contextmanager

@@ -140,7 +140,7 @@ def generate_codes(
     total = model.config.num_codes
     longest = max(len(ids) for ids in [*cond, *(uncond or ())])
     check_context(longest, total, model.config.decoder.max_positions)
-    size = _batch_size(model, uncond is not None, longest)
+    size = image_batch_size(model, uncond is not None, longest)
     batches = []
     for start in range(0, len(cond), size):
         part = slice(start, start + size)
@@ -152,7 +152,7 @@ def generate_codes(
     return torch.cat(batches)
 
 
-def _batch_size(model: JanusModel, guided: bool, longest: int) -> int:
+def image_batch_size(model: JanusModel, guided: bool, longest: int) -> int:
     """Number of images to generate at once, for prompts of up to `longest` tokens."""
     decoder = model.decoder
     work = image_generation_workload(model.config, guided, longest)

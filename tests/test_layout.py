@@ -36,6 +36,7 @@ ROOMS = (
     "eval.runs",
     "eval.report",
     "eval.judges",
+    "eval.read",
     "eval.bench",
     "eval.nano",
     "apps",

@@ -1,10 +1,11 @@
 """`bifrons ask` and `bifrons chat`: questions about images, one or a whole conversation."""
 
 import argparse
+import io
 import os
 import sys
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
@@ -12,17 +13,20 @@ from typing import TYPE_CHECKING, Any
 from PIL import Image
 
 from ...blocks.chat.text_generation import TextGenerationOptions, resolve_seed
-from ...blocks.errors import BifronsError, PromptError
-from ...blocks.image_io import open_image
+from ...blocks.errors import BifronsError, OptionError, PromptError, printable
+from ...blocks.files import encoding_of
 from ..files import print_json
 from ..pipelines import explain_out_of_memory, load_pipeline
+from .ask_many import ask_many
+from .inputs import STDIN, dropped_files, open_picture, picture_files, picture_words
 from .options import given_fields, loading_options
 
 if TYPE_CHECKING:
     from ..pipelines import Pipeline
 
 _HELP = """\
-/image PATH   add a picture to your next message (may be repeated)
+/image PATH   add pictures to your next message: paths, within quotes if they hold spaces, or globs;
+              a picture dragged into the terminal works alone, without /image
 /reset        start a new conversation
 /help         show this list
 /quit         leave (as does Ctrl-D); Ctrl-C stops an answer"""
@@ -47,12 +51,23 @@ def _load(args: argparse.Namespace) -> "Pipeline":
 
 def ask(args: argparse.Namespace) -> int:
     """Print the answer while it is generated, or JSON."""
+    if args.images:
+        return ask_many(args)
+    for option, value in (("output", args.output), ("batch-size", args.batch_size)):
+        if value is not None:
+            raise OptionError(
+                f"{option} is {value!r}; accepted with --images, for a question about each picture"
+            )
+    if not args.items:
+        raise PromptError("there is no question; accepted: bifrons ask [IMAGE ...] QUESTION")
     started = time.monotonic()
     *paths, question = args.items
-    if not paths and os.path.isfile(question):  # False for questions that no path can be
+    if not paths and (
+        question == STDIN or os.path.isfile(question)
+    ):  # False for questions that no path can be
         raise PromptError(f"there is a picture, {question}, but no question; write the question after it")
     options = _generation_options(args)
-    images = [open_image(path) for path in paths]
+    images = [open_picture(path) for path in paths]
     pipe = _load(args)
     with explain_out_of_memory("answering", lambda: _memory_advice(args.model)):
         answer = pipe.ask(images, question, stream=not args.json, **options)
@@ -110,7 +125,7 @@ class Conversation:
 def chat(args: argparse.Namespace) -> int:
     """Read messages and commands from stdin; the status is 2 if a line failed and stdin is not a terminal."""
     options = _generation_options(args)
-    images = [open_image(path) for path in args.image or ()]
+    images = [open_picture(path) for path in picture_files(args.image or ())]
     pipe = _load(args)
     conversation = Conversation(pipe, args.model, args.system, options)
     conversation.pending_images += images
@@ -132,7 +147,7 @@ def chat(args: argparse.Namespace) -> int:
 def input_lines(interactive: bool) -> Iterator[str]:
     """Lines from stdin without empty ones; with a prompt, line editing and history if interactive."""
     if not interactive:
-        yield from (line.strip() for line in sys.stdin if line.strip())
+        yield from (line.strip() for line in _piped_text() if line.strip())
         return
     with suppress(ImportError):  # not on every platform; `input` works without it
         import readline  # noqa: F401  (gives `input` its line editing and history)
@@ -149,6 +164,15 @@ def input_lines(interactive: bool) -> Iterator[str]:
             yield line
 
 
+def _piped_text() -> Iterable[str]:
+    """Lines of standard input in the encoding that its byte order mark says, else as the locale says."""
+    stream = getattr(sys.stdin, "buffer", None)
+    if stream is None:
+        return sys.stdin
+    encoding = encoding_of(stream.peek(4)) if hasattr(stream, "peek") else None
+    return io.TextIOWrapper(stream, encoding or sys.stdin.encoding, errors="surrogateescape")
+
+
 def _handle_line(conversation: Conversation, line: str) -> None:
     """Run a command, or send a message and print its answer while it is generated."""
     command, _, rest = line.partition(" ")
@@ -158,14 +182,24 @@ def _handle_line(conversation: Conversation, line: str) -> None:
         conversation.reset()
         print("(new conversation)", file=sys.stderr)
     elif command == "/image":
-        path = rest.strip().strip("\"'")
-        image = open_image(path)
-        conversation.pending_images.append(image)
-        print(f"({path}: {image.width} x {image.height}, goes with your next message)", file=sys.stderr)
+        if not rest.strip():
+            raise PromptError("which picture? accepted: /image PATH, with several paths too")
+        _add_images(conversation, picture_words(rest.strip()))
+    elif paths := dropped_files(line):
+        _add_images(conversation, paths)
     elif line.startswith("/"):
         raise PromptError(f"unknown command {command}; accepted: /image PATH, /reset, /help, /quit")
     else:
         _print_answer(conversation, line)
+
+
+def _add_images(conversation: Conversation, words: list[str]) -> None:
+    """Add pictures to the next message: all of them, or none if one can't be read."""
+    images = {path: open_picture(path) for path in picture_files(words)}
+    conversation.pending_images += images.values()
+    for path, image in images.items():
+        size = f"{image.width} x {image.height}"
+        print(printable(f"({path}: {size}, goes with your next message)"), file=sys.stderr)
 
 
 def _print_answer(conversation: Conversation, message: str) -> None:

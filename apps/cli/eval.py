@@ -23,7 +23,7 @@ from ...eval.runs.workers import Ranks, join_ranks
 from ...eval.suites.catalog import CATALOG
 from ..files import print_json
 from ..pipelines import label
-from . import eval_judge
+from . import eval_judge, eval_read
 from .eval_judge import alone
 from .options import given_fields
 
@@ -39,6 +39,7 @@ def evaluate(args: argparse.Namespace) -> int:
         "report": report,
         "import": import_images,
         "compare": compare,
+        "read": eval_read.read,
         "selftest": selftest,
     }
     return stages[args.stage](args)

@@ -44,3 +44,30 @@ def add_judge(parser: Any) -> None:
         "--answers", type=Path, metavar="FILE", help="where answers are kept (default: answers.sqlite in R)"
     )
     judge.add_argument("--official", action="store_true", help=OFFICIAL_HELP)
+
+
+def add_read(parser: Any, add_json: Any) -> None:
+    """Add the options of `bifrons eval read`."""
+    parser.add_argument(
+        "benchmark", metavar="BENCHMARK", help="refcoco, chartqa, docvqa, mme, pope or mmbench"
+    )
+    parser.add_argument("path", metavar="PATH", type=Path, help="its file, or its folder")
+    parser.add_argument("-R", "--run-dir", required=True, type=Path, metavar="R", help="the run's folder")
+    parser.add_argument(
+        "-m",
+        "--model",
+        required=True,
+        help="who reads: vl2:MODEL or janus:MODEL, or http(s)://host:port of an OpenAI endpoint",
+    )
+    parser.add_argument("--images", type=Path, metavar="DIR", help="folder of the pictures (default: PATH's)")
+    parser.add_argument("--limit", type=int, metavar="N", help="use only N examples, evenly spread")
+    parser.add_argument("--prompt", metavar="TEXT", help="the words of a question, with {question} in it")
+    parser.add_argument(
+        "--endpoint-model", metavar="NAME", help="the endpoint's model (default: its only one)"
+    )
+    parser.add_argument("--endpoint-version", metavar="TEXT", help="tells it from others of its name")
+    parser.add_argument("--endpoint-options", metavar="JSON", help="more fields of the requests")
+    parser.add_argument("--endpoint-key", metavar="VARIABLE", help="environment variable with the key")
+    parser.add_argument("--workers", type=int, metavar="N", help="questions at once (default: 8)")
+    parser.add_argument("--dtype", help="of a model in process")
+    add_json(parser)

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from .eval_judge_options import OFFICIAL_HELP, add_judge
+from .eval_judge_options import OFFICIAL_HELP, add_judge, add_read
 
 _DETECTORS = "shapes, mask2former-official or mask2former-hf"
 
@@ -47,6 +47,9 @@ def add_eval(commands: Any, command: Callable[..., Any], add_json: Callable[[Any
     _add_score(command(stages, "score", "score the detections of a run, or those in a file"), add_json)
     _add_run(command(stages, "report", "write report.md and report.html of a scored run"))
     _add_import(command(stages, "import", "evaluate pictures from elsewhere, in GenEval's folder layout"))
+    read = command(stages, "read", "benchmarks of reading pictures: boxes, answers and choices")
+    add_read(read, add_json)
+    _add_processes(read)
     compare = command(stages, "compare", "compare two evaluations, per kind of prompt, with intervals")
     for name in ("a", "b"):
         compare.add_argument(name, metavar=name.upper(), type=Path, help="a scored run or a results.jsonl")

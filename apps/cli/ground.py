@@ -8,12 +8,12 @@ from pathlib import Path
 
 from ...blocks.checkpoints.hub import open_model
 from ...blocks.errors import OptionError, PromptError
-from ...blocks.image_io import open_image
 from ...vl2.grounding import Grounding, draw_boxes
 from ...vl2.prompts import locate_prompt
 from ..defaults import DEFAULT_GROUNDING_MODEL
 from ..files import print_json, write_new
 from ..pipelines import family_of, load_pipeline
+from .inputs import open_picture, user_path
 from .options import loading_options
 
 
@@ -27,10 +27,10 @@ def locate(args: argparse.Namespace) -> int:
     started = time.monotonic()
     if not args.phrase.strip():
         raise PromptError("the phrase is empty; say what to look for")
-    target = None if args.output is None else Path(args.output)
+    target = None if args.output is None else user_path(args.output)
     if target is not None and target.suffix.lower() != ".png":
         raise OptionError(f"output is {args.output!r}; accepted: a name that ends in .png")
-    image = open_image(args.image)
+    image = open_picture(args.image)
     family = family_of(open_model(args.model))
     if family != "DeepSeek-VL2":
         raise OptionError(

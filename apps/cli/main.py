@@ -11,16 +11,15 @@ import sys
 from importlib import import_module
 from typing import NoReturn
 
-from ...blocks.errors import BifronsError
+from ...blocks.errors import BifronsError, printable
+from .long_work import INTERRUPTED, REFUSED, StoppedError
 from .output import OutputError, discard_output, prepare_streams
 from .parsers import build_parser
 
 PIPE_CLOSED = 141  # 128 + SIGPIPE, what a shell reports for a program that SIGPIPE has ended
-_INTERRUPTED = 130  # 128 + SIGINT
-_REFUSED = 2
 
 _FUNCTIONS = {
-    "generate": ("images", "generate"),
+    "generate": ("generate", "generate"),
     "ask": ("chat", "ask"),
     "chat": ("chat", "chat"),
     "locate": ("ground", "locate"),
@@ -45,8 +44,9 @@ def _run(args: argparse.Namespace) -> int:
 def main(argv: list[str] | None = None) -> int:
     """Run one command and return its exit status.
 
-    It is 0 for success, 1 if `info` or `eval selftest` found a fault, 2 for a refusal (also of a line of
-    `chat`) and for output that can't be written, 130 after Ctrl-C and 141 for a closed pipe.
+    It is 0 for success, 1 if `info` or `eval selftest` found a fault or `ask --images` couldn't read a
+    picture, 2 for a refusal (also of a line of `chat`) and for output that can't be written, 130 after
+    Ctrl-C, 143 after SIGTERM and 141 for a closed pipe.
     """
     prepare_streams()
     # By default torch's threads spin while they wait for each other, which made image generation six times
@@ -63,7 +63,7 @@ def main(argv: list[str] | None = None) -> int:
     except OutputError as error:
         discard_output()
         print(f"error: the output can't be written: {error}", file=sys.stderr)
-        return _REFUSED
+        return REFUSED
 
 
 def _parse_and_run(argv: list[str] | None) -> int:
@@ -73,15 +73,22 @@ def _parse_and_run(argv: list[str] | None) -> int:
         args = build_parser().parse_args(argv)
         return _run(args)
     except SystemExit as end:  # argparse, after help or a usage error
-        return end.code if isinstance(end.code, int) else _REFUSED
+        return end.code if isinstance(end.code, int) else REFUSED
     except BifronsError as error:
-        print(f"error: {error}", file=sys.stderr)
-        if getattr(args, "json", False):
-            print(json.dumps({"error": str(error)}, ensure_ascii=False))
-        return _REFUSED
+        return _report(StoppedError(str(error), REFUSED), args)
+    except StoppedError as error:
+        return _report(error, args)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
-        return _INTERRUPTED
+        return INTERRUPTED
+
+
+def _report(error: StoppedError, args: argparse.Namespace) -> int:
+    """Print an error as one line, and with `--json` what was done before it; returns the exit status."""
+    print(printable(f"error: {error}" if error.status == REFUSED else str(error)), file=sys.stderr)
+    if getattr(args, "json", False):
+        print(json.dumps({"error": str(error), **error.content}, ensure_ascii=False))
+    return error.status
 
 
 def run() -> NoReturn:

@@ -45,6 +45,17 @@ def add_eager(parser: Any) -> None:
     )
 
 
+def add_batch_size(parser: Any, done: str) -> None:
+    """Add `--batch-size`: the number of pictures that are `done` together."""
+    parser.add_argument(
+        "--batch-size",
+        type=int,
+        metavar="N",
+        help=f"pictures that are {done} together (default: what fits in memory, at most 64, on a CPU 16); "
+        "no result depends on it",
+    )
+
+
 def add_no_warmup(parser: Any) -> None:
     """Add `--no-warmup`."""
     parser.add_argument(

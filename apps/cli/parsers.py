@@ -10,7 +10,7 @@ from ..defaults import DEFAULT_GROUNDING_MODEL, DEFAULT_MODEL, version
 from .bench import add_bench
 from .demo import add_demo
 from .eval_options import add_eval
-from .options import add_eager, add_loading
+from .options import add_batch_size, add_eager, add_loading
 from .serve import add_serve
 from .warmup import add_warmup
 
@@ -95,7 +95,16 @@ def _add_optional(parser: Any, options: Iterable[tuple[str, type, str]]) -> None
 
 def _add_generate(commands: Any) -> None:
     parser = _command(commands, "generate", "generate pictures from text", _image_options)
-    parser.add_argument("prompt", nargs="+", metavar="PROMPT", help="what to paint; several are allowed")
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument(
+        "prompt", nargs="*", default=[], metavar="PROMPT", help="what to paint; several are allowed"
+    )
+    source.add_argument(
+        "--prompts",
+        metavar="FILE",
+        help="prompts from a .txt file (one a line; # begins a comment), or with settings of their own from "
+        ".jsonl, .json or .csv; - is standard input",
+    )
     _add_model(parser)
     add_eager(parser)
     parser.add_argument("-n", type=int, default=1, metavar="N", help="pictures per prompt (default: 1)")
@@ -113,8 +122,20 @@ def _add_generate(commands: Any) -> None:
         ],
     )
     parser.add_argument(
+        "--resize",
+        metavar="WxH",
+        help="scale pictures to this size by Lanczos (default: the size that the model paints, 384x384 for "
+        "Janus-Pro)",
+    )
+    parser.add_argument(
         "-o", "--output", metavar="PATH", help="a folder, or a .png file for a single picture (default: out)"
     )
+    parser.add_argument(
+        "--skip-existing",
+        action="store_true",
+        help="go on with earlier work: leave out pictures whose files are there, with the same settings",
+    )
+    add_batch_size(parser, "painted")
     _add_json(parser)
 
 
@@ -135,10 +156,31 @@ def _add_answering(parser: Any) -> None:
 
 def _add_ask(commands: Any) -> None:
     parser = _command(commands, "ask", "answer a question about pictures", _text_options)
-    parser.usage = "bifrons ask [options] [IMAGE ...] QUESTION"
-    parser.add_argument(
-        "items", nargs="+", metavar="IMAGE ... QUESTION", help="image files, then the question"
+    parser.usage = (
+        "bifrons ask [options] [IMAGE ...] QUESTION\n"
+        "       bifrons ask [options] QUESTION --images PATH ... [--output FILE.jsonl]"
     )
+    parser.add_argument(
+        "items",
+        nargs="*",
+        metavar="IMAGE ... QUESTION",
+        help="image files (- is standard input), then the question",
+    )
+    parser.add_argument(
+        "--images",
+        nargs="+",
+        action="extend",
+        metavar="PATH",
+        help="ask the question about each of these pictures alone: files, folders or quoted globs",
+    )
+    parser.add_argument(
+        "-o",
+        "--output",
+        metavar="FILE",
+        help="with --images: a .jsonl file, to which a line is added per picture; pictures that it answers "
+        "already are left out (default: the lines on stdout)",
+    )
+    add_batch_size(parser, "answered")
     _add_answering(parser)
     _add_json(parser)
 

@@ -37,7 +37,7 @@ class ServeBenchOptions:
     requests: int = 128
     tokens: int = 128
     rows: int | None = None
-    context: int = 2048
+    context: int = ServerOptions.context
     device: str | None = None
     dtype: str | None = None
     quantize: str | None = None

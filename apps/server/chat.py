@@ -2,25 +2,30 @@
 
 import secrets
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Request, Response
 from starlette.types import Scope
 
 from ...blocks.chat.text_generation import resolve_seed
+from ...blocks.errors import PromptError
 from ...blocks.sampling.request import Request as GenerationRequest
 from ...blocks.sampling.request import SamplingParams
+from ...blocks.token_masks import OutputMatcher
 from . import responses, schema
 from .bodies import body_schema, json_body
 from .chat_events import ChatEvents
-from .errors import invalid_value
+from .errors import ApiError, invalid_value
 from .middleware import client_of, release_body
 from .registry import SHORT_TEXT, ModelRegistry, ServedModel
 from .schema import field_or_default
 from .sse import check_finish_reason, event, respond
 from .stream_text import ChoiceOutput, TextChunk
+from .structured import asks_for_form, check_form, make_matchers
 from .supervision import contained
+from .tool_calls import CallParser
+from .tools import ToolUse, plain_messages
 
 
 class ChatGeneration:
@@ -33,6 +38,7 @@ class ChatGeneration:
         self.id = f"chatcmpl-{secrets.token_hex(12)}"
         self.created = int(time.time())
         self.signal = registry.new_signal()
+        self.tools = ToolUse.of(body)
         self.num_choices = body.n or 1
         self.requests: list[GenerationRequest] = []
         self.outputs: list[ChoiceOutput] = []
@@ -47,17 +53,18 @@ class ChatGeneration:
 
     async def _make_requests(self) -> list[GenerationRequest]:
         pictures = self.registry.pictures
-        messages = await pictures.load_messages(self.body.messages, self.served, self.num_choices)
+        messages = plain_messages(self.body.messages, self.tools)
+        messages = await pictures.load_messages(messages, self.served, self.num_choices)
         if _is_short_text(messages):
             inputs = contained(self._inputs, messages)
         else:
             inputs = await self.registry.run_in_thread(self._inputs, messages)
         self.prompt_tokens = len(inputs.ids)
-        asked = self.body.max_completion_tokens or self.body.max_tokens
-        max_new_tokens = self.served.limits.new_tokens(self.prompt_tokens, asked)
+        max_new_tokens = self._max_new_tokens()
         sampling = sampling_params(self.body)
         seed = resolve_seed(self.body.seed)
-        self.outputs = [self._output() for _ in range(self.num_choices)]
+        matchers = await self._make_matchers(max_new_tokens)
+        self.outputs = [self._output() for _ in matchers]
         return [
             GenerationRequest(
                 self.served.text_head,
@@ -72,13 +79,32 @@ class ChatGeneration:
                 embed=self.served.pipe.model.embed_prompts,
                 inputs=inputs,
                 prompt_tokens=self.prompt_tokens,
+                matcher=matcher,
             )
-            for index, output in enumerate(self.outputs)
+            for index, (output, matcher) in enumerate(zip(self.outputs, matchers, strict=True))
         ]
+
+    async def _make_matchers(self, max_new_tokens: int) -> Sequence[OutputMatcher | None]:
+        """What holds each choice to the form that the request asks for; None for a free one."""
+        if not asks_for_form(self.body):
+            return [None] * self.num_choices
+        vocabulary, run = self.served.pipe.tokenizer.vocabulary, self.registry.run_in_thread
+        arguments = (self.body, vocabulary, self.num_choices, max_new_tokens)
+        return await run(make_matchers, *arguments, threads=self.registry.compilers)
 
     def _inputs(self, messages: list[dict[str, Any]]) -> Any:
         """Token ids and pixels; the scheduler's thread embeds those of all waiting requests together."""
         return self.served.pipe.processor.chat_inputs(messages, local_files=False)
+
+    def _max_new_tokens(self) -> int:
+        scheduler, requested = self.served.scheduler, self.body.max_completion_tokens or self.body.max_tokens
+        room = scheduler.context - self.prompt_tokens
+        max_new_tokens = requested or max(1, min(self.registry.options.max_new_tokens, room))
+        try:
+            scheduler.check(self.prompt_tokens, max_new_tokens)
+        except PromptError as error:
+            raise ApiError(400, str(error), code="context_length_exceeded", param="messages") from error
+        return max_new_tokens
 
     def _output(self) -> ChoiceOutput:
         stop, skip, pipe = self.body.stop, self.body.skip_special_tokens, self.served.pipe
@@ -88,6 +114,8 @@ class ChatGeneration:
             self.signal,
             skip_special_tokens=not pipe.keeps_special_tokens if skip is None else skip,
             stream=bool(self.body.stream),
+            strip=self.tools is not None or not asks_for_form(self.body),
+            parser=None if self.tools is None else CallParser(self.tools),
         )
 
     def cancel(self) -> None:
@@ -133,9 +161,11 @@ class ChatGeneration:
         choices = [
             responses.Choice(
                 index=index,
-                message=responses.AnswerMessage(content=texts[index]),
+                message=responses.AnswerMessage(
+                    content=None if output.calls else texts[index], tool_calls=output.calls or None
+                ),
                 logprobs=responses.Logprobs(content=logprobs[index]) if self.body.logprobs else None,
-                finish_reason=finish_reason(output.finish_reason),
+                finish_reason=finish_reason(output),
             )
             for index, output in enumerate(self.outputs)
         ]
@@ -152,8 +182,10 @@ class ChatGeneration:
             for index, chunk in chunks:
                 if chunk.text or chunk.logprobs:
                     due.append(make.text(index, chunk, with_logprobs))
+                if chunk.calls:
+                    due.append(make.calls(index, chunk.calls))
                 if chunk.finish_reason is not None:
-                    due.append(make.finish(index, finish_reason(chunk.finish_reason)))
+                    due.append(make.finish(index, finish_reason(self.outputs[index])))
             if due:
                 yield b"".join(due)
         if self.body.stream_options is not None and self.body.stream_options.include_usage:
@@ -168,9 +200,11 @@ def sampling_params(body: schema.ChatRequest) -> SamplingParams:
     return SamplingParams(**values, top_k=max(0, body.top_k or 0))
 
 
-def finish_reason(reason: str | None) -> responses.Finish:
-    """The reason in the words of OpenAI's API."""
-    return "length" if reason == "length" else "stop"
+def finish_reason(output: ChoiceOutput) -> responses.Finish:
+    """Why a choice ended, in the words of OpenAI's API."""
+    if output.finish_reason == "length":
+        return "length"
+    return "tool_calls" if output.calls else "stop"
 
 
 def _is_short_text(messages: list[dict[str, Any]]) -> bool:
@@ -187,6 +221,7 @@ def check_fields(body: schema.ChatRequest) -> None:
         raise invalid_value("top_logprobs requires logprobs: true", "top_logprobs")
     if body.stream_options is not None and body.stream_options.include_usage and not body.stream:
         raise invalid_value("stream_options requires stream: true", "stream_options")
+    check_form(body)
 
 
 def router(registry: ModelRegistry) -> APIRouter:

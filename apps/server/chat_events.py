@@ -1,6 +1,7 @@
 """Server-sent events of a streamed chat completion."""
 
 import json
+from collections.abc import Sequence
 
 from . import responses
 from .responses import to_json
@@ -38,6 +39,10 @@ class ChatEvents:
             logprobs = responses.Logprobs(content=chunk.logprobs).model_dump_json().encode()
         return b"".join((before, json.dumps(chunk.text).encode(), middle, logprobs, after))
 
+    def calls(self, index: int, deltas: Sequence[responses.ToolCallDelta]) -> bytes:
+        """More of the calls of a choice, an event each: clients add up one delta of a call at a time."""
+        return b"".join(self._choice(index, responses.Delta(tool_calls=[delta])) for delta in deltas)
+
     def finish(self, index: int, reason: responses.Finish) -> bytes:
         """The last event of a choice."""
         return self._choice(index, responses.Delta(), reason)
@@ -57,6 +62,6 @@ class ChatEvents:
             id=self.id, created=self.created, model=self.model, choices=choices, usage=usage
         )
         content = to_json(chunk)
-        for choice in content["choices"]:
-            choice["delta"] = {key: item for key, item in choice["delta"].items() if item is not None}
+        for choice, made in zip(content["choices"], choices, strict=True):
+            choice["delta"] = made.delta.model_dump(mode="json", exclude_none=True)
         return event(content)

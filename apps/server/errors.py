@@ -50,7 +50,7 @@ class ClientGone(Exception):
     """The client has closed the connection."""
 
 
-def invalid_value(message: str, param: str) -> ApiError:
+def invalid_value(message: str, param: str | None) -> ApiError:
     """The error for an unacceptable value of one field, with status 400."""
     return ApiError(400, message, code="invalid_value", param=param)
 

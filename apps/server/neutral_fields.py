@@ -23,7 +23,9 @@ class Row(NamedTuple):
 
 _TEXTS = "ChatRequest"
 _ALL = f"{_TEXTS} ImageRequest"
-_MESSAGES = "SystemMessage UserMessage AssistantMessage"
+_PEOPLE = "SystemMessage UserMessage"
+_SPEAKERS = f"{_PEOPLE} AssistantMessage"
+_MESSAGES = f"{_SPEAKERS} ToolMessage"
 
 TABLE = (
     # Who asks, and how the request is accounted, stored and cached.
@@ -38,9 +40,8 @@ TABLE = (
     Row(_ALL, "plugins transforms guardrails", ([],)),
     Row(_TEXTS, "usage", ({}, {"include": False})),
     # Tools, other modalities and reasoning.
-    Row(_TEXTS, "tools functions", ([],)),
-    Row(_TEXTS, "tool_choice function_call", ("none", "auto")),
-    Row(_TEXTS, "parallel_tool_calls", (bool,)),
+    Row(_TEXTS, "functions", ([],)),
+    Row(_TEXTS, "function_call", ("none", "auto")),
     Row(_TEXTS, "modalities", (["text"],)),
     Row(_TEXTS, "audio prediction web_search_options moderation", ()),
     Row(_TEXTS, "verbosity", ("medium",)),
@@ -70,13 +71,15 @@ TABLE = (
     # The form of the answer.
     Row(_TEXTS, "spaces_between_special_tokens", (bool,)),
     Row(_TEXTS, "return_token_ids return_tokens_as_token_ids return_hidden_states", (False,)),
-    Row(_TEXTS, "guided_json guided_regex guided_choice guided_grammar structured_outputs", ()),
     Row("StreamOptions", "include_obfuscation continuous_usage_stats", (False,)),
     # Messages and their parts: what answers of other servers hold is sent back to this one.
-    Row(_MESSAGES, "name id", (str,)),
+    Row(_MESSAGES, "id", (str,)),
+    Row(_SPEAKERS, "name", (str,)),
     Row(_MESSAGES, "refusal reasoning reasoning_content", ("",)),
-    Row(_MESSAGES, "tool_calls annotations thinking_blocks images", ([],)),
-    Row(_MESSAGES, "audio function_call tool_call_id", ()),
+    Row(_MESSAGES, "annotations thinking_blocks images", ([],)),
+    Row(f"{_PEOPLE} ToolMessage", "tool_calls", ([],)),
+    Row(_MESSAGES, "audio function_call", ()),
+    Row(_SPEAKERS, "tool_call_id", ()),
     Row(_MESSAGES, "provider_specific_fields", ({},)),
     Row("AssistantMessage", "prefix", (False,)),
     Row("TextPart", "annotations logprobs", ([],)),
@@ -97,6 +100,8 @@ _PLACES = {
     _ALL: "any request",
     _TEXTS: "chats",
     _MESSAGES: "messages",
+    _SPEAKERS: "messages but a tool's",
+    f"{_PEOPLE} ToolMessage": "messages but the assistant's",
     "AssistantMessage": "the assistant's messages",
     "StreamOptions": "`stream_options`",
     "TextPart": "text parts",

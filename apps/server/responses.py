@@ -27,7 +27,7 @@ class Logprobs(BaseModel):
     refusal: None = None
 
 
-Finish = Literal["stop", "length"]
+Finish = Literal["stop", "length", "tool_calls"]
 
 
 class Usage(BaseModel):
@@ -38,12 +38,28 @@ class Usage(BaseModel):
     total_tokens: int
 
 
+class CalledFunction(BaseModel):
+    """The name of a called function, and its arguments as JSON (`Function`)."""
+
+    name: str
+    arguments: str
+
+
+class ToolCall(BaseModel):
+    """A call of a tool (`ChatCompletionMessageFunctionToolCall`)."""
+
+    id: str
+    type: Literal["function"] = "function"
+    function: CalledFunction
+
+
 class AnswerMessage(BaseModel):
-    """The generated message of a choice (`ChatCompletionMessage`)."""
+    """The generated message of a choice (`ChatCompletionMessage`); one with calls has no content."""
 
     role: Literal["assistant"] = "assistant"
-    content: str
+    content: str | None
     refusal: None = None
+    tool_calls: list[ToolCall] | None = None
 
 
 class Choice(BaseModel):
@@ -66,11 +82,28 @@ class ChatCompletion(BaseModel):
     usage: Usage
 
 
+class FunctionDelta(BaseModel):
+    """What an event adds to a called function (`ChoiceDeltaToolCallFunction`)."""
+
+    name: str | None = None
+    arguments: str
+
+
+class ToolCallDelta(BaseModel):
+    """What an event adds to a call; the first one has its id (`ChoiceDeltaToolCall`)."""
+
+    index: int
+    id: str | None = None
+    type: Literal["function"] | None = None
+    function: FunctionDelta
+
+
 class Delta(BaseModel):
     """What an event adds to the message of a choice (`ChoiceDelta`)."""
 
     role: Literal["assistant"] | None = None
     content: str | None = None
+    tool_calls: list[ToolCallDelta] | None = None
 
 
 class ChunkChoice(BaseModel):
@@ -103,10 +136,9 @@ class ImageUsage(BaseModel):
 
 
 class Painted(BaseModel):
-    """One generated image in base64 or by URL (`Image`), with the seed that reproduces it."""
+    """One generated image in base64 (`Image`), with the seed that reproduces it."""
 
-    b64_json: str | None = None
-    url: str | None = None
+    b64_json: str
     seed: int
 
 
@@ -137,7 +169,7 @@ class ImageEvent(BaseModel):
 
 
 class ModelCard(BaseModel):
-    """A model (`Model`), with its abilities and a note; vLLM calls the context `max_model_len`."""
+    """A model (`Model`), with its abilities: image size and context, and a note about it."""
 
     id: str
     object: Literal["model"] = "model"
@@ -146,7 +178,6 @@ class ModelCard(BaseModel):
     paints: bool
     image_size: str | None
     context: int
-    max_model_len: int
     note: str | None
 
 

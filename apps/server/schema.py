@@ -4,28 +4,27 @@ OpenAI's names of the types stand in parentheses. What else clients send is drop
 says that it changes nothing, and refused by name otherwise, so that nothing is silently ignored.
 """
 
-from typing import Annotated, Any, Literal, Self, cast
+from typing import Annotated, Any, Literal
 
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    ModelWrapValidatorHandler,
-    ValidationError,
-    model_validator,
-)
-from pydantic_core import InitErrorDetails, PydanticCustomError
+from pydantic import BaseModel, Field
 
 from ...blocks.chat.text_generation import MAX_SEED, TextGenerationOptions
 from ...janus.image_generation import ImageGenerationOptions
-from .neutral_fields import is_neutral, refusal
+from .form_schema import (
+    MAX_TOOLS,
+    JsonObjectFormat,
+    JsonSchemaFormat,
+    NamedToolChoice,
+    PlainFormat,
+    StructuredOutputs,
+    Tool,
+    ToolCall,
+)
+from .schema_base import Request, ShortText, Text
 
-UNSUPPORTED = "unsupported_value"
-"""Type and code of the error for a value of a neutral field that would change something."""
 MAX_CHOICES = 8
 MAX_IMAGES = 10  # as in OpenAI's API
 MAX_TOP_LOGPROBS = 20  # as in OpenAI's API
-MAX_TEXT = 200_000
 MAX_PROMPT = 32_000  # as in OpenAI's API
 
 Seed = Annotated[int, Field(ge=0, le=MAX_SEED)]
@@ -33,30 +32,8 @@ Tokens = Annotated[int, Field(ge=1, le=1_000_000)]
 Zero = Annotated[float, Field(ge=0, le=0)]
 TopP = Annotated[float, Field(gt=0, le=1)]
 Temperature = Annotated[float, Field(ge=0, le=2)]
-Text = Annotated[str, Field(max_length=MAX_TEXT)]
 Stop = Annotated[str, Field(min_length=1, max_length=256)]
 StopList = Annotated[list[Stop], Field(max_length=4, fail_fast=True)]
-
-
-class Request(BaseModel):
-    """Base of request bodies. It is strict: no strings for numbers, no unknown fields, no infinities."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
-
-    @model_validator(mode="wrap")
-    @classmethod
-    def _drop_neutral_fields(cls, data: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
-        """Drop unknown fields that change nothing; if all others are right, refuse the first that does."""
-        if not isinstance(data, dict):
-            return handler(data)
-        checked = handler({name: data[name] for name in data if name in cls.model_fields})
-        for name in data:
-            if name not in cls.model_fields and not is_neutral(cls.__name__, name, data[name]):
-                text = cast(Any, refusal(cls.__name__, name))
-                kind = "extra_forbidden" if text is None else PydanticCustomError(UNSUPPORTED, text)
-                problem = InitErrorDetails(type=kind, loc=(name,), input=None)
-                raise ValidationError.from_exception_data(cls.__name__, [problem])
-        return checked
 
 
 class TextPart(Request):
@@ -105,21 +82,25 @@ class AssistantMessage(Request):
 
     role: Literal["assistant"]
     content: Text | TextParts | None = None
+    tool_calls: Annotated[list[ToolCall], Field(max_length=MAX_TOOLS, fail_fast=True)] | None = None
 
 
-Message = Annotated[SystemMessage | UserMessage | AssistantMessage, Field(discriminator="role")]
+class ToolMessage(Request):
+    """What a tool returned (`ChatCompletionToolMessageParam`)."""
+
+    role: Literal["tool"]
+    content: Text | TextParts
+    tool_call_id: ShortText | None = None
+    name: ShortText | None = Field(None, description="The tool's name, if no call has the id.")
+
+
+Message = Annotated[SystemMessage | UserMessage | AssistantMessage | ToolMessage, Field(discriminator="role")]
 
 
 class StreamOptions(Request):
     """Options of a streamed chat completion (`ChatCompletionStreamOptions`)."""
 
     include_usage: bool | None = False
-
-
-class PlainFormat(Request):
-    """The response format of plain text (`ResponseFormatText`)."""
-
-    type: Literal["text"]
 
 
 class ChatRequest(Request):
@@ -147,7 +128,19 @@ class ChatRequest(Request):
     top_logprobs: Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
     frequency_penalty: Zero | None = 0.0
     presence_penalty: Zero | None = 0.0
-    response_format: PlainFormat | None = None
+    response_format: (
+        Annotated[PlainFormat | JsonObjectFormat | JsonSchemaFormat, Field(discriminator="type")] | None
+    ) = None
+    guided_json: dict[str, Any] | Text | None = None
+    guided_regex: Text | None = None
+    guided_choice: list[Text] | None = None
+    guided_grammar: Text | None = Field(None, description="Lark, or GBNF (with ::=).")
+    structured_outputs: StructuredOutputs | None = None
+    tools: Annotated[list[Tool], Field(max_length=MAX_TOOLS, fail_fast=True)] | None = None
+    tool_choice: Literal["none", "auto", "required"] | NamedToolChoice | None = Field(
+        None, description="Default: auto with tools, else none."
+    )
+    parallel_tool_calls: bool | None = Field(True, description="Whether an answer may hold several calls.")
 
 
 class ImageRequest(Request):
@@ -159,10 +152,9 @@ class ImageRequest(Request):
     )
     n: Annotated[int, Field(ge=1, le=MAX_IMAGES)] | None = 1
     size: Annotated[str, Field(max_length=32)] | None = Field(
-        "auto", description="The model's own size, or auto; with resize any other."
+        "auto", description="The model's own size, or auto."
     )
-    resize: bool | None = Field(False, description="Whether finished pictures are scaled to the size.")
-    response_format: Literal["b64_json", "url"] | None = "b64_json"
+    response_format: Literal["b64_json"] | None = "b64_json"
     output_format: Literal["png", "jpeg", "webp"] | None = "png"
     output_compression: Annotated[int, Field(ge=0, le=100)] | None = Field(
         None, description="Quality of jpeg and webp; not accepted for png, which is lossless."

@@ -11,8 +11,9 @@ from fastapi.responses import StreamingResponse
 from pydantic import BaseModel
 from starlette.types import Receive, Scope, Send
 
+from ...blocks.errors import OptionError
 from ...blocks.sampling.request import Request as GenerationRequest
-from .errors import INTERNAL_ERROR, ApiError, ClientGone, error_content
+from .errors import INTERNAL_ERROR, ApiError, ClientGone, error_content, invalid_value
 from .responses import json_response
 from .supervision import SchedulerFailed
 
@@ -27,6 +28,8 @@ def check_finish_reason(reason: str, request: GenerationRequest) -> None:
         raise ApiError(503, str(request.error), code="engine_failed")
     if reason == "cancelled":
         raise ApiError(503, "the server is stopping and has ended this request", code="stopping")
+    if request.matcher is not None and isinstance(request.error, OptionError):  # too complex a form
+        raise invalid_value(str(request.error), None)
     if reason not in ("stop", "length"):
         raise ApiError(
             500, "the engine failed at this request; the server's log has the details", code=reason

@@ -7,21 +7,23 @@ from functools import lru_cache
 from ...blocks.sampling.request import SampledToken
 from ...tokenizers.text import StreamDecoder, TextTokenizer
 from .notifier import OutputSignal
-from .responses import TokenLogprob, TopLogprob
+from .responses import TokenLogprob, ToolCall, ToolCallDelta, TopLogprob
+from .tool_calls import CallParser
 
 _MIN_LOGPROB = -9999.0  # OpenAI's value for "very unlikely"; JSON has no infinity
 _REPLACEMENT_CHARACTER = "\ufffd"
 
 
 class StopStringFilter:
-    """Cuts incremental text before the stop string that is complete first, and strips white space around it.
+    """Cuts incremental text before the stop string that is complete first, and strips white space around it
+    (unless `strip` is false).
 
     Text that may turn out to be the beginning of a stop string, or trailing white space, is held back until
     more text arrives. So the joined output doesn't depend on how the input was cut into pieces.
     """
 
-    def __init__(self, stops: Sequence[str] = ()) -> None:
-        self._stops = tuple(stops)
+    def __init__(self, stops: Sequence[str] = (), strip: bool = True) -> None:
+        self._stops, self._strip = tuple(stops), strip
         self._pending = ""
         self._started = False
         self.stopped = False
@@ -30,7 +32,7 @@ class StopStringFilter:
     def feed(self, text: str) -> str:
         """Take more text; returns what can be released."""
         self._pending += text
-        if not self._started:
+        if self._strip and not self._started:
             self._pending = self._pending.lstrip()
         starts = {stop: start for stop in self._stops if (start := self._pending.find(stop)) >= 0}
         if starts:
@@ -45,7 +47,7 @@ class StopStringFilter:
         return self._release(len(self._pending), last=True)
 
     def _release(self, end: int, last: bool) -> str:
-        text = self._pending[:end].rstrip()
+        text = self._pending[:end].rstrip() if self._strip else self._pending[:end]
         self._pending = "" if last else self._pending[len(text) :]
         self._started = self._started or bool(text)
         return text
@@ -60,11 +62,13 @@ class StopStringFilter:
 
 @dataclass(frozen=True)
 class TextChunk:
-    """Text of a choice and the log-probabilities of its tokens; the last one has a `finish_reason`."""
+    """Text of a choice, the log-probabilities of its tokens, and what it adds to calls of tools; the last one
+    has a `finish_reason`."""
 
     text: str
     logprobs: list[TokenLogprob]
     finish_reason: str | None = None
+    calls: Sequence[ToolCallDelta] = ()
 
 
 class ChoiceOutput:
@@ -81,10 +85,13 @@ class ChoiceOutput:
         *,
         skip_special_tokens: bool,
         stream: bool,
+        strip: bool = True,
+        parser: CallParser | None = None,
     ) -> None:
         self._tokenizer, self._stops, self._signal = tokenizer, stops, signal
         self._decoder = StreamDecoder(tokenizer, skip_special_tokens)
-        self._filter = StopStringFilter(stops)
+        self._filter = StopStringFilter(stops, strip)
+        self._parser = parser
         self._tokens: list[SampledToken] = []
         self._end: str | None = None
         self.num_tokens = 0
@@ -114,7 +121,15 @@ class ChoiceOutput:
         self.finish_reason = "stop" if self._filter.stopped else end
         tokens = self._tokens[first : self.num_tokens]
         logprobs = [token_logprob(self._tokenizer, token) for token in tokens if token.logprob is not None]
-        return TextChunk(text, logprobs, self.finish_reason)
+        calls: Sequence[ToolCallDelta] = ()
+        if self._parser is not None:
+            text, calls = self._parser.feed(text, last=self.finish_reason is not None)
+        return TextChunk(text, logprobs, self.finish_reason, calls)
+
+    @property
+    def calls(self) -> list[ToolCall]:
+        """The calls of tools so far."""
+        return [] if self._parser is None else self._parser.calls
 
     def _feed(self, tokens: Sequence[SampledToken]) -> str:
         if not self._stops:

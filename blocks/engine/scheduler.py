@@ -259,7 +259,8 @@ class Scheduler:
             stops = request.deliver(sampled)
         except BaseException as error:
             reraise_exit(error)
-            _log.exception("a token could not be delivered")
+            if not isinstance(error, OptionError):  # an output format too complex: the client is told
+                _log.exception("a token could not be delivered")
             self._finish(request, "error", error)
         else:
             if stops or request.delivered == request.max_new_tokens:

@@ -61,7 +61,7 @@ def score_run(run: RunDir, official: bool = False) -> dict[str, Any]:
         if not items:
             reasons = f" ({problems[0]['filename']}: {problems[0]['reason']})" if problems else ""
             raise BifronsError(f"{run.root}: no picture could be scored{reasons}")
-    summary = summarize(judged.suite, items)
+    summary = summarize(judged.suite.weights, items)
     content = _summary_json(run, judged, summary, problems, untold, official)
     write_json(run.root / "summary.json", content)
     return content

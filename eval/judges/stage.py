@@ -187,28 +187,42 @@ def judge_pictures(
     threads: int = 1,
     ranks: Ranks | None = None,
 ) -> int:
+    """`ask_missing` about the images of a run."""
+    asks = [judged.asks(record) for record in images]
+    return ask_missing(judged.answers, asks, choice, device, processes, threads, ranks)
+
+
+def ask_missing(
+    answers: Path,
+    asks: Sequence[list[Ask]],
+    choice: JudgeChoice,
+    device: str | None = None,
+    processes: int | None = None,
+    threads: int = 1,
+    ranks: Ranks | None = None,
+) -> int:
     """Ask what was not answered yet; returns how many pictures that are, in this rank's share.
 
-    Raises BifronsError where the judge or the disk fails; what is answered is kept.
+    asks: the questions about each picture. Raises BifronsError where the judge or the disk fails; what is
+    answered is kept.
     """
     ranks = ranks or Ranks()
-    share = ranks.divide([judged.asks(record) for record in images], lambda asks: _unanswered(judged, asks))
+    share = ranks.divide(asks, lambda part: _unanswered(answers, part))
     if share:
         if choice.is_endpoint:
             processes, device = 1, "cpu"
         elif processes is None:
             needed = weights_bytes(find_model_folder(choice.model))
             processes = 1 if ranks.size > 1 else default_processes(device, needed)
-        device = ranks.device(device)
-        worker = JudgeWorker(choice, judged.answers)
-        run_workers(worker, share, len(share), processes, device, threads, "judging")
+        worker = JudgeWorker(choice, answers)
+        run_workers(worker, share, len(share), processes, ranks.device(device), threads, "judging")
     ranks.wait()
     return len(share)
 
 
-def _unanswered(judged: JudgedRun, asks: Sequence[list[Ask]]) -> list[list[Ask]]:
+def _unanswered(path: Path, asks: Sequence[list[Ask]]) -> list[list[Ask]]:
     """Of each picture the questions without an answer; each question about the same picture once."""
-    answer_file = AnswerFile(judged.answers)
+    answer_file = AnswerFile(path)
     try:
         answers = answer_file.get([one.key for of_picture in asks for one in of_picture])
         seen = {key for key, answer in answers.items() if not answer.refused}

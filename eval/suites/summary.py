@@ -1,16 +1,17 @@
 """From the items of pictures to a suite's scores with intervals over prompts."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
+from typing import Any
 
 import numpy as np
 from scipy import stats
 
 from ...blocks.errors import BifronsError
 from ..geneval.intervals import Interval
-from .suite import Item, Suite
+from .suite import Item
 
 LEVEL = 0.95
 
@@ -37,12 +38,16 @@ class SuiteSummary:
     prompts: int
 
 
-def summarize(suite: Suite, items: Mapping[int, Sequence[Sequence[Item]]]) -> SuiteSummary:
-    """Scores from the items of each picture of each prompt, by the prompt's number.
+def summarize(
+    weights_of: Callable[[Sequence[str]], dict[str, float]], items: Mapping[Any, Sequence[Sequence[Item]]]
+) -> SuiteSummary:
+    """Scores from the items of each picture of each prompt.
+
+    weights_of: see `Suite.weights`. items: by prompt, whose pictures are drawn together.
 
     A group's score is the mean of its items, of all prompts together. Raises BifronsError without an item.
     """
-    tables: dict[str, dict[int, list[float]]] = {}
+    tables: dict[str, dict[Any, list[float]]] = {}
     for prompt, pictures in items.items():
         for item in (item for picture in pictures for item in picture):
             tables.setdefault(item.group, {}).setdefault(prompt, []).append(item.value)
@@ -51,7 +56,7 @@ def summarize(suite: Suite, items: Mapping[int, Sequence[Sequence[Item]]]) -> Su
     groups, variances = {}, {}
     for name in sorted(tables):
         groups[name], variances[name] = _group(list(tables[name].values()))
-    weights = suite.weights(list(groups))
+    weights = weights_of(list(groups))
     missing = tuple(name for name in weights if name not in groups)
     overall = interval = None
     if not missing:

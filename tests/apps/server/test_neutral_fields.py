@@ -34,6 +34,7 @@ BODIES: dict[str, tuple[dict[str, Any], tuple[Any, ...]]] = {
         {"model": "m", "messages": [{"role": "assistant", "content": "x"}]},
         ("messages", 0),
     ),
+    "ToolMessage": ({"model": "m", "messages": [{"role": "tool", "content": "x"}]}, ("messages", 0)),
     "TextPart": (user(PICTURE, TEXT), ("messages", 0, "content", 1)),
     "ImagePart": (user(TEXT, PICTURE), ("messages", 0, "content", 1)),
     "ImageAddress": (user(PICTURE), ("messages", 0, "content", 0, "image_url")),

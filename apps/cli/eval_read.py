@@ -1,0 +1,37 @@
+"""`bifrons eval read`: benchmarks of reading pictures."""
+
+import argparse
+
+from ...blocks.errors import one_line
+from ...eval.atomic_io import folder_lock, make_folder
+from ...eval.judges.judge import JudgeChoice
+from ...eval.read.run import Reading, read_benchmark
+from ..files import print_json
+
+
+def read(args: argparse.Namespace) -> int:
+    """Run a benchmark, or go on, and print its scores."""
+    given = {
+        "model": args.endpoint_model,
+        "version": args.endpoint_version,
+        "options": args.endpoint_options,
+        "key": args.endpoint_key,
+        "dtype": args.dtype,
+        "workers": args.workers,
+    }
+    choice = JudgeChoice(args.model, **{name: value for name, value in given.items() if value is not None})
+    reading = Reading(args.benchmark, args.path, choice, args.images, args.prompt, args.limit)
+    make_folder(args.run_dir)
+    with folder_lock(args.run_dir):
+        content = read_benchmark(args.run_dir, reading, args.device, args.processes, args.threads)
+    if args.json:
+        print_json(content)
+        return 0
+    for name, group in content["groups"].items():
+        low, high = group["interval"]
+        print(f"{name}: {group['score']:.2%} ({low:.1%} to {high:.1%}), {group['items']} examples")
+    for name, value in content["metrics"].items():
+        print(f"{name}: {value:.4g}")
+    for problem in content["not_scored"]:
+        print(one_line(f"not scored: example {problem['example']}: {problem['reason']}"))
+    return 0

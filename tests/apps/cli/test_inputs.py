@@ -1,0 +1,156 @@
+"""Codes, pictures and chats in the forms in which people's shells and terminals send them."""
+
+import io
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from bifrons.janus.pipeline import JanusPipeline
+from PIL import Image
+
+pytestmark = pytest.mark.usefixtures("loaded")
+CODES = [(7 * number) % 512 for number in range(36)]
+ROWS = [CODES[row * 6 : row * 6 + 6] for row in range(6)]
+
+
+@pytest.fixture
+def picture(tmp_path: Path, parity_picture) -> Path:
+    path = tmp_path / "a b.png"
+    parity_picture(1, 70, 50).save(path)
+    return path
+
+
+def pipe(monkeypatch, content: bytes) -> None:
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BufferedReader(io.BytesIO(content)), "utf-8"))
+
+
+@pytest.fixture
+def decode(bifrons, janus_mini, tmp_path):
+    """`decode(source)`: the pixels."""
+
+    def run(source):
+        output = json.loads(
+            bifrons("decode", source, "-m", janus_mini, "-o", tmp_path / "x.png", "--json").out
+        )
+        return Image.open(output["file"]).tobytes()
+
+    return run
+
+
+def test_codes_in_all_shapes_and_encodings(decode, janus_mini, tmp_path, monkeypatch):
+    expected = JanusPipeline.from_pretrained(janus_mini, "cpu").decode_codes(CODES)[0].tobytes()
+    path = tmp_path / "codes.json"
+    for value in (CODES, [CODES], ROWS, [ROWS], {"codes": [CODES], "grid": [6, 6]}, {"codes": ROWS}):
+        path.write_text(json.dumps(value))
+        assert decode(path) == expected
+    for encoding in ("utf-8-sig", "utf-16", "utf-16-le", "utf-32"):
+        path.write_bytes((json.dumps({"codes": CODES, "model": "Ä"}) + "\r\n").encode(encoding))
+        assert decode(path) == expected
+    for shape in ((36,), (1, 36), (6, 6), (1, 6, 6)):
+        np.save(tmp_path / "codes.npy", np.array(CODES, np.int64).reshape(shape))
+        assert decode(tmp_path / "codes.npy") == expected
+    pipe(monkeypatch, json.dumps(CODES).encode("utf-16"))
+    assert decode("-") == expected
+    pipe(monkeypatch, (tmp_path / "codes.npy").read_bytes())
+    assert decode("-") == expected
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ([CODES, CODES], "holds codes in a grid of [2, 36]"),
+        ([CODES, CODES[1:]], "accepted: [36]"),
+        ([[]], "holds no codes of one picture"),
+        ([[[CODES], [CODES]]], "holds no codes of one picture"),
+        ([[1, 2], 3], "holds no codes of one picture"),
+    ],
+)
+def test_codes_of_other_shapes(refused, janus_mini, tmp_path, value, message):
+    path = tmp_path / "codes.json"
+    path.write_text(json.dumps(value))
+    assert message in refused("decode", path, "-m", janus_mini)
+
+
+def test_pictures_from_a_pipe(bifrons, refused, janus_mini, vl2_mini, picture, monkeypatch):
+    model = ("-m", janus_mini, "--max-new-tokens", 3)
+    expected = bifrons("ask", picture, "What?", *model).out
+    pipe(monkeypatch, picture.read_bytes())
+    assert bifrons("ask", "-", "What?", *model).out == expected
+    expected = bifrons("encode", picture, "-m", janus_mini).out
+    pipe(monkeypatch, picture.read_bytes())
+    assert bifrons("encode", "-", "-m", janus_mini).out == expected
+    pipe(monkeypatch, picture.read_bytes())
+    assert bifrons("locate", "-", "the dog", "-m", vl2_mini).status == 0
+    pipe(monkeypatch, b"no picture")
+    assert "is not a picture" in refused("encode", "-", "-m", janus_mini)
+    pipe(monkeypatch, picture.read_bytes())
+    assert "no question" in refused("ask", "-", *model)
+    monkeypatch.setattr(sys, "stdin", None)
+    assert "- reads standard input" in refused("ask", "-", "What?", *model)
+
+
+def test_home_folders_within_quotes(bifrons, janus_mini, picture, monkeypatch):
+    monkeypatch.setenv("HOME", str(picture.parent))
+    assert bifrons("ask", "~/a b.png", "What?", "-m", janus_mini, "--max-new-tokens", 1).status == 0
+    assert bifrons("encode", "~/a b.png", "-m", janus_mini, "-o", "~/codes.json").status == 0
+    assert bifrons("decode", "~/codes.json", "-m", janus_mini, "-o", "~/back.png").status == 0
+    assert bifrons("generate", "x", "-m", janus_mini, "-o", "~/out").status == 0
+    found = {path.name for path in picture.parent.iterdir()}
+    assert found == {"a b.png", "codes.json", "back.png", "out"}
+
+
+SEEN = "(PATH: 70 x 50, goes with your next message)"
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "/image PATH",
+        "/image 'PATH'",
+        '/image   "PATH"  ',
+        "/image ESCAPED",
+        "/image ~/a\\ b.png",
+        "/image '~/a b.png'",
+        "/image file://URL",
+        "/image FOLDER",
+        "/image 'FOLDER/*.png'",
+        "'PATH'",
+        "ESCAPED ",
+        "file://URL",
+        "~/a\\ b.png",
+    ],
+)
+def test_pictures_in_a_chat(bifrons, janus_mini, picture, monkeypatch, line):
+    monkeypatch.setenv("HOME", str(picture.parent))
+    forms = {
+        "PATH": str(picture),
+        "ESCAPED": str(picture).replace(" ", "\\ "),
+        "URL": str(picture).replace(" ", "%20"),
+        "FOLDER": str(picture.parent),
+    }
+    for name, form in forms.items():
+        line = line.replace(name, form)
+    pipe(monkeypatch, f"{line}\nWhat?\n".encode())
+    result = bifrons("chat", "-m", janus_mini, "--max-new-tokens", 2)
+    assert result.status == 0
+    assert SEEN.replace("PATH", str(picture)) in result.err
+    assert result.out == bifrons("ask", picture, "What?", "-m", janus_mini, "--max-new-tokens", 2).out
+
+
+def test_several_pictures_in_a_chat_or_none(bifrons, janus_mini, picture, monkeypatch, parity_picture):
+    parity_picture(2, 30, 40).save(picture.parent / "it's.png")
+    lines = f"/image '{picture}' nowhere.png\n/image \"{picture}\n/image\n/image {picture.parent}/it's.png\n"
+    pipe(monkeypatch, f"{lines}'{picture}' \"{picture.parent}/it's.png\"\n".encode("utf-16"))
+    result = bifrons("chat", "-m", janus_mini)
+    assert result.status == 2
+    errors = [line for line in result.err.splitlines() if line.startswith("error: ")]
+    assert [message[-50:] for message in errors] == [
+        errors[0][-50:],
+        errors[1][-50:],
+        "error: which picture? accepted: /image PATH, with several paths too"[-50:],
+    ]
+    assert "'nowhere.png' does not exist" in errors[0]
+    assert "No closing quotation" in errors[1]
+    assert result.err.count("goes with your next message") == 3
