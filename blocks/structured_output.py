@@ -5,7 +5,7 @@ llguidance.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,6 +45,9 @@ _NOTES = {
     "$comment", "contentEncoding", "contentMediaType", "contentSchema", "discriminator",
 }  # fmt: skip
 """Keywords that say nothing about which values are valid."""
+_COMBINING = {"$ref", "$dynamicRef", "$recursiveRef", "allOf", "anyOf", "oneOf", "dependentSchemas"}
+_OPEN = {"additionalProperties", "patternProperties", "unevaluatedProperties", "minProperties"}
+"""Keywords that say something about properties that are not listed."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +82,7 @@ class OutputFormat:
         Drafts 4 to 2020-12, except for the keywords that llguidance doesn't implement (`not`, `if`,
         `uniqueItems`, `contains` ...), a `oneOf` of which two branches may match, and references to other
         documents. These are refused, as are keywords that no draft has, but for names in `x-`. Properties
-        are written in the order of the schema.
+        are written in the order of the schema, and only those that it lists, unless it speaks of others.
         """
         what = "the JSON schema"
         if hasattr(schema, "model_json_schema"):
@@ -97,6 +100,7 @@ class OutputFormat:
         if not isinstance(value, dict) and value is not True:
             refuse(what, f"it is {shown(value)}")
         _check_keywords(value, what)
+        _close_objects(value)
         options: Any = _JSON_OPTIONS
         content = {} if value is True else value
         return cls(what, LLMatcher.grammar_from_json_schema(json.dumps(content), overrides=options))
@@ -168,11 +172,21 @@ def _check_size(description: str, text: str) -> None:
 
 def _check_keywords(schema: Any, description: str) -> None:
     """Refuse keywords that the library would not read. It refuses itself those that it knows of."""
+    known = _SCHEMA | _SCHEMAS | _NAMED_SCHEMAS | _VALUES | _NOTES
+    for one in _schemas(schema):
+        for keyword in one:
+            if keyword == "x-guidance" or not (keyword in known or keyword.startswith("x-")):
+                refuse(description, f"{shown(keyword)} is no keyword that is supported")
+
+
+def _schemas(schema: Any) -> Iterator[dict[str, Any]]:
+    """A schema and all those inside it, without booleans."""
     pending = [schema]
     while pending:
         one = pending.pop()
         if not isinstance(one, dict):
             continue
+        yield one
         for keyword, value in one.items():
             if keyword in _NAMED_SCHEMAS and isinstance(value, dict):
                 pending += value.values()
@@ -180,7 +194,23 @@ def _check_keywords(schema: Any, description: str) -> None:
                 pending += value
             elif keyword in _SCHEMA:
                 pending.append(value)
-            elif keyword in _NAMED_SCHEMAS or keyword in _SCHEMAS or keyword in _VALUES or keyword in _NOTES:
-                continue
-            elif keyword == "x-guidance" or not keyword.startswith("x-"):
-                refuse(description, f"{shown(keyword)} is no keyword that is supported")
+
+
+def _close_objects(schema: Any) -> None:
+    """Forbid properties that the schema doesn't list, where it says nothing about them: else models add
+    some until their tokens are used up.
+
+    A schema that combines others, each of which lists some of the properties, stays as it is.
+    """
+    schemas = list(_schemas(schema))
+    for one in schemas:
+        alternatives = one.get("allOf", ())
+        combines = not _COMBINING.isdisjoint(one) and not one.keys().isdisjoint(("properties", "required"))
+        if combines or (isinstance(alternatives, list) and len(alternatives) > 1):
+            return
+    for one in schemas:
+        listed, required = one.get("properties"), one.get("required", [])
+        if not isinstance(listed, dict) or not isinstance(required, list) or not _OPEN.isdisjoint(one):
+            continue
+        if all(isinstance(name, str) and name in listed for name in required):
+            one["additionalProperties"] = False

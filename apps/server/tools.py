@@ -19,8 +19,6 @@ from .form_schema import FunctionDefinition, NamedToolChoice, ToolCall
 MAX_CALLS = 8
 """Most calls of one answer."""
 CALL, CALL_END = "<tool_call>", "</tool_call>"
-_COMBINED = {"$ref", "allOf", "anyOf", "oneOf", "patternProperties", "additionalProperties"}
-"""Keywords beside which `additionalProperties: false` could forbid what a schema asks for."""
 
 
 @dataclass(frozen=True)
@@ -110,13 +108,11 @@ def option_errors(param: str) -> Iterator[None]:
 
 
 def _parameters(function: FunctionDefinition) -> dict[str, Any]:
-    """The JSON schema of a function's arguments: an object, without further properties unless the schema
-    speaks of them."""
+    """The JSON schema of a function's arguments: an object, of no properties if the schema has none."""
     given = function.parameters or {}
     if given.get("type", "object") != "object":
         raise OptionError(f"its type is {json.dumps(given['type'])[:80]}; accepted: an object")
-    closed = {} if _COMBINED & set(given) else {"additionalProperties": False}
-    return {"type": "object", **given, **closed}
+    return {"type": "object", "properties": {}, **given}
 
 
 def _description(function: FunctionDefinition) -> dict[str, Any]:
