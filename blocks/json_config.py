@@ -8,6 +8,7 @@ import json
 import math
 import re
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -188,8 +189,15 @@ class Section:
     """One object of a config: typed look-ups with defaults. A wrong type, or a number outside `LIMITS`, is a
     `ConfigError` that names it."""
 
-    def __init__(self, values: dict[str, Any], where: str) -> None:
-        self.values, self.where = values, where
+    def __init__(
+        self, values: dict[str, Any], where: str, origins: Mapping[str, str] | None = None
+    ) -> None:
+        """`origins` says where values stand that don't come from `where`, by their names."""
+        self.values, self.where, self._origins = values, where, origins or {}
+
+    def origin(self, name: str) -> str:
+        """Where a value stands, for messages."""
+        return self._origins.get(name, self.where)
 
     def section(self, *names: str) -> "Section":
         """A nested object; a missing one counts as empty."""
@@ -241,6 +249,14 @@ class Section:
             raise self._refusal(name, value, "a name")
         return value
 
+    def token(self, name: str, default: str) -> str:
+        """The name of a token, which may be an object with `content` as transformers writes it."""
+        value = self.get(name, default)
+        value = value.get("content") if isinstance(value, dict) else value
+        if not isinstance(value, str) or not value:
+            raise self._refusal(name, value, "a token's name")
+        return value
+
     def get(self, name: str, default: Any = None) -> Any:
         value = self.values.get(name)
         return default if value is None else value
@@ -252,4 +268,4 @@ class Section:
             raise self._refusal(name, value, repr(accepted))
 
     def _refusal(self, name: str, value: object, accepted: str) -> ConfigError:
-        return ConfigError(f"{self.where}.{name} is {shown(value)}; accepted: {accepted}")
+        return ConfigError(f"{self.origin(name)}.{name} is {shown(value)}; accepted: {accepted}")

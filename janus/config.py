@@ -71,13 +71,16 @@ def parse_config(config: Section) -> tuple[JanusConfig, str]:
 
 
 def read_guidance_scale(folder: Path) -> float | None:
-    """The guidance scale that `generation_config.json` of a model folder recommends; None if it has none.
+    """The guidance scale that `generation_config.json` of a model folder recommends, at its top or under
+    `generation_kwargs`; None if it has none.
 
     Other entries are ignored: they are defaults of transformers (such as top_k 50), which the reference does
     not use. Raises `ConfigError`.
     """
     path = folder / "generation_config.json"
     section = Section(read_settings(path), str(path))
+    if section.get("guidance_scale") is None:
+        section = section.section("generation_kwargs")
     return None if section.get("guidance_scale") is None else section.number("guidance_scale", 1.0)
 
 

@@ -10,11 +10,13 @@ from ..blocks.checkpoints.formats import TensorEntry
 from ..blocks.checkpoints.reader import TensorReader
 from ..blocks.conversion.quantized_writer import merged_specs
 from ..blocks.conversion.writer import TensorSpec
-from ..blocks.json_config import Section, names_token, read_json
+from ..blocks.json_config import names_token
 from ..blocks.model.siglip import SiglipConfig
+from ..blocks.picture_settings import read_picture_settings
 from ..tokenizers.vq.model import VQConfig
 from .config import JanusConfig, read_config
 from .model import JanusModel
+from .prompts import IMAGE_TOKEN
 from .weight_names import pick_key_map
 
 
@@ -112,12 +114,12 @@ def _vq_params(vq: VQConfig) -> dict[str, Any]:
 
 def _processor_config(src: Path, config: JanusConfig) -> dict[str, Any]:
     """The official settings; Janus-1.3B's role names if the tokenizer lacks the token `<|User|>`."""
-    tokenizer = src / "tokenizer.json"
+    settings, tokenizer = read_picture_settings(src), src / "tokenizer.json"
     old = os.path.isfile(tokenizer) and not names_token(tokenizer, "<|User|>")
     return {
         "add_special_token": False,
         "ignore_id": -100,
-        "image_tag": "<image_placeholder>",
+        "image_tag": settings.token("image_tag", settings.token("image_token", IMAGE_TOKEN)),
         "mask_prompt": True,
         "num_image_tokens": config.vision.num_patches,
         "processor_class": "VLChatProcessor",
@@ -126,17 +128,8 @@ def _processor_config(src: Path, config: JanusConfig) -> dict[str, Any]:
 
 
 def _preprocessor_config(src: Path, config: JanusConfig) -> dict[str, Any]:
-    """The official settings, overridden by the source's image settings.
-
-    transformers stores these in `preprocessor_config.json`, or since version 5 under `image_processor` in
-    `processor_config.json`.
-    """
-    stored: dict[str, Any] = {}
-    if os.path.isfile(src / "preprocessor_config.json"):
-        stored = read_json(src / "preprocessor_config.json")
-    elif os.path.isfile(src / "processor_config.json"):
-        path = src / "processor_config.json"
-        stored = Section(read_json(path), str(path)).section("image_processor").values
+    """The official settings, overridden by the source's."""
+    stored = read_picture_settings(src).values
     result = {
         "background_color": [127, 127, 127],
         "do_normalize": True,
@@ -148,5 +141,5 @@ def _preprocessor_config(src: Path, config: JanusConfig) -> dict[str, Any]:
         "processor_class": "VLChatProcessor",
         "rescale_factor": 0.00392156862745098,
     }
-    names = ("do_normalize", "image_mean", "image_std", "min_size", "rescale_factor")
+    names = ("background_color", "image_mean", "image_std", "min_size", "rescale_factor")
     return result | {name: stored[name] for name in names if stored.get(name) is not None}

@@ -2,14 +2,14 @@
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from ..blocks.errors import ConfigError
 from ..blocks.image_fit import FittedImage, as_tiles, normalization_table, resize_bicubic
-from ..blocks.json_config import Section, shown
+from ..blocks.json_config import Section
+from ..blocks.picture_settings import check_size
 
 
 @dataclass(frozen=True)
@@ -24,24 +24,16 @@ class ImageTransform:
     std: tuple[float, float, float] = (0.5, 0.5, 0.5)
 
     @classmethod
-    def from_settings(cls, settings: dict[str, Any], size: int, where: str) -> "ImageTransform":
-        """Read the content of a preprocessor_config.json, official or transformers'. Raises ConfigError.
+    def from_settings(cls, section: Section, size: int) -> "ImageTransform":
+        """Read the settings of a folder (`read_picture_settings`). Raises ConfigError.
 
         `do_normalize` is ignored and taken as true: an early file of Janus-1.3B has it false, but the model
         was trained with it.
         """
-        section = Section(settings, where)
-        stated = section.get("size")
-        if stated is None or "image_size" in settings:
-            stated = section.get("image_size", size)
-        if isinstance(stated, dict):
-            stated = stated.get("height")
-        if stated != size:
-            raise ConfigError(
-                f"{where}: pictures are {shown(stated)} pixels wide, but the model takes {size}"
-            )
+        check_size(section, size)
         red, green, blue = background = section.three_numbers("background_color", cls.background)
         if any(value != int(value) for value in background):
+            where = section.origin("background_color")
             raise ConfigError(f"{where}.background_color is {background}; accepted: three whole numbers")
         return cls(
             size=size,

@@ -16,8 +16,8 @@ from ..blocks.chat.messages import normalize_messages
 from ..blocks.errors import PromptError
 from ..blocks.image_fit import Fit, normalized
 from ..blocks.image_io import open_image
-from ..blocks.json_config import Section
-from ..tokenizers.text import PAD, TextTokenizer, read_settings
+from ..blocks.picture_settings import read_picture_settings
+from ..tokenizers.text import PAD, TextTokenizer
 from .image_transform import ImageTransform
 from .prompts import IMAGE_END, IMAGE_START, IMAGE_TOKEN, Template
 
@@ -52,13 +52,11 @@ class JanusProcessor:
         `image_size` (pixels) and `num_image_tokens` are those of the model's config. Raises ConfigError if a
         file contradicts them or is damaged, or if the tokenizer lacks a token that Janus needs.
         """
-        folder = Path(folder)
-        section = Section(read_settings(folder / "processor_config.json"), "processor_config.json")
+        section = read_picture_settings(Path(folder))
         section.expect("num_image_tokens", num_image_tokens)
         section.expect("add_special_token", False)
-        token = section.name("image_tag", IMAGE_TOKEN)
-        settings = read_settings(folder / "preprocessor_config.json")
-        transform = ImageTransform.from_settings(settings, image_size, "preprocessor_config.json")
+        token = section.token("image_tag", section.token("image_token", IMAGE_TOKEN))
+        transform = ImageTransform.from_settings(section, image_size)
         return cls(tokenizer, transform, num_image_tokens, token)
 
     def preprocess(self, image: Any) -> Tensor:

@@ -189,9 +189,7 @@ def format_boxes(boxes: Sequence[Box], size: tuple[int, int] | None = None) -> s
         if not groups or groups[-1][0] != box.label:
             groups.append((box.label, []))
         groups[-1][1].append(str(list(box.normalized or _normalize(box, size))))
-    return "".join(
-        f"{REF}{label}{REF_END}{DET}[{', '.join(places)}]{DET_END}" for label, places in groups
-    )
+    return "".join(f"{REF}{label}{REF_END}{DET}[{', '.join(places)}]{DET_END}" for label, places in groups)
 
 
 def _normalize(box: Box, size: tuple[int, int] | None) -> tuple[int, int, int, int]:

@@ -13,8 +13,8 @@ from ..blocks.chat.inputs import ChatInputs
 from ..blocks.chat.messages import normalize_messages
 from ..blocks.errors import ConfigError
 from ..blocks.image_fit import Fit
-from ..blocks.json_config import Section
-from ..tokenizers.text import TextTokenizer, read_settings
+from ..blocks.picture_settings import check_size, read_picture_settings
+from ..tokenizers.text import TextTokenizer
 from .config import VL2Config, parse_candidates
 from .prompts import IMAGE, SPECIAL, encode_turns
 from .tiles import (
@@ -74,23 +74,26 @@ class VL2Processor:
     def from_folder(
         cls, folder: str | PathLike[str], tokenizer: TextTokenizer, config: VL2Config
     ) -> "VL2Processor":
-        """Read processor_config.json of a model folder, if present.
+        """Read the settings of pictures in a model folder, if present.
 
         Raises ConfigError if it is damaged or contradicts the model's config.
         """
-        path = Path(folder) / "processor_config.json"
-        section = Section(read_settings(path), path.name)
+        section = read_picture_settings(Path(folder))
         section.expect("patch_size", config.vision.patch_size)
         section.expect("downsample_ratio", config.downsample)
         section.expect("normalize", True)
         section.expect("add_special_token", False)
-        token = section.name("image_token", IMAGE)
+        section.expect("rescale_factor", 1 / 255)
+        check_size(section, config.vision.image_size)
+        token = section.token("image_token", section.token("image_tag", IMAGE))
         stated = section.get("candidate_resolutions")
         candidates = None if stated is None else parse_candidates(section, config.vision.image_size)
         default = PixelNormalization()
         mean = section.three_numbers("image_mean", default.mean)
         std = section.three_numbers("image_std", default.std)
-        return cls(tokenizer, config, candidates, PixelNormalization(mean, std), token)
+        normalization = PixelNormalization(mean, std)
+        section.expect("background_color", list(normalization.background))
+        return cls(tokenizer, config, candidates, normalization, token)
 
     def _candidates(self, num_images: int) -> tuple[Size, ...]:
         return ((self.tile, self.tile),) if num_images > MAX_CROPPED else self.candidates

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from bifrons import JanusPipeline
+from bifrons.janus.processor import JanusProcessor
 from safetensors.torch import load_file, save_file
 
 transformers = pytest.importorskip("transformers")
@@ -89,3 +90,24 @@ def test_image_logits_and_decoded_picture(saved) -> None:
         expected = model.model.vqmodel.decode(codes[None]).squeeze(0)
         found = pipe.model.gen_vision_model.decode(codes[None], (6, 6))[0]
     close(found, expected)
+
+
+def test_pictures_of_a_folder_of_transformers_5(saved, tmp_path, parity_picture, janus_mini) -> None:
+    """Its processor keeps the settings of pictures inside processor_config.json alone."""
+    _, plain = saved
+    mean, std = [0.4, 0.5, 0.6], [0.3, 0.5, 0.2]
+    theirs = transformers.JanusImageProcessorPil(
+        size={"height": 96, "width": 96}, image_mean=mean, image_std=std, background_color=[1, 2, 3]
+    )
+    tokenizer = transformers.PreTrainedTokenizerFast(
+        tokenizer_file=str(janus_mini / "tokenizer.json"),
+        extra_special_tokens={"image_token": "<image_placeholder>", "boi_token": "x", "eoi_token": "y"},
+    )
+    processor = transformers.JanusProcessor(theirs, tokenizer, chat_template="", num_image_tokens=36)
+    processor.save_pretrained(tmp_path)
+    assert not (tmp_path / "preprocessor_config.json").exists()
+    ours = JanusProcessor.from_folder(tmp_path, plain.tokenizer, 96, 36)
+    # Sides that neither truncation nor rounding changes.
+    picture = parity_picture(1, 192, 96)
+    expected = theirs(picture, return_tensors="pt")["pixel_values"][0]
+    assert (ours.preprocess(picture) - expected).abs().max() < 1e-5

@@ -1,10 +1,16 @@
 """What people call: options, forms of messages, bad inputs, places."""
 
+import json
+from pathlib import Path
+
 import pytest
 import torch
-from bifrons import Box, OptionError, PictureError, PromptError, VL2Pipeline
+from bifrons import Box, ConfigError, OptionError, PictureError, PromptError, VL2Pipeline
 from bifrons.blocks.chat.messages import normalize_messages
 from bifrons.blocks.chat.text_generation import TextGenerationOptions, generate_ids
+from bifrons.tokenizers.text import TextTokenizer
+from bifrons.vl2.config import read_config
+from bifrons.vl2.processor import VL2Processor
 from bifrons.vl2.prompts import encode_turns
 from PIL import Image
 
@@ -187,3 +193,19 @@ def test_places_that_can_not_be_asked_for(pipe):
 
 def test_a_caption_is_a_text(pipe):
     assert isinstance(pipe.caption(PICTURE, max_new_tokens=3), str)
+
+
+def test_settings_of_pictures_are_read_under_image_processor(tmp_path):
+    """Where transformers 5 writes them."""
+    source = Path(__file__).parent.parent / "data" / "vl2-mini-mla"
+    settings = json.loads((source / "processor_config.json").read_text())
+    tokenizer = TextTokenizer.from_folder(source)
+    config = read_config(source)
+    nested = {"image_processor": {**settings, "image_mean": [0.4, 0.5, 0.5]}}
+    (tmp_path / "processor_config.json").write_text(json.dumps(nested))
+    processor = VL2Processor.from_folder(tmp_path, tokenizer, config)
+    assert processor.normalization.mean == (0.4, 0.5, 0.5)
+    assert processor.candidates == VL2Processor.from_folder(source, tokenizer, config).candidates
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps({"image_mean": [0.5, 0.5, 0.5]}))
+    with pytest.raises(ConfigError, match="image_mean is .* in preprocessor_config.json, but"):
+        VL2Processor.from_folder(tmp_path, tokenizer, config)
