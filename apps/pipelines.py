@@ -14,8 +14,8 @@ from ..blocks.checkpoints.hub import EMBEDDED, EMBEDDED_FOLDER, ModelFolder, ope
 from ..blocks.checkpoints.key_mapping import KeyMap, check_counts
 from ..blocks.checkpoints.quantize import keep_no_float32
 from ..blocks.device import resolve_device
-from ..blocks.errors import ConfigError, OptionError
-from ..blocks.json_config import shown
+from ..blocks.errors import OptionError
+from ..blocks.foreign_files import model_type_error
 from ..blocks.model.context import DecoderConfig
 from ..blocks.placement.memory_estimate import Workload
 from .defaults import DEFAULT_MODEL
@@ -38,9 +38,7 @@ def family_of(folder: ModelFolder) -> str:
     config = folder.config
     model_type = config.get("model_type")
     if not isinstance(model_type, str) or model_type not in _FAMILIES:
-        raise ConfigError(
-            f"{config.where}: model_type is {shown(model_type)}; accepted: {', '.join(_FAMILIES)}"
-        )
+        raise model_type_error(config, _FAMILIES)
     return _FAMILIES[model_type]
 
 

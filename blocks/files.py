@@ -4,6 +4,7 @@ complete or not at all."""
 import codecs
 import errno
 import os
+import re
 import shutil
 import stat
 from collections.abc import Iterator
@@ -11,6 +12,23 @@ from contextlib import contextmanager, suppress
 from io import FileIO
 from pathlib import Path
 from typing import BinaryIO
+
+HEAD_BYTES = 512
+"""As much of a file as `describe_content` looks at."""
+_FOREIGN = (
+    (rb"version https://git-lfs", "a Git LFS pointer, not the file itself; run `git lfs pull` in its folder"),
+    (
+        rb"(?:\xef\xbb\xbf)?\s*<(?:!doctype|html|head|body|\?xml|!--)",
+        "a saved web page, not the file itself; download the file (the page has a link for it)",
+    ),
+    (rb"GGUF", "a GGUF file; take the plain folder of the model, with --quantize int4"),
+)
+
+
+def describe_content(head: bytes) -> str | None:
+    """What a file that begins with these bytes is, and what to do; None if it isn't known to be foreign."""
+    found = (text for pattern, text in _FOREIGN if re.match(pattern, head[:HEAD_BYTES], re.IGNORECASE))
+    return next(found, None)
 
 
 def open_regular(path: str | os.PathLike[str]) -> FileIO:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from .errors import BifronsError, ConfigError, shown
-from .files import read_bounded
+from .files import describe_content, read_bounded
 
 CONFIG_BYTES = 4 << 20
 """Largest file of settings that is read. The largest released one has 0.2 MB."""
@@ -115,7 +115,9 @@ def parse_json(content: bytes, where: str, error: type[BifronsError] = ConfigErr
     try:
         return decode_json(content)
     except ValueError as problem:
-        raise error(f"{where} can't be read as JSON: {problem}") from problem
+        foreign = describe_content(content)
+        reason = problem if foreign is None else f"it is {foreign}"
+        raise error(f"{where} can't be read as JSON: {reason}") from problem
 
 
 def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -4,7 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..blocks.errors import ConfigError
-from ..blocks.json_config import Section, read_json, shown
+from ..blocks.foreign_files import model_type_error
+from ..blocks.json_config import Section, read_json
 from ..blocks.model.context import DecoderConfig
 from ..blocks.model.siglip import SiglipConfig, check_siglip, read_siglip
 from ..tokenizers.text import read_settings
@@ -60,10 +61,7 @@ def parse_config(config: Section) -> tuple[JanusConfig, str]:
     """The architecture in the content of a `config.json` and its `model_type`. Raises `ConfigError`."""
     model_type = config.get("model_type")
     if model_type not in MODEL_TYPES:
-        raise ConfigError(
-            f"{config.where}: model_type is {shown(model_type)}; "
-            f"accepted for Janus: {' and '.join(MODEL_TYPES)}"
-        )
+        raise model_type_error(config, MODEL_TYPES)
     parse = _parse_original if model_type == "multi_modality" else _parse_transformers
     result = parse(config)
     _check(result, config.where)

@@ -4,6 +4,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ..blocks.errors import ConfigError
+from ..blocks.foreign_files import model_type_error
 from ..blocks.json_config import Section, read_json, shown
 from ..blocks.model.context import DecoderConfig, LatentConfig
 from ..blocks.model.moe import MoEConfig
@@ -52,7 +53,7 @@ def parse_config(config: Section) -> VL2Config:
     """
     model_type = config.get("model_type")
     if model_type != MODEL_TYPE:
-        raise ConfigError(f"{config.where}: model_type is {shown(model_type)}; accepted: {MODEL_TYPE!r}")
+        raise model_type_error(config, (MODEL_TYPE,))
     config.expect("tile_tag", "2D")
     config.expect("global_view_pos", "head")
     vision = _parse_vision(config.section("vision_config"))

@@ -15,6 +15,7 @@ import torch
 from ..bin_file import read_bin
 from ..errors import CheckpointError, is_name
 from ..files import open_regular
+from ..foreign_files import check_content
 from ..json_config import parse_json, shown
 
 # The dtype names of the safetensors format (its README, "Format"). Those without a torch counterpart (F4, F6,
@@ -65,6 +66,7 @@ def file_size(path: Path) -> int:
     try:
         with open_regular(path) as stream:
             size = os.fstat(stream.fileno()).st_size
+        check_content(path)
     except OSError as error:
         raise CheckpointError(f"{path} can't be read: {error.strerror}") from error
     if size == 0:

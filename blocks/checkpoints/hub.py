@@ -7,6 +7,7 @@ from importlib.resources import files
 from pathlib import Path
 
 from ..errors import CheckpointError
+from ..foreign_files import check_config, check_folder, check_path, name_hint
 from ..json_config import Section, read_section, shown
 
 EMBEDDED = {"janus-nano": "Janus", "vl2-nano": "DeepSeek-VL2"}
@@ -27,8 +28,11 @@ class ModelFolder:
 
     @cached_property
     def config(self) -> Section:
-        """The content of `config.json`, read once. Raises `ConfigError`."""
-        return read_section(self.path / "config.json")
+        """The content of `config.json`, read once. Raises `ConfigError`, also for what
+        `check_config` refuses."""
+        section = read_section(self.path / "config.json")
+        check_config(section)
+        return section
 
 
 def open_model(model: str | Path | ModelFolder) -> ModelFolder:
@@ -48,19 +52,18 @@ def find_model_folder(model: str | Path) -> Path:
             os.listdir(path)
         except OSError as error:
             raise CheckpointError(f"{path} can't be read: {error.strerror}") from error
+        check_folder(path)
         return path
     if os.path.isfile(path):
-        raise CheckpointError(
-            f"{path} is a file; accepted: the folder that holds config.json and the weights"
-        )
+        check_path(path)
     name = str(model)
     if name in EMBEDDED and (EMBEDDED_FOLDER / name).is_dir():
         return EMBEDDED_FOLDER / name
-    if isinstance(model, Path) or name.count("/") != 1 or name.startswith((".", "/", "~")):
+    if isinstance(model, Path) or name.count("/") != 1 or ":" in name or name.startswith((".", "/", "~")):
         embedded = ", ".join(sorted(n for n in EMBEDDED if (EMBEDDED_FOLDER / n).is_dir()))
         raise CheckpointError(
             f"no folder {shown(name)}; accepted: a model folder, a hub id such as deepseek-ai/Janus-Pro-1B, "
-            f"or an embedded model ({embedded})"
+            f"or an embedded model ({embedded}){name_hint(name)}"
         )
     return _download(name)
 

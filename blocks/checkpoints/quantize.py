@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from ..errors import ConfigError, OptionError
+from ..foreign_files import OUR_METHOD
 from ..kernels.codec import CODE_DTYPES, GROUP_SIZE, KINDS, SCALE_DTYPE, group_size
 from ..model.decoder import Decoder
 from ..model.layers import Linear
@@ -23,7 +24,6 @@ from .hub import ModelFolder
 from .key_mapping import KeyMap, ParameterSlice, saved_tensors
 
 CONFIG_KEY = "quantization_config"
-_METHOD = "bifrons"
 _NOT_QUANTIZED = ("kv_b_proj",)
 
 
@@ -55,7 +55,8 @@ def check_device(kind: str | None, device: torch.device) -> None:
 
 def quantization_config(kind: str) -> dict[str, Any]:
     """The entry of a quantized folder's `config.json` under `CONFIG_KEY`."""
-    return {"quant_method": _METHOD, "weights": kind} | ({"group_size": GROUP_SIZE} if kind == "int4" else {})
+    grouped = {"group_size": GROUP_SIZE} if kind == "int4" else {}
+    return {"quant_method": OUR_METHOD, "weights": kind, **grouped}
 
 
 def stored_kind(folder: ModelFolder) -> str | None:
@@ -64,7 +65,7 @@ def stored_kind(folder: ModelFolder) -> str | None:
     if folder.config.get(CONFIG_KEY) is None:
         return None
     section = folder.config.section(CONFIG_KEY)
-    section.expect("quant_method", _METHOD)
+    section.expect("quant_method", OUR_METHOD)
     section.expect("group_size", GROUP_SIZE)
     kind = section.get("weights")
     if kind not in KINDS:

@@ -5,6 +5,7 @@ crashes the process. Peak memory is what the caller keeps plus one tensor.
 """
 
 import os
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from ..bin_file import open_bytes
 from ..errors import CheckpointError, is_name
+from ..foreign_files import is_adapter, no_weights_text, plain_names
 from ..json_config import TABLE_BYTES, read_value, shown
 from .formats import TensorEntry, list_bin, list_safetensors
 
@@ -42,7 +44,8 @@ def list_tensors(folder: Path) -> dict[str, TensorEntry]:
     if index is not None and wrong:
         names = ", ".join(f"{name!r} (in {index[name]})" for name in wrong[:10])
         raise CheckpointError(f"{folder}: {len(wrong)} tensors are not where the index says: {names}")
-    return entries
+    plain = plain_names(Path(folder), entries)
+    return {plain[name]: replace(entry, name=plain[name]) for name, entry in entries.items()}
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -60,6 +63,7 @@ def _find_files(folder: Path) -> tuple[dict[str, str] | None, list[Path]]:
         return _read_index(index_file)
     single = folder / "model.safetensors"
     loose = [single] if os.path.lexists(single) else sorted(folder.glob("*.safetensors"))
+    loose = [path for path in loose if not is_adapter(path)]
     if len(loose) > 1:
         names = ", ".join(p.name for p in loose[:10])
         raise CheckpointError(f"{folder} holds {len(loose)} .safetensors files and no index of them: {names}")
@@ -70,8 +74,9 @@ def _find_files(folder: Path) -> tuple[dict[str, str] | None, list[Path]]:
     if os.path.lexists(folder / _BIN):
         return None, [folder / _BIN]
     raise CheckpointError(
-        f"{folder} holds no weights; accepted are *.safetensors (with *.safetensors.index.json if there are "
-        f"several), {_BIN_INDEX} with its shards, or {_BIN}"
+        no_weights_text(folder)
+        or f"{folder} holds no weights; accepted are *.safetensors (with *.safetensors.index.json if there "
+        f"are several), {_BIN_INDEX} with its shards, or {_BIN}"
     )
 
 

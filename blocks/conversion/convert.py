@@ -13,9 +13,10 @@ from typing import Any
 from ..checkpoints.formats import TensorEntry
 from ..checkpoints.loader import progress_bar
 from ..checkpoints.reader import TensorReader, list_tensors, weight_files
-from ..errors import CheckpointError, ConfigError
+from ..errors import CheckpointError
 from ..files import temporary_path
-from ..json_config import read_json
+from ..foreign_files import check_config, model_type_error
+from ..json_config import read_section
 from .quantized_writer import QuantizedWriter, unchanged_specs
 from .writer import TensorSpec, spec_bytes, write_safetensors
 
@@ -52,11 +53,11 @@ def convert_folder(
     another `model_type`.
     """
     src, dst = _checked_folders(Path(src), dst)
-    config = read_json(src / "config.json")
-    model_type = config.get("model_type")
+    section = read_section(src / "config.json")
+    check_config(section)
+    config, model_type = section.values, section.get("model_type")
     if not isinstance(model_type, str) or model_type not in formats:
-        accepted = ", ".join(formats)
-        raise ConfigError(f"{src / 'config.json'}: model_type is {model_type!r}; accepted are {accepted}")
+        raise model_type_error(section, formats)
     translate, entries = formats[model_type], list_tensors(src)
     try:
         with temporary_path(dst) as part:

@@ -184,7 +184,7 @@ def test_places_and_kinds_that_are_refused(community, tmp_path):
     with pytest.raises(CheckpointError, match="not a folder"):
         convert(tmp_path / "gone", tmp_path / "out")
     (tmp_path / "full" / "config.json").write_text('{"model_type": "llava"}')
-    with pytest.raises(ConfigError, match="'llava'; accepted are multi_modality, deepseek_vl_v2, janus"):
+    with pytest.raises(ConfigError, match="'llava'; accepted: multi_modality, deepseek_vl_v2, janus"):
         convert(tmp_path / "full", tmp_path / "out")
     assert [p.name for p in tmp_path.iterdir()] == ["full"]
 

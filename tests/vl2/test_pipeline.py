@@ -207,5 +207,5 @@ def test_settings_of_pictures_are_read_under_image_processor(tmp_path):
     assert processor.normalization.mean == (0.4, 0.5, 0.5)
     assert processor.candidates == VL2Processor.from_folder(source, tokenizer, config).candidates
     (tmp_path / "preprocessor_config.json").write_text(json.dumps({"image_mean": [0.5, 0.5, 0.5]}))
-    with pytest.raises(ConfigError, match="image_mean is .* in preprocessor_config.json, but"):
+    with pytest.raises(ConfigError, match=r"image_mean is .* in preprocessor_config.json, but"):
         VL2Processor.from_folder(tmp_path, tokenizer, config)
