@@ -104,12 +104,21 @@ def check_folder(folder: Path) -> None:
         raise CheckpointError(f"{folder} holds no config.json; give the folder of one model: {models}")
 
 
+def is_hub_id(name: str) -> bool:
+    """Whether a name may be `owner/name`, with or without `@revision`; a folder with a revision is none."""
+    repo_id = name.partition("@")[0]
+    plain = repo_id.count("/") == 1 and not repo_id.startswith((".", "/", "~")) and ":" not in name
+    return plain and not os.path.isdir(repo_id)
+
+
 def name_hint(name: str) -> str:
     """What to add to the refusal of a name that is no folder and no hub id, or an empty text."""
     if found := re.match(
         r"https?://(?:www\.)?(?:huggingface\.co|hf\.co|modelscope\.cn/models)/([\w.-]+/[\w.-]+)", name
     ):
         return f". For that page give {found[1]}"
+    if os.path.isdir(name.partition("@")[0]):
+        return ". A revision is the hub's; give the folder alone"
     if re.fullmatch(r"[\w./-]+:[\w.-]+", name) and not name.startswith(("http:", "https:")):
         return (
             ". Names with a colon are Ollama's, whose GGUF files can't be read; the hub has the plain folders"
@@ -186,8 +195,8 @@ def check_config(config: Section) -> None:
         method = OUR_METHOD
     if isinstance(method, str) and method != OUR_METHOD:
         raise ConfigError(
-            f"{config.where}: the weights are quantized by {_METHODS.get(method, shown(method))}; accepted: "
-            f"a quant_method of {OUR_METHOD!r}, or none: {_PLAIN_FOLDER}"
+            f"{config.where}: quant_method is {shown(method)}; accepted: {OUR_METHOD!r}. The weights are "
+            f"quantized by {_METHODS.get(method, shown(method))}: {_PLAIN_FOLDER}"
         )
 
 

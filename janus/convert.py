@@ -33,12 +33,16 @@ def to_original(
     key_map = pick_key_map(entries, model_type, config.tied)
     specs = list(merged_specs(network, src, entries, key_map, reader))
     dtype = next(dtype for name, _, _, dtype in specs if name == "language_model.model.embed_tokens.weight")
-    files = {
-        "config.json": original_config(config, str(dtype).removeprefix("torch.")),
+    return specs, original_files(src, config, str(dtype).removeprefix("torch."))
+
+
+def original_files(src: Path, config: JanusConfig, dtype: str) -> dict[str, dict[str, Any]]:
+    """The JSON files of the original format for a folder in transformers' format."""
+    return {
+        "config.json": original_config(config, dtype),
         "processor_config.json": _processor_config(src, config),
         "preprocessor_config.json": _preprocessor_config(src, config),
     }
-    return specs, files
 
 
 def original_config(config: JanusConfig, dtype: str) -> dict[str, Any]:

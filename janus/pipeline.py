@@ -1,6 +1,7 @@
 """`JanusPipeline`: generates images and answers questions about images."""
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
@@ -9,17 +10,20 @@ from PIL import Image
 from torch import Tensor
 
 from ..blocks.chat.pipeline import ChatPipeline
-from ..blocks.checkpoints.hub import ModelFolder, open_model
+from ..blocks.checkpoints.hub import ModelFolder
 from ..blocks.checkpoints.key_mapping import check_counts
 from ..blocks.checkpoints.reader import list_tensors
 from ..blocks.device import inference, plain_torch
 from ..blocks.errors import OptionError, PromptError, check_integer
+from ..blocks.placement.arguments import open_pretrained, pick_dtype
 from ..blocks.placement.auto_device_map import MaxMemory
 from ..blocks.placement.device_map import DeviceMap
+from ..blocks.placement.loaded_pipeline import Source
 from ..blocks.placement.loading import LoadOptions, load_model
 from ..tokenizers.text import TextTokenizer
 from . import image_generation
 from .config import parse_config, read_guidance_scale
+from .convert import original_files
 from .image_generation import ImageGenerationOptions, image_info, image_seeds
 from .model import JanusModel, Parts, check_parts
 from .processor import JanusProcessor
@@ -60,6 +64,8 @@ class JanusPipeline(ChatPipeline):
         max_memory: MaxMemory | None = None,
         capture: bool | None = None,
         progress: bool = True,
+        revision: str | None = None,
+        **more: Any,
     ) -> "JanusPipeline":
         """Load a Janus model.
 
@@ -67,21 +73,17 @@ class JanusPipeline(ChatPipeline):
             model: a model folder, a hub id (`deepseek-ai/Janus-Pro-1B`) or an embedded model (`janus-nano`).
             parts: load only what generating images (`paint`) or answering (`read`) needs. Methods that need
                 other parts then raise an OptionError.
-            device, dtype: by default CUDA or MPS in bfloat16, else the CPU in float32.
-            quantize: `int8`, `int4` or `fp8` quantizes the decoder's weights as they are read.
-            device_map: `auto`, `balanced` or a dict (`{"": 0, "vision_model": "cpu"}`) spreads the weights
-                over devices.
-            max_memory: with a `device_map`, what weights may take per device: `{0: "20GiB", "cpu": "60GiB"}`.
-            capture: False turns CUDA graphs off.
-            progress: show a bar on stderr if loading takes more than half a second.
-
-        `bifrons.blocks.placement.device_map.LoadOptions` describes `device` to `progress` in full.
+            device, dtype, quantize, device_map, max_memory, capture, progress: where and how the weights are
+                loaded, described in `bifrons.blocks.placement.device_map.LoadOptions`.
+            revision: a branch, tag or commit of the hub's model.
+            more: arguments of transformers (`torch_dtype`, `token`, `cache_dir`, `local_files_only`), which
+                are honoured, change nothing (`trust_remote_code`: no code is run) or are refused by name.
 
         Raises:
             CheckpointError: the files are not a complete Janus model (ConfigError: their settings).
             OptionError: an argument is not accepted, or the weights exceed the free memory.
         """
-        folder = open_model(model)
+        folder, more = open_pretrained(model, revision, more)
         config, model_type = parse_config(folder.config)
         entries = list_tensors(folder.path)
         check_counts(entries, config.counts, folder.config.where)
@@ -91,10 +93,19 @@ class JanusPipeline(ChatPipeline):
         processor = JanusProcessor.from_folder(
             folder.path, tokenizer, config.vision.image_size, config.vision.num_patches
         )
+        dtype = pick_dtype(dtype, more, entries.values())
         options = LoadOptions(device, dtype, quantize, device_map, max_memory, capture, progress)
         key_map = pick_key_map(entries, model_type, config.tied)
         load_model(network, folder, key_map, options, entries=entries)
-        return cls(network, tokenizer, processor, folder.name, read_guidance_scale(folder.path))
+        pipe = cls(network, tokenizer, processor, folder.name, read_guidance_scale(folder.path))
+        pipe.source = Source(folder, {**asdict(options), "parts": parts, "progress": False})
+        return pipe
+
+    def files_to_save(self, src: Path, dtype: str) -> dict[str, dict[str, Any]]:
+        """The JSON files to write in place of those in `src`, in the original format."""
+        if self.source is None or self.source.folder.config.get("model_type") != "janus":
+            return super().files_to_save(src, dtype)
+        return original_files(src, self.model.config, dtype)
 
     @inference
     def generate(

@@ -53,7 +53,7 @@ def parse_config(config: Section) -> VL2Config:
     """
     model_type = config.get("model_type")
     if model_type != MODEL_TYPE:
-        raise model_type_error(config, (MODEL_TYPE,))
+        raise model_type_error(config, (repr(MODEL_TYPE),))
     config.expect("tile_tag", "2D")
     config.expect("global_view_pos", "head")
     vision = _parse_vision(config.section("vision_config"))

@@ -1,22 +1,26 @@
 """`VL2Pipeline`: answers questions about images and locates things in them."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 from PIL import Image
+from torch import Tensor
 
 from ..blocks.chat.pipeline import ChatPipeline
 from ..blocks.chat.text_generation import TextGenerationOptions
-from ..blocks.checkpoints.hub import ModelFolder, open_model
+from ..blocks.checkpoints.hub import ModelFolder
 from ..blocks.checkpoints.key_mapping import check_counts
 from ..blocks.checkpoints.reader import list_tensors
 from ..blocks.device import plain_torch
 from ..blocks.errors import PictureError, PromptError, check_integer
 from ..blocks.image_io import open_image
+from ..blocks.placement.arguments import open_pretrained, pick_dtype
 from ..blocks.placement.auto_device_map import MaxMemory
 from ..blocks.placement.device_map import DeviceMap
+from ..blocks.placement.loaded_pipeline import Source
 from ..blocks.placement.loading import LoadOptions, load_model
 from ..tokenizers.text import TextTokenizer
 from .config import parse_config
@@ -24,7 +28,7 @@ from .grounding import Box, Grounding, draw_boxes, parse_grounding
 from .model import VL2Model
 from .processor import VL2Processor
 from .prompts import GROUNDING, example_prompt, locate_prompt
-from .weight_names import keep_float32, key_map
+from .weight_names import keep_float32, key_map, official_tensors
 
 CAPTION_PROMPT = "Describe this image."
 _EXAMPLE_COLOUR = (255, 0, 0)
@@ -39,6 +43,7 @@ class VL2Pipeline(ChatPipeline):
     model: VL2Model
     processor: VL2Processor
     keeps_special_tokens = True
+    keep_float32 = staticmethod(keep_float32)
 
     @classmethod
     @plain_torch()
@@ -54,6 +59,8 @@ class VL2Pipeline(ChatPipeline):
         max_memory: MaxMemory | None = None,
         capture: bool | None = None,
         progress: bool = True,
+        revision: str | None = None,
+        **more: Any,
     ) -> "VL2Pipeline":
         """Load a DeepSeek-VL2 model.
 
@@ -63,6 +70,7 @@ class VL2Pipeline(ChatPipeline):
                 (up to 9 tiles). The paper uses 18 for InfographicVQA.
             device, dtype, quantize, device_map, max_memory, capture, progress: where and how the weights are
                 loaded, described in `bifrons.blocks.placement.device_map.LoadOptions`.
+            revision, more: as in `JanusPipeline.from_pretrained`.
 
         Raises:
             CheckpointError: the files are not a complete VL2 model (ConfigError: their settings).
@@ -70,7 +78,7 @@ class VL2Pipeline(ChatPipeline):
         """
         if max_tiles is not None:
             check_integer("max_tiles", max_tiles, low=1)
-        folder = open_model(model)
+        folder, more = open_pretrained(model, revision, more)
         config = parse_config(folder.config)
         entries = list_tensors(folder.path)
         check_counts(entries, config.counts, folder.config.where)
@@ -80,9 +88,16 @@ class VL2Pipeline(ChatPipeline):
         processor = VL2Processor.from_folder(folder.path, tokenizer, config)
         if max_tiles is not None:
             processor.allow_tiles(max_tiles)
+        dtype = pick_dtype(dtype, more, entries.values())
         options = LoadOptions(device, dtype, quantize, device_map, max_memory, capture, progress)
         load_model(network, folder, key_map, options, keep_float32=keep_float32, entries=entries)
-        return cls(network, tokenizer, processor, folder.name)
+        pipe = cls(network, tokenizer, processor, folder.name)
+        pipe.source = Source(folder, {**asdict(options), "max_tiles": max_tiles, "progress": False})
+        return pipe
+
+    def tensors_to_save(self, name: str, tensor: Tensor) -> Iterator[tuple[str, Tensor]]:
+        """The names and tensors in the files of a parameter: experts are stored one by one."""
+        return official_tensors(name, tensor)
 
     def ground(
         self,

@@ -13,6 +13,7 @@ from typing import NoReturn
 
 from ...blocks.errors import BifronsError, printable
 from .long_work import INTERRUPTED, REFUSED, StoppedError
+from .options import apply_revision
 from .output import OutputError, discard_output, prepare_streams
 from .parsers import build_parser
 
@@ -71,6 +72,7 @@ def _parse_and_run(argv: list[str] | None) -> int:
     args = argparse.Namespace()
     try:
         args = build_parser().parse_args(argv)
+        apply_revision(args)
         return _run(args)
     except SystemExit as end:  # argparse, after help or a usage error
         return end.code if isinstance(end.code, int) else REFUSED

@@ -16,6 +16,7 @@ def add_loading(parser: Any) -> None:
         "--dtype", help="float32, bfloat16 or float16 (default: float32 on the CPU, bfloat16 on GPUs)"
     )
     parser.add_argument("--quantize", help=QUANTIZE_HELP)
+    add_revision(parser)
     parser.add_argument(
         "--device-map",
         metavar="MAP",
@@ -26,6 +27,27 @@ def add_loading(parser: Any) -> None:
         metavar="SIZES",
         help="memory for weights with auto or balanced, such as 0=20GiB,cpu=60GiB (default: all free)",
     )
+
+
+def add_revision(parser: Any) -> None:
+    """Add `--revision`."""
+    parser.add_argument(
+        "--revision", metavar="REV", help="a branch, tag or commit of a hub's model (also: owner/name@REV)"
+    )
+
+
+def apply_revision(args: argparse.Namespace) -> None:
+    """Join `--revision` and the model's name to `name@revision`. Raises `OptionError` without one name."""
+    revision = getattr(args, "revision", None)
+    if revision is None:
+        return
+    option = "source" if "source" in args else "model"
+    model = getattr(args, option)
+    names = model if isinstance(model, list) else [model]
+    if len(names) != 1 or not names[0]:
+        raise OptionError("--revision needs the name of one model; accepted: one, or owner/name@REV for each")
+    named = f"{names[0]}@{revision}"
+    setattr(args, option, [named] if isinstance(model, list) else named)
 
 
 def add_bench_model(parser: Any) -> None:

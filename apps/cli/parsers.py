@@ -10,7 +10,7 @@ from ..defaults import DEFAULT_GROUNDING_MODEL, DEFAULT_MODEL, version
 from .bench import add_bench
 from .demo import add_demo
 from .eval_options import add_eval
-from .options import add_batch_size, add_eager, add_loading
+from .options import add_batch_size, add_eager, add_loading, add_revision
 from .serve import add_serve
 from .warmup import add_warmup
 
@@ -232,6 +232,7 @@ def _add_info(commands: Any) -> None:
         commands, "info", "describe a model, its memory needs and whether its files are complete"
     )
     parser.add_argument("model", metavar="MODEL", help=_MODEL_HELP)
+    add_revision(parser)
     _add_json(parser)
 
 
@@ -241,4 +242,5 @@ def _add_convert(commands: Any) -> None:
     parser.add_argument("target", metavar="DST", help="a new folder")
     parser.add_argument("--quantize", metavar="KIND", help="int8, int4 or fp8 weights in the decoder")
     parser.add_argument("--max-shard-size", metavar="SIZE", help="such as 500MB or 2GiB (default: 5GB)")
+    add_revision(parser)
     _add_json(parser)

@@ -11,6 +11,7 @@ from ..device import inference
 from ..errors import PromptError
 from ..image_fit import Fit
 from ..image_io import as_image_list
+from ..placement.loaded_pipeline import LoadedPipeline
 from ..sampling.request import TokenHead, check_context
 from .text_generation import (
     ChatModel,
@@ -52,7 +53,7 @@ class ChatProcessor(Protocol):
         ...
 
 
-class ChatPipeline:
+class ChatPipeline(LoadedPipeline):
     """Answers in conversations about images: a model with its tokenizer and processor.
 
     `name` is the path, hub id or embedded name that the model was loaded by.
@@ -67,16 +68,6 @@ class ChatPipeline:
         self, model: ChatModel, tokenizer: TextTokenizer, processor: ChatProcessor, name: str
     ) -> None:
         self.model, self.tokenizer, self.processor, self.name = model, tokenizer, processor, name
-
-    @property
-    def device(self) -> torch.device:
-        """The device that takes inputs; the main one of a model on several devices."""
-        return self.model.decoder.device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """The dtype of activations."""
-        return self.model.decoder.dtype
 
     @inference
     def prompts(

@@ -5,9 +5,11 @@ from dataclasses import dataclass
 from functools import cached_property
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 from ..errors import CheckpointError
-from ..foreign_files import check_config, check_folder, check_path, name_hint
+from ..foreign_files import check_config, check_folder, check_path, is_hub_id, name_hint
+from ..hub_download import download
 from ..json_config import Section, read_section, shown
 
 EMBEDDED = {"janus-nano": "Janus", "vl2-nano": "DeepSeek-VL2"}
@@ -15,8 +17,6 @@ EMBEDDED = {"janus-nano": "Janus", "vl2-nano": "DeepSeek-VL2"}
 
 EMBEDDED_FOLDER = Path(str(files("bifrons") / "nano" / "weights"))
 """Packaged data: one folder for each embedded model. An installation may leave it out."""
-
-_DOWNLOADED = ["*.json", "*.safetensors", "pytorch_model*.bin"]
 
 
 @dataclass(frozen=True)
@@ -35,16 +35,20 @@ class ModelFolder:
         return section
 
 
-def open_model(model: str | Path | ModelFolder) -> ModelFolder:
+def open_model(model: str | Path | ModelFolder, revision: str | None = None, **options: Any) -> ModelFolder:
     """The folder of a model; see `find_model_folder`. An open one is returned as it is."""
-    return model if isinstance(model, ModelFolder) else ModelFolder(str(model), find_model_folder(model))
+    if isinstance(model, ModelFolder):
+        return model
+    name = str(model) if revision is None else f"{model}@{revision}"
+    return ModelFolder(name, find_model_folder(model if revision is None else name, **options))
 
 
-def find_model_folder(model: str | Path) -> Path:
-    """The local folder of a model: a folder, the name of an embedded model or a hub id (`owner/name`).
+def find_model_folder(model: str | Path, **options: Any) -> Path:
+    """The local folder of a model: a folder, the name of an embedded model or a hub id (`owner/name`, or
+    `owner/name@revision`).
 
-    A folder on disk wins over a name. A hub id is downloaded once into the hub's cache. Raises
-    `CheckpointError`.
+    A folder on disk wins over a name. A hub id is downloaded once into the hub's cache, with the `options` of
+    `huggingface_hub.snapshot_download`. Raises `CheckpointError`.
     """
     path = Path(os.path.expanduser(model))
     if os.path.isdir(path):
@@ -59,24 +63,10 @@ def find_model_folder(model: str | Path) -> Path:
     name = str(model)
     if name in EMBEDDED and (EMBEDDED_FOLDER / name).is_dir():
         return EMBEDDED_FOLDER / name
-    if isinstance(model, Path) or name.count("/") != 1 or ":" in name or name.startswith((".", "/", "~")):
+    if isinstance(model, Path) or not is_hub_id(name):
         embedded = ", ".join(sorted(n for n in EMBEDDED if (EMBEDDED_FOLDER / n).is_dir()))
         raise CheckpointError(
             f"no folder {shown(name)}; accepted: a model folder, a hub id such as deepseek-ai/Janus-Pro-1B, "
             f"or an embedded model ({embedded}){name_hint(name)}"
         )
-    return _download(name)
-
-
-def _download(repo_id: str) -> Path:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-    try:
-        return Path(snapshot_download(repo_id, allow_patterns=_DOWNLOADED))
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise CheckpointError(
-            f"{repo_id!r} is no local folder and could not be fetched from the hub: {first_line}. "
-            "Without a network, give the folder that holds the files"
-        ) from error
+    return download(name, **options)

@@ -6,7 +6,7 @@ One tensor, or one parameter with its pieces, is in memory at a time.
 import json
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -59,20 +59,37 @@ def convert_folder(
     if not isinstance(model_type, str) or model_type not in formats:
         raise model_type_error(section, formats)
     translate, entries = formats[model_type], list_tensors(src)
+    with TensorReader() as reader:
+        if translate is None:
+            specs, files = _unchanged(entries, reader), {}
+        else:
+            specs, files = translate(src, entries, reader)
+        if writer is not None:
+            specs = writer.specs(src, entries, reader)
+            files["config.json"] = writer.config(files.get("config.json") or config)
+        copied = copied_files(src, original=translate is None)
+        return write_model(dst, specs, files, copied, max_shard_bytes=max_shard_bytes, progress=progress)
+
+
+def write_model(
+    dst: Path,
+    specs: list[TensorSpec],
+    files: Mapping[str, dict[str, Any]],
+    copied: Iterable[Path],
+    *,
+    max_shard_bytes: int,
+    progress: bool,
+) -> Path:
+    """Write a model folder, which appears once it is complete: tensors, JSON files, copies of other files.
+
+    Raises `CheckpointError` if it can't be written.
+    """
     try:
         with temporary_path(dst) as part:
             part.mkdir(parents=True)
-            with TensorReader() as reader:
-                if translate is None:
-                    specs, files = _unchanged(entries, reader), {}
-                else:
-                    specs, files = translate(src, entries, reader)
-                if writer is not None:
-                    specs = writer.specs(src, entries, reader)
-                    files["config.json"] = writer.config(files.get("config.json") or config)
-                with progress_bar(sum(map(spec_bytes, specs)), f"writing {dst.name}", progress) as bar:
-                    write_safetensors(part, specs, max_shard_bytes, on_bytes=bar.update)
-            for path in _copied_files(src, original=translate is None):
+            with progress_bar(sum(map(spec_bytes, specs)), f"writing {dst.name}", progress) as bar:
+                write_safetensors(part, specs, max_shard_bytes, on_bytes=bar.update)
+            for path in copied:
                 shutil.copyfile(path, part / path.name)
             for name, content in files.items():
                 text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
@@ -86,20 +103,30 @@ def convert_folder(
 
 
 def _checked_folders(src: Path, target: Path | str) -> tuple[Path, Path]:
-    try:
-        dst = Path(os.path.realpath(target))
-    except ValueError as error:  # a NUL byte
-        raise CheckpointError(f"{target!r} can be no folder's name: {error}") from error
     if not os.path.isdir(src):
         raise CheckpointError(f"{src} is not a folder; a model folder is needed")
+    dst = _real_path(target)
     if Path(os.path.realpath(src)) in (dst, *dst.parents):
         raise CheckpointError(f"{dst} is inside {src} or the same; choose a new folder beside it")
+    return src, new_folder(dst)
+
+
+def _real_path(target: str | os.PathLike[str]) -> Path:
+    try:
+        return Path(os.path.realpath(os.path.expanduser(target)))
+    except ValueError as error:  # a NUL byte
+        raise CheckpointError(f"{target!r} can be no folder's name: {error}") from error
+
+
+def new_folder(target: str | os.PathLike[str]) -> Path:
+    """The path of a folder to write, which must be new or empty. Raises `CheckpointError`."""
+    dst = _real_path(target)
     if os.path.exists(dst) and (not os.path.isdir(dst) or any(dst.iterdir())):
         raise CheckpointError(f"{dst} exists and is not an empty folder; choose a new one")
-    return src, dst
+    return dst
 
 
-def _copied_files(src: Path, original: bool) -> list[Path]:
+def copied_files(src: Path, original: bool) -> list[Path]:
     """The files to copy: all text files, or only the tokenizer's if the format changes."""
     if not original:
         return [src / name for name in _TOKENIZER_FILES if os.path.isfile(src / name)]

@@ -1,0 +1,185 @@
+"""What a loaded pipeline can do as a whole: move, be saved, and be passed to another process."""
+
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from ..checkpoints.hub import ModelFolder
+from ..checkpoints.key_mapping import non_persistent_buffers, saved_tensors
+from ..checkpoints.loader import assign
+from ..checkpoints.quantize import (
+    CONFIG_KEY,
+    check_device,
+    keep_no_float32,
+    quantization_config,
+    quantized_dtypes,
+)
+from ..conversion.convert import copied_files, new_folder, write_model
+from ..conversion.writer import TensorSpec
+from ..device import DTYPES, graph_capture_lock, plain_torch, resolve_device, resolve_dtype
+from ..errors import OptionError
+from ..kernels.batch_invariant import use_batch_invariant_libraries
+from ..model.decoder import Decoder
+from ..model.layers import Linear
+from ..model.missing_parts import missing_prefixes
+from ..model.quantized_weight import QuantizedWeight
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a pipeline was loaded from, and with which arguments of `from_pretrained`."""
+
+    folder: ModelFolder
+    arguments: dict[str, Any]
+
+    def __post_init__(self) -> None:
+        # The working directory may be another one later, or in another process.
+        path = Path(os.path.abspath(self.folder.path))
+        object.__setattr__(self, "folder", ModelFolder(self.folder.name, path))
+
+
+class _Model(Protocol):
+    @property
+    def decoder(self) -> Decoder: ...
+
+
+class LoadedPipeline:
+    """A model that `from_pretrained` has loaded."""
+
+    model: Any
+    source: Source | None = None
+    """None for a pipeline that was put together by hand."""
+    keep_float32: Callable[[str], bool] = staticmethod(keep_no_float32)
+    """Whether the named parameter stays float32 whatever the dtype."""
+
+    @property
+    def device(self) -> torch.device:
+        """The device that takes inputs; the main one of a model on several devices."""
+        return self.model.decoder.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of activations."""
+        return self.model.decoder.dtype
+
+    def to(
+        self,
+        *where: str | torch.device | torch.dtype,
+        device: str | torch.device | None = None,
+        dtype: str | torch.dtype | None = None,
+    ) -> Any:
+        """Move the weights to a device, cast them to a dtype, or both; returns the pipeline itself.
+
+        `pipe.to("cuda")`, `pipe.to(torch.float16)`. Quantized weights are moved, not cast. Raises
+        `OptionError` for what `from_pretrained` doesn't accept, and for a model spread over devices.
+        """
+        for one in where:
+            if isinstance(one, torch.dtype) or (isinstance(one, str) and one in DTYPES):
+                dtype = one
+            else:
+                device = one
+        target = self.device if device is None else resolve_device(device)
+        kind = self.dtype if dtype is None else resolve_dtype(dtype, target)
+        decoder = self.model.decoder
+        if decoder.layout is not None:
+            raise OptionError("the model is spread over several devices; load it again for another place")
+        if target.type == "meta":
+            raise OptionError("device 'meta' holds no numbers; accepted: cpu, cuda, cuda:N, mps")
+        for module in self.model.modules():
+            if isinstance(module, QuantizedWeight):
+                check_device(module.kind, target)
+                break
+        with graph_capture_lock, plain_torch():
+            self._move(target, kind)
+        if decoder.capture and target.type != "cuda":
+            decoder.capture = None
+        use_batch_invariant_libraries(target)
+        return self
+
+    def _move(self, device: torch.device, dtype: torch.dtype) -> None:
+        _unpack(self.model)
+        fixed = {*quantized_dtypes(self.model), *(name for name, _ in non_persistent_buffers(self.model))}
+        for name, tensor in [*self.model.named_parameters(), *self.model.named_buffers()]:
+            casts = tensor.is_floating_point() and name not in fixed
+            kind = torch.float32 if self.keep_float32(name) else dtype
+            moved = tensor.detach().to(device, kind if casts else tensor.dtype)
+            if (moved.device, moved.dtype) != (tensor.device, tensor.dtype):
+                assign(self.model, name, moved)
+
+    def save_pretrained(self, folder: str | os.PathLike[str], max_shard_bytes: int = 5_000_000_000) -> Path:
+        """Write the model, as it is in memory, to a new or empty folder that `from_pretrained` loads.
+
+        The weights have the dtype in which they are loaded, and stay quantized if they are; load the folder
+        with `dtype="auto"` for equal results. Returns the folder. Raises `CheckpointError` if it can't be
+        written, and `OptionError` for a model of which parts were not loaded or are on other devices.
+        """
+        if self.source is None:
+            raise OptionError(
+                "this pipeline was not made by from_pretrained; its tokenizer's files are unknown"
+            )
+        if self.model.decoder.layout is not None or missing_prefixes(self.model):
+            raise OptionError(
+                "only a whole model on one device is saved; load it with parts='all' and no device_map, or "
+                "use `bifrons convert`"
+            )
+        _unpack(self.model)
+        src, dst = self.source.folder.path, new_folder(folder)
+        kinds = {module.kind for module in self.model.modules() if isinstance(module, QuantizedWeight)}
+        files = self.files_to_save(src, str(self.dtype).removeprefix("torch."))
+        if kinds:
+            files["config.json"] = {**files["config.json"], CONFIG_KEY: quantization_config(kinds.pop())}
+        tensors = saved_tensors(self.model).items()
+        specs = [spec for name, tensor in tensors for spec in self._specs(name, tensor)]
+        copied = copied_files(src, original=len(files) == 1)
+        return write_model(dst, specs, files, copied, max_shard_bytes=max_shard_bytes, progress=False)
+
+    def _specs(self, name: str, tensor: Tensor) -> Iterator[TensorSpec]:
+        for stored, part in self.tensors_to_save(name, tensor.detach()):
+            yield stored, partial(_as_it_is, part), tuple(part.shape), part.dtype
+
+    def files_to_save(self, src: Path, dtype: str) -> dict[str, dict[str, Any]]:
+        """The JSON files to write in place of those in `src`, `config.json` among them."""
+        assert self.source is not None
+        config = self.source.folder.config.values
+        return {"config.json": {key: value for key, value in config.items() if key != CONFIG_KEY}}
+
+    def tensors_to_save(self, name: str, tensor: Tensor) -> Iterator[tuple[str, Tensor]]:
+        """The names and tensors in the files of a parameter or buffer."""
+        yield name, tensor
+
+    def __copy__(self) -> Any:
+        copy = object.__new__(type(self))
+        copy.__dict__.update(self.__dict__)
+        return copy
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickled is where the model was loaded from: unpickling, also in another process, loads it again."""
+        if self.source is None or any(parameter.requires_grad for parameter in self.model.parameters()):
+            raise OptionError(
+                "this pipeline can't be passed on, since it was changed or put together in memory; save it "
+                "with save_pretrained(folder) and give the other process the folder to load"
+            )
+        arguments = dict(self.source.arguments)
+        if arguments.get("device_map") is None:
+            arguments |= {"device": str(self.device), "dtype": self.dtype}
+        return _load_again, (type(self), self.source.folder, arguments)
+
+
+def _load_again(pipeline: Any, folder: ModelFolder, arguments: dict[str, Any]) -> Any:
+    return pipeline.from_pretrained(folder, **arguments)
+
+
+def _unpack(model: nn.Module) -> None:
+    for module in model.modules():
+        if isinstance(module, Linear):
+            module.unpack()
+
+
+def _as_it_is(tensor: Tensor) -> Tensor:
+    return tensor
