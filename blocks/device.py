@@ -3,9 +3,12 @@
 No other module decides or assumes a default device or dtype.
 """
 
+import math
+import mmap
 import os
+import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from functools import partial, wraps
 from pathlib import Path
@@ -28,6 +31,8 @@ DTYPES = {
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
 Pipeline = TypeVar("Pipeline", bound="_OnDevice")
+_LARGE = 1 << 26
+"""Bytes of a tensor from which its pages are worth being mapped one by one."""
 
 graph_capture_lock = threading.RLock()
 """Held while a CUDA graph is captured. All captures on a device share a stream, so work that another thread
@@ -179,6 +184,15 @@ def upload(tensor: Tensor, device: torch.device) -> Tensor:
     """
     pinned = tensor.pin_memory() if device.type == "cuda" else tensor
     return pinned.to(device, non_blocking=True)
+
+
+def zeros(shape: Sequence[int], device: torch.device, dtype: torch.dtype) -> Tensor:
+    """Zeros `[*shape]`. On the CPU a large tensor takes memory only where it is written to, page by page."""
+    size = math.prod(shape) * dtype.itemsize
+    if device.type != "cpu" or size < _LARGE or sys.platform == "win32":
+        return torch.zeros(*shape, device=device, dtype=dtype)
+    pages = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    return torch.frombuffer(pages, dtype=dtype).view(*shape)
 
 
 def release_cached_memory(device: torch.device) -> None:

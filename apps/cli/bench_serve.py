@@ -22,7 +22,7 @@ def add_bench_serve(commands: Any, command: Callable[..., Any], add_json: Callab
         ("--requests", "most requests of a load, and clients at once (default: 128)"),
         ("--tokens", "length of an answer (default: 128)"),
         ("--rows", "as of `bifrons serve`"),
-        ("--context", "as of `bifrons serve`"),
+        ("--context", "tokens of prompt and answer together (default: 2048)"),
     ):
         parser.add_argument(flag, type=int, default=argparse.SUPPRESS, metavar="N", help=text)
     add_bench_model(parser)

@@ -9,6 +9,15 @@ from typing import Any
 from ..defaults import DEFAULT_GROUNDING_MODEL, DEFAULT_MODEL
 from .options import add_eager, add_loading, add_no_warmup, given_fields, loading_options
 
+_LIMITS = {
+    "--max-queue": "rows that may wait; an answer takes one, a picture with guidance two",
+    "--rows": "rows that run together; fewer if memory is short (default: 256 with CUDA, else 32)",
+    "--context": "tokens of prompt and answer (default: the model's own, less if memory is short)",
+    "--max-new-tokens": "tokens of an answer (default: what its prompt leaves of the context)",
+    "--max-images": "pictures in a request (default: as many as fit into the context)",
+    "--image-urls": "MB of memory for pictures by URL, which are served for an hour (default: 0)",
+}
+
 
 def add_serve(commands: Any, command: Callable[..., Any]) -> None:
     """Add the parser of `serve`; imports nothing heavy."""
@@ -23,6 +32,28 @@ def add_serve(commands: Any, command: Callable[..., Any]) -> None:
     )
     add_loading(parser)
     add_eager(parser)
+    _add_access(parser)
+    parser.add_argument(
+        "--threads",
+        type=int,
+        metavar="N",
+        help="CPU threads of one computation (default: OMP_NUM_THREADS if set, else 1 for small models and "
+        "all cores for larger ones)",
+    )
+    add_no_warmup(parser)
+    for flag, text in _LIMITS.items():
+        parser.add_argument(flag, type=int, default=argparse.SUPPRESS, metavar="N", help=text)
+    parser.add_argument(
+        "--grace",
+        type=float,
+        default=argparse.SUPPRESS,
+        metavar="SECONDS",
+        help="time in which running requests may finish after SIGTERM or Ctrl-C (default: 6)",
+    )
+
+
+def _add_access(parser: Any) -> None:
+    """Where the server listens, and who may ask it."""
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1)")
     parser.add_argument(
         "--port", type=int, default=8000, metavar="N", help="port, or 0 for any free one (default: 8000)"
@@ -37,28 +68,15 @@ def add_serve(commands: Any, command: Callable[..., Any]) -> None:
         "on 127.0.0.1 that address and localhost only, on other addresses any)",
     )
     parser.add_argument(
+        "--allow-origin",
+        action="append",
+        default=[],
+        metavar="ORIGIN",
+        help="an origin of web pages that may call the server, such as https://example.com, or * for all; "
+        "may be repeated",
+    )
+    parser.add_argument(
         "--allow-url-fetch", action="store_true", help="fetch pictures from public URLs in requests"
-    )
-    parser.add_argument(
-        "--threads",
-        type=int,
-        metavar="N",
-        help="CPU threads of one computation (default: OMP_NUM_THREADS if set, else 1 for small models and "
-        "all cores for larger ones)",
-    )
-    add_no_warmup(parser)
-    for flag, text in (
-        ("--max-queue", "rows that may wait; an answer takes one, a picture with guidance two"),
-        ("--rows", "rows that run together; fewer if memory is short (default: 256 with CUDA, else 32)"),
-        ("--context", "tokens per row, prompt and answer together"),
-    ):
-        parser.add_argument(flag, type=int, default=argparse.SUPPRESS, metavar="N", help=text)
-    parser.add_argument(
-        "--grace",
-        type=float,
-        default=argparse.SUPPRESS,
-        metavar="SECONDS",
-        help="time in which running requests may finish after SIGTERM or Ctrl-C (default: 6)",
     )
 
 
@@ -67,9 +85,11 @@ def serve(args: argparse.Namespace) -> int:
     from ..allowed_hosts import accepted_hosts, is_loopback, listen
     from ..server.app import serve as run_server
     from ..server.middleware import read_keys
+    from ..server.normalize import allowed_origins
     from ..server.registry import ModelRegistry, ServerOptions, set_num_threads
 
-    options = ServerOptions(**given_fields(args, ServerOptions))
+    origins = tuple(allowed_origins(args.allow_origin))
+    options = ServerOptions(**given_fields(args, ServerOptions), allow_origins=origins)
     keys = None if args.api_key_file is None else read_keys(args.api_key_file)
     hosts = accepted_hosts(args.host, args.allowed_host)
     if keys is None and not is_loopback(args.host):

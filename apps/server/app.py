@@ -20,10 +20,11 @@ from starlette.types import ASGIApp
 
 from ..allowed_hosts import AllowedHosts
 from ..defaults import version
-from . import chat, errors, images, responses, schema
+from . import chat, errors, image_files, images, responses, schema
 from .connections import BACKLOG, LogOnce, Server
 from .errors import ErrorReply, error_response
 from .middleware import ApiKeyCheck, BodyBudget, BodyLimit, FramingCheck, RequestMetrics
+from .normalize import NormalizedRequests, with_cors
 from .registry import ModelRegistry, ServedModel
 
 _ERRORS: dict[int, str] = {
@@ -67,8 +68,9 @@ def _card(served: ServedModel) -> responses.ModelCard:
         id=served.name,
         created=served.created,
         paints=served.image_pipe is not None,
-        image_size=served.image_size,
+        image_size=images.size_text(served.image_size) if served.image_size else None,
         context=served.scheduler.context,
+        max_model_len=served.scheduler.context,
         note=served.note,
     )
 
@@ -76,6 +78,7 @@ def _card(served: ServedModel) -> responses.ModelCard:
 def _add_routes(app: FastAPI, registry: ModelRegistry, collectors: CollectorRegistry) -> None:
     app.include_router(chat.router(registry))
     app.include_router(images.router(registry))
+    app.include_router(image_files.router(registry.image_files))
 
     @app.get("/v1/models")
     async def models() -> responses.ModelList:
@@ -174,9 +177,11 @@ def create_app(
     wrapped: ASGIApp = BodyLimit(app, options.max_body, budget, lambda: registry.stopping)
     if keys:
         wrapped = ApiKeyCheck(wrapped, keys)
+    if options.allow_origins:
+        wrapped = with_cors(wrapped, options.allow_origins)
     if hosts is not None:
         wrapped = AllowedHosts(wrapped, hosts, lambda message: error_response(421, message, "unknown_host"))
-    return RequestMetrics(FramingCheck(wrapped), collectors)
+    return NormalizedRequests(RequestMetrics(FramingCheck(wrapped), collectors))
 
 
 def serve(

@@ -37,7 +37,7 @@ class ServeBenchOptions:
     requests: int = 128
     tokens: int = 128
     rows: int | None = None
-    context: int = ServerOptions.context
+    context: int = 2048
     device: str | None = None
     dtype: str | None = None
     quantize: str | None = None

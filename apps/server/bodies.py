@@ -58,11 +58,14 @@ def body_schema(model: type[BaseModel]) -> dict[str, Any]:
 
 
 def check_content_type(request: Request) -> None:
-    """Raise an `ApiError` with status 415 for a body that isn't declared as JSON.
+    """Raise an `ApiError` with status 415 for a body that isn't declared as JSON, or is compressed.
 
     This also keeps other web sites from posting to a server on the user's machine: browsers don't send this
     content type across origins without asking the server first.
     """
+    if (encoding := request.headers.get("content-encoding", "identity").strip().lower()) != "identity":
+        message = f"the body is compressed (Content-Encoding: {encoding[:40]}); accepted: plain JSON"
+        raise ApiError(415, message, code="unsupported_media_type")
     content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     is_json_suffix = content_type.startswith("application/") and content_type.endswith("+json")
     if content_type != "application/json" and not is_json_suffix:

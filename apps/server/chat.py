@@ -9,14 +9,13 @@ from fastapi import APIRouter, Depends, Request, Response
 from starlette.types import Scope
 
 from ...blocks.chat.text_generation import resolve_seed
-from ...blocks.errors import PromptError
 from ...blocks.sampling.request import Request as GenerationRequest
 from ...blocks.sampling.request import SamplingParams
 from ...blocks.token_masks import OutputMatcher
 from . import responses, schema
 from .bodies import body_schema, json_body
 from .chat_events import ChatEvents
-from .errors import ApiError, invalid_value
+from .errors import invalid_value
 from .middleware import client_of, release_body
 from .registry import SHORT_TEXT, ModelRegistry, ServedModel
 from .schema import field_or_default
@@ -60,7 +59,8 @@ class ChatGeneration:
         else:
             inputs = await self.registry.run_in_thread(self._inputs, messages)
         self.prompt_tokens = len(inputs.ids)
-        max_new_tokens = self._max_new_tokens()
+        asked = self.body.max_completion_tokens or self.body.max_tokens
+        max_new_tokens = self.served.limits.new_tokens(self.prompt_tokens, asked)
         sampling = sampling_params(self.body)
         seed = resolve_seed(self.body.seed)
         matchers = await self._make_matchers(max_new_tokens)
@@ -95,16 +95,6 @@ class ChatGeneration:
     def _inputs(self, messages: list[dict[str, Any]]) -> Any:
         """Token ids and pixels; the scheduler's thread embeds those of all waiting requests together."""
         return self.served.pipe.processor.chat_inputs(messages, local_files=False)
-
-    def _max_new_tokens(self) -> int:
-        scheduler, requested = self.served.scheduler, self.body.max_completion_tokens or self.body.max_tokens
-        room = scheduler.context - self.prompt_tokens
-        max_new_tokens = requested or max(1, min(self.registry.options.max_new_tokens, room))
-        try:
-            scheduler.check(self.prompt_tokens, max_new_tokens)
-        except PromptError as error:
-            raise ApiError(400, str(error), code="context_length_exceeded", param="messages") from error
-        return max_new_tokens
 
     def _output(self) -> ChoiceOutput:
         stop, skip, pipe = self.body.stop, self.body.skip_special_tokens, self.served.pipe

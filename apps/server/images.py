@@ -6,23 +6,27 @@ import io
 import secrets
 import time
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from functools import partial
 from typing import Annotated, Any
 
 import torch
 from fastapi import APIRouter, Depends, Request, Response
 from PIL import Image
+from starlette.datastructures import URL
+from starlette.types import Scope
 
 from ...blocks.device import upload
-from ...blocks.errors import PromptError
+from ...blocks.errors import OptionError
 from ...blocks.image_io import write_png
 from ...blocks.sampling.request import Request as GenerationRequest
 from ...blocks.sampling.request import SampledToken
 from ...janus import image_generation
 from ...janus.image_generation import ImageGenerationOptions, image_seeds
+from ..resize import MAX_SIDE, MIN_SIDE, parse_size, resize
 from . import responses, schema
 from .bodies import body_schema, json_body
-from .errors import ApiError, invalid_value
+from .errors import invalid_value
 from .middleware import client_of
 from .notifier import OutputQueue
 from .registry import SHORT_TEXT, ModelRegistry, ServedModel
@@ -41,13 +45,15 @@ class ImageGeneration:
     """
 
     def __init__(
-        self, registry: ModelRegistry, served: ServedModel, body: schema.ImageRequest, client: object
+        self, registry: ModelRegistry, served: ServedModel, body: schema.ImageRequest, scope: Scope
     ) -> None:
         assert served.image_pipe is not None
         assert served.image_decoder is not None
         self.registry, self.served, self.body, self.pipe = registry, served, body, served.image_pipe
         self.decoder = served.image_decoder
-        self.client, self.created = client, int(time.time())
+        self.client, self.created = client_of(scope), int(time.time())
+        self.url = str(URL(scope=scope).replace(path="", query=""))
+        self.size = image_size(body, served)
         self.outputs = OutputQueue(registry.new_signal())
         self.num_images = body.n or 1
         self.num_codes = self.pipe.model.config.num_codes
@@ -82,10 +88,7 @@ class ImageGeneration:
         processor, negative = self.pipe.processor, self.options.negative_prompt
         cond, uncond = processor.generation_ids(self.body.prompt, negative)
         self.prompt_tokens = len(cond)
-        try:
-            self.served.scheduler.check(max(len(cond), len(uncond)), self.num_codes)
-        except PromptError as error:
-            raise ApiError(400, str(error), code="context_length_exceeded", param="prompt") from error
+        self.served.limits.check(max(len(cond), len(uncond)), self.num_codes, "prompt")
         rows = [cond, uncond] if self.options.guided else [cond]
         return [self.pipe.model.embed_text(upload(ids, self.pipe.device)) for ids in rows]
 
@@ -130,15 +133,16 @@ class ImageGeneration:
             input_tokens_details={"text_tokens": self.prompt_tokens, "image_tokens": 0},
         )
 
-    def encode(self, codes: list[int], seed: int) -> str:
-        """An image file in base64 from all codes of an image or from the first ones."""
+    def encode(self, codes: list[int], seed: int) -> bytes:
+        """An image file from all codes of an image or from the first ones."""
         filled, width = list(codes), self.pipe.model.config.grid[1]
         while len(filled) < self.num_codes:  # missing rows repeat the last one
             filled.append(filled[-width] if len(filled) >= width else filled[-1])
         image = self.decoder.decode(filled)
+        image = resize(image, self.size)
         model, name = self.pipe.model, self.served.name
         image.info.update(image_generation.image_info(model, name, self.body.prompt, seed, self.options))
-        return base64.b64encode(self._image_bytes(image)).decode()
+        return self._image_bytes(image)
 
     def _image_bytes(self, image: Image.Image) -> bytes:
         stream = io.BytesIO()
@@ -152,6 +156,14 @@ class ImageGeneration:
 
     async def complete(self) -> responses.ImageReply:
         """Start, and wait for all images."""
+        if self.body.response_format != "url":
+            return self._reply([base64.b64encode(file).decode() for file in await self._files()])
+        files = self.registry.image_files
+        with files.room(self.num_images, self.size):
+            paths = [files.add(file, f"image/{self.format}") for file in await self._files()]
+        return self._reply([self.url + path for path in paths])
+
+    async def _files(self) -> list[bytes]:
         codes_by_index: dict[int, list[int]] = {}
         try:
             await self.start()
@@ -163,15 +175,19 @@ class ImageGeneration:
             self.cancel()
         encode, run = self.encode, partial(self.registry.run_in_thread, threads=self.registry.encoders)
         tasks = [run(encode, codes_by_index[index], seed) for index, seed in enumerate(self.seeds)]
-        files = await asyncio.gather(*tasks)
-        images = [
-            responses.Painted(b64_json=file, seed=seed) for file, seed in zip(files, self.seeds, strict=True)
+        return await asyncio.gather(*tasks)
+
+    def _reply(self, images: list[str]) -> responses.ImageReply:
+        name = field_or_default(self.body, "response_format")
+        data = [
+            responses.Painted(**{name: image}, seed=seed)
+            for image, seed in zip(images, self.seeds, strict=True)
         ]
         return responses.ImageReply(
             created=self.created,
-            data=images,
+            data=data,
             output_format=self.format,
-            size=self.served.image_size or "",
+            size=size_text(self.size),
             usage=self.usage,
         )
 
@@ -188,10 +204,10 @@ class ImageGeneration:
             )
             image_event = responses.ImageEvent(
                 type="image_generation.completed" if last else "image_generation.partial_image",
-                b64_json=file,
+                b64_json=base64.b64encode(file).decode(),
                 created_at=self.created,
                 output_format=self.format,
-                size=self.served.image_size or "",
+                size=size_text(self.size),
                 partial_image_index=None if last else partial_index,
                 seed=self.seeds[0] if last else None,
                 usage=self.usage if last else None,
@@ -200,16 +216,38 @@ class ImageGeneration:
             partial_index += 1
 
 
+def size_text(size: tuple[int, int]) -> str:
+    """`WIDTHxHEIGHT`."""
+    return "{}x{}".format(*size)
+
+
+def image_size(body: schema.ImageRequest, served: ServedModel) -> tuple[int, int]:
+    """Width and height that the request asks for; an `ApiError` if it gets no such picture."""
+    own = served.image_size
+    assert own is not None
+    if body.size in (None, "auto", size_text(own)):
+        return own
+    if body.resize:
+        with suppress(OptionError):
+            return parse_size(body.size or "", "size")
+    message = (
+        f"size is {body.size!r}; {served.name} paints {own[0]} x {own[1]} only; accepted: {size_text(own)}, "
+        f"auto, or with resize: true any size from {MIN_SIDE}x{MIN_SIDE} to {MAX_SIDE}x{MAX_SIDE}, to which "
+        "the finished picture is scaled"
+    )
+    raise invalid_value(message, "size")
+
+
 def check_fields(body: schema.ImageRequest, served: ServedModel) -> None:
     """Raise an `ApiError` for fields that contradict each other or the model."""
-    if body.size not in (None, "auto", served.image_size):
-        message = f"size is {body.size!r}; {served.name} paints {served.image_size} only (or 'auto')"
-        raise invalid_value(message, "size")
+    image_size(body, served)
+    if body.response_format == "url" and body.stream:
+        raise invalid_value("a stream carries its picture; response_format must be b64_json", "stream")
     if body.partial_images and not body.stream:
         raise invalid_value("partial_images requires stream: true", "partial_images")
     if body.stream and (body.n or 1) > 1:
         raise invalid_value("a stream carries one picture; n must be 1 with it", "n")
-    if body.output_compression is not None and field_or_default(body, "output_format") == "png":
+    if body.output_compression not in (None, 100) and field_or_default(body, "output_format") == "png":
         raise invalid_value("output_compression requires output_format jpeg or webp", "output_compression")
 
 
@@ -232,7 +270,7 @@ def router(registry: ModelRegistry) -> APIRouter:
         """Images of a prompt, in base64, each with the seed that reproduces it."""
         served = registry.get_image_model(body.model)
         check_fields(body, served)
-        generation = ImageGeneration(registry, served, body, client_of(request.scope))
+        generation = ImageGeneration(registry, served, body, request.scope)
         return await respond(request, generation, stream=bool(body.stream))
 
     return routes

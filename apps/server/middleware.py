@@ -16,6 +16,7 @@ from ...blocks.errors import OptionError
 from ...blocks.files import read_bounded
 from ...blocks.json_config import CONFIG_BYTES
 from .errors import CLIENT_GONE, STOPPING, error_response, retry_headers
+from .image_files import FILES
 
 BODY_SECONDS = 60.0
 BODY_IDLE_SECONDS = 15.0
@@ -69,13 +70,15 @@ class FramingCheck:
 
 
 class ApiKeyCheck:
-    """Refuses requests without `Authorization: Bearer KEY` with 401, except for the public paths."""
+    """Refuses requests without `Authorization: Bearer KEY` with 401, except for the public paths, and for
+    pictures by URL, which nobody can guess."""
 
     def __init__(self, app: ASGIApp, keys: list[bytes]) -> None:
         self.app, self.keys = app, keys
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and scope["path"] not in _PUBLIC_PATHS:
+        path = scope.get("path", "")
+        if scope["type"] == "http" and path not in _PUBLIC_PATHS and not path.startswith(FILES):
             scheme, _, given = _header(scope, b"authorization").partition(b" ")
             if scheme.lower() != b"bearer" or not key_matches(given.strip(), self.keys):
                 message = "the API key is missing or wrong; send it as `Authorization: Bearer KEY`"

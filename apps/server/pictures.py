@@ -11,7 +11,8 @@ from .errors import ApiError
 from .url_fetch import fetch
 
 if TYPE_CHECKING:
-    from .registry import ServedModel, ServerOptions
+    from .limits import ServerOptions
+    from .registry import ServedModel
 
 
 class PictureReader:
@@ -33,10 +34,8 @@ class PictureReader:
         parts = [
             part for message in messages if isinstance(message.content, list) for part in message.content
         ]
-        count, limit = sum(part.type == "image_url" for part in parts), self.options.max_pictures
-        if count > limit:
-            text = f"the request has {count} pictures; at most {limit} are accepted"
-            raise ApiError(400, text, code="too_many_images", param="messages")
+        count = sum(part.type == "image_url" for part in parts)
+        served.limits.check_images(count)
         with self._reading(served, rows if count else 0):
             fit, loaded = served.pipe.processor.fit(count), []
             for message in messages:

@@ -5,14 +5,13 @@ import os
 import time
 from collections.abc import Awaitable, Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
 from ...blocks.checkpoints.hub import EMBEDDED, find_model_folder
-from ...blocks.errors import OptionError, check_integer, check_number
+from ...blocks.errors import OptionError, check_integer
 from ...blocks.placement.memory_budget import size_text
 from ...blocks.sampling.request import Request as GenerationRequest
 from ...blocks.sampling.request import TokenHead
@@ -20,6 +19,8 @@ from ..pipelines import as_janus, label, load_pipeline
 from ..warmup import warm_up
 from .errors import ApiError, invalid_value
 from .image_decoder import ImageDecoder
+from .image_files import ImageFiles
+from .limits import Limits, ServerOptions
 from .notifier import Notifier, OutputSignal
 from .pictures import PictureReader
 from .supervision import SupervisedScheduler, contained
@@ -42,44 +43,11 @@ probably after each product.
 """
 
 
-@dataclass(frozen=True)
-class ServerOptions:
-    """Limits of a server. Requests that exceed them are refused early, before costly work."""
-
-    max_queue: int = 64
-    """Rows that may wait; an answer takes one row, an image with guidance two."""
-    rows: int | None = None
-    """Rows that run together; fewer if memory is short. None is 256 with CUDA and 32 elsewhere."""
-    context: int = 2048
-    """Tokens per row, prompt and answer together; fewer if the model's context is shorter."""
-    max_body: int = 20_000_000
-    """Bytes of a request body, images in base64 included."""
-    max_bodies: int = 8
-    """Bodies of that size that may be held at the same time; smaller ones are more."""
-    max_pixels: int = 16_000_000
-    """Pixels of one image."""
-    max_side: int = 16_384
-    """Pixels of the longer side of one image: resizing makes one as wide as the model's, as high as it."""
-    max_pictures: int = 8
-    """Images in one request."""
-    max_new_tokens: int = 512
-    """Length limit of an answer for requests that state none; less if the context has less room."""
-    allow_url_fetch: bool = False
-    """Whether images may be given by public URLs."""
-    grace: float = 6.0
-    """Seconds in which running requests may finish when the server stops."""
-
-    def __post_init__(self) -> None:
-        check_number("grace", self.grace, low=0.0, high=86_400.0)
-        for name, low in (("max_queue", 0), ("rows", 2), ("context", 64)):
-            if (value := getattr(self, name)) is not None:
-                check_integer(name.replace("_", "-"), value, low=low)
-
-
 class ServedModel:
     """One model and, once it is opened, its scheduler."""
 
     scheduler: SupervisedScheduler
+    limits: Limits
 
     def __init__(self, name: str, pipe: "Pipeline", note: str | None) -> None:
         self.name, self.pipe, self.note = name, pipe, note
@@ -98,30 +66,28 @@ class ServedModel:
         """Make the scheduler. Its cache may take a share of the free memory, one of `sharing` equal ones."""
         decoder = self.pipe.model.decoder
         rows = options.rows or (256 if decoder.device.type == "cuda" else 32)
+        rows = max(rows, 3) if self.image_pipe else rows  # a picture's two, and one for a chat beside it
+        self.limits = Limits(options, self.pipe, rows, sharing)
         self.scheduler = SupervisedScheduler(
-            decoder,
-            rows=max(rows, 3) if self.image_pipe else rows,  # a picture's two, and one for a chat beside it
-            context=min(options.context, decoder.config.max_positions),
-            max_waiting=options.max_queue,
-            sharing=sharing,
+            decoder, rows=rows, context=self.limits.context, max_waiting=options.max_queue, sharing=sharing
         )
+        self.limits.share(self.scheduler)
 
     @property
     def capacity(self) -> str:
-        """The size of the cache in words."""
-        scheduler = self.scheduler
-        size = scheduler.runner.cache_bytes
+        """The size of the cache in words, and what limits it."""
+        scheduler, size = self.scheduler, self.scheduler.runner.cache_bytes
         text = f"{scheduler.rows} rows of up to {scheduler.context:,} tokens"
-        return f"{text}, {size_text(size)}" if size else text
+        return f"{text}{f', {size_text(size)}' if size else ''} ({self.limits.startup_text})"
 
     @property
-    def image_size(self) -> str | None:
-        """`WIDTHxHEIGHT` of generated images in pixels; None if the model generates none."""
+    def image_size(self) -> tuple[int, int] | None:
+        """Width and height of generated images in pixels; None if the model generates none."""
         if self.image_pipe is None:
             return None
         config = self.image_pipe.model.config
         rows, columns = config.grid
-        return f"{columns * config.vq.downsampling}x{rows * config.vq.downsampling}"
+        return columns * config.vq.downsampling, rows * config.vq.downsampling
 
     async def submit(
         self, rows: int, make_requests: _MakeRequests, client: object, priority: int = 0
@@ -151,6 +117,7 @@ class ModelRegistry:
 
     def __init__(self, options: ServerOptions) -> None:
         self.options, self.pictures = options, PictureReader(options)
+        self.image_files = ImageFiles(options.image_urls * 1_000_000)
         self.models: dict[str, ServedModel] = {}
         self.stopping = False
         self._notifier: Notifier | None = None

@@ -136,9 +136,10 @@ class ImageUsage(BaseModel):
 
 
 class Painted(BaseModel):
-    """One generated image in base64 (`Image`), with the seed that reproduces it."""
+    """One generated image in base64 or by URL (`Image`), with the seed that reproduces it."""
 
-    b64_json: str
+    b64_json: str | None = None
+    url: str | None = None
     seed: int
 
 
@@ -169,7 +170,7 @@ class ImageEvent(BaseModel):
 
 
 class ModelCard(BaseModel):
-    """A model (`Model`), with its abilities: image size and context, and a note about it."""
+    """A model (`Model`), with its abilities and a note; vLLM calls the context `max_model_len`."""
 
     id: str
     object: Literal["model"] = "model"
@@ -178,6 +179,7 @@ class ModelCard(BaseModel):
     paints: bool
     image_size: str | None
     context: int
+    max_model_len: int
     note: str | None
 
 

@@ -152,9 +152,10 @@ class ImageRequest(Request):
     )
     n: Annotated[int, Field(ge=1, le=MAX_IMAGES)] | None = 1
     size: Annotated[str, Field(max_length=32)] | None = Field(
-        "auto", description="The model's own size, or auto."
+        "auto", description="The model's own size, or auto; with resize any other."
     )
-    response_format: Literal["b64_json"] | None = "b64_json"
+    resize: bool | None = Field(False, description="Whether finished pictures are scaled to the size.")
+    response_format: Literal["b64_json", "url"] | None = "b64_json"
     output_format: Literal["png", "jpeg", "webp"] | None = "png"
     output_compression: Annotated[int, Field(ge=0, le=100)] | None = Field(
         None, description="Quality of jpeg and webp; not accepted for png, which is lossless."

@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..device import zeros
+
 _MULTIPLE = 32  # slots are allocated and attended to in multiples of this
 
 
@@ -77,13 +79,13 @@ class KVCache:
         self.buffers: tuple[Any, ...]
         if layer_devices is None:
             self.buffers = tuple(
-                torch.zeros(layers, *shape, device=device, dtype=dtype).transpose(2, 3) for shape in shapes
+                zeros((layers, *shape), device, dtype).transpose(2, 3) for shape in shapes
             )
         else:
             assert len(layer_devices) == layers
             self.buffers = tuple(
                 MultiDeviceBuffer(
-                    [torch.zeros(shape, device=d, dtype=dtype).transpose(1, 2) for d in layer_devices]
+                    [zeros(shape, d, dtype).transpose(1, 2) for d in layer_devices]
                 )
                 for shape in shapes
             )
