@@ -18,7 +18,7 @@ from ...blocks.files import encoding_of
 from ..files import print_json
 from ..pipelines import explain_out_of_memory, load_pipeline
 from .ask_many import ask_many
-from .inputs import STDIN, dropped_files, open_picture, picture_files, picture_words
+from .inputs import STDIN, dropped_files, expand_globs, open_picture, picture_files, picture_words
 from .options import given_fields, loading_options
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ def ask(args: argparse.Namespace) -> int:
         question == STDIN or os.path.isfile(question)
     ):  # False for questions that no path can be
         raise PromptError(f"there is a picture, {question}, but no question; write the question after it")
-    options = _generation_options(args)
+    options, paths = _generation_options(args), expand_globs(paths)
     images = [open_picture(path) for path in paths]
     pipe = _load(args)
     with explain_out_of_memory("answering", lambda: _memory_advice(args.model)):

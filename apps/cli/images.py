@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 from functools import partial
 from io import BytesIO
 from math import prod
@@ -85,11 +86,12 @@ def decode(args: argparse.Namespace) -> int:
     return 0
 
 
-def read_codes(source: str) -> tuple[list[int], list[int] | None, str | None]:
+def read_codes(path: str | os.PathLike[str]) -> tuple[list[int], list[int] | None, str | None]:
     """Codes in raster order; their grid and the model's name if the file has them. Raises `OptionError`.
 
     Codes are [N], [rows, columns], or either as the only one of a batch: [1, N], [1, rows, columns].
     """
+    source = os.fspath(path)
     name = "standard input" if source == STDIN else source
     try:
         stored = read_input(source, TABLE_BYTES)

@@ -100,6 +100,18 @@ def picture_files(words: Iterable[str]) -> list[str]:
     return list(dict.fromkeys(path for word in words for path in _expand(word)))
 
 
+def expand_globs(words: Iterable[str]) -> list[str]:
+    """Words with the matches of globs in their places, as shells other than those of Windows do it.
+
+    Raises `PictureError` for a glob that matches nothing.
+    """
+    return [path for word in words for path in (_expand(word) if _is_glob(local_path(word)) else [word])]
+
+
+def _is_glob(path: str) -> bool:
+    return glob.has_magic(path) and not os.path.lexists(path) and path[:5].lower() != "data:"
+
+
 def _expand(word: str) -> Iterator[str]:
     path = local_path(word)
     if os.path.isdir(path):
@@ -108,7 +120,7 @@ def _expand(word: str) -> Iterator[str]:
         if not names:
             raise PictureError(f"{word!r} is a folder without pictures; accepted: {', '.join(suffixes)}")
         yield from (os.path.join(path, name) for name in names)
-    elif glob.has_magic(path) and not os.path.lexists(path):
+    elif _is_glob(path):
         found = sorted(name for name in glob.iglob(path, recursive=True) if not os.path.isdir(name))
         if not found:
             raise PictureError(f"no file matches {word!r}")

@@ -6,12 +6,13 @@ import os
 import urllib.error
 import urllib.request
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from random import Random
 from typing import Any
 
 from ...blocks.errors import BifronsError, OptionError
-from ...blocks.files import read_bounded
+from ...blocks.files import decode_text, read_bounded
 from ...blocks.json_config import TABLE_BYTES, decode_json
 from ...nano.world.sentences import sample_case
 from ..atomic_io import make_folder, read_file, write_file
@@ -62,6 +63,8 @@ def geneval_prompts(prompts: Path | None = None, cache: Path | None = None) -> l
             f"{prompts} can't be read ({error.strerror}); accepted: a .jsonl file with one prompt and its "
             "metadata a line"
         ) from error
+    with suppress(ValueError):  # of what is no text, `parse_prompts` names the line
+        content = decode_text(content).encode()
     return parse_prompts(content, str(prompts))
 
 

@@ -101,6 +101,14 @@ def test_home_folders_within_quotes(bifrons, janus_mini, picture, monkeypatch):
     assert found == {"a b.png", "codes.json", "back.png", "out"}
 
 
+def test_globs_before_a_question(bifrons, refused, janus_mini, picture, monkeypatch):
+    """As the shell of Windows passes them on."""
+    monkeypatch.chdir(picture.parent)
+    words = ("ask", "*.png", picture, "Hm?", "-m", janus_mini, "--max-new-tokens", 1, "--json")
+    assert json.loads(bifrons(*words).out)["images"] == ["a b.png", str(picture)]
+    assert "no file matches '*.gif'" in refused("ask", "*.gif", "Hm?", "-m", janus_mini)
+
+
 SEEN = "(PATH: 70 x 50, goes with your next message)"
 
 

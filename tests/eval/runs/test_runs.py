@@ -124,6 +124,9 @@ def test_official_prompts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(urllib.request, "urlopen", no_network)
     assert suites.geneval_prompts(cache=tmp_path) == rows  # fetched once
     other = tmp_path / "other.jsonl"
+    for encoding in ("utf-8-sig", "utf-16"):
+        other.write_bytes(content.decode().replace("\n", "\r\n").encode(encoding))
+        assert suites.geneval_prompts(other) == rows
     other.write_bytes(content.splitlines(keepends=True)[0] + b'{"tag": "colors", "prompt": "x"}\n')
     with pytest.raises(BifronsError, match="line 2"):
         suites.geneval_prompts(other)
