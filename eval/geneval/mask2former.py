@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from ...blocks.errors import BifronsError, CheckpointError, PictureError
+from ...blocks.errors import BifronsError, CheckpointError
 from ..optional_packages import import_opencv
 from .mask2former_convert import CHECKPOINT, SHA256_START, check_sha256, convert, read_checkpoint
 
@@ -36,10 +36,10 @@ CLASSES: tuple[str, ...] = tuple(_NAMES.split(";"))
 LONG_SIDE, SHORT_SIDE = 1333, 800
 DIVISOR = 32
 MAX_INSTANCES = 100
-MEAN = np.array((123.675, 116.28, 103.53))  # of ImageNet's pixels, 0 to 255
-STD = np.array((58.395, 57.12, 57.375))
-MIN_PADDED_SIDE = 256
-"""Below this, Swin's last stage fits in one window: transformers then stops shifting, mmdet does not."""
+PADDING = 128  # a pixel value, so that the padding is not zero once it is normalised
+# Of ImageNet's pixels, 0 to 255; rounded to float32 and computed with in float64, as in the official pipeline.
+MEAN = np.array((123.675, 116.28, 103.53), np.float32).astype(np.float64)
+STD = np.array((58.395, 57.12, 57.375), np.float32).astype(np.float64)
 
 
 @dataclass(frozen=True)
@@ -65,9 +65,10 @@ class Preprocessed:
 
 
 def preprocess(image: Image.Image, long_side: int = LONG_SIDE, short_side: int = SHORT_SIDE) -> Preprocessed:
-    """Resize to fit (1333, 800) at the same aspect ratio, normalise, pad with zeros to a multiple of 32.
+    """Resize to fit (1333, 800) at the same aspect ratio, pad with grey to a multiple of 32, normalise.
 
-    The official pipeline resizes with OpenCV, whose 8-bit bilinear resize no other library matches exactly.
+    Bit for bit what mmdet's test pipeline does. It resizes with OpenCV, whose 8-bit bilinear resize no other
+    library matches exactly.
     """
     cv2 = import_opencv()
     pixels_HW3 = np.asarray(image.convert("RGB"))
@@ -75,11 +76,12 @@ def preprocess(image: Image.Image, long_side: int = LONG_SIDE, short_side: int =
     scale = min(long_side / max(height, width), short_side / min(height, width))
     resized = max(1, int(height * scale + 0.5)), max(1, int(width * scale + 0.5))
     small = cv2.resize(pixels_HW3, resized[::-1], interpolation=cv2.INTER_LINEAR)
-    # In two steps, each rounded to float32, as in the official pipeline.
-    centred = (small - MEAN).astype(np.float32)
-    normal = torch.from_numpy((centred * (1 / STD)).astype(np.float32)).permute(2, 0, 1)[None]
     down, right = (-side % DIVISOR for side in resized)
-    return Preprocessed(F.pad(normal, (0, right, 0, down)), resized)
+    padded = np.pad(small, ((0, down), (0, right), (0, 0)), constant_values=PADDING)
+    # In two steps, each rounded to float32.
+    centred = (padded - MEAN).astype(np.float32)
+    normal = torch.from_numpy((centred * (1 / STD)).astype(np.float32))
+    return Preprocessed(normal.permute(2, 0, 1)[None].contiguous(), resized)
 
 
 def postprocess(
@@ -144,14 +146,9 @@ class Segmenter:
     def __call__(
         self, image: Image.Image, long_side: int = LONG_SIDE, short_side: int = SHORT_SIDE
     ) -> Instances:
-        """The instances in one image. Raises PictureError for one too narrow for the network's windows."""
+        """The instances in one image, however narrow."""
         inputs = preprocess(image, long_side, short_side)
         padded = tuple(inputs.pixels.shape[-2:])
-        if min(padded) < MIN_PADDED_SIDE:
-            raise PictureError(
-                f"a picture of {image.width} x {image.height} is too narrow for the detector; accepted: "
-                "no longer than five times its shorter side"
-            )
         parameter = next(self.model.parameters())
         out = self.model(pixel_values=inputs.pixels.to(parameter.device, parameter.dtype))
         return postprocess(

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from bifrons.blocks.errors import CheckpointError, PictureError
+from bifrons.blocks.errors import CheckpointError
 from bifrons.eval.geneval.mask2former import (
     CLASSES,
     Segmenter,
@@ -219,9 +219,3 @@ def test_nothing_but_tensors_is_read(tmp_path, monkeypatch):
     monkeypatch.setattr("bifrons.eval.geneval.mask2former_convert.SHA256_START", "")
     with pytest.raises(CheckpointError, match="plain tensors"):
         load_official(path, transformers)
-
-
-def test_too_narrow_pictures_are_refused(folder):
-    segmenter = Segmenter(load_folder(folder, transformers))
-    with pytest.raises(PictureError, match="900 x 100 is too narrow"):
-        segmenter(Image.new("RGB", (900, 100)))

@@ -82,7 +82,29 @@ def test_preparation(size, resized, padded):
         [58.395, 57.12, 57.375]
     )
     torch.testing.assert_close(inside, expected[:, None, None].expand_as(inside))
-    assert prepared.pixels.double().abs().sum() == pytest.approx(inside.double().abs().sum().item())
+
+
+@pytest.mark.parametrize("size", [(64, 64), (100, 70), (31, 200), (9, 100)])
+def test_preparation_is_that_of_mmdet_bit_for_bit(size):
+    """Its steps on OpenCV: BGR, resize, pad with 128, float32, RGB, subtract and multiply by a scalar."""
+    width, height = size
+    pixels = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    prepared = preprocess(Image.fromarray(pixels)).pixels[0].permute(1, 2, 0).numpy()
+    scale = min(1333 / max(size), 800 / min(size))
+    resized = int(width * scale + 0.5), int(height * scale + 0.5)
+    image = cv2.resize(np.ascontiguousarray(pixels[:, :, ::-1]), resized, interpolation=cv2.INTER_LINEAR)
+    grey, corner = (128, 128, 128), (0, -resized[1] % 32, 0, -resized[0] % 32)
+    image = cv2.copyMakeBorder(image, *corner, cv2.BORDER_CONSTANT, value=grey).astype(np.float32)
+    mean, std = (
+        np.float64(np.array(values, np.float32).reshape(1, -1))
+        for values in ([123.675, 116.28, 103.53], [58.395, 57.12, 57.375])
+    )
+    cv2.cvtColor(image, cv2.COLOR_BGR2RGB, image)
+    cv2.subtract(image, mean, image)
+    cv2.multiply(image, 1 / std, image)
+    assert np.array_equal(prepared, image)
+    if size != (64, 64):
+        assert prepared[-1, -1] == pytest.approx([0.0741, 0.2052, 0.4265], abs=1e-4)
 
 
 def bilinear(grid, height, width):
