@@ -8,8 +8,10 @@ from pathlib import Path
 
 from ...blocks.checkpoints.hub import find_model_folder
 from ...blocks.errors import OptionError, one_line
+from ...eval.atomic_io import read_json
 from ...eval.geneval.compare import compare as compare_results
 from ...eval.geneval.compare import format_comparison, read_results
+from ...eval.geneval.options import parse_options, read_options
 from ...eval.geneval.scoring import format_table
 from ...eval.geneval.suites import geneval_prompts
 from ...eval.runs.detect import DetectorChoice, collect, detect_objects, images_of_run
@@ -61,7 +63,7 @@ def run(args: argparse.Namespace) -> int:
             detect_objects(
                 args.run_dir, image_set.images, choice, args.device, args.processes, args.threads, ranks
             )
-            return _finish(args.run_dir, image_set) if ranks.rank == 0 else 0
+            return _finish(args.run_dir, image_set, args.official_reasons) if ranks.rank == 0 else 0
 
 
 def generate(args: argparse.Namespace) -> int:
@@ -100,15 +102,21 @@ def score(args: argparse.Namespace) -> int:
         if eval_judge.is_judged(args.run_dir):
             return eval_judge.score(args)
         eval_judge.refuse_options(args, "one with a detector")
-        summary, problems = score_run(args.run_dir)
+        if args.options:
+            raise OptionError("--options goes with --detections here; a run's are those of its detections")
+        summary, problems = score_run(args.run_dir, official_reasons=args.official_reasons)
+        options = read_options(read_json(args.run_dir / "detect.json").get("options", {}))
         _print_problems(problems)
     else:
         eval_judge.refuse_options(args, "one with a detector")
         if args.output is None:
             raise OptionError("--detections needs --output FILE, the results.jsonl to write")
-        summary = score_file(args.detections, args.output)
+        options = parse_options(args.options)
+        summary = score_file(
+            args.detections, args.output, options=options, official_reasons=args.official_reasons
+        )
     if args.json:
-        print_json(summary_json(summary))
+        print_json(summary_json(summary, options=options))
     else:
         print(format_table(summary))
     return 0
@@ -129,10 +137,10 @@ def import_images(args: argparse.Namespace) -> int:
     image_set = scan_folder(args.source, args.images_per_prompt, rows)
     choice = _choose_detector(args, is_small_world(image_set))
     _check_detector(choice, args.device, Ranks())
-    record_import(args.run_dir, args.source, args.images_per_prompt, args.prompts)
+    record_import(args.run_dir, args.source, args.images_per_prompt, args.prompts, args.model_name, args.note)
     with alone(args.run_dir, Ranks()):
         detect_objects(args.run_dir, image_set.images, choice, args.device, args.processes, args.threads)
-        return _finish(args.run_dir, image_set)
+        return _finish(args.run_dir, image_set, args.official_reasons)
 
 
 def compare(args: argparse.Namespace) -> int:
@@ -186,7 +194,7 @@ def _generate(run_dir: RunDir, args: argparse.Namespace, ranks: Ranks) -> None:
 def _choose_detector(args: argparse.Namespace, small_world: bool) -> DetectorChoice:
     """The detector named on the command line, else the default for the prompts' suite."""
     kind = args.detector or ("shapes" if small_world else "mask2former-official")
-    return DetectorChoice(kind, args.detector_weights, args.clip_weights)
+    return DetectorChoice(kind, args.detector_weights, args.clip_weights, parse_options(args.options))
 
 
 def _check_detector(choice: DetectorChoice, device: str | None, ranks: Ranks) -> None:
@@ -197,9 +205,9 @@ def _check_detector(choice: DetectorChoice, device: str | None, ranks: Ranks) ->
         print(f"detector: {detector.name}{note}", file=sys.stderr)
 
 
-def _finish(run_dir: Path, image_set: ImageSet) -> int:
+def _finish(run_dir: Path, image_set: ImageSet, official_reasons: bool) -> int:
     """Score the detected images, print the table and write the reports."""
-    summary, problems = score_run(run_dir, image_set)
+    summary, problems = score_run(run_dir, image_set, official_reasons)
     _print_problems(problems)
     print(format_table(summary))
     _write_reports(run_dir)

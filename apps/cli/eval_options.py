@@ -28,6 +28,7 @@ def add_eval(commands: Any, command: Callable[..., Any], add_json: Callable[[Any
     _add_recipe(run)
     _add_detector(run)
     add_judge(run)
+    _add_reasons(run)
     _add_processes(run)
     generate = command(stages, "generate", "generate only the missing pictures of a run", _recipe)
     _add_run(generate)
@@ -127,6 +128,24 @@ def _add_detector(parser: Any) -> None:
     detector.add_argument(
         "--clip-weights", metavar="PATH", help="folder of CLIP ViT-L/14, which classifies colours"
     )
+    _add_options(detector)
+
+
+def _add_options(parser: Any) -> None:
+    parser.add_argument(
+        "--options",
+        nargs="+",
+        default=[],
+        metavar="NAME=VALUE",
+        help="of GenEval's scorer, as its script takes them: threshold=0.3 counting_threshold=0.9 "
+        "max_objects=16 max_overlap=1 position_threshold=0.1 bgcolor=#999 crop=1",
+    )
+
+
+def _add_reasons(parser: Any) -> None:
+    parser.add_argument(
+        "--official-reasons", action="store_true", help="give reasons in the words of GenEval's script"
+    )
 
 
 def _add_processes(parser: Any) -> None:
@@ -164,6 +183,8 @@ def _add_score(parser: Any, add_json: Callable[[Any], None]) -> None:
         "-o", "--output", type=Path, metavar="FILE", help="the results.jsonl to write, with --detections"
     )
     parser.add_argument("--official", action="store_true", help=OFFICIAL_HELP)
+    _add_options(parser)
+    _add_reasons(parser)
     add_json(parser)
 
 
@@ -176,5 +197,8 @@ def _add_import(parser: Any) -> None:
     parser.add_argument(
         "--prompts", type=Path, metavar="FILE", help="a file with the suite's prompts, to report missing ones"
     )
+    parser.add_argument("--model-name", metavar="NAME", help="the model that painted the pictures")
+    parser.add_argument("--note", metavar="TEXT", help="anything else that a reader should know of them")
     _add_detector(parser)
+    _add_reasons(parser)
     _add_processes(parser)

@@ -8,8 +8,7 @@ Shape suffixes: N objects, D width of the shared embedding, C colours, T templat
 """
 
 import os
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,15 +24,16 @@ from ...blocks.checkpoints.reader import TensorReader
 from ...blocks.errors import BifronsError, CheckpointError
 from ...blocks.tokenizer_file import library_errors
 from ..atomic_io import read_file, read_json
+from .clip_convert import convert_open_clip, open_clip_config
 from .mask2former_convert import sha256
+from .options import OFFICIAL, ScorerOptions
+from .schema import COLORS
 
-COLORS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "brown", "black", "white")
 TEMPLATES = (
     "a photo of a {color} {name}",
     "a photo of a {color}-colored {name}",
     "a photo of a {color} object",
 )
-BACKGROUND = (0x99, 0x99, 0x99)
 MEAN = (0.48145466, 0.4578275, 0.40821073)  # of CLIP's training images
 STD = (0.26862954, 0.26130258, 0.27577711)
 BATCH = 16
@@ -42,9 +42,12 @@ OPENAI_SHA256 = frozenset(
     (
         "a2bf730a0c7debf160f7a6b50b3aaf3703e7e88ac73de7a314903141db026dcb",
         "f1a17cdbe0f36fec524f5cafb1c261ea3bbbc13e346e0f74fc9eb0460dedd0d3",
+        "9ce2e8a8ebfff3793d7d375ad6d3c35cb9aebf3de7ace0fc7308accab7cd207e",
     )
 )
-"""Of the weights of openai/clip-vit-large-patch14: model.safetensors and pytorch_model.bin."""
+"""Of OpenAI's weights: model.safetensors and pytorch_model.bin of openai/clip-vit-large-patch14, and
+open_clip_model.safetensors of timm/vit_large_patch14_clip_224.openai, which open_clip's `openai` loads. They
+are the names of the files' blobs in Hugging Face's cache, as published by others."""
 TRANSFORMERS_FILES = ("model.safetensors", "pytorch_model.bin")
 OPEN_CLIP_FILES = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
 MISSING_CLIP = (
@@ -54,108 +57,28 @@ MISSING_CLIP = (
     "folder with --clip-weights"
 )
 
-# open_clip's names -> transformers' names; # is a number. Both towers use the same names within a block.
-_BLOCK = (
-    ("ln_1", "layer_norm1"),
-    ("ln_2", "layer_norm2"),
-    ("attn.out_proj", "self_attn.out_proj"),
-    ("mlp.c_fc", "mlp.fc1"),
-    ("mlp.c_proj", "mlp.fc2"),
-)
-RENAMES = {
-    "visual.conv1.weight": "vision_model.embeddings.patch_embedding.weight",
-    "visual.class_embedding": "vision_model.embeddings.class_embedding",
-    "visual.positional_embedding": "vision_model.embeddings.position_embedding.weight",
-    "visual.ln_pre": "vision_model.pre_layrnorm",  # spelt so in transformers
-    "visual.ln_post": "vision_model.post_layernorm",
-    "token_embedding.weight": "text_model.embeddings.token_embedding.weight",
-    "positional_embedding": "text_model.embeddings.position_embedding.weight",
-    "ln_final": "text_model.final_layer_norm",
-    "logit_scale": "logit_scale",
-    **{f"visual.transformer.resblocks.#.{a}": f"vision_model.encoder.layers.#.{b}" for a, b in _BLOCK},
-    **{f"transformer.resblocks.#.{a}": f"text_model.encoder.layers.#.{b}" for a, b in _BLOCK},
-}
-_TRANSPOSED = {"visual.proj": "visual_projection.weight", "text_projection": "text_projection.weight"}
-_FUSED = re.compile(r"(visual\.)?transformer\.resblocks\.(\d+)\.attn\.in_proj_(weight|bias)")
-
-
-def convert_open_clip(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """open_clip's tensors under transformers' names. Raises CheckpointError for a name it lacks."""
-    out: dict[str, Tensor] = {}
-    for name, tensor in state.items():
-        fused = _FUSED.fullmatch(name)
-        if name in _TRANSPOSED:
-            out[_TRANSPOSED[name]] = tensor.T.contiguous()
-        elif fused:
-            visual, number, kind = fused.groups()
-            attention = f"{'vision' if visual else 'text'}_model.encoder.layers.{number}.self_attn"
-            for part, piece in zip("qkv", tensor.chunk(3), strict=True):
-                out[f"{attention}.{part}_proj.{kind}"] = piece.contiguous()
-        else:
-            out[_new_name(name)] = tensor
-    return out
-
-
-def _new_name(name: str) -> str:
-    number = re.search(r"resblocks\.(\d+)\.", name)
-    plain = name.replace(number.group(0), "resblocks.#.") if number else name
-    for ending in ("", ".weight", ".bias"):
-        if plain.endswith(ending) and (new := RENAMES.get(plain.removesuffix(ending))):
-            return new.replace("#", number.group(1) if number else "#") + ending
-    raise CheckpointError(
-        f"the colour classifier has the tensor {name!r}; accepted: open_clip's names of a ViT"
-    )
-
-
-def open_clip_config(settings: Mapping[str, Any], transformers: Any) -> Any:
-    """A CLIPConfig from open_clip's `model_cfg`. OpenAI's networks use the quick GELU."""
-    try:
-        vision, text = settings["vision_cfg"], settings["text_cfg"]
-        act = "quick_gelu" if settings.get("quick_gelu", False) else "gelu"
-        return transformers.CLIPConfig(
-            projection_dim=settings["embed_dim"],
-            vision_config={
-                "hidden_size": vision["width"],
-                "intermediate_size": 4 * vision["width"],
-                "num_hidden_layers": vision["layers"],
-                "num_attention_heads": vision["width"] // vision.get("head_width", 64),
-                "image_size": vision["image_size"],
-                "patch_size": vision["patch_size"],
-                "hidden_act": act,
-                "projection_dim": settings["embed_dim"],
-            },
-            text_config={
-                "hidden_size": text["width"],
-                "intermediate_size": 4 * text["width"],
-                "num_hidden_layers": text["layers"],
-                "num_attention_heads": text["heads"],
-                "max_position_embeddings": text["context_length"],
-                "vocab_size": text["vocab_size"],
-                "hidden_act": act,
-                "projection_dim": settings["embed_dim"],
-                "bos_token_id": text["vocab_size"] - 2,
-                "eos_token_id": text["vocab_size"] - 1,
-            },
-        )
-    except (KeyError, TypeError) as error:
-        raise CheckpointError(
-            f"open_clip_config.json lacks {error}; accepted: open_clip's model_cfg"
-        ) from error
-
 
 class ColorClassifier:
     """Classifies the colours of objects in an image.
 
-    verified: the weights are OpenAI's, by their sha256.
+    sha256: of the weights' file, if known. options: `bgcolor` and `crop` of them are used.
     """
 
-    def __init__(self, model: Any, tokenizer: Tokenizer, verified: bool = False) -> None:
+    def __init__(
+        self, model: Any, tokenizer: Tokenizer, sha256: str | None = None, options: ScorerOptions = OFFICIAL
+    ) -> None:
         self.model = model.eval()
-        self.verified = verified
+        self.sha256 = sha256
+        self.options = options
         self.side: int = model.config.vision_config.image_size
         self._tokenizer = tokenizer
         self._context: int = model.config.text_config.max_position_embeddings
         self._texts: dict[str, Tensor] = {}
+
+    @property
+    def verified(self) -> bool:
+        """Whether the weights are OpenAI's, by their sha256."""
+        return self.sha256 in OPENAI_SHA256
 
     @torch.no_grad()
     def classify(
@@ -176,10 +99,14 @@ class ColorClassifier:
     def crop(self, image: Image.Image, box: np.ndarray, mask_HW: np.ndarray) -> Tensor:
         """CLIP's input for one object: float32 [3, side, side]."""
         image = image.convert("RGB")
-        blank = Image.new("RGB", image.size, BACKGROUND)
-        masked = Image.composite(image, blank, Image.fromarray(mask_HW.astype(np.uint8) * 255))
-        x0, y0, x1, y1 = (round(float(edge)) for edge in box[:4])
-        pixels = np.asarray(_resize_and_crop(masked.crop((x0, y0, x1, y1)), self.side), np.float32) / 255
+        background = self.options.background
+        if background is not None:
+            blank = Image.new("RGB", image.size, background)
+            image = Image.composite(image, blank, Image.fromarray(mask_HW.astype(np.uint8) * 255))
+        if self.options.crop:
+            x0, y0, x1, y1 = (round(float(edge)) for edge in box[:4])
+            image = image.crop((x0, y0, x1, y1))
+        pixels = np.asarray(_resize_and_crop(image, self.side), np.float32) / 255
         normal = (pixels - np.array(MEAN, np.float32)) / np.array(STD, np.float32)
         return torch.from_numpy(normal).permute(2, 0, 1)
 
@@ -222,7 +149,9 @@ def _features(out: Any) -> Tensor:
     return out if isinstance(out, Tensor) else out.pooler_output
 
 
-def load_color_classifier(folder: Path, transformers: Any) -> ColorClassifier:
+def load_color_classifier(
+    folder: Path, transformers: Any, options: ScorerOptions = OFFICIAL
+) -> ColorClassifier:
     """Load CLIP's weights, in transformers' format or open_clip's, and its tokenizer.json from a folder.
 
     Raises BifronsError where the folder has no weights, CheckpointError where they do not fit.
@@ -241,7 +170,7 @@ def load_color_classifier(folder: Path, transformers: Any) -> ColorClassifier:
         tokenizer.no_truncation()
         model, loading = load(weights, transformers)
         _check_loaded(loading)
-        return ColorClassifier(model, tokenizer, verified=sha256(weights) in OPENAI_SHA256)
+        return ColorClassifier(model, tokenizer, sha256(weights), options)
     raise BifronsError(
         f"{folder} holds none of {', '.join(TRANSFORMERS_FILES + OPEN_CLIP_FILES)}. {MISSING_CLIP}"
     )

@@ -1,6 +1,7 @@
 """Two evaluations of the same prompts: the difference per kind, with its confidence interval.
 
-Shape suffixes: P prompts of one kind, V distinct values, B bootstrap samples.
+Shape suffixes: P prompts of one kind; 4: correct and all images of A and of B. Leading dimensions (...) are
+pairs of evaluations.
 """
 
 import math
@@ -15,10 +16,12 @@ import numpy as np
 from ...blocks.errors import BifronsError
 from ...blocks.json_config import parse_json
 from ..atomic_io import read_lines
-from .intervals import Interval, intervals_of_counts
+from .intervals import Interval, limits
 from .schema import TAGS
 
-_LEVEL = 0.95
+LEVEL = 0.95
+FEW_PROMPTS = 10
+"""Below this a kind has too few prompts for its interval to mean much."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +43,18 @@ class Difference:
         """Whether the interval leaves out 0."""
         return not self.interval.low <= 0 <= self.interval.high
 
+    @property
+    def too_few(self) -> bool:
+        """Whether there are too few prompts to tell anything."""
+        return self.prompts < FEW_PROMPTS
+
+    @property
+    def verdict(self) -> str:
+        """What the interval says, empty for a difference."""
+        if self.too_few:
+            return f"too few prompts ({self.prompts}, below {FEW_PROMPTS})"
+        return "" if self.significant else "can't be told apart"
+
 
 @dataclass(frozen=True)
 class Comparison:
@@ -53,41 +68,72 @@ class Comparison:
 
 
 def compare(
-    a: Iterable[Mapping[str, Any]],
-    b: Iterable[Mapping[str, Any]],
-    level: float = _LEVEL,
-    samples: int = 10_000,
-    seed: int = 0,
+    a: Iterable[Mapping[str, Any]], b: Iterable[Mapping[str, Any]], level: float = LEVEL
 ) -> Comparison:
     """Compare results rows (tag, correct, metadata) over the prompts that both have.
 
-    The bootstrap resamples prompts, each with all its images of A and of B, so that a prompt's difficulty
-    for both is no difference. It gives the correlation of A's and B's scores; their intervals
-    (`intervals_of_counts`) and that correlation give the interval of the difference by MOVER (Zou 2007,
-    Psychological Methods 12:399). The root of the summed squares of the kinds' limits gives the overall one.
-    Raises BifronsError where a row is malformed or no prompt is common.
+    A kind's interval is that of `difference_limits`; the root of the kinds' summed squares gives the overall
+    one. Raises BifronsError where a row is malformed or no prompt is common.
     """
+    tables, only_a, only_b = paired_counts(a, b)
+    return Comparison(differences(tables, level), only_a, only_b, level)
+
+
+def paired_counts(
+    a: Iterable[Mapping[str, Any]], b: Iterable[Mapping[str, Any]]
+) -> tuple[dict[str, np.ndarray], int, int]:
+    """Per tag int [P, 4], correct and all images of A and of B of each common prompt; and the number of
+    prompts that only A has, and only B."""
     counts_a, counts_b = _by_prompt(a, "A"), _by_prompt(b, "B")
     common = {tag: [key for key in counts_a[tag] if key in counts_b[tag]] for tag in TAGS}
     if not any(common.values()):
         raise BifronsError("the two have no prompt in common; accepted: results of the same suite")
+    only = [sum(len(side[tag]) - len(common[tag]) for tag in TAGS) for side in (counts_a, counts_b)]
+    tables = {
+        tag: np.array([(*counts_a[tag][key], *counts_b[tag][key]) for key in keys])
+        for tag, keys in common.items()
+        if keys
+    }
+    return tables, only[0], only[1]
+
+
+def differences(tables: Mapping[str, np.ndarray], level: float) -> dict[str, Difference]:
+    """The difference per tag of `paired_counts`, and "overall"."""
     kinds: dict[str, Difference] = {}
     below, above = [], []
-    for place, tag in enumerate(tag for tag in TAGS if common[tag]):
-        counts_P4 = np.array([(*counts_a[tag][key], *counts_b[tag][key]) for key in common[tag]])
-        kind, (low, high) = _difference(counts_P4, level, samples, np.random.default_rng([seed, place]))
-        kinds[tag] = kind
-        below.append(low)
-        above.append(high)
+    for tag, counts_P4 in tables.items():
+        a, b, low, high = map(float, difference_limits(counts_P4, level))
+        kinds[tag] = Difference(a, b, Interval(low, high), len(counts_P4))
+        a, b, low, high = map(float, difference_limits(counts_P4, level, few=False))
+        below.append(a - b - low)
+        above.append(high - (a - b))
     mean_a, mean_b = (sum(getattr(kind, side) for kind in kinds.values()) / len(kinds) for side in "ab")
     value = mean_a - mean_b
     low, high = (math.hypot(*side) / len(kinds) for side in (below, above))
-    prompts = sum(kind.prompts for kind in kinds.values())
-    kinds["overall"] = Difference(
-        mean_a, mean_b, Interval(max(-1.0, value - low), min(1.0, value + high)), prompts
-    )
-    only = [sum(len(side[tag]) - len(common[tag]) for tag in TAGS) for side in (counts_a, counts_b)]
-    return Comparison(kinds, only[0], only[1], level)
+    span = Interval(max(-1.0, value - low), min(1.0, value + high))
+    return {**kinds, "overall": Difference(mean_a, mean_b, span, sum(k.prompts for k in kinds.values()))}
+
+
+def difference_limits(counts_P4: np.ndarray, level: float, few: bool = True) -> tuple[np.ndarray, ...]:
+    """Scores of A and of B [...], and the limits of the interval of A - B, of counts [..., P, 4].
+
+    The limits of A and of B (`intervals.limits`) and the correlation of their scores give those of the
+    difference by MOVER (Zou 2007, Psychological Methods 12:399). The correlation is that of the prompts'
+    residuals, right - score x images, so that a prompt's difficulty for both is no difference.
+    """
+    a, low_a, high_a = limits(counts_P4[..., :2], level, few)
+    b, low_b, high_b = limits(counts_P4[..., 2:], level, few)
+    residual_a = counts_P4[..., 0] - a[..., None] * counts_P4[..., 1]
+    residual_b = counts_P4[..., 2] - b[..., None] * counts_P4[..., 3]
+    scale = np.sqrt((residual_a**2).sum(-1) * (residual_b**2).sum(-1))
+    correlation = (residual_a * residual_b).sum(-1) / np.where(scale > 0, scale, 1)
+
+    def distance(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+        return np.sqrt(np.maximum(one * one + other * other - 2 * correlation * one * other, 0))
+
+    low = np.maximum(a - b - distance(a - low_a, high_b - b), -1)
+    high = np.minimum(a - b + distance(high_a - a, b - low_b), 1)
+    return a, b, low, high
 
 
 def read_results(path: Path) -> list[dict[str, Any]]:
@@ -108,7 +154,7 @@ def format_comparison(comparison: Comparison, a: str, b: str) -> str:
     lines.append(f"{'':<14} {'A':>8} {'B':>8} {'A - B':>8}  {comparison.level:.0%} interval")
     for tag, kind in comparison.kinds.items():
         low, high = (f"{100 * side:+.2f}" for side in kind.interval)
-        verdict = "" if kind.significant else "  can't be told apart"
+        verdict = f"  {kind.verdict}" if kind.verdict else ""
         lines.append(
             f"{tag:<14} {kind.a:>8.2%} {kind.b:>8.2%} {100 * kind.value:>+8.2f}  [{low}, {high}]"
             f"  {kind.prompts} prompts{verdict}"
@@ -129,42 +175,3 @@ def _by_prompt(rows: Iterable[Mapping[str, Any]], name: str) -> dict[str, dict[s
         right, images = counts[tag].get(prompt, (0, 0))
         counts[tag][prompt] = (right + correct, images + 1)
     return counts
-
-
-def _difference(
-    counts_P4: np.ndarray, level: float, samples: int, generator: np.random.Generator
-) -> tuple[Difference, tuple[float, float]]:
-    """A kind's difference, and the distances of its limits that enter the overall interval."""
-    right_a, all_a, right_b, all_b = counts_P4.sum(axis=0)
-    a, b = float(right_a / all_a), float(right_b / all_b)
-    correlation = _correlation(counts_P4, samples, generator)
-    of_a, of_b = (_spans(counts_P4[:, side], level, samples) for side in (slice(0, 2), slice(2, 4)))
-    distances = [
-        (_combine(a - x.low, y.high - b, correlation), _combine(x.high - a, b - y.low, correlation))
-        for x, y in zip(of_a, of_b, strict=True)
-    ]
-    (low, high), overall = distances
-    interval = Interval(max(-1.0, a - b - low), min(1.0, a - b + high))
-    return Difference(a, b, interval, len(counts_P4)), overall
-
-
-def _spans(right_all_P2: np.ndarray, level: float, samples: int) -> tuple[Interval, Interval]:
-    """A share's own interval, and the one that enters an overall score (that of a single kind)."""
-    spans = intervals_of_counts({TAGS[0]: right_all_P2}, level, samples)
-    return spans[TAGS[0]], spans["overall"]
-
-
-def _combine(one: float, other: float, correlation: float) -> float:
-    """MOVER's distance of the difference's limit from those of the two shares."""
-    return math.sqrt(max(0.0, one * one + other * other - 2 * correlation * one * other))
-
-
-def _correlation(counts_P4: np.ndarray, samples: int, generator: np.random.Generator) -> float:
-    """Correlation of A's and B's scores over resamplings of the prompts; 0 where one is constant."""
-    values_V4, times_V = np.unique(counts_P4, axis=0, return_counts=True)
-    drawn_BV = generator.multinomial(len(counts_P4), times_V / len(counts_P4), size=samples)
-    right_a_B, all_a_B, right_b_B, all_b_B = (drawn_BV @ values_V4).T
-    a_B, b_B = right_a_B / all_a_B, right_b_B / all_b_B
-    if np.ptp(a_B) == 0 or np.ptp(b_B) == 0:
-        return 0.0
-    return float(np.corrcoef(a_B, b_B)[0, 1])

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
 from PIL import Image, ImageOps
 
 from ...blocks.device import resolve_device
@@ -13,16 +14,19 @@ from ...nano.world.detector import detect, to_geneval
 from ..optional_packages import import_opencv, import_transformers, quiet
 from .clip_colors import MISSING_CLIP, ColorClassifier, load_color_classifier
 from .mask2former import MISSING_HF, MISSING_OFFICIAL, Segmenter, load_folder, load_official
-from .scoring import select_boxes, threshold_of
+from .mask2former_convert import sha256
+from .options import OFFICIAL, ScorerOptions, select_boxes
 
 KINDS = ("shapes", "mask2former-official", "mask2former-hf")
 
 
 class Detector(Protocol):
-    """Detects objects and their colours. comparable: scores from it may be called GenEval."""
+    """Detects objects and their colours. comparable: scores from it may be called GenEval. hashes: sha256 of
+    each weights file, by its part in the detector."""
 
     name: str
     comparable: bool
+    hashes: Mapping[str, str]
 
     def detect(self, image: Image.Image, metadata: Mapping[str, Any]) -> dict[str, Any]:
         """{"boxes": {class: [[x0, y0, x1, y1, score], ...]}, "colors": {class: [name, ...]}}.
@@ -33,13 +37,18 @@ class Detector(Protocol):
 
 
 def make_detector(
-    kind: str, weights: str | Path | None = None, clip: str | Path | None = None, device: str | None = None
+    kind: str,
+    weights: str | Path | None = None,
+    clip: str | Path | None = None,
+    device: str | None = None,
+    options: ScorerOptions = OFFICIAL,
 ) -> Detector:
     """A detector by name, never another one in its place.
 
     kind: "shapes", the small world's exact detector, which needs no weights and runs on the CPU;
     "mask2former-official", GenEval's own, whose `weights` are its mmdet `.pth`; "mask2former-hf", whose
     `weights` are a folder of transformers' Mask2Former. Both use CLIP in the folder `clip` for colours.
+    options: the scorer's; they decide which boxes get a colour, and how it is classified.
     Raises OptionError for another kind or an option that the kind does not take, and BifronsError (with
     what to get, and the flag for it) where weights or a package are missing.
     """
@@ -52,6 +61,10 @@ def make_detector(
             raise OptionError(
                 f"the detector 'shapes' takes no {' or '.join(refused)}: it runs on the CPU alone"
             )
+        if refused := {"bgcolor", "crop"} & set(options.changed()):
+            raise OptionError(
+                f"the detector 'shapes' takes no {' or '.join(sorted(refused))}: it has no colour classifier"
+            )
         return ShapesDetector()
     official = kind == "mask2former-official"
     source = _existing(weights, MISSING_OFFICIAL if official else MISSING_HF, want_file=official)
@@ -61,10 +74,19 @@ def make_detector(
     import_opencv()  # for the segmenter: better missed here than at the first image
     with quiet(transformers):
         model = load_official(source, transformers) if official else load_folder(source, transformers)
-        colors = load_color_classifier(folder, transformers)
+        colors = load_color_classifier(folder, transformers, options)
     model.to(place)
     colors.model.to(place)
-    return GenEvalDetector(Segmenter(model), colors, official)
+    hashes = {"detector": sha256(weights_file(source)), "clip": colors.sha256 or ""}
+    return GenEvalDetector(Segmenter(model), colors, official, options, hashes)
+
+
+def weights_file(source: Path) -> Path:
+    """The file of a detector's weights: `source` itself, or the one in that folder."""
+    if os.path.isfile(source):
+        return source
+    names = ("model.safetensors", "pytorch_model.bin")
+    return next((source / name for name in names if os.path.isfile(source / name)), source / names[0])
 
 
 def _existing(path: str | Path | None, missing: str, want_file: bool) -> Path:
@@ -81,6 +103,7 @@ class ShapesDetector:
 
     name = "shapes (the small world's exact detector)"
     comparable = False
+    hashes: Mapping[str, str] = {}
 
     def detect(self, image: Image.Image, metadata: Mapping[str, Any]) -> dict[str, Any]:
         """See `Detector.detect`. Every box gets its colour, so `metadata` is not used."""
@@ -90,15 +113,25 @@ class ShapesDetector:
 class GenEvalDetector:
     """Mask2Former for objects and CLIP for their colours, combined as in GenEval's scorer."""
 
-    def __init__(self, segmenter: Segmenter, colors: ColorClassifier, official: bool) -> None:
+    def __init__(
+        self,
+        segmenter: Segmenter,
+        colors: ColorClassifier,
+        official: bool,
+        options: ScorerOptions = OFFICIAL,
+        hashes: Mapping[str, str] | None = None,
+    ) -> None:
         self._segmenter = segmenter
         self._colors = colors
-        self.comparable = official and colors.verified
+        self._options = options
+        self.hashes = hashes or {}
+        self.comparable = official and colors.verified and options == OFFICIAL
         self.name = self._name(official)
 
     def _name(self, official: bool) -> str:
-        if self.comparable:
-            return "GenEval's Mask2Former Swin-S (mmdet) with CLIP ViT-L/14 (OpenAI)"
+        if official and self._colors.verified:
+            name = "GenEval's Mask2Former Swin-S (mmdet) with CLIP ViT-L/14 (OpenAI)"
+            return name if self.comparable else f"{name}, options not the official ones: not comparable"
         if official:
             return (
                 "GenEval's Mask2Former Swin-S (mmdet) with a CLIP that is not known to be OpenAI's ViT-L/14: "
@@ -114,14 +147,14 @@ class GenEvalDetector:
         boxes: dict[str, list[list[float]]] = {}
         colors: dict[str, list[str | None]] = {}
         counts = colored_counts(metadata)
-        threshold = threshold_of(metadata.get("tag"))
         for label, name in enumerate(self._segmenter.classes):
             of_class = (instances.labels == label).nonzero()[0]
             if not len(of_class):
                 continue
-            boxes[name] = [[*map(float, instances.boxes[i]), float(instances.scores[i])] for i in of_class]
+            boxes_N5 = np.column_stack((instances.boxes[of_class], instances.scores[of_class]))
+            boxes[name] = boxes_N5.tolist()
             colors[name] = [None] * len(of_class)
-            checked = select_boxes(instances.scores[of_class], threshold)[: counts.get(name, 0)]
+            checked = select_boxes(boxes_N5, metadata.get("tag"), self._options)[: counts.get(name, 0)]
             if len(checked):
                 chosen = of_class[checked]
                 classified = self._colors.classify(

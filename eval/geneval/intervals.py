@@ -1,21 +1,25 @@
-"""Confidence intervals of GenEval scores, from a bootstrap over prompts.
+"""Confidence intervals of GenEval scores.
 
-Images of one prompt tend to succeed or fail together, so prompts are resampled, each with all of its images
-and within its kind. The interval is for the score over prompts *of that kind*.
+Images of one prompt tend to succeed or fail together, so that they count for fewer independent ones. The
+interval is for the score over prompts *of that kind*.
 
-Shape suffixes: P prompts of one kind, V distinct values, B bootstrap samples.
+Shape suffixes: P prompts of one kind; 2: correct and all images. Leading dimensions (...) are evaluations.
 """
 
 import math
 from collections.abc import Iterable, Mapping
-from statistics import NormalDist
 from typing import Any, NamedTuple
 
 import numpy as np
-from scipy import stats
+from scipy import special
 
 from ...blocks.errors import BifronsError, OptionError
 from .schema import TAGS
+
+METHOD = "beta limits at the effective sample size"
+"""Written beside intervals, which other versions of this package computed otherwise."""
+SHRINKAGE = 2.0
+"""How many prompts' worth of full agreement is added to what the data say; see `effective_size`."""
 
 
 class Interval(NamedTuple):
@@ -25,15 +29,13 @@ class Interval(NamedTuple):
     high: float
 
 
-def intervals(
-    results_rows: Iterable[Mapping[str, Any]], level: float = 0.95, samples: int = 10_000, seed: int = 0
-) -> dict[str, Interval]:
+def intervals(results_rows: Iterable[Mapping[str, Any]], level: float = 0.95) -> dict[str, Interval]:
     """An interval for each tag that occurs and for "overall", from results rows (tag, correct, metadata).
 
     See `intervals_of_counts` for the method. Raises BifronsError when there is no row or a tag is unknown,
-    and OptionError for a level outside (0, 1) or fewer than 100 samples.
+    and OptionError for a level outside (0, 1).
     """
-    return intervals_of_counts(count_prompts(results_rows), level, samples, seed)
+    return intervals_of_counts(count_prompts(results_rows), level)
 
 
 def count_prompts(results_rows: Iterable[Mapping[str, Any]]) -> dict[str, np.ndarray]:
@@ -59,73 +61,82 @@ def count_prompts(results_rows: Iterable[Mapping[str, Any]]) -> dict[str, np.nda
     return {tag: np.array(list(counts[tag].values())) for tag in TAGS if tag in counts}
 
 
-def intervals_of_counts(
-    counts: Mapping[str, np.ndarray], level: float = 0.95, samples: int = 10_000, seed: int = 0
-) -> dict[str, Interval]:
+def intervals_of_counts(counts: Mapping[str, np.ndarray], level: float = 0.95) -> dict[str, Interval]:
     """Intervals from counts: per tag an integer array [P, 2] of correct and of all images per prompt.
 
-    A percentile bootstrap would have no width where all images are correct, and cover too little with few
-    prompts. Instead
-    - the bootstrap gives the score's variance, drawing P - 1 of P prompts, which makes it unbiased (Rao and
-      Wu 1988, J. Am. Stat. Assoc. 83:231);
-    - a kind's limits are Wilson's at the effective sample size p(1 - p) / variance, reduced by the squared
-      ratio of normal to t quantile with P - 1 degrees of freedom (Korn and Graubard 1998, Survey
-      Methodology 24:193), and clamped between the number of prompts (images of a prompt fully agree) and of
-      images (they are independent);
-    - the overall limits combine those of the kinds (without the t reduction, which the sum does not need) by
-      Zou and Donner's MOVER (2008, Statistics in Medicine 27:1693).
+    A kind's limits are those of `limits`. The overall limits combine those of the kinds (without the
+    correction for few prompts, which the sum does not need) by Zou and Donner's MOVER (2008, Statistics in
+    Medicine 27:1693).
     """
     if not 0 < level < 1:
         raise OptionError(f"level is {level}; accepted: between 0 and 1, such as 0.95")
-    if samples < 100:
-        raise OptionError(f"samples is {samples}; accepted: at least 100")
     if not counts or not all(len(table) and table[:, 1].all() for table in counts.values()):
         raise BifronsError("counts lack a kind, a prompt or a picture; accepted: at least one of each")
-    z = NormalDist().inv_cdf((1 + level) / 2)
     spans: dict[str, Interval] = {}
     scores, below, above = [], [], []
-    for place, (tag, right_all_P2) in enumerate(counts.items()):
-        prompts, (right, images) = len(right_all_P2), right_all_P2.sum(axis=0)
-        score = float(right / images)
-        variance = bootstrap_variance(right_all_P2, samples, np.random.default_rng([seed, place]))
-        spans[tag] = _wilson(score, _effective(score, variance, prompts, int(images), z, small=True), z)
-        span = _wilson(score, _effective(score, variance, prompts, int(images), z, small=False), z)
+    for tag, right_all_P2 in counts.items():
+        score, low, high = map(float, limits(right_all_P2, level))
+        spans[tag] = Interval(low, high)
+        score, low, high = map(float, limits(right_all_P2, level, few=False))
         scores.append(score)
-        below.append(score - span.low)
-        above.append(span.high - score)
+        below.append(score - low)
+        above.append(high - score)
     mean = sum(scores) / len(scores)
     low, high = (math.hypot(*side) / len(scores) for side in (below, above))
     spans["overall"] = Interval(max(0.0, mean - low), min(1.0, mean + high))
     return spans
 
 
-def bootstrap_variance(right_all_P2: np.ndarray, samples: int, generator: np.random.Generator) -> float:
-    """Variance of correct / all over `samples` resamplings of P - 1 prompts; 0 for a single prompt.
+def limits(
+    right_all_P2: np.ndarray, level: float, few: bool = True
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The score [...] of counts [..., P, 2], with the lower and the upper limit of its interval.
 
-    Prompts with equal counts are exchangeable, so the counts of the V distinct values are one multinomial
-    draw: the same distribution as drawing prompts one by one, at a cost independent of P.
+    The limits of a share seen in n trials, of which x are right, are quantiles of Beta(x + 1/4, n - x + 3/4)
+    and Beta(x + 3/4, n - x + 1/4): halfway between Jeffreys's and Clopper and Pearson's. n is the
+    `effective_size`. Where none or all are right, they are Clopper and Pearson's for as many prompts.
+    Simulated with beta-binomial prompts and with mixtures of prompts that agree and that do not, this covers
+    a kind's score in at least 94% of evaluations of 5 to 100 prompts (tests/eval/geneval/test_coverage.py).
     """
-    prompts = len(right_all_P2)
-    if prompts < 2:
-        return 0.0
-    values_V2, times_V = np.unique(right_all_P2, axis=0, return_counts=True)
-    drawn_BV = generator.multinomial(prompts - 1, times_V / prompts, size=samples)
-    right_B, images_B = (drawn_BV @ values_V2).T
-    return float(np.var(right_B / images_B, ddof=1))
+    score, size = effective_size(right_all_P2, level, few)
+    right = size * score
+    wrong = size - right
+    edge = (score == 0) | (score == 1)
+    near, far = np.where(edge, 0.0, 0.25), np.where(edge, 1.0, 0.75)
+    lower, upper = (1 - level) / 2, (1 + level) / 2
+    low = special.betaincinv(np.maximum(right + near, 1e-300), wrong + far, lower)
+    high = special.betaincinv(right + far, np.maximum(wrong + near, 1e-300), upper)
+    return (
+        score,
+        np.where(score == 0, 0.0, np.minimum(low, score)),
+        np.where(score == 1, 1.0, np.maximum(high, score)),
+    )
 
 
-def _effective(score: float, variance: float, prompts: int, images: int, z: float, small: bool) -> float:
-    """The effective sample size: how many independent images have this variance."""
-    if score in (0.0, 1.0) or prompts == 1:
-        return prompts  # the agreement within a prompt is unknown, and taken as full
-    size = score * (1 - score) / variance if variance > 0 else math.inf
-    if small:
-        size *= (z / float(stats.t.ppf(NormalDist().cdf(z), prompts - 1))) ** 2
-    return min(max(size, prompts), images)
+def effective_size(right_all_P2: np.ndarray, level: float, few: bool) -> tuple[np.ndarray, np.ndarray]:
+    """The score [...] and how many independent images it is worth [...], of counts [..., P, 2].
 
-
-def _wilson(score: float, n: float, z: float) -> Interval:
-    """Wilson's score interval (1927, J. Am. Stat. Assoc. 22:209) for a share seen in n trials."""
-    centre = (score + z * z / (2 * n)) / (1 + z * z / n)
-    half = z / (1 + z * z / n) * math.sqrt(score * (1 - score) / n + z * z / (4 * n * n))
-    return Interval(max(0.0, min(score, centre - half)), min(1.0, max(score, centre + half)))
+    The images' number is divided by 1 + (K - 1) r (Kish 1965, Survey Sampling, 5.4), where K is their mean
+    number in a prompt, weighted by itself, and r their correlation in a prompt, by the analysis of variance
+    (Ridout, Demetrio and Firth 1999, Biometrics 55:137). r is little known where few prompts tell: m, those
+    with any wrong image where the score is at least 1/2, else with any right one. It is therefore drawn
+    towards 1, to (r m + SHRINKAGE) / (m + SHRINKAGE). With `few` the result is multiplied by the
+    squared ratio of the normal to the t quantile with P - 1 degrees of freedom (Korn and Graubard 1998,
+    Survey Methodology 24:193). At a score of 0 or 1, or for a single prompt, images count as one a prompt.
+    """
+    right, images = right_all_P2[..., 0].astype(float), right_all_P2[..., 1].astype(float)
+    prompts, total = right.shape[-1], images.sum(-1)
+    score = right.sum(-1) / total
+    share = right / images
+    weighted = (images * images).sum(-1) / total
+    between = (images * (share - score[..., None]) ** 2).sum(-1) / max(prompts - 1, 1)
+    within = (images * share * (1 - share)).sum(-1) / np.maximum(total - prompts, 1)
+    spread = (total - weighted) / max(prompts - 1, 1)  # the images of a prompt, as the variances see them
+    whole = between + (spread - 1) * within
+    correlation = np.clip((between - within) / np.where(whole > 0, whole, 1), 0, 1)
+    telling = np.where(score >= 0.5, (right < images).sum(-1), (right > 0).sum(-1))
+    correlation = (correlation * telling + SHRINKAGE) / (telling + SHRINKAGE)
+    upper = (1 + level) / 2
+    factor = (special.ndtri(upper) / special.stdtrit(prompts - 1, upper)) ** 2 if few and prompts > 1 else 1.0
+    size = factor * total / (1 + (weighted - 1) * correlation)
+    return score, np.where((score == 0) | (score == 1) | (prompts == 1), float(prompts), size)

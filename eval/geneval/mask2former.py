@@ -37,7 +37,7 @@ LONG_SIDE, SHORT_SIDE = 1333, 800
 DIVISOR = 32
 MAX_INSTANCES = 100
 PADDING = 128  # a pixel value, so that the padding is not zero once it is normalised
-# Of ImageNet's pixels, 0 to 255; rounded to float32 and computed with in float64, as in the official pipeline.
+# Of ImageNet's pixels, 0 to 255; rounded to float32 and then used in float64, as in the official pipeline.
 MEAN = np.array((123.675, 116.28, 103.53), np.float32).astype(np.float64)
 STD = np.array((58.395, 57.12, 57.375), np.float32).astype(np.float64)
 

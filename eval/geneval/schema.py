@@ -15,6 +15,7 @@ from ...blocks.errors import BifronsError
 TAGS = ("single_object", "two_object", "counting", "colors", "position", "color_attr")
 """The six kinds of GenEval, in the order of its prompts file (Ghosh et al. 2023, arXiv 2310.11513)."""
 RELATIONS = ("left of", "right of", "above", "below")
+COLORS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "brown", "black", "white")
 SCORE_SLACK = 1e-3
 """How far a score may exceed 1: a detector multiplies two probabilities, with rounding."""
 

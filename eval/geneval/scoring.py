@@ -16,6 +16,8 @@ import numpy as np
 
 from ...blocks.errors import BifronsError
 from .intervals import Interval, count_prompts, intervals, intervals_of_counts
+from .options import OFFICIAL, ScorerOptions, select_boxes
+from .reasons import Failure, explain
 from .schema import RELATIONS, TAGS, Clause, Row, read_row
 
 __all__ = [
@@ -35,11 +37,6 @@ __all__ = [
     "summarize",
 ]
 
-# The published scorer's defaults.
-THRESHOLD = np.float32(0.3)
-COUNTING_THRESHOLD = np.float32(0.9)
-MAX_OBJECTS = 16
-POSITION_SLACK = np.float32(0.1)
 NO_OFFSET = np.float32(1e-3)
 
 
@@ -53,21 +50,23 @@ class Verdict:
     details: dict[str, list[list[float]]]
 
 
-def score_row(row: Mapping[str, Any]) -> Verdict:
+def score_row(
+    row: Mapping[str, Any], options: ScorerOptions = OFFICIAL, official_reasons: bool = False
+) -> Verdict:
     """Judge the detections in one image.
 
     row: {"filename", "metadata" (a line of GenEval's prompts file), "boxes": {class: [[x0, y0, x1, y1,
     score], ...]}, "colors": {class: [name, ...]}}; colors[class][i] is the colour of boxes[class][i], and
-    may be None where no clause needs it. Raises BifronsError for a malformed row.
+    may be None where no clause needs it. official_reasons: the reason in the published scorer's words.
+    Raises BifronsError for a malformed row.
     """
     checked = read_row(row)
-    threshold = threshold_of(checked.tag)
-    selected = {cls: select_boxes(boxes_N5[:, 4], threshold) for cls, boxes_N5 in checked.boxes.items()}
+    selected = {cls: select_boxes(boxes_N5, checked.tag, options) for cls, boxes_N5 in checked.boxes.items()}
     selected = {cls: order for cls, order in selected.items() if len(order)}
-    failures: list[str] = []
+    failures: list[Failure] = []
     clause_boxes: list[np.ndarray | None] = []
     for clause in checked.include:
-        failure = _include_failure(checked, clause, selected, clause_boxes)
+        failure = _include_failure(checked, clause, selected, clause_boxes, options)
         if failure:
             failures.append(failure)
         best = selected.get(clause.cls, np.zeros(0, int))[: clause.count]
@@ -75,55 +74,40 @@ def score_row(row: Mapping[str, Any]) -> Verdict:
     for clause in checked.exclude:
         number = len(selected.get(clause.cls, ()))
         if number >= clause.count:
-            failures.append(f"{clause.cls}: fewer than {clause.count} allowed, {number} detected")
+            failures.append(Failure("excess", clause, number))
     details = {cls: checked.boxes[cls][order].tolist() for cls, order in selected.items()}
-    return Verdict(not failures, "\n".join(failures), details)
-
-
-def threshold_of(tag: Any) -> np.float32:
-    """The score above which a box counts, for prompts of this kind."""
-    return COUNTING_THRESHOLD if tag == "counting" else THRESHOLD
-
-
-def select_boxes(scores_N: np.ndarray, threshold: np.float32) -> np.ndarray:
-    """Indices of the boxes strictly above the threshold, best first, at most 16.
-
-    scores_N: float32. The order is that of the published scorer, numpy's default argsort reversed: *equal*
-    scores come in the order of numpy's sorting network for this processor (highest index first where it has
-    none). A stable sort would give other verdicts.
-    """
-    order = np.argsort(scores_N)[::-1]
-    return order[scores_N[order] > threshold][:MAX_OBJECTS]
+    return Verdict(not failures, explain(failures, official_reasons), details)
 
 
 def _include_failure(
-    row: Row, clause: Clause, selected: dict[str, np.ndarray], clause_boxes: list[np.ndarray | None]
-) -> str | None:
+    row: Row,
+    clause: Clause,
+    selected: dict[str, np.ndarray],
+    clause_boxes: list[np.ndarray | None],
+    options: ScorerOptions,
+) -> Failure | None:
     """Why the clause does not hold, or None. Only its `count` best boxes are checked.
 
     clause_boxes: those boxes of the earlier clauses, None for one that failed.
     """
     cls, best = clause.cls, selected.get(clause.cls, np.zeros(0, int))[: clause.count]
     if len(best) < clause.count:
-        return f"{cls}: at least {clause.count} wanted, {len(best)} detected"
+        return Failure("missing", clause, len(best))
     if clause.color is not None:
         colors = Counter(_color(row, cls, int(i)) for i in best)
         if colors[clause.color] < clause.count:
-            listed = ", ".join(f"{number} {color}" for color, number in sorted(colors.items()))
-            return f"{cls}: at least {clause.count} {clause.color} wanted, seen: {listed}"
+            return Failure("color", clause, len(best), colors)
     if clause.relation is not None:
-        targets = clause_boxes[clause.target]
+        targets, target_class = clause_boxes[clause.target], row.include[clause.target].cls
         if targets is None:
-            target = row.include[clause.target].cls
-            return f"{cls}: wanted {clause.relation} {target}, which failed its own clause"
+            return Failure("lost", clause, len(best), target=target_class)
         for box in row.boxes[cls][best]:
             for target in targets:
-                holding = relations(box, target)
+                holding = relations(box, target, options.position_threshold)
                 if clause.relation not in holding:
-                    actual = (
-                        " and ".join(r for r in RELATIONS if r in holding) or "in no clear relation to it"
+                    return Failure(
+                        "position", clause, len(best), target=target_class, holding=frozenset(holding)
                     )
-                    return f"{cls}: wanted {clause.relation} {row.include[clause.target].cls}, is {actual}"
     return None
 
 
@@ -134,16 +118,16 @@ def _color(row: Row, cls: str, index: int) -> str:
     return color
 
 
-def relations(a: np.ndarray, b: np.ndarray) -> set[str]:
+def relations(a: np.ndarray, b: np.ndarray, slack: float = OFFICIAL.position_threshold) -> set[str]:
     """The relations of box `a` to box `b` (float32, x0, y0, x1, y1 first): up to two of RELATIONS.
 
-    The offset of the centres is reduced per axis by a tenth of both extents; an axis counts where the rest
+    The offset of the centres is reduced per axis by `slack` times both extents; an axis counts where the rest
     exceeds half the length of the whole offset. A clear diagonal therefore has two relations.
     """
     low_a, high_a, low_b, high_b = a[0:2], a[2:4], b[0:2], b[2:4]
     offset = (low_a + high_a) / 2 - (low_b + high_b) / 2
     extent = np.abs(high_a - low_a) + np.abs(high_b - low_b)
-    rest = np.maximum(np.abs(offset) - POSITION_SLACK * extent, 0) * np.sign(offset)
+    rest = np.maximum(np.abs(offset) - np.float32(slack) * extent, 0) * np.sign(offset)
     if (np.abs(rest) < NO_OFFSET).all():
         return set()
     dx, dy = rest / np.linalg.norm(offset)

@@ -24,12 +24,15 @@ from ...blocks.image_io import open_image
 from ...blocks.json_config import decode_json
 from ..atomic_io import atomic_file, disk_errors, make_folder, read_lines, write_json
 from ..geneval.detectors import Detector, make_detector
+from ..geneval.options import OFFICIAL, ScorerOptions
 from ..geneval.suites import Row
 from .recipe import model_fingerprint
 from .run_dir import RunDir
 from .workers import Advance, Ranks, default_processes, run_workers
 
 _DETECTED, _UNREADABLE, _PARTS = "detections.jsonl", "unreadable.jsonl", "detections"
+_PREPROCESSING = b"padded, then normalised"
+"""Part of Mask2Former's fingerprint, since older versions padded later and detected other things."""
 _SHAPES_BYTES, _MASK2FORMER_BYTES = 200 * 2**20, 4 * 2**30
 """Roughly the memory of a detecting process on the CPU; that of Mask2Former includes CLIP."""
 
@@ -50,14 +53,20 @@ class DetectorChoice:
     kind: str = "shapes"
     weights: str | None = None
     clip: str | None = None
+    options: ScorerOptions = OFFICIAL
 
     def make(self, device: str | None) -> Detector:
         """Load the detector; that of the small world runs on the CPU, whatever the device."""
-        return make_detector(self.kind, self.weights, self.clip, None if self.kind == "shapes" else device)
+        place = None if self.kind == "shapes" else device
+        return make_detector(self.kind, self.weights, self.clip, place, self.options)
 
     def fingerprint(self) -> str:
-        """sha256 over the kind and the weights. Raises BifronsError as `make_detector` does for the kind."""
+        """sha256 over kind, weights and options. Raises BifronsError as `make_detector` does for the kind."""
         total = hashlib.sha256(self.kind.encode())
+        if self.kind != "shapes":
+            total.update(_PREPROCESSING)
+        if changed := self.options.changed():
+            total.update(json.dumps(changed, sort_keys=True).encode())
         for name in (self.weights, self.clip):
             if name is not None:
                 path = Path(name).expanduser()
@@ -83,6 +92,8 @@ class DetectionWorker:
             "comparable": detector.comparable,
             "kind": self.choice.kind,
             "fingerprint": self.choice.fingerprint(),
+            "hashes": dict(detector.hashes),
+            "options": self.choice.options.changed(),
         }
         path = self.root / _PARTS / f"part-{time.time_ns()}-{os.getpid()}.jsonl"
         with disk_errors(f"write {path}"), path.open("x", encoding="utf-8") as stream:
@@ -137,7 +148,9 @@ def detect_objects(
             needed = _SHAPES_BYTES if on_cpu else _MASK2FORMER_BYTES
             processes = 1 if ranks.size > 1 else default_processes("cpu" if on_cpu else device, needed)
         device = "cpu" if on_cpu else ranks.device(device)
-        run_workers(DetectionWorker(root, choice), share, len(share), processes, device, threads, "looking")
+        run_workers(
+            DetectionWorker(root, choice), share, len(share), processes, device, threads, "looking", root
+        )
     ranks.wait()
     return len(share)
 
@@ -176,8 +189,9 @@ def _without_row(root: Path, images: Sequence[ImageRecord], choice: DetectorChoi
     others = {row["detector"]["name"] for row in rows.values() if row["detector"]["fingerprint"] != own}
     if others:
         raise BifronsError(
-            f"{root} has detections by another detector or other weights: {', '.join(sorted(others))}; "
-            f"accepted: the same, or remove {_DETECTED}, {_UNREADABLE} and {_PARTS} there to look anew"
+            f"{root} has detections by another detector or of other weights, options or version: "
+            f"{', '.join(sorted(others))}; accepted: the same, or remove {_DETECTED}, {_UNREADABLE} and "
+            f"{_PARTS} there to look anew"
         )
     return [record for record in images if record.filename not in rows]
 

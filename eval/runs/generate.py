@@ -64,7 +64,7 @@ def generate_images(
         if processes is None:
             processes = 1 if ranks.size > 1 else default_processes(device, weights_bytes(folder))
         worker = GenerationWorker(run)
-        run_workers(worker, share, missing, processes, ranks.device(device), threads, "painting")
+        run_workers(worker, share, missing, processes, ranks.device(device), threads, "painting", run.root)
     ranks.wait()
     if ranks.size == 1:
         run.remove_temporary_files()

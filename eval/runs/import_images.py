@@ -5,6 +5,7 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from ...nano.world.scene import SHAPES
 from ..atomic_io import make_folder, read_json, write_json
 from ..geneval.suites import Row, geneval_prompts, parse_metadata
 from .detect import ImageRecord, file_sha256
+from .record import software
 
 _SAMPLE = re.compile(r"(\d+)\.png")
 _SIDECAR = re.compile(r"\d+\.json")
@@ -90,9 +92,18 @@ def images_root(folder: Path) -> Path:
 
 
 def record_import(
-    run_dir: Path, source: Path, images_per_prompt: int | None = None, prompts: Path | None = None
+    run_dir: Path,
+    source: Path,
+    images_per_prompt: int | None = None,
+    prompts: Path | None = None,
+    model: str | None = None,
+    note: str | None = None,
 ) -> None:
-    """Make the run folder of an import. Raises BifronsError where it is that of anything else."""
+    """Make the run folder of an import, or renew its record. model, note: what painted the pictures, and
+    anything else that a reader should know; without them, those recorded before stay.
+
+    Raises BifronsError where the folder is that of anything else.
+    """
     content = {
         "kind": "import",
         "source": os.path.realpath(images_root(source)),
@@ -103,6 +114,10 @@ def record_import(
     existing = read_json(path) if os.path.lexists(path) else content
     if not isinstance(existing, dict) or existing.get("source") != content["source"]:
         raise BifronsError(f"{run_dir} is another run's folder; accepted: a new folder for this import")
+    for name, text in (("model", model), ("note", note)):
+        content[name] = existing.get(name) if text is None else text
+    content["began"] = existing.get("began") or datetime.now(UTC).isoformat(timespec="seconds")
+    content["software"] = software()
     make_folder(run_dir)
     write_json(path, content)
 

@@ -2,6 +2,7 @@
 
     R/run.json                          the recipe, the model's fingerprint and the run's
     R/prompts.jsonl                     the whole suite
+    R/stages.jsonl                      how long which process worked; see `record.py`
     R/images/00000/metadata.jsonl       one line of it
     R/images/00000/samples/0000.png     an image
     R/images/00000/samples/0000.json    its sidecar: seed, settings, fingerprints, the image's sha256
@@ -14,10 +15,9 @@ import hashlib
 import io
 import logging
 import os
-import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib import metadata
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -30,6 +30,7 @@ from ...blocks.json_config import CONFIG_BYTES, TABLE_BYTES, decode_json
 from ..atomic_io import disk_errors, make_folder, read_file, read_json, write_file, write_json
 from ..geneval.suites import Row, lines_sha256, parse_rows, select_prompts, to_jsonl
 from .recipe import Recipe, differences, fingerprint
+from .record import software
 
 log = logging.getLogger(__name__)
 
@@ -168,7 +169,8 @@ def create_run(root: Path, recipe: Recipe, rows: Sequence[Row], model_fingerprin
             raise BifronsError(f"{root} holds pictures but no run.json; accepted: a new folder, or a run's")
         make_folder(root)
         write_file(root / "prompts.jsonl", to_jsonl(list(rows)))
-        content = {"fingerprint": run.fingerprint, "model_fingerprint": model_fingerprint}
+        began = datetime.now(UTC).isoformat(timespec="seconds")
+        content = {"fingerprint": run.fingerprint, "model_fingerprint": model_fingerprint, "began": began}
         write_json(root / "run.json", {**content, "recipe": recipe.to_json(), "software": software()})
         return run
     run = open_run(root)
@@ -217,9 +219,3 @@ def check_model(run: RunDir, fingerprint: str) -> None:
             f"{fingerprint[:12]}, the run's {run.model_fingerprint[:12]}; accepted: the same files, or "
             "another run folder"
         )
-
-
-def software() -> dict[str, str]:
-    """Versions that may affect the pixels, for the record; not part of a fingerprint."""
-    names = ("bifrons", "torch", "numpy", "pillow")
-    return {"python": platform.python_version(), **{name: metadata.version(name) for name in names}}

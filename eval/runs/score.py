@@ -3,23 +3,33 @@
 import json
 import logging
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, replace
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from ...blocks.errors import BifronsError
 from ...blocks.json_config import decode_json
 from ..atomic_io import atomic_file, disk_errors, make_folder, read_lines
+from ..geneval.breakdown import breakdown
+from ..geneval.intervals import METHOD
+from ..geneval.options import OFFICIAL, ScorerOptions
 from ..geneval.scoring import BadLine, Summary, intervals, results_row, score_row, summarize
 
 log = logging.getLogger(__name__)
 LEVEL = 0.95
+SCHEMA = 2
+"""Version of summary.json; files of before it had a number are version 1."""
 
 
 def score_file(
-    detections: Path | str, output: Path | str, not_detected: Sequence[Mapping[str, str]] = ()
+    detections: Path | str,
+    output: Path | str,
+    not_detected: Sequence[Mapping[str, str]] = (),
+    options: ScorerOptions = OFFICIAL,
+    official_reasons: bool = False,
+    about: Mapping[str, Any] | None = None,
 ) -> Summary:
     """Score a file of detections, one row (see `score_row`) a line, into the file `output` and summary.json.
 
@@ -29,6 +39,7 @@ def score_file(
     output: a name that ends in .jsonl, in a folder that may be new; gets the published format. It and the
     summary.json beside it are written atomically, and replace existing files.
     not_detected: {filename, reason} of images without detections, for the `not_scored` of summary.json.
+    options, official_reasons: see `score_row`. about: what else summary.json says of the run.
 
     Raises BifronsError when the file is missing, truncated or of another type, or no line can be scored.
     """
@@ -43,26 +54,15 @@ def score_file(
     if first is None:
         raise BifronsError(f"{source} is empty; accepted: one row of detections a line")
     make_folder(results.parent)
-    bad_lines: list[BadLine] = []
-    rows: list[dict[str, Any]] = []
-    filenames: dict[str, int] = {}
     # The inner one, the results, is in place first.
     with atomic_file(summary_path) as summary_out, atomic_file(results) as results_out:
-        for number, raw in chain([first], lines):
-            try:
-                scored = _score_line(number, raw, filenames)
-            except BifronsError as error:
-                log.warning("%s line %d is not scored: %s", source, number, error)
-                bad_lines.append(BadLine(number, str(error)))
-                continue
-            results_out.write((json.dumps(scored) + "\n").encode())
-            rows.append({key: scored[key] for key in ("tag", "correct", "metadata")})
+        rows, bad_lines = _score_lines(source, chain([first], lines), results_out, options, official_reasons)
         if not rows:
             raise BifronsError(
                 f"{source}: no line could be scored; line {bad_lines[0].line}: {bad_lines[0].reason}"
             )
         summary = replace(summarize(rows), intervals=intervals(rows, LEVEL), bad_lines=tuple(bad_lines))
-        content = summary_json(summary)
+        content = summary_json(summary, breakdown(rows), options, about or {})
         content["not_scored"] += [dict(item) for item in not_detected]
         summary_out.write((json.dumps(content, indent=2) + "\n").encode())
         with disk_errors(f"replace {summary_path}"):
@@ -70,12 +70,46 @@ def score_file(
     return summary
 
 
-def summary_json(summary: Summary) -> dict[str, Any]:
-    """The summary as plain JSON values; scores and intervals are shares, 0 to 1."""
+def _score_lines(
+    source: Path,
+    lines: Iterable[tuple[int, bytes]],
+    results_out: BinaryIO,
+    options: ScorerOptions,
+    official_reasons: bool,
+) -> tuple[list[dict[str, Any]], list[BadLine]]:
+    """Write a results row for each line; returns what the summary needs of them, and what was not scored."""
+    rows: list[dict[str, Any]] = []
+    bad_lines: list[BadLine] = []
+    filenames: dict[str, int] = {}
+    for number, raw in lines:
+        try:
+            scored = _score_line(number, raw, filenames, options, official_reasons)
+        except BifronsError as error:
+            log.warning("%s line %d is not scored: %s", source, number, error)
+            bad_lines.append(BadLine(number, str(error)))
+            continue
+        results_out.write((json.dumps(scored) + "\n").encode())
+        rows.append({key: scored[key] for key in ("tag", "correct", "metadata")})
+    return rows, bad_lines
+
+
+def summary_json(
+    summary: Summary,
+    parts: Mapping[str, Mapping[str, Sequence[int]]] | None = None,
+    options: ScorerOptions = OFFICIAL,
+    about: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """The summary as plain JSON values; scores and intervals are shares, 0 to 1.
+
+    parts: from `breakdown`. about: of the run: recipe, fingerprints, detector, versions. It holds nothing
+    that depends on when or how fast the run was made, so that equal runs have equal summaries.
+    """
     return {
+        "schema": SCHEMA,
         "overall": summary.overall,
         "overall_interval": list(summary.intervals.get("overall", ())),
         "interval_level": LEVEL,
+        "interval_method": METHOD,
         "correct_images": summary.correct_images,
         "correct_prompts": summary.correct_prompts,
         "images": summary.images,
@@ -90,16 +124,27 @@ def summary_json(summary: Summary) -> dict[str, Any]:
             }
             for tag, kind in summary.kinds.items()
         },
+        "breakdown": {
+            part: {
+                name: dict(zip(("correct", "images", "prompts"), counts, strict=True))
+                for name, counts in names.items()
+            }
+            for part, names in (parts or {}).items()
+        },
+        "options": asdict(options),
+        **(about or {}),
         "not_scored": [{"line": bad.line, "reason": bad.reason} for bad in summary.bad_lines],
     }
 
 
-def _score_line(number: int, raw: bytes, filenames: dict[str, int]) -> dict[str, Any]:
+def _score_line(
+    number: int, raw: bytes, filenames: dict[str, int], options: ScorerOptions, official_reasons: bool
+) -> dict[str, Any]:
     try:
         row = decode_json(raw)
     except ValueError as error:
         raise BifronsError(f"is not JSON: {error}") from error
-    verdict = score_row(row)
+    verdict = score_row(row, options, official_reasons)
     earlier = filenames.setdefault(row["filename"], number)
     if earlier != number:
         raise BifronsError(f"row {row['filename']!r}: 'filename' was scored on line {earlier} already")

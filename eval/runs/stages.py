@@ -11,6 +11,7 @@ from ...blocks.device import resolve_device, resolve_dtype
 from ...blocks.errors import BifronsError, OptionError
 from ...janus.config import read_guidance_scale
 from ..atomic_io import read_json
+from ..geneval.options import read_options
 from ..geneval.scoring import Summary
 from ..geneval.suites import Row, geneval_prompts, shapes_prompts
 from ..suites.catalog import CATALOG
@@ -97,11 +98,14 @@ def load_images(run_dir: Path) -> ImageSet:
     return ImageSet(images_of_run(open_run(run_dir, content)))
 
 
-def score_run(run_dir: Path, image_set: ImageSet | None = None) -> tuple[Summary, list[dict[str, str]]]:
+def score_run(
+    run_dir: Path, image_set: ImageSet | None = None, official_reasons: bool = False
+) -> tuple[Summary, list[dict[str, str]]]:
     """Gather a run's detections and score them: detections.jsonl, results.jsonl and summary.json.
 
-    image_set: from `load_images`, if at hand. Also returns {filename, reason} of what was not scored.
-    Raises BifronsError where an image has no detections yet, or there is no image that can be scored.
+    image_set: from `load_images`, if at hand. official_reasons: see `score_row`. Also returns {filename,
+    reason} of what was not scored. Raises BifronsError where an image has no detections yet, or there is no
+    image that can be scored.
     """
     image_set = image_set or load_images(run_dir)
     images = image_set.images
@@ -112,7 +116,18 @@ def score_run(run_dir: Path, image_set: ImageSet | None = None) -> tuple[Summary
     problems = [*image_set.problems, *unreadable]
     if len(unreadable) == len(images):
         raise BifronsError(f"{run_dir}: no picture could be read{_reasons(problems)}")
-    return score_file(run_dir / "detections.jsonl", run_dir / "results.jsonl", problems), problems
+    detector = read_json(run_dir / "detect.json")
+    options = read_options(detector.get("options", {}))
+    about = {**describe_run(run_dir), "detector": detector}
+    files = run_dir / "detections.jsonl", run_dir / "results.jsonl"
+    return score_file(*files, problems, options, official_reasons, about), problems
+
+
+def describe_run(run_dir: Path) -> dict[str, Any]:
+    """What a run's run.json says of it, without what depends on when it was made."""
+    content = read_json(run_dir / "run.json")
+    names = ("kind", "model", "note", "recipe", "model_fingerprint", "fingerprint", "software")
+    return {name: content[name] for name in names if content.get(name) is not None}
 
 
 def _reasons(problems: Sequence[Mapping[str, str]]) -> str:

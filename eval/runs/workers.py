@@ -7,6 +7,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from multiprocessing import get_context, parent_process
 from pathlib import Path
@@ -18,6 +19,7 @@ from tqdm import tqdm
 
 from ...blocks.device import free_bytes, resolve_device
 from ...blocks.errors import BifronsError, OptionError, check_integer
+from .record import recorded
 
 T = TypeVar("T")
 Item = TypeVar("Item", contravariant=True)
@@ -113,48 +115,66 @@ def run_workers(
     device: str | None,
     threads: int,
     what: str,
+    root: Path | None = None,
 ) -> None:
     """Run `worker` on the items in `processes` processes, with a progress bar over `images` on stderr.
 
-    Each process uses `threads` threads on the CPU; process i has GPU i. A single process is this one. Raises
-    BifronsError with the first message of a process that failed; the others are terminated.
+    root: a run folder in which the time is recorded, as that of the stage `what`. Each process uses
+    `threads` threads on the CPU; process i has GPU i. A single process is this one. Raises BifronsError with
+    the first message of a process that failed; the others are terminated.
     """
     check_integer("processes", processes, low=1)
     check_integer("threads", threads, low=1)
     kind = str(resolve_device(device))
     processes = min(processes, max(1, len(items)))
     interval = 0.1 if sys.stderr.isatty() else 15.0
-    with tqdm(total=images, desc=what, unit=" pictures", file=sys.stderr, mininterval=interval) as bar:
-        if processes == 1:
-            before = torch.get_num_threads()
-            torch.set_num_threads(threads)
-
-            def advance(number: int) -> None:
-                bar.update(number)
-
-            try:
-                worker(items, kind, advance)
-            finally:
-                torch.set_num_threads(before)
-            return
-        devices = _devices(kind, processes)
-        context = get_context("spawn")
-        messages: Any = context.Queue()
-        children = [
-            context.Process(target=_child, args=(worker, items[i::processes], devices[i], threads, messages))
-            for i in range(processes)
-        ]
+    record = nullcontext([0]) if root is None else recorded(root, what, kind, processes)
+    with (
+        record as done,
+        tqdm(total=images, desc=what, unit=" pictures", file=sys.stderr, mininterval=interval) as bar,
+    ):
         try:
-            for child in children:
-                child.start()
-            _follow(children, messages, bar)
-            for child in children:
-                child.join()
+            if processes == 1:
+                _run_here(worker, items, kind, threads, bar)
+            else:
+                _run_children(worker, items, _devices(kind, processes), threads, bar)
         finally:
-            for child in children:
-                if child.pid is not None:
-                    child.terminate()
-                    child.join()
+            done[0] = int(bar.n)
+
+
+def _run_here(worker: Worker[T], items: Sequence[T], device: str, threads: int, bar: tqdm) -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+
+    def advance(number: int) -> None:
+        bar.update(number)
+
+    try:
+        worker(items, device, advance)
+    finally:
+        torch.set_num_threads(before)
+
+
+def _run_children(
+    worker: Worker[T], items: Sequence[T], devices: Sequence[str], threads: int, bar: tqdm
+) -> None:
+    context = get_context("spawn")
+    messages: Any = context.Queue()
+    children = [
+        context.Process(target=_child, args=(worker, items[i :: len(devices)], device, threads, messages))
+        for i, device in enumerate(devices)
+    ]
+    try:
+        for child in children:
+            child.start()
+        _follow(children, messages, bar)
+        for child in children:
+            child.join()
+    finally:
+        for child in children:
+            if child.pid is not None:
+                child.terminate()
+                child.join()
 
 
 def _devices(kind: str, processes: int) -> list[str]:

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import torch
 from bifrons.blocks.errors import BifronsError, CheckpointError
-from bifrons.eval.geneval.clip_colors import COLORS, ColorClassifier, convert_open_clip, load_color_classifier
+from bifrons.eval.geneval.clip_colors import COLORS, ColorClassifier, load_color_classifier
+from bifrons.eval.geneval.clip_convert import convert_open_clip
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers, processors

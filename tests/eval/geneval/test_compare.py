@@ -66,7 +66,7 @@ def test_intervals_cover_the_true_difference() -> None:
         for more in (truth, dict.fromkeys(KINDS, 0.0)):
             right = {tag: rng.binomial(4, ease[tag] + more[tag]) for tag in KINDS}
             sides.append(plain(rows(right, 4)))
-        found = compare(*sides, samples=2000)
+        found = compare(*sides)
         for tag, kind in found.kinds.items():
             hits[tag] += kind.interval.low <= truth[tag] <= kind.interval.high
     for tag, count in hits.items():

@@ -1,0 +1,94 @@
+"""What a run records of itself, and what its summary says without anything else."""
+
+import json
+from pathlib import Path
+from random import Random
+
+import pytest
+from bifrons.apps.cli.main import main
+from bifrons.eval.geneval.breakdown import breakdown
+from bifrons.eval.runs.record import STAGES, read_stages, recorded, software
+from bifrons.nano.world.renderer import to_pil
+from bifrons.nano.world.sentences import sample_case
+
+
+def test_time_is_the_union_of_what_the_processes_took(tmp_path: Path) -> None:
+    lines = [("painting", 10.0, 20.0, 6), ("painting", 15.0, 25.0, 6), ("painting", 40.0, 45.0, 3)]
+    content = [
+        {"stage": stage, "start": start, "end": end, "pictures": number, "device": "cpu (x)"}
+        for stage, start, end, number in lines
+    ]
+    (tmp_path / STAGES).write_text("".join(json.dumps(line) + "\n" for line in content) + '{"stage": "pain')
+    found = read_stages(tmp_path)["painting"]
+    assert (found.seconds, found.pictures, found.per_second) == (20.0, 15, 0.75)
+    assert found.devices == ("cpu (x)",)
+    assert found.ended == "1970-01-01T00:00:45+00:00"
+    assert read_stages(tmp_path / "absent") == {}
+
+
+def test_interrupted_work_is_recorded_too(tmp_path: Path) -> None:
+    def work() -> None:
+        with recorded(tmp_path, "looking", "cpu", 2) as done:
+            done[0] = 7
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        work()
+    found = read_stages(tmp_path)["looking"]
+    assert found.pictures == 7
+    assert found.devices[0].startswith("cpu (")
+    assert found.devices[0].endswith(", 2 processes")
+
+
+def test_versions() -> None:
+    assert {"python", "bifrons", "torch", "transformers", "platform"} <= software().keys()
+
+
+def test_a_summary_is_whole_by_itself(tmp_path: Path) -> None:
+    """Of an import: the model's name and note stay when it is evaluated again without them."""
+    for index, kind in enumerate(("colors", "position")):
+        case = sample_case(kind, Random(index))
+        samples = tmp_path / "in" / f"{index:05d}" / "samples"
+        samples.mkdir(parents=True)
+        (samples.parent / "metadata.jsonl").write_text(json.dumps(case.metadata))
+        to_pil(case.scene, 96).save(samples / "0000.png")
+    run = tmp_path / "run"
+    command = ["eval", "import", str(tmp_path / "in"), "-R", str(run), "--processes", "1"]
+    assert main([*command, "--model-name", "Painter 3", "--note", "guidance 4, 30 steps"]) == 0
+    first = (run / "summary.json").read_bytes()
+    assert main(command) == 0
+    assert (run / "summary.json").read_bytes() == first
+    summary = json.loads(first)
+    assert (summary["model"], summary["note"], summary["kind"]) == (
+        "Painter 3",
+        "guidance 4, 30 steps",
+        "import",
+    )
+    assert summary["detector"]["kind"] == "shapes"
+    assert summary["options"]["threshold"] == 0.3
+    assert "torch" in summary["software"]
+    assert sum(cell["images"] for cell in summary["breakdown"]["relation"].values()) == 1
+
+
+def test_breakdown_counts_a_prompt_under_all_that_it_names() -> None:
+    clauses = [
+        {"class": "cup", "count": 1, "color": "red"},
+        {"class": "cow", "count": 1, "position": ["above", 0]},
+    ]
+    rows = [
+        {"tag": "position", "correct": correct, "metadata": json.dumps({"include": clauses[:count]})}
+        for correct, count in ((True, 2), (False, 2), (True, 1))
+    ]
+    rows.append(
+        {
+            "tag": "counting",
+            "correct": False,
+            "metadata": json.dumps({"include": [{"class": "cow", "count": 4}]}),
+        }
+    )
+    assert breakdown(rows) == {
+        "class": {"cow": (1, 3, 2), "cup": (2, 3, 2)},
+        "color": {"red": (2, 3, 2)},
+        "relation": {"above": (1, 2, 1)},
+        "count": {"4": (0, 1, 1)},
+    }
