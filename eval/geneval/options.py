@@ -104,11 +104,11 @@ def select_boxes(boxes_N5: np.ndarray, tag: Any, options: ScorerOptions = OFFICI
     order = order[scores_N[order] > options.threshold_of(tag)][: options.max_objects]
     if options.max_overlap == 1:
         return order
-    kept: list[int] = []
+    chosen: list[int] = []
     for index in order.tolist():
-        if all(overlap(boxes_N5[best], boxes_N5[index]) < options.max_overlap for best in kept):
-            kept.append(index)
-    return np.array(kept, order.dtype)
+        if all(overlap(boxes_N5[best], boxes_N5[index]) < options.max_overlap for best in chosen):
+            chosen.append(index)
+    return np.array(chosen, order.dtype)
 
 
 def overlap(a: np.ndarray, b: np.ndarray) -> float:
