@@ -25,7 +25,7 @@ eval: env
 test: env
 	$(BIN)/ruff check .
 	$(BIN)/pyright
-	$(BIN)/python -m pytest -q
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q --numprocesses auto --maxprocesses 4 --dist loadfile
 
 # More hostile inputs than `make test` tries, such as `make fuzz CASES=10000 SEED=1` (SECONDS limits each kind) or
 # `make fuzz KINDS=pictures PILLOW=11.0.0`. A case is repeated with the command that is printed for it.
