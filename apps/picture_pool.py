@@ -63,7 +63,7 @@ class PicturePool:
         """
         limits = {**self.limits, "local_files": local_files}
         with self._hold(len(source)):
-            fields, content = await self._run(picture_worker.read_picture, source, fit, limits)
+            fields, content = await self._run(picture_worker.read_picture, _plain(source), fit, limits)
         width, height = fields["size"]
         tiles = np.frombuffer(content, np.uint8).reshape(fields["shape"])
         fitted = FittedImage(tiles, (width, height))
@@ -74,7 +74,7 @@ class PicturePool:
         self, source: str, target: str, draw: Callable[[Image.Image], Image.Image] | None = None
     ) -> None:
         """Write a picture as a new PNG file, changed by `draw`. Raises the errors of `read`."""
-        await self._run(picture_worker.save_picture, source, target, draw, self.limits)
+        await self._run(picture_worker.save_picture, _plain(source), target, draw, self.limits)
 
     def stop(self, seconds: float) -> None:
         """Give the calls some more seconds to end. Any thread and signal handlers may call it."""
@@ -87,7 +87,10 @@ class PicturePool:
             call.reschedule(self._deadline)
 
     async def close(self) -> None:
-        """End all workers; no call may be running."""
+        """End all calls and workers."""
+        self.stop(0)
+        while self._calls:
+            await asyncio.sleep(0.01)
         for worker in self._idle:
             _kill(worker)  # the others have been killed; twice makes asyncio log that it knows no such child
         self._idle.clear()
@@ -155,6 +158,11 @@ class PicturePool:
         )
         self._workers = {other for other in self._workers if other.returncode is None} | {worker}
         return worker
+
+
+def _plain(source: str | bytes) -> str | bytes:
+    """A source of no subclass, such as Gradio's for paths: a worker would import Gradio to unpickle it."""
+    return str(source) if isinstance(source, str) else bytes(source)
 
 
 async def _call(worker: Process, request: bytes) -> picture_worker.Reply:

@@ -15,13 +15,15 @@ from starlette.middleware import Middleware
 from starlette.responses import PlainTextResponse
 
 from ..allowed_hosts import AllowedHosts, accepted_hosts, listen
+from .api import add_endpoints
 from .ask_tab import AskTab
 from .body_limit import MAX_UPLOAD, BodyLimit
 from .components import CSS, Update, gr, theme
-from .create_tab import CreateTab
+from .create_tab import CreateTab, stored_settings
 from .jobs import Jobs
 from .locate_tab import LocateTab
 from .models import LoadedModel
+from .sentence import named_things
 
 RUNNING = 24
 """Jobs that may run or wait for their model at the same time; each takes a thread."""
@@ -56,19 +58,25 @@ class Page:
                     with gr.Tab("Find", id="find"):
                         self.find = LocateTab(models, self.jobs, folder)
             self._connect()
+            add_endpoints(self.models, self.jobs, folder)
         self.blocks.queue(max_size=QUEUE, default_concurrency_limit=RUNNING)
 
     def _connect(self) -> None:
         self.blocks.unload(self.leave)
-        if self.create is not None:
-            self.create.ask.click(
-                self.ask_about,
-                [self.create.files, self.create.chosen, self.ask.box],
-                [self.tabs, self.ask.box],
-                queue=False,
-                show_progress="hidden",
-                api_visibility="private",
-            )
+        if self.create is None:
+            return
+        quick: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
+        picture = [self.create.files, self.create.chosen]
+        self.blocks.load(
+            self.create.history.show, [self.create.history.state], [self.create.history.view], **quick
+        )
+        self.create.ask.click(
+            self.ask_about, [*picture, self.ask.box], [self.tabs, self.ask.box], **quick
+        )
+        if self.find is not None:
+            shown = [self.find.upload, self.find.phrase, self.find.drawn, self.find.table, self.find.status]
+            opened = self.create.find.click(self.find_in, picture, [self.tabs, *shown], **quick)
+            self.find.search_after(opened)
 
     def ask_about(self, files: list[str], chosen: int, box: dict[str, Any]) -> Update:
         """Put an image into the tab *Ask*; a question that was begun there stays."""
@@ -76,6 +84,17 @@ class Page:
             return {self.tabs: gr.update()}
         value = {"text": box.get("text") or "", "files": [files[chosen]]}
         return {self.tabs: gr.update(selected="ask"), self.ask.box: gr.update(value=value)}
+
+    def find_in(self, files: list[str], chosen: int) -> Update:
+        """Put an image into the tab *Find*, with the first thing that its sentence names as the phrase."""
+        assert self.find is not None
+        if not files:
+            return {self.tabs: gr.update()}
+        things = named_things(stored_settings(files[chosen])["prompt"])
+        phrase = f"the {things[0].phrase}" if things else ""
+        return {self.tabs: gr.update(selected="find"), self.find.phrase: phrase} | self.find.look(
+            files[chosen], keep=True
+        )
 
     def leave(self, request: gr.Request) -> None:
         """Stop the jobs of a visitor who has closed the page."""

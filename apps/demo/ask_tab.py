@@ -10,7 +10,7 @@ from typing import Any
 from ...blocks.chat.text_generation import TextGenerationOptions
 from ...blocks.errors import PictureError, PromptError
 from ...blocks.image_fit import FittedImage
-from ...vl2.grounding import draw_boxes, parse_grounding
+from ...vl2.grounding import parse_grounding
 from ..pipelines import explain_out_of_memory
 from .components import (
     Stopped,
@@ -23,6 +23,8 @@ from .components import (
     seconds,
     status_html,
 )
+from .drawing import draw_large
+from .history import example_files
 from .jobs import Job, Jobs, Waiting
 from .models import LoadedModel, find_model
 from .pictures import PictureWriter, is_readable, read_pictures
@@ -32,6 +34,7 @@ MAX_PICTURES = 6
 """Images that one message may hold."""
 MAX_TOKENS = 2048
 _HELLO = "Add pictures with the clip, ask something about them, and go on asking."
+_READY = "Nothing was asked yet."
 
 Messages = list[dict[str, Any]]
 
@@ -84,7 +87,7 @@ class AskTab:
         self.chat = gr.Chatbot(
             label="Conversation",
             show_label=False,
-            height=400,
+            height=360,
             placeholder=_HELLO,
             latex_delimiters=[],
             allow_tags=False,
@@ -92,7 +95,7 @@ class AskTab:
             feedback_options=None,
             elem_id="chat",
         )
-        self.status = gr.HTML(status_html(_HELLO), elem_id="ask-status", elem_classes="bf-flush")
+        self.status = gr.HTML(status_html(_READY), elem_id="ask-status", elem_classes="bf-flush")
         self.box = gr.MultimodalTextbox(
             show_label=False,
             file_count="multiple",
@@ -100,6 +103,8 @@ class AskTab:
             placeholder="Ask about the pictures",
             elem_id="question",
         )
+        asked = zip(("What color is the star?", "How many hearts are there?"), example_files(), strict=False)
+        gr.Examples([{"text": text, "files": [str(file)]} for text, file in asked], self.box)
         with gr.Row():
             self.stop_button = gr.Button(
                 "Stop", variant="stop", size="sm", interactive=False, min_width=110, elem_id="stop-answer"
@@ -173,7 +178,7 @@ class AskTab:
             options = TextGenerationOptions(max_new_tokens=tokens, temperature=temperature)
             turn = Turn.read(value)
             messages, last = read_pictures([*conversation.messages, turn.message], loaded)
-            job = Job(loaded.queue, lambda job: _answer_job(job, loaded, messages, options, seed))
+            job = Job(loaded.queue, lambda job: answer_job(job, loaded, messages, options, seed))
             self.jobs.add(request.session_hash, TAB, job)
             yield self._start_updates([*conversation.shown, turn.shown])
             started = time.monotonic()
@@ -250,7 +255,7 @@ class AskTab:
         grounding = parse_grounding(text, size)
         content: list[Any] = [grounding.text]
         if file is not None and grounding.boxes:
-            drawn = self.writer.write(file, partial(draw_boxes, boxes=grounding.boxes))
+            drawn = self.writer.write(file, partial(draw_large, boxes=grounding.boxes))
             content.append({"path": drawn, "alt_text": "the picture with boxes"})
         return {"role": "assistant", "content": content}
 
@@ -262,7 +267,7 @@ class AskTab:
     def forget(self, request: gr.Request) -> Update:
         """Handle *New conversation*."""
         self.jobs.stop(request.session_hash, TAB)
-        return {self.chat: [], self.status: status_html(_HELLO), self.conversation: None}
+        return {self.chat: [], self.status: status_html(_READY), self.conversation: None}
 
 
 def _last_file(messages: Messages) -> str | None:
@@ -272,7 +277,7 @@ def _last_file(messages: Messages) -> str | None:
     return files[-1] if files else None
 
 
-def _answer_job(
+def answer_job(
     job: Job, loaded: LoadedModel, messages: Messages, options: TextGenerationOptions, seed: int | None
 ) -> str:
     """Stream the answer, reporting its text after every piece; returns the whole."""

@@ -19,7 +19,7 @@ _LOG = logging.getLogger(__name__)
 Update = dict[Any, Any]
 
 CSS = """
-.gradio-container { width: 100% !important; max-width: 1120px !important; margin: 0 auto !important; }
+.gradio-container { width: 100% !important; max-width: 1180px !important; margin: 0 auto !important; }
 .bf-head h1 { margin: .2rem 0 0; font-size: 1.7rem; }
 .bf-head p { color: var(--body-text-color-subdued); margin: 0; }
 .bf-model p { font-size: .9rem; color: var(--body-text-color-subdued); margin: 0; }
@@ -32,6 +32,38 @@ CSS = """
 .bf-bar > div { height: 100%; border-radius: 3px; background: var(--primary-500); transition: width .3s; }
 .bf-flush, .bf-flush .html-container { padding: 0 !important; }
 #gallery .grid-wrap { max-height: none !important; overflow: visible; }
+/* Small pictures at whole multiples of their size. */
+#gallery.bf-crisp .grid-container { grid-template-columns: repeat(auto-fit, 256px) !important;
+  grid-auto-rows: 256px; justify-content: center; }
+#gallery.bf-crisp img { image-rendering: pixelated; }
+#gallery.bf-crisp .grid-container img { width: 256px !important; height: 256px !important; }
+#gallery.bf-crisp .preview img { width: 512px; height: 512px; max-width: none; object-fit: contain; }
+.bf-title { font-size: 1rem; font-weight: 600; margin: .3rem 0 .5rem; }
+.bf-examples, .bf-history { display: flex; flex-wrap: wrap; gap: 10px; }
+.bf-examples button, .bf-history button { padding: 0; border: 1px solid var(--border-color-primary);
+  border-radius: 8px; overflow: hidden; background: var(--block-background-fill); cursor: pointer;
+  min-height: 0; }
+.bf-examples button { width: 256px; text-align: left; display: flex; flex-direction: column;
+  justify-content: flex-start; }
+.bf-examples img { width: 256px; height: 256px; image-rendering: pixelated; display: block; }
+.bf-examples span { display: block; padding: .4rem .6rem; font-size: .85rem; color: var(--body-text-color); }
+.bf-history { flex-wrap: nowrap; overflow-x: auto; padding: 4px; }
+.bf-history button { flex: none; }
+.bf-history img { width: 64px; height: 64px; object-fit: cover; display: block; }
+.gradio-container button:focus-visible, .gradio-container input:focus-visible,
+.gradio-container textarea:focus-visible { outline: 3px solid var(--primary-600); outline-offset: 2px; }
+.bf-check { list-style: none; padding: 0; margin: 0 0 .3rem; }
+.bf-right span { color: #0a6b34; font-weight: 700; }
+.bf-wrong span { color: #b3241a; font-weight: 700; }
+.dark .bf-right span { color: #6ee7a0; }
+.dark .bf-wrong span { color: #ffb0a8; }
+.bf-seed { align-items: flex-end; }
+#gallery, #gallery .grid-wrap { min-height: 0 !important; height: auto !important; }
+.gradio-container { --body-text-color-subdued: #4b5563; --block-info-text-color: #4b5563;
+  --input-placeholder-color: #5f6673; --block-label-text-color: #3730a3; --block-title-text-color: #3730a3; }
+.dark .gradio-container, .gradio-container.dark { --body-text-color-subdued: #c3c8d2;
+  --block-info-text-color: #c3c8d2; --input-placeholder-color: #aab1bd; --block-label-text-color: #e0e7ff;
+  --block-title-text-color: #e0e7ff; }
 .gradio-container .head .tab-like-container input[type=number] { width: 3.6rem; min-width: 0; }
 /* It would offer to send the picture to a site of Gradio's makers. */
 #chat button[title="Share"] { display: none; }
@@ -39,8 +71,19 @@ CSS = """
   .gradio-container main { padding: 12px !important; }
   .bf-head h1 { font-size: 1.35rem; }
   .gradio-container button { min-height: 42px; }
+  #gallery.bf-crisp .grid-container { grid-template-columns: repeat(auto-fit, 128px) !important;
+    grid-auto-rows: 128px; }
+  #gallery.bf-crisp .grid-container img { width: 128px !important; height: 128px !important; }
+  #gallery.bf-crisp .preview img { width: 256px; height: 256px; }
+  .bf-examples button { width: 128px; }
+  .bf-examples img { width: 128px; height: 128px; }
 }
 """
+
+
+FOLLOW_ON_PHONE = """() => { if (window.innerWidth <= 640)
+  document.getElementById("paint-status").scrollIntoView({behavior: "smooth", block: "start"}); }"""
+"""JavaScript that shows the work where it would be below the form."""
 
 
 def theme() -> gr.themes.Base:
@@ -112,6 +155,7 @@ def choose_model(models: Sequence[LoadedModel]) -> gr.Dropdown:
 
 __all__ = [
     "CSS",
+    "FOLLOW_ON_PHONE",
     "Stopped",
     "Update",
     "choose_model",

@@ -1,19 +1,19 @@
 """The tab *Create*: images from a sentence, with previews while they are generated."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
-from ...blocks.errors import PromptError, check_integer
 from ...blocks.image_io import text_chunks, write_png
-from ...janus.image_generation import ImageGenerationOptions, image_seeds
 from ..files import slug, write_new
+from .checking import PictureCheck
 from .components import (
+    FOLLOW_ON_PHONE,
     Stopped,
     Update,
-    choose_model,
     error_status,
     follow,
     gr,
@@ -21,13 +21,20 @@ from .components import (
     seconds,
     status_html,
 )
-from .image_job import ImageProgress, generate_images, image_pipeline
+from .history import History, PictureStrip, load_examples, strip_html, valid_entries
+from .image_form import ImageForm, Pictures, variations
+from .image_job import ImageProgress, generate_images
 from .jobs import Job, Jobs, Waiting
 from .models import LoadedModel, find_model
 
 TAB = "create"
-MAX_PICTURES = 8
-_SENTENCES = ["a photo of a red star and a blue circle", "three green hearts", "a photo of a yellow square"]
+_AGAIN = 4
+"""Pictures that *Again* paints."""
+_CRISP = 192
+"""Pictures up to this side are shown at whole multiples of their size."""
+
+Values = dict[Any, Any]
+"""What handlers get: the inputs' values by component."""
 
 
 def remove_files(files: list[str]) -> None:
@@ -42,61 +49,28 @@ class CreateTab:
     def __init__(self, models: Sequence[LoadedModel], jobs: Jobs, folder: Path) -> None:
         self.models = [loaded for loaded in models if loaded.paints]
         self.jobs, self.folder = jobs, folder
-        self.scales = {loaded.name: image_pipeline(loaded).guidance_scale for loaded in self.models}
+        self.examples = load_examples([loaded.name for loaded in self.models])
         with gr.Row():
             with gr.Column(scale=4, min_width=300):
-                self._add_inputs()
-            with gr.Column(scale=5, min_width=300):
-                self._add_outputs()
+                self.form = ImageForm(self.models)
+                with gr.Row():
+                    self.run_button = gr.Button("Paint", variant="primary", elem_id="paint", min_width=130)
+                    self.stop_button = gr.Button(
+                        "Stop", variant="stop", interactive=False, elem_id="stop-painting", min_width=130
+                    )
+            with gr.Column(scale=6, min_width=300):
+                self._add_outputs(models)
+        self.history = History()
         self._connect()
 
-    def _add_inputs(self) -> None:
-        self.model = choose_model(self.models)
-        self.prompt = gr.Textbox(
-            label="What to paint",
-            lines=2,
-            max_lines=6,
-            placeholder=f"such as: {_SENTENCES[0]}",
-            elem_id="prompt",
-        )
-        if any(loaded.note for loaded in self.models):
-            gr.Examples(_SENTENCES, self.prompt, label="Sentences that the embedded model knows")
-        with gr.Row():
-            self.count = gr.Slider(
-                1, MAX_PICTURES, value=4, step=1, label="Pictures", min_width=130, elem_id="count"
-            )
-            self.seed = gr.Number(
-                label="Seed", precision=0, value=None, placeholder="random", min_width=130, elem_id="seed"
-            )
-        with gr.Row():
-            self.guidance = gr.Slider(
-                1,
-                10,
-                value=self.scales[self.models[0].name],
-                step=0.1,
-                label="Guidance",
-                min_width=130,
-            )
-            self.temperature = gr.Slider(
-                0,
-                2,
-                value=ImageGenerationOptions.temperature,
-                step=0.05,
-                label="Temperature",
-                min_width=130,
-            )
-        with gr.Row():
-            self.run_button = gr.Button("Paint", variant="primary", elem_id="paint", min_width=130)
-            self.stop_button = gr.Button(
-                "Stop", variant="stop", interactive=False, elem_id="stop-painting", min_width=130
-            )
-
-    def _add_outputs(self) -> None:
+    def _add_outputs(self, models: Sequence[LoadedModel]) -> None:
         self.status = gr.HTML(
             status_html("Say what to paint, then press Paint."),
             elem_id="paint-status",
             elem_classes="bf-flush",
         )
+        self.starters = PictureStrip("examples")
+        self.starters.view.value = strip_html(self.examples, "Painted by the embedded model", "examples")
         self.gallery = gr.Gallery(
             label="Pictures",
             show_label=False,
@@ -105,91 +79,107 @@ class CreateTab:
             height="auto",
             object_fit="contain",
             interactive=False,
+            visible=not self.examples,
             buttons=["download", "fullscreen"],
             elem_id="gallery",
         )
         self.details = gr.Markdown("", elem_classes="bf-model", elem_id="details")
-        with gr.Row(visible=False) as self.actions:
-            self.download = gr.DownloadButton("Download PNG", size="sm", min_width=110, elem_id="download")
-            self.reuse = gr.Button("Use this seed", size="sm", min_width=110, elem_id="use-seed")
-            self.ask = gr.Button("Ask about this picture", size="sm", min_width=110, elem_id="ask-about")
+        with gr.Column(visible=False) as self.actions:
+            with gr.Row():
+                self.again = _small("Again", "again")
+                self.vary = _small("Vary", "vary")
+                self.reuse = _small("Use this seed", "use-seed")
+                self.download = gr.DownloadButton("Download", size="sm", min_width=90, elem_id="download")
+            with gr.Row():
+                self.ask = _small("Ask about it", "ask-about")
+                self.find = _small("Find in it", "find-in", any(loaded.locates for loaded in models))
+                self.check = PictureCheck(models, self.jobs, self.folder)
+            self.check.add_result()
         self.files = gr.State(list[str](), delete_callback=remove_files)
         self.chosen = gr.State(0)
 
     def _connect(self) -> None:
-        settings = [
-            self.model,
-            self.prompt,
-            self.count,
-            self.seed,
-            self.guidance,
-            self.temperature,
-            self.files,
-        ]
+        inputs = {*self.form.components, self.files, self.chosen, self.history.state}
         shown = [
-            self.status,
-            self.gallery,
-            self.run_button,
-            self.stop_button,
-            self.files,
-            self.chosen,
-            self.actions,
-            self.details,
-            self.download,
-        ]
-        gr.on(
-            [self.run_button.click, self.prompt.submit],
-            self.paint,
-            settings,
-            shown,
-            show_progress="hidden",
-            concurrency_id="jobs",
-            api_visibility="private",
-        )
+            self.status, self.starters.view, self.gallery, self.run_button, self.stop_button, self.files,
+            self.chosen, self.actions, self.details, self.download, self.history.state, self.history.view,
+            *self.check.result,
+        ]  # fmt: skip
+        job: dict[str, Any] = {"show_progress": "hidden", "concurrency_id": "jobs"}
+        job["api_visibility"] = "private"
+        for triggers, handler in (
+            ([self.run_button.click, self.form.prompt.submit], self.paint),
+            ([self.again.click], self.paint_again),
+            ([self.vary.click], self.paint_variations),
+        ):
+            gr.on(triggers, handler, inputs, shown, **job)
+            gr.on(triggers, None, js=FOLLOW_ON_PHONE, api_visibility="private")
         quick: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
-        self.model.change(lambda name: self.scales.get(name), self.model, self.guidance, **quick)
         self.stop_button.click(self.stop, None, [self.stop_button], **quick)
         self.gallery.select(self.choose, [self.files], [self.chosen, self.details, self.download], **quick)
-        self.reuse.click(self.use_seed, [self.files, self.chosen], [self.seed], **quick)
+        self.reuse.click(self.use_seed, [self.files, self.chosen], [self.form.seed], **quick)
+        self.check.button.click(self.check.run, [self.files, self.chosen], self.check.result, **job)
+        filled = [*self.form.components, self.status]
+        self.starters.view.click(self.use_example, None, filled, **quick)
+        self.history.view.click(self.use_stored, [self.history.state], filled, **quick)
 
-    def paint(
-        self,
-        model: str,
-        prompt: str,
-        count: int,
-        seed: int | None,
-        guidance: float,
-        temperature: float,
-        before: list[str],
-        request: gr.Request,
-    ) -> Iterator[Update]:
+    def paint(self, values: Values, request: gr.Request) -> Iterator[Update]:
         """Handle *Paint*: yield updates until the images are there, the job is stopped, or an error is
         shown."""
+
+        def wanted() -> tuple[LoadedModel, str, Pictures]:
+            settings = self.form.read(values)
+            return find_model(self.models, settings.model), settings.prompt, settings.pictures
+
+        yield from self._run(wanted, values, request)
+
+    def paint_again(self, values: Values, request: gr.Request) -> Iterator[Update]:
+        """Handle *Again*: what the chosen picture was painted from, with new seeds."""
+
+        def wanted() -> tuple[LoadedModel, str, Pictures]:
+            stored = stored_settings(values[self.files][values[self.chosen]])
+            fresh = {self.form.count: _AGAIN, self.form.seed: ""}
+            again = self.form.read(values | self.form.fill(stored) | fresh)
+            return find_model(self.models, stored["model"]), stored["prompt"], again.pictures
+
+        yield from self._run(wanted, values, request)
+
+    def paint_variations(self, values: Values, request: gr.Request) -> Iterator[Update]:
+        """Handle *Vary*: pictures near the chosen one."""
+
+        def wanted() -> tuple[LoadedModel, str, Pictures]:
+            stored = stored_settings(values[self.files][values[self.chosen]])
+            return find_model(self.models, stored["model"]), stored["prompt"], variations(stored)
+
+        yield from self._run(wanted, values, request)
+
+    def _run(
+        self, wanted: Callable[[], tuple[LoadedModel, str, Pictures]], values: Values, request: gr.Request
+    ) -> Iterator[Update]:
         idle = {self.run_button: gr.update(interactive=True), self.stop_button: gr.update(interactive=False)}
         try:
-            loaded = find_model(self.models, model)
-            if not prompt.strip():
-                raise PromptError("the sentence is empty; say what to paint")
-            options = ImageGenerationOptions(guidance_scale=guidance, temperature=temperature)
-            count = check_integer("number of pictures", count, 1, MAX_PICTURES)
-            seeds = image_seeds(seed, 1, count)
-            job = Job(loaded.queue, lambda job: generate_images(job, loaded, prompt, seeds, options))
+            loaded, prompt, pictures = wanted()
+            job = Job(loaded.queue, lambda job: generate_images(job, loaded, prompt, pictures))
             self.jobs.add(request.session_hash, TAB, job)
-            remove_files(before)
-            yield self._start_updates(count)
+            remove_files(values[self.files])
+            yield self._start_updates(len(pictures))
             show = _ProgressView(self)
             for update in follow(self.jobs, request.session_hash, TAB, job):
                 yield show(update)
-            yield idle | self._end_updates(loaded, job.result)
+            painted, took = job.result
+            yield idle | self._end_updates(loaded, painted, took, values[self.history.state])
         except Stopped:
             yield idle | {self.status: status_html("Stopped. What was painted until then stays on view.")}
         except Exception as error:
             yield idle | {self.status: error_status(error)}
 
     def _start_updates(self, count: int) -> Update:
-        return {
+        return self.check.hide() | {
             self.status: status_html("Reading the sentence …", 0.0),
-            self.gallery: gr.update(value=[], columns=_gallery_columns(count), selected_index=None),
+            self.starters.view: gr.update(visible=False),
+            self.gallery: gr.update(
+                value=[], columns=_gallery_columns(count), selected_index=None, visible=True
+            ),
             self.run_button: gr.update(interactive=False),
             self.stop_button: gr.update(interactive=True),
             self.files: [],
@@ -197,16 +187,17 @@ class CreateTab:
             self.details: "",
         }
 
-    def _end_updates(self, loaded: LoadedModel, result: tuple[list[Image.Image], float]) -> Update:
-        pictures, took = result
+    def _end_updates(
+        self, loaded: LoadedModel, pictures: list[Image.Image], took: float, stored: Any
+    ) -> Update:
         files = [str(self._save(picture)) for picture in pictures]
         shown = [
             (file, f"seed {picture.info['seed']}") for file, picture in zip(files, pictures, strict=True)
         ]
         what = "a picture" if len(files) == 1 else f"{len(files)} pictures"
-        return {
+        return self.history.add(stored, pictures) | {
             self.status: status_html(f"{loaded.name} painted {what} in {seconds(took)}."),
-            self.gallery: gr.update(value=shown),
+            self.gallery: gr.update(value=shown, elem_classes=_gallery_class(pictures)),
             self.files: files,
             self.chosen: 0,
             self.actions: gr.update(visible=True),
@@ -233,9 +224,26 @@ class CreateTab:
             self.download: files[event.index],
         }
 
-    def use_seed(self, files: list[str], chosen: int) -> int | None:
+    def use_seed(self, files: list[str], chosen: int) -> str:
         """Handle *Use this seed*: the chosen image's seed."""
-        return int(_settings(files[chosen])["seed"]) if files else None
+        return stored_settings(files[chosen])["seed"] if files else ""
+
+    def use_example(self, event: gr.EventData) -> Update:
+        """Handle a click on a painted example."""
+        return self._fill(partial(PictureStrip.chosen, self.examples, event))
+
+    def use_stored(self, stored: Any, event: gr.EventData) -> Update:
+        """Handle a click on a picture of the history."""
+        return self._fill(partial(PictureStrip.chosen, valid_entries(stored), event))
+
+    def _fill(self, pick: Callable[[], dict[str, str]]) -> Update:
+        try:
+            settings = pick()
+        except Exception as error:
+            return {self.status: error_status(error)}
+        return self.form.fill(settings) | {
+            self.status: status_html("These are its settings: Paint gives this picture, the dice another.")
+        }
 
 
 class _ProgressView:
@@ -253,21 +261,33 @@ class _ProgressView:
         shown: Update = {self.tab.status: status_html(f"Painting: {part:.0%}{left}", part)}
         if update.pictures and update.pictures is not self.seen:
             self.seen = update.pictures
-            shown[self.tab.gallery] = gr.update(value=update.pictures)
+            shown[self.tab.gallery] = gr.update(
+                value=update.pictures, elem_classes=_gallery_class(update.pictures)
+            )
         return shown
+
+
+def _small(text: str, name: str, visible: bool = True) -> gr.Button:
+    return gr.Button(text, size="sm", min_width=90, elem_id=name, visible=visible)
 
 
 def _gallery_columns(count: int) -> int:
     return 1 if count == 1 else 2 if count <= 4 else 3
 
 
-def _settings(file: str) -> dict[str, str]:
+def _gallery_class(pictures: Sequence[Image.Image]) -> list[str]:
+    small = all(max(picture.size) <= _CRISP for picture in pictures)
+    return ["bf-crisp"] if small else []
+
+
+def stored_settings(file: str) -> dict[str, str]:
+    """The settings in a painted picture's file."""
     with Image.open(file) as picture:
         return text_chunks(picture)
 
 
 def _details(files: list[str], index: int) -> str:
-    settings = _settings(files[index])
+    settings = stored_settings(files[index])
     place = f"Picture {index + 1} of {len(files)}: " if len(files) > 1 else ""
     return (
         f"{place}seed {settings['seed']} · guidance {settings['guidance_scale']} · "

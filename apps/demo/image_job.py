@@ -1,7 +1,10 @@
 """The job behind the tab *Create*: generates images and decodes previews on the way."""
 
+import math
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import TYPE_CHECKING
 
 import torch
@@ -47,19 +50,20 @@ class _PreviewCallback:
         done, everything = before * total + step * len(codes), self.count * total
         elapsed = time.monotonic() - self.started
         if step % max(1, total // _PREVIEWS) == 0 and self.spent <= _PREVIEW_SHARE * elapsed:
-            self._decode_preview(codes)
+            self._decode_preview(codes, total)
         if step == total:
             self.finished.append(codes)
         left = elapsed / done * (everything - done) if step > 2 or before else None
         self.job.report(ImageProgress(done, everything, left, self.pictures))
 
-    def _decode_preview(self, codes: Tensor) -> None:
+    def _decode_preview(self, codes: Tensor, total: int) -> None:
         started = time.monotonic()
-        blank = self.loaded.blank_codes
-        rest = blank[codes.shape[1] :].expand(len(codes), -1)
-        remaining = self.count - len(codes) - sum(len(batch) for batch in self.finished)
-        rows = [*self.finished, torch.cat((codes, rest), dim=1), blank.expand(remaining, -1)]
-        self.pictures = image_pipeline(self.loaded).decode_codes(torch.cat(rows))
+        decoded = image_pipeline(self.loaded).decode_codes(torch.cat((*self.finished, fill_up(codes, total))))
+        finished = sum(len(batch) for batch in self.finished)
+        done = [total] * finished + [codes.shape[1]] * len(codes)
+        pictures = [hide_unpainted(*each, total) for each in zip(decoded, done, strict=True)]
+        remaining = self.count - len(pictures)
+        self.pictures = pictures + [Image.new("RGBA", pictures[0].size)] * remaining
         self.spent += time.monotonic() - started
 
 
@@ -71,21 +75,59 @@ def image_pipeline(loaded: LoadedModel) -> "JanusPipeline":
     return loaded.pipe
 
 
+def fill_up(codes_NS: Tensor, total: int) -> Tensor:
+    """Codes `[N, total]` of images in work, whose first S codes are there.
+
+    Their last complete row is repeated: what stands below changes how the decoder paints what is above.
+    """
+    side = math.isqrt(total)
+    painted = codes_NS.shape[1]
+    first = max(0, painted // side - 1) * side
+    row_NS = codes_NS[:, first : min(first + side, painted)]
+    repeats = -(-(total - painted) // row_NS.shape[1])
+    return torch.cat((codes_NS, row_NS.repeat(1, repeats)), dim=1)[:, :total]
+
+
+def hide_unpainted(picture: Image.Image, done: int, total: int) -> Image.Image:
+    """A preview, transparent where nothing is painted yet: `done` of `total` image tokens, row by row of a
+    square grid."""
+    side = math.isqrt(total)
+    row, column = divmod(done, side)
+    height, width = picture.height // side, picture.width // side
+    mask = Image.new("L", picture.size)
+    mask.paste(255, (0, 0, picture.width, row * height))
+    mask.paste(255, (0, row * height, column * width, (row + 1) * height))
+    preview = picture.convert("RGBA")
+    preview.putalpha(mask)
+    return preview
+
+
 def generate_images(
-    job: Job, loaded: LoadedModel, prompt: str, seeds: list[int], options: ImageGenerationOptions
+    job: Job, loaded: LoadedModel, prompt: str, wanted: Sequence[tuple[int, ImageGenerationOptions]]
 ) -> tuple[list[Image.Image], float]:
-    """Generate one image per seed; returns the images and the seconds they took."""
+    """Generate an image for each seed and options; returns the images and the seconds they took.
+
+    Neighbors with the same options are generated together.
+    """
     started = time.monotonic()
-    with explain_out_of_memory(f"painting {len(seeds)} pictures", lambda: "accepted: fewer pictures"):
-        pictures = image_pipeline(loaded).generate(
-            prompt,
-            len(seeds),
-            seeds,
-            guidance_scale=options.guidance_scale,
-            temperature=options.temperature,
-            callback=_PreviewCallback(job, loaded, len(seeds)),
-        )
-    assert isinstance(pictures, list)
+    callback = _PreviewCallback(job, loaded, len(wanted))
+    pictures: list[Image.Image] = []
+    with explain_out_of_memory(f"painting {len(wanted)} pictures", lambda: "accepted: fewer pictures"):
+        for options, group in groupby(wanted, key=lambda one: one[1]):
+            seeds = [seed for seed, _ in group]
+            images = image_pipeline(loaded).generate(
+                prompt,
+                len(seeds),
+                seeds,
+                guidance_scale=options.guidance_scale,
+                temperature=options.temperature,
+                top_k=options.top_k,
+                top_p=options.top_p,
+                negative_prompt=options.negative_prompt,
+                callback=callback,
+            )
+            assert isinstance(images, list)
+            pictures += images
     for picture in pictures:
         picture.info["model"] = loaded.name
     return pictures, time.monotonic() - started

@@ -8,7 +8,7 @@ from typing import Any
 from ...blocks.chat.text_generation import TextGenerationOptions
 from ...blocks.errors import PictureError, PromptError
 from ...blocks.image_fit import FittedImage
-from ...vl2.grounding import Box, Grounding, draw_boxes, parse_grounding
+from ...vl2.grounding import Box, Grounding, parse_grounding
 from ...vl2.prompts import locate_prompt
 from ..pipelines import explain_out_of_memory
 from .components import (
@@ -21,6 +21,8 @@ from .components import (
     queue_status,
     status_html,
 )
+from .drawing import draw_large
+from .history import example_files
 from .jobs import Job, Jobs, Waiting
 from .models import LoadedModel, find_model
 from .pictures import PictureWriter, read_upload
@@ -43,6 +45,9 @@ class LocateTab:
                 self.phrase = gr.Textbox(
                     label="What to find", placeholder="such as: the red star", elem_id="phrase"
                 )
+                phrases = ["the red star", "the green hearts"]
+                examples = [[str(file), text] for text, file in zip(phrases, example_files(), strict=False)]
+                gr.Examples(examples, [self.upload, self.phrase], example_labels=phrases)
                 with gr.Row():
                     self.run_button = gr.Button("Find", variant="primary", min_width=130, elem_id="find")
                     self.stop_button = gr.Button(
@@ -75,23 +80,22 @@ class LocateTab:
 
     def _connect(self) -> None:
         quick: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
-        shown = [self.status, self.drawn, self.table, self.run_button, self.stop_button]
-        gr.on(
-            [self.run_button.click, self.phrase.submit],
-            self.find,
-            [self.model, self.upload, self.phrase],
-            shown,
-            show_progress="hidden",
-            concurrency_id="jobs",
-            api_visibility="private",
-        )
-        self.upload.upload(
-            self.look, [self.upload], [self.upload, self.status, self.drawn, self.table], **quick
-        )
+        self._inputs = [self.model, self.upload, self.phrase]
+        self._shown = [self.status, self.drawn, self.table, self.run_button, self.stop_button]
+        self._job: dict[str, Any] = {"show_progress": "hidden", "concurrency_id": "jobs"}
+        self._job["api_visibility"] = "private"
+        gr.on([self.run_button.click, self.phrase.submit], self.find, self._inputs, self._shown, **self._job)
+        looked = [self.upload, self.status, self.drawn, self.table]
+        self.upload.upload(self.look, [self.upload], looked, **quick)
         self.stop_button.click(self.stop, None, [self.stop_button], **quick)
 
-    def look(self, file: str | None) -> Update:
-        """Handle an upload: show it, or say what is wrong with it and remove it."""
+    def search_after(self, event: Any) -> None:
+        """Find right after another event, which has put a picture and a phrase in place."""
+        event.then(self.find, self._inputs, self._shown, **self._job)
+
+    def look(self, file: str | None, keep: bool = False) -> Update:
+        """Handle an upload: show it, or say what is wrong with it and remove it. With `keep`, a file that was
+        not uploaded here becomes the picture."""
         hidden = {self.drawn: gr.update(visible=False), self.table: gr.update(visible=False)}
         try:
             if file is None:
@@ -99,7 +103,8 @@ class LocateTab:
             shown = gr.update(value=self.writer.write(file), visible=True)
         except PictureError as error:
             return hidden | {self.upload: None, self.status: error_status(error)}
-        return hidden | {self.drawn: shown, self.status: status_html("Now say what to find in it.")}
+        says = status_html("Now say what to find in it.")
+        return hidden | {self.drawn: shown, self.status: says} | ({self.upload: file} if keep else {})
 
     def find(self, model: str, file: str | None, phrase: str, request: gr.Request) -> Iterator[Update]:
         """Handle *Find*: yield updates until the boxes are there, it is stopped, or an error is shown."""
@@ -111,7 +116,7 @@ class LocateTab:
             if not phrase.strip():
                 raise PromptError("the phrase is empty; say what to find, such as: the red star")
             picture = read_upload(file, loaded.pipe.processor.fit(1))
-            job = Job(loaded.queue, lambda job: _locate_job(job, loaded, picture, phrase.strip()))
+            job = Job(loaded.queue, lambda job: locate_job(job, loaded, picture, phrase.strip()))
             self.jobs.add(request.session_hash, TAB, job)
             yield {
                 self.status: status_html("Looking …"),
@@ -137,7 +142,7 @@ class LocateTab:
         if not boxes:
             said = f" It said: {text[:300]}" if text.strip() else ""
             return {self.status: status_html(f"{loaded.name} finds no “{phrase}”.{unread}{said}")}
-        drawn = self.writer.write(file, partial(draw_boxes, boxes=boxes))
+        drawn = self.writer.write(file, partial(draw_large, boxes=boxes))
         places = "one place" if len(boxes) == 1 else f"{len(boxes)} places"
         return {
             self.status: status_html(f"{loaded.name} finds “{phrase}” in {places}.{unread}"),
@@ -155,7 +160,7 @@ def _row(box: Box) -> list[str | int]:
     return [box.label, *box.pixels]
 
 
-def _locate_job(job: Job, loaded: LoadedModel, picture: FittedImage, phrase: str) -> tuple[Grounding, str]:
+def locate_job(job: Job, loaded: LoadedModel, picture: FittedImage, phrase: str) -> tuple[Grounding, str]:
     """`VL2Pipeline.ground`, streamed so that it can be stopped; returns the grounding and the raw text."""
     from ...vl2.pipeline import VL2Pipeline
 

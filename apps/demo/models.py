@@ -12,8 +12,6 @@ from ..pipelines import label, load_pipeline
 from .jobs import JobQueue
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from ..pipelines import Pipeline
 
 
@@ -47,16 +45,6 @@ class LoadedModel:
         if self.note:
             return f"**{self.name}** · {self.note.partition(': ')[2]}"
         return f"**{self.name}** · {self.family}"
-
-    @cached_property
-    def blank_codes(self) -> "Tensor":
-        """VQ codes `[T]` of a light grey image, shown where nothing is generated yet."""
-        from PIL import Image
-
-        from ...janus.pipeline import JanusPipeline
-
-        assert isinstance(self.pipe, JanusPipeline)
-        return self.pipe.encode_image(Image.new("RGB", (64, 64), (208, 208, 208)))
 
 
 def embedded_models() -> list[str]:

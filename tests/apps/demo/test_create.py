@@ -1,0 +1,150 @@
+"""The tab *Create* beyond painting: seeds, previews, variations, the visitor's pictures, checking, finding."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from bifrons.apps.demo.history import MAX_PICTURES, load_examples, valid_entries
+from bifrons.apps.demo.image_form import STYLES, variations
+from bifrons.apps.demo.image_job import fill_up, hide_unpainted
+from bifrons.blocks.image_io import open_image
+from PIL import Image
+
+REQUEST = SimpleNamespace(session_hash="me")
+
+
+def seeds_of(files):
+    return [Image.open(file).text["seed"] for file in files]
+
+
+@pytest.fixture
+def painted(page, paint):
+    """The updates that end a painting of two pictures."""
+    return list(paint())[-1]
+
+
+@pytest.fixture
+def shown(page, painted, form_values):
+    """The inputs of a visitor who looks at the second of two pictures."""
+    create = page.create
+    return form_values | {create.files: painted[create.files], create.chosen: 1}
+
+
+def test_two_presses_without_a_seed_give_two_pictures(page, paint):
+    (first,), (second,) = (list(paint(seed="", count=1))[-1][page.create.files] for _ in range(2))
+    assert seeds_of([first]) != seeds_of([second])
+
+
+def test_a_seed_may_have_64_bits(page, paint):
+    (file,) = list(paint(seed=str(2**64 - 1), count=1))[-1][page.create.files]
+    assert seeds_of([file]) == [str(2**64 - 1)]
+
+
+def test_a_style_is_added_for_models_that_know_more_than_shapes(page, paint):
+    (file,) = list(paint(style="watercolor", count=1))[-1][page.create.files]
+    assert Image.open(file).text["prompt"] == f"b, {STYLES['watercolor']}"
+
+
+def test_all_settings_reach_the_picture(page, paint):
+    changes = {"negative_prompt": "c", "top_k": 5, "top_p": 0.9, "temperature": 0.8}
+    (file,) = list(paint(count=1, **changes))[-1][page.create.files]
+    expected = {"negative_prompt": "c", "top_k": "5", "top_p": "0.9", "temperature": "0.8"}
+    assert expected.items() <= Image.open(file).text.items()
+
+
+def test_again_paints_the_same_sentence_with_new_seeds(page, shown):
+    create = page.create
+    files = list(create.paint_again(shown, REQUEST))[-1][create.files]
+    assert len(files) == 4
+    assert {Image.open(file).text["prompt"] for file in files} == {"b"}
+    assert not {"7", "8"} & set(seeds_of(files))
+
+
+def test_variations_share_the_seed(page, shown):
+    create = page.create
+    stored = Image.open(shown[create.files][1]).text
+    files = list(create.paint_variations(shown, REQUEST))[-1][create.files]
+    settings = [Image.open(file).text for file in files]
+    assert {one["seed"] for one in settings} == {"8"}
+    near = [(float(one["guidance_scale"]), float(one["temperature"])) for one in settings]
+    assert near == [(options.guidance_scale, options.temperature) for _, options in variations(stored)]
+    assert len(set(near)) == 4
+    assert (2.0, 1.0) not in near
+
+
+def test_previews_are_transparent_where_nothing_is_painted():
+    preview = np.array(hide_unpainted(Image.new("RGB", (40, 40), "red"), 6, 16))
+    assert preview[:20, :, 3].min() == 255  # four of 4 x 4 tokens are the first row, two begin the second
+    assert (preview[10:20, :20, 3] == 255).all()
+    assert preview[20:, :, 3].max() == 0
+
+
+def test_codes_in_work_are_filled_up_with_their_last_row():
+    codes = torch.arange(6)[None]
+    assert fill_up(codes, 16).tolist() == [[0, 1, 2, 3, 4, 5, *[0, 1, 2, 3] * 2, 0, 1]]
+    assert fill_up(torch.tensor([[9]]), 4).tolist() == [[9, 9, 9, 9]]
+    assert fill_up(torch.arange(4)[None], 4).tolist() == [[0, 1, 2, 3]]
+
+
+def test_painted_pictures_are_stored_in_the_browser(page, painted):
+    create = page.create
+    entries = painted[create.history.state]
+    assert [entry["seed"] for entry in entries] == ["7", "8"]
+    assert valid_entries(entries) == entries
+    assert 'alt="b"' in painted[create.history.view]
+    filled = create.use_stored(entries, SimpleNamespace(index=1))
+    assert (filled[create.form.prompt], filled[create.form.seed], filled[create.form.guidance]) == ("b", "8", 2.0)
+
+
+def test_what_a_browser_stores_is_checked(page, painted):
+    (entry, _) = painted[page.create.history.state]
+    bad = [
+        {**entry, "image": 'x" onerror="alert(1)'},
+        {**entry, "image": "https://example.com/a.png"},
+        {**entry, "seed": "many"},
+        {**entry, "prompt": "b" * 5000},
+        {**entry, "more": "b"},
+        {**entry, "prompt": 3},
+        {"prompt": "b"},
+        "b",
+    ]
+    assert valid_entries(bad) == []
+    assert valid_entries({"a": 1}) == valid_entries(None) == []
+    assert len(valid_entries([entry] * 100)) == MAX_PICTURES
+    shown = page.create.history.show([{**entry, "prompt": "<b>"}])[page.create.history.view]
+    assert "<b>" not in shown
+    gone = page.create.use_stored([entry], SimpleNamespace(index=4))
+    assert "no longer listed" in gone[page.create.status]
+
+
+def test_examples_are_those_of_the_models(page):
+    assert page.create.examples == []
+    assert [entry["model"] for entry in load_examples(["janus-nano"])] == ["janus-nano"] * 4
+
+
+def test_check_counts_what_the_sentence_asked_for(page, painted, paint, box_answers):
+    create = page.create
+    (file,) = list(paint(prompt="three red stars", count=1))[-1][create.files]
+    report, boxes, _ = create.check.result
+    last = list(create.check.run([file], 0, REQUEST))[-1]
+    assert "✗</span> 2 of 3 red stars" in last[report]["value"]
+    assert "counted by vl2-mini-mla" in last[report]["value"]
+    assert open_image(last[boxes]["value"]).width >= 192
+
+
+def test_check_by_a_model_without_boxes_asks_for_the_number(page_of, models, form_values, paint, page, monkeypatch):
+    (file,) = list(paint(prompt="three red stars", count=1))[-1][page.create.files]
+    alone = page_of(models[:1])
+    monkeypatch.setattr(models[0].pipe, "chat", lambda *given, **settings: iter(["thr", "ee"]))
+    report = alone.create.check.result[0]
+    assert "✓</span> 3 of 3 red stars" in list(alone.create.check.run([file], 0, REQUEST))[-1][report]["value"]
+    monkeypatch.setattr(models[0].pipe, "chat", lambda *given, **settings: iter(["many"]))
+    assert "gave no number" in list(alone.create.check.run([file], 0, REQUEST))[-1][report]["value"]
+
+
+def test_finding_in_a_painted_picture_begins_with_its_first_thing(page, paint):
+    files = list(paint(prompt="a photo of a red star and a blue circle", count=1))[-1][page.create.files]
+    updates = page.find_in(files, 0)
+    assert updates[page.find.phrase] == "the red star"
+    assert updates[page.find.upload] == files[0]
