@@ -5,13 +5,13 @@ from pathlib import Path
 from typing import Any
 
 from ...blocks.chat.text_generation import TextGenerationOptions
-from ...blocks.errors import BifronsError, PromptError
+from ...blocks.errors import BifronsError, PromptError, check_integer
 from ...blocks.image_io import write_png
 from ...janus.image_generation import ImageGenerationOptions, image_seeds
 from ..files import slug, write_new
 from .ask_tab import answer_job
 from .components import Stopped, follow, gr
-from .image_form import MAX_PICTURES
+from .image_form import MAX_PICTURES, read_seed
 from .image_job import generate_images, image_pipeline
 from .jobs import Job, Jobs
 from .locate_tab import locate_job
@@ -53,24 +53,36 @@ class _Endpoints:
 
     def add_generate(self) -> None:
         def generate(
-            prompt: str, negative_prompt: str, count: float, seed: float | None, guidance_scale: float | None,
-            temperature: float, top_k: float, top_p: float, model: str, request: gr.Request,
-        ) -> list[tuple[str, str]]:  # fmt: skip
-            """Paint pictures from a sentence; returns PNG files with their settings inside."""
-            return _in_words(
-                lambda: self._generate(
-                    prompt, negative_prompt, int(count), seed, guidance_scale, temperature, int(top_k), top_p,
-                    model, request,
-                )
-            )  # fmt: skip
+            prompt: str,
+            negative_prompt: str,
+            count: float,
+            seed: str,
+            guidance_scale: float,
+            temperature: float,
+            top_k: float,
+            top_p: float,
+            model: str,
+            request: gr.Request,
+        ) -> list[tuple[str, str]]:
+            """Paint pictures from a sentence; returns PNG files with their settings inside. An empty seed is
+            random, and a guidance_scale of 0 is the model's own."""
+
+            def work() -> list[tuple[str, str]]:
+                loaded = self._able("paints", model)
+                scale = guidance_scale or image_pipeline(loaded).guidance_scale
+                negative = negative_prompt.strip() or None
+                options = ImageGenerationOptions(scale, temperature, int(top_k), top_p, negative)
+                return self._generate(loaded, prompt, int(count), seed, options, request)
+
+            return _in_words(work)
 
         defaults = ImageGenerationOptions
         inputs = [
             gr.Textbox(label="prompt"),
             gr.Textbox(label="negative_prompt", value=""),
             gr.Number(label="count", value=1, precision=0, minimum=1, maximum=MAX_PICTURES),
-            gr.Number(label="seed", value=None, precision=0),
-            gr.Number(label="guidance_scale", value=None),
+            gr.Textbox(label="seed", value=""),
+            gr.Number(label="guidance_scale", value=0),
             gr.Number(label="temperature", value=defaults.temperature),
             gr.Number(label="top_k", value=defaults.top_k, precision=0),
             gr.Number(label="top_p", value=defaults.top_p),
@@ -79,17 +91,18 @@ class _Endpoints:
         self._add("generate", generate, inputs, gr.Gallery(label="pictures", format="png"))
 
     def _generate(
-        self, prompt: str, negative_prompt: str, count: int, seed: float | None, scale: float | None,
-        temperature: float, top_k: int, top_p: float, model: str, request: gr.Request,
-    ) -> list[tuple[str, str]]:  # fmt: skip
-        loaded = self._able("paints", model)
+        self,
+        loaded: LoadedModel,
+        prompt: str,
+        count: int,
+        seed: str,
+        options: ImageGenerationOptions,
+        request: gr.Request,
+    ) -> list[tuple[str, str]]:
         if not prompt.strip():
             raise PromptError("the prompt is empty; say what to paint")
-        if not 1 <= count <= MAX_PICTURES:
-            raise PromptError(f"count is {count}; accepted: 1 to {MAX_PICTURES}")
-        scale = image_pipeline(loaded).guidance_scale if scale is None else scale
-        options = ImageGenerationOptions(scale, temperature, top_k, top_p, negative_prompt.strip() or None)
-        wanted = [(one, options) for one in image_seeds(None if seed is None else int(seed), 1, count)]
+        check_integer("count", count, 1, MAX_PICTURES)
+        wanted = [(one, options) for one in image_seeds(read_seed(seed), 1, count)]
         pictures, _ = self._result(
             "generate", loaded, lambda job: generate_images(job, loaded, prompt, wanted), request
         )
@@ -102,9 +115,13 @@ class _Endpoints:
 
     def add_ask(self) -> None:
         def ask(
-            pictures: list[str] | None, question: str, temperature: float, max_new_tokens: float, model: str,
+            pictures: list[str] | None,
+            question: str,
+            temperature: float,
+            max_new_tokens: float,
+            model: str,
             request: gr.Request,
-        ) -> str:  # fmt: skip
+        ) -> str:
             """Ask about pictures; returns the answer."""
             return _in_words(
                 lambda: self._ask(pictures or [], question, temperature, int(max_new_tokens), model, request)

@@ -33,10 +33,10 @@ CSS = """
 .bf-flush, .bf-flush .html-container { padding: 0 !important; }
 #gallery .grid-wrap { max-height: none !important; overflow: visible; }
 /* Small pictures at whole multiples of their size. */
-#gallery.bf-crisp .grid-container { grid-template-columns: repeat(auto-fit, 256px) !important;
-  grid-auto-rows: 256px; justify-content: center; }
+#gallery.bf-crisp .grid-container { grid-template-columns: repeat(auto-fit, 258px) !important;
+  grid-auto-rows: 258px; justify-content: center; }
 #gallery.bf-crisp img { image-rendering: pixelated; }
-#gallery.bf-crisp .grid-container img { width: 256px !important; height: 256px !important; }
+#gallery.bf-crisp .grid-container img { width: 256px !important; min-width: 256px; height: 256px !important; }
 #gallery.bf-crisp .preview img { width: 512px; height: 512px; max-width: none; object-fit: contain; }
 .bf-title { font-size: 1rem; font-weight: 600; margin: .3rem 0 .5rem; }
 .bf-examples, .bf-history { display: flex; flex-wrap: wrap; gap: 10px; }
@@ -71,10 +71,12 @@ CSS = """
   .gradio-container main { padding: 12px !important; }
   .bf-head h1 { font-size: 1.35rem; }
   .gradio-container button { min-height: 42px; }
-  #gallery.bf-crisp .grid-container { grid-template-columns: repeat(auto-fit, 128px) !important;
-    grid-auto-rows: 128px; }
-  #gallery.bf-crisp .grid-container img { width: 128px !important; height: 128px !important; }
+  #gallery.bf-crisp .grid-container { grid-template-columns: repeat(auto-fit, 130px) !important;
+    grid-auto-rows: 130px; }
+  #gallery.bf-crisp .grid-container img { width: 128px !important; min-width: 128px;
+    height: 128px !important; }
   #gallery.bf-crisp .preview img { width: 256px; height: 256px; }
+  #gallery.bf-crisp .caption-label { display: none; }
   .bf-examples button { width: 128px; }
   .bf-examples img { width: 128px; height: 128px; }
 }
@@ -92,6 +94,10 @@ def theme() -> gr.themes.Base:
         primary_hue="indigo",
         font=["system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif"],
         font_mono=["ui-monospace", "Menlo", "Consolas", "monospace"],
+    ).set(
+        button_primary_background_fill="*primary_600",
+        button_primary_background_fill_hover="*primary_700",
+        link_text_color="*primary_700",
     )
 
 

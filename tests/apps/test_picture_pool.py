@@ -53,6 +53,29 @@ def _run(test, **options):
     return asyncio.run(main())
 
 
+def test_paths_of_a_subclass_of_text_are_sent_as_text(tmp_path):
+    """Gradio's paths are; to read one as it is a worker would have to import Gradio, which takes seconds."""
+
+    class Named(str):  # a local class can't be pickled
+        __slots__ = ()
+
+    (tmp_path / "a.png").write_bytes(_saved())
+    fitted = _run(lambda pool: pool.read(Named(tmp_path / "a.png"), FIT, local_files=True))
+    assert fitted.size == (40, 30)
+
+
+def test_closing_ends_calls_that_run(evil_jpeg):
+    async def main():
+        pool = PicturePool()
+        call = asyncio.create_task(pool.read(_slow(evil_jpeg), FIT))
+        await asyncio.sleep(1)
+        await pool.close()
+        return await asyncio.gather(call, return_exceptions=True)
+
+    (error,) = asyncio.run(main())
+    assert isinstance(error, PicturesStopped)
+
+
 @pytest.mark.parametrize("fit", [FIT, TILE])
 def test_pixels_are_those_of_the_same_process(fit):
     kinds = [("PNG", "RGB"), ("PNG", "RGBA"), ("PNG", "1"), ("GIF", "P"), ("JPEG", "CMYK"), ("WEBP", "RGB")]

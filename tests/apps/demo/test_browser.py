@@ -1,17 +1,13 @@
 """The page in a real browser: previews, questions, boxes, stopping, leaving, a bad upload, a phone."""
 
-import asyncio
 import os
 import re
 import shutil
-import socket
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import torch
-from bifrons.apps.demo.app import Page
-from bifrons.apps.demo.models import LoadedModel, embedded_models, load_models
+from axe_playwright_python.sync_playwright import Axe
 from bifrons.nano.world.renderer import to_pil
 from bifrons.nano.world.scene import Scene, SceneObject
 from PIL import Image
@@ -32,6 +28,7 @@ FLAGS = [
 SCENE = Scene(
     (SceneObject("star", "red", 0.3, 0.3, 0.3), SceneObject("star", "blue", 0.7, 0.6, 0.25)), (235, 230, 220)
 )
+SEED = "#seed textarea, #seed input"
 TIMEOUT_MS = 60_000  # for any action on a busy machine
 
 pytestmark = [
@@ -41,34 +38,9 @@ pytestmark = [
 
 
 @pytest.fixture(scope="module")
-def models() -> Iterator[list[LoadedModel]]:
-    """Both embedded models."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # spinning torch threads would starve the browser
-    yield load_models(embedded_models(), "cpu")
-    torch.set_num_threads(threads)
-
-
-@pytest.fixture(scope="module")
-def loaded(models, tmp_path_factory) -> Iterator[tuple[Page, str]]:
-    """The page and its address."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-
-    async def start() -> tuple[Page, str]:  # see `make_page` in test_demo.py
-        page = Page(models, tmp_path_factory.mktemp("pictures"))
-        return page, page.launch("127.0.0.1", port)
-
-    page, address = asyncio.run(start())
-    yield page, address
-    page.blocks.close(verbose=False)
-
-
-@pytest.fixture(scope="module")
-def tab(loaded) -> Iterator[Tab]:
+def tab(served) -> Iterator[Tab]:
     """A tab of the browser; nothing but the server may be asked for anything."""
-    _, address = loaded
+    _, address = served
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
         tab = browser.new_page(viewport={"width": 1280, "height": 900})
@@ -108,7 +80,7 @@ def test_generate_with_previews_then_ask(tab, tmp_path):
     expect(tab.get_by_text("embedded demonstration model").first).to_be_visible()
     tab.fill("#prompt textarea", "a photo of a red star and a blue circle")
     tab.fill("#count input[type=number]", "2")
-    tab.fill("#seed input", "9")
+    tab.fill(SEED, "9")
     tab.click("#paint")
     expect(tab.locator("#paint-status")).to_contain_text("left")
     previews = []
@@ -132,7 +104,7 @@ def test_generate_with_previews_then_ask(tab, tmp_path):
     with Image.open(tmp_path / "downloaded.png") as image:
         assert image.text["seed"] == "10"
     tab.click("#use-seed")
-    expect(tab.locator("#seed input")).to_have_value("10")
+    expect(tab.locator(SEED)).to_have_value("10")
     shoot(tab, "painted")
 
     tab.click("#ask-about")
@@ -146,8 +118,47 @@ def test_generate_with_previews_then_ask(tab, tmp_path):
     shoot(tab, "asked")
 
 
-def test_a_bad_upload_is_reported_beside_the_question(tab, loaded, tmp_path):
-    tab.goto(loaded[1])
+def test_the_first_view_has_examples_and_painted_pictures_stay(tab, served):
+    tab.goto(served[1])
+    tab.click("#bf-examples button:has-text('three green hearts')")
+    expect(tab.locator("#prompt textarea")).to_have_value("three green hearts")
+    expect(tab.locator(SEED)).to_have_value("12")
+    tab.locator("#prompt textarea").press("Enter")
+    expect(tab.locator("#paint-status")).to_contain_text("painted a picture")
+    expect(tab.locator("#bf-examples")).to_be_hidden()
+    (width,) = tab.eval_on_selector_all("#gallery img", "all => all.map(one => one.clientWidth)")
+    assert width % 128 == 0
+    tab.click("#check")
+    expect(tab.locator("#check-report")).to_contain_text("of 3 green hearts")
+    tab.click("#find-in")
+    expect(tab.locator("#find-status")).to_contain_text("finds “the green hearts”")
+    tab.reload()
+    tab.locator("#bf-history button").first.click()
+    expect(tab.locator("#prompt textarea")).to_have_value("three green hearts")
+    expect(tab.locator(SEED)).to_have_value("12")
+    tab.click("#random-seed")
+    expect(tab.locator(SEED)).to_have_value("")
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_accessibility(tab, served, scheme):
+    """Axe-core finds nothing against WCAG 2.1, A and AA."""
+    tab.emulate_media(color_scheme=scheme)
+    tab.goto(served[1])
+    for name, part in (("Create", "#paint"), ("Ask", "#question"), ("Find", "#find")):
+        tab.get_by_role("tab", name=name).click()
+        expect(tab.locator(part)).to_be_visible()
+        found = Axe().run(tab, options={"runOnly": ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa"]})
+        wrong = {
+            violation["id"]: [node["html"][:200] + node["failureSummary"] for node in violation["nodes"]]
+            for violation in found.response["violations"]
+        }
+        assert wrong == {}
+    tab.emulate_media(color_scheme="light")
+
+
+def test_a_bad_upload_is_reported_beside_the_question(tab, served, tmp_path):
+    tab.goto(served[1])
     (tmp_path / "notes.png").write_text("this is no picture")
     tab.get_by_role("tab", name="Ask").click()
     tab.set_input_files("#question input[type=file]", tmp_path / "notes.png")
@@ -159,8 +170,8 @@ def test_a_bad_upload_is_reported_beside_the_question(tab, loaded, tmp_path):
     expect(tab.locator("#question .thumbnail-item")).to_have_count(0)
 
 
-def test_locate(tab, loaded, tmp_path):
-    tab.goto(loaded[1])
+def test_locate(tab, served, tmp_path):
+    tab.goto(served[1])
     to_pil(SCENE, 128).save(tmp_path / "picture.png")
     (tmp_path / "notes.png").write_text("this is no picture")
     tab.get_by_role("tab", name="Find").click()
@@ -176,9 +187,9 @@ def test_locate(tab, loaded, tmp_path):
     shoot(tab, "found")
 
 
-def test_stop_ends_the_generation(tab, loaded, models, monkeypatch):
+def test_stop_ends_the_generation(tab, served, trained, monkeypatch):
     steps = []
-    generate = models[0].pipe.generate
+    generate = trained[0].pipe.generate
 
     def counted(*given, callback, **settings):
         def count(step, total, codes):
@@ -187,8 +198,8 @@ def test_stop_ends_the_generation(tab, loaded, models, monkeypatch):
 
         return generate(*given, callback=count, **settings)
 
-    monkeypatch.setattr(models[0].pipe, "generate", counted)
-    tab.goto(loaded[1])
+    monkeypatch.setattr(trained[0].pipe, "generate", counted)
+    tab.goto(served[1])
     tab.get_by_role("tab", name="Create").click()
     tab.fill("#prompt textarea", "a photo of two stars")
     tab.fill("#count input[type=number]", "8")
@@ -197,25 +208,25 @@ def test_stop_ends_the_generation(tab, loaded, models, monkeypatch):
     tab.click("#stop-painting")
     expect(tab.locator("#paint-status")).to_contain_text("Stopped")
     expect(tab.locator("#paint")).to_be_enabled()
-    assert len(loaded[0].jobs) == 0
+    assert len(served[0].jobs) == 0
     assert steps[-1][0] < steps[-1][1]
 
 
-def test_leaving_the_page_ends_the_job(tab, loaded):
-    tab.goto(loaded[1])
+def test_leaving_the_page_ends_the_job(tab, served):
+    tab.goto(served[1])
     tab.fill("#prompt textarea", "a photo of two stars")
     tab.click("#paint")
     expect(tab.locator("#paint-status")).to_contain_text("Painting:")
-    (job,) = loaded[0].jobs._running.values()
+    (job,) = served[0].jobs._running.values()
     tab.goto("about:blank")
     job._thread.join(TIMEOUT_MS / 1000)
     assert not job.running
     assert job.result is None
 
 
-def test_phones_need_no_horizontal_scrolling(tab, loaded):
+def test_phones_need_no_horizontal_scrolling(tab, served):
     tab.set_viewport_size({"width": 390, "height": 844})
-    tab.goto(loaded[1])
+    tab.goto(served[1])
     for name, part in (("Create", "#paint"), ("Ask", "#question"), ("Find", "#find")):
         tab.get_by_role("tab", name=name).click()
         expect(tab.locator(part)).to_be_visible()

@@ -1,4 +1,4 @@
-"""The tab *Create* beyond painting: seeds, previews, variations, the visitor's pictures, checking, finding."""
+"""The tab *Create* beyond painting: seeds, previews, variations, the history, checking, finding."""
 
 from types import SimpleNamespace
 
@@ -75,8 +75,9 @@ def test_variations_share_the_seed(page, shown):
 
 def test_previews_are_transparent_where_nothing_is_painted():
     preview = np.array(hide_unpainted(Image.new("RGB", (40, 40), "red"), 6, 16))
-    assert preview[:20, :, 3].min() == 255  # four of 4 x 4 tokens are the first row, two begin the second
+    assert (preview[:10, :, 3] == 255).all()  # 4 of 6 tokens are the first of four rows, 2 begin the second
     assert (preview[10:20, :20, 3] == 255).all()
+    assert preview[10:20, 20:, 3].max() == 0
     assert preview[20:, :, 3].max() == 0
 
 
@@ -93,8 +94,8 @@ def test_painted_pictures_are_stored_in_the_browser(page, painted):
     assert [entry["seed"] for entry in entries] == ["7", "8"]
     assert valid_entries(entries) == entries
     assert 'alt="b"' in painted[create.history.view]
-    filled = create.use_stored(entries, SimpleNamespace(index=1))
-    assert (filled[create.form.prompt], filled[create.form.seed], filled[create.form.guidance]) == ("b", "8", 2.0)
+    filled, form = create.use_stored(entries, SimpleNamespace(index=1)), create.form
+    assert (filled[form.prompt], filled[form.seed], filled[form.guidance]) == ("b", "8", 2.0)
 
 
 def test_what_a_browser_stores_is_checked(page, painted):
@@ -133,14 +134,14 @@ def test_check_counts_what_the_sentence_asked_for(page, painted, paint, box_answ
     assert open_image(last[boxes]["value"]).width >= 192
 
 
-def test_check_by_a_model_without_boxes_asks_for_the_number(page_of, models, form_values, paint, page, monkeypatch):
+def test_check_by_a_model_without_boxes_asks_for_the_number(page_of, models, paint, page, monkeypatch):
     (file,) = list(paint(prompt="three red stars", count=1))[-1][page.create.files]
     alone = page_of(models[:1])
     monkeypatch.setattr(models[0].pipe, "chat", lambda *given, **settings: iter(["thr", "ee"]))
-    report = alone.create.check.result[0]
-    assert "✓</span> 3 of 3 red stars" in list(alone.create.check.run([file], 0, REQUEST))[-1][report]["value"]
+    check = alone.create.check
+    assert "✓</span> 3 of 3 red stars" in list(check.run([file], 0, REQUEST))[-1][check.report]["value"]
     monkeypatch.setattr(models[0].pipe, "chat", lambda *given, **settings: iter(["many"]))
-    assert "gave no number" in list(alone.create.check.run([file], 0, REQUEST))[-1][report]["value"]
+    assert "gave no number" in list(check.run([file], 0, REQUEST))[-1][check.report]["value"]
 
 
 def test_finding_in_a_painted_picture_begins_with_its_first_thing(page, paint):

@@ -30,8 +30,16 @@ class RunningPage:
     def paint(self) -> Iterator[str]:
         """Begin to paint eight pictures; yields the events of the page."""
         tree = httpx.get(f"{self.url}/config", timeout=30).json()
-        (handler,) = (one["id"] for one in tree["dependencies"] if len(one["inputs"]) == 7)
-        data = ["janus-nano", "a red star", 8, 1, 2.0, 1.0, []]
+        components = {one["id"]: one["props"] for one in tree["components"]}
+        (button,) = (number for number, props in components.items() if props.get("elem_id") == "paint")
+        (handler, inputs) = next(
+            (one["id"], one["inputs"])
+            for one in tree["dependencies"]
+            if one["inputs"] and any(target[0] == button for target in one["targets"])
+        )
+        changed = {"prompt": "a red star", "count": 8, "seed": "1"}
+        props = [components[number] for number in inputs]
+        data = [changed.get(one.get("elem_id", ""), one.get("value")) for one in props]
         body = {"data": data, "fn_index": handler, "session_hash": "visitor"}
         httpx.post(f"{self.url}/gradio_api/queue/join", json=body, timeout=30).raise_for_status()
         events = f"{self.url}/gradio_api/queue/data?session_hash=visitor"
