@@ -17,7 +17,7 @@ from .components import Update, gr
 MAX_PICTURES = 40
 """Pictures of a visitor that are listed; the oldest leave."""
 EXAMPLES = Path(__file__).parent / "examples"
-"""Pictures that janus-nano painted, with their settings; `docs/models.md` says how they were made."""
+"""Pictures that janus-nano painted, with their settings; see `docs/models.md`."""
 
 _SIDE = 128
 _MOST_IMAGE, _MOST_TEXT = 60_000, 4_000
