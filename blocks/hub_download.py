@@ -37,7 +37,8 @@ def download(name: str, *, weights: bool = True, **options: Any) -> Path:
     with hub_errors(name):
         files = None if options.get("local_files_only") else list_files(name, options.get("token"))
         if files is None:
-            cached = {**options, "local_files_only": True}
+            # Newer versions refuse a snapshot without all of the hub's files, so only one is asked for.
+            cached = {**options, "local_files_only": True, "allow_patterns": ["config.json"]}
             return Path(str(snapshot_download(repo_id, revision=revision, **cached)))
         fetch = _Fetcher(repo_id, revision, options)
         small = [file for file in files if file.endswith(".json") and not file.endswith(".index.json")]
@@ -137,7 +138,7 @@ def _advice(name: str, error: Exception, reason: str) -> str:
         return f"the hub has no such model, or it is private: check the name, or give {token}"
     if kind == "HFValidationError":
         return f"it is no hub id: {reason}"
-    if kind == "LocalEntryNotFoundError" or _is_network(error):
+    if kind in ("LocalEntryNotFoundError", "IncompleteSnapshotError") or _is_network(error):
         return (
             "it is not in the cache and can't be fetched: the hub can't be reached, or HF_HUB_OFFLINE or "
             "local_files_only forbids it. Without a network, give the folder that holds the files"

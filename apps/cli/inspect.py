@@ -27,6 +27,7 @@ from ...blocks.kernels.codec import KINDS
 from ...blocks.placement.memory_budget import size_text
 from ...blocks.placement.memory_estimate import active_parameters, parameters_by_part
 from ..pipelines import ModelDescription, describe, label
+from .remote import read_remote
 
 BATCHES = (1, 4, 16)
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -40,33 +41,34 @@ def inspect_model(model: str) -> dict[str, Any]:
 
     `errors` says why parts of it are missing. Raises `CheckpointError` only if there is no such folder.
     """
-    source = open_model(model)
-    folder = source.path
+    source = open_model(model, weights=False)
+    folder, remote = source.path, read_remote(source)
     report: dict[str, Any] = {"model": model, "folder": str(folder), "label": label(folder), "errors": []}
-    report["files"] = [
-        {"name": path.name, "bytes": path.stat().st_size}
-        for path in sorted(folder.iterdir())
-        if os.path.isfile(path)
-    ]
+    local = {path.name: path.stat().st_size for path in sorted(folder.iterdir()) if os.path.isfile(path)}
+    sizes = local if remote is None else remote.files
+    report["files"] = [{"name": name, "bytes": size} for name, size in sorted(sizes.items())]
     description: ModelDescription | None = None
     entries: dict[str, TensorEntry] | None = None
     try:
-        entries = list_tensors(folder)
+        entries = list_tensors(folder) if remote is None else remote.entries
     except BifronsError as error:
         report["errors"].append(str(error))
+    if remote is not None and entries is None:
+        report["note"] = "The tensors of .bin files are compared with the model once they are downloaded."
     try:
         description = describe(source, entries or ())
         report |= _architecture(description, stored_kind(source))
     except BifronsError as error:
         report["errors"].insert(0, str(error))
-    if entries is not None:
+    if entries:
         report["format"] = _format(folder, description, entries)
     if description is not None and entries is not None:
         try:
             report["tensors"] = _match_tensors(description, entries, report.get("quantization"))
         except BifronsError as error:
             report["errors"].append(str(error))
-    report["sound"] = not report["errors"] and not any(report["tensors"][kind] for kind in MISMATCHES)
+    mismatches = report.get("tensors", {})
+    report["sound"] = not report["errors"] and not any(mismatches.get(kind) for kind in MISMATCHES)
     return report
 
 
@@ -161,6 +163,8 @@ def report_lines(report: dict[str, Any]) -> Iterator[str]:
         yield from _memory_lines(report)
     if "tensors" in report:
         yield from _tensor_lines(report["tensors"])
+    if "note" in report:
+        yield f"\n{report['note']}"
     for error in report["errors"]:
         yield f"\nProblem: {error}"
     if not report["sound"]:

@@ -69,4 +69,6 @@ def find_model_folder(model: str | Path, **options: Any) -> Path:
             f"no folder {shown(name)}; accepted: a model folder, a hub id such as deepseek-ai/Janus-Pro-1B, "
             f"or an embedded model ({embedded}){name_hint(name)}"
         )
-    return download(name, **options)
+    folder = download(name, **options)
+    check_folder(folder)
+    return folder
