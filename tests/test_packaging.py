@@ -14,7 +14,10 @@ FOLDERS = ("blocks", "tokenizers", "janus", "vl2", "nano", "eval", "apps")
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 EXTRAS = PROJECT["optional-dependencies"]
 IMPORTED_AS = {"pillow": "PIL", "opencv-python-headless": "cv2"}
-OPTIONAL = {"triton": "a part of torch on Linux, imported where it is there"}
+OPTIONAL = {
+    "triton": "a part of torch on Linux, imported where it is there",
+    "lmms_eval": "imports us by an entry point",
+}
 
 
 def import_name(requirement: str) -> str:
