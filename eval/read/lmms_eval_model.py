@@ -25,9 +25,9 @@ class Bifrons(lmms):
     """lmms-eval's interface of a model, for `--model bifrons --model_args pretrained=MODEL,...`.
 
     pretrained: a folder, a hub id or an embedded model. mode: "read" answers questions about pictures,
-    "paint" generates a picture of the context and answers {"text": "", "images": [its file]}, as lmms-eval's
-    painting tasks expect; the files go to `output_dir`. seed: of document 0's picture; document i has seed + i.
-    Raises OptionError for another mode, or a model that doesn't paint.
+    "paint" generates a picture of the context and answers {"text": "", "images": [its file]}, as
+    lmms-eval's painting tasks expect; the files go to `output_dir`. seed: of document 0's picture; document
+    i has seed + i. Raises OptionError for another mode, or a model that doesn't paint.
     """
 
     is_simple = True
