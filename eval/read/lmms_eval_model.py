@@ -55,7 +55,9 @@ class Bifrons(lmms):
         # lmms-eval's own default is the device "cuda:0", with or without a GPU.
         self._pipe = family.from_pretrained(pretrained, _existing(device), dtype, progress=False)
         self._mode, self._output_dir, self._seed = mode, Path(output_dir), seed
-        self._painting = {} if guidance_scale is None else {"guidance_scale": float(guidance_scale)}
+        self._painting: dict[str, Any] = {}
+        if guidance_scale is not None:
+            self._painting["guidance_scale"] = float(guidance_scale)
 
     @property
     def batch_size(self) -> int:
