@@ -17,7 +17,7 @@ from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
 import torch
 from torch import Tensor, nn
 
-from .errors import OptionError
+from .errors import BifronsError, OptionError
 
 DTYPES = {
     "float32": torch.float32,
@@ -193,6 +193,26 @@ def zeros(shape: Sequence[int], device: torch.device, dtype: torch.dtype) -> Ten
         return torch.zeros(*shape, device=device, dtype=dtype)
     pages = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     return torch.frombuffer(pages, dtype=dtype).view(*shape)
+
+
+def not_finite(what: str, dtype: torch.dtype) -> BifronsError:
+    """The error for results that are NaN or infinite."""
+    name = str(dtype).removeprefix("torch.")
+    if dtype == torch.float16:
+        cause = "activations overflow in float16, which ends at 65,504, or the weights are damaged"
+        accepted = "dtype bfloat16, or float32"
+    else:
+        cause = f"the weights are damaged, or activations overflow in {name}"
+        accepted = "whole weights" if dtype == torch.float32 else "whole weights; dtype float32 may help"
+    return BifronsError(f"{what} are not numbers (NaN) or infinite: {cause}; accepted: {accepted}")
+
+
+def check_finite(tensor: Tensor, what: str, dtype: torch.dtype | None = None) -> Tensor:
+    """The tensor. Raises a `BifronsError` if a number in it is NaN or infinite; `dtype` is that of the
+    activations it was computed from, if another."""
+    if not tensor.isfinite().all():
+        raise not_finite(what, dtype or tensor.dtype)
+    return tensor
 
 
 def release_cached_memory(device: torch.device) -> None:

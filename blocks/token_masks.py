@@ -3,20 +3,25 @@
 A model's `TokenVocabulary` compiles a format's grammar; an `OutputMatcher` follows one answer, and holds the
 mask of the tokens that may come next. Generation draws from these alone.
 
-V rows of the model's embedding, W = ceil(V / 32) words of a mask.
+N answers, V rows of the model's embedding, W = ceil(V / 32) words of a mask.
 """
 
 import json
+import math
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from random import Random
 from typing import NoReturn
 
 import numpy as np
+import torch
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 from tokenizers import Tokenizer
+from torch import Tensor
 
+from .device import upload
 from .errors import OptionError
 from .json_config import shown
 
@@ -31,6 +36,10 @@ LIMITS = LLParserLimits(
 """What compiling and the masks of one format may cost."""
 _CACHED = 16  # compiled formats of a vocabulary
 _SHOWN = 300
+_SPARE = 4  # tokens that may be left when an answer is ended
+_DIRECT = 256  # tokens of an end in which others are tried then
+_CLOSING = '}]",0123456789ntf-[{'
+"""Characters in the order in which they shorten JSON: ends, then short values, then what opens more."""
 
 
 class TokenVocabulary:
@@ -44,6 +53,10 @@ class TokenVocabulary:
         self._compiled: OrderedDict[str, LLMatcher] = OrderedDict()
         self.plain_W = np.zeros(-(-rows // 32), dtype=np.int32)
         """The tokens that are no special ones, and the end token."""
+        self.characters: dict[str, int] = {}
+        """The tokens of single printable ASCII characters."""
+        self.brackets: frozenset[int] = frozenset()
+        """The tokens that may open a list or an object."""
 
     def __reduce__(self) -> tuple[type["TokenVocabulary"], tuple[Tokenizer, int, int]]:
         return TokenVocabulary, (self._tokenizer, self.rows, self.eos_id)
@@ -76,9 +89,11 @@ class TokenVocabulary:
                 if name in vocabulary:
                     vocabulary[token["content"]] = vocabulary.pop(name)
         tokens = LLTokenizer(json.dumps(content), n_vocab=self.rows, eos_token=self.eos_id)
-        spelled = {tokens.decode_bytes([token]) for token in range(self.rows)}
-        missing = "".join(chr(code) for code in range(32, 127) if bytes([code]) not in spelled)
-        if missing:
+        texts = {token: tokens.decode_bytes([token]) for token in range(self.rows)}
+        ids = {text: token for token, text in texts.items()}
+        self.characters = {chr(c): ids[bytes([c])] for c in range(32, 127) if bytes([c]) in ids}
+        self.brackets = frozenset(token for token, text in texts.items() if b"{" in text or b"[" in text)
+        if missing := "".join(chr(code) for code in range(32, 127) if chr(code) not in self.characters):
             raise OptionError(
                 f"this model's vocabulary can't spell {shown(missing)}, so it can't write answers of a given "
                 "format; accepted: a vocabulary with a token for each byte"
@@ -90,7 +105,12 @@ class TokenVocabulary:
 
 
 class OutputMatcher:
-    """Holds one answer to a format, token by token. Used by one thread at a time."""
+    """Holds one answer to a format, token by token. Used by one thread at a time.
+
+    So that `max_new_tokens` doesn't cut an answer off, a short way to end it is looked for from time to time,
+    and taken when hardly more tokens are left: strings end, lists and optional properties get no more
+    entries.
+    """
 
     def __init__(
         self, description: str, source: str, vocabulary: TokenVocabulary, max_new_tokens: int
@@ -98,6 +118,9 @@ class OutputMatcher:
         """Arguments are those of `OutputFormat.matcher`."""
         self._description, self._vocabulary, self._left = description, vocabulary, max_new_tokens
         self._matcher = vocabulary.compile(description, source)
+        self._ending: list[int] = []
+        """The rest of the answer, last token first, once there are tokens for no more."""
+        self._end_length, self._growth, self._look_at = 0, 0, max_new_tokens
         self.mask_W = np.zeros_like(vocabulary.plain_W)
         """Bit `i % 32` of word `i // 32` says whether token `i` may come next; int32 `[W]`. The end token may
         if the answer is complete."""
@@ -109,6 +132,8 @@ class OutputMatcher:
         with library_errors(self._description):
             self._matcher.consume_token(token)
             self._left -= 1
+            if token in self._vocabulary.brackets:
+                self._look_at = self._left
             if self._matcher.is_stopped() and not self._matcher.is_error():
                 return True
         self._update()
@@ -116,12 +141,73 @@ class OutputMatcher:
 
     def _update(self) -> None:
         with library_errors(self._description):
+            if not self._ending and self._left <= self._look_at:
+                self._look_for_end()
+            if self._ending:
+                token = self._ending.pop()
+                self.mask_W[:] = 0
+                self.mask_W[token // 32] = np.int32(np.uint32(1 << token % 32).view(np.int32))
+                return
             self._matcher.unsafe_compute_mask_ptr(self.mask_W.ctypes.data, self.mask_W.nbytes)
             if self._matcher.is_error():
                 refuse(self._description, self._matcher.get_error())
         self.mask_W &= self._vocabulary.plain_W
         if not self.mask_W.any():
             refuse(self._description, "this model's vocabulary can't spell what it asks for")
+
+    def _look_for_end(self) -> None:
+        """Decide whether to end the answer, and if not, when to look again: at the latest when half of the
+        tokens are used that it might take beyond its end."""
+        tokens = self._short_end()
+        if tokens is None:
+            self._look_at = self._left // 2
+            return
+        self._growth = max(self._growth, len(tokens) - self._end_length if self._end_length else 0)
+        self._end_length = len(tokens)
+        spare = self._left - len(tokens) - self._growth - _SPARE
+        self._look_at = self._left - max(1, spare // 2)
+        if spare <= 0:
+            self._ending = tokens[::-1]
+
+    def _short_end(self) -> list[int] | None:
+        """Tokens that complete the answer, few but not the fewest; None if none were found that fit."""
+        matcher, tokens, mask_W = self._matcher.deep_copy(), [], np.zeros_like(self.mask_W)
+        random = Random(0)
+        while len(tokens) <= self._left:
+            if matcher.is_accepting():
+                return tokens if matcher.is_stopped() else [*tokens, self._vocabulary.eos_id]
+            forced = matcher.compute_ff_tokens()
+            if not forced:
+                matcher.unsafe_compute_mask_ptr(mask_W.ctypes.data, mask_W.nbytes)
+                mask_W &= self._vocabulary.plain_W
+                forced = [self._closing_token(mask_W, random if len(tokens) > _DIRECT else None)]
+            tokens += forced
+            if not matcher.consume_tokens(forced):
+                return None
+        return None
+
+    def _closing_token(self, mask_W: np.ndarray, random: Random | None) -> int:
+        """The token that most likely brings the answer to its end; a `random` one if it did not."""
+        allowed = np.flatnonzero(np.unpackbits(mask_W.view(np.uint8), bitorder="little")).tolist()
+        if random is not None or not allowed:
+            return random.choice(allowed) if random is not None and allowed else self._vocabulary.eos_id
+        characters, found = self._vocabulary.characters, set(allowed)
+        if characters[" "] in found and characters['"'] in found:  # within a string
+            return characters['"']
+        return next((characters[c] for c in _CLOSING if characters[c] in found), allowed[0])
+
+
+def apply_masks(logits_NV: Tensor, masks_NW: Tensor) -> Tensor:
+    """Logits with -inf for tokens whose bit in a mask of `OutputMatcher` is 0."""
+    bits = torch.arange(32, dtype=torch.int32, device=masks_NW.device)
+    allowed = ((masks_NW[:, :, None] >> bits) & 1).flatten(1)[:, : logits_NV.shape[1]]
+    return logits_NV.masked_fill(allowed == 0, -math.inf)
+
+
+def stack_masks(matchers: Iterable[OutputMatcher | None], device: torch.device) -> Tensor:
+    """The masks of all matchers, int32 `[N, W]`."""
+    masks = [matcher.mask_W for matcher in matchers if matcher is not None]
+    return upload(torch.from_numpy(np.stack(masks)), device)
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..blocks.chat.text_generation import MAX_SEED, score_tokens
+from ..blocks.device import check_finite
 from ..blocks.engine.generate import Sequences, scheduler_of
 from ..blocks.errors import OptionError, as_python_numbers, check_integer, check_number, python_number, shown
 from ..blocks.graphs.cuda_graphs import is_row_invariant
@@ -169,7 +170,9 @@ def image_batch_size(model: JanusModel, guided: bool, longest: int) -> int:
 def decode_images(model: JanusModel, codes_NT: Tensor) -> list[Image.Image]:
     """Images of codes `[N, T]`, decoded one at a time: an image is the same in any batch, and activations,
     which are large, are those of one."""
-    images = [to_uint8(model.decode_codes(codes)) for codes in codes_NT.to(_input_device(model)).split(1)]
+    pixels = [model.decode_codes(codes) for codes in codes_NT.to(_input_device(model)).split(1)]
+    check_finite(torch.stack([one.amax() + one.amin() for one in pixels]), "the image's pixels")
+    images = [to_uint8(one) for one in pixels]
     return list(map(Image.fromarray, torch.cat(images).cpu().numpy()))
 
 
@@ -194,7 +197,8 @@ def next_image_logits(
     rows = [cond] if uncond is None else [cond, uncond]
     hidden = [model.decoder(model.embed_text(ids.to(device))[None])[0, -1] for ids in rows]
     logits = model.image_logits(torch.stack(hidden)).float()
-    return (logits[0] if uncond is None else guide(logits[0], logits[1], guidance_scale)).cpu()
+    guided = logits[0] if uncond is None else guide(logits[0], logits[1], guidance_scale)
+    return check_finite(guided.cpu(), "the model's logits", model.decoder.dtype)
 
 
 @torch.no_grad()

@@ -149,7 +149,11 @@ def _add_answering(parser: Any) -> None:
             ("--max-new-tokens", int, "maximum length of an answer"),
             ("--temperature", float, _TEMPERATURE_HELP),
             ("--top-p", float, _TOP_P_HELP),
+            ("--top-k", int, "sample from this many of the likeliest tokens (default: all)"),
+            ("--min-p", float, "leave out tokens less likely than this times the likeliest one"),
             ("--repetition-penalty", float, "values above 1 make repetition less likely"),
+            ("--presence-penalty", float, "subtracted from the logits of tokens in the answer so far"),
+            ("--frequency-penalty", float, "subtracted for each time that a token is in the answer so far"),
         ],
     )
 

@@ -150,7 +150,7 @@ class ChatPipeline(LoadedPipeline):
                 against it, on one line. `choices`: the answer is one of these texts. `regex`: it matches this
                 regular expression. Any other form is an `output_format`. An answer that `max_new_tokens`
                 cuts off matches none.
-            options: `repetition_penalty` and `prefill_chunk`, as in `TextGenerationOptions`.
+            options: the other fields of `TextGenerationOptions`: `top_k`, `min_p`, `logit_bias`, penalties.
 
         Returns:
             The answer, or with `stream` an iterator over its pieces.

@@ -4,7 +4,7 @@ B conversations, T prompt tokens, A answer tokens, D decoder width, V vocabulary
 """
 
 import secrets
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any, Protocol, Self, TypedDict, TypeVar
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ...tokenizers.text import StreamDecoder, TextTokenizer
-from ..device import upload
+from ..device import check_finite, upload
 from ..engine.generate import Sequences
 from ..engine.prefill import prefill
 from ..errors import OptionError, as_python_numbers, check_integer
@@ -30,9 +30,10 @@ class TextGenerationOptions:
     """How a text is generated.
 
     `temperature=0` is greedy. A `repetition_penalty` above 1 makes tokens that occurred before, prompt
-    included, less likely; 1 is none. `prefill_chunk` limits the prompt positions that are computed at once
-    (None: all), which saves memory and changes nothing else. `output_format` is what the answer must match,
-    which it does unless `max_new_tokens` cut it off. Raises `OptionError`.
+    included, less likely; 1 is none. `SamplingParams` describes the others. `prefill_chunk` limits the prompt
+    positions that are computed at once (None: all), which saves memory and changes nothing else.
+    `output_format` is what the answer must match, which it does unless `max_new_tokens` cut it off. Raises
+    `OptionError`.
     """
 
     max_new_tokens: int = 512
@@ -41,6 +42,11 @@ class TextGenerationOptions:
     repetition_penalty: float = 1.0
     prefill_chunk: int | None = None
     output_format: OutputFormat | None = None
+    top_k: int = 0
+    min_p: float = 0.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: Mapping[int, float] | None = None
 
     def __post_init__(self) -> None:
         as_python_numbers(self)
@@ -61,14 +67,20 @@ class TextGenerationOptions:
 
     @property
     def sampling(self) -> SamplingParams:
-        return SamplingParams(self.temperature, 0, self.top_p, None, self.repetition_penalty)
+        names = SamplingParams.__dataclass_fields__.keys() & self.__dataclass_fields__
+        return SamplingParams(**{name: getattr(self, name) for name in names})
 
 
 class MoreTextOptions(TypedDict, total=False):
     """The options of `ask` and `chat` that are given by name: fields of `TextGenerationOptions`, and what an
     output format is made of."""
 
+    top_k: int
+    min_p: float
     repetition_penalty: float
+    presence_penalty: float
+    frequency_penalty: float
+    logit_bias: Mapping[int, float] | None
     prefill_chunk: int | None
     output_format: OutputFormat | None
     json_schema: Any
@@ -234,7 +246,7 @@ def next_token_logits(model: ChatModel, prompt: Prompt, prefill_chunk: int | Non
     else:
         cache = model.decoder.new_cache(1, len(prompt))
         hidden = prefill(model.decoder, [x_TD], cache, prefill_chunk)[0]
-    return model.text_logits(hidden).float().cpu()
+    return check_finite(model.text_logits(hidden).float().cpu(), "the model's logits", model.decoder.dtype)
 
 
 @torch.no_grad()
@@ -247,5 +259,6 @@ def score_tokens(decoder: Decoder, head: TokenHead, prompt_TD: Tensor, tokens_A:
     check_context(len(prompt_TD), len(tokens), decoder.config.max_positions)
     x_TD = torch.cat((prompt_TD, head.embed(tokens[:-1])))
     hidden_AD = decoder(x_TD[None])[0, len(prompt_TD) - 1 :]
-    scores_AV = head.logits(hidden_AD).float().log_softmax(-1)
+    logits_AV = check_finite(head.logits(hidden_AD).float(), "the model's logits", decoder.dtype)
+    scores_AV = logits_AV.log_softmax(-1)
     return scores_AV.gather(1, tokens[:, None])[:, 0].cpu()

@@ -11,7 +11,8 @@ from torch import Tensor
 from ..model.decoder import Decoder
 from ..model.kv_slots import KVSlots, ints_on_device, select_rows
 from ..sampling.request import Request, SampledToken, SamplingMode, TokenHead, Tokens, group_by_mode
-from ..sampling.sampling import output_masks, sample, sampled_tokens, sampling_tensors, token_logprobs
+from ..sampling.sampling import IN_PROMPT, sample, sampled_tokens, sampling_tensors, token_logprobs
+from ..token_masks import stack_masks
 from .prefill import PREFILL_CHUNK, Prefiller, decode_one
 
 
@@ -50,6 +51,8 @@ class Batch:
             # The higher row first: dropping a row moves the last one, which may be this request's other row.
             request.row_ids.sort()
             row = request.row_ids.pop()
+            if request.error is not None:
+                self.slots.clear(row)
             moved = self.slots.drop(row)
             for other in self.requests:
                 other.row_ids = [row if other_row == moved else other_row for other_row in other.row_ids]
@@ -67,7 +70,7 @@ class Batch:
         for request, result in sampled:
             request.step += 1
             if request in self._seen:
-                self._seen[request][result.token] = True
+                self._seen[request][result.token] += 1
         return sampled
 
     def _sample(
@@ -82,7 +85,7 @@ class Batch:
             logits.device, [request.seed for request in requests], [request.step for request in requests]
         )
         seen_NV = self._seen_tokens(requests, logits.shape[-1], logits.device) if mode.penalized else None
-        masks_NW = output_masks(requests, logits.device) if mode.constrained else None
+        masks_NW = stack_masks([one.matcher for one in requests], logits.device) if mode.constrained else None
         tokens_N = sample(logits, mode, params, seeds_N, steps_N, seen_NV, masks_NW)
         logprobs = token_logprobs(logits, tokens_N.clamp(min=0), mode, params) if mode.logprobs else None
         return tokens_N, sampled_tokens(requests, tokens_N.tolist(), logprobs)
@@ -90,9 +93,9 @@ class Batch:
     def _seen_tokens(self, requests: list[Request], vocabulary: int, device: torch.device) -> Tensor:
         for request in requests:
             if request not in self._seen:
-                self._seen[request] = torch.zeros(vocabulary, dtype=torch.bool, device=device)
+                self._seen[request] = torch.zeros(vocabulary, dtype=torch.int32, device=device)
                 if request.seen_ids is not None:
-                    self._seen[request][request.seen_ids.to(device)] = True
+                    self._seen[request][request.seen_ids.to(device)] = IN_PROMPT
         return torch.stack([self._seen[request] for request in requests])
 
     def _decode(self, requests: Sequence[Request], inputs: list[tuple[list[Request], Tensor]]) -> None:

@@ -18,6 +18,7 @@ import torch
 from ..device import inference_on
 from ..errors import OptionError, reraise_exit
 from ..graphs.cuda_graphs import GraphCapturer, uses_cuda_graphs
+from ..logit_bias import check_logit_bias
 from ..model.decoder import Decoder
 from ..sampling.request import Request, SampledToken, SamplingParams, TokenHead, Tokens, check_context
 from .prefill import embed_requests
@@ -89,9 +90,11 @@ class Scheduler:
         check_context(prompt, new, self.context)
 
     def submit(self, requests: Sequence[Request]) -> None:
-        """Queue requests. Raises `PromptError` if one does not fit into a row."""
+        """Queue requests. Raises `PromptError` if one does not fit into a row, and `OptionError` if it has
+        a bias for a token that there is not."""
         for request in requests:
             self.check(request.prompt_tokens, request.max_new_tokens)
+            check_logit_bias(request.sampling.logit_bias, self.decoder.config.vocab_size)
         with self._changed:
             self._waiting = sorted([*self._waiting, *requests], key=lambda request: request.priority)
             self._changed.notify_all()
@@ -256,7 +259,7 @@ class Scheduler:
         request.delivered += 1
         self.tokens += 1
         try:
-            stops = request.deliver(sampled)
+            stops = request.deliver(sampled, self.decoder.dtype)
         except BaseException as error:
             reraise_exit(error)
             if not isinstance(error, OptionError):  # an output format too complex: the client is told

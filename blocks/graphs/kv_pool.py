@@ -57,8 +57,11 @@ class KVPool:
                 return start
         return None
 
-    def give(self, start: int, count: int) -> None:
-        """Return a range of `count` slots."""
+    def give(self, start: int, count: int, clear: bool = False) -> None:
+        """Return a range of `count` slots; with `clear`, as zeros."""
+        if clear:
+            for buffer in self.buffers:
+                buffer[:, :, start : start + count] = 0
         merged: list[tuple[int, int]] = []
         for first, length in sorted([*self._free, (start, range_length(count))]):
             if merged and sum(merged[-1]) == first:

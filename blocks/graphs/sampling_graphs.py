@@ -11,8 +11,10 @@ import torch
 from torch import Tensor
 
 from ..device import upload
+from ..logit_bias import MAX_BIASES
 from ..sampling.request import MAX_LOGPROBS, Request, SamplingMode, SamplingTensors, TokenHead
-from ..sampling.sampling import output_masks, sample, sampling_tensors, token_logprobs
+from ..sampling.sampling import IN_PROMPT, sample, sampling_tensors, token_logprobs
+from ..token_masks import stack_masks
 
 
 @dataclass
@@ -31,7 +33,7 @@ class RowBuffers:
     vocabulary: int
     """Number of text tokens."""
     seen_RV: Tensor | None = None
-    """Tokens that a repetition penalty counts as seen, by a request's first row."""
+    """How often tokens were generated, for penalties (see `penalize`), by a request's first row."""
 
     @property
     def spare(self) -> int:
@@ -53,7 +55,7 @@ class RowBuffers:
     def allocate_seen(self) -> Tensor:
         """`seen_RV`, allocated the first time."""
         if self.seen_RV is None:
-            self.seen_RV = self.hidden_RD.new_zeros(len(self.hidden_RD), self.vocabulary, dtype=torch.bool)
+            self.seen_RV = self.hidden_RD.new_zeros(len(self.hidden_RD), self.vocabulary, dtype=torch.int32)
         return self.seen_RV
 
     def mark_seen(self, request: Request) -> None:
@@ -61,7 +63,7 @@ class RowBuffers:
         seen_V = self.allocate_seen()[request.row_ids[0]]
         seen_V.zero_()
         if request.seen_ids is not None:
-            seen_V[upload(request.seen_ids, seen_V.device)] = True
+            seen_V[upload(request.seen_ids, seen_V.device)] = IN_PROMPT
 
 
 class SamplingGroup:
@@ -74,12 +76,16 @@ class SamplingGroup:
         self.head, self.mode, self.rows = head, mode, rows
         size, device = rows.spare, rows.hidden_RD.device
         self.requests: list[Request] = []
-        self.rows_N, self.uncond_N, self.seeds_N, self.steps_N, self.top_k_N, self.tokens_N = torch.zeros(
-            6, size, dtype=torch.long, device=device
+        self.rows_N, self.uncond_N, self.seeds_N, self.steps_N, self.tokens_N = torch.zeros(
+            5, size, dtype=torch.long, device=device
         )
         self.rows_N.fill_(rows.spare)
         self.uncond_N.fill_(rows.spare)
-        self._numbers = torch.ones(4, size, device=device)
+        self.num_biases = MAX_BIASES if mode.biased else 0
+        numbers, integers = torch.ones(7, size, device=device), torch.zeros_like(self.rows_N)
+        biases = torch.zeros(size, self.num_biases, device=device)
+        parts = (*numbers[:4], integers, *numbers[4:], biases, biases.long())
+        self.params = SamplingTensors._make(parts)
         alternatives = MAX_LOGPROBS if mode.logprobs else 0
         if mode.penalized:
             rows.allocate_seen()
@@ -101,9 +107,8 @@ class SamplingGroup:
             [request.step for request in requests],
         ]
         integers = upload(torch.tensor(columns), device)
-        params = sampling_tensors(requests, device)
-        targets = (self.rows_N, self.uncond_N, self.seeds_N, self.steps_N, self.top_k_N, *self._numbers)
-        sources = (*integers, params.top_k, *params[:4])
+        targets = (self.rows_N, self.uncond_N, self.seeds_N, self.steps_N, *self.params)
+        sources = (*integers, *sampling_tensors(requests, device, self.num_biases))
         for target, source in zip(targets, sources, strict=True):
             target[:count] = source
         self.rows_N[count:] = self.rows.spare
@@ -112,15 +117,15 @@ class SamplingGroup:
     def load_masks(self) -> None:
         """Bring the masks of requests with a matcher to the device, before each step."""
         if self.masks_NW is not None:
-            self.masks_NW[: len(self.requests)] = output_masks(self.requests, self.masks_NW.device)
+            matchers = [request.matcher for request in self.requests]
+            self.masks_NW[: len(matchers)] = stack_masks(matchers, self.masks_NW.device)
 
     def work(self, count: int, kernel: ModuleType) -> None:
         """Sample the first `count` requests' tokens and embed them as the decoder's next inputs."""
         rows, mode = self.rows, self.mode
         rows_N, uncond_N, steps_N = self.rows_N[:count], self.uncond_N[:count], self.steps_N[:count]
         logits = self.head.logits(rows.hidden_RD[torch.cat((rows_N, uncond_N)) if mode.guided else rows_N])
-        numbers = [column[:count] for column in self._numbers]
-        params = SamplingTensors(*numbers, top_k=self.top_k_N[:count])
+        params = SamplingTensors(*(tensor[:count] for tensor in self.params))
         seen_NV = rows.seen_RV[rows_N] if mode.penalized and rows.seen_RV is not None else None
         masks_NW = None if self.masks_NW is None else self.masks_NW[:count]
         tokens_N = sample(logits, mode, params, self.seeds_N[:count], steps_N, seen_NV, masks_NW, kernel)
@@ -139,7 +144,7 @@ class SamplingGroup:
         """Count the requests' tokens as seen; apart from `work`, as a step that failed is repeated."""
         count = len(self.requests)
         if self.mode.penalized and self.rows.seen_RV is not None:
-            self.rows.seen_RV[self.rows_N[:count], self.tokens_N[:count]] = True
+            self.rows.seen_RV[self.rows_N[:count], self.tokens_N[:count].clamp(min=0)] += 1
 
     def read(self) -> list[Tensor]:
         """Start copying the requests' tokens, and log-probabilities if they are wanted, to the host."""

@@ -51,10 +51,11 @@ def _best_of_blocks(
     BLOCK: tl.constexpr,
     GUIDED: tl.constexpr,
     GREEDY: tl.constexpr,
+    SOME_DROPPED: tl.constexpr,
     PDL: tl.constexpr,
 ):
     """The best token of one block of the vocabulary for one draw, and its score, the guided logit with noise;
-    -1, which counts as the best of all, if a logit is not a number."""
+    -1, which counts as the best of all, if a logit is not finite, but for the -inf of dropped tokens."""
     wait_then_trigger(PDL)
     n = tl.program_id(0).to(tl.int64)
     block = tl.program_id(1)
@@ -66,14 +67,18 @@ def _best_of_blocks(
         score = uncond + tl.load(guidance + n) * (cond - uncond)
     else:
         score = tl.load(logits + n * V + v, mask=mask, other=0.0).to(tl.float32)
+    if SOME_DROPPED:
+        bad = score != score
+    else:
+        bad = (tl.abs(score) < float("inf")) == 0
     if not GREEDY:
         noise = _exponential(tl.load(seeds + n), tl.load(steps + n), v)
         score = tl.div_rn(score, tl.zeros([BLOCK], tl.float32) + tl.load(temperature + n)) - tl.log(noise)
     score = tl.where(mask, score, float("-inf"))
     best_score, best = tl.max(score, axis=0, return_indices=True)
-    has_nan = tl.max((score != score).to(tl.int32), axis=0) > 0
-    tl.store(best_scores + n * BLOCKS + block, tl.where(has_nan, float("inf"), best_score))
-    tl.store(best_tokens + n * BLOCKS + block, tl.where(has_nan, -1, block * BLOCK + best))
+    any_bad = tl.max(bad.to(tl.int32), axis=0) > 0
+    tl.store(best_scores + n * BLOCKS + block, tl.where(any_bad, float("inf"), best_score))
+    tl.store(best_tokens + n * BLOCKS + block, tl.where(any_bad, -1, block * BLOCK + best))
 
 
 @triton.jit
@@ -95,11 +100,13 @@ def draw(
     steps_N: Tensor,
     guidance_N: Tensor | None,
     temperature_N: Tensor | None,
+    some_dropped: bool = False,
 ) -> Tensor:
     """Sample one token per draw, int64 `[N]`.
 
     Logits are `[N, V]`, or with `guidance_N` `[2 N, V]`: the conditional rows of all draws, then the
-    unconditional ones. Without `temperature_N` it is the most likely token; -1 if a logit is not a number.
+    unconditional ones. Without `temperature_N` it is the most likely token. It is -1 if a logit is not
+    finite; with `some_dropped`, -inf is a token that was dropped.
     """
     count, size = len(seeds_N), logits.shape[1]
     logits = logits.contiguous()
@@ -121,6 +128,7 @@ def draw(
         BLOCK=_BLOCK,
         GUIDED=guidance_N is not None,
         GREEDY=temperature_N is None,
+        SOME_DROPPED=some_dropped,
         enable_fp_fusion=False,
         **pdl_options(logits),
     )

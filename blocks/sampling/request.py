@@ -3,13 +3,16 @@
 D decoder width, V vocabulary of a token head, N requests, m tokens, T prompt positions.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
-from ..errors import BifronsError, OptionError, PromptError, as_python_numbers, check_integer, check_number
+from ..device import not_finite
+from ..errors import OptionError, PromptError, as_python_numbers, check_integer, check_number
+from ..logit_bias import check_logit_bias
 from ..token_masks import OutputMatcher
 
 MAX_LOGPROBS = 20
@@ -45,30 +48,37 @@ class SamplingMode(NamedTuple):
     penalized: bool
     logprobs: bool = False
     constrained: bool = False
+    biased: bool = False
 
     @property
     def draws_raw_logits(self) -> bool:
         """Whether tokens are drawn from the logits as they are, but for guidance and temperature."""
-        return not (self.filtered or self.penalized or self.constrained)
+        return not (self.filtered or self.penalized or self.constrained or self.biased)
 
 
 class SamplingTensors(NamedTuple):
-    """Sampling parameters of N requests, each `[N]`."""
+    """Sampling parameters of N requests, each `[N]`, but for the biases `[N, K]` of the tokens `biased`."""
 
     temperature: Tensor
     top_p: Tensor
     guidance: Tensor
     penalty: Tensor
     top_k: Tensor
+    min_p: Tensor
+    presence: Tensor
+    frequency: Tensor
+    biases: Tensor
+    biased: Tensor
 
 
 @dataclass(frozen=True)
 class SamplingParams:
     """How a token is chosen from logits.
 
-    `temperature=0` is greedy; `top_k=0` and `top_p=1` keep every token. `guidance_scale=None` is no guidance,
-    and one row of the cache instead of two. `repetition_penalty=1` is none. Raises `OptionError` for a value
-    out of range.
+    `temperature=0` is greedy; `top_k=0`, `top_p=1` and `min_p=0` keep every token. `guidance_scale=None` is
+    no guidance, and one row of the cache instead of two. `repetition_penalty=1` is none. `frequency_penalty`
+    is subtracted from a token's logit as often as it was generated, `presence_penalty` once if it was.
+    `logit_bias` is added to the logits of tokens, by id. Raises `OptionError` for a value out of range.
     """
 
     temperature: float = 1.0
@@ -76,6 +86,10 @@ class SamplingParams:
     top_p: float = 1.0
     guidance_scale: float | None = None
     repetition_penalty: float = 1.0
+    min_p: float = 0.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: Mapping[int, float] | None = None
 
     def __post_init__(self) -> None:
         as_python_numbers(self)
@@ -88,6 +102,10 @@ class SamplingParams:
         check_integer("top_k", self.top_k, low=0)
         if check_number("repetition_penalty", self.repetition_penalty, low=0.0) == 0.0:
             raise OptionError("repetition_penalty is 0; accepted: above 0 (1 changes nothing)")
+        check_number("min_p", self.min_p, 0.0, 1.0)
+        check_number("presence_penalty", self.presence_penalty, -2.0, 2.0)
+        check_number("frequency_penalty", self.frequency_penalty, -2.0, 2.0)
+        object.__setattr__(self, "logit_bias", check_logit_bias(self.logit_bias))
 
     @property
     def rows(self) -> int:
@@ -100,8 +118,9 @@ class SamplingParams:
         return SamplingMode(
             guided=self.guidance_scale is not None,
             greedy=greedy,
-            filtered=not greedy and (self.top_k > 0 or self.top_p < 1.0),
-            penalized=self.repetition_penalty != 1.0,
+            filtered=not greedy and (self.top_k > 0 or self.top_p < 1.0 or self.min_p > 0.0),
+            penalized=(self.repetition_penalty, self.presence_penalty, self.frequency_penalty) != (1, 0, 0),
+            biased=bool(self.logit_bias),
         )
 
 
@@ -187,16 +206,13 @@ class Request:
             logprobs=self.logprobs is not None, constrained=self.matcher is not None
         )
 
-    def deliver(self, sampled: SampledToken) -> bool:
+    def deliver(self, sampled: SampledToken, dtype: torch.dtype) -> bool:
         """Hand over a token; returns whether it ends the request.
 
-        Raises `BifronsError` for the token -1, which stands for logits that are not numbers.
+        Raises `BifronsError` for the token -1, which stands for logits that are not finite, in this dtype.
         """
         if sampled.token < 0:
-            raise BifronsError(
-                "the model's logits are not numbers (NaN): its weights are damaged, or its activations "
-                "overflow in this dtype; accepted: bfloat16 or float32"
-            )
+            raise not_finite("the model's logits", dtype)
         if sampled.token == self.eos_id:
             return True
         stops = bool(self.on_token(sampled))

@@ -8,13 +8,16 @@ import math
 from collections.abc import Sequence
 from types import ModuleType
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from ..device import upload
+from ..token_masks import apply_masks
 from .philox import exponential_noise
 from .request import MAX_LOGPROBS, Request, SampledToken, SamplingMode, SamplingTensors
+
+IN_PROMPT = 1 << 30
+"""Added to the count of a token that the prompt holds."""
 
 
 def guide(cond: Tensor, uncond: Tensor, scale: float | Tensor) -> Tensor:
@@ -25,18 +28,30 @@ def guide(cond: Tensor, uncond: Tensor, scale: float | Tensor) -> Tensor:
     return uncond + scale * (cond - uncond)
 
 
-def penalize(logits: Tensor, seen: Tensor, penalty: Tensor) -> Tensor:
-    """Make tokens that were `seen` (a mask of the logits' shape) less likely: positive logits are divided by
-    the penalty (Keskar et al. 2019, "CTRL", sec. 4.1), negative ones multiplied, as in transformers."""
-    return torch.where(seen, torch.where(logits > 0, logits / penalty, logits * penalty), logits)
+def penalize(logits_NV: Tensor, seen_NV: Tensor, params: SamplingTensors) -> Tensor:
+    """Make tokens that occurred before less likely. `seen_NV` counts how often each was generated, and
+    `IN_PROMPT` for the prompt.
+
+    Positive logits of tokens that occurred are divided by the repetition penalty (Keskar et al. 2019, "CTRL",
+    sec. 4.1), negative ones multiplied, as in transformers. Then, as OpenAI's API defines it, the frequency
+    penalty is subtracted as often as a token was generated, and the presence penalty once.
+    """
+    penalty, generated_NV = params.penalty[:, None], seen_NV & (IN_PROMPT - 1)
+    repeated_NV = torch.where(logits_NV > 0, logits_NV / penalty, logits_NV * penalty)
+    logits_NV = torch.where(seen_NV > 0, repeated_NV, logits_NV)
+    present_NV = params.presence[:, None] * (generated_NV > 0)
+    return logits_NV - params.frequency[:, None] * generated_NV - present_NV
 
 
-def filter_logits(logits_NV: Tensor, temperature_N: Tensor, top_k_N: Tensor, top_p_N: Tensor) -> Tensor:
-    """Set tokens that top-k or top-p drop to -inf.
+def filter_logits(
+    logits_NV: Tensor, temperature_N: Tensor, top_k_N: Tensor, top_p_N: Tensor, min_p_N: Tensor
+) -> Tensor:
+    """Set tokens that top-k, top-p or min-p drop to -inf.
 
-    Temperature, then top-k, then top-p: the order of transformers' logits warpers. `top_k` keeps the k most
-    likely tokens and ties with the last of them; 0 keeps all. `top_p` keeps the smallest set of most likely
-    tokens with total probability p or more (Holtzman et al. 2020, sec. 3.1); of equal ones the first.
+    Temperature, then top-k, top-p and min-p: the order of transformers' logits warpers. `top_k` keeps the k
+    most likely tokens and ties with the last of them; 0 keeps all. `top_p` keeps the smallest set of most
+    likely tokens with total probability p or more (Holtzman et al. 2020, sec. 3.1); of equal ones the first.
+    `min_p` keeps tokens with at least p times the probability of the most likely one (Nguyen et al. 2024).
     """
     vocabulary = logits_NV.shape[-1]
     ordered, order = (logits_NV / temperature_N[:, None]).sort(dim=-1, descending=True, stable=True)
@@ -46,14 +61,17 @@ def filter_logits(logits_NV: Tensor, temperature_N: Tensor, top_k_N: Tensor, top
     # In float64: in float32 the sums' last bits may depend on the number of rows.
     before = probabilities.cumsum(-1) - probabilities
     dropped |= (before >= top_p_N[:, None]) & (top_p_N < 1.0)[:, None]
+    dropped |= ordered < ordered[:, :1] + min_p_N[:, None].log()
     return logits_NV.masked_fill(torch.empty_like(dropped).scatter_(1, order, dropped), -math.inf)
 
 
-def apply_masks(logits_NV: Tensor, masks_NW: Tensor) -> Tensor:
-    """Set tokens whose bit in a mask of `OutputMatcher` is 0 to -inf."""
-    bits = torch.arange(32, dtype=torch.int32, device=masks_NW.device)
-    allowed = ((masks_NW[:, :, None] >> bits) & 1).flatten(1)[:, : logits_NV.shape[1]]
-    return logits_NV.masked_fill(allowed == 0, -math.inf)
+def guided_logits(logits: Tensor, mode: SamplingMode, params: SamplingTensors) -> Tensor:
+    """Logits float32 `[N, V]`, after guidance if the mode has it."""
+    logits = logits.float()
+    if not mode.guided:
+        return logits
+    cond, uncond = logits.chunk(2)
+    return guide(cond, uncond, params.guidance[:, None])
 
 
 def process_logits(
@@ -63,16 +81,16 @@ def process_logits(
     seen_NV: Tensor | None = None,
     masks_NW: Tensor | None = None,
 ) -> Tensor:
-    """Logits float32 `[N, V]` after guidance, masks, penalty and filters; dropped tokens have -inf."""
-    logits = logits.float()
-    if mode.guided:
-        cond, uncond = logits.chunk(2)
-        logits = guide(cond, uncond, params.guidance[:, None])
+    """Guided logits `[N, V]` after biases, masks, penalties and filters; dropped tokens have -inf."""
+    if mode.biased:
+        logits = logits.scatter_add(1, params.biased, params.biases)
     if masks_NW is not None:
         logits = apply_masks(logits, masks_NW)
     if seen_NV is not None:
-        logits = penalize(logits, seen_NV, params.penalty[:, None])
-    return filter_logits(logits, params.temperature, params.top_k, params.top_p) if mode.filtered else logits
+        logits = penalize(logits, seen_NV, params)
+    if not mode.filtered:
+        return logits
+    return filter_logits(logits, params.temperature, params.top_k, params.top_p, params.min_p)
 
 
 def draw(logits_NV: Tensor, temperature_N: Tensor, seeds_N: Tensor, steps_N: Tensor) -> Tensor:
@@ -94,37 +112,49 @@ def sample(
     """Sample a token of each request, int64 `[N]`, in float32 whatever the logits' dtype.
 
     Logits are `[N, V]`, or with guidance `[2 N, V]`: those of all conditional rows, then those of all
-    unconditional ones. A token is -1 where a logit is not a number. `kernel` (`kernels.sampling_triton`)
+    unconditional ones. A token is -1 where a logit is not finite. `kernel` (`kernels.sampling_triton`)
     applies guidance and draws in two launches.
     """
     if kernel is not None and mode.draws_raw_logits:
         guidance = params.guidance if mode.guided else None
         temperature = None if mode.greedy else params.temperature
         return kernel.draw(logits, seeds_N, steps_N, guidance, temperature)
-    logits_NV = process_logits(logits, mode, params, seen_NV, masks_NW)
+    guided_NV = guided_logits(logits, mode, params)
+    logits_NV = process_logits(guided_NV, mode, params, seen_NV, masks_NW)
     if kernel is not None:
-        return kernel.draw(logits_NV, seeds_N, steps_N, None, None if mode.greedy else params.temperature)
-    if mode.greedy:
+        temperature = None if mode.greedy else params.temperature
+        tokens_N = kernel.draw(logits_NV, seeds_N, steps_N, None, temperature, some_dropped=True)
+    elif mode.greedy:
         tokens_N = logits_NV.argmax(-1)
     else:
         tokens_N = draw(logits_NV, params.temperature, seeds_N, steps_N)
-    return tokens_N.masked_fill(logits_NV.isnan().any(-1), -1)
+    return tokens_N.masked_fill(~guided_NV.isfinite().all(-1), -1)
 
 
-def sampling_tensors(requests: Sequence[Request], device: torch.device) -> SamplingTensors:
-    """The sampling parameters of requests; 1 stands for a guidance scale and a temperature of none."""
+def sampling_tensors(
+    requests: Sequence[Request], device: torch.device, num_biases: int | None = None
+) -> SamplingTensors:
+    """The sampling parameters of requests, with 1 for a temperature of none, and as many biases (of 0, where
+    there are fewer) as the request with most has, or `num_biases`."""
     params = [request.sampling for request in requests]
-    numbers = torch.tensor(
-        [[p.temperature or 1.0, p.top_p, p.guidance_scale or 0.0, p.repetition_penalty] for p in params]
-    )
-    top_k = torch.tensor([p.top_k for p in params])
-    return SamplingTensors(*upload(numbers.t().contiguous(), device), top_k=upload(top_k, device))
-
-
-def output_masks(requests: Sequence[Request], device: torch.device) -> Tensor:
-    """The masks of requests with a matcher, int32 `[N, W]`."""
-    masks = [request.matcher.mask_W for request in requests if request.matcher is not None]
-    return upload(torch.from_numpy(np.stack(masks)), device)
+    columns = [
+        [p.temperature or 1.0 for p in params],
+        [p.top_p for p in params],
+        [p.guidance_scale or 0.0 for p in params],
+        [p.repetition_penalty for p in params],
+        [p.min_p for p in params],
+        [p.presence_penalty for p in params],
+        [p.frequency_penalty for p in params],
+    ]
+    numbers = upload(torch.tensor(columns), device)
+    top_k = upload(torch.tensor([p.top_k for p in params], dtype=torch.long), device)
+    biases = [p.logit_bias or {} for p in params]
+    width = max(map(len, biases), default=0) if num_biases is None else num_biases
+    ids = torch.tensor([[*one, *[0] * (width - len(one))] for one in biases], dtype=torch.long)
+    values = torch.tensor([[*one.values(), *[0.0] * (width - len(one))] for one in biases])
+    temperature, top_p, guidance, penalty, *rest = numbers
+    added = (upload(values, device), upload(ids, device))
+    return SamplingTensors._make((temperature, top_p, guidance, penalty, top_k, *rest, *added))
 
 
 def token_logprobs(
@@ -132,8 +162,7 @@ def token_logprobs(
 ) -> tuple[Tensor, Tensor]:
     """Log-probabilities after guidance and before temperature and filters: of the sampled token, then of the
     top `MAX_LOGPROBS` ones, `[N, 1 + MAX_LOGPROBS]`, and the latter's token ids `[N, MAX_LOGPROBS]`."""
-    plain = mode._replace(filtered=False)
-    scores = process_logits(logits, plain, params).log_softmax(-1)
+    scores = guided_logits(logits, mode, params).log_softmax(-1)
     top = scores.topk(min(MAX_LOGPROBS, scores.shape[-1]))
     return torch.cat((scores.gather(1, tokens_N[:, None]), top.values), dim=1), top.indices
 

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ...blocks.device import check_finite
 from ...blocks.model.missing_parts import missing_part
 from . import fused_cuda
 from .operations import NORM_EPS, NORM_GROUPS, ChannelsLastOps, DecoderOps, WeightBias
@@ -252,7 +253,8 @@ class VQModel(nn.Module):
 
     def encode(self, pixels_BCHW: Tensor) -> Tensor:
         """Pixels in -1..1 -> codes `[B, T]`."""
-        return self.quantize.nearest(self.quant_conv(self.encoder(pixels_BCHW))).flatten(1)
+        z_BCHW = self.quant_conv(self.encoder(pixels_BCHW))
+        return self.quantize.nearest(check_finite(z_BCHW, "the image tokenizer's features")).flatten(1)
 
     def decode(self, codes_BT: Tensor, grid: tuple[int, int]) -> Tensor:
         """Codes `[B, T]` of a (rows, columns) `grid` -> pixels `[B, 3, H, W]`, about -1..1, not clipped.

@@ -9,7 +9,7 @@ from bifrons.blocks.engine.scheduler import Scheduler
 from bifrons.blocks.graphs import graph_prefill
 from bifrons.blocks.model.decoder import Decoder
 from bifrons.blocks.sampling.request import Request, SampledToken, SamplingParams, TokenHead
-from bifrons.blocks.sampling.sampling import sample, sampling_tensors
+from bifrons.blocks.sampling.sampling import IN_PROMPT, sample, sampling_tensors
 from torch import Tensor
 
 
@@ -18,9 +18,9 @@ def reference_tokens(decoder: Decoder, request: Request) -> list[int]:
     """A request's tokens, up to its end token: the prompt whole, then one position after the other."""
     caches = [decoder.new_cache(1, request.positions) for _ in request.prompts_TD]
     inputs, tokens = list(request.prompts_TD), []
-    seen_NV = torch.zeros(1, decoder.config.vocab_size, dtype=torch.bool, device=decoder.device)
+    seen_NV = torch.zeros(1, decoder.config.vocab_size, dtype=torch.int32, device=decoder.device)
     if request.seen_ids is not None:
-        seen_NV[0, request.seen_ids] = True
+        seen_NV[0, request.seen_ids] = IN_PROMPT
     params, mode = sampling_tensors([request], decoder.device), request.sampling.mode
     for step in range(request.max_new_tokens):
         hidden = []
@@ -35,7 +35,7 @@ def reference_tokens(decoder: Decoder, request: Request) -> list[int]:
             break
         tokens.append(int(token_N.item()))
         if mode.penalized:
-            seen_NV[0, token_N] = True
+            seen_NV[0, token_N] += 1
         inputs = [request.head.embed(token_N)] * len(caches)
     return tokens
 

@@ -1,8 +1,10 @@
 """Captured steps on CUDA: the tokens of a request are the same in any company, and little is captured."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
+import bifrons
 import pytest
 import torch
 from bifrons.blocks.engine.plain_runner import PlainRunner
@@ -11,6 +13,9 @@ from bifrons.blocks.graphs.cuda_graphs import CudaGraphCapturer, is_row_invarian
 from bifrons.blocks.graphs.graph_runner import GraphRunner
 from bifrons.blocks.kernels.batch_invariant import use_batch_invariant_libraries
 from bifrons.blocks.sampling.request import Request, SamplingParams
+from bifrons.blocks.structured_output import OutputFormat
+from bifrons.blocks.token_masks import TokenVocabulary
+from tokenizers import Tokenizer
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA")
 MODELS = ["dense", "dense-wide", "experts", "latent", "latent-noaux"]
@@ -110,3 +115,34 @@ def test_steps_are_captured_unless_the_decoder_says_no(load: Any) -> None:
     assert isinstance(Scheduler(decoder).runner, GraphRunner)
     decoder.capture = False
     assert isinstance(Scheduler(decoder).runner, PlainRunner)
+
+
+def test_formats_penalties_and_biases_are_those_of_the_plain_runner(load: Any) -> None:
+    """Beside free requests, whose tokens stay the same; rows that overflow leave nothing behind."""
+    maker = load(torch.float32)
+    eos_id, formats = 612, [OutputFormat.json_object(), OutputFormat.regex("[0-9]{4}")]
+    file = Path(bifrons.__file__).parent / "nano" / "weights" / "vl2-nano" / "tokenizer.json"
+    rows = maker.decoder.config.vocab_size
+    vocabulary = TokenVocabulary(Tokenizer.from_file(str(file)), rows, eos_id) if rows > eos_id else None
+
+    def make() -> list[Request]:
+        tuned = SamplingParams(0.9, 40, min_p=0.02, presence_penalty=1.0, frequency_penalty=0.5)
+        biased = SamplingParams(1.0, logit_bias={5: 4.0, 6: -100.0})
+        matchers = [one.matcher(vocabulary, 20) for one in formats] if vocabulary else []
+        held = [
+            maker.answer(9, SamplingParams(float(i)), i, 20, eos_id=eos_id, matcher=matcher)
+            for i, matcher in enumerate(matchers)
+        ]
+        return [*held, maker.answer(7, tuned, 5, 20), maker.answer(7, biased, 6, 20), *maker.mixed(20)]
+
+    plain = Scheduler(maker.decoder)
+    plain.runner = PlainRunner(maker.decoder, None, maker.decoder.config.max_positions)
+    expected = maker.run(plain, make())
+    scheduler = Scheduler(maker.decoder)
+    assert isinstance(scheduler.runner, GraphRunner)
+    for value in (torch.nan, torch.inf):
+        broken = maker.answer(40, SamplingParams(1.0), 9, 8)
+        broken.prompts_TD[0][3] = value
+        found = maker.run(scheduler, [broken, *make()])
+        assert found == [[], *expected]
+        assert "not numbers" in str(broken.error)

@@ -106,7 +106,9 @@ def test_draw(guided: bool, drawn: bool) -> None:
     guidance = torch.tensor([5.0, 0.0, 1.0, 2.5], device=DEVICE)
     logits = normal(8 if guided else 4, 2500) * 3
     tokens = draw(logits, seeds, steps, guidance if guided else None, temperature if drawn else None)
-    params = SamplingTensors(temperature, temperature, guidance, temperature, steps)
+    params = SamplingTensors(
+        temperature, temperature, guidance, temperature, steps, *[temperature] * 4, steps
+    )
     mode = SamplingMode(guided, greedy=not drawn, filtered=False, penalized=False)
     assert torch.equal(tokens, sample(logits, mode, params, seeds, steps))
     mixed = guide(*logits.chunk(2), guidance[:, None]) if guided else logits

@@ -10,7 +10,10 @@ import torch
 from bifrons.blocks.errors import OptionError
 from bifrons.blocks.sampling.request import Request, SampledToken, SamplingParams, SamplingTensors, TokenHead
 from bifrons.blocks.sampling.sampling import (
+    IN_PROMPT,
     filter_logits,
+    penalize,
+    process_logits,
     sample,
     sampled_tokens,
     sampling_tensors,
@@ -69,7 +72,7 @@ def test_filters_keep_what_the_definition_keeps(rows: list[tuple[list[float], fl
     """Rows with different parameters, filtered together."""
     logits_NV = torch.tensor([logits for logits, *_ in rows])
     _, temperature, top_k, top_p = (torch.tensor(column) for column in zip(*rows, strict=True))
-    filtered_NV = filter_logits(logits_NV, temperature, top_k, top_p)
+    filtered_NV = filter_logits(logits_NV, temperature, top_k, top_p, torch.zeros_like(top_p))
     for index, one in enumerate(rows):
         kept = filtered_NV[index].isfinite()
         assert set(kept.nonzero()[:, 0].tolist()) == kept_tokens(*one)
@@ -81,7 +84,7 @@ def test_draws_follow_the_probabilities() -> None:
     probabilities = torch.tensor([0.5, 0.25, 0.15, 0.09, 0.01])
     count = 40_000
     seeds, one = torch.arange(count), torch.ones(count)
-    params = SamplingTensors(one, one, one, one, torch.zeros_like(seeds))
+    params = tensors(SamplingParams())._replace(temperature=one)
     logits = probabilities.log().expand(count, 5)
     tokens = sample(logits, SamplingParams().mode, params, seeds, torch.full_like(seeds, 3))
     expected = probabilities * count
@@ -139,7 +142,15 @@ def test_a_penalty_moves_seen_tokens_down() -> None:
 class FakeKernel:
     """Notes what the sampling kernel is asked for."""
 
-    def draw(self, logits: Tensor, seeds: Tensor, steps: Tensor, guidance: Any, temperature: Any) -> Tensor:
+    def draw(
+        self,
+        logits: Tensor,
+        seeds: Tensor,
+        steps: Tensor,
+        guidance: Any,
+        temperature: Any,
+        some_dropped: bool = False,
+    ) -> Tensor:
         self.shape = tuple(logits.shape)
         self.numbers = [None if x is None else x.tolist() for x in (guidance, temperature)]
         return torch.zeros_like(seeds)
@@ -178,9 +189,58 @@ def test_log_probabilities_are_of_guided_logits_without_filters() -> None:
     assert [logprob for _, logprob in first.top] == pytest.approx(top.values.tolist(), abs=1e-5)
 
 
+def test_penalties_count_generated_tokens_only() -> None:
+    """OpenAI's formula: frequency times the count, and presence once."""
+    params = SamplingParams(1.0, presence_penalty=0.5, frequency_penalty=0.25)
+    counts = torch.tensor([[0, 1, 3, IN_PROMPT, IN_PROMPT + 2]], dtype=torch.int32)
+    found = penalize(torch.ones(1, 5), counts, tensors(params))
+    assert found.tolist() == [[1.0, 0.25, -0.25, 1.0, 0.0]]
+    repeated = penalize(torch.ones(1, 5), counts, tensors(SamplingParams(repetition_penalty=2.0)))
+    assert repeated.tolist() == [[1.0, 0.5, 0.5, 0.5, 0.5]]
+
+
+def test_min_p_keeps_what_is_likely_beside_the_best() -> None:
+    """At temperature 2 the probabilities are as 1 : 0.5 : 0.25 : 0.1."""
+    logits = 2 * torch.tensor([[1.0, 0.5, 0.25, 0.1]]).log()
+    for min_p, kept in ((0.0, 4), (0.09, 4), (0.2, 3), (0.3, 2), (1.0, 1)):
+        params = SamplingParams(2.0, min_p=min_p)
+        found = process_logits(logits, params.mode, tensors(params))
+        assert int(found.isfinite().sum()) == kept
+
+
+def test_biases_are_added() -> None:
+    biased = [SamplingParams(0.0, logit_bias={2: 7.0, 0: -100.0}), SamplingParams(0.0, logit_bias={3: 2.0})]
+    logits, zero = torch.tensor([[9.0, 3.0, 0.0, 2.0]] * 2), torch.zeros(2, dtype=torch.long)
+    assert sample(logits, biased[0].mode, tensors(*biased), zero, zero).tolist() == [2, 0]
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("params", [one[0] for one in MODES.values()], ids=MODES)
+def test_rows_whose_logits_are_not_finite_get_no_token(params: SamplingParams, value: float) -> None:
+    logits, zero = torch.randn(params.rows, 2, 9), torch.zeros(2, dtype=torch.long)
+    seen = torch.ones(2, 9, dtype=torch.bool) if params.mode.penalized else None
+    logits[0, 1, 4] = value
+    tokens = sample(logits.flatten(0, 1), params.mode, tensors(params, params), zero, zero, seen)
+    assert tokens[0] >= 0
+    assert tokens[1] == -1
+
+
 @pytest.mark.parametrize(
-    "bad", [{"temperature": -1.0}, {"top_p": 0.0}, {"top_k": -1}, {"repetition_penalty": 0.0}]
+    "bad",
+    [
+        {"temperature": -1.0},
+        {"top_p": 0.0},
+        {"top_k": -1},
+        {"repetition_penalty": 0.0},
+        {"min_p": 1.1},
+        {"presence_penalty": 2.5},
+        {"frequency_penalty": -3},
+        {"logit_bias": [5]},
+        {"logit_bias": {-1: 1.0}},
+        {"logit_bias": {5: 101}},
+        {"logit_bias": dict.fromkeys(range(1025), 1.0)},
+    ],
 )
-def test_parameters_out_of_range_are_refused(bad: dict[str, float]) -> None:
+def test_parameters_out_of_range_are_refused(bad: dict[str, Any]) -> None:
     with pytest.raises(OptionError, match=next(iter(bad))):
         SamplingParams(**bad)  # type: ignore[arg-type]
