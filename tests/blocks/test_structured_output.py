@@ -16,6 +16,7 @@ from bifrons.blocks.structured_output import MAX_FORMAT, OutputFormat
 from bifrons.blocks.token_masks import OutputMatcher, TokenVocabulary
 from pydantic import BaseModel
 from tokenizers import Tokenizer
+from tokenizers.decoders import ByteLevel
 from tokenizers.models import BPE
 
 ROOT = Path(bifrons.__file__).parent
@@ -159,9 +160,9 @@ from tokenizers import Tokenizer
 from bifrons.blocks.errors import OptionError
 from bifrons.blocks.structured_output import OutputFormat
 from bifrons.blocks.token_masks import TokenVocabulary
-vocabulary = TokenVocabulary(Tokenizer.from_file(sys.argv[1]), 704, 612)
+vocabulary = TokenVocabulary(Tokenizer.from_file(sys.argv[2]), 704, 612)
 try:
-    matcher = OutputFormat.json_schema(sys.argv[2]).matcher(vocabulary, 100)
+    matcher = OutputFormat.json_schema(sys.argv[3]).matcher(vocabulary, 100)
     print("compiled")
 except OptionError as error:
     print("refused", error)
@@ -193,6 +194,7 @@ def test_choices_may_begin_alike() -> None:
 
 def test_a_vocabulary_without_bytes_is_refused_in_words() -> None:
     tokenizer = Tokenizer(BPE({"a": 0, "b": 1}, []))
+    tokenizer.decoder = ByteLevel()  # type: ignore[assignment]
     tokenizer.add_special_tokens([EOS])
     with pytest.raises(OptionError, match="can't spell"):
         OutputFormat.json_object().matcher(vocabulary_of(tokenizer, 3), 9)

@@ -97,8 +97,7 @@ def test_penalties_and_biases_are_a_requests_own(maker: Any) -> None:
     expected = maker.alone(make())
     assert maker.run(Scheduler(maker.decoder), make()) == expected
     assert 11 not in expected[3]
-    plain = maker.alone([maker.answer(8, SamplingParams(1.0), 3, 9)])
-    assert plain[0] not in expected
+    assert 7 in expected[3]
 
 
 def test_a_bias_for_a_token_that_there_is_not_is_refused(maker: Any) -> None:
@@ -116,14 +115,14 @@ def test_a_row_that_overflows_leaves_nothing_behind(maker: Any, value: float) ->
         good = maker.answer(6, sampling, 2, 5)
         for request in broken:
             request.prompts_TD[0][3] = value
-        expected = maker.alone([good])[0]
+        later = [maker.answer(5 + i, sampling, 7 + i, 40) for i in range(4)]
+        expected, *expected_later = maker.alone([good, *later])
         assert maker.run(scheduler, [*broken, good]) == [[], [], [], expected]
         for request in broken:
             assert isinstance(request.error, BifronsError)
             assert "not numbers" in str(request.error)
             assert "float32" in str(request.error)
-        later = [maker.answer(5 + i, sampling, 7 + i, 40) for i in range(4)]
-        assert maker.run(scheduler, later) == maker.alone(later)
+        assert maker.run(scheduler, later) == expected_later
 
 
 @pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") != "1", reason="test_graph_runner_cuda.py")
