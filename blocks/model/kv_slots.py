@@ -87,11 +87,11 @@ class KVSlots:
         del self.lengths[count:]
         self.block_hashes[count:] = [[] for _ in self.block_hashes[count:]]
 
-    def clear(self, index: int) -> None:
-        """Set a row to zeros: attention multiplies masked values by zero, which must not meet a NaN."""
+    def clear(self, start: int, stop: int) -> None:
+        """Set rows to zeros: attention multiplies masked values by zero, which must not meet a NaN."""
         for tensor in (*self.cache.buffers, self.hidden_RD[None]):
-            tensor[:, index] = 0
-        self.block_hashes[index] = []
+            tensor[:, start:stop] = 0
+        self.block_hashes[start:stop] = [[] for _ in range(start, stop)]
 
     def drop(self, index: int) -> int:
         """Free a row and move the last row in use to its index; returns that row's former index."""
