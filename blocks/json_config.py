@@ -191,9 +191,7 @@ class Section:
     """One object of a config: typed look-ups with defaults. A wrong type, or a number outside `LIMITS`, is a
     `ConfigError` that names it."""
 
-    def __init__(
-        self, values: dict[str, Any], where: str, origins: Mapping[str, str] | None = None
-    ) -> None:
+    def __init__(self, values: dict[str, Any], where: str, origins: Mapping[str, str] | None = None) -> None:
         """`origins` says where values stand that don't come from `where`, by their names."""
         self.values, self.where, self._origins = values, where, origins or {}
 

@@ -51,12 +51,12 @@ class Batch:
             # The higher row first: dropping a row moves the last one, which may be this request's other row.
             request.row_ids.sort()
             row = request.row_ids.pop()
-            if request.error is not None:
+            if request.overflowed:
                 self.slots.clear(row, row + 1)
             moved = self.slots.drop(row)
             for other in self.requests:
                 other.row_ids = [row if other_row == moved else other_row for other_row in other.row_ids]
-        if request.error is not None:
+        if request.overflowed:
             self.slots.clear(len(self.slots.lengths), self.slots.rows)  # rows may have been moved from there
 
     def step(self, requests: Sequence[Request]) -> Tokens:

@@ -104,7 +104,7 @@ class GraphRunner:
     def remove(self, request: Request) -> None:
         """Free the rows of a request."""
         for row in self._rows_of.pop(request):
-            self._pool.give(row.start, row.slots, clear=request.error is not None)
+            self._pool.give(row.start, row.slots, clear=request.overflowed)
             row.removed = True
         if request in self._ready:
             self._ready.remove(request)

@@ -78,15 +78,11 @@ class KVCache:
         shapes = [(rows, heads, allocated_slots(slots), dim) for heads, dim in widths]
         self.buffers: tuple[Any, ...]
         if layer_devices is None:
-            self.buffers = tuple(
-                zeros((layers, *shape), device, dtype).transpose(2, 3) for shape in shapes
-            )
+            self.buffers = tuple(zeros((layers, *shape), device, dtype).transpose(2, 3) for shape in shapes)
         else:
             assert len(layer_devices) == layers
             self.buffers = tuple(
-                MultiDeviceBuffer(
-                    [zeros(shape, d, dtype).transpose(1, 2) for d in layer_devices]
-                )
+                MultiDeviceBuffer([zeros(shape, d, dtype).transpose(1, 2) for d in layer_devices])
                 for shape in shapes
             )
         self.positions = torch.zeros(rows, dtype=torch.long, device=device)

@@ -182,6 +182,8 @@ class Request:
     cancelled: bool = field(default=False, init=False)
     ended: bool = field(default=False, init=False)
     error: BaseException | None = field(default=None, init=False)
+    overflowed: bool = field(default=False, init=False)
+    """Whether it ended because its logits were not finite: then its rows may hold NaN."""
 
     def __post_init__(self) -> None:
         assert self.embed is not None or len(self.prompts_TD) == self.rows, "one prompt, or two with guidance"
@@ -212,6 +214,7 @@ class Request:
         Raises `BifronsError` for the token -1, which stands for logits that are not finite, in this dtype.
         """
         if sampled.token < 0:
+            self.overflowed = True
             raise not_finite("the model's logits", dtype)
         if sampled.token == self.eos_id:
             return True
