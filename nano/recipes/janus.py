@@ -81,7 +81,7 @@ def nucleus_loss(
     log_probs_BTC = logits_BTC.log_softmax(-1)
     teacher_NC = teacher_BTC.flatten(0, 1)
     one_N = teacher_NC.new_ones(len(teacher_NC))
-    filtered_NC = filter_logits(teacher_NC, one_N, one_N.long() * 0, one_N * top_p)
+    filtered_NC = filter_logits(teacher_NC, one_N, one_N.long() * 0, one_N * top_p, one_N * 0)
     nucleus_BTC = filtered_NC.softmax(-1).view_as(teacher_BTC)
     nucleus_loss_BT = -(nucleus_BTC * log_probs_BTC).sum(-1)
     code_loss_BT = -log_probs_BTC.gather(-1, codes_BT[..., None])[..., 0]
