@@ -3,14 +3,13 @@
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from statistics import NormalDist
 from typing import Any
 
 import numpy as np
-from scipy import stats
+from scipy import special
 
 from ...blocks.errors import BifronsError
-from ..geneval.intervals import Interval
+from ..geneval.intervals import Interval, limits
 from .suite import Item
 
 LEVEL = 0.95
@@ -53,52 +52,53 @@ def summarize(
             tables.setdefault(item.group, {}).setdefault(prompt, []).append(item.value)
     if not tables:
         raise BifronsError("there is no judged picture; accepted: at least one")
-    groups, variances = {}, {}
+    groups, spans = {}, {}
     for name in sorted(tables):
-        groups[name], variances[name] = _group(list(tables[name].values()))
+        groups[name], spans[name] = _group(list(tables[name].values()))
     weights = weights_of(list(groups))
     missing = tuple(name for name in weights if name not in groups)
     overall = interval = None
-    if not missing:
+    if len(weights) == 1 and not missing:
+        (only,) = weights
+        overall, interval = groups[only].score, groups[only].interval
+    elif not missing:
+        # The groups of a weighted sum share no prompt: Zou and Donner's MOVER (2008, Statistics in Medicine
+        # 27:1693), as for GenEval's kinds.
         overall = math.fsum(weight * groups[name].score for name, weight in weights.items())
-        # The groups of a weighted sum share no prompt.
-        variance = math.fsum(weight**2 * variances[name] for name, weight in weights.items())
-        prompts = sum(groups[name].prompts for name in weights)
-        interval = limits(overall, _effective(overall, variance, prompts))
-        if len(weights) == 1:
-            interval = groups[next(iter(weights))].interval
+        below = [weight * (groups[name].score - spans[name].low) for name, weight in weights.items()]
+        above = [weight * (spans[name].high - groups[name].score) for name, weight in weights.items()]
+        interval = Interval(max(0.0, overall - math.hypot(*below)), min(1.0, overall + math.hypot(*above)))
     pictures = sum(len(pictures) for pictures in items.values())
     return SuiteSummary(overall, interval, groups, missing, pictures, len(items))
 
 
-def _group(values: Sequence[Sequence[float]]) -> tuple[GroupScore, float]:
-    """The score of a group from the values of each of its prompts, and the score's variance.
+def _group(values: Sequence[Sequence[float]]) -> tuple[GroupScore, Interval]:
+    """The score of a group from the values of each of its prompts, and its interval without the correction
+    for few prompts, which sums of groups do not need."""
+    table_P2 = np.array([(math.fsum(of_prompt), len(of_prompt)) for of_prompt in values])
+    score = min(1.0, float(table_P2[:, 0].sum() / table_P2[:, 1].sum()))
+    if all(value in (0.0, 1.0) for of_prompt in values for value in of_prompt):
+        few, many = (Interval(*map(float, limits(table_P2, LEVEL, few)[1:])) for few in (True, False))
+    else:
+        few, many = (_limits_of_mean(table_P2, score, few) for few in (True, False))
+    return GroupScore(score, few, int(table_P2[:, 1].sum()), len(values)), many
+
+
+def _limits_of_mean(table_P2: np.ndarray, score: float, few: bool) -> Interval:
+    """Limits of a mean of values between 0 and 1, from sums and numbers of each prompt's: those of
+    `limits` for as many 0s and 1s as have its variance, and at least one a prompt.
 
     The variance is that of a ratio of sums over prompts (Cochran 1977, Sampling Techniques, 11.8).
     """
-    sums, counts = np.array([sum(v) for v in values]), np.array([len(v) for v in values])
-    score = float(sums.sum() / counts.sum())
-    prompts, variance = len(values), 0.0
-    if prompts > 1:
-        residuals = sums - score * counts
-        variance = float(prompts / (prompts - 1) * (residuals**2).sum() / counts.sum() ** 2)
-    shrink = (_Z / float(stats.t.ppf(NormalDist().cdf(_Z), prompts - 1))) ** 2 if prompts > 1 else 1.0
-    interval = limits(score, _effective(score, variance, prompts) * shrink)
-    return GroupScore(min(1.0, score), interval, int(counts.sum()), prompts), variance
-
-
-_Z = NormalDist().inv_cdf((1 + LEVEL) / 2)
-
-
-def _effective(score: float, variance: float, prompts: int) -> float:
-    """How many independent 0s and 1s have this mean and variance; the prompts where that isn't known."""
-    spread = score * (1 - score)
-    return max(prompts, spread / variance) if spread > 0 and variance > 0 else prompts
-
-
-def limits(score: float, n: float) -> Interval:
-    """Limits of a mean seen in n trials, from Beta distributions between Jeffreys' and Clopper-Pearson's."""
-    x, tail = min(1.0, score) * n, (1 - LEVEL) / 2
-    low = float(stats.beta.ppf(tail, x + 0.25, n - x + 0.75))
-    high = float(stats.beta.ppf(1 - tail, x + 0.75, n - x + 0.25))
-    return Interval(min(low, score), max(high, min(1.0, score)))
+    prompts, size = len(table_P2), float(len(table_P2))
+    if prompts > 1 and 0 < score < 1:
+        residuals_P = table_P2[:, 0] - score * table_P2[:, 1]
+        variance = prompts / (prompts - 1) * (residuals_P**2).sum() / table_P2[:, 1].sum() ** 2
+        size = max(size, score * (1 - score) / variance) if variance > 0 else size
+    upper = (1 + LEVEL) / 2
+    if few and prompts > 1:
+        size *= (special.ndtri(upper) / special.stdtrit(prompts - 1, upper)) ** 2
+    x = score * size
+    low = float(special.betaincinv(x + 0.25, size - x + 0.75, 1 - upper))
+    high = float(special.betaincinv(x + 0.75, size - x + 0.25, upper))
+    return Interval(min(low, score), max(high, score))
