@@ -15,6 +15,7 @@ from ..geneval.intervals import Interval
 from ..geneval.published import PUBLISHED, REPRODUCED, Figures, of_model
 from ..geneval.schema import TAGS
 from ..geneval.suites import is_official, lines_sha256
+from .facts import Part, asked_for, read_parts, run_facts
 
 
 @dataclass(frozen=True)
@@ -35,8 +36,8 @@ class Score:
 
 @dataclass(frozen=True)
 class Failure:
-    """An image that was scored as wrong. boxes: (class, [x0, y0, x1, y1, score]) in pixels.
-    image: its file, None where it is gone."""
+    """An image with its verdict; reason is empty for a correct one. boxes: (class, [x0, y0, x1, y1, score])
+    in pixels, of the classes asked for, else of all. image: its file, None where it is gone."""
 
     filename: str
     tag: str
@@ -67,6 +68,11 @@ class Report:
     failed: int
     not_scored: tuple[str, ...]
     recipe: tuple[tuple[str, str], ...]
+    note: str | None
+    facts: tuple[tuple[str, str], ...]
+    parts: Mapping[str, tuple[Part, ...]]
+    successes: tuple[Failure, ...]
+    rows: tuple[Mapping[str, Any], ...]
     published: Figures | None
     reproduced: Figures | None
     others: tuple[Figures, ...]
@@ -105,7 +111,11 @@ def read_report(run_dir: Path, max_failures: int) -> Report:
     scores, overall = _scores(summary, run_dir / "summary.json")
     detector = _detector(run_dir, summary, run)
     obstacles = _obstacles(detector, recipe, rows, len(summary.get("not_scored", ())))
-    model = recipe.get("model")
+    model = recipe.get("model") or run.get("model")
+    options = detector.get("options") if isinstance(detector.get("options"), Mapping) else {}
+    if options:
+        obstacles += (f"the scorer's options are not the official ones: {', '.join(options)}",)
+    right = [row for row in rows if row["correct"]]
     wrong = [row for row in rows if not row["correct"]]
     source = run.get("source")
     folders = [run_dir / "images", *([Path(source)] if isinstance(source, str) else []), run_dir]
@@ -126,6 +136,11 @@ def read_report(run_dir: Path, max_failures: int) -> Report:
             (key.replace("_", " "), "none" if value is None else str(value))
             for key, value in {**recipe, **settings}.items()
         ),
+        note=str(run["note"]) if run.get("note") else None,
+        facts=run_facts(run_dir, run, detector, options),
+        parts=read_parts(summary.get("breakdown")),
+        successes=tuple(_failure(row, folders) for row in sample_rows(right, max_failures // 3)),
+        rows=tuple(rows),
         published=of_model(model, PUBLISHED) if model and not obstacles else None,
         reproduced=of_model(model, REPRODUCED) if model and not obstacles else None,
         others=() if obstacles else PUBLISHED,
@@ -259,7 +274,8 @@ def _are_boxes(boxes: Any) -> bool:
 
 
 def _failure(row: Mapping[str, Any], folders: Sequence[Path]) -> Failure:
-    boxes = tuple((cls, box) for cls, boxes in json.loads(row["details"]).items() for box in boxes)
+    details = json.loads(row["details"])
+    boxes = tuple(asked_for(row, details) or ((cls, box) for cls, found in details.items() for box in found))
     paths = (folder / row["filename"] for folder in folders)
     image = next((path for path in paths if os.path.isfile(path)), None)
     return Failure(row["filename"], row["tag"], row["prompt"], row["reason"], boxes, image)

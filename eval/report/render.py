@@ -12,6 +12,7 @@ from ...blocks.image_io import open_image
 from ..atomic_io import write_file
 from ..geneval.intervals import Interval
 from .data import Failure, Report, Score, read_report, verdict
+from .facts import latex_row, leaderboard_row, write_prompts_csv
 
 MAX_FAILURES, MAX_NOT_SCORED = 24, 50
 THUMBNAIL = 384
@@ -19,8 +20,8 @@ THUMBNAIL = 384
 SMALL_IMAGE = 160
 """Images up to this side are embedded as PNG, since JPEG would smear their few pixels."""
 INTERVALS = (
-    "Intervals are for the score over prompts of that kind: a bootstrap over prompts (a prompt's pictures "
-    "stay together, kinds apart) gives the variance, Wilson's limits at the effective sample size the ends."
+    "Intervals are for the score over prompts of that kind: beta limits at the effective sample size, for "
+    "which pictures of a prompt count by how far they agree."
 )
 HUES = (211, 28, 140, 325, 265, 175, 0, 50)
 """Of the boxes, by class, in order of appearance."""
@@ -56,11 +57,11 @@ class BoxLabel(NamedTuple):
 
 
 def write_report(run_dir: Path) -> tuple[Path, Path]:
-    """Write report.md and report.html into a run folder from its results.jsonl and summary.json.
+    """Write report.md, report.html and prompts.csv into a run folder from its results.jsonl and summary.json.
 
     Also reads run.json (the recipe), detect.json (the detector) and the images, where they exist: an
     imported run has no recipe, and an image that is gone leaves a note. Raises BifronsError where the run
-    is not scored, or the disk refuses. Returns both paths.
+    is not scored, or the disk refuses. Returns the paths of the two reports.
     """
     report = read_report(run_dir, MAX_FAILURES)
     environment = Environment(
@@ -92,11 +93,20 @@ def write_report(run_dir: Path) -> tuple[Path, Path]:
         "verdict": verdict,
         "kinds": KIND_NAMES,
         "max_not_scored": MAX_NOT_SCORED,
+        "paper_rows": paper_rows(report),
     }
+    write_prompts_csv(run_dir / "prompts.csv", report.rows)
     written = run_dir / "report.md", run_dir / "report.html"
     for path in written:
         write_file(path, environment.get_template(f"{path.name}.j2").render(values).encode())
     return written
+
+
+def paper_rows(report: Report) -> tuple[str, str]:
+    """The scores as a row of a Markdown table and of a LaTeX table."""
+    shares = {score.tag: score.share for score in (*report.scores, report.overall)}
+    name = "".join(mark for mark in report.model or "imported pictures" if mark not in "<>[]`")
+    return leaderboard_row(name, shares), latex_row(name, shares)
 
 
 def comparisons(report: Report) -> list[str]:
@@ -184,7 +194,7 @@ def box_labels(failure: Failure, side: int) -> list[BoxLabel]:
             continue
         x0, y0, x1, y1, score = map(float, box)
         text = f"{cls} {score:.2f}"
-        width = 0.56 * size * len(text) + 0.5 * size
+        width = 0.62 * size * len(text) + 0.5 * size
         left = max(0.0, min(x0, side - width))
         top = y0 - 1.25 * size if y0 > 1.25 * size else y0
         hue = HUES[classes.index(cls) % len(HUES)]

@@ -182,8 +182,10 @@ def test_the_page_needs_nothing_and_runs_nothing(tmp_path):
     assert not {"script", "img", "link", "iframe", "object", "a", "form"} & set(found.tags)
     assert not found.handlers
     assert all(link.startswith("data:image/") for link in found.links)
-    assert len(found.links) == 3
-    assert " ".join(found.text).count(evil) == 4 + 3  # title, heading, detector, recipe; a caption a failure
+    assert len(found.links) == 3 + 8  # failures and successes
+    assert (
+        " ".join(found.text).count(evil) == 4 + 3 + 8
+    )  # title, heading, detector, recipe; a caption a picture
     assert "url(" not in html
     assert "@import" not in html
     assert not re.search(r"(?<!\\)[<\]]", page.replace("[`", "").replace("`](", ""))
@@ -195,8 +197,8 @@ def test_failures_are_bounded_drawn_and_explained(comparable, tmp_path):
     assert "24 of 39 shown" in words(html)
     assert "cow: at least 1 wanted, 0 detected" in words(html)
     boxes = re.findall(r'class="box" x="([\d.]+)" y="([\d.]+)" width="([\d.]+)" height="([\d.]+)"', html)
-    assert boxes == [("10.0", "12.0", "20.0", "28.0")] * 24
-    assert html.count('viewBox="0 0 64 64"') == 24
+    assert boxes == [("10.0", "12.0", "20.0", "28.0")] * (24 + 8)
+    assert html.count('viewBox="0 0 64 64"') == 24 + 8
     assert words(html).count("dog 0.95") == 24
 
 

@@ -68,6 +68,16 @@ def test_a_summary_is_whole_by_itself(tmp_path: Path) -> None:
     assert summary["options"]["threshold"] == 0.3
     assert "torch" in summary["software"]
     assert sum(cell["images"] for cell in summary["breakdown"]["relation"].values()) == 1
+    for page in ((run / "report.md").read_text(), (run / "report.html").read_text()):
+        assert "Painter 3" in page
+        assert "guidance 4, 30 steps" in page
+        assert "pictures in" in page
+        assert (
+            r"Painter 3 &amp; - &amp; -" in page or "Painter 3 & - & - & - & 1.00 & 1.00 & - & 1.00" in page
+        )
+    lines = (run / "prompts.csv").read_text().splitlines()
+    assert lines[0] == "prompt_number,kind,prompt,correct,images,reasons"
+    assert len(lines) == 3
 
 
 def test_breakdown_counts_a_prompt_under_all_that_it_names() -> None:
