@@ -112,7 +112,8 @@ def read_report(run_dir: Path, max_failures: int) -> Report:
     detector = _detector(run_dir, summary, run)
     obstacles = _obstacles(detector, recipe, rows, len(summary.get("not_scored", ())))
     model = recipe.get("model") or run.get("model")
-    options = detector.get("options") if isinstance(detector.get("options"), Mapping) else {}
+    given = detector.get("options")
+    options: Mapping[str, Any] = given if isinstance(given, Mapping) else {}
     if options:
         obstacles += (f"the scorer's options are not the official ones: {', '.join(options)}",)
     right = [row for row in rows if row["correct"]]
