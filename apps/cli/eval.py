@@ -41,6 +41,7 @@ def evaluate(args: argparse.Namespace) -> int:
         "report": report,
         "import": import_images,
         "compare": compare,
+        "plan": plan,
         "read": eval_read.read,
         "selftest": selftest,
     }
@@ -154,6 +155,21 @@ def compare(args: argparse.Namespace) -> int:
         print_json({**asdict(comparison), "kinds": kinds})
     else:
         print(format_comparison(comparison, str(args.a), str(args.b)))
+    return 0
+
+
+def plan(args: argparse.Namespace) -> int:
+    """Print how many prompts and pictures a difference needs."""
+    from ...eval.geneval.plan import needed_prompts
+
+    prompts = needed_prompts(
+        args.points / 100, args.score, args.images_per_prompt, args.agreement, args.shared, args.power
+    )
+    print(
+        f"a difference of {args.points:g} points is seen with probability {args.power:g} after "
+        f"{prompts:,} prompts, {prompts * args.images_per_prompt:,} pictures of each model (of a kind, or of "
+        "all kinds for the overall score)"
+    )
     return 0
 
 

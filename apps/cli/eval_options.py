@@ -55,11 +55,26 @@ def add_eval(commands: Any, command: Callable[..., Any], add_json: Callable[[Any
     for name in ("a", "b"):
         compare.add_argument(name, metavar=name.upper(), type=Path, help="a scored run or a results.jsonl")
     add_json(compare)
+    _add_plan(command(stages, "plan", "how many prompts and pictures a difference of POINTS needs"))
     selftest = command(stages, "selftest", "plant faults in pictures and check that each is detected")
     selftest.add_argument(
         "--cases", type=int, default=20, metavar="N", help="cases of each fault (default: 20)"
     )
     selftest.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the scenes (default: 0)")
+
+
+def _add_plan(parser: Any) -> None:
+    parser.add_argument("points", metavar="POINTS", type=float, help="the difference, in percentage points")
+    for flag, default, text in (
+        ("--score", 0.7, "the better model's score"),
+        ("--agreement", 0.5, "correlation of a prompt's pictures"),
+        ("--shared", 0.0, "correlation of the two models' scores over prompts"),
+        ("--power", 0.8, "probability of seeing the difference"),
+    ):
+        parser.add_argument(
+            flag, type=float, default=default, metavar="X", help=f"{text} (default: {default})"
+        )
+    parser.add_argument("--images-per-prompt", type=int, default=4, metavar="N", help="pictures per prompt")
 
 
 def _add_run(parser: Any) -> None:
