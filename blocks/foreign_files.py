@@ -77,7 +77,8 @@ def check_path(path: Path) -> None:
     except OSError as error:
         raise CheckpointError(f"{path} can't be read: {error.strerror}") from error
     here = os.path.isfile(path.parent / "config.json")
-    hint = f"; give {path.parent}" if here else ", not one file of it, such as those for ComfyUI"
+    alone = ", not one file of it" if path.suffix in (".safetensors", ".bin", ".pt", ".pth", ".ckpt") else ""
+    hint = f"; give {path.parent}" if here else alone
     raise CheckpointError(
         f"{path} is a file; accepted: the folder that holds config.json and the weights{hint}"
     )
