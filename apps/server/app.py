@@ -20,12 +20,13 @@ from starlette.types import ASGIApp
 
 from ..allowed_hosts import AllowedHosts
 from ..defaults import version
-from . import chat, errors, image_files, images, responses, schema
+from . import chat, completions, errors, image_files, images, responses, responses_route, schema
 from .connections import BACKLOG, LogOnce, Server
 from .errors import ErrorReply, error_response
 from .middleware import ApiKeyCheck, BodyBudget, BodyLimit, FramingCheck, RequestMetrics
 from .normalize import NormalizedRequests, with_cors
 from .registry import ModelRegistry, ServedModel
+from .text_schema import CompletionRequest, ResponsesRequest
 
 _ERRORS: dict[int, str] = {
     400: "The request is malformed or can't be fulfilled",
@@ -39,6 +40,9 @@ _ERRORS: dict[int, str] = {
     500: "The server failed",
     503: "The server is stopping or has too many connections, or the engine of this model has failed",
 }
+
+
+_BODIES = (schema.ChatRequest, schema.ImageRequest, CompletionRequest, ResponsesRequest)
 
 
 class _SchedulerMetrics:
@@ -77,6 +81,8 @@ def _card(served: ServedModel) -> responses.ModelCard:
 
 def _add_routes(app: FastAPI, registry: ModelRegistry, collectors: CollectorRegistry) -> None:
     app.include_router(chat.router(registry))
+    app.include_router(completions.router(registry))
+    app.include_router(responses_route.router(registry))
     app.include_router(images.router(registry))
     app.include_router(image_files.router(registry.image_files))
 
@@ -123,13 +129,14 @@ def _complete_openapi(app: FastAPI, registry: ModelRegistry) -> None:
             return app.openapi_schema
         document = generate()
         schemas = document["components"]["schemas"]
-        bodies: Any = [(body, "validation") for body in (schema.ChatRequest, schema.ImageRequest)]
+        bodies: Any = [(body, "validation") for body in _BODIES]
         _, definitions = models_json_schema(bodies, ref_template="#/components/schemas/{model}")
         for name, definition in definitions["$defs"].items():  # in the form that FastAPI gives to all others
             schemas[name] = jsonable_encoder(Schema(**definition), by_alias=True, exclude_none=True)
         for name in ("HTTPValidationError", "ValidationError"):
             schemas.pop(name, None)
-        schemas["ChatRequest"]["properties"]["model"]["enum"] = list(registry.models)
+        for name in ("ChatRequest", "CompletionRequest", "ResponsesRequest"):
+            schemas[name]["properties"]["model"]["enum"] = list(registry.models)
         if image_models := [served.name for served in registry.image_models]:
             schemas["ImageRequest"]["properties"]["model"]["anyOf"][0]["enum"] = image_models
         error_schema = ErrorReply.model_json_schema(ref_template="#/components/schemas/{model}")

@@ -30,6 +30,11 @@ from .tools import ToolUse, plain_messages
 class ChatGeneration:
     """A chat completion in progress: one generation request per choice, and their outputs."""
 
+    prompt_field = "messages"
+    """The field that errors about the prompt name."""
+    strips = True
+    """Whether white space around answers is dropped."""
+
     def __init__(
         self, registry: ModelRegistry, served: ServedModel, body: schema.ChatRequest, scope: Scope
     ) -> None:
@@ -58,13 +63,19 @@ class ChatGeneration:
             inputs = contained(self._inputs, messages)
         else:
             inputs = await self.registry.run_in_thread(self._inputs, messages)
-        self.prompt_tokens = len(inputs.ids)
+        return await self._requests_for(inputs, self.num_choices)
+
+    async def _requests_for(self, inputs: Any, choices: int) -> list[GenerationRequest]:
+        """The requests of some choices for one prompt."""
+        prompt_tokens = len(inputs.ids)
         asked = self.body.max_completion_tokens or self.body.max_tokens
-        max_new_tokens = self.served.limits.new_tokens(self.prompt_tokens, asked)
+        max_new_tokens = self.served.limits.new_tokens(prompt_tokens, asked, self.prompt_field)
         sampling = sampling_params(self.body)
         seed = resolve_seed(self.body.seed)
-        matchers = await self._make_matchers(max_new_tokens)
-        self.outputs = [self._output() for _ in matchers]
+        matchers = await self._make_matchers(choices, max_new_tokens)
+        outputs = [self._output() for _ in matchers]
+        self.outputs += outputs
+        self.prompt_tokens += prompt_tokens
         return [
             GenerationRequest(
                 self.served.text_head,
@@ -78,18 +89,18 @@ class ChatGeneration:
                 logprobs=(self.body.top_logprobs or 0) if self.body.logprobs else None,
                 embed=self.served.pipe.model.embed_prompts,
                 inputs=inputs,
-                prompt_tokens=self.prompt_tokens,
+                prompt_tokens=prompt_tokens,
                 matcher=matcher,
             )
-            for index, (output, matcher) in enumerate(zip(self.outputs, matchers, strict=True))
+            for index, (output, matcher) in enumerate(zip(outputs, matchers, strict=True))
         ]
 
-    async def _make_matchers(self, max_new_tokens: int) -> Sequence[OutputMatcher | None]:
+    async def _make_matchers(self, choices: int, max_new_tokens: int) -> Sequence[OutputMatcher | None]:
         """What holds each choice to the form that the request asks for; None for a free one."""
         if not asks_for_form(self.body):
-            return [None] * self.num_choices
+            return [None] * choices
         vocabulary, run = self.served.pipe.tokenizer.vocabulary, self.registry.run_in_thread
-        arguments = (self.body, vocabulary, self.num_choices, max_new_tokens)
+        arguments = (self.body, vocabulary, choices, max_new_tokens)
         return await run(make_matchers, *arguments, threads=self.registry.compilers)
 
     def _inputs(self, messages: list[dict[str, Any]]) -> Any:
@@ -104,7 +115,7 @@ class ChatGeneration:
             self.signal,
             skip_special_tokens=not pipe.keeps_special_tokens if skip is None else skip,
             stream=bool(self.body.stream),
-            strip=self.tools is not None or not asks_for_form(self.body),
+            strip=self.strips and (self.tools is not None or not asks_for_form(self.body)),
             parser=None if self.tools is None else CallParser(self.tools),
         )
 
@@ -136,8 +147,8 @@ class ChatGeneration:
                     unfinished.remove(index)
             yield chunks
 
-    async def complete(self) -> responses.ChatCompletion:
-        """Start, and wait for the whole completion."""
+    async def texts(self) -> tuple[list[str], list[list[responses.TokenLogprob]]]:
+        """Start, and wait for the whole text of each choice, and the log-probabilities of its tokens."""
         texts = [""] * self.num_choices
         logprobs: list[list[responses.TokenLogprob]] = [[] for _ in texts]
         try:
@@ -148,6 +159,11 @@ class ChatGeneration:
                     logprobs[index] += chunk.logprobs
         finally:
             self.cancel()
+        return texts, logprobs
+
+    async def complete(self) -> Any:
+        """Start, and wait for the whole completion."""
+        texts, logprobs = await self.texts()
         choices = [
             responses.Choice(
                 index=index,

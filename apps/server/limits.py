@@ -104,7 +104,7 @@ class Limits:
         counts = [one for one in (self.options.max_new_tokens, self.default_new_tokens) if one is not None]
         return self.text + (f"; answers without max_tokens: up to {min(counts):,}" if counts else "")
 
-    def new_tokens(self, prompt: int, asked: int | None) -> int:
+    def new_tokens(self, prompt: int, asked: int | None, param: str = "messages") -> int:
         """Tokens of an answer to a prompt of some tokens, if `asked` fits. Raises `ApiError`."""
         most, room = self.options.max_new_tokens, self.context - prompt
         if asked is not None and most is not None and asked > most:
@@ -112,7 +112,7 @@ class Limits:
             raise ApiError(400, text, code="invalid_value", param="max_tokens")
         default = min(one for one in (most, self.default_new_tokens, room) if one is not None)
         count = max(1, default) if asked is None else asked
-        self.check(prompt, count, "messages")
+        self.check(prompt, count, param)
         return count
 
     def check(self, prompt: int, new: int, param: str) -> None:

@@ -21,7 +21,8 @@ class Row(NamedTuple):
     values: tuple[Any, ...]
 
 
-_TEXTS = "ChatRequest"
+_PLAIN = "CompletionRequest ResponsesRequest"
+_TEXTS = f"ChatRequest {_PLAIN}"
 _ALL = f"{_TEXTS} ImageRequest"
 _PEOPLE = "SystemMessage UserMessage"
 _SPEAKERS = f"{_PEOPLE} AssistantMessage"
@@ -41,6 +42,9 @@ TABLE = (
     Row(_TEXTS, "usage", ({}, {"include": False})),
     # Tools, other modalities and reasoning.
     Row(_TEXTS, "functions", ([],)),
+    Row(_PLAIN, "tools", ([],)),
+    Row(_PLAIN, "tool_choice", ("none", "auto")),
+    Row(_PLAIN, "parallel_tool_calls", (bool,)),
     Row(_TEXTS, "function_call", ("none", "auto")),
     Row(_TEXTS, "modalities", (["text"],)),
     Row(_TEXTS, "audio prediction web_search_options moderation", ()),
@@ -85,6 +89,16 @@ TABLE = (
     Row("TextPart", "annotations logprobs", ([],)),
     Row("ImageAddress", "format", (str,)),
     Row("TextPart ImagePart ImageAddress", "cache_control", ()),
+    Row("InputMessage", "id status", (str,)),
+    Row("InputText", "annotations logprobs", ([],)),
+    Row("InputImage", "file_id", ()),
+    # What is stored by other servers of responses.
+    Row("ResponsesRequest", "previous_response_id conversation prompt context_management", ()),
+    Row("ResponsesRequest", "max_tool_calls", ()),
+    Row("ResponsesRequest", "truncation", ("disabled",)),
+    Row("ResponsesRequest", "background", (False,)),
+    Row("ResponsesRequest", "stream_options", ({}, {"include_obfuscation": False})),
+    Row("TextOptions", "verbosity", ("medium",)),
     # Pictures.
     Row("ImageRequest", "moderation", ("auto", "low")),
     Row("ImageRequest", "quality", ("auto", "standard")),
@@ -98,7 +112,13 @@ _VALUES = {
 _TYPES = {str: f"any text of up to {MAX_TEXT} characters", bool: "true or false", dict: "any object"}
 _PLACES = {
     _ALL: "any request",
-    _TEXTS: "chats",
+    _TEXTS: "chats, completions, responses",
+    _PLAIN: "completions, responses",
+    "ResponsesRequest": "responses",
+    "InputMessage": "messages of responses",
+    "InputText": "`input_text`",
+    "InputImage": "`input_image`",
+    "TextOptions": "`text` of responses",
     _MESSAGES: "messages",
     _SPEAKERS: "messages but a tool's",
     f"{_PEOPLE} ToolMessage": "messages but the assistant's",

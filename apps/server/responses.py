@@ -126,6 +126,35 @@ class ChatChunk(BaseModel):
     usage: Usage | None = None
 
 
+class CompletionLogprobs(BaseModel):
+    """Log-probabilities of a completion's tokens (`Logprobs` of `CompletionChoice`)."""
+
+    tokens: list[str]
+    token_logprobs: list[float]
+    top_logprobs: list[dict[str, float]]
+    text_offset: list[int]
+
+
+class CompletionChoice(BaseModel):
+    """One text of a completion, or what an event adds to it (`CompletionChoice`)."""
+
+    index: int
+    text: str
+    logprobs: CompletionLogprobs | None = None
+    finish_reason: Finish | None = None
+
+
+class Completion(BaseModel):
+    """The response to a completion request, or an event of a streamed one (`Completion`)."""
+
+    id: str
+    object: Literal["text_completion"] = "text_completion"
+    created: int
+    model: str
+    choices: list[CompletionChoice]
+    usage: Usage | None = None
+
+
 class ImageUsage(BaseModel):
     """Token counts of an image request (`ImagesResponse.usage`)."""
 

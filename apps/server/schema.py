@@ -103,31 +103,27 @@ class StreamOptions(Request):
     include_usage: bool | None = False
 
 
-class ChatRequest(Request):
-    """The body of `POST /v1/chat/completions` (`CreateChatCompletionRequest`)."""
+class SamplingFields(Request):
+    """How the tokens of a text are chosen, in every request for texts."""
 
-    model: Annotated[str, Field(max_length=256)]
-    messages: Annotated[list[Message], Field(min_length=1, max_length=256, fail_fast=True)]
-    max_tokens: Tokens | None = None
-    max_completion_tokens: Tokens | None = None
     temperature: Temperature | None = Field(TextGenerationOptions.temperature, description="0 is greedy.")
     top_p: TopP | None = TextGenerationOptions.top_p
     top_k: Annotated[int, Field(ge=-1, le=1_000_000)] | None = Field(0, description="0 and -1 mean all.")
     repetition_penalty: Annotated[float, Field(gt=0, le=10)] | None = Field(
         TextGenerationOptions.repetition_penalty, description="1 changes nothing; the prompt counts."
     )
+    frequency_penalty: Zero | None = 0.0
+    presence_penalty: Zero | None = 0.0
     seed: Seed | None = Field(None, description="Choice j is sampled with seed + j.")
-    n: Annotated[int, Field(ge=1, le=MAX_CHOICES)] | None = 1
     stop: Annotated[str, Field(max_length=256)] | StopList | None = None
     skip_special_tokens: bool | None = Field(
         None, description="Default: true for Janus; false for DeepSeek-VL2, whose boxes are such tokens."
     )
-    stream: bool | None = False
-    stream_options: StreamOptions | None = None
-    logprobs: bool | None = False
-    top_logprobs: Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
-    frequency_penalty: Zero | None = 0.0
-    presence_penalty: Zero | None = 0.0
+
+
+class FormFields(Request):
+    """What a text must match."""
+
     response_format: (
         Annotated[PlainFormat | JsonObjectFormat | JsonSchemaFormat, Field(discriminator="type")] | None
     ) = None
@@ -136,6 +132,20 @@ class ChatRequest(Request):
     guided_choice: list[Text] | None = None
     guided_grammar: Text | None = Field(None, description="Lark, or GBNF (with ::=).")
     structured_outputs: StructuredOutputs | None = None
+
+
+class ChatRequest(SamplingFields, FormFields):
+    """The body of `POST /v1/chat/completions` (`CreateChatCompletionRequest`)."""
+
+    model: Annotated[str, Field(max_length=256)]
+    messages: Annotated[list[Message], Field(min_length=1, max_length=256, fail_fast=True)]
+    max_tokens: Tokens | None = None
+    max_completion_tokens: Tokens | None = None
+    n: Annotated[int, Field(ge=1, le=MAX_CHOICES)] | None = 1
+    stream: bool | None = False
+    stream_options: StreamOptions | None = None
+    logprobs: bool | None = False
+    top_logprobs: Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
     tools: Annotated[list[Tool], Field(max_length=MAX_TOOLS, fail_fast=True)] | None = None
     tool_choice: Literal["none", "auto", "required"] | NamedToolChoice | None = Field(
         None, description="Default: auto with tools, else none."

@@ -102,7 +102,8 @@ async def _with_error_event(events: AsyncIterator[bytes]) -> AsyncIterator[bytes
 class Generation(Protocol):
     """What a request asks to be generated."""
 
-    requests: list[GenerationRequest]
+    @property
+    def requests(self) -> list[GenerationRequest]: ...
 
     async def start(self) -> None:
         """Queue the generation requests."""

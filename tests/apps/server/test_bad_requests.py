@@ -232,7 +232,7 @@ def routes() -> Iterator[Bad]:
         for method in words("GET POST PUT PATCH DELETE OPTIONS TRACE BREW"):
             if method != right:
                 yield Bad("Not Allowed", b"", path, method, OWNER, status=405)
-    wrong = words("""/ /v1 /v1/ /v2/models /V1/models /v1//models /health// /docs /redoc /v1/completions /.env
+    wrong = words("""/ /v1 /v1/ /v2/models /V1/models /v1//models /health// /docs /redoc /v1/completion /.env
     /v1/embeddings /v1/chat /v1/chat/completions// /x/%2e%2e/%2e%2e/etc/passwd /%00 /%ff""")
     for path in wrong + [f"/{rng.randbytes(5).hex()}" for _ in range(30)]:
         yield Bad("Not Found", b"", path, "GET", OWNER, status=404)

@@ -11,6 +11,7 @@ from bifrons.apps.server import schema
 from bifrons.apps.server.bodies import parse_body
 from bifrons.apps.server.errors import ApiError
 from bifrons.apps.server.neutral_fields import TABLE, table_text
+from bifrons.apps.server.text_schema import CompletionRequest, ResponsesRequest
 from pydantic import TypeAdapter
 
 TEXT, PICTURE = {"type": "text", "text": "x"}, {"type": "image_url", "image_url": {"url": "x"}}
@@ -24,9 +25,17 @@ def user(*parts: dict[str, Any]) -> dict[str, Any]:
 
 
 CHAT = {"model": "m", "messages": [{"role": "user", "content": "x"}]}
+INPUT = [{"type": "input_text", "text": "x"}, {"type": "input_image", "image_url": "x"}]
+RESPONSE = {"model": "m", "input": [{"role": "user", "content": INPUT}]}
 BODIES: dict[str, tuple[dict[str, Any], tuple[Any, ...]]] = {
     "ChatRequest": (CHAT, ()),
     "ImageRequest": ({"prompt": "x"}, ()),
+    "CompletionRequest": ({"model": "m", "prompt": "x"}, ()),
+    "ResponsesRequest": ({"model": "m", "input": "x"}, ()),
+    "TextOptions": ({"model": "m", "input": "x", "text": {}}, ("text",)),
+    "InputMessage": (RESPONSE, ("input", 0)),
+    "InputText": (RESPONSE, ("input", 0, "content", 0)),
+    "InputImage": (RESPONSE, ("input", 0, "content", 1)),
     "StreamOptions": ({**CHAT, "stream_options": {}}, ("stream_options",)),
     "SystemMessage": ({"model": "m", "messages": [{"role": "system", "content": "x"}]}, ("messages", 0)),
     "UserMessage": (CHAT, ("messages", 0)),
@@ -49,7 +58,9 @@ def parsed(name: str, changes: dict[str, Any]) -> Any:
     for part in path:
         target = target[part]
     target |= changes
-    model = schema.ImageRequest if name == "ImageRequest" else schema.ChatRequest
+    kinds = {"messages": schema.ChatRequest, "input": ResponsesRequest, "prompt": CompletionRequest}
+    kind = next(kind for key, kind in kinds.items() if key in body)
+    model = schema.ImageRequest if name == "ImageRequest" else kind
     return parse_body(TypeAdapter(model), json.dumps(body).encode())
 
 
