@@ -177,13 +177,14 @@ class JanusPipeline(ChatPipeline):
         return image_generation.generate_codes(self.model, cond, uncond, options, seeds, callback)
 
     @inference
-    def encode_image(self, image: Any) -> Tensor:
+    def encode_image(self, image: Any, *, exif: str = "apply") -> Tensor:
         """The image tokenizer's codes of an image, int64 `[T]`.
 
-        `image` is a path, bytes, a `data:` URL or a PIL image; it is resized and padded to a square first.
+        `image` has any form of `ask`; it is turned upright unless `exif` is `ignore`, then resized and padded
+        to a square.
         Raises `PictureError`, and `OptionError` if the image tokenizer was not loaded.
         """
-        return image_generation.encode_pixels(self.model, self.processor.preprocess(image))
+        return image_generation.encode_pixels(self.model, self.processor.preprocess(image, exif))
 
     @inference
     def decode_codes(self, codes: Tensor | Sequence[int]) -> list[Image.Image]:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..blocks.chat.inputs import ChatInputs
-from ..blocks.chat.messages import normalize_messages
+from ..blocks.chat.messages import is_unfinished, normalize_messages
 from ..blocks.errors import PromptError
 from ..blocks.image_fit import Fit, normalized
 from ..blocks.image_io import open_image
@@ -59,9 +59,9 @@ class JanusProcessor:
         transform = ImageTransform.from_settings(section, image_size)
         return cls(tokenizer, transform, num_image_tokens, token)
 
-    def preprocess(self, image: Any) -> Tensor:
+    def preprocess(self, image: Any, exif: str = "apply") -> Tensor:
         """Pixels float32 [3, S, S], about -1..1, of anything that `open_image` reads. Raises PictureError."""
-        fitted = self.transform.fit(open_image(image))
+        fitted = self.transform.fit(open_image(image, exif=exif))
         return torch.from_numpy(normalized([fitted], self.transform.table, self.transform.size))[0]
 
     def fit(self, num_images: int) -> Fit:
@@ -69,21 +69,23 @@ class JanusProcessor:
         return self.transform.fit
 
     def chat_inputs(
-        self, messages: Any, system: str | None = None, *, local_files: bool = True
+        self, messages: Any, system: str | None = None, *, local_files: bool = True, exif: str = "apply"
     ) -> ChatInputs:
         """The model's inputs for a conversation, in either form of `blocks.chat.messages`.
 
         Every image token becomes a start token, `num_image_tokens` image tokens and an end token. `system`
-        None is the default system prompt; a system message replaces it. `local_files` is that of
-        `open_image`. Raises PromptError and PictureError.
+        None is the default system prompt; a system message replaces it. `local_files` and `exif`
+        are those of `open_image`. Raises PromptError and PictureError.
         """
-        turns = normalize_messages(messages, self.image_token, self.fit, local_files=local_files)
+        fit, token = self.fit, self.image_token
+        turns = normalize_messages(messages, token, fit, local_files=local_files, exif=exif)
         ids = self.expand(self.tokenizer.encode(self.template.chat_prompt(turns, system)))
         images = tuple(image for turn in turns for image in turn.images)
         mask = ids == self.image_id
         if int(mask.sum()) != len(images) * self.num_image_tokens:
             raise PromptError(f"the prompt holds the mark {self.image_token} outside of the user's messages")
-        return ChatInputs(ids, mask, images, self.transform.table, self.transform.size)
+        table, size = self.transform.table, self.transform.size
+        return ChatInputs(ids, mask, images, table, size, is_unfinished(turns))
 
     def expand(self, ids: Sequence[int]) -> Tensor:
         """Ids with each image token expanded to start, `num_image_tokens` image tokens, end; int64 [T]."""

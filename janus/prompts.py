@@ -1,14 +1,15 @@
 """Janus's chat template: the text to tokenize for conversations and image prompts.
 
 The strings equal those of the official `VLChatProcessor` byte for byte: the system prompt and a separator,
-then for each message `role: content` and a separator that alternates with the message's index, all stripped.
+then for each message `role: content` and the separator of its role, all stripped.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ..blocks.chat.messages import Turn
+from ..blocks.chat.messages import Turn, strip_pieces
 from ..blocks.errors import PromptError
+from ..blocks.special_tokens import PlainText
 from ..tokenizers.text import EOS, TextTokenizer
 
 SYSTEM_PROMPT = (
@@ -37,35 +38,40 @@ class Template:
         """
         return PRO if tokenizer.has(PRO.user) else FIRST
 
-    def chat_prompt(self, turns: Sequence[Turn], system: str | None = None) -> str:
-        """The text of a conversation, up to the assistant's next message.
+    def chat_prompt(self, turns: Sequence[Turn], system: str | None = None) -> list[str]:
+        """The text of a conversation in pieces, up to the assistant's next message or unfinished one.
 
         `turns` come from `normalize_messages`. `system` None is the default system prompt, "" is none; a
-        system turn replaces either. Raises PromptError unless the last turn is the user's.
+        system turn replaces either.
         """
-        system = SYSTEM_PROMPT if system is None else system
-        if turns and turns[0].role == "system":
-            system, turns = turns[0].text, turns[1:]
-        if not turns or turns[-1].role != "user":
-            raise PromptError("a conversation must end with a message of the user")
-        roles = {"user": self.user, "assistant": self.assistant}
-        return self._render([(roles[turn.role], turn.text) for turn in turns], system)
+        before: Sequence[str] = [SYSTEM_PROMPT if system is None else system]
+        if turns[0].role == "system":
+            before, turns = turns[0].pieces, turns[1:]
+        return self._render(before, turns)
 
-    def generation_prompt(self, text: str) -> str:
-        """The text before a generated image. Raises PromptError for a prompt that is empty or not a str."""
+    def generation_prompt(self, text: str) -> list[str]:
+        """The text before a generated image, in pieces: special tokens in people's `text` are text.
+
+        Raises PromptError for a prompt that is empty or not a str.
+        """
         if not isinstance(text, str):
             raise PromptError(f"a prompt must be a text (str), not {type(text).__name__}")
         if not text.strip():
             raise PromptError("the prompt is empty; say what to paint")
-        return self._render([(self.user, text)], "") + IMAGE_START
+        return [*self._render((), [Turn("user", [PlainText(text)])]), IMAGE_START]
 
-    def _render(self, messages: Sequence[tuple[str, str]], system: str) -> str:
-        parts = [system + self.separators[0]] if system else []
-        # The reference picks the separator by the message's index, not by its role.
-        for index, (role, content) in enumerate(messages):
-            parts.append(f"{role}: {content.strip()}{self.separators[index % 2]}")
-        parts.append(f"{self.assistant}:")
-        return "".join(parts).strip()
+    def _render(self, before: Sequence[str], turns: Sequence[Turn]) -> list[str]:
+        pieces = [*before, self.separators[0]] if any(before) else []
+        # The reference picks the separator by the message's index, which is the same where the user begins.
+        ends = {"user": (self.user, self.separators[0]), "assistant": (self.assistant, self.separators[1])}
+        for turn in turns:
+            role, separator = ends[turn.role]
+            pieces += [f"{role}: ", *strip_pieces(turn.pieces), separator]
+        if turns[-1].role == "assistant":
+            pieces.pop()  # it is unfinished
+        else:
+            pieces.append(f"{self.assistant}:")
+        return strip_pieces(pieces)
 
 
 PRO = Template("<|User|>", "<|Assistant|>")

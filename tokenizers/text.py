@@ -8,7 +8,7 @@ different ids to the same token, and the library renumbers added tokens when it 
 """
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import cached_property
 from os import PathLike
 from pathlib import Path
@@ -18,6 +18,7 @@ from tokenizers import AddedToken, Tokenizer
 
 from ..blocks.errors import ConfigError, PromptError, is_name
 from ..blocks.json_config import read_json, shown
+from ..blocks.special_tokens import PieceEncoder, PlainText
 from ..blocks.token_masks import TokenVocabulary
 from ..blocks.tokenizer_file import library_errors, read_tokenizer
 
@@ -63,8 +64,8 @@ def _special_token_names(folder: Path, config: dict[str, Any]) -> dict[str, str]
 class TextTokenizer:
     """Encodes and decodes text exactly as the official processors do.
 
-    Special tokens spelled out in a text (`<|User|>`, `<image>` ...) are always encoded to their single ids,
-    on which the official demos rely.
+    Special tokens spelled out in a text (`<|User|>`, `<image>` ...) are encoded to their single ids, on which
+    the official demos rely, but not in a `PlainText`: there only those of `allowed` are.
     """
 
     def __init__(
@@ -77,8 +78,9 @@ class TextTokenizer:
         self.add_bos = add_bos
         self.origin = origin
         self.rows = rows
+        self.allowed: frozenset[int] = frozenset()
+        """Ids of special tokens that people may write."""
         self._names = names
-        self._special_ids: frozenset[int] | None = None
 
     @classmethod
     def from_folder(cls, folder: str | PathLike[str], rows: int | None = None) -> "TextTokenizer":
@@ -101,21 +103,32 @@ class TextTokenizer:
             hf, names=_special_token_names(folder, config), add_bos=add_bos, origin=str(folder), rows=rows
         )
 
-    def encode(self, text: str, bos: bool | None = None) -> list[int]:
+    def encode(self, text: str | Sequence[str], bos: bool | None = None) -> list[int]:
         """Token ids of a text, preceded by a BOS id if `bos` (by default, if the tokenizer's config says so).
 
-        Raises PromptError for anything but a str, and for lone surrogates, which UTF-8 can't encode.
+        The text may be given in pieces, which are encoded as one. Raises PromptError for anything but a str,
+        and for lone surrogates, which UTF-8 can't encode.
         """
-        if not isinstance(text, str):
-            raise PromptError(f"a text must be a str, not {type(text).__name__}")
+        pieces: Any = text if isinstance(text, list | tuple) else [text]
+        for piece in pieces:
+            if not isinstance(piece, str):
+                raise PromptError(f"a text must be a str, not {type(piece).__name__}")
+        whole = "".join(pieces)
         try:
-            text.encode("utf-8")
+            whole.encode("utf-8")
         except UnicodeEncodeError as error:
             raise PromptError(f"the text is not valid Unicode: {error}") from error
         with library_errors(f"the tokenizer of {self.origin} failed"):
-            ids = self.hf.encode(text, add_special_tokens=False).ids
+            if any(isinstance(piece, PlainText) for piece in pieces):
+                ids = self._encoder.encode(pieces, self.allowed)
+            else:
+                ids = self.hf.encode(whole, add_special_tokens=False).ids
         use_bos = self.add_bos if bos is None else bos
         return [self.bos_id, *ids] if use_bos else ids
+
+    @cached_property
+    def _encoder(self) -> PieceEncoder:
+        return PieceEncoder(self.hf, self._names.values())
 
     def decode(self, ids: Iterable[int], skip_special_tokens: bool = True) -> str:
         """Text of token ids. Invalid UTF-8 becomes U+FFFD; ids outside the vocabulary are ignored."""
@@ -137,8 +150,8 @@ class TextTokenizer:
         """Id of a special token, added to the vocabulary if missing. Raises ConfigError if no row is left."""
         if not self.has(name):
             self.hf.add_special_tokens([AddedToken(name, normalized=False, special=True)])
-            self._special_ids = None
-            self.__dict__.pop("vocabulary", None)
+            for cached in ("_encoder", "_dropped", "vocabulary"):
+                self.__dict__.pop(cached, None)
         token_id = self.token_id(name)
         if self.rows is not None and token_id >= self.rows:
             raise ConfigError(f"the token {name!r} has id {token_id}, beyond the {self.rows} embeddings")
@@ -146,10 +159,11 @@ class TextTokenizer:
 
     def is_special(self, token_id: int) -> bool:
         """Whether `decode` drops this id with `skip_special_tokens`."""
-        if self._special_ids is None:
-            added = self.hf.get_added_tokens_decoder()
-            self._special_ids = frozenset(i for i, token in added.items() if token.special)
-        return token_id in self._special_ids
+        return token_id in self._dropped
+
+    @cached_property
+    def _dropped(self) -> frozenset[int]:
+        return frozenset(i for i, token in self.hf.get_added_tokens_decoder().items() if token.special)
 
     @property
     def bos_id(self) -> int:

@@ -17,6 +17,7 @@ from ..blocks.checkpoints.reader import list_tensors
 from ..blocks.device import plain_torch
 from ..blocks.errors import PictureError, PromptError, check_integer
 from ..blocks.image_io import open_image
+from ..blocks.image_source import as_image_list
 from ..blocks.placement.arguments import open_pretrained, pick_dtype
 from ..blocks.placement.auto_device_map import MaxMemory
 from ..blocks.placement.device_map import DeviceMap
@@ -106,17 +107,18 @@ class VL2Pipeline(ChatPipeline):
         max_new_tokens: int = TextGenerationOptions.max_new_tokens,
         *,
         prefill_chunk: int | None = None,
+        exif: str = "apply",
     ) -> Grounding:
         """A greedy `ask` whose answer is parsed into text, boxes and malformed pieces.
 
-        Boxes are in pixels of the last image, the one to which the official prompts refer. Raises the errors
+        Boxes are in pixels of the last image, the one to which the official prompts refer, upright unless
+        `exif` is `ignore`. Raises the errors
         of `ask`, and `PictureError` without an image.
         """
-        messages = self.question_messages(images, question)
-        opened = [open_image(source) for source in messages[0]["images"]]
+        opened = [open_image(source, exif=exif) for source in as_image_list(images)]
         if not opened:
             raise PictureError("there is no picture to find things in; accepted: one picture or a list")
-        messages[0]["images"] = opened
+        messages = self.question_messages(opened, question)
         answer = self.chat(messages, max_new_tokens, prefill_chunk=prefill_chunk)
         assert isinstance(answer, str)
         return parse_grounding(answer, opened[-1].size)
@@ -128,19 +130,22 @@ class VL2Pipeline(ChatPipeline):
         max_new_tokens: int = TextGenerationOptions.max_new_tokens,
         *,
         example: tuple[Any, Box | Sequence[int]] | None = None,
+        exif: str = "apply",
     ) -> list[Box]:
         """Find what a phrase names, or objects like an example, in an image.
 
         Args:
-            image: a path, bytes, a `data:` URL or a PIL image.
+            image: in any form of `ask`.
             phrase: what to find, such as `the giraffe at the back`. With an example it is the optional name
                 of the example's object.
             max_new_tokens: the largest number of tokens in the answer.
             example: another image and a box (or x1, y1, x2, y2 in its pixels) around an object of the kind
                 to find.
+            exif: `apply` turns images upright as their EXIF says; `ignore` reads them as the reference does.
 
         Returns:
-            Boxes in pixels of `image`. Malformed pieces of the answer are dropped; `ground` reports them.
+            Boxes in pixels of `image`, upright if EXIF is applied. Malformed pieces of the answer are
+            dropped; `ground` reports them.
 
         Raises:
             PromptError: neither a phrase nor an example is given, or the example's box is not in its image.
@@ -151,13 +156,18 @@ class VL2Pipeline(ChatPipeline):
         if example is None:
             if phrase is None:
                 raise PromptError("there is nothing to locate; accepted: a phrase, an example or both")
-            return list(self.ground(image, locate_prompt(phrase), max_new_tokens).boxes)
+            return list(self.ground(image, locate_prompt(phrase), max_new_tokens, exif=exif).boxes)
         # As in the official demo, the object is framed in red in the first of two images.
-        framed = _frame_example(*example)
-        return list(self.ground([framed, image], example_prompt(phrase), max_new_tokens).boxes)
+        framed = _frame_example(*example, exif)
+        return list(self.ground([framed, image], example_prompt(phrase), max_new_tokens, exif=exif).boxes)
 
     def caption(
-        self, image: Any, grounded: bool = False, max_new_tokens: int = TextGenerationOptions.max_new_tokens
+        self,
+        image: Any,
+        grounded: bool = False,
+        max_new_tokens: int = TextGenerationOptions.max_new_tokens,
+        *,
+        exif: str = "apply",
     ) -> str | Grounding:
         """Describe an image.
 
@@ -165,15 +175,15 @@ class VL2Pipeline(ChatPipeline):
         Raises `PictureError` and `OptionError`.
         """
         if grounded:
-            return self.ground(image, GROUNDING + CAPTION_PROMPT, max_new_tokens)
-        answer = self.ask(image, CAPTION_PROMPT, max_new_tokens)
+            return self.ground(image, GROUNDING + CAPTION_PROMPT, max_new_tokens, exif=exif)
+        answer = self.ask(image, CAPTION_PROMPT, max_new_tokens, exif=exif)
         assert isinstance(answer, str)
         return answer
 
 
-def _frame_example(source: Any, box: Box | Sequence[int]) -> Image.Image:
+def _frame_example(source: Any, box: Box | Sequence[int], exif: str) -> Image.Image:
     """The example's image with the box outlined."""
-    image = open_image(source)
+    image = open_image(source, exif=exif)
     corners = box.pixels if isinstance(box, Box) else tuple(box)
     if len(corners) != 4:
         raise PromptError(f"the example's box is {box!r}; accepted: a Box or x1, y1, x2, y2")

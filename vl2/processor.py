@@ -10,13 +10,13 @@ from typing import Any
 import torch
 
 from ..blocks.chat.inputs import ChatInputs
-from ..blocks.chat.messages import normalize_messages
+from ..blocks.chat.messages import is_unfinished, normalize_messages
 from ..blocks.errors import ConfigError
 from ..blocks.image_fit import Fit
 from ..blocks.picture_settings import check_size, read_picture_settings
 from ..tokenizers.text import TextTokenizer
 from .config import VL2Config, parse_candidates
-from .prompts import IMAGE, SPECIAL, encode_turns
+from .prompts import GROUNDING_TOKENS, IMAGE, SPECIAL, encode_turns
 from .tiles import (
     MAX_CROPPED,
     PixelNormalization,
@@ -60,6 +60,7 @@ class VL2Processor:
         names = (image_token, *SPECIAL)
         ids = [tokenizer.add_special(name) for name in names]
         self.image_id = ids[0]
+        tokenizer.allowed = frozenset(map(tokenizer.token_id, GROUNDING_TOKENS))
         if max(ids) >= config.decoder.vocab_size:
             name = names[ids.index(max(ids))]
             raise ConfigError(
@@ -110,12 +111,13 @@ class VL2Processor:
         candidates, background = self._candidates(num_images), self.normalization.background
         return partial(cut_best_tiles, candidates=candidates, tile=self.tile, background=background)
 
-    def chat_inputs(self, messages: Any, *, local_files: bool = True) -> ModelInputs:
+    def chat_inputs(self, messages: Any, *, local_files: bool = True, exif: str = "apply") -> ModelInputs:
         """The model's inputs for a conversation, in either form of `blocks.chat.messages`.
 
-        `local_files` is that of `open_image`. Raises PromptError and PictureError.
+        `local_files` and `exif` are those of `open_image`. Raises PromptError and PictureError.
         """
-        turns = normalize_messages(messages, self.image_token, self.fit, local_files=local_files)
+        fit, token = self.fit, self.image_token
+        turns = normalize_messages(messages, token, fit, local_files=local_files, exif=exif)
         images = tuple(image for turn in turns for image in turn.images)
         resolutions = [self.best_resolution(image.size, len(images)) for image in images]
         grids = tuple((width // self.tile, height // self.tile) for width, height in resolutions)
@@ -131,6 +133,7 @@ class VL2Processor:
             images=images,
             table=self.normalization.table,
             side=self.tile,
+            continues=is_unfinished(turns),
             grids=grids,
             num_image_tokens=counts,
         )

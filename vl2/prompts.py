@@ -7,7 +7,7 @@ earlier answers have no space after `<|Assistant|>:`, unlike in the text that th
 
 from collections.abc import Sequence
 
-from ..blocks.chat.messages import Turn
+from ..blocks.chat.messages import Turn, strip_pieces
 from ..blocks.errors import PromptError
 from ..tokenizers.text import TextTokenizer
 
@@ -17,41 +17,60 @@ DET, DET_END = "<|det|>", "<|/det|>"
 GROUNDING = "<|grounding|>"
 USER, ASSISTANT = "<|User|>", "<|Assistant|>"
 
-SPECIAL = (REF, REF_END, DET, DET_END, GROUNDING, USER, ASSISTANT)
+GROUNDING_TOKENS = (REF, REF_END, DET, DET_END, GROUNDING)
+"""Special tokens that people may write."""
+SPECIAL = (*GROUNDING_TOKENS, USER, ASSISTANT)
 """Tokens that the vocabulary must have; missing ones are appended in this order, after `<image>`."""
 
 
 def encode_turns(
     tokenizer: TextTokenizer, turns: Sequence[Turn], image_token: str = IMAGE
 ) -> list[list[int]]:
-    """Ids of a conversation up to the assistant's next message, split at the images.
+    """Ids of a conversation up to the assistant's next message or unfinished one, split at the images.
 
-    There is an image between any two consecutive lists. Raises PromptError unless the user's turn is last.
+    There is an image between any two consecutive lists.
     """
-    if not turns or turns[-1].role != "user":
-        raise PromptError("a conversation must end with a message of the user")
-    pieces = [[tokenizer.bos_id]]
+    image_id, ids, asked = tokenizer.token_id(image_token), [tokenizer.bos_id], False
     for turn in turns:
-        text = turn.text.strip()
+        pieces = strip_pieces(turn.pieces)
         if turn.role == "user":
-            first, *rest = f"{USER}: {text}\n\n{ASSISTANT}:".split(image_token)
-            pieces[-1] += tokenizer.encode(first, bos=False)
-            pieces += [tokenizer.encode(piece, bos=False) for piece in rest]
-        elif turn.role == "assistant":
-            pieces[-1] += [*tokenizer.encode(text, bos=False), tokenizer.eos_id]
+            pieces = [f"{USER}: ", *pieces, f"\n\n{ASSISTANT}:"]
+        elif turn.role == "assistant" and not asked:
+            pieces = [f"{ASSISTANT}:", *pieces]
+        ids += tokenizer.encode(pieces, bos=False)
+        if turn.role == "assistant" and turn is not turns[-1]:
+            ids.append(tokenizer.eos_id)
+        asked = turn.role == "user"
+    segments: list[list[int]] = [[]]
+    for token in ids:
+        if token == image_id:
+            segments.append([])
         else:
-            pieces[-1] += tokenizer.encode(text, bos=False)
-    return pieces
+            segments[-1].append(token)
+    return segments
 
 
 def locate_prompt(phrase: str) -> str:
-    """The official question for locating something, without the image token before it."""
+    """The official question for locating something, without the image token before it.
+
+    Raises `PromptError` for a phrase with a special token of grounding, which would end the phrase.
+    """
+    _check_label(phrase)
     return f"{REF}{phrase}{REF_END}."
 
 
 def example_prompt(label: str | None) -> str:
-    """The official question for locating objects like the one framed in the first of two images."""
+    """The official question for locating objects like the one framed in the first of two images.
+
+    Raises `PromptError` for a label with a special token of grounding.
+    """
+    _check_label(label or "")
     return (
         f"{GROUNDING}In the first image, {label or 'an object'} within the red rectangle is marked. "
         "Locate the object of the same category in the second image."
     )
+
+
+def _check_label(text: str) -> None:
+    if found := next((token for token in GROUNDING_TOKENS if token in text), None):
+        raise PromptError(f"the phrase holds {found}; accepted: words alone, since tokens are put around")

@@ -16,7 +16,8 @@ from PIL import Image
 
 from ...blocks.errors import OptionError, PictureError
 from ...blocks.files import decode_text, read_bounded
-from ...blocks.image_io import FORMATS, MAX_FILE, open_image
+from ...blocks.image_io import FORMATS, open_image
+from ...blocks.image_source import MAX_FILE
 from ...blocks.json_config import decode_json
 
 STDIN = "-"

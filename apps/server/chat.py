@@ -73,7 +73,7 @@ class ChatGeneration:
         sampling = sampling_params(self.body)
         seed = resolve_seed(self.body.seed)
         matchers = await self._make_matchers(choices, max_new_tokens)
-        outputs = [self._output() for _ in matchers]
+        outputs = [self._output(inputs.continues) for _ in matchers]
         self.outputs += outputs
         self.prompt_tokens += prompt_tokens
         return [
@@ -107,7 +107,7 @@ class ChatGeneration:
         """Token ids and pixels; the scheduler's thread embeds those of all waiting requests together."""
         return self.served.pipe.processor.chat_inputs(messages, local_files=False)
 
-    def _output(self) -> ChoiceOutput:
+    def _output(self, continues: bool) -> ChoiceOutput:
         stop, skip, pipe = self.body.stop, self.body.skip_special_tokens, self.served.pipe
         return ChoiceOutput(
             pipe.tokenizer,
@@ -117,6 +117,7 @@ class ChatGeneration:
             stream=bool(self.body.stream),
             strip=self.strips and (self.tools is not None or not asks_for_form(self.body)),
             parser=None if self.tools is None else CallParser(self.tools),
+            continues=continues,
         )
 
     def cancel(self) -> None:

@@ -19,13 +19,14 @@ class StopStringFilter:
     (unless `strip` is false).
 
     Text that may turn out to be the beginning of a stop string, or trailing white space, is held back until
-    more text arrives. So the joined output doesn't depend on how the input was cut into pieces.
+    more text arrives. So the joined output doesn't depend on how the input was cut into pieces. Of text that
+    has `started` before, leading white space stays.
     """
 
-    def __init__(self, stops: Sequence[str] = (), strip: bool = True) -> None:
+    def __init__(self, stops: Sequence[str] = (), strip: bool = True, started: bool = False) -> None:
         self._stops, self._strip = tuple(stops), strip
         self._pending = ""
-        self._started = False
+        self._started = started
         self.stopped = False
         """Whether a stop string has been found."""
 
@@ -74,7 +75,8 @@ class TextChunk:
 class ChoiceOutput:
     """The tokens of one choice: a scheduler's thread appends them, the event loop makes text of them.
 
-    `signal` is set at the end and, with `stream` or stop strings, at every token.
+    `signal` is set at the end and, with `stream` or stop strings, at every token. With `continues` the text
+    goes on right after the last word of an unfinished answer.
     """
 
     def __init__(
@@ -87,10 +89,11 @@ class ChoiceOutput:
         stream: bool,
         strip: bool = True,
         parser: CallParser | None = None,
+        continues: bool = False,
     ) -> None:
         self._tokenizer, self._stops, self._signal = tokenizer, stops, signal
         self._decoder = StreamDecoder(tokenizer, skip_special_tokens)
-        self._filter = StopStringFilter(stops, strip)
+        self._filter = StopStringFilter(stops, strip, started=continues)
         self._parser = parser
         self._tokens: list[SampledToken] = []
         self._end: str | None = None

@@ -16,7 +16,8 @@ class ChatInputs:
     """T tokens of a conversation, N tiles of all its images, S tile side in pixels.
 
     `ids` int64 [T]; `image_mask` bool [T], true at image tokens; `side` is S. `table` float32 [3, 256] holds
-    the normalized value of each channel and level.
+    the normalized value of each channel and level. With `continues` the answer goes on right after the last
+    word of an unfinished one.
     """
 
     ids: Tensor
@@ -24,6 +25,7 @@ class ChatInputs:
     images: tuple[FittedImage, ...]
     table: np.ndarray
     side: int
+    continues: bool
 
     @property
     def pixels(self) -> Tensor:

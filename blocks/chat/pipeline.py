@@ -10,9 +10,11 @@ from ...tokenizers.text import TextTokenizer
 from ..device import inference
 from ..errors import PromptError
 from ..image_fit import Fit
-from ..image_io import as_image_list
+from ..image_io import ReadOptions
+from ..image_source import as_image_list
 from ..placement.loaded_pipeline import LoadedPipeline
 from ..sampling.request import TokenHead, check_context
+from ..special_tokens import PlainText
 from .text_generation import (
     ChatModel,
     MoreTextOptions,
@@ -48,7 +50,7 @@ class ChatProcessor(Protocol):
         """What fits an image of a conversation of `num_images` to the model; it can be pickled."""
         ...
 
-    def chat_inputs(self, messages: Any, *, local_files: bool = True) -> Any:
+    def chat_inputs(self, messages: Any, *, local_files: bool = True, exif: str = "apply") -> Any:
         """A conversation in the form that the model's `embed_prompts` takes, with token `ids` `[T]`."""
         ...
 
@@ -71,24 +73,23 @@ class ChatPipeline(LoadedPipeline):
 
     @inference
     def prompts(
-        self, conversations: Sequence[Messages], max_new_tokens: int, *, local_files: bool = True
+        self, conversations: Sequence[Messages], max_new_tokens: int, **reading: Unpack[ReadOptions]
     ) -> list[Prompt]:
         """Conversations as embedded prompts. Raises `PromptError` if `max_new_tokens` don't fit after one."""
-        prepare = self.processor.chat_inputs
-        inputs = [prepare(messages, local_files=local_files) for messages in conversations]
+        inputs = [self.processor.chat_inputs(messages, **reading) for messages in conversations]
         for one in inputs:
             check_context(len(one.ids), max_new_tokens, self.model.decoder.config.max_positions)
         return self.model.embed_prompts(inputs)
 
     def question_messages(self, images: Any, question: str) -> Messages:
-        """The conversation of `ask`: for each image its token and a newline, then the question."""
+        """The conversation of `ask`: the images, then the question."""
         if not isinstance(question, str) or not question.strip():
             raise PromptError(f"the question is {question!r}; accepted: a text that is not empty")
-        token = self.processor.image_token
-        if token in question:
-            raise PromptError(f"the question holds {token}; `ask` writes one per picture itself")
-        images = as_image_list(images)
-        return [{"role": "user", "content": f"{token}\n" * len(images) + question, "images": images}]
+        if question.startswith(f"{self.processor.image_token}\n"):
+            token = self.processor.image_token
+            raise PromptError(f"the question begins with {token}; `ask` writes one per picture itself")
+        parts = [{"type": "image", "image": image} for image in as_image_list(images)]
+        return [{"role": "user", "content": [*parts, {"type": "text", "text": question}]}]
 
     def ask(
         self,
@@ -99,14 +100,17 @@ class ChatPipeline(LoadedPipeline):
         top_p: float = TextGenerationOptions.top_p,
         seed: int | None = None,
         stream: bool = False,
+        *,
+        exif: str = "apply",
         **options: Unpack[MoreTextOptions],
     ) -> str | Iterator[str]:
         """Answer a question about images.
 
         Args:
-            images: an image, a list of images, or None; each a path, bytes, a `data:` URL or a PIL image.
-            question: the text, without image tokens, which are put before it.
-            max_new_tokens, temperature, top_p, seed, stream, options: as in `chat`.
+            images: an image, a list of images, or None; each a path, bytes, an open file, a `data:` URL,
+                base64, a PIL image, an array or a tensor: see `bifrons.blocks.image_io.open_image`.
+            question: the text. Image tokens are put before it; the names of special tokens in it are text.
+            max_new_tokens, temperature, top_p, seed, stream, exif, options: as in `chat`.
 
         Returns:
             The answer, or with `stream` an iterator over its pieces.
@@ -121,6 +125,7 @@ class ChatPipeline(LoadedPipeline):
             top_p,
             seed,
             stream,
+            exif=exif,
             **options,
         )
 
@@ -134,18 +139,21 @@ class ChatPipeline(LoadedPipeline):
         stream: bool = False,
         *,
         local_files: bool = True,
+        exif: str = "apply",
         **options: Unpack[MoreTextOptions],
     ) -> str | Iterator[str]:
         """The assistant's next message in a conversation.
 
         Args:
-            messages: the conversation, in OpenAI's or the official form of messages.
+            messages: the conversation, in OpenAI's or the official form of messages; see
+                `bifrons.blocks.chat.messages`. From a last message of the assistant the answer goes on.
             max_new_tokens: the largest number of tokens in the answer.
             temperature: 0 is greedy.
             top_p: sample from the smallest set of most likely tokens with this total probability; 1 is all.
             seed: None is random. An answer depends on its seed, not on other conversations in a batch.
             stream: return an iterator over pieces of the answer.
             local_files: False refuses paths of local files as images: for messages from a network.
+            exif: `apply` turns images upright as their EXIF says; `ignore` reads them as the reference does.
             json_schema: a dict, a JSON text or a pydantic model class; the answer is JSON that is valid
                 against it, on one line. `choices`: the answer is one of these texts. `regex`: it matches this
                 regular expression. Any other form is an `output_format`. An answer that `max_new_tokens`
@@ -161,16 +169,12 @@ class ChatPipeline(LoadedPipeline):
             OptionError: an option is outside its range, or an output format can't be held to.
         """
         limits = (max_new_tokens, temperature, top_p)
+        reading = ReadOptions(local_files=local_files, exif=exif)
         if not stream:
-            return self.chat_batch([messages], *limits, seed, local_files=local_files, **options)[0]
-        return self._stream(messages, _options(*limits, options), resolve_seed(seed), local_files)
-
-    def _stream(
-        self, messages: Messages, options: TextGenerationOptions, seed: int, local_files: bool
-    ) -> Iterator[str]:
-        (prompt,) = self.prompts([messages], options.max_new_tokens, local_files=local_files)
-        skip_special_tokens = not self.keeps_special_tokens
-        return stream_text(self.model, self.tokenizer, prompt, options, seed, skip_special_tokens)
+            return self.chat_batch([messages], *limits, seed, **reading, **options)[0]
+        chosen, start = _options(*limits, options), resolve_seed(seed)
+        (prompt,) = self.prompts([messages], chosen.max_new_tokens, **reading)
+        return stream_text(self.model, self.tokenizer, prompt, chosen, start, not self.keeps_special_tokens)
 
     @inference
     def chat_batch(
@@ -182,38 +186,44 @@ class ChatPipeline(LoadedPipeline):
         seed: int | None = None,
         *,
         local_files: bool = True,
+        exif: str = "apply",
         **options: Unpack[MoreTextOptions],
     ) -> list[str]:
         """`chat` for several conversations in one batch. Each answer is the one that `chat` gives with that
         seed."""
         chosen, tokenizer = _options(max_new_tokens, temperature, top_p, options), self.tokenizer
         seeds = [resolve_seed(seed) for _ in conversations]
-        prompts = self.prompts(conversations, chosen.max_new_tokens, local_files=local_files)
+        prompts = self.prompts(conversations, chosen.max_new_tokens, local_files=local_files, exif=exif)
         if not prompts:
             return []
         answers = generate_ids(self.model, prompts, chosen, seeds, tokenizer.eos_id, tokenizer.vocabulary)
         texts = [tokenizer.decode(ids, not self.keeps_special_tokens) for ids in answers]
-        return texts if chosen.output_format else [text.strip() for text in texts]
+        if chosen.output_format:
+            return texts
+        pairs = zip(texts, prompts, strict=True)
+        return [text.rstrip() if prompt.continues else text.strip() for text, prompt in pairs]
 
     @inference
-    def next_logits(self, messages: Messages, *, prefill_chunk: int | None = None) -> Tensor:
+    def next_logits(
+        self, messages: Messages, *, prefill_chunk: int | None = None, exif: str = "apply"
+    ) -> Tensor:
         """Logits of the text head at the last prompt position, float32 `[vocabulary]` on the CPU.
 
         Arguments and errors are those of `chat`.
         """
         chunk = check_prefill_chunk(prefill_chunk)
-        return next_token_logits(self.model, self.prompts([messages], 0)[0], chunk)
+        return next_token_logits(self.model, self.prompts([messages], 0, exif=exif)[0], chunk)
 
     @inference
-    def score_text(self, messages: Messages, answer: str) -> Tensor:
+    def score_text(self, messages: Messages, answer: str, *, exif: str = "apply") -> Tensor:
         """Log-probability of each token of an answer after a conversation, float32 `[T]` on the CPU.
 
-        `answer` is tokenized as it is, without a token before or after it. Raises `PromptError` if it is
-        empty, and the errors of `chat` for `messages`.
+        `answer` is a text of people, tokenized without a token before or after it. Raises `PromptError` if it
+        is empty, and the errors of `chat` for `messages`.
         """
         if not isinstance(answer, str) or not answer:
             raise PromptError(f"the answer is {answer!r}; accepted: a text that is not empty")
-        ids = torch.tensor(self.tokenizer.encode(answer, bos=False))
-        (prompt,) = self.prompts([messages], len(ids))
+        ids = torch.tensor(self.tokenizer.encode(PlainText(answer), bos=False))
+        (prompt,) = self.prompts([messages], len(ids), exif=exif)
         head = TokenHead(self.model.embed_text, self.model.text_logits)
         return score_tokens(self.model.decoder, head, prompt.embeddings_TD, ids)

@@ -100,24 +100,31 @@ def resolve_seed(seed: int | None) -> int:
 
 @dataclass(frozen=True)
 class Prompt:
-    """An embedded conversation: token ids `[T]`, image tokens included, and embeddings `[T, D]`."""
+    """An embedded conversation: token ids `[T]`, image tokens included, and embeddings `[T, D]`.
+
+    With `continues` the answer goes on right after the last word of an unfinished one.
+    """
 
     ids: Tensor
     embeddings_TD: Tensor
+    continues: bool = False
 
     def __len__(self) -> int:
         return len(self.embeddings_TD)
 
 
 class PromptInputs(Protocol):
-    """A conversation as the family's processor prepares it: `ids` int64 `[T]`, and `image_mask` bool `[T]`,
-    true at image tokens."""
+    """A conversation as the family's processor prepares it: `ids` int64 `[T]`, `image_mask` bool `[T]`, true
+    at image tokens, and `continues` as in `Prompt`."""
 
     @property
     def ids(self) -> Tensor: ...
 
     @property
     def image_mask(self) -> Tensor: ...
+
+    @property
+    def continues(self) -> bool: ...
 
 
 class ChatModel(Protocol):
@@ -166,7 +173,7 @@ def _embed_together(
     if len(positions):
         x_TD = x_TD.index_copy(0, upload(positions, device), embed_images(inputs))
     rows = x_TD.split([len(one.ids) for one in inputs])
-    return [Prompt(one.ids, row_TD) for one, row_TD in zip(inputs, rows, strict=True)]
+    return [Prompt(one.ids, row_TD, one.continues) for one, row_TD in zip(inputs, rows, strict=True)]
 
 
 def generate_tokens(
@@ -225,8 +232,9 @@ def stream_text(
     skip_special_tokens: bool,
 ) -> Iterator[str]:
     """Pieces of the answer to one conversation, as they are generated, without leading whitespace unless an
-    output format asks for it."""
-    decoder, started = StreamDecoder(tokenizer, skip_special_tokens), options.output_format is not None
+    output format asks for it or the answer `continues` another."""
+    decoder = StreamDecoder(tokenizer, skip_special_tokens)
+    started = prompt.continues or options.output_format is not None
     steps = generate_tokens(model, [prompt], options, [seed], tokenizer.eos_id, tokenizer.vocabulary)
     for token in chain((token for (token,) in steps), (None,)):  # None after the last token
         piece = decoder.flush() if token is None else decoder.push(token)

@@ -35,7 +35,7 @@ class LocalJudge:
 
     def _messages(self, picture: Path, question: Question) -> list[dict[str, Any]]:
         parts: list[dict[str, Any]] = [
-            {"type": "image", "image": open_image(picture, apply_exif=True)},
+            {"type": "image", "image": open_image(picture)},
             {"type": "text", "text": question.text},
         ]
         user = {"role": "user", "content": parts if question.picture_first else parts[::-1]}

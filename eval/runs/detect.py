@@ -100,7 +100,7 @@ class DetectionWorker:
             for record in share:
                 row: Row = {"filename": record.filename, "metadata": record.metadata}
                 try:
-                    row.update(detector.detect(open_image(record.path, apply_exif=True), record.metadata))
+                    row.update(detector.detect(open_image(record.path), record.metadata))
                 except PictureError as error:
                     row["problem"] = str(error)
                 row.update(picture=record.sha256, detector=description)

@@ -187,11 +187,11 @@ class TurnEncoder:
         ids: list[int] = []
         learn: list[bool] = []
         for index, (question, answer) in enumerate(turns):
-            history.append(Turn("user", f"{IMAGE_TOKEN}\n{question}" if index == 0 else question))
+            history.append(Turn("user", (f"{IMAGE_TOKEN}\n" if index == 0 else "", question)))
             prompt = self.processor.expand(self.tokenizer.encode(template.chat_prompt(history))).tolist()
             reply = [*self.tokenizer.encode(f" {answer}", bos=False), self.tokenizer.eos_id]
             assert prompt[: len(ids)] == ids, "a turn changed the tokens before it"
             learn += [False] * (len(prompt) - len(ids)) + [True] * len(reply)
             ids = prompt + reply
-            history.append(Turn("assistant", answer))
+            history.append(Turn("assistant", (answer,)))
         return ids, learn

@@ -195,7 +195,7 @@ class ConversationEncoder:
         learn: list[bool] = []
         for index, (question, answer) in enumerate(turns):
             marks = f"{IMAGE}\n" * images if index == 0 else ""
-            history.append(Turn("user", marks + question))
+            history.append(Turn("user", (marks + question,)))
             segments = encode_turns(self.tokenizer, history)
             prompt = segments[0]
             for segment in segments[1:]:
@@ -204,5 +204,5 @@ class ConversationEncoder:
             assert prompt[: len(ids)] == ids, "a turn changed the tokens before it"
             learn += [False] * (len(prompt) - len(ids)) + [True] * len(reply)
             ids = prompt + reply
-            history.append(Turn("assistant", answer))
+            history.append(Turn("assistant", (answer,)))
         return ids, learn

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from bifrons.blocks.errors import PictureError
-from bifrons.blocks.image_io import as_image_list, open_image
+from bifrons.blocks.errors import OptionError, PictureError
+from bifrons.blocks.image_io import open_image
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 RED, BLUE = (255, 0, 0), (0, 0, 255)
 
@@ -94,13 +95,58 @@ def test_alpha_is_dropped_and_hidden_colours_show():
     assert open_image(Image.new("1", (2, 2), 1)).getpixel((0, 0)) == (255, 255, 255)
 
 
-def test_exif_rotation_is_ignored_unless_asked_for():
-    picture = Image.new("RGB", (32, 16), RED)
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    data = _saved(picture, "JPEG", exif=exif)
+UPRIGHT = Image.fromarray(np.arange(32 * 16 * 3, dtype=np.uint32).reshape(16, 32, 3).astype(np.uint8))
+LYING = {2: "FLIP_LEFT_RIGHT", 3: "ROTATE_180", 4: "FLIP_TOP_BOTTOM", 5: "TRANSPOSE", 6: "ROTATE_90"}
+LYING |= {7: "TRANSVERSE", 8: "ROTATE_270"}
+"""What a camera did to the picture, for each orientation that it states in EXIF."""
+
+
+def _lying(orientation, kind="PNG", **options):
+    picture, exif = UPRIGHT, Image.Exif()
+    if orientation in LYING:
+        picture = UPRIGHT.transpose(Image.Transpose[LYING[orientation]])
+    exif[0x0112] = orientation
+    return picture, _saved(picture, kind, exif=exif, **options)
+
+
+@pytest.mark.parametrize("orientation", range(10))
+@pytest.mark.parametrize("kind", ["PNG", "WEBP", "TIFF"])
+def test_exif_orientation_is_applied_unless_it_is_to_be_ignored(orientation, kind):
+    lying, data = _lying(orientation, kind, **({"lossless": True} if kind == "WEBP" else {}))
+    for source in (data, Image.open(io.BytesIO(data))):
+        upright = open_image(source)
+        assert (upright.size, upright.tobytes()) == (UPRIGHT.size, UPRIGHT.tobytes())
+        assert open_image(upright).tobytes() == UPRIGHT.tobytes()  # and not applied again
+        lying = UPRIGHT if kind == "TIFF" else lying  # which Pillow itself turns
+        as_stored = open_image(source, exif="ignore")
+        assert (as_stored.size, as_stored.tobytes()) == (lying.size, lying.tobytes())
+        assert open_image(as_stored).tobytes() == lying.tobytes()
+
+
+@pytest.mark.parametrize("orientation", [1, 3, 6, 8])
+def test_a_phones_jpeg_is_upright(orientation):
+    lying, data = _lying(orientation, "JPEG", quality=95)
     assert open_image(data).size == (32, 16)
-    assert open_image(data, apply_exif=True).size == (16, 32)
+    assert np.abs(np.asarray(open_image(data), int) - np.asarray(UPRIGHT)).mean() < 12
+    assert open_image(data, exif="ignore").size == lying.size
+
+
+@pytest.mark.parametrize("exif", [b"", b"Exif\0\0", b"Exif\0\0II*\0\xff\xff\xff\xff", b"x" * 40])
+def test_damaged_exif_is_ignored(exif):
+    picture = Image.new("RGB", (9, 5), RED)
+    for kind in ("PNG", "JPEG", "WEBP"):
+        assert open_image(_saved(picture, kind, exif=exif)).size == (9, 5)
+    picture.info["exif"] = exif
+    assert open_image(picture).size == (9, 5)
+    info = PngInfo()
+    info.add_text("Raw profile type exif", "\nexif\n 8\nno hex")
+    assert open_image(_saved(Image.new("RGB", (9, 5)), "PNG", pnginfo=info)).size == (9, 5)
+
+
+@pytest.mark.parametrize("exif", ["", "Apply", None, True])
+def test_what_exif_may_be(exif):
+    with pytest.raises(OptionError, match=f"exif is {exif!r}; accepted: apply or ignore"):
+        open_image(UPRIGHT, exif=exif)
 
 
 def test_trailing_bytes_do_not_matter():
@@ -188,11 +234,3 @@ def test_paths_can_be_refused(tmp_path):
         with pytest.raises(PictureError, match="data: URL"):
             open_image(source, local_files=False)
     assert open_image(path.read_bytes(), local_files=False).size == (2, 2)
-
-
-def test_as_list():
-    picture = Image.new("RGB", (2, 2))
-    assert as_image_list(None) == []
-    assert as_image_list("a.png") == ["a.png"]
-    assert as_image_list((picture, b"x")) == [picture, b"x"]
-    assert as_image_list([]) == []

@@ -22,7 +22,7 @@ resource.setrlimit(resource.RLIMIT_DATA, ({MEGABYTES << 20},) * 2)
 from bifrons.blocks.errors import PictureError
 from bifrons.blocks.image_io import open_image
 try:
-    open_image(sys.argv[1], apply_exif=True)
+    open_image(sys.argv[1])
 except PictureError as error:
     print(error)
 """
@@ -198,7 +198,7 @@ def test_usual_files_are_within_the_limits():
         _saved(picture, "TIFF", compression="tiff_lzw", big_tiff=True),
         _saved(picture, "TIFF", compression="tiff_deflate", tiffinfo={278: 1}),
     ):
-        assert open_image(data, apply_exif=True).size == (640, 480)
+        assert open_image(data).size == (640, 480)
 
 
 def test_one_picture_does_not_wait_for_another_to_be_decoded(monkeypatch):

@@ -65,7 +65,7 @@ def read(path: Path) -> None:
     if path.stem == "bytes":
         image = open_image(path.read_bytes(), **LIMITS, local_files=False)
     else:
-        image = open_image(path, **LIMITS, apply_exif=True)
+        image = open_image(path, **LIMITS)
     assert image.mode == "RGB"
     text_chunks(image)
     for fit in FITS:

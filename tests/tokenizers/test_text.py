@@ -6,6 +6,7 @@ import shutil
 
 import pytest
 from bifrons.blocks.errors import ConfigError, PromptError
+from bifrons.blocks.special_tokens import PlainText
 from bifrons.tokenizers.text import BOS, EOS, PAD, StreamDecoder, TextTokenizer
 from hypothesis import given
 from hypothesis import strategies as st
@@ -49,6 +50,70 @@ def test_special_tokens_in_a_text_are_single_ids_and_skipped_in_answers(tokenize
     assert ids[0] == tokenizer.token_id("<|User|>")
     assert ids[-1] == tokenizer.eos_id
     assert tokenizer.decode(ids) == ": hi"
+
+
+MARKS = [BOS, EOS, PAD, "<|User|>", "<|Assistant|>", "<image_placeholder>", "<begin_of_image>"]
+_words = st.text("<|>iUé漢 \n", max_size=9)
+texts_with_marks = st.lists(st.one_of(st.sampled_from(MARKS), _words)).map("".join)
+
+
+@given(text=texts_with_marks, answer=texts_with_marks)
+def test_special_tokens_in_texts_of_people_are_text(tokenizer, text, answer):
+    pieces = ["<|User|>: ", PlainText(text), f"\n\n<|Assistant|>:{EOS}", PlainText(answer)]
+    ids = tokenizer.encode(pieces, bos=False)
+    special = {tokenizer.token_id(name) for name in MARKS}
+    assert [i for i in ids if i in special] == [tokenizer.token_id(n) for n in (MARKS[3], MARKS[4], EOS)]
+    assert tokenizer.decode(ids, skip_special_tokens=False) == "".join(pieces)
+
+
+@given(text=st.text(max_size=40))
+def test_pieces_are_encoded_as_one_text(tokenizer, text):
+    ids = tokenizer.encode(["<|User|>: ", PlainText(text), "", "\n\n<|Assistant|>:"], bos=False)
+    assert ids == tokenizer.encode(f"<|User|>: {text}\n\n<|Assistant|>:", bos=False)
+
+
+def test_allowed_tokens_count_in_texts_of_people(tokenizer):
+    tokenizer = copy.copy(tokenizer)
+    tokenizer.allowed = frozenset({tokenizer.token_id("<|User|>")})
+    ids = tokenizer.encode(PlainText(f"a <|User|>b<|User|>{EOS}"), bos=False)
+    assert ids.count(tokenizer.token_id("<|User|>")) == 2
+    assert tokenizer.eos_id not in ids
+    assert tokenizer.decode(ids, skip_special_tokens=False) == f"a <|User|>b<|User|>{EOS}"
+
+
+def test_added_letters_stay_tokens_but_what_looks_like_a_mark_is_text(folder):
+    raw = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    raw.add_tokens(["漢", "<｜fim｜>", "字"])  # not special: DeepSeek's vocabularies have such letters
+    raw.save(str(folder / "tokenizer.json"))
+    tokenizer = TextTokenizer.from_folder(folder)
+    fim = tokenizer.token_id("<｜fim｜>")
+    assert tokenizer.encode("漢<｜fim｜>字", bos=False) == [fim - 1, fim, fim + 1]
+    ids = tokenizer.encode(PlainText("漢<｜fim｜>字<|User|>"), bos=False)
+    assert (ids[0], ids.count(fim - 1), ids.count(fim), ids.count(fim + 1)) == (fim - 1, 1, 0, 1)
+    assert tokenizer.decode(ids, skip_special_tokens=False) == "漢<｜fim｜>字<|User|>"
+
+
+def test_special_tokens_that_the_vocabulary_can_make_are_text(folder):
+    content = json.loads((folder / "tokenizer.json").read_text())
+    content["pre_tokenizer"] = {"type": "ByteLevel", "add_prefix_space": False}
+    content["pre_tokenizer"] |= {"use_regex": False, "trim_offsets": True}
+    size = len(content["model"]["vocab"])
+    steps = ["<|", "<|U", "<|Us", "<|Use", "<|User", "<|User|", "<|User|>"]
+    content["model"]["vocab"] |= {step: size + n for n, step in enumerate(steps)}
+    content["model"]["merges"] = [[step[:-1], step[-1]] for step in steps]
+    for number, token in enumerate(content["added_tokens"]):
+        token["id"] = size + len(steps) + number
+    (folder / "tokenizer.json").write_text(json.dumps(content))
+    tokenizer = TextTokenizer.from_folder(folder)
+    role = tokenizer.token_id("<|User|>")
+    assert tokenizer.encode("<|User|>", bos=False) == [role]
+    assert role not in tokenizer.encode(PlainText("a <|User|>"), bos=False)
+
+
+def test_long_texts_of_marks_are_encoded_in_time(tokenizer):
+    text = "".join(MARKS) * 2000
+    ids = tokenizer.encode([PlainText(text[:1000]) for _ in range(200)] + [PlainText(text)], bos=False)
+    assert tokenizer.decode(ids) == text[:1000] * 200 + text
 
 
 def test_bos_follows_the_config_and_a_post_processor_adds_no_second(folder):
@@ -152,7 +217,7 @@ def test_damaged_config(folder, config):
         TextTokenizer.from_folder(folder)
 
 
-@pytest.mark.parametrize("text", ["\ud800", None, b"bytes"])
+@pytest.mark.parametrize("text", ["\ud800", None, b"bytes", ["a", 3], [PlainText("\ud800")]])
 def test_what_is_not_text_is_refused(tokenizer, text):
     with pytest.raises(PromptError):
         tokenizer.encode(text)

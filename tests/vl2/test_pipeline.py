@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from bifrons import Box, ConfigError, OptionError, PictureError, PromptError, VL2Pipeline
@@ -89,9 +90,8 @@ def test_the_token_contract(pipe):
     [
         ([user("<image>\n<image>\nwhat", PICTURE)], r"2 mark\(s\) <image> and 1 picture"),
         ([user("what", PICTURE)], r"0 mark\(s\)"),
-        ([user("hi"), {"role": "assistant", "content": "an <image>"}, user("so?")], "only the user's"),
-        ([user("hi"), {"role": "system", "content": "be brief"}], "may only come first"),
-        ([{"role": "system", "content": "an <image>"}, user("hi")], "only the user's"),
+        ([user("hi"), {"role": "<|Assistant|>", "content": "an <image>"}, user("so?")], "only the user's"),
+        ([{"role": "<|System|>", "content": "an <image>"}, user("hi")], "only the user's"),
         ([{"role": "assistant", "content": "hi"}], "user"),
         ([user("   ")], "empty"),
         ([], "empty list"),
@@ -168,18 +168,21 @@ def test_places_are_read_from_the_answer(pipe, monkeypatch):
         asked.append(messages[0])
         return "<|ref|>cup<|/ref|><|det|>[[0, 0, 500, 999], [1, 1]]<|/det|>"
 
+    def question():
+        return normalize_messages(asked[-1:], "<image>", lambda count: lambda image: image)[0].text
+
     monkeypatch.setattr(VL2Pipeline, "chat", answer)
     assert pipe.locate(PICTURE, "the cup") == [Box("cup", 0, 0, 50, 60, (0, 0, 500, 999))]
-    assert asked[-1]["content"] == "<image>\n<|ref|>the cup<|/ref|>."
+    assert question() == "<image>\n<|ref|>the cup<|/ref|>."
     big = Image.new("RGB", (1000, 1000), "white")
     (box,) = pipe.locate(PICTURE, example=(big, Box("cup", 100, 100, 300, 300)))
     assert (box.x2, box.y2) == (50, 60)  # in the second picture's pixels
-    assert asked[-1]["content"].startswith("<image>\n<image>\n<|grounding|>In the first image, an object")
-    assert asked[-1]["images"][0].getpixel((100, 200)) == (255, 0, 0)
+    assert question().startswith("<image>\n<image>\n<|grounding|>In the first image, an object")
+    assert asked[-1]["content"][0]["image"].getpixel((100, 200)) == (255, 0, 0)
     assert big.getpixel((100, 200)) == (255, 255, 255)
     caption = pipe.caption(PICTURE, grounded=True)
     assert (caption.text, len(caption.boxes), len(caption.problems)) == ("cup", 1, 1)
-    assert asked[-1]["content"] == "<image>\n<|grounding|>Describe this image."
+    assert question() == "<image>\n<|grounding|>Describe this image."
 
 
 def test_places_that_can_not_be_asked_for(pipe):
@@ -209,3 +212,40 @@ def test_settings_of_pictures_are_read_under_image_processor(tmp_path):
     (tmp_path / "preprocessor_config.json").write_text(json.dumps({"image_mean": [0.5, 0.5, 0.5]}))
     with pytest.raises(ConfigError, match=r"image_mean is .* in preprocessor_config.json, but"):
         VL2Processor.from_folder(tmp_path, tokenizer, config)
+
+
+def test_pictures_of_phones_are_read_upright(pipe, tmp_path):
+    upright = Image.fromarray(np.arange(100 * 60 * 3, dtype=np.uint32).reshape(60, 100, 3).astype(np.uint8))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    lying = upright.transpose(Image.Transpose.ROTATE_90)
+    lying.save(tmp_path / "phone.png", exif=exif)
+    phone, question = str(tmp_path / "phone.png"), "what"
+    part = [{"type": "image", "path": phone}, {"type": "text", "text": question}]
+    messages = [{"role": "user", "content": part}]
+    for options, same in (({}, upright), ({"exif": "ignore"}, lying)):
+        expected = pipe.next_logits([user(f"<image>\n{question}", same)])
+        assert torch.equal(pipe.next_logits(messages, **options), expected)
+        scores = pipe.score_text(pipe.question_messages(same, question), "cat")
+        assert torch.equal(pipe.score_text(messages, "cat", **options), scores)
+        assert pipe.ask(phone, question, 3, **options) == pipe.ask(same, question, 3)
+        streamed = pipe.chat(messages, 3, stream=True, **options)
+        assert "".join(streamed).strip() == pipe.ask(same, question, 3)
+        assert pipe.caption(phone, max_new_tokens=3, **options) == pipe.caption(same, max_new_tokens=3)
+        grounding = pipe.ground(phone, question, 3, **options)
+        assert grounding == pipe.ground(same, question, 3)
+    with pytest.raises(OptionError, match="exif is 'no'; accepted: apply or ignore"):
+        pipe.ask(phone, question, exif="no")
+
+
+def test_boxes_are_in_pixels_of_the_upright_picture(pipe, monkeypatch):
+    exif = Image.Exif()
+    exif[0x0112] = 8
+    phone = Image.new("RGB", (60, 100))
+    phone.info["exif"] = exif.tobytes()
+    answer = "<|ref|>cup<|/ref|><|det|>[[0, 0, 500, 999]]<|/det|>"
+    monkeypatch.setattr(VL2Pipeline, "chat", lambda self, messages, *args, **kwargs: answer)
+    assert [box.pixels for box in pipe.locate(phone, "cup")] == [(0, 0, 50, 60)]
+    assert [box.pixels for box in pipe.locate(phone, "cup", exif="ignore")] == [(0, 0, 30, 100)]
+    example = (phone, (0, 0, 100, 60))  # the example's box is in the upright picture, too
+    assert [box.pixels for box in pipe.locate(phone, example=example)] == [(0, 0, 50, 60)]

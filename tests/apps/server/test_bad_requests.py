@@ -141,11 +141,10 @@ CONVERSATIONS: list[tuple[str, list[Any]]] = [
       for d in ("medium", 5, "")],
     *[(name, [{**USER, name: ["/etc/passwd"]}]) for name in ("images", "name", "tool_calls", "audio")],
     ("type", [{"role": "system", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}, USER]),
-    *[("tool_calls", [USER, {**BOT, "tool_calls": [{}]}, USER]), ("begins", [BOT]), ("turns", [USER, USER])],
-    *[("end with", [SYSTEM]), ("end with", [USER, BOT]), ("come first", [USER, SYSTEM, USER])],
-    ("come first", [SYSTEM, SYSTEM, USER]),
-    *[("empty", [{"role": "user", "content": text}]) for text in ("", " ", "\n\t ")],
-    *[("<image_placeholder>", [{"role": "user", "content": "<image_placeholder>" * n}]) for n in (1, 2, 9)],
+    *[("tool_calls", [USER, {**BOT, "tool_calls": [{}]}, USER]), ("no message of the user", [BOT])],
+    *[("end with", [SYSTEM]), ("end with", [SYSTEM, BOT]), ("end with", [{**BOT, "content": None}])],
+    *[("empty", [*before, {"role": "user", "content": text}])
+      for text in ("", " ", "\n\t ") for before in ([], [USER, BOT], [SYSTEM])],
     *[("unicode", [{"role": "user", "content": "\ud800" * n}]) for n in (1, 2)],
 ]  # fmt: skip
 ADDRESSES = words(r"""

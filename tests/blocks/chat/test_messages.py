@@ -4,8 +4,10 @@ import base64
 import io
 
 import pytest
+from bifrons.blocks.chat.messages import is_unfinished
 from bifrons.blocks.chat.messages import normalize_messages as normalize
 from bifrons.blocks.errors import PictureError, PromptError
+from bifrons.blocks.special_tokens import PlainText
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
@@ -34,8 +36,11 @@ def _user(content, **more):
     ("parts", "text"),
     [
         ([_picture(), _text("Q")], "<image>\nQ"),
-        ([_text("Q"), _picture()], "Q\n<image>\n"),
-        ([_text("Q\n"), _picture()], "Q\n<image>\n"),
+        ([_text("Q"), _picture()], "<image>\nQ"),
+        ([_text("Q\n"), _picture(), _picture(), _text(" ")], "<image>\n<image>\nQ\n"),
+        ([_text("A"), _picture(), _text("B\n"), _picture()], "A\n<image>\n<image>\nB\n"),
+        ([_picture(), _text("A"), _picture(), _text("B")], "<image>\nA\n<image>\nB"),
+        ([_text("A\n"), _picture(), _text("B")], "A\n<image>\nB"),
         ([_picture(), _picture(), _text("Q")], "<image>\n<image>\nQ"),
         ([_text("A"), _text("B")], "A\nB"),
         ([_picture()], "<image>\n"),
@@ -88,13 +93,79 @@ def test_official_and_openai_form_give_the_same():
     assert [(t.role, t.text) for t in normalize_messages(old, MARK)] == [("user", "Q")]
 
 
-def test_system_comes_first():
-    turns = normalize_messages([{"role": "system", "content": "S"}, _user("Q")], MARK)
-    assert [turn.role for turn in turns] == ["system", "user"]
-
-
 ANSWER = {"role": "assistant", "content": "A"}
+EMPTY = {"role": "assistant", "content": None}
 SYSTEM = {"role": "system", "content": "S"}
+OFFICIAL = {"role": "<|User|>", "content": f"{MARK}\nQ", "images": [PICTURE]}
+USER, BOT = "user", "assistant"
+
+
+@pytest.mark.parametrize(
+    ("messages", "turns"),
+    [
+        ([SYSTEM, _user("Q")], [("system", "S"), (USER, "Q")]),
+        ([_user("Q1"), _user(" Q2\n"), _user([_text("Q3")])], [(USER, "Q1\n\nQ2\n\nQ3")]),
+        ([_user([_picture(), _text("Q1")]), _user([_text("Q2")])], [(USER, "<image>\nQ1\n\nQ2")]),
+        ([_user([_picture()]), _user("Q")], [(USER, "<image>\nQ")]),
+        ([_user("Q"), _user([_picture()])], [(USER, "<image>\nQ")]),
+        ([_user("Q"), OFFICIAL], [(USER, "Q\n\n<image>\nQ")]),
+        (
+            [_user([_picture(), _text("A")]), _user([_text("B"), _picture()])],
+            [(USER, "<image>\nA\n\n<image>\nB")],
+        ),
+        (
+            [_user("Q"), SYSTEM, {"role": "developer", "content": "T"}, _user("R")],
+            [("system", "S\n\nT"), (USER, "Q\n\nR")],
+        ),
+        ([{"role": "system", "content": ""}, _user("Q")], [(USER, "Q")]),
+        ([{"role": "system", "content": [_text(" ")]}, SYSTEM, _user("Q")], [("system", "S"), (USER, "Q")]),
+        ([ANSWER, _user("Q")], [(BOT, "A"), (USER, "Q")]),
+        ([_user("Q"), EMPTY, _user("R")], [(USER, "Q\n\nR")]),
+        ([_user("Q"), ANSWER, ANSWER, _user("R")], [(USER, "Q"), (BOT, "A\n\nA"), (USER, "R")]),
+        ([_user("Q"), ANSWER, EMPTY, _user("R")], [(USER, "Q"), (BOT, "A"), (USER, "R")]),
+        ([_user(" "), _user("Q"), EMPTY], [(USER, "Q")]),
+        ([_user("Q"), ANSWER], [(USER, "Q"), (BOT, "A")]),
+    ],
+)
+def test_roles_in_any_order(messages, turns):
+    found = normalize_messages(messages, MARK)
+    assert [(turn.role, turn.text) for turn in found] == turns
+    assert [len(turn.images) for turn in found] == [text.count(MARK) for _, text in turns]
+
+
+def test_an_unfinished_answer_goes_on_after_its_last_word():
+    for text, expected in (("The colour is", True), ("The colour is ", False)):
+        turns = normalize_messages([_user("Q"), {"role": "assistant", "content": text}], MARK)
+        assert is_unfinished(turns) is expected
+    assert not is_unfinished(normalize_messages([_user("Q")], MARK))
+
+
+@pytest.mark.parametrize(
+    "messages",
+    [
+        [_user(f"How do I write an {MARK} tag?")],
+        [_user(f"How do I write an {MARK} tag?", images=[])],
+        [_user([_picture(), _text(f"what is {MARK}?")])],
+        [{"role": "system", "content": MARK}, {"role": "assistant", "content": MARK}, _user([_text(MARK)])],
+    ],
+)
+def test_marks_in_texts_of_people_are_text(messages):
+    pieces = [piece for turn in normalize_messages(messages, MARK) for piece in turn.pieces]
+    trusted = "".join(piece for piece in pieces if not isinstance(piece, PlainText))
+    assert trusted.count(MARK) == str(messages).count("PIL.Image")
+    assert all(isinstance(piece, PlainText) for piece in pieces if MARK in piece and piece != f"{MARK}\n")
+
+
+def test_special_tokens_count_in_the_official_form():
+    for message in (OFFICIAL, _user(f"{MARK}\nQ", images=PICTURE), {"role": "User", "content": "Q"}):
+        (turn,) = normalize_messages([message], MARK)
+        assert not any(isinstance(piece, PlainText) for piece in turn.pieces)
+
+
+@pytest.mark.parametrize("key", ["image", "picture", "url", "path", "base64"])
+def test_keys_of_image_parts(key):
+    (turn,) = normalize_messages([_user([{"type": "image", key: PICTURE}, _text("Q")])], MARK)
+    assert (turn.text, len(turn.images)) == ("<image>\nQ", 1)
 
 
 @pytest.mark.parametrize(
@@ -112,24 +183,21 @@ SYSTEM = {"role": "system", "content": "S"}
         ([_user(3)], "type int"),
         ([_user("")], "message 0 .user. is empty"),
         ([_user([])], "empty"),
-        ([_user("Q"), {"role": "assistant", "content": " "}, _user("Q")], "message 1 .assistant. is empty"),
+        ([_user("Q"), ANSWER, _user(" ")], "message 2 .user. is empty"),
         ([_user(["hello"])], "part 0 of message 0"),
         ([_user([{"type": "video"}])], "'video'; accepted: text"),
         ([_user([{"type": "text"}])], "'text'"),
         ([_user([{"type": "image"}])], "one picture"),
         ([_user([{"type": "image_url", "image_url": {}}])], "data: URL"),
-        ([_user([{"type": "image_url", "image_url": {"url": "x", "detail": "low"}}])], "detail"),
+        ([_user([{"type": "image_url", "image_url": {"url": "x", "detail": "x"}}])], "detail"),
+        ([_user([{"type": "image", "image": PICTURE, "url": "x"}])], "one picture"),
         ([_user(f"{MARK}{MARK}", images=[PICTURE])], "2 mark.* and 1 picture"),
         ([_user("Q", images=[PICTURE, PICTURE])], "0 mark.* and 2 picture"),
-        ([_user([_picture(), _text(f"what is {MARK}?")])], "2 mark.* and 1 picture"),
         ([_user([_picture()], images=[PICTURE])], "not both"),
-        ([_user("Q"), {"role": "assistant", "content": MARK}, _user("Q")], "message 1 .assistant."),
-        ([{"role": "system", "content": MARK}, _user("Q")], "message 0 .system."),
-        ([_user("Q"), SYSTEM], "message 1 is a system message"),
-        ([SYSTEM, SYSTEM, _user("Q")], "message 1 is a system message"),
-        ([_user("Q"), _user("Q")], "message 1 is the user's"),
-        ([ANSWER, _user("Q")], "message 0 is the assistant's"),
-        ([_user("Q"), ANSWER], "must end with a message of the user"),
+        ([_user("Q"), {"role": "<|Assistant|>", "content": MARK}, _user("Q")], "message 1 .assistant."),
+        ([{"role": "assistant", "content": [_picture()]}, _user("Q")], "message 0 .assistant."),
+        ([{"role": "System", "content": MARK}, _user("Q")], "message 0 .system."),
+        ([ANSWER], "no message of the user"),
         ([SYSTEM], "must end with"),
         ([{"role": "assistant", "content": ""}], "must end with"),
     ],
@@ -163,6 +231,9 @@ def test_any_parts_keep_their_texts_marks_and_order(given_parts):
         return
     (turn,) = normalize_messages([message], MARK)
     assert len(turn.images) == turn.text.count(MARK) == pictures
-    squeezed = "".join(MARK if part is None else part for part in given_parts)
+    filled = [part for part in given_parts if part is None or part.strip()]
+    texts = [index for index, part in enumerate(filled) if part is not None]
+    filled += [filled.pop(index) for index in texts[-1:]]
+    squeezed = "".join(MARK if part is None else part for part in filled)
     assert turn.text.replace("\n", "") == squeezed.replace("\n", "")
     assert turn.text.count(f"{MARK}\n") == pictures
