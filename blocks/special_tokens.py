@@ -11,6 +11,16 @@ class PlainText(str):
     """A text of people, in which the names of special tokens are text like any other."""
 
 
+def strip_pieces(pieces: Sequence[str]) -> list[str]:
+    """The pieces of a text without white space around the whole."""
+    filled = [index for index, piece in enumerate(pieces) if piece.strip()]
+    stripped = list(pieces[filled[0] : filled[-1] + 1]) if filled else []
+    if stripped:
+        stripped[0] = type(stripped[0])(stripped[0].lstrip())
+        stripped[-1] = type(stripped[-1])(stripped[-1].rstrip())
+    return stripped
+
+
 class PieceEncoder:
     """Encodes texts in pieces with a tokenizer, whose special tokens must not change any more.
 

@@ -7,9 +7,9 @@ then for each message `role: content` and the separator of its role, all strippe
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ..blocks.chat.messages import Turn, strip_pieces
+from ..blocks.chat.messages import Turn
 from ..blocks.errors import PromptError
-from ..blocks.special_tokens import PlainText
+from ..blocks.special_tokens import PlainText, strip_pieces
 from ..tokenizers.text import EOS, TextTokenizer
 
 SYSTEM_PROMPT = (

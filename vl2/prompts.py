@@ -7,8 +7,9 @@ earlier answers have no space after `<|Assistant|>:`, unlike in the text that th
 
 from collections.abc import Sequence
 
-from ..blocks.chat.messages import Turn, strip_pieces
+from ..blocks.chat.messages import Turn
 from ..blocks.errors import PromptError
+from ..blocks.special_tokens import strip_pieces
 from ..tokenizers.text import TextTokenizer
 
 IMAGE = "<image>"
