@@ -1,4 +1,4 @@
-"""Single messages of a conversation as parts, and parts of several joined; `blocks.chat.messages` says how."""
+"""Single messages of a conversation as parts, and parts of several joined, for `blocks.chat.messages`."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

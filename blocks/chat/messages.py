@@ -12,7 +12,7 @@ added if there is none. Images that follow the last text come before it: the mod
 first. So an image and "Q", or "Q" and an image, give "<image>\\nQ", as in the official demos.
 
 The official form: `content` is a text that contains the image tokens, and `images` holds the images; or the
-role is spelled in an official way (`message_parts.ROLES`). Special tokens in the text count, as in the reference.
+role has an official spelling of `message_parts.ROLES`. Special tokens count, as in the reference.
 
 Messages may come in any order. Those of the system become one, which is first; neighbours of one role are
 joined with a blank line; empty messages are dropped. If the last message is the assistant's, the answer goes
