@@ -101,7 +101,7 @@ def test_too_long_a_conversation_is_an_error_of_its_own_line(bifrons, janus_mini
     real = JanusPipeline.prompts
 
     def prompts(self, conversations, *args, **options):
-        if any(one[0]["images"][0].size == (60, 41) for one in conversations):
+        if any(one[0]["content"][0]["image"].size == (60, 41) for one in conversations):
             raise ask_many.PromptError("it is too long")
         return real(self, conversations, *args, **options)
 
