@@ -182,7 +182,7 @@ def upload(tensor: Tensor, device: torch.device) -> Tensor:
     On CUDA it is copied from pinned memory, which torch does not reuse before the copy is done: a copy from
     pageable memory may still be reading when the tensor has been freed and overwritten.
     """
-    pinned = tensor.pin_memory() if device.type == "cuda" else tensor
+    pinned = tensor.pin_memory() if device.type == "cuda" and tensor.device.type == "cpu" else tensor
     return pinned.to(device, non_blocking=True)
 
 
