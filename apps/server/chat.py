@@ -9,6 +9,8 @@ from fastapi import APIRouter, Depends, Request, Response
 from starlette.types import Scope
 
 from ...blocks.chat.text_generation import resolve_seed
+from ...blocks.errors import OptionError
+from ...blocks.logit_bias import check_logit_bias
 from ...blocks.sampling.request import Request as GenerationRequest
 from ...blocks.sampling.request import SamplingParams
 from ...blocks.token_masks import OutputMatcher
@@ -70,7 +72,7 @@ class ChatGeneration:
         prompt_tokens = len(inputs.ids)
         asked = self.body.max_completion_tokens or self.body.max_tokens
         max_new_tokens = self.served.limits.new_tokens(prompt_tokens, asked, self.prompt_field)
-        sampling = sampling_params(self.body)
+        sampling = sampling_params(self.body, self.served.pipe.model.decoder.config.vocab_size)
         seed = resolve_seed(self.body.seed)
         matchers = await self._make_matchers(choices, max_new_tokens)
         outputs = [self._output(inputs.continues) for _ in matchers]
@@ -200,11 +202,16 @@ class ChatGeneration:
         yield event("[DONE]")
 
 
-def sampling_params(body: schema.ChatRequest) -> SamplingParams:
-    """How the tokens of an answer are chosen."""
-    names = ("temperature", "top_p", "repetition_penalty")
+def sampling_params(body: schema.ChatRequest, vocabulary: int) -> SamplingParams:
+    """How the tokens of an answer are chosen. Raises an `ApiError`."""
+    names = ("temperature", "top_p", "repetition_penalty", "min_p", "presence_penalty", "frequency_penalty")
     values = {name: field_or_default(body, name) for name in names}
-    return SamplingParams(**values, top_k=max(0, body.top_k or 0))
+    biases = {int(token): bias for token, bias in (body.logit_bias or {}).items()}
+    try:
+        checked = check_logit_bias(biases, vocabulary)
+    except OptionError as error:
+        raise invalid_value(str(error), "logit_bias") from error
+    return SamplingParams(**values, top_k=max(0, body.top_k or 0), logit_bias=checked)
 
 
 def finish_reason(output: ChoiceOutput) -> responses.Finish:

@@ -65,8 +65,7 @@ TABLE = (
     Row(_TEXTS, "documents", ([],)),
     Row(_TEXTS, "suffix grammar", ("",)),
     # Sampling and stopping.
-    Row(_TEXTS, "logit_bias", ({},)),
-    Row(_TEXTS, "min_p min_tokens mirostat top_a dynatemp_range smoothing_factor", (0,)),
+    Row(_TEXTS, "min_tokens mirostat top_a dynatemp_range smoothing_factor", (0,)),
     Row(_TEXTS, "xtc_probability dry_multiplier epsilon_cutoff eta_cutoff", (0,)),
     Row(_TEXTS, "length_penalty best_of typical_p tfs_z", (1,)),
     Row(_TEXTS, "use_beam_search ignore_eos include_stop_str_in_output", (False,)),

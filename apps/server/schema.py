@@ -29,7 +29,9 @@ MAX_PROMPT = 32_000  # as in OpenAI's API
 
 Seed = Annotated[int, Field(ge=0, le=MAX_SEED)]
 Tokens = Annotated[int, Field(ge=1, le=1_000_000)]
-Zero = Annotated[float, Field(ge=0, le=0)]
+Penalty = Annotated[float, Field(ge=-2, le=2)]
+TokenText = Annotated[str, Field(pattern=r"^[0-9]{1,7}$")]
+Bias = Annotated[float, Field(ge=-100, le=100)]
 TopP = Annotated[float, Field(gt=0, le=1)]
 Temperature = Annotated[float, Field(ge=0, le=2)]
 Stop = Annotated[str, Field(min_length=1, max_length=256)]
@@ -112,8 +114,10 @@ class SamplingFields(Request):
     repetition_penalty: Annotated[float, Field(gt=0, le=10)] | None = Field(
         TextGenerationOptions.repetition_penalty, description="1 changes nothing; the prompt counts."
     )
-    frequency_penalty: Zero | None = 0.0
-    presence_penalty: Zero | None = 0.0
+    min_p: Annotated[float, Field(ge=0, le=1)] | None = 0.0
+    frequency_penalty: Penalty | None = 0.0
+    presence_penalty: Penalty | None = 0.0
+    logit_bias: dict[TokenText, Bias] | None = Field(None, description="Biases by token id.")
     seed: Seed | None = Field(None, description="Choice j is sampled with seed + j.")
     stop: Annotated[str, Field(max_length=256)] | StopList | None = None
     skip_special_tokens: bool | None = Field(

@@ -62,7 +62,7 @@ INTEGERS = {
     IMAGES: ["n", "output_compression", "partial_images", "seed", "top_k"],
 }
 NUMBERS = {
-    CHAT: ["temperature", "top_p", "frequency_penalty", "presence_penalty", "repetition_penalty"],
+    CHAT: ["temperature", "top_p", "repetition_penalty", "min_p"],
     IMAGES: ["guidance_scale", "temperature", "top_p"],
 }
 KINDS = {
