@@ -55,7 +55,7 @@ def ask_many(args: argparse.Namespace) -> int:
     output = None if args.output in (None, "-") else user_path(args.output)
     if output is not None and output.suffix.lower() not in _SUFFIXES:
         raise OptionError(f"output is {args.output!r}; accepted: a name that ends in .jsonl")
-    settings = {"question": question, "model": args.model, **asdict(options), "seed": seed}
+    settings = {"question": question, "model": args.model, **asdict(options), "exif": args.exif, "seed": seed}
     settings = {key: value for key, value in settings.items() if value is not None}
     # Greedy answers don't depend on the seed, and a random seed is none to look for.
     but = {"seed"} if args.seed is None or not options.temperature else set()
@@ -64,7 +64,9 @@ def ask_many(args: argparse.Namespace) -> int:
     todo = [path for path in paths if printable(path) not in log.answered]
     if todo:
         pipe = load_pipeline(args.model, **loading_options(args), parts="read", eager=args.eager)
-        _work(args, Asker(pipe, question, {**asdict(options), "seed": seed}), log, todo, len(paths))
+        _work(
+            args, Asker(pipe, question, {**asdict(options), "seed": seed}, args.exif), log, todo, len(paths)
+        )
     if args.json:
         content = {"model": args.model, "question": question, **log.content()}
         print_json({**content, "seconds": round(time.monotonic() - started, 3)})
@@ -123,8 +125,8 @@ def _work(args: argparse.Namespace, asker: "Asker", log: "AnswerLog", todo: list
 class Asker:
     """A model, the question, and the options of an answer."""
 
-    def __init__(self, pipe: "Pipeline", question: str, options: dict[str, Any]) -> None:
-        self.pipe, self.question, self.options = pipe, question, options
+    def __init__(self, pipe: "Pipeline", question: str, options: dict[str, Any], exif: str) -> None:
+        self.pipe, self.question, self.options, self.exif = pipe, question, options, exif
         self.fit = pipe.processor.fit(1)
 
     def batch_size(self) -> int:
@@ -156,7 +158,7 @@ class Asker:
     def _read(self, path: str) -> FittedImage | str:
         """A picture as the model reads it, which takes much less memory, or why it can't be read."""
         try:
-            return self.fit(open_picture(path))
+            return self.fit(open_picture(path, self.exif))
         except PictureError as error:
             return str(error)
 

@@ -67,7 +67,7 @@ def ask(args: argparse.Namespace) -> int:
     ):  # False for questions that no path can be
         raise PromptError(f"there is a picture, {question}, but no question; write the question after it")
     options, paths = _generation_options(args), expand_globs(paths)
-    images = [open_picture(path) for path in paths]
+    images = [open_picture(path, args.exif) for path in paths]
     pipe = _load(args)
     with explain_out_of_memory("answering", lambda: _memory_advice(args.model)):
         answer = pipe.ask(images, question, stream=not args.json, **options)
@@ -92,8 +92,10 @@ def ask(args: argparse.Namespace) -> int:
 class Conversation:
     """The messages so far, in OpenAI's format, and the images to send with the next one."""
 
-    def __init__(self, pipe: "Pipeline", model: str, system: str | None, options: dict[str, Any]) -> None:
-        self.pipe, self.model, self.options = pipe, model, options
+    def __init__(
+        self, pipe: "Pipeline", model: str, system: str | None, options: dict[str, Any], exif: str = "apply"
+    ) -> None:
+        self.pipe, self.model, self.options, self.exif = pipe, model, options, exif
         self.initial_messages = [] if system is None else [{"role": "system", "content": system}]
         self.messages: list[dict[str, Any]] = list(self.initial_messages)
         self.pending_images: list[Image.Image] = []
@@ -125,9 +127,9 @@ class Conversation:
 def chat(args: argparse.Namespace) -> int:
     """Read messages and commands from stdin; the status is 2 if a line failed and stdin is not a terminal."""
     options = _generation_options(args)
-    images = [open_picture(path) for path in picture_files(args.image or ())]
+    images = [open_picture(path, args.exif) for path in picture_files(args.image or ())]
     pipe = _load(args)
-    conversation = Conversation(pipe, args.model, args.system, options)
+    conversation = Conversation(pipe, args.model, args.system, options, args.exif)
     conversation.pending_images += images
     interactive = sys.stdin.isatty()
     if interactive:
@@ -195,7 +197,7 @@ def _handle_line(conversation: Conversation, line: str) -> None:
 
 def _add_images(conversation: Conversation, words: list[str]) -> None:
     """Add pictures to the next message: all of them, or none if one can't be read."""
-    images = {path: open_picture(path) for path in picture_files(words)}
+    images = {path: open_picture(path, conversation.exif) for path in picture_files(words)}
     conversation.pending_images += images.values()
     for path, image in images.items():
         size = f"{image.width} x {image.height}"

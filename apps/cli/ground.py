@@ -30,7 +30,7 @@ def locate(args: argparse.Namespace) -> int:
     target = None if args.output is None else user_path(args.output)
     if target is not None and target.suffix.lower() != ".png":
         raise OptionError(f"output is {args.output!r}; accepted: a name that ends in .png")
-    image = open_picture(args.image)
+    image = open_picture(args.image, args.exif)
     family = family_of(open_model(args.model))
     if family != "DeepSeek-VL2":
         raise OptionError(

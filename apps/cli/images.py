@@ -38,7 +38,7 @@ def load_janus(model: str, args: argparse.Namespace, parts: "Parts") -> "JanusPi
 
 def encode(args: argparse.Namespace) -> int:
     """Write the codes of an image as JSON (raster order, grid, model) or as a grid-shaped `.npy` array."""
-    image = open_picture(args.image)
+    image = open_picture(args.image, args.exif)
     target = None if args.output in (None, STDIN) else user_path(args.output)
     if target is not None and target.suffix.lower() not in (".json", ".npy"):
         raise OptionError(f"output is {args.output!r}; accepted: a name that ends in .json or .npy")

@@ -73,12 +73,13 @@ def reason_of(error: OSError | ValueError) -> str:
     return error.strerror if isinstance(error, OSError) and error.strerror else str(error)
 
 
-def open_picture(source: str) -> Image.Image:
-    """The picture of a path, a file:// URL, a data: URL, or for `-` standard input. Raises `PictureError`."""
+def open_picture(source: str, exif: str = "apply") -> Image.Image:
+    """The picture of a path, a file:// URL, a data: URL, or for `-` standard input; `exif` is that of
+    `open_image`. Raises `PictureError`."""
     if source != STDIN and not source.startswith(_PIPES):
-        return open_image(local_path(source))
+        return open_image(local_path(source), exif=exif)
     try:
-        return open_image(read_input(source, MAX_FILE))
+        return open_image(read_input(source, MAX_FILE), exif=exif)
     except OSError as error:
         raise PictureError(f"{source} can't be read as a picture: {reason_of(error)}") from error
 

@@ -58,6 +58,17 @@ def add_bench_model(parser: Any) -> None:
     add_eager(parser)
 
 
+def add_exif(parser: Any) -> None:
+    """Add `--exif`."""
+    parser.add_argument(
+        "--exif",
+        choices=("apply", "ignore"),
+        default="apply",
+        help="turn pictures upright as a camera's EXIF says, or take them as stored, as the official "
+        "code does (default: apply)",
+    )
+
+
 def add_eager(parser: Any) -> None:
     """Add `--eager`."""
     parser.add_argument(

@@ -10,7 +10,7 @@ from ..defaults import DEFAULT_GROUNDING_MODEL, DEFAULT_MODEL, version
 from .bench import add_bench
 from .demo import add_demo
 from .eval_options import add_eval
-from .options import add_batch_size, add_eager, add_loading, add_revision
+from .options import add_batch_size, add_eager, add_exif, add_loading, add_revision
 from .serve import add_serve
 from .warmup import add_warmup
 
@@ -141,6 +141,7 @@ def _add_generate(commands: Any) -> None:
 
 def _add_answering(parser: Any) -> None:
     _add_model(parser)
+    add_exif(parser)
     add_eager(parser)
     parser.add_argument("--seed", type=int, metavar="N", help="seed of sampling (default: random)")
     _add_optional(
@@ -202,6 +203,7 @@ def _add_locate(commands: Any) -> None:
     parser = _command(commands, "locate", "locate what a phrase describes in a picture (DeepSeek-VL2)")
     parser.add_argument("image", metavar="IMAGE", help="an image file")
     parser.add_argument("phrase", metavar="PHRASE", help="what to look for, such as: the red star")
+    add_exif(parser)
     _add_model(parser, DEFAULT_GROUNDING_MODEL, f"default: {DEFAULT_GROUNDING_MODEL}")
     parser.add_argument(
         "-o", "--output", metavar="FILE", help="a .png file for the picture with the boxes drawn"
@@ -212,6 +214,7 @@ def _add_locate(commands: Any) -> None:
 def _add_encode(commands: Any) -> None:
     parser = _command(commands, "encode", "encode a picture as codes of the image tokenizer")
     parser.add_argument("image", metavar="IMAGE", help="an image file")
+    add_exif(parser)
     _add_model(parser)
     parser.add_argument(
         "-o",

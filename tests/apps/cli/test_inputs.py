@@ -109,6 +109,38 @@ def test_globs_before_a_question(bifrons, refused, janus_mini, picture, monkeypa
     assert "no file matches '*.gif'" in refused("ask", "*.gif", "Hm?", "-m", janus_mini)
 
 
+def test_exif(bifrons, janus_mini, vl2_mini, tmp_path, parity_picture, monkeypatch):
+    """Pictures are upright; with `--exif ignore` they are as stored, whatever the pipeline would do."""
+    stored, exif = parity_picture(3, 60, 40), Image.Exif()
+    exif[0x0112] = 6  # to be turned clockwise
+    names = "phone.png", "upright.png", "stored.png"
+    phone, upright, plain = (tmp_path / name for name in names)
+    stored.save(phone, exif=exif)
+    stored.transpose(Image.Transpose.ROTATE_270).save(upright)
+    stored.save(plain)
+    for words in (
+        ("encode", "PICTURE", "-m", janus_mini),
+        ("ask", "PICTURE", "What?", "-m", janus_mini, "--max-new-tokens", 6),
+        ("locate", "PICTURE", "a dog", "-m", vl2_mini),
+    ):
+        run = {
+            one: bifrons(*(one if word == "PICTURE" else word for word in words)).out
+            for one in (upright, plain)
+        }
+        at = words.index("PICTURE")
+        given = [*words[:at], phone, *words[at + 1 :]]
+        assert bifrons(*given).out == run[upright]
+        assert bifrons(*given, "--exif", "ignore").out == run[plain]
+    encoded = [bifrons("encode", one, "-m", janus_mini).out for one in (upright, plain)]
+    assert encoded[0] != encoded[1]
+    lines = f"/image {phone}\n".encode()
+    for option, size in ((), "40 x 60"), (("--exif", "ignore"), "60 x 40"):
+        pipe(monkeypatch, lines)
+        assert f"phone.png: {size}," in bifrons("chat", "-m", janus_mini, *option).err
+    many = ("ask", "Hm?", "--images", phone, "-m", janus_mini, "--max-new-tokens", 1, "--exif", "ignore")
+    assert json.loads(bifrons(*many).out)["exif"] == "ignore"
+
+
 SEEN = "(PATH: 70 x 50, goes with your next message)"
 
 
