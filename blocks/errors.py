@@ -8,10 +8,7 @@ import re
 import threading
 from dataclasses import fields
 from numbers import Real
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from _typeshed import DataclassInstance
+from typing import Any
 
 _UNPRINTABLE = re.compile(
     "[\\x00-\\x08\\x0b-\\x1f\\x7f-\\x9f\\u061c\\u200e\\u200f\\u2028-\\u202e\\u2066-\\u2069\\ud800-\\udfff]"
@@ -68,7 +65,7 @@ def python_number(value: Any) -> Any:
     return item() if callable(item) and getattr(value, "ndim", None) == 0 else value
 
 
-def as_python_numbers(options: "DataclassInstance") -> None:
+def as_python_numbers(options: Any) -> None:
     """Replace the numbers in the fields of a dataclass, frozen or not, by `python_number` of them."""
     for field in fields(options):
         object.__setattr__(options, field.name, python_number(getattr(options, field.name)))
