@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..blocks.chat.text_generation import MAX_SEED, score_tokens
-from ..blocks.device import check_finite
+from ..blocks.device import check_finite, not_finite
 from ..blocks.engine.generate import Sequences, scheduler_of
 from ..blocks.errors import OptionError, as_python_numbers, check_integer, check_number, python_number, shown
 from ..blocks.graphs.cuda_graphs import is_row_invariant
@@ -212,4 +212,7 @@ def score_image_codes(model: JanusModel, cond: Tensor, codes_T: Tensor) -> Tenso
 def encode_pixels(model: JanusModel, pixels_3SS: Tensor) -> Tensor:
     """Codes int64 `[T]` on the CPU, of pixels in -1..1."""
     pixels = pixels_3SS[None].to(_input_device(model), model.decoder.dtype)
-    return model.gen_vision_model.encode(pixels)[0].cpu()
+    codes = model.gen_vision_model.encode(pixels)[0].cpu()
+    if (codes < 0).any():
+        raise not_finite("the image tokenizer's features", model.decoder.dtype)
+    return codes

@@ -14,7 +14,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ...blocks.device import check_finite
 from ...blocks.model.missing_parts import missing_part
 from . import fused_cuda
 from .operations import NORM_EPS, NORM_GROUPS, ChannelsLastOps, DecoderOps, WeightBias
@@ -252,9 +251,10 @@ class VQModel(nn.Module):
         self.post_quant_conv = nn.Conv2d(config.code_dim, config.z_channels, 1)
 
     def encode(self, pixels_BCHW: Tensor) -> Tensor:
-        """Pixels in -1..1 -> codes `[B, T]`."""
+        """Pixels in -1..1 -> codes `[B, T]`; -1 stands for features that are NaN or infinite."""
         z_BCHW = self.quant_conv(self.encoder(pixels_BCHW))
-        return self.quantize.nearest(check_finite(z_BCHW, "the image tokenizer's features")).flatten(1)
+        codes_BHW = self.quantize.nearest(z_BCHW)
+        return codes_BHW.masked_fill(~z_BCHW.isfinite().all(1), -1).flatten(1)
 
     def decode(self, codes_BT: Tensor, grid: tuple[int, int]) -> Tensor:
         """Codes `[B, T]` of a (rows, columns) `grid` -> pixels `[B, 3, H, W]`, about -1..1, not clipped.
