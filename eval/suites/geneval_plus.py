@@ -10,7 +10,7 @@ from ...blocks.errors import BifronsError
 from ...blocks.json_config import decode_json
 from ..geneval.suites import Row
 from .questions import Answer, Question
-from .suite import Figures, Item, Suite, Wording, read_lines_of_json, text_of
+from .suite import Item, Suite, Wording, read_lines_of_json, text_of
 
 _OBJECT = re.compile(r"\{.*\}", re.DOTALL)
 _DETAILS = ("color", "size", "region")
@@ -108,5 +108,4 @@ GENEVAL_PLUS = Suite(
     prompts=280,
     prompts_sha256="9c1216a3f6fe2d99e4ffd63f3a6dba71f3dd7ab30a7c09cb41f03629b35d3e8f",
     file_sha256={"Geneval++.jsonl": "9c1216a3f6fe2d99e4ffd63f3a6dba71f3dd7ab30a7c09cb41f03629b35d3e8f"},
-    published=(Figures("BAGEL", 0.371, "Echo-4o report (arXiv 2508.09987), judge gpt-4.1"),),
 )
