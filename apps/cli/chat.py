@@ -62,9 +62,7 @@ def ask(args: argparse.Namespace) -> int:
         raise PromptError("there is no question; accepted: bifrons ask [IMAGE ...] QUESTION")
     started = time.monotonic()
     *paths, question = args.items
-    if not paths and (
-        question == STDIN or os.path.isfile(question)
-    ):  # False for questions that no path can be
+    if question == STDIN or os.path.isfile(question):  # False for questions that no path can be
         raise PromptError(f"there is a picture, {question}, but no question; write the question after it")
     options, paths = _generation_options(args), expand_globs(paths)
     images = [open_picture(path, args.exif) for path in paths]

@@ -101,6 +101,11 @@ def test_home_folders_within_quotes(bifrons, janus_mini, picture, monkeypatch):
     assert found == {"a b.png", "codes.json", "back.png", "out"}
 
 
+def test_the_question_comes_last(refused, janus_mini, picture):
+    for words in ((picture,), (picture, picture), ("How many?", picture)):
+        assert "write the question after it" in refused("ask", *words, "-m", janus_mini)
+
+
 def test_globs_before_a_question(bifrons, refused, janus_mini, picture, monkeypatch):
     """As the shell of Windows passes them on."""
     monkeypatch.chdir(picture.parent)
