@@ -24,7 +24,7 @@ def janus(janus_mini) -> JanusModel:
 def three_gpus(monkeypatch):
     """Three GPUs as far as names go, each with 1000 bytes free, and a machine with a million."""
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: True)
     for module in (auto_device_map, device_map, memory_budget):
         monkeypatch.setattr(module, "free_bytes", lambda device: 1000 if device.type == "cuda" else 10**6)
 
