@@ -6,13 +6,11 @@ from typing import Any
 
 from ...blocks.chat.text_generation import TextGenerationOptions
 from ...blocks.errors import BifronsError, PromptError, check_integer
-from ...blocks.image_io import write_png
 from ...janus.image_generation import ImageGenerationOptions, image_seeds
-from ..files import slug, write_new
 from .ask_tab import answer_job
 from .components import Stopped, follow, gr
 from .image_form import MAX_PICTURES, read_seed
-from .image_job import generate_images, image_pipeline
+from .image_job import generate_images, image_pipeline, save_painted
 from .jobs import Job, Jobs
 from .locate_tab import locate_job
 from .models import LoadedModel, find_model
@@ -44,7 +42,7 @@ class _Endpoints:
         return find_model(able, name) if name else able[0]
 
     def _result(self, name: str, loaded: LoadedModel, work: Callable[[Job], Any], request: gr.Request) -> Any:
-        """The result of a job in the model's queue. Raises `gr.Error` with the words of a `BifronsError`."""
+        """The result of a job in the model's queue. Raises what the job raises."""
         job = Job(loaded.queue, work)
         self.jobs.add(request.session_hash, f"api-{name}", job)
         for _ in follow(self.jobs, request.session_hash, f"api-{name}", job):
@@ -108,9 +106,7 @@ class _Endpoints:
         )
         files = []
         for picture in pictures:
-            path = self.folder / f"{slug(prompt)}-seed{picture.info['seed']}.png"
-            file = write_new(path, lambda stream, picture=picture: write_png(picture, stream))
-            files.append((str(file), f"seed {picture.info['seed']}"))
+            files.append((str(save_painted(picture, self.folder)), f"seed {picture.info['seed']}"))
         return files
 
     def add_ask(self) -> None:

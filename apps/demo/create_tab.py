@@ -7,8 +7,7 @@ from typing import Any
 
 from PIL import Image
 
-from ...blocks.image_io import text_chunks, write_png
-from ..files import slug, write_new
+from ...blocks.image_io import text_chunks
 from .checking import PictureCheck
 from .components import (
     FOLLOW_ON_PHONE,
@@ -23,7 +22,7 @@ from .components import (
 )
 from .history import History, PictureStrip, load_examples, strip_html, valid_entries
 from .image_form import ImageForm, Pictures, variations
-from .image_job import ImageProgress, generate_images
+from .image_job import ImageProgress, generate_images, save_painted
 from .jobs import Job, Jobs, Waiting
 from .models import LoadedModel, find_model
 
@@ -190,7 +189,7 @@ class CreateTab:
     def _end_updates(
         self, loaded: LoadedModel, pictures: list[Image.Image], took: float, stored: Any
     ) -> Update:
-        files = [str(self._save(picture)) for picture in pictures]
+        files = [str(save_painted(picture, self.folder)) for picture in pictures]
         shown = [
             (file, f"seed {picture.info['seed']}") for file, picture in zip(files, pictures, strict=True)
         ]
@@ -204,10 +203,6 @@ class CreateTab:
             self.details: _details(files, 0),
             self.download: files[0],
         }
-
-    def _save(self, picture: Image.Image) -> Path:
-        name = f"{slug(picture.info['prompt'])}-seed{picture.info['seed']}.png"
-        return write_new(self.folder / name, lambda stream: write_png(picture, stream))
 
     def stop(self, request: gr.Request) -> Update:
         """Handle *Stop*."""

@@ -5,13 +5,16 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 from PIL import Image
 from torch import Tensor
 
+from ...blocks.image_io import write_png
 from ...janus.image_generation import ImageGenerationOptions
+from ..files import slug, write_new
 from ..pipelines import explain_out_of_memory
 from .jobs import Job
 from .models import LoadedModel
@@ -132,3 +135,9 @@ def generate_images(
     for picture in pictures:
         picture.info["model"] = loaded.name
     return pictures, time.monotonic() - started
+
+
+def save_painted(picture: Image.Image, folder: Path) -> Path:
+    """Write a generated image with its settings as a new PNG file, named after its prompt and seed."""
+    name = f"{slug(picture.info['prompt'])}-seed{picture.info['seed']}.png"
+    return write_new(folder / name, lambda stream: write_png(picture, stream))

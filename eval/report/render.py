@@ -56,6 +56,18 @@ class BoxLabel(NamedTuple):
     text: str
 
 
+def template_environment() -> Environment:
+    """Jinja for the templates of reports: HTML is escaped, and an undefined name is an error."""
+    return Environment(
+        loader=FileSystemLoader(Path(__file__).parent / "templates"),
+        autoescape=select_autoescape(("html.j2",)),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+
+
 def write_report(run_dir: Path) -> tuple[Path, Path]:
     """Write report.md, report.html and prompts.csv into a run folder from its results.jsonl and summary.json.
 
@@ -64,14 +76,7 @@ def write_report(run_dir: Path) -> tuple[Path, Path]:
     is not scored, or the disk refuses. Returns the paths of the two reports.
     """
     report = read_report(run_dir, MAX_FAILURES)
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent / "templates"),
-        autoescape=select_autoescape(("html.j2",)),
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
+    environment = template_environment()
     environment.filters.update(
         kind=KIND_NAMES.__getitem__,
         labels=box_labels,

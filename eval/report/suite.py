@@ -4,13 +4,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
-
 from ...blocks.errors import BifronsError
 from ...blocks.json_config import parse_json
 from ..atomic_io import read_json, read_lines, write_file
 from ..geneval.intervals import Interval
-from .render import percent, plain, span, thumbnail
+from .render import percent, plain, span, template_environment, thumbnail
 
 MAX_PICTURES = 8
 """Pictures shown of those with the lowest and of those with the highest scores."""
@@ -32,14 +30,7 @@ def write_suite_report(run_dir: Path) -> tuple[Path, Path]:
     ranked = sorted((row for row in rows if row["items"]), key=_value)
     worst = ranked[:MAX_PICTURES]
     best = [row for row in ranked[::-1][:MAX_PICTURES] if row not in worst]
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent / "templates"),
-        autoescape=select_autoescape(("html.j2",)),
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
+    environment = template_environment()
     environment.filters.update(percent=percent, plain=plain, span=_span, thumbnail=thumbnail)
     values = {
         "summary": summary,
