@@ -127,7 +127,7 @@ def _begin(args: argparse.Namespace, run_dir: RunDir, ranks: Ranks) -> tuple[Jud
         old = open_judged(args.run_dir)
         given = {**old.choice_fields, **given}
     choice = JudgeChoice(**given).resolved()
-    wording = None if args.judge_prompt is None else read_wording(args.judge_prompt)
+    wording = None if args.judge_prompt is None else read_wording(args.judge_prompt, suite)
     if wording is None and is_judged(args.run_dir):
         wording = open_judged(args.run_dir).wording
     if ranks.rank:

@@ -27,7 +27,10 @@ class LocalJudge:
         try:
             messages = self._messages(picture, question)
             first = self._first_tokens(messages, question) if question.accepted else {}
-            answer = pipe.chat(messages, question.max_tokens)
+            longest = max(
+                (len(choice.encode()) + 1 for choice in question.choices), default=question.max_tokens
+            )
+            answer = pipe.chat(messages, longest, choices=question.choices or None)
         except (PictureError, PromptError) as error:
             raise Refused(str(error)) from error
         assert isinstance(answer, str)

@@ -16,6 +16,8 @@ from .answers import AnswerFile
 from .stage import JudgedRun, open_judged
 
 SCHEMA = 1
+_FORMS = ("response_format", "structured_outputs")
+"""Fields of requests that hold answers to a form, beside vLLM's older guided_*."""
 
 
 def score_run(run: RunDir, official: bool = False) -> dict[str, Any]:
@@ -62,7 +64,7 @@ def score_run(run: RunDir, official: bool = False) -> dict[str, Any]:
             reasons = f" ({problems[0]['filename']}: {problems[0]['reason']})" if problems else ""
             raise BifronsError(f"{run.root}: no picture could be scored{reasons}")
     summary = summarize(judged.suite.weights, items)
-    content = _summary_json(run, judged, summary, problems, untold, official)
+    content = _summary_json(run, judged, images, summary, problems, untold, official)
     write_json(run.root / "summary.json", content)
     return content
 
@@ -105,13 +107,17 @@ def _answers(judged: JudgedRun, images: Sequence[ImageRecord]) -> dict[str, Answ
 def _summary_json(
     run: RunDir,
     judged: JudgedRun,
+    images: Sequence[ImageRecord],
     summary: SuiteSummary,
     problems: list[dict[str, str]],
     untold: int,
     official: bool,
 ) -> dict[str, Any]:
     suite = judged.suite
+    held_to = _held_to(judged, images)
     obstacles = _obstacles(run, judged, problems, untold, official)
+    if held_to:
+        obstacles.append(f"the judge's answers are held to a form: {', '.join(held_to)}")
     return {
         "schema_version": SCHEMA,
         "suite": suite.name,
@@ -137,7 +143,7 @@ def _summary_json(
         "formula": suite.formula,
         "source": suite.source,
         "license": suite.license,
-        "judge": {**judged.identity, "model": judged.model, "where": judged.where},
+        "judge": {**judged.identity, "model": judged.model, "where": judged.where, "held_to": held_to},
         "wording": asdict(judged.wording),
         "recipe": run.recipe.to_json(),
         "fingerprint": run.fingerprint,
@@ -146,6 +152,13 @@ def _summary_json(
         "software": software(),
         "not_scored": problems,
     }
+
+
+def _held_to(judged: JudgedRun, images: Sequence[ImageRecord]) -> list[str]:
+    """All that the judge may answer, or the fields of its requests that say so; empty if it is free."""
+    if judged.identity["kind"] == "endpoint":
+        return [name for name in judged.identity["options"] if name in _FORMS or name.startswith("guided_")]
+    return list(dict.fromkeys(choice for one in judged.asks(images[0]) for choice in one.question.choices))
 
 
 def _obstacles(
@@ -161,8 +174,12 @@ def _obstacles(
         found.append(f"the judge is {name}, the official one {suite.judge}")
     if suite.judge and judged.wording.sha256 != suite.official_wording:
         found.append("the judge is not asked in the official words")
-    if suite.judge and (suite.prompts_sha256 is None or recipe.prompts_sha256 != suite.prompts_sha256):
-        known = suite.prompts_sha256 is not None
+    if suite.is_official is not None:
+        official_rows = suite.is_official(run.rows)
+    else:
+        official_rows = recipe.prompts_sha256 == suite.prompts_sha256
+    if suite.judge and not official_rows:
+        known = suite.prompts_sha256 is not None or suite.is_official is not None
         found.append(
             "the prompts are not the official ones"
             if known

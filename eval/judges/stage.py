@@ -9,7 +9,7 @@ import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -65,8 +65,11 @@ class JudgedRun:
         }
 
     def asks(self, record: ImageRecord) -> list[Ask]:
-        """The questions about a picture."""
+        """The questions about a picture. A judge in process is held to a suite's choices; an endpoint is not,
+        since not every one can be."""
         questions = self.suite.ask(record.metadata, self.wording)
+        if self.identity["kind"] == "endpoint":
+            questions = [replace(question, choices=()) for question in questions]
         return [Ask(answer_key(self.identity, record.sha256, q), record.path, q) for q in questions]
 
 

@@ -2,6 +2,7 @@
 other, four pictures of each (the official file of a prompt is their 2 x 2 grid)."""
 
 import csv
+import hashlib
 import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,10 +20,13 @@ def read(path: Path) -> list[Row]:
     """The rows of dpg_bench.csv, one a prompt: {prompt, item_id, questions, first}.
 
     questions: {id, question, parents, category} each, the category as in "entity - whole". first: the id in
-    the file's first line, in that row alone. Raises BifronsError with the line's number.
+    the file's first line, in that row alone, where git_blob has the file's name in git. Raises BifronsError
+    with the line's number.
     """
+    content = read_file(path)
+    blob = hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()
     try:
-        text = read_file(path).decode("utf-8-sig")
+        text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise BifronsError(f"{path} is no text in UTF-8: {error}") from error
     reader = csv.DictReader(io.StringIO(text, newline=""))
@@ -36,10 +40,12 @@ def read(path: Path) -> list[Row]:
             question = _question(line, where)
             fresh: Row = {"prompt": line["text"].strip(), "item_id": line["item_id"], "questions": []}
             if not rows:
-                fresh["first"] = question["id"]
+                fresh |= {"first": question["id"], "git_blob": blob}
             row = rows.setdefault(line["item_id"], fresh)
-            # As officially, the last of several lines with one proposition_id counts.
-            row["questions"] = [q for q in row["questions"] if q["id"] != question["id"]] + [question]
+            # As officially, the last of several lines with one proposition_id counts, in the first's place.
+            row["questions"] = [
+                *{**{q["id"]: q for q in row["questions"]}, question["id"]: question}.values()
+            ]
     except csv.Error as error:
         raise BifronsError(f"{path} is no CSV: {error}") from error
     for row in rows.values():
@@ -126,12 +132,14 @@ def _is_yes(answer: Answer) -> bool:
         return False
 
 
+GIT_BLOB = "98457fc9901943f51ff9a30367250fc292533bed"
+"""The name in git of dpg_bench.csv at 3c228f1: SHA-1 of "blob SIZE", a zero byte and the file."""
 _JANUS_PRO = "Janus-Pro report (arXiv 2501.17811), table 5"
 
 DPG = Suite(
     name="dpg",
     title="DPG-Bench",
-    source="https://github.com/TencentQQGYLab/ELLA (dpg_bench), arXiv 2403.05135",
+    source="https://github.com/TencentQQGYLab/ELLA (3c228f1, dpg_bench), arXiv 2403.05135",
     license="Apache 2.0",
     formula="a question scores 1 for yes, 0 where one that it depends on scores 0; a picture the mean of its "
     "questions; overall the mean over pictures",
@@ -145,6 +153,7 @@ DPG = Suite(
     official_wording=Wording("{question}").sha256,
     fields=("question",),
     prompts=1065,
+    is_official=lambda rows: rows[0].get("git_blob") == GIT_BLOB,
     images_per_prompt=4,
     has_official_switch=True,
     published=(

@@ -8,7 +8,7 @@ from ...blocks.errors import BifronsError
 from ...blocks.json_config import TABLE_BYTES, read_value
 from ..geneval.suites import Row
 from .questions import Answer, Question, probability
-from .suite import Item, Suite, Wording, text_of
+from .suite import Figures, Item, Suite, Wording, text_of
 
 PROMPTS, SKILLS = "genai_image.json", "genai_skills.json"
 _ALL = "all"
@@ -58,6 +58,8 @@ def score(row: Row, answers: Sequence[Answer], last: bool, official: bool) -> li
     return [Item(group, value) for group in groups]
 
 
+_TABLE = "genai_bench/model_performance_vqacore.md of linzhiqiu/t2v_metrics (6ecb74f)"
+
 GENAI = Suite(
     name="genai",
     title="GenAI-Bench (VQAScore)",
@@ -77,4 +79,12 @@ GENAI = Suite(
     fields=("prompt",),
     prompts=1600,
     needs_probabilities=True,
+    published=(
+        Figures("DALL-E 3", 0.78, _TABLE),
+        Figures("Midjourney v6", 0.76, _TABLE),
+        Figures("SD-XL", 0.72, _TABLE),
+        Figures("SD-XL Turbo", 0.71, _TABLE),
+        Figures("DeepFloyd-IF", 0.71, _TABLE),
+        Figures("SD v2.1", 0.67, _TABLE),
+    ),
 )

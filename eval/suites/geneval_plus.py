@@ -13,6 +13,7 @@ from .questions import Answer, Question
 from .suite import Item, Suite, Wording, read_lines_of_json, text_of
 
 _OBJECT = re.compile(r"\{.*\}", re.DOTALL)
+CHOICES = ('{"correct": 0}', '{"correct": 1}')
 _DETAILS = ("color", "size", "region")
 
 
@@ -42,21 +43,22 @@ def _check(item: Any, where: str) -> None:
 
 
 def checklist(row: Row) -> str:
-    """The row's requirements, one a line."""
-    lines = [f"- {_required(item)}" for item in row["include"]]
+    """The row's requirements, one a line, as the official script writes them."""
+    lines = [f"- {_required(item)}." for item in row["include"]]
     for item in row.get("exclude", ()):
         limit = item.get("count", 1)
-        lines.append(f"- fewer than {limit} {_plural(item['class'], limit)}")
+        lines.append(f"- No more than {limit - 1} {_plural(item['class'], limit)} should appear.")
     return "\n".join(lines)
 
 
 def _required(item: Mapping[str, Any]) -> str:
     count = item.get("count", 1)
-    words = [str(count), *(item[name] for name in ("size", "color") if item.get(name))]
-    words.append(_plural(item["class"], count))
-    if item.get("region"):
-        words.append(f"({item['region']} in the picture)")
-    return " ".join(words)
+    words = [f"{item['color']}-colored"] if item.get("color") else []
+    words += [item["size"]] if item.get("size") else []
+    words += [str(count), _plural(item["class"], count)]
+    region = item.get("region")
+    place = f"located in the {region} part of the image" if region else "present in the image"
+    return " ".join([*words, place])
 
 
 def _plural(name: str, count: int) -> str:
@@ -65,7 +67,7 @@ def _plural(name: str, count: int) -> str:
 
 def ask(row: Row, wording: Wording) -> list[Question]:
     """One question with the whole checklist."""
-    return [wording.ask(200, prompt=row["prompt"].strip(), checklist=checklist(row))]
+    return [wording.ask(200, choices=CHOICES, prompt=row["prompt"].strip(), checklist=checklist(row))]
 
 
 def score(row: Row, answers: Sequence[Answer], last: bool, official: bool) -> list[Item]:
@@ -104,6 +106,11 @@ GENEVAL_PLUS = Suite(
         'Answer with a JSON object: {"correct": 1 or 0, "reason": "..."}',
         system="You check pictures strictly against a list of requirements.",
     ),
+    official_wording="c391433df0f5e54900bdf699202ebe2acb0764c285626270d70ddc297e684d52",
+    script_fields={
+        "instruction": "{prompt}",
+        "explanation": "This image should contain:\n{checklist}",
+    },
     fields=("prompt", "checklist"),
     prompts=280,
     prompts_sha256="9c1216a3f6fe2d99e4ffd63f3a6dba71f3dd7ab30a7c09cb41f03629b35d3e8f",

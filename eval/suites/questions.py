@@ -25,7 +25,8 @@ class Question:
     """What is asked about one picture, answered greedily.
 
     system: the system message; none if empty. picture_first: whether the picture comes before the text.
-    accepted: answers whose probabilities are wanted; without any, the judge gives a text alone.
+    accepted: answers whose probabilities are wanted; without any, the judge gives a text alone. choices: the
+    answer is one of these; without any, it is free.
     """
 
     text: str
@@ -33,10 +34,11 @@ class Question:
     picture_first: bool = True
     max_tokens: int = 1
     accepted: tuple[str, ...] = ()
+    choices: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
-        """The fields by name."""
-        return asdict(self)
+        """The fields by name, without `choices` where there are none."""
+        return {name: value for name, value in asdict(self).items() if name != "choices" or value}
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from ...blocks.errors import BifronsError, OptionError
 from ...blocks.json_config import CONFIG_BYTES, parse_json, read_value
 from ..atomic_io import read_file, read_lines
 from ..geneval.suites import Row
+from .official_script import words_of_script
 from .questions import Answer, Question
 
 
@@ -38,11 +39,13 @@ class Wording:
     system: str = ""
     picture_first: bool = True
 
-    def ask(self, max_tokens: int, accepted: Sequence[str] = (), **fields: str) -> Question:
+    def ask(
+        self, max_tokens: int, accepted: Sequence[str] = (), choices: Sequence[str] = (), **fields: str
+    ) -> Question:
         """The question for a row's fields."""
         names = re.compile("|".join(rf"\{{{name}\}}" for name in fields))
         text = names.sub(lambda found: fields[found[0][1:-1]], self.text)
-        return Question(text, self.system, self.picture_first, max_tokens, tuple(accepted))
+        return Question(text, self.system, self.picture_first, max_tokens, tuple(accepted), tuple(choices))
 
     @property
     def sha256(self) -> str:
@@ -56,10 +59,12 @@ class Suite:
 
     formula: how the score is computed, for the report. files: what the user's file or folder holds.
     prompts, prompts_sha256: number and `lines_sha256` of the official rows; None where not known.
+    is_official: whether rows are those of the official file, where something else than their sha256 tells.
     file_sha256: of the official files, by name. judge: the official judge, by the last part of its name.
     fields: names in braces that a wording must hold. read: rows from the user's path. ask: a row's
     questions. score: the items of one picture from a row, its answers, whether it is the prompt's last
     picture, and the switch `official`. weights: of groups in the overall score, from those that occur.
+    script_fields: what stands for an expression in the text of the official script, see `words_of_script`.
     """
 
     name: str
@@ -76,8 +81,10 @@ class Suite:
     wording: Wording
     fields: tuple[str, ...]
     official_wording: str = ""
+    script_fields: Mapping[str, str] | None = None
     prompts: int | None = None
     prompts_sha256: str | None = None
+    is_official: Callable[[Sequence[Row]], bool] | None = None
     file_sha256: Mapping[str, str] | None = None
     images_per_prompt: int = 1
     needs_probabilities: bool = False
@@ -109,9 +116,13 @@ class Suite:
             )
 
 
-def read_wording(path: Path) -> Wording:
-    """A judge's prompt from a user's file: the text, or a `.json` object of `text` and, if wanted, `system`
-    and `picture_first`. Raises BifronsError."""
+def read_wording(path: Path, suite: Suite) -> Wording:
+    """A judge's prompt from a user's file: the text, a `.json` object of `text` and, if wanted, `system`
+    and `picture_first`, or the suite's official script (`.py`). Raises BifronsError."""
+    if path.suffix == ".py":
+        if suite.script_fields is None:
+            raise BifronsError(f"{path} is a script; accepted for {suite.name}: a text or .json")
+        return Wording(*words_of_script(read_file(path), suite.script_fields, str(path)))
     if path.suffix != ".json":
         try:
             return Wording(read_file(path).decode("utf-8").removesuffix("\n"))

@@ -20,6 +20,7 @@ CATEGORIES = {
     "CHEMISTRY": (881, 1000, 0.12),
 }
 """First and last prompt_id of each category, and its weight."""
+CHOICES = ("Score: 0", "Score: 1")
 _PARTS = ("cultural_common_sense", "spatio-temporal_reasoning", "natural_science")
 _THOUGHT = re.compile(r"<think>.*?</think>|^.*?</think>", re.DOTALL)
 _SCORE = re.compile(r"\*{0,2}score\*{0,2}\s*[:：]?\s*([01])\b", re.IGNORECASE)
@@ -49,7 +50,8 @@ def read(path: Path) -> list[Row]:
 
 def ask(row: Row, wording: Wording) -> list[Question]:
     """One question: does the picture show what the explanation says?"""
-    return [wording.ask(500, prompt=row["prompt"], explanation=row["explanation"])]
+    fields = {"prompt": row["prompt"], "explanation": row["explanation"]}
+    return [wording.ask(500, choices=CHOICES, **fields)]
 
 
 def score(row: Row, answers: Sequence[Answer], last: bool, official: bool) -> list[Item]:
@@ -61,7 +63,7 @@ def score(row: Row, answers: Sequence[Answer], last: bool, official: bool) -> li
     found = _SCORE.search(text)
     alone = _BARE.findall(text)
     if found is None and len(alone) != 1:
-        raise UnclearAnswer(f"the judge answered {answers[0].text[:80]!r}; accepted: Score: 0 or Score: 1")
+        raise UnclearAnswer(f"the judge answered {answers[0].text[:80]!r}; accepted: {' or '.join(CHOICES)}")
     value = float(found[1] if found else alone[0])
     key = row["prompt_id"]
     category = next(name for name, (low, high, _) in CATEGORIES.items() if low <= key <= high)
@@ -89,6 +91,7 @@ WISE = Suite(
         "Answer with exactly one line, Score: 1 if it does, else Score: 0.",
     ),
     official_wording="2772fd0af94b178c31c873f09c48bb3815698094a99f7c94ac9a8d4a57aeb18e",
+    script_fields={"prompt_data['Prompt']": "{prompt}", "prompt_data['Explanation']": "{explanation}"},
     fields=("prompt", "explanation"),
     prompts=1000,
     prompts_sha256="5d6f5f5bbc1a72956c575d1050c8379d7f95e28d8abe96d8d70e0793a1cf5448",

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,28 @@ from bifrons.vl2.pipeline import VL2Pipeline
 from . import data
 
 SUITES = tuple(CATALOG)
+HELD_TO = {"wise": ["Score: 0", "Score: 1"], "geneval++": ['{"correct": 0}', '{"correct": 1}']}
+
+
+FORKER = """
+import json, os, sys
+from bifrons.apps.cli.main import main
+for line in sys.stdin:
+    if not (child := os.fork()):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        os._exit(main(json.loads(line)))
+    print(child, flush=True)
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+"""
+"""Runs each line's command in a process of its own, whose id and status it prints."""
+
+
+@pytest.fixture(scope="module")
+def forker() -> Iterator[subprocess.Popen[str]]:
+    with subprocess.Popen([sys.executable, "-c", FORKER], stdin=-1, stdout=-1, text=True) as process:
+        yield process
+        assert process.stdin is not None
+        process.stdin.close()
 
 
 def rows_of(root: Path) -> list[dict[str, Any]]:
@@ -37,10 +59,12 @@ def command(suite: str, root: Path, path: Path, model: Path, *more: str) -> list
 
 @pytest.mark.parametrize("suite", SUITES)
 def test_from_file_to_score(
-    suite: str, tmp_path: Path, janus_mini: Path, judge_server: Any, bifrons_main: Callable[..., int]
-) -> None:
+    suite: str, tmp_path: Path, janus_mini: Path, judge_server: Any, bifrons_main: Callable[..., int],
+    forker: subprocess.Popen[str],
+) -> None:  # fmt: skip
     root, path = tmp_path / "run", data.write(suite, tmp_path)
     arguments = command(suite, root, path, janus_mini)
+    judge_server.pause = 0.03  # long enough for another question to arrive
     assert bifrons_main(*arguments, "--judge", judge_server.url) == 0
     results, summary = rows_of(root), summary_of(root)
     assert len(results) == (6 if suite == "wise" else 3) * CATALOG[suite].images_per_prompt
@@ -64,6 +88,45 @@ def test_from_file_to_score(
     assert bifrons_main(*arguments) == 0
     assert (judge_server.number, (root / "summary.json").read_bytes()) == (asked, before)
     assert bifrons_main(*arguments, "--judge", "vl2:vl2-nano") == 2
+    killed_and_resumed(root, judge_server, arguments, bifrons_main, forker)
+
+
+def killed_and_resumed(
+    whole: Path, server: Any, arguments: list[str], main: Callable[..., int], forker: subprocess.Popen[str]
+) -> None:
+    """kill -9 while the judge answers, then the same command: the same results, and nothing asked twice."""
+    root, total = whole.parent / "killed", sum(server.asked.values())
+    shutil.copytree(whole, root)
+    for name in ("answers.sqlite", "judge.json", "results.jsonl", "summary.json", "report.md", "report.html"):
+        (root / name).unlink()
+    server.asked.clear()
+    server.pause = 0.05
+    arguments = [str(root) if word == str(whole) else word for word in arguments]
+    arguments += ["--judge", server.url, "--judge-workers", "1"]
+    assert forker.stdin is not None
+    assert forker.stdout is not None
+    print(json.dumps(arguments), file=forker.stdin, flush=True)
+    process = int(forker.stdout.readline())
+    deadline = time.monotonic() + 120
+    while sum(server.asked.values()) < total // 2:
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+    os.kill(process, signal.SIGKILL)
+    assert forker.stdout.readline() == "-9\n"
+    while server.now:  # of the killed process
+        time.sleep(0.01)
+    kept = AnswerFile(root / "answers.sqlite")
+    recorded = kept._connection.execute("SELECT COUNT(*) FROM answers").fetchone()[0]
+    kept.close()
+    before = sum(server.asked.values())
+    assert recorded in (before, before - 1), "an answer that had arrived was lost, beside the one under way"
+    assert 0 < before < total
+    assert main("eval", "score", "-R", root) == 2
+    server.pause = 0.0
+    assert main(*arguments) == 0
+    assert sum(server.asked.values()) - before == total - recorded
+    for name in ("results.jsonl", "summary.json"):
+        assert (root / name).read_bytes() == (whole / name).read_bytes()
 
 
 def test_the_official_switch_of_dpg(
@@ -85,10 +148,28 @@ def test_the_official_switch_of_dpg(
     assert plain["groups"]["L2/attribute - color"]["items"] == 4 * 7
     assert bifrons_main("eval", "score", "-R", root) == 0
     assert summary_of(root) == plain
+    # The official file is known by its name in git.
+    rows = CATALOG["dpg"].read(path)
+    name = subprocess.run(
+        ["git", "hash-object", "--no-filters", path], capture_output=True, text=True, check=True
+    )
+    assert rows[0]["git_blob"] == name.stdout.strip()
+    assert "the prompts are not the official ones" in plain["obstacles"]
+    rows[0]["git_blob"] = "98457fc9901943f51ff9a30367250fc292533bed"
+    assert CATALOG["dpg"].is_official(rows)  # type: ignore[misc]
+
+
+def test_a_repeated_question_of_dpg_keeps_its_place(tmp_path: Path) -> None:
+    path = tmp_path / "dpg_bench.csv"
+    lines = [(1, "0", "a (x)"), (2, "0", "b (x)"), (3, "1", "c (x)"), (2, "3", "d (x)")]
+    head = "item_id,text,proposition_id,dependency,tuple,question_natural_language\n"
+    path.write_text(head + "".join(f'i,p,{n},{parents},"{kind}",Q{n}?\n' for n, parents, kind in lines))
+    (row,) = CATALOG["dpg"].read(path)
+    assert [(q["id"], q["category"]) for q in row["questions"]] == [(1, "a"), (2, "d"), (3, "c")]
 
 
 def test_vl2_nano_judges_every_suite(
-    tmp_path: Path, janus_mini: Path, bifrons_main: Callable[..., int], capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, janus_mini: Path, bifrons_main: Callable[..., int]
 ) -> None:
     for suite in SUITES:
         folder = tmp_path / suite.replace("+", "p")
@@ -96,16 +177,15 @@ def test_vl2_nano_judges_every_suite(
         root, path = folder / "run", data.write(suite, folder)
         more = ("--judge", "vl2:vl2-nano", "--images-per-prompt", "1")
         status = bifrons_main(*command(suite, root, path, janus_mini, *more))
-        if suite == "wise":  # vl2-nano never answers "Score: 1"
-            assert status == 2
-            assert (
-                "no picture could be scored (00000/samples/0000.png: the judge answered"
-                in capsys.readouterr().err
-            )
-            continue
         assert status == 0
-        summary = summary_of(root)
+        summary, forms = summary_of(root), HELD_TO.get(suite, [])
         assert summary["judge"]["kind"] == "vl2"
+        # It can't follow a long prompt: its answer is one of those that the suite reads, and that is said.
+        assert summary["judge"]["held_to"] == forms
+        assert (
+            f"the judge's answers are held to a form: {', '.join(forms)}" in summary["obstacles"]
+        ) == bool(forms)
+        assert not forms or {a["text"] for row in rows_of(root) for a in row["answers"]} <= {*forms}
         if suite not in ("geneval2", "genai"):
             assert summary["overall"] == pytest.approx(data.recomputed(suite, rows_of(root)))
     # Probabilities: of the first token's ids over the whole vocabulary.
@@ -132,39 +212,16 @@ def test_vl2_nano_judges_every_suite(
     assert summary_of(tmp_path / "genai" / "run")["overall"] == pytest.approx(sum(scores) / 2)
 
 
-def test_killed_and_resumed(
+def test_an_endpoint_held_to_a_form_by_its_requests(
     tmp_path: Path, janus_mini: Path, judge_server: Any, bifrons_main: Callable[..., int]
 ) -> None:
-    whole, root, path = tmp_path / "whole", tmp_path / "run", data.write("questions", tmp_path)
-    more = ("--images-per-prompt", "4", "--judge", judge_server.url, "--judge-workers", "2")
-    assert bifrons_main(*command("questions", whole, path, janus_mini, *more)) == 0
-    assert sum(judge_server.asked.values()) == 36
-    shutil.copytree(whole, root)
-    for name in ("answers.sqlite", "judge.json", "results.jsonl", "summary.json"):
-        (root / name).unlink()
-    judge_server.asked.clear()
-    judge_server.pause = 0.05
-    arguments = command("questions", root, path, janus_mini, *more)
-    process = subprocess.Popen([sys.executable, "-m", "bifrons.apps.cli.main", *arguments])
-    while sum(judge_server.asked.values()) < 10:
-        assert process.poll() is None
-        time.sleep(0.002)
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
-    kept = AnswerFile(root / "answers.sqlite")
-    recorded = kept._connection.execute("SELECT COUNT(*) FROM answers").fetchone()[0]
-    kept.close()
-    assert 5 < recorded < 36
-    while judge_server.now:  # of the killed process
-        time.sleep(0.01)
-    assert bifrons_main("eval", "score", "-R", root) == 2
-    before = sum(judge_server.asked.values())
-    judge_server.pause = 0.0
-    assert bifrons_main(*arguments) == 0
-    assert sum(judge_server.asked.values()) - before == 36 - recorded
-    assert before - recorded <= 2, "an answer that had arrived was lost, beside those under way"
-    for name in ("results.jsonl", "summary.json"):
-        assert (root / name).read_bytes() == (whole / name).read_bytes()
+    root, path = tmp_path / "run", data.write("wise", tmp_path)
+    options = {"structured_outputs": {"choice": HELD_TO["wise"]}, "seed": 1}
+    more = ("--judge", judge_server.url, "--judge-options", json.dumps(options))
+    assert bifrons_main(*command("wise", root, path, janus_mini, *more)) == 0
+    assert all(body["structured_outputs"] == options["structured_outputs"] for body in judge_server.bodies)
+    assert summary_of(root)["judge"]["held_to"] == ["structured_outputs"]
+    assert "the judge's answers are held to a form: structured_outputs" in summary_of(root)["obstacles"]
 
 
 def test_a_refused_question_leaves_its_picture_out(
