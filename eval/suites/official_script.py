@@ -38,7 +38,7 @@ def _literal_dict(node: ast.expr) -> dict[str, ast.expr]:
     if not isinstance(node, ast.Dict):
         return {}
     pairs = zip(node.keys, node.values, strict=True)
-    return {key.value: value for key, value in pairs if isinstance(key, ast.Constant)}
+    return {str(key.value): value for key, value in pairs if isinstance(key, ast.Constant)}
 
 
 def _parts(
