@@ -5,6 +5,7 @@ import re
 from PIL import Image
 
 from ..blocks.errors import OptionError
+from ..blocks.generated_image import GeneratedImage
 from ..blocks.json_config import shown
 
 MIN_SIDE, MAX_SIDE = 16, 4096
@@ -23,9 +24,10 @@ def parse_size(text: str, option: str = "resize") -> tuple[int, int]:
 
 
 def resize(image: Image.Image, size: tuple[int, int]) -> Image.Image:
-    """A picture scaled by Lanczos to (width, height), with its `info`; a new shape stretches it."""
+    """A picture scaled by Lanczos to (width, height); a new shape stretches it. It has the settings of the
+    image, with the new size as `resize`."""
     if image.size == size:
         return image
     scaled = image.resize(size, Image.Resampling.LANCZOS)
-    scaled.info = dict(image.info)
-    return scaled
+    scaled.info = {**image.info, "resize": "{}x{}".format(*size)}
+    return GeneratedImage.of(scaled)

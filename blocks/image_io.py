@@ -1,4 +1,4 @@
-"""Reads images from users as RGB; writes PNG with text chunks."""
+"""Reads images from users as RGB, and the settings in generated ones; writes PNG with text chunks."""
 
 import threading
 import warnings
@@ -7,11 +7,12 @@ from typing import Any, BinaryIO, TypedDict
 
 import numpy as np
 from PIL import Image, TiffTags
-from PIL.PngImagePlugin import PngInfo
 
 from .errors import OptionError, PictureError, shown
+from .generated_image import ASCII, EXIF_IFD, USER_COMMENT, png_text, text_chunks
 from .image_limits import check_exif, check_header
 from .image_source import resolve_source
+from .json_config import decode_json
 
 MAX_PIXELS = 64_000_000
 """Largest image that is decoded by default: 256 MB as Pillow holds RGB, more than most cameras produce."""
@@ -47,19 +48,10 @@ _TRANSPOSES = {
 _WARNINGS_LOCK = threading.Lock()
 
 
-def text_chunks(image: Image.Image) -> dict[str, str]:
-    """The strings in an image's `info`, such as the settings of the pipeline that generated it."""
-    pairs = image.info.items()
-    return {name: value for name, value in pairs if isinstance(name, str) and isinstance(value, str)}
-
-
 def write_png(image: Image.Image, stream: BinaryIO) -> None:
-    """Write an image as PNG with its `text_chunks`: as `tEXt`, or `iTXt` for text beyond Latin-1."""
-    chunks = PngInfo()
-    for name, value in text_chunks(image).items():
-        chunks.add_text(name, value)
+    """Write an image as PNG with its `text_chunks`."""
     # For filtered rows, run lengths give files as small as a search for repetitions, 2 to 6 times as fast.
-    image.save(stream, format="PNG", pnginfo=chunks, compress_type=zlib.Z_RLE)
+    image.save(stream, format="PNG", pnginfo=png_text(image), compress_type=zlib.Z_RLE)
 
 
 def open_image(
@@ -107,6 +99,29 @@ def open_image(
         return _to_rgb(opened, name, max_pixels, max_side, exif)
     with opened, _open_file(opened, name, max_pixels) as image:
         return _to_rgb(image, name, max_pixels, max_side, exif)
+
+
+def open_generated(source: Any) -> tuple[Image.Image, dict[str, str]]:
+    """A new RGB image as `open_image` gives it, and the texts that its file holds: those of PNG, and the
+    settings of a `GeneratedImage` in EXIF. They are as foreign as the file. Raises `PictureError`."""
+    name, opened = resolve_source(source, True, MAX_PIXELS)
+    if isinstance(opened, Image.Image):
+        return _to_rgb(opened, name, MAX_PIXELS, MAX_SIDE, "apply"), text_chunks(opened)
+    with opened, _open_file(opened, name, MAX_PIXELS) as image:
+        rgb = _to_rgb(image, name, MAX_PIXELS, MAX_SIDE, "apply")  # which has checked the size of EXIF
+        return rgb, {**_user_comment(image), **text_chunks(image)}
+
+
+def _user_comment(image: Image.Image) -> dict[str, str]:
+    """The texts of a JSON object in the UserComment of EXIF; none if there is anything else."""
+    try:
+        with _WARNINGS_LOCK, warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            comment = image.getexif().get_ifd(EXIF_IFD).get(USER_COMMENT, b"")
+        texts = decode_json(comment.removeprefix(ASCII))
+        return {name: text for name, text in texts.items() if isinstance(text, str)}
+    except Exception:  # PIL's readers raise nearly anything on damaged EXIF
+        return {}
 
 
 def _open_file(stream: BinaryIO, name: str, max_pixels: int) -> Image.Image:

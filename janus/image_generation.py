@@ -18,6 +18,7 @@ from ..blocks.device import check_finite, not_finite
 from ..blocks.engine.generate import Sequences, scheduler_of
 from ..blocks.errors import OptionError, as_python_numbers, check_integer, check_number, python_number, shown
 from ..blocks.graphs.cuda_graphs import is_row_invariant
+from ..blocks.placement.loaded_pipeline import LoadedPipeline
 from ..blocks.placement.memory_budget import batch_over_devices, batch_that_fits
 from ..blocks.sampling.request import SamplingParams, TokenHead, check_context
 from ..blocks.sampling.sampling import guide
@@ -177,14 +178,14 @@ def decode_images(model: JanusModel, codes_NT: Tensor) -> list[Image.Image]:
 
 
 def image_info(
-    model: JanusModel, name: str, prompt: str, seed: int, options: ImageGenerationOptions
+    pipe: LoadedPipeline, prompt: str, seed: int, options: ImageGenerationOptions
 ) -> dict[str, str]:
-    """The texts in `info` of a generated image: what it was generated from, by the model called `name`.
+    """The texts in `info` of an image that the pipeline generates: what it is generated from, and by what.
 
     `deterministic` says whether these give the same bits in any batch or in the same batch only.
     """
-    batch = "in any batch" if is_row_invariant(model.decoder) else "in the same batch"
-    info = {"prompt": prompt, "seed": str(seed), "model": name, "software": "Bifrons", "deterministic": batch}
+    batch = "in any batch" if is_row_invariant(pipe.model.decoder) else "in the same batch"
+    info = {"prompt": prompt, "seed": str(seed), **pipe.description, "deterministic": batch}
     return info | {key: str(value) for key, value in asdict(options).items() if value is not None}
 
 

@@ -15,6 +15,7 @@ from ..blocks.checkpoints.key_mapping import check_counts
 from ..blocks.checkpoints.reader import list_tensors
 from ..blocks.device import inference, plain_torch
 from ..blocks.errors import OptionError, PromptError, check_integer
+from ..blocks.generated_image import GeneratedImage
 from ..blocks.placement.arguments import open_pretrained, pick_dtype
 from ..blocks.placement.auto_device_map import MaxMemory
 from ..blocks.placement.device_map import DeviceMap
@@ -155,9 +156,8 @@ class JanusPipeline(ChatPipeline):
         if output_type == "codes":
             return codes
         images = image_generation.decode_images(self.model, codes)
-        for index, image in enumerate(images):
-            image.info |= image_info(self.model, self.name, prompts[index // count], seeds[index], options)
-        return images
+        infos = (image_info(self, prompts[i // count], seed, options) for i, seed in enumerate(seeds))
+        return [GeneratedImage.of(image, info) for image, info in zip(images, infos, strict=True)]
 
     def _generate_codes(
         self,

@@ -13,13 +13,14 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from ...blocks.errors import OptionError, PromptError, check_integer
+from ...blocks.errors import OptionError, PromptError, check_integer, printable
 from ...blocks.files import open_regular
 from ...blocks.image_io import text_chunks, write_png
 from ...blocks.placement.memory_budget import size_text
 from ...blocks.sampling.request import check_context
 from ...janus.image_generation import ImageGenerationOptions, image_batch_size, image_info
 from ...janus.variants import image_generation_workload
+from ..defaults import DEFAULT_MODEL
 from ..files import print_json, typed_settings, write_new
 from ..pipelines import explain_out_of_memory
 from ..resize import parse_size, resize
@@ -27,13 +28,16 @@ from .images import load_janus
 from .long_work import long_work
 from .picture_plan import Picture, plan_pictures
 from .prompts_file import PromptEntry
+from .show import apply_like, is_repeated
 
 if TYPE_CHECKING:
     from ...janus.pipeline import JanusPipeline
 
 _BATCH, _CPU_BATCH = 64, 16
 """Pictures painted together where memory allows: more gain little, and are lost together."""
-_NOT_SETTINGS = {"software", "deterministic"}
+_NOT_SETTINGS = {"software", "version", "deterministic", "pixels"}
+_NEWER = {"fingerprint", "dtype", "quantize", "device"}
+"""Settings that files of version 0.1 lack."""
 
 
 def generate(args: argparse.Namespace) -> int:
@@ -44,6 +48,8 @@ def generate(args: argparse.Namespace) -> int:
     started = time.monotonic()
     # Only the given options are passed on: a model may have a default guidance scale of its own. All that can
     # be checked without the model is checked first, since loading can take minutes.
+    like = apply_like(args)
+    args.model = args.model or DEFAULT_MODEL
     size = None if args.resize is None else parse_size(args.resize)
     if args.batch_size is not None:
         check_integer("batch_size", args.batch_size, low=1)
@@ -56,8 +62,13 @@ def generate(args: argparse.Namespace) -> int:
         for batch in run.batches(todo):
             run.paint(batch)
     run.bar.close()
+    same: dict[str, Any] = {}
+    if like is not None and is_repeated(args, like):
+        print(printable(like.compare(run.written[0])), file=sys.stderr)
+        same = {"same_pixels": run.written[0]["pixels"] == like.settings["pixels"]}
     if args.json:
-        print_json({"model": args.model, **run.content(), "seconds": round(time.monotonic() - started, 3)})
+        seconds = round(time.monotonic() - started, 3)
+        print_json({"model": args.model, **run.content(), **same, "seconds": seconds})
     elif len(todo) < len(pictures):
         print(f"{len(pictures) - len(todo)} of {len(pictures)} pictures were there already", file=sys.stderr)
     return 0
@@ -120,7 +131,8 @@ class _Run:
                 f"{picture.path} is there, but can't be read ({error}); remove it, and it is painted again"
             ) from error
         expected = self._info(picture)
-        for key in sorted((found.keys() | expected.keys()) - _NOT_SETTINGS):
+        newer = _NEWER - found.keys()
+        for key in sorted((found.keys() | expected.keys()) - _NOT_SETTINGS - newer):
             if found.get(key) != expected.get(key):
                 raise OptionError(
                     f"{picture.path} is there with another {key}: {found.get(key)}, not {expected.get(key)}; "
@@ -131,7 +143,7 @@ class _Run:
 
     def _info(self, picture: Picture) -> dict[str, str]:
         options = ImageGenerationOptions(**{"guidance_scale": self.pipe.guidance_scale, **picture.options})
-        info = image_info(self.pipe.model, self.pipe.name, picture.prompt, picture.seed, options)
+        info = image_info(self.pipe, picture.prompt, picture.seed, options)
         return info | ({} if self.size is None else {"resize": "{}x{}".format(*self.size)})
 
     def batches(self, todo: Sequence[int]) -> Iterator[list[int]]:

@@ -43,6 +43,11 @@ def read_input(source: str, limit: int) -> bytes:
     return read_bounded(user_path(source), limit)
 
 
+def is_stream(source: str) -> bool:
+    """Whether this names standard input or a pipe that the shell opened."""
+    return source == STDIN or source.startswith(_PIPES)
+
+
 def _stdin() -> BinaryIO:
     if sys.stdin is None or sys.stdin.isatty():
         raise OptionError(
@@ -76,7 +81,7 @@ def reason_of(error: OSError | ValueError) -> str:
 def open_picture(source: str, exif: str = "apply") -> Image.Image:
     """The picture of a path, a file:// URL, a data: URL, or for `-` standard input; `exif` is that of
     `open_image`. Raises `PictureError`."""
-    if source != STDIN and not source.startswith(_PIPES):
+    if not is_stream(source):
         return open_image(local_path(source), exif=exif)
     try:
         return open_image(read_input(source, MAX_FILE), exif=exif)

@@ -26,6 +26,7 @@ _FUNCTIONS = {
     "locate": ("ground", "locate"),
     "encode": ("images", "encode"),
     "decode": ("images", "decode"),
+    "show": ("show", "show"),
     "demo": ("demo", "demo"),
     "serve": ("serve", "serve"),
     "info": ("models", "info"),

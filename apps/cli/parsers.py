@@ -54,7 +54,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"bifrons {version()}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    for add in (_add_generate, _add_ask, _add_chat, _add_locate, _add_encode, _add_decode):
+    for add in (_add_generate, _add_ask, _add_chat, _add_locate, _add_encode, _add_decode, _add_show):
         add(commands)
     add_demo(commands, _command)
     add_serve(commands, _command)
@@ -105,7 +105,12 @@ def _add_generate(commands: Any) -> None:
         help="prompts from a .txt file (one a line; # begins a comment), or with settings of their own from "
         ".jsonl, .json or .csv; - is standard input",
     )
-    _add_model(parser)
+    source.add_argument(
+        "--like",
+        metavar="FILE",
+        help="paint a generated picture again, with the model and settings of its file; options given win",
+    )
+    _add_model(parser, None, f"default: {DEFAULT_MODEL}, or with --like the picture's")
     add_eager(parser)
     parser.add_argument("-n", type=int, default=1, metavar="N", help="pictures per prompt (default: 1)")
     parser.add_argument(
@@ -231,6 +236,12 @@ def _add_decode(commands: Any) -> None:
     parser.add_argument("codes", metavar="CODES", help="a .json or .npy file written by `bifrons encode`")
     _add_model(parser, None, "default: the one named in the file")
     parser.add_argument("-o", "--output", metavar="PATH", help="a .png file (default: named after CODES)")
+    _add_json(parser)
+
+
+def _add_show(commands: Any) -> None:
+    parser = _command(commands, "show", "show the settings that a picture was generated with")
+    parser.add_argument("image", metavar="IMAGE", help="a generated picture (- is standard input)")
     _add_json(parser)
 
 

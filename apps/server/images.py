@@ -18,6 +18,7 @@ from starlette.types import Scope
 
 from ...blocks.device import upload
 from ...blocks.errors import OptionError
+from ...blocks.generated_image import GeneratedImage
 from ...blocks.image_io import write_png
 from ...blocks.sampling.request import Request as GenerationRequest
 from ...blocks.sampling.request import SampledToken
@@ -138,11 +139,9 @@ class ImageGeneration:
         filled, width = list(codes), self.pipe.model.config.grid[1]
         while len(filled) < self.num_codes:  # missing rows repeat the last one
             filled.append(filled[-width] if len(filled) >= width else filled[-1])
-        image = self.decoder.decode(filled)
-        image = resize(image, self.size)
-        model, name = self.pipe.model, self.served.name
-        image.info.update(image_generation.image_info(model, name, self.body.prompt, seed, self.options))
-        return self._image_bytes(image)
+        info = image_generation.image_info(self.pipe, self.body.prompt, seed, self.options)
+        image = GeneratedImage.of(self.decoder.decode(filled), {**info, "model": self.served.name})
+        return self._image_bytes(resize(image, self.size))
 
     def _image_bytes(self, image: Image.Image) -> bytes:
         stream = io.BytesIO()

@@ -2,14 +2,16 @@
 
 import os
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
+from ... import __version__
 from ..checkpoints.hub import ModelFolder
 from ..checkpoints.key_mapping import non_persistent_buffers, saved_tensors
 from ..checkpoints.loader import assign
@@ -23,12 +25,13 @@ from ..checkpoints.quantize import (
 from ..conversion.convert import copied_files, new_folder, write_model
 from ..conversion.writer import TensorSpec
 from ..device import DTYPES, graph_capture_lock, plain_torch, resolve_device, resolve_dtype
-from ..errors import OptionError
+from ..errors import CheckpointError, OptionError
 from ..kernels.batch_invariant import use_batch_invariant_libraries
 from ..model.decoder import Decoder
 from ..model.layers import Linear
 from ..model.missing_parts import missing_prefixes
 from ..model.quantized_weight import QuantizedWeight
+from .fingerprint import model_fingerprint
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,13 @@ class Source:
         path = Path(os.path.abspath(self.folder.path))
         object.__setattr__(self, "folder", ModelFolder(self.folder.name, path))
 
+    @cached_property
+    def fingerprint(self) -> str | None:
+        """The first 16 digits of the folder's `model_fingerprint`; None if it is no longer there."""
+        with suppress(CheckpointError, OSError):
+            return model_fingerprint(self.folder.path)[:16]
+        return None
+
 
 class _Model(Protocol):
     @property
@@ -53,6 +63,7 @@ class LoadedPipeline:
     """A model that `from_pretrained` has loaded."""
 
     model: Any
+    name: str
     source: Source | None = None
     """None for a pipeline that was put together by hand."""
     keep_float32: Callable[[str], bool] = staticmethod(keep_no_float32)
@@ -67,6 +78,26 @@ class LoadedPipeline:
     def dtype(self) -> torch.dtype:
         """The dtype of activations."""
         return self.model.decoder.dtype
+
+    @property
+    def quantization(self) -> str | None:
+        """The kind of the decoder's quantized weights; None without."""
+        kinds = (module.kind for module in self.model.modules() if isinstance(module, QuantizedWeight))
+        return next(kinds, None)
+
+    @property
+    def description(self) -> dict[str, str]:
+        """What results depend on besides the arguments of a call, as texts: the settings of its pictures."""
+        fingerprint = None if self.source is None else self.source.fingerprint
+        return {
+            "model": self.name,
+            **({} if fingerprint is None else {"fingerprint": fingerprint}),
+            "dtype": str(self.dtype).removeprefix("torch."),
+            "quantize": self.quantization or "none",
+            "device": self.device.type,
+            "software": "Bifrons",
+            "version": __version__,
+        }
 
     def to(
         self,
@@ -91,10 +122,8 @@ class LoadedPipeline:
             raise OptionError("the model is spread over several devices; load it again for another place")
         if target.type == "meta":
             raise OptionError("device 'meta' holds no numbers; accepted: cpu, cuda, cuda:N, mps")
-        for module in self.model.modules():
-            if isinstance(module, QuantizedWeight):
-                check_device(module.kind, target)
-                break
+        if (quantization := self.quantization) is not None:
+            check_device(quantization, target)
         with graph_capture_lock, plain_torch():
             self._move(target, kind)
         if decoder.capture and target.type != "cuda":
@@ -130,10 +159,9 @@ class LoadedPipeline:
             )
         _unpack(self.model)
         src, dst = self.source.folder.path, new_folder(folder)
-        kinds = {module.kind for module in self.model.modules() if isinstance(module, QuantizedWeight)}
         files = self.files_to_save(src, str(self.dtype).removeprefix("torch."))
-        if kinds:
-            files["config.json"] = {**files["config.json"], CONFIG_KEY: quantization_config(kinds.pop())}
+        if (kind := self.quantization) is not None:
+            files["config.json"] = {**files["config.json"], CONFIG_KEY: quantization_config(kind)}
         tensors = saved_tensors(self.model).items()
         specs = [spec for name, tensor in tensors for spec in self._specs(name, tensor)]
         copied = copied_files(src, original=len(files) == 1)

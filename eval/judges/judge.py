@@ -10,7 +10,7 @@ from typing import Any, Protocol
 from ...blocks.checkpoints.hub import find_model_folder
 from ...blocks.errors import OptionError
 from ...blocks.json_config import parse_json
-from ..runs.recipe import model_fingerprint
+from ...blocks.placement.fingerprint import model_fingerprint
 from ..suites.questions import Answer, Question
 from .endpoint import EndpointJudge, check_url, only_model
 from .local import LocalJudge

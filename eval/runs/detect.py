@@ -22,11 +22,11 @@ from ...blocks.errors import BifronsError, PictureError
 from ...blocks.files import open_regular
 from ...blocks.image_io import open_image
 from ...blocks.json_config import decode_json
+from ...blocks.placement.fingerprint import model_fingerprint
 from ..atomic_io import atomic_file, disk_errors, make_folder, read_lines, write_json
 from ..geneval.detectors import Detector, make_detector
 from ..geneval.options import OFFICIAL, ScorerOptions
 from ..geneval.suites import Row
-from .recipe import model_fingerprint
 from .run_dir import RunDir
 from .workers import Advance, Ranks, default_processes, run_workers
 

@@ -7,9 +7,9 @@ from typing import cast
 from PIL import Image
 
 from ...blocks.checkpoints.hub import find_model_folder
+from ...blocks.placement.fingerprint import model_fingerprint
 from ...janus.image_generation import ImageGenerationOptions
 from ...janus.pipeline import JanusPipeline
-from .recipe import model_fingerprint
 from .run_dir import ImageKey, RunDir, check_model
 from .workers import Advance, Ranks, default_processes, run_workers, weights_bytes
 

@@ -1,18 +1,13 @@
-"""The recipe of an evaluation's images, and fingerprints of recipes and models."""
+"""The recipe of an evaluation's images, and its fingerprint."""
 
 import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
-from pathlib import Path
 from typing import Any
 
 from ...blocks.chat.text_generation import MAX_SEED
-from ...blocks.checkpoints.formats import TensorEntry
-from ...blocks.checkpoints.reader import list_tensors
-from ...blocks.errors import BifronsError, CheckpointError, OptionError, check_integer
-from ...blocks.files import read_bounded
-from ...blocks.json_config import TABLE_BYTES
+from ...blocks.errors import BifronsError, OptionError, check_integer
 from ...janus.image_generation import ImageGenerationOptions
 from ..suites.catalog import CATALOG
 
@@ -20,9 +15,6 @@ SEED_POLICIES = ("per-picture", "official")
 SUITES = ("shapes", "geneval", *CATALOG)
 """Names of the suites; `stages.py` has the loader of each."""
 PLACEHOLDER = "{prompt}"
-_SMALL = 256 * 2**20
-"""Checkpoints of up to this many bytes are hashed as a whole, larger ones by samples of every tensor."""
-_SAMPLE = 4096
 
 
 @dataclass(frozen=True)
@@ -109,45 +101,3 @@ def fingerprint(recipe: Recipe, model: str) -> str:
     """sha256 over a recipe and `model_fingerprint`, in place of the model's name: a folder may move."""
     content = {**recipe.to_json(), "model": model}
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-
-
-def model_fingerprint(folder: Path) -> str:
-    """sha256 over a model folder: every JSON file, every tensor's name, shape and type, and the weights.
-
-    Weights of up to 256 MiB are hashed whole; of larger ones, three samples of 4 KiB of each tensor (start,
-    middle, end), or of the file where tensors have no byte range in it. Raises CheckpointError where the
-    folder has no weights.
-    """
-    entries = sorted(list_tensors(folder).values(), key=lambda entry: entry.name)
-    total = hashlib.sha256()
-    for path in sorted(folder.glob("*.json")):
-        if not path.name.endswith(".index.json"):
-            total.update(f"{path.name}\0{hashlib.sha256(_settings(path)).hexdigest()}\n".encode())
-    for entry in entries:
-        total.update(f"{entry.name}\0{entry.dtype}\0{list(entry.shape)}\n".encode())
-    files = sorted({entry.file for entry in entries})
-    if sum(path.stat().st_size for path in files) <= _SMALL:
-        for path in files:
-            total.update(hashlib.sha256(path.read_bytes()).digest())
-    else:
-        for path in files:
-            _add_samples(total, path, [entry for entry in entries if entry.file == path])
-    return total.hexdigest()
-
-
-def _settings(path: Path) -> bytes:
-    try:
-        return read_bounded(path, TABLE_BYTES)
-    except OSError as error:
-        raise CheckpointError(f"{path} can't be read: {error.strerror}") from error
-
-
-def _add_samples(total: "hashlib._Hash", path: Path, entries: list[TensorEntry]) -> None:
-    size = path.stat().st_size
-    spans = {(0, size) if entry.member else (entry.offset, entry.nbytes) for entry in entries}
-    total.update(f"{size}\n".encode())
-    with path.open("rb") as stream:
-        for offset, length in sorted(spans):
-            for start in (0, (length - _SAMPLE) // 2, length - _SAMPLE):
-                stream.seek(offset + max(start, 0))
-                total.update(stream.read(min(_SAMPLE, length)))

@@ -13,9 +13,10 @@ from pathlib import Path
 
 import pytest
 from bifrons.blocks.errors import BifronsError, CheckpointError, OptionError
+from bifrons.blocks.placement.fingerprint import model_fingerprint
 from bifrons.eval.atomic_io import write_file
 from bifrons.eval.geneval import suites
-from bifrons.eval.runs.recipe import Recipe, fingerprint, model_fingerprint
+from bifrons.eval.runs.recipe import Recipe, fingerprint
 from bifrons.eval.runs.run_dir import ImageKey, RunDir, check_model, create_run, open_run
 from bifrons.nano.world.sentences import suite
 from PIL import Image
@@ -80,9 +81,9 @@ def test_large_checkpoints_are_sampled_in_every_tensor(
     janus_mini: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from bifrons.blocks.checkpoints.reader import list_tensors
-    from bifrons.eval.runs import recipe
+    from bifrons.blocks.placement import fingerprint as module
 
-    monkeypatch.setattr(recipe, "_SMALL", 0)
+    monkeypatch.setattr(module, "_SMALL", 0)
     for path in janus_mini.iterdir():
         (tmp_path / path.name).write_bytes(path.read_bytes())
     before = model_fingerprint(tmp_path)
