@@ -18,8 +18,9 @@ from ..allowed_hosts import AllowedHosts, accepted_hosts, listen
 from .api import add_endpoints
 from .ask_tab import AskTab
 from .body_limit import MAX_UPLOAD, BodyLimit
-from .components import CSS, Update, gr, theme
+from .components import PAGE_JS, Update, gr, theme
 from .create_tab import CreateTab, stored_settings
+from .history import EXAMPLES
 from .jobs import Jobs
 from .locate_tab import LocateTab
 from .models import LoadedModel
@@ -70,9 +71,7 @@ class Page:
         self.blocks.load(
             self.create.history.show, [self.create.history.state], [self.create.history.view], **quick
         )
-        self.create.ask.click(
-            self.ask_about, [*picture, self.ask.box], [self.tabs, self.ask.box], **quick
-        )
+        self.create.ask.click(self.ask_about, [*picture, self.ask.box], [self.tabs, self.ask.box], **quick)
         if self.find is not None:
             shown = [self.find.upload, self.find.phrase, self.find.drawn, self.find.table, self.find.status]
             opened = self.create.find.click(self.find_in, picture, [self.tabs, *shown], **quick)
@@ -124,7 +123,9 @@ class Page:
             enable_monitoring=False,
             mcp_server=False,
             theme=theme(),
-            css=CSS,
+            css_paths=Path(__file__).parent / "page.css",
+            js=PAGE_JS,
+            allowed_paths=[str(EXAMPLES)],
             footer_links=[],
         )
         return public or address

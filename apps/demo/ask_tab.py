@@ -2,13 +2,12 @@
 
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from ...blocks.chat.text_generation import TextGenerationOptions
-from ...blocks.errors import PictureError, PromptError
+from ...blocks.errors import PictureError
 from ...blocks.image_fit import FittedImage
 from ...vl2.grounding import parse_grounding
 from ..pipelines import explain_out_of_memory
@@ -18,64 +17,25 @@ from .components import (
     choose_model,
     error_status,
     follow,
+    follow_on_phone,
     gr,
     queue_status,
     seconds,
     status_html,
 )
+from .conversation import Conversation, Messages, Turn, last_file
 from .drawing import draw_large
-from .history import example_files
+from .history import Tries
 from .jobs import Job, Jobs, Waiting
 from .models import LoadedModel, find_model
 from .pictures import PictureWriter, is_readable, read_pictures
 
 TAB = "ask"
-MAX_PICTURES = 6
-"""Images that one message may hold."""
 MAX_TOKENS = 2048
 _HELLO = "Add pictures with the clip, ask something about them, and go on asking."
-_READY = "Nothing was asked yet."
-
-Messages = list[dict[str, Any]]
-
-
-@dataclass(frozen=True)
-class Conversation:
-    """A conversation: OpenAI-style `messages` for the model, and `shown`, the chatbot's."""
-
-    messages: Messages = field(default_factory=list)
-    shown: Messages = field(default_factory=list)
-
-
-@dataclass(frozen=True)
-class Turn:
-    """A visitor's message."""
-
-    text: str
-    files: list[str]
-
-    @classmethod
-    def read(cls, value: dict[str, Any]) -> "Turn":
-        """From the text box's value. Raises `PromptError`, and `PictureError` for too many pictures."""
-        text, files = (value.get("text") or "").strip(), value.get("files") or []
-        if not text:
-            raise PromptError("the question is empty; write something about the pictures")
-        if len(files) > MAX_PICTURES:
-            raise PictureError(
-                f"these are {len(files)} pictures; accepted: up to {MAX_PICTURES} in a message"
-            )
-        return cls(text, files)
-
-    @property
-    def message(self) -> dict[str, Any]:
-        """The message for the model, with its images as files."""
-        parts: list[dict[str, Any]] = [{"type": "image", "image": file} for file in self.files]
-        return {"role": "user", "content": [*parts, {"type": "text", "text": self.text}]}
-
-    @property
-    def shown(self) -> dict[str, Any]:
-        """The message for the chatbot."""
-        return {"role": "user", "content": [*({"path": file} for file in self.files), self.text]}
+_READY = "Type a question and press Enter, or click an example."
+_QUESTIONS = ["What color is the star?", "How many hearts are there?", "What is above the purple square?"]
+"""Questions about the painted examples."""
 
 
 class AskTab:
@@ -103,32 +63,32 @@ class AskTab:
             placeholder="Ask about the pictures",
             elem_id="question",
         )
-        asked = zip(("What color is the star?", "How many hearts are there?"), example_files(), strict=False)
-        gr.Examples([{"text": text, "files": [str(file)]} for text, file in asked], self.box)
-        with gr.Row():
+        with gr.Row(elem_classes="bf-left"):
             self.stop_button = gr.Button(
                 "Stop", variant="stop", size="sm", interactive=False, min_width=110, elem_id="stop-answer"
             )
             self.reset = gr.Button("New conversation", size="sm", min_width=110, elem_id="new-conversation")
         with gr.Accordion("Settings", open=False), gr.Row():
             self._settings()
+        self.tries = Tries("ask-examples", _QUESTIONS)
         self.conversation = gr.State(None)
         self._connect()
 
     def _settings(self) -> None:
+        defaults = TextGenerationOptions
         self.temperature = gr.Slider(
             0,
             2,
-            value=TextGenerationOptions.temperature,
+            defaults.temperature,
             step=0.05,
             label="Temperature",
-            info="0 always takes the likeliest word",
+            info="0 is the likeliest",
             min_width=130,
         )
         self.tokens = gr.Slider(
             1,
             MAX_TOKENS,
-            value=TextGenerationOptions.max_new_tokens,
+            defaults.max_new_tokens,
             step=1,
             label="Longest answer",
             info="in tokens",
@@ -140,14 +100,14 @@ class AskTab:
 
     def _connect(self) -> None:
         quick: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
-        self.box.submit(
-            self.answer,
-            [self.model, self.box, self.conversation, self.temperature, self.tokens, self.seed],
-            [self.chat, self.box, self.status, self.stop_button, self.conversation],
-            show_progress="hidden",
-            concurrency_id="jobs",
-            api_visibility="private",
-        )
+        inputs = [self.model, self.box, self.conversation, self.temperature, self.tokens, self.seed]
+        shown = [self.chat, self.box, self.status, self.stop_button, self.conversation]
+        job: dict[str, Any] = {"show_progress": "hidden", "concurrency_id": "jobs"}
+        job["api_visibility"] = "private"
+        self.box.submit(self.answer, inputs, shown, **job)
+        tried = self.tries.view.click(self.use_example, None, [self.box], **quick)
+        tried.then(**follow_on_phone("chat"))
+        tried.then(self.answer, inputs, shown, **job)
         self.stop_button.click(self.stop, None, [self.stop_button], **quick)
         gr.on(
             [self.reset.click, self.chat.clear],
@@ -156,6 +116,11 @@ class AskTab:
             [self.chat, self.status, self.conversation],
             **quick,
         )
+
+    def use_example(self, event: gr.EventData) -> dict[str, Any]:
+        """Handle a click on an example: put it into the text box."""
+        file, question = self.tries.read(event)
+        return {"text": question, "files": [file]}
 
     def answer(
         self,
@@ -224,7 +189,7 @@ class AskTab:
             no_answer = status_html(f"There is no answer from {loaded.name}.")
             return self._restore_question(conversation, value, no_answer, drop_unreadable=False)
         messages = [*conversation.messages, turn.message, {"role": "assistant", "content": text.strip()}]
-        answer = self._shown(text, loaded, _last_file(messages), last.size if last else (1, 1))
+        answer = self._shown(text, loaded, last_file(messages), last.size if last else (1, 1))
         shown = [*conversation.shown, turn.shown, answer]
         return {
             self.chat: shown,
@@ -268,13 +233,6 @@ class AskTab:
         """Handle *New conversation*."""
         self.jobs.stop(request.session_hash, TAB)
         return {self.chat: [], self.status: status_html(_READY), self.conversation: None}
-
-
-def _last_file(messages: Messages) -> str | None:
-    """The file of the last image in some messages: the one that boxes refer to."""
-    contents = [message["content"] for message in messages if isinstance(message["content"], list)]
-    files = [part["image"] for content in contents for part in content if part["type"] == "image"]
-    return files[-1] if files else None
 
 
 def answer_job(

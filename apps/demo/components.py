@@ -18,87 +18,78 @@ from .models import LoadedModel
 _LOG = logging.getLogger(__name__)
 Update = dict[Any, Any]
 
-CSS = """
-.gradio-container { width: 100% !important; max-width: 1180px !important; margin: 0 auto !important; }
-.bf-head h1 { margin: .2rem 0 0; font-size: 1.7rem; }
-.bf-head p { color: var(--body-text-color-subdued); margin: 0; }
-.bf-model p { font-size: .9rem; color: var(--body-text-color-subdued); margin: 0; }
-.bf-status { font-size: .92rem; line-height: 1.45; padding: .55rem .8rem; border-radius: 8px;
-  background: var(--block-background-fill); border: 1px solid var(--border-color-primary);
-  overflow-wrap: anywhere; }
-.bf-status.bf-error { background: #fdecea; color: #7a1710; border-left: 4px solid #c5281c; }
-.dark .bf-status.bf-error { background: #40120e; color: #ffd9d5; }
-.bf-bar { height: 6px; border-radius: 3px; margin-top: .45rem; background: var(--border-color-primary); }
-.bf-bar > div { height: 100%; border-radius: 3px; background: var(--primary-500); transition: width .3s; }
-.bf-flush, .bf-flush .html-container { padding: 0 !important; }
-#gallery .grid-wrap { max-height: none !important; overflow: visible; }
-/* Small pictures at whole multiples of their size. */
-#gallery.bf-crisp .grid-container { grid-template-columns: repeat(auto-fit, 258px) !important;
-  grid-auto-rows: 258px; justify-content: center; }
-#gallery.bf-crisp img { image-rendering: pixelated; }
-#gallery.bf-crisp .grid-container img { width: 256px !important; min-width: 256px; height: 256px !important; }
-#gallery.bf-crisp .preview img { width: 512px; height: 512px; max-width: none; object-fit: contain; }
-.bf-title { font-size: 1rem; font-weight: 600; margin: .3rem 0 .5rem; }
-.bf-examples, .bf-history { display: flex; flex-wrap: wrap; gap: 10px; }
-.bf-examples button, .bf-history button { padding: 0; border: 1px solid var(--border-color-primary);
-  border-radius: 8px; overflow: hidden; background: var(--block-background-fill); cursor: pointer;
-  min-height: 0; }
-.bf-examples button { width: 256px; text-align: left; display: flex; flex-direction: column;
-  justify-content: flex-start; }
-.bf-examples img { width: 256px; height: 256px; image-rendering: pixelated; display: block; }
-.bf-examples span { display: block; padding: .4rem .6rem; font-size: .85rem; color: var(--body-text-color); }
-.bf-history { flex-wrap: nowrap; overflow-x: auto; padding: 4px; }
-.bf-history button { flex: none; }
-.bf-history img { width: 64px; height: 64px; object-fit: cover; display: block; }
-.gradio-container button:focus-visible, .gradio-container input:focus-visible,
-.gradio-container textarea:focus-visible { outline: 3px solid var(--primary-600); outline-offset: 2px; }
-.bf-check { list-style: none; padding: 0; margin: 0 0 .3rem; }
-.bf-right span { color: #0a6b34; font-weight: 700; }
-.bf-wrong span { color: #b3241a; font-weight: 700; }
-.dark .bf-right span { color: #6ee7a0; }
-.dark .bf-wrong span { color: #ffb0a8; }
-.bf-seed { align-items: flex-end; }
-#gallery, #gallery .grid-wrap { min-height: 0 !important; height: auto !important; }
-.gradio-container { --body-text-color-subdued: #4b5563; --block-info-text-color: #4b5563;
-  --input-placeholder-color: #5f6673; --block-label-text-color: #3730a3; --block-title-text-color: #3730a3; }
-.dark .gradio-container, .gradio-container.dark { --body-text-color-subdued: #c3c8d2;
-  --block-info-text-color: #c3c8d2; --input-placeholder-color: #aab1bd; --block-label-text-color: #e0e7ff;
-  --block-title-text-color: #e0e7ff; }
-.gradio-container .head .tab-like-container input[type=number] { width: 3.6rem; min-width: 0; }
-/* It would offer to send the picture to a site of Gradio's makers. */
-#chat button[title="Share"] { display: none; }
-@media (max-width: 640px) {
-  .gradio-container main { padding: 12px !important; }
-  .bf-head h1 { font-size: 1.35rem; }
-  .gradio-container button { min-height: 42px; }
-  #gallery.bf-crisp .grid-container { grid-template-columns: repeat(auto-fit, 130px) !important;
-    grid-auto-rows: 130px; }
-  #gallery.bf-crisp .grid-container img { width: 128px !important; min-width: 128px;
-    height: 128px !important; }
-  #gallery.bf-crisp .preview img { width: 256px; height: 256px; }
-  #gallery.bf-crisp .caption-label { display: none; }
-  .bf-examples button { width: 128px; }
-  .bf-examples img { width: 128px; height: 128px; }
+PAGE_JS = """() => {
+  const says = {found: "find-status", checked: "check-report"};
+  new MutationObserver(() => Object.entries(says).forEach(([id, status]) => {
+    const image = document.querySelector(`#${id} img`), text = document.getElementById(status);
+    const words = text && text.innerText.trim();
+    if (image && words && image.alt !== words) image.alt = words;
+  })).observe(document.body, {childList: true, subtree: true, characterData: true});
+}"""
+"""Keeps the status beside a picture with boxes as its alternative text: Gradio gives it none."""
+
+
+def follow_on_phone(elem_id: str) -> dict[str, Any]:
+    """Arguments of an event that scrolls to where the work is shown on a phone, below the form.
+
+    Add it before the handlers that work: the browser calls them in turn, each after the one before has ended.
+    """
+    scroll = f'document.getElementById("{elem_id}").scrollIntoView({{behavior: "smooth", block: "start"}})'
+    script = f"""() => {{
+      if (window.innerWidth <= 640) [0, 800].forEach(wait => setTimeout(() => {scroll}, wait)); }}"""
+    return {"fn": None, "js": script, "api_visibility": "private"}
+
+
+_FLAT = {
+    "block_background_fill": "transparent",
+    "block_border_width": "0px",
+    "block_shadow": "none",
+    "block_title_background_fill": "none",
+    "block_title_text_color": "*body_text_color",
+    "block_label_background_fill": "none",
+    "block_label_text_color": "*body_text_color",
+    "input_border_width": "1px",
 }
-"""
-
-
-FOLLOW_ON_PHONE = """() => { if (window.innerWidth <= 640)
-  document.getElementById("paint-status").scrollIntoView({behavior: "smooth", block: "start"}); }"""
-"""JavaScript that shows the work where it would be below the form."""
+"""Blocks and labels without boxes, in light and dark."""
+_COLORS = {
+    "block_padding": "0px",
+    "block_title_padding": "0px",
+    "body_text_color_subdued": "*neutral_600",
+    "body_text_color_subdued_dark": "*neutral_300",
+    "block_info_text_color": "*neutral_600",
+    "block_info_text_color_dark": "*neutral_300",
+    "border_color_primary": "*neutral_300",
+    "border_color_primary_dark": "*neutral_600",
+    "input_background_fill": "white",
+    "input_border_color": "*neutral_400",
+    "input_border_color_dark": "*neutral_500",
+    "input_placeholder_color": "*neutral_500",
+    "input_placeholder_color_dark": "*neutral_300",
+    "input_shadow": "none",
+    "button_primary_background_fill": "*primary_600",
+    "button_primary_background_fill_hover": "*primary_700",
+    "button_primary_shadow": "none",
+    "button_secondary_background_fill": "white",
+    "button_secondary_background_fill_hover": "*neutral_100",
+    "button_secondary_border_color": "*neutral_300",
+    "button_secondary_border_color_dark": "*neutral_600",
+    "button_secondary_shadow": "none",
+    "button_border_width": "1px",
+    "layout_gap": "16px",
+    "form_gap_width": "0px",
+    "link_text_color": "*primary_700",
+}
+"""With a contrast of 4.5 to 1 and more."""
 
 
 def theme() -> gr.themes.Base:
-    """Gradio's soft theme with system fonts, so that nothing is fetched."""
+    """Gradio's soft theme, flat, with system fonts, so that nothing is fetched."""
     return gr.themes.Soft(
         primary_hue="indigo",
+        neutral_hue="slate",
         font=["system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif"],
         font_mono=["ui-monospace", "Menlo", "Consolas", "monospace"],
-    ).set(
-        button_primary_background_fill="*primary_600",
-        button_primary_background_fill_hover="*primary_700",
-        link_text_color="*primary_700",
-    )
+    ).set(**_FLAT, **{f"{name}_dark": value for name, value in _FLAT.items()}, **_COLORS)
 
 
 def status_html(text: str, fraction: float | None = None) -> str:
@@ -160,14 +151,14 @@ def choose_model(models: Sequence[LoadedModel]) -> gr.Dropdown:
 
 
 __all__ = [
-    "CSS",
-    "FOLLOW_ON_PHONE",
+    "PAGE_JS",
     "Stopped",
     "Update",
     "choose_model",
     "error_html",
     "error_status",
     "follow",
+    "follow_on_phone",
     "gr",
     "queue_status",
     "seconds",

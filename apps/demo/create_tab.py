@@ -10,17 +10,17 @@ from PIL import Image
 from ...blocks.image_io import text_chunks
 from .checking import PictureCheck
 from .components import (
-    FOLLOW_ON_PHONE,
     Stopped,
     Update,
     error_status,
     follow,
+    follow_on_phone,
     gr,
     queue_status,
     seconds,
     status_html,
 )
-from .history import History, PictureStrip, load_examples, strip_html, valid_entries
+from .history import CLEAR, History, PictureStrip, load_starters, strip_html, valid_entries
 from .image_form import ImageForm, Pictures, variations
 from .image_job import ImageProgress, generate_images, save_painted
 from .jobs import Job, Jobs, Waiting
@@ -48,28 +48,30 @@ class CreateTab:
     def __init__(self, models: Sequence[LoadedModel], jobs: Jobs, folder: Path) -> None:
         self.models = [loaded for loaded in models if loaded.paints]
         self.jobs, self.folder = jobs, folder
-        self.examples = load_examples([loaded.name for loaded in self.models])
-        with gr.Row():
+        self.examples = load_starters({loaded.name for loaded in self.models})
+        with gr.Row(elem_classes="bf-columns"):
             with gr.Column(scale=4, min_width=300):
                 self.form = ImageForm(self.models)
-                with gr.Row():
-                    self.run_button = gr.Button("Paint", variant="primary", elem_id="paint", min_width=130)
-                    self.stop_button = gr.Button(
-                        "Stop", variant="stop", interactive=False, elem_id="stop-painting", min_width=130
-                    )
-            with gr.Column(scale=6, min_width=300):
+                self.run_button, self.stop_button = self.form.run_button, self.form.stop_button
+            with gr.Column(scale=6, min_width=300, elem_classes="bf-work"):
                 self._add_outputs(models)
         self.history = History()
         self._connect()
 
     def _add_outputs(self, models: Sequence[LoadedModel]) -> None:
         self.status = gr.HTML(
-            status_html("Say what to paint, then press Paint."),
+            status_html("Say what to paint and press Enter, or click an example."),
             elem_id="paint-status",
             elem_classes="bf-flush",
         )
         self.starters = PictureStrip("examples")
-        self.starters.view.value = strip_html(self.examples, "Painted by the embedded model", "examples")
+        painted = "image" in self.examples[0]
+        self.starters.view.value = strip_html(
+            self.examples,
+            "Painted by the embedded model" if painted else "Sentences to begin with",
+            "examples" if painted else "tries",
+            [entry["prompt"] for entry in self.examples],
+        )
         self.gallery = gr.Gallery(
             label="Pictures",
             show_label=False,
@@ -78,18 +80,18 @@ class CreateTab:
             height="auto",
             object_fit="contain",
             interactive=False,
-            visible=not self.examples,
+            visible=False,
             buttons=["download", "fullscreen"],
             elem_id="gallery",
         )
         self.details = gr.Markdown("", elem_classes="bf-model", elem_id="details")
         with gr.Column(visible=False) as self.actions:
-            with gr.Row():
+            with gr.Row(elem_classes="bf-left"):
                 self.again = _small("Again", "again")
                 self.vary = _small("Vary", "vary")
                 self.reuse = _small("Use this seed", "use-seed")
                 self.download = gr.DownloadButton("Download", size="sm", min_width=90, elem_id="download")
-            with gr.Row():
+            with gr.Row(elem_classes="bf-left"):
                 self.ask = _small("Ask about it", "ask-about")
                 self.find = _small("Find in it", "find-in", any(loaded.locates for loaded in models))
                 self.check = PictureCheck(models, self.jobs, self.folder)
@@ -107,12 +109,12 @@ class CreateTab:
         job: dict[str, Any] = {"show_progress": "hidden", "concurrency_id": "jobs"}
         job["api_visibility"] = "private"
         for triggers, handler in (
-            ([self.run_button.click, self.form.prompt.submit], self.paint),
+            (self.form.triggers, self.paint),
             ([self.again.click], self.paint_again),
             ([self.vary.click], self.paint_variations),
         ):
+            gr.on(triggers, **follow_on_phone("paint-status"))
             gr.on(triggers, handler, inputs, shown, **job)
-            gr.on(triggers, None, js=FOLLOW_ON_PHONE, api_visibility="private")
         quick: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
         self.stop_button.click(self.stop, None, [self.stop_button], **quick)
         self.gallery.select(self.choose, [self.files], [self.chosen, self.details, self.download], **quick)
@@ -120,7 +122,8 @@ class CreateTab:
         self.check.button.click(self.check.run, [self.files, self.chosen], self.check.result, **job)
         filled = [*self.form.components, self.status]
         self.starters.view.click(self.use_example, None, filled, **quick)
-        self.history.view.click(self.use_stored, [self.history.state], filled, **quick)
+        stored = [*filled, self.history.state, self.history.view]
+        self.history.view.click(self.use_stored, [self.history.state], stored, **quick)
 
     def paint(self, values: Values, request: gr.Request) -> Iterator[Update]:
         """Handle *Paint*: yield updates until the images are there, the job is stopped, or an error is
@@ -162,7 +165,7 @@ class CreateTab:
             self.jobs.add(request.session_hash, TAB, job)
             remove_files(values[self.files])
             yield self._start_updates(len(pictures))
-            show = _ProgressView(self)
+            show = _ProgressView(self, prompt)
             for update in follow(self.jobs, request.session_hash, TAB, job):
                 yield show(update)
             painted, took = job.result
@@ -191,7 +194,8 @@ class CreateTab:
     ) -> Update:
         files = [str(save_painted(picture, self.folder)) for picture in pictures]
         shown = [
-            (file, f"seed {picture.info['seed']}") for file, picture in zip(files, pictures, strict=True)
+            (file, f"{picture.info['prompt']}, seed {picture.info['seed']}")
+            for file, picture in zip(files, pictures, strict=True)
         ]
         what = "a picture" if len(files) == 1 else f"{len(files)} pictures"
         return self.history.add(stored, pictures) | {
@@ -228,7 +232,9 @@ class CreateTab:
         return self._fill(partial(PictureStrip.chosen, self.examples, event))
 
     def use_stored(self, stored: Any, event: gr.EventData) -> Update:
-        """Handle a click on a picture of the history."""
+        """Handle a click on a picture of the history, or on *Clear*."""
+        if getattr(event, "index", None) == CLEAR:
+            return self.history.clear()
         return self._fill(partial(PictureStrip.chosen, valid_entries(stored), event))
 
     def _fill(self, pick: Callable[[], dict[str, str]]) -> Update:
@@ -236,16 +242,17 @@ class CreateTab:
             settings = pick()
         except Exception as error:
             return {self.status: error_status(error)}
-        return self.form.fill(settings) | {
-            self.status: status_html("These are its settings: Paint gives this picture, the dice another.")
-        }
+        if "seed" not in settings:
+            return {self.form.prompt: settings["prompt"], self.status: status_html("Now press Paint.")}
+        says = "These are its settings: Paint gives this picture, Random another."
+        return self.form.fill(settings) | {self.status: status_html(says)}
 
 
 class _ProgressView:
     """Turns a job's updates into the page's; the gallery is updated only with new previews."""
 
-    def __init__(self, tab: CreateTab) -> None:
-        self.tab = tab
+    def __init__(self, tab: CreateTab, prompt: str) -> None:
+        self.tab, self.words = tab, f"{prompt}, not finished"
         self.seen: list[Image.Image] | None = None
 
     def __call__(self, update: Waiting | ImageProgress) -> Update:
@@ -257,7 +264,8 @@ class _ProgressView:
         if update.pictures and update.pictures is not self.seen:
             self.seen = update.pictures
             shown[self.tab.gallery] = gr.update(
-                value=update.pictures, elem_classes=_gallery_class(update.pictures)
+                value=[(picture, self.words) for picture in update.pictures],
+                elem_classes=_gallery_class(update.pictures),
             )
         return shown
 

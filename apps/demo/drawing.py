@@ -6,11 +6,12 @@ from PIL import Image
 
 from ...vl2.grounding import Box, draw_boxes
 
-_LEGIBLE = 384
-"""Smaller pictures are enlarged by a whole number to about this side, so that labels can be read."""
+_LEGIBLE = 340
+"""Smaller pictures are enlarged by a whole number to at most this side, which a phone is wide enough for: the
+labels can be read, and the page shows the picture as it is."""
 
 
-def draw_large(image: Image.Image, boxes: Sequence[Box]) -> Image.Image:
+def draw_large(image: Image.Image, boxes: Sequence[Box] = ()) -> Image.Image:
     """The image with its boxes, enlarged where it is small."""
     times = max(1, _LEGIBLE // max(image.size))
     large = image.resize((image.width * times, image.height * times), Image.Resampling.NEAREST)

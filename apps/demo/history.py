@@ -4,7 +4,8 @@ import base64
 import html
 import io
 import re
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +20,20 @@ MAX_PICTURES = 40
 EXAMPLES = Path(__file__).parent / "examples"
 """Pictures that janus-nano painted, with their settings; see `docs/models.md`."""
 
+_SENTENCES = [
+    {"prompt": "a lighthouse on a cliff at dusk, waves below"},
+    {"prompt": "a bowl of oranges on a blue tablecloth"},
+    {"prompt": "a red fox asleep in fresh snow"},
+    {"prompt": "a narrow street with market stalls after rain"},
+]
 _SIDE = 128
 _MOST_IMAGE, _MOST_TEXT = 60_000, 4_000
 _DATA_URL = re.compile(r"data:image/(?:webp|png);base64,[A-Za-z0-9+/]+={0,2}\Z")
 _NUMBERS = {"seed": int, "guidance_scale": float, "temperature": float, "top_k": int, "top_p": float}
 _TEXTS = ("prompt", "model", "negative_prompt")
+CLEAR = -1
+"""The index of the button that empties the list."""
+_CLEAR = f'<button type="button" class="bf-clear" data-index="{CLEAR}">Clear the list</button>'
 _CLICK = """
 element.addEventListener("click", event => {
   const button = event.target.closest("button[data-index]");
@@ -68,42 +78,50 @@ def _is_valid(entry: Any) -> bool:
     return all(len(entry.get(name, "")) <= _MOST_TEXT for name in _TEXTS)
 
 
-def strip_html(entries: Sequence[dict[str, str]], title: str, kind: str) -> str:
-    """Buttons with pictures under a title, as HTML; empty without entries."""
+def strip_html(
+    entries: Sequence[dict[str, str]], title: str, kind: str, captions: Sequence[str] = (), more: str = ""
+) -> str:
+    """Buttons with pictures, and captions if there are some, under a title, as HTML; empty without entries.
+    `more` is HTML that follows the pictures."""
     if not entries:
         return ""
+    texts = [f"<span>{html.escape(caption)}</span>" for caption in captions] or [""] * len(entries)
     buttons = "".join(
-        f'<button type="button" data-index="{index}" title="{html.escape(_words(entry))}">'
-        f'<img src="{entry["image"]}" alt="{html.escape(entry["prompt"])}">'
-        + (f"<span>{html.escape(entry['prompt'])}</span>" if kind == "examples" else "")
-        + "</button>"
-        for index, entry in enumerate(entries)
+        f'<button type="button" data-index="{index}"{_title(entry)}>{_image(entry)}{text}</button>'
+        for index, (entry, text) in enumerate(zip(entries, texts, strict=False))
     )
-    return f'<h2 class="bf-title">{html.escape(title)}</h2><div class="bf-{kind}">{buttons}</div>'
+    return f'<h2 class="bf-title">{html.escape(title)}</h2><div class="bf-{kind}">{buttons}</div>{more}'
 
 
-def _words(entry: dict[str, str]) -> str:
-    return f"{entry['prompt']} · seed {entry['seed']} · {entry['model']}"
+def _image(entry: dict[str, str]) -> str:
+    if "image" not in entry:
+        return ""
+    return f'<img src="{entry["image"]}" alt="{html.escape(entry["prompt"])}">'
 
 
-def example_files() -> list[Path]:
-    """The files of the painted examples."""
-    return sorted(EXAMPLES.glob("*.png"))
+def _title(entry: dict[str, str]) -> str:
+    if "seed" not in entry:
+        return ""
+    return f' title="{html.escape(entry["prompt"])} · seed {entry["seed"]} · {html.escape(entry["model"])}"'
 
 
-def load_examples(models: Sequence[str]) -> list[dict[str, str]]:
-    """The painted examples of these models."""
+@cache
+def load_examples() -> list[dict[str, str]]:
+    """The painted examples; `file` is the picture."""
     entries = []
-    for path in example_files():
+    for path in sorted(EXAMPLES.glob("*.png")):
         with Image.open(path) as picture:
-            settings = text_chunks(picture)
-            if settings["model"] in models:
-                entries.append(entry_of(picture, settings))
+            entries.append(entry_of(picture, text_chunks(picture)) | {"file": str(path)})
     return entries
 
 
+def load_starters(models: Set[str]) -> list[dict[str, str]]:
+    """What the first view offers: examples that these models have painted, otherwise sentences."""
+    return [entry for entry in load_examples() if entry["model"] in models] or _SENTENCES
+
+
 class PictureStrip:
-    """A row of pictures that fill the form when they are clicked."""
+    """A row of pictures that fill a form when they are clicked."""
 
     def __init__(self, kind: str) -> None:
         self.view = gr.HTML("", js_on_load=_CLICK, elem_id=f"bf-{kind}", elem_classes="bf-flush")
@@ -118,6 +136,20 @@ class PictureStrip:
         return entries[index]
 
 
+class Tries(PictureStrip):
+    """The painted examples, each with a text to try on it."""
+
+    def __init__(self, kind: str, texts: Sequence[str]) -> None:
+        super().__init__(kind)
+        self.texts = texts
+        self.view.value = strip_html(load_examples(), "Try one", "tries", texts)
+
+    def read(self, event: gr.EventData) -> tuple[str, str]:
+        """The file and the text that were clicked. Raises `BifronsError` if there are none."""
+        file = self.chosen(load_examples()[: len(self.texts)], event)["file"]
+        return file, self.texts[getattr(event, "index", 0)]
+
+
 class History(PictureStrip):
     """The pictures that a visitor has painted, newest first, in the storage of the browser."""
 
@@ -128,7 +160,11 @@ class History(PictureStrip):
 
     def show(self, stored: Any) -> Update:
         """Show what the browser has stored."""
-        return {self.view: strip_html(valid_entries(stored), "Your pictures", self.kind)}
+        return {self.view: strip_html(valid_entries(stored), "Your pictures", self.kind, more=_CLEAR)}
+
+    def clear(self) -> Update:
+        """Forget all pictures."""
+        return {self.state: [], **self.show([])}
 
     def add(self, stored: Any, pictures: Sequence[Image.Image]) -> Update:
         """Store and show new pictures, whose settings are in their `info`."""

@@ -11,8 +11,6 @@ from .image_job import image_pipeline
 from .models import LoadedModel, find_model
 
 MAX_PICTURES = 8
-SENTENCES = ["a photo of a red star and a blue circle", "three green hearts", "a photo of a yellow square"]
-"""Sentences that the embedded models know."""
 STYLES = {
     "as it is": "",
     "photograph": "a photograph, natural light, sharp focus",
@@ -64,15 +62,15 @@ class ImageForm:
         self.scales = {loaded.name: image_pipeline(loaded).guidance_scale for loaded in models}
         self.plain = {loaded.name for loaded in models if loaded.note}
         self._add_sentence()
+        with gr.Row(elem_classes="bf-bottom"):
+            self.count = gr.Number(label="Pictures", value=4, precision=0, min_width=80, elem_id="count")
+            self.seed = gr.Textbox(label="Seed", placeholder="random", min_width=80, elem_id="seed")
+            self.dice = gr.Button("⚄ Random", size="md", min_width=110, scale=0, elem_id="random-seed")
         with gr.Row():
-            self.count = gr.Slider(
-                1, MAX_PICTURES, value=4, step=1, label="Pictures", min_width=130, elem_id="count"
+            self.run_button = gr.Button("Paint", variant="primary", elem_id="paint", min_width=130)
+            self.stop_button = gr.Button(
+                "Stop", variant="stop", interactive=False, elem_id="stop-painting", min_width=130
             )
-            with gr.Column(min_width=130), gr.Row(elem_classes="bf-seed"):
-                self.seed = gr.Textbox(
-                    label="Seed", placeholder="random", min_width=90, scale=3, elem_id="seed"
-                )
-                self.dice = gr.Button("⚄ Random", size="sm", min_width=80, scale=1, elem_id="random-seed")
         with gr.Accordion("More", open=False, elem_id="more"):
             self._add_more()
         self._connect()
@@ -83,12 +81,9 @@ class ImageForm:
             label="What to paint",
             lines=1,
             max_lines=6,
-            placeholder=f"such as: {SENTENCES[0]}",
-            info="Enter paints",
+            placeholder="such as: a photo of a red star and a blue circle",
             elem_id="prompt",
         )
-        if self.plain:
-            gr.Examples(SENTENCES, self.prompt, label="Sentences that the embedded model knows")
         self.style = gr.Dropdown(
             list(STYLES),
             value="as it is",
@@ -138,6 +133,14 @@ class ImageForm:
     def _choose_model(self, name: str) -> tuple[Any, Any]:
         embedded = name in self.plain
         return self.scales.get(name), gr.update(visible=not embedded, value="as it is")
+
+    @property
+    def triggers(self) -> list[Any]:
+        """Events that paint: the button, and Enter in a text of the form."""
+        return [
+            self.run_button.click, self.prompt.submit, self.count.submit, self.seed.submit,
+            self.negative_prompt.submit,
+        ]  # fmt: skip
 
     @property
     def components(self) -> set[Any]:

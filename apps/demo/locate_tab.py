@@ -17,18 +17,22 @@ from .components import (
     choose_model,
     error_status,
     follow,
+    follow_on_phone,
     gr,
     queue_status,
     status_html,
 )
 from .drawing import draw_large
-from .history import example_files
+from .history import Tries
 from .jobs import Job, Jobs, Waiting
 from .models import LoadedModel, find_model
 from .pictures import PictureWriter, read_upload
 
 TAB = "find"
 _HEADERS = ["what", "left", "top", "right", "bottom"]
+_HELLO = "Add a picture, say what to find in it and press Enter, or click an example."
+_PHRASES = ["the red star", "the green hearts", "the purple square"]
+"""What is looked for in the painted examples."""
 
 
 class LocateTab:
@@ -37,25 +41,23 @@ class LocateTab:
     def __init__(self, models: Sequence[LoadedModel], jobs: Jobs, folder: Path) -> None:
         self.models, self.jobs = [loaded for loaded in models if loaded.locates], jobs
         self.writer = PictureWriter(folder)
-        with gr.Row():
-            with gr.Column(scale=1, min_width=300):
+        with gr.Row(elem_classes="bf-columns"):
+            with gr.Column(scale=4, min_width=300):
                 self.model = choose_model(self.models)
                 # A `gr.Image` would open an upload before we can explain that it is not an image.
                 self.upload = gr.File(label="Picture", type="filepath", height=120, elem_id="find-picture")
                 self.phrase = gr.Textbox(
                     label="What to find", placeholder="such as: the red star", elem_id="phrase"
                 )
-                phrases = ["the red star", "the green hearts"]
-                examples = [[str(file), text] for text, file in zip(phrases, example_files(), strict=False)]
-                gr.Examples(examples, [self.upload, self.phrase], example_labels=phrases)
                 with gr.Row():
                     self.run_button = gr.Button("Find", variant="primary", min_width=130, elem_id="find")
                     self.stop_button = gr.Button(
                         "Stop", variant="stop", interactive=False, min_width=130, elem_id="stop-finding"
                     )
-            with gr.Column(scale=1, min_width=300):
+                self.tries = Tries("find-examples", _PHRASES)
+            with gr.Column(scale=6, min_width=300, elem_classes="bf-work"):
                 self.status = gr.HTML(
-                    status_html("Give a picture and say what to find in it."),
+                    status_html(_HELLO),
                     elem_id="find-status",
                     elem_classes="bf-flush",
                 )
@@ -65,7 +67,6 @@ class LocateTab:
                     format="png",
                     buttons=["download", "fullscreen"],
                     interactive=False,
-                    height=300,
                     elem_id="found",
                     visible=False,
                 )
@@ -84,14 +85,29 @@ class LocateTab:
         self._shown = [self.status, self.drawn, self.table, self.run_button, self.stop_button]
         self._job: dict[str, Any] = {"show_progress": "hidden", "concurrency_id": "jobs"}
         self._job["api_visibility"] = "private"
-        gr.on([self.run_button.click, self.phrase.submit], self.find, self._inputs, self._shown, **self._job)
+        triggers = [self.run_button.click, self.phrase.submit]
+        gr.on(triggers, **follow_on_phone("find-status"))
+        gr.on(triggers, self.find, self._inputs, self._shown, **self._job)
         looked = [self.upload, self.status, self.drawn, self.table]
         self.upload.upload(self.look, [self.upload], looked, **quick)
+        self.upload.clear(self.clear, None, looked, **quick)
+        tried = self.tries.view.click(self.use_example, None, [*looked, self.phrase], **quick)
+        self.search_after(tried)
         self.stop_button.click(self.stop, None, [self.stop_button], **quick)
 
     def search_after(self, event: Any) -> None:
         """Find right after another event, which has put a picture and a phrase in place."""
+        event.then(**follow_on_phone("find-status"))
         event.then(self.find, self._inputs, self._shown, **self._job)
+
+    def use_example(self, event: gr.EventData) -> Update:
+        """Handle a click on an example."""
+        file, phrase = self.tries.read(event)
+        return self.look(file, keep=True) | {self.phrase: phrase}
+
+    def clear(self) -> Update:
+        """Handle the removal of the picture."""
+        return self.look(None) | {self.status: status_html(_HELLO)}
 
     def look(self, file: str | None, keep: bool = False) -> Update:
         """Handle an upload: show it, or say what is wrong with it and remove it. With `keep`, a file that was
@@ -100,7 +116,7 @@ class LocateTab:
         try:
             if file is None:
                 return hidden
-            shown = gr.update(value=self.writer.write(file), visible=True)
+            shown = gr.update(value=self.writer.write(file, draw_large), visible=True)
         except PictureError as error:
             return hidden | {self.upload: None, self.status: error_status(error)}
         says = status_html("Now say what to find in it.")
@@ -120,7 +136,7 @@ class LocateTab:
             self.jobs.add(request.session_hash, TAB, job)
             yield {
                 self.status: status_html("Looking …"),
-                self.drawn: gr.update(value=self.writer.write(file), visible=True),
+                self.drawn: gr.update(value=self.writer.write(file, draw_large), visible=True),
                 self.table: gr.update(visible=False),
                 self.run_button: gr.update(interactive=False),
                 self.stop_button: gr.update(interactive=True),

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from bifrons.apps.demo.history import MAX_PICTURES, load_examples, valid_entries
+from bifrons.apps.demo.history import MAX_PICTURES, load_starters, valid_entries
 from bifrons.apps.demo.image_form import STYLES, variations
 from bifrons.apps.demo.image_job import fill_up, hide_unpainted
 from bifrons.blocks.image_io import open_image
@@ -120,8 +120,11 @@ def test_what_a_browser_stores_is_checked(page, painted):
 
 
 def test_examples_are_those_of_the_models(page):
-    assert page.create.examples == []
-    assert [entry["model"] for entry in load_examples(["janus-nano"])] == ["janus-nano"] * 4
+    assert all(entry.keys() == {"prompt"} for entry in page.create.examples)  # sentences, no pictures
+    assert "<img" not in page.create.starters.view.value
+    assert [entry["model"] for entry in load_starters({"janus-nano"})] == ["janus-nano"] * 4
+    chosen = page.create.use_example(SimpleNamespace(index=0))
+    assert chosen[page.create.form.prompt] == page.create.examples[0]["prompt"]
 
 
 def test_check_counts_what_the_sentence_asked_for(page, painted, paint, box_answers):
