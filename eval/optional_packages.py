@@ -1,6 +1,5 @@
-"""Packages of the `eval` extra, imported only where they are needed."""
+"""OpenCV, from the `eval` extra, is imported only where it is needed; transformers is kept quiet."""
 
-import importlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -8,23 +7,15 @@ from typing import Any
 from ..blocks.errors import BifronsError
 
 
-def import_transformers() -> Any:
-    """The module `transformers`. Raises BifronsError with the command that installs it."""
-    return _import("transformers", "transformers, 5 or newer")
-
-
 def import_opencv() -> Any:
     """The module `cv2`. Raises BifronsError with the command that installs it."""
-    return _import("cv2", "opencv-python-headless")
-
-
-def _import(module: str, package: str) -> Any:
     try:
-        return importlib.import_module(module)
+        import cv2
     except ImportError as error:
         raise BifronsError(
-            f"the Mask2Former detectors need the package {package}: pip install 'bifrons[eval]'"
+            "the Mask2Former detectors need the package opencv-python-headless: pip install 'bifrons[eval]'"
         ) from error
+    return cv2
 
 
 @contextmanager

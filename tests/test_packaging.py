@@ -1,13 +1,17 @@
-"""What pyproject.toml declares: every import, and for each dependency the oldest version that works."""
+"""What is declared, what a wheel holds, and that the files around the package agree with each other."""
 
 import ast
 import re
+import shutil
+import subprocess
 import sys
 import tomllib
+import zipfile
 from pathlib import Path
 
 import bifrons
 import pytest
+import yaml
 
 ROOT = Path(bifrons.__file__).parent
 FOLDERS = ("blocks", "tokenizers", "janus", "vl2", "nano", "eval", "apps")
@@ -41,7 +45,10 @@ def test_every_import_is_declared() -> None:
     assert names - declared - set(OPTIONAL) == set()
 
 
-@pytest.mark.parametrize("requirement", [*PROJECT["dependencies"], *EXTRAS["test"], *EXTRAS["eval"]])
+REQUIREMENTS = [*PROJECT["dependencies"], *(item for extra in EXTRAS.values() for item in extra)]
+
+
+@pytest.mark.parametrize("requirement", [item for item in REQUIREMENTS if not item.startswith("bifrons[")])
 def test_every_dependency_has_a_lower_bound(requirement: str) -> None:
     assert re.search(r">=\d", requirement)
 
@@ -49,3 +56,97 @@ def test_every_dependency_has_a_lower_bound(requirement: str) -> None:
 def test_http_is_parsed_strictly() -> None:
     """h11 before 0.16 accepted malformed chunks (CVE-2025-43859)."""
     assert "h11>=0.16" in PROJECT["dependencies"]
+
+
+def test_extras_are_what_the_code_and_its_developers_need() -> None:
+    """`dev` brings the others, so that a checkout has everything; transformers needs no extra."""
+    assert {"eval", "dev"} <= set(EXTRAS)
+    assert any(re.match(r"transformers>=5", item) for item in PROJECT["dependencies"])
+    own = next(item for item in EXTRAS["dev"] if item.startswith("bifrons["))
+    assert set(own[len("bifrons[") : -1].split(",")) == set(EXTRAS) - {"dev"}
+    assert all(EXTRAS.values())
+
+
+def test_versions_agree() -> None:
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert PROJECT["version"] == bifrons.__version__ == citation["version"]
+    assert citation["license"] == PROJECT["license"]
+    assert citation["repository-code"] == PROJECT["urls"]["Homepage"]
+    assert {"Documentation", "Changelog", "Issues"} <= set(PROJECT["urls"])
+
+
+def test_supported_versions_of_python_are_tested() -> None:
+    prefix = "Programming Language :: Python :: 3."
+    named = [int(item.removeprefix(prefix)) for item in PROJECT["classifiers"] if item.startswith(prefix)]
+    workflow = yaml.safe_load((ROOT / ".github/workflows/ci.yml").read_text(encoding="utf-8"))
+    assert PROJECT["requires-python"] == f">=3.{named[0]}"
+    assert workflow["jobs"]["test"]["strategy"]["matrix"]["python"] == [f"3.{minor}" for minor in named]
+
+
+def test_workflows_match_githubs_schema() -> None:
+    workflows = sorted((ROOT / ".github/workflows").glob("*.yml"))
+    command = [sys.executable, "-m", "check_jsonschema", "--builtin-schema", "vendor.github-workflows"]
+    done = subprocess.run([*command, *map(str, workflows)], capture_output=True, text=True, timeout=100)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_changelog_keeps_its_form() -> None:
+    """Keep a changelog: a section for what isn't released, then one per version, with its date."""
+    headings = re.findall(r"^## (.*)$", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), re.MULTILINE)
+    assert headings[0] == "[Unreleased]"
+    assert all(re.fullmatch(r"\[\d+\.\d+\.\d+\] - \d{4}-\d\d-\d\d", item) for item in headings[1:])
+
+
+def test_container_has_a_user_a_health_check_and_only_the_package() -> None:
+    dockerfile = (ROOT / "Dockerfile").read_text(encoding="utf-8")
+    stages = re.split(r"^FROM ", dockerfile, flags=re.MULTILINE)[1:]
+    names = [stage.splitlines()[0].rpartition(" AS ")[2] for stage in stages]
+    assert names == ["wheel", "base", "cpu", "cuda"]
+    assert all(re.search(r"^USER [1-9]\d*$", stage, re.MULTILINE) for stage in stages[2:])
+    assert "HEALTHCHECK" in stages[1]
+    assert "/health" in stages[1]
+    wanted = {*FOLDERS, "README.md", "LICENSE", "pyproject.toml", "__init__.py", "py.typed"}
+    ignore = (ROOT / ".dockerignore").read_text(encoding="utf-8").splitlines()
+    assert {line[1:] for line in ignore if line.startswith("!")} == wanted
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A wheel built from a copy of the package's files; weights stand in as empty files."""
+    folder = tmp_path_factory.mktemp("wheel")
+    source = folder / "source"
+    source.mkdir()
+    for name in ("pyproject.toml", "README.md", "LICENSE", "__init__.py", "py.typed"):
+        shutil.copy(ROOT / name, source)
+    for name in (*FOLDERS, "tests"):
+        weights = ["*.safetensors"] if name == "nano" else []
+        skipped = shutil.ignore_patterns("__pycache__", "data", *weights)
+        shutil.copytree(ROOT / name, source / name, ignore=skipped)
+    for path in (ROOT / "nano/weights").rglob("*.safetensors"):
+        (source / path.relative_to(ROOT)).touch()
+    code = "import sys; from setuptools import build_meta; build_meta.build_wheel(sys.argv[1])"
+    command = [sys.executable, "-W", "error::UserWarning", "-c", code, str(folder)]
+    done = subprocess.run(command, cwd=source, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "would be ignored" not in done.stdout + done.stderr
+    return next(folder.glob("*.whl"))
+
+
+def test_a_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:
+    with zipfile.ZipFile(wheel) as archive:
+        names = {name for name in archive.namelist() if ".dist-info/" not in name}
+    modules = {path.relative_to(ROOT) for folder in FOLDERS for path in (ROOT / folder).rglob("*.py")}
+    templates = {path.relative_to(ROOT) for path in (ROOT / "eval/report/templates").iterdir()}
+    examples = {path.relative_to(ROOT) for path in (ROOT / "apps/demo/examples").iterdir()}
+    weights = {path.relative_to(ROOT) for path in (ROOT / "nano/weights").rglob("*") if path.is_file()}
+    files = modules | templates | examples | weights | {Path("__init__.py"), Path("py.typed")}
+    assert names == {f"bifrons/{path.as_posix()}" for path in files}
+
+
+def test_a_wheel_tells_about_itself(wheel: Path) -> None:
+    with zipfile.ZipFile(wheel) as archive:
+        (name,) = (item for item in archive.namelist() if item.endswith(".dist-info/METADATA"))
+        metadata = archive.read(name).decode()
+    assert "License-Expression: MIT\n" in metadata
+    assert "Project-URL: Changelog, https://" in metadata
+    assert "Requires-Dist: transformers>=5\n" in metadata

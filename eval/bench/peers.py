@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ...blocks.sampling.sampling import guide
 from ...janus.config import JanusConfig
-from ..optional_packages import import_transformers, quiet
+from ..optional_packages import quiet
 from .configs import fill_random
 from .measure import Bench
 from .workloads import PROMPT, Amount
@@ -54,9 +54,11 @@ def bench_peers(
     """Measure both peers, one after the other. `limit` is that of one step, in seconds.
 
     Returns a message for each peer that failed in its own code (transformers 5.17's `generate` does, at its
-    cache). Raises `BifronsError` where transformers is not installed.
+    cache).
     """
-    transformers, failures = import_transformers(), []
+    import transformers  # takes seconds: only here
+
+    failures: list[str] = []
     work = PeerWork(bench, transformers, config, dtype, batch, limit, amount)
     with quiet(transformers), torch.no_grad():
         for name, bench_peer in (("Llama", _bench_llama), ("Janus", _bench_janus)):

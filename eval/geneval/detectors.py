@@ -11,7 +11,7 @@ from PIL import Image, ImageOps
 from ...blocks.device import resolve_device
 from ...blocks.errors import BifronsError, OptionError
 from ...nano.world.detector import detect, to_geneval
-from ..optional_packages import import_opencv, import_transformers, quiet
+from ..optional_packages import import_opencv, quiet
 from .clip_colors import MISSING_CLIP, ColorClassifier, load_color_classifier
 from .mask2former import MISSING_HF, MISSING_OFFICIAL, Segmenter, load_folder, load_official
 from .mask2former_convert import sha256
@@ -70,7 +70,8 @@ def make_detector(
     source = _existing(weights, MISSING_OFFICIAL if official else MISSING_HF, want_file=official)
     folder = _existing(clip, MISSING_CLIP, want_file=False)
     place = resolve_device(device)
-    transformers = import_transformers()
+    import transformers  # takes seconds: only here
+
     import_opencv()  # for the segmenter: better missed here than at the first image
     with quiet(transformers):
         model = load_official(source, transformers) if official else load_folder(source, transformers)
