@@ -2,15 +2,12 @@
 
 import argparse
 import sys
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
 from ...blocks.checkpoints.hub import find_model_folder
 from ...blocks.errors import OptionError, one_line
 from ...eval.atomic_io import read_json
-from ...eval.geneval.compare import compare as compare_results
-from ...eval.geneval.compare import format_comparison, read_results
 from ...eval.geneval.options import parse_options, read_options
 from ...eval.geneval.scoring import format_table
 from ...eval.geneval.suites import geneval_prompts
@@ -25,7 +22,7 @@ from ...eval.runs.workers import Ranks, join_ranks
 from ...eval.suites.catalog import CATALOG
 from ..files import print_json
 from ..pipelines import label
-from . import eval_judge, eval_read
+from . import eval_compare, eval_judge, eval_read
 from .eval_judge import alone
 from .options import given_fields
 
@@ -40,7 +37,8 @@ def evaluate(args: argparse.Namespace) -> int:
         "score": score,
         "report": report,
         "import": import_images,
-        "compare": compare,
+        "compare": eval_compare.compare,
+        "leaderboard": eval_compare.leaderboard,
         "plan": plan,
         "read": eval_read.read,
         "selftest": selftest,
@@ -142,20 +140,6 @@ def import_images(args: argparse.Namespace) -> int:
     with alone(args.run_dir, Ranks()):
         detect_objects(args.run_dir, image_set.images, choice, args.device, args.processes, args.threads)
         return _finish(args.run_dir, image_set, args.official_reasons)
-
-
-def compare(args: argparse.Namespace) -> int:
-    """Print the differences between two evaluations."""
-    comparison = compare_results(read_results(args.a), read_results(args.b))
-    if args.json:
-        kinds = {
-            tag: {**asdict(kind), "interval": list(kind.interval), "difference": kind.value}
-            for tag, kind in comparison.kinds.items()
-        }
-        print_json({**asdict(comparison), "kinds": kinds})
-    else:
-        print(format_comparison(comparison, str(args.a), str(args.b)))
-    return 0
 
 
 def plan(args: argparse.Namespace) -> int:

@@ -51,16 +51,39 @@ def add_eval(commands: Any, command: Callable[..., Any], add_json: Callable[[Any
     read = command(stages, "read", "benchmarks of reading pictures: boxes, answers and choices")
     add_read(read, add_json)
     _add_processes(read)
-    compare = command(stages, "compare", "compare two evaluations, per kind of prompt, with intervals")
-    for name in ("a", "b"):
-        compare.add_argument(name, metavar=name.upper(), type=Path, help="a scored run or a results.jsonl")
-    add_json(compare)
+    _add_compare(
+        command(stages, "compare", "compare evaluations, per kind of prompt, with intervals"), add_json
+    )
+    _add_leaderboard(command(stages, "leaderboard", "a table of several scored runs, best first"))
     _add_plan(command(stages, "plan", "how many prompts and pictures a difference of POINTS needs"))
     selftest = command(stages, "selftest", "plant faults in pictures and check that each is detected")
     selftest.add_argument(
         "--cases", type=int, default=20, metavar="N", help="cases of each fault (default: 20)"
     )
     selftest.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the scenes (default: 0)")
+
+
+def _add_compare(parser: Any, add_json: Callable[[Any], None]) -> None:
+    for name in ("a", "b"):
+        parser.add_argument(name, metavar=name.upper(), type=Path, help="a scored run or a results.jsonl")
+    parser.add_argument("more", metavar="C", nargs="*", type=Path, help="more of them")
+    parser.add_argument(
+        "--to-first", action="store_true", help="compare each with A only, not with every other"
+    )
+    add_json(parser)
+
+
+def _add_leaderboard(parser: Any) -> None:
+    parser.add_argument(
+        "runs", metavar="RUN", nargs="+", type=Path, help="the folder of a scored run or import"
+    )
+    parser.add_argument(
+        "-o",
+        "--output",
+        type=Path,
+        metavar="FILE",
+        help="page.html, table.md or rows.tex (default: the table on standard output)",
+    )
 
 
 def _add_plan(parser: Any) -> None:

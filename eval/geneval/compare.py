@@ -1,12 +1,7 @@
-"""Two evaluations of the same prompts: the difference per kind, with its confidence interval.
+"""Two evaluations of the same prompts: the difference per kind, with its confidence interval."""
 
-Shape suffixes: P prompts of one kind; 4: correct and all images of A and of B. Leading dimensions (...) are
-pairs of evaluations.
-"""
-
-import math
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +11,8 @@ import numpy as np
 from ...blocks.errors import BifronsError
 from ...blocks.json_config import parse_json
 from ..atomic_io import read_lines
-from .intervals import Interval, limits
+from .intervals import Interval
+from .paired import Scored, common_counts, difference_limits, overall_limits, overall_p_value, p_value
 from .schema import TAGS
 
 LEVEL = 0.95
@@ -26,12 +22,14 @@ FEW_PROMPTS = 10
 
 @dataclass(frozen=True)
 class Difference:
-    """Scores of A and of B as shares, 0 to 1, and the interval of A - B."""
+    """Scores of A and of B as shares, 0 to 1, the interval of A - B, and the p-value of no difference: 1
+    minus the level at which the interval begins to leave out 0."""
 
     a: float
     b: float
     interval: Interval
     prompts: int
+    p_value: float
 
     @property
     def value(self) -> float:
@@ -50,15 +48,21 @@ class Difference:
 
     @property
     def verdict(self) -> str:
-        """What the interval says, empty for a difference."""
+        """What the interval says."""
+        return self.words("A", "B")
+
+    def words(self, a: str, b: str) -> str:
+        """`verdict` where the two have these names."""
         if self.too_few:
             return f"too few prompts ({self.prompts}, below {FEW_PROMPTS})"
-        return "" if self.significant else "can't be told apart"
+        if not self.significant:
+            return "can't be told apart"
+        return f"{a if self.value > 0 else b} is higher"
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Differences per tag that both have, and "overall". only_a, only_b: prompts left out, as the other has
+    """Differences per kind that both have, and "overall". only_a, only_b: prompts left out, as the other has
     none of them."""
 
     kinds: dict[str, Difference]
@@ -75,65 +79,27 @@ def compare(
     A kind's interval is that of `difference_limits`; the root of the kinds' summed squares gives the overall
     one. Raises BifronsError where a row is malformed or no prompt is common.
     """
-    tables, only_a, only_b = paired_counts(a, b)
-    return Comparison(differences(tables, level), only_a, only_b, level)
+    return compare_scored(scored(a, "A"), scored(b, "B"), level)
 
 
-def paired_counts(
-    a: Iterable[Mapping[str, Any]], b: Iterable[Mapping[str, Any]]
-) -> tuple[dict[str, np.ndarray], int, int]:
-    """Per tag int [P, 4], correct and all images of A and of B of each common prompt; and the number of
-    prompts that only A has, and only B."""
-    counts_a, counts_b = _by_prompt(a, "A"), _by_prompt(b, "B")
-    common = {tag: [key for key in counts_a[tag] if key in counts_b[tag]] for tag in TAGS}
-    if not any(common.values()):
-        raise BifronsError("the two have no prompt in common; accepted: results of the same suite")
-    only = [sum(len(side[tag]) - len(common[tag]) for tag in TAGS) for side in (counts_a, counts_b)]
-    tables = {
-        tag: np.array([(*counts_a[tag][key], *counts_b[tag][key]) for key in keys])
-        for tag, keys in common.items()
-        if keys
+def compare_scored(a: Scored, b: Scored, level: float = LEVEL) -> Comparison:
+    """`compare` of what was scored. There is no overall difference where a kind that it needs is missing."""
+    common = common_counts((a, b))
+    tables = {kind: counts_P22.reshape(-1, 4) for kind, counts_P22 in common.tables.items()}
+    kinds = {
+        kind: _difference(difference_limits(counts_P4, level), len(counts_P4), p_value(counts_P4))
+        for kind, counts_P4 in tables.items()
     }
-    return tables, only[0], only[1]
+    if common.weights:
+        sides = overall_limits(tables, common.weights, level)
+        p = overall_p_value(tables, common.weights)
+        kinds["overall"] = _difference(sides, common.prompts, p)
+    return Comparison(kinds, *common.left_out, level)
 
 
-def differences(tables: Mapping[str, np.ndarray], level: float) -> dict[str, Difference]:
-    """The difference per tag of `paired_counts`, and "overall"."""
-    kinds: dict[str, Difference] = {}
-    below, above = [], []
-    for tag, counts_P4 in tables.items():
-        a, b, low, high = map(float, difference_limits(counts_P4, level))
-        kinds[tag] = Difference(a, b, Interval(low, high), len(counts_P4))
-        a, b, low, high = map(float, difference_limits(counts_P4, level, few=False))
-        below.append(a - b - low)
-        above.append(high - (a - b))
-    mean_a, mean_b = (sum(getattr(kind, side) for kind in kinds.values()) / len(kinds) for side in "ab")
-    value = mean_a - mean_b
-    low, high = (math.hypot(*side) / len(kinds) for side in (below, above))
-    span = Interval(max(-1.0, value - low), min(1.0, value + high))
-    return {**kinds, "overall": Difference(mean_a, mean_b, span, sum(k.prompts for k in kinds.values()))}
-
-
-def difference_limits(counts_P4: np.ndarray, level: float, few: bool = True) -> tuple[np.ndarray, ...]:
-    """Scores of A and of B [...], and the limits of the interval of A - B, of counts [..., P, 4].
-
-    The limits of A and of B (`intervals.limits`) and the correlation of their scores give those of the
-    difference by MOVER (Zou 2007, Psychological Methods 12:399). The correlation is that of the prompts'
-    residuals, right - score x images, so that a prompt's difficulty for both is no difference.
-    """
-    a, low_a, high_a = limits(counts_P4[..., :2], level, few)
-    b, low_b, high_b = limits(counts_P4[..., 2:], level, few)
-    residual_a = counts_P4[..., 0] - a[..., None] * counts_P4[..., 1]
-    residual_b = counts_P4[..., 2] - b[..., None] * counts_P4[..., 3]
-    scale = np.sqrt((residual_a**2).sum(-1) * (residual_b**2).sum(-1))
-    correlation = (residual_a * residual_b).sum(-1) / np.where(scale > 0, scale, 1)
-
-    def distance(one: np.ndarray, other: np.ndarray) -> np.ndarray:
-        return np.sqrt(np.maximum(one * one + other * other - 2 * correlation * one * other, 0))
-
-    low = np.maximum(a - b - distance(a - low_a, high_b - b), -1)
-    high = np.minimum(a - b + distance(high_a - a, b - low_b), 1)
-    return a, b, low, high
+def _difference(sides: Sequence[np.ndarray], prompts: int, p: np.ndarray) -> Difference:
+    a, b, low, high = map(float, sides)
+    return Difference(a, b, Interval(low, high), prompts, float(p))
 
 
 def read_results(path: Path) -> list[dict[str, Any]]:
@@ -151,12 +117,13 @@ def read_results(path: Path) -> list[dict[str, Any]]:
 def format_comparison(comparison: Comparison, a: str, b: str) -> str:
     """The comparison as plain text, differences in percentage points."""
     lines = [f"A: {a}", f"B: {b}"]
-    lines.append(f"{'':<14} {'A':>8} {'B':>8} {'A - B':>8}  {comparison.level:.0%} interval")
+    width = max(14, *map(len, comparison.kinds))
+    lines.append(f"{'':<{width}} {'A':>8} {'B':>8} {'A - B':>8}  {comparison.level:.0%} interval")
     for tag, kind in comparison.kinds.items():
         low, high = (f"{100 * side:+.2f}" for side in kind.interval)
         verdict = f"  {kind.verdict}" if kind.verdict else ""
         lines.append(
-            f"{tag:<14} {kind.a:>8.2%} {kind.b:>8.2%} {100 * kind.value:>+8.2f}  [{low}, {high}]"
+            f"{tag:<{width}} {kind.a:>8.2%} {kind.b:>8.2%} {100 * kind.value:>+8.2f}  [{low}, {high}]"
             f"  {kind.prompts} prompts{verdict}"
         )
     if comparison.only_a or comparison.only_b:
@@ -165,13 +132,14 @@ def format_comparison(comparison: Comparison, a: str, b: str) -> str:
     return "\n".join(lines)
 
 
-def _by_prompt(rows: Iterable[Mapping[str, Any]], name: str) -> dict[str, dict[str, tuple[int, int]]]:
-    """Per tag and prompt: the number of correct images, and of all."""
-    counts: dict[str, dict[str, tuple[int, int]]] = {tag: {} for tag in TAGS}
+def scored(rows: Iterable[Mapping[str, Any]], name: str) -> Scored:
+    """What results rows say of each prompt: the number of correct images, and of all. Raises BifronsError for
+    a malformed row of the run of this name."""
+    counts: dict[str, dict[str, tuple[float, int]]] = {tag: {} for tag in TAGS}
     for number, row in enumerate(rows, 1):
         tag, correct, prompt = row.get("tag"), row.get("correct"), row.get("metadata")
         if tag not in counts or not isinstance(correct, bool) or not isinstance(prompt, str):
             raise BifronsError(f"results of {name}, row {number}: lacks a proper tag, correct or metadata")
         right, images = counts[tag].get(prompt, (0, 0))
         counts[tag][prompt] = (right + correct, images + 1)
-    return counts
+    return Scored(counts)

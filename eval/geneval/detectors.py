@@ -21,10 +21,11 @@ KINDS = ("shapes", "mask2former-official", "mask2former-hf")
 
 
 class Detector(Protocol):
-    """Detects objects and their colours. comparable: scores from it may be called GenEval. hashes: sha256 of
-    each weights file, by its part in the detector."""
+    """Detects objects and their colours. official: its weights are GenEval's. comparable: scores from it may
+    be called GenEval. hashes: sha256 of each weights file, by its part in the detector."""
 
     name: str
+    official: bool
     comparable: bool
     hashes: Mapping[str, str]
 
@@ -103,6 +104,7 @@ class ShapesDetector:
     """The exact detector of the small world, of no use for any other image."""
 
     name = "shapes (the small world's exact detector)"
+    official = False
     comparable = False
     hashes: Mapping[str, str] = {}
 
@@ -126,7 +128,8 @@ class GenEvalDetector:
         self._colors = colors
         self._options = options
         self.hashes = hashes or {}
-        self.comparable = official and colors.verified and options == OFFICIAL
+        self.official = official and colors.verified
+        self.comparable = self.official and options == OFFICIAL
         self.name = self._name(official)
 
     def _name(self, official: bool) -> str:

@@ -14,8 +14,8 @@ from ..atomic_io import read_json, read_lines
 from ..geneval.intervals import Interval
 from ..geneval.published import PUBLISHED, REPRODUCED, Figures, of_model
 from ..geneval.schema import TAGS
-from ..geneval.suites import is_official, lines_sha256
 from .facts import Part, asked_for, read_parts, run_facts
+from .obstacles import find_obstacles, prompts_sha256, scorer_options
 
 
 @dataclass(frozen=True)
@@ -52,8 +52,9 @@ class Report:
     """What both forms of the report show.
 
     obstacles: why the score may not be called GenEval; empty if it may. absent: kinds without an image.
-    failures: a sample of the `failed` wrong images. published, reproduced: figures of the same model;
-    others: published figures of all models.
+    conditions: what two runs must share for their scores to be compared: the scored prompts' sha256, the
+    detector's fingerprint, the scorer's options. failures: a sample of the `failed` wrong images. published,
+    reproduced: figures of the same model; others: published figures of all models.
     """
 
     model: str | None
@@ -68,9 +69,11 @@ class Report:
     failed: int
     not_scored: tuple[str, ...]
     recipe: tuple[tuple[str, str], ...]
+    options: tuple[tuple[str, str], ...]
     note: str | None
     facts: tuple[tuple[str, str], ...]
     parts: Mapping[str, tuple[Part, ...]]
+    conditions: tuple[str, ...]
     successes: tuple[Failure, ...]
     rows: tuple[Mapping[str, Any], ...]
     published: Figures | None
@@ -110,12 +113,9 @@ def read_report(run_dir: Path, max_failures: int) -> Report:
     rows = list(_results(run_dir / "results.jsonl"))
     scores, overall = _scores(summary, run_dir / "summary.json")
     detector = _detector(run_dir, summary, run)
-    obstacles = _obstacles(detector, recipe, rows, len(summary.get("not_scored", ())))
+    options = scorer_options(detector, summary)
+    obstacles = find_obstacles(detector, recipe, rows, len(summary.get("not_scored", ())), options)
     model = recipe.get("model") or run.get("model")
-    given = detector.get("options")
-    options: Mapping[str, Any] = given if isinstance(given, Mapping) else {}
-    if options:
-        obstacles += (f"the scorer's options are not the official ones: {', '.join(options)}",)
     right = [row for row in rows if row["correct"]]
     wrong = [row for row in rows if not row["correct"]]
     source = run.get("source")
@@ -137,9 +137,11 @@ def read_report(run_dir: Path, max_failures: int) -> Report:
             (key.replace("_", " "), "none" if value is None else str(value))
             for key, value in {**recipe, **settings}.items()
         ),
+        options=tuple((f"scorer's {name}", str(value)) for name, value in options.items()),
         note=str(run["note"]) if run.get("note") else None,
-        facts=run_facts(run_dir, run, detector, options),
+        facts=run_facts(run_dir, run, detector),
         parts=read_parts(summary.get("breakdown")),
+        conditions=(prompts_sha256(rows), str(detector.get("fingerprint")), json.dumps(options)),
         successes=tuple(_failure(row, folders) for row in sample_rows(right, max_failures // 3)),
         rows=tuple(rows),
         published=of_model(model, PUBLISHED) if model and not obstacles else None,
@@ -221,34 +223,6 @@ def _detector(run_dir: Path, summary: Mapping[str, Any], run: Mapping[str, Any])
         if isinstance(detector, Mapping) and "name" in detector:
             return detector
     return {}
-
-
-def _obstacles(
-    detector: Mapping[str, Any], recipe: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], missing: int
-) -> tuple[str, ...]:
-    """GenEval is: the official detector on pictures, by whatever model, of all of the official prompts."""
-    obstacles = []
-    if not detector:
-        obstacles.append("the detector is not known")
-    elif detector.get("comparable") is not True:
-        obstacles.append("the detector is not GenEval's official Mask2Former with OpenAI's CLIP ViT-L/14")
-    if recipe.get("suite", "geneval") != "geneval":
-        obstacles.append(f"the suite is {recipe['suite']}, not GenEval's prompts")
-    elif recipe.get("limit"):
-        obstacles.append(f"only {recipe['limit']} prompts of the suite were painted")
-    elif not is_official(_prompts_sha256(rows)):
-        obstacles.append("the prompts that were scored are not GenEval's, all of them, in their order")
-    if missing:
-        obstacles.append(f"something was missing or could not be scored ({missing}, listed below)")
-    return tuple(obstacles)
-
-
-def _prompts_sha256(rows: Sequence[Mapping[str, Any]]) -> str:
-    """sha256 of the prompts file whose lines are the metadata of the images' folders, in order."""
-    folders: dict[str, str] = {}
-    for row in rows:
-        folders.setdefault(row["filename"].split("/")[0], row["metadata"])
-    return lines_sha256([json.loads(folders[name]) for name in sorted(folders)])
 
 
 def _results(path: Path) -> Iterator[Mapping[str, Any]]:

@@ -11,6 +11,7 @@ from ..atomic_io import write_file
 from ..geneval.schema import TAGS
 from ..runs.record import read_stages
 
+GENEVAL_ORDER = (*TAGS, "overall")
 _STAGES = {"painting": "generation", "looking": "detection"}
 
 
@@ -29,9 +30,9 @@ class Part(NamedTuple):
 
 
 def run_facts(
-    run_dir: Path, run: Mapping[str, Any], detector: Mapping[str, Any], options: Mapping[str, Any]
+    run_dir: Path, run: Mapping[str, Any], detector: Mapping[str, Any]
 ) -> tuple[tuple[str, str], ...]:
-    """(name, value) of date, times and speeds, devices, versions, the weights' hashes and the options."""
+    """(name, value) of date, times and speeds, devices, versions and the weights' hashes."""
     facts = [("began", str(run["began"]))] if run.get("began") else []
     for stage, time in read_stages(run_dir).items():
         speed = f"{time.pictures:,} pictures in {time.seconds:.1f} s, {time.per_second:.2f} a second"
@@ -42,8 +43,6 @@ def run_facts(
         if isinstance(content, Mapping):
             label = "{}" if name == "software" else "sha256 of {}"
             facts += [(label.format(key), str(value)) for key, value in content.items() if value]
-    if options:
-        facts.append(("scorer's options", ", ".join(f"{key}={value}" for key, value in options.items())))
     return tuple(facts)
 
 
@@ -62,20 +61,26 @@ def read_parts(content: Any) -> dict[str, tuple[Part, ...]]:
     return parts
 
 
-def cells(shares: Mapping[str, float]) -> list[str]:
-    """Shares as 0.xx in GenEval's order, the overall one last; "-" for a kind without an image."""
-    return [f"{shares[tag]:.2f}" if tag in shares else "-" for tag in (*TAGS, "overall")]
+def cells(shares: Mapping[str, float], columns: Sequence[str] = GENEVAL_ORDER) -> list[str]:
+    """Shares as 0.xx in the order of the columns; "-" for a kind without an image."""
+    return [f"{shares[name]:.2f}" if name in shares else "-" for name in columns]
 
 
-def latex_row(name: str, shares: Mapping[str, float]) -> str:
+def latex_row(name: str, shares: Mapping[str, float], columns: Sequence[str] = GENEVAL_ORDER) -> str:
     """A row of a LaTeX table."""
-    escaped = "".join(f"\\{mark}" if mark in "&%$#_{}" else mark for mark in name.replace("\\", "/"))
-    return " & ".join([escaped, *cells(shares)]) + r" \\"
+    return " & ".join([latex_text(name), *cells(shares, columns)]) + r" \\"
 
 
-def leaderboard_row(name: str, shares: Mapping[str, float]) -> str:
+def latex_text(text: str) -> str:
+    """Text escaped for LaTeX."""
+    marks = {mark: f"\\{mark}" for mark in "&%$#_{}"}
+    marks |= {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
+    return " ".join("".join(marks.get(mark, mark) for mark in text).split())
+
+
+def leaderboard_row(name: str, shares: Mapping[str, float], columns: Sequence[str] = GENEVAL_ORDER) -> str:
     """A row of a Markdown table."""
-    return "| " + " | ".join([name.replace("|", "/"), *cells(shares)]) + " |"
+    return "| " + " | ".join([name.replace("|", "/"), *cells(shares, columns)]) + " |"
 
 
 def write_prompts_csv(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:

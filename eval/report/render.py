@@ -189,19 +189,29 @@ def thumbnail(path: Path | None) -> Thumbnail | None:
     return Thumbnail(f"data:image/{kind.lower()};base64,{content}", width, height)
 
 
-def box_labels(failure: Failure, side: int) -> list[BoxLabel]:
-    """The boxes of an image whose longer side is `side`, each with a caption above it where there is room."""
+def box_labels(failure: Failure, width: int, height: int) -> list[BoxLabel]:
+    """The boxes of an image of this size, each with a caption above it where there is room, else in or below
+    it: inside the image as far as it fits, and not over an earlier caption."""
     classes = list(dict.fromkeys(cls for cls, _ in failure.boxes))
-    size = side / 22
-    labels = []
+    size = max(width, height) / 22
+    line = 1.25 * size
+    labels: list[BoxLabel] = []
     for cls, box in failure.boxes:
         if len(box) != 5:
             continue
         x0, y0, x1, y1, score = map(float, box)
         text = f"{cls} {score:.2f}"
-        width = 0.62 * size * len(text) + 0.5 * size
-        left = max(0.0, min(x0, side - width))
-        top = y0 - 1.25 * size if y0 > 1.25 * size else y0
+        length = 0.66 * size * len(text) + 0.5 * size
+        left = max(0.0, min(x0, width - length))
+        tops = [top for top in (y0 - line, y0, y1, y1 - line) if 0 <= top <= height - line] or [y0]
+        free = (top for top in tops if not any(_covers(label, left, top, length, line) for label in labels))
         hue = HUES[classes.index(cls) % len(HUES)]
-        labels.append(BoxLabel(hue, (x0, y0, x1 - x0, y1 - y0), left, top, width, size, text))
+        top = next(free, tops[0])
+        labels.append(BoxLabel(hue, (x0, y0, x1 - x0, y1 - y0), left, top, length, size, text))
     return labels
+
+
+def _covers(label: BoxLabel, left: float, top: float, width: float, height: float) -> bool:
+    """Whether a caption lies over this rectangle."""
+    beside = left >= label.left + label.width or left + width <= label.left
+    return not beside and abs(top - label.top) < height

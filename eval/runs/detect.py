@@ -89,6 +89,7 @@ class DetectionWorker:
         detector = self.choice.make(device)
         description = {
             "name": detector.name,
+            "official": detector.official,
             "comparable": detector.comparable,
             "kind": self.choice.kind,
             "fingerprint": self.choice.fingerprint(),

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import fields
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -120,6 +120,7 @@ def score_run(
     detector = read_json(run_dir / "detect.json")
     options = read_options(detector.get("options", {}))
     about = {**describe_run(run_dir), "detector": detector}
+    about["recipe"] = {**about.get("recipe", {}), "scorer_options": asdict(options)}
     files = run_dir / "detections.jsonl", run_dir / "results.jsonl"
     return score_file(*files, problems, options, official_reasons, about), problems
 

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from scipy import special
 
 from ...blocks.errors import BifronsError
 from ..geneval.intervals import Interval, limits
@@ -76,29 +75,5 @@ def _group(values: Sequence[Sequence[float]]) -> tuple[GroupScore, Interval]:
     """The score of a group from the values of each of its prompts, and its interval without the correction
     for few prompts, which sums of groups do not need."""
     table_P2 = np.array([(math.fsum(of_prompt), len(of_prompt)) for of_prompt in values])
-    score = min(1.0, float(table_P2[:, 0].sum() / table_P2[:, 1].sum()))
-    if all(value in (0.0, 1.0) for of_prompt in values for value in of_prompt):
-        few, many = (Interval(*map(float, limits(table_P2, LEVEL, few)[1:])) for few in (True, False))
-    else:
-        few, many = (_limits_of_mean(table_P2, score, few) for few in (True, False))
-    return GroupScore(score, few, int(table_P2[:, 1].sum()), len(values)), many
-
-
-def _limits_of_mean(table_P2: np.ndarray, score: float, few: bool) -> Interval:
-    """Limits of a mean of values between 0 and 1, from sums and numbers of each prompt's: those of
-    `limits` for as many 0s and 1s as have its variance, and at least one a prompt.
-
-    The variance is that of a ratio of sums over prompts (Cochran 1977, Sampling Techniques, 11.8).
-    """
-    prompts, size = len(table_P2), float(len(table_P2))
-    if prompts > 1 and 0 < score < 1:
-        residuals_P = table_P2[:, 0] - score * table_P2[:, 1]
-        variance = prompts / (prompts - 1) * (residuals_P**2).sum() / table_P2[:, 1].sum() ** 2
-        size = max(size, score * (1 - score) / variance) if variance > 0 else size
-    upper = (1 + LEVEL) / 2
-    if few and prompts > 1:
-        size *= (special.ndtri(upper) / special.stdtrit(prompts - 1, upper)) ** 2
-    x = score * size
-    low = float(special.betaincinv(x + 0.25, size - x + 0.75, 1 - upper))
-    high = float(special.betaincinv(x + 0.75, size - x + 0.25, upper))
-    return Interval(min(low, score), max(high, score))
+    (score, *few), (_, *many) = (map(float, limits(table_P2, LEVEL, few)) for few in (True, False))
+    return GroupScore(score, Interval(*few), int(table_P2[:, 1].sum()), len(values)), Interval(*many)

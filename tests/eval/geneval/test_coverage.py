@@ -8,8 +8,8 @@ import itertools
 
 import numpy as np
 import pytest
-from bifrons.eval.geneval.compare import difference_limits
 from bifrons.eval.geneval.intervals import limits
+from bifrons.eval.geneval.paired import difference_limits
 from scipy import special, stats
 
 TRIALS = 3000

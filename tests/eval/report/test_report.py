@@ -6,67 +6,19 @@ import json
 import re
 from html.parser import HTMLParser
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import pytest
 from bifrons.blocks.errors import BifronsError
 from bifrons.eval.geneval.intervals import Interval
+from bifrons.eval.geneval.options import ScorerOptions
 from bifrons.eval.geneval.schema import TAGS
 from bifrons.eval.geneval.suites import lines_sha256
-from bifrons.eval.report.data import Score, differ, sample_rows
-from bifrons.eval.report.render import write_report
+from bifrons.eval.report.data import Failure, Score, differ, sample_rows
+from bifrons.eval.report.render import box_labels, write_report
 from bifrons.eval.runs.score import score_file
 from PIL import Image
 
-RIGHT = {"single_object": 19, "two_object": 14, "counting": 10, "colors": 18, "position": 9, "color_attr": 11}
-OFFICIAL = {"name": "GenEval's own", "comparable": True}
-
-
-def prompt_row(tag: str, prompt: str, i: int) -> dict[str, Any]:
-    return {"tag": tag, "prompt": f"{prompt} {i}", "include": [{"class": "cow", "count": 1}]}
-
-
-def make_run(
-    root: Path,
-    right: dict[str, int],
-    recipe: dict[str, Any] | None,
-    detector: dict[str, Any] | None,
-    prompt: str = "a photo of a cow",
-    side: int = 64,
-) -> Path:
-    """A scored run: 20 prompts a kind, one picture each, so many right; the wrong ones show a dog."""
-    rng, lines = np.random.default_rng(0), []
-    for kind, (tag, count) in enumerate(right.items()):
-        for i in range(20):
-            folder = f"{20 * kind + i:05d}"
-            cls = "cow" if i < count else "dog"
-            metadata = prompt_row(tag, prompt, i)
-            box = [10.0, 12.0, 30.0, 40.0, 0.95]
-            lines.append(
-                {
-                    "filename": f"{folder}/samples/0000.png",
-                    "metadata": metadata,
-                    "boxes": {cls: [box]},
-                    "colors": {},
-                }
-            )
-            path = root / "images" / folder / "samples" / "0000.png"
-            path.parent.mkdir(parents=True)
-            pixels = rng.integers(0, 256, (side, side, 3), dtype=np.uint8)
-            Image.fromarray(pixels).save(path)
-    (root / "detections.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    score_file(root / "detections.jsonl", root / "results.jsonl")
-    if recipe is not None:
-        (root / "run.json").write_text(json.dumps({"fingerprint": "f" * 64, "recipe": recipe}))
-    if detector is not None:
-        (root / "detect.json").write_text(json.dumps(detector))
-    return root
-
-
-def official_recipe(**changes: Any) -> dict[str, Any]:
-    recipe = {"suite": "geneval", "model": "deepseek-ai/Janus-Pro-1B", "limit": None, "template": "{prompt}"}
-    return {**recipe, "guidance_scale": 5.0, **changes}
+from .runs import OFFICIAL, RIGHT, make_run, official_recipe, prompt_row
 
 
 def both(root: Path) -> tuple[str, str]:
@@ -107,7 +59,7 @@ def short_suite():
     rows = [prompt_row(tag, "a photo of a cow", i) for tag in TAGS for i in range(20)]
     official = lines_sha256(rows)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("bifrons.eval.report.data.is_official", lambda digest: digest == official)
+        patch.setattr("bifrons.eval.report.obstacles.is_official", lambda digest: digest == official)
         yield
 
 
@@ -239,6 +191,36 @@ def test_odd_runs_still_give_a_report(tmp_path):
     assert html.count("picture not found, or unreadable") == 2
     assert "00077/samples/0001.png: unreadable <picture>" in words(html)
     assert "detections, line 7: is not JSON" in page
+
+
+def test_other_options_of_the_scorer_are_named(tmp_path):
+    """Those of a file scored by itself, which has no detector's record, too."""
+    root = make_run(tmp_path, RIGHT, official_recipe(), OFFICIAL)
+    options = ScorerOptions(threshold=0.4, bgcolor="white")
+    score_file(root / "detections.jsonl", root / "results.jsonl", options=options)
+    page, html = both(root)
+    for text in (page.replace("\\", ""), words(html)):
+        assert "he scorer's option threshold is 0.4, officially 0.3" in text
+        assert "he scorer's option bgcolor is white, officially #999" in text
+        assert "not GenEval's official Mask2Former" not in text
+        assert "counting_threshold" in text.split("Recipe")[1]
+    assert "SDXL" not in words(html)
+
+
+def test_captions_stay_inside_and_apart():
+    boxes = (("circle", [70.0, 2.0, 90.0, 30.0, 0.99]), ("circle", [75.0, 4.0, 95.0, 32.0, 0.98]))
+    found = box_labels(Failure("f", TAGS[0], "p", "", boxes, None), 100, 200)
+    size = 200 / 22
+    assert [label.left + label.width for label in found] == pytest.approx([100.0, 100.0])
+    assert abs(found[0].top - found[1].top) >= 1.25 * size
+    assert all(0 <= label.top <= 200 - 1.25 * size for label in found)
+
+
+def test_paper_is_white_whatever_the_screen(comparable):
+    style = comparable[1].split("<style>")[1].split("</style>")[0]
+    assert "@media screen and (prefers-color-scheme:dark)" in style
+    assert style.count("prefers-color-scheme") == 1
+    assert "color-scheme: light" in style.split("@media print")[1]
 
 
 def test_an_unscored_run_is_an_error_and_leaves_no_report(tmp_path):
