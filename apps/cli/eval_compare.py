@@ -25,7 +25,7 @@ def compare(args: argparse.Namespace) -> int:
         return 0
     if args.to_first:
         raise OptionError("--to-first is for three or more evaluations; two have one difference")
-    comparison = compare_scored(*runs)
+    comparison = compare_scored(runs[0], runs[1])
     if args.json:
         kinds = {
             tag: {

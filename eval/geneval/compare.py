@@ -94,7 +94,8 @@ def compare_scored(a: Scored, b: Scored, level: float = LEVEL) -> Comparison:
         sides = overall_limits(tables, common.weights, level)
         p = overall_p_value(tables, common.weights)
         kinds["overall"] = _difference(sides, common.prompts, p)
-    return Comparison(kinds, *common.left_out, level)
+    only_a, only_b = common.left_out
+    return Comparison(kinds, only_a, only_b, level)
 
 
 def _difference(sides: Sequence[np.ndarray], prompts: int, p: np.ndarray) -> Difference:

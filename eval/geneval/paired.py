@@ -135,7 +135,7 @@ def overall_p_value(tables: Mapping[str, np.ndarray], weights: Mapping[str, floa
 
 def _p_value(limits_at: Callable[[np.ndarray], tuple[np.ndarray, ...]]) -> np.ndarray:
     """By bisection of the logarithm, to 6 digits."""
-    least = np.full_like(limits_at(np.float64(0.5))[0], math.log(SMALLEST_P))
+    least = np.full_like(limits_at(np.array(0.5))[0], math.log(SMALLEST_P))
     most = np.zeros_like(least)
     for _ in range(24):
         middle = (least + most) / 2
