@@ -15,6 +15,7 @@ if TYPE_CHECKING:
         OptionError,
         PictureError,
         PromptError,
+        ResourceError,
     )
     from .blocks.structured_output import OutputFormat
     from .janus.pipeline import JanusPipeline
@@ -33,6 +34,7 @@ __all__ = [
     "OutputFormat",
     "PictureError",
     "PromptError",
+    "ResourceError",
     "VL2Pipeline",
     "__version__",
 ]
@@ -48,6 +50,7 @@ _HOMES = {
     "OutputFormat": "blocks.structured_output",
     "PictureError": "blocks.errors",
     "PromptError": "blocks.errors",
+    "ResourceError": "blocks.errors",
 }
 
 

@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable, Sequence
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from ..blocks.errors import OptionError
+from ..blocks.errors import OptionError, ResourceError
 
 LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
 """Accepted always: no other machine's page has these names."""
@@ -59,7 +59,7 @@ def is_accepted(header: str, hosts: Sequence[str]) -> bool:
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A socket bound to an address, which refuses connections until it listens. Raises `OptionError` where
+    """A socket bound to an address, which refuses connections until it listens. Raises `ResourceError` where
     the port is taken."""
     # asyncio sets TCP_NODELAY only if the protocol is given; without it each answer is 40 ms late.
     kind = socket.AF_INET6 if ":" in host else socket.AF_INET
@@ -69,7 +69,8 @@ def listen(host: str, port: int) -> socket.socket:
         listener.bind((host, port))
     except (OSError, OverflowError) as error:
         listener.close()
-        raise OptionError(f"can't listen on {host} port {port}: {error}; accepted: a free --port") from error
+        problem = f"can't listen on {host} port {port}: {error}"
+        raise ResourceError(f"{problem}; accepted: a free --port") from error
     return listener
 
 

@@ -1,5 +1,6 @@
 """Defaults and texts that the command line and the server share; imports nothing heavy."""
 
+import os
 from importlib import metadata
 
 DEFAULT_MODEL = "janus-nano"
@@ -8,7 +9,19 @@ DEFAULT_MODEL = "janus-nano"
 DEFAULT_GROUNDING_MODEL = "vl2-nano"
 """The embedded model that also locates things in images."""
 
+_EMBEDDED = (DEFAULT_MODEL, DEFAULT_GROUNDING_MODEL)
+
 QUANTIZE_HELP = "int8, int4 or fp8 weights in the decoder (default: as stored in the model's folder)"
+
+
+def default_model(embedded: str = DEFAULT_MODEL) -> str:
+    """The model of a command that names none: BIFRONS_MODEL, else an embedded one."""
+    return os.environ.get("BIFRONS_MODEL") or embedded
+
+
+def default_models() -> list[str]:
+    """The models of the server and the page that name none: BIFRONS_MODEL, else both embedded ones."""
+    return [os.environ["BIFRONS_MODEL"]] if os.environ.get("BIFRONS_MODEL") else [*_EMBEDDED]
 
 
 def version() -> str:

@@ -3,12 +3,19 @@
 import json
 import re
 import unicodedata
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from ..blocks.errors import OptionError, printable
-from ..blocks.files import rename_new, temporary_path
+from PIL import Image
+
+from ..blocks.errors import OptionError, ResourceError, printable
+from ..blocks.files import atomic_write, rename_new, temporary_path
+from ..blocks.image_io import write_png
+
+PICTURE_FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
+"""Formats in which pictures are written, by the suffix of the file's name."""
 
 _SLUG_LENGTH = 40
 _SETTING_TYPES = {"seed": int, "guidance_scale": float, "temperature": float, "top_k": int, "top_p": float}
@@ -24,16 +31,57 @@ def write_new(path: Path, write: Callable[[BinaryIO], object]) -> Path:
     """Write a complete new file and return its path; an existing file is never replaced.
 
     If `path` is taken, the first free name of `a-2.png`, `a-3.png`, ... is used. If `write` fails, nothing is
-    left behind. Raises `OptionError` if the file can't be written.
+    left behind. Raises `ResourceError` if the file can't be written.
     """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+    with _write_errors(path), temporary_path(path) as temporary:
+        with temporary.open("wb") as stream:
+            write(stream)
+        return _rename_to_free_name(temporary, path)
+
+
+def write_file(path: Path, write: Callable[[BinaryIO], object], force: bool = False) -> None:
+    """Write a complete file, or leave nothing behind; an existing file is replaced only with `force`.
+
+    Raises `OptionError` for a file that exists and `ResourceError` if it can't be written.
+    """
+    with _write_errors(path):
+        if force:
+            with atomic_write(path, durable=False) as stream:
+                write(stream)
+            return
         with temporary_path(path) as temporary:
             with temporary.open("wb") as stream:
                 write(stream)
-            return _rename_to_free_name(temporary, path)
+            try:
+                rename_new(temporary, path)
+            except FileExistsError:
+                raise exists_error(path) from None
+
+
+def exists_error(path: Path) -> OptionError:
+    """What is said of a file that would be replaced."""
+    return OptionError(f"{path} exists; accepted: another --output, or --force to replace it")
+
+
+@contextmanager
+def _write_errors(path: Path) -> Iterator[None]:
+    """Make the folder of a file; what the disk refuses within becomes a `ResourceError`."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield
     except OSError as error:
-        raise OptionError(f"can't write {path}: {error.strerror or error}") from error
+        raise ResourceError(f"can't write {path}: {error.strerror or error}") from error
+
+
+def write_picture(image: Image.Image, suffix: str, stream: BinaryIO) -> None:
+    """Write a picture in the format of a suffix of `PICTURE_FORMATS`, with its settings."""
+    match PICTURE_FORMATS[suffix.lower()]:
+        case "PNG":
+            write_png(image, stream)
+        case "JPEG":
+            image.save(stream, "JPEG", quality=95, subsampling=0)
+        case "WEBP":
+            image.save(stream, "WEBP", lossless=True)
 
 
 def _rename_to_free_name(source: Path, path: Path) -> Path:

@@ -1,7 +1,6 @@
 """Loads and describes a model of either family, Janus or DeepSeek-VL2, given its name."""
 
 import os
-import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,11 +13,12 @@ from ..blocks.checkpoints.hub import EMBEDDED, EMBEDDED_FOLDER, ModelFolder, ope
 from ..blocks.checkpoints.key_mapping import KeyMap, check_counts
 from ..blocks.checkpoints.quantize import keep_no_float32
 from ..blocks.device import resolve_device
-from ..blocks.errors import OptionError
+from ..blocks.errors import OptionError, ResourceError
 from ..blocks.foreign_files import model_type_error
 from ..blocks.model.context import DecoderConfig
 from ..blocks.placement.memory_estimate import Workload
 from .defaults import DEFAULT_MODEL
+from .notes import note
 
 if TYPE_CHECKING:
     from ..blocks.placement.auto_device_map import MaxMemory
@@ -75,8 +75,8 @@ def load_pipeline(
             f"{model} is a {family} model, which reads pictures but neither paints nor has codes of them; "
             f"accepted here: a Janus model, such as {DEFAULT_MODEL} or deepseek-ai/Janus-Pro-1B"
         )
-    if note := label(folder.path):
-        print(note, file=sys.stderr)
+    if text := label(folder.path):
+        note(text)
     if resolve_device(device).type == "meta":
         raise OptionError("device 'meta' holds no numbers; accepted: cpu, cuda, cuda:N, mps")
     options: dict[str, Any] = {
@@ -115,20 +115,20 @@ def chat_workload(pipe: "Pipeline") -> Workload:
 
 @contextmanager
 def explain_out_of_memory(activity: str, advice: Callable[[], str]) -> Iterator[None]:
-    """Turn a failed allocation into an `OptionError`: "out of memory while {activity}; {advice}".
+    """Turn a failed allocation into a `ResourceError`: "out of memory while {activity}; {advice}".
 
     Torch raises several kinds of exceptions for it. `advice` is called only when it is needed.
     """
     try:
         yield
     except (MemoryError, torch.OutOfMemoryError) as error:
-        raise OptionError(f"out of memory while {activity}; {advice()}") from error
+        raise ResourceError(f"out of memory while {activity}; {advice()}") from error
     except RuntimeError as error:
         # The CPU's allocator and MPS raise a plain RuntimeError.
         message = str(error).lower()
         if not any(text in message for text in _OUT_OF_MEMORY):
             raise
-        raise OptionError(f"out of memory while {activity}; {advice()}") from error
+        raise ResourceError(f"out of memory while {activity}; {advice()}") from error
 
 
 @dataclass(frozen=True)

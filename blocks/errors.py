@@ -42,6 +42,10 @@ class OptionError(BifronsError):
     """An option has a value outside its range, or one that this model can't honour."""
 
 
+class ResourceError(OptionError):
+    """There is too little memory, or a file can't be read or written: the same call may succeed elsewhere."""
+
+
 def printable(text: str) -> str:
     """A text that is safe to print to a terminal: control characters (but for tabs and line breaks), marks
     that change the direction of writing and lone surrogates as JSON escapes, such as `\\u001b`."""

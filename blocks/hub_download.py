@@ -24,6 +24,12 @@ def split_revision(name: str) -> tuple[str, str | None]:
     return repo_id, revision or None
 
 
+def cache_folder() -> str | None:
+    """The hub's cache in BIFRONS_CACHE; None for the hub's own."""
+    folder = os.environ.get("BIFRONS_CACHE")
+    return os.path.expanduser(folder) if folder else None
+
+
 def download(name: str, *, weights: bool = True, **options: Any) -> Path:
     """The folder in the hub's cache with a model's files, downloaded where they are not there yet.
 
@@ -34,6 +40,7 @@ def download(name: str, *, weights: bool = True, **options: Any) -> Path:
     from huggingface_hub import snapshot_download
 
     repo_id, revision = split_revision(name)
+    options = {"cache_dir": cache_folder(), **options}
     with hub_errors(name):
         files = None if options.get("local_files_only") else list_files(name, options.get("token"))
         if files is None:

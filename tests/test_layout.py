@@ -121,8 +121,8 @@ def test_packages_are_the_folders_on_disk() -> None:
     assert set(packages) == {"bifrons", *(f"bifrons.{room}" for room in {*on_disk, *FOLDERS})}
 
 
-def test_the_root_holds_one_module() -> None:
-    assert [path.name for path in ROOT.glob("*.py")] == ["__init__.py"]
+def test_the_root_holds_two_modules() -> None:
+    assert sorted(path.name for path in ROOT.glob("*.py")) == ["__init__.py", "__main__.py"]
 
 
 def test_hugging_faces_tokenizers_wins_in_the_root() -> None:
@@ -272,6 +272,7 @@ PUBLIC = [
     "OutputFormat",
     "PictureError",
     "PromptError",
+    "ResourceError",
     "VL2Pipeline",
     "__version__",
 ]

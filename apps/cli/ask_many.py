@@ -17,17 +17,26 @@ from tqdm import tqdm
 
 from ...blocks.chat.text_generation import TextGenerationOptions, resolve_seed
 from ...blocks.engine.generate import scheduler_of
-from ...blocks.errors import OptionError, PictureError, PromptError, check_integer, printable
+from ...blocks.errors import (
+    OptionError,
+    PictureError,
+    PromptError,
+    ResourceError,
+    check_integer,
+    printable,
+)
 from ...blocks.files import sync
 from ...blocks.image_fit import FittedImage
 from ...blocks.json_config import decode_json, shown
 from ...blocks.placement.memory_budget import batch_over_devices, batch_that_fits
 from ...eval.atomic_io import read_lines
 from ..files import print_json
+from ..notes import is_quiet, note
 from ..pipelines import chat_workload, explain_out_of_memory, load_pipeline
-from .inputs import open_picture, picture_files, user_path
-from .long_work import long_work
+from .inputs import STDIN, open_picture, picture_files, stdin_text, user_path
+from .long_work import FAILED, long_work
 from .options import given_fields, loading_options
+from .outputs import check_output
 
 if TYPE_CHECKING:
     from ..pipelines import Pipeline
@@ -53,8 +62,8 @@ def ask_many(args: argparse.Namespace) -> int:
     if args.batch_size is not None:
         check_integer("batch_size", args.batch_size, low=1)
     output = None if args.output in (None, "-") else user_path(args.output)
-    if output is not None and output.suffix.lower() not in _SUFFIXES:
-        raise OptionError(f"output is {args.output!r}; accepted: a name that ends in .jsonl")
+    if output is not None:  # a file that is there goes on
+        check_output(str(args.output), _SUFFIXES, force=True)
     settings = {"question": question, "model": args.model, **asdict(options), "exif": args.exif, "seed": seed}
     settings = {key: value for key, value in settings.items() if value is not None}
     # Greedy answers don't depend on the seed, and a random seed is none to look for.
@@ -63,7 +72,7 @@ def ask_many(args: argparse.Namespace) -> int:
     log = AnswerLog(output, settings, but)
     todo = [path for path in paths if printable(path) not in log.answered]
     if todo:
-        pipe = load_pipeline(args.model, **loading_options(args), parts="read", eager=args.eager)
+        pipe = load_pipeline(args.model, **loading_options(args), parts="read")
         _work(
             args, Asker(pipe, question, {**asdict(options), "seed": seed}, args.exif), log, todo, len(paths)
         )
@@ -71,10 +80,10 @@ def ask_many(args: argparse.Namespace) -> int:
         content = {"model": args.model, "question": question, **log.content()}
         print_json({**content, "seconds": round(time.monotonic() - started, 3)})
     if len(todo) < len(paths):
-        print(f"{len(paths) - len(todo)} of {len(paths)} pictures were answered already", file=sys.stderr)
+        note(f"{len(paths) - len(todo)} of {len(paths)} pictures were answered already")
     if log.failed:
         print(f"{log.failed} of {len(paths)} pictures could not be answered", file=sys.stderr)
-    return 1 if log.failed else 0
+    return FAILED if log.failed else 0
 
 
 def _question(args: argparse.Namespace) -> str:
@@ -86,6 +95,8 @@ def _question(args: argparse.Namespace) -> str:
         raise PromptError(
             f"the pictures of --images {problem}; accepted: bifrons ask QUESTION --images PATH ..."
         )
+    if args.items[0] == STDIN and STDIN not in args.images:
+        args.items[0] = stdin_text("the question")
     if not args.items[0].strip():
         raise PromptError(f"the question is {args.items[0]!r}; accepted: a text that is not empty")
     return args.items[0]
@@ -99,8 +110,9 @@ def _is_same(path: str, output: Path) -> bool:
 
 def _work(args: argparse.Namespace, asker: "Asker", log: "AnswerLog", todo: list[str], count: int) -> None:
     """Answer in batches and log each, with a progress bar on stderr."""
-    quiet = 0.1 if sys.stderr.isatty() else 5.0
-    bar = tqdm(total=len(todo), desc="answering", unit=" pictures", file=sys.stderr, mininterval=quiet)
+    shown: dict[str, Any] = {"file": sys.stderr, "disable": is_quiet()}
+    shown["mininterval"] = 0.1 if sys.stderr.isatty() else 5.0
+    bar = tqdm(total=len(todo), desc="answering", unit=" pictures", **shown)
 
     def done() -> str:
         bar.close()
@@ -222,7 +234,7 @@ def _append(path: Path, content: bytes) -> None:
                 stream.truncate(size)
                 raise
     except OSError as error:
-        raise OptionError(f"can't write {path}: {error.strerror or error}") from error
+        raise ResourceError(f"can't write {path}: {error.strerror or error}") from error
 
 
 def _read_answers(path: Path, settings: Line) -> dict[str, Line]:
@@ -249,9 +261,9 @@ def _read_answers(path: Path, settings: Line) -> dict[str, Line]:
         if not line.endswith(b"\n"):
             _append(path, b"\n")
         return found
-    print(f"{path}: the last line is incomplete and is dropped", file=sys.stderr)
+    note(f"{path}: the last line is incomplete and is dropped")
     try:
         os.truncate(path, whole)
     except OSError as error:
-        raise OptionError(f"can't write {path}: {error.strerror or error}") from error
+        raise ResourceError(f"can't write {path}: {error.strerror or error}") from error
     return found

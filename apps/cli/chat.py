@@ -13,12 +13,14 @@ from typing import TYPE_CHECKING, Any
 from PIL import Image
 
 from ...blocks.chat.text_generation import TextGenerationOptions, resolve_seed
-from ...blocks.errors import BifronsError, OptionError, PromptError, printable
+from ...blocks.errors import BifronsError, OptionError, PromptError
 from ...blocks.files import encoding_of
 from ..files import print_json
+from ..notes import heading, note
 from ..pipelines import explain_out_of_memory, load_pipeline
 from .ask_many import ask_many
-from .inputs import STDIN, dropped_files, expand_globs, open_picture, picture_files, picture_words
+from .inputs import STDIN, dropped_files, expand_globs, open_picture, picture_files, picture_words, stdin_text
+from .long_work import FAILED
 from .options import given_fields, loading_options
 
 if TYPE_CHECKING:
@@ -46,7 +48,7 @@ def _memory_advice(model: str) -> str:
 
 
 def _load(args: argparse.Namespace) -> "Pipeline":
-    return load_pipeline(args.model, **loading_options(args), parts="read", eager=args.eager)
+    return load_pipeline(args.model, **loading_options(args), parts="read")
 
 
 def ask(args: argparse.Namespace) -> int:
@@ -62,6 +64,10 @@ def ask(args: argparse.Namespace) -> int:
         raise PromptError("there is no question; accepted: bifrons ask [IMAGE ...] QUESTION")
     started = time.monotonic()
     *paths, question = args.items
+    if question == STDIN and paths:
+        if STDIN in paths:
+            raise PromptError("- is standard input, which can't be both picture and question")
+        question = stdin_text("the question")
     if question == STDIN or os.path.isfile(question):  # False for questions that no path can be
         raise PromptError(f"there is a picture, {question}, but no question; write the question after it")
     options, paths = _generation_options(args), expand_globs(paths)
@@ -123,15 +129,17 @@ class Conversation:
 
 
 def chat(args: argparse.Namespace) -> int:
-    """Read messages and commands from stdin; the status is 2 if a line failed and stdin is not a terminal."""
+    """Read messages and commands from stdin; the status is 1 if a line failed and stdin is not a terminal."""
     options = _generation_options(args)
+    if STDIN in (args.image or ()):
+        raise OptionError("image is -, but standard input holds your messages; accepted: --image PATH")
     images = [open_picture(path, args.exif) for path in picture_files(args.image or ())]
     pipe = _load(args)
     conversation = Conversation(pipe, args.model, args.system, options, args.exif)
     conversation.pending_images += images
     interactive = sys.stdin.isatty()
     if interactive:
-        print("Ask away; /help lists the commands, Ctrl-D leaves.", file=sys.stderr)
+        note("Ask away; /help lists the commands, Ctrl-D leaves.")
     failed = False
     for line in input_lines(interactive):
         if line in ("/quit", "/exit"):
@@ -140,8 +148,8 @@ def chat(args: argparse.Namespace) -> int:
             _handle_line(conversation, line)
         except BifronsError as error:
             failed = True
-            print(f"error: {error}", file=sys.stderr, flush=True)
-    return 2 if failed and not interactive else 0
+            print(f"{heading('error:', 31)} {error}", file=sys.stderr, flush=True)
+    return FAILED if failed and not interactive else 0
 
 
 def input_lines(interactive: bool) -> Iterator[str]:
@@ -180,7 +188,7 @@ def _handle_line(conversation: Conversation, line: str) -> None:
         print(_HELP)
     elif command == "/reset":
         conversation.reset()
-        print("(new conversation)", file=sys.stderr)
+        note("(new conversation)")
     elif command == "/image":
         if not rest.strip():
             raise PromptError("which picture? accepted: /image PATH, with several paths too")
@@ -199,7 +207,7 @@ def _add_images(conversation: Conversation, words: list[str]) -> None:
     conversation.pending_images += images.values()
     for path, image in images.items():
         size = f"{image.width} x {image.height}"
-        print(printable(f"({path}: {size}, goes with your next message)"), file=sys.stderr)
+        note(f"({path}: {size}, goes with your next message)")
 
 
 def _print_answer(conversation: Conversation, message: str) -> None:

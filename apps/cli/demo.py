@@ -1,12 +1,13 @@
 """`bifrons demo`: the web page."""
 
 import argparse
-import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from ...blocks.errors import OptionError
-from .options import add_loading, add_no_warmup, loading_options
+from ..defaults import default_models
+from ..notes import note
+from .options import add_model, add_no_warmup, loading_options
 
 if TYPE_CHECKING:
     from ..demo.models import LoadedModel
@@ -17,15 +18,13 @@ DEFAULT_PORT = 7860
 def add_demo(commands: Any, command: Callable[..., Any]) -> None:
     """Add the parser of `demo`; imports nothing heavy."""
     parser = command(commands, "demo", "serve a web page to paint, ask and locate")
-    parser.add_argument(
-        "-m",
-        "--model",
+    add_model(
+        parser,
+        None,
+        "several are allowed; default: BIFRONS_MODEL, else the embedded models",
         nargs="+",
         action="extend",
-        metavar="MODEL",
-        help="folders, hub ids or embedded models (default: the embedded models)",
     )
-    add_loading(parser)
     parser.add_argument(
         "--host",
         default="127.0.0.1",
@@ -58,9 +57,9 @@ def demo(args: argparse.Namespace) -> int:
 
     accepted_hosts(args.host, args.allowed_host)  # refuses what is no host
     if not is_loopback(args.host):
-        print(f"note: the page asks for no key: anyone who reaches {args.host} may use it", file=sys.stderr)
+        note(f"note: the page asks for no key: anyone who reaches {args.host} may use it")
     if args.share:
-        print("note: anyone who has the public address may use the page", file=sys.stderr)
+        note("note: anyone who has the public address may use the page")
     from ..demo.app import serve
 
     with listen(args.host, args.port):  # before the models are loaded, which may take minutes
@@ -70,9 +69,9 @@ def demo(args: argparse.Namespace) -> int:
 
 
 def _load(args: argparse.Namespace) -> "list[LoadedModel]":
-    from ..demo.models import embedded_models, load_models
+    from ..demo.models import load_models
 
-    models = load_models(args.model or embedded_models(), **loading_options(args))
+    models = load_models(args.model or default_models(), **loading_options(args))
     if not args.no_warmup:
         from ...blocks.engine.generate import scheduler_of
         from ..warmup import warm_up

@@ -13,19 +13,20 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from ...blocks.errors import OptionError, PromptError, check_integer, printable
-from ...blocks.files import open_regular
-from ...blocks.image_io import text_chunks, write_png
+from ...blocks.errors import OptionError, PictureError, PromptError, ResourceError, check_integer
+from ...blocks.image_io import open_generated, text_chunks
 from ...blocks.placement.memory_budget import size_text
 from ...blocks.sampling.request import check_context
 from ...janus.image_generation import ImageGenerationOptions, image_batch_size, image_info
 from ...janus.variants import image_generation_workload
-from ..defaults import DEFAULT_MODEL
-from ..files import print_json, typed_settings, write_new
+from ..defaults import default_model
+from ..files import print_json, typed_settings, write_picture
+from ..notes import is_quiet, note
 from ..pipelines import explain_out_of_memory
 from ..resize import parse_size, resize
 from .images import load_janus
 from .long_work import long_work
+from .outputs import STDOUT, write_output
 from .picture_plan import Picture, plan_pictures
 from .prompts_file import PromptEntry
 from .show import apply_like, is_repeated
@@ -49,7 +50,7 @@ def generate(args: argparse.Namespace) -> int:
     # Only the given options are passed on: a model may have a default guidance scale of its own. All that can
     # be checked without the model is checked first, since loading can take minutes.
     like = apply_like(args)
-    args.model = args.model or DEFAULT_MODEL
+    args.model = args.model or default_model()
     size = None if args.resize is None else parse_size(args.resize)
     if args.batch_size is not None:
         check_integer("batch_size", args.batch_size, low=1)
@@ -64,13 +65,13 @@ def generate(args: argparse.Namespace) -> int:
     run.bar.close()
     same: dict[str, Any] = {}
     if like is not None and is_repeated(args, like):
-        print(printable(like.compare(run.written[0])), file=sys.stderr)
+        note(like.compare(run.written[0]))
         same = {"same_pixels": run.written[0]["pixels"] == like.settings["pixels"]}
     if args.json:
         seconds = round(time.monotonic() - started, 3)
         print_json({"model": args.model, **run.content(), **same, "seconds": seconds})
     elif len(todo) < len(pictures):
-        print(f"{len(pictures) - len(todo)} of {len(pictures)} pictures were there already", file=sys.stderr)
+        note(f"{len(pictures) - len(todo)} of {len(pictures)} pictures were there already")
     return 0
 
 
@@ -114,6 +115,7 @@ class _Run:
             desc="painting",
             unit=" tokens",
             file=sys.stderr,
+            disable=is_quiet(),
             mininterval=0.1 if sys.stderr.isatty() else 5.0,
         )
         return todo
@@ -123,11 +125,9 @@ class _Run:
         if not self.args.skip_existing or not os.path.lexists(picture.path):
             return False
         try:
-            with open_regular(picture.path) as stream, Image.open(stream, formats=["PNG"]) as image:
-                image.load()
-                found = text_chunks(image)
-        except Exception as error:  # PIL's readers raise nearly anything on damaged files
-            raise OptionError(
+            _, found = open_generated(picture.path)
+        except PictureError as error:
+            raise ResourceError(
                 f"{picture.path} is there, but can't be read ({error}); remove it, and it is painted again"
             ) from error
         expected = self._info(picture)
@@ -188,15 +188,16 @@ class _Run:
                 self._write(index, picture, image)
         finally:
             files = [self.written[index]["file"] for index in batch if index in self.written]
-            if files and not self.args.json:
+            if files and not self.args.json and pictures[0].path != STDOUT:
                 tqdm.write("\n".join(files), file=sys.stdout)
                 sys.stdout.flush()
 
     def _write(self, index: int, picture: Picture, image: Image.Image) -> None:
         image.info |= self._info(picture)
         scaled = image if self.size is None else resize(image, self.size)
-        file = write_new(picture.path, partial(write_png, scaled))
-        self.written[index] = {"file": str(file), **typed_settings(text_chunks(scaled))}
+        suffix = ".png" if picture.path == STDOUT else picture.path.suffix
+        write_output(picture.path, partial(write_picture, scaled, suffix), self.args.force)
+        self.written[index] = {"file": str(picture.path), **typed_settings(text_chunks(scaled))}
 
     def _advice(self, pictures: Sequence[Picture]) -> str:
         workload = image_generation_workload(self.pipe.model.config, self._guided(pictures[0]))

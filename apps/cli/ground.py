@@ -4,6 +4,7 @@ import argparse
 import sys
 import time
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 from ...blocks.checkpoints.hub import open_model
@@ -11,10 +12,11 @@ from ...blocks.errors import OptionError, PromptError
 from ...vl2.grounding import Grounding, draw_boxes
 from ...vl2.prompts import locate_prompt
 from ..defaults import DEFAULT_GROUNDING_MODEL
-from ..files import print_json, write_new
+from ..files import print_json, write_picture
 from ..pipelines import family_of, load_pipeline
-from .inputs import open_picture, user_path
+from .inputs import STDIN, open_picture, stdin_text
 from .options import loading_options
+from .outputs import STDOUT, check_output, write_output
 
 
 def locate(args: argparse.Namespace) -> int:
@@ -25,11 +27,13 @@ def locate(args: argparse.Namespace) -> int:
     from ...vl2.pipeline import VL2Pipeline
 
     started = time.monotonic()
+    if args.phrase == STDIN:
+        if args.image == STDIN:
+            raise PromptError("- is standard input, which can't be both picture and phrase")
+        args.phrase = stdin_text("the phrase")
     if not args.phrase.strip():
         raise PromptError("the phrase is empty; say what to look for")
-    target = None if args.output is None else user_path(args.output)
-    if target is not None and target.suffix.lower() != ".png":
-        raise OptionError(f"output is {args.output!r}; accepted: a name that ends in .png")
+    target = None if args.output is None else check_output(args.output, force=args.force, json=args.json)
     image = open_picture(args.image, args.exif)
     family = family_of(open_model(args.model))
     if family != "DeepSeek-VL2":
@@ -41,10 +45,9 @@ def locate(args: argparse.Namespace) -> int:
     pipe = load_pipeline(args.model, **loading_options(args))
     assert isinstance(pipe, VL2Pipeline)
     grounding = pipe.ground(image, locate_prompt(args.phrase))
-    file = None
     if target is not None:
-        annotated = draw_boxes(image, grounding.boxes)
-        file = write_new(target, lambda stream: annotated.save(stream, "PNG"))
+        annotated, suffix = draw_boxes(image, grounding.boxes), ".png" if target == STDOUT else target.suffix
+        write_output(target, partial(write_picture, annotated, suffix), args.force)
     if args.json:
         content = {
             "model": args.model,
@@ -55,21 +58,19 @@ def locate(args: argparse.Namespace) -> int:
             ],
             "text": grounding.text,
             "problems": [asdict(problem) for problem in grounding.problems],
-            "file": None if file is None else str(file),
+            "file": None if target is None else str(target),
             "seconds": round(time.monotonic() - started, 3),
         }
         print_json(content)
     else:
-        _print_boxes(args.phrase, grounding, file)
+        _print_boxes(args.phrase, grounding, target)
     return 0
 
 
 def _print_boxes(phrase: str, grounding: Grounding, file: Path | None) -> None:
     for problem in grounding.problems:
         print(f"not read: {problem.text!r}: {problem.reason}", file=sys.stderr)
-    for box in grounding.boxes:
-        print(f"{box.label}: {box.x1} {box.y1} {box.x2} {box.y2}")
-    if not grounding.boxes:
-        print(f"{phrase}: not found")
-    if file is not None:
+    lines = [f"{box.label}: {box.x1} {box.y1} {box.x2} {box.y2}" for box in grounding.boxes]
+    print("\n".join(lines or [f"{phrase}: not found"]), file=sys.stderr if file == STDOUT else sys.stdout)
+    if file not in (None, STDOUT):
         print(file)

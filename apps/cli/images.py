@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ...blocks.errors import BifronsError, OptionError
-from ...blocks.image_io import write_png
+from ...blocks.errors import BifronsError, OptionError, ResourceError
 from ...blocks.json_config import TABLE_BYTES, shown
-from ..defaults import DEFAULT_MODEL
-from ..files import print_json, write_new
+from ..defaults import default_model
+from ..files import print_json, write_picture
 from ..pipelines import load_pipeline
 from .inputs import STDIN, decode_user_json, open_picture, read_input, reason_of, user_path
 from .options import loading_options
+from .outputs import STDOUT, check_output, write_output
 
 if TYPE_CHECKING:
     from ...janus.model import Parts
@@ -30,8 +30,7 @@ def load_janus(model: str, args: argparse.Namespace, parts: "Parts") -> "JanusPi
     """Load the `parts` of a model that can generate images. Raises `BifronsError`."""
     from ...janus.pipeline import JanusPipeline
 
-    eager = getattr(args, "eager", False)  # `encode` and `decode` lack the option: they run no decoding steps
-    pipe = load_pipeline(model, **loading_options(args), must_paint=True, parts=parts, eager=eager)
+    pipe = load_pipeline(model, **loading_options(args), must_paint=True, parts=parts)
     assert isinstance(pipe, JanusPipeline)
     return pipe
 
@@ -39,37 +38,34 @@ def load_janus(model: str, args: argparse.Namespace, parts: "Parts") -> "JanusPi
 def encode(args: argparse.Namespace) -> int:
     """Write the codes of an image as JSON (raster order, grid, model) or as a grid-shaped `.npy` array."""
     image = open_picture(args.image, args.exif)
-    target = None if args.output in (None, STDIN) else user_path(args.output)
-    if target is not None and target.suffix.lower() not in (".json", ".npy"):
-        raise OptionError(f"output is {args.output!r}; accepted: a name that ends in .json or .npy")
+    to_stdout = args.output in (None, STDIN)
+    target = STDOUT if to_stdout else check_output(args.output, (".json", ".npy"), args.force)
     pipe = load_janus(args.model, args, "all")
     codes = pipe.encode_image(image)
     grid = pipe.model.config.grid
     content = {"model": args.model, "grid": list(grid), "codes": codes.tolist()}
-    if target is None:
+    if to_stdout:
         print(json.dumps(content, ensure_ascii=False))
         return 0
     if target.suffix.lower() == ".npy":
         array = codes.reshape(grid).numpy()
-        file = write_new(target, lambda stream: np.save(stream, array, allow_pickle=False))
+        write_output(target, lambda stream: np.save(stream, array, allow_pickle=False), args.force)
     else:
         text = json.dumps(content, ensure_ascii=False) + "\n"
-        file = write_new(target, lambda stream: stream.write(text.encode("utf-8")))
+        write_output(target, lambda stream: stream.write(text.encode("utf-8")), args.force)
     if args.json:
-        print_json({"file": str(file), **content})
+        print_json({"file": str(target), **content})
     else:
-        print(file)
+        print(target)
     return 0
 
 
 def decode(args: argparse.Namespace) -> int:
     """Write the image of a codes file, decoded by the model of `-m` or else by the one named in the file."""
     codes, grid, model_in_file = read_codes(args.codes)
-    model = args.model or model_in_file or DEFAULT_MODEL
+    model = args.model or model_in_file or default_model()
     stem = "decoded" if args.codes == STDIN else user_path(args.codes).stem
-    target = user_path(args.output or f"{stem}.png")
-    if target.suffix.lower() != ".png":
-        raise OptionError(f"output is {args.output!r}; accepted: a name that ends in .png")
+    target = check_output(args.output or f"{stem}.png", force=args.force, json=args.json)
     pipe = load_janus(model, args, "paint")
     expected = pipe.model.config.grid
     if grid is not None and tuple(grid) != expected:
@@ -78,11 +74,12 @@ def decode(args: argparse.Namespace) -> int:
         )
     image = pipe.decode_codes(codes)[0]
     image.info.update({"model": model, "software": "Bifrons"})
-    file = write_new(target, partial(write_png, image))
+    suffix = ".png" if target == STDOUT else target.suffix
+    write_output(target, partial(write_picture, image, suffix), args.force)
     if args.json:
-        print_json({"file": str(file), "model": model, "grid": list(expected)})
-    else:
-        print(file)
+        print_json({"file": str(target), "model": model, "grid": list(expected)})
+    elif target != STDOUT:
+        print(target)
     return 0
 
 
@@ -102,7 +99,7 @@ def read_codes(path: str | os.PathLike[str]) -> tuple[list[int], list[int] | Non
     except (OSError, ValueError) as error:
         if isinstance(error, BifronsError):
             raise
-        raise OptionError(
+        raise ResourceError(
             f"{name} can't be read as codes: {reason_of(error)}; accepted: .json and .npy files"
         ) from error
     if not isinstance(content, dict):

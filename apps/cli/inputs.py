@@ -14,13 +14,14 @@ from urllib.request import url2pathname
 
 from PIL import Image
 
-from ...blocks.errors import OptionError, PictureError
+from ...blocks.errors import BifronsError, OptionError, PictureError, PromptError
 from ...blocks.files import decode_text, read_bounded
 from ...blocks.image_io import FORMATS, open_image
 from ...blocks.image_source import MAX_FILE
 from ...blocks.json_config import decode_json
 
 STDIN = "-"
+_TEXT_BYTES = 1_000_000
 _PIPES = ("/dev/stdin", "/dev/fd/", "/proc/self/fd/")
 """Names of open pipes, such as those of a shell's `<(...)`."""
 
@@ -66,6 +67,21 @@ def _read_stream(stream: BinaryIO, source: str, limit: int) -> bytes:
 def read_user_text(source: str, limit: int) -> str:
     """`read_input` as text: see `decode_text`. Raises `OSError` and `ValueError`."""
     return decode_text(read_input(source, limit))
+
+
+def stdin_text(what: str) -> str:
+    """The text on standard input, for a `-` in the place of `what`. Raises `PromptError`."""
+    try:
+        text = read_user_text(STDIN, _TEXT_BYTES).strip()
+    except UnicodeError as error:
+        raise PromptError(f"- is {what}, but standard input is no text: {reason_of(error)}") from error
+    except (OSError, ValueError) as error:
+        if isinstance(error, BifronsError):
+            raise
+        raise PromptError(f"- is {what}, but standard input can't be read: {reason_of(error)}") from error
+    if not text or "\0" in text:
+        raise PromptError(f"- is {what}, but standard input holds {'no text' if text else 'nothing'}")
+    return text
 
 
 def decode_user_json(content: bytes) -> object:

@@ -7,11 +7,18 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
-from ...blocks.errors import BifronsError
+from ...blocks.errors import BifronsError, OptionError, PromptError, ResourceError
 
 INTERRUPTED = 130
 """The exit status after Ctrl-C: 128 + SIGINT."""
-REFUSED = 2
+FAILED, REFUSED = 1, 2
+"""The exit status of work that failed, and of a command line that is refused."""
+
+
+def status_of(error: BifronsError) -> int:
+    """`REFUSED` for what stands on the command line; `FAILED` for files, models and the machine."""
+    typed = isinstance(error, OptionError | PromptError) and not isinstance(error, ResourceError)
+    return REFUSED if typed else FAILED
 
 
 class StoppedError(Exception):
@@ -45,7 +52,7 @@ def long_work(done: Callable[[], str], content: Callable[[], dict[str, Any]]) ->
         except _TerminatedError as error:
             raise StoppedError(f"terminated; {done()}", 128 + error.number, content()) from error
         except BifronsError as error:
-            raise StoppedError(f"{error}; {done()}", REFUSED, content()) from error
+            raise StoppedError(f"{error}; {done()}", status_of(error), content()) from error
 
 
 @contextmanager

@@ -12,7 +12,9 @@ from importlib import import_module
 from typing import NoReturn
 
 from ...blocks.errors import BifronsError, printable
-from .long_work import INTERRUPTED, REFUSED, StoppedError
+from ..notes import heading, notes
+from .arguments import UsageError
+from .long_work import FAILED, INTERRUPTED, REFUSED, StoppedError, status_of
 from .options import apply_revision
 from .output import OutputError, discard_output, prepare_streams
 from .parsers import build_parser
@@ -46,9 +48,8 @@ def _run(args: argparse.Namespace) -> int:
 def main(argv: list[str] | None = None) -> int:
     """Run one command and return its exit status.
 
-    It is 0 for success, 1 if `info` or `eval selftest` found a fault or `ask --images` couldn't read a
-    picture, 2 for a refusal (also of a line of `chat`) and for output that can't be written, 130 after
-    Ctrl-C, 143 after SIGTERM and 141 for a closed pipe.
+    It is 0 for success, 1 for what failed at work or has a fault, 2 for a command line that is refused, 130
+    after Ctrl-C, 143 after SIGTERM and 141 for a closed pipe.
     """
     prepare_streams()
     # By default torch's threads spin while they wait for each other, which made image generation six times
@@ -64,32 +65,38 @@ def main(argv: list[str] | None = None) -> int:
         return PIPE_CLOSED
     except OutputError as error:
         discard_output()
-        print(f"error: the output can't be written: {error}", file=sys.stderr)
-        return REFUSED
+        print(f"{heading('error:', 31)} the output can't be written: {error}", file=sys.stderr)
+        return FAILED
 
 
 def _parse_and_run(argv: list[str] | None) -> int:
     """The exit status; errors that a user can cause are printed as one line."""
-    args = argparse.Namespace()
+    words = sys.argv[1:] if argv is None else argv
+    as_json = "--json" in words[: words.index("--") if "--" in words else len(words)]
     try:
-        args = build_parser().parse_args(argv)
-        apply_revision(args)
-        return _run(args)
-    except SystemExit as end:  # argparse, after help or a usage error
+        args = build_parser().parse_args(words)
+        with notes(args.quiet):
+            apply_revision(args)
+            return _run(args)
+    except SystemExit as end:  # argparse, after help
         return end.code if isinstance(end.code, int) else REFUSED
+    except UsageError as error:
+        print(error.usage, end="", file=sys.stderr)
+        return _report(StoppedError(str(error), REFUSED), as_json)
     except BifronsError as error:
-        return _report(StoppedError(str(error), REFUSED), args)
+        return _report(StoppedError(str(error), status_of(error)), as_json)
     except StoppedError as error:
-        return _report(error, args)
+        return _report(error, as_json)
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return INTERRUPTED
+        return _report(StoppedError("interrupted", INTERRUPTED), as_json)
 
 
-def _report(error: StoppedError, args: argparse.Namespace) -> int:
-    """Print an error as one line, and with `--json` what was done before it; returns the exit status."""
-    print(printable(f"error: {error}" if error.status == REFUSED else str(error)), file=sys.stderr)
-    if getattr(args, "json", False):
+def _report(error: StoppedError, as_json: bool) -> int:
+    """Print an error as one line, with `--json` also as JSON beside what was done before it; returns the exit
+    status."""
+    prefix = f"{heading('error:', 31)} " if error.status in (FAILED, REFUSED) else ""
+    print(f"{prefix}{printable(str(error))}", file=sys.stderr)
+    if as_json:
         print(json.dumps({"error": str(error), **error.content}, ensure_ascii=False))
     return error.status
 
@@ -101,7 +108,7 @@ def run() -> NoReturn:
     for its threads.
     """
     status = main()
-    if sys.argv[1:2] == ["serve"]:
+    if "serve" in sys.argv[1:]:
         logging.shutdown()
         sys.stderr.flush()
         os._exit(status)

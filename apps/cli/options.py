@@ -6,16 +6,40 @@ from typing import Any
 
 from ...blocks.errors import OptionError
 from ...blocks.json_config import decode_json, shown
-from ..defaults import QUANTIZE_HELP
+from ..defaults import DEFAULT_MODEL, QUANTIZE_HELP, default_model
+
+MODEL_HELP = "a folder, a hub id (owner/name) or an embedded model"
 
 
-def add_loading(parser: Any) -> None:
-    """Add the options of device, dtype, quantization and memory."""
+def add_model(
+    parser: Any,
+    default: str | None = DEFAULT_MODEL,
+    default_help: str | None = None,
+    recipe: bool = False,
+    **settings: Any,
+) -> None:
+    """Add `-m` and how the model is loaded: the same options for every command that loads one.
+
+    `default` is the model where BIFRONS_MODEL names none; `settings` are those of argparse. The options of a
+    `recipe` are absent from the parsed arguments if they aren't given.
+    """
+    text = default_help or f"default: BIFRONS_MODEL, else {default}"
+    settings = {"default": None if default is None else default_model(default), **settings}
+    if recipe:
+        settings["default"] = argparse.SUPPRESS
+    parser.add_argument("-m", "--model", metavar="MODEL", help=f"{MODEL_HELP} ({text})", **settings)
+    add_loading(parser, argparse.SUPPRESS if recipe else None)
+
+
+def add_loading(parser: Any, default: str | None = None) -> None:
+    """Add the options of device, dtype, quantization and memory; `default` of what determines results."""
     parser.add_argument("--device", help="cpu, cuda, cuda:N or mps (default: the best available)")
     parser.add_argument(
-        "--dtype", help="float32, bfloat16 or float16 (default: float32 on the CPU, bfloat16 on GPUs)"
+        "--dtype",
+        default=default,
+        help="float32, bfloat16 or float16 (default: float32 on the CPU, bfloat16 on GPUs)",
     )
-    parser.add_argument("--quantize", help=QUANTIZE_HELP)
+    parser.add_argument("--quantize", default=default, metavar="KIND", help=QUANTIZE_HELP)
     add_revision(parser)
     parser.add_argument(
         "--device-map",
@@ -27,6 +51,7 @@ def add_loading(parser: Any) -> None:
         metavar="SIZES",
         help="memory for weights with auto or balanced, such as 0=20GiB,cpu=60GiB (default: all free)",
     )
+    add_eager(parser)
 
 
 def add_revision(parser: Any) -> None:
@@ -78,6 +103,11 @@ def add_eager(parser: Any) -> None:
     )
 
 
+def add_force(parser: Any) -> None:
+    """Add `--force`."""
+    parser.add_argument("-f", "--force", action="store_true", help="replace what is there already")
+
+
 def add_batch_size(parser: Any, done: str) -> None:
     """Add `--batch-size`: the number of pictures that are `done` together."""
     parser.add_argument(
@@ -111,6 +141,7 @@ def loading_options(args: argparse.Namespace) -> dict[str, Any]:
         "quantize": args.quantize,
         "device_map": None if args.device_map is None else parse_device_map(args.device_map),
         "max_memory": None if args.max_memory is None else parse_max_memory(args.max_memory),
+        "eager": args.eager,
     }
 
 

@@ -3,27 +3,35 @@
 import io
 import os
 import sys
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 
 
 class OutputError(Exception):
     """Standard output can't be written; it is told apart from other files, whose errors are `OSError`s."""
 
 
+@contextmanager
+def stdout_errors() -> Iterator[None]:
+    """What standard output refuses within becomes an `OutputError`; a closed pipe stays what it is."""
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise OutputError(error.strerror or str(error)) from error
+
+
 class _Stdout(io.TextIOWrapper):
     """Raises `OutputError` for any failure but a closed pipe."""
 
     def write(self, text: str) -> int:
-        try:
+        with stdout_errors():
             return super().write(text)
-        except OSError as error:
-            raise _named(error) from error
 
     def flush(self) -> None:
-        try:
+        with stdout_errors():
             super().flush()
-        except OSError as error:
-            raise _named(error) from error
 
 
 class _Stderr(io.TextIOWrapper):
@@ -37,10 +45,6 @@ class _Stderr(io.TextIOWrapper):
     def flush(self) -> None:
         with suppress(OSError):
             super().flush()
-
-
-def _named(error: OSError) -> Exception:
-    return error if isinstance(error, BrokenPipeError) else OutputError(error.strerror or str(error))
 
 
 def prepare_streams() -> None:

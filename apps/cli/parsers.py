@@ -7,14 +7,26 @@ from functools import partial
 from typing import Any
 
 from ..defaults import DEFAULT_GROUNDING_MODEL, DEFAULT_MODEL, version
+from .arguments import CommandParser
 from .bench import add_bench
 from .demo import add_demo
 from .eval_options import add_eval
-from .options import add_batch_size, add_eager, add_exif, add_loading, add_revision
+from .options import MODEL_HELP, add_batch_size, add_exif, add_force, add_model, add_revision
 from .serve import add_serve
 from .warmup import add_warmup
 
-_MODEL_HELP = "a folder, a hub id (owner/name) or an embedded model"
+_EPILOG = """\
+`bifrons COMMAND --help` lists a command's options, which may stand anywhere in the line.
+
+environment:
+  BIFRONS_MODEL    the model of commands without -m
+  BIFRONS_CACHE    folder of models from the hub (default: the hub's own, ~/.cache/huggingface/hub)
+  NO_COLOR         if set, no colours on terminals
+
+exit status:
+  0 done; 1 it failed at work; 2 the command line is refused; 130 ended by Ctrl-C
+
+With --json, errors are JSON on stdout as well: {"error": "..."}."""
 _TOP_P_HELP = "sample from the likeliest tokens whose probabilities add up to this"
 _TEMPERATURE_HELP = "0 always takes the likeliest token"
 
@@ -48,9 +60,11 @@ def _text_options() -> type:
 
 def build_parser() -> argparse.ArgumentParser:
     """The parser of all commands; imports nothing heavy."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="bifrons",
         description="Paint pictures from text and ask about pictures, with Janus-Pro and DeepSeek-VL2.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"bifrons {version()}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
@@ -70,20 +84,17 @@ def _command(commands: Any, name: str, text: str, defaults: Callable[[], type] |
     """Add the parser of a command; its help shows the defaults of the dataclass that `defaults` imports."""
     description = text[0].upper() + text[1:] + "."
     formatter = partial(_Formatter, defaults=defaults)
-    return commands.add_parser(name, help=text, description=description, formatter_class=formatter)
+    parser = commands.add_parser(name, help=text, description=description, formatter_class=formatter)
+    parser.add_argument(
+        "-q", "--quiet", action="store_true", help="no notes, warnings and progress on stderr; errors remain"
+    )
+    return parser
 
 
 def _add_json(parser: Any) -> None:
     parser.add_argument(
         "--json", action="store_true", help="print one JSON object to stdout and nothing else"
     )
-
-
-def _add_model(
-    parser: Any, default: str | None = DEFAULT_MODEL, default_help: str = f"default: {DEFAULT_MODEL}"
-) -> None:
-    parser.add_argument("-m", "--model", default=default, help=f"{_MODEL_HELP} ({default_help})")
-    add_loading(parser)
 
 
 def _add_optional(parser: Any, options: Iterable[tuple[str, type, str]]) -> None:
@@ -95,23 +106,25 @@ def _add_optional(parser: Any, options: Iterable[tuple[str, type, str]]) -> None
 
 def _add_generate(commands: Any) -> None:
     parser = _command(commands, "generate", "generate pictures from text", _image_options)
-    source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument(
-        "prompt", nargs="*", default=[], metavar="PROMPT", help="what to paint; several are allowed"
+    parser.add_argument(
+        "prompt",
+        nargs="*",
+        default=[],
+        metavar="PROMPT",
+        help="what to paint; several are allowed; - is a prompt on standard input",
     )
-    source.add_argument(
+    parser.add_argument(
         "--prompts",
         metavar="FILE",
         help="prompts from a .txt file (one a line; # begins a comment), or with settings of their own from "
         ".jsonl, .json or .csv; - is standard input",
     )
-    source.add_argument(
+    parser.add_argument(
         "--like",
         metavar="FILE",
         help="paint a generated picture again, with the model and settings of its file; options given win",
     )
-    _add_model(parser, None, f"default: {DEFAULT_MODEL}, or with --like the picture's")
-    add_eager(parser)
+    add_model(parser, None, f"default: BIFRONS_MODEL, else {DEFAULT_MODEL}, or with --like the picture's")
     parser.add_argument("-n", type=int, default=1, metavar="N", help="pictures per prompt (default: 1)")
     parser.add_argument(
         "--seed", type=int, metavar="N", help="seed of each prompt's first picture (default: random)"
@@ -133,8 +146,13 @@ def _add_generate(commands: Any) -> None:
         "Janus-Pro)",
     )
     parser.add_argument(
-        "-o", "--output", metavar="PATH", help="a folder, or a .png file for a single picture (default: out)"
+        "-o",
+        "--output",
+        metavar="PATH",
+        help="a folder, or for a single picture a .png, .jpg or .webp file, or - for a PNG on standard "
+        "output (default: out)",
     )
+    add_force(parser)
     parser.add_argument(
         "--skip-existing",
         action="store_true",
@@ -145,9 +163,8 @@ def _add_generate(commands: Any) -> None:
 
 
 def _add_answering(parser: Any) -> None:
-    _add_model(parser)
+    add_model(parser)
     add_exif(parser)
-    add_eager(parser)
     parser.add_argument("--seed", type=int, metavar="N", help="seed of sampling (default: random)")
     _add_optional(
         parser,
@@ -174,7 +191,7 @@ def _add_ask(commands: Any) -> None:
         "items",
         nargs="*",
         metavar="IMAGE ... QUESTION",
-        help="image files (- is standard input), then the question",
+        help="image files, then the question; - is standard input",
     )
     parser.add_argument(
         "--images",
@@ -206,21 +223,26 @@ def _add_chat(commands: Any) -> None:
 
 def _add_locate(commands: Any) -> None:
     parser = _command(commands, "locate", "locate what a phrase describes in a picture (DeepSeek-VL2)")
-    parser.add_argument("image", metavar="IMAGE", help="an image file")
-    parser.add_argument("phrase", metavar="PHRASE", help="what to look for, such as: the red star")
+    parser.add_argument("image", metavar="IMAGE", help="an image file, or - for standard input")
+    parser.add_argument("phrase", metavar="PHRASE", help="what to look for, such as: the red star; or -")
     add_exif(parser)
-    _add_model(parser, DEFAULT_GROUNDING_MODEL, f"default: {DEFAULT_GROUNDING_MODEL}")
+    add_model(parser, DEFAULT_GROUNDING_MODEL)
     parser.add_argument(
-        "-o", "--output", metavar="FILE", help="a .png file for the picture with the boxes drawn"
+        "-o",
+        "--output",
+        metavar="FILE",
+        help="a .png, .jpg or .webp file for the picture with the boxes drawn, or - for a PNG on standard "
+        "output (the boxes are then on stderr)",
     )
+    add_force(parser)
     _add_json(parser)
 
 
 def _add_encode(commands: Any) -> None:
     parser = _command(commands, "encode", "encode a picture as codes of the image tokenizer")
-    parser.add_argument("image", metavar="IMAGE", help="an image file")
+    parser.add_argument("image", metavar="IMAGE", help="an image file, or - for standard input")
     add_exif(parser)
-    _add_model(parser)
+    add_model(parser)
     parser.add_argument(
         "-o",
         "--output",
@@ -228,14 +250,21 @@ def _add_encode(commands: Any) -> None:
         help="a .json file (codes, grid and model) or a .npy file (codes only, in the shape of the grid); "
         "default: JSON on stdout",
     )
+    add_force(parser)
     _add_json(parser)
 
 
 def _add_decode(commands: Any) -> None:
     parser = _command(commands, "decode", "decode codes into a picture")
-    parser.add_argument("codes", metavar="CODES", help="a .json or .npy file written by `bifrons encode`")
-    _add_model(parser, None, "default: the one named in the file")
-    parser.add_argument("-o", "--output", metavar="PATH", help="a .png file (default: named after CODES)")
+    parser.add_argument("codes", metavar="CODES", help="a .json or .npy file of `bifrons encode`, or -")
+    add_model(parser, None, "default: the one named in the file")
+    parser.add_argument(
+        "-o",
+        "--output",
+        metavar="PATH",
+        help="a .png, .jpg or .webp file, or - for a PNG on standard output (default: named after CODES)",
+    )
+    add_force(parser)
     _add_json(parser)
 
 
@@ -249,14 +278,14 @@ def _add_info(commands: Any) -> None:
     parser = _command(
         commands, "info", "describe a model, its memory needs and whether its files are complete"
     )
-    parser.add_argument("model", metavar="MODEL", help=_MODEL_HELP)
+    parser.add_argument("model", metavar="MODEL", help=MODEL_HELP)
     add_revision(parser)
     _add_json(parser)
 
 
 def _add_convert(commands: Any) -> None:
     parser = _command(commands, "convert", "convert a model folder to safetensors in the original format")
-    parser.add_argument("source", metavar="SRC", help=_MODEL_HELP)
+    parser.add_argument("source", metavar="SRC", help=MODEL_HELP)
     parser.add_argument("target", metavar="DST", help="a new folder")
     parser.add_argument("--quantize", metavar="KIND", help="int8, int4 or fp8 weights in the decoder")
     parser.add_argument("--max-shard-size", metavar="SIZE", help="such as 500MB or 2GiB (default: 5GB)")

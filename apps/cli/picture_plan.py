@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import re
 import secrets
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,9 +10,10 @@ from typing import Any
 
 from ...blocks.errors import BifronsError, OptionError, PromptError, check_integer
 from ...janus.image_generation import ImageGenerationOptions, image_seeds
-from ..files import slug
-from .inputs import STDIN, picture_suffixes, user_path
+from ..files import PICTURE_FORMATS, exists_error, slug
+from .inputs import STDIN, picture_suffixes, stdin_text, user_path
 from .options import given_fields
+from .outputs import STDOUT, check_folder, check_output, or_list
 from .prompts_file import PromptEntry, read_prompts
 
 _DEFAULT_OUTPUT = "out"
@@ -37,13 +39,7 @@ def plan_pictures(args: argparse.Namespace) -> list[Picture]:
     ImageGenerationOptions(**options)
     check_integer("n", args.n, low=1)
     image_seeds(args.seed, 1, 1)
-    entries = [PromptEntry(text) for text in args.prompt]
-    if args.prompts is not None:
-        entries = read_prompts(args.prompts)
-    if not all(entry.prompt.strip() for entry in entries):
-        raise PromptError("a prompt is empty; say what to paint")
-    if STDIN in args.prompt:
-        raise PromptError("a prompt is -; accepted: a text, or --prompts - for prompts from standard input")
+    entries = _entries(args)
     counts = [
         _at(entry, check_integer, "num_images", entry.settings.get("num_images", args.n), 1)
         for entry in entries
@@ -51,7 +47,7 @@ def plan_pictures(args: argparse.Namespace) -> list[Picture]:
     total = sum(counts)
     if total > _MAX_PICTURES:
         raise OptionError(f"{total:,} pictures are asked for; accepted: at most {_MAX_PICTURES:,} at once")
-    folder, file = _target(args.output, total)
+    folder, file = _target(args, total)
     width, found = max(len(str(total)), _FILE_WIDTH if args.prompts is not None else 1), []
     for entry, count in zip(entries, counts, strict=True):
         own = {key: value for key, value in entry.settings.items() if key not in ("seed", "num_images")}
@@ -63,8 +59,27 @@ def plan_pictures(args: argparse.Namespace) -> list[Picture]:
         _at(entry, ImageGenerationOptions, **settings)
         for number in _at(entry, image_seeds, secrets.randbelow(2**32) if seed is None else seed, 1, count):
             name = f"{len(found) + 1:0{width}}-{slug(entry.prompt)}-seed{number}.png"
-            found.append(Picture(entry.prompt, number, settings, entry.where, file or folder / name))
+            path = file or folder / name
+            if not (args.force or args.skip_existing or path == STDOUT) and os.path.lexists(path):
+                raise OptionError(f"{exists_error(path)}; --skip-existing leaves it as it is")
+            found.append(Picture(entry.prompt, number, settings, entry.where, path))
     return found
+
+
+def _entries(args: argparse.Namespace) -> list[PromptEntry]:
+    """The prompts of the command line, of standard input or of a file. Raises `BifronsError`."""
+    if args.prompt and args.prompts is not None:
+        raise OptionError("prompts stand on the command line and in --prompts; accepted: one of them")
+    if args.prompts is not None:
+        return read_prompts(args.prompts)
+    if not args.prompt:
+        raise PromptError("there is no prompt; accepted: bifrons generate PROMPT, or --prompts FILE")
+    if args.prompt.count(STDIN) > 1:
+        raise PromptError("- is standard input, which holds one prompt; --prompts - reads one a line")
+    entries = [PromptEntry(stdin_text("a prompt") if text == STDIN else text) for text in args.prompt]
+    if not all(entry.prompt.strip() for entry in entries):
+        raise PromptError("a prompt is empty; say what to paint")
+    return entries
 
 
 def _at(entry: PromptEntry, check: Any, *args: Any, **options: Any) -> Any:
@@ -77,19 +92,35 @@ def _at(entry: PromptEntry, check: Any, *args: Any, **options: Any) -> Any:
         raise type(error)(f"{entry.where}: {error}") from error
 
 
-def _target(output: str | None, count: int) -> tuple[Path, Path | None]:
-    """The folder to write to, and the file of a single picture if one is named. Raises `OptionError`."""
-    target = user_path(output or _DEFAULT_OUTPUT)
+def _target(args: argparse.Namespace, count: int) -> tuple[Path, Path | None]:
+    """The folder to write to, and the file of a single picture if one is named, or `STDOUT`.
+
+    Raises `OptionError`, and `ResourceError` for a folder that can't be written to.
+    """
+    if args.skip_existing and args.force:
+        raise OptionError("--skip-existing leaves pictures that --force replaces; accepted: one of them")
+    output = args.output or _DEFAULT_OUTPUT
+    target = user_path(output)
     suffix = target.suffix.lower()
-    file = None if os.path.isdir(target) or suffix not in picture_suffixes() else target
-    if file is not None and suffix != ".png":
-        raise OptionError(f"output is {target}; accepted: a folder or a name that ends in .png")
-    if file is not None and count > 1:
-        raise OptionError(f"output is the file {target}, but {count} pictures are asked for; name a folder")
-    existing = folder = target.parent if file is not None else target
-    while not os.path.lexists(existing) and existing != existing.parent:
-        existing = existing.parent
-    if not os.path.isdir(existing) or not os.access(existing, os.W_OK):
-        problem = "may not be written to" if os.path.isdir(existing) else "is no folder"
-        raise OptionError(f"can't write {target}: {existing} {problem}; accepted: another --output")
-    return folder, file
+    if output == str(STDOUT):
+        if args.skip_existing:
+            raise OptionError("--skip-existing is for files; output is -")
+        file = check_output(output, force=True, json=args.json)
+    elif os.path.isdir(target) or output.endswith(("/", os.sep)) or not _names_a_file(suffix):
+        check_folder(target, target)
+        return target, None
+    elif suffix not in PICTURE_FORMATS:
+        raise OptionError(
+            f"output is {target}; accepted: a folder or a name that ends in {or_list(PICTURE_FORMATS)}"
+        )
+    else:
+        file = check_output(output, force=True)
+    if count > 1:
+        what = "-" if file == STDOUT else f"the file {target}"
+        raise OptionError(f"output is {what}, but {count} pictures are asked for; name a folder")
+    return file.parent, file
+
+
+def _names_a_file(suffix: str) -> bool:
+    """Whether a name that isn't there yet is meant for a file: `star.pgn` is, `runs.2` is a folder."""
+    return suffix in picture_suffixes() or bool(re.fullmatch(r"\.[a-z]{2,4}", suffix))

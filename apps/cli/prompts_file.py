@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from ...blocks.errors import BifronsError, OptionError, PromptError
+from ...blocks.errors import BifronsError, OptionError, PromptError, ResourceError
 from ...blocks.json_config import TABLE_BYTES, decode_json, shown
 from .inputs import STDIN, read_user_text, reason_of
 
@@ -53,7 +53,7 @@ def read_prompts(source: str) -> list[PromptEntry]:
     except (OSError, ValueError) as error:
         if isinstance(error, BifronsError):
             raise
-        raise OptionError(
+        raise ResourceError(
             f"{name} can't be read as prompts: {reason_of(error)}; accepted: .txt, .jsonl, .json, .csv files"
         ) from error
     if "\0" in text:

@@ -1,13 +1,13 @@
 """`bifrons serve`: the HTTP server."""
 
 import argparse
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ..defaults import DEFAULT_GROUNDING_MODEL, DEFAULT_MODEL
-from .options import add_eager, add_loading, add_no_warmup, given_fields, loading_options
+from ..defaults import DEFAULT_GROUNDING_MODEL, DEFAULT_MODEL, default_models
+from ..notes import note
+from .options import add_model, add_no_warmup, given_fields, loading_options
 
 _LIMITS = {
     "--max-queue": "rows that may wait; an answer takes one, a picture with guidance two",
@@ -22,16 +22,8 @@ _LIMITS = {
 def add_serve(commands: Any, command: Callable[..., Any]) -> None:
     """Add the parser of `serve`; imports nothing heavy."""
     parser = command(commands, "serve", "serve an OpenAI-compatible API over HTTP")
-    parser.add_argument(
-        "-m",
-        "--model",
-        action="append",
-        metavar="MODEL",
-        help="a folder, a hub id (owner/name) or an embedded model; may be repeated "
-        f"(default: {DEFAULT_MODEL} and {DEFAULT_GROUNDING_MODEL})",
-    )
-    add_loading(parser)
-    add_eager(parser)
+    default = f"default: BIFRONS_MODEL, else {DEFAULT_MODEL} and {DEFAULT_GROUNDING_MODEL}"
+    add_model(parser, None, f"may be repeated; {default}", action="append")
     _add_access(parser)
     parser.add_argument(
         "--threads",
@@ -93,15 +85,15 @@ def serve(args: argparse.Namespace) -> int:
     keys = None if args.api_key_file is None else read_keys(args.api_key_file)
     hosts = accepted_hosts(args.host, args.allowed_host)
     if keys is None and not is_loopback(args.host):
-        print(f"note: without --api-key-file, anyone who reaches {args.host} may use it", file=sys.stderr)
+        note(f"note: without --api-key-file, anyone who reaches {args.host} may use it")
     with listen(args.host, args.port) as listener:
         registry = ModelRegistry(options)
-        for model in args.model or [DEFAULT_MODEL, DEFAULT_GROUNDING_MODEL]:
-            registry.load(model, **loading_options(args), eager=args.eager)
+        for model in args.model or default_models():
+            registry.load(model, **loading_options(args))
         set_num_threads(args.threads, [served.pipe.model.decoder for served in registry.models.values()])
         registry.open()
         for served in registry.models.values():
-            print(f"{served.name}: a cache of {served.capacity}", file=sys.stderr)
+            note(f"{served.name}: a cache of {served.capacity}")
         if not args.no_warmup:
             registry.warm_up()
         registry.start()

@@ -119,6 +119,8 @@ def apply_like(args: argparse.Namespace) -> Painting | None:
     """
     if args.like is None:
         return None
+    if args.prompt or args.prompts is not None:
+        raise OptionError("--like has the prompt of its picture; accepted: it alone, or prompts")
     painting = read_painting(args.like)
     settings, options = painting.settings, painting.options
     args.prompt = [settings["prompt"]]

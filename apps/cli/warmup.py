@@ -5,20 +5,13 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from ..defaults import DEFAULT_MODEL
-from .options import add_loading, loading_options
+from .options import add_model, loading_options
 
 
 def add_warmup(commands: Any, command: Callable[..., Any]) -> None:
     """Add the parser of `warmup`; imports nothing heavy."""
     parser = command(commands, "warmup", "compile a model's kernels, so that serve and demo start faster")
-    parser.add_argument(
-        "-m",
-        "--model",
-        default=DEFAULT_MODEL,
-        help=f"a folder, a hub id (owner/name) or an embedded model (default: {DEFAULT_MODEL})",
-    )
-    add_loading(parser)
+    add_model(parser)
 
 
 def warmup(args: argparse.Namespace) -> int:

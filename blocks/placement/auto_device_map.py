@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from ..device import free_bytes
-from ..errors import OptionError
+from ..errors import OptionError, ResourceError
 from .layout import CPU, DevicePlacement, longest_prefix, offloaded_units, parse_device
 from .memory_budget import size_text
 
@@ -78,7 +78,7 @@ def infer_placement(
                 return placement
     allowed = ", ".join(f"{size_text(size)} on {device}" for device, size in memory.items())
     room = f" beside {size_text(largest)} on a GPU for what moves there" if gpus and CPU in memory else ""
-    raise OptionError(
+    raise ResourceError(
         f"{name} needs {size_text(total)} for its weights{room}, and these may take {allowed}; accepted: "
         "what fits there, such as a smaller dtype, quantized weights or more devices (the disk is not used)"
     )

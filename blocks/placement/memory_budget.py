@@ -8,7 +8,7 @@ from torch import nn
 
 from ..checkpoints.quantize import check_device, model_bytes
 from ..device import free_bytes
-from ..errors import OptionError
+from ..errors import ResourceError
 from ..kernels.codec import KINDS
 from ..model.context import DeviceLayout
 from .memory_estimate import Workload
@@ -38,7 +38,7 @@ def check_weights(
     keep_float32: Callable[[str], bool],
     instead: str = "",
 ) -> None:
-    """Raise `OptionError` for weights that exceed a device's free memory or whose dtype it lacks.
+    """Raise `ResourceError` for weights that exceed a device's free memory or whose dtype it lacks.
 
     `model` is a plain one on meta; its weights will be quantized to `kind`. The message names the model
     `name`, lists smaller forms with their sizes, and ends with `instead`, another way out.
@@ -53,7 +53,7 @@ def check_weights(
     forms += [(f"as bfloat16 with {k} weights", torch.bfloat16, k) for k in KINDS]
     sizes = [(text, model_bytes(model, form, k, keep_float32)) for text, form, k in forms]
     smaller = ", ".join(f"{size_text(size)} {text}" for text, size in sizes if size < needed)
-    raise OptionError(
+    raise ResourceError(
         f"{name} needs {size_text(needed)} for its weights as {form_text(dtype, kind)} on {device}, where "
         f"{size_text(free)} are free; accepted: what fits{f' ({smaller})' if smaller else ''}{instead}"
     )

@@ -14,6 +14,7 @@ import zipfile
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -54,11 +55,11 @@ def bifrons(capsys) -> Callable[..., Result]:
 
 @pytest.fixture
 def refused(bifrons) -> Callable[..., str]:
-    """Runs a command that must fail with a one-line error and nothing else; returns the message."""
+    """Runs a command that must be refused with a one-line error and nothing else; returns the message."""
 
-    def run(*argv: object) -> str:
+    def run(*argv: object, status: int = 2) -> str:
         result = bifrons(*argv)
-        assert result.status == 2
+        assert result.status == status
         assert result.out == ""
         lines = [line for line in result.err.splitlines() if line.startswith("error: ")]
         assert len(lines) == 1
@@ -66,6 +67,12 @@ def refused(bifrons) -> Callable[..., str]:
         return result.err[result.err.index("error: ") :]
 
     return run
+
+
+@pytest.fixture
+def failed(refused) -> Callable[..., str]:
+    """`refused` for a command that must fail at its work: its exit status is 1."""
+    return partial(refused, status=1)
 
 
 @pytest.fixture

@@ -31,7 +31,7 @@ def run_command(*argv: object) -> None:
         raise Broken(MEMORY, f"{argv[0]}: {err.getvalue()[-300:]}")
     if status not in (0, 1, 2):
         raise Broken(TRACEBACK, f"{argv[0]} has the status {status}")
-    if status == 2:
+    if status == 2 or (status == 1 and argv[0] != "info"):
         refusals = [line for line in err.getvalue().splitlines() if line.startswith(("error: ", "usage: "))]
         if not refusals:
             raise Broken(TRACEBACK, f"{argv[0]} refuses without a reason: {text[-300:]!r}")

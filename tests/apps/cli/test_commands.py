@@ -64,11 +64,14 @@ def test_generate_into_a_folder(bifrons, janus_mini, tmp_path):
     assert {settings[name] for name in ("seed", "top_k", "guidance_scale")} == {"6", "40", "5.0"}
     assert settings["model"] == str(janus_mini)
 
-    again = bifrons(*words, "--top-k", 40)
-    assert len(list(target.iterdir())) == 8
-    assert again.out.splitlines()[0].endswith("1-a-red-apple-seed5-2.png")
-    other = target / "1-a-red-apple-seed5-2.png"
-    assert Image.open(other).tobytes() == Image.open(files[0]).tobytes()
+    before = files[0].read_bytes()
+    again = bifrons(*words)
+    assert (again.status, again.out) == (2, "")
+    assert again.err.startswith(f"error: {files[0]} exists; accepted: another --output, or --force")
+    assert files[0].read_bytes() == before
+    assert bifrons(*words, "--force").out == first.out
+    assert sorted(target.iterdir()) == files
+    assert files[0].read_bytes() != before  # without --top-k
 
 
 def test_generate_passes_on_every_option(bifrons, janus_mini, tmp_path, monkeypatch):
@@ -125,7 +128,7 @@ def test_chat_remembers_until_reset(bifrons, janus_mini, picture, monkeypatch):
 
     monkeypatch.setattr(JanusPipeline, "chat", spy)
     result = bifrons("chat", "-m", janus_mini, "--system", "S.", "--max-new-tokens", 4, "--device", "cpu")
-    assert result.status == 2  # the exit status tells a script that lines failed
+    assert result.status == 1  # the exit status tells a script that lines failed
     assert result.err.count("error: ") == 2
     assert [role for role, _ in seen[1]] == ["system", "user", "assistant", "user"]
     assert [size for role, size in seen[1] if role == "user"] == [1, 2]  # text only; image and text

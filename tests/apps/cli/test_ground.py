@@ -69,7 +69,7 @@ def test_an_answer_without_boxes_is_printed_as_not_found(picture, capsys) -> Non
     [
         (["the star", "-m", "janus-nano"], "does not point at things"),
         (["  ", "-m", MINI], "phrase is empty"),
-        (["the star", "-m", MINI, "-o", "x.jpg"], "ends in .png"),
+        (["the star", "-m", MINI, "-o", "x.gif"], "ends in .png, .jpg, .jpeg or .webp"),
     ],
 )
 def test_refusals(picture, capsys, arguments, message) -> None:

@@ -89,11 +89,11 @@ def test_a_size_travels_too(painted, bifrons, tmp_path):
     assert (tmp_path / "big.png").read_bytes() == (tmp_path / "again.png").read_bytes()
 
 
-def test_files_without_settings_are_refused(painted, refused, tmp_path):
+def test_files_without_settings_fail(painted, failed, tmp_path):
     for command in (("show",), ("generate", "--like")):
-        text = refused(*command, painted / "plain.png")
+        text = failed(*command, painted / "plain.png")
         assert "plain.png holds no settings of a generated picture; accepted: a PNG, JPEG, WebP" in text
-        assert "nothing.png" in refused(*command, tmp_path / "nothing.png")
+        assert "nothing.png" in failed(*command, tmp_path / "nothing.png")
 
 
 @pytest.mark.parametrize(
@@ -114,18 +114,18 @@ def test_files_without_settings_are_refused(painted, refused, tmp_path):
         ({"resize": "99999x99999"}, "resize is '99999x99999'"),
     ],
 )
-def test_hostile_settings_are_refused(settings, message, refused, tmp_path):
+def test_hostile_settings_are_refused(settings, message, failed, tmp_path):
     path = write(tmp_path / "a.png", **settings)
-    assert message in refused("generate", "--like", path)
-    assert message in refused("show", path)
+    assert message in failed("generate", "--like", path)
+    assert message in failed("show", path)
 
 
 @pytest.mark.parametrize("model", ["someone/large", "//host/share/model", "\\\\host\\share", "no-folder"])
-def test_a_name_in_a_file_downloads_nothing(model, refused, tmp_path, monkeypatch):
+def test_a_name_in_a_file_downloads_nothing(model, failed, tmp_path, monkeypatch):
     asked = []
     real = show.open_model
     monkeypatch.setattr(show, "open_model", lambda *args, **more: (asked.append(more), real(*args, **more)))
-    text = refused("generate", "--like", write(tmp_path / "a.png", model=model))
+    text = failed("generate", "--like", write(tmp_path / "a.png", model=model))
     assert "which is not on this machine; accepted: its name or folder by -m" in text
     assert asked == ([] if model.startswith(("/", "\\")) else [{"local_files_only": True}])
 

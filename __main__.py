@@ -1,0 +1,5 @@
+"""`python -m bifrons`: the command line."""
+
+from .apps.cli.main import run
+
+run()
