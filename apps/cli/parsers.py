@@ -106,24 +106,7 @@ def _add_optional(parser: Any, options: Iterable[tuple[str, type, str]]) -> None
 
 def _add_generate(commands: Any) -> None:
     parser = _command(commands, "generate", "generate pictures from text", _image_options)
-    parser.add_argument(
-        "prompt",
-        nargs="*",
-        default=[],
-        metavar="PROMPT",
-        help="what to paint; several are allowed; - is a prompt on standard input",
-    )
-    parser.add_argument(
-        "--prompts",
-        metavar="FILE",
-        help="prompts from a .txt file (one a line; # begins a comment), or with settings of their own from "
-        ".jsonl, .json or .csv; - is standard input",
-    )
-    parser.add_argument(
-        "--like",
-        metavar="FILE",
-        help="paint a generated picture again, with the model and settings of its file; options given win",
-    )
+    _add_prompts(parser)
     add_model(parser, None, f"default: BIFRONS_MODEL, else {DEFAULT_MODEL}, or with --like the picture's")
     parser.add_argument("-n", type=int, default=1, metavar="N", help="pictures per prompt (default: 1)")
     parser.add_argument(
@@ -160,6 +143,28 @@ def _add_generate(commands: Any) -> None:
     )
     add_batch_size(parser, "painted")
     _add_json(parser)
+
+
+def _add_prompts(parser: Any) -> None:
+    """What `generate` paints."""
+    parser.add_argument(
+        "prompt",
+        nargs="*",
+        default=[],
+        metavar="PROMPT",
+        help="what to paint; several are allowed; - is a prompt on standard input",
+    )
+    parser.add_argument(
+        "--prompts",
+        metavar="FILE",
+        help="prompts from a .txt file (one a line; # begins a comment), or with settings of their own from "
+        ".jsonl, .json or .csv; - is standard input",
+    )
+    parser.add_argument(
+        "--like",
+        metavar="FILE",
+        help="paint a generated picture again, with the model and settings of its file; options given win",
+    )
 
 
 def _add_answering(parser: Any) -> None:
