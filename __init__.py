@@ -5,6 +5,8 @@
 >>> pipe.generate("a photo of a red circle", seed=1)[0].save("circle.png")
 """
 
+import os
+import sys
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -59,7 +61,16 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from importlib import import_module
 
-    return getattr(import_module(f".{_HOMES[name]}", __name__), name)
+    # OpenMP reads how threads wait for each other when torch loads it. They spin by default, which is many
+    # times slower on a busy machine. The variable is set until then only; a value set by the user wins.
+    passive = "torch" not in sys.modules and "OMP_WAIT_POLICY" not in os.environ
+    if passive:
+        os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
+    try:
+        return getattr(import_module(f".{_HOMES[name]}", __name__), name)
+    finally:
+        if passive:
+            os.environ.pop("OMP_WAIT_POLICY", None)
 
 
 def __dir__() -> list[str]:

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from .errors import BifronsError, OptionError
+from .torch_threads import computing_threads, suitable_threads
 
 DTYPES = {
     "float32": torch.float32,
@@ -148,17 +149,20 @@ _process_settings = _ProcessSettings()
 
 
 @contextmanager
-def inference_on(device: torch.device) -> Iterator[None]:
-    """`plain_torch`, with a GPU as the thread's current device.
+def inference_on(device: torch.device, decoder: nn.Module | None = None) -> Iterator[None]:
+    """`plain_torch`, with a GPU as the thread's current device, and as many threads as suit a decoder.
 
     Triton launches kernels on the thread's current device, wherever the tensors are.
     """
     current = torch.cuda.device(device) if device.type == "cuda" else nullcontext()
-    with plain_torch(), current:
+    threads = None if decoder is None or device.type != "cpu" else suitable_threads(decoder)
+    with plain_torch(), current, computing_threads(threads):
         yield
 
 
 class _OnDevice(Protocol):
+    model: Any
+
     @property
     def device(self) -> torch.device: ...
 
@@ -170,7 +174,7 @@ def inference(
 
     @wraps(method)
     def run(pipeline: Pipeline, *args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
-        with inference_on(pipeline.device):
+        with inference_on(pipeline.device, pipeline.model.decoder):
             return method(pipeline, *args, **kwargs)
 
     return run

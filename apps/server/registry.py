@@ -15,6 +15,7 @@ from ...blocks.errors import OptionError, check_integer
 from ...blocks.placement.memory_budget import size_text
 from ...blocks.sampling.request import Request as GenerationRequest
 from ...blocks.sampling.request import TokenHead
+from ...blocks.torch_threads import is_small, set_threads
 from ..pipelines import as_janus, label, load_pipeline
 from ..warmup import warm_up
 from .errors import ApiError, invalid_value
@@ -33,14 +34,6 @@ _MakeRequests = Callable[[], Awaitable[list[GenerationRequest]]]
 
 SHORT_TEXT = 2000
 """Characters that are tokenized and embedded faster than they are handed to another thread and back."""
-SMALL_DECODER = 50_000_000
-"""Number of weights below which a decoder on the CPU computes with one thread by default. One thread was
-measured to be faster for janus-nano (13 million weights); the best limit was not measured.
-
-A scheduler's thread has OpenMP threads of its own beside those of the thread that loaded the model. When
-together they outnumber the cores, threads go to sleep some 270 times in a decoding step of janus-nano,
-probably after each product.
-"""
 
 
 class ServedModel:
@@ -228,12 +221,6 @@ def set_num_threads(threads: int | None, decoders: Iterable[Any]) -> None:
     else torch's default. Raises `OptionError` if `threads` is less than 1.
     """
     if threads is not None:
-        torch.set_num_threads(check_integer("threads", threads, low=1))
-    elif "OMP_NUM_THREADS" not in os.environ and all(map(_is_small, decoders)):
+        set_threads(check_integer("threads", threads, low=1))
+    elif "OMP_NUM_THREADS" not in os.environ and all(map(is_small, decoders)):
         torch.set_num_threads(1)
-
-
-def _is_small(decoder: Any) -> bool:
-    if decoder.device.type != "cpu":
-        return False
-    return sum(weight.numel() for weight in decoder.parameters()) < SMALL_DECODER

@@ -137,7 +137,7 @@ class Scheduler:
             return
         try:
             self._stepping_thread = threading.get_ident()
-            with inference_on(self.decoder.device):
+            with inference_on(self.decoder.device, self.decoder):
                 work()
         finally:
             self._stepping_thread = None

@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from ...blocks.device import free_bytes, resolve_device
 from ...blocks.errors import BifronsError, OptionError, check_integer
+from ...blocks.torch_threads import set_threads
 from .record import recorded
 
 T = TypeVar("T")
@@ -143,8 +144,7 @@ def run_workers(
 
 
 def _run_here(worker: Worker[T], items: Sequence[T], device: str, threads: int, bar: tqdm) -> None:
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
+    set_threads(threads)
 
     def advance(number: int) -> None:
         bar.update(number)
@@ -152,7 +152,7 @@ def _run_here(worker: Worker[T], items: Sequence[T], device: str, threads: int, 
     try:
         worker(items, device, advance)
     finally:
-        torch.set_num_threads(before)
+        set_threads(None)
 
 
 def _run_children(
@@ -209,7 +209,7 @@ def _follow(children: Sequence[Any], messages: Any, bar: tqdm) -> None:
 def _child(worker: Worker[T], share: Sequence[T], device: str, threads: int, messages: Any) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent too, which ends its children
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    torch.set_num_threads(threads)
+    set_threads(threads)
     tqdm.set_lock(threading.RLock())  # tqdm's own is shared between processes and would leak
     try:
         worker(share, device, lambda number: messages.put(("advance", number)))

@@ -9,12 +9,14 @@ import torch
 from bifrons.apps.cli.main import main
 from bifrons.apps.server import middleware, registry
 from bifrons.apps.server.middleware import BodyLimit, key_matches, read_keys
-from bifrons.apps.server.registry import SMALL_DECODER, public_name, set_num_threads
+from bifrons.apps.server.registry import public_name, set_num_threads
 from bifrons.apps.server.stream_text import StopStringFilter
 from bifrons.apps.server.url_fetch import GuardedBackend, check_url, fetch, is_public
+from bifrons.blocks import torch_threads
 from bifrons.blocks.errors import OptionError, PictureError
 from bifrons.blocks.model.context import DecoderConfig
 from bifrons.blocks.model.decoder import Decoder
+from bifrons.blocks.torch_threads import SMALL_DECODER
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -232,6 +234,7 @@ def test_the_name_of_a_model_in_a_folder_omits_its_path(janus_mini):
 )
 def test_small_models_run_on_one_thread_by_default(monkeypatch, asked, environment, widths, expected):
     set_to = []
+    monkeypatch.setattr(torch_threads, "_chosen", False)
     monkeypatch.setattr(torch, "set_num_threads", set_to.append)
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     if environment is not None:
