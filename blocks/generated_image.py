@@ -7,7 +7,7 @@ files have all of them as a JSON object in the UserComment of EXIF.
 import hashlib
 import json
 import os
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
@@ -102,6 +102,12 @@ class GeneratedImage(Image.Image):
         elif kind in EXIF_FORMATS and text_chunks(self):
             params["exif"] = exif_with_settings(self, params.get("exif"))
         super().save(fp, format, **params)
+
+
+class GeneratedImages(NamedTuple):
+    """The result of calling a pipeline, in the form of diffusers: `pipe(prompt).images`."""
+
+    images: list[Image.Image]
 
 
 def _format_of(fp: Any) -> str:

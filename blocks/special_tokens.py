@@ -1,10 +1,11 @@
 """Texts of people among texts with special tokens: in the former their names are text like any other."""
 
 from bisect import bisect_right
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from itertools import accumulate, groupby
 
 from tokenizers import Tokenizer
+from torch import Tensor
 
 
 class PlainText(str):
@@ -19,6 +20,16 @@ def strip_pieces(pieces: Sequence[str]) -> list[str]:
         stripped[0] = type(stripped[0])(stripped[0].lstrip())
         stripped[-1] = type(stripped[-1])(stripped[-1].rstrip())
     return stripped
+
+
+def leading_space(logits_V: Tensor, decode: Callable[[list[int]], str]) -> str:
+    """The white space with which a model begins its text, given the logits of the first token: that of the
+    likeliest such token if together they are likelier than all others; else none."""
+    likeliest = logits_V.softmax(-1).topk(min(100, len(logits_V)))
+    texts = [decode([token]) for token in likeliest.indices.tolist()]
+    spaces = [text[: len(text) - len(text.lstrip())] for text in texts]
+    share = sum(p for p, space in zip(likeliest.values.tolist(), spaces, strict=True) if space)
+    return next(filter(None, spaces)) if share > 0.5 else ""
 
 
 class PieceEncoder:

@@ -3,20 +3,19 @@
 N images, L prompt tokens, T image tokens of an image, D decoder width, C codebook size, S image side.
 """
 
-import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from functools import partial
 
-import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
-from ..blocks.chat.text_generation import MAX_SEED, score_tokens
+from ..blocks.chat.text_generation import score_tokens
 from ..blocks.device import check_finite, not_finite
 from ..blocks.engine.generate import Sequences, scheduler_of
-from ..blocks.errors import OptionError, as_python_numbers, check_integer, check_number, python_number, shown
+from ..blocks.errors import OptionError, as_python_numbers, check_number
+from ..blocks.generation_step import Callback, GenerationStep
 from ..blocks.graphs.cuda_graphs import is_row_invariant
 from ..blocks.placement.loaded_pipeline import LoadedPipeline
 from ..blocks.placement.memory_budget import batch_over_devices, batch_that_fits
@@ -27,8 +26,6 @@ from .model import JanusModel
 from .variants import image_generation_workload
 
 _PRIORITY = 1  # after chats
-Callback = Callable[[int, int, Tensor], None]
-"""`callback(step, total, codes)`, called after each step with the codes so far, int64 `[n, step]`."""
 
 
 @dataclass(frozen=True)
@@ -65,30 +62,6 @@ class ImageGenerationOptions:
     def sampling(self) -> SamplingParams:
         scale = self.guidance_scale if self.guided else None
         return SamplingParams(self.temperature, self.top_k, self.top_p, scale)
-
-
-def image_seeds(seed: Any, prompts: int, per_prompt: int) -> list[int]:
-    """One seed per image, prompt-major.
-
-    From a number, image j of every prompt gets `seed + j` (0 follows the largest), so an image's seed does
-    not depend on the other prompts of the call. None is a random start for each prompt. A list, array or
-    tensor has one start per prompt or one seed per image. Raises `OptionError`.
-    """
-    seed = python_number(seed)
-    if seed is None:
-        starts = [secrets.randbelow(2**32) for _ in range(prompts)]
-    elif isinstance(seed, int):
-        starts = [check_integer("seed", seed, 0, MAX_SEED)] * prompts
-    else:
-        starts = list(seed) if isinstance(seed, Sequence | np.ndarray | Tensor) else []
-        if isinstance(seed, str) or len(starts) not in (prompts, prompts * per_prompt):
-            raise OptionError(
-                f"seed is {shown(seed)}; accepted: None, a whole number, or a list of {prompts} (one per "
-                f"prompt) or {prompts * per_prompt} (one per picture)"
-            )
-        starts = [check_integer("seed", start, 0, MAX_SEED) for start in starts]
-    count = prompts * per_prompt // max(1, len(starts))
-    return [(start + index) % (MAX_SEED + 1) for start in starts for index in range(count)]
 
 
 def _input_device(model: JanusModel) -> torch.device:
@@ -149,7 +122,8 @@ def generate_codes(
         sequences = image_sequences(model, cond[part], uncond and uncond[part], options, seeds[part])
         for step, _ in enumerate(sequences.run(model.decoder), start=1):
             if callback is not None:
-                callback(step, total, torch.tensor([codes[:step] for codes in sequences.tokens]))
+                so_far = torch.tensor([codes[:step] for codes in sequences.tokens])
+                callback(GenerationStep.of(so_far, total, partial(decode_images, model)), total, so_far)
         batches.append(torch.tensor(sequences.tokens))
     return torch.cat(batches)
 

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, overload
 
 import torch
 from PIL import Image
@@ -14,8 +14,11 @@ from ..blocks.checkpoints.hub import ModelFolder
 from ..blocks.checkpoints.key_mapping import check_counts
 from ..blocks.checkpoints.reader import list_tensors
 from ..blocks.device import inference, plain_torch
-from ..blocks.errors import OptionError, PromptError, check_integer
-from ..blocks.generated_image import GeneratedImage
+from ..blocks.errors import OptionError, check_integer
+from ..blocks.generated_image import GeneratedImage, GeneratedImages
+from ..blocks.generation_step import Callback, followed
+from ..blocks.image_codes import check_codes
+from ..blocks.image_prompts import NegativePrompt, Seed, image_seeds, negative_prompts, prompt_list
 from ..blocks.placement.arguments import open_pretrained, pick_dtype
 from ..blocks.placement.auto_device_map import MaxMemory
 from ..blocks.placement.device_map import DeviceMap
@@ -25,7 +28,7 @@ from ..tokenizers.text import TextTokenizer
 from . import image_generation
 from .config import parse_config, read_guidance_scale
 from .convert import original_files
-from .image_generation import ImageGenerationOptions, image_info, image_seeds
+from .image_generation import ImageGenerationOptions, image_info
 from .model import JanusModel, Parts, check_parts
 from .processor import JanusProcessor
 from .weight_names import pick_key_map
@@ -108,34 +111,55 @@ class JanusPipeline(ChatPipeline):
             return super().files_to_save(src, dtype)
         return original_files(src, self.model.config, dtype)
 
+    def __call__(self, prompt: str | Sequence[str], *args: Any, **options: Any) -> GeneratedImages:
+        """`generate` as a pipeline of diffusers is called: the images are `pipe(prompt).images`."""
+        return GeneratedImages(self.generate(prompt, *args, **options))
+
+    @overload
+    def generate(
+        self, prompt: str | Sequence[str], num_images_per_prompt: int = ..., seed: Seed = ...,
+        guidance_scale: float | None = ..., temperature: float = ..., top_k: int = ..., top_p: float = ...,
+        negative_prompt: NegativePrompt = ..., output_type: Literal["pil"] = ...,
+        callback: Callback | None = ..., progress: bool | None = ...,
+    ) -> list[Image.Image]: ...  # fmt: skip
+
+    @overload
+    def generate(
+        self, prompt: str | Sequence[str], num_images_per_prompt: int = ..., seed: Seed = ...,
+        guidance_scale: float | None = ..., temperature: float = ..., top_k: int = ..., top_p: float = ...,
+        negative_prompt: NegativePrompt = ..., *, output_type: Literal["codes"],
+        callback: Callback | None = ..., progress: bool | None = ...,
+    ) -> Tensor: ...  # fmt: skip
+
     @inference
     def generate(
         self,
         prompt: str | Sequence[str],
         num_images_per_prompt: int = 1,
-        seed: int | Sequence[int] | None = None,
+        seed: Seed = None,
         guidance_scale: float | None = None,
         temperature: float = ImageGenerationOptions.temperature,
         top_k: int = ImageGenerationOptions.top_k,
         top_p: float = ImageGenerationOptions.top_p,
-        negative_prompt: str | None = None,
+        negative_prompt: NegativePrompt = None,
         output_type: Literal["pil", "codes"] = "pil",
-        callback: image_generation.Callback | None = None,
+        callback: Callback | None = None,
+        progress: bool | None = None,
     ) -> list[Image.Image] | Tensor:
         """Generate images from text.
 
         Args:
-            prompt: a text, or a list of texts.
-            num_images_per_prompt: number of images of each prompt.
+            prompt, num_images_per_prompt: a text, or a list of texts; the number of images of each.
             seed: 0 to 2**64 - 1; image j of each prompt has seed `seed + j`. A list has one per prompt or
                 image; None is random. An image depends on its seed, not on the other images in the call.
             guidance_scale: classifier-free guidance; 1 is none, None is `self.guidance_scale`.
-            temperature: 0 is greedy.
-            top_k: sample from this many most likely image tokens; 0 is all, as in the reference.
+            temperature, top_k: 0 is greedy; sample from this many most likely image tokens, 0 is all.
             top_p: sample from the smallest set of most likely tokens with this total probability; 1 is all.
-            negative_prompt: a text to guide away from; it replaces the unconditional prompt.
+            negative_prompt: a text to guide away from in place of the unconditional prompt; or one per prompt.
             output_type: `pil` for images, `codes` for their image tokens.
-            callback: `callback(step, total, codes)` after each step; an exception from it stops the call.
+            callback: `callback(step, total, codes)` after each step, which it may stop by an exception;
+                `step.preview()` gives the images so far.
+            progress: a progress bar on stderr; None is on a terminal and in a notebook only.
 
         Returns:
             PIL images with their settings in `info`, or codes, int64 `[N, T]`; prompt-major.
@@ -143,38 +167,38 @@ class JanusPipeline(ChatPipeline):
         Raises:
             PromptError, OptionError: an argument is not accepted, or a needed part was not loaded.
         """
-        scale = self.guidance_scale if guidance_scale is None else guidance_scale
-        options = ImageGenerationOptions(scale, temperature, top_k, top_p, negative_prompt)
         count = check_integer("num_images_per_prompt", num_images_per_prompt, low=1)
         if output_type not in ("pil", "codes"):
             raise OptionError(f"output_type is {output_type!r}; accepted: 'pil' or 'codes'")
-        prompts = [prompt] if isinstance(prompt, str) else list(prompt)
-        if not prompts:
-            raise PromptError("no prompt was given; accepted: a text or a list of at least one")
+        prompts = prompt_list(prompt)
+        scale = self.guidance_scale if guidance_scale is None else guidance_scale
+        negative = negative_prompts(negative_prompt, len(prompts))
+        options = [ImageGenerationOptions(scale, temperature, top_k, top_p, text) for text in negative]
         seeds = image_seeds(seed, len(prompts), count)
-        codes = self._generate_codes(prompts, count, seeds, options, callback)
+        with followed(callback, len(seeds) * self.model.config.num_codes, progress) as report:
+            codes = self._generate_codes(prompts, count, seeds, options, report)
         if output_type == "codes":
             return codes
+        infos = [image_info(self, prompts[i // count], s, options[i // count]) for i, s in enumerate(seeds)]
         images = image_generation.decode_images(self.model, codes)
-        infos = (image_info(self, prompts[i // count], seed, options) for i, seed in enumerate(seeds))
-        return [GeneratedImage.of(image, info) for image, info in zip(images, infos, strict=True)]
+        return list[Image.Image](map(GeneratedImage.of, images, infos))
 
     def _generate_codes(
         self,
         prompts: Sequence[str],
         count: int,
         seeds: Sequence[int],
-        options: ImageGenerationOptions,
-        callback: image_generation.Callback | None,
+        options: Sequence[ImageGenerationOptions],
+        callback: Callback | None,
     ) -> Tensor:
-        """Codes of `count` images of each prompt."""
+        """Codes of `count` images of each prompt, whose options differ in their negative prompts alone."""
         cond, uncond = [], []
-        for text in prompts:
-            cond_ids, uncond_ids = self.processor.generation_ids(text, options.negative_prompt)
+        for text, own in zip(prompts, options, strict=True):
+            cond_ids, uncond_ids = self.processor.generation_ids(text, own.negative_prompt)
             cond += [cond_ids] * count
             uncond += [uncond_ids] * count
-        uncond = uncond if options.guided else None
-        return image_generation.generate_codes(self.model, cond, uncond, options, seeds, callback)
+        guided = uncond if options[0].guided else None
+        return image_generation.generate_codes(self.model, cond, guided, options[0], seeds, callback)
 
     @inference
     def encode_image(self, image: Any, *, exif: str = "apply") -> Tensor:
@@ -189,37 +213,19 @@ class JanusPipeline(ChatPipeline):
     @inference
     def decode_codes(self, codes: Tensor | Sequence[int]) -> list[Image.Image]:
         """The images of codes `[T]` or `[N, T]`. Raises `OptionError` for codes of other shapes or values."""
-        checked, total = self._check_codes(codes), self.model.config.num_codes
+        total = self.model.config.num_codes
+        checked = check_codes(codes, self.model.config.vq.codebook_size)
         if checked.ndim not in (1, 2) or checked.shape[-1] != total:
             raise OptionError(f"codes have shape {list(checked.shape)}; accepted: [{total}] or [N, {total}]")
         return image_generation.decode_images(self.model, checked.reshape(-1, total))
 
-    def _check_codes(self, codes: Tensor | Sequence[int]) -> Tensor:
-        """Codes as int64, checked to be whole numbers in the codebook's range."""
-        size = self.model.config.vq.codebook_size
-        try:
-            checked = torch.as_tensor(codes)
-        except (TypeError, ValueError, RuntimeError) as error:
-            raise OptionError(f"codes are no array of whole numbers: {error}") from error
-        real = not checked.dtype.is_floating_point and not checked.is_meta
-        if not real or checked.dtype.is_complex or checked.dtype == torch.bool:
-            raise OptionError(f"codes are {checked.dtype} on {checked.device}; accepted: whole numbers")
-        if checked.numel() == 0:
-            raise OptionError("there are no codes; accepted: at least one")
-        least, most = checked.min(), checked.max()
-        if least < 0 or most >= size:
-            raise OptionError(f"codes reach from {least} to {most}; accepted: 0 to {size - 1}")
-        return checked.long()
-
     @inference
-    def next_image_logits(
-        self, prompt: str, guidance_scale: float = ImageGenerationOptions.guidance_scale
-    ) -> Tensor:
+    def next_image_logits(self, prompt: str, guidance_scale: float | None = None) -> Tensor:
         """Guided logits of the first image token after a prompt, float32 `[codebook]` on the CPU.
 
-        `guidance_scale` 1 is no guidance. Raises `PromptError` and `OptionError`.
+        `guidance_scale` is that of `generate`. Raises `PromptError` and `OptionError`.
         """
-        options = ImageGenerationOptions(guidance_scale)
+        options = ImageGenerationOptions(self.guidance_scale if guidance_scale is None else guidance_scale)
         cond, uncond = self.processor.generation_ids(prompt)
         return image_generation.next_image_logits(
             self.model, cond, uncond if options.guided else None, options.guidance_scale
@@ -229,9 +235,12 @@ class JanusPipeline(ChatPipeline):
     def score_image(self, prompt: str, codes: Tensor | Sequence[int]) -> Tensor:
         """Log-probability of each image token after a prompt, without guidance; float32 `[T]` on the CPU.
 
+        It is meant for codes that were generated, `generate(..., output_type="codes")`. Codes that
+        `encode_image` makes of a picture are others: of the codes of a generated one about a quarter survive
+        decoding and encoding, and such codes can score worse than codes drawn uniformly.
         Raises `PromptError`, and `OptionError` for codes that are not `[T]` or outside the codebook.
         """
-        checked = self._check_codes(codes)
+        checked = check_codes(codes, self.model.config.vq.codebook_size)
         if checked.ndim != 1:
             raise OptionError(f"codes have shape {list(checked.shape)}; accepted: [T]")
         cond, _ = self.processor.generation_ids(prompt)

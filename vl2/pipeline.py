@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, overload
 
 import torch
 from PIL import Image
@@ -120,7 +120,6 @@ class VL2Pipeline(ChatPipeline):
             raise PictureError("there is no picture to find things in; accepted: one picture or a list")
         messages = self.question_messages(opened, question)
         answer = self.chat(messages, max_new_tokens, prefill_chunk=prefill_chunk)
-        assert isinstance(answer, str)
         return parse_grounding(answer, opened[-1].size)
 
     def locate(
@@ -161,6 +160,16 @@ class VL2Pipeline(ChatPipeline):
         framed = _frame_example(*example, exif)
         return list(self.ground([framed, image], example_prompt(phrase), max_new_tokens, exif=exif).boxes)
 
+    @overload
+    def caption(
+        self, image: Any, grounded: Literal[False] = ..., max_new_tokens: int = ..., *, exif: str = ...
+    ) -> str: ...
+
+    @overload
+    def caption(
+        self, image: Any, grounded: Literal[True], max_new_tokens: int = ..., *, exif: str = ...
+    ) -> Grounding: ...
+
     def caption(
         self,
         image: Any,
@@ -176,9 +185,7 @@ class VL2Pipeline(ChatPipeline):
         """
         if grounded:
             return self.ground(image, GROUNDING + CAPTION_PROMPT, max_new_tokens, exif=exif)
-        answer = self.ask(image, CAPTION_PROMPT, max_new_tokens, exif=exif)
-        assert isinstance(answer, str)
-        return answer
+        return self.ask(image, CAPTION_PROMPT, max_new_tokens, exif=exif)
 
 
 def _frame_example(source: Any, box: Box | Sequence[int], exif: str) -> Image.Image:

@@ -180,7 +180,7 @@ class _Run:
             self.bar.update(len(codes))
 
         with explain_out_of_memory(f"painting {len(batch)} pictures", partial(self._advice, pictures)):
-            options = {**pictures[0].options, "callback": advance}
+            options = {**pictures[0].options, "callback": advance, "progress": False}
             images = self.pipe.generate(prompts, 1, seeds, **options)
         assert isinstance(images, list)
         try:

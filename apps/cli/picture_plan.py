@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from ...blocks.errors import BifronsError, OptionError, PromptError, check_integer
-from ...janus.image_generation import ImageGenerationOptions, image_seeds
+from ...blocks.image_prompts import image_seeds
+from ...janus.image_generation import ImageGenerationOptions
 from ..files import PICTURE_FORMATS, exists_error, slug
 from .inputs import STDIN, picture_suffixes, stdin_text, user_path
 from .options import given_fields

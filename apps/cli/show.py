@@ -10,10 +10,11 @@ from ...blocks.device import DTYPES, resolve_device
 from ...blocks.errors import BifronsError, CheckpointError, OptionError, PictureError, is_name, one_line
 from ...blocks.generated_image import pixel_digest
 from ...blocks.image_io import open_generated
+from ...blocks.image_prompts import image_seeds
 from ...blocks.image_source import MAX_FILE
 from ...blocks.json_config import shown
 from ...blocks.kernels.codec import KINDS
-from ...janus.image_generation import ImageGenerationOptions, image_seeds
+from ...janus.image_generation import ImageGenerationOptions
 from ..files import print_json, typed_settings
 from ..resize import parse_size
 from .inputs import is_stream, local_path, read_input, reason_of

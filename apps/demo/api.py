@@ -6,7 +6,8 @@ from typing import Any
 
 from ...blocks.chat.text_generation import TextGenerationOptions
 from ...blocks.errors import BifronsError, PromptError, check_integer
-from ...janus.image_generation import ImageGenerationOptions, image_seeds
+from ...blocks.image_prompts import image_seeds
+from ...janus.image_generation import ImageGenerationOptions
 from .ask_tab import answer_job
 from .components import Stopped, follow, gr
 from .image_form import MAX_PICTURES, read_seed

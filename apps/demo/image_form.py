@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from ...blocks.errors import OptionError, PromptError, check_integer
-from ...janus.image_generation import ImageGenerationOptions, image_seeds
+from ...blocks.image_prompts import image_seeds
+from ...janus.image_generation import ImageGenerationOptions
 from .components import Update, choose_model, gr
 from .image_job import image_pipeline
 from .models import LoadedModel, find_model

@@ -1,6 +1,5 @@
 """The job behind the tab *Create*: generates images and decodes previews on the way."""
 
-import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from ...blocks.generation_step import fill_up, hide_unpainted
 from ...blocks.image_io import write_png
 from ...janus.image_generation import ImageGenerationOptions
 from ..files import slug, write_new
@@ -79,33 +79,6 @@ def image_pipeline(loaded: LoadedModel) -> "JanusPipeline":
     return loaded.pipe
 
 
-def fill_up(codes_NS: Tensor, total: int) -> Tensor:
-    """Codes `[N, total]` of images in work, whose first S codes are there.
-
-    Their last complete row is repeated: what stands below changes how the decoder paints what is above.
-    """
-    side = math.isqrt(total)
-    painted = codes_NS.shape[1]
-    first = max(0, painted // side - 1) * side
-    row_NS = codes_NS[:, first : min(first + side, painted)]
-    repeats = -(-(total - painted) // row_NS.shape[1])
-    return torch.cat((codes_NS, row_NS.repeat(1, repeats)), dim=1)[:, :total]
-
-
-def hide_unpainted(picture: Image.Image, done: int, total: int) -> Image.Image:
-    """A preview, transparent where nothing is painted yet: `done` of `total` image tokens, row by row of a
-    square grid."""
-    side = math.isqrt(total)
-    row, column = divmod(done, side)
-    height, width = picture.height // side, picture.width // side
-    mask = Image.new("L", picture.size)
-    mask.paste(255, (0, 0, picture.width, row * height))
-    mask.paste(255, (0, row * height, column * width, (row + 1) * height))
-    preview = picture.convert("RGBA")
-    preview.putalpha(mask)
-    return preview
-
-
 def generate_images(
     job: Job, loaded: LoadedModel, prompt: str, wanted: Sequence[tuple[int, ImageGenerationOptions]]
 ) -> tuple[list[Image.Image], float]:
@@ -129,8 +102,8 @@ def generate_images(
                 top_p=options.top_p,
                 negative_prompt=options.negative_prompt,
                 callback=callback,
+                progress=False,
             )
-            assert isinstance(images, list)
             pictures += images
     for picture in pictures:
         picture.info["model"] = loaded.name

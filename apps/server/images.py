@@ -20,10 +20,11 @@ from ...blocks.device import upload
 from ...blocks.errors import OptionError
 from ...blocks.generated_image import GeneratedImage
 from ...blocks.image_io import write_png
+from ...blocks.image_prompts import image_seeds
 from ...blocks.sampling.request import Request as GenerationRequest
 from ...blocks.sampling.request import SampledToken
 from ...janus import image_generation
-from ...janus.image_generation import ImageGenerationOptions, image_seeds
+from ...janus.image_generation import ImageGenerationOptions
 from ..resize import MAX_SIDE, MIN_SIDE, parse_size, resize
 from . import responses, schema
 from .bodies import body_schema, json_body

@@ -1,7 +1,7 @@
 """`ChatPipeline`: the methods that the pipelines of both families share, from conversations to answers."""
 
 from collections.abc import Iterator, Sequence
-from typing import Any, Protocol, Unpack
+from typing import Any, Literal, Protocol, Unpack, overload
 
 import torch
 from torch import Tensor
@@ -14,7 +14,7 @@ from ..image_io import ReadOptions
 from ..image_source import as_image_list
 from ..placement.loaded_pipeline import LoadedPipeline
 from ..sampling.request import TokenHead, check_context
-from ..special_tokens import PlainText
+from ..special_tokens import PlainText, leading_space
 from .text_generation import (
     ChatModel,
     MoreTextOptions,
@@ -30,14 +30,6 @@ from .text_generation import (
 
 Messages = list[dict[str, Any]]
 """A conversation, in OpenAI's or the official form: see `blocks.chat.messages`."""
-
-
-def _options(
-    max_new_tokens: int, temperature: float, top_p: float, options: MoreTextOptions
-) -> TextGenerationOptions:
-    return TextGenerationOptions.of(
-        max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, **options
-    )
 
 
 class ChatProcessor(Protocol):
@@ -91,6 +83,20 @@ class ChatPipeline(LoadedPipeline):
         parts = [{"type": "image", "image": image} for image in as_image_list(images)]
         return [{"role": "user", "content": [*parts, {"type": "text", "text": question}]}]
 
+    @overload
+    def ask(
+        self, images: Any, question: str, max_new_tokens: int = ..., temperature: float = ...,
+        top_p: float = ..., seed: int | None = ..., stream: Literal[False] = ..., *, exif: str = ...,
+        **options: Unpack[MoreTextOptions],
+    ) -> str: ...  # fmt: skip
+
+    @overload
+    def ask(
+        self, images: Any, question: str, max_new_tokens: int = ..., temperature: float = ...,
+        top_p: float = ..., seed: int | None = ..., *, stream: Literal[True], exif: str = ...,
+        **options: Unpack[MoreTextOptions],
+    ) -> Iterator[str]: ...  # fmt: skip
+
     def ask(
         self,
         images: Any,
@@ -118,16 +124,24 @@ class ChatPipeline(LoadedPipeline):
         Raises:
             PromptError, PictureError, OptionError: as in `chat`.
         """
+        messages = self.question_messages(images, question)
         return self.chat(
-            self.question_messages(images, question),
-            max_new_tokens,
-            temperature,
-            top_p,
-            seed,
-            stream,
-            exif=exif,
-            **options,
+            messages, max_new_tokens, temperature, top_p, seed, stream=stream, exif=exif, **options
         )
+
+    @overload
+    def chat(
+        self, messages: Messages, max_new_tokens: int = ..., temperature: float = ..., top_p: float = ...,
+        seed: int | None = ..., stream: Literal[False] = ..., *, local_files: bool = ..., exif: str = ...,
+        **options: Unpack[MoreTextOptions],
+    ) -> str: ...  # fmt: skip
+
+    @overload
+    def chat(
+        self, messages: Messages, max_new_tokens: int = ..., temperature: float = ..., top_p: float = ...,
+        seed: int | None = ..., *, stream: Literal[True], local_files: bool = ..., exif: str = ...,
+        **options: Unpack[MoreTextOptions],
+    ) -> Iterator[str]: ...  # fmt: skip
 
     def chat(
         self,
@@ -172,7 +186,7 @@ class ChatPipeline(LoadedPipeline):
         reading = ReadOptions(local_files=local_files, exif=exif)
         if not stream:
             return self.chat_batch([messages], *limits, seed, **reading, **options)[0]
-        chosen, start = _options(*limits, options), resolve_seed(seed)
+        chosen, start = TextGenerationOptions.of(*limits, **options), resolve_seed(seed)
         (prompt,) = self.prompts([messages], chosen.max_new_tokens, **reading)
         return stream_text(self.model, self.tokenizer, prompt, chosen, start, not self.keeps_special_tokens)
 
@@ -191,7 +205,8 @@ class ChatPipeline(LoadedPipeline):
     ) -> list[str]:
         """`chat` for several conversations in one batch. Each answer is the one that `chat` gives with that
         seed."""
-        chosen, tokenizer = _options(max_new_tokens, temperature, top_p, options), self.tokenizer
+        chosen = TextGenerationOptions.of(max_new_tokens, temperature, top_p, **options)
+        tokenizer = self.tokenizer
         seeds = [resolve_seed(seed) for _ in conversations]
         prompts = self.prompts(conversations, chosen.max_new_tokens, local_files=local_files, exif=exif)
         if not prompts:
@@ -218,12 +233,17 @@ class ChatPipeline(LoadedPipeline):
     def score_text(self, messages: Messages, answer: str, *, exif: str = "apply") -> Tensor:
         """Log-probability of each token of an answer after a conversation, float32 `[T]` on the CPU.
 
-        `answer` is a text of people, tokenized without a token before or after it. Raises `PromptError` if it
-        is empty, and the errors of `chat` for `messages`.
+        `answer` is a text of people, tokenized without a token before or after it. `chat` leaves out the
+        white space around an answer: where the model begins answers with it (Janus), it is put back, so that
+        an answer scores as it was drawn. An answer that begins with white space is taken as it is. Raises
+        `PromptError` if it is empty, and the errors of `chat` for `messages`.
         """
         if not isinstance(answer, str) or not answer:
             raise PromptError(f"the answer is {answer!r}; accepted: a text that is not empty")
+        (prompt,) = self.prompts([messages], 0, exif=exif)
+        if not prompt.continues and not answer[0].isspace():
+            logits = next_token_logits(self.model, prompt)
+            answer = leading_space(logits, self.tokenizer.decode) + answer
         ids = torch.tensor(self.tokenizer.encode(PlainText(answer), bos=False))
-        (prompt,) = self.prompts([messages], len(ids), exif=exif)
         head = TokenHead(self.model.embed_text, self.model.text_logits)
         return score_tokens(self.model.decoder, head, prompt.embeddings_TD, ids)

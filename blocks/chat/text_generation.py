@@ -17,12 +17,11 @@ from ..device import check_finite, upload
 from ..engine.generate import Sequences
 from ..engine.prefill import prefill
 from ..errors import OptionError, as_python_numbers, check_integer
+from ..image_prompts import MAX_SEED
 from ..model.decoder import Decoder
 from ..sampling.request import SamplingParams, TokenHead, check_context
 from ..structured_output import OutputFormat
 from ..token_masks import TokenVocabulary
-
-MAX_SEED = 2**64 - 1
 
 
 @dataclass(frozen=True)
@@ -57,13 +56,15 @@ class TextGenerationOptions:
             raise OptionError(f"output_format is {self.output_format!r}; accepted: an OutputFormat, or None")
 
     @classmethod
-    def of(cls, json_schema: Any = None, choices: Any = None, regex: Any = None, **fields: Any) -> Self:
-        """Options by name; instead of an `output_format`, what `OutputFormat` makes one of."""
+    def of(
+        cls, *limits: Any, json_schema: Any = None, choices: Any = None, regex: Any = None, **fields: Any
+    ) -> Self:
+        """Options; instead of an `output_format`, what `OutputFormat` makes one of."""
         if (picked := OutputFormat.pick(json_schema, choices, regex)) is not None:
             if fields.get("output_format") is not None:
                 raise OptionError("an output_format excludes json_schema, choices and regex")
             fields["output_format"] = picked
-        return cls(**fields)
+        return cls(*limits, **fields)
 
     @property
     def sampling(self) -> SamplingParams:

@@ -79,6 +79,14 @@ class LoadedPipeline:
         """The dtype of activations."""
         return self.model.decoder.dtype
 
+    def __repr__(self) -> str:
+        parts = {"device": self.device.type, "dtype": str(self.dtype).removeprefix("torch.")}
+        arguments = {} if self.source is None else self.source.arguments
+        more = {"quantize": self.quantization, **{key: arguments.get(key) for key in ("parts", "device_map")}}
+        parts |= {key: value for key, value in more.items() if value not in (None, "all")}
+        listed = ", ".join(f"{key}={value!r}" for key, value in parts.items())
+        return f"{type(self).__name__}({self.name!r}, {listed})"
+
     @property
     def quantization(self) -> str | None:
         """The kind of the decoder's quantized weights; None without."""

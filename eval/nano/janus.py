@@ -14,7 +14,7 @@ from itertools import compress
 from multiprocessing import get_context
 from pathlib import Path
 from random import Random
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -122,7 +122,7 @@ def score_generation(
     """Generate and score images; result rows hold the reason of every failure. `folder` keeps the images."""
     rows = suite(sentences, seed, split)
     prompts, seeds = [row["prompt"] for row in rows], list(range(seed, seed + len(rows) * per_sentence))
-    images = cast(list[Image.Image], pipe.generate(prompts, per_sentence, seed=seeds, **options))
+    images = pipe.generate(prompts, per_sentence, seed=seeds, progress=False, **options)
     judged = judge_all(images, workers)
     results = []
     for index, (image, detections) in enumerate(zip(images, judged, strict=True)):

@@ -34,7 +34,7 @@ class GenerationWorker:
                 continue
             prompts = [recipe.prompt(run.rows[key.index]["prompt"]) for key in batch]
             seeds = [recipe.image_seed(*key) for key in batch]
-            images = cast(list[Image.Image], pipe.generate(prompts, seed=seeds, **options))
+            images = cast(list[Image.Image], pipe.generate(prompts, seed=seeds, progress=False, **options))
             for key, image in zip(batch, images, strict=True):
                 if key in missing:
                     run.save(key, image)

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-from ...blocks.chat.text_generation import MAX_SEED
 from ...blocks.errors import BifronsError, OptionError, check_integer
+from ...blocks.image_prompts import MAX_SEED
 from ...janus.image_generation import ImageGenerationOptions
 from ..suites.catalog import CATALOG
 

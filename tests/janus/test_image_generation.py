@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 from bifrons.blocks.errors import OptionError
-from bifrons.janus.image_generation import ImageGenerationOptions, image_seeds
+from bifrons.blocks.image_prompts import image_seeds
+from bifrons.janus.image_generation import ImageGenerationOptions
 
 LAST = 2**64 - 1
 
