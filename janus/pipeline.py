@@ -155,7 +155,7 @@ class JanusPipeline(ChatPipeline):
             guidance_scale: classifier-free guidance; 1 is none, None is `self.guidance_scale`.
             temperature, top_k: 0 is greedy; sample from this many most likely image tokens, 0 is all.
             top_p: sample from the smallest set of most likely tokens with this total probability; 1 is all.
-            negative_prompt: a text to guide away from in place of the unconditional prompt; or one per prompt.
+            negative_prompt: a text to guide away from, in place of the unconditional one; or one per prompt.
             output_type: `pil` for images, `codes` for their image tokens.
             callback: `callback(step, total, codes)` after each step, which it may stop by an exception;
                 `step.preview()` gives the images so far.
