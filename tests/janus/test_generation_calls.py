@@ -35,7 +35,7 @@ def test_previews_show_what_is_painted(pipe):
     previews = {}
 
     def watch(step, total, codes):
-        if step in (1, 15, 36):
+        if int(step) in (1, 15, 36):
             previews[int(step)] = step.preview()
 
     pictures = pipe.generate("a", 2, seed=1, callback=watch)

@@ -1,5 +1,7 @@
 """Seeds and options of images, from Python, numpy and torch."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -11,7 +13,8 @@ LAST = 2**64 - 1
 
 
 def test_options_hold_pythons_numbers():
-    options = ImageGenerationOptions(np.float32(2.5), np.float64(1), np.uint8(9), torch.tensor(0.5))
+    given: Any = (np.float32(2.5), np.float64(1), np.uint8(9), torch.tensor(0.5))
+    options = ImageGenerationOptions(*given)
     assert {type(value) for value in vars(options).values()} == {int, float, type(None)}
     assert (options.guidance_scale, options.top_k, options.top_p) == (2.5, 9, 0.5)
 
