@@ -31,6 +31,8 @@ _FUNCTIONS = {
     "show": ("show", "show"),
     "demo": ("demo", "demo"),
     "serve": ("serve", "serve"),
+    "models": ("catalog", "models"),
+    "completion": ("catalog", "completion"),
     "info": ("models", "info"),
     "convert": ("models", "convert"),
     "eval": ("eval", "evaluate"),

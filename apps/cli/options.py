@@ -1,6 +1,7 @@
 """Options that several commands share; imports nothing heavy."""
 
 import argparse
+from collections.abc import Callable
 from dataclasses import fields
 from typing import Any
 
@@ -100,6 +101,17 @@ def add_eager(parser: Any) -> None:
         "--eager",
         action="store_true",
         help="launch every operation separately instead of capturing CUDA graphs",
+    )
+
+
+def add_catalog(commands: Any, command: Callable[..., Any], add_json: Callable[[Any], None]) -> None:
+    """Add the parsers of `models` and `completion`."""
+    add_json(command(commands, "models", "list the models on this machine: embedded, and in the hub's cache"))
+    parser = command(commands, "completion", "print a script for the completion of commands and options")
+    parser.add_argument(
+        "shell",
+        choices=("bash", "zsh", "fish", "tcsh"),
+        help='bash: eval "$(bifrons completion bash)" in ~/.bashrc',
     )
 
 

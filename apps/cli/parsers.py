@@ -11,7 +11,7 @@ from .arguments import CommandParser
 from .bench import add_bench
 from .demo import add_demo
 from .eval_options import add_eval
-from .options import MODEL_HELP, add_batch_size, add_exif, add_force, add_model, add_revision
+from .options import MODEL_HELP, add_batch_size, add_catalog, add_exif, add_force, add_model, add_revision
 from .serve import add_serve
 from .warmup import add_warmup
 
@@ -73,6 +73,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_demo(commands, _command)
     add_serve(commands, _command)
     add_warmup(commands, _command)
+    add_catalog(commands, _command, _add_json)
     for add in (_add_info, _add_convert):
         add(commands)
     add_eval(commands, _command, _add_json)
