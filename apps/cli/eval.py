@@ -55,7 +55,7 @@ def run(args: argparse.Namespace) -> int:
                 return eval_judge.run(args, run_dir, ranks, partial(_generate, run_dir, args, ranks))
         eval_judge.refuse_options(args, run_dir.recipe.suite)
         with alone(args.run_dir, ranks):
-            choice = _choose_detector(args, run_dir.recipe.suite == "shapes")
+            choice = _choose_detector(args, run_dir.recipe.suite in ("shapes", "shapes-hard"))
             _check_detector(choice, args.device, ranks)
             _generate(run_dir, args, ranks)
             image_set = ImageSet(images_of_run(run_dir))

@@ -114,7 +114,7 @@ def _add_recipe(parser: Any) -> None:
         ("--top-k", int, "sample from the N likeliest tokens; 0 means all"),
         ("--top-p", float, "sample from the likeliest tokens whose probabilities add up to this"),
         ("--seed", int, "base seed of the pictures"),
-        ("--suite-seed", int, "seed of the prompts of the suite shapes"),
+        ("--suite-seed", int, "seed of the prompts of the suites shapes and shapes-hard"),
         ("--batch-size", int, "pictures generated together"),
     )
     given: dict[str, Any] = {"default": argparse.SUPPRESS}
@@ -122,7 +122,7 @@ def _add_recipe(parser: Any) -> None:
         "--suite",
         **given,
         metavar="NAME",
-        help="shapes, geneval, or of questions: geneval2, wise, geneval++, dpg, genai, questions",
+        help="shapes, shapes-hard, geneval; of questions: geneval2, wise, geneval++, dpg, genai, questions",
     )
     recipe.add_argument(
         "--prompts",

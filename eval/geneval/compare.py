@@ -13,7 +13,7 @@ from ...blocks.json_config import parse_json
 from ..atomic_io import read_lines
 from .intervals import Interval
 from .paired import Scored, common_counts, difference_limits, overall_limits, overall_p_value, p_value
-from .schema import TAGS
+from .schema import ALL_TAGS
 
 LEVEL = 0.95
 FEW_PROMPTS = 10
@@ -136,7 +136,7 @@ def format_comparison(comparison: Comparison, a: str, b: str) -> str:
 def scored(rows: Iterable[Mapping[str, Any]], name: str) -> Scored:
     """What results rows say of each prompt: the number of correct images, and of all. Raises BifronsError for
     a malformed row of the run of this name."""
-    counts: dict[str, dict[str, tuple[float, int]]] = {tag: {} for tag in TAGS}
+    counts: dict[str, dict[str, tuple[float, int]]] = {tag: {} for tag in ALL_TAGS}
     for number, row in enumerate(rows, 1):
         tag, correct, prompt = row.get("tag"), row.get("correct"), row.get("metadata")
         if tag not in counts or not isinstance(correct, bool) or not isinstance(prompt, str):

@@ -13,7 +13,7 @@ import numpy as np
 from scipy import special
 
 from ...blocks.errors import BifronsError, OptionError
-from .schema import TAGS
+from .schema import ALL_TAGS
 
 METHOD = "beta limits at the effective sample size"
 """Written beside intervals, which other versions of this package computed otherwise."""
@@ -45,8 +45,8 @@ def count_prompts(results_rows: Iterable[Mapping[str, Any]]) -> dict[str, np.nda
     counts: dict[str, dict[str, list[int]]] = {}
     for number, row in enumerate(results_rows, 1):
         tag, correct, prompt = row.get("tag"), row.get("correct"), row.get("metadata")
-        if tag not in TAGS:
-            raise BifronsError(f"results row {number}: 'tag' is {tag!r}; accepted: {', '.join(TAGS)}")
+        if tag not in ALL_TAGS:
+            raise BifronsError(f"results row {number}: 'tag' is {tag!r}; accepted: {', '.join(ALL_TAGS)}")
         if not isinstance(correct, bool | np.bool_) or not isinstance(prompt, str):
             raise BifronsError(
                 f"results row {number}: 'correct' is {correct!r} and 'metadata' a {type(prompt).__name__}; "
@@ -57,7 +57,7 @@ def count_prompts(results_rows: Iterable[Mapping[str, Any]]) -> dict[str, np.nda
         cell[1] += 1
     if not counts:
         raise BifronsError("there are no results; accepted: at least one row")
-    return {tag: np.array(list(counts[tag].values())) for tag in TAGS if tag in counts}
+    return {tag: np.array(list(counts[tag].values())) for tag in ALL_TAGS if tag in counts}
 
 
 def intervals_of_counts(counts: Mapping[str, np.ndarray], level: float = 0.95) -> dict[str, Interval]:

@@ -34,7 +34,8 @@ def _plain(failure: Failure) -> str:
     if failure.kind == "missing":
         return f"{cls}: at least {clause.count} wanted, {failure.found} detected"
     if failure.kind == "excess":
-        return f"{cls}: fewer than {clause.count} allowed, {failure.found} detected"
+        named = f"{clause.color} {cls}" if clause.color else cls
+        return f"{named}: fewer than {clause.count} allowed, {failure.found} detected"
     if failure.kind == "color":
         listed = ", ".join(f"{number} {color}" for color, number in sorted(failure.colors.items()))
         return f"{cls}: at least {clause.count} {clause.color} wanted, seen: {listed}"
@@ -51,7 +52,8 @@ def _official(failure: Failure) -> str:
     if failure.kind == "missing":
         return f"expected {cls}>={clause.count}, found {failure.found}"
     if failure.kind == "excess":
-        return f"expected {cls}<{clause.count}, found {failure.found}"
+        named = f"{clause.color} {cls}" if clause.color else cls
+        return f"expected {named}<{clause.count}, found {failure.found}"
     if failure.kind == "color":
         color, colors = clause.color or "", failure.colors
         listed = ", ".join(f"{colors[name]} {name}" for name in COLORS if colors[name])

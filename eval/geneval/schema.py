@@ -4,16 +4,19 @@ Shape suffixes: N boxes of one class; a box is x0, y0, x1, y1 in pixels and a sc
 """
 
 import numbers
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from ...blocks.errors import BifronsError
+from ...nano.world.levels import HARD_KINDS
 
 TAGS = ("single_object", "two_object", "counting", "colors", "position", "color_attr")
 """The six kinds of GenEval, in the order of its prompts file (Ghosh et al. 2023, arXiv 2310.11513)."""
+ALL_TAGS = (*TAGS, *HARD_KINDS)
+"""Those, and the kinds of the small world's harder suite."""
 RELATIONS = ("left of", "right of", "above", "below")
 COLORS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "brown", "black", "white")
 SCORE_SLACK = 1e-3
@@ -23,7 +26,8 @@ SCORE_SLACK = 1e-3
 class Clause(NamedTuple):
     """A requirement: at least `count` (include) or fewer than `count` (exclude) objects of a class.
 
-    color: of those objects. relation, target: their position relative to those of an earlier clause.
+    color: of those objects (in an exclude clause: fewer than `count` of that color, which official prompts
+    don't ask for). relation, target: their position relative to those of an earlier clause.
     """
 
     cls: str
@@ -45,6 +49,11 @@ class Row:
     colors: dict[str, list[str | None]]
 
 
+def tags_of_suite(found: Iterable[str]) -> tuple[str, ...]:
+    """All kinds of the suite to which some belong: GenEval's six, or the harder ones."""
+    return HARD_KINDS if {*found} & {*HARD_KINDS} else TAGS
+
+
 def read_row(row: Any) -> Row:
     """Validate a decoded row of detections.
 
@@ -59,8 +68,8 @@ def read_row(row: Any) -> Row:
     _text(row, "filename", where)
     metadata = _mapping(row, "metadata", where)
     tag = _text(metadata, "tag", f"{where}: metadata")
-    if tag not in TAGS:
-        raise BifronsError(f"{where}: metadata['tag'] is {tag!r}; accepted: {', '.join(TAGS)}")
+    if tag not in ALL_TAGS:
+        raise BifronsError(f"{where}: metadata['tag'] is {tag!r}; accepted: {', '.join(ALL_TAGS)}")
     _text(metadata, "prompt", f"{where}: metadata")
     include = _clauses(metadata.get("include"), "include", where)
     exclude = _clauses(metadata["exclude"], "exclude", where) if "exclude" in metadata else ()
@@ -71,7 +80,7 @@ def read_row(row: Any) -> Row:
         cls: _colors(value, f"{where}: colors[{cls!r}]")
         for cls, value in _mapping(row, "colors", where).items()
     }
-    for cls in (clause.cls for clause in include if clause.color is not None):
+    for cls in (clause.cls for clause in (*include, *exclude) if clause.color is not None):
         num_colors, num_boxes = len(colors.get(cls, [])), len(boxes.get(cls, []))
         if num_boxes and num_colors != num_boxes:
             raise BifronsError(
@@ -91,7 +100,7 @@ def _clauses(value: Any, key: str, where: str) -> tuple[Clause, ...]:
 
 
 def _clause(clause: Any, index: int, key: str, where: str) -> Clause:
-    allowed = {"class", "count", "color", "position"} if key == "include" else {"class", "count"}
+    allowed = {"class", "count", "color", "position"} if key == "include" else {"class", "count", "color"}
     if not isinstance(clause, Mapping) or not set(clause) <= allowed:
         got = sorted(map(str, clause)) if isinstance(clause, Mapping) else _describe(clause)
         raise BifronsError(f"{where} has {got}; accepted: an object with keys of {sorted(allowed)}")

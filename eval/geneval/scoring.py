@@ -18,7 +18,7 @@ from ...blocks.errors import BifronsError
 from .intervals import Interval, count_prompts, intervals, intervals_of_counts
 from .options import OFFICIAL, ScorerOptions, select_boxes
 from .reasons import Failure, explain
-from .schema import RELATIONS, TAGS, Clause, Row, read_row
+from .schema import RELATIONS, TAGS, Clause, Row, read_row, tags_of_suite
 
 __all__ = [
     "RELATIONS",
@@ -72,7 +72,10 @@ def score_row(
         best = selected.get(clause.cls, np.zeros(0, int))[: clause.count]
         clause_boxes.append(None if failure else checked.boxes[clause.cls][best])
     for clause in checked.exclude:
-        number = len(selected.get(clause.cls, ()))
+        indices = selected.get(clause.cls, ())
+        if clause.color is not None:
+            indices = [i for i in indices if _color(checked, clause.cls, int(i)) == clause.color]
+        number = len(indices)
         if number >= clause.count:
             failures.append(Failure("excess", clause, number))
     details = {cls: checked.boxes[cls][order].tolist() for cls, order in selected.items()}
@@ -219,7 +222,7 @@ def format_table(summary: Summary) -> str:
         line(tag, kind.score, f"{kind.correct} of {kind.images} pictures, {kind.prompts} prompts")
         for tag, kind in summary.kinds.items()
     ]
-    absent = [tag for tag in TAGS if tag not in summary.kinds]
+    absent = [tag for tag in tags_of_suite(summary.kinds) if tag not in summary.kinds]
     note = f"mean of {len(summary.kinds)} kinds" + (f"; absent: {', '.join(absent)}" if absent else "")
     lines += [
         line("overall", summary.overall, note),

@@ -17,8 +17,8 @@ from ...nano.world.renderer import to_pil
 from ...nano.world.scene import (
     COLORS,
     HELD_OUT_COLORINGS,
-    MAX_OBJECTS,
     SHAPES,
+    TRAINING_OBJECTS,
     Scene,
     SceneObject,
     box_of,
@@ -74,7 +74,7 @@ def _without_one(case: Case, rng: Random) -> Scene:
 def _with_one_more(case: Case, rng: Random) -> Scene | None:
     """Another object of the first one's shape and colour; all are placed anew."""
     objects = case.scene.objects
-    if len(objects) == MAX_OBJECTS:
+    if len(objects) == TRAINING_OBJECTS:
         return None
     shapes, colors = ([getattr(obj, field) for obj in (*objects, objects[0])] for field in ("shape", "color"))
     return replace(place(rng, shapes, colors, case.scene.aspect), background=case.scene.background)

@@ -14,6 +14,7 @@ from typing import Any
 from ...blocks.errors import BifronsError, OptionError
 from ...blocks.files import decode_text, read_bounded
 from ...blocks.json_config import TABLE_BYTES, decode_json
+from ...nano.world.levels import HARD_KINDS, sample_hard_case
 from ...nano.world.sentences import sample_case
 from ..atomic_io import make_folder, read_file, write_file
 from .schema import TAGS, read_row
@@ -45,6 +46,16 @@ def shapes_prompts(seed: int) -> list[Row]:
                 prompts.add(row["prompt"])
                 rows.append(row)
     return rows
+
+
+def hard_prompts(seed: int) -> list[Row]:
+    """300 different sentences about the small world that are harder than GenEval's, 100 of each kind."""
+    rng, rows = Random(seed), {}
+    for number, kind in enumerate(HARD_KINDS, 1):
+        while len(rows) < 100 * number:
+            row = sample_hard_case(kind, rng).metadata
+            rows.setdefault(row["prompt"], row)
+    return list(rows.values())
 
 
 def geneval_prompts(prompts: Path | None = None, cache: Path | None = None) -> list[Row]:

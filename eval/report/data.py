@@ -13,7 +13,7 @@ from ...blocks.json_config import decode_json
 from ..atomic_io import read_json, read_lines
 from ..geneval.intervals import Interval
 from ..geneval.published import PUBLISHED, REPRODUCED, Figures, of_model
-from ..geneval.schema import TAGS
+from ..geneval.schema import ALL_TAGS, tags_of_suite
 from .facts import Part, asked_for, read_parts, run_facts
 from .obstacles import find_obstacles, prompts_sha256, scorer_options
 
@@ -116,6 +116,7 @@ def read_report(run_dir: Path, max_failures: int) -> Report:
     options = scorer_options(detector, summary)
     obstacles = find_obstacles(detector, recipe, rows, len(summary.get("not_scored", ())), options)
     model = recipe.get("model") or run.get("model")
+    found = {score.tag for score in scores}
     right = [row for row in rows if row["correct"]]
     wrong = [row for row in rows if not row["correct"]]
     source = run.get("source")
@@ -129,7 +130,7 @@ def read_report(run_dir: Path, max_failures: int) -> Report:
         overall=overall,
         level=float(summary.get("interval_level", 0.95)),
         correct_prompts=float(summary.get("correct_prompts", 0)),
-        absent=tuple(tag for tag in TAGS if tag not in {score.tag for score in scores}),
+        absent=tuple(tag for tag in tags_of_suite(found) if tag not in found),
         failures=tuple(_failure(row, folders) for row in sample_rows(wrong, max_failures)),
         failed=len(wrong),
         not_scored=tuple(_problem(item) for item in summary.get("not_scored", ())),
@@ -152,7 +153,7 @@ def read_report(run_dir: Path, max_failures: int) -> Report:
 
 def sample_rows(rows: Sequence[Mapping[str, Any]], limit: int) -> list[Mapping[str, Any]]:
     """At most `limit` rows: as equally many of each kind as there are, evenly spaced over the kind's rows."""
-    by_kind = {tag: [row for row in rows if row["tag"] == tag] for tag in TAGS}
+    by_kind = {tag: [row for row in rows if row["tag"] == tag] for tag in ALL_TAGS}
     counts = dict.fromkeys(by_kind, 0)
     left = min(limit, len(rows))
     while left:
@@ -194,7 +195,7 @@ def _scores(summary: Mapping[str, Any], path: Path) -> tuple[tuple[Score, ...], 
                 check_integer("images", kind["images"], 0),
                 check_integer("prompts", kind["prompts"], 0),
             )
-            for tag in TAGS
+            for tag in ALL_TAGS
             if (kind := summary["kinds"].get(tag))
         ]
         overall = Score(
@@ -232,7 +233,7 @@ def _results(path: Path) -> Iterator[Mapping[str, Any]]:
             row = decode_json(line)
             texts = [row[key] for key in ("filename", "tag", "prompt", "reason")]
             details, metadata = (decode_json(row[key].encode()) for key in ("details", "metadata"))
-            valid = isinstance(row["correct"], bool) and row["tag"] in TAGS
+            valid = isinstance(row["correct"], bool) and row["tag"] in ALL_TAGS
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise BifronsError(f"{path} line {number} is no results row: {error!r}") from error
         valid = valid and isinstance(metadata, dict) and isinstance(details, dict)

@@ -14,8 +14,8 @@ from ..geneval.paired import label
 from ..geneval.published import PUBLISHED
 from ..suites.compare import read_scored
 from .data import read_report
-from .facts import GENEVAL_ORDER, latex_row, latex_text, leaderboard_row
-from .render import KIND_NAMES, percent, plain, template_environment
+from .facts import latex_row, latex_text, leaderboard_row
+from .render import KIND_NAMES, kinds_of, percent, plain, template_environment
 
 FORMS = {".html": "leaderboard.html.j2", ".md": "leaderboard.md.j2", ".tex": "leaderboard.tex.j2"}
 
@@ -120,7 +120,7 @@ def _geneval_board(path: Path) -> tuple[tuple[str, ...], Board]:
         report.note or "",
         report.obstacles,
     )
-    columns = tuple((tag, KIND_NAMES[tag]) for tag in GENEVAL_ORDER)
+    columns = tuple((tag, KIND_NAMES[tag]) for tag in kinds_of(report))
     title = "GenEval" if report.comparable else "GenEval-style"
     board = Board(title, f"detector: {report.detector}", columns, report.obstacles, (entry,))
     return (title,) if report.comparable else (title, *report.conditions), board

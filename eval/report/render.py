@@ -11,6 +11,7 @@ from ...blocks.errors import PictureError
 from ...blocks.image_io import open_image
 from ..atomic_io import write_file
 from ..geneval.intervals import Interval
+from ..geneval.schema import tags_of_suite
 from .data import Failure, Report, Score, read_report, verdict
 from .facts import latex_row, leaderboard_row, write_prompts_csv
 
@@ -32,6 +33,9 @@ KIND_NAMES = {
     "colors": "colours",
     "position": "position",
     "color_attr": "attribute binding",
+    "many": "five or six things",
+    "chain": "chain of relations",
+    "negation": "negation",
     "overall": "overall",
 }
 
@@ -96,7 +100,7 @@ def write_report(run_dir: Path) -> tuple[Path, Path]:
         "level": f"{report.level:.0%}",
         "ties": ties,
         "verdict": verdict,
-        "kinds": KIND_NAMES,
+        "kinds": {tag: KIND_NAMES[tag] for tag in kinds_of(report)},
         "max_not_scored": MAX_NOT_SCORED,
         "paper_rows": paper_rows(report),
     }
@@ -111,7 +115,13 @@ def paper_rows(report: Report) -> tuple[str, str]:
     """The scores as a row of a Markdown table and of a LaTeX table."""
     shares = {score.tag: score.share for score in (*report.scores, report.overall)}
     name = "".join(mark for mark in report.model or "imported pictures" if mark not in "<>[]`")
-    return leaderboard_row(name, shares), latex_row(name, shares)
+    columns = kinds_of(report)
+    return leaderboard_row(name, shares, columns), latex_row(name, shares, columns)
+
+
+def kinds_of(report: Report) -> tuple[str, ...]:
+    """The kinds of the report's suite in their order, and "overall"."""
+    return (*tags_of_suite([score.tag for score in report.scores]), "overall")
 
 
 def comparisons(report: Report) -> list[str]:

@@ -12,7 +12,7 @@ from ...janus.image_generation import ImageGenerationOptions
 from ..suites.catalog import CATALOG
 
 SEED_POLICIES = ("per-picture", "official")
-SUITES = ("shapes", "geneval", *CATALOG)
+SUITES = ("shapes", "shapes-hard", "geneval", *CATALOG)
 """Names of the suites; `stages.py` has the loader of each."""
 PLACEHOLDER = "{prompt}"
 
@@ -21,8 +21,8 @@ PLACEHOLDER = "{prompt}"
 class Recipe:
     """All that determines the images of a run. Raises OptionError for a value out of its range.
 
-    suite: `shapes` (sentences by `suite_seed`), `geneval` or one of questions. template: text around a
-    sentence, inside the model's own chat template, with {prompt} for the sentence. seed_policy:
+    suite: `shapes` or `shapes-hard` (sentences by `suite_seed`), `geneval` or one of questions. template:
+    text around a sentence, inside the model's own chat template, with {prompt} for the sentence. seed_policy:
     "per-picture" derives each image's seed from (seed, prompt, image); "official" gives image j of every
     prompt `seed` + j, since the published generation scripts set 42 anew for each prompt. limit: number of
     prompts, evenly spaced over the suite; None for all. batch_size: images generated together, which may

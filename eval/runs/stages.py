@@ -14,7 +14,7 @@ from ...janus.config import read_guidance_scale
 from ..atomic_io import read_json
 from ..geneval.options import read_options
 from ..geneval.scoring import Summary
-from ..geneval.suites import Row, geneval_prompts, shapes_prompts
+from ..geneval.suites import Row, geneval_prompts, hard_prompts, shapes_prompts
 from ..suites.catalog import CATALOG
 from .detect import collect, images_of_run
 from .import_images import ImageSet, rescan_import
@@ -65,7 +65,8 @@ def _resolved(given: Mapping[str, Any], device: str | None) -> dict[str, Any]:
 def _shapes(recipe: Recipe, prompts: Path | None) -> list[Row]:
     if prompts is not None:
         raise OptionError(f"a file of prompts is for the other suites; {recipe.suite!r} makes its own")
-    return shapes_prompts(recipe.suite_seed)
+    make = shapes_prompts if recipe.suite == "shapes" else hard_prompts
+    return make(recipe.suite_seed)
 
 
 def _questions(recipe: Recipe, prompts: Path | None) -> list[Row]:
@@ -74,6 +75,7 @@ def _questions(recipe: Recipe, prompts: Path | None) -> list[Row]:
 
 _LOADERS: dict[str, Callable[[Recipe, Path | None], list[Row]]] = {
     "shapes": _shapes,
+    "shapes-hard": _shapes,
     "geneval": lambda recipe, prompts: geneval_prompts(prompts),
     **dict.fromkeys(CATALOG, _questions),
 }

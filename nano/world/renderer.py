@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from ...blocks.errors import OptionError
-from .scene import COLORS, MAX_OBJECTS, Scene
+from .scene import COLORS, MAX_OBJECTS, TRAINING_OBJECTS, Scene
 from .shapes import HALF_SPAN, SHAPES, TEXELS, distance_atlas
 
 _SHAPE_INDEX = {name: i for i, name in enumerate(SHAPES)}
@@ -28,7 +28,8 @@ def pack(scenes: Sequence[Scene]) -> dict[str, Tensor]:
     """Scenes as a dict of tensors, for storage and for `render_packed`.
 
     Returns `shape` int8 [B, K] (index into SHAPES), `place` float32 [B, K, 3] (x, y, size; size 0 marks an
-    empty slot), `color` uint8 [B, K, 3], `background` uint8 [B, 3] and `aspect` float32 [], K = MAX_OBJECTS.
+    empty slot), `color` uint8 [B, K, 3], `background` uint8 [B, 3] and `aspect` float32 [], where K is
+    TRAINING_OBJECTS, or MAX_OBJECTS if a scene has more.
     All but `aspect` can be indexed along B. Raises OptionError for an empty batch, mixed aspects, or a scene
     of more than MAX_OBJECTS objects.
     """
@@ -36,10 +37,11 @@ def pack(scenes: Sequence[Scene]) -> dict[str, Tensor]:
         raise OptionError("no scenes to pack; give at least one")
     if len({scene.aspect for scene in scenes}) > 1:
         raise OptionError("the scenes of one batch must share one aspect")
-    count = len(scenes)
-    shape = np.zeros((count, MAX_OBJECTS), dtype=np.int8)
-    place = np.zeros((count, MAX_OBJECTS, 3), dtype=np.float32)
-    color = np.zeros((count, MAX_OBJECTS, 3), dtype=np.uint8)
+    count, most = len(scenes), max(len(scene.objects) for scene in scenes)
+    slots = TRAINING_OBJECTS if most <= TRAINING_OBJECTS else MAX_OBJECTS
+    shape = np.zeros((count, slots), dtype=np.int8)
+    place = np.zeros((count, slots, 3), dtype=np.float32)
+    color = np.zeros((count, slots, 3), dtype=np.uint8)
     for b, scene in enumerate(scenes):
         if len(scene.objects) > MAX_OBJECTS:
             raise OptionError(f"a scene holds at most {MAX_OBJECTS} objects, not {len(scene.objects)}")

@@ -39,7 +39,9 @@ BACKGROUNDS: tuple[tuple[int, int, int], ...] = (
     (52, 150, 158),  # teal
 )
 
-MAX_OBJECTS = 4
+MAX_OBJECTS = 6
+TRAINING_OBJECTS = 4
+"""The most objects in a scene of the embedded models' training."""
 SPLITS = ("train", "held_out", "any")
 RELATIONS = ("left of", "right of", "above", "below")
 MIRROR = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
@@ -47,7 +49,14 @@ MIRROR = {"left of": "right of", "right of": "left of", "above": "below", "below
 _GAP = 0.05  # minimum distance between bounding boxes
 _MARGIN = 0.03  # minimum distance of a bounding box to the image border
 _LATTICE = 32  # positions and sizes are multiples of 1 / _LATTICE
-_SIZES = {1: (0.20, 0.42), 2: (0.19, 0.38), 3: (0.18, 0.34), 4: (0.18, 0.30)}  # range by number of objects
+_SIZES = {  # range by number of objects
+    1: (0.20, 0.42),
+    2: (0.19, 0.38),
+    3: (0.18, 0.34),
+    4: (0.18, 0.30),
+    5: (0.17, 0.26),
+    6: (0.16, 0.24),
+}
 
 Box = tuple[float, float, float, float]
 """x0, y0, x1, y1."""
@@ -213,7 +222,7 @@ def place(rng: Random, shapes: Sequence[str], colors: Sequence[str], aspect: flo
     """A scene of 1 to MAX_OBJECTS objects with random positions, sizes and background.
 
     Bounding boxes are at least 0.05 apart and 0.03 from the border. Sizes are uniform in a range that shrinks
-    with the number of objects, and at least 0.18. Centers and sizes are multiples of 1 / 32: fine enough for
+    with the number of objects, and at least 0.16. Centers and sizes are multiples of 1 / 32: fine enough for
     variety, coarse enough for a small codebook to reproduce sharp edges. Raises OptionError for any other
     number of objects.
     """
@@ -228,7 +237,7 @@ def place(rng: Random, shapes: Sequence[str], colors: Sequence[str], aspect: flo
 
 def place_in_quadrants(rng: Random, shapes: Sequence[str], colors: Sequence[str]) -> Scene:
     """A square scene as from `place`, but with each object inside a quadrant of its own."""
-    assert len(shapes) <= MAX_OBJECTS
+    assert len(shapes) <= 4
     low, high = _SIZES[len(shapes)]
     objects = []
     for shape, color, quadrant in zip(shapes, colors, rng.sample(range(4), len(shapes)), strict=True):

@@ -272,7 +272,7 @@ def test_a_judge_that_refuses_everything(
         ),
         (["--suite", "questions", "--data", "FILE", "--official"], "--official is for the suite dpg"),
         (["--suite", "shapes", "--judge", "vl2:vl2-nano"], "--judge is for suites of questions (geneval2"),
-        (["--suite", "tifa"], "suite is 'tifa'; accepted: shapes, geneval, geneval2"),
+        (["--suite", "tifa"], "suite is 'tifa'; accepted: shapes, shapes-hard, geneval, geneval2"),
     ],
 )
 def test_errors_of_the_command_line(

@@ -142,8 +142,8 @@ def test_sizes_and_mistakes():
         pack([scene, place(Random(0), ["star"], ["red"])])
     with pytest.raises(OptionError, match="at least one"):
         pack([])
-    with pytest.raises(OptionError, match="1 to 4"):
-        place(Random(0), ["star"] * 5, ["red"] * 5)
+    with pytest.raises(OptionError, match="1 to 6"):
+        place(Random(0), ["star"] * 7, ["red"] * 7)
 
 
 def test_things_apart_keep_to_quarters_of_their_own():
