@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: env run eval test fuzz lint clean
+.PHONY: env run eval test fuzz lint docs docs-help clean
 
 env: $(STAMP)
 
@@ -12,7 +12,7 @@ env: $(STAMP)
 $(STAMP): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed; set PYTHON=..."; exit 1; }
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev,docs]'
 	@touch $(STAMP)
 
 run: env
@@ -41,6 +41,13 @@ fuzz: env
 lint: env
 	$(BIN)/ruff check .
 	$(BIN)/pyright
+
+# The documentation, in out/site; a warning is an error. `make docs-help` writes docs/cli.md from the parsers.
+docs: env
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+docs-help: env
+	$(BIN)/python docs/write_cli_page.py
 
 clean:
 	rm -rf .venv build dist *.egg-info out
