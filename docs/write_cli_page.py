@@ -15,7 +15,7 @@ PAGE = Path(__file__).parent / "cli.md"
 def page() -> str:
     """The page as Markdown."""
     parser = build_parser()
-    lines = ["# Command line", "", parser.description or "", ""]
+    lines = ["# Command line", "", _sentence(parser.description), ""]
     lines += ["This page is written from the same texts as `bifrons COMMAND --help`.", ""]
     return "\n".join([*lines, *_options(parser), *_commands(parser)]).rstrip() + "\n"
 
@@ -72,7 +72,7 @@ def _options(parser: argparse.ArgumentParser) -> Iterator[str]:
         text = formatter._expand_help(action) if action.help else ""
         rows.append(f"| `{_cell(words)}` | {_cell(text)} |")
     if rows:
-        yield from ("| | |", "|---|---|", *rows, "")
+        yield from ("| option | meaning |", "|---|---|", *rows, "")
 
 
 def _cell(text: str) -> str:
