@@ -91,9 +91,12 @@ def pictures(shared_pipelines, tmp_path_factory) -> dict[str, Image.Image]:
 
 
 @pytest.fixture
-def folder(pictures, tmp_path, monkeypatch) -> Path:
+def folder(pictures, page, tmp_path, monkeypatch) -> Path:
+    """With those pictures that the page doesn't make itself."""
+    text = (ROOT / page).read_text("utf-8")
     for name, picture in pictures.items():
-        picture.save(tmp_path / name)
+        if f"-o {name}" not in text:
+            picture.save(tmp_path / name)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
