@@ -17,7 +17,10 @@ def page() -> str:
     parser = build_parser()
     lines = ["# Command line", "", _sentence(parser.description), ""]
     lines += ["This page is written from the same texts as `bifrons COMMAND --help`.", ""]
-    return "\n".join([*lines, *_options(parser), *_commands(parser)]).rstrip() + "\n"
+    lines += _options(parser)
+    if parser.epilog:
+        lines += ["```text", parser.epilog, "```", ""]
+    return "\n".join([*lines, *_commands(parser)]).rstrip() + "\n"
 
 
 def _commands(parser: argparse.ArgumentParser) -> Iterator[str]:
