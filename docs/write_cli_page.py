@@ -3,6 +3,7 @@
 It is not argparse's own text, whose form differs between versions of Python.
 """
 
+# pyright: reportMissingImports=false
 import argparse
 from collections.abc import Iterator
 from pathlib import Path

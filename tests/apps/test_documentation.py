@@ -4,6 +4,7 @@
 The blocks of a page share a folder and names, in their order.
 """
 
+# pyright: reportMissingImports=false
 import ast
 import json
 import re
@@ -16,13 +17,12 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-import bifrons
 import pytest
 from bifrons import JanusPipeline, VL2Pipeline
 from bifrons.apps.cli import main as command_line
 from PIL import Image
 
-ROOT = Path(bifrons.__file__).parent
+ROOT = Path(__file__).parents[2]
 PAGES = sorted(
     str(path.relative_to(ROOT))
     for pattern in ("*.md", "docs/*.md", "nano/weights/*/*.md")

@@ -1,5 +1,6 @@
 """The documentation as a whole: the site builds without a warning; links, tables and cli.md are right."""
 
+# pyright: reportMissingImports=false
 import re
 import runpy
 import subprocess
@@ -20,7 +21,7 @@ from bifrons.vl2 import variants as vl2_variants
 from bifrons.vl2.model import VL2Model
 from bifrons.vl2.weight_names import keep_float32
 
-ROOT = Path(bifrons.__file__).parent
+ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text("utf-8")
 MODELS = {
     "janus-nano": ("janus", "nano"),
