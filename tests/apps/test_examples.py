@@ -1,0 +1,155 @@
+"""The scripts of examples/ run as they stand, with the embedded models, and print and write what they say."""
+
+import re
+import runpy
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import bifrons
+import nbformat
+import pytest
+from nbclient import NotebookClient
+from PIL import Image
+
+FOLDER = Path(bifrons.__file__).parent / "examples"
+NOTEBOOKS = ("first_picture.ipynb", "reading_and_pointing.ipynb")
+SCRIPTS = sorted(path.name for path in FOLDER.glob("*.py"))
+
+Run = Callable[..., str]
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Run:
+    """`run("guidance.py", ...)` runs a script in an empty folder and returns what it prints."""
+    monkeypatch.chdir(tmp_path)
+
+    def call(name: str, *arguments: str) -> str:
+        monkeypatch.setattr(sys, "argv", [name, *arguments])
+        runpy.run_path(str(FOLDER / name), run_name="__main__")
+        return capsys.readouterr().out
+
+    return call
+
+
+def size_of(name: str) -> tuple[int, int]:
+    with Image.open(name) as picture:
+        picture.load()
+        return picture.size
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_scripts_are_short_and_say_what_they_do(name: str) -> None:
+    text = (FOLDER / name).read_text(encoding="utf-8")
+    assert text.startswith('"""')
+    assert len(text.splitlines()) <= 40
+
+
+def test_there_are_ten() -> None:
+    assert len(SCRIPTS) == 10
+
+
+def test_first_picture(run: Run) -> None:
+    assert run("first_picture.py") == "red\n"
+    assert size_of("first-picture.png") == (128, 128)
+
+
+def test_picture_grid(run: Run) -> None:
+    assert run("picture_grid.py") == "grid.png: 4 pictures of 128 x 128 pixels\n"
+    assert size_of("grid.png") == (256, 256)
+
+
+def test_guidance(run: Run) -> None:
+    lines = run("guidance.py").splitlines()
+    assert [line.rpartition(" ")[2] for line in lines] == ["1.0", "2.5", "2.5"]
+    assert size_of("guidance.png") == (384, 128)
+
+
+def test_structured_answers(run: Run) -> None:
+    color, count, answer = run("structured_answers.py").splitlines()
+    assert color == "color: red"
+    assert count == "count: one"
+    assert answer == "as JSON: {'color': 'red'}"
+
+
+def test_compare_pictures(run: Run) -> None:
+    more, both = run("compare_pictures.py").splitlines()
+    assert more == "Which picture has more things? the second"
+    assert both == "How many things do both pictures show? five"
+
+
+def test_find_and_draw(run: Run) -> None:
+    (line,) = run("find_and_draw.py").splitlines()
+    left, top, right, bottom = map(int, re.findall(r"\d+", line))
+    assert line.startswith("the star: left ")
+    assert left < 68 < right  # where the star's middle is
+    assert top < 88 < bottom
+    assert size_of("found.png") == (128, 128)
+
+
+def test_streaming_chat(run: Run) -> None:
+    lines = run("streaming_chat.py").splitlines()
+    assert lines == ["> How many things are there?", "two", "> What color is the star?", "red"]
+
+
+def test_openai_client(run: Run, start_server: Callable[..., object]) -> None:
+    server: Any = start_server("-m", "janus-nano", "--rows", 8, "--context", 1024)
+    assert run("openai_client.py", f"{server.url}/v1") == "red\n"
+    assert size_of("served.png") == (128, 128)
+
+
+def test_image_tokens(run: Run) -> None:
+    lines = run("image_tokens.py").splitlines()
+    assert lines[0].startswith("256 image tokens")
+    assert lines[2].endswith("of 256 are the same")
+    assert size_of("decoded.png") == (128, 128)
+
+
+def test_evaluate(run: Run) -> None:
+    *verdicts, last = run("evaluate.py").splitlines()
+    assert len(verdicts) == 3
+    assert last == f"{sum(line.endswith('-> correct') for line in verdicts)} of 3 pictures are correct"
+
+
+def run_notebook(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The values of a notebook's cells as texts (`image` for a picture), run beside the pictures."""
+    for picture in FOLDER.glob("*.png"):
+        shutil.copy(picture, tmp_path)
+    package = str(FOLDER.parents[1])
+    monkeypatch.setenv("PYTHONPATH", package)  # also where another copy of the package is installed
+    monkeypatch.setenv("IPYTHONDIR", str(tmp_path / "ipython"))
+    monkeypatch.setenv("JUPYTER_CONFIG_DIR", str(tmp_path / "jupyter"))
+    notebook = nbformat.read(FOLDER / name, as_version=4)
+    client = NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(tmp_path)}})
+    client.execute()
+    data = [
+        output.data
+        for cell in notebook.cells
+        for output in cell.get("outputs", [])
+        if output.output_type == "execute_result"
+    ]
+    return ["image" if "image/png" in item else item["text/plain"] for item in data]
+
+
+def test_notebook_first_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    picture, settings, answer, seeds, second = run_notebook(NOTEBOOKS[0], tmp_path, monkeypatch)
+    assert picture == second == "image"
+    assert "'seed': '1'" in settings
+    assert answer == "'red'"
+    assert seeds == "['5', '6']"
+    assert (tmp_path / "first-picture.png").exists()
+
+
+def test_notebook_reading_and_pointing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    picture, star, circle, more, boxes, drawn = run_notebook(NOTEBOOKS[1], tmp_path, monkeypatch)
+    assert picture == drawn == "image"
+    assert (star, circle, more) == ("'red'", "'blue'", "'the second'")
+    assert re.fullmatch(r"\[\('the star', \(\d+, \d+, \d+, \d+\)\)\]", boxes)
+
+
+@pytest.mark.parametrize("name", NOTEBOOKS)
+def test_notebooks_are_stored_without_outputs(name: str) -> None:
+    cells = nbformat.read(FOLDER / name, as_version=4).cells
+    assert not any(cell.get("outputs") for cell in cells)
