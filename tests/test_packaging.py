@@ -135,11 +135,9 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         names = {name for name in archive.namelist() if ".dist-info/" not in name}
-    modules = {path.relative_to(ROOT) for folder in FOLDERS for path in (ROOT / folder).rglob("*.py")}
-    templates = {path.relative_to(ROOT) for path in (ROOT / "eval/report/templates").iterdir()}
-    examples = {path.relative_to(ROOT) for path in (ROOT / "apps/demo/examples").iterdir()}
-    weights = {path.relative_to(ROOT) for path in (ROOT / "nano/weights").rglob("*") if path.is_file()}
-    files = modules | templates | examples | weights | {Path("__init__.py"), Path("py.typed")}
+    found = [path for folder in FOLDERS for path in (ROOT / folder).rglob("*") if path.is_file()]
+    files = {path.relative_to(ROOT) for path in found if "__pycache__" not in path.parts}
+    files |= {Path("__init__.py"), Path("py.typed")}
     assert names == {f"bifrons/{path.as_posix()}" for path in files}
 
 
