@@ -84,14 +84,14 @@ def _resolve_text(text: str | bytes, may_be_content: bool, local_files: bool) ->
             return "the picture in the data: URL", io.BytesIO(_decode_data_url(text))
         if scheme.startswith(("http:", "https:", "ftp:")):
             raise PictureError(
-                f"{_short(text)} is an address; nothing is downloaded: save the picture and give its "
+                f"{shown_source(text)} is an address; nothing is downloaded: save the picture and give its "
                 "path, or put it into a data: URL"
             )
         if (content := _decode_base64(text)) and not (local_files and _is_file(text)):
             return "the picture in base64", io.BytesIO(content)
     if not local_files:
         raise PictureError("a path is not accepted here; give the picture as a data: URL")
-    return _short(text), _open_path(text)
+    return shown_source(text), _open_path(text)
 
 
 def _is_file(text: str) -> bool:
@@ -117,10 +117,11 @@ def _open_path(source: str | bytes) -> BinaryIO:
         problem = "does not exist"
     except (OSError, ValueError) as error:  # too long a name, a NUL in it, no permission, a pipe
         problem = f"can't be opened: {getattr(error, 'strerror', error)}"
-    raise PictureError(f"{_short(source)} {problem}")
+    raise PictureError(f"{shown_source(source)} {problem}")
 
 
-def _short(text: str | bytes) -> str:
+def shown_source(text: str | bytes) -> str:
+    """The source of an image as errors show it, cut to a bearable length."""
     return shown(text, 100)
 
 
@@ -128,7 +129,7 @@ def _decode_data_url(url: str) -> bytes:
     """The bytes of a data: URL (RFC 2397)."""
     header, comma, body = url.partition(",")
     if not comma:
-        raise PictureError(f"{_short(url)} is no data: URL; accepted: data:image/png;base64,...")
+        raise PictureError(f"{shown_source(url)} is no data: URL; accepted: data:image/png;base64,...")
     content = urllib.parse.unquote_to_bytes(body)
     if header.lower().endswith(";base64"):
         try:

@@ -14,6 +14,7 @@ from PIL import Image
 
 from ...blocks.errors import PictureError
 from ...blocks.image_fit import Fit, FittedImage
+from ...blocks.image_source import shown_source
 from ...janus.image_transform import ImageTransform
 from ..picture_pool import PicturePool
 from .models import LoadedModel
@@ -52,7 +53,7 @@ def _wait(file: str, call: Coroutine[Any, Any, T]) -> T:
     try:
         return asyncio.run_coroutine_threadsafe(call, _loop()).result()
     except PictureError as error:
-        raise PictureError(str(error).replace(repr(file), repr(Path(file).name))) from error
+        raise PictureError(str(error).replace(shown_source(file), shown_source(Path(file).name))) from error
 
 
 def read_upload(file: str, fit: Fit) -> FittedImage:

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from bifrons.apps.demo.history import MAX_PICTURES, load_starters, valid_entries
+from bifrons.apps.demo.history import CLEAR, MAX_PICTURES, load_starters, valid_entries
 from bifrons.apps.demo.image_form import STYLES, variations
 from bifrons.apps.demo.image_job import fill_up, hide_unpainted
 from bifrons.blocks.image_io import open_image
@@ -96,6 +96,13 @@ def test_painted_pictures_are_stored_in_the_browser(page, painted):
     assert 'alt="b"' in painted[create.history.view]
     filled, form = create.use_stored(entries, SimpleNamespace(index=1)), create.form
     assert (filled[form.prompt], filled[form.seed], filled[form.guidance]) == ("b", "8", 2.0)
+
+
+def test_the_list_of_pictures_can_be_cleared(page, painted):
+    create = page.create
+    assert f'data-index="{CLEAR}"' in painted[create.history.view]
+    cleared = create.use_stored(painted[create.history.state], SimpleNamespace(index=CLEAR))
+    assert (cleared[create.history.state], cleared[create.history.view]) == ([], "")
 
 
 def test_what_a_browser_stores_is_checked(page, painted):

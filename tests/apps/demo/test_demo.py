@@ -5,12 +5,13 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 from bifrons.apps.demo.components import error_status, queue_status, seconds, status_html
 from bifrons.apps.demo.image_form import MAX_PICTURES
 from bifrons.apps.demo.jobs import Waiting
 from bifrons.apps.demo.models import embedded_models, find_model, load_models
 from bifrons.blocks.chat.text_generation import TextGenerationOptions
-from bifrons.blocks.errors import OptionError
+from bifrons.blocks.errors import BifronsError, OptionError
 from bifrons.blocks.image_io import open_image
 from bifrons.janus.image_generation import ImageGenerationOptions
 from PIL import Image
@@ -210,9 +211,48 @@ def test_invalid_input_for_locating_is_reported(page, star, not_an_image):
     find = page.find
     for file, phrase, message in ((None, "x", "no picture"), (star, " ", "phrase is empty")):
         assert message in list(find.find("vl2-mini-mla", file, phrase, REQUEST))[-1][find.status]
-    refused = find.look(not_an_image)
+    deep = Path(not_an_image).parent / ("a" * 120)  # as deep as Gradio's folders: errors shorten such names
+    deep.mkdir()
+    refused = find.look(str(Path(not_an_image).rename(deep / "notes.png")))
     assert refused[find.upload] is None
-    assert "is not a picture" in refused[find.status]
+    assert "&#x27;notes.png&#x27; is not a picture" in refused[find.status]
+
+
+def test_the_removal_of_a_picture_hides_what_was_found(page):
+    find = page.find
+    cleared = find.clear()
+    assert (cleared[find.drawn]["visible"], cleared[find.table]["visible"]) == (False, False)
+    assert "Add a picture" in cleared[find.status]
+
+
+def test_examples_of_the_other_tabs(page, models):
+    ask, find = page.ask, page.find
+    chosen = ask.use_example(SimpleNamespace(index=1))
+    assert chosen["text"] == "How many hearts are there?"
+    assert open_image(chosen["files"][0]).size == (128, 128)
+    updates = find.use_example(SimpleNamespace(index=0))
+    assert updates[find.phrase] == "the red star"
+    assert open_image(updates[find.drawn]["value"]).size == (256, 256)  # a whole multiple
+    with pytest.raises(BifronsError, match="no longer listed"):
+        find.use_example(SimpleNamespace(index=9))
+
+
+@pytest.mark.parametrize(
+    ("method", "accepted"), [("generate", "fewer pictures"), ("chat", "fewer pictures or")]
+)
+def test_a_lack_of_memory_is_explained(page, paint, models, star, monkeypatch, method, accepted):
+    def fail(*given, **settings):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(models[0].pipe, method, fail)
+    if method == "generate":
+        last = list(paint())[-1]
+        status = last[page.create.status]
+        assert last[page.create.run_button]["interactive"] is True
+    else:
+        status = list(ask(page, "what?", [star]))[-1][page.ask.status]
+    assert 'role="alert"' in status
+    assert accepted in status
 
 
 def test_unexpected_errors_are_reported_and_logged(caplog):
