@@ -221,7 +221,7 @@ class AskTab:
         content: list[Any] = [grounding.text]
         if file is not None and grounding.boxes:
             drawn = self.writer.write(file, partial(draw_large, boxes=grounding.boxes))
-            content.append({"path": drawn, "alt_text": "the picture with boxes"})
+            content.append({"path": drawn})
         return {"role": "assistant", "content": content}
 
     def stop(self, request: gr.Request) -> Update:

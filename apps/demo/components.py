@@ -19,14 +19,22 @@ _LOG = logging.getLogger(__name__)
 Update = dict[Any, Any]
 
 PAGE_JS = """() => {
-  const says = {found: "find-status", checked: "check-report"};
-  new MutationObserver(() => Object.entries(says).forEach(([id, status]) => {
-    const image = document.querySelector(`#${id} img`), text = document.getElementById(status);
-    const words = text && text.innerText.trim();
-    if (image && words && image.alt !== words) image.alt = words;
-  })).observe(document.body, {childList: true, subtree: true, characterData: true});
+  const describe = () => {
+    for (const [id, status] of [["found", "find-status"], ["checked", "check-report"]]) {
+      const image = document.querySelector(`#${id} img`), text = document.getElementById(status);
+      const words = text && text.innerText.trim();
+      if (image && words && image.alt !== words) image.alt = words;
+    }
+    for (const image of document.querySelectorAll('#chat img[src][alt=""]')) {
+      const name = decodeURIComponent(image.src.split("/").pop()).replace(/\\.\\w+$/, "");
+      image.alt = name.startsWith("shown-") ? "the picture with boxes" : name;
+    }
+  };
+  const changes = {childList: true, subtree: true, characterData: true};
+  new MutationObserver(describe).observe(document.body, changes);
 }"""
-"""Keeps the status beside a picture with boxes as its alternative text: Gradio gives it none."""
+"""Gives alternative texts where Gradio leaves them empty: to a picture with boxes the status beside it, to
+those of the conversation the name of their file, which for painted ones is the prompt."""
 
 
 def follow_on_phone(elem_id: str) -> dict[str, Any]:

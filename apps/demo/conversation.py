@@ -1,7 +1,6 @@
 """What the tab *Ask* keeps of a conversation, and a visitor's message as it is read from the text box."""
 
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from ...blocks.errors import PictureError, PromptError
@@ -47,9 +46,8 @@ class Turn:
 
     @property
     def shown(self) -> dict[str, Any]:
-        """The message for the chatbot, with the names of its images for those who don't see them."""
-        pictures = [{"path": file, "alt_text": Path(file).stem} for file in self.files]
-        return {"role": "user", "content": [*pictures, self.text]}
+        """The message for the chatbot."""
+        return {"role": "user", "content": [*({"path": file} for file in self.files), self.text]}
 
 
 def last_file(messages: Messages) -> str | None:

@@ -76,6 +76,15 @@ def ask(tab: Tab, question: str) -> None:
     tab.keyboard.press("Enter")
 
 
+def violations(tab: Tab) -> dict[str, list[str]]:
+    """What axe-core finds against WCAG 2.1, A and AA."""
+    found = Axe().run(tab, options={"runOnly": ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa"]})
+    return {
+        violation["id"]: [node["html"][:200] + node["failureSummary"] for node in violation["nodes"]]
+        for violation in found.response["violations"]
+    }
+
+
 def test_generate_with_previews_then_ask(tab, tmp_path):
     expect(tab.get_by_text("embedded demonstration model").first).to_be_visible()
     tab.fill("#prompt textarea", "a photo of a red star and a blue circle")
@@ -93,7 +102,9 @@ def test_generate_with_previews_then_ask(tab, tmp_path):
         tab.wait_for_timeout(100)
     assert len(previews) >= 3
     expect(tab.locator("#details")).to_contain_text("Picture 1 of 2: seed 9")
-    expect(tab.locator("#gallery")).to_contain_text("seed 10")
+    sentence = "a photo of a red star and a blue circle"
+    for number, seed in enumerate((9, 10)):
+        expect(tab.locator("#gallery img").nth(number)).to_have_attribute("alt", f"{sentence}, seed {seed}")
 
     tab.locator("#gallery .thumbnail-item").nth(1).click()
     expect(tab.locator("#details")).to_contain_text("Picture 2 of 2: seed 10")
@@ -130,30 +141,52 @@ def test_the_first_view_has_examples_and_painted_pictures_stay(tab, served):
     assert width % 128 == 0
     tab.click("#check")
     expect(tab.locator("#check-report")).to_contain_text("of 3 green hearts")
+    expect(tab.locator("#checked img")).to_have_attribute("alt", re.compile("of 3 green hearts"))
+    assert violations(tab) == {}
     tab.click("#find-in")
     expect(tab.locator("#find-status")).to_contain_text("finds “the green hearts”")
+    expect(tab.locator("#found img")).to_have_attribute("alt", re.compile("finds “the green hearts” in"))
+    assert tab.locator("#found img").evaluate("image => [image.clientWidth, image.clientHeight]") == [
+        256,
+        256,
+    ]
+    assert violations(tab) == {}
     tab.reload()
     tab.locator("#bf-history button").first.click()
     expect(tab.locator("#prompt textarea")).to_have_value("three green hearts")
     expect(tab.locator(SEED)).to_have_value("12")
     tab.click("#random-seed")
     expect(tab.locator(SEED)).to_have_value("")
+    tab.click("#bf-history .bf-clear")
+    expect(tab.locator("#bf-history button")).to_have_count(0)
+    tab.reload()
+    expect(tab.locator("#bf-examples button")).to_have_count(4)
+    expect(tab.locator("#bf-history button")).to_have_count(0)
+
+
+def test_examples_of_ask_and_find_answer_at_once(tab, served):
+    tab.goto(served[1])
+    tab.get_by_role("tab", name="Ask").click()
+    tab.click("#bf-ask-examples button:has-text('How many hearts')")
+    expect(tab.locator("#ask-status")).to_contain_text("janus-nano answered")
+    expect(tab.locator("#chat .bot").last).to_contain_text("three")
+    expect(tab.locator("#chat .user img").first).to_have_attribute("alt", "2-three-green-hearts")
+    tab.get_by_role("tab", name="Find").click()
+    tab.click("#bf-find-examples button:has-text('the red star')")
+    expect(tab.locator("#find-status")).to_contain_text("finds “the red star” in one place")
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_accessibility(tab, served, scheme):
-    """Axe-core finds nothing against WCAG 2.1, A and AA."""
+    """Axe-core finds nothing, and what has the focus shows it."""
     tab.emulate_media(color_scheme=scheme)
     tab.goto(served[1])
     for name, part in (("Create", "#paint"), ("Ask", "#question"), ("Find", "#find")):
         tab.get_by_role("tab", name=name).click()
         expect(tab.locator(part)).to_be_visible()
-        found = Axe().run(tab, options={"runOnly": ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa"]})
-        wrong = {
-            violation["id"]: [node["html"][:200] + node["failureSummary"] for node in violation["nodes"]]
-            for violation in found.response["violations"]
-        }
-        assert wrong == {}
+        assert violations(tab) == {}
+        tab.keyboard.press("Tab")
+        assert tab.evaluate("getComputedStyle(document.activeElement).outlineStyle") == "solid"
     tab.emulate_media(color_scheme="light")
 
 
@@ -203,7 +236,8 @@ def test_stop_ends_the_generation(tab, served, trained, monkeypatch):
     tab.get_by_role("tab", name="Create").click()
     tab.fill("#prompt textarea", "a photo of two stars")
     tab.fill("#count input[type=number]", "8")
-    tab.click("#paint")
+    tab.fill(SEED, "3")
+    tab.keyboard.press("Enter")
     expect(tab.locator("#paint-status")).to_contain_text("Painting:")
     tab.click("#stop-painting")
     expect(tab.locator("#paint-status")).to_contain_text("Stopped")
@@ -232,3 +266,14 @@ def test_phones_need_no_horizontal_scrolling(tab, served):
         expect(tab.locator(part)).to_be_visible()
         assert tab.evaluate("document.documentElement.scrollWidth") <= 390
         shoot(tab, f"phone-{name.lower()}")
+
+
+def test_the_view_of_a_phone_follows_the_work(tab, served):
+    tab.set_viewport_size({"width": 390, "height": 844})
+    tab.goto(served[1])
+    tab.fill("#prompt textarea", "a photo of two stars")
+    tab.click("#paint")
+    tab.wait_for_function("() => document.querySelector('#paint-status').getBoundingClientRect().top < 60")
+    assert tab.locator("#paint-status").evaluate("one => one.getBoundingClientRect().top") >= 0
+    tab.click("#stop-painting")
+    expect(tab.locator("#paint-status")).to_contain_text("Stopped")
