@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
+from bifrons.blocks.image_io import text_chunks
 from bifrons.nano.world.renderer import to_pil
 from bifrons.nano.world.scene import Scene, SceneObject
 from PIL import Image
@@ -113,7 +114,7 @@ def test_generate_with_previews_then_ask(tab, tmp_path):
         tab.click("#download")
     download.value.save_as(tmp_path / "downloaded.png")
     with Image.open(tmp_path / "downloaded.png") as image:
-        assert image.text["seed"] == "10"
+        assert text_chunks(image)["seed"] == "10"
     tab.click("#use-seed")
     expect(tab.locator(SEED)).to_have_value("10")
     shoot(tab, "painted")

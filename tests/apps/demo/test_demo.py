@@ -12,7 +12,7 @@ from bifrons.apps.demo.jobs import Waiting
 from bifrons.apps.demo.models import embedded_models, find_model, load_models
 from bifrons.blocks.chat.text_generation import TextGenerationOptions
 from bifrons.blocks.errors import BifronsError, OptionError
-from bifrons.blocks.image_io import open_image
+from bifrons.blocks.image_io import open_image, text_chunks
 from bifrons.janus.image_generation import ImageGenerationOptions
 from PIL import Image
 
@@ -76,7 +76,7 @@ def test_painting_shows_progress_previews_and_pictures(page, paint, models):
     for file, picture, seed in zip(files, expected, ("7", "8"), strict=True):
         assert open_image(file).tobytes() == picture.tobytes()
         with Image.open(file) as image:
-            settings = image.text
+            settings = text_chunks(image)
         expected_settings = {"prompt": "b", "seed": seed, "guidance_scale": "2.0", "model": "janus-mini"}
         assert expected_settings.items() <= settings.items()
     assert create.use_seed(files, 1) == "8"
