@@ -7,6 +7,7 @@ it is float32 everywhere.
 Shape suffixes: N objects, D width of the shared embedding, C colours, T templates, L tokens.
 """
 
+import hashlib
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,11 +24,12 @@ from ...blocks.checkpoints.formats import list_bin, list_safetensors
 from ...blocks.checkpoints.reader import TensorReader
 from ...blocks.errors import BifronsError, CheckpointError
 from ...blocks.tokenizer_file import library_errors
-from ..atomic_io import read_file, read_json
+from ..atomic_io import make_folder, read_file, read_json, write_file
 from .clip_convert import convert_open_clip, open_clip_config
 from .mask2former_convert import sha256
 from .options import OFFICIAL, ScorerOptions
 from .schema import COLORS
+from .suites import cache_folder
 
 TEMPLATES = (
     "a photo of a {color} {name}",
@@ -61,14 +63,21 @@ MISSING_CLIP = (
 class ColorClassifier:
     """Classifies the colours of objects in an image.
 
-    sha256: of the weights' file, if known. options: `bgcolor` and `crop` of them are used.
+    sha256: of the weights' file, if known. tensors: `tensors_sha256` of the weights, if known. options:
+    `bgcolor` and `crop` of them are used.
     """
 
     def __init__(
-        self, model: Any, tokenizer: Tokenizer, sha256: str | None = None, options: ScorerOptions = OFFICIAL
+        self,
+        model: Any,
+        tokenizer: Tokenizer,
+        sha256: str | None = None,
+        options: ScorerOptions = OFFICIAL,
+        tensors: str | None = None,
     ) -> None:
         self.model = model.eval()
         self.sha256 = sha256
+        self.tensors = tensors
         self.options = options
         self.side: int = model.config.vision_config.image_size
         self._tokenizer = tokenizer
@@ -77,8 +86,9 @@ class ColorClassifier:
 
     @property
     def verified(self) -> bool:
-        """Whether the weights are OpenAI's, by their sha256."""
-        return self.sha256 in OPENAI_SHA256
+        """Whether the weights are OpenAI's: by their file's sha256, or by their tensors' where a file with
+        such a sha256 was loaded on this machine before."""
+        return self.sha256 in OPENAI_SHA256 or (self.tensors is not None and self.tensors in _known_tensors())
 
     @torch.no_grad()
     def classify(
@@ -170,10 +180,39 @@ def load_color_classifier(
         tokenizer.no_truncation()
         model, loading = load(weights, transformers)
         _check_loaded(loading)
-        return ColorClassifier(model, tokenizer, sha256(weights), options)
+        digest, tensors = sha256(weights), tensors_sha256(model)
+        if digest in OPENAI_SHA256 and tensors not in _known_tensors():
+            make_folder(cache_folder())
+            write_file(
+                _known_file(), "".join(f"{known}\n" for known in (*_known_tensors(), tensors)).encode()
+            )
+        return ColorClassifier(model, tokenizer, digest, options, tensors)
     raise BifronsError(
         f"{folder} holds none of {', '.join(TRANSFORMERS_FILES + OPEN_CLIP_FILES)}. {MISSING_CLIP}"
     )
+
+
+def tensors_sha256(model: Any) -> str:
+    """sha256 over names, shapes and float32 values of a CLIPModel's weights, whatever file they came from.
+
+    Without the temperature, which no colour depends on, and the positions, which are no weights.
+    """
+    total = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        if name != "logit_scale" and "position_ids" not in name:
+            total.update(f"{name}\0{list(tensor.shape)}\n".encode())
+            total.update(tensor.detach().float().cpu().contiguous().numpy().astype("<f4").data)
+    return total.hexdigest()
+
+
+def _known_file() -> Path:
+    return cache_folder() / "clip-vit-large-patch14.tensors"
+
+
+def _known_tensors() -> list[str]:
+    """`tensors_sha256` of OpenAI's weights, as loaded before from a file that is known to be theirs."""
+    path = _known_file()
+    return read_file(path).decode("ascii", "replace").split() if os.path.isfile(path) else []
 
 
 def _load_transformers(weights: Path, transformers: Any) -> tuple[Any, dict[str, Any]]:

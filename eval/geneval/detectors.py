@@ -80,6 +80,7 @@ def make_detector(
     model.to(place)
     colors.model.to(place)
     hashes = {"detector": sha256(weights_file(source)), "clip": colors.sha256 or ""}
+    hashes["clip's tensors"] = colors.tensors or ""
     return GenEvalDetector(Segmenter(model), colors, official, options, hashes)
 
 

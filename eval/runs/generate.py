@@ -38,7 +38,7 @@ class GenerationWorker:
             for key, image in zip(batch, images, strict=True):
                 if key in missing:
                     run.save(key, image)
-            advance(len(missing))
+                    advance(1)
 
 
 def generate_images(

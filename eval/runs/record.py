@@ -1,8 +1,7 @@
 """What is recorded about a run besides its pictures: versions, devices, and the time that its stages took.
 
-    R/stages.jsonl   a line for each process that worked on a stage: when, on what, how many pictures
-
-A killed process leaves no line; its pictures count, its time does not.
+R/stages.jsonl     a line for each process that worked on a stage: when, on what, how many pictures
+R/stages-*.jsonl   such a line of a process that works, or was killed: as of its last finished picture
 """
 
 import json
@@ -10,8 +9,8 @@ import os
 import platform
 import re
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import lru_cache
@@ -25,6 +24,7 @@ from ...blocks.json_config import decode_json
 from ..atomic_io import disk_errors, read_lines
 
 STAGES = "stages.jsonl"
+_FIELDS = (("stage", str), ("device", str), ("pictures", int), ("start", float), ("end", float))
 PACKAGES = ("bifrons", "torch", "transformers", "numpy", "pillow", "opencv-python-headless")
 
 
@@ -86,42 +86,52 @@ def device_name(device: str) -> str:
 
 
 @contextmanager
-def recorded(root: Path, stage: str, device: str, processes: int) -> Iterator[list[int]]:
+def recorded(root: Path, stage: str, device: str, processes: int) -> Iterator[Callable[[int], None]]:
     """Record the work done within as a line of R/stages.jsonl, also when it ends by an error.
 
-    Gives a list with one number, to be raised to that of the pictures done.
+    Gives a function to call with the number of pictures done so far: a killed process leaves what it wrote.
     """
-    done, start = [0], time.time()
+    start = time.time()
+    name = device_name(device) + (f", {processes} processes" if processes > 1 else "")
+    line = {"stage": stage, "start": start, "end": start, "pictures": 0, "device": name}
+    progress = root / f"stages-{time.time_ns()}-{os.getpid()}.jsonl"
+
+    def report(pictures: int) -> None:
+        line.update(end=time.time(), pictures=pictures)
+        _append(progress, line)
+
     try:
-        yield done
+        yield report
     finally:
-        name = device_name(device) + (f", {processes} processes" if processes > 1 else "")
-        line = {"stage": stage, "start": start, "end": time.time(), "pictures": done[0], "device": name}
-        path = root / STAGES
-        with disk_errors(f"write {path}"), path.open("a", encoding="utf-8") as stream:
-            stream.write(json.dumps(line) + "\n")
+        line["end"] = time.time()
+        _append(root / STAGES, line)
+        progress.unlink(missing_ok=True)
+
+
+def _append(path: Path, line: Mapping[str, Any]) -> None:
+    with disk_errors(f"write {path}"), path.open("a", encoding="utf-8") as stream:
+        stream.write(json.dumps(line) + "\n")
 
 
 def read_stages(root: Path) -> dict[str, StageTime]:
     """The recorded work by stage; torn lines are left out."""
+    lines = _lines(root / STAGES)
+    for path in sorted(root.glob("stages-*.jsonl")):
+        lines += _lines(path)[-1:]
     by_stage: dict[str, list[Mapping[str, Any]]] = {}
-    for _, raw in read_lines(root / STAGES) if os.path.isfile(root / STAGES) else ():
-        try:
+    for line in lines:
+        by_stage.setdefault(line["stage"], []).append(line)
+    return {stage: _total(of_stage) for stage, of_stage in by_stage.items()}
+
+
+def _lines(path: Path) -> list[Mapping[str, Any]]:
+    found = []
+    for _, raw in read_lines(path) if os.path.isfile(path) else ():
+        with suppress(ValueError):
             line = decode_json(raw)
-        except ValueError:
-            continue
-        if isinstance(line, dict) and all(
-            isinstance(line.get(key), kind)
-            for key, kind in (
-                ("stage", str),
-                ("device", str),
-                ("pictures", int),
-                ("start", float),
-                ("end", float),
-            )
-        ):
-            by_stage.setdefault(line["stage"], []).append(line)
-    return {stage: _total(lines) for stage, lines in by_stage.items()}
+            if isinstance(line, dict) and all(isinstance(line.get(key), kind) for key, kind in _FIELDS):
+                found.append(line)
+    return found
 
 
 def _total(lines: list[Mapping[str, Any]]) -> StageTime:

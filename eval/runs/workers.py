@@ -129,26 +129,25 @@ def run_workers(
     kind = str(resolve_device(device))
     processes = min(processes, max(1, len(items)))
     interval = 0.1 if sys.stderr.isatty() else 15.0
-    record = nullcontext([0]) if root is None else recorded(root, what, kind, processes)
+    record = nullcontext() if root is None else recorded(root, what, kind, processes)
     with (
-        record as done,
+        record as report,
         tqdm(total=images, desc=what, unit=" pictures", file=sys.stderr, mininterval=interval) as bar,
     ):
-        try:
-            if processes == 1:
-                _run_here(worker, items, kind, threads, bar)
-            else:
-                _run_children(worker, items, _devices(kind, processes), threads, bar)
-        finally:
-            done[0] = int(bar.n)
+
+        def advance(number: int) -> None:
+            bar.update(number)
+            if report is not None:
+                report(int(bar.n))
+
+        if processes == 1:
+            _run_here(worker, items, kind, threads, advance)
+        else:
+            _run_children(worker, items, _devices(kind, processes), threads, advance)
 
 
-def _run_here(worker: Worker[T], items: Sequence[T], device: str, threads: int, bar: tqdm) -> None:
+def _run_here(worker: Worker[T], items: Sequence[T], device: str, threads: int, advance: Advance) -> None:
     set_threads(threads)
-
-    def advance(number: int) -> None:
-        bar.update(number)
-
     try:
         worker(items, device, advance)
     finally:
@@ -156,7 +155,7 @@ def _run_here(worker: Worker[T], items: Sequence[T], device: str, threads: int, 
 
 
 def _run_children(
-    worker: Worker[T], items: Sequence[T], devices: Sequence[str], threads: int, bar: tqdm
+    worker: Worker[T], items: Sequence[T], devices: Sequence[str], threads: int, advance: Advance
 ) -> None:
     context = get_context("spawn")
     messages: Any = context.Queue()
@@ -167,7 +166,7 @@ def _run_children(
     try:
         for child in children:
             child.start()
-        _follow(children, messages, bar)
+        _follow(children, messages, advance)
         for child in children:
             child.join()
     finally:
@@ -183,8 +182,8 @@ def _devices(kind: str, processes: int) -> list[str]:
     return [f"cuda:{i % torch.cuda.device_count()}" for i in range(processes)]
 
 
-def _follow(children: Sequence[Any], messages: Any, bar: tqdm) -> None:
-    """Update the bar until all processes have reported that they are done."""
+def _follow(children: Sequence[Any], messages: Any, advance: Advance) -> None:
+    """Tell `advance` of finished images until all processes have reported that they are done."""
     done = 0
     while done < len(children):
         try:
@@ -203,7 +202,7 @@ def _follow(children: Sequence[Any], messages: Any, bar: tqdm) -> None:
         if kind == "done":
             done += 1
         else:
-            bar.update(value)
+            advance(value)
 
 
 def _child(worker: Worker[T], share: Sequence[T], device: str, threads: int, messages: Any) -> None:

@@ -1,6 +1,7 @@
 """GenEval's colours on a small random CLIP: both forms of weights, the crop, the texts, the verdict."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -213,11 +214,38 @@ def test_too_long_a_class_name_is_refused(folder):
         colors.classify(Image.new("RGB", (9, 9)), box, mask, "cow " * 9)
 
 
-def test_only_openais_weights_count_as_verified(folder, monkeypatch):
+def test_only_openais_weights_count_as_verified(folder, monkeypatch, tmp_path):
     from bifrons.eval.geneval import clip_colors
 
+    monkeypatch.setenv("BIFRONS_CACHE", str(tmp_path))
     digest = clip_colors.sha256(folder / "model.safetensors")
     monkeypatch.setattr(clip_colors, "OPENAI_SHA256", frozenset((digest,)))
     colors = load_color_classifier(folder, transformers)
     assert isinstance(colors, ColorClassifier)
     assert colors.verified
+
+
+def test_the_same_tensors_count_in_any_format(folder, open_clip_folder, monkeypatch, tmp_path):
+    """Once a file of known sha256 was loaded; other tensors never do."""
+    from bifrons.eval.geneval import clip_colors
+
+    monkeypatch.setenv("BIFRONS_CACHE", str(tmp_path / "cache"))
+    assert not load_color_classifier(open_clip_folder, transformers).verified
+    digest = clip_colors.sha256(folder / "model.safetensors")
+    monkeypatch.setattr(clip_colors, "OPENAI_SHA256", frozenset((digest,)))
+    official = load_color_classifier(folder, transformers)
+    same = load_color_classifier(open_clip_folder, transformers)
+    assert same.sha256 != official.sha256
+    assert same.tensors == official.tensors
+    assert same.verified
+    other = tmp_path / "other"
+    shutil.copytree(open_clip_folder, other)
+    state = load_file(other / "open_clip_model.safetensors")
+    state["visual.ln_post.bias"][0] += 1e-6
+    save_file(state, other / "open_clip_model.safetensors")
+    assert not load_color_classifier(other, transformers).verified
+    torch.save(
+        load_file(open_clip_folder / "open_clip_model.safetensors"), other / "open_clip_pytorch_model.bin"
+    )
+    (other / "open_clip_model.safetensors").unlink()
+    assert load_color_classifier(other, transformers).verified

@@ -1,6 +1,8 @@
 """What a run records of itself, and what its summary says without anything else."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from random import Random
 
@@ -28,8 +30,8 @@ def test_time_is_the_union_of_what_the_processes_took(tmp_path: Path) -> None:
 
 def test_interrupted_work_is_recorded_too(tmp_path: Path) -> None:
     def work() -> None:
-        with recorded(tmp_path, "looking", "cpu", 2) as done:
-            done[0] = 7
+        with recorded(tmp_path, "looking", "cpu", 2) as report:
+            report(7)
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -38,6 +40,23 @@ def test_interrupted_work_is_recorded_too(tmp_path: Path) -> None:
     assert found.pictures == 7
     assert found.devices[0].startswith("cpu (")
     assert found.devices[0].endswith(", 2 processes")
+
+
+def test_a_killed_process_leaves_its_time_to_the_last_picture(tmp_path: Path) -> None:
+    program = (
+        "import os, pathlib, sys, time\n"
+        "from bifrons.eval.runs.record import recorded\n"
+        "with recorded(pathlib.Path(sys.argv[1]), 'painting', 'cpu', 1) as report:\n"
+        "    time.sleep(0.2); report(1); time.sleep(0.2); report(3); os.kill(os.getpid(), 9)\n"
+    )
+    assert subprocess.run([sys.executable, "-c", program, str(tmp_path)]).returncode == -9
+    killed = read_stages(tmp_path)["painting"]
+    assert killed.pictures == 3
+    assert 0.4 <= killed.seconds < 30
+    with recorded(tmp_path, "painting", "cpu", 1) as report:
+        report(2)
+    assert read_stages(tmp_path)["painting"].pictures == 5
+    assert read_stages(tmp_path)["painting"].seconds >= killed.seconds
 
 
 def test_versions() -> None:

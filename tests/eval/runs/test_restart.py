@@ -12,6 +12,7 @@ import pytest
 from bifrons.apps.cli.main import main
 from bifrons.blocks.errors import BifronsError
 from bifrons.eval.runs.generate import generate_images
+from bifrons.eval.runs.record import read_stages
 from bifrons.eval.runs.run_dir import open_run
 from bifrons.eval.runs.workers import Ranks
 
@@ -67,6 +68,7 @@ def test_killed_and_resumed_by_another_number_of_processes(
         other = json.loads((root / path.relative_to(whole)).read_bytes())
         assert other == json.loads(path.read_bytes())
     assert list(root.rglob(".*")) == []
+    assert read_stages(root)["painting"].pictures >= len(seen)  # those of killed processes among them
 
 
 def test_ranks_by_hand_share_the_work_whenever_they_start(
