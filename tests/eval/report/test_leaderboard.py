@@ -87,5 +87,5 @@ def test_page_and_rows(folders: list[Path], tmp_path: Path, capsys: pytest.Captu
 def test_refusals(tmp_path: Path, folders: list[Path], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["eval", "leaderboard", str(folders[0]), "-o", str(tmp_path / "page.pdf")]) == 2
     assert "accepted: a name that ends in .html, .md, .tex" in capsys.readouterr().err
-    assert main(["eval", "leaderboard", str(tmp_path)]) == 2
+    assert main(["eval", "leaderboard", str(tmp_path)]) == 1
     assert "bifrons eval score" in capsys.readouterr().err
