@@ -140,8 +140,8 @@ def test_open_clips_tensors_come_back(folder):
 
 def test_both_forms_name_the_same_colours(folder, open_clip_folder, things):
     one, other = (load_color_classifier(path, transformers) for path in (folder, open_clip_folder))
-    named = one.classify(*things, "cow")
-    assert named == other.classify(*things, "cow")
+    named = one.classify(things[0], things[1], things[2], "cow")
+    assert named == other.classify(things[0], things[1], things[2], "cow")
     assert len(named) == 20
     assert len(set(named)) > 1
     assert not one.verified
@@ -171,7 +171,7 @@ def test_verdicts_against_plain_arithmetic(folder, things):
             pixels = colors.crop(things[0], box, mask)[None]
             seen = model.visual_projection(model.vision_model(pixel_values=pixels).pooler_output)[0].double()
             expected.append(COLORS[int((torch.stack(centres) @ (seen / seen.norm())).argmax())])
-    assert colors.classify(*things, "cow") == expected
+    assert colors.classify(things[0], things[1], things[2], "cow") == expected
 
 
 def test_crop_is_the_thing_on_grey(folder):

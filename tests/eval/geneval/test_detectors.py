@@ -113,7 +113,7 @@ def metadata(tag: str, count: int, **more) -> dict:
 def test_colours_are_asked_for_what_the_scorer_looks_at(clause, asked, named):
     colors = NotingColors()
     detector = GenEvalDetector(FixedSegmenter(), colors, official=True)  # type: ignore[arg-type]
-    seen = detector.detect(Image.new("RGB", SIZE[::-1]), clause)
+    seen = detector.detect(Image.new("RGB", (SIZE[1], SIZE[0])), clause)
     assert colors.asked == asked
     assert seen["colors"]["cow"] == named
     assert [round(box[4], 6) for box in seen["boxes"]["cow"]] == [0.5, 0.95, 0.2]
