@@ -5,17 +5,18 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from bifrons.apps.demo.create_tab import stored_settings
 from bifrons.apps.demo.history import CLEAR, MAX_PICTURES, load_starters, valid_entries
 from bifrons.apps.demo.image_form import STYLES, variations
 from bifrons.apps.demo.image_job import fill_up, hide_unpainted
-from bifrons.blocks.image_io import open_image, text_chunks
+from bifrons.blocks.image_io import open_image
 from PIL import Image
 
 REQUEST = SimpleNamespace(session_hash="me")
 
 
 def seeds_of(files):
-    return [text_chunks(Image.open(file))["seed"] for file in files]
+    return [stored_settings(file)["seed"] for file in files]
 
 
 @pytest.fixture
@@ -43,29 +44,29 @@ def test_a_seed_may_have_64_bits(page, paint):
 
 def test_a_style_is_added_for_models_that_know_more_than_shapes(page, paint):
     (file,) = list(paint(style="watercolor", count=1))[-1][page.create.files]
-    assert text_chunks(Image.open(file))["prompt"] == f"b, {STYLES['watercolor']}"
+    assert stored_settings(file)["prompt"] == f"b, {STYLES['watercolor']}"
 
 
 def test_all_settings_reach_the_picture(page, paint):
     changes = {"negative_prompt": "c", "top_k": 5, "top_p": 0.9, "temperature": 0.8}
     (file,) = list(paint(count=1, **changes))[-1][page.create.files]
     expected = {"negative_prompt": "c", "top_k": "5", "top_p": "0.9", "temperature": "0.8"}
-    assert expected.items() <= text_chunks(Image.open(file)).items()
+    assert expected.items() <= stored_settings(file).items()
 
 
 def test_again_paints_the_same_sentence_with_new_seeds(page, shown):
     create = page.create
     files = list(create.paint_again(shown, REQUEST))[-1][create.files]
     assert len(files) == 4
-    assert {text_chunks(Image.open(file))["prompt"] for file in files} == {"b"}
+    assert {stored_settings(file)["prompt"] for file in files} == {"b"}
     assert not {"7", "8"} & set(seeds_of(files))
 
 
 def test_variations_share_the_seed(page, shown):
     create = page.create
-    stored = text_chunks(Image.open(shown[create.files][1]))
+    stored = stored_settings(shown[create.files][1])
     files = list(create.paint_variations(shown, REQUEST))[-1][create.files]
-    settings = [text_chunks(Image.open(file)) for file in files]
+    settings = [stored_settings(file) for file in files]
     assert {one["seed"] for one in settings} == {"8"}
     near = [(float(one["guidance_scale"]), float(one["temperature"])) for one in settings]
     assert near == [(options.guidance_scale, options.temperature) for _, options in variations(stored)]
