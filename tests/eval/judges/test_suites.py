@@ -251,7 +251,7 @@ def test_a_judge_that_refuses_everything(
     path = data.write("questions", tmp_path)
     assert (
         bifrons_main(*command("questions", tmp_path / "run", path, janus_mini, "--judge", judge_server.url))
-        == 2
+        == 1
     )
     assert (
         "the judge refuses every question; the first: the judge refused: status 400"
