@@ -148,3 +148,11 @@ def test_a_wheel_tells_about_itself(wheel: Path) -> None:
     assert "License-Expression: MIT\n" in metadata
     assert "Project-URL: Changelog, https://" in metadata
     assert "Requires-Dist: transformers>=5\n" in metadata
+
+
+def test_lock_file_is_of_these_dependencies_and_from_pypi() -> None:
+    text = (ROOT / "uv.lock").read_text(encoding="utf-8")
+    assert set(re.findall(r"https?://([^/\"]+)", text)) == {"pypi.org", "files.pythonhosted.org"}
+    (own,) = (item for item in tomllib.loads(text)["package"] if item["name"] == "bifrons")
+    locked = {item["name"] + item.get("specifier", "") for item in own["metadata"]["requires-dist"]}
+    assert {item.replace("_", "-") for item in PROJECT["dependencies"]} <= locked
