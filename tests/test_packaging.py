@@ -116,7 +116,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("wheel")
     source = folder / "source"
     source.mkdir()
-    for name in ("pyproject.toml", "README.md", "LICENSE", "__init__.py", "py.typed"):
+    for name in ("pyproject.toml", "README.md", "LICENSE", "__init__.py", "__main__.py", "py.typed"):
         shutil.copy(ROOT / name, source)
     for name in (*FOLDERS, "tests"):
         weights = ["*.safetensors"] if name == "nano" else []
@@ -137,7 +137,7 @@ def test_a_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:
         names = {name for name in archive.namelist() if ".dist-info/" not in name}
     found = [path for folder in FOLDERS for path in (ROOT / folder).rglob("*") if path.is_file()]
     files = {path.relative_to(ROOT) for path in found if "__pycache__" not in path.parts}
-    files |= {Path("__init__.py"), Path("py.typed")}
+    files |= {Path("__init__.py"), Path("__main__.py"), Path("py.typed")}
     assert names == {f"bifrons/{path.as_posix()}" for path in files}
 
 
