@@ -122,6 +122,11 @@ def shown(value: object, longest: int = 200) -> str:
     return text if len(text) <= longest else f"{text[:longest]}... ({len(text):,} characters)"
 
 
+def counted(number: int, noun: str) -> str:
+    """A number of things whose plural ends in `s`: `1 picture`, `2,212 pictures`."""
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+
+
 def reraise_exit(error: BaseException) -> None:
     """Raise `error` again if it is to end the process: a KeyboardInterrupt or SystemExit in the main thread,
     where the handlers of signals run.

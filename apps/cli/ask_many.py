@@ -23,6 +23,7 @@ from ...blocks.errors import (
     PromptError,
     ResourceError,
     check_integer,
+    counted,
     printable,
 )
 from ...blocks.files import sync
@@ -80,9 +81,9 @@ def ask_many(args: argparse.Namespace) -> int:
         content = {"model": args.model, "question": question, **log.content()}
         print_json({**content, "seconds": round(time.monotonic() - started, 3)})
     if len(todo) < len(paths):
-        note(f"{len(paths) - len(todo)} of {len(paths)} pictures were answered already")
+        note(f"answered already: {len(paths) - len(todo):,} of {counted(len(paths), 'picture')}")
     if log.failed:
-        print(f"{log.failed} of {len(paths)} pictures could not be answered", file=sys.stderr)
+        print(f"{log.failed:,} of {counted(len(paths), 'picture')} could not be answered", file=sys.stderr)
     return FAILED if log.failed else 0
 
 
@@ -117,14 +118,16 @@ def _work(args: argparse.Namespace, asker: "Asker", log: "AnswerLog", todo: list
     def done() -> str:
         bar.close()
         rest = "" if log.path is None else f" in {log.path}; the same command goes on with the rest"
-        return f"{count - len(todo) + log.written - log.failed} of {count} pictures are answered{rest}"
+        answered = count - len(todo) + log.written - log.failed
+        return f"answered: {answered:,} of {counted(count, 'picture')}{rest}"
 
     with long_work(done, log.content):
         while todo_now := todo[log.written : log.written + (args.batch_size or asker.batch_size())]:
             size = len(todo_now)
             fewer = f"--batch-size {size // 2}, " if size > 1 else ""
             advice = f"accepted: {fewer}a smaller max-new-tokens, a smaller dtype or another device"
-            with explain_out_of_memory(f"answering about {size} pictures", lambda advice=advice: advice):
+            work = f"answering about {counted(size, 'picture')}"
+            with explain_out_of_memory(work, lambda advice=advice: advice):
                 results = asker.answers(todo_now)
             for path, result in zip(todo_now, results, strict=True):
                 if "error" in result:

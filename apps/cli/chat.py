@@ -68,6 +68,8 @@ def ask(args: argparse.Namespace) -> int:
         if STDIN in paths:
             raise PromptError("- is standard input, which can't be both picture and question")
         question = stdin_text("the question")
+    if not question.strip():
+        raise PromptError(f"the question is {question!r}; accepted: a text that is not empty")
     if question == STDIN or os.path.isfile(question):  # False for questions that no path can be
         raise PromptError(f"there is a picture, {question}, but no question; write the question after it")
     options, paths = _generation_options(args), expand_globs(paths)

@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 
 from ...blocks.checkpoints.hub import find_model_folder
-from ...blocks.errors import OptionError, one_line
+from ...blocks.errors import OptionError, counted, one_line
 from ...eval.atomic_io import read_json
 from ...eval.geneval.options import parse_options, read_options
 from ...eval.geneval.scoring import format_table
@@ -74,7 +74,8 @@ def generate(args: argparse.Namespace) -> int:
         if ranks.rank == 0:
             keys = run_dir.image_keys()
             missing = len(run_dir.unfinished(keys))
-            print(f"{run_dir.images_dir}: {len(keys) - missing} pictures, {missing} to be painted")
+            painted = counted(len(keys) - missing, "picture")
+            print(f"{run_dir.images_dir}: {painted}, {missing:,} to be painted")
     return 0
 
 
@@ -149,10 +150,11 @@ def plan(args: argparse.Namespace) -> int:
     prompts = needed_prompts(
         args.points / 100, args.score, args.images_per_prompt, args.agreement, args.shared, args.power
     )
+    points = f"{args.points:g} point" + ("" if args.points == 1 else "s")
     print(
-        f"a difference of {args.points:g} points is seen with probability {args.power:g} after "
-        f"{prompts:,} prompts, {prompts * args.images_per_prompt:,} pictures of each model (of a kind, or of "
-        "all kinds for the overall score)"
+        f"a difference of {points} is seen with probability {args.power:g} after "
+        f"{counted(prompts, 'prompt')}, {counted(prompts * args.images_per_prompt, 'picture')} of each model "
+        "(of a kind, or of all kinds for the overall score)"
     )
     return 0
 
@@ -183,8 +185,9 @@ def _generate(run_dir: RunDir, args: argparse.Namespace, ranks: Ranks) -> None:
     if ranks.rank == 0:
         total = len(run_dir.image_keys())
         print(
-            f"{recipe.model} on {recipe.suite}: {total} pictures, guidance {recipe.guidance_scale:g}, "
-            f"temperature {recipe.temperature:g}, top-k {recipe.top_k}, top-p {recipe.top_p:g}, "
+            f"{recipe.model} on {recipe.suite}: {counted(total, 'picture')}, "
+            f"guidance {recipe.guidance_scale:g}, temperature {recipe.temperature:g}, "
+            f"top-k {recipe.top_k}, top-p {recipe.top_p:g}, "
             f"seed {recipe.seed} ({recipe.seed_policy}), {recipe.dtype}",
             file=sys.stderr,
         )

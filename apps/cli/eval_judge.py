@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
-from ...blocks.errors import OptionError, check_integer, one_line
+from ...blocks.errors import OptionError, check_integer, counted, one_line
 from ...eval.atomic_io import folder_lock
 from ...eval.judges.judge import JudgeChoice
 from ...eval.judges.score import score_run
@@ -153,7 +153,8 @@ def _print_summary(content: dict[str, Any]) -> None:
     width = max(len(name) for name in (*content["groups"], "overall"))
     for name, group in content["groups"].items():
         low, high = group["interval"]
-        print(f"{name:{width}}  {group['score']:7.2%}  {low:.1%} to {high:.1%}  {group['prompts']} prompts")
+        prompts = counted(group["prompts"], "prompt")
+        print(f"{name:{width}}  {group['score']:7.2%}  {low:.1%} to {high:.1%}  {prompts}")
     if content["overall"] is None:
         print(f"{'overall':{width}}  not computed: no picture of {', '.join(content['missing_groups'])}")
     else:

@@ -13,7 +13,14 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from ...blocks.errors import OptionError, PictureError, PromptError, ResourceError, check_integer
+from ...blocks.errors import (
+    OptionError,
+    PictureError,
+    PromptError,
+    ResourceError,
+    check_integer,
+    counted,
+)
 from ...blocks.image_io import open_generated, text_chunks
 from ...blocks.placement.memory_budget import size_text
 from ...blocks.sampling.request import check_context
@@ -71,7 +78,7 @@ def generate(args: argparse.Namespace) -> int:
         seconds = round(time.monotonic() - started, 3)
         print_json({"model": args.model, **run.content(), **same, "seconds": seconds})
     elif len(todo) < len(pictures):
-        note(f"{len(pictures) - len(todo)} of {len(pictures)} pictures were there already")
+        note(f"there already: {len(pictures) - len(todo):,} of {counted(len(pictures), 'picture')}")
     return 0
 
 
@@ -179,7 +186,8 @@ class _Run:
         def advance(step: int, total: int, codes: Tensor) -> None:
             self.bar.update(len(codes))
 
-        with explain_out_of_memory(f"painting {len(batch)} pictures", partial(self._advice, pictures)):
+        work = f"painting {counted(len(batch), 'picture')}"
+        with explain_out_of_memory(work, partial(self._advice, pictures)):
             options = {**pictures[0].options, "callback": advance, "progress": False}
             images = self.pipe.generate(prompts, 1, seeds, **options)
         assert isinstance(images, list)

@@ -22,7 +22,7 @@ from ...blocks.checkpoints.quantize import (
     stored_kind,
 )
 from ...blocks.checkpoints.reader import list_tensors, weight_files
-from ...blocks.errors import BifronsError, one_line
+from ...blocks.errors import BifronsError, counted, one_line
 from ...blocks.kernels.codec import KINDS
 from ...blocks.placement.memory_budget import size_text
 from ...blocks.placement.memory_estimate import active_parameters, parameters_by_part
@@ -183,7 +183,7 @@ def _headline(report: dict[str, Any]) -> str:
         layout = f"{stored['layout']} format, " if stored["layout"] else ""
         kind = files[0].rpartition(".")[2]
         dtypes = ", ".join(stored["dtypes"])
-        parts[-1] += f", {layout}{len(files)} .{kind} file{'s' if len(files) > 1 else ''}, {dtypes}"
+        parts[-1] += f", {layout}{counted(len(files), f'.{kind} file')}, {dtypes}"
     return " ".join(parts)
 
 

@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from ...blocks.errors import counted
 from ...blocks.generation_step import fill_up, hide_unpainted
 from ...blocks.image_io import write_png
 from ...janus.image_generation import ImageGenerationOptions
@@ -89,7 +90,8 @@ def generate_images(
     started = time.monotonic()
     callback = _PreviewCallback(job, loaded, len(wanted))
     pictures: list[Image.Image] = []
-    with explain_out_of_memory(f"painting {len(wanted)} pictures", lambda: "accepted: fewer pictures"):
+    work = f"painting {counted(len(wanted), 'picture')}"
+    with explain_out_of_memory(work, lambda: "accepted: fewer pictures"):
         for options, group in groupby(wanted, key=lambda one: one[1]):
             seeds = [seed for seed, _ in group]
             images = image_pipeline(loaded).generate(

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
 from ...blocks.engine.scheduler import Scheduler
-from ...blocks.errors import PromptError, check_integer, check_number
+from ...blocks.errors import PromptError, check_integer, check_number, counted
 from ...blocks.model.kv_cache import KVCache
 from ...blocks.placement.memory_budget import rows_that_fit
 from ...blocks.sampling.request import check_context
@@ -133,7 +133,7 @@ class Limits:
             reason += f"{self.context:,} ({self.text})"
         else:
             return
-        text = f"the request has {count} pictures; {reason}"
+        text = f"the request has {counted(count, 'picture')}; {reason}"
         raise ApiError(400, text, code="too_many_images", param="messages")
 
 

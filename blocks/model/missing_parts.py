@@ -12,9 +12,10 @@ class MissingPart(nn.Module):
 
     def __init__(self, what: str, parts: str, needed: str) -> None:
         super().__init__()
+        choices = " or ".join(f"parts={choice!r}" for choice in dict.fromkeys(("all", needed)))
         self._refusal = (
-            f"{what} was not loaded, as parts={parts!r} asks; accepted for this work: from_pretrained with "
-            f"parts='all' or parts={needed!r}"
+            f"{what} was not loaded, as parts={parts!r} asks; accepted for this work: "
+            f"from_pretrained with {choices}"
         )
 
     def __getattr__(self, name: str) -> Any:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from ...blocks.errors import BifronsError
+from ...blocks.errors import BifronsError, counted
 from ...blocks.json_config import parse_json
 from ..atomic_io import read_lines
 from .intervals import Interval
@@ -125,10 +125,10 @@ def format_comparison(comparison: Comparison, a: str, b: str) -> str:
         verdict = f"  {kind.verdict}" if kind.verdict else ""
         lines.append(
             f"{tag:<{width}} {kind.a:>8.2%} {kind.b:>8.2%} {100 * kind.value:>+8.2f}  [{low}, {high}]"
-            f"  {kind.prompts} prompts{verdict}"
+            f"  {counted(kind.prompts, 'prompt')}{verdict}"
         )
     if comparison.only_a or comparison.only_b:
-        left_out = f"{comparison.only_a} prompts of A, {comparison.only_b} of B"
+        left_out = f"{counted(comparison.only_a, 'prompt')} of A, {comparison.only_b} of B"
         lines.append(f"left out, as the other lacks them: {left_out}")
     return "\n".join(lines)
 

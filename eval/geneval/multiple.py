@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from ...blocks.errors import OptionError
+from ...blocks.errors import OptionError, counted
 from .compare import FEW_PROMPTS, LEVEL, Difference
 from .intervals import Interval, limits, weighted_limits
 from .paired import (
@@ -159,8 +159,8 @@ def format_comparisons(found: Comparisons, names: Sequence[str]) -> str:
         lines.append(f"{tag:<14}" + "".join(f" {score:>8.2%}" for score, _ in row))
     for tag, pairs in found.pairs.items():
         lines.append(
-            f"{tag}: {pairs[0].prompts} prompts, {found.level:.0%} intervals and p-values "
-            f"corrected for {pairs[0].family} comparisons"
+            f"{tag}: {counted(pairs[0].prompts, 'prompt')}, {found.level:.0%} intervals and p-values "
+            f"corrected for {counted(pairs[0].family, 'comparison')}"
         )
         for pair in pairs:
             name = f"{label(pair.first)} - {label(pair.second)}"

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from ...blocks.errors import BifronsError
+from ...blocks.errors import BifronsError, counted
 from .intervals import Interval, count_prompts, intervals, intervals_of_counts
 from .options import OFFICIAL, ScorerOptions, select_boxes
 from .reasons import Failure, explain
@@ -219,7 +219,11 @@ def format_table(summary: Summary) -> str:
         return f"{name:<14} {score:8.2%}{shown}  {counts}".rstrip()
 
     lines = [
-        line(tag, kind.score, f"{kind.correct} of {kind.images} pictures, {kind.prompts} prompts")
+        line(
+            tag,
+            kind.score,
+            f"{kind.correct:,} of {counted(kind.images, 'picture')}, {counted(kind.prompts, 'prompt')}",
+        )
         for tag, kind in summary.kinds.items()
     ]
     absent = [tag for tag in tags_of_suite(summary.kinds) if tag not in summary.kinds]
@@ -230,5 +234,5 @@ def format_table(summary: Summary) -> str:
         line("prompts", summary.correct_prompts, f"with a correct picture, of {summary.prompts}"),
     ]
     if summary.bad_lines:
-        lines.append(f"NOT SCORED: {len(summary.bad_lines)} lines")
+        lines.append(f"NOT SCORED: {counted(len(summary.bad_lines), 'line')}")
     return "\n".join(lines)

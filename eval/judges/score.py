@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from ...blocks.errors import BifronsError
+from ...blocks.errors import BifronsError, counted
 from ..atomic_io import atomic_file, write_json
 from ..runs.detect import ImageRecord, images_of_run
 from ..runs.run_dir import RunDir, software
@@ -186,15 +186,17 @@ def _obstacles(
             else "the prompts are not checked: no hash of the official file is known"
         )
     if recipe.limit is not None:
-        found.append(f"only {recipe.limit} prompts")
+        found.append(f"only {counted(recipe.limit, 'prompt')}")
     if suite.judge and recipe.images_per_prompt != suite.images_per_prompt:
-        found.append(f"{recipe.images_per_prompt} pictures per prompt, officially {suite.images_per_prompt}")
+        pictures = counted(recipe.images_per_prompt, "picture")
+        found.append(f"{pictures} per prompt, officially {suite.images_per_prompt}")
     if suite.has_official_switch and not official:
         found.append("without the official script's faults (--official)")
     if untold:
         found.append(
-            f"{untold} answers count 0, as none of the accepted is among the tokens that the judge tells"
+            f"{counted(untold, 'answer')} counted as 0: none of the accepted is among the tokens that the "
+            "judge tells"
         )
     if problems:
-        found.append(f"{len(problems)} pictures are not scored")
+        found.append(f"the score lacks {counted(len(problems), 'picture')}")
     return found

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ...blocks.errors import counted
 from ..atomic_io import write_file
 from ..geneval.schema import TAGS
 from ..runs.record import read_stages
@@ -35,7 +36,7 @@ def run_facts(
     """(name, value) of date, times and speeds, devices, versions and the weights' hashes."""
     facts = [("began", str(run["began"]))] if run.get("began") else []
     for stage, time in read_stages(run_dir).items():
-        speed = f"{time.pictures:,} pictures in {time.seconds:.1f} s, {time.per_second:.2f} a second"
+        speed = f"{counted(time.pictures, 'picture')} in {time.seconds:.1f} s, {time.per_second:.2f} a second"
         name = _STAGES.get(stage, stage)
         facts += [(name, f"{speed}; ended {time.ended}"), (f"{name} on", "; ".join(time.devices))]
     for name in ("software", "hashes"):

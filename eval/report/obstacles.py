@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
+from ...blocks.errors import counted
 from ..geneval.options import OFFICIAL
 from ..geneval.suites import is_official, lines_sha256
 
@@ -35,7 +36,7 @@ def find_obstacles(
     if recipe.get("suite", "geneval") != "geneval":
         obstacles.append(f"the suite is {recipe['suite']}, not GenEval's prompts")
     elif recipe.get("limit"):
-        obstacles.append(f"only {recipe['limit']} prompts of the suite were painted")
+        obstacles.append(f"the run has only {counted(recipe['limit'], 'prompt')} of the suite")
     elif not is_official(prompts_sha256(rows)):
         obstacles.append("the prompts that were scored are not GenEval's, all of them, in their order")
     if missing:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from bifrons.blocks.chat.text_generation import TextGenerationOptions, resolve_seed
-from bifrons.blocks.errors import OptionError, check_integer, check_number
+from bifrons.blocks.errors import OptionError, check_integer, check_number, counted
 from bifrons.blocks.sampling.request import Request, SamplingParams, TokenHead
 
 
@@ -49,6 +49,11 @@ def test_options_hold_pythons_numbers():
         assert {type(value) for value in vars(options).values()} <= {int, float, type(None)}
     assert (text.max_new_tokens, text.temperature, text.prefill_chunk) == (7, 0.5, 4)
     assert text.repetition_penalty == 1.5
+
+
+def test_one_thing_is_no_plural():
+    found = [counted(number, "picture") for number in (0, 1, 2, 2212)]
+    assert found == ["0 pictures", "1 picture", "2 pictures", "2,212 pictures"]
 
 
 LAST = 2**64 - 1

@@ -56,6 +56,13 @@ def test_what_is_missing_says_so(pipes, index):
         use(pipes[parts])
 
 
+def test_no_choice_is_named_twice(pipes):
+    with pytest.raises(OptionError, match=r"from_pretrained with parts='all'$"):
+        pipes["paint"].encode_image(PICTURE)
+    with pytest.raises(OptionError, match=r"from_pretrained with parts='all' or parts='read'$"):
+        pipes["paint"].ask([], "What?")
+
+
 def test_other_parts_are_refused(janus_mini):
     with pytest.raises(OptionError, match="parts is 'half'; accepted: all, paint, read"):
         load(janus_mini, parts="half")

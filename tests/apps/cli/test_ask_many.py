@@ -90,7 +90,7 @@ def test_one_that_cannot_be_read_stops_nothing(bifrons, janus_mini, pictures, tm
     # Again: answers stay, errors are tried again, and those that stay are not written twice.
     Image.new("RGB", (9, 9)).save(tmp_path / "none.png")
     result = bifrons("ask", "Hm?", "--images", f"{pictures.parent}/*/*", tmp_path / "none.png", *words)
-    assert "3 of 5 pictures were answered already" in result.err
+    assert "answered already: 3 of 5 pictures" in result.err
     added = (tmp_path / "c.jsonl").read_text("utf-8").removeprefix(text)
     assert names(added) == ["none.png"]
     assert "answer" in json.loads(added)
@@ -154,9 +154,9 @@ def fill_the_disk():
 @pytest.mark.parametrize(
     ("failure", "status", "message"),
     [
-        (interrupt, 130, "interrupted; 2 of 3 pictures are answered in "),
-        (exhaust, 1, "out of memory while answering about 1 pictures; accepted: a smaller max-new-tokens"),
-        (fill_the_disk, 1, "No space left on device; 2 of 3 pictures are answered in "),
+        (interrupt, 130, "interrupted; answered: 2 of 3 pictures in "),
+        (exhaust, 1, "out of memory while answering about 1 picture; accepted: a smaller max-new-tokens"),
+        (fill_the_disk, 1, "No space left on device; answered: 2 of 3 pictures in "),
     ],
 )
 def test_finished_batches_stay(

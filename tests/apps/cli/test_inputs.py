@@ -106,6 +106,13 @@ def test_the_question_comes_last(refused, janus_mini, picture):
         assert "write the question after it" in refused("ask", *words, "-m", janus_mini)
 
 
+@pytest.mark.parametrize("question", ["", "  \n"])
+def test_empty_questions_are_refused_before_a_model_is_loaded(refused, picture, question):
+    for words in ((picture, question), (question,), (question, "--images", picture)):
+        assert "accepted: a text that is not empty" in refused("ask", *words, "-m", "no/such-model")
+    assert "the phrase is empty" in refused("locate", picture, question, "-m", "no/such-model")
+
+
 def test_globs_before_a_question(bifrons, failed, janus_mini, picture, monkeypatch):
     """As the shell of Windows passes them on."""
     monkeypatch.chdir(picture.parent)

@@ -90,7 +90,7 @@ def test_the_rest_is_painted_later(bifrons, janus_mini, tmp_path, monkeypatch, b
     sizes = fail_in_call(monkeypatch, -1, None)
     result = bifrons(*words, "--skip-existing")
     assert result.status == 0
-    assert "2 of 5 pictures were there already" in result.err
+    assert "there already: 2 of 5 pictures" in result.err
     assert sizes == [2, 1]
     assert [Path(line).name for line in result.out.splitlines()] == [f"{i}-x-seed{i}.png" for i in (3, 4, 5)]
     again = json.loads(bifrons(*words, "--skip-existing", "--json").out)["pictures"]

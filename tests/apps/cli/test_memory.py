@@ -12,7 +12,7 @@ def test_out_of_memory(failed, janus_mini, monkeypatch):
 
     monkeypatch.setattr(JanusPipeline, "generate", fail_to_allocate)
     text = failed("generate", "x", "-m", janus_mini, "--device", "cpu")
-    assert "out of memory while painting 1 pictures; each picture takes 885 kB of cache" in text
+    assert "out of memory while painting 1 picture; each picture takes 885 kB of cache" in text
     monkeypatch.setattr(memory_budget, "free_bytes", lambda device: 2_000_000)
     text = failed("ask", "x", "-m", janus_mini, "--device", "cpu")
     assert "needs 2.41 MB for its weights as float32 on cpu, where 2 MB are free; accepted" in text

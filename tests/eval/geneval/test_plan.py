@@ -19,3 +19,5 @@ def test_by_hand():
 def test_command(capsys: pytest.CaptureFixture[str]):
     assert main(["eval", "plan", "10", "--score", "0.5", "--images-per-prompt", "1"]) == 0
     assert "385 prompts, 385 pictures" in capsys.readouterr().out
+    assert main(["eval", "plan", "1", "--score", "0.5", "--power", "0.5"]) == 0
+    assert capsys.readouterr().out.startswith("a difference of 1 point is seen")

@@ -238,7 +238,7 @@ def test_a_refused_question_leaves_its_picture_out(
             "reason": 'the judge refused: status 400: {"error": {"message": "fault 400"}}',
         }
     ]
-    assert (summary["images"], "1 pictures are not scored" in summary["obstacles"]) == (2, True)
+    assert (summary["images"], "the score lacks 1 picture" in summary["obstacles"]) == (2, True)
     assert bifrons_main(*arguments) == 0  # it is asked again, alone
     assert (judge_server.number, summary_of(root)["images"]) == (10, 3)
 
