@@ -1,5 +1,7 @@
 """Numbers in options: Python's, numpy's and torch's are accepted; what is no number is refused shortly."""
 
+# pyright: reportArgumentType=false
+
 from fractions import Fraction
 
 import numpy as np

@@ -119,7 +119,7 @@ def test_a_full_disk_keeps_what_is_written(bifrons, janus_mini, tmp_path, monkey
     assert len(result.out.splitlines()) == 3
 
 
-def test_what_is_there_must_have_the_same_settings(refused, bifrons, janus_mini, tmp_path):
+def test_what_is_there_must_have_the_same_settings(refused, failed, bifrons, janus_mini, tmp_path):
     words = ("generate", "x", "-m", janus_mini, "-o", tmp_path, "--skip-existing")
     assert "knows pictures by their seeds" in refused(*words)
     assert bifrons(*words, "--seed", 1, "--guidance-scale", 2).status == 0
@@ -127,7 +127,7 @@ def test_what_is_there_must_have_the_same_settings(refused, bifrons, janus_mini,
     text = refused(*words, "--seed", 1, "--guidance-scale", 2, "--resize", "32x32")
     assert "is there with another resize: None, not 32x32" in text
     (tmp_path / "1-x-seed1.png").write_bytes(b"\x89PNG")
-    assert "remove it, and it is painted again" in refused(*words, "--seed", 1)
+    assert "remove it, and it is painted again" in failed(*words, "--seed", 1)
 
 
 def test_batches_follow_the_memory(bifrons, janus_mini, tmp_path, monkeypatch):
@@ -179,5 +179,6 @@ def test_resize(bifrons, janus_mini, tmp_path):
         assert scaled.size == (120, 90)
         expected = whole.convert("RGB").resize((120, 90), Image.Resampling.LANCZOS)
         assert scaled.tobytes() == expected.tobytes()
-        assert scaled.text["resize"] == output["resize"] == "120x90"
-        assert scaled.text["prompt"] == "x"
+        texts = scaled.text  # pyright: ignore
+        assert texts["resize"] == output["resize"] == "120x90"
+        assert texts["prompt"] == "x"
