@@ -19,6 +19,7 @@ if TYPE_CHECKING:
         PromptError,
         ResourceError,
     )
+    from .blocks.generation_step import GenerationStep
     from .blocks.structured_output import OutputFormat
     from .janus.pipeline import JanusPipeline
     from .vl2.grounding import Box
@@ -31,6 +32,7 @@ __all__ = [
     "Box",
     "CheckpointError",
     "ConfigError",
+    "GenerationStep",
     "JanusPipeline",
     "OptionError",
     "OutputFormat",
@@ -43,6 +45,7 @@ __all__ = [
 
 _HOMES = {
     "Box": "vl2.grounding",
+    "GenerationStep": "blocks.generation_step",
     "JanusPipeline": "janus.pipeline",
     "VL2Pipeline": "vl2.pipeline",
     "BifronsError": "blocks.errors",

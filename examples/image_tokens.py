@@ -11,7 +11,7 @@ model = sys.argv[1] if len(sys.argv) > 1 else "janus-nano"
 paths = sys.argv[2:4] if len(sys.argv) > 3 else [EXAMPLES / "star.png", EXAMPLES / "hearts.png"]
 pipe = JanusPipeline.from_pretrained(model)
 first, second = (pipe.encode_image(path) for path in paths)
-print(f"{len(first)} image tokens, such as {first[:6].tolist()}")
+print(f"{len(first)} image tokens, such as {[int(code) for code in first[:6]]}")
 print(f"the two pictures differ in {int((first != second).sum())} of them")
 
 back = pipe.decode_codes(first)[0]

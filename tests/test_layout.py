@@ -267,6 +267,7 @@ PUBLIC = [
     "Box",
     "CheckpointError",
     "ConfigError",
+    "GenerationStep",
     "JanusPipeline",
     "OptionError",
     "OutputFormat",

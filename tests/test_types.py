@@ -11,7 +11,7 @@ CODE = """
 from collections.abc import Iterator
 from typing import assert_type
 
-from bifrons import JanusPipeline, VL2Pipeline
+from bifrons import GenerationStep, JanusPipeline, VL2Pipeline
 from PIL import Image
 from torch import Tensor
 
@@ -25,6 +25,13 @@ assert_type(pipe.ask("a.png", "b"), str)
 assert_type(pipe.ask("a.png", "b", stream=True), Iterator[str])
 assert_type(pipe.chat([{"role": "user", "content": "a"}], stream=True), Iterator[str])
 assert_type(pipe("a").images, list[Image.Image])
+
+
+def show(step: GenerationStep, total: int, codes: Tensor) -> None:
+    assert_type(step.preview(), list[Image.Image])
+
+
+pipe.generate("a", callback=show)
 assert_type(VL2Pipeline.from_pretrained("vl2-nano").caption("a.png"), str)
 """
 

@@ -57,8 +57,12 @@ def test_first_picture(run: Run) -> None:
 
 
 def test_picture_grid(run: Run) -> None:
-    assert run("picture_grid.py") == "grid.png: 4 pictures of 128 x 128 pixels\n"
-    assert size_of("grid.png") == (256, 256)
+    previews, grid = run("picture_grid.py").splitlines()
+    assert previews == "previews.png: 4 pictures of 128 x 128 pixels"
+    assert grid == "grid.png: 4 pictures of 128 x 128 pixels"
+    assert size_of("previews.png") == size_of("grid.png") == (256, 256)
+    with Image.open("previews.png") as picture:
+        assert picture.getchannel("A").getextrema() == (0, 255)
 
 
 def test_guidance(run: Run) -> None:
