@@ -19,6 +19,7 @@ from ..files import print_json
 from ..notes import heading, note
 from ..pipelines import explain_out_of_memory, load_pipeline
 from .ask_many import ask_many
+from .file_kinds import check_no_file, is_picture
 from .inputs import STDIN, dropped_files, expand_globs, open_picture, picture_files, picture_words, stdin_text
 from .long_work import FAILED
 from .options import given_fields, loading_options
@@ -70,6 +71,8 @@ def ask(args: argparse.Namespace) -> int:
         question = stdin_text("the question")
     if not question.strip():
         raise PromptError(f"the question is {question!r}; accepted: a text that is not empty")
+    if not is_picture(question):
+        check_no_file("the question", question, "- reads it from standard input, as in ask PICTURE - < FILE")
     if question == STDIN or os.path.isfile(question):  # False for questions that no path can be
         raise PromptError(f"there is a picture, {question}, but no question; write the question after it")
     options, paths = _generation_options(args), expand_globs(paths)

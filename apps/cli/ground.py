@@ -14,6 +14,7 @@ from ...vl2.prompts import locate_prompt
 from ..defaults import DEFAULT_GROUNDING_MODEL
 from ..files import print_json, write_picture
 from ..pipelines import family_of, load_pipeline
+from .file_kinds import check_no_file
 from .inputs import STDIN, open_picture, stdin_text
 from .options import loading_options
 from .outputs import STDOUT, check_output, write_output
@@ -33,6 +34,7 @@ def locate(args: argparse.Namespace) -> int:
         args.phrase = stdin_text("the phrase")
     if not args.phrase.strip():
         raise PromptError("the phrase is empty; say what to look for")
+    check_no_file("the phrase", args.phrase, "it stands behind the picture: bifrons locate PICTURE PHRASE")
     target = None if args.output is None else check_output(args.output, force=args.force, json=args.json)
     image = open_picture(args.image, args.exif)
     family = family_of(open_model(args.model))

@@ -15,6 +15,7 @@ from ...blocks.json_config import TABLE_BYTES, shown
 from ..defaults import default_model
 from ..files import print_json, write_picture
 from ..pipelines import load_pipeline
+from .file_kinds import CODES, file_head, other_kind
 from .inputs import STDIN, decode_user_json, open_picture, read_input, reason_of, user_path
 from .options import loading_options
 from .outputs import STDOUT, check_output, write_output
@@ -90,6 +91,7 @@ def read_codes(path: str | os.PathLike[str]) -> tuple[list[int], list[int] | Non
     """
     source = os.fspath(path)
     name = "standard input" if source == STDIN else source
+    stored = b""
     try:
         stored = read_input(source, TABLE_BYTES)
         if stored.startswith(_NPY_MAGIC) or user_path(source).suffix.lower() == ".npy":
@@ -99,6 +101,8 @@ def read_codes(path: str | os.PathLike[str]) -> tuple[list[int], list[int] | Non
     except (OSError, ValueError) as error:
         if isinstance(error, BifronsError):
             raise
+        if problem := other_kind(name, stored or file_head(source), CODES):
+            raise ResourceError(problem) from error
         raise ResourceError(
             f"{name} can't be read as codes: {reason_of(error)}; accepted: .json and .npy files"
         ) from error

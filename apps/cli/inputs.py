@@ -19,6 +19,7 @@ from ...blocks.files import decode_text, read_bounded
 from ...blocks.image_io import FORMATS, open_image
 from ...blocks.image_source import MAX_FILE
 from ...blocks.json_config import decode_json
+from .file_kinds import PICTURE, file_head, other_kind
 
 STDIN = "-"
 _TEXT_BYTES = 1_000_000
@@ -97,12 +98,23 @@ def reason_of(error: OSError | ValueError) -> str:
 def open_picture(source: str, exif: str = "apply") -> Image.Image:
     """The picture of a path, a file:// URL, a data: URL, or for `-` standard input; `exif` is that of
     `open_image`. Raises `PictureError`."""
-    if not is_stream(source):
-        return open_image(local_path(source), exif=exif)
+    content = b""
     try:
-        return open_image(read_input(source, MAX_FILE), exif=exif)
+        if not is_stream(source):
+            return open_image(local_path(source), exif=exif)
+        content = read_input(source, MAX_FILE)
+        return open_image(content, exif=exif)
+    except PictureError as error:
+        if problem := not_a_picture(source, content):
+            raise PictureError(problem) from error
+        raise
     except OSError as error:
         raise PictureError(f"{source} can't be read as a picture: {reason_of(error)}") from error
+
+
+def not_a_picture(source: str, content: bytes = b"") -> str | None:
+    """What is wrong with a file, or the content of a stream, that is of another known kind."""
+    return other_kind(source, content or file_head(local_path(source)), PICTURE)
 
 
 def local_path(word: str) -> str:

@@ -12,6 +12,7 @@ from ...blocks.errors import BifronsError, OptionError, PromptError, check_integ
 from ...blocks.image_prompts import image_seeds
 from ...janus.image_generation import ImageGenerationOptions
 from ..files import PICTURE_FORMATS, exists_error, slug
+from .file_kinds import check_no_file
 from .inputs import STDIN, picture_suffixes, stdin_text, user_path
 from .options import given_fields
 from .outputs import STDOUT, check_folder, check_output, or_list
@@ -80,6 +81,9 @@ def _entries(args: argparse.Namespace) -> list[PromptEntry]:
     entries = [PromptEntry(stdin_text("a prompt") if text == STDIN else text) for text in args.prompt]
     if not all(entry.prompt.strip() for entry in entries):
         raise PromptError("a prompt is empty; say what to paint")
+    for text in args.prompt:
+        advice = "--prompts FILE reads prompts, --like FILE paints a picture again"
+        check_no_file("a prompt", text, advice)
     return entries
 
 

@@ -12,8 +12,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ...blocks.errors import BifronsError, OptionError, PromptError, ResourceError
+from ...blocks.files import decode_text
 from ...blocks.json_config import TABLE_BYTES, decode_json, shown
-from .inputs import STDIN, read_user_text, reason_of
+from .file_kinds import PROMPTS, file_head, other_kind
+from .inputs import STDIN, read_input, reason_of
 
 _FIELDS: dict[str, type] = {
     "prompt": str,
@@ -48,11 +50,17 @@ def read_prompts(source: str) -> list[PromptEntry]:
     Blank lines are skipped. Raises `BifronsError` with file and line.
     """
     name = "standard input" if source == STDIN else source
+    content = b""
     try:
-        text = read_user_text(source, TABLE_BYTES)
+        content = read_input(source, TABLE_BYTES)
+        if problem := other_kind(name, content, PROMPTS):
+            raise ResourceError(problem)
+        text = decode_text(content)
     except (OSError, ValueError) as error:
         if isinstance(error, BifronsError):
             raise
+        if problem := other_kind(name, content or file_head(source), PROMPTS):
+            raise ResourceError(problem) from error
         raise ResourceError(
             f"{name} can't be read as prompts: {reason_of(error)}; accepted: .txt, .jsonl, .json, .csv files"
         ) from error

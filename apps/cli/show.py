@@ -17,7 +17,7 @@ from ...blocks.kernels.codec import KINDS
 from ...janus.image_generation import ImageGenerationOptions
 from ..files import print_json, typed_settings
 from ..resize import parse_size
-from .inputs import is_stream, local_path, read_input, reason_of
+from .inputs import is_stream, local_path, not_a_picture, read_input, reason_of
 
 _PROMPTS = ("prompt", "negative_prompt")
 _OPTIONS = ("guidance_scale", "temperature", "top_k", "top_p", "negative_prompt")
@@ -78,9 +78,15 @@ def show(args: argparse.Namespace) -> int:
 def read_painting(source: str) -> Painting:
     """The settings in a picture's file. Raises `PictureError` for a file without, and for any that no
     generated picture has."""
+    content: str | bytes = b""
     try:
         content = read_input(source, MAX_FILE) if is_stream(source) else local_path(source)
         image, texts = open_generated(content)
+    except PictureError as error:
+        stored = content if isinstance(content, bytes) else b""
+        if problem := not_a_picture(source, stored):
+            raise PictureError(problem) from error
+        raise
     except OSError as error:
         raise PictureError(f"{source} can't be read as a picture: {reason_of(error)}") from error
     settings = {name: texts[name] for name in _SHOWN if name in texts}

@@ -106,6 +106,53 @@ def test_the_question_comes_last(refused, janus_mini, picture):
         assert "write the question after it" in refused("ask", *words, "-m", janus_mini)
 
 
+OTHERS = {
+    "is codes, not a picture; bifrons decode makes their picture": json.dumps(
+        {"grid": [6, 6], "codes": CODES}
+    ),
+    "is codes, not": "\ufeff" + json.dumps(ROWS),
+    "is a PDF, not a picture; save its pages as pictures": "%PDF-1.7",
+    "is an archive, not a picture; unpack it": "PK\x03\x04\x14\0",
+    "is a safetensors file of weights, not a picture": '\x40\0\0\0\0\0\0\0{"a": {}}',
+    "is a video, not a picture": "\0\0\0\x20ftypisom",
+    "is a HEIC picture, not a picture": "\0\0\0\x20ftypheic",
+    "is a saved web page": "<!doctype html>",
+}
+
+
+@pytest.mark.parametrize(("message", "content"), OTHERS.items())
+def test_files_of_another_kind_in_the_place_of_a_picture(failed, tmp_path, message, content, monkeypatch):
+    path = tmp_path / "given.png"
+    path.write_bytes(content.encode("utf-16-le" if content[0] == "\ufeff" else "utf-8"))
+    for words in (("encode", path), ("ask", path, "What?"), ("locate", path, "a star"), ("show", path)):
+        assert f"given.png {message}" in failed(*words)
+    pipe(monkeypatch, path.read_bytes())
+    assert f"- {message}" in failed("encode", "-")
+
+
+@pytest.mark.parametrize(
+    "suffix", [".png", ".jpg", ".webp", ".gif", ".bmp", ".tiff", ".ppm", ".avif", ".jp2"]
+)
+def test_pictures_in_the_place_of_another_kind(failed, refused, picture, suffix):
+    path = picture.with_name(f"given.{suffix}")
+    Image.open(picture).save(path)
+    for wanted, words in (("codes", ("decode", path)), ("prompts", ("generate", "--prompts", path))):
+        assert (
+            f"{suffix} is a picture, not {wanted}; bifrons encode writes its codes, bifrons show"
+            in failed(*words)
+        )
+    assert "there is a picture, " in refused("ask", path)
+
+
+def test_files_in_the_place_of_a_text(refused, picture, tmp_path):
+    (tmp_path / "prompts.txt").write_text("P3 racing cars\n")
+    given = tmp_path / "prompts.txt"
+    assert "--prompts FILE reads prompts" in refused("generate", given)
+    assert "--like FILE paints a picture again" in refused("generate", picture)
+    assert "the question is the name of a file" in refused("ask", picture, given)
+    assert "bifrons locate PICTURE PHRASE" in refused("locate", "a star", picture)
+
+
 @pytest.mark.parametrize("question", ["", "  \n"])
 def test_empty_questions_are_refused_before_a_model_is_loaded(refused, picture, question):
     for words in ((picture, question), (question,), (question, "--images", picture)):

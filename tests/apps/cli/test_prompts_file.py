@@ -50,7 +50,9 @@ def test_prompts_with_settings(tmp_path, name, text, encoding):
 REFUSED = [
     ("p.txt", b"# nothing\n\n", "holds no prompts"),
     ("p.txt", b"fine\nb\xe4d\n", "line 2 is not UTF-8 (the byte 0xe4); save the file as UTF-8"),
-    ("p.txt", b"PK\x03\x04\x14\x00", "it holds NUL"),
+    ("p.txt", b"fine\x00", "it holds NUL"),
+    ("p.txt", b"PK\x03\x04\x14\x00", "p.txt is an archive, not prompts; unpack it"),
+    ("p.json", b'{"grid": [2, 2], "codes": [1, 2, 3, 4]}', "p.json is codes, not prompts; bifrons decode"),
     (
         "p.jsonl",
         b'{"prompt": "x"}\n\n{"prompt": "x", "cfg": 3}',
