@@ -2,12 +2,13 @@
 
 import argparse
 import sys
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
 from ...blocks.checkpoints.hub import find_model_folder
-from ...blocks.errors import OptionError, counted, one_line
-from ...eval.atomic_io import read_json
+from ...blocks.errors import BifronsError, OptionError, counted, one_line
+from ...eval.atomic_io import folder_lock, read_json
 from ...eval.geneval.options import parse_options, read_options
 from ...eval.geneval.scoring import format_table
 from ...eval.geneval.suites import geneval_prompts
@@ -15,7 +16,7 @@ from ...eval.runs.detect import DetectorChoice, collect, detect_objects, images_
 from ...eval.runs.generate import generate_images
 from ...eval.runs.import_images import ImageSet, is_small_world, record_import, scan_folder
 from ...eval.runs.recipe import Recipe
-from ...eval.runs.run_dir import RunDir
+from ...eval.runs.run_dir import RunDir, open_run
 from ...eval.runs.score import score_file, summary_json
 from ...eval.runs.stages import load_images, prepare, score_run
 from ...eval.runs.workers import Ranks, join_ranks
@@ -47,7 +48,10 @@ def evaluate(args: argparse.Namespace) -> int:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run all stages: generate missing images, detect, score and report."""
+    """Run all stages: generate missing images, detect, score and report. Of ranks by hand, the one that ends
+    its share of the painting last does the rest."""
+    if (args.rank is not None or args.world_size is not None) and not _paint_share(args):
+        return 0
     with join_ranks() as ranks:
         run_dir = _open_run(args, ranks)
         if run_dir.recipe.suite in CATALOG:
@@ -178,6 +182,17 @@ def _open_run(args: argparse.Namespace, ranks: Ranks) -> RunDir:
         if note := label(find_model_folder(run_dir.recipe.model)):
             print(note, file=sys.stderr)
     return run_dir
+
+
+def _paint_share(args: argparse.Namespace) -> bool:
+    """Paint the share of a rank by hand; whether all is painted then, and no other rank still at work."""
+    generate(args)
+    run_dir = open_run(args.run_dir)
+    if not run_dir.unfinished(run_dir.image_keys()):
+        with suppress(BifronsError), folder_lock(args.run_dir):
+            return True
+    print("the rank that ends last looks at the pictures and scores them", file=sys.stderr)
+    return False
 
 
 def _generate(run_dir: RunDir, args: argparse.Namespace, ranks: Ranks) -> None:

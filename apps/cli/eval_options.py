@@ -30,6 +30,7 @@ def add_eval(commands: Any, command: Callable[..., Any], add_json: Callable[[Any
     add_judge(run)
     _add_reasons(run)
     _add_processes(run)
+    _add_ranks(run)
     generate = command(stages, "generate", "generate only the missing pictures of a run", _recipe)
     _add_run(generate)
     _add_recipe(generate)

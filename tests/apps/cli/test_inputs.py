@@ -134,7 +134,7 @@ def test_files_of_another_kind_in_the_place_of_a_picture(failed, tmp_path, messa
     "suffix", [".png", ".jpg", ".webp", ".gif", ".bmp", ".tiff", ".ppm", ".avif", ".jp2"]
 )
 def test_pictures_in_the_place_of_another_kind(failed, refused, picture, suffix):
-    path = picture.with_name(f"given.{suffix}")
+    path = picture.with_name(f"given{suffix}")
     Image.open(picture).save(path)
     for wanted, words in (("codes", ("decode", path)), ("prompts", ("generate", "--prompts", path))):
         assert (

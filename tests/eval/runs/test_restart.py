@@ -87,6 +87,21 @@ def test_ranks_by_hand_share_the_work_whenever_they_start(
     assert [run.sha256(p) for p in run.image_keys()] == [same.sha256(p) for p in same.image_keys()]
 
 
+def test_the_last_of_ranks_by_hand_scores(
+    tmp_path: Path, janus_mini: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["eval", "run", "-R", str(tmp_path), "-m", str(janus_mini), "--device", "cpu", *RECIPE]
+    arguments += ["--processes", "1", "--world-size", "2"]
+    assert main([*arguments, "--rank", "1"]) == 0
+    assert "the rank that ends last" in capsys.readouterr().err
+    assert not (tmp_path / "results.jsonl").exists()
+    assert main([*arguments, "--rank", "0"]) == 0
+    assert "the rank that ends last" not in capsys.readouterr().err
+    assert (tmp_path / "results.jsonl").exists()
+    assert (tmp_path / "report.html").exists()
+    assert main([*arguments[:-2], "--rank", "0"]) == 2
+
+
 def test_the_second_of_two_runs_in_one_folder_is_refused(
     tmp_path: Path, janus_mini: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
