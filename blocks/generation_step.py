@@ -79,6 +79,8 @@ def followed(callback: Callback | None, tokens: int, progress: bool | None) -> I
     if progress not in (None, True, False):
         accepted = "True, False, or None for terminals and notebooks"
         raise OptionError(f"progress is {progress!r}; accepted: {accepted}")
+    if callback is not None and not callable(callback):
+        raise OptionError(f"callback is {callback!r}; accepted: a function of (step, total, codes), or None")
     shown = progress or (progress is None and (_is_terminal(sys.stderr) or _in_notebook()))
     if not shown:
         yield callback

@@ -1,7 +1,7 @@
 """Prompts, negative prompts and seeds of the images of one call, each given once or as a list."""
 
 import secrets
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,8 @@ NegativePrompt = str | Sequence[str | None] | None
 
 def prompt_list(prompt: Any) -> list[Any]:
     """The prompts of a call, given as a text or a list of them. Raises `PromptError` if there is none."""
+    if not isinstance(prompt, str | Iterable) or isinstance(prompt, bytes):
+        raise PromptError(f"the prompt is {shown(prompt)}; accepted: a text or a list of at least one")
     prompts = [prompt] if isinstance(prompt, str) else list(prompt)
     if not prompts:
         raise PromptError("no prompt was given; accepted: a text or a list of at least one")

@@ -7,10 +7,12 @@ image's left or top edge, to 999, its right or bottom edge.
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont
 
 from ..blocks.errors import PromptError
+from ..blocks.image_io import open_image
 from .prompts import DET, DET_END, GROUNDING, REF, REF_END
 
 FULL = 999
@@ -204,16 +206,19 @@ def _normalize(box: Box, size: tuple[int, int] | None) -> tuple[int, int, int, i
 
 
 def draw_boxes(
-    picture: Image.Image,
-    boxes: Sequence[Box],
+    picture: Any,
+    boxes: Box | Sequence[Box],
     labels: bool = True,
     colour: tuple[int, int, int] | None = None,
+    exif: str = "apply",
 ) -> Image.Image:
     """An RGB copy of the picture with each box outlined and labelled, in a colour per label or in `colour`.
 
+    The picture has any form of `ask`, and is turned upright as its EXIF says, as `locate` does unless told.
     The font is Pillow's built-in one; its size is proportional to the picture's.
     """
-    drawn = picture.convert("RGB")  # always a copy
+    drawn = open_image(picture, exif=exif)  # always a copy
+    boxes = [boxes] if isinstance(boxes, Box) else boxes
     canvas = ImageDraw.Draw(drawn)
     line = max(2, round(min(drawn.size) / 200))
     font = ImageFont.load_default(max(12, round(min(drawn.size) / 30)))

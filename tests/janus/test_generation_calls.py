@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from bifrons import JanusPipeline, OptionError
+from bifrons import JanusPipeline, OptionError, PromptError
 from PIL import Image
 
 
@@ -67,6 +67,17 @@ def test_the_bar_is_for_terminals_unless_asked_for(pipe, progress, on_terminal, 
 def test_another_progress_is_refused(pipe):
     with pytest.raises(OptionError, match="progress is 'no'; accepted: True, False, or None"):
         pipe.generate("a", progress="no")
+
+
+def test_a_callback_that_is_no_function_is_refused(pipe):
+    with pytest.raises(OptionError, match="callback is 5; accepted: a function"):
+        pipe.generate("a", callback=5)
+
+
+@pytest.mark.parametrize("prompt", [None, 5, b"a star"])
+def test_a_prompt_that_is_no_text_is_refused(pipe, prompt):
+    with pytest.raises(PromptError, match=r"the prompt is .*; accepted: a text or a list"):
+        pipe.generate(prompt)
 
 
 def test_negative_prompts_by_prompt(pipe):

@@ -3,7 +3,7 @@
 import random
 
 import pytest
-from bifrons.blocks.errors import PromptError
+from bifrons.blocks.errors import PictureError, PromptError
 from bifrons.vl2.grounding import COLOURS, Box, draw_boxes, format_boxes, parse_grounding
 from hypothesis import given
 from hypothesis import strategies as st
@@ -147,6 +147,22 @@ def test_drawing_outlines_and_names_without_touching_the_original():
     assert drawn.getpixel((50, 100)) == drawn.getpixel((1, 5)) == COLOURS[0]
     assert drawn.getpixel((298, 35)) == COLOURS[1]
     plate = drawn.crop((50, 44, 80, 60)).getcolors(1 << 16) or []
-    assert any(min(colour) > 240 for _, colour in plate)  # the letters
+    assert any(isinstance(colour, tuple) and min(colour) > 240 for _, colour in plate)  # the letters
     assert drawn.getpixel((85, 100)) == (255, 255, 255)  # the inside stays
     assert draw_boxes(picture, []).getcolors() == picture.getcolors()
+
+
+def test_drawing_takes_a_path_and_one_box_and_turns_photos_upright_as_locate_does(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turned by a quarter
+    path = tmp_path / "photo.png"
+    Image.new("RGB", (300, 200), "white").save(path, exif=exif)
+    box = Box("", 20, 220, 180, 290)  # inside of 200 x 300 only
+    with Image.open(path) as picture:
+        for source in (path, picture):
+            drawn = draw_boxes(source, box)
+            assert drawn.size == (200, 300)
+            assert drawn.getpixel((20, 250)) == COLOURS[0]
+            assert draw_boxes(source, [box], exif="ignore").size == (300, 200)
+    with pytest.raises(PictureError, match="does not exist"):
+        draw_boxes(tmp_path / "none.png", box)
