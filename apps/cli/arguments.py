@@ -34,7 +34,22 @@ class CommandParser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Raise a `UsageError`."""
-        raise UsageError(message, self.format_usage())
+        raise UsageError(message, f"usage: {self.usage or self._short_usage()}\n")
+
+    def _short_usage(self) -> str:
+        """The usage in one line: a command with thirty options would bury the error below it."""
+        known = [action for action in self._actions if not action.option_strings]
+        pattern = self._get_formatter()._format_args
+        return " ".join([self.prog, "[options]", *(pattern(a, a.dest) for a in known)])
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        """As argparse, and name what was probably meant."""
+        try:
+            super()._check_value(action, value)
+        except argparse.ArgumentError as error:
+            if near := get_close_matches(str(value), [str(choice) for choice in action.choices or ()], 1):
+                error.message += f"; did you mean {near[0]}?"
+            raise
 
     def _ordered(self, words: list[str]) -> list[str]:
         """The subcommand first; without one, options first, then `--` and the other arguments."""

@@ -67,7 +67,7 @@ def add_eval(commands: Any, command: Callable[..., Any], add_json: Callable[[Any
 def _add_compare(parser: Any, add_json: Callable[[Any], None]) -> None:
     for name in ("a", "b"):
         parser.add_argument(name, metavar=name.upper(), type=Path, help="a scored run or a results.jsonl")
-    parser.add_argument("more", metavar="C", nargs="*", type=Path, help="more of them")
+    parser.add_argument("more", metavar="C", nargs="*", default=[], type=Path, help="more of them")
     parser.add_argument(
         "--to-first", action="store_true", help="compare each with A only, not with every other"
     )

@@ -191,8 +191,9 @@ def _parameter_lines(parameters: dict[str, Any]) -> Iterator[str]:
     total, active = parameters["total"], parameters["active_per_token"]
     per_token = f", {_count(active)} of them active per token" if active != total else ""
     yield f"\nParameters: {_count(total)}{per_token}"
+    width = max(map(len, parameters["parts"]), default=0)
     for part, count in parameters["parts"].items():
-        yield f"  {part:<26} {_count(count):>8}  {count / total:6.1%}"
+        yield f"  {part:<{width}} {_count(count):>8}  {count / total:6.1%}"
 
 
 def _memory_lines(report: dict[str, Any]) -> Iterator[str]:

@@ -12,6 +12,7 @@ from ...blocks.errors import BifronsError, OptionError, PromptError, check_integ
 from ...blocks.image_prompts import image_seeds
 from ...janus.image_generation import ImageGenerationOptions
 from ..files import PICTURE_FORMATS, exists_error, slug
+from ..notes import note
 from .file_kinds import check_no_file
 from .inputs import STDIN, picture_suffixes, stdin_text, user_path
 from .options import given_fields
@@ -50,6 +51,8 @@ def plan_pictures(args: argparse.Namespace) -> list[Picture]:
     if total > _MAX_PICTURES:
         raise OptionError(f"{total:,} pictures are asked for; accepted: at most {_MAX_PICTURES:,} at once")
     folder, file = _target(args, total)
+    if hint := _unquoted(args):
+        note(hint)
     width, found = max(len(str(total)), _FILE_WIDTH if args.prompts is not None else 1), []
     for entry, count in zip(entries, counts, strict=True):
         own = {key: value for key, value in entry.settings.items() if key not in ("seed", "num_images")}
@@ -122,8 +125,19 @@ def _target(args: argparse.Namespace, count: int) -> tuple[Path, Path | None]:
         file = check_output(output, force=True)
     if count > 1:
         what = "-" if file == STDOUT else f"the file {target}"
-        raise OptionError(f"output is {what}, but {count} pictures are asked for; name a folder")
+        hint = _unquoted(args)
+        raise OptionError(
+            f"output is {what}, but {count} pictures are asked for; name a folder{hint and f' ({hint})'}"
+        )
     return file.parent, file
+
+
+def _unquoted(args: argparse.Namespace) -> str:
+    """What to say of several prompts of one word each, which are probably one whose quotes were forgotten."""
+    prompts = args.prompt or []
+    if len(prompts) < 2 or any(len(prompt.split()) != 1 for prompt in prompts):
+        return ""
+    return f"each of the {len(prompts)} words is a prompt; put quotes around a prompt of several words"
 
 
 def _names_a_file(suffix: str) -> bool:

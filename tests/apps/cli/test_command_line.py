@@ -85,6 +85,43 @@ def test_a_usage_error_ends_with_2_and_is_json_too(name, capsys):
     assert "Traceback" not in err
 
 
+@pytest.mark.parametrize("name", COMMANDS)
+def test_the_usage_above_an_error_is_one_line(name, capsys):
+    assert main([*name.split(), "--nonsense"]) == 2
+    usage, *rest = capsys.readouterr().err.splitlines()
+    assert usage.startswith(f"usage: bifrons {name}")
+    assert "[options]" in usage
+    assert len(rest) == 1 or name == "ask"  # which has two forms
+
+
+@pytest.mark.parametrize(
+    ("words", "meant"),
+    [
+        (["genrate", "x"], "generate"),
+        (["eval", "rum"], "run"),
+        (["completion", "bsh"], "bash"),
+        (["ask", "x.png", "What?", "--exif", "aply"], "apply"),
+    ],
+)
+def test_a_mistyped_word_of_a_few_is_named(refused, words, meant):
+    assert refused(*words).strip().endswith(f"did you mean {meant}?")
+
+
+def test_what_may_be_left_out_is_not_called_required(refused):
+    assert refused("eval", "compare", "a").strip().endswith("required: B")
+
+
+def test_words_without_quotes_are_named_as_prompts(bifrons):
+    hint = "each of the 3 words is a prompt"
+    assert hint in bifrons("generate", "a", "red", "star", "-m", "no-such-model").err
+    assert hint not in bifrons("generate", "a star", "two", "hearts", "-m", "no-such-model").err
+
+
+def test_the_parts_of_a_model_stand_in_columns(bifrons):
+    block = bifrons("info", "janus-nano").out.split("Parameters:")[1].split("\n\n")[0]
+    assert len({len(line) for line in block.splitlines()[1:]}) == 1
+
+
 def test_a_mistyped_option_is_named(refused):
     assert "--guidence-scale; did you mean --guidance-scale?" in refused(
         "generate", "x", "--guidence-scale", "2"

@@ -163,6 +163,7 @@ def test_a_model_of_the_wrong_family(refused, vl2_mini, picture, tmp_path):
         (["x", "--negative-prompt", "y", "--guidance-scale", "1"], "works through guidance"),
         (["x", "--device", "abacus"], "device is 'abacus'"),
         (["x", "--dtype", "int3"], "dtype is 'int3'; accepted: float32"),
+        (["a", "red", "star", "-o", "one.png"], "each of the 3 words is a prompt; put quotes around"),
         (["x", "-n", "2", "-o", "one.png"], "2 pictures are asked for; name a folder"),
         (["\udcff"], "not valid Unicode"),
     ],
