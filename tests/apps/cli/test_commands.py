@@ -79,7 +79,7 @@ def test_generate_passes_on_every_option(bifrons, janus_mini, tmp_path, monkeypa
     generate = JanusPipeline.generate
 
     def spy(*args, **options):
-        calls.append({name: value for name, value in options.items() if name != "callback"})
+        calls.append({name: value for name, value in options.items() if name not in ("callback", "progress")})
         return generate(*args, **options)
 
     monkeypatch.setattr(JanusPipeline, "generate", spy)

@@ -178,7 +178,7 @@ BROKEN = {
     "metadata.include.0.color": [None, 3],
     "metadata.include.0.colour": ["red"],
     "metadata.include.1.position": [["near", 0], ["above"], ["above", 1], ["above", -1], ["above", "0"]],
-    "metadata.exclude": [None, [{"class": "cat", "count": 2, "color": "red"}]],
+    "metadata.exclude": [None, [{"class": "cat", "count": 2, "color": 3}]],
     "boxes": [None, []],
     "boxes.cat": [None, [3], [GOOD[:4]], [[*GOOD, 1]], [[NAN, 0, 9, 9, 0.9]], [[0, 0, 9, 10**400, 0.9]]],
     "boxes.cat.0": [[0, 0, 9, 1e39, 0.9], [0, 0, "9", 9, 0.9], [0, 0, 9, True, 0.9], [0, 0, 9, 9, 90]],
