@@ -46,6 +46,10 @@ class ResourceError(OptionError):
     """There is too little memory, or a file can't be read or written: the same call may succeed elsewhere."""
 
 
+class UnknownWordsWarning(UserWarning):
+    """A text has words that a small model, such as `janus-nano`, was not trained on."""
+
+
 def printable(text: str) -> str:
     """A text that is safe to print to a terminal: control characters (but for tabs and line breaks), marks
     that change the direction of writing and lone surrogates as JSON escapes, such as `\\u001b`."""

@@ -175,6 +175,7 @@ class JanusPipeline(ChatPipeline):
         negative = negative_prompts(negative_prompt, len(prompts))
         options = [ImageGenerationOptions(scale, temperature, top_k, top_p, text) for text in negative]
         seeds = image_seeds(seed, len(prompts), count)
+        self.warn_of_unknown_words([*prompts, *filter(None, negative)], "painting")
         with followed(callback, len(seeds) * self.model.config.num_codes, progress) as report:
             codes = self._generate_codes(prompts, count, seeds, options, report)
         if output_type == "codes":

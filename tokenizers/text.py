@@ -21,6 +21,7 @@ from ..blocks.json_config import read_json, shown
 from ..blocks.special_tokens import PieceEncoder, PlainText
 from ..blocks.token_masks import TokenVocabulary
 from ..blocks.tokenizer_file import library_errors, read_tokenizer
+from ..blocks.vocabulary import respell
 
 BOS = "<｜begin▁of▁sentence｜>"
 EOS = "<｜end▁of▁sentence｜>"
@@ -95,6 +96,7 @@ class TextTokenizer:
         if not os.path.isfile(path):
             raise ConfigError(f"{folder} has no tokenizer.json; a model folder must hold one")
         hf = read_tokenizer(path, rows)
+        respell(hf, folder)
         config = read_settings(folder / "tokenizer_config.json")
         add_bos = config.get("add_bos_token", True)
         if not isinstance(add_bos, bool):

@@ -84,12 +84,12 @@ def generate(args: argparse.Namespace) -> int:
 
 def _check_prompts(pipe: "JanusPipeline", pictures: Sequence[Picture]) -> None:
     """Raise `PromptError` for prompts that the model's context can't hold, before anything is painted."""
-    config, checked = pipe.model.config, set()
+    config, checked = pipe.model.config, dict[Any, None]()
     for picture in pictures:
         texts = picture.prompt, picture.options.get("negative_prompt")
         if texts in checked:
             continue
-        checked.add(texts)
+        checked[texts] = None
         try:
             longest = max(map(len, pipe.processor.generation_ids(*texts)))
             check_context(longest, config.num_codes, config.decoder.max_positions)
@@ -97,6 +97,7 @@ def _check_prompts(pipe: "JanusPipeline", pictures: Sequence[Picture]) -> None:
             if picture.where == PromptEntry.where:
                 raise
             raise PromptError(f"{picture.where}: {error}") from error
+    pipe.warn_of_unknown_words((text for texts in checked for text in texts if text), "painting")
 
 
 class _Run:

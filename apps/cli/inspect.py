@@ -7,6 +7,7 @@ import os
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from textwrap import wrap
 from typing import Any
 
 import torch
@@ -26,6 +27,7 @@ from ...blocks.errors import BifronsError, counted, one_line
 from ...blocks.kernels.codec import KINDS
 from ...blocks.placement.memory_budget import size_text
 from ...blocks.placement.memory_estimate import active_parameters, parameters_by_part
+from ...blocks.vocabulary import read_vocabulary
 from ..pipelines import ModelDescription, describe, label
 from .remote import read_remote
 
@@ -60,6 +62,11 @@ def inspect_model(model: str) -> dict[str, Any]:
         report |= _architecture(description, stored_kind(source))
     except BifronsError as error:
         report["errors"].insert(0, str(error))
+    try:
+        vocabulary = read_vocabulary(folder)
+        report |= {} if vocabulary is None else {"vocabulary": vocabulary.content()}
+    except BifronsError as error:
+        report["errors"].append(str(error))
     if entries:
         report["format"] = _format(folder, description, entries)
     if description is not None and entries is not None:
@@ -152,6 +159,8 @@ def report_lines(report: dict[str, Any]) -> Iterator[str]:
     yield _headline(report)
     if report["label"]:
         yield report["label"]
+    if "vocabulary" in report:
+        yield from _vocabulary_lines(report["vocabulary"])
     if "parameters" in report:
         yield from _parameter_lines(report["parameters"])
     yield f"\nFiles in {report['folder']}"
@@ -185,6 +194,20 @@ def _headline(report: dict[str, Any]) -> str:
         dtypes = ", ".join(stored["dtypes"])
         parts[-1] += f", {layout}{counted(len(files), f'.{kind} file')}, {dtypes}"
     return " ".join(parts)
+
+
+def _vocabulary_lines(vocabulary: dict[str, Any]) -> Iterator[str]:
+    yield "\nVocabulary (it was trained on these words alone)"
+    things = f"1 to {vocabulary['most_things']} things"
+    for count, kind in ((len(vocabulary[kind]), kind) for kind in ("shapes", "colors")):
+        yield f"  {f'{count} {kind}':<10} {', '.join(vocabulary[kind])}"
+    yield f"  {things}"
+    for work in ("painting", "reading"):
+        if work in vocabulary:
+            words = f"{work}: {' '.join(vocabulary[work])}"
+            yield from wrap(words, 100, initial_indent="  ", subsequent_indent="    ")
+    spellings = vocabulary["spellings"].items()
+    yield f"  read as others: {', '.join(f'{word} as {known}' for word, known in spellings)}"
 
 
 def _parameter_lines(parameters: dict[str, Any]) -> Iterator[str]:

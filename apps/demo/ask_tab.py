@@ -194,7 +194,7 @@ class AskTab:
         return {
             self.chat: shown,
             self.conversation: Conversation(messages, shown),
-            self.status: status_html(status),
+            self.status: status_html(status, warning=loaded.pipe.unknown_words([turn.text], "reading")),
             self.box: gr.update(interactive=True),
             self.stop_button: gr.update(interactive=False),
         }

@@ -100,10 +100,11 @@ def theme() -> gr.themes.Base:
     ).set(**_FLAT, **{f"{name}_dark": value for name, value in _FLAT.items()}, **_COLORS)
 
 
-def status_html(text: str, fraction: float | None = None) -> str:
-    """A status message as HTML, with a progress bar where `fraction` (0 to 1) is given."""
+def status_html(text: str, fraction: float | None = None, warning: str | None = None) -> str:
+    """A status message as HTML, with a progress bar where `fraction` (0 to 1) is given, and a warning."""
     bar = "" if fraction is None else f'<div class="bf-bar"><div style="width:{fraction:.1%}"></div></div>'
-    return f'<div class="bf-status" role="status">{html.escape(text)}{bar}</div>'
+    note = "" if warning is None else f'<div class="bf-status bf-note">{html.escape(warning)}</div>'
+    return f'<div class="bf-status" role="status">{html.escape(text)}{bar}{note}</div>'
 
 
 def error_html(text: str) -> str:

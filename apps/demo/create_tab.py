@@ -22,7 +22,7 @@ from .components import (
 )
 from .history import CLEAR, History, PictureStrip, load_starters, strip_html, valid_entries
 from .image_form import ImageForm, Pictures, variations
-from .image_job import ImageProgress, generate_images, save_painted
+from .image_job import ImageProgress, generate_images, save_painted, unknown_words
 from .jobs import Job, Jobs, Waiting
 from .models import LoadedModel, find_model
 
@@ -199,7 +199,9 @@ class CreateTab:
         ]
         what = "a picture" if len(files) == 1 else f"{len(files)} pictures"
         return self.history.add(stored, pictures) | {
-            self.status: status_html(f"{loaded.name} painted {what} in {seconds(took)}."),
+            self.status: status_html(
+                f"{loaded.name} painted {what} in {seconds(took)}.", warning=unknown_words(loaded, pictures)
+            ),
             self.gallery: gr.update(value=shown, elem_classes=_gallery_class(pictures)),
             self.files: files,
             self.chosen: 0,

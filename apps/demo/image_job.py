@@ -112,6 +112,13 @@ def generate_images(
     return pictures, time.monotonic() - started
 
 
+def unknown_words(loaded: LoadedModel, pictures: Sequence[Image.Image]) -> str | None:
+    """A line about words of the pictures' prompts that their model doesn't know."""
+    infos = [picture.info for picture in pictures]
+    texts = (info[key] for info in infos for key in ("prompt", "negative_prompt") if info.get(key))
+    return loaded.pipe.unknown_words(texts, "painting")
+
+
 def save_painted(picture: Image.Image, folder: Path) -> Path:
     """Write a generated image with its settings as a new PNG file, named after its prompt and seed."""
     name = f"{slug(picture.info['prompt'])}-seed{picture.info['seed']}.png"

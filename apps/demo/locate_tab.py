@@ -155,13 +155,15 @@ class LocateTab:
     ) -> Update:
         boxes, problems = grounding.boxes, len(grounding.problems)
         unread = f" {problems} pieces of the answer can't be read as boxes." if problems else ""
+        unknown = loaded.pipe.unknown_words([phrase], "reading")
         if not boxes:
             said = f" It said: {text[:300]}" if text.strip() else ""
-            return {self.status: status_html(f"{loaded.name} finds no “{phrase}”.{unread}{said}")}
+            says = status_html(f"{loaded.name} finds no “{phrase}”.{unread}{said}", warning=unknown)
+            return {self.status: says}
         drawn = self.writer.write(file, partial(draw_large, boxes=boxes))
         places = "one place" if len(boxes) == 1 else f"{len(boxes)} places"
         return {
-            self.status: status_html(f"{loaded.name} finds “{phrase}” in {places}.{unread}"),
+            self.status: status_html(f"{loaded.name} finds “{phrase}” in {places}.{unread}", warning=unknown),
             self.drawn: gr.update(value=drawn, visible=True),
             self.table: gr.update(value=[_row(box) for box in boxes], visible=True),
         }

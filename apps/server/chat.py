@@ -14,6 +14,7 @@ from ...blocks.logit_bias import check_logit_bias
 from ...blocks.sampling.request import Request as GenerationRequest
 from ...blocks.sampling.request import SamplingParams
 from ...blocks.token_masks import OutputMatcher
+from ...blocks.vocabulary import last_question
 from . import responses, schema
 from .bodies import body_schema, json_body
 from .chat_events import ChatEvents
@@ -49,6 +50,11 @@ class ChatGeneration:
         self.requests: list[GenerationRequest] = []
         self.outputs: list[ChoiceOutput] = []
         self.prompt_tokens = 0
+
+    @property
+    def warning(self) -> str | None:
+        """A line about words of the last message that the model doesn't know; before it is started."""
+        return self.served.pipe.unknown_words([last_question(self.body.messages)], "reading")
 
     async def start(self) -> None:
         """Prepare the prompt and queue the generation requests."""

@@ -39,6 +39,12 @@ class CompletionGeneration(ChatGeneration):
         self.num_choices *= len(self.prompts)
         self.offsets = [0] * self.num_choices
 
+    @property
+    def warning(self) -> str | None:
+        """A line about words of the prompts that the model doesn't know; token ids are not looked at."""
+        texts = [one for one in self.prompts if isinstance(one, str)]
+        return self.served.pipe.unknown_words(texts, "reading")
+
     async def _make_requests(self) -> list[GenerationRequest]:
         if sum(len(prompt) for prompt in self.prompts) <= SHORT_TEXT:
             inputs = contained(self._prompt_inputs)

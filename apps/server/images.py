@@ -72,6 +72,12 @@ class ImageGeneration:
         self.requests: list[GenerationRequest] = []
         self.prompt_tokens = 0
 
+    @property
+    def warning(self) -> str | None:
+        """A line about words of the prompts that the model doesn't know."""
+        texts = [self.body.prompt, self.options.negative_prompt or ""]
+        return self.pipe.unknown_words(texts, "painting")
+
     async def start(self) -> None:
         """Prepare the prompt and queue the generation requests."""
         rows = self.num_images * (2 if self.options.guided else 1)

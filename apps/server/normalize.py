@@ -52,5 +52,5 @@ def with_cors(app: ASGIApp, origins: Sequence[str]) -> ASGIApp:
         allow_methods=("GET", "HEAD", "POST"),
         allow_headers=("*",),
         allow_private_network=True,
-        expose_headers=("Retry-After",),
+        expose_headers=("Retry-After", "X-Bifrons-Warning"),
     )

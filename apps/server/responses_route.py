@@ -45,6 +45,11 @@ class ResponseGeneration:
         """The generation request."""
         return self.chat.requests
 
+    @property
+    def warning(self) -> str | None:
+        """That of the chat completion."""
+        return self.chat.warning
+
     async def start(self) -> None:
         """Prepare the prompt and queue the generation request."""
         with _own_names():

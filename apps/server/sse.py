@@ -21,6 +21,10 @@ T = TypeVar("T")
 _log = logging.getLogger("bifrons.server")
 
 
+WARNING_HEADER = "X-Bifrons-Warning"
+"""Names words that an embedded model doesn't know."""
+
+
 def check_finish_reason(reason: str, request: GenerationRequest) -> None:
     """Raise an `ApiError` for a generation request that failed, or that the server ended when it stopped: 503
     if the engine failed or stops, else 500."""
@@ -103,6 +107,11 @@ class Generation(Protocol):
     """What a request asks to be generated."""
 
     @property
+    def warning(self) -> str | None:
+        """A line about words of the prompt that the model doesn't know."""
+        ...
+
+    @property
     def requests(self) -> list[GenerationRequest]: ...
 
     async def start(self) -> None:
@@ -119,7 +128,12 @@ class Generation(Protocol):
 
 async def respond(request: Request, generation: Generation, *, stream: bool) -> Response:
     """The response to a request: the whole result, or a stream of events."""
+    warning = generation.warning
     if not stream:
-        return json_response(await while_connected(request, generation.complete()))
-    await while_connected(request, generation.start())
-    return EventStream(generation.events(), generation.requests)
+        response = json_response(await while_connected(request, generation.complete()))
+    else:
+        await while_connected(request, generation.start())
+        response = EventStream(generation.events(), generation.requests)
+    if warning is not None:
+        response.headers[WARNING_HEADER] = warning.encode("ascii", "backslashreplace").decode()
+    return response

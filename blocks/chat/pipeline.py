@@ -15,6 +15,7 @@ from ..image_source import as_image_list
 from ..placement.loaded_pipeline import LoadedPipeline
 from ..sampling.request import TokenHead, check_context
 from ..special_tokens import PlainText, leading_space
+from ..vocabulary import last_question
 from .text_generation import (
     ChatModel,
     MoreTextOptions,
@@ -188,6 +189,7 @@ class ChatPipeline(LoadedPipeline):
             return self.chat_batch([messages], *limits, seed, **reading, **options)[0]
         chosen, start = TextGenerationOptions.of(*limits, **options), resolve_seed(seed)
         (prompt,) = self.prompts([messages], chosen.max_new_tokens, **reading)
+        self.warn_of_unknown_words([last_question(messages)], "reading")
         return stream_text(self.model, self.tokenizer, prompt, chosen, start, not self.keeps_special_tokens)
 
     @inference
@@ -211,6 +213,7 @@ class ChatPipeline(LoadedPipeline):
         prompts = self.prompts(conversations, chosen.max_new_tokens, local_files=local_files, exif=exif)
         if not prompts:
             return []
+        self.warn_of_unknown_words(map(last_question, conversations), "reading")
         answers = generate_ids(self.model, prompts, chosen, seeds, tokenizer.eos_id, tokenizer.vocabulary)
         texts = [tokenizer.decode(ids, not self.keeps_special_tokens) for ids in answers]
         if chosen.output_format:

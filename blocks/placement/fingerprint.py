@@ -8,6 +8,7 @@ from ..checkpoints.reader import list_tensors
 from ..errors import CheckpointError
 from ..files import read_bounded
 from ..json_config import TABLE_BYTES
+from ..vocabulary import FILE as VOCABULARY
 
 _SMALL = 256 * 2**20
 """Checkpoints of up to this many bytes are hashed as a whole, larger ones by samples of every tensor."""
@@ -15,7 +16,8 @@ _SAMPLE = 4096
 
 
 def model_fingerprint(folder: Path) -> str:
-    """sha256 over a model folder: every JSON file, every tensor's name, shape and type, and the weights.
+    """sha256 over a model folder: the JSON files but the list of words, every tensor's name, shape and type,
+    and the weights.
 
     Weights of up to 256 MiB are hashed whole; of larger ones, three samples of 4 KiB of each tensor (start,
     middle, end), or of the file where tensors have no byte range in it. Raises CheckpointError where the
@@ -24,7 +26,7 @@ def model_fingerprint(folder: Path) -> str:
     entries = sorted(list_tensors(folder).values(), key=lambda entry: entry.name)
     total = hashlib.sha256()
     for path in sorted(folder.glob("*.json")):
-        if not path.name.endswith(".index.json"):
+        if path.name != VOCABULARY and not path.name.endswith(".index.json"):
             total.update(f"{path.name}\0{hashlib.sha256(_settings(path)).hexdigest()}\n".encode())
     for entry in entries:
         total.update(f"{entry.name}\0{entry.dtype}\0{list(entry.shape)}\n".encode())

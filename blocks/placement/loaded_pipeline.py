@@ -1,9 +1,10 @@
 """What a loaded pipeline can do as a whole: move, be saved, and be passed to another process."""
 
 import os
-from collections.abc import Callable, Iterator
+import warnings
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Protocol
@@ -25,12 +26,13 @@ from ..checkpoints.quantize import (
 from ..conversion.convert import copied_files, new_folder, write_model
 from ..conversion.writer import TensorSpec
 from ..device import DTYPES, graph_capture_lock, plain_torch, resolve_device, resolve_dtype
-from ..errors import CheckpointError, OptionError
+from ..errors import CheckpointError, OptionError, UnknownWordsWarning
 from ..kernels.batch_invariant import use_batch_invariant_libraries
 from ..model.decoder import Decoder
 from ..model.layers import Linear
 from ..model.missing_parts import missing_prefixes
 from ..model.quantized_weight import QuantizedWeight
+from ..vocabulary import Vocabulary, Work, read_vocabulary
 from .fingerprint import model_fingerprint
 
 
@@ -40,11 +42,13 @@ class Source:
 
     folder: ModelFolder
     arguments: dict[str, Any]
+    vocabulary: Vocabulary | None = field(init=False)
 
     def __post_init__(self) -> None:
         # The working directory may be another one later, or in another process.
         path = Path(os.path.abspath(self.folder.path))
         object.__setattr__(self, "folder", ModelFolder(self.folder.name, path))
+        object.__setattr__(self, "vocabulary", read_vocabulary(path))
 
     @cached_property
     def fingerprint(self) -> str | None:
@@ -92,6 +96,17 @@ class LoadedPipeline:
         """The kind of the decoder's quantized weights; None without."""
         kinds = (module.kind for module in self.model.modules() if isinstance(module, QuantizedWeight))
         return next(kinds, None)
+
+    def unknown_words(self, texts: Iterable[str], work: Work) -> str | None:
+        """A line about words that the model doesn't know; None without any, and for models of all words."""
+        vocabulary = None if self.source is None else self.source.vocabulary
+        warning = None if vocabulary is None else vocabulary.warning(texts, work)
+        return None if warning is None else f"{self.name} {warning}"
+
+    def warn_of_unknown_words(self, texts: Iterable[str], work: Work) -> None:
+        """Issue an `UnknownWordsWarning` with `unknown_words`."""
+        if (warning := self.unknown_words(texts, work)) is not None:
+            warnings.warn(warning, UnknownWordsWarning, stacklevel=3)
 
     @property
     def description(self) -> dict[str, str]:

@@ -12,7 +12,8 @@ from ...janus.processor import JanusProcessor
 from ...janus.prompts import IMAGE_TOKEN, SYSTEM_PROMPT, Template
 from ...tokenizers.text import TextTokenizer
 from ...tokenizers.vq.model import VQConfig
-from .tokenizer import train_tokenizer, write_files
+from .datasets import CAPTION_REQUESTS
+from .tokenizer import corpus, train_tokenizer, write_files, write_vocabulary
 
 SIDE = 128
 """Side of an image in pixels."""
@@ -156,6 +157,8 @@ def write_folder(folder: Path) -> None:
     """Write everything of a janus-nano folder but its weights; the same files at every call."""
     tokenizer = train_tokenizer(SPECIAL_TOKENS, [SYSTEM_PROMPT + "\n\n"])
     write_files(folder, tokenizer, janus_config(tokenizer.get_vocab_size()), processor_configs())
+    texts = list(corpus(0, 3000))  # sentences, questions and answers in turn
+    write_vocabulary(folder, texts[::3], [*CAPTION_REQUESTS, *texts[1::3]])
 
 
 class PaintEncoder:

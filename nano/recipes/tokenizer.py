@@ -4,7 +4,7 @@ All bytes are in the vocabulary, so any text can be encoded; the words of the wo
 """
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -13,12 +13,15 @@ from tokenizers import AddedToken, Regex, Tokenizer, models, pre_tokenizers, tra
 from tokenizers.decoders import ByteLevel as ByteLevelDecoder
 from tokenizers.pre_tokenizers import ByteLevel
 
+from ...blocks.vocabulary import FILE, Vocabulary, words_of
 from ..world.questions import sample_question
-from ..world.scene import sample_scene
+from ..world.scene import COLORS, SHAPES, TRAINING_OBJECTS, sample_scene
 from ..world.sentences import KINDS, sample_case
 
 VOCABULARY = 768
 """Size of the learned vocabulary, the 256 bytes included, special tokens not."""
+
+_AMERICAN = {"colour": "color", "colours": "colors", "centre": "center", "grey": "gray"}
 
 
 def corpus(seed: int, texts: int) -> Iterator[str]:
@@ -61,6 +64,15 @@ def train_tokenizer(
     tokenizer.train_from_iterator(training_texts(), trainer)
     tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in specials])
     return tokenizer
+
+
+def write_vocabulary(folder: Path, painting: Iterable[str], reading: Iterable[str]) -> None:
+    """Write `vocabulary.json` from texts of a model's training; the numbers of things are known as digits."""
+    digits = {str(number) for number in range(1, TRAINING_OBJECTS + 1)}
+    painted, read = (words and words | digits for words in map(words_of, (painting, reading)))
+    spellings = {british: word for british, word in _AMERICAN.items() if word in painted | read}
+    content = Vocabulary(SHAPES, tuple(COLORS), TRAINING_OBJECTS, painted, read, spellings).content()
+    (folder / FILE).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
 def write_files(

@@ -12,14 +12,15 @@ from ...blocks.model.siglip import SiglipConfig
 from ...tokenizers.text import TextTokenizer
 from ...vl2.config import read_config
 from ...vl2.processor import VL2Processor
-from ...vl2.prompts import IMAGE, encode_turns
+from ...vl2.prompts import IMAGE, encode_turns, example_prompt, locate_prompt
 from ...vl2.tiles import candidate_resolutions, num_image_tokens
 from ..world.pairs import sample_comparison, sample_pair
 from ..world.phrases import NO_MATCH, grounded_caption, sample_query
 from ..world.questions import sample_question
 from ..world.scene import sample_scene
+from .datasets import CAPTION_REQUESTS
 from .janus_spec import SPECIAL_TOKENS as JANUS_TOKENS
-from .tokenizer import train_tokenizer, write_files
+from .tokenizer import train_tokenizer, write_files, write_vocabulary
 
 TILE, TILES = 64, 2
 """Side of a tile in pixels, and local tiles along a side of the world's images."""
@@ -164,6 +165,17 @@ def _conversation_texts(seed: int, texts: int) -> Iterator[str]:
         yield comparison.answer
 
 
+def _question_texts(seed: int, scenes: int) -> Iterator[str]:
+    """What the model was trained to be asked: questions, phrases, comparisons and the official prompts."""
+    rng = Random(seed)
+    yield from (locate_prompt(""), example_prompt(None), *CAPTION_REQUESTS)
+    for _ in range(scenes):
+        scene = sample_scene(rng)
+        yield sample_question(scene, rng).text
+        yield sample_query(scene, rng).phrase
+        yield sample_comparison(*sample_pair(rng), rng).text
+
+
 def write_folder(folder: Path) -> None:
     """Write everything of a vl2-nano folder but its weights; the same files at every call."""
     box = grounded_caption(sample_scene(Random(0)))
@@ -171,6 +183,7 @@ def write_folder(folder: Path) -> None:
         SPECIAL_TOKENS, [NO_MATCH, box, ":", *_conversation_texts(1, 300)], repeats=20
     )
     write_files(folder, tokenizer, vl2_config(tokenizer.get_vocab_size()), processor_configs())
+    write_vocabulary(folder, [], _question_texts(0, 3000))
 
 
 class ConversationEncoder:

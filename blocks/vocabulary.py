@@ -1,0 +1,136 @@
+"""The words that a small model knows, from `vocabulary.json` in its folder; other models have no such file.
+
+    {"shapes": [...], "colors": [...], "most_things": 4, "painting": [...], "reading": [...],
+     "spellings": {"colour": "color", ...}}
+
+`painting` and `reading` are all words of the sentences and of the questions that the model was trained on.
+`spellings` are other spellings of these words; the tokenizer reads a word as the one that it stands for.
+"""
+
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from tokenizers import Regex, Tokenizer, normalizers
+
+from .errors import ConfigError, is_name
+from .json_config import Section, read_section
+
+FILE = "vocabulary.json"
+Work = Literal["painting", "reading"]
+_SHOWN, _LONGEST, _MOST, _MOST_SPELLINGS = 8, 40, 10_000, 100
+_TEXT = 100_000
+"""Characters of a text that are looked at."""
+_WORD = re.compile(r"[^\W\d_]+|\d+")
+_TAG = re.compile(r"<[^<>\s]{1,40}>")  # the names of special tokens
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """The words of a model, in lower case: those for what it shows, and all by kind of work."""
+
+    shapes: tuple[str, ...]
+    colors: tuple[str, ...]
+    most_things: int
+    painting: frozenset[str]
+    reading: frozenset[str]
+    spellings: dict[str, str]
+
+    @property
+    def summary(self) -> str:
+        """What it knows, in a line."""
+        counts = f"{len(self.shapes)} shapes, {len(self.colors)} colors, 1 to {self.most_things} things"
+        return f"{counts}: {', '.join(self.shapes)}; {', '.join(self.colors)}"
+
+    def unknown(self, texts: Iterable[str], work: Work) -> list[str]:
+        """The words and numbers of texts that the model doesn't know, each once, in lower case."""
+        known = getattr(self, work)
+        return [word for word in dict.fromkeys(_words(texts)) if self.spellings.get(word, word) not in known]
+
+    def warning(self, texts: Iterable[str], work: Work) -> str | None:
+        """A line about the unknown words of texts; None without any."""
+        unknown = self.unknown(texts, work)
+        if not unknown:
+            return None
+        listed = ", ".join(f"'{word[:_LONGEST]}'" for word in unknown[:_SHOWN])
+        more = f" and {len(unknown) - _SHOWN:,} more" if len(unknown) > _SHOWN else ""
+        return f"knows {self.summary}; not: {listed}{more}"
+
+    def content(self) -> dict[str, Any]:
+        """As JSON: what the file holds."""
+        words = {"painting": sorted(self.painting), "reading": sorted(self.reading)}
+        return {
+            "shapes": list(self.shapes),
+            "colors": list(self.colors),
+            "most_things": self.most_things,
+            **{work: known for work, known in words.items() if known},
+            "spellings": self.spellings,
+        }
+
+
+def words_of(texts: Iterable[str]) -> frozenset[str]:
+    """All words and numbers of texts, in lower case."""
+    return frozenset(_words(texts))
+
+
+def _words(texts: Iterable[str]) -> Iterator[str]:
+    for text in texts:
+        for found in _WORD.finditer(_TAG.sub(" ", text[:_TEXT])):
+            yield found[0].lower()
+
+
+def read_vocabulary(folder: Path) -> Vocabulary | None:
+    """The vocabulary in a model folder; None if it has none. Raises `ConfigError` for a damaged file."""
+    if not (folder / FILE).exists():
+        return None
+    section = read_section(folder / FILE)
+    shapes, colors = _names(section, "shapes"), _names(section, "colors")
+    known = {work: frozenset(_names(section, work)) for work in ("painting", "reading")}
+    return Vocabulary(shapes, colors, section.integer("most_things"), **known, spellings=_spellings(section))
+
+
+def _names(section: Section, name: str) -> tuple[str, ...]:
+    value = section.get(name, [])
+    words = value if isinstance(value, list) else [None]
+    if len(words) > _MOST or not all(is_name(word, _LONGEST) for word in words):
+        accepted = f"a list of at most {_MOST:,} words of at most {_LONGEST} characters"
+        raise ConfigError(f"{section.where}: {name} is no list of words; accepted: {accepted}")
+    return tuple(value)
+
+
+def _spellings(section: Section) -> dict[str, str]:
+    pairs = section.section("spellings").values
+    plain = all(isinstance(word, str) and word.isalpha() for pair in pairs.items() for word in pair)
+    if len(pairs) > _MOST_SPELLINGS or not plain or any(len(word) > _LONGEST for word in pairs.values()):
+        raise ConfigError(f"{section.where}: spellings is not an object of {_MOST_SPELLINGS} words at most")
+    return pairs
+
+
+def respell(tokenizer: Tokenizer, folder: Path) -> None:
+    """Make a tokenizer read other spellings of a word as the vocabulary in its folder says, if it has one."""
+    vocabulary = read_vocabulary(folder)
+    if vocabulary is not None and vocabulary.spellings:
+        pairs = vocabulary.spellings.items()
+        replace = [normalizers.Replace(Regex(rf"(?i)\b{word}\b"), known) for word, known in pairs]
+        before = [] if tokenizer.normalizer is None else [tokenizer.normalizer]
+        tokenizer.normalizer = normalizers.Sequence([*before, *replace])
+
+
+def last_question(messages: Any) -> str:
+    """The text of a conversation's last message, but for one of the assistant that the answer goes on from.
+
+    The conversation has a form of `chat.messages`, or of the server; what isn't text is left out.
+    """
+    for message in reversed(messages):
+        if str(_field(message, "role")).strip("<|>").lower() != "assistant":
+            content = _field(message, "content")
+            parts = content if isinstance(content, list) else [{"text": content}]
+            texts = [_field(part, "text") for part in parts]
+            return "\n".join(text for text in texts if isinstance(text, str))
+    return ""
+
+
+def _field(part: Any, name: str) -> Any:
+    return part.get(name) if isinstance(part, dict) else getattr(part, name, None)

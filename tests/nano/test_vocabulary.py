@@ -1,0 +1,148 @@
+"""Words that the embedded models don't know."""
+
+import json
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+from bifrons import JanusPipeline, VL2Pipeline
+from bifrons.blocks.checkpoints.hub import find_model_folder
+from bifrons.blocks.errors import ConfigError, UnknownWordsWarning
+from bifrons.blocks.vocabulary import Vocabulary, last_question, read_vocabulary
+from bifrons.nano.recipes import janus_spec, vl2_spec
+from bifrons.nano.world.scene import COLORS, SHAPES
+
+KNOWS = f"knows 8 shapes, 10 colors, 1 to 4 things: {', '.join(SHAPES)}; {', '.join(COLORS)}; not: "
+
+
+@pytest.fixture(scope="module")
+def janus() -> JanusPipeline:
+    return JanusPipeline.from_pretrained("janus-nano", "cpu", "float32", progress=False)
+
+
+@pytest.fixture(scope="module")
+def vl2() -> VL2Pipeline:
+    return VL2Pipeline.from_pretrained("vl2-nano", "cpu", "float32", progress=False)
+
+
+def vocabulary(name: str) -> Vocabulary:
+    found = read_vocabulary(find_model_folder(name))
+    assert found is not None
+    return found
+
+
+@pytest.mark.parametrize(("name", "spec"), [("janus-nano", janus_spec), ("vl2-nano", vl2_spec)])
+def test_the_recipe_writes_the_file(name, spec, tmp_path: Path):
+    spec.write_folder(tmp_path)
+    assert (tmp_path / "vocabulary.json").read_text() == (
+        find_model_folder(name) / "vocabulary.json"
+    ).read_text()
+
+
+@pytest.mark.parametrize(
+    ("text", "unknown"),
+    [
+        ("A Red STAR above two blue hearts.", []),
+        ("a red cat, a Cat and 'dogs'", ["cat", "dogs"]),
+        ("3 hearts", []),
+        ("7 hearts", ["7"]),
+        ("five hearts", ["five"]),
+        ("eine rote Katze, 猫", ["eine", "rote", "katze", "猫"]),
+    ],
+)
+def test_words_for_painting(text: str, unknown: list[str]):
+    assert vocabulary("janus-nano").unknown([text], "painting") == unknown
+
+
+@pytest.mark.parametrize("name", ["janus-nano", "vl2-nano"])
+def test_words_for_reading(name: str):
+    texts = ["What color is the star?", "What COLOUR is it?", "<image>\nWhat is in the centre?", "Which dog?"]
+    assert vocabulary(name).unknown(texts, "reading") == ["dog"]
+
+
+def test_long_texts_are_cut_and_many_words_counted():
+    line = vocabulary("janus-nano").warning(["z" * 10**7, *(f"w{'x' * i}" for i in range(20))], "painting")
+    assert line is not None
+    assert line.endswith(" and 13 more")
+    assert len(line) < 1000
+
+
+def test_generate_warns_once_a_call(janus):
+    with pytest.warns(UnknownWordsWarning) as caught:
+        janus.generate(["a cat", "a red star"], 2, 0, negative_prompt="dog", output_type="codes")
+    assert [str(one.message) for one in caught] == [f"janus-nano {KNOWS}'cat', 'dog'"]
+
+
+def test_known_words_do_not_warn(janus, parity_picture):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        janus.ask(parity_picture(0, 64, 64), "What colour is it?", 1)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_answers_warn_of_the_last_question(janus, vl2, stream: bool, parity_picture):
+    for pipe in (janus, vl2):
+        messages = pipe.question_messages(parity_picture(0, 64, 64), "Is it a dog?")
+        messages += [{"role": "assistant", "content": "no"}, {"role": "user", "content": "Is it a cat?"}]
+        with pytest.warns(UnknownWordsWarning) as caught:
+            list(pipe.chat(messages, 1, stream=stream))
+        assert [str(one.message) for one in caught] == [f"{pipe.name} {KNOWS}'cat'"]
+
+
+def test_british_spelling_is_read_as_american(janus, vl2, parity_picture):
+    picture = parity_picture(0, 64, 64)
+    for pipe in (janus, vl2):
+        questions = ("What color is in the center?", "What Colour is in the centre?")
+        british, american = (
+            pipe.next_logits(pipe.question_messages(picture, question)) for question in questions
+        )
+        assert torch.equal(british, american)
+        assert pipe.tokenizer.encode("discoloured") != pipe.tokenizer.encode("discolored")
+
+
+def test_other_models_never_warn(janus_mini):
+    pipe = JanusPipeline.from_pretrained(janus_mini, "cpu", "float32", progress=False)
+    assert pipe.unknown_words(["a cat"], "painting") is None
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        {"shapes": "star"},
+        {"painting": ["a\nb"]},
+        {"reading": ["x" * 50]},
+        {"most_things": -1},
+        {"spellings": {"(": "x"}},
+        {"spellings": {"colour": "x" * 10**6}},
+    ],
+)
+def test_damaged_files_are_refused(content, tmp_path: Path):
+    whole = {"most_things": 4, **content}
+    (tmp_path / "vocabulary.json").write_text(json.dumps(whole))
+    with pytest.raises(ConfigError, match=rf"vocabulary\.json.*{next(iter(content))}"):
+        read_vocabulary(tmp_path)
+
+
+def test_the_last_question_of_a_conversation():
+    parts = [{"type": "image", "image": "a.png"}, {"type": "text", "text": "Where?"}]
+    messages = [{"role": "User", "content": parts}, {"role": "<|Assistant|>", "content": ""}]
+    assert last_question(messages) == "Where?"
+    assert last_question([]) == ""
+
+
+def test_info_lists_the_words(bifrons_main, capsys):
+    assert bifrons_main("info", "janus-nano") == 0
+    printed = capsys.readouterr().out
+    assert f"8 shapes   {', '.join(SHAPES)}" in printed
+    assert "colour as color" in printed
+    assert bifrons_main("info", "vl2-nano", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["vocabulary"] == vocabulary("vl2-nano").content()
+
+
+def test_the_command_line_warns_in_one_line(bifrons_main, capsys, tmp_path: Path):
+    with warnings.catch_warnings():
+        warnings.simplefilter("default")
+        arguments = ("generate", "a cat", "--model", "janus-nano", "--device", "cpu", "--seed", "1")
+        assert bifrons_main(*arguments, "-o", tmp_path / "cat.png") == 0
+    assert f"warning: janus-nano {KNOWS}'cat'" in capsys.readouterr().err.splitlines()
