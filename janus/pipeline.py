@@ -181,8 +181,7 @@ class JanusPipeline(ChatPipeline):
         if output_type == "codes":
             return codes
         infos = [image_info(self, prompts[i // count], s, options[i // count]) for i, s in enumerate(seeds)]
-        images = image_generation.decode_images(self.model, codes)
-        return list[Image.Image](map(GeneratedImage.of, images, infos))
+        return list(map(GeneratedImage.of, image_generation.decode_images(self.model, codes), infos))
 
     def _generate_codes(
         self,
