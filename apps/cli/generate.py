@@ -4,6 +4,7 @@ import argparse
 import os
 import sys
 import time
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
@@ -18,6 +19,7 @@ from ...blocks.errors import (
     PictureError,
     PromptError,
     ResourceError,
+    UnknownWordsWarning,
     check_integer,
     counted,
 )
@@ -83,7 +85,8 @@ def generate(args: argparse.Namespace) -> int:
 
 
 def _check_prompts(pipe: "JanusPipeline", pictures: Sequence[Picture]) -> None:
-    """Raise `PromptError` for prompts that the model's context can't hold, before anything is painted."""
+    """Raise `PromptError` for prompts that the model's context can't hold, and warn of unknown words in any,
+    before anything is painted."""
     config, checked = pipe.model.config, dict[Any, None]()
     for picture in pictures:
         texts = picture.prompt, picture.options.get("negative_prompt")
@@ -188,7 +191,8 @@ class _Run:
             self.bar.update(len(codes))
 
         work = f"painting {counted(len(batch), 'picture')}"
-        with explain_out_of_memory(work, partial(self._advice, pictures)):
+        with explain_out_of_memory(work, partial(self._advice, pictures)), warnings.catch_warnings():
+            warnings.simplefilter("ignore", UnknownWordsWarning)  # `_check_prompts` has named them all
             options = {**pictures[0].options, "callback": advance, "progress": False}
             images = self.pipe.generate(prompts, 1, seeds, **options)
         assert isinstance(images, list)

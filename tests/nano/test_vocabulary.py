@@ -143,6 +143,8 @@ def test_info_lists_the_words(bifrons_main, capsys):
 def test_the_command_line_warns_in_one_line(bifrons_main, capsys, tmp_path: Path):
     with warnings.catch_warnings():
         warnings.simplefilter("default")
-        arguments = ("generate", "a cat", "--model", "janus-nano", "--device", "cpu", "--seed", "1")
-        assert bifrons_main(*arguments, "-o", tmp_path / "cat.png") == 0
-    assert f"warning: janus-nano {KNOWS}'cat'" in capsys.readouterr().err.splitlines()
+        command = "--batch-size 1 --model janus-nano --device cpu --seed 1"
+        arguments = ("generate", "a cat", "a dog", *command.split())
+        assert bifrons_main(*arguments, "-o", tmp_path / "pets") == 0
+    lines = capsys.readouterr().err.splitlines()
+    assert [line for line in lines if "warning" in line] == [f"warning: janus-nano {KNOWS}'cat', 'dog'"]

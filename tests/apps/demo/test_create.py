@@ -1,5 +1,6 @@
 """The tab *Create* beyond painting: seeds, previews, variations, the history, checking, finding."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -9,6 +10,7 @@ from bifrons.apps.demo.create_tab import stored_settings
 from bifrons.apps.demo.history import CLEAR, MAX_PICTURES, load_starters, valid_entries
 from bifrons.apps.demo.image_form import STYLES, variations
 from bifrons.apps.demo.image_job import fill_up, hide_unpainted
+from bifrons.blocks.checkpoints.hub import ModelFolder, find_model_folder
 from bifrons.blocks.image_io import open_image
 from PIL import Image
 
@@ -160,3 +162,13 @@ def test_finding_in_a_painted_picture_begins_with_its_first_thing(page, paint):
     updates = page.find_in(files, 0)
     assert updates[page.find.phrase] == "the red star"
     assert updates[page.find.upload] == files[0]
+
+
+def test_unknown_words_are_named_below_the_status(page, paint, monkeypatch):
+    folder = find_model_folder("janus-nano")
+    source = replace(page.create.models[0].pipe.source, folder=ModelFolder("janus-nano", folder))
+    monkeypatch.setattr(page.create.models[0].pipe, "source", source)
+    status = list(paint(prompt="a red cat", negative_prompt="a dog", count=1))[-1][page.create.status]
+    assert "bf-note" in status
+    assert "not: &#x27;cat&#x27;, &#x27;dog&#x27;</div>" in status
+    assert "bf-note" not in list(paint(prompt="a red star", count=1))[-1][page.create.status]

@@ -223,3 +223,30 @@ def test_a_response_of_a_given_form(client):
 def test_what_responses_refuse(server, fields, param):
     reply = httpx.post(f"{server.url}/v1/responses", json={"model": NANO, "input": "x", **fields})
     assert (reply.status_code, reply.json()["error"]["param"]) == (400, param), reply.text
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_responses_name_unknown_words(client, stream: bool):
+    """In a header, which the official client passes on; other models and known words have none."""
+
+    def warning(reply) -> str | None:
+        return reply.headers.get("X-Bifrons-Warning")
+
+    raw, more = client.with_raw_response, {"model": NANO, "stream": stream}
+    unknown = "Is it a \u732b?"
+    messages = [{"role": "user", "content": unknown}]
+    for reply in (
+        raw.chat.completions.create(messages=messages, max_tokens=1, **more),
+        raw.responses.create(input=unknown, max_output_tokens=1, **more),
+        raw.completions.create(prompt=unknown, max_tokens=1, **more),
+    ):
+        assert warning(reply).startswith("janus-nano knows 8 shapes, 10 colors, 1 to 4 things: circle")
+        assert warning(reply).endswith("not: '\\u732b'")
+    image = raw.images.generate(prompt="a red cat", **more)
+    assert warning(image).endswith("not: 'cat'")
+    image.parse()
+    messages = [{"role": "user", "content": "What colour is it?"}]
+    assert warning(raw.chat.completions.create(messages=messages, max_tokens=1, **more)) is None
+    messages = [{"role": "user", "content": unknown}]
+    other = raw.chat.completions.create(messages=messages, max_tokens=1, model=VL2, stream=stream)
+    assert warning(other) is None
