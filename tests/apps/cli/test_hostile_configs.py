@@ -127,5 +127,5 @@ def test_names_from_files_are_escaped(tmp_path, bifrons_main, capsys):
         assert "a\\u001b[31m\\u009b\\u202e\\n.txt" in printed
         assert not {"\x1b", "\x9b", "\u202e"} & {*printed}
     assert json.loads(printed)["sound"]
-    assert bifrons_main("info", "b" * 300) == 2
+    assert bifrons_main("info", "b" * 300) == 1
     assert "no folder 'bbb" in capsys.readouterr().err

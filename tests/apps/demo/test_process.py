@@ -117,10 +117,10 @@ def test_an_open_page_is_announced(bifrons, free_port, monkeypatch, options, not
     assert bifrons("demo", "--allowed-host", "http://a").status == 2
 
 
-def test_a_taken_port_is_refused_before_a_model_is_loaded(refused, monkeypatch):
+def test_a_taken_port_is_refused_before_a_model_is_loaded(failed, monkeypatch):
     from bifrons.apps.demo import models
 
     monkeypatch.setattr(models, "load_models", lambda *args, **more: pytest.fail("a model was loaded"))
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
-        assert f"port {port}" in refused("demo", "--port", port)
+        assert f"port {port}" in failed("demo", "--port", port)
