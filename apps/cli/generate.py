@@ -29,13 +29,13 @@ from ...blocks.sampling.request import check_context
 from ...janus.image_generation import ImageGenerationOptions, image_batch_size, image_info
 from ...janus.variants import image_generation_workload
 from ..defaults import default_model
-from ..files import print_json, typed_settings, write_picture
+from ..files import print_json, typed_settings
 from ..notes import is_quiet, note
 from ..pipelines import explain_out_of_memory
 from ..resize import parse_size, resize
 from .images import load_janus
 from .long_work import long_work
-from .outputs import STDOUT, write_output
+from .outputs import STDOUT, write_image
 from .picture_plan import Picture, plan_pictures
 from .prompts_file import PromptEntry
 from .show import apply_like, is_repeated
@@ -208,8 +208,7 @@ class _Run:
     def _write(self, index: int, picture: Picture, image: Image.Image) -> None:
         image.info |= self._info(picture)
         scaled = image if self.size is None else resize(image, self.size)
-        suffix = ".png" if picture.path == STDOUT else picture.path.suffix
-        write_output(picture.path, partial(write_picture, scaled, suffix), self.args.force)
+        write_image(picture.path, scaled, self.args.force)
         self.written[index] = {"file": str(picture.path), **typed_settings(text_chunks(scaled))}
 
     def _advice(self, pictures: Sequence[Picture]) -> str:

@@ -4,7 +4,6 @@ import argparse
 import sys
 import time
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
 
 from ...blocks.checkpoints.hub import open_model
@@ -12,12 +11,12 @@ from ...blocks.errors import OptionError, PromptError
 from ...vl2.grounding import Grounding, draw_boxes
 from ...vl2.prompts import locate_prompt
 from ..defaults import DEFAULT_GROUNDING_MODEL
-from ..files import print_json, write_picture
+from ..files import print_json
 from ..pipelines import family_of, load_pipeline
 from .file_kinds import check_no_file
 from .inputs import STDIN, open_picture, stdin_text
 from .options import loading_options
-from .outputs import STDOUT, check_output, write_output
+from .outputs import STDOUT, check_output, write_image
 
 
 def locate(args: argparse.Namespace) -> int:
@@ -48,8 +47,7 @@ def locate(args: argparse.Namespace) -> int:
     assert isinstance(pipe, VL2Pipeline)
     grounding = pipe.ground(image, locate_prompt(args.phrase))
     if target is not None:
-        annotated, suffix = draw_boxes(image, grounding.boxes), ".png" if target == STDOUT else target.suffix
-        write_output(target, partial(write_picture, annotated, suffix), args.force)
+        write_image(target, draw_boxes(image, grounding.boxes), args.force)
     if args.json:
         content = {
             "model": args.model,

@@ -3,7 +3,6 @@
 import argparse
 import json
 import os
-from functools import partial
 from io import BytesIO
 from math import prod
 from typing import TYPE_CHECKING, Any
@@ -13,12 +12,12 @@ import numpy as np
 from ...blocks.errors import BifronsError, OptionError, ResourceError
 from ...blocks.json_config import TABLE_BYTES, shown
 from ..defaults import default_model
-from ..files import print_json, write_picture
+from ..files import print_json
 from ..pipelines import load_pipeline
 from .file_kinds import CODES, file_head, other_kind
 from .inputs import STDIN, decode_user_json, open_picture, read_input, reason_of, user_path
 from .options import loading_options
-from .outputs import STDOUT, check_output, write_output
+from .outputs import STDOUT, check_output, write_image, write_output
 
 if TYPE_CHECKING:
     from ...janus.model import Parts
@@ -75,8 +74,7 @@ def decode(args: argparse.Namespace) -> int:
         )
     image = pipe.decode_codes(codes)[0]
     image.info.update({"model": model, "software": "Bifrons"})
-    suffix = ".png" if target == STDOUT else target.suffix
-    write_output(target, partial(write_picture, image, suffix), args.force)
+    write_image(target, image, args.force)
     if args.json:
         print_json({"file": str(target), "model": model, "grid": list(expected)})
     elif target != STDOUT:

@@ -3,12 +3,15 @@
 import os
 import sys
 from collections.abc import Callable, Iterable
+from functools import partial
 from io import BytesIO
 from pathlib import Path
 from typing import BinaryIO
 
+from PIL import Image
+
 from ...blocks.errors import OptionError, ResourceError
-from ..files import PICTURE_FORMATS, exists_error, write_file
+from ..files import PICTURE_FORMATS, exists_error, write_file, write_picture
 from .inputs import user_path
 from .output import stdout_errors
 
@@ -60,6 +63,12 @@ def write_output(target: Path, write: Callable[[BinaryIO], object], force: bool 
         sys.stdout.flush()
         sys.stdout.buffer.write(stream.getvalue())
         sys.stdout.buffer.flush()
+
+
+def write_image(target: Path, image: Image.Image, force: bool = False) -> None:
+    """`write_output` of a picture, in the format of the file's suffix; on standard output it is PNG."""
+    suffix = ".png" if target == STDOUT else target.suffix
+    write_output(target, partial(write_picture, image, suffix), force)
 
 
 def or_list(words: Iterable[str]) -> str:

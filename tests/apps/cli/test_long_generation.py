@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from bifrons.apps.cli import generate
+from bifrons.apps.cli import generate, outputs
 from bifrons.janus.pipeline import JanusPipeline
 from PIL import Image
 
@@ -103,14 +103,14 @@ def test_the_rest_is_painted_later(bifrons, janus_mini, tmp_path, monkeypatch, b
 
 
 def test_a_full_disk_keeps_what_is_written(bifrons, janus_mini, tmp_path, monkeypatch):
-    calls, real = count(1), generate.write_picture
+    calls, real = count(1), outputs.write_picture
 
     def write(image, suffix, stream):
         real(image, suffix, stream)
         if next(calls) == 4:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(generate, "write_picture", write)
+    monkeypatch.setattr(outputs, "write_picture", write)
     words = ("-n", 5, "--seed", 1, "-m", janus_mini, "-o", tmp_path, "--batch-size", 2)
     result = bifrons("generate", "x", *words)
     assert result.status == 1
