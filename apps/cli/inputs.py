@@ -5,10 +5,11 @@ import os
 import re
 import shlex
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, TypeVar
 from urllib.parse import unquote, urlsplit
 from urllib.request import url2pathname
 
@@ -21,6 +22,7 @@ from ...blocks.image_source import MAX_FILE
 from ...blocks.json_config import decode_json
 from .file_kinds import PICTURE, file_head, other_kind
 
+Read = TypeVar("Read")
 STDIN = "-"
 _TEXT_BYTES = 1_000_000
 _PIPES = ("/dev/stdin", "/dev/fd/", "/proc/self/fd/")
@@ -98,23 +100,24 @@ def reason_of(error: OSError | ValueError) -> str:
 def open_picture(source: str, exif: str = "apply") -> Image.Image:
     """The picture of a path, a file:// URL, a data: URL, or for `-` standard input; `exif` is that of
     `open_image`. Raises `PictureError`."""
+    return read_picture(source, partial(open_image, exif=exif))
+
+
+def read_picture(source: str, read: Callable[[str | bytes], Read]) -> Read:
+    """What `read` makes of a picture's path or URL, or of the content of standard input. Raises
+    `PictureError`, which says so of a file that is of another known kind."""
     content = b""
     try:
         if not is_stream(source):
-            return open_image(local_path(source), exif=exif)
+            return read(local_path(source))
         content = read_input(source, MAX_FILE)
-        return open_image(content, exif=exif)
+        return read(content)
     except PictureError as error:
-        if problem := not_a_picture(source, content):
+        if problem := other_kind(source, content or file_head(local_path(source)), PICTURE):
             raise PictureError(problem) from error
         raise
     except OSError as error:
         raise PictureError(f"{source} can't be read as a picture: {reason_of(error)}") from error
-
-
-def not_a_picture(source: str, content: bytes = b"") -> str | None:
-    """What is wrong with a file, or the content of a stream, that is of another known kind."""
-    return other_kind(source, content or file_head(local_path(source)), PICTURE)
 
 
 def local_path(word: str) -> str:

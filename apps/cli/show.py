@@ -11,13 +11,12 @@ from ...blocks.errors import BifronsError, CheckpointError, OptionError, Picture
 from ...blocks.generated_image import pixel_digest
 from ...blocks.image_io import open_generated
 from ...blocks.image_prompts import image_seeds
-from ...blocks.image_source import MAX_FILE
 from ...blocks.json_config import shown
 from ...blocks.kernels.codec import KINDS
 from ...janus.image_generation import ImageGenerationOptions
 from ..files import print_json, typed_settings
 from ..resize import parse_size
-from .inputs import is_stream, local_path, not_a_picture, read_input, reason_of
+from .inputs import read_picture
 
 _PROMPTS = ("prompt", "negative_prompt")
 _OPTIONS = ("guidance_scale", "temperature", "top_k", "top_p", "negative_prompt")
@@ -78,17 +77,7 @@ def show(args: argparse.Namespace) -> int:
 def read_painting(source: str) -> Painting:
     """The settings in a picture's file. Raises `PictureError` for a file without, and for any that no
     generated picture has."""
-    content: str | bytes = b""
-    try:
-        content = read_input(source, MAX_FILE) if is_stream(source) else local_path(source)
-        image, texts = open_generated(content)
-    except PictureError as error:
-        stored = content if isinstance(content, bytes) else b""
-        if problem := not_a_picture(source, stored):
-            raise PictureError(problem) from error
-        raise
-    except OSError as error:
-        raise PictureError(f"{source} can't be read as a picture: {reason_of(error)}") from error
+    image, texts = read_picture(source, open_generated)
     settings = {name: texts[name] for name in _SHOWN if name in texts}
     if not {"prompt", "seed"} <= settings.keys():
         raise PictureError(f"{source} holds no settings of a generated picture; accepted: {_SETTINGS}")
