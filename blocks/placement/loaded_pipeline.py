@@ -4,7 +4,7 @@ import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Protocol
@@ -42,13 +42,16 @@ class Source:
 
     folder: ModelFolder
     arguments: dict[str, Any]
-    vocabulary: Vocabulary | None = field(init=False)
 
     def __post_init__(self) -> None:
         # The working directory may be another one later, or in another process.
         path = Path(os.path.abspath(self.folder.path))
         object.__setattr__(self, "folder", ModelFolder(self.folder.name, path))
-        object.__setattr__(self, "vocabulary", read_vocabulary(path))
+
+    @cached_property
+    def vocabulary(self) -> Vocabulary | None:
+        """The words that the model knows; None for one of all words. Raises `ConfigError`."""
+        return read_vocabulary(self.folder.path)
 
     @cached_property
     def fingerprint(self) -> str | None:
