@@ -85,9 +85,18 @@ def weighted_limits(
     """The weighted sum [...] of kinds' scores, of counts [..., P, 2] each, and the limits of its interval."""
     sides = {tag: limits(counts[tag], level, few) for tag in weights}
     score = np.asarray(sum(weights[tag] * side[0] for tag, side in sides.items()))
-    below = sum((weights[tag] * (score - low)) ** 2 for tag, (score, low, _) in sides.items())
-    above = sum((weights[tag] * (high - score)) ** 2 for tag, (score, _, high) in sides.items())
-    return score, np.maximum(score - np.sqrt(below), 0.0), np.minimum(score + np.sqrt(above), 1.0)
+    below, above = summed_distances(sides, weights)
+    return score, np.maximum(score - below, 0.0), np.minimum(score + above, 1.0)
+
+
+def summed_distances(
+    sides: Mapping[str, tuple[np.ndarray, ...]], weights: Mapping[str, float]
+) -> tuple[np.ndarray, np.ndarray]:
+    """How far the limits of a weighted sum lie below and above it, given each kind's (value, low, high): the
+    root of the kinds' summed squares."""
+    below = sum((weights[kind] * (value - low)) ** 2 for kind, (value, low, _) in sides.items())
+    above = sum((weights[kind] * (high - value)) ** 2 for kind, (value, _, high) in sides.items())
+    return np.sqrt(below), np.sqrt(above)
 
 
 def limits(

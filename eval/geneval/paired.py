@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ...blocks.errors import BifronsError
-from .intervals import limits
+from .intervals import limits, summed_distances
 
 SMALLEST_P = 1e-9
 """Smaller p-values are not told from this one."""
@@ -116,11 +116,10 @@ def overall_limits(
     few = len(weights) == 1 and len(tables) > 1  # the score is a group's, not a sum that needs it less
     sides = {kind: difference_limits(tables[kind], level, few) for kind in weights}
     a, b = (sum(weights[kind] * side[i] for kind, side in sides.items()) for i in (0, 1))
-    below = sum((weights[kind] * (a - b - low)) ** 2 for kind, (a, b, low, _) in sides.items())
-    above = sum((weights[kind] * (high - (a - b))) ** 2 for kind, (a, b, _, high) in sides.items())
+    differences = {kind: (a_k - b_k, low, high) for kind, (a_k, b_k, low, high) in sides.items()}
+    below, above = summed_distances(differences, weights)
     value = np.asarray(a - b)
-    low, high = np.maximum(value - np.sqrt(below), -1), np.minimum(value + np.sqrt(above), 1)
-    return np.asarray(a), np.asarray(b), low, high
+    return np.asarray(a), np.asarray(b), np.maximum(value - below, -1), np.minimum(value + above, 1)
 
 
 def p_value(counts_P4: np.ndarray) -> np.ndarray:
