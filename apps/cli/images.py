@@ -89,17 +89,18 @@ def read_codes(path: str | os.PathLike[str]) -> tuple[list[int], list[int] | Non
     """
     source = os.fspath(path)
     name = "standard input" if source == STDIN else source
-    stored = b""
+    stored, named_array = b"", user_path(source).suffix.lower() == ".npy"
     try:
         stored = read_input(source, TABLE_BYTES)
-        if stored.startswith(_NPY_MAGIC) or user_path(source).suffix.lower() == ".npy":
+        if stored.startswith(_NPY_MAGIC) or named_array:
             content: Any = {"codes": _read_array(stored).tolist()}
         else:
             content = decode_user_json(stored)
     except (OSError, ValueError) as error:
         if isinstance(error, BifronsError):
             raise
-        if problem := other_kind(name, stored or file_head(source), CODES):
+        # A damaged array is one, whatever it begins with.
+        if not named_array and (problem := other_kind(name, stored or file_head(source), CODES)):
             raise ResourceError(problem) from error
         raise ResourceError(
             f"{name} can't be read as codes: {reason_of(error)}; accepted: .json and .npy files"
