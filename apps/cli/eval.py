@@ -1,13 +1,13 @@
 """`bifrons eval`: the stages of an evaluation."""
 
 import argparse
-import sys
+import os
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
 from ...blocks.checkpoints.hub import find_model_folder
-from ...blocks.errors import BifronsError, OptionError, counted, one_line
+from ...blocks.errors import BifronsError, OptionError, counted
 from ...eval.atomic_io import folder_lock, read_json
 from ...eval.geneval.options import parse_options, read_options
 from ...eval.geneval.scoring import format_table
@@ -19,13 +19,15 @@ from ...eval.runs.recipe import Recipe
 from ...eval.runs.run_dir import RunDir, open_run
 from ...eval.runs.score import score_file, summary_json
 from ...eval.runs.stages import load_images, prepare, score_run
-from ...eval.runs.workers import Ranks, join_ranks
+from ...eval.runs.workers import Placement, Ranks, join_ranks
 from ...eval.suites.catalog import CATALOG
-from ..files import print_json
+from ..defaults import default_model
+from ..files import exists_error, print_json
+from ..notes import note
 from ..pipelines import label
 from . import eval_compare, eval_judge, eval_read
 from .eval_judge import alone
-from .options import given_fields
+from .options import given_fields, placement_options
 
 
 def evaluate(args: argparse.Namespace) -> int:
@@ -66,7 +68,9 @@ def run(args: argparse.Namespace) -> int:
             detect_objects(
                 args.run_dir, image_set.images, choice, args.device, args.processes, args.threads, ranks
             )
-            return _finish(args.run_dir, image_set, args.official_reasons) if ranks.rank == 0 else 0
+            if ranks.rank == 0:
+                _finish(args.run_dir, image_set, args.official_reasons, args.json)
+            return 0
 
 
 def generate(args: argparse.Namespace) -> int:
@@ -101,8 +105,10 @@ def detect(args: argparse.Namespace) -> int:
 def score(args: argparse.Namespace) -> int:
     """Score the detections of a run, or those in a file."""
     if args.detections is None:
-        if args.output is not None:
-            raise OptionError("--output goes with --detections; a run's results go into its folder")
+        if args.output is not None or args.force:
+            raise OptionError(
+                "--output and --force go with --detections; a run's results replace older ones in its folder"
+            )
         if eval_judge.is_judged(args.run_dir):
             return eval_judge.score(args)
         eval_judge.refuse_options(args, "one with a detector")
@@ -110,12 +116,13 @@ def score(args: argparse.Namespace) -> int:
             raise OptionError("--options goes with --detections here; a run's are those of its detections")
         summary, problems = score_run(args.run_dir, official_reasons=args.official_reasons)
         options = read_options(read_json(args.run_dir / "detect.json").get("options", {}))
-        _print_problems(problems)
+        eval_judge.note_problems(problems)
     else:
         eval_judge.refuse_options(args, "one with a detector")
         if args.output is None:
             raise OptionError("--detections needs --output FILE, the results.jsonl to write")
         options = parse_options(args.options)
+        _check_new(args.output, args.force)
         summary = score_file(
             args.detections, args.output, options=options, official_reasons=args.official_reasons
         )
@@ -144,7 +151,8 @@ def import_images(args: argparse.Namespace) -> int:
     record_import(args.run_dir, args.source, args.images_per_prompt, args.prompts, args.model_name, args.note)
     with alone(args.run_dir, Ranks()):
         detect_objects(args.run_dir, image_set.images, choice, args.device, args.processes, args.threads)
-        return _finish(args.run_dir, image_set, args.official_reasons)
+        _finish(args.run_dir, image_set, args.official_reasons)
+        return 0
 
 
 def plan(args: argparse.Namespace) -> int:
@@ -176,11 +184,15 @@ def _open_run(args: argparse.Namespace, ranks: Ranks) -> RunDir:
     """Open or create the run. With linked ranks, rank 0 creates the folder before the others open it."""
     if ranks.rank:
         ranks.wait()
-    run_dir = prepare(args.run_dir, given_fields(args, Recipe), args.device, args.prompts)
+    Placement(**placement_options(args)).check(args.device, args.processes)
+    given = given_fields(args, Recipe)
+    if not os.path.isfile(args.run_dir / "run.json"):
+        given.setdefault("model", default_model())
+    run_dir = prepare(args.run_dir, given, args.device, args.prompts)
     if not ranks.rank:
         ranks.wait()
-        if note := label(find_model_folder(run_dir.recipe.model)):
-            print(note, file=sys.stderr)
+        if text := label(find_model_folder(run_dir.recipe.model)):
+            note(text)
     return run_dir
 
 
@@ -191,7 +203,9 @@ def _paint_share(args: argparse.Namespace) -> bool:
     if not run_dir.unfinished(run_dir.image_keys()):
         with suppress(BifronsError), folder_lock(args.run_dir):
             return True
-    print("the rank that ends last looks at the pictures and scores them", file=sys.stderr)
+    note("the rank that ends last looks at the pictures and scores them")
+    if args.json:
+        print_json({"folder": str(args.run_dir)})  # no summary yet
     return False
 
 
@@ -199,14 +213,15 @@ def _generate(run_dir: RunDir, args: argparse.Namespace, ranks: Ranks) -> None:
     recipe = run_dir.recipe
     if ranks.rank == 0:
         total = len(run_dir.image_keys())
-        print(
+        quantized = "" if recipe.quantize is None else f" {recipe.quantize}"
+        note(
             f"{recipe.model} on {recipe.suite}: {counted(total, 'picture')}, "
             f"guidance {recipe.guidance_scale:g}, temperature {recipe.temperature:g}, "
             f"top-k {recipe.top_k}, top-p {recipe.top_p:g}, "
-            f"seed {recipe.seed} ({recipe.seed_policy}), {recipe.dtype}",
-            file=sys.stderr,
+            f"seed {recipe.seed} ({recipe.seed_policy}), {recipe.dtype}{quantized}"
         )
-    generate_images(run_dir, args.device, args.processes, args.threads, ranks)
+    placement = Placement(**placement_options(args))
+    generate_images(run_dir, args.device, args.processes, args.threads, ranks, placement)
 
 
 def _choose_detector(args: argparse.Namespace, small_world: bool) -> DetectorChoice:
@@ -219,17 +234,29 @@ def _check_detector(choice: DetectorChoice, device: str | None, ranks: Ranks) ->
     """Load the detector and print its name, so that a failure comes before hours of image generation."""
     detector = choice.make(device)
     if ranks.rank == 0:
-        note = "" if detector.comparable else "; its scores are not comparable with GenEval's"
-        print(f"detector: {detector.name}{note}", file=sys.stderr)
+        caveat = "" if detector.comparable else "; its scores are not comparable with GenEval's"
+        note(f"detector: {detector.name}{caveat}")
 
 
-def _finish(run_dir: Path, image_set: ImageSet, official_reasons: bool) -> int:
-    """Score the detected images, print the table and write the reports."""
+def _finish(run_dir: Path, image_set: ImageSet, official_reasons: bool, json: bool = False) -> None:
+    """Score the detected images, write the reports and print the table, or with `json` the summary."""
+    from ...eval.report.render import write_report
+
     summary, problems = score_run(run_dir, image_set, official_reasons)
-    _print_problems(problems)
-    print(format_table(summary))
-    _write_reports(run_dir)
-    return 0
+    eval_judge.note_problems(problems)
+    if json:
+        write_report(run_dir)
+        print_json({**read_json(run_dir / "summary.json"), "folder": str(run_dir)})
+    else:
+        print(format_table(summary))
+        _write_reports(run_dir)
+
+
+def _check_new(output: Path, force: bool) -> None:
+    """Raise OptionError where results or the summary beside them would be replaced, unless `force`d."""
+    for path in (output, output.with_name("summary.json")):
+        if os.path.lexists(path) and not force:
+            raise exists_error(path)
 
 
 def _write_reports(run_dir: Path) -> None:
@@ -238,8 +265,3 @@ def _write_reports(run_dir: Path) -> None:
     write_report(run_dir)
     print(run_dir / "report.md")
     print(run_dir / "report.html")
-
-
-def _print_problems(problems: list[dict[str, str]]) -> None:
-    for problem in problems:
-        print(one_line(f"not scored: {problem['filename']}: {problem['reason']}"), file=sys.stderr)

@@ -2,8 +2,7 @@
 
 import argparse
 import os
-import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from ...eval.runs.workers import Ranks, join_ranks
 from ...eval.suites.catalog import CATALOG
 from ...eval.suites.suite import read_wording
 from ..files import print_json
+from ..notes import note
 
 _FLAGS = {
     "judge": "where",
@@ -27,6 +27,7 @@ _FLAGS = {
     "judge_options": "options",
     "judge_key": "key",
     "judge_dtype": "dtype",
+    "judge_quantize": "quantize",
     "judge_workers": "workers",
 }
 """Options of the command line, and the fields of `JudgeChoice` that they set."""
@@ -65,8 +66,14 @@ def run(args: argparse.Namespace, run_dir: RunDir, ranks: Ranks, generate: Calla
     generate()
     _judge(args, run_dir, choice, judged, ranks)
     if ranks.rank == 0:
-        _print_summary(score_run(run_dir, args.official))
-        write_reports(args.run_dir)
+        content = score_run(run_dir, args.official)
+        if args.json:
+            note_problems(content["not_scored"])
+            write_reports(args.run_dir, show=False)
+            print_json({**content, "folder": str(args.run_dir)})
+        else:
+            _print_summary(content)
+            write_reports(args.run_dir)
     return 0
 
 
@@ -98,12 +105,19 @@ def score(args: argparse.Namespace) -> int:
     return 0
 
 
-def write_reports(run_dir: Path) -> None:
-    """Write the reports of a judged run that is scored."""
+def note_problems(problems: Sequence[Mapping[str, str]]) -> None:
+    """Say on stderr which pictures were not scored, and why."""
+    for problem in problems:
+        note(one_line(f"not scored: {problem['filename']}: {problem['reason']}"))
+
+
+def write_reports(run_dir: Path, show: bool = True) -> None:
+    """Write the reports of a judged run that is scored, and print their paths to `show` them."""
     from ...eval.report.suite import write_suite_report
 
-    for path in write_suite_report(run_dir):
-        print(path)
+    paths = write_suite_report(run_dir)
+    if show:
+        print(*paths, sep="\n")
 
 
 def _check_official(args: argparse.Namespace, run_dir: RunDir) -> None:
@@ -135,7 +149,7 @@ def _begin(args: argparse.Namespace, run_dir: RunDir, ranks: Ranks) -> tuple[Jud
         return choice, open_judged(args.run_dir)
     judged = begin(args.run_dir, suite, choice, wording, args.answers)
     ranks.wait()
-    print(f"judge: {choice.model} ({choice.version[:40]})", file=sys.stderr)
+    note(f"judge: {choice.model} ({choice.version[:40]})")
     return choice, judged
 
 
@@ -148,8 +162,7 @@ def _judge(
 
 def _print_summary(content: dict[str, Any]) -> None:
     """Print a suite's scores as a table."""
-    for problem in content["not_scored"]:
-        print(one_line(f"not scored: {problem['filename']}: {problem['reason']}"), file=sys.stderr)
+    note_problems(content["not_scored"])
     width = max(len(name) for name in (*content["groups"], "overall"))
     for name, group in content["groups"].items():
         low, high = group["interval"]

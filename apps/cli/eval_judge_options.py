@@ -3,6 +3,9 @@
 from pathlib import Path
 from typing import Any
 
+from ..defaults import DEFAULT_GROUNDING_MODEL
+from .options import add_model
+
 OFFICIAL_HELP = "score DPG-Bench exactly as its official script does, with its faults"
 
 
@@ -37,6 +40,7 @@ def add_judge(parser: Any) -> None:
         help="the environment variable with the endpoint's key (default: OPENAI_API_KEY)",
     )
     judge.add_argument("--judge-dtype", metavar="DTYPE", help="dtype of a judge in process")
+    judge.add_argument("--judge-quantize", metavar="KIND", help="int8, int4 or fp8, of a judge in process")
     judge.add_argument(
         "--judge-workers", type=int, metavar="N", help="questions to an endpoint at once (default: 8)"
     )
@@ -53,11 +57,11 @@ def add_read(parser: Any, add_json: Any) -> None:
     )
     parser.add_argument("path", metavar="PATH", type=Path, help="its file, or its folder")
     parser.add_argument("-R", "--run-dir", required=True, type=Path, metavar="R", help="the run's folder")
-    parser.add_argument(
-        "-m",
-        "--model",
-        required=True,
-        help="who reads: vl2:MODEL or janus:MODEL, or http(s)://host:port of an OpenAI endpoint",
+    add_model(
+        parser,
+        DEFAULT_GROUNDING_MODEL,
+        "or http(s)://host:port of an OpenAI endpoint; default: BIFRONS_MODEL, else "
+        + DEFAULT_GROUNDING_MODEL,
     )
     parser.add_argument("--images", type=Path, metavar="DIR", help="folder of the pictures (default: PATH's)")
     parser.add_argument("--limit", type=int, metavar="N", help="use only N examples, evenly spread")
@@ -69,5 +73,4 @@ def add_read(parser: Any, add_json: Any) -> None:
     parser.add_argument("--endpoint-options", metavar="JSON", help="more fields of the requests")
     parser.add_argument("--endpoint-key", metavar="VARIABLE", help="environment variable with the key")
     parser.add_argument("--workers", type=int, metavar="N", help="questions at once (default: 8)")
-    parser.add_argument("--dtype", help="of a model in process")
     add_json(parser)

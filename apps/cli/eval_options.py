@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from .eval_judge_options import OFFICIAL_HELP, add_judge, add_read
+from .options import add_force, add_model
 
 _DETECTORS = "shapes, mask2former-official or mask2former-hf"
 
@@ -29,12 +30,13 @@ def add_eval(commands: Any, command: Callable[..., Any], add_json: Callable[[Any
     _add_detector(run)
     add_judge(run)
     _add_reasons(run)
-    _add_processes(run)
+    _add_processes(run, device=False)
     _add_ranks(run)
+    add_json(run)
     generate = command(stages, "generate", "generate only the missing pictures of a run", _recipe)
     _add_run(generate)
     _add_recipe(generate)
-    _add_processes(generate)
+    _add_processes(generate, device=False)
     _add_ranks(generate)
     detect = command(stages, "detect", "only detect objects in the pictures of a run")
     _add_run(detect)
@@ -51,7 +53,7 @@ def add_eval(commands: Any, command: Callable[..., Any], add_json: Callable[[Any
     _add_import(command(stages, "import", "evaluate pictures from elsewhere, in GenEval's folder layout"))
     read = command(stages, "read", "benchmarks of reading pictures: boxes, answers and choices")
     add_read(read, add_json)
-    _add_processes(read)
+    _add_processes(read, device=False)
     _add_compare(
         command(stages, "compare", "compare evaluations, per kind of prompt, with intervals"), add_json
     )
@@ -132,8 +134,7 @@ def _add_recipe(parser: Any) -> None:
         metavar="PATH",
         help="the suite's own file or folder (default for geneval: downloaded)",
     )
-    recipe.add_argument("-m", "--model", **given, help="a folder, a hub id or an embedded model")
-    recipe.add_argument("--dtype", **given, help="float32, bfloat16 or float16 (default: the device's own)")
+    add_model(recipe, recipe=True)
     recipe.add_argument(
         "--template", **given, metavar="TEXT", help="text around each prompt, which stands as {prompt} in it"
     )
@@ -187,7 +188,7 @@ def _add_reasons(parser: Any) -> None:
     )
 
 
-def _add_processes(parser: Any) -> None:
+def _add_processes(parser: Any, device: bool = True) -> None:
     processes = parser.add_argument_group("processes")
     processes.add_argument(
         "--processes", type=int, metavar="N", help="number of processes (default: one per GPU or core)"
@@ -199,7 +200,8 @@ def _add_processes(parser: Any) -> None:
         metavar="N",
         help="CPU threads per process (default: 1; more helps large models but rounds differently)",
     )
-    processes.add_argument("--device", help="cpu, cuda, cuda:N or mps (default: the best available)")
+    if device:
+        processes.add_argument("--device", help="cpu, cuda, cuda:N or mps (default: the best available)")
 
 
 def _add_ranks(parser: Any) -> None:
@@ -221,6 +223,7 @@ def _add_score(parser: Any, add_json: Callable[[Any], None]) -> None:
     parser.add_argument(
         "-o", "--output", type=Path, metavar="FILE", help="the results.jsonl to write, with --detections"
     )
+    add_force(parser)
     parser.add_argument("--official", action="store_true", help=OFFICIAL_HELP)
     _add_options(parser)
     _add_reasons(parser)

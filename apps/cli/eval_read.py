@@ -2,24 +2,43 @@
 
 import argparse
 
-from ...blocks.errors import one_line
+from ...blocks.checkpoints.hub import open_model
+from ...blocks.errors import OptionError, one_line
 from ...eval.atomic_io import folder_lock, make_folder
-from ...eval.judges.judge import JudgeChoice
+from ...eval.judges.judge import FAMILIES, JudgeChoice
 from ...eval.read.run import Reading, read_benchmark
+from ...eval.runs.workers import Placement
 from ..files import print_json
+from ..pipelines import family_of
+from .options import placement_options
+
+_ENDPOINTS = ("http://", "https://")
+
+
+def _reader(model: str) -> str:
+    """The model as `JudgeChoice` names it, with the family before its name."""
+    if model.startswith((*_ENDPOINTS, *(f"{family}:" for family in FAMILIES))):
+        return model
+    return f"{'janus' if family_of(open_model(model)) == 'Janus' else 'vl2'}:{model}"
 
 
 def read(args: argparse.Namespace) -> int:
     """Run a benchmark, or go on, and print its scores."""
+    if args.revision is not None and args.model.startswith(_ENDPOINTS):
+        raise OptionError("--revision is for a hub's model in process; an endpoint has loaded its own")
     given = {
         "model": args.endpoint_model,
         "version": args.endpoint_version,
         "options": args.endpoint_options,
         "key": args.endpoint_key,
         "dtype": args.dtype,
+        "quantize": args.quantize,
+        "placement": Placement(**placement_options(args)),
         "workers": args.workers,
     }
-    choice = JudgeChoice(args.model, **{name: value for name, value in given.items() if value is not None})
+    choice = JudgeChoice(
+        _reader(args.model), **{name: value for name, value in given.items() if value is not None}
+    )
     reading = Reading(args.benchmark, args.path, choice, args.images, args.prompt, args.limit)
     make_folder(args.run_dir)
     with folder_lock(args.run_dir):

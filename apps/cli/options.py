@@ -68,7 +68,7 @@ def apply_revision(args: argparse.Namespace) -> None:
     if revision is None:
         return
     option = "source" if "source" in args else "model"
-    model = getattr(args, option)
+    model = getattr(args, option, None)
     names = model if isinstance(model, list) else [model]
     if len(names) != 1 or not names[0]:
         raise OptionError("--revision needs the name of one model; accepted: one, or owner/name@REV for each")
@@ -155,6 +155,12 @@ def loading_options(args: argparse.Namespace) -> dict[str, Any]:
         "max_memory": None if args.max_memory is None else parse_max_memory(args.max_memory),
         "eager": args.eager,
     }
+
+
+def placement_options(args: argparse.Namespace) -> dict[str, Any]:
+    """Of `loading_options`, those that say where a model lies and determine no result, but for the device."""
+    options = loading_options(argparse.Namespace(**{"dtype": None, "quantize": None, **vars(args)}))
+    return {name: options[name] for name in ("device_map", "max_memory", "eager")}
 
 
 def parse_device_map(text: str) -> str | dict[str, str]:

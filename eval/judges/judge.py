@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from ...blocks.checkpoints.hub import find_model_folder
+from ...blocks.checkpoints.quantize import check_kind
 from ...blocks.errors import OptionError
 from ...blocks.json_config import parse_json
 from ...blocks.placement.fingerprint import model_fingerprint
+from ..runs.workers import NO_PLACEMENT, Placement
 from ..suites.questions import Answer, Question
 from .endpoint import EndpointJudge, check_url, only_model
 from .local import LocalJudge
@@ -39,7 +41,7 @@ class JudgeChoice:
     where: an address, or `vl2:MODEL` or `janus:MODEL`. model: the endpoint's name of the model. version:
     what tells it from others of that name; by default the model's fingerprint, or the address. options: JSON
     of more fields for an endpoint's requests. key: the environment variable with the endpoint's key.
-    workers: questions at once.
+    workers: questions at once. dtype, quantize, placement: of a model in process.
     """
 
     where: str
@@ -49,6 +51,8 @@ class JudgeChoice:
     key: str = "OPENAI_API_KEY"
     dtype: str | None = None
     workers: int = 8
+    quantize: str | None = None
+    placement: Placement = NO_PLACEMENT
 
     @property
     def is_endpoint(self) -> bool:
@@ -59,6 +63,11 @@ class JudgeChoice:
         """With the model's name and version filled in. Raises BifronsError where there is no such judge."""
         if self.is_endpoint:
             check_url(self.where)
+            if self.dtype is not None or self.quantize is not None or self.placement != NO_PLACEMENT:
+                raise OptionError(
+                    "dtype, quantize, device_map, max_memory and eager are for a model in process, such as "
+                    f"vl2:MODEL; {self.where} has loaded its own"
+                )
             options = parse_json(self.options.encode(), "the judge's options", OptionError)
             if not isinstance(options, dict):
                 raise OptionError(f"the judge's options are {self.options!r}; accepted: a JSON object")
@@ -72,13 +81,16 @@ class JudgeChoice:
                 "the judge's model name, version and options are for endpoints; a model in process is named "
                 f"by {family}:MODEL alone"
             )
+        check_kind(self.quantize)
         return replace(self, model=name, version=model_fingerprint(find_model_folder(name)))
 
     def make(self, device: str | None) -> Judge:
         """The judge of a resolved choice; a model in process is loaded on the device."""
         if self.is_endpoint:
             return EndpointJudge(self.where, self.model, self.key, json.loads(self.options), self.workers)
-        return LocalJudge(self.where.partition(":")[0], self.model, device, self.dtype)
+        where = self.placement.keywords(device)
+        load = {**where, "dtype": self.dtype, "quantize": self.quantize}
+        return LocalJudge(self.where.partition(":")[0], self.model, load)
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -86,7 +98,10 @@ class JudgeChoice:
         kind = "endpoint" if self.is_endpoint else self.where.partition(":")[0]
         # In process, a model is known by its fingerprint: its folder may move.
         content = {"kind": kind, "version": self.version, "options": json.loads(self.options)}
-        return {**content, "model": self.model} if self.is_endpoint else {**content, "dtype": self.dtype}
+        if self.is_endpoint:
+            return {**content, "model": self.model}
+        quantize = {} if self.quantize is None else {"quantize": self.quantize}
+        return {**content, "dtype": self.dtype, **quantize}
 
 
 def answer_key(identity: Mapping[str, Any], picture: str, question: Question) -> str:

@@ -1,5 +1,6 @@
 """A judge in this process: a DeepSeek-VL2 or Janus model."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +15,12 @@ from .endpoint import TOP, Refused
 
 class LocalJudge:
     """A model in process; see `judge.Judge`. Beside the likeliest first tokens it tells those of all accepted
-    answers, so that their probabilities are exact."""
+    answers, so that their probabilities are exact. load: arguments of `from_pretrained`."""
 
     threads = 1
 
-    def __init__(self, family: str, model: str, device: str | None, dtype: str | None) -> None:
-        self._pipe = _load(family, model, device, dtype)
+    def __init__(self, family: str, model: str, load: Mapping[str, Any]) -> None:
+        self._pipe = _load(family, model, load)
 
     def ask(self, picture: Path, question: Question) -> Answer:
         """See `judge.Judge`."""
@@ -59,11 +60,11 @@ class LocalJudge:
         return first
 
 
-def _load(family: str, model: str, device: str | None, dtype: str | None) -> ChatPipeline:
+def _load(family: str, model: str, load: Mapping[str, Any]) -> ChatPipeline:
     if family == "janus":
         from ...janus.pipeline import JanusPipeline
 
-        return JanusPipeline.from_pretrained(model, device, dtype, parts="read", progress=False)
+        return JanusPipeline.from_pretrained(model, parts="read", progress=False, **load)
     from ...vl2.pipeline import VL2Pipeline
 
-    return VL2Pipeline.from_pretrained(model, device, dtype, progress=False)
+    return VL2Pipeline.from_pretrained(model, progress=False, **load)

@@ -55,7 +55,8 @@ class JudgedRun:
     def choice_fields(self) -> dict[str, Any]:
         """The fields of `JudgeChoice` that name this judge again."""
         if self.identity["kind"] != "endpoint":
-            return {"where": self.where, "dtype": self.identity["dtype"]}
+            own = {name: self.identity.get(name) for name in ("dtype", "quantize")}
+            return {"where": self.where, **own}
         options = json.dumps(self.identity["options"])
         return {
             "where": self.where,
@@ -211,12 +212,14 @@ def ask_missing(
     """
     ranks = ranks or Ranks()
     share = ranks.divide(asks, lambda part: _unanswered(answers, part))
+    choice.placement.check(device, processes)
     if share:
         if choice.is_endpoint:
             processes, device = 1, "cpu"
         elif processes is None:
             needed = weights_bytes(find_model_folder(choice.model))
-            processes = 1 if ranks.size > 1 else default_processes(device, needed)
+            single = ranks.size > 1 or choice.placement.device_map is not None
+            processes = 1 if single else default_processes(device, needed)
         worker = JudgeWorker(choice, answers)
         run_workers(worker, share, len(share), processes, ranks.device(device), threads, "judging")
     ranks.wait()

@@ -11,7 +11,7 @@ from ...blocks.placement.fingerprint import model_fingerprint
 from ...janus.image_generation import ImageGenerationOptions
 from ...janus.pipeline import JanusPipeline
 from .run_dir import ImageKey, RunDir, check_model
-from .workers import Advance, Ranks, default_processes, run_workers, weights_bytes
+from .workers import NO_PLACEMENT, Advance, Placement, Ranks, default_processes, run_workers, weights_bytes
 
 
 @dataclass(frozen=True)
@@ -20,12 +20,16 @@ class GenerationWorker:
     written, so that a resumed run equals an uninterrupted one bit for bit."""
 
     run: RunDir
+    placement: Placement = NO_PLACEMENT
 
     def __call__(self, share: Sequence[list[ImageKey]], device: str, advance: Advance) -> None:
         if not share:
             return
         run, recipe = self.run, self.run.recipe
-        pipe = JanusPipeline.from_pretrained(recipe.model, device, recipe.dtype, progress=False)
+        where = self.placement.keywords(device)
+        pipe = JanusPipeline.from_pretrained(
+            recipe.model, dtype=recipe.dtype, quantize=recipe.quantize, progress=False, **where
+        )
         names = [field.name for field in fields(ImageGenerationOptions)]
         options = {name: getattr(recipe.options, name) for name in names}
         for batch in share:
@@ -47,13 +51,16 @@ def generate_images(
     processes: int | None = None,
     threads: int = 1,
     ranks: Ranks | None = None,
+    placement: Placement = NO_PLACEMENT,
 ) -> int:
     """Generate a run's missing images; returns how many were missing in this rank's share.
 
-    processes: None for one per GPU or core, or for 1 with several `ranks`. Raises BifronsError where the
-    model is not the run's, an image is another run's or the disk refuses; finished images stay.
+    processes: None for one per GPU or core, or for 1 with several `ranks` or a device map. Raises
+    BifronsError where the model is not the run's, an image is another run's or the disk refuses; finished
+    images stay.
     """
     ranks = ranks or Ranks()
+    placement.check(device, processes)
     folder = find_model_folder(run.recipe.model)
     check_model(run, model_fingerprint(folder))
     for index in dict.fromkeys(key.index for key in run.image_keys()):
@@ -62,8 +69,9 @@ def generate_images(
     missing = sum(len(run.unfinished(batch)) for batch in share)
     if missing:
         if processes is None:
-            processes = 1 if ranks.size > 1 else default_processes(device, weights_bytes(folder))
-        worker = GenerationWorker(run)
+            single = ranks.size > 1 or placement.device_map is not None
+            processes = 1 if single else default_processes(device, weights_bytes(folder))
+        worker = GenerationWorker(run, placement)
         run_workers(worker, share, missing, processes, ranks.device(device), threads, "painting", run.root)
     ranks.wait()
     if ranks.size == 1:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
+from ...blocks.checkpoints.quantize import check_kind
 from ...blocks.errors import BifronsError, OptionError, check_integer
 from ...blocks.image_prompts import MAX_SEED
 from ...janus.image_generation import ImageGenerationOptions
@@ -26,12 +27,14 @@ class Recipe:
     "per-picture" derives each image's seed from (seed, prompt, image); "official" gives image j of every
     prompt `seed` + j, since the published generation scripts set 42 anew for each prompt. limit: number of
     prompts, evenly spaced over the suite; None for all. batch_size: images generated together, which may
-    matter by rounding. dtype: as resolved for the device. prompts_sha256: of the suite's lines.
+    matter by rounding. dtype: as resolved for the device. quantize: int8,
+    int4 or fp8; None for weights as they are stored. prompts_sha256: of the suite's lines.
     """
 
     suite: str = "shapes"
     model: str = "janus-nano"
     dtype: str = "float32"
+    quantize: str | None = None
     template: str = PLACEHOLDER
     guidance_scale: float = ImageGenerationOptions.guidance_scale
     temperature: float = ImageGenerationOptions.temperature
@@ -53,6 +56,7 @@ class Recipe:
             raise OptionError(
                 f"template is {self.template!r}; accepted: a text with {PLACEHOLDER} in it once"
             )
+        check_kind(self.quantize)
         check_integer("images_per_prompt", self.images_per_prompt, low=1)
         check_integer("batch_size", self.batch_size, low=1)
         check_integer("seed", self.seed, 0, MAX_SEED - self.images_per_prompt)
@@ -83,9 +87,12 @@ class Recipe:
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> "Recipe":
-        """The inverse of `to_json`. Raises BifronsError for missing or unknown fields."""
+        """The inverse of `to_json`. Raises BifronsError for missing or unknown fields.
+
+        Recipes of before there was `quantize` are of weights as they are stored.
+        """
         names = {field.name for field in fields(cls)}
-        if not isinstance(content, Mapping) or set(content) != names:
+        if not isinstance(content, Mapping) or {*content, "quantize"} != names:
             got = sorted(content) if isinstance(content, Mapping) else type(content).__name__
             raise BifronsError(f"a recipe has the fields {got}; accepted: {sorted(names)}")
         return cls(**content)
@@ -98,6 +105,11 @@ def differences(old: Recipe, new: Recipe) -> list[str]:
 
 
 def fingerprint(recipe: Recipe, model: str) -> str:
-    """sha256 over a recipe and `model_fingerprint`, in place of the model's name: a folder may move."""
+    """sha256 over a recipe and `model_fingerprint`, in place of the model's name: a folder may move.
+
+    `quantize` is left out where it is None, so that older runs keep their fingerprints.
+    """
     content = {**recipe.to_json(), "model": model}
+    if recipe.quantize is None:
+        del content["quantize"]
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

@@ -6,7 +6,7 @@ import queue
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from multiprocessing import get_context, parent_process
@@ -97,6 +97,43 @@ def join_ranks(rank: int | None = None, size: int | None = None) -> Iterator[Ran
         dist.destroy_process_group()
 
 
+@dataclass(frozen=True)
+class Placement:
+    """Where a worker's model lies, which determines no result; picklable.
+
+    device_map, max_memory: as in `blocks.placement.device_map.LoadOptions`. eager: capture no CUDA graphs.
+    """
+
+    device_map: str | Mapping[str, Any] | None = None
+    max_memory: Mapping[str, Any] | None = None
+    eager: bool = False
+
+    def check(self, device: str | None, processes: int | None) -> None:
+        """Raise OptionError for options that exclude each other."""
+        if self.device_map is None:
+            if self.max_memory is not None:
+                raise OptionError("max_memory has no device_map; accepted: with device_map auto or balanced")
+        elif device is not None:
+            raise OptionError(f"device is {device!r} and there is a device_map too; accepted: one of them")
+        elif processes not in (None, 1):
+            raise OptionError(
+                f"processes is {processes}, but a device_map spreads one model over all devices; accepted: 1"
+            )
+
+    def keywords(self, device: str | None) -> dict[str, Any]:
+        """The arguments of `from_pretrained` in a process that was given a device."""
+        return {
+            "device": device if self.device_map is None else None,
+            "device_map": self.device_map,
+            "max_memory": self.max_memory,
+            "capture": False if self.eager else None,
+        }
+
+
+NO_PLACEMENT = Placement()
+"""The whole model on the process's device."""
+
+
 def default_processes(device: str | None, weights: int) -> int:
     """One per GPU, or one per CPU core as far as the memory allows. weights: bytes in float32."""
     chosen = torch.device(resolve_device(device))
@@ -128,17 +165,21 @@ def run_workers(
     check_integer("threads", threads, low=1)
     kind = str(resolve_device(device))
     processes = min(processes, max(1, len(items)))
+    done = 0
+    quiet: dict[str, Any] = {"file": sys.stderr, "disable": bool(os.environ.get("TQDM_DISABLE"))}
     interval = 0.1 if sys.stderr.isatty() else 15.0
     record = nullcontext() if root is None else recorded(root, what, kind, processes)
     with (
         record as report,
-        tqdm(total=images, desc=what, unit=" pictures", file=sys.stderr, mininterval=interval) as bar,
+        tqdm(total=images, desc=what, unit=" pictures", mininterval=interval, **quiet) as bar,
     ):
 
         def advance(number: int) -> None:
+            nonlocal done
+            done += number
             bar.update(number)
             if report is not None:
-                report(int(bar.n))
+                report(done)
 
         if processes == 1:
             _run_here(worker, items, kind, threads, advance)

@@ -32,7 +32,11 @@ COMMANDS = dict(leaves(build_parser()))
 
 
 @pytest.mark.parametrize(
-    "name", ["generate", "ask", "chat", "locate", "encode", "decode", "demo", "serve", "warmup"]
+    "name",
+    [
+        *("generate", "ask", "chat", "locate", "encode", "decode", "demo", "serve", "warmup"),
+        *("eval run", "eval generate", "eval read"),
+    ],
 )
 def test_every_command_that_loads_a_model_takes_the_same_options(name):
     assert {action.dest for action in COMMANDS[name]._actions} >= LOADING

@@ -142,7 +142,11 @@ def test_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert (summary["overall"], summary["options"]["threshold"]) == (0, 0.4)
     assert summary["schema"] == 2
     assert summary["breakdown"]["class"] == {"cow": {"correct": 0, "images": 1, "prompts": 1}}
-    assert main(command) == 0
+    before = (tmp_path / "results.jsonl").read_bytes()
+    assert main(command) == 2
+    assert "results.jsonl exists; accepted: another --output, or --force" in capsys.readouterr().err
+    assert (tmp_path / "results.jsonl").read_bytes() == before
+    assert main([*command, "--force"]) == 0
     assert json.loads((tmp_path / "summary.json").read_text())["overall"] == 1
     capsys.readouterr()
     assert main([*command, "--options", "speed=1"]) == 2

@@ -16,8 +16,9 @@ from bifrons.blocks.errors import BifronsError, CheckpointError, OptionError
 from bifrons.blocks.placement.fingerprint import model_fingerprint
 from bifrons.eval.atomic_io import write_file
 from bifrons.eval.geneval import suites
-from bifrons.eval.runs.recipe import Recipe, fingerprint
+from bifrons.eval.runs.recipe import Recipe, differences, fingerprint
 from bifrons.eval.runs.run_dir import ImageKey, RunDir, check_model, create_run, open_run
+from bifrons.eval.runs.workers import Placement
 from bifrons.nano.world.sentences import suite
 from PIL import Image
 
@@ -42,6 +43,34 @@ def test_a_recipe_is_data() -> None:
     for wrong in ({"suite": "x"}, {"template": "no mark"}, {"limit": 0}, {"seed": -1}, {"top_p": 2.0}):
         with pytest.raises(OptionError, match="accepted"):
             Recipe(**wrong)  # type: ignore[arg-type]
+
+
+def test_quantized_weights_are_another_recipe() -> None:
+    plain, quantized = Recipe(), Recipe(quantize="int8")
+    assert fingerprint(plain, "m") != fingerprint(quantized, "m")
+    assert differences(plain, quantized) == ["quantize None, not 'int8'"]
+    older = {name: value for name, value in plain.to_json().items() if name != "quantize"}
+    assert Recipe.from_json(older) == plain
+    content = json.dumps({**older, "model": "m"}, sort_keys=True)
+    assert fingerprint(plain, "m") == hashlib.sha256(content.encode()).hexdigest()
+    with pytest.raises(OptionError, match="accepted: int8"):
+        Recipe(quantize="int3")
+
+
+def test_a_device_map_is_for_one_process_and_no_device() -> None:
+    placement = Placement("auto", {"cpu": "4GiB"}, eager=True)
+    assert placement.keywords("cuda:1") == {
+        "device": None,
+        "device_map": "auto",
+        "max_memory": {"cpu": "4GiB"},
+        "capture": False,
+    }
+    placement.check(None, None)
+    for device, processes in (("cpu", 1), (None, 2)):
+        with pytest.raises(OptionError, match="accepted"):
+            placement.check(device, processes)
+    with pytest.raises(OptionError, match="max_memory has no device_map"):
+        Placement(max_memory={"cpu": "4GiB"}).check(None, None)
 
 
 def test_seeds() -> None:
