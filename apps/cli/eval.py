@@ -79,7 +79,7 @@ def generate(args: argparse.Namespace) -> int:
         run_dir = _open_run(args, ranks)
         with alone(args.run_dir, ranks):
             _generate(run_dir, args, ranks)
-        if ranks.rank == 0:
+        if ranks.rank == 0 and not getattr(args, "json", False):  # as where `run` paints a rank's share
             keys = run_dir.image_keys()
             missing = len(run_dir.unfinished(keys))
             painted = counted(len(keys) - missing, "picture")

@@ -30,3 +30,26 @@ def test_loading_options_reach_the_processes_and_json_is_all(
     assert "accepted: one of them" in capsys.readouterr().err
     assert main([*command, "--revision", "main"]) == 2
     assert "--revision needs the name of one model" in capsys.readouterr().err
+
+
+def test_a_rank_by_hand_prints_one_object_too(
+    tmp_path: Path, janus_mini: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [
+        "eval",
+        "run",
+        "-R",
+        str(tmp_path),
+        "-m",
+        str(janus_mini),
+        *RECIPE,
+        "--device",
+        "cpu",
+        "-q",
+        "--json",
+    ]
+    assert (
+        main([*words, "--images-per-prompt", "2", "--batch-size", "1", "--rank", "0", "--world-size", "2"])
+        == 0
+    )
+    assert json.loads(capsys.readouterr().out) == {"folder": str(tmp_path)}
