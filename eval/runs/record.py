@@ -86,12 +86,15 @@ def device_name(device: str) -> str:
 
 
 @contextmanager
-def recorded(root: Path, stage: str, device: str, processes: int) -> Iterator[Callable[[int], None]]:
+def recorded(
+    root: Path, stage: str, device: str, processes: int, start: float | None = None
+) -> Iterator[Callable[[int], None]]:
     """Record the work done within as a line of R/stages.jsonl, also when it ends by an error.
 
-    Gives a function to call with the number of pictures done so far: a killed process leaves what it wrote.
+    start: when it began, in seconds since 1970; None for now. Gives a function to call with the number of
+    pictures done so far: a killed process leaves what it wrote.
     """
-    start = time.time()
+    start = time.time() if start is None else start
     name = device_name(device) + (f", {processes} processes" if processes > 1 else "")
     line = {"stage": stage, "start": start, "end": start, "pictures": 0, "device": name}
     progress = root / f"stages-{time.time_ns()}-{os.getpid()}.jsonl"

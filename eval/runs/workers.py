@@ -6,9 +6,11 @@ import queue
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing import get_context, parent_process
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -24,7 +26,8 @@ from .record import recorded
 
 T = TypeVar("T")
 Item = TypeVar("Item", contravariant=True)
-Advance = Callable[[int], None]
+Advance = Callable[[int], Any]
+Record = Callable[[], AbstractContextManager[Advance | None]]
 
 _MEMORY_FACTOR = 3
 """Memory of a generating process on the CPU (weights, cache, activations) as a multiple of its weights."""
@@ -157,7 +160,7 @@ def run_workers(
 ) -> None:
     """Run `worker` on the items in `processes` processes, with a progress bar over `images` on stderr.
 
-    root: a run folder in which the time is recorded, as that of the stage `what`. Each process uses
+    root: a run folder in which each process records its time, as that of the stage `what`. Each uses
     `threads` threads on the CPU; process i has GPU i. A single process is this one. Raises BifronsError with
     the first message of a process that failed; the others are terminated.
     """
@@ -165,43 +168,56 @@ def run_workers(
     check_integer("threads", threads, low=1)
     kind = str(resolve_device(device))
     processes = min(processes, max(1, len(items)))
-    done = 0
     quiet: dict[str, Any] = {"file": sys.stderr, "disable": bool(os.environ.get("TQDM_DISABLE"))}
     interval = 0.1 if sys.stderr.isatty() else 15.0
-    record = nullcontext() if root is None else recorded(root, what, kind, processes)
-    with (
-        record as report,
-        tqdm(total=images, desc=what, unit=" pictures", mininterval=interval, **quiet) as bar,
-    ):
-
-        def advance(number: int) -> None:
-            nonlocal done
-            done += number
-            bar.update(number)
-            if report is not None:
-                report(done)
-
+    record = nullcontext if root is None else partial(recorded, root, what, kind, processes, time.time())
+    with tqdm(total=images, desc=what, unit=" pictures", mininterval=interval, **quiet) as bar:
         if processes == 1:
-            _run_here(worker, items, kind, threads, advance)
+            _run_here(worker, items, kind, threads, bar.update, record)
         else:
-            _run_children(worker, items, _devices(kind, processes), threads, advance)
+            _run_children(worker, items, _devices(kind, processes), threads, bar.update, record)
 
 
-def _run_here(worker: Worker[T], items: Sequence[T], device: str, threads: int, advance: Advance) -> None:
+def _run_here(
+    worker: Worker[T], items: Sequence[T], device: str, threads: int, advance: Advance, record: Record
+) -> None:
     set_threads(threads)
     try:
-        worker(items, device, advance)
+        _work(worker, items, device, advance, record)
     finally:
         set_threads(None)
 
 
+def _work(worker: Worker[T], share: Sequence[T], device: str, advance: Advance, record: Record) -> None:
+    """Do a share, and record it in the process that does: a report to another one is lost where either is
+    killed."""
+    done = 0
+    with record() as report:
+
+        def finished(number: int) -> None:
+            nonlocal done
+            done += number
+            if report is not None:
+                report(done)
+            advance(number)
+
+        worker(share, device, finished)
+
+
 def _run_children(
-    worker: Worker[T], items: Sequence[T], devices: Sequence[str], threads: int, advance: Advance
+    worker: Worker[T],
+    items: Sequence[T],
+    devices: Sequence[str],
+    threads: int,
+    advance: Advance,
+    record: Record,
 ) -> None:
     context = get_context("spawn")
     messages: Any = context.Queue()
     children = [
-        context.Process(target=_child, args=(worker, items[i :: len(devices)], device, threads, messages))
+        context.Process(
+            target=_child, args=(worker, items[i :: len(devices)], device, threads, messages, record)
+        )
         for i, device in enumerate(devices)
     ]
     try:
@@ -246,13 +262,15 @@ def _follow(children: Sequence[Any], messages: Any, advance: Advance) -> None:
             advance(value)
 
 
-def _child(worker: Worker[T], share: Sequence[T], device: str, threads: int, messages: Any) -> None:
+def _child(
+    worker: Worker[T], share: Sequence[T], device: str, threads: int, messages: Any, record: Record
+) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent too, which ends its children
     threading.Thread(target=_end_with_parent, daemon=True).start()
     set_threads(threads)
     tqdm.set_lock(threading.RLock())  # tqdm's own is shared between processes and would leak
     try:
-        worker(share, device, lambda number: messages.put(("advance", number)))
+        _work(worker, share, device, lambda number: messages.put(("advance", number)), record)
     except BifronsError as error:
         messages.put(("error", str(error)))
     else:

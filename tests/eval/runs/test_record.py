@@ -59,6 +59,30 @@ def test_a_killed_process_leaves_its_time_to_the_last_picture(tmp_path: Path) ->
     assert read_stages(tmp_path)["painting"].seconds >= killed.seconds
 
 
+_KILLED_PARENT = """\
+import os, pathlib, signal, sys, time
+from bifrons.eval.runs.workers import run_workers
+
+def worker(share, device, advance):
+    if share == ["paints"]:
+        advance(1)
+        os.kill(os.getppid(), signal.SIGKILL)
+    time.sleep(60)
+
+if __name__ == "__main__":
+    run_workers(worker, ["paints", "waits"], 2, 2, "cpu", 1, "painting", pathlib.Path(sys.argv[1]))
+"""
+
+
+def test_what_a_process_has_finished_counts_though_its_parent_is_killed_at_once(tmp_path: Path) -> None:
+    program = tmp_path / "program.py"
+    program.write_text(_KILLED_PARENT)
+    done = subprocess.run([sys.executable, str(program), str(tmp_path)], stderr=subprocess.DEVNULL)
+    assert done.returncode == -9
+    assert read_stages(tmp_path)["painting"].pictures == 1
+    assert read_stages(tmp_path)["painting"].seconds > 0
+
+
 def test_versions() -> None:
     assert {"python", "bifrons", "torch", "transformers", "platform"} <= software().keys()
 
