@@ -109,9 +109,10 @@ class JanusModel(nn.Module):
 
     def embed_prompts(self, inputs: Sequence[ChatInputs]) -> list[Prompt]:
         """Conversations, embedded: their text, with image embeddings at the image tokens."""
-        return embed_conversations(self, inputs, self._image_embeddings)
+        return embed_conversations(self, inputs, self.image_embeddings)
 
-    def _image_embeddings(self, inputs: Sequence[ChatInputs]) -> Tensor:
+    def image_embeddings(self, inputs: Sequence[ChatInputs]) -> Tensor:
+        """Embeddings of all images of some conversations, in order, `[n, D]`."""
         pixels = normalized_pixels(inputs, self.decoder.device).to(self.decoder.dtype)
         images = [self.embed_images(chunk) for chunk in pixels.split(IMAGES_AT_ONCE)]
         return torch.cat(images).flatten(0, 1)

@@ -176,7 +176,7 @@ def test_one_pass_of_the_tower_embeds_all_conversations(pipe: JanusPipeline | VL
     model, alone = pipe.model, pipe.prompts(conversations(pipe), 8)
     inputs = [pipe.processor.chat_inputs(messages) for messages in conversations(pipe)]
     with torch.no_grad():
-        prompts = text_generation._embed_together(model, inputs, model._image_embeddings)
+        prompts = text_generation._embed_together(model, inputs, model.image_embeddings)
     assert [prompt.ids.tolist() for prompt in prompts] == [prompt.ids.tolist() for prompt in alone]
     for prompt, one in zip(prompts, alone, strict=True):
         torch.testing.assert_close(prompt.embeddings_TD, one.embeddings_TD)

@@ -12,7 +12,7 @@ import bifrons
 import pytest
 
 ROOT = Path(bifrons.__file__).parent
-FOLDERS = ("blocks", "tokenizers", "janus", "vl2", "nano", "eval", "apps")
+FOLDERS = ("blocks", "tokenizers", "janus", "vl2", "learn", "nano", "eval", "apps")
 ROOMS = (
     "blocks",
     "blocks.kernels",
@@ -28,6 +28,7 @@ ROOMS = (
     "blocks.chat",
     "janus",
     "vl2",
+    "learn",
     "nano.world",
     "nano.recipes",
     "eval",

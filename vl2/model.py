@@ -96,9 +96,10 @@ class VL2Model(nn.Module):
 
     def embed_prompts(self, inputs: Sequence[ModelInputs]) -> list[Prompt]:
         """Conversations, embedded: their text, with image embeddings at the image tokens."""
-        return embed_conversations(self, inputs, self._image_embeddings)
+        return embed_conversations(self, inputs, self.image_embeddings)
 
-    def _image_embeddings(self, inputs: Sequence[ModelInputs]) -> Tensor:
+    def image_embeddings(self, inputs: Sequence[ModelInputs]) -> Tensor:
+        """Embeddings of all images of some conversations, in order, `[n, D]`."""
         pixels = normalized_pixels(inputs, self.decoder.device).to(self.decoder.dtype)
         return torch.cat(self.embed_images(pixels, [grid for one in inputs for grid in one.grids]))
 

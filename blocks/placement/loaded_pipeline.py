@@ -2,7 +2,7 @@
 
 import os
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ... import __version__
 from ..checkpoints.hub import ModelFolder
-from ..checkpoints.key_mapping import non_persistent_buffers, saved_tensors
+from ..checkpoints.key_mapping import KeyMap, non_persistent_buffers, saved_tensors
 from ..checkpoints.loader import assign
 from ..checkpoints.quantize import (
     CONFIG_KEY,
@@ -23,16 +23,18 @@ from ..checkpoints.quantize import (
     quantization_config,
     quantized_dtypes,
 )
+from ..conversion.adapter import read_adapter
 from ..conversion.convert import copied_files, new_folder, write_model
 from ..conversion.writer import TensorSpec
 from ..device import DTYPES, graph_capture_lock, plain_torch, resolve_device, resolve_dtype
-from ..errors import CheckpointError, OptionError, UnknownWordsWarning
+from ..errors import CheckpointError, OptionError, UnknownWordsWarning, check_number
 from ..kernels.batch_invariant import use_batch_invariant_libraries
 from ..model.decoder import Decoder
 from ..model.layers import Linear
 from ..model.missing_parts import missing_prefixes
 from ..model.quantized_weight import QuantizedWeight
 from ..vocabulary import Vocabulary, Work, read_vocabulary
+from .adapters import LoadedAdapters
 from .fingerprint import model_fingerprint
 
 
@@ -75,6 +77,9 @@ class LoadedPipeline:
     """None for a pipeline that was put together by hand."""
     keep_float32: Callable[[str], bool] = staticmethod(keep_no_float32)
     """Whether the named parameter stays float32 whatever the dtype."""
+    adapter_key_maps: Sequence[KeyMap] = ()
+    """The spellings of names in adapters."""
+    _adapters: LoadedAdapters | None = None
 
     @property
     def device(self) -> torch.device:
@@ -166,6 +171,47 @@ class LoadedPipeline:
             moved = tensor.detach().to(device, kind if casts else tensor.dtype)
             if (moved.device, moved.dtype) != (tensor.device, tensor.dtype):
                 assign(self.model, name, moved)
+
+    @property
+    def adapters(self) -> dict[str, float]:
+        """The names of the loaded adapters, with their scales."""
+        return dict(self._adapters.strengths) if self._adapters else {}
+
+    def load_adapter(
+        self, folder: str | os.PathLike[str], name: str | None = None, scale: float = 1.0
+    ) -> None:
+        """Add a LoRA adapter in PEFT's format to the weights; several add up.
+
+        `name` is the folder's by default; an adapter of the same name is replaced. `scale` 1 is as it was
+        trained, 0 nothing. Raises `CheckpointError` for an adapter of another model or kind, and `OptionError`
+        for a model that is quantized or spread over several devices.
+        """
+        check_number("scale", scale)
+        if self.model.decoder.layout is not None or any(
+            isinstance(module, QuantizedWeight) for module in self.model.modules()
+        ):
+            raise OptionError(
+                "an adapter can't be added to quantized weights or to a model on several devices; merge it "
+                "first with `bifrons convert MODEL FOLDER --merge-adapter ADAPTER`"
+            )
+        path = Path(folder)
+        with graph_capture_lock, plain_torch():
+            _unpack(self.model)
+            shapes = {key: tuple(parameter.shape) for key, parameter in self.model.named_parameters()}
+            adapter = read_adapter(path, self.adapter_key_maps, shapes)
+            self._adapters = self._adapters or LoadedAdapters(self.model)
+            self._adapters.add(name or path.absolute().name, adapter, float(scale))
+
+    def unload_adapter(self, name: str | None = None) -> None:
+        """Take an adapter out of the weights, by default all; they then have the bits of the model again."""
+        if name is not None and name not in self.adapters:
+            loaded = ", ".join(self.adapters) or "none"
+            raise OptionError(f"no adapter is called {name!r}; loaded: {loaded}")
+        with graph_capture_lock, plain_torch():
+            _unpack(self.model)
+            for one in [name] if name is not None else list(self.adapters):
+                assert self._adapters is not None
+                self._adapters.remove(one)
 
     def save_pretrained(self, folder: str | os.PathLike[str], max_shard_bytes: int = 5_000_000_000) -> Path:
         """Write the model, as it is in memory, to a new or empty folder that `from_pretrained` loads.

@@ -1,0 +1,75 @@
+"""What a run needs to go on where it was stopped: trained weights, optimizer and step, in PyTorch's distributed
+format, in which any number of processes reads what any other number has written."""
+
+import os
+import re
+import shutil
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
+from torch import nn
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict, set_state_dict
+
+_PATTERN = re.compile(r"step-(\d+)")
+_TRAINED = StateDictOptions(ignore_frozen_params=True, strict=False)
+
+
+def latest(folder: Path) -> tuple[int, Path] | None:
+    """Step and folder of the last whole checkpoint, or None."""
+    names = os.listdir(folder) if folder.is_dir() else []
+    steps = [int(match[1]) for name in names if (match := _PATTERN.fullmatch(name))]
+    return (max(steps), folder / f"step-{max(steps)}") if steps else None
+
+
+def save(folder: Path, step: int, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """Write the checkpoint of a step, and remove the ones before it. Every process calls it.
+
+    The checkpoint has its name only once it is whole, whatever stops the run or fills the disk.
+    """
+    final, temporary = folder / f"step-{step}", folder / f".step-{step}.part"
+    is_first = not dist.is_initialized() or dist.get_rank() == 0
+    if is_first:
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+    if dist.is_initialized():
+        dist.barrier()
+    with _one_process_is_meant():
+        dcp.save(_state(model, optimizer), checkpoint_id=temporary)
+    if is_first:
+        before = [path for path in folder.iterdir() if _PATTERN.fullmatch(path.name)]
+        temporary.rename(final)
+        for path in before:
+            shutil.rmtree(path)
+
+
+def load(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """Load a checkpoint into model and optimizer."""
+    state = _state(model, optimizer)
+    with _one_process_is_meant():
+        dcp.load(state, checkpoint_id=path)
+    set_state_dict(
+        model,
+        optimizer,
+        model_state_dict=state["model"],
+        optim_state_dict=state["optimizer"],
+        options=_TRAINED,
+    )
+
+
+@contextmanager
+def _one_process_is_meant() -> Iterator[None]:
+    """Without PyTorch's warning that there is one process."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "torch.distributed is disabled")
+        yield
+
+
+def _state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    weights, moments = get_state_dict(model, optimizer, options=_TRAINED)
+    return {"model": weights, "optimizer": moments}

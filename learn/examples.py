@@ -1,0 +1,205 @@
+"""From rows to what a model is trained on: token ids, image codes, and which tokens are learned.
+
+L tokens of a prompt or conversation, T image tokens of a picture, S pixels along a side of the model's input.
+"""
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from hashlib import file_digest, sha256
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image, ImageOps
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from ..blocks.chat.inputs import ChatInputs
+from ..blocks.device import inference_on
+from ..blocks.errors import BifronsError, OptionError, one_line
+from ..blocks.files import temporary_path
+from ..blocks.image_fit import FittedImage, as_tiles, normalized
+from ..blocks.image_io import open_image
+from ..janus.pipeline import JanusPipeline
+from .rows import Fault, PaintRow, ReadRow, Row
+
+ENCODED_AT_ONCE = 16
+"""Pictures that the image tokenizer encodes together."""
+
+
+@dataclass(frozen=True)
+class PaintExample:
+    """A prompt's ids int64 `[L]`, up to the start of the image, and the codes of its picture, int64 `[T]`."""
+
+    ids: Tensor
+    codes: Tensor
+
+
+@dataclass(frozen=True)
+class ReadExample:
+    """A conversation, and which of its tokens are learned, bool `[L]`: the assistant's answers and the end
+    token after each."""
+
+    inputs: ChatInputs
+    learned: Tensor
+
+
+Example = PaintExample | ReadExample
+
+
+def read_example(pipe: Any, messages: Sequence[dict[str, Any]]) -> ReadExample:
+    """The example of a conversation that ends with an answer.
+
+    Raises `PromptError`, `PictureError`, and `OptionError` if it is longer than the model's context.
+    """
+    inputs = pipe.processor.chat_inputs(messages)
+    ids = torch.cat((inputs.ids, torch.tensor([pipe.tokenizer.eos_id])))
+    learned = torch.zeros(len(ids), dtype=torch.bool)
+    for number, message in enumerate(messages):
+        if message["role"] == "assistant":
+            asked = pipe.processor.chat_inputs([*messages[:number], {"role": "assistant", "content": ""}]).ids
+            answered = pipe.processor.chat_inputs(messages[: number + 1]).ids
+            if not torch.equal(ids[: len(answered)], answered) or len(asked) >= len(answered):
+                raise OptionError(f"message {number} is no answer of its own; accepted: one after each question")
+            learned[len(asked) : len(answered) + 1] = True
+    most = pipe.model.decoder.config.max_positions
+    if len(ids) > most:
+        raise OptionError(f"it takes {len(ids)} tokens; accepted: at most {most}, the model's context")
+    mask = torch.cat((inputs.image_mask, torch.tensor([False])))
+    return ReadExample(replace(inputs, ids=ids, image_mask=mask), learned)
+
+
+def square_pixels(pipe: JanusPipeline, path: Path) -> Tensor:
+    """The middle square of a picture to paint, scaled to the model's side: float32 `[3, S, S]` in -1..1.
+
+    Unlike a picture to read it is cut, not padded: the model would learn to paint the padding. Raises
+    `PictureError`.
+    """
+    transform = pipe.processor.transform
+    square = ImageOps.fit(open_image(path), (transform.size, transform.size), Image.Resampling.BICUBIC)
+    fitted = FittedImage(as_tiles(square, transform.size), square.size)
+    return torch.from_numpy(normalized([fitted], transform.table, transform.size))[0]
+
+
+def encode_pictures(pipe: JanusPipeline, paths: Sequence[Path]) -> Tensor:
+    """Codes int64 `[N, T]` of pictures to paint. Raises `PictureError`."""
+    pixels = torch.stack([square_pixels(pipe, path) for path in paths])
+    decoder = pipe.model.decoder
+    with inference_on(decoder.device):
+        return pipe.model.gen_vision_model.encode(pixels.to(decoder.device, decoder.dtype)).cpu()
+
+
+class CodesFile:
+    """Codes of pictures by the digest of their files, kept in a safetensors file between runs.
+
+    `tokenizer` identifies the image tokenizer: codes of another one are not used.
+    """
+
+    def __init__(self, path: Path, tokenizer: str) -> None:
+        self.path, self.tokenizer, self.codes = path, tokenizer, dict[str, Tensor]()
+        try:
+            with safe_open(path, "pt") as file:
+                metadata = file.metadata() or {}
+                if metadata.get("tokenizer") == tokenizer:
+                    digests = metadata["digests"].split()
+                    self.codes = dict(zip(digests, file.get_tensor("codes").long(), strict=True))
+        except (FileNotFoundError, SafetensorError, KeyError, ValueError):
+            pass  # a cache: it is made anew
+
+    def save(self) -> None:
+        """Write the file; the old one stays whole until the new one is."""
+        metadata = {"tokenizer": self.tokenizer, "digests": " ".join(self.codes)}
+        with temporary_path(self.path) as temporary:
+            save_file({"codes": torch.stack(list(self.codes.values())).int()}, temporary, metadata)
+            os.replace(temporary, self.path)
+
+
+def tokenizer_digest(pipe: JanusPipeline) -> str:
+    """Identifies the weights of the image tokenizer's encoder and the precision that it runs in."""
+    digest = sha256(str(pipe.dtype).encode())
+    for name, tensor in sorted(pipe.model.gen_vision_model.state_dict().items()):
+        if not name.startswith("decoder."):
+            digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class Examples:
+    """The examples of rows that were checked: row i is read by `examples[i]`."""
+
+    pipe: Any
+    rows: Sequence[Row]
+    codes: dict[Path, Tensor]
+    """Codes int64 `[T]` of the pictures to paint."""
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> Example:
+        row = self.rows[index]
+        if isinstance(row, ReadRow):
+            return read_example(self.pipe, row.messages)
+        return PaintExample(self.pipe.processor.generation_ids(row.prompt)[0], self.codes[row.picture])
+
+
+def prepare(
+    pipe: Any, rows: Sequence[Row], cache: Path, progress: Callable[[int], None] = lambda count: None
+) -> tuple[Examples, list[Fault]]:
+    """Check every row, and encode the pictures to paint.
+
+    Returns the examples and the faults of the rows left out. `cache` is the file that keeps the codes;
+    `progress` is called with the number of rows done since its last call.
+    """
+    good: list[Row] = []
+    faults: list[Fault] = []
+    paints = isinstance(pipe, JanusPipeline) and pipe.model.parts == "all"
+    file = CodesFile(cache, tokenizer_digest(pipe)) if paints else None
+    codes: dict[Path, Tensor] = {}
+    for row in rows:
+        try:
+            if isinstance(row, ReadRow):
+                read_example(pipe, row.messages)
+            elif file is None:
+                raise OptionError("it is a row for painting, which the model can't learn; accepted: messages")
+            else:
+                codes[row.picture] = _codes_of(pipe, row, file)
+            good.append(row)
+        except (BifronsError, OSError) as error:
+            faults.append(Fault(row.where, one_line(str(error))))
+        progress(1)
+    if file is not None and codes:
+        file.save()
+    return Examples(pipe, good, codes), faults
+
+
+def _codes_of(pipe: JanusPipeline, row: PaintRow, file: CodesFile) -> Tensor:
+    pipe.processor.generation_ids(row.prompt)
+    with row.picture.open("rb") as stream:
+        digest = file_digest(stream, "sha256").hexdigest()
+    if digest not in file.codes:
+        file.codes[digest] = encode_pictures(pipe, [row.picture])[0]
+    return file.codes[digest]
+
+
+def draw(sizes: Sequence[int], weights: Sequence[float], count: int, seed: int) -> Tensor:
+    """The rows of a run in order, int64 `[count]`: of the sources' rows one after another, mixed by weights.
+
+    Each source is gone through in a new random order again and again. The same arguments give the same order,
+    so that a run that was stopped goes on with the row that follows. Raises `OptionError`.
+    """
+    if len(weights) != len(sizes) or not all(0 < weight < float("inf") for weight in weights):
+        raise OptionError(f"weights are {list(weights)}; accepted: a positive number for each source of data")
+    if empty := [number for number, size in enumerate(sizes) if size == 0]:
+        raise OptionError(f"source {empty[0]} of the data has no usable row")
+    generator = torch.Generator().manual_seed(seed)
+    sources = torch.multinomial(torch.tensor(weights, dtype=torch.float64), count, True, generator=generator)
+    rows, start = torch.empty(count, dtype=torch.int64), 0
+    for source, size in enumerate(sizes):
+        places = (sources == source).nonzero()[:, 0]
+        rounds = -(-len(places) // size)
+        order = [torch.randperm(size, generator=generator) for _ in range(rounds)]
+        rows[places] = start + torch.cat(order)[: len(places)] if order else rows[places]
+        start += size
+    return rows

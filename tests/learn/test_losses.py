@@ -1,0 +1,134 @@
+"""Losses and their gradients equal those of transformers' Janus with the same random weights."""
+
+import shutil
+
+import pytest
+import torch
+import torch.nn.functional as F
+from bifrons import JanusPipeline
+from bifrons.janus.weight_names import transformers_keys
+from bifrons.learn.examples import PaintExample, read_example
+from bifrons.learn.losses import TrainingModel, collate
+
+transformers = pytest.importorskip("transformers")
+
+SIZES = {
+    "text_config": {
+        "hidden_size": 64,
+        "intermediate_size": 96,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "vocab_size": 704,
+        "max_position_embeddings": 2048,
+    },
+    "vision_config": {
+        "hidden_size": 48,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 4,
+        "image_size": 96,
+        "patch_size": 16,
+        "projection_dim": 64,
+        "num_image_tokens": 36,
+    },
+    "vq_config": {
+        "base_channels": 32,
+        "latent_channels": 64,
+        "num_embeddings": 512,
+        "projection_dim": 64,
+        "image_token_embed_dim": 64,
+    },
+    "image_token_id": 509,
+    "tie_word_embeddings": False,
+}
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory, janus_mini):
+    """transformers' model, and ours with its weights, both trainable."""
+    torch.manual_seed(0)
+    theirs = transformers.JanusForConditionalGeneration(transformers.JanusConfig(**SIZES)).eval()
+    with torch.no_grad():
+        for parameter in theirs.parameters():
+            parameter.normal_(std=0.15 if parameter.ndim > 1 else 0.5)
+    folder = tmp_path_factory.mktemp("hf")
+    theirs.save_pretrained(folder)
+    for name in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"):
+        shutil.copy(janus_mini / name, folder)
+    ours = JanusPipeline.from_pretrained(folder, device="cpu", progress=False)
+    ours.model.train().requires_grad_(True)
+    return theirs, ours
+
+
+def their_losses(model, prompts, codes, read):
+    """The summed cross-entropy of the codes and of the answers' tokens, row by row."""
+    image = torch.zeros(())
+    for ids, row in zip(prompts, codes, strict=True):
+        embedded = model.prepare_embeddings_for_image_generation(row[None, :-1])
+        inputs = torch.cat((model.get_input_embeddings()(ids[None]), embedded), dim=1)
+        hidden = model.model.language_model(inputs_embeds=inputs).last_hidden_state[0, len(ids) - 1 :]
+        image = image + F.cross_entropy(model.model.generation_head(hidden), row, reduction="sum")
+    ids = read.inputs.ids
+    labels = torch.where(read.learned, ids, -100)
+    loss = model(input_ids=ids[None], pixel_values=read.inputs.pixels, labels=labels[None]).loss
+    return {"image": image, "text": loss * read.learned.sum()}
+
+
+def test_losses_and_gradients_equal_those_of_transformers(pair, parity_picture) -> None:
+    theirs, ours = pair
+    generator = torch.Generator().manual_seed(1)
+    prompts = [ours.processor.generation_ids(text)[0] for text in ("a red star", "two small blue hearts")]
+    codes = [torch.randint(0, 512, (36,), generator=generator) for _ in prompts]
+    image = {"type": "image", "image": parity_picture(1, 90, 60)}
+    messages = [
+        {"role": "user", "content": [image, {"type": "text", "text": "What is it?"}]},
+        {"role": "assistant", "content": "a star"},
+        {"role": "user", "content": "Which color?"},
+        {"role": "assistant", "content": "red"},
+    ]
+    read = read_example(ours, messages)
+    examples = [*map(PaintExample, prompts, codes), read]
+    batch = collate([examples[2], *examples[:2]], ours.processor.pad_id, [False] * 3)
+    found = TrainingModel(ours.model)(batch)
+    expected = their_losses(theirs, prompts, codes, read)
+    for kind in ("image", "text"):
+        assert abs(found[kind].item() / expected[kind].item() - 1) < 1e-5
+    (found["image"] + found["text"]).backward()
+    (expected["image"] + expected["text"]).backward()
+    ours_by_name, compared = dict(ours.model.named_parameters()), 0
+    # All gradients of a part are compared on its scale: those of the keys' biases are zero but for rounding.
+    largest = max(p.grad.abs().max() for p in theirs.parameters() if p.grad is not None)
+    for name, parameter in theirs.named_parameters():
+        target = transformers_keys(name)
+        gradient = ours_by_name[target.param].grad
+        if parameter.grad is None:
+            assert gradient is None
+            continue
+        if target.part is not None:
+            gradient = gradient.chunk(target.part[1])[target.part[0]]
+        error = (gradient.reshape(parameter.grad.shape) - parameter.grad).abs().max()
+        assert error < 1e-5 * max(parameter.grad.abs().max(), 1e-4 * largest), name
+        compared += 1
+    assert compared > 40
+
+
+def test_a_dropped_prompt_is_the_unconditional_one_of_generation(pair) -> None:
+    _, ours = pair
+    cond, uncond = ours.processor.generation_ids("a red star")
+    codes = torch.zeros(36, dtype=torch.int64)
+    batch = collate([PaintExample(cond, codes)] * 2, ours.processor.pad_id, [True, False])
+    assert torch.equal(batch.ids, torch.cat((uncond, cond)))
+    assert batch.counts == {"image": 72, "text": 0}
+
+
+def test_a_row_does_not_depend_on_the_rows_beside_it(pair) -> None:
+    _, ours = pair
+    generator = torch.Generator().manual_seed(2)
+    rows = [
+        PaintExample(ours.processor.generation_ids(text)[0], torch.randint(0, 512, (36,), generator=generator))
+        for text in ("a star", "a much longer sentence about two small blue hearts above a square")
+    ]
+    model = TrainingModel(ours.model)
+    with torch.no_grad():
+        together = model(collate(rows, 0, [False] * 2))["image"]
+        alone = sum(model(collate([row], 0, [False]))["image"] for row in rows)
+    assert abs(together / alone - 1) < 1e-6

@@ -1,0 +1,145 @@
+"""Fine-tuning of both embedded models by LoRA: it learns, goes on where it stopped, and its adapter loads."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from bifrons import JanusPipeline, VL2Pipeline
+from bifrons.blocks.errors import OptionError
+from bifrons.learn.adapters import LoraOptions, save_adapter
+from bifrons.learn.examples import draw, prepare
+from bifrons.learn.rows import PaintRow, ReadRow
+from bifrons.learn.sft import SftOptions, SftRun
+from PIL import Image, ImageDraw
+
+pytest.importorskip("peft")
+LORA = LoraOptions(rank=4)
+
+
+def striped(path: Path, color: str) -> Path:
+    image = Image.new("RGB", (128, 128), "white")
+    draw_on = ImageDraw.Draw(image)
+    for top in range(30, 90, 12):
+        draw_on.rectangle((30, top, 90, top + 5), fill=color)
+    image.save(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def rows(tmp_path_factory):
+    """Two rows for painting, and two for reading."""
+    folder = tmp_path_factory.mktemp("pictures")
+    pictures = {color: striped(folder / f"{color}.png", color) for color in ("red", "blue")}
+    paint = [PaintRow(color, f"a photo of a {color} square", path) for color, path in pictures.items()]
+    read = [
+        ReadRow(
+            color,
+            [
+                {"role": "user", "content": [{"type": "image", "image": str(path)}, {"type": "text", "text": "What?"}]},
+                {"role": "assistant", "content": "two stars"},
+            ],
+        )
+        for color, path in pictures.items()
+    ]
+    return paint, read
+
+
+def load(kind):
+    return kind.from_pretrained("janus-nano" if kind is JanusPipeline else "vl2-nano", "cpu", progress=False)
+
+
+def start(pipe, rows, folder, steps=4, **options) -> SftRun:
+    folder.mkdir(exist_ok=True)
+    examples, faults = prepare(pipe, rows, folder / "codes.safetensors")
+    assert not faults
+    chosen = SftOptions(steps, batch_size=len(rows), rows_at_once=2, lora=LORA, save_every=2, **options)
+    return SftRun(pipe, [examples], [1.0], chosen, folder)
+
+
+def trained_weights(pipe) -> dict[str, torch.Tensor]:
+    return {name: p.detach().clone() for name, p in pipe.model.named_parameters() if p.requires_grad}
+
+
+@pytest.mark.parametrize("kind", [JanusPipeline, VL2Pipeline])
+def test_a_run_learns_goes_on_and_gives_an_adapter(kind, rows, tmp_path) -> None:
+    paint, read = rows
+    data = [*paint, *read] if kind is JanusPipeline else read
+    whole = load(kind)
+    figures: list[dict[str, float]] = []
+    run = start(whole, data, tmp_path / "whole", learning_rate=1e-3, unconditional=0.0)
+    run.run(figures.append)
+    total = [sum(f[k] for k in ("image_loss", "text_loss") if k in f) for f in figures]
+    assert len(total) == 4
+    assert total[-1] < 0.9 * total[0]
+
+    # Stopped after two of four steps and started again by another process: bit for bit the same.
+    first = start(load(kind), data, tmp_path / "parts", learning_rate=1e-3, unconditional=0.0)
+
+    def stop(figures: dict[str, float]) -> None:
+        if figures["step"] == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        first.run(stop)
+    again = load(kind)
+    second = start(again, data, tmp_path / "parts", learning_rate=1e-3, unconditional=0.0)
+    assert second.resume() == 2
+    second.run()
+    expected = trained_weights(whole)
+    assert all(torch.equal(value, expected[name]) for name, value in trained_weights(again).items())
+    assert [path.name for path in (tmp_path / "parts" / "checkpoints").iterdir()] == ["step-4"]
+
+    # Added to the weights of a fresh model, the adapter gives what was trained, and can be taken out again.
+    save_adapter(whole.model, run.adapter, tmp_path / "adapter")
+    plain, question = load(kind), [{"role": "user", "content": "What?"}]
+    before = plain.next_logits(question)
+    plain.load_adapter(tmp_path / "adapter")
+    merged, applied = plain.next_logits(question), whole.next_logits(question)
+    assert (merged - applied).abs().max() < 1e-4 * applied.abs().max()
+    assert (merged - before).abs().max() > 1e-3
+    plain.unload_adapter()
+    assert torch.equal(plain.next_logits(question), before)
+
+
+def test_bad_rows_are_found_before_training(rows, tmp_path) -> None:
+    paint, read = rows
+    broken = tmp_path / "broken.png"
+    broken.write_bytes(b"no picture")
+    long = [{"role": "user", "content": "word " * 3000}, {"role": "assistant", "content": "yes"}]
+    bad = [
+        PaintRow("1", "a star", broken),
+        PaintRow("2", "a star", tmp_path / "missing.png"),
+        ReadRow("3", [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": " "}]),
+        ReadRow("4", long),
+        ReadRow("5", [{"role": "user", "content": []}, {"role": "assistant", "content": "yes"}]),
+    ]
+    pipe = load(JanusPipeline)
+    examples, faults = prepare(pipe, [paint[0], *bad, read[0]], tmp_path / "codes.safetensors")
+    assert [fault.where for fault in faults] == ["1", "2", "3", "4", "5"]
+    assert len(examples) == 2
+    _, faults = prepare(load(VL2Pipeline), [paint[0], read[0]], tmp_path / "codes2.safetensors")
+    assert [str(fault) for fault in faults] == [
+        "red: it is a row for painting, which the model can't learn; accepted: messages"
+    ]
+
+
+def test_codes_of_pictures_are_kept(rows, tmp_path, monkeypatch) -> None:
+    paint, _ = rows
+    pipe = load(JanusPipeline)
+    first, _ = prepare(pipe, paint, tmp_path / "codes.safetensors")
+    monkeypatch.setattr("bifrons.learn.examples.encode_pictures", lambda *_: pytest.fail("encoded again"))
+    again, _ = prepare(pipe, paint, tmp_path / "codes.safetensors")
+    assert all(torch.equal(a.codes, b.codes) for a, b in zip(first, again, strict=True))
+
+
+def test_order_of_rows() -> None:
+    rows = draw([3, 100], [3.0, 1.0], 4000, seed=5)
+    small = rows[rows < 3]
+    assert 2850 < len(small) < 3150  # 3,000 expected, standard deviation 27
+    assert small[:3].sort().values.tolist() == [0, 1, 2]  # each once before any comes again
+    assert torch.equal(rows, draw([3, 100], [3.0, 1.0], 4000, seed=5))
+    for weights in ([1.0], [0.0, 1.0], [float("nan"), 1.0]):
+        with pytest.raises(OptionError, match="positive"):
+            draw([3, 100], weights, 10, seed=0)
+    with pytest.raises(OptionError, match="no usable row"):
+        draw([3, 0], [1.0, 1.0], 10, seed=0)
