@@ -101,8 +101,7 @@ class JanusModel(nn.Module):
 
     def embed_images(self, pixels_N3SS: Tensor) -> Tensor:
         """Pixels in -1..1 -> embeddings of the images' tokens `[N, P, D]`; on CUDA as a captured graph."""
-        modules = (self.vision_model, self.aligner)
-        return run_graphed(self, self.decoder, modules, self._encode_vision, pixels_N3SS)
+        return run_graphed(self, self.decoder, (self.vision_model, self.aligner), self._encode_vision, pixels_N3SS)
 
     def _encode_vision(self, pixels_N3SS: Tensor) -> Tensor:
         return self.aligner(self.vision_model(pixels_N3SS))
@@ -114,8 +113,7 @@ class JanusModel(nn.Module):
     def image_embeddings(self, inputs: Sequence[ChatInputs]) -> Tensor:
         """Embeddings of all images of some conversations, in order, `[n, D]`."""
         pixels = normalized_pixels(inputs, self.decoder.device).to(self.decoder.dtype)
-        images = [self.embed_images(chunk) for chunk in pixels.split(IMAGES_AT_ONCE)]
-        return torch.cat(images).flatten(0, 1)
+        return torch.cat([self.embed_images(chunk) for chunk in pixels.split(IMAGES_AT_ONCE)]).flatten(0, 1)
 
     def decode_codes(self, codes_NT: Tensor) -> Tensor:
         """Image codes -> pixels `[N, 3, S, S]`, about -1..1; on CUDA in half precision by a captured graph,

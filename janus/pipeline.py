@@ -31,7 +31,7 @@ from .convert import original_files
 from .image_generation import ImageGenerationOptions, image_info
 from .model import JanusModel, Parts, check_parts
 from .processor import JanusProcessor
-from .weight_names import ADAPTER_KEY_MAPS, pick_key_map
+from .weight_names import original_keys, pick_key_map, transformers_keys
 
 
 class JanusPipeline(ChatPipeline):
@@ -39,7 +39,7 @@ class JanusPipeline(ChatPipeline):
 
     model: JanusModel
     processor: JanusProcessor
-    adapter_key_maps = ADAPTER_KEY_MAPS
+    adapter_key_maps = (original_keys, transformers_keys, lambda name: original_keys(f"language_model.{name}"))
 
     def __init__(
         self,

@@ -149,14 +149,6 @@ def transformers_keys(name: str) -> ParameterSlice | None:
     raise KeyError(name)
 
 
-ADAPTER_KEY_MAPS = (
-    original_keys,
-    transformers_keys,
-    lambda name: original_keys(f"language_model.{name}"),  # an adapter of the language model alone
-)
-"""The spellings of names in adapters."""
-
-
 def _tied_transformers_keys(name: str) -> ParameterSlice | tuple[ParameterSlice, ...] | None:
     target = transformers_keys(name)
     if target is not None and target.param == _EMBEDDING:

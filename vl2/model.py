@@ -76,13 +76,11 @@ class VL2Model(nn.Module):
 
     def embed_tiles(self, pixels_N3SS: Tensor) -> Tensor:
         """Tiles in -1..1 -> their tokens `[N, H, H, D]`; on CUDA as a captured graph."""
-        modules = (self.vision, self.projector)
-        return run_graphed(self, self.decoder, modules, self._encode_vision, pixels_N3SS)
+        return run_graphed(self, self.decoder, (self.vision, self.projector), self._encode_vision, pixels_N3SS)
 
     def _encode_vision(self, pixels_N3SS: Tensor) -> Tensor:
         side = self.config.vision.image_size // self.config.vision.patch_size
-        features = self.vision(pixels_N3SS).unflatten(1, (side, side))
-        return self.projector(features)
+        return self.projector(self.vision(pixels_N3SS).unflatten(1, (side, side)))
 
     def embed_images(self, pixels_N3SS: Tensor, grids: Sequence[tuple[int, int]]) -> list[Tensor]:
         """All tiles of several images -> the token sequence `[T_i, D]` of each image.

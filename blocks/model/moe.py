@@ -210,8 +210,9 @@ class MoE(nn.Module):
 
     def _can_use_kernels(self, x_ND: Tensor) -> bool:
         """Whether kernels compute this layer."""
-        plain = not isinstance(self.experts, Experts) or self.experts.implementation is not None  # or PEFT's
-        if plain or not dispatch.device_has_kernels(x_ND.device):
+        if not isinstance(self.experts, Experts) or self.experts.implementation is not None:  # or PEFT's
+            return False
+        if not dispatch.device_has_kernels(x_ND.device):
             return False
         return dispatch.can_use_kernels(x_ND, *self.parameters(), *self.buffers())
 
