@@ -104,16 +104,10 @@ def _vision_params(vision: SiglipConfig) -> dict[str, Any]:
 
 
 def _vq_params(vq: VQConfig) -> dict[str, Any]:
-    sizes = {
-        "ch": vq.ch,
-        "ch_mult": list(vq.ch_mult),
-        "z_channels": vq.z_channels,
-        "num_res_blocks": vq.num_res_blocks,
-    }
-    usual = VQConfig()
-    official = (usual.ch, usual.ch_mult, usual.z_channels, usual.num_res_blocks)
-    same = official == (vq.ch, vq.ch_mult, vq.z_channels, vq.num_res_blocks)
-    return {"image_token_size": vq.codebook_size, "n_embed": vq.code_dim} | ({} if same else sizes)
+    names = ("ch", "ch_mult", "z_channels", "num_res_blocks")
+    sizes, official = ({name: getattr(one, name) for name in names} for one in (vq, VQConfig()))
+    sizes = {} if sizes == official else sizes | {"ch_mult": list(vq.ch_mult)}
+    return {"image_token_size": vq.codebook_size, "n_embed": vq.code_dim} | sizes
 
 
 def _processor_config(src: Path, config: JanusConfig) -> dict[str, Any]:

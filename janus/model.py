@@ -101,7 +101,8 @@ class JanusModel(nn.Module):
 
     def embed_images(self, pixels_N3SS: Tensor) -> Tensor:
         """Pixels in -1..1 -> embeddings of the images' tokens `[N, P, D]`; on CUDA as a captured graph."""
-        return run_graphed(self, self.decoder, (self.vision_model, self.aligner), self._encode_vision, pixels_N3SS)
+        modules = (self.vision_model, self.aligner)
+        return run_graphed(self, self.decoder, modules, self._encode_vision, pixels_N3SS)
 
     def _encode_vision(self, pixels_N3SS: Tensor) -> Tensor:
         return self.aligner(self.vision_model(pixels_N3SS))

@@ -39,7 +39,7 @@ class JanusPipeline(ChatPipeline):
 
     model: JanusModel
     processor: JanusProcessor
-    adapter_key_maps = (original_keys, transformers_keys, lambda name: original_keys(f"language_model.{name}"))
+    adapter_key_maps = (original_keys, transformers_keys, lambda key: original_keys(f"language_model.{key}"))
 
     def __init__(
         self,

@@ -25,8 +25,8 @@ _PREFIX = "base_model.model."  # before the names in PEFT's files
 class LoraOptions:
     """A LoRA adapter of the decoder.
 
-    Its product is scaled by `alpha / rank`. With `image_head`, Janus' `gen_head` and `gen_aligner` are trained
-    whole and saved with the adapter. Raises `OptionError`.
+    Its product is scaled by `alpha / rank`. With `image_head`, Janus' `gen_head` and `gen_aligner` are
+    trained whole and saved with the adapter. Raises `OptionError`.
     """
 
     rank: int = 16
@@ -64,6 +64,6 @@ def save_adapter(model: nn.Module, config: LoraConfig, folder: Path) -> None:
     tensors = {_PREFIX + name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
     folder.parent.mkdir(parents=True, exist_ok=True)
     with temporary_path(folder) as temporary:
-        config.save_pretrained(temporary)
+        config.save_pretrained(str(temporary))
         save_file(tensors, temporary / WEIGHTS, {"format": "pt"})
         temporary.rename(folder)

@@ -1,5 +1,8 @@
-"""What a run needs to go on where it was stopped: trained weights, optimizer and step, in PyTorch's distributed
-format, in which any number of processes reads what any other number has written."""
+"""What a run needs to go on where it was stopped: trained weights, optimizer and step.
+
+They are written in PyTorch's distributed format, in which any number of processes reads what any other number
+has written.
+"""
 
 import os
 import re

@@ -62,7 +62,7 @@ def read_example(pipe: Any, messages: Sequence[dict[str, Any]]) -> ReadExample:
             asked = pipe.processor.chat_inputs([*messages[:number], {"role": "assistant", "content": ""}]).ids
             answered = pipe.processor.chat_inputs(messages[: number + 1]).ids
             if not torch.equal(ids[: len(answered)], answered) or len(asked) >= len(answered):
-                raise OptionError(f"message {number} is no answer of its own; accepted: one after each question")
+                raise OptionError(f"message {number} is no answer of its own; accepted: one a question")
             learned[len(asked) : len(answered) + 1] = True
     most = pipe.model.decoder.config.max_positions
     if len(ids) > most:

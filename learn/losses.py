@@ -1,7 +1,7 @@
 """The losses of supervised fine-tuning.
 
-B rows, L tokens of a row's prompt or conversation, X positions of the longest row, T image tokens of a picture,
-D decoder width, N learned tokens.
+B rows, L tokens of a row's prompt or conversation, X positions of the longest row, T image tokens of a
+picture, D decoder width, N learned tokens.
 """
 
 from collections.abc import Sequence
@@ -46,8 +46,8 @@ class Batch:
 def collate(examples: Sequence[Example], pad_id: int, dropped: Sequence[bool]) -> Batch:
     """The batch of some examples, in no particular order.
 
-    Where `dropped`, a prompt's tokens between the first (BOS) and the last (start of the image) are replaced by
-    `pad_id`: the row of classifier-free guidance without a condition, exactly as it is generated from.
+    Where `dropped`, a prompt's tokens between the first (BOS) and the last (start of the image) are replaced
+    by `pad_id`: the row of classifier-free guidance without a condition, exactly as it is generated from.
     """
     paint: list[PaintExample] = []
     read: list[ReadExample] = []
@@ -74,7 +74,7 @@ class TrainingModel(nn.Module):
         self.model = model
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
-        """The summed cross-entropy of the batch's learned tokens by loss, float32 scalars; zero without any."""
+        """The summed cross-entropy of the batch's learned tokens by loss, float32 scalars; 0 without any."""
         rows, prompt_lengths = self._embed(batch)
         hidden_BXD = self.model.decoder(pad_sequence(rows, batch_first=True))
         # A padded position follows all others of its row, so that none of them attends to it.
@@ -100,8 +100,8 @@ class TrainingModel(nn.Module):
         return losses
 
     def _embed(self, batch: Batch) -> tuple[list[Tensor], Tensor]:
-        """The rows' embeddings `[X_i, D]`, a picture's codes but the last behind its prompt, and the lengths of
-        their prompts."""
+        """The rows' embeddings `[X_i, D]`, a picture's codes but the last behind its prompt, and the lengths
+        of their prompts."""
         model, device = self.model, self.model.decoder.device
         x = model.embed_text(batch.ids.to(device))
         if batch.inputs and any(bool(one.image_mask.any()) for one in batch.inputs):

@@ -62,9 +62,9 @@ class Fault:
 def read_rows(source: str | Path) -> tuple[list[Row], list[Fault]]:
     """The rows of a folder or file, in order, and the faults of those left out.
 
-    A folder holds pictures, each with a `.txt` caption of its name, or one of `MANIFESTS`. A file is `.jsonl`,
-    `.json` (a list) or `.csv`: rows with a prompt (`CAPTIONS`) and a picture (`PICTURES`, relative to the
-    file), or with `messages`. Raises `OptionError` if the source itself can't be read or holds no rows.
+    A folder holds pictures, each with a `.txt` caption of its name, or one of `MANIFESTS`. A file is
+    `.jsonl`, `.json` (a list) or `.csv`: rows with a prompt (`CAPTIONS`) and a picture (`PICTURES`, relative
+    to the file), or with `messages`. Raises `OptionError` if the source itself can't be read or has no rows.
     """
     path = Path(source)
     if path.is_dir():
@@ -78,8 +78,8 @@ def read_rows(source: str | Path) -> tuple[list[Row], list[Fault]]:
         (faults if isinstance(one, Fault) else rows).append(one)  # type: ignore[arg-type]
     if not rows and not faults:
         raise OptionError(
-            f"{path} holds no rows; accepted: a folder of pictures with .txt captions or metadata.jsonl, or a "
-            ".jsonl, .json or .csv file"
+            f"{path} holds no rows; accepted: a folder of pictures with .txt captions or metadata.jsonl, or "
+            "a .jsonl, .json or .csv file"
         )
     return rows, faults
 

@@ -31,8 +31,9 @@ class SftOptions:
     otherwise, AdamW's betas are (0.9, 0.95). A step's loss is `image_weight` times the mean
     over its image codes plus `text_weight` times that over its answers' tokens. The prompts of a share
     `unconditional` of the rows for painting are replaced by padding, for classifier-free guidance (0.1, as in
-    Ho and Salimans 2022). `recompute` keeps only the inputs of the decoder's layers and computes the rest again
-    for the gradient, which saves memory. Gradients longer than `clip` are shortened to it. Raises `OptionError`.
+    Ho and Salimans 2022). `recompute` keeps only the inputs of the decoder's layers and computes the rest
+    again for the gradient, which saves memory. Gradients longer than `clip` are shortened to it. Raises
+    `OptionError`.
     """
 
     steps: int
@@ -77,10 +78,15 @@ class SftOptions:
 
 
 class SftRun:
-    """One run: the model with its optimizer, and the order of its rows. `folder` holds checkpoints and log."""
+    """A run: the model with its optimizer, and the order of its rows. `folder` holds checkpoints and log."""
 
     def __init__(
-        self, pipe: Any, examples: Sequence[Examples], weights: Sequence[float], options: SftOptions, folder: Path
+        self,
+        pipe: Any,
+        examples: Sequence[Examples],
+        weights: Sequence[float],
+        options: SftOptions,
+        folder: Path,
     ) -> None:
         self.pipe, self.options, self.folder = pipe, options, folder
         self.rank, self.world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
@@ -153,7 +159,8 @@ class SftRun:
 
     def _train(self, batches: Sequence[Batch]) -> dict[str, float]:
         options, device = self.options, self.pipe.device
-        counts = self._sum(torch.tensor([[b.counts[kind] for kind in KINDS] for b in batches]).sum(0).to(device))
+        learned = torch.tensor([[batch.counts[kind] for kind in KINDS] for batch in batches])
+        counts = self._sum(learned.sum(0).to(device))
         weights = {"image": options.image_weight, "text": options.text_weight}
         scales = {k: weights[k] / max(1, int(n)) for k, n in zip(KINDS, counts, strict=True)}
         sums = torch.zeros(len(KINDS), device=device)
@@ -186,8 +193,8 @@ class SftRun:
 
 
 def prepare_model(pipe: Any, options: SftOptions) -> Any:
-    """Make trainable what is to be trained: a new adapter, or the decoder with the heads and embeddings of both
-    tasks; vision encoder and image tokenizer stay as they are. Returns the adapter's config, or None."""
+    """Make trainable what is to be trained: a new adapter, or the decoder with the heads and embeddings of
+    both tasks; vision encoder and image tokenizer stay as they are. Returns the adapter's config, or None."""
     model = pipe.model.requires_grad_(False).train()
     adapter = None
     if options.lora is not None:

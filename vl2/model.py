@@ -76,7 +76,8 @@ class VL2Model(nn.Module):
 
     def embed_tiles(self, pixels_N3SS: Tensor) -> Tensor:
         """Tiles in -1..1 -> their tokens `[N, H, H, D]`; on CUDA as a captured graph."""
-        return run_graphed(self, self.decoder, (self.vision, self.projector), self._encode_vision, pixels_N3SS)
+        modules = (self.vision, self.projector)
+        return run_graphed(self, self.decoder, modules, self._encode_vision, pixels_N3SS)
 
     def _encode_vision(self, pixels_N3SS: Tensor) -> Tensor:
         side = self.config.vision.image_size // self.config.vision.patch_size

@@ -45,7 +45,7 @@ class VL2Pipeline(ChatPipeline):
     processor: VL2Processor
     keeps_special_tokens = True
     keep_float32 = staticmethod(keep_float32)
-    adapter_key_maps = (key_map, lambda name: key_map(f"language.{name}"))
+    adapter_key_maps = (key_map, lambda key: key_map(f"language.{key}"))
 
     @classmethod
     @plain_torch()

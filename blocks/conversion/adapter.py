@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..checkpoints.formats import TensorEntry, list_safetensors
+from ..checkpoints.formats import list_safetensors
 from ..checkpoints.key_mapping import KeyMap, ParameterSlice
 from ..checkpoints.reader import TensorReader
 from ..errors import CheckpointError
@@ -27,14 +27,20 @@ _LORA = re.compile(r"(.*)\.lora_([AB])(?:\.weight)?")
 EXPERTS = (".experts.gate_up", ".experts.down")
 """Endings of the names of stacked experts, whose rank the shapes don't tell."""
 _NESTED = ".base_layer"  # one for each further parameter of a module, the first one innermost
-_EXPECTED = {"peft_type": "LORA", "use_dora": False, "fan_in_fan_out": False, "bias": "none", "lora_bias": False}
+_EXPECTED = {
+    "peft_type": "LORA",
+    "use_dora": False,
+    "fan_in_fan_out": False,
+    "bias": "none",
+    "lora_bias": False,
+}
 """Settings of PEFT, and their only accepted values: those whose result is one product added to a weight."""
 
 
 @dataclass(frozen=True)
 class Change:
-    """What is done to a slice of a parameter: the product of the factors B `[O, R]` and A `[R, I]` times `scale`
-    is added, or `whole` replaces it. For stacked experts, factors have `E R` for R."""
+    """What is done to a slice of a parameter: the product of the factors B `[O, R]` and A `[R, I]` times
+    `scale` is added, or `whole` replaces it. For stacked experts, factors have `E R` for R."""
 
     target: ParameterSlice
     factors: tuple[Tensor, Tensor] | None = None
@@ -55,7 +61,8 @@ class Change:
         if part.ndim == 2:
             part += strength * self.scale * (b @ a)
             return
-        experts = len(part)  # PEFT stacks the experts' A over the rows, and interleaves their B in the columns
+        # PEFT stacks the experts' A over the rows, and interleaves their B in the columns.
+        experts = len(part)
         products = torch.einsum("ore,eri->eoi", b.unflatten(1, (-1, experts)), a.unflatten(0, (experts, -1)))
         part += strength * self.scale * products
 
@@ -84,8 +91,8 @@ def read_adapter(folder: Path, key_maps: Sequence[KeyMap], shapes: Mapping[str, 
     """
     if not (folder / CONFIG).is_file():
         raise CheckpointError(
-            f"{folder} is no adapter: it has no {CONFIG}; accepted: a folder in PEFT's format, as `bifrons train` "
-            "writes it"
+            f"{folder} is no adapter: it has no {CONFIG}; accepted: a folder in PEFT's format, as "
+            "`bifrons train` writes it"
         )
     config = read_section(folder / CONFIG)
     for name, accepted in _EXPECTED.items():
@@ -105,7 +112,8 @@ def read_adapter(folder: Path, key_maps: Sequence[KeyMap], shapes: Mapping[str, 
     for param, several in changes.items():
         for change in several:
             _check_shape(change, shapes[param], folder)
-    return Adapter(folder, config.get("base_model_name_or_path", ""), {k: tuple(v) for k, v in changes.items()})
+    by_name = {param: tuple(several) for param, several in changes.items()}
+    return Adapter(folder, config.get("base_model_name_or_path", ""), by_name)
 
 
 def _pick_targets(
@@ -125,8 +133,8 @@ def _pick_targets(
             return {key: target for key, target in found.items() if target is not None}
         unknown = unknown if unknown and len(unknown) <= len(missing) else missing
     raise CheckpointError(
-        f"{folder} belongs to another model: this one has no {unknown[0]} (and {len(unknown) - 1} others of its "
-        "modules); accepted: an adapter of this family and size"
+        f"{folder} belongs to another model: this one has no {unknown[0]} (and {len(unknown) - 1} others of "
+        "its modules); accepted: an adapter of this family and size"
     )
 
 
@@ -144,7 +152,8 @@ def _target(
         if isinstance(target, ParameterSlice) and target.param in shapes:
             return target
     stacked = [name for name in config.get("target_parameters", []) if isinstance(name, str)]
-    leaves = [name.rpartition(".")[2] for name in stacked if f".{module}".endswith(f".{name.rpartition('.')[0]}")]
+    owners = [name.rpartition(".") for name in stacked]
+    leaves = [leaf for owner, _, leaf in owners if f".{module}".endswith(f".{owner}")]
     depth = (len(key) - len(module)) // len(_NESTED)
     if depth < len(leaves):
         param = f"{module}.{leaves[-1 - depth]}"
@@ -157,7 +166,7 @@ def _low_rank(
 ) -> Change:
     b, a = pair
     if b is None or a is None or b.ndim != 2 or a.ndim != 2 or b.shape[1] != a.shape[0]:
-        raise CheckpointError(f"{folder / WEIGHTS} is damaged: {module} has no two factors that fit each other")
+        raise CheckpointError(f"{folder / WEIGHTS} is damaged: {module} has no two factors that fit")
     alphas, alpha = config.section("alpha_pattern").values, config.number("lora_alpha", 8)
     for name, value in alphas.items():
         if f".{module}".endswith(f".{name}") and isinstance(value, int | float):

@@ -15,7 +15,8 @@ class LoadedAdapters:
     def __init__(self, model: nn.Module) -> None:
         self.model, self.strengths = model, dict[str, float]()
         self._adapters: dict[str, Adapter] = {}
-        self._plain: dict[str, Tensor] = {}  # the parameters that adapters have changed, without them, on the CPU
+        # The parameters that adapters have changed, without them, on the CPU.
+        self._plain: dict[str, Tensor] = {}
 
     def add(self, name: str, adapter: Adapter, strength: float) -> None:
         """Add an adapter, or replace the one of that name."""

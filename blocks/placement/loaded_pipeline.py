@@ -183,8 +183,8 @@ class LoadedPipeline:
         """Add a LoRA adapter in PEFT's format to the weights; several add up.
 
         `name` is the folder's by default; an adapter of the same name is replaced. `scale` 1 is as it was
-        trained, 0 nothing. Raises `CheckpointError` for an adapter of another model or kind, and `OptionError`
-        for a model that is quantized or spread over several devices.
+        trained, 0 nothing. Raises `CheckpointError` for an adapter of another model or kind, and
+        `OptionError` for a model that is quantized or spread over several devices.
         """
         check_number("scale", scale)
         if self.model.decoder.layout is not None or any(

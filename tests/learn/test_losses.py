@@ -123,9 +123,11 @@ def test_a_dropped_prompt_is_the_unconditional_one_of_generation(pair) -> None:
 def test_a_row_does_not_depend_on_the_rows_beside_it(pair) -> None:
     _, ours = pair
     generator = torch.Generator().manual_seed(2)
+    prompts = ("a star", "a much longer sentence about two small blue hearts above a square")
+    codes = torch.randint(0, 512, (2, 36), generator=generator)
     rows = [
-        PaintExample(ours.processor.generation_ids(text)[0], torch.randint(0, 512, (36,), generator=generator))
-        for text in ("a star", "a much longer sentence about two small blue hearts above a square")
+        PaintExample(ours.processor.generation_ids(text)[0], row)
+        for text, row in zip(prompts, codes, strict=True)
     ]
     model = TrainingModel(ours.model)
     with torch.no_grad():

@@ -31,16 +31,11 @@ def rows(tmp_path_factory):
     folder = tmp_path_factory.mktemp("pictures")
     pictures = {color: striped(folder / f"{color}.png", color) for color in ("red", "blue")}
     paint = [PaintRow(color, f"a photo of a {color} square", path) for color, path in pictures.items()]
-    read = [
-        ReadRow(
-            color,
-            [
-                {"role": "user", "content": [{"type": "image", "image": str(path)}, {"type": "text", "text": "What?"}]},
-                {"role": "assistant", "content": "two stars"},
-            ],
-        )
-        for color, path in pictures.items()
-    ]
+    read = []
+    for color, path in pictures.items():
+        question = [{"type": "image", "image": str(path)}, {"type": "text", "text": "What?"}]
+        answer = {"role": "assistant", "content": "two stars"}
+        read.append(ReadRow(color, [{"role": "user", "content": question}, answer]))
     return paint, read
 
 
