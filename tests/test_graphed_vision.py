@@ -92,7 +92,7 @@ def test_moved_weights_are_captured_anew(pipe: JanusPipeline | VL2Pipeline) -> N
     model = pipe.model
     for _ in range(3):
         encode(model, random_pixels(model, 1))
-    weight = next(model._modules[model.per_image_modules[1]].parameters())
+    weight = next(model.get_submodule(model.per_image_modules[1]).parameters())
     weight.data = -weight.data
     assert_same(encode(model, random_pixels(model, 1)), encode_eagerly(model, random_pixels(model, 1)))
     assert captures_made(model) == 2
@@ -176,7 +176,8 @@ def test_one_pass_of_the_tower_embeds_all_conversations(pipe: JanusPipeline | VL
     model, alone = pipe.model, pipe.prompts(conversations(pipe), 8)
     inputs = [pipe.processor.chat_inputs(messages) for messages in conversations(pipe)]
     with torch.no_grad():
-        prompts = text_generation._embed_together(model, inputs, model.image_embeddings)
+        embed: Any = model.image_embeddings
+        prompts = text_generation._embed_together(model, inputs, embed)
     assert [prompt.ids.tolist() for prompt in prompts] == [prompt.ids.tolist() for prompt in alone]
     for prompt, one in zip(prompts, alone, strict=True):
         torch.testing.assert_close(prompt.embeddings_TD, one.embeddings_TD)

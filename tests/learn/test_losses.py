@@ -99,6 +99,7 @@ def test_losses_and_gradients_equal_those_of_transformers(pair, parity_picture) 
     largest = max(p.grad.abs().max() for p in theirs.parameters() if p.grad is not None)
     for name, parameter in theirs.named_parameters():
         target = transformers_keys(name)
+        assert target is not None
         gradient = ours_by_name[target.param].grad
         if parameter.grad is None:
             assert gradient is None

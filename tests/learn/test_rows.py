@@ -37,11 +37,14 @@ def test_an_imagefolder_of_hugging_face(tmp_path, key) -> None:
     lines = [{"file_name": "a.png", key: "a star"}, {"file_name": "b.png", key: "a heart", "other": 3}]
     (tmp_path / "metadata.jsonl").write_text("\n".join(map(json.dumps, lines)))
     rows, faults = read_rows(tmp_path)
-    assert [(row.prompt, row.picture.name) for row in rows] == [("a star", "a.png"), ("a heart", "b.png")]
+    assert rows == [
+        PaintRow("metadata.jsonl line 1", "a star", tmp_path / "a.png"),
+        PaintRow("metadata.jsonl line 2", "a heart", tmp_path / "b.png"),
+    ]
     assert not faults
     (tmp_path / "metadata.jsonl").unlink()
     (tmp_path / "metadata.csv").write_text(f"file_name,{key}\na.png,a star\n")
-    assert [row.prompt for row in read_rows(tmp_path)[0]] == ["a star"]
+    assert read_rows(tmp_path)[0] == [PaintRow("metadata.csv line 2", "a star", tmp_path / "a.png")]
 
 
 def test_conversations_name_pictures_relative_to_their_file(tmp_path) -> None:
@@ -55,9 +58,9 @@ def test_conversations_name_pictures_relative_to_their_file(tmp_path) -> None:
     (tmp_path / "rows.json").write_text(json.dumps(rows))
     found, faults = read_rows(tmp_path / "rows.json")
     assert not faults
-    assert all(isinstance(row, ReadRow) for row in found)
-    assert found[0].messages[0]["content"][0]["image_url"]["url"] == str(tmp_path / "a.png")
-    assert found[1].messages[0]["images"] == [str(tmp_path / "a.png")]
+    first, second = (row.messages[0] for row in found if isinstance(row, ReadRow))
+    assert first["content"][0]["image_url"]["url"] == str(tmp_path / "a.png")
+    assert second["images"] == [str(tmp_path / "a.png")]
 
 
 def test_each_bad_row_is_named(tmp_path) -> None:
