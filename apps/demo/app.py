@@ -21,6 +21,7 @@ from .body_limit import MAX_UPLOAD, BodyLimit
 from .components import PAGE_JS, Update, gr, theme
 from .create_tab import CreateTab, stored_settings
 from .history import EXAMPLES
+from .image_form import without_style
 from .jobs import Jobs
 from .locate_tab import LocateTab
 from .models import LoadedModel
@@ -89,7 +90,7 @@ class Page:
         assert self.find is not None
         if not files:
             return {self.tabs: gr.update()}
-        things = named_things(stored_settings(files[chosen])["prompt"])
+        things = named_things(without_style(stored_settings(files[chosen])["prompt"]))
         phrase = f"the {things[0].phrase}" if things else ""
         return {self.tabs: gr.update(selected="find"), self.find.phrase: phrase} | self.find.look(
             files[chosen], keep=True

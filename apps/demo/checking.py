@@ -1,4 +1,5 @@
-"""*Check it*: a model that reads pictures counts what the sentence of a painted one asked for."""
+"""*Check it*: a model that reads pictures counts what the sentence of a painted one asked for, and says
+whether it is where it should be."""
 
 import html
 import secrets
@@ -6,24 +7,26 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from PIL import Image
 
 from ...blocks.errors import BifronsError
 from ...blocks.image_io import text_chunks, write_png
+from ...eval.geneval.scoring import relations
 from ...vl2.grounding import Box, parse_grounding
 from ...vl2.prompts import locate_prompt
 from ..files import write_new
 from ..pipelines import explain_out_of_memory
 from .components import Stopped, Update, error_status, follow, gr, queue_status, status_html
 from .drawing import draw_large
+from .image_form import without_style
 from .jobs import Job, Jobs, Waiting
 from .models import LoadedModel
-from .sentence import Thing, named_things, number_in
+from .sentence import Relation, Thing, Verdict, named_relations, named_things, number_in
 
 TAB = "check"
 _MAX_TOKENS = 256
-
-Counted = list[tuple[Thing, int]]
+_SIGNS = {True: ("✓", "right"), False: ("✗", "wrong"), None: ("?", "unknown")}
 
 
 class PictureCheck:
@@ -67,11 +70,10 @@ class PictureCheck:
             if not files:
                 raise BifronsError("there is no picture to check; paint one first")
             with Image.open(files[chosen]) as opened:
-                sentence, picture = text_chunks(opened)["prompt"], opened.convert("RGB")
-            things = named_things(sentence)
-            if not things:
+                sentence, picture = without_style(text_chunks(opened)["prompt"]), opened.convert("RGB")
+            if not named_things(sentence):
                 raise BifronsError("the sentence names nothing that can be counted")
-            job = Job(self.reader.queue, lambda job: count_things(job, self.reader, picture, things))
+            job = Job(self.reader.queue, lambda job: check_sentence(job, self.reader, picture, sentence))
             self.jobs.add(request.session_hash, TAB, job)
             busy = {self.button: gr.update(interactive=False)}
             yield self.hide() | self._say(status_html("Counting …")) | busy
@@ -84,8 +86,8 @@ class PictureCheck:
         except Exception as error:
             yield idle | self._say(error_status(error))
 
-    def _end(self, picture: Image.Image, counted: Counted, boxes: list[Box]) -> Update:
-        update = self._say(report_html(counted, self.reader.name))
+    def _end(self, picture: Image.Image, verdicts: Sequence[Verdict], boxes: list[Box]) -> Update:
+        update = self._say(report_html(verdicts, self.reader.name))
         if boxes:
             drawn = draw_large(picture, boxes)
             path = self.folder / f"checked-{secrets.token_hex(8)}.png"
@@ -95,47 +97,86 @@ class PictureCheck:
         return update
 
 
-def report_html(counted: Counted, reader: str) -> str:
-    """The verdict as HTML: a line for each thing, right or wrong in words and signs."""
+def report_html(verdicts: Sequence[Verdict], reader: str) -> str:
+    """The verdicts as HTML: a line for each, right, wrong or unknown in words and signs."""
     lines = []
-    for thing, seen in counted:
-        right, words = thing.verdict(seen)
-        sign, label = ("✓", "right") if right else ("✗", "wrong")
+    for right, words in verdicts:
+        sign, label = _SIGNS[right]
         mark = f'<span role="img" aria-label="{label}">{sign}</span>'
         lines.append(f'<li class="bf-{label}">{mark} {html.escape(words)}</li>')
-    items, note = "".join(lines), f"counted by {html.escape(reader)}, which may be wrong too"
-    verdict = f'<ul class="bf-check">{items}</ul><small>{note}</small>'
-    return f'<div class="bf-status" role="status">{verdict}</div>'
+    items, name = "".join(lines), html.escape(reader)
+    looked = any(right is not None for right, _ in verdicts)
+    note = f"<small>counted by {name}, which may be wrong too</small>" if looked else ""
+    return f'<div class="bf-status" role="status"><ul class="bf-check">{items}</ul>{note}</div>'
 
 
-def count_things(
-    job: Job, reader: LoadedModel, picture: Image.Image, things: Sequence[Thing]
-) -> tuple[Counted, list[Box]]:
-    """How many of each thing the model sees, and their boxes if it gives boxes."""
-    counted: Counted = []
-    boxes: list[Box] = []
+def check_sentence(
+    job: Job, reader: LoadedModel, picture: Image.Image, sentence: str
+) -> tuple[list[Verdict], list[Box]]:
+    """What a model says about the things of a sentence and their relations, and its boxes if it gives any."""
+    check = _Check(job, reader, picture)
     with explain_out_of_memory("counting", lambda: "accepted: a smaller picture"):
-        for thing in things:
-            job.report(thing.phrase)
-            if reader.locates:
-                seen = parse_grounding(
-                    _answer(job, reader, picture, locate_prompt(f"the {thing.phrase}")), picture.size
-                ).boxes
-                boxes += seen
-                counted.append((thing, len(seen)))
-                continue
-            answer = _answer(job, reader, picture, f"How many {thing.phrase} are there?")
-            number = number_in(answer)
-            if number is None:
-                raise BifronsError(f"{reader.name} gave no number of {thing.phrase}: {answer[:100]!r}")
-            counted.append((thing, number))
-    return counted, boxes
+        verdicts = [check.count(thing) for thing in named_things(sentence)]
+        verdicts += filter(None, map(check.relate, named_relations(sentence)))
+    return verdicts, [box for boxes in check.boxes.values() for box in boxes]
 
 
-def _answer(job: Job, reader: LoadedModel, picture: Image.Image, question: str) -> str:
-    text = ""
-    messages = reader.pipe.question_messages(picture, question)
-    for piece in reader.pipe.chat(messages, _MAX_TOKENS, stream=True):
-        text += piece
-        job.check()
-    return text
+class _Check:
+    """A model that looks at a picture; `boxes` are what it has found, by the phrases of a sentence."""
+
+    def __init__(self, job: Job, reader: LoadedModel, picture: Image.Image) -> None:
+        self.job, self.reader, self.picture = job, reader, picture
+        self.known: dict[str, str] = {}
+        self.boxes: dict[str, list[Box]] = {}
+
+    def count(self, thing: Thing) -> Verdict:
+        """Count a thing. Words that the model doesn't know are left out; without the last, the noun, it can't
+        be counted."""
+        unknown = self.reader.unknown_words(thing.phrase)
+        words = [word for word in thing.phrase.split() if not self.reader.unknown_words(word)]
+        reason = f"{self.reader.name} doesn't know {' and '.join(map(repr, unknown))}"
+        if not words or words[-1] != thing.phrase.split()[-1]:
+            return Verdict(None, f"{thing.asked}; {reason}")
+        phrase = self.known[thing.phrase] = " ".join(words)
+        self.job.report(phrase)
+        right, said = thing.verdict(self._locate(thing, phrase) if self.reader.locates else self._ask(phrase))
+        return Verdict(right, f"{said}; counted as “{phrase}”: {reason}" if unknown else said)
+
+    def _locate(self, thing: Thing, phrase: str) -> int:
+        answer = self._answer(locate_prompt(f"the {phrase}"))
+        self.boxes[thing.phrase] = parse_grounding(answer, self.picture.size).boxes
+        return len(self.boxes[thing.phrase])
+
+    def _ask(self, phrase: str) -> int:
+        answer = self._answer(f"How many {phrase} are there?")
+        number = number_in(answer)
+        if number is None:
+            raise BifronsError(f"{self.reader.name} gave no number of {phrase}: {answer[:100]!r}")
+        return number
+
+    def relate(self, relation: Relation) -> Verdict | None:
+        """Check a relation of things that were counted; None for others. By the rule of GenEval for boxes."""
+        first, second = self.known.get(relation.first), self.known.get(relation.second)
+        if first is None or second is None:
+            return None
+        self.job.report(f"{first} {relation.name} {second}")
+        if not self.reader.locates:
+            answer = self._answer(f"Is the {first} {relation.name} the {second}?").strip().lower()
+            holds = True if answer.startswith("yes") else False if answer.startswith("no") else None
+            return relation.verdict(holds)
+        sides = [
+            [np.array(box.pixels, np.float32) for box in self.boxes[phrase]]
+            for phrase in (relation.first, relation.second)
+        ]
+        pairs = [relations(one, other) for one in sides[0] for other in sides[1]]
+        if pairs and not any(pairs):
+            return relation.verdict(None)
+        return relation.verdict(bool(pairs) and all(relation.name in pair for pair in pairs))
+
+    def _answer(self, question: str) -> str:
+        text = ""
+        messages = self.reader.pipe.question_messages(self.picture, question)
+        for piece in self.reader.pipe.chat(messages, _MAX_TOKENS, stream=True):
+            text += piece
+            self.job.check()
+        return text

@@ -189,6 +189,13 @@ class ImageForm:
         return updates | ({self.model: settings["model"]} if known else {})
 
 
+def without_style(prompt: str) -> str:
+    """A prompt without the words of a style that `ImageForm.read` added."""
+    for words in filter(None, STYLES.values()):
+        prompt = prompt.removesuffix(f", {words}")
+    return prompt
+
+
 def variations(settings: dict[str, str]) -> Pictures:
     """Four pictures near one that was painted: its seed, so the same noise, with the temperature and then the
     guidance a little lower and higher."""

@@ -39,6 +39,12 @@ class LoadedModel:
         """Whether the model gives boxes for a phrase."""
         return hasattr(self.pipe, "locate")
 
+    def unknown_words(self, text: str) -> list[str]:
+        """The words of a text that the model doesn't know when it reads; none for models of all words."""
+        source = self.pipe.source
+        vocabulary = None if source is None else source.vocabulary
+        return [] if vocabulary is None else vocabulary.unknown([text], "reading")
+
     @property
     def headline(self) -> str:
         """One line of Markdown that says which model this is."""

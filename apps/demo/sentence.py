@@ -1,20 +1,61 @@
-"""What a sentence asks to see: the things that *Check it* counts and *Find in it* looks for."""
+"""What a sentence asks to see: the things that *Check it* counts and *Find in it* looks for.
+
+This reads lists of nouns with numbers, and which is left of, right of, above or below which (`a red star left
+of two dogs`), in English. Other sentences give longer phrases, which a model may still find.
+"""
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
-NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
+NUMBERS = (
+    "zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve",
+)  # fmt: skip
 MAX_THINGS = 6
-"""Things of a sentence that are looked for; what comes after them is left out."""
+"""Things of a sentence that are looked for, and relations; what comes after them is left out."""
 _MAX_LENGTH = 1000
 _OPENING = re.compile(
-    r"^\W*(?:an? |the )?(?:photo(?:graph)?|picture|image|painting|drawing|render(?:ing)?) of\b"
+    r"^\W*(?:please )?(?:(?:draw|paint|make|create|generate|give me|show me|show|there is|there are)\b\s*)?"
+    r"(?:(?:an? |the )?(?:[\w-]+ ){0,3}?"
+    r"(?:photo(?:graph)?|picture|image|painting|drawing|render(?:ing)?|illustration|sketch) of\b)?"
 )
-_BETWEEN = re.compile(
-    r"[.,;]|\b(?:and|with|to the (?:left|right) of|left of|right of|above|below|over|under|on top of|on|in|"
-    r"next to|beside|near|behind|in front of|between)\b"
+_LINK = re.compile(
+    r"\b(?:on|to|at) (?P<whose>the|its|their) (?P<side>left|right)\b(?: (?:hand )?side)?(?: of\b)?|"
+    r"\b(?P<way>left of|right of|above|over|higher than|below|under(?:neath)?|beneath|lower than)\b|"
+    r"[.,;:]|\b(?:and|but|n?or|with(?P<out>out)?|on top of|on|in front of|inside|in|at the|next to|"
+    r"together with|beside|near|behind|between|(?<!that )(?<!which )(?:is|are)|\w+ing(?= (?:an?|the)\b))\b"
 )
-_COUNT = re.compile(rf"^(?:exactly |only )?(an?|the|some|no|\d{{1,2}}|{'|'.join(NUMBERS)})\b\s*")
+_DIRECTIONS = {
+    "left": "left of", "left of": "left of", "right": "right of", "right of": "right of",
+    "above": "above", "over": "above", "higher than": "above",
+    "below": "below", "under": "below", "underneath": "below", "beneath": "below", "lower than": "below",
+}  # fmt: skip
+_ONE = ("a single", "one single", "a", "an", "the", "this", "that", "my", "his", "her", "their", "its")
+_SOME = ("some", "any", "many", "several", "a few", "few", "lots of", "a lot of", "a group of", "all")
+_COUNTS: dict[str, int | None] = (
+    {word: number for number, word in enumerate(NUMBERS)}
+    | dict.fromkeys(_ONE, 1)
+    | dict.fromkeys(_SOME)
+    | {"no": 0, "a couple of": 2, "a pair of": 2, "both": 2, "a dozen": 12}
+)
+_COUNT = re.compile(
+    r"^(?:(?P<about>at least|at most|more than|about|around) |(?:exactly|only|just) )?"
+    rf"(?:(?P<count>{'|'.join(sorted(_COUNTS, key=len, reverse=True))}|\d{{1,2}})(?:\s+|$))?(?:the )?"
+)
+_CLAUSE = re.compile(r"^(?P<noun>.+?) (?:that|which) (?:is|are)(?: (?:all )?(?P<adjective>\w+))?$")
+_ALL = re.compile(r"^(?:all|both) (?P<adjective>\w+)$")
+_PRONOUNS = {"it", "them", "they", "itself", "each other", "one another", "there"}
+_PLACES = re.compile(
+    r"^(?:.* )?(?:left|right|top|bottom|center|centre|middle|side|corner|background|foreground)$"
+)
+
+
+class Verdict(NamedTuple):
+    """Whether what a sentence asks for was seen, None where that can't be said, and a line about it."""
+
+    right: bool | None
+    words: str
 
 
 @dataclass(frozen=True)
@@ -25,40 +66,114 @@ class Thing:
     phrase: str
     count: int | None
 
-    def verdict(self, seen: int) -> tuple[bool, str]:
+    @property
+    def asked(self) -> str:
+        """What was asked for: `3 green hearts`, `no dog`."""
+        count = "" if self.count is None else f"{self.count or 'no'} "
+        return f"{count}{self.phrase} asked for"
+
+    def verdict(self, seen: int) -> Verdict:
         """Whether as many as this were seen, and that in words: `2 of 3 green hearts`."""
-        if self.count is None:
-            return seen > 0, f"{self.phrase}: {seen}"
-        return seen == self.count, f"{seen} of {self.count} {self.phrase}"
+        if self.count is None or seen > self.count:
+            return Verdict(self.count is None and seen > 0, f"{self.asked}, {seen or 'none'} seen")
+        if self.count == 0:
+            return Verdict(True, f"{self.asked}, none seen")
+        return Verdict(seen == self.count, f"{seen} of {self.count} {self.phrase}")
+
+
+@dataclass(frozen=True)
+class Relation:
+    """Where one thing of a sentence is to another: `left of`, `right of`, `above` or `below`; both by their
+    phrases."""
+
+    first: str
+    name: str
+    second: str
+
+    def verdict(self, holds: bool | None) -> Verdict:
+        """Whether it holds, in words."""
+        said = {True: "yes", False: "no", None: "that isn't clear"}[holds]
+        return Verdict(holds, f"{self.first} {self.name} {self.second}: {said}")
 
 
 def named_things(sentence: str) -> list[Thing]:
-    """The things that a sentence names, in its order, each phrase once; up to `MAX_THINGS`.
+    """The things that a sentence names, in its order, each phrase once; up to `MAX_THINGS`."""
+    return _read(sentence)[0][:MAX_THINGS]
 
-    This reads lists of nouns with numbers (`a red star left of two dogs`), in English. Other sentences
-    give longer phrases, which a model may still find.
-    """
+
+def named_relations(sentence: str) -> list[Relation]:
+    """The relations that a sentence states between its things, in its order; up to `MAX_THINGS`."""
+    return _read(sentence)[1][:MAX_THINGS]
+
+
+def _read(sentence: str) -> tuple[list[Thing], list[Relation]]:
+    things: list[Thing] = []
+    relations: list[Relation] = []
+    waiting: tuple[str, str] | None = None  # `above` and `circle`, in `a circle and, above it, a star`
+    none, before, words_before = False, "", ""
+    for link, words in _parts(sentence):
+        text = link[0] if link else ""
+        none = bool(link and link["out"]) or (none and text in ("or", "nor"))
+        last, thing = things[-1].phrase if things else "", _thing(words, things)
+        if link and (way := link["way"] or link["side"]) and things:
+            name = _DIRECTIONS[way]
+            if words in _PRONOUNS or link["whose"] in ("its", "their"):
+                if words_before and len(things) > 1:
+                    relations.append(Relation(last, name, things[-2].phrase))
+                else:
+                    waiting = (name, last)
+            elif thing and (link["way"] or text.endswith("of")):
+                same = not words_before and relations and before not in ("is", "are")
+                relations.append(Relation(relations[-1].first if same else last, name, thing.phrase))
+        if thing:
+            none = none or thing.count == 0
+            things.append(Thing(thing.phrase, 0) if none else thing)
+            if waiting:
+                relations.append(Relation(thing.phrase, *waiting))
+                waiting = None
+        before, words_before = text, words
+    unique: dict[str, Thing] = {}
+    for thing in things:
+        unique.setdefault(thing.phrase, thing)
+    return list(unique.values()), relations
+
+
+def _parts(sentence: str) -> Iterator[tuple[re.Match[str] | None, str]]:
+    """The pieces of a sentence, each with the link before it."""
     rest = _OPENING.sub("", sentence[:_MAX_LENGTH].lower())
-    things: dict[str, Thing] = {}
-    for part in _BETWEEN.split(rest):
-        words = part.strip(" \t\n\"'!?:()")
-        match = _COUNT.match(words)
-        phrase = words[match.end() :] if match else words
-        if phrase:
-            things.setdefault(phrase, Thing(phrase, _number(match[1] if match else "some")))
-    return list(things.values())[:MAX_THINGS]
+    link, start = None, 0
+    for found in (*_LINK.finditer(rest), None):
+        yield link, rest[start : found.start() if found else None].strip(" \t\n\"'!?()")
+        if found:
+            link, start = found, found.end()
 
 
-def _number(word: str) -> int | None:
-    if word in ("a", "an", "the"):
-        return 1
-    if word in ("no", "some"):
-        return 0 if word == "no" else None
-    return int(word) if word.isdigit() else NUMBERS.index(word)
+def _thing(words: str, before: list[Thing]) -> Thing | None:
+    """What words name, after some things; `all red` changes the last of these."""
+    if (both := _ALL.match(words)) and before:
+        before[-1] = Thing(f"{both['adjective']} {before[-1].phrase}", before[-1].count)
+        return None
+    number = _COUNT.match(words)
+    assert number is not None
+    phrase = words[number.end() :].strip()
+    if clause := _CLAUSE.match(phrase):
+        phrase = f"{clause['adjective'] or ''} {clause['noun']}".strip()
+    if not phrase or phrase in _PRONOUNS or _PLACES.match(phrase):
+        return None
+    return Thing(phrase, None if number["about"] else _count(number["count"], phrase))
+
+
+def _count(word: str | None, phrase: str) -> int | None:
+    if word is None:
+        return None
+    if word.isdigit():
+        return int(word)
+    plural = phrase.endswith("s") and not phrase.endswith(("ss", "us"))
+    return None if plural and word in _ONE[4:] else _COUNTS[word]
 
 
 def number_in(answer: str) -> int | None:
-    """The first number of a model's answer, in digits or words up to ten; None if there is none."""
+    """The first number of a model's answer, in digits or words up to twelve; None if there is none."""
     words = re.findall(r"[a-z]+|\d+", answer[:_MAX_LENGTH].lower())
     for word in words:
         if word.isdigit():

@@ -1,5 +1,7 @@
 """The tab *Create* beyond painting: seeds, previews, variations, the history, checking, finding."""
 
+import html
+import re
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -153,8 +155,68 @@ def test_check_by_a_model_without_boxes_asks_for_the_number(page_of, models, pai
     monkeypatch.setattr(models[0].pipe, "chat", lambda *given, **settings: iter(["thr", "ee"]))
     check = alone.create.check
     assert "✓</span> 3 of 3 red stars" in list(check.run([file], 0, REQUEST))[-1][check.report]["value"]
+    (file,) = list(paint(prompt="a star left of a circle", count=1))[-1][page.create.files]
+    monkeypatch.setattr(models[0].pipe, "chat", lambda *given, **settings: iter(["No"]))
+    assert (
+        "✗</span> star left of circle: no" in list(check.run([file], 0, REQUEST))[-1][check.report]["value"]
+    )
     monkeypatch.setattr(models[0].pipe, "chat", lambda *given, **settings: iter(["many"]))
     assert "gave no number" in list(check.run([file], 0, REQUEST))[-1][check.report]["value"]
+
+
+def report_of(page, file):
+    check = page.create.check
+    said = list(check.run([file], 0, REQUEST))[-1][check.report]["value"]
+    lines = re.sub(r"<[^>]*>", "\n", said).split("\n")
+    return [html.unescape(line).strip() for line in lines if line.strip()]
+
+
+def test_check_says_which_words_the_reader_does_not_know(page, paint, box_answers, monkeypatch):
+    folder = find_model_folder("vl2-nano")
+    source = replace(page.create.models[0].pipe.source, folder=ModelFolder("vl2-nano", folder))
+    monkeypatch.setattr(page.models[1].pipe, "source", source)
+    name = page.models[1].name
+
+    def check(prompt):
+        return report_of(page, list(paint(prompt=prompt, count=1))[-1][page.create.files][0])
+
+    assert check("a cat") == ["?", f"1 cat asked for; {name} doesn't know 'cat'"]
+    counted = f"counted by {name}, which may be wrong too"
+    assert check("a big red star left of two dogs and no stars") == [
+        *("✗", f"1 big red star asked for, 2 seen; counted as “red star”: {name} doesn't know 'big'"),
+        *("?", f"2 dogs asked for; {name} doesn't know 'dogs'"),
+        *("✗", "no stars asked for, 2 seen"),
+        counted,
+    ]
+
+
+def test_check_looks_where_things_are(page, paint, models, monkeypatch):
+    boxes = {
+        "star": [[100, 100, 300, 300]],
+        "circle": [[600, 110, 800, 310]],
+        "heart": [[110, 120, 300, 310]],
+    }
+
+    def chat(messages, *given, **settings):
+        (phrase,) = [phrase for phrase in boxes if phrase in str(messages)]
+        return iter(f"<|ref|>{phrase}<|/ref|><|det|>{boxes[phrase]}<|/det|>")
+
+    monkeypatch.setattr(models[1].pipe, "chat", chat)
+    (file,) = list(paint(prompt="a star left of a circle and above a heart", count=1))[-1][page.create.files]
+    assert report_of(page, file)[6:10] == [
+        "✓",
+        "star left of circle: yes",
+        "?",
+        "star above heart: that isn't clear",
+    ]
+    (file,) = list(paint(prompt="a star with a circle below it", count=1))[-1][page.create.files]
+    assert report_of(page, file)[4:6] == ["✗", "circle below star: no"]
+
+
+def test_check_leaves_out_the_words_of_a_style(page, paint, box_answers):
+    (file,) = list(paint(prompt="two red stars", style="photograph", count=1))[-1][page.create.files]
+    assert report_of(page, file)[:2] == ["✓", "2 of 2 red stars"]
+    assert len(report_of(page, file)) == 3
 
 
 def test_finding_in_a_painted_picture_begins_with_its_first_thing(page, paint):

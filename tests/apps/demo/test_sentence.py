@@ -1,7 +1,14 @@
 """What sentences ask to see, and the numbers in answers."""
 
 import pytest
-from bifrons.apps.demo.sentence import MAX_THINGS, Thing, named_things, number_in
+from bifrons.apps.demo.sentence import (
+    MAX_THINGS,
+    Relation,
+    Thing,
+    named_relations,
+    named_things,
+    number_in,
+)
 
 
 @pytest.mark.parametrize(
@@ -15,10 +22,45 @@ from bifrons.apps.demo.sentence import MAX_THINGS, Thing, named_things, number_i
         ("cats", [("cats", None)]),
         ("a red star and a red star", [("red star", 1)]),
         ("  ", []),
+        ("it", []),
+        ("Paint three stars, all red!", [("red stars", 3)]),
+        ("a star that is red and a circle which is blue", [("red star", 1), ("blue circle", 1)]),
+        ("a black and white photo of the hearts", [("hearts", None)]),
+        ("at least two dogs without a leash", [("dogs", None), ("leash", 0)]),
+        ("no stars or circles", [("stars", 0), ("circles", 0)]),
+        ("a star on the left and a circle in the top right corner", [("star", 1), ("circle", 1)]),
+        ("a star on a white background", [("star", 1)]),
+        ("there are a couple of dogs and a dozen eggs", [("dogs", 2), ("eggs", 12)]),
+        ("a woman wearing a hat", [("woman", 1), ("hat", 1)]),
     ],
 )
 def test_things_of_a_sentence(sentence, expected):
     assert [(thing.phrase, thing.count) for thing in named_things(sentence)] == expected
+
+
+@pytest.mark.parametrize(
+    ("sentence", "expected"),
+    [
+        ("a photo of a red star to the left of the blue circle", [("red star", "left of", "blue circle")]),
+        ("a heart higher than a cross", [("heart", "above", "cross")]),
+        ("the star is under the circle", [("star", "below", "circle")]),
+        ("a circle with a star to its right", [("star", "right of", "circle")]),
+        ("a red star with a blue circle below it", [("blue circle", "below", "red star")]),
+        ("a circle and, above it, a star", [("star", "above", "circle")]),
+        (
+            "two hearts left of a star and above a circle",
+            [("hearts", "left of", "star"), ("hearts", "above", "circle")],
+        ),
+        (
+            "a star left of a circle, the square is above the heart",
+            [("star", "left of", "circle"), ("square", "above", "heart")],
+        ),
+        ("a star on the left, a circle on the right, waves below", []),
+        ("left of it", []),
+    ],
+)
+def test_relations_of_a_sentence(sentence, expected):
+    assert [(one.first, one.name, one.second) for one in named_relations(sentence)] == expected
 
 
 def test_a_sentence_of_any_length_names_few_things():
@@ -29,8 +71,15 @@ def test_verdicts():
     hearts = Thing("green hearts", 3)
     assert hearts.verdict(3) == (True, "3 of 3 green hearts")
     assert hearts.verdict(2) == (False, "2 of 3 green hearts")
-    assert Thing("cats", None).verdict(0) == (False, "cats: 0")
-    assert Thing("cats", None).verdict(5) == (True, "cats: 5")
+    assert hearts.verdict(4) == (False, "3 green hearts asked for, 4 seen")
+    assert Thing("cats", None).verdict(0) == (False, "cats asked for, none seen")
+    assert Thing("cats", None).verdict(5) == (True, "cats asked for, 5 seen")
+    assert Thing("dog", 0).verdict(0) == (True, "no dog asked for, none seen")
+    assert Thing("dog", 0).verdict(1) == (False, "no dog asked for, 1 seen")
+    above = Relation("star", "above", "circle")
+    assert above.verdict(True) == (True, "star above circle: yes")
+    assert above.verdict(False) == (False, "star above circle: no")
+    assert above.verdict(None) == (None, "star above circle: that isn't clear")
 
 
 @pytest.mark.parametrize(
