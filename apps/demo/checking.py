@@ -144,7 +144,7 @@ class _Check:
 
     def _locate(self, thing: Thing, phrase: str) -> int:
         answer = self._answer(locate_prompt(f"the {phrase}"))
-        self.boxes[thing.phrase] = parse_grounding(answer, self.picture.size).boxes
+        self.boxes[thing.phrase] = list(parse_grounding(answer, self.picture.size).boxes)
         return len(self.boxes[thing.phrase])
 
     def _ask(self, phrase: str) -> int:
