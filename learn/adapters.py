@@ -1,9 +1,13 @@
 """LoRA (Hu et al. 2021, arXiv 2106.09685) through PEFT: injected into our modules, saved in PEFT's format."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from peft import LoraConfig, get_peft_model_state_dict, inject_adapter_in_model
+from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils import ModulesToSaveWrapper
 from safetensors.torch import save_file
 from torch import nn
 
@@ -67,3 +71,16 @@ def save_adapter(model: nn.Module, config: LoraConfig, folder: Path) -> None:
         config.save_pretrained(str(temporary))
         save_file(tensors, temporary / WEIGHTS, {"format": "pt"})
         temporary.rename(folder)
+
+
+@contextmanager
+def without_adapter(model: nn.Module) -> Iterator[None]:
+    """The model that the adapter was added to."""
+    layers = [one for one in model.modules() if isinstance(one, BaseTunerLayer | ModulesToSaveWrapper)]
+    for layer in layers:
+        layer.enable_adapters(False)
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.enable_adapters(True)

@@ -36,6 +36,11 @@ class PaintExample:
     ids: Tensor
     codes: Tensor
 
+    @property
+    def count(self) -> int:
+        """Learned tokens."""
+        return len(self.codes)
+
 
 @dataclass(frozen=True)
 class ReadExample:
@@ -44,6 +49,11 @@ class ReadExample:
 
     inputs: ChatInputs
     learned: Tensor
+
+    @property
+    def count(self) -> int:
+        """Learned tokens."""
+        return int(self.learned.sum())
 
 
 Example = PaintExample | ReadExample

@@ -75,19 +75,25 @@ class TrainingModel(nn.Module):
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """The summed cross-entropy of the batch's learned tokens by loss, float32 scalars; 0 without any."""
+        losses = {kind: _loss(*found) for kind, found in self.logits(batch).items()}
+        zero = next(iter(losses.values())).new_zeros(())
+        return {kind: losses.get(kind, zero) for kind in KINDS}
+
+    def logits(self, batch: Batch) -> dict[str, tuple[Tensor, Tensor]]:
+        """The logits `[N, V]` that predict the batch's learned tokens `[N]`, and these, by loss."""
         rows, prompt_lengths = self._embed(batch)
         hidden_BXD = self.model.decoder(pad_sequence(rows, batch_first=True))
         # A padded position follows all others of its row, so that none of them attends to it.
         starts = torch.arange(len(rows), device=hidden_BXD.device) * hidden_BXD.shape[1]
         hidden = hidden_BXD.flatten(0, 1)
-        losses = {kind: hidden.new_zeros((), dtype=torch.float32) for kind in KINDS}
+        found: dict[str, tuple[Tensor, Tensor]] = {}
         painted = 0
         if batch.codes is not None:
             codes = batch.codes.to(hidden.device)
             painted, count = codes.shape
             last = starts[:painted] + prompt_lengths[:painted].to(hidden.device) - 1
             positions = last[:, None] + torch.arange(count, device=hidden.device)
-            losses["image"] = _loss(self.model.image_logits(hidden[positions.flatten()]), codes.flatten())
+            found["image"] = self.model.image_logits(hidden[positions.flatten()]), codes.flatten()
         if batch.inputs:
             lengths = batch.lengths[painted:]
             targets = batch.learned.nonzero()[:, 0]
@@ -96,8 +102,8 @@ class TrainingModel(nn.Module):
             first = torch.tensor(lengths).cumsum(0) - torch.tensor(lengths)
             offset = targets - first[row[targets]] - 1  # what predicts a token is the one before it
             positions = starts[painted:][row[targets].to(hidden.device)] + offset.to(hidden.device)
-            losses["text"] = _loss(self.model.text_logits(hidden[positions]), ids[targets].to(hidden.device))
-        return losses
+            found["text"] = self.model.text_logits(hidden[positions]), ids[targets].to(hidden.device)
+        return found
 
     def _embed(self, batch: Batch) -> tuple[list[Tensor], Tensor]:
         """The rows' embeddings `[X_i, D]`, a picture's codes but the last behind its prompt, and the lengths

@@ -97,7 +97,7 @@ class SftRun:
         self.examples = examples
         sizes = list(map(len, examples))
         self.order = draw(sizes, weights, options.steps * options.batch_size, options.seed)
-        self.adapter = prepare_model(pipe, options)
+        self.adapter = prepare_model(pipe, options.lora, options.recompute, options.seed)
         self.model: nn.Module = TrainingModel(pipe.model)
         trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         self.trained = trained
@@ -192,19 +192,19 @@ class SftRun:
                     dist.all_reduce(parameter.grad)
 
 
-def prepare_model(pipe: Any, options: SftOptions) -> Any:
+def prepare_model(pipe: Any, lora: LoraOptions | None, recompute: bool, seed: int) -> Any:
     """Make trainable what is to be trained: a new adapter, or the decoder with the heads and embeddings of
     both tasks; vision encoder and image tokenizer stay as they are. Returns the adapter's config, or None."""
     model = pipe.model.requires_grad_(False).train()
     adapter = None
-    if options.lora is not None:
-        torch.manual_seed(options.seed)  # for the first values of the adapter
-        adapter = add_adapter(model, options.lora, pipe.name)
+    if lora is not None:
+        torch.manual_seed(seed)  # for the first values of the adapter
+        adapter = add_adapter(model, lora, pipe.name)
     else:
         frozen = ("vision_model.", "vision.", "gen_vision_model.")
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(not name.startswith(frozen) and parameter.is_floating_point())
-    if options.recompute:
+    if recompute:
         for block in model.decoder.layers:
             block.forward = _recomputed(block.forward)
     return adapter

@@ -1,0 +1,298 @@
+"""Group relative policy optimization (GRPO, Shao et al. 2024, arXiv 2402.03300) of painting and of answers.
+
+P prompts of a step, G samples of each, N sampled tokens of some of them.
+"""
+
+import copy
+import json
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from random import Random
+from typing import Any, Literal, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from ..blocks.device import synchronize
+from ..blocks.errors import BifronsError, OptionError, check_integer, check_number
+from ..blocks.sampling.request import SamplingParams
+from . import checkpoints
+from .adapters import LoraOptions
+from .grpo_loss import group_advantages, token_losses
+from .policy import Policy, Prompt, Samples, answer, paint
+from .sft import prepare_model
+
+UNUSED = {
+    "paint": ("aligner.", "language_model.lm_head."),
+    "answer": ("aligner.", "gen_", "projector.", "image_newline", "view_seperator"),
+}
+"""Parameters that stay as they are, by task: those of the other one, and of what reads pictures."""
+
+
+class Reward(Protocol):
+    """Scores samples.
+
+    `reward(prompts, outputs)` gets each sample's prompt, a row of the prompts file, and the sample: a PIL
+    picture or an answer. It returns a number for each, or None where there is no score.
+    """
+
+    def __call__(self, prompts: Sequence[Prompt], outputs: Sequence[Any]) -> Sequence[float | None]: ...
+
+
+@dataclass(frozen=True)
+class GrpoOptions:
+    """How a model is trained by rewards.
+
+    A step samples `group_size` pictures or answers of each of `prompts_per_step` prompts, and makes `updates`
+    steps of the optimizer from them, computed `rows_at_once` samples at a time. `learning_rate` None is 1e-6
+    in full and 1e-5 for LoRA; it is constant. `beta` weighs the KL divergence from the model before training,
+    `clip` bounds the ratio of probabilities to 1 - clip and 1 + clip (of interest with several `updates`),
+    and gradients longer than `max_norm` are shortened to it. `guidance_scale` None is the pipeline's own.
+    `log_probs` are those of the guided distribution that samples are drawn from, or of its `conditional` row
+    alone. Raises `OptionError`.
+    """
+
+    steps: int
+    prompts_per_step: int = 8
+    group_size: int = 8
+    updates: int = 1
+    rows_at_once: int = 8
+    learning_rate: float | None = None
+    weight_decay: float = 0.0
+    beta: float = 0.01
+    clip: float = 0.2
+    max_norm: float = 1.0
+    guidance_scale: float | None = None
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    log_probs: Literal["guided", "conditional"] = "guided"
+    max_new_tokens: int = 256
+    lora: LoraOptions | None = None
+    recompute: bool = False
+    seed: int = 0
+    save_every: int = 50
+
+    def __post_init__(self) -> None:
+        names = ("steps", "prompts_per_step", "updates", "rows_at_once", "max_new_tokens", "save_every")
+        for name in names:
+            check_integer(name, getattr(self, name), low=1)
+        check_integer("group_size", self.group_size, 2, 1024)
+        check_integer("seed", self.seed, 0, 2**31 - 1)
+        for name in ("weight_decay", "beta"):
+            check_number(name, getattr(self, name), low=0.0)
+        check_number("clip", self.clip, 0.0, 1.0)
+        check_number("max_norm", self.max_norm, low=1e-6)
+        check_number("temperature", self.temperature, low=1e-3)
+        if self.learning_rate is not None:
+            check_number("learning_rate", self.learning_rate, low=0.0)
+        if self.log_probs not in ("guided", "conditional"):
+            raise OptionError(f"log_probs is {self.log_probs!r}; accepted: guided, conditional")
+        _ = self.sampling(1.0)
+
+    @property
+    def rate(self) -> float:
+        """The learning rate."""
+        if self.learning_rate is not None:
+            return self.learning_rate
+        return 1e-6 if self.lora is None else 1e-5
+
+    def sampling(self, guidance_scale: float | None) -> SamplingParams:
+        """How samples are drawn; `guidance_scale` is the pipeline's, None for answers."""
+        scale = (
+            guidance_scale if self.guidance_scale is None or guidance_scale is None else self.guidance_scale
+        )
+        return SamplingParams(self.temperature, self.top_k, self.top_p, None if scale == 1.0 else scale)
+
+
+@dataclass
+class Clock:
+    """Seconds by kind of work."""
+
+    device: torch.device
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def measure(self, kind: str) -> Iterator[None]:
+        """Add the time of what runs inside."""
+        start = time.perf_counter()
+        yield
+        synchronize(self.device)
+        self.seconds[kind] = self.seconds.get(kind, 0.0) + time.perf_counter() - start
+
+
+class GrpoRun:
+    """A run: the model with its optimizer, prompts and their reward. `folder` holds checkpoints and log."""
+
+    def __init__(
+        self, pipe: Any, prompts: Sequence[Prompt], reward: Reward, options: GrpoOptions, folder: Path
+    ) -> None:
+        self.pipe, self.prompts, self.reward, self.options = pipe, prompts, reward, options
+        self.folder, self.step = folder, 0
+        self.paints = "prompt" in prompts[0]
+        self.sampling = options.sampling(pipe.guidance_scale if self.paints else None)
+        reference = frozen_copy(pipe.model) if options.beta and options.lora is None else None
+        self.adapter = prepare_model(pipe, options.lora, options.recompute, options.seed)
+        for name, parameter in pipe.model.named_parameters():
+            if name.startswith(UNUSED["paint" if self.paints else "answer"]):
+                parameter.requires_grad_(False)
+        self.policy = Policy(pipe, self.sampling, reference, options.log_probs == "conditional")
+        self.model: nn.Module = self.policy.model
+        self.trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        self.optimizer = torch.optim.AdamW(
+            self.trained, lr=options.rate, betas=(0.9, 0.95), weight_decay=options.weight_decay
+        )
+
+    def resume(self) -> int:
+        """Load the last checkpoint, if there is one; returns the number of steps that are done."""
+        if found := checkpoints.latest(self.folder / "checkpoints"):
+            self.step = found[0]
+            checkpoints.load(found[1], self.model, self.optimizer)
+        return self.step
+
+    def run(self, callback: Callable[[dict[str, float]], None] = lambda figures: None) -> None:
+        """Train to the last step. `callback` gets a step's figures, which are also a line of `log.jsonl`."""
+        while self.step < self.options.steps:
+            figures = self.train_step()
+            self.step += 1
+            figures = {"step": self.step, **figures}
+            with (self.folder / "log.jsonl").open("a") as log:
+                log.write(json.dumps(figures) + "\n")
+            callback(figures)
+            if self.step % self.options.save_every == 0 or self.step == self.options.steps:
+                checkpoints.save(self.folder / "checkpoints", self.step, self.model, self.optimizer)
+
+    def train_step(self) -> dict[str, float]:
+        """One step; returns its figures."""
+        options, clock = self.options, Clock(self.pipe.device)
+        start = self.step * options.prompts_per_step
+        prompts = [self._prompt(place) for place in range(start, start + options.prompts_per_step)]
+        with clock.measure("painting" if self.paints else "answering"):
+            samples = self.sample(prompts)
+        with clock.measure("judging"):
+            scores = self.judge(prompts, samples)
+        figures = self._score_figures(scores)
+        with clock.measure("learning"):
+            figures |= self.learn(samples, group_advantages(scores))
+        return figures | {f"{kind}_seconds": round(seconds, 3) for kind, seconds in clock.seconds.items()}
+
+    def _prompt(self, place: int) -> Prompt:
+        """The prompt at a place of the run: all prompts in a new random order again and again."""
+        turn, index = divmod(place, len(self.prompts))
+        order = Random(f"{self.options.seed} order {turn}").sample(
+            range(len(self.prompts)), len(self.prompts)
+        )
+        return self.prompts[order[index]]
+
+    def sample(self, prompts: Sequence[Prompt]) -> Samples:
+        """The groups of some prompts, by seeds that belong to the step."""
+        random = Random(f"{self.options.seed} samples {self.step}")
+        seeds = [random.getrandbits(63) for _ in range(len(prompts) * self.options.group_size)]
+        if self.paints:
+            return paint(self.pipe, prompts, seeds, self.sampling)
+        return answer(self.pipe, prompts, seeds, self.sampling, self.options.max_new_tokens)
+
+    def judge(self, prompts: Sequence[Prompt], samples: Samples) -> Tensor:
+        """The scores of samples, float64 `[P, G]`, NaN where there is none. Raises `BifronsError` for a
+        reward that gives no numbers."""
+        each = [prompt for prompt in prompts for _ in range(samples.count)]
+        scores = checked_scores(self.reward(each, samples.outputs), len(each))
+        if not scores.isfinite().any():
+            raise BifronsError(f"the reward gave none of {len(each)} samples a score; is it the right one?")
+        return scores.view(len(prompts), samples.count)
+
+    def learn(self, samples: Samples, advantages_PG: Tensor) -> dict[str, float]:
+        """The steps of the optimizer of a step; samples of groups without a difference are left out."""
+        options = self.options
+        varied = (advantages_PG.nan_to_num() != 0).any(1, keepdim=True)
+        used = (varied & advantages_PG.isfinite()).flatten().nonzero()[:, 0].tolist()
+        batches = [
+            used[start : start + options.rows_at_once] for start in range(0, len(used), options.rows_at_once)
+        ]
+        old: list[Tensor] = []
+        sums = torch.zeros(4, dtype=torch.float64)
+        norms = []
+        for update in range(options.updates if used else 0):
+            for number, batch in enumerate(batches):
+                loss, parts, drawn = self._loss(
+                    samples, batch, advantages_PG, old[number] if update else None
+                )
+                (loss / len(used)).backward()
+                sums += parts
+                if update == 0:
+                    old.append(drawn)
+            norms.append(float(nn.utils.clip_grad_norm_(self.trained, options.max_norm)))
+            self.optimizer.step()
+            self.optimizer.zero_grad(set_to_none=True)
+        loss, divergence, clipped, tokens = (sums / max(1, options.updates * len(used))).tolist()
+        return {
+            "loss": loss,
+            "kl": divergence,
+            "clipped": clipped,
+            "norm": max(norms, default=0.0),
+            "length": tokens,
+            "skipped_groups": int((~varied).sum()),
+        }
+
+    def _loss(
+        self, samples: Samples, batch: Sequence[int], advantages_PG: Tensor, old_N: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """The summed losses of samples, each the mean over its tokens; their sums of loss, divergence,
+        clipped share and tokens; and the log-probabilities `[N]`."""
+        examples, options = [samples.examples[index] for index in batch], self.options
+        log_probs_N, reference_N = self.policy.log_probs(examples, options.beta > 0)
+        device = log_probs_N.device
+        lengths = torch.tensor([one.count for one in examples], device=device)
+        advantages = advantages_PG.flatten()[list(batch)].to(device, torch.float32)
+        weights_N = (1 / lengths).repeat_interleave(lengths)
+        drawn_N = log_probs_N.detach()
+        losses = token_losses(
+            log_probs_N,
+            drawn_N if old_N is None else old_N,
+            reference_N,
+            advantages.repeat_interleave(lengths),
+            options.clip,
+            options.beta,
+        )
+        loss = (losses.loss * weights_N).sum()
+        found = (
+            loss,
+            (losses.divergence * weights_N).sum(),
+            (losses.clipped * weights_N).sum(),
+            lengths.sum(),
+        )
+        return loss, torch.stack([one.detach().double().cpu() for one in found]), drawn_N
+
+    def _score_figures(self, scores_PG: Tensor) -> dict[str, float]:
+        scored = scores_PG[scores_PG.isfinite()]
+        return {
+            "reward": float(scored.mean()),
+            "reward_std": float(scored.std(correction=0)),
+            "unscored": int(scores_PG.numel() - scored.numel()),
+        }
+
+
+def checked_scores(scores: Any, count: int) -> Tensor:
+    """A reward's scores as float64 `[count]`, NaN for None. Raises `BifronsError` for anything else."""
+    values = scores.tolist() if hasattr(scores, "tolist") else scores
+    if not isinstance(values, Sequence) or isinstance(values, str) or len(values) != count:
+        found = f"{len(values)} scores" if isinstance(values, Sequence) else f"a {type(scores).__name__}"
+        raise BifronsError(
+            f"the reward gave {found} for {count} samples; accepted: a number, or None, for each"
+        )
+    for value in values:
+        if value is not None:
+            check_number("a score of the reward", value, -1e6, 1e6)
+    return torch.tensor(
+        [torch.nan if value is None else float(value) for value in values], dtype=torch.float64
+    )
+
+
+def frozen_copy(model: nn.Module) -> nn.Module:
+    """A copy of a model as it is, which shares what is never trained: vision encoder and image tokenizer."""
+    shared = [getattr(model, name, None) for name in ("vision_model", "vision", "gen_vision_model")]
+    memo = {id(module): module for module in shared if isinstance(module, nn.Module)}
+    return copy.deepcopy(model, memo).requires_grad_(False).eval()

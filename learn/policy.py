@@ -1,0 +1,130 @@
+"""What a model draws, by the engine, and the log-probabilities of that under the model and its reference.
+
+P prompts, G samples of each, T image tokens of a picture, N tokens of several samples one after another.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..blocks.chat.text_generation import TextGenerationOptions, generate_ids
+from ..blocks.device import inference_on
+from ..blocks.sampling.request import SamplingParams
+from .adapters import without_adapter
+from .examples import Example, PaintExample, ReadExample
+from .grpo_loss import drawn_from, kept_tokens, log_probabilities
+from .losses import TrainingModel, collate
+from .sft import autocast
+
+Prompt = Mapping[str, Any]
+"""A row of a prompts file: it has a `prompt` to paint or the `messages` of a conversation to answer, and
+whatever else rewards read."""
+
+
+@dataclass(frozen=True)
+class Samples:
+    """`count` samples of each of some prompts, prompt-major: what is learned from, and what is rewarded (PIL
+    pictures, or answers)."""
+
+    count: int
+    examples: list[Example]
+    outputs: list[Any]
+
+
+def paint(pipe: Any, prompts: Sequence[Prompt], seeds: Sequence[int], sampling: SamplingParams) -> Samples:
+    """Pictures of prompts, one for each seed."""
+    texts, count = [prompt["prompt"] for prompt in prompts], len(seeds) // len(prompts)
+    codes_NT = pipe.generate(
+        texts,
+        count,
+        seeds,
+        1.0 if sampling.guidance_scale is None else sampling.guidance_scale,
+        sampling.temperature,
+        sampling.top_k,
+        sampling.top_p,
+        output_type="codes",
+        progress=False,
+    )
+    ids = [pipe.processor.generation_ids(text)[0] for text in texts]
+    examples = [PaintExample(ids[number // count], codes) for number, codes in enumerate(codes_NT)]
+    return Samples(count, list(examples), pipe.decode_codes(codes_NT))
+
+
+def answer(
+    pipe: Any, prompts: Sequence[Prompt], seeds: Sequence[int], sampling: SamplingParams, max_new_tokens: int
+) -> Samples:
+    """Answers to conversations, one for each seed. The end token is learned where an answer has ended."""
+    count = len(seeds) // len(prompts)
+    options = TextGenerationOptions(
+        max_new_tokens, sampling.temperature, sampling.top_p, top_k=sampling.top_k
+    )
+    inputs = [pipe.processor.chat_inputs(prompt["messages"]) for prompt in prompts for _ in range(count)]
+    tokenizer = pipe.tokenizer
+    with inference_on(pipe.device, pipe.model.decoder):
+        embedded = pipe.model.embed_prompts(inputs[::count])
+        rows = [prompt for prompt in embedded for _ in range(count)]
+        answers = generate_ids(pipe.model, rows, options, seeds, tokenizer.eos_id)
+    examples: list[Example] = []
+    for one, ids in zip(inputs, answers, strict=True):
+        drawn = torch.tensor([*ids, *([tokenizer.eos_id] if len(ids) < max_new_tokens else [])])
+        learned = torch.cat((torch.zeros(len(one.ids)), torch.ones(len(drawn)))).bool()
+        mask = torch.cat((one.image_mask, torch.zeros(len(drawn), dtype=torch.bool)))
+        whole = replace(one, ids=torch.cat((one.ids, drawn)), image_mask=mask)
+        examples.append(ReadExample(whole, learned))
+    return Samples(
+        count, examples, [tokenizer.decode(ids, skip_special_tokens=True).strip() for ids in answers]
+    )
+
+
+class Policy:
+    """Log-probabilities of samples under a model in training, and under the model that it was.
+
+    `reference` None is the model without its adapter. With `conditional` they are those of the conditional
+    row alone, not of the guided distribution that samples are drawn from.
+    """
+
+    def __init__(
+        self, pipe: Any, sampling: SamplingParams, reference: nn.Module | None, conditional: bool = False
+    ) -> None:
+        self.pipe, self.model = pipe, TrainingModel(pipe.model)
+        self.reference = None if reference is None else TrainingModel(reference)
+        self.sampling = replace(sampling, guidance_scale=None) if conditional else sampling
+
+    def log_probs(self, examples: Sequence[Example], with_reference: bool) -> tuple[Tensor, Tensor | None]:
+        """Log-probabilities `[N]` of the samples' tokens, and those under the reference.
+
+        Both are among the tokens that the model's own filters keep.
+        """
+        logits_NV, tokens_N = self._logits(self.model, examples)
+        kept_NV = kept_tokens(logits_NV, tokens_N, self.sampling)
+        found_N = log_probabilities(logits_NV, tokens_N, kept_NV)
+        if not with_reference:
+            return found_N, None
+        with torch.no_grad():
+            if self.reference is not None:
+                logits_NV, _ = self._logits(self.reference, examples)
+            else:
+                with without_adapter(self.pipe.model):
+                    logits_NV, _ = self._logits(self.model, examples)
+            return found_N, log_probabilities(logits_NV, tokens_N, kept_NV)
+
+    def _logits(self, model: TrainingModel, examples: Sequence[Example]) -> tuple[Tensor, Tensor]:
+        uncond_NV = None
+        if self.sampling.guidance_scale is not None:
+            with torch.no_grad():
+                uncond_NV = self._row_logits(model, examples, dropped=True)[0]
+        cond_NV, tokens_N = self._row_logits(model, examples, dropped=False)
+        return drawn_from(cond_NV, uncond_NV, self.sampling), tokens_N
+
+    def _row_logits(
+        self, model: TrainingModel, examples: Sequence[Example], dropped: bool
+    ) -> tuple[Tensor, Tensor]:
+        pad = getattr(self.pipe.processor, "pad_id", 0)
+        batch = collate(examples, pad, [dropped] * len(examples))
+        # One context each: autocast would keep weights cast without gradients for the rows that need them.
+        with autocast(self.pipe):
+            (found,) = model.logits(batch).values()
+        return found
