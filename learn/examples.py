@@ -155,7 +155,7 @@ class Examples:
 
 
 def prepare(
-    pipe: Any, rows: Sequence[Row], cache: Path, progress: Callable[[int], None] = lambda count: None
+    pipe: Any, rows: Sequence[Row], cache: Path, progress: Callable[[int], object] = lambda count: None
 ) -> tuple[Examples, list[Fault]]:
     """Check every row, and encode the pictures to paint.
 

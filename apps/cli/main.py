@@ -38,6 +38,7 @@ _FUNCTIONS = {
     "eval": ("eval", "evaluate"),
     "bench": ("bench", "bench"),
     "warmup": ("warmup", "warmup"),
+    "train": ("train", "train"),
 }
 """Module and function of each command."""
 

@@ -2,7 +2,7 @@
 
 import argparse
 from collections.abc import Callable, Iterable
-from dataclasses import fields
+from dataclasses import MISSING, fields
 from functools import partial
 from typing import Any
 
@@ -13,6 +13,7 @@ from .demo import add_demo
 from .eval_options import add_eval
 from .options import MODEL_HELP, add_batch_size, add_catalog, add_exif, add_force, add_model, add_revision
 from .serve import add_serve
+from .train_options import add_train
 from .warmup import add_warmup
 
 _EPILOG = """\
@@ -41,7 +42,7 @@ class _Formatter(argparse.HelpFormatter):
     def _get_help_string(self, action: argparse.Action) -> str | None:
         defaults = {} if self._defaults is None else {f.name: f.default for f in fields(self._defaults())}
         default = defaults.get(action.dest)
-        if default is None or "(default: " in (action.help or ""):
+        if default in (None, MISSING) or "(default: " in (action.help or ""):
             return action.help
         return f"{action.help} (default: {default})"
 
@@ -76,8 +77,8 @@ def build_parser() -> argparse.ArgumentParser:
     add_catalog(commands, _command, _add_json)
     for add in (_add_info, _add_convert):
         add(commands)
-    add_eval(commands, _command, _add_json)
-    add_bench(commands, _command, _add_json)
+    for add in (add_eval, add_bench, add_train):
+        add(commands, _command, _add_json)
     return parser
 
 

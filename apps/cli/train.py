@@ -1,0 +1,18 @@
+"""`bifrons train`: the methods of training."""
+
+import argparse
+from importlib import import_module
+from importlib.util import find_spec
+
+from ...blocks.errors import BifronsError
+
+_FUNCTIONS = {"sft": ("train_sft", "sft")}
+"""Module and function of each method."""
+
+
+def train(args: argparse.Namespace) -> int:
+    """Run the method named on the command line and return the exit status."""
+    if find_spec("peft") is None:
+        raise BifronsError("training needs the package peft: pip install 'bifrons[train]'")
+    module, function = _FUNCTIONS[args.method]
+    return getattr(import_module(f".{module}", __package__), function)(args)

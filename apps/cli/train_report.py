@@ -1,0 +1,95 @@
+"""What a run gained and lost: the loss on rows kept out, and evaluations before and after."""
+
+import argparse
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from shutil import rmtree
+from typing import Any
+
+from ...blocks.errors import BifronsError
+from ..notes import is_quiet, note
+from ..pipelines import load_pipeline
+
+_LOSSES = {"image_loss": "image tokens", "text_loss": "answers"}
+
+
+def compare_suites(
+    run: Path, args: argparse.Namespace, result: Path, is_adapter: bool
+) -> list[dict[str, Any]]:
+    """Evaluate the model and the result on every suite of `--eval`, each in a process of its own.
+
+    Raises `BifronsError` where an evaluation fails, which has said why.
+    """
+    if not args.eval:
+        return []
+    evaluations = []
+    with _as_model(args, result, is_adapter) as trained:
+        for suite in args.eval:
+            found: dict[str, Any] = {"suite": suite}
+            for when, model in (("before", args.model), ("after", str(trained))):
+                note(f"evaluating {suite}, {when}")
+                folder = run / "eval" / f"{suite}-{when}"
+                words = ["run", "--suite", suite, "--model", model, "-R", str(folder), "--json"]
+                words += ["--limit", str(args.eval_limit)] if args.eval_limit else []
+                words += ["--device", args.device] if args.device else []
+                found[when] = json.loads(_evaluation(words))
+            folders = [str(run / "eval" / f"{suite}-{when}") for when in ("before", "after")]
+            found["comparison"] = _evaluation(["compare", *folders])
+            evaluations.append(found)
+    return evaluations
+
+
+@contextmanager
+def _as_model(args: argparse.Namespace, result: Path, is_adapter: bool) -> Iterator[Path]:
+    """The folder of the trained model; an adapter is merged into one, which is removed in the end."""
+    if not is_adapter:
+        yield result
+        return
+    merged = result.parent / "merged"
+    rmtree(merged, ignore_errors=True)
+    try:
+        pipe = load_pipeline(args.model, args.device, args.dtype)
+        pipe.load_adapter(result)
+        pipe.save_pretrained(merged)
+        del pipe
+        yield merged
+    finally:
+        rmtree(merged, ignore_errors=True)
+
+
+def _evaluation(words: list[str]) -> str:
+    """What `bifrons eval` prints."""
+    command = [sys.executable, "-m", "bifrons", "eval", *words, *(["--quiet"] if is_quiet() else [])]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
+    if done.returncode:
+        raise BifronsError(f"`bifrons eval {' '.join(words)}` failed; what it says stands above")
+    return done.stdout
+
+
+def report_lines(facts: dict[str, Any]) -> list[str]:
+    """The report as Markdown."""
+    lines = [
+        f"# Fine-tuning of {facts['model']}",
+        "",
+        f"{facts['steps']:,} steps on {facts['rows']:,} rows ({facts['bad_rows']:,} left out), "
+        f"{facts['trained_parameters']:,} trained parameters; result: {facts['result']}",
+        "",
+    ]
+    if facts["after"]:
+        lines += ["| loss on rows kept out | before | after |", "|---|---|---|"]
+        lines += [
+            f"| {text} | {facts['before'].get(name, float('nan')):.4f} | {facts['after'][name]:.4f} |"
+            for name, text in _LOSSES.items()
+            if name in facts["after"]
+        ]
+        lines.append("")
+    for one in facts["evaluations"]:
+        overall = [one[when].get("overall") for when in ("before", "after")]
+        if None not in overall:
+            lines.append(f"{one['suite']}: {overall[0]:.1%} before, {overall[1]:.1%} after")
+        lines += ["", "```text", one["comparison"].rstrip(), "```", ""]
+    return lines

@@ -1,0 +1,252 @@
+"""`bifrons train sft`: from rows of data to a fine-tuned model or an adapter, with a report."""
+
+import argparse
+import gc
+import json
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from ...blocks.checkpoints.hub import open_model
+from ...blocks.errors import OptionError, check_integer, check_number
+from ...blocks.files import atomic_write
+from ...eval.atomic_io import disk_errors, folder_lock
+from ...learn import contact_sheet, validation
+from ...learn.adapters import LoraOptions, save_adapter
+from ...learn.examples import Examples, prepare
+from ...learn.replay import paint_replay, read_prompts
+from ...learn.rows import PaintRow
+from ...learn.run_folder import cut_log, open_run
+from ...learn.sft import SftOptions, SftRun
+from ..files import print_json
+from ..notes import note
+from ..pipelines import as_janus, explain_out_of_memory, load_pipeline
+from .inputs import user_path
+from .long_work import long_work
+from .options import given_fields
+from .train_data import Source, read_source, report_faults
+from .train_log import TrainingLog, progress_bar
+from .train_report import compare_suites, report_lines
+
+if TYPE_CHECKING:
+    from ..pipelines import Pipeline
+
+_SAMPLES = 4
+
+
+def sft(args: argparse.Namespace) -> int:
+    """Fine-tune a model; returns the exit status."""
+    started = time.monotonic()
+    options, prompts = _check_options(args)
+    sources = [read_source(text, args.validation, options.seed) for text in args.data]
+    if not args.steps:
+        rows = sum(len(source.rows) for source in sources)
+        options = replace(options, steps=max(1, math.ceil(args.epochs * rows / options.batch_size)))
+    open_model(args.model)
+    run_dir = user_path(str(args.output))
+    with disk_errors(f"work in {run_dir}"):
+        open_run(run_dir, _settings(args, options, sources))
+        with folder_lock(run_dir):
+            return _Training(args, options, sources, prompts, run_dir, started).work()
+
+
+def _check_options(args: argparse.Namespace) -> tuple[SftOptions, list[str]]:
+    """The options of training, and the prompts of replay. Raises `OptionError`."""
+    lora = None
+    if args.lora is not None:
+        alpha = 2.0 * args.lora if args.lora_alpha is None else args.lora_alpha
+        lora = LoraOptions(args.lora, alpha, args.image_head)
+    elif args.lora_alpha is not None or args.image_head:
+        raise OptionError("--lora-alpha and --image-head go with --lora; without it all weights are trained")
+    given = given_fields(args, SftOptions) | {"lora": lora, "steps": args.steps or 1}
+    options = SftOptions(**given)
+    if args.steps is not None:
+        check_integer("steps", args.steps, low=1)
+    check_number("epochs", args.epochs, low=1e-9)
+    check_number("validation", args.validation, 0.0, 0.9)
+    check_integer("sample_every", args.sample_every, low=0)
+    if args.eval_limit is not None:
+        check_integer("eval_limit", args.eval_limit, low=1)
+        if not args.eval:
+            raise OptionError("--eval-limit goes with --eval SUITE")
+    if (args.replay is None) != (args.replay_prompts is None):
+        raise OptionError("--replay SHARE and --replay-prompts FILE go together")
+    if args.replay is None:
+        return options, []
+    if not 0 < check_number("replay", args.replay) < 1:
+        raise OptionError(f"replay is {args.replay:g}; accepted: a share between 0 and 1")
+    check_integer("replay_pictures", args.replay_pictures, low=1)
+    return options, read_prompts(user_path(str(args.replay_prompts)))
+
+
+def _settings(args: argparse.Namespace, options: SftOptions, sources: Sequence[Source]) -> dict[str, Any]:
+    """What a run that goes on must share with its beginning."""
+    settings = {"method": "sft", "model": args.model, "dtype": args.dtype}
+    settings |= {name: value for name, value in asdict(options).items() if name != "save_every"}
+    replay = [args.replay, str(args.replay_prompts), args.replay_pictures] if args.replay else None
+    data = [source.summary for source in sources]
+    return settings | {"data": data, "validation": args.validation, "replay": replay}
+
+
+class _Training:
+    """The work of one command, once its arguments were checked."""
+
+    def __init__(
+        self,
+        args: argparse.Namespace,
+        options: SftOptions,
+        sources: list[Source],
+        replay_prompts: list[str],
+        run_dir: Path,
+        started: float,
+    ) -> None:
+        self.args, self.options, self.sources, self.run_dir = args, options, sources, run_dir
+        self.replay_prompts, self.started = replay_prompts, started
+        self.result = run_dir / ("model" if options.lora is None else "adapter")
+        self.step = 0
+
+    def work(self) -> int:
+        """Do what is left of the run; returns the exit status."""
+        facts: dict[str, Any] = {}
+        with long_work(self._done, lambda: {"folder": str(self.run_dir), "step": self.step}):
+            if not self.result.exists():
+                with explain_out_of_memory("training", lambda: _LESS_MEMORY):
+                    facts = self._train()
+                gc.collect()  # what was trained makes room for evaluations
+                if torch.cuda.is_available():
+                    torch.cuda.empty_cache()
+            elif (self.run_dir / "training.json").exists():
+                note(f"{self.result} is there already")
+                facts = json.loads((self.run_dir / "training.json").read_text(encoding="utf-8"))
+            is_adapter = self.options.lora is not None
+            evaluations = compare_suites(self.run_dir, self.args, self.result, is_adapter)
+        facts |= {"evaluations": evaluations, "seconds": round(time.monotonic() - self.started, 1)}
+        with atomic_write(self.run_dir / "report.md") as stream:
+            stream.write("\n".join(report_lines(facts)).encode())
+        if self.args.json:
+            print_json(facts)
+        else:
+            print("\n".join(report_lines(facts)[1:]))
+            print(self.result)
+        return 0
+
+    def _done(self) -> str:
+        return f"the same command goes on from the last checkpoint (step {self.step:,} was reached)"
+
+    def _train(self) -> dict[str, Any]:
+        """Train from the last checkpoint on, and write the result; returns the facts of the report."""
+        pipe = load_pipeline(self.args.model, self.args.device, self.args.dtype, eager=True)
+        dtype = pipe.dtype
+        groups, kept_out, weights = self._prepare(pipe)
+        run = SftRun(pipe, groups, weights, self.options, self.run_dir)
+        self.step = run.resume()
+        cut_log(self.run_dir, self.step)
+        prompts = self._sample_prompts(groups, pipe)
+        before_file = self.run_dir / "validation.json"
+        if self.step or before_file.exists():
+            before = json.loads(before_file.read_text(encoding="utf-8")) if before_file.exists() else {}
+            note(f"going on from step {self.step:,}")
+        else:
+            before = self._validate(pipe, kept_out)
+            _write_json(before_file, before)
+        with TrainingLog(self.run_dir, self.options.steps, self.step) as log:
+            self._sample(pipe, prompts, 0)
+            run.run(lambda figures: self._observe(pipe, prompts, log, figures))
+        after = self._validate(pipe, kept_out)
+        self._write_result(pipe, run, dtype)
+        facts = {
+            "model": self.args.model,
+            "folder": str(self.run_dir),
+            "result": str(self.result),
+            "steps": self.options.steps,
+            "rows": sum(map(len, groups)),
+            "bad_rows": sum(len(source.faults) for source in self.sources),
+            "trained_parameters": sum(p.numel() for p in pipe.model.parameters() if p.requires_grad),
+            "before": before,
+            "after": after,
+        }
+        _write_json(self.run_dir / "training.json", facts)
+        return facts
+
+    def _prepare(self, pipe: "Pipeline") -> tuple[list[Examples], list[Examples], list[float]]:
+        """The examples to train on by source, those kept out, and the sources' weights."""
+        groups, kept_out = [], []
+        total = sum(len(source.rows) + len(source.kept_out) for source in self.sources)
+        with progress_bar(total, "checking rows", " rows") as bar:
+            for number, source in enumerate(self.sources):
+                cache = self.run_dir / f"codes-{number}.safetensors"
+                trained, faults = prepare(pipe, source.rows, cache, bar.update)
+                out, more = prepare(pipe, source.kept_out, cache, bar.update)
+                source.faults.extend([*faults, *more])
+                groups.append(trained)
+                kept_out.append(out)
+        report_faults(self.sources, self.run_dir, self.args.on_bad_rows == "stop")
+        weights = [
+            source.weight or float(len(group)) for source, group in zip(self.sources, groups, strict=True)
+        ]
+        if self.replay_prompts:
+            groups.append(self._paint_replay(pipe))
+            weights.append(sum(weights) * self.args.replay / (1 - self.args.replay))
+        return groups, kept_out, weights
+
+    def _paint_replay(self, pipe: "Pipeline") -> Examples:
+        janus = as_janus(pipe)
+        if janus is None:
+            raise OptionError("--replay needs a model that paints; accepted: Janus models")
+        count = self.args.replay_pictures
+        with progress_bar(count, "painting replay", " pictures") as bar:
+            cache = self.run_dir / "replay.safetensors"
+            return paint_replay(janus, self.replay_prompts, count, self.options.seed, cache, bar.update)
+
+    def _sample_prompts(self, groups: Sequence[Examples], pipe: "Pipeline") -> list[str]:
+        paints = as_janus(pipe) is not None and self.args.sample_every > 0
+        if not paints:
+            if self.args.sample:
+                raise OptionError("--sample needs a Janus model and --sample-every above 0")
+            return []
+        if self.args.sample:
+            return list(self.args.sample)
+        rows = [row for group in groups[: len(self.sources)] for row in group.rows]
+        prompts = dict.fromkeys(row.prompt for row in rows if isinstance(row, PaintRow))
+        return list(prompts)[:_SAMPLES]
+
+    def _sample(self, pipe: "Pipeline", prompts: list[str], step: int) -> None:
+        janus = as_janus(pipe)
+        if janus is None or not prompts or step in contact_sheet.sampled_steps(self.run_dir):
+            return
+        pipe.model.eval()
+        pictures = janus.generate(prompts, seed=[self.options.seed] * len(prompts), progress=False)
+        pipe.model.train()
+        contact_sheet.add_samples(self.run_dir, step, pictures, prompts)
+
+    def _observe(
+        self, pipe: "Pipeline", prompts: list[str], log: TrainingLog, figures: dict[str, float]
+    ) -> None:
+        self.step = int(figures["step"])
+        log.add(figures)
+        every = self.args.sample_every
+        if every and (self.step % every == 0 or self.step == self.options.steps):
+            self._sample(pipe, prompts, self.step)
+
+    def _validate(self, pipe: "Pipeline", kept_out: Sequence[Examples]) -> dict[str, float]:
+        return validation.validation_loss(pipe, kept_out, self.options.rows_at_once)
+
+    def _write_result(self, pipe: "Pipeline", run: SftRun, dtype: torch.dtype) -> None:
+        pipe.model.eval()
+        if run.adapter is not None:
+            save_adapter(pipe.model, run.adapter, self.result)
+        else:
+            pipe.to(dtype).save_pretrained(self.result)
+
+
+_LESS_MEMORY = "accepted: --recompute, fewer --rows-at-once, or --lora in place of all weights"
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    with atomic_write(path) as stream:
+        stream.write(json.dumps(content, indent=2).encode() + b"\n")
