@@ -4,14 +4,16 @@ B rows, L tokens of a row's prompt or conversation, X positions of the longest r
 picture, D decoder width, N learned tokens.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd import Function
 from torch.nn.utils.rnn import pad_sequence
+from torch.utils.checkpoint import checkpoint
 
 from ..blocks.chat.inputs import ChatInputs
 from ..janus.model import JanusModel
@@ -19,6 +21,14 @@ from .examples import Example, PaintExample, ReadExample
 
 KINDS = ("image", "text")
 """The losses: of image codes, and of the tokens of answers."""
+PARTS = {
+    "image": ("gen_embed.", "gen_aligner.", "gen_head."),
+    "text": ("language_model.lm_head.", "language.lm_head."),
+    "pictures": ("aligner.", "projector.", "image_newline", "view_seperator"),
+}
+"""What only some batches use: those for painting, with answers, with pictures to read; by its parameters."""
+_LOGITS = 1 << 27
+"""Logits that are held at a time, 512 MiB in float32."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +51,11 @@ class Batch:
         """Learned tokens by loss."""
         image = 0 if self.codes is None else self.codes.numel()
         return {"image": image, "text": int(self.learned.sum())}
+
+    @property
+    def amounts(self) -> dict[str, int]:
+        """The tokens that each of `PARTS` works on: those learned by loss, and those of pictures to read."""
+        return self.counts | {"pictures": sum(int(one.image_mask.sum()) for one in self.inputs)}
 
 
 def collate(examples: Sequence[Example], pad_id: int, dropped: Sequence[bool]) -> Batch:
@@ -73,14 +88,29 @@ class TrainingModel(nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, batch: Batch) -> dict[str, Tensor]:
-        """The summed cross-entropy of the batch's learned tokens by loss, float32 scalars; 0 without any."""
-        losses = {kind: _loss(*found) for kind, found in self.logits(batch).items()}
+    def forward(self, batch: Batch, used: Collection[str] = ()) -> dict[str, Tensor]:
+        """The summed cross-entropy of the batch's learned tokens by loss, float32 scalars; 0 without any.
+
+        `used` names the `PARTS` that any process uses in this step: those that this batch doesn't use get
+        gradients of zero, so that all processes have gradients of the same parameters.
+        """
+        losses = {kind: self._loss(kind, *found) for kind, found in self._states(batch).items()}
         zero = next(iter(losses.values())).new_zeros(())
-        return {kind: losses.get(kind, zero) for kind in KINDS}
+        losses = {kind: losses.get(kind, zero) for kind in KINDS}
+        if missing := self._parameters_of(part for part in used if not batch.amounts[part]):
+            losses["image"] = _ZeroGradients.apply(losses["image"], *missing)  # type: ignore[assignment]
+        return losses
 
     def logits(self, batch: Batch) -> dict[str, tuple[Tensor, Tensor]]:
         """The logits `[N, V]` that predict the batch's learned tokens `[N]`, and these, by loss."""
+        states = self._states(batch)
+        return {kind: (self._head(kind)(hidden), tokens) for kind, (hidden, tokens) in states.items()}
+
+    def _head(self, kind: str) -> Callable[[Tensor], Tensor]:
+        return self.model.image_logits if kind == "image" else self.model.text_logits
+
+    def _states(self, batch: Batch) -> dict[str, tuple[Tensor, Tensor]]:
+        """The hidden states `[N, D]` that predict the batch's learned tokens `[N]`, and these, by loss."""
         rows, prompt_lengths = self._embed(batch)
         hidden_BXD = self.model.decoder(pad_sequence(rows, batch_first=True))
         # A padded position follows all others of its row, so that none of them attends to it.
@@ -93,7 +123,7 @@ class TrainingModel(nn.Module):
             painted, count = codes.shape
             last = starts[:painted] + prompt_lengths[:painted].to(hidden.device) - 1
             positions = last[:, None] + torch.arange(count, device=hidden.device)
-            found["image"] = self.model.image_logits(hidden[positions.flatten()]), codes.flatten()
+            found["image"] = hidden[positions.flatten()], codes.flatten()
         if batch.inputs:
             lengths = batch.lengths[painted:]
             targets = batch.learned.nonzero()[:, 0]
@@ -102,15 +132,33 @@ class TrainingModel(nn.Module):
             first = torch.tensor(lengths).cumsum(0) - torch.tensor(lengths)
             offset = targets - first[row[targets]] - 1  # what predicts a token is the one before it
             positions = starts[painted:][row[targets].to(hidden.device)] + offset.to(hidden.device)
-            found["text"] = self.model.text_logits(hidden[positions]), ids[targets].to(hidden.device)
+            found["text"] = hidden[positions], ids[targets].to(hidden.device)
         return found
+
+    def _loss(self, kind: str, hidden_ND: Tensor, targets_N: Tensor) -> Tensor:
+        """The summed cross-entropy of a head's logits, of which a part is held at a time."""
+        head, config = self._head(kind), self.model.config
+        rows = max(1, _LOGITS // (config.vq.codebook_size if kind == "image" else config.decoder.vocab_size))
+
+        def loss(hidden_ND: Tensor, targets_N: Tensor) -> Tensor:
+            return F.cross_entropy(head(hidden_ND).float(), targets_N, reduction="sum")
+
+        if len(hidden_ND) <= rows:
+            return loss(hidden_ND, targets_N)
+        parts: Any = zip(hidden_ND.split(rows), targets_N.split(rows), strict=True)
+        return torch.stack([checkpoint(loss, *part, use_reentrant=False) for part in parts]).sum()
+
+    def _parameters_of(self, parts: Iterable[str]) -> list[nn.Parameter]:
+        prefixes = tuple(prefix for part in parts for prefix in PARTS[part])
+        named = self.model.named_parameters() if prefixes else ()
+        return [p for name, p in named if name.startswith(prefixes) and p.requires_grad]
 
     def _embed(self, batch: Batch) -> tuple[list[Tensor], Tensor]:
         """The rows' embeddings `[X_i, D]`, a picture's codes but the last behind its prompt, and the lengths
         of their prompts."""
         model, device = self.model, self.model.decoder.device
         x = model.embed_text(batch.ids.to(device))
-        if batch.inputs and any(bool(one.image_mask.any()) for one in batch.inputs):
+        if batch.amounts["pictures"]:
             masks = torch.cat([one.image_mask for one in batch.inputs])
             positions = masks.nonzero()[:, 0] + len(batch.ids) - len(masks)
             x = x.index_copy(0, positions.to(device), model.image_embeddings(batch.inputs).to(x.dtype))
@@ -123,5 +171,14 @@ class TrainingModel(nn.Module):
         return rows, torch.tensor(batch.lengths)
 
 
-def _loss(logits_NV: Tensor, targets_N: Tensor) -> Tensor:
-    return F.cross_entropy(logits_NV.float(), targets_N, reduction="sum")
+class _ZeroGradients(Function):
+    """Its first argument, with gradients of zero for the others."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, *unused: Tensor) -> Tensor:
+        ctx.unused = unused
+        return value.view_as(value)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, ...]:
+        return grads[0], *(torch.zeros_like(tensor) for tensor in ctx.unused)

@@ -3,9 +3,8 @@
 import json
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,13 +12,14 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from ..blocks.errors import OptionError, check_integer, check_number
 from . import checkpoints
 from .adapters import LoraOptions, add_adapter
+from .distributed import rank, sum_on_host, world
 from .examples import Example, Examples, draw
-from .losses import KINDS, Batch, TrainingModel, collate
+from .losses import KINDS, PARTS, Batch, TrainingModel, collate
+from .updates import Updates
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,8 @@ class SftRun:
         folder: Path,
     ) -> None:
         self.pipe, self.options, self.folder = pipe, options, folder
-        self.rank, self.world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+        self.checkpoints = folder / "checkpoints"
+        self.rank, self.world = rank(), world()
         if options.batch_size % self.world:
             raise OptionError(
                 f"batch_size is {options.batch_size}; accepted: a multiple of the {self.world} processes"
@@ -97,20 +98,18 @@ class SftRun:
         self.examples = examples
         sizes = list(map(len, examples))
         self.order = draw(sizes, weights, options.steps * options.batch_size, options.seed)
-        self.adapter = prepare_model(pipe, options.lora, options.recompute, options.seed)
+        self.adapter = prepare_model(pipe, options.lora, options.seed)
         self.model: nn.Module = TrainingModel(pipe.model)
-        trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
-        self.trained = trained
-        self.optimizer = torch.optim.AdamW(
-            trained, lr=options.peak_rate, betas=(0.9, 0.95), weight_decay=options.weight_decay
+        self.updates = Updates(
+            self.model, weight_decay=options.weight_decay, clip=options.clip, recompute=options.recompute
         )
         self.step = 0
 
     def resume(self) -> int:
         """Load the last checkpoint, if there is one; returns the number of steps that are done."""
-        if found := checkpoints.latest(self.folder / "checkpoints"):
+        if found := checkpoints.latest(self.checkpoints):
             self.step = found[0]
-            checkpoints.load(found[1], self.model, self.optimizer)
+            checkpoints.load(found[1], self.model, self.updates.optimizer)
         return self.step
 
     def run(self, callback: Callable[[dict[str, float]], None] = lambda figures: None) -> None:
@@ -118,19 +117,26 @@ class SftRun:
         steps = self.options.steps
         with ThreadPoolExecutor(1) as loader:
             following = loader.submit(self._batches, self.step)
+            unread, start = None, time.perf_counter()
             while self.step < steps:
                 batches = following.result()
                 following = loader.submit(self._batches, min(self.step + 1, steps - 1))
-                start = time.perf_counter()
-                figures = self._train(batches)
-                self.step += 1
-                figures |= {"step": self.step, "seconds": round(time.perf_counter() - start, 4)}
-                if self.rank == 0:
-                    with (self.folder / "log.jsonl").open("a") as log:
-                        log.write(json.dumps(figures) + "\n")
-                    callback(figures)
-                if self.step % self.options.save_every == 0 or self.step == steps:
-                    checkpoints.save(self.folder / "checkpoints", self.step, self.model, self.optimizer)
+                taken = self.take_step(batches)
+                is_saved = self.step % self.options.save_every == 0 or self.step == steps
+                # A step's figures are read when the next one has been started: the GPU is never without work.
+                for step in filter(None, (unread, taken if is_saved else None)):
+                    seconds, start = time.perf_counter() - start, time.perf_counter()
+                    self._report(step, seconds, callback)
+                unread = None if is_saved else taken
+                if is_saved:
+                    checkpoints.save(self.checkpoints, self.step, self.model, self.updates.optimizer)
+
+    def _report(self, taken: "Taken", seconds: float, callback: Callable[[dict[str, float]], None]) -> None:
+        figures = taken.figures() | {"seconds": round(seconds, 4)}
+        if self.rank == 0:
+            with (self.folder / "log.jsonl").open("a") as log:
+                log.write(json.dumps(figures) + "\n")
+            callback(figures)
 
     def _batches(self, step: int) -> list[Batch]:
         """This process's share of a step's rows, in batches of `rows_at_once`."""
@@ -157,42 +163,45 @@ class SftRun:
         generator = torch.Generator().manual_seed((self.options.seed << 32 | place) % 2**63)
         return float(torch.rand((), generator=generator)) < self.options.unconditional
 
-    def _train(self, batches: Sequence[Batch]) -> dict[str, float]:
-        options, device = self.options, self.pipe.device
-        learned = torch.tensor([[batch.counts[kind] for kind in KINDS] for batch in batches])
-        counts = self._sum(learned.sum(0).to(device))
+    def take_step(self, batches: Sequence[Batch]) -> "Taken":
+        """Take one step of the optimizer with this process's batches of it."""
+        options, rate = self.options, self.options.rate(self.step)
+        amounts = torch.tensor([[batch.amounts[part] for part in PARTS] for batch in batches]).sum(0)
+        tokens = dict(zip(PARTS, sum_on_host(amounts).tolist(), strict=True))
+        used = [part for part, count in tokens.items() if count]
         weights = {"image": options.image_weight, "text": options.text_weight}
-        scales = {k: weights[k] / max(1, int(n)) for k, n in zip(KINDS, counts, strict=True)}
-        sums = torch.zeros(len(KINDS), device=device)
+        scales = {kind: weights[kind] / max(1, tokens[kind]) for kind in KINDS}
+        sums = torch.zeros(len(KINDS), device=self.pipe.device)
         for batch in batches:
-            with autocast(self.pipe):
-                losses = self.model(batch)
+            losses = self.model(batch, used)
             sums += torch.stack([losses[kind].detach() for kind in KINDS])
             torch.stack([scales[kind] * losses[kind] for kind in KINDS]).sum().backward()
-        self._sum_gradients()
-        norm = torch.nn.utils.clip_grad_norm_(self.trained, options.clip)
-        rate = options.rate(self.step)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        sums = self._sum(sums)
-        losses = {k: float(s) / int(n) for k, s, n in zip(KINDS, sums, counts, strict=True) if int(n)}
-        return {f"{kind}_loss": value for kind, value in losses.items()} | {"norm": float(norm), "rate": rate}
-
-    def _sum(self, values: Tensor) -> Tensor:
+        norm = self.updates.apply(rate)
         if self.world > 1:
-            dist.all_reduce(values)
-        return values
-
-    def _sum_gradients(self) -> None:
-        if self.world > 1:
-            for parameter in self.trained:
-                if parameter.grad is not None:
-                    dist.all_reduce(parameter.grad)
+            dist.all_reduce(sums)
+        self.step += 1
+        return Taken(self.step, rate, tokens, torch.cat((sums, norm[None])))
 
 
-def prepare_model(pipe: Any, lora: LoraOptions | None, recompute: bool, seed: int) -> Any:
+@dataclass(frozen=True)
+class Taken:
+    """A step that was taken: its number from 1, its learned tokens over all processes by loss, and `values`,
+    float32 `[KINDS + 1]` on the device: the sums of the losses, and the length of the gradient."""
+
+    step: int
+    rate: float
+    tokens: Mapping[str, int]
+    values: Tensor
+
+    def figures(self) -> dict[str, float]:
+        """The mean losses, the gradient's length, the learning rate and the step. Waits for the device."""
+        *sums, norm = self.values.tolist()
+        counts = [self.tokens[kind] for kind in KINDS]
+        losses = {f"{k}_loss": s / n for k, s, n in zip(KINDS, sums, counts, strict=True) if n}
+        return losses | {"norm": norm, "rate": self.rate, "step": self.step}
+
+
+def prepare_model(pipe: Any, lora: LoraOptions | None, seed: int) -> Any:
     """Make trainable what is to be trained: a new adapter, or the decoder with the heads and embeddings of
     both tasks; vision encoder and image tokenizer stay as they are. Returns the adapter's config, or None."""
     model = pipe.model.requires_grad_(False).train()
@@ -204,21 +213,4 @@ def prepare_model(pipe: Any, lora: LoraOptions | None, recompute: bool, seed: in
         frozen = ("vision_model.", "vision.", "gen_vision_model.")
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(not name.startswith(frozen) and parameter.is_floating_point())
-    if recompute:
-        for block in model.decoder.layers:
-            block.forward = _recomputed(block.forward)
     return adapter
-
-
-def _recomputed(forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    def run(*args: Any) -> Tensor:
-        return checkpoint(forward, *args, use_reentrant=False)
-
-    return run
-
-
-def autocast(pipe: Any) -> Any:
-    """Bfloat16 products on a GPU; the CPU computes in the weights' dtype."""
-    if pipe.device.type != "cuda":
-        return nullcontext()
-    return torch.autocast("cuda", torch.bfloat16)

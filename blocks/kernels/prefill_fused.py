@@ -1,5 +1,5 @@
-"""A Triton kernel for prefill: rotary embedding. The definition is `rotate` in model/layers.py; both are
-bitwise equal, since they round in the same places.
+"""A Triton kernel for prefill and training: rotary embedding, with its gradient. The definition is `rotate`
+in model/layers.py; both are bitwise equal, since they round in the same places.
 
 B rows, T positions, H heads, K dimensions of a head.
 """
@@ -8,10 +8,13 @@ B rows, T positions, H heads, K dimensions of a head.
 # pyright: reportArgumentType=false, reportOperatorIssue=false, reportCallIssue=false
 # pyright: reportGeneralTypeIssues=false
 
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from torch.autograd import Function
 
 
 @triton.jit
@@ -55,8 +58,30 @@ def _rotate(
     tl.store(out_heads + HALF, (high * high_cos + low * high_sin).to(dtype), mask=mask)
 
 
+class _Rotation(Function):
+    @staticmethod
+    def forward(ctx: Any, x_BHTK: Tensor, cos: Tensor, sin: Tensor, pairs: bool) -> Tensor:
+        ctx.save_for_backward(cos, sin)
+        ctx.pairs = pairs
+        return _rotated(x_BHTK, (cos, sin), pairs)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
+        cos, sin = ctx.saved_tensors
+        x_grad = _rotated(grads[0], (cos, -sin), False)  # the inverse rotation is the transpose
+        if ctx.pairs:
+            x_grad = torch.stack(x_grad.chunk(2, dim=-1), dim=-1).flatten(-2)
+        return x_grad, None, None, None
+
+
 def rotate(x_BHTK: Tensor, table: tuple[Tensor, Tensor], pairs: bool = False) -> Tensor:
     """`layers.rotate`, or with `pairs` `layers.rotate_pairs`; the result has the memory layout of `x`."""
+    if torch.is_grad_enabled() and x_BHTK.requires_grad:
+        return _Rotation.apply(x_BHTK, *table, pairs)  # type: ignore[return-value]
+    return _rotated(x_BHTK, table, pairs)
+
+
+def _rotated(x_BHTK: Tensor, table: tuple[Tensor, Tensor], pairs: bool) -> Tensor:
     rows, heads, length, dim = x_BHTK.shape
     cos_BTK, sin_BTK = (part.expand(rows, length, dim).contiguous() for part in table)
     out_BHTK = torch.empty_like(x_BHTK)

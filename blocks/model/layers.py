@@ -98,7 +98,7 @@ def rotary_table(positions_BT: Tensor, dim: int, theta: float) -> tuple[Tensor, 
 
 def rotate(x_BHTK: Tensor, table: tuple[Tensor, Tensor]) -> Tensor:
     """Rotate each pair (k, k + K/2) by its angle, in float32; returns the dtype of `x`."""
-    if dispatch.can_use_kernels(x_BHTK):
+    if dispatch.can_use_kernels(x_BHTK.detach()):
         from ..kernels import prefill_fused  # needs Triton
 
         return prefill_fused.rotate(x_BHTK, table)
@@ -110,7 +110,7 @@ def rotate(x_BHTK: Tensor, table: tuple[Tensor, Tensor]) -> Tensor:
 
 def rotate_pairs(x_BHTK: Tensor, table: tuple[Tensor, Tensor]) -> Tensor:
     """`rotate` for interleaved pairs (2 k, 2 k + 1); the result is half-split."""
-    if dispatch.can_use_kernels(x_BHTK):
+    if dispatch.can_use_kernels(x_BHTK.detach()):
         from ..kernels import prefill_fused  # needs Triton
 
         return prefill_fused.rotate(x_BHTK, table, pairs=True)

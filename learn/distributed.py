@@ -1,0 +1,169 @@
+"""Training on several processes, one a GPU: how they find each other, share sums, and hold a model in parts.
+
+They are started by `launch`, or by anything else that sets torchrun's variables (`torchrun`, `accelerate
+launch`, schedulers of clusters).
+"""
+
+import os
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any
+from uuid import uuid4
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch._utils import _flatten_dense_tensors, _unflatten_dense_tensors
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor
+
+from ..blocks.device import resolve_device
+from ..blocks.errors import OptionError, ResourceError, check_integer
+from ..blocks.model.moe import Gate
+
+TIMEOUT = timedelta(minutes=10)
+"""How long a process waits for the others, in one exchange, before it gives up."""
+_LOST_CONNECTION = ("gloo", "Connection closed", "Connection reset", "NCCL", "Timed out", "Broken pipe")
+
+
+def rank() -> int:
+    """This process's number among the run's, from 0."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def world() -> int:
+    """How many processes the run has."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def is_launched() -> bool:
+    """Whether this process is one of several that were started together."""
+    return "RANK" in os.environ and "WORLD_SIZE" in os.environ
+
+
+def launch(processes: int, arguments: Sequence[str]) -> None:
+    """Run `python ARGUMENTS` on this machine in several processes, and wait for them.
+
+    Raises `ResourceError` once one of them failed, which has said why; the others are ended.
+    """
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    check_integer("processes", processes, 1, 1024)
+    config = LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=processes,
+        run_id=uuid4().hex,
+        rdzv_backend="c10d",
+        rdzv_endpoint="localhost:0",
+        max_restarts=0,
+        monitor_interval=0.2,
+    )
+    try:
+        elastic_launch(config, sys.executable)(*arguments)
+    except ChildFailedError as error:
+        number, failure = error.get_first_failure()
+        killed = f"was killed by signal {-failure.exitcode}"
+        ended = killed if failure.exitcode < 0 else "failed; it says why above"
+        raise ResourceError(
+            f"process {number} of {processes} {ended}, and the others were ended. The same command goes on "
+            "from the last checkpoint"
+        ) from None
+
+
+@contextmanager
+def joined(device: str | torch.device | None) -> Iterator[torch.device]:
+    """Join the run's other processes, if it has any; gives the device of this one, on GPUs its own.
+
+    Raises `OptionError` where there are fewer GPUs than processes, and `ResourceError` once the connection to
+    another process is lost.
+    """
+    if not is_launched():
+        yield resolve_device(device)
+        return
+    chosen = _own_device(device)
+    if chosen.type == "cuda":
+        torch.cuda.set_device(chosen)
+    backend = "cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo"
+    dist.init_process_group(backend, timeout=TIMEOUT)
+    try:
+        yield chosen
+    except RuntimeError as error:
+        if isinstance(error, dist.DistError) or any(word in str(error) for word in _LOST_CONNECTION):
+            raise ResourceError(
+                f"process {rank()} of {world()} lost the connection to another one, which failed or was "
+                "killed (see its own message). The same command goes on from the last checkpoint"
+            ) from error
+        raise
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+def _own_device(device: str | torch.device | None) -> torch.device:
+    chosen = resolve_device(device)
+    if chosen.type == "cpu":
+        return chosen
+    if chosen.type != "cuda" or chosen.index is not None:
+        raise OptionError(f"device is {str(chosen)!r} for several processes; accepted: cuda, cpu")
+    local = int(os.environ.get("LOCAL_RANK", "0"))
+    if local >= torch.cuda.device_count():
+        raise OptionError(
+            f"{torch.cuda.device_count()} GPUs for at least {local + 1} processes; accepted: one GPU for each"
+        )
+    return torch.device("cuda", local)
+
+
+def sum_on_host(values: Tensor) -> Tensor:
+    """The sums of a tensor on the CPU over all processes; a GPU is not waited for."""
+    if world() > 1:
+        dist.all_reduce(values)
+    return values
+
+
+def sum_gradients(parameters: Iterable[nn.Parameter]) -> None:
+    """Add up the gradients of parameters that every process holds whole, in one exchange."""
+    grads = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    if world() == 1 or not grads or isinstance(grads[0], DTensor):
+        return
+    flat = _flatten_dense_tensors(grads)
+    dist.all_reduce(flat)
+    for grad, total in zip(grads, _unflatten_dense_tensors(flat, grads), strict=True):
+        grad.copy_(total)
+
+
+def shard(module: nn.Module, blocks: Iterable[nn.Module], dtype: torch.dtype) -> None:
+    """Divide a module's trained parameters among the processes (FSDP2, Zhao et al. 2023, arXiv 2304.11277).
+
+    Parameters and gradients are float32; layers are computed in `dtype`. `blocks` are gathered one at a time,
+    the rest as a whole. Gradients are summed, not averaged. Frozen parameters stay whole on every process.
+    """
+    if not dist.is_initialized():
+        dist.init_process_group("nccl", store=dist.HashStore(), rank=0, world_size=1)
+    frozen = {parameter for parameter in module.parameters() if not parameter.requires_grad}
+    device = next(module.parameters()).device
+    mesh = dist.device_mesh.init_device_mesh(device.type, (world(),))
+    mixed = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32)
+    exact = MixedPrecisionPolicy(param_dtype=torch.float32, reduce_dtype=torch.float32)
+    for block in blocks:
+        for part in block.modules():
+            if isinstance(part, Gate):  # routers choose experts in float32
+                fully_shard(part, mesh=mesh, mp_policy=exact, ignored_params=frozen)
+        fully_shard(block, mesh=mesh, mp_policy=mixed, ignored_params=frozen)
+    fully_shard(module, mesh=mesh, mp_policy=mixed, ignored_params=frozen)
+    for part in module.modules():
+        if isinstance(part, FSDPModule):
+            part.set_gradient_divide_factor(1.0)
+            part.set_force_sum_reduction_for_comms(True)
+
+
+def whole(tensors: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
+    """Named tensors, those in parts gathered one at a time on the CPU of the first process; the other
+    processes, which all call this, get empty ones."""
+    for name, tensor in tensors:
+        full: Any = tensor.detach()
+        if isinstance(full, DTensor):
+            full = full.full_tensor()
+        yield name, full.cpu() if rank() == 0 else full.new_empty(0)
