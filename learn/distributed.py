@@ -140,6 +140,10 @@ def shard(module: nn.Module, blocks: Iterable[nn.Module], dtype: torch.dtype) ->
     Parameters and gradients are float32; layers are computed in `dtype`. `blocks` are gathered one at a time,
     the rest as a whole. Gradients are summed, not averaged. Frozen parameters stay whole on every process.
     """
+    if not hasattr(FSDPModule, "set_force_sum_reduction_for_comms"):
+        raise OptionError(
+            f"torch is {torch.__version__}; accepted to train all weights in parts: 2.9 or newer"
+        )
     if not dist.is_initialized():
         dist.init_process_group("nccl", store=dist.HashStore(), rank=0, world_size=1)
     frozen = {parameter for parameter in module.parameters() if not parameter.requires_grad}

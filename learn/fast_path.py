@@ -87,9 +87,10 @@ def _feed_forward(mlp: FeedForward, x: Tensor) -> Tensor:
 def _lora_linear(layer: LoraLinear, x: Tensor) -> Tensor:
     """PEFT's layer, with one adapter of the plain kind by `_LoraProduct`."""
     base, names = layer.base_layer, layer.active_adapters
-    name = names[0] if len(names) == 1 else None
-    is_plain = not (layer.disable_adapters or layer.merged) and name in layer.lora_A
-    if not is_plain or name in layer.lora_variant or type(base) is not Linear:
+    if type(base) is not Linear or layer.disable_adapters or layer.merged or len(names) != 1:
+        return LoraLinear.forward(layer, x)
+    name: str = names[0]
+    if name not in layer.lora_A or name in layer.lora_variant:
         return LoraLinear.forward(layer, x)
     a, b = layer.lora_A[name], layer.lora_B[name]
     if not isinstance(layer.lora_dropout[name], nn.Identity) or a.bias is not None or b.bias is not None:

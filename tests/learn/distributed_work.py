@@ -20,7 +20,7 @@ STEPS = 4
 def examples(pipe: JanusPipeline) -> list[Example]:
     """Rows for painting, and others for reading with and without a picture: processes get different kinds."""
     generator = torch.Generator().manual_seed(0)
-    prompts = [pipe.processor.generation_ids(text)[0] for text in ("a photo of a red star", "two blue hearts")]
+    prompts = [pipe.processor.generation_ids(text)[0] for text in ("a photo of a star", "two blue hearts")]
     paint = [PaintExample(ids, torch.randint(0, 512, (64,), generator=generator)) for ids in prompts]
     picture = {"type": "image", "image": torch.zeros(3, 32, 32, dtype=torch.uint8)}
     text, answer = {"type": "text", "text": "What?"}, {"role": "assistant", "content": "a star"}

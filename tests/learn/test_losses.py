@@ -135,3 +135,19 @@ def test_a_row_does_not_depend_on_the_rows_beside_it(pair) -> None:
         together = model(collate(rows, 0, [False] * 2))["image"]
         alone = sum(model(collate([row], 0, [False]))["image"] for row in rows)
     assert abs(together / alone - 1) < 1e-6
+
+
+def test_logits_are_held_in_parts(pair, monkeypatch) -> None:
+    _, ours = pair
+    codes = torch.randint(0, 512, (36,), generator=torch.Generator().manual_seed(3))
+    batch = collate([PaintExample(ours.processor.generation_ids("a star")[0], codes)], 0, [False])
+    model = TrainingModel(ours.model)
+    found = []
+    for most in (1 << 27, 512 * 10):
+        monkeypatch.setattr("bifrons.learn.losses._LOGITS", most)
+        ours.model.zero_grad()
+        loss = model(batch)["image"]
+        loss.backward()
+        found.append((loss.detach(), ours.model.gen_head.vision_head.weight.grad.clone()))
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)

@@ -41,7 +41,7 @@ def test_norm(width, dtype, monkeypatch) -> None:
     def plain(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
         return F.rms_norm(x, (width,), weight.to(x.dtype), 1e-6)
 
-    compare(lambda *inputs: training.rms_norm(*inputs, 1e-6), plain, (x, weight), dtype)
+    compare(lambda x, weight: training.rms_norm(x, weight, 1e-6), plain, (x, weight), dtype)
     compare(lambda x: training.rms_norm(x, weight.detach(), 1e-6), lambda x: plain(x, weight), (x,), dtype)
     norm = RMSNorm(width).to(DEVICE, dtype)
     torch.testing.assert_close(training.rms_norm(x, norm.weight, norm.eps), norm(x), rtol=2**-7, atol=0)
