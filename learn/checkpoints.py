@@ -17,7 +17,10 @@ import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch import nn
+from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict, set_state_dict
+
+from ..blocks.errors import CheckpointError
 
 _PATTERN = re.compile(r"step-(\d+)")
 _TRAINED = StateDictOptions(ignore_frozen_params=True, strict=False)
@@ -52,10 +55,13 @@ def save(folder: Path, step: int, model: nn.Module, optimizer: torch.optim.Optim
 
 
 def load(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    """Load a checkpoint into model and optimizer."""
+    """Load a checkpoint into model and optimizer. Raises `CheckpointError` if it is of another model."""
     state = _state(model, optimizer)
+    names = dcp.FileSystemReader(path).read_metadata().state_dict_metadata
+    if missing := [name for name in state["model"] if f"model.{name}" not in names]:
+        raise CheckpointError(f"{path} has no {missing[0]}: it is of another model, or of another adapter")
     with _one_process_is_meant():
-        dcp.load(state, checkpoint_id=path)
+        dcp.load(state, checkpoint_id=path, planner=DefaultLoadPlanner(allow_partial_load=True))
     set_state_dict(
         model,
         optimizer,
@@ -63,6 +69,9 @@ def load(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> None
         optim_state_dict=state["optimizer"],
         options=_TRAINED,
     )
+    for name, parameter in model.named_parameters():  # what had no gradient so far has no moments
+        if f"optimizer.state.{name}.step" not in names:
+            optimizer.state.pop(parameter, None)
 
 
 @contextmanager

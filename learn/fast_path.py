@@ -29,15 +29,15 @@ def training_dtype(model: Any) -> torch.dtype:
     return torch.bfloat16 if has_bfloat16 else torch.float32
 
 
-def prepare_computation(model: Any, *, recompute: bool) -> None:
+def prepare_computation(model: Any, *, recompute: bool, float32: bool = True) -> None:
     """Make a model, whose trained parameters have `requires_grad`, compute as it is best trained.
 
-    Trained parameters become float32, frozen ones `training_dtype`. With `recompute`, only the inputs of the
-    decoder's layers are kept for the gradient, and the rest is computed again.
+    Trained parameters become float32 (unless told otherwise), the others `training_dtype`. With `recompute`,
+    only the inputs of the decoder's layers are kept for the gradient, and the rest is computed again.
     """
     loaded, dtype = model.decoder.dtype, training_dtype(model)
     for parameter in model.parameters():
-        if parameter.requires_grad:
+        if parameter.requires_grad and float32:
             parameter.data = parameter.data.float()
         elif parameter.dtype == loaded:  # what is kept in float32, such as routers, stays so
             parameter.data = parameter.data.to(dtype)

@@ -24,6 +24,7 @@ from .adapters import LoraOptions
 from .grpo_loss import group_advantages, token_losses
 from .policy import Policy, Prompt, Samples, answer, paint
 from .sft import prepare_model
+from .updates import Updates
 
 UNUSED = {
     "paint": ("aligner.", "language_model.lm_head."),
@@ -135,22 +136,24 @@ class GrpoRun:
         self.paints = "prompt" in prompts[0]
         self.sampling = options.sampling(pipe.guidance_scale if self.paints else None)
         reference = frozen_copy(pipe.model) if options.beta and options.lora is None else None
-        self.adapter = prepare_model(pipe, options.lora, options.recompute, options.seed)
+        self.adapter = prepare_model(pipe, options.lora, options.seed)
         for name, parameter in pipe.model.named_parameters():
             if name.startswith(UNUSED["paint" if self.paints else "answer"]):
                 parameter.requires_grad_(False)
         self.policy = Policy(pipe, self.sampling, reference, options.log_probs == "conditional")
         self.model: nn.Module = self.policy.model
-        self.trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
-        self.optimizer = torch.optim.AdamW(
-            self.trained, lr=options.rate, betas=(0.9, 0.95), weight_decay=options.weight_decay
+        self.updates = Updates(
+            self.model,
+            weight_decay=options.weight_decay,
+            clip=options.max_norm,
+            recompute=options.recompute,
         )
 
     def resume(self) -> int:
         """Load the last checkpoint, if there is one; returns the number of steps that are done."""
         if found := checkpoints.latest(self.folder / "checkpoints"):
             self.step = found[0]
-            checkpoints.load(found[1], self.model, self.optimizer)
+            self.updates.load(found[1])
         return self.step
 
     def run(self, callback: Callable[[dict[str, float]], None] = lambda figures: None) -> None:
@@ -163,7 +166,7 @@ class GrpoRun:
                 log.write(json.dumps(figures) + "\n")
             callback(figures)
             if self.step % self.options.save_every == 0 or self.step == self.options.steps:
-                checkpoints.save(self.folder / "checkpoints", self.step, self.model, self.optimizer)
+                self.updates.save(self.folder / "checkpoints", self.step)
 
     def train_step(self) -> dict[str, float]:
         """One step; returns its figures."""
@@ -224,9 +227,7 @@ class GrpoRun:
                 sums += parts
                 if update == 0:
                     old.append(drawn)
-            norms.append(float(nn.utils.clip_grad_norm_(self.trained, options.max_norm)))
-            self.optimizer.step()
-            self.optimizer.zero_grad(set_to_none=True)
+            norms.append(float(self.updates.apply(options.rate)))
         loss, divergence, clipped, tokens = (sums / max(1, options.updates * len(used))).tolist()
         return {
             "loss": loss,

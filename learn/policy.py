@@ -17,7 +17,6 @@ from .adapters import without_adapter
 from .examples import Example, PaintExample, ReadExample
 from .grpo_loss import drawn_from, kept_tokens, log_probabilities
 from .losses import TrainingModel, collate
-from .sft import autocast
 
 Prompt = Mapping[str, Any]
 """A row of a prompts file: it has a `prompt` to paint or the `messages` of a conversation to answer, and
@@ -124,7 +123,5 @@ class Policy:
     ) -> tuple[Tensor, Tensor]:
         pad = getattr(self.pipe.processor, "pad_id", 0)
         batch = collate(examples, pad, [dropped] * len(examples))
-        # One context each: autocast would keep weights cast without gradients for the rows that need them.
-        with autocast(self.pipe):
-            (found,) = model.logits(batch).values()
+        (found,) = model.logits(batch).values()
         return found

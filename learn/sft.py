@@ -109,7 +109,7 @@ class SftRun:
         """Load the last checkpoint, if there is one; returns the number of steps that are done."""
         if found := checkpoints.latest(self.checkpoints):
             self.step = found[0]
-            checkpoints.load(found[1], self.model, self.updates.optimizer)
+            self.updates.load(found[1])
         return self.step
 
     def run(self, callback: Callable[[dict[str, float]], None] = lambda figures: None) -> None:
@@ -129,7 +129,7 @@ class SftRun:
                     self._report(step, seconds, callback)
                 unread = None if is_saved else taken
                 if is_saved:
-                    checkpoints.save(self.checkpoints, self.step, self.model, self.updates.optimizer)
+                    self.updates.save(self.checkpoints, self.step)
 
     def _report(self, taken: "Taken", seconds: float, callback: Callable[[dict[str, float]], None]) -> None:
         figures = taken.figures() | {"seconds": round(seconds, 4)}

@@ -95,7 +95,7 @@ def train(folder, path, options=SMALL, prompts=PROMPTS, reward=brightness) -> tu
 
 
 def weights(run: GrpoRun) -> list[torch.Tensor]:
-    return [parameter.detach().clone() for parameter in run.trained]
+    return [parameter.detach().clone() for parameter in run.updates.trained]
 
 
 @pytest.mark.parametrize("lora", [None, LoraOptions(rank=2)])
