@@ -112,8 +112,14 @@ class SftRun:
             self.updates.load(found[1])
         return self.step
 
-    def run(self, callback: Callable[[dict[str, float]], None] = lambda figures: None) -> None:
-        """Train to the last step. `callback` gets a step's figures, which are also a line of `log.jsonl`."""
+    def run(
+        self, callback: Callable[[dict[str, float]], None] = lambda figures: None, stop_every: int = 0
+    ) -> None:
+        """Train to the last step. `callback` gets a step's figures, which are also a line of `log.jsonl`.
+
+        It is called while the next step is computed, so that the GPU is never without work, but before it
+        where a checkpoint is due, and after each `stop_every` steps.
+        """
         steps = self.options.steps
         with ThreadPoolExecutor(1) as loader:
             following = loader.submit(self._batches, self.step)
@@ -123,11 +129,11 @@ class SftRun:
                 following = loader.submit(self._batches, min(self.step + 1, steps - 1))
                 taken = self.take_step(batches)
                 is_saved = self.step % self.options.save_every == 0 or self.step == steps
-                # A step's figures are read when the next one has been started: the GPU is never without work.
-                for step in filter(None, (unread, taken if is_saved else None)):
+                stops = is_saved or (stop_every > 0 and self.step % stop_every == 0)
+                for step in filter(None, (unread, taken if stops else None)):
                     seconds, start = time.perf_counter() - start, time.perf_counter()
                     self._report(step, seconds, callback)
-                unread = None if is_saved else taken
+                unread = None if stops else taken
                 if is_saved:
                     self.updates.save(self.checkpoints, self.step)
 

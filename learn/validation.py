@@ -7,7 +7,6 @@ import torch
 
 from .examples import Examples
 from .losses import KINDS, TrainingModel, collate
-from .sft import autocast
 
 MOST = 64
 """Rows of a source that are kept out at most: enough to see a loss change."""
@@ -34,8 +33,7 @@ def validation_loss(pipe: Any, sources: Sequence[Examples], rows_at_once: int) -
     for start in range(0, len(examples), rows_at_once):
         part = examples[start : start + rows_at_once]
         batch = collate(part, pad, [False] * len(part))
-        with autocast(pipe):
-            losses = model(batch)
+        losses = model(batch)
         for kind in KINDS:
             sums[kind] += float(losses[kind])
             counts[kind] += batch.counts[kind]

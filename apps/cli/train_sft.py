@@ -156,7 +156,7 @@ class _Training:
             _write_json(before_file, before)
         with TrainingLog(self.run_dir, self.options.steps, self.step) as log:
             self._sample(pipe, prompts, 0)
-            run.run(lambda figures: self._observe(pipe, prompts, log, figures))
+            run.run(lambda figures: self._observe(pipe, prompts, log, figures), self.args.sample_every)
         after = self._validate(pipe, kept_out)
         self._write_result(pipe, run, dtype)
         facts = {
