@@ -124,12 +124,42 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
         shutil.copytree(ROOT / name, source / name, ignore=skipped)
     for path in (ROOT / "nano/weights").rglob("*.safetensors"):
         (source / path.relative_to(ROOT)).touch()
-    code = "import sys; from setuptools import build_meta; build_meta.build_wheel(sys.argv[1])"
-    command = [sys.executable, "-W", "error::UserWarning", "-c", code, str(folder)]
+    return build(source, "build_wheel(sys.argv[1])", folder, "-W", "error::UserWarning")
+
+
+def build(source: Path, call: str, folder: Path, *flags: str) -> Path:
+    """The wheel that a call of setuptools builds in a folder; `flags` are Python's."""
+    code = f"import sys; from setuptools import build_meta; build_meta.{call}"
+    command = [sys.executable, *flags, "-c", code, str(folder)]
     done = subprocess.run(command, cwd=source, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
     assert "would be ignored" not in done.stdout + done.stderr
     return next(folder.glob("*.whl"))
+
+
+def test_static_tools_see_a_strict_editable_install(wheel: Path, tmp_path: Path) -> None:
+    """As docs/troubleshooting.md has it: a .pth file leads them to a folder that holds the package."""
+    call = "build_editable(sys.argv[1], {'editable_mode': 'strict'})"
+    with zipfile.ZipFile(build(wheel.parent / "source", call, tmp_path)) as archive:
+        (name,) = (item for item in archive.namelist() if item.endswith(".pth"))
+        folder = Path(archive.read(name).decode().strip())
+    assert {path.name for path in folder.iterdir()} == {"bifrons"}
+    for file in ("__init__.py", "py.typed", "vl2/grounding.py", "apps/demo/page.css"):
+        assert (folder / "bifrons" / file).is_file()
+    text = (ROOT / "docs/troubleshooting.md").read_text(encoding="utf-8")
+    assert "pip install --editable . --config-settings editable_mode=strict" in text
+
+
+def test_type_checkers_trust_the_modules_that_are_documented() -> None:
+    """They look for py.typed beside a module below a namespace package."""
+    pages = [ROOT / "README.md", *(ROOT / "docs").glob("*.md"), *(ROOT / "examples").glob("*.py")]
+    texts = "\n".join(page.read_text(encoding="utf-8") for page in pages)
+    modules = set(re.findall(r"^(?:from bifrons|::: bifrons)((?:\.[a-z_0-9]+)+)", texts, re.MULTILINE))
+    assert {".vl2.grounding", ".eval.geneval.scoring"} <= modules
+    paths = [ROOT / module[1:].replace(".", "/") for module in modules]
+    files = [path if path.with_suffix(".py").exists() else path.parent for path in paths]
+    folders = {file.parent for file in files if file != ROOT}
+    assert [folder for folder in folders if not (folder / "py.typed").exists()] == []
 
 
 def test_a_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:
