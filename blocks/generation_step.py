@@ -1,6 +1,6 @@
 """What follows the generation of images step by step: callbacks with previews, and a progress bar.
 
-N images, T image tokens of an image, S of them drawn so far.
+N images, T image tokens of an image, S of them drawn so far, W columns of the grid.
 """
 
 import math
@@ -46,14 +46,13 @@ Callback = Callable[[GenerationStep, int, Tensor], object]
 def fill_up(codes_NS: Tensor, total: int) -> Tensor:
     """Codes `[N, total]` of images in work, whose first S codes are there.
 
-    Their last complete row is repeated: what stands below changes how the decoder paints what is above.
+    Each column of the square grid goes on with its last code: what stands below changes how the decoder
+    paints what is above.
     """
-    side = math.isqrt(total)
     painted = codes_NS.shape[1]
-    first = max(0, painted // side - 1) * side
-    row_NS = codes_NS[:, first : min(first + side, painted)]
-    repeats = -(-(total - painted) // row_NS.shape[1])
-    return torch.cat((codes_NS, row_NS.repeat(1, repeats)), dim=1)[:, :total]
+    last_NW = codes_NS[:, max(0, painted - math.isqrt(total)) :]
+    repeats = -(-(total - painted) // last_NW.shape[1])
+    return torch.cat((codes_NS, last_NW.repeat(1, repeats)), dim=1)[:, :total]
 
 
 def hide_unpainted(picture: Image.Image, done: int, total: int) -> Image.Image:

@@ -7,12 +7,11 @@ from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import torch
 from PIL import Image
 from torch import Tensor
 
 from ...blocks.errors import counted
-from ...blocks.generation_step import fill_up, hide_unpainted
+from ...blocks.generation_step import GenerationStep
 from ...blocks.image_io import write_png
 from ...janus.image_generation import ImageGenerationOptions
 from ..files import slug, write_new
@@ -41,34 +40,32 @@ class ImageProgress:
 class _PreviewCallback:
     """The callback of `generate`: reports progress and decodes a preview now and then."""
 
-    def __init__(self, job: Job, loaded: LoadedModel, count: int) -> None:
-        self.job, self.loaded, self.count = job, loaded, count
+    def __init__(self, job: Job, count: int) -> None:
+        self.job, self.count = job, count
         self.started = time.monotonic()
         self.spent = 0.0
-        self.finished: list[Tensor] = []
+        self.finished: list[Image.Image] = []
         self.pictures: list[Image.Image] = []
 
-    def __call__(self, step: int, total: int, codes: Tensor) -> None:
+    def __call__(self, step: GenerationStep, total: int, codes: Tensor) -> None:
         self.job.check()
-        before = sum(len(batch) for batch in self.finished)
+        before = len(self.finished)
         done, everything = before * total + step * len(codes), self.count * total
         elapsed = time.monotonic() - self.started
         due = step % max(1, total // _PREVIEWS) == 0 and step * 8 >= total  # the first rows look like noise
-        if due and self.spent <= _PREVIEW_SHARE * elapsed:
-            self._decode_preview(codes, total)
-        if step == total:
-            self.finished.append(codes)
+        more = step == total and before + len(codes) < self.count  # other pictures follow, beside these
+        if more or (due and self.spent <= _PREVIEW_SHARE * elapsed):
+            self._decode_preview(step)
+        if more:
+            self.finished = self.pictures[: before + len(codes)]
         left = elapsed / done * (everything - done) if step > 2 or before else None
         self.job.report(ImageProgress(done, everything, left, self.pictures))
 
-    def _decode_preview(self, codes: Tensor, total: int) -> None:
+    def _decode_preview(self, step: GenerationStep) -> None:
         started = time.monotonic()
-        decoded = image_pipeline(self.loaded).decode_codes(torch.cat((*self.finished, fill_up(codes, total))))
-        finished = sum(len(batch) for batch in self.finished)
-        done = [total] * finished + [codes.shape[1]] * len(codes)
-        pictures = [hide_unpainted(*each, total) for each in zip(decoded, done, strict=True)]
-        remaining = self.count - len(pictures)
-        self.pictures = pictures + [Image.new("RGBA", pictures[0].size)] * remaining
+        pictures = [*self.finished, *step.preview()]
+        blank = Image.new("RGBA", pictures[0].size)
+        self.pictures = pictures + [blank] * (self.count - len(pictures))
         self.spent += time.monotonic() - started
 
 
@@ -88,7 +85,7 @@ def generate_images(
     Neighbors with the same options are generated together.
     """
     started = time.monotonic()
-    callback = _PreviewCallback(job, loaded, len(wanted))
+    callback = _PreviewCallback(job, len(wanted))
     pictures: list[Image.Image] = []
     work = f"painting {counted(len(wanted), 'picture')}"
     with explain_out_of_memory(work, lambda: "accepted: fewer pictures"):

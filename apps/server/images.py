@@ -19,6 +19,7 @@ from starlette.types import Scope
 from ...blocks.device import upload
 from ...blocks.errors import OptionError
 from ...blocks.generated_image import GeneratedImage
+from ...blocks.generation_step import fill_up
 from ...blocks.image_io import write_png
 from ...blocks.image_prompts import image_seeds
 from ...blocks.sampling.request import Request as GenerationRequest
@@ -143,9 +144,7 @@ class ImageGeneration:
 
     def encode(self, codes: list[int], seed: int) -> bytes:
         """An image file from all codes of an image or from the first ones."""
-        filled, width = list(codes), self.pipe.model.config.grid[1]
-        while len(filled) < self.num_codes:  # missing rows repeat the last one
-            filled.append(filled[-width] if len(filled) >= width else filled[-1])
+        filled = fill_up(torch.tensor([codes]), self.num_codes)[0].tolist()
         info = image_generation.image_info(self.pipe, self.body.prompt, seed, self.options)
         image = GeneratedImage.of(self.decoder.decode(filled), {**info, "model": self.served.name})
         return self._image_bytes(resize(image, self.size))

@@ -5,16 +5,12 @@ import re
 from dataclasses import replace
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
-import torch
 from bifrons.apps.demo.create_tab import stored_settings
 from bifrons.apps.demo.history import CLEAR, MAX_PICTURES, load_starters, valid_entries
 from bifrons.apps.demo.image_form import STYLES, variations
-from bifrons.apps.demo.image_job import fill_up, hide_unpainted
 from bifrons.blocks.checkpoints.hub import ModelFolder, find_model_folder
 from bifrons.blocks.image_io import open_image
-from PIL import Image
 
 REQUEST = SimpleNamespace(session_hash="me")
 
@@ -76,21 +72,6 @@ def test_variations_share_the_seed(page, shown):
     assert near == [(options.guidance_scale, options.temperature) for _, options in variations(stored)]
     assert len(set(near)) == 4
     assert (2.0, 1.0) not in near
-
-
-def test_previews_are_transparent_where_nothing_is_painted():
-    preview = np.array(hide_unpainted(Image.new("RGB", (40, 40), "red"), 6, 16))
-    assert (preview[:10, :, 3] == 255).all()  # 4 of 6 tokens are the first of four rows, 2 begin the second
-    assert (preview[10:20, :20, 3] == 255).all()
-    assert preview[10:20, 20:, 3].max() == 0
-    assert preview[20:, :, 3].max() == 0
-
-
-def test_codes_in_work_are_filled_up_with_their_last_row():
-    codes = torch.arange(6)[None]
-    assert fill_up(codes, 16).tolist() == [[0, 1, 2, 3, 4, 5, *[0, 1, 2, 3] * 2, 0, 1]]
-    assert fill_up(torch.tensor([[9]]), 4).tolist() == [[9, 9, 9, 9]]
-    assert fill_up(torch.arange(4)[None], 4).tolist() == [[0, 1, 2, 3]]
 
 
 def test_painted_pictures_are_stored_in_the_browser(page, painted):

@@ -131,6 +131,20 @@ def test_partial_images_are_streamed(client):
     assert events[-1].size == whole.size == "{}x{}".format(*decoded_image(events[0].b64_json).size)
 
 
+def test_partial_images_are_the_previews_of_python(client, pipe):
+    mini, previews = JanusPipeline.from_pretrained(DATA / "janus-mini", device="cpu", progress=False), {}
+
+    def keep(step, total, codes):
+        previews[step] = step.preview()[0].convert("RGB")
+
+    mini.generate("x", seed=2, callback=keep)
+    ask = {"model": "janus-mini", "prompt": "x", "extra_body": {"seed": 2}, "output_format": "png"}
+    *partial, _ = client.images.generate(**ask, stream=True, partial_images=3)
+    total = len(previews)
+    for event, step in zip(partial, (total // 4, total // 2, total * 3 // 4), strict=True):
+        assert decoded_image(event.b64_json).tobytes() == previews[step].tobytes()
+
+
 def test_vl2_answers_about_images_but_generates_none(client):
     answer = client.chat.completions.create(
         model="vl2-mini-mla", messages=messages_with_images([RED], "What?"), max_tokens=4
