@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import httpx
@@ -83,7 +84,7 @@ def test_concurrent_images_and_answers_equal_those_of_the_pipeline(client, pipe)
     for reply, picture in zip(replies, expected, strict=True):
         got = decoded_image(reply.data[0].b64_json)
         assert got.tobytes() == picture.tobytes()
-        assert got.text["seed"] == "7"
+        assert got.info["seed"] == "7"
         assert reply.usage.output_tokens == 256
     own = pipe.chat(messages, 12, 1.0, seed=3)
     assert answer.choices[0].message.content == own
@@ -101,6 +102,7 @@ def test_a_streamed_answer_equals_the_complete_one(client):
             ends[choice.index] = choice.finish_reason or ends.get(choice.index)
     assert texts == [choice.message.content for choice in whole.choices]
     assert ends == {choice.index: choice.finish_reason for choice in whole.choices}
+    assert usage is not None
     assert usage == whole.usage
     assert usage.total_tokens == usage.prompt_tokens + usage.completion_tokens
     logprobs = [choice.logprobs.content for choice in whole.choices]
@@ -196,7 +198,8 @@ def test_full_queue_api_keys_and_graceful_shutdown(start_server, tmp_path):
         running.client("wrong").models.list()
     assert httpx.get(f"{running.url}/health").json()["status"] == "ok"
     assert httpx.get(f"{running.url}/metrics").status_code == 401
-    client, head = running.client("open-sesame"), {"headers": {"Authorization": "Bearer open-sesame"}}
+    client = running.client("open-sesame")
+    head: dict[str, Any] = {"headers": {"Authorization": "Bearer open-sesame"}}
     with pytest.raises(openai.BadRequestError, match="rows at once"):
         client.images.generate(prompt="x", n=3)
     with ThreadPoolExecutor(2) as pool:
