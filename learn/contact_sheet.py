@@ -52,5 +52,5 @@ def _page(run: Path, prompts: Sequence[str]) -> str:
     return (
         f'<!doctype html>\n<html lang="en"><meta charset="utf-8"><title>{title}</title>\n'
         f"<style>{_STYLE}</style>\n<h1>{title}</h1>\n"
-        f'<table><thead><tr><td></td>{head}</tr></thead>\n<tbody>{chr(10).join(rows)}</tbody></table></html>\n'
+        f"<table><thead><tr><td></td>{head}</tr></thead>\n<tbody>{chr(10).join(rows)}</tbody></table></html>\n"
     )

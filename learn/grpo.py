@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -21,8 +21,10 @@ from ..blocks.errors import BifronsError, OptionError, check_integer, check_numb
 from ..blocks.sampling.request import SamplingParams
 from . import checkpoints
 from .adapters import LoraOptions
+from .distributed import world
 from .grpo_loss import group_advantages, token_losses
-from .policy import Policy, Prompt, Samples, answer, paint
+from .policy import Policy, Samples, answer, make_room, paint, uses_more_rows
+from .reward import Prompt, Reward, checked_scores
 from .sft import prepare_model
 from .updates import Updates
 
@@ -31,16 +33,6 @@ UNUSED = {
     "answer": ("aligner.", "gen_", "projector.", "image_newline", "view_seperator"),
 }
 """Parameters that stay as they are, by task: those of the other one, and of what reads pictures."""
-
-
-class Reward(Protocol):
-    """Scores samples.
-
-    `reward(prompts, outputs)` gets each sample's prompt, a row of the prompts file, and the sample: a PIL
-    picture or an answer. It returns a number for each, or None where there is no score.
-    """
-
-    def __call__(self, prompts: Sequence[Prompt], outputs: Sequence[Any]) -> Sequence[float | None]: ...
 
 
 @dataclass(frozen=True)
@@ -131,6 +123,8 @@ class GrpoRun:
     def __init__(
         self, pipe: Any, prompts: Sequence[Prompt], reward: Reward, options: GrpoOptions, folder: Path
     ) -> None:
+        if world() > 1:
+            raise OptionError("training by rewards runs in one process; accepted: start it without torchrun")
         self.pipe, self.prompts, self.reward, self.options = pipe, prompts, reward, options
         self.folder, self.step = folder, 0
         self.paints = "prompt" in prompts[0]
@@ -148,6 +142,20 @@ class GrpoRun:
             clip=options.max_norm,
             recompute=options.recompute,
         )
+        self._make_room()
+
+    def _make_room(self) -> None:
+        options, processor = self.options, self.pipe.processor
+        rows = options.prompts_per_step * options.group_size * self.sampling.rows
+        if not uses_more_rows(self.pipe, rows):
+            return
+        if self.paints:
+            longest = max(len(processor.generation_ids(prompt["prompt"])[0]) for prompt in self.prompts)
+            new = self.pipe.model.config.num_codes
+        else:
+            longest = max(len(processor.chat_inputs(prompt["messages"]).ids) for prompt in self.prompts)
+            new = options.max_new_tokens
+        make_room(self.pipe, rows, longest + new)
 
     def resume(self) -> int:
         """Load the last checkpoint, if there is one; returns the number of steps that are done."""
@@ -274,22 +282,6 @@ class GrpoRun:
             "reward_std": float(scored.std(correction=0)),
             "unscored": int(scores_PG.numel() - scored.numel()),
         }
-
-
-def checked_scores(scores: Any, count: int) -> Tensor:
-    """A reward's scores as float64 `[count]`, NaN for None. Raises `BifronsError` for anything else."""
-    values = scores.tolist() if hasattr(scores, "tolist") else scores
-    if not isinstance(values, Sequence) or isinstance(values, str) or len(values) != count:
-        found = f"{len(values)} scores" if isinstance(values, Sequence) else f"a {type(scores).__name__}"
-        raise BifronsError(
-            f"the reward gave {found} for {count} samples; accepted: a number, or None, for each"
-        )
-    for value in values:
-        if value is not None:
-            check_number("a score of the reward", value, -1e6, 1e6)
-    return torch.tensor(
-        [torch.nan if value is None else float(value) for value in values], dtype=torch.float64
-    )
 
 
 def frozen_copy(model: nn.Module) -> nn.Module:

@@ -35,8 +35,9 @@ class Updates:
         self.weights: nn.Module = module if self.masters is None else self.masters
         trained = [parameter for parameter in self.weights.parameters() if parameter.requires_grad]
         is_cuda = model.decoder.device.type == "cuda"
-        self.trained, self.optimizer = trained, torch.optim.AdamW(
-            trained, lr=0.0, betas=(0.9, 0.95), weight_decay=weight_decay, fused=is_cuda
+        self.trained, self.optimizer = (
+            trained,
+            torch.optim.AdamW(trained, lr=0.0, betas=(0.9, 0.95), weight_decay=weight_decay, fused=is_cuda),
         )
 
     def apply(self, rate: float) -> Tensor:

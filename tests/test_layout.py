@@ -37,6 +37,7 @@ ROOMS = (
     "eval.runs",
     "eval.report",
     "eval.judges",
+    "learn.rewards",
     "eval.read",
     "eval.bench",
     "eval.nano",

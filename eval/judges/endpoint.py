@@ -17,9 +17,10 @@ from ..suites.questions import Answer, Question
 
 TOP = 20
 """Tokens whose log-probabilities are asked for, the most that OpenAI's interface gives."""
-_TRIES = 6
+TRIES, TIMEOUT = 6, 600.0
+"""How often a request is sent until it succeeds, and the seconds that a reply may take in all."""
+_CONNECT_TIMEOUT = 10.0
 _LONGEST_WAIT = 60.0
-_TIMEOUT = httpx.Timeout(600.0, connect=10.0)
 _REPLY_BYTES = 4 << 20
 _QUESTION_STATUS = (400, 413, 415, 422)
 _TYPES = {b"\x89PNG": "image/png", b"\xff\xd8\xff": "image/jpeg", b"RIFF": "image/webp", b"GIF8": "image/gif"}
@@ -46,8 +47,8 @@ def check_url(url: str) -> None:
 
 def only_model(url: str, key: str) -> str:
     """The model that an endpoint serves. Raises BifronsError where it has none or several."""
-    with httpx.Client(headers=_headers(key), timeout=_TIMEOUT) as client:
-        content = _request(client, "GET", f"{_base(url)}/models", None)
+    with make_client(key) as client:
+        content = request_json(client, "GET", f"{_base(url)}/models", None)
     entries = content.get("data")
     names = (
         [e["id"] for e in entries if isinstance(e, dict) and isinstance(e.get("id"), str)]
@@ -63,15 +64,23 @@ def only_model(url: str, key: str) -> str:
 class EndpointJudge:
     """Asks by HTTP, again after a failure that may pass, with growing pauses; see `judge.Judge`."""
 
-    def __init__(self, url: str, model: str, key: str, options: Mapping[str, Any], threads: int) -> None:
-        self.threads = threads
+    def __init__(
+        self,
+        url: str,
+        model: str,
+        key: str,
+        options: Mapping[str, Any],
+        threads: int,
+        timeout: float = TIMEOUT,
+    ) -> None:
+        self.threads, self._timeout = threads, timeout
         self._url, self._model, self._options = f"{_base(url)}/chat/completions", model, options
-        limits = httpx.Limits(max_connections=threads)
-        self._client = httpx.Client(headers=_headers(key), timeout=_TIMEOUT, limits=limits)
+        self._client = make_client(key, threads, timeout)
 
     def ask(self, picture: Path, question: Question) -> Answer:
         """See `judge.Judge`."""
-        content = _request(self._client, "POST", self._url, self._body(picture, question))
+        body = self._body(picture, question)
+        content = request_json(self._client, "POST", self._url, body, self._timeout)
         try:
             choice = content["choices"][0]
             text, logprobs = choice["message"]["content"] or "", choice.get("logprobs")
@@ -120,6 +129,12 @@ def _base(url: str) -> str:
     return url if url.endswith("/v1") else f"{url}/v1"
 
 
+def make_client(key: str, threads: int = 1, timeout: float = TIMEOUT) -> httpx.Client:
+    """A client for `request_json`, with the key in the environment variable `key`. Raises `OptionError`."""
+    times = httpx.Timeout(timeout, connect=min(timeout, _CONNECT_TIMEOUT))
+    return httpx.Client(headers=_headers(key), timeout=times, limits=httpx.Limits(max_connections=threads))
+
+
 def _headers(key: str) -> dict[str, str]:
     """The key in the environment variable `key`, if it is set. Raises OptionError for one that is no key."""
     value = os.environ.get(key, "").strip()
@@ -130,14 +145,16 @@ def _headers(key: str) -> dict[str, str]:
     return {"Authorization": f"Bearer {value}"} if value else {}
 
 
-def _request(client: httpx.Client, method: str, url: str, body: Any) -> dict[str, Any]:
+def request_json(
+    client: httpx.Client, method: str, url: str, body: Any, timeout: float = TIMEOUT
+) -> dict[str, Any]:
     """The JSON object of a reply. Raises Refused, or BifronsError once all tries have failed."""
     reason, pause = "", 0.5
-    for attempt in range(_TRIES):
+    for attempt in range(TRIES):
         if attempt:
             time.sleep(pause)
         try:
-            status, wait, text = _send(client, method, url, body)
+            status, wait, text = _send(client, method, url, body, timeout)
         except httpx.HTTPError as error:
             reason, pause = f"{type(error).__name__}: {error}", min(2 * pause, _LONGEST_WAIT)
             continue
@@ -156,17 +173,22 @@ def _request(client: httpx.Client, method: str, url: str, body: Any) -> dict[str
             raise BifronsError(f"{url} answered with {reason}")
         pause = min(wait if wait is not None else 2 * pause, _LONGEST_WAIT)
     raise BifronsError(
-        f"{url} failed {_TRIES} times, at last with {reason}; what is answered is kept: run the "
+        f"{url} failed {TRIES} times, at last with {reason}; what is answered is kept: run the "
         "same command again"
     )
 
 
-def _send(client: httpx.Client, method: str, url: str, body: Any) -> tuple[int, float | None, bytes]:
+def _send(
+    client: httpx.Client, method: str, url: str, body: Any, timeout: float
+) -> tuple[int, float | None, bytes]:
     """Status, seconds that the server asks to wait, and the reply of at most `_REPLY_BYTES`."""
+    end = time.monotonic() + timeout
     with client.stream(method, url, json=body) as response:
         text = b""
         for piece in response.iter_bytes():
             text += piece
+            if time.monotonic() > end:  # the client's limit is that of a single read
+                raise httpx.ReadTimeout(f"the reply took more than {timeout:g} seconds")
             if len(text) > _REPLY_BYTES:
                 raise BifronsError(f"{url} answered with more than {_REPLY_BYTES:,} bytes")
         after = response.headers.get("retry-after", "")

@@ -11,8 +11,9 @@ from bifrons.blocks.errors import BifronsError, OptionError
 from bifrons.blocks.sampling.request import SamplingParams
 from bifrons.blocks.sampling.sampling import guided_logits, process_logits
 from bifrons.learn.adapters import LoraOptions
-from bifrons.learn.grpo import GrpoOptions, GrpoRun, checked_scores
+from bifrons.learn.grpo import GrpoOptions, GrpoRun
 from bifrons.learn.policy import Policy, answer, paint
+from bifrons.learn.reward import checked_scores
 from PIL import ImageStat
 
 pytest.importorskip("peft")
