@@ -170,11 +170,11 @@ def _alpha(
     return np.clip(2 * mix_HW - 0.5, 0, 1) * (dilated_HW & (error_HW < _MAX_MIXTURE_ERROR))
 
 
-@lru_cache(maxsize=1)
-def _moments() -> np.ndarray:
-    """Area and centroid (x, y) of each shape at size 1, by the shoelace formula: float64 [8, 3]."""
+@lru_cache(maxsize=2)
+def _moments(shapes: tuple[str, ...]) -> np.ndarray:
+    """Area and centroid (x, y) of each shape at size 1, by the shoelace formula: float64 [len(shapes), 3]."""
     rows = []
-    for name in SHAPES:
+    for name in shapes:
         a = np.array(OUTLINES[name])
         b = np.roll(a, -1, axis=0)
         cross = a[:, 0] * b[:, 1] - b[:, 0] * a[:, 1]
@@ -196,12 +196,18 @@ def _blur(images_NHW: torch.Tensor, sigma: float) -> torch.Tensor:
 
 
 def _soft_ious(
-    alpha_HW: torch.Tensor, shapes_N: np.ndarray, places_N3: np.ndarray, sigma: float
+    alpha_HW: torch.Tensor,
+    shapes: tuple[str, ...],
+    shapes_N: np.ndarray,
+    places_N3: np.ndarray,
+    sigma: float,
 ) -> np.ndarray:
-    """Soft IoU of the alpha matte with each candidate's rendering, blurred and with doubled contrast: [N]."""
+    """Soft IoU of the alpha matte with each candidate's rendering, blurred and with doubled contrast: [N].
+
+    `shapes_N` holds indices into `shapes`."""
     height, width = alpha_HW.shape
     places = torch.from_numpy(places_N3.astype(np.float32))
-    rendered_NHW = _blur(coverage(torch.from_numpy(shapes_N), places, height, width, 1), sigma)
+    rendered_NHW = _blur(coverage(torch.from_numpy(shapes_N), places, height, width, 1, shapes), sigma)
     rendered_NHW = (2 * rendered_NHW - 0.5).clamp(0, 1)
     union = torch.maximum(rendered_NHW, alpha_HW).sum((1, 2))
     return (torch.minimum(rendered_NHW, alpha_HW).sum((1, 2)) / union).numpy()
@@ -211,19 +217,24 @@ _DIRECTIONS = np.concatenate((np.zeros((1, 3)), np.diag((1.0, 1.0, 2.0)), -np.di
 
 
 def _hill_climb(
-    alpha: torch.Tensor, shape: int, place: np.ndarray, sigma: float, steps: Sequence[float]
+    alpha: torch.Tensor,
+    shapes: tuple[str, ...],
+    shape: int,
+    place: np.ndarray,
+    sigma: float,
+    steps: Sequence[float],
 ) -> tuple[float, np.ndarray]:
     """Refine (x, y, size) of one candidate: one move to the best neighbor for each step size, in pixels."""
     best = 0.0
     for step in steps:
         neighbors = place + step * _DIRECTIONS
         neighbors[:, 2] = np.maximum(neighbors[:, 2], 1.0)
-        ious = _soft_ious(alpha, np.full(len(neighbors), shape), neighbors, sigma)
+        ious = _soft_ious(alpha, shapes, np.full(len(neighbors), shape), neighbors, sigma)
         best, place = float(ious.max()), neighbors[ious.argmax()]
     return best, place
 
 
-def fit(alpha_HW: np.ndarray) -> list[tuple[float, str, np.ndarray]]:
+def fit(alpha_HW: np.ndarray, shapes: tuple[str, ...] = SHAPES) -> list[tuple[float, str, np.ndarray]]:
     """Best-fitting shapes for an alpha matte, best first: (IoU, shape, (x, y, size) in the window's pixels).
 
     Each shape starts at the segment's area and centroid, with the blur that fits best. The best shape, and
@@ -232,21 +243,23 @@ def fit(alpha_HW: np.ndarray) -> list[tuple[float, str, np.ndarray]]:
     ys, xs = np.mgrid[: alpha_HW.shape[0], : alpha_HW.shape[1]]
     area = alpha_HW.sum()
     centroid = np.array([(xs * alpha_HW).sum() / area + 0.5, (ys * alpha_HW).sum() / area + 0.5])
-    moments = _moments()
+    moments = _moments(shapes)
     sizes = np.sqrt(area / moments[:, 0])
     places = np.concatenate((centroid - moments[:, 1:] * sizes[:, None], sizes[:, None]), axis=1)
     alpha = torch.from_numpy(alpha_HW.astype(np.float32))
-    initial = np.stack([_soft_ious(alpha, np.arange(len(SHAPES)), places, sigma) for sigma in _SIGMAS])
+    every = np.arange(len(shapes))
+    initial = np.stack([_soft_ious(alpha, shapes, every, places, sigma) for sigma in _SIGMAS])
     scores = initial.max(0)
     fits = []
     first, second = np.argsort(-scores)[:2]
     for index in (first, second) if scores[second] > scores[first] - _RUNNER_UP else (first,):
         place, sigma = places[index], _SIGMAS[initial[:, index].argmax()]
-        _, place = _hill_climb(alpha, index, place, sigma, (1.0, 0.5, 0.5))
+        _, place = _hill_climb(alpha, shapes, index, place, sigma, (1.0, 0.5, 0.5))
         # Choose the blur again at the improved position.
-        by_sigma = [_soft_ious(alpha, np.array([index]), place[None], s)[0] for s in _SIGMAS]
-        best, place = _hill_climb(alpha, index, place, _SIGMAS[int(np.argmax(by_sigma))], (0.5, 0.5, 0.25))
-        fits.append((best, SHAPES[index], place))
+        by_sigma = [_soft_ious(alpha, shapes, np.array([index]), place[None], s)[0] for s in _SIGMAS]
+        sigma = _SIGMAS[int(np.argmax(by_sigma))]
+        best, place = _hill_climb(alpha, shapes, index, place, sigma, (0.5, 0.5, 0.25))
+        fits.append((best, shapes[index], place))
     return sorted(fits, key=lambda row: -row[0])
 
 
@@ -260,10 +273,12 @@ def _downsample(alpha_HW: np.ndarray) -> tuple[np.ndarray, int]:
     return padded.reshape(height // factor, factor, width // factor, factor).mean((1, 3)), factor
 
 
-def _classify(alpha_HW: np.ndarray, rgb: np.ndarray, left: int, top: int) -> Detection:
+def _classify(
+    shapes: tuple[str, ...], alpha_HW: np.ndarray, rgb: np.ndarray, left: int, top: int
+) -> Detection:
     """The detection for one segment; its box is the fitted shape's, or the segment's own if unknown."""
     small_HW, factor = _downsample(alpha_HW)
-    score, label, place = fit(small_HW)[0]
+    score, label, place = fit(small_HW, shapes)[0]
     color = _nearest_color(rgb)
     if score < MIN_IOU or color == UNKNOWN:
         rows, columns = (np.flatnonzero((alpha_HW > 0.5).any(axis)) for axis in (1, 0))
@@ -275,15 +290,15 @@ def _classify(alpha_HW: np.ndarray, rgb: np.ndarray, left: int, top: int) -> Det
     return Detection(label, color, (x - dx, y - dy, x + dx, y + dy), score)
 
 
-def detect(picture: Image.Image | np.ndarray) -> list[Detection]:
+def detect(picture: Image.Image | np.ndarray, shapes: tuple[str, ...] = SHAPES) -> list[Detection]:
     """All objects in an image (PIL, or uint8 [H, W, 3]), ordered by the row of their topmost pixels.
 
-    Specks are ignored; segments without a known shape or color are labeled "unknown". Raises PictureError
-    for anything but an image of at least 32 x 32 pixels.
+    `shapes` are those that it may hold. Specks are ignored; segments without a known shape or color are
+    labeled "unknown". Raises PictureError for anything but an image of at least 32 x 32 pixels.
     """
     pixels_HW3 = _pixels(picture)
     background = background_color(pixels_HW3)
-    return [_classify(*segment) for segment in _segments(pixels_HW3, background)]
+    return [_classify(shapes, *segment) for segment in _segments(pixels_HW3, background)]
 
 
 def to_geneval(detections: Sequence[Detection]) -> dict[str, Any]:
