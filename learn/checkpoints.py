@@ -17,10 +17,12 @@ import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch import nn
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict, set_state_dict
 
-from ..blocks.errors import CheckpointError
+from ..blocks.errors import CheckpointError, ResourceError
+from ..blocks.placement.memory_budget import size_text
 
 _PATTERN = re.compile(r"step-(\d+)")
 _TRAINED = StateDictOptions(ignore_frozen_params=True, strict=False)
@@ -36,7 +38,8 @@ def latest(folder: Path) -> tuple[int, Path] | None:
 def save(folder: Path, step: int, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
     """Write the checkpoint of a step, and remove the ones before it. Every process calls it.
 
-    The checkpoint has its name only once it is whole, whatever stops the run or fills the disk.
+    The checkpoint has its name only once it is whole, whatever stops the run or fills the disk. Raises
+    `ResourceError` if it can't be written.
     """
     final, temporary = folder / f"step-{step}", folder / f".step-{step}.part"
     is_first = not dist.is_initialized() or dist.get_rank() == 0
@@ -45,8 +48,17 @@ def save(folder: Path, step: int, model: nn.Module, optimizer: torch.optim.Optim
         temporary.mkdir(parents=True)
     if dist.is_initialized():
         dist.barrier()
-    with _one_process_is_meant():
-        dcp.save(_state(model, optimizer), checkpoint_id=temporary)
+    try:
+        with _one_process_is_meant():
+            dcp.save(_state(model, optimizer), checkpoint_id=temporary)
+    except (CheckpointException, OSError) as error:
+        if is_first:
+            shutil.rmtree(temporary, ignore_errors=True)
+        raise ResourceError(
+            f"can't write the checkpoint of step {step} to {folder}, whose disk has "
+            f"{size_text(shutil.disk_usage(folder).free)} free; earlier ones are whole: free some space and "
+            "run the same command again"
+        ) from error
     if is_first:
         before = [path for path in folder.iterdir() if _PATTERN.fullmatch(path.name)]
         temporary.rename(final)

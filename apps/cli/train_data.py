@@ -33,9 +33,9 @@ class Source:
     @property
     def summary(self) -> dict[str, Any]:
         """What makes it the same data in another run."""
-        rows = repr([*self.rows, *self.kept_out]).encode()
-        digest = hashlib.sha256(rows).hexdigest()
-        return {"path": str(self.path), "weight": self.weight, "rows": len(self.rows), "sha256": digest}
+        rows = sorted(map(repr, [*self.rows, *self.kept_out]))
+        digest = hashlib.sha256("\n".join(rows).encode()).hexdigest()
+        return {"path": str(self.path), "weight": self.weight, "rows": len(rows), "sha256": digest}
 
 
 def read_source(text: str, share: float, seed: int) -> Source:

@@ -24,7 +24,7 @@ def score(pipe: JanusPipeline, rows: Sequence[Mapping[str, Any]], seed: int) -> 
     """(right, painted) by kind: one picture of each row's sentence."""
     prompts, right = [row["prompt"] for row in rows], []
     for number, picture in enumerate(pipe.generate(prompts, seed=list(range(seed, seed + len(rows))))):
-        found = {"filename": "", "metadata": rows[number], **to_geneval(detect(picture, NINE))}
+        found = {"filename": f"{number}.png", "metadata": rows[number], **to_geneval(detect(picture, NINE))}
         right.append(score_row(found).correct)
     return tally([row["tag"] for row in rows], right)
 

@@ -28,8 +28,8 @@ def pack(scenes: Sequence[Scene]) -> dict[str, Tensor]:
     """Scenes as a dict of tensors, for storage and for `render_packed`.
 
     Returns `shape` int8 [B, K] (index into SHAPES; 8 is HOUSE), `place` float32 [B, K, 3] (x, y, size; size
-    0 marks an empty slot), `color` uint8 [B, K, 3], `background` uint8 [B, 3] and `aspect` float32 [], where K is
-    TRAINING_OBJECTS, or MAX_OBJECTS if a scene has more.
+    0 marks an empty slot), `color` uint8 [B, K, 3], `background` uint8 [B, 3] and `aspect` float32 [], where
+    K is TRAINING_OBJECTS, or MAX_OBJECTS if a scene has more.
     All but `aspect` can be indexed along B. Raises OptionError for an empty batch, mixed aspects, or a scene
     of more than MAX_OBJECTS objects.
     """
