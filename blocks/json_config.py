@@ -58,6 +58,8 @@ LIMITS: dict[str, tuple[float, float]] = {
     "heads": (1, 1024),
     "mlp_ratio": (1e-3, 64),
     "depth": (1, 16),
+    # adapters
+    "lora_alpha": (-1e6, 1e6),
     "downsample_ratio": (1, 64),
     # the image tokenizer
     "image_token_size": (1, 2**20),

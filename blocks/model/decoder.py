@@ -77,6 +77,9 @@ class Decoder(nn.Module):
     layout: DeviceLayout | None = None
     scheduler: Any = None
     """What `engine.generate.scheduler_of` keeps here, so that it lives as long as the decoder."""
+    base: Any = None
+    """The decoder over whose layers this one has `adapters`, by their numbers: its scheduler runs both."""
+    adapters: tuple[int, ...] = ()
 
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__()

@@ -1,8 +1,9 @@
 """What a loaded pipeline can do as a whole: move, be saved, and be passed to another process."""
 
+import json
 import os
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -10,11 +11,11 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ... import __version__
 from ..checkpoints.hub import ModelFolder
-from ..checkpoints.key_mapping import KeyMap, non_persistent_buffers, saved_tensors
+from ..checkpoints.key_mapping import non_persistent_buffers, saved_tensors
 from ..checkpoints.loader import assign
 from ..checkpoints.quantize import (
     CONFIG_KEY,
@@ -23,18 +24,16 @@ from ..checkpoints.quantize import (
     quantization_config,
     quantized_dtypes,
 )
-from ..conversion.adapter import read_adapter
 from ..conversion.convert import copied_files, new_folder, write_model
 from ..conversion.writer import TensorSpec
 from ..device import DTYPES, graph_capture_lock, plain_torch, resolve_device, resolve_dtype
-from ..errors import CheckpointError, OptionError, UnknownWordsWarning, check_number
+from ..errors import CheckpointError, OptionError, UnknownWordsWarning
 from ..kernels.batch_invariant import use_batch_invariant_libraries
 from ..model.decoder import Decoder
-from ..model.layers import Linear
 from ..model.missing_parts import missing_prefixes
 from ..model.quantized_weight import QuantizedWeight
 from ..vocabulary import Vocabulary, Work, read_vocabulary
-from .adapters import LoadedAdapters
+from .adapters import AdapterMethods, unpack
 from .fingerprint import model_fingerprint
 
 
@@ -68,7 +67,7 @@ class _Model(Protocol):
     def decoder(self) -> Decoder: ...
 
 
-class LoadedPipeline:
+class LoadedPipeline(AdapterMethods):
     """A model that `from_pretrained` has loaded."""
 
     model: Any
@@ -77,9 +76,6 @@ class LoadedPipeline:
     """None for a pipeline that was put together by hand."""
     keep_float32: Callable[[str], bool] = staticmethod(keep_no_float32)
     """Whether the named parameter stays float32 whatever the dtype."""
-    adapter_key_maps: Sequence[KeyMap] = ()
-    """The spellings of names in adapters."""
-    _adapters: LoadedAdapters | None = None
 
     @property
     def device(self) -> torch.device:
@@ -126,6 +122,7 @@ class LoadedPipeline:
             "dtype": str(self.dtype).removeprefix("torch."),
             "quantize": self.quantization or "none",
             "device": self.device.type,
+            **({"adapters": json.dumps(self.adapter_settings)} if self.adapters else {}),
             "software": "Bifrons",
             "version": __version__,
         }
@@ -148,7 +145,7 @@ class LoadedPipeline:
                 device = one
         target = self.device if device is None else resolve_device(device)
         kind = self.dtype if dtype is None else resolve_dtype(dtype, target)
-        decoder = self.model.decoder
+        decoder = self.model.decoder.base or self.model.decoder
         if decoder.layout is not None:
             raise OptionError("the model is spread over several devices; load it again for another place")
         if target.type == "meta":
@@ -156,14 +153,19 @@ class LoadedPipeline:
         if (quantization := self.quantization) is not None:
             check_device(quantization, target)
         with graph_capture_lock, plain_torch():
+            if self._adapters is not None:
+                self.model = self._adapters.base
             self._move(target, kind)
+            if self._adapters is not None:
+                self._adapters.rebuild()
+                self.model = self._adapters.model
         if decoder.capture and target.type != "cuda":
             decoder.capture = None
         use_batch_invariant_libraries(target)
         return self
 
     def _move(self, device: torch.device, dtype: torch.dtype) -> None:
-        _unpack(self.model)
+        unpack(self.model)
         fixed = {*quantized_dtypes(self.model), *(name for name, _ in non_persistent_buffers(self.model))}
         for name, tensor in [*self.model.named_parameters(), *self.model.named_buffers()]:
             casts = tensor.is_floating_point() and name not in fixed
@@ -171,47 +173,6 @@ class LoadedPipeline:
             moved = tensor.detach().to(device, kind if casts else tensor.dtype)
             if (moved.device, moved.dtype) != (tensor.device, tensor.dtype):
                 assign(self.model, name, moved)
-
-    @property
-    def adapters(self) -> dict[str, float]:
-        """The names of the loaded adapters, with their scales."""
-        return dict(self._adapters.strengths) if self._adapters else {}
-
-    def load_adapter(
-        self, folder: str | os.PathLike[str], name: str | None = None, scale: float = 1.0
-    ) -> None:
-        """Add a LoRA adapter in PEFT's format to the weights; several add up.
-
-        `name` is the folder's by default; an adapter of the same name is replaced. `scale` 1 is as it was
-        trained, 0 nothing. Raises `CheckpointError` for an adapter of another model or kind, and
-        `OptionError` for a model that is quantized or spread over several devices.
-        """
-        check_number("scale", scale)
-        if self.model.decoder.layout is not None or any(
-            isinstance(module, QuantizedWeight) for module in self.model.modules()
-        ):
-            raise OptionError(
-                "an adapter can't be added to quantized weights or to a model on several devices; merge it "
-                "first with `bifrons convert MODEL FOLDER --merge-adapter ADAPTER`"
-            )
-        path = Path(folder)
-        with graph_capture_lock, plain_torch():
-            _unpack(self.model)
-            shapes = {key: tuple(parameter.shape) for key, parameter in self.model.named_parameters()}
-            adapter = read_adapter(path, self.adapter_key_maps, shapes)
-            self._adapters = self._adapters or LoadedAdapters(self.model)
-            self._adapters.add(name or path.absolute().name, adapter, float(scale))
-
-    def unload_adapter(self, name: str | None = None) -> None:
-        """Take an adapter out of the weights, by default all; they then have the bits of the model again."""
-        if name is not None and name not in self.adapters:
-            loaded = ", ".join(self.adapters) or "none"
-            raise OptionError(f"no adapter is called {name!r}; loaded: {loaded}")
-        with graph_capture_lock, plain_torch():
-            _unpack(self.model)
-            for one in [name] if name is not None else list(self.adapters):
-                assert self._adapters is not None
-                self._adapters.remove(one)
 
     def save_pretrained(self, folder: str | os.PathLike[str], max_shard_bytes: int = 5_000_000_000) -> Path:
         """Write the model, as it is in memory, to a new or empty folder that `from_pretrained` loads.
@@ -229,7 +190,12 @@ class LoadedPipeline:
                 "only a whole model on one device is saved; load it with parts='all' and no device_map, or "
                 "use `bifrons convert`"
             )
-        _unpack(self.model)
+        if self._adapters is not None and self._adapters.beside and self.adapters:
+            raise OptionError(
+                "a model with adapters beside its weights is not saved; merge them with `bifrons convert MODEL "
+                "FOLDER --merge-adapter ADAPTER`, or unload them"
+            )
+        unpack(self.model)
         src, dst = self.source.folder.path, new_folder(folder)
         files = self.files_to_save(src, str(self.dtype).removeprefix("torch."))
         if (kind := self.quantization) is not None:
@@ -268,17 +234,16 @@ class LoadedPipeline:
         arguments = dict(self.source.arguments)
         if arguments.get("device_map") is None:
             arguments |= {"device": str(self.device), "dtype": self.dtype}
-        return _load_again, (type(self), self.source.folder, arguments)
+        return _load_again, (type(self), self.source.folder, arguments, self.adapter_arguments)
 
 
-def _load_again(pipeline: Any, folder: ModelFolder, arguments: dict[str, Any]) -> Any:
-    return pipeline.from_pretrained(folder, **arguments)
-
-
-def _unpack(model: nn.Module) -> None:
-    for module in model.modules():
-        if isinstance(module, Linear):
-            module.unpack()
+def _load_again(
+    pipeline: Any, folder: ModelFolder, arguments: dict[str, Any], adapters: list[tuple[Path, str, float]]
+) -> Any:
+    pipe = pipeline.from_pretrained(folder, **arguments)
+    for adapter in adapters:
+        pipe.load_adapter(*adapter)
+    return pipe
 
 
 def _as_it_is(tensor: Tensor) -> Tensor:
