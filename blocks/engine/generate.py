@@ -18,6 +18,7 @@ _lock = threading.Lock()
 
 def scheduler_of(decoder: Decoder) -> Scheduler:
     """The scheduler that all pipelines of a decoder share; a new one once the decoder has moved."""
+    decoder = decoder.base or decoder
     with _lock, inference_on(decoder.device):
         if decoder.scheduler is None or not decoder.scheduler.is_current:
             decoder.scheduler = Scheduler(decoder)
@@ -74,6 +75,8 @@ class Sequences:
         stops early, the sequences end.
         """
         scheduler = scheduler_of(decoder)
+        for request in self.requests:
+            request.decoder = decoder
         scheduler.submit(self.requests)
         try:
             step, pairs = 0, list(zip(self.tokens, self.requests, strict=True))

@@ -4,6 +4,7 @@ n rows in use, D decoder width.
 """
 
 from collections.abc import Callable, Sequence
+from itertools import groupby
 
 import torch
 from torch import Tensor
@@ -28,11 +29,11 @@ class Batch:
         self._seen: dict[Request, Tensor] = {}
 
     def prefill(self, requests: Sequence[Request]) -> None:
-        """Compute the prompts of requests, which then have rows."""
+        """Compute the prompts of requests with one decoder, which then have rows."""
         prompts = [prompt for request in requests for prompt in request.prompts_TD]
         chunks = [request.prefill_chunk for request in requests if request.prefill_chunk is not None]
         try:
-            row_ids = iter(self.prefiller.add(prompts, min(chunks, default=self._chunk)))
+            row_ids = iter(self.prefiller.add(prompts, min(chunks, default=self._chunk), requests[0].decoder))
         except BaseException:
             self.slots.truncate(sum(request.rows for request in self.requests))
             raise
@@ -108,13 +109,13 @@ class Batch:
             rows = [(row, i) for i, request in enumerate(members) for row in request.row_ids]
             row_ids, owners = ints_on_device(hidden_RD.device, [row for row, _ in rows], [i for _, i in rows])
             x_RD[row_ids] = x_ND[owners]
-        if len(requests) == len(self.requests):
-            spans = [(0, len(self.slots.lengths))]
-        else:
-            spans = [(row, row + 1) for request in requests for row in request.row_ids]
-        for start, stop in spans:
+        alone = len(requests) < len(self.requests)
+        decoders = {row: one.decoder or self.decoder for one in requests for row in one.row_ids}
+        for (decoder, _), group in groupby(sorted(decoders), lambda row: (decoders[row], alone and row)):
+            rows = list(group)
+            start, stop = rows[0], rows[-1] + 1
             view = self.slots.view(start, stop, max(self.slots.lengths[start:stop]))
-            hidden_RD[start:stop] = decode_one(self.decoder, x_RD[start:stop], view)
+            hidden_RD[start:stop] = decode_one(decoder, x_RD[start:stop], view)
             self.slots.advance(start, stop)
 
 
@@ -170,6 +171,8 @@ class PlainRunner:
         done: list[Request] = []
         for request in requests:
             if done and self._batch_of[request] is not self._batch_of[done[0]]:
+                break
+            if done and request.decoder is not done[0].decoder:
                 break
             tokens -= sum(len(prompt) for prompt in request.prompts_TD)
             if done and tokens < 0:

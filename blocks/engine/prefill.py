@@ -98,11 +98,12 @@ class _Row:
         return len(self.prompt_TD) - self.shared
 
 
-def hash_blocks(prompt_TD: Tensor) -> list[bytes]:
-    """For each whole block of `BLOCK_SIZE` positions, a digest of all embeddings up to its end."""
+def hash_blocks(prompt_TD: Tensor, adapters: tuple[int, ...] = ()) -> list[bytes]:
+    """For each whole block of `BLOCK_SIZE` positions, a digest of all embeddings up to its end, and of the
+    decoder's adapters."""
     blocks = len(prompt_TD) // BLOCK_SIZE
     parts = prompt_TD.detach()[: blocks * BLOCK_SIZE].unflatten(0, (blocks, BLOCK_SIZE)).flatten(1).numpy()
-    digest, digests = hashlib.sha256(), []
+    digest, digests = hashlib.sha256(repr(adapters).encode()), []
     for part in parts:
         digest.update(part.tobytes())
         digests.append(digest.digest())
@@ -129,18 +130,22 @@ class Prefiller:
         self.decoder, self.slots = decoder, slots
         self._threads: ThreadPoolExecutor | None = None
         self._chunk: int | None = None
+        self._current = decoder
         self.copied = 0
         """Total number of positions that were copied instead of computed."""
 
-    def add(self, prompts: Sequence[Tensor], chunk: int | None = None) -> list[int]:
+    def add(
+        self, prompts: Sequence[Tensor], chunk: int | None = None, decoder: Decoder | None = None
+    ) -> list[int]:
         """Prefill prompts, each `[T, D]`, into free rows; returns the rows' indices.
 
         `chunk` limits the positions of each that are computed at once. A prompt that shares more with another
         new one than with the cache waits until that one is filled.
         """
         shares = is_batch_invariant(self.slots.hidden_RD)
-        self._chunk = chunk
-        rows = [_Row(prompt, hash_blocks(prompt) if shares else []) for prompt in prompts]
+        self._chunk, self._current = chunk, decoder or self.decoder
+        adapters = self._current.adapters
+        rows = [_Row(prompt, hash_blocks(prompt, adapters) if shares else []) for prompt in prompts]
         waiting = rows
         while waiting:
             batch: list[_Row] = []
@@ -226,6 +231,6 @@ class Prefiller:
         view = self.slots.view(start, stop, longest if shared else 0)
         shared_B = torch.tensor([row.shared for row in group], device=view.positions.device)
         view.positions.copy_(shared_B)
-        hidden = prefill(self.decoder, [row.prompt_TD[row.shared :] for row in group], view, self._chunk)
+        hidden = prefill(self._current, [row.prompt_TD[row.shared :] for row in group], view, self._chunk)
         view.positions += shared_B  # `prefill` sets them to the lengths of what it was given
         self.slots.hidden_RD[start:stop] = hidden

@@ -98,14 +98,15 @@ def adapted(model: Any, adapters: Sequence[tuple[Adapter, float]]) -> Any:
     root, dtype = _clone(model), model.decoder.dtype
     paths = {"": root}
     experts: dict[str, dict[str, Strengths]] = {}
-    for param, several in changes.items():
+    for param, several in sorted(changes.items()):  # biases before weights
         path, _, leaf = param.rpartition(".")
-        module = model.get_submodule(path)
+        module = paths.get(path) or model.get_submodule(path)
         if isinstance(module, Experts):
             experts.setdefault(path, {})[leaf] = several
-        elif leaf == "weight" and isinstance(module, QuantizedWeight | Linear):
-            parent = model.get_submodule(path.rpartition(".")[0])
-            _replace(model, paths, path, _changed_linear(module, parent, several, dtype))
+        elif _takes_low_rank(model, path, leaf, several):
+            _replace(model, paths, path, _low_rank(module, several, dtype))
+        elif isinstance(module, QuantizedWeight):
+            _replace(model, paths, path, _linear(_merged(module.decode(dtype), several)))
         else:
             _replace(model, paths, path)._parameters[leaf] = _merged(module.get_parameter(leaf), several)
     for path, leaves in experts.items():
@@ -150,28 +151,25 @@ def _replace(model: nn.Module, paths: dict[str, Any], path: str, new: nn.Module 
     return paths[path]
 
 
-def _changed_linear(
-    module: QuantizedWeight | Linear, parent: nn.Module, changes: Strengths, dtype: torch.dtype
-) -> nn.Module:
-    low_rank = all(
-        change.factors is not None and not (change.target.select or change.target.part)
-        for change, _ in changes
-    )
-    # Some code reads the weights of these itself.
-    reads_weight = isinstance(parent, MlpProjector) or not getattr(module, "prepacks", True)
-    if low_rank and not reads_weight:
-        pairs = [change.factors_of(strength) for change, strength in changes]
-        a_RI, b_OR = torch.cat([a for a, _ in pairs]), torch.cat([b for _, b in pairs], dim=1)
-        missing = -len(a_RI) % RANK_MULTIPLE
-        device = next(iter(module.state_dict().values())).device
-        a_RI, b_OR = F.pad(a_RI, (0, 0, 0, missing)), F.pad(b_OR, (0, missing))
-        return LowRankLinear(module, a_RI.to(device, dtype), b_OR.to(device, dtype))
-    if isinstance(module, QuantizedWeight):
-        return _linear(_merged(module.decode(dtype), changes))
-    clone = _clone(module)
-    clone.unpack()
-    clone.weight = _merged(clone.weight, changes)
-    return clone
+def _takes_low_rank(model: nn.Module, path: str, leaf: str, changes: Strengths) -> bool:
+    """Whether a weight stays as it is, with low-rank products beside it."""
+    names = path.split(".")
+    above = (model.get_submodule(".".join(names[:depth])) for depth in range(len(names)))
+    module = model.get_submodule(path)
+    # Projectors look for linear layers, and latent attention reads a weight itself.
+    if any(isinstance(one, MlpProjector) for one in above) or not getattr(module, "prepacks", True):
+        return False
+    parts = any(change.factors is None or change.target.select or change.target.part for change, _ in changes)
+    return leaf == "weight" and isinstance(module, QuantizedWeight | Linear) and not parts
+
+
+def _low_rank(module: nn.Module, changes: Strengths, dtype: torch.dtype) -> LowRankLinear:
+    pairs = [change.factors_of(strength) for change, strength in changes]
+    a_RI, b_OR = torch.cat([a for a, _ in pairs]), torch.cat([b for _, b in pairs], dim=1)
+    missing = -len(a_RI) % RANK_MULTIPLE
+    a_RI, b_OR = F.pad(a_RI, (0, 0, 0, missing)), F.pad(b_OR, (0, missing))
+    device = next(iter(module.state_dict().values())).device
+    return LowRankLinear(module, a_RI.to(device, dtype), b_OR.to(device, dtype))
 
 
 def _changed_experts(base: Experts, leaves: Mapping[str, Strengths], dtype: torch.dtype) -> nn.Module:

@@ -192,8 +192,8 @@ class LoadedPipeline(AdapterMethods):
             )
         if self._adapters is not None and self._adapters.beside and self.adapters:
             raise OptionError(
-                "a model with adapters beside its weights is not saved; merge them with `bifrons convert MODEL "
-                "FOLDER --merge-adapter ADAPTER`, or unload them"
+                "a model with adapters beside its weights is not saved; merge them with `bifrons convert "
+                "MODEL FOLDER --merge-adapter ADAPTER`, or unload them"
             )
         unpack(self.model)
         src, dst = self.source.folder.path, new_folder(folder)

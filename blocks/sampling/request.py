@@ -163,6 +163,8 @@ class Request:
     log-probabilities."""
     priority: int = 0
     """Requests with lower numbers start first."""
+    decoder: Any = None
+    """Computes it: the scheduler's (None), or one with adapters that is based on it (`Decoder.base`)."""
     client: object = None
     """Whose request it is: of one priority, those of whom has fewer rows in use start first."""
     seen_ids: Tensor | None = None
