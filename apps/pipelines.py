@@ -1,7 +1,7 @@
 """Loads and describes a model of either family, Janus or DeepSeek-VL2, given its name."""
 
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
+from ..blocks.adapter_choice import AdapterChoice
 from ..blocks.checkpoints.hub import EMBEDDED, EMBEDDED_FOLDER, ModelFolder, open_model
 from ..blocks.checkpoints.key_mapping import KeyMap, check_counts
 from ..blocks.checkpoints.quantize import keep_no_float32
@@ -61,11 +62,12 @@ def load_pipeline(
     must_paint: bool = False,
     parts: "Parts" = "all",
     eager: bool = False,
+    adapters: Sequence[AdapterChoice] = (),
 ) -> "Pipeline":
     """Load a model with the pipeline of its family; the label of an embedded model is printed to stderr.
 
     `must_paint` refuses models that can't generate images. `parts` says which parts of a Janus model are
-    needed; DeepSeek-VL2 is always loaded whole. `eager` turns CUDA graphs off. Raises `BifronsError`; weights
+    needed; DeepSeek-VL2 is always loaded whole. `eager` turns CUDA graphs off; `adapters` are added. Raises `BifronsError`; weights
     that exceed the free memory of the device, or of those in the `device_map`, are refused before loading.
     """
     folder = open_model(model)
@@ -89,10 +91,14 @@ def load_pipeline(
         if family == "Janus":
             from ..janus.pipeline import JanusPipeline
 
-            return JanusPipeline.from_pretrained(folder, device, dtype, parts=parts, **options)
-        from ..vl2.pipeline import VL2Pipeline
+            pipe: Pipeline = JanusPipeline.from_pretrained(folder, device, dtype, parts=parts, **options)
+        else:
+            from ..vl2.pipeline import VL2Pipeline
 
-        return VL2Pipeline.from_pretrained(folder, device, dtype, **options)
+            pipe = VL2Pipeline.from_pretrained(folder, device, dtype, **options)
+        for adapter in adapters:
+            pipe.load_adapter(adapter.folder, adapter.name, adapter.scale)
+    return pipe
 
 
 def as_janus(pipe: "Pipeline") -> "JanusPipeline | None":

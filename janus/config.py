@@ -16,8 +16,7 @@ from ..tokenizers.vq.model import VQConfig
 class JanusConfig:
     """Architecture of a Janus model. The projectors' output width is the decoder's.
 
-    `tied` (transformers format only): the files may omit `lm_head.weight`, which then equals the text
-    embedding's.
+    `tied` (transformers format only): the files may omit `lm_head.weight`, then the text embedding's.
     """
 
     vision: SiglipConfig
@@ -111,8 +110,7 @@ def _parse_decoder(section: Section) -> DecoderConfig:
 
 
 def _parse_original(config: Section) -> JanusConfig:
-    """The official schema, extended: `vision_config` and `gen_vision_config` may state the sizes of small
-    models."""
+    """The official schema; `vision_config` and `gen_vision_config` may also state sizes of small models."""
     vision, vq = config.section("vision_config", "params"), config.section("gen_vision_config", "params")
     vision.expect("select_layer", -1)
     vision.expect("select_feature", "same")

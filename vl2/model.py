@@ -2,8 +2,7 @@
 with a mixture of experts.
 
 N tiles, S tile side in pixels, G patches and H tokens along a tile's side, C vision width, D decoder width,
-T positions, V vocabulary. Module names are those of the official checkpoints; `weight_names.py` says how
-experts are stacked.
+T positions, V vocabulary. Module names are the official checkpoints'; `weight_names.py` stacks experts.
 """
 
 from collections.abc import Sequence

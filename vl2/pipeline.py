@@ -139,8 +139,7 @@ class VL2Pipeline(ChatPipeline):
             phrase: what to find, such as `the giraffe at the back`. With an example it is the optional name
                 of the example's object.
             max_new_tokens: the largest number of tokens in the answer.
-            example: another image and a box (or x1, y1, x2, y2 in its pixels) around an object of the kind
-                to find.
+            example: another image, and a box (or x1, y1, x2, y2 in its pixels) around such an object.
             exif: `apply` turns images upright as their EXIF says; `ignore` reads them as the reference does.
 
         Returns:

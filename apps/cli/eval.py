@@ -6,6 +6,7 @@ from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
+from ...blocks.adapter_choice import parse_adapter
 from ...blocks.checkpoints.hub import find_model_folder
 from ...blocks.errors import BifronsError, OptionError, counted
 from ...eval.atomic_io import folder_lock, read_json
@@ -186,6 +187,8 @@ def _open_run(args: argparse.Namespace, ranks: Ranks) -> RunDir:
         ranks.wait()
     Placement(**placement_options(args)).check(args.device, args.processes)
     given = given_fields(args, Recipe)
+    if "adapter" in args:
+        given["adapters"] = tuple(str(parse_adapter(text)) for text in args.adapter)
     if not os.path.isfile(args.run_dir / "run.json"):
         given.setdefault("model", default_model())
     run_dir = prepare(args.run_dir, given, args.device, args.prompts)
@@ -213,12 +216,13 @@ def _generate(run_dir: RunDir, args: argparse.Namespace, ranks: Ranks) -> None:
     recipe = run_dir.recipe
     if ranks.rank == 0:
         total = len(run_dir.image_keys())
+        adapted = "".join(f", adapter {text}" for text in recipe.adapters)
         quantized = "" if recipe.quantize is None else f" {recipe.quantize}"
         note(
             f"{recipe.model} on {recipe.suite}: {counted(total, 'picture')}, "
             f"guidance {recipe.guidance_scale:g}, temperature {recipe.temperature:g}, "
             f"top-k {recipe.top_k}, top-p {recipe.top_p:g}, "
-            f"seed {recipe.seed} ({recipe.seed_policy}), {recipe.dtype}{quantized}"
+            f"seed {recipe.seed} ({recipe.seed_policy}), {recipe.dtype}{quantized}{adapted}"
         )
     placement = Placement(**placement_options(args))
     generate_images(run_dir, args.device, args.processes, args.threads, ranks, placement)

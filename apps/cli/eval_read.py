@@ -2,6 +2,7 @@
 
 import argparse
 
+from ...blocks.adapter_choice import parse_adapter
 from ...blocks.checkpoints.hub import open_model
 from ...blocks.errors import OptionError, one_line
 from ...eval.atomic_io import folder_lock, make_folder
@@ -33,6 +34,7 @@ def read(args: argparse.Namespace) -> int:
         "key": args.endpoint_key,
         "dtype": args.dtype,
         "quantize": args.quantize,
+        "adapters": tuple(str(parse_adapter(text)) for text in args.adapter or ()),
         "placement": Placement(**placement_options(args)),
         "workers": args.workers,
     }

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import fields
 from typing import Any
 
+from ...blocks.adapter_choice import parse_adapter
 from ...blocks.errors import OptionError
 from ...blocks.json_config import decode_json, shown
 from ..defaults import DEFAULT_MODEL, QUANTIZE_HELP, default_model
@@ -41,6 +42,7 @@ def add_loading(parser: Any, default: str | None = None) -> None:
         help="float32, bfloat16 or float16 (default: float32 on the CPU, bfloat16 on GPUs)",
     )
     parser.add_argument("--quantize", default=default, metavar="KIND", help=QUANTIZE_HELP)
+    add_adapter(parser, default)
     add_revision(parser)
     parser.add_argument(
         "--device-map",
@@ -53,6 +55,18 @@ def add_loading(parser: Any, default: str | None = None) -> None:
         help="memory for weights with auto or balanced, such as 0=20GiB,cpu=60GiB (default: all free)",
     )
     add_eager(parser)
+
+
+def add_adapter(parser: Any, default: str | None = None) -> None:
+    """Add `--adapter`."""
+    parser.add_argument(
+        "--adapter",
+        action="append",
+        default=default,
+        metavar="FOLDER[:SCALE]",
+        help="a LoRA adapter in PEFT's format, such as `bifrons train` writes; may be repeated (SCALE 1 is as "
+        "it was trained)",
+    )
 
 
 def add_revision(parser: Any) -> None:
@@ -154,12 +168,13 @@ def loading_options(args: argparse.Namespace) -> dict[str, Any]:
         "device_map": None if args.device_map is None else parse_device_map(args.device_map),
         "max_memory": None if args.max_memory is None else parse_max_memory(args.max_memory),
         "eager": args.eager,
+        "adapters": [parse_adapter(text) for text in args.adapter or ()],
     }
 
 
 def placement_options(args: argparse.Namespace) -> dict[str, Any]:
     """Of `loading_options`, those that say where a model lies and determine no result, but for the device."""
-    options = loading_options(argparse.Namespace(**{"dtype": None, "quantize": None, **vars(args)}))
+    options = loading_options(argparse.Namespace(**{"dtype": None, "quantize": None, "adapter": None, **vars(args)}))
     return {name: options[name] for name in ("device_map", "max_memory", "eager")}
 
 

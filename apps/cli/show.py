@@ -3,15 +3,17 @@
 import argparse
 import re
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from ...blocks.checkpoints.hub import open_model
+from ...blocks.conversion.adapter import is_adapter
 from ...blocks.device import DTYPES, resolve_device
 from ...blocks.errors import BifronsError, CheckpointError, OptionError, PictureError, is_name, one_line
 from ...blocks.generated_image import pixel_digest
 from ...blocks.image_io import open_generated
 from ...blocks.image_prompts import image_seeds
-from ...blocks.json_config import shown
+from ...blocks.json_config import decode_json, shown
 from ...blocks.kernels.codec import KINDS
 from ...janus.image_generation import ImageGenerationOptions
 from ..files import print_json, typed_settings
@@ -22,11 +24,12 @@ _PROMPTS = ("prompt", "negative_prompt")
 _OPTIONS = ("guidance_scale", "temperature", "top_k", "top_p", "negative_prompt")
 _SHOWN = (
     "prompt", "negative_prompt", "seed", "guidance_scale", "temperature", "top_k", "top_p", "resize", "model",
-    "fingerprint", "dtype", "quantize", "device", "software", "version", "deterministic", "pixels",
+    "fingerprint", "dtype", "quantize", "device", "adapters", "software", "version", "deterministic", "pixels",
 )  # fmt: skip
 """The settings of a picture in the order in which they are printed; what else a file holds is left out."""
 _MOST_TEXT = 100_000
 _NUMBER = re.compile(r"-?\d{1,20}(?:\.\d{1,20})?(?:e[+-]?\d{1,3})?", re.ASCII | re.IGNORECASE)
+_ADAPTER = re.compile(r"([^\x00-\x1f]{1,4096}:-?\d[\d.e+-]{0,20})@[0-9a-f]{16}", re.ASCII)
 _WHOLE = re.compile(r"\d{1,20}", re.ASCII)
 _SETTINGS = "a PNG, JPEG, WebP or AVIF file that Bifrons has written"
 
@@ -88,7 +91,7 @@ def read_painting(source: str) -> Painting:
 
 def _check(source: str, settings: dict[str, str]) -> None:
     for name, value in settings.items():
-        fits = len(value) <= _MOST_TEXT if name in _PROMPTS else is_name(value)
+        fits = len(value) <= _MOST_TEXT if name in (*_PROMPTS, "adapters") else is_name(value)
         if name in ("seed", "top_k"):
             fits = bool(_WHOLE.fullmatch(value))
         elif name in ("guidance_scale", "temperature", "top_p"):
@@ -96,6 +99,8 @@ def _check(source: str, settings: dict[str, str]) -> None:
         elif name in ("dtype", "quantize", "device"):
             accepted = {"dtype": DTYPES, "quantize": ("none", *KINDS), "device": ("cpu", "cuda", "mps")}
             fits = value in accepted[name]
+        elif name == "adapters":
+            fits = fits and stored_adapters(value) is not None
         if not fits:
             raise PictureError(f"{source} holds the {name} {shown(value)}, which no generated picture has")
     try:
@@ -127,6 +132,7 @@ def apply_like(args: argparse.Namespace) -> Painting | None:
     args.resize = args.resize or settings.get("resize")
     if args.model is None and "model" in settings:
         args.model = _local_model(painting)
+        args.adapter = args.adapter or _local_adapters(painting)
     args.dtype = args.dtype or settings.get("dtype")
     if args.quantize is None and settings.get("quantize", "none") != "none":
         args.quantize = settings["quantize"]
@@ -147,6 +153,30 @@ def _local_model(painting: Painting) -> str:
             f"accepted: its name or folder by -m ({error})"
         ) from error
     return name
+
+
+def _local_adapters(painting: Painting) -> list[str]:
+    """The picture's adapters, as arguments of `--adapter`. Raises `CheckpointError` where one isn't there."""
+    found = stored_adapters(painting.settings.get("adapters", "[]")) or []
+    for adapter in found:
+        folder = adapter.rpartition(":")[0]
+        if folder.startswith(("//", "\\\\")) or not is_adapter(Path(folder)):
+            raise CheckpointError(
+                f"{painting.where} was painted with the adapter {shown(folder)}, which is not on this machine; "
+                "accepted: its folder by --adapter"
+            )
+    return found
+
+
+def stored_adapters(text: str) -> list[str] | None:
+    """The adapters of a picture as `FOLDER:SCALE`, from its settings; None if the text is none of ours."""
+    try:
+        values = decode_json(text.encode())
+    except ValueError:
+        return None
+    listed = values if isinstance(values, list) else [None]
+    matches = [_ADAPTER.fullmatch(one) if isinstance(one, str) else None for one in listed]
+    return [match[1] for match in matches if match] if all(matches) else None
 
 
 def _is_there(device: str | None) -> bool:

@@ -205,8 +205,7 @@ class ChatPipeline(LoadedPipeline):
         exif: str = "apply",
         **options: Unpack[MoreTextOptions],
     ) -> list[str]:
-        """`chat` for several conversations in one batch. Each answer is the one that `chat` gives with that
-        seed."""
+        """`chat` for several conversations in one batch; each answer is that of `chat` with that seed."""
         chosen = TextGenerationOptions.of(max_new_tokens, temperature, top_p, **options)
         tokenizer = self.tokenizer
         seeds = [resolve_seed(seed) for _ in conversations]

@@ -170,9 +170,8 @@ class PlainRunner:
         """Compute whole prompts of about `tokens` positions, at least one; returns the requests done."""
         done: list[Request] = []
         for request in requests:
-            if done and self._batch_of[request] is not self._batch_of[done[0]]:
-                break
-            if done and request.decoder is not done[0].decoder:
+            first = done[0] if done else request
+            if (self._batch_of[request], request.decoder) != (self._batch_of[first], first.decoder):
                 break
             tokens -= sum(len(prompt) for prompt in request.prompts_TD)
             if done and tokens < 0:

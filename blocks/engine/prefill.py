@@ -16,6 +16,7 @@ from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -99,8 +100,7 @@ class _Row:
 
 
 def hash_blocks(prompt_TD: Tensor, adapters: tuple[int, ...] = ()) -> list[bytes]:
-    """For each whole block of `BLOCK_SIZE` positions, a digest of all embeddings up to its end, and of the
-    decoder's adapters."""
+    """For each block of `BLOCK_SIZE` positions, a digest of the adapters and all embeddings to its end."""
     blocks = len(prompt_TD) // BLOCK_SIZE
     parts = prompt_TD.detach()[: blocks * BLOCK_SIZE].unflatten(0, (blocks, BLOCK_SIZE)).flatten(1).numpy()
     digest, digests = hashlib.sha256(repr(adapters).encode()), []
@@ -130,13 +130,10 @@ class Prefiller:
         self.decoder, self.slots = decoder, slots
         self._threads: ThreadPoolExecutor | None = None
         self._chunk: int | None = None
-        self._current = decoder
         self.copied = 0
         """Total number of positions that were copied instead of computed."""
 
-    def add(
-        self, prompts: Sequence[Tensor], chunk: int | None = None, decoder: Decoder | None = None
-    ) -> list[int]:
+    def add(self, prompts: Sequence[Tensor], chunk: int | None = None, decoder: Any = None) -> list[int]:
         """Prefill prompts, each `[T, D]`, into free rows; returns the rows' indices.
 
         `chunk` limits the positions of each that are computed at once. A prompt that shares more with another
@@ -144,8 +141,8 @@ class Prefiller:
         """
         shares = is_batch_invariant(self.slots.hidden_RD)
         self._chunk, self._current = chunk, decoder or self.decoder
-        adapters = self._current.adapters
-        rows = [_Row(prompt, hash_blocks(prompt, adapters) if shares else []) for prompt in prompts]
+        salt = self._current.adapters
+        rows = [_Row(prompt, hash_blocks(prompt, salt) if shares else []) for prompt in prompts]
         waiting = rows
         while waiting:
             batch: list[_Row] = []

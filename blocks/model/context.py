@@ -65,8 +65,7 @@ class DecoderConfig:
 
     @property
     def cache_widths(self) -> tuple[tuple[int, int], ...]:
-        """(heads, dimensions) of each cached buffer of a layer: key and value, or the latent with the rotary
-        key."""
+        """(heads, dimensions) of each cached buffer of a layer: key and value, or latent with rotary key."""
         if self.latent is not None:
             return ((1, self.latent.kv_rank + self.latent.rope_dim),)
         return ((self.num_kv_heads, self.head_dim),) * 2
@@ -80,8 +79,7 @@ class DecoderConfig:
         dtype: torch.dtype,
         layer_devices: Sequence[torch.device] | None = None,
     ) -> KVCache:
-        """An empty cache. `layer_devices` gives the device of each layer's part; by default all are on
-        `device`."""
+        """An empty cache. `layer_devices` are those of the layers' parts; by default all are on `device`."""
         widths, layers = self.cache_widths, self.num_layers
         return KVCache(layers, rows, slots, widths, device=device, dtype=dtype, layer_devices=layer_devices)
 

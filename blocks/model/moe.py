@@ -1,8 +1,7 @@
 """Mixture of experts (DeepSeekMoE, Dai et al. 2024): a router ("gate"), routed experts, and shared experts
 that process every token.
 
-B rows, T positions, N = B * T tokens, D model width, E experts, G groups of experts, I width of an expert,
-K experts per token.
+B rows, T positions, N = B * T tokens, D model width, E experts, G groups of them, I their width, K per token.
 """
 
 from dataclasses import dataclass

@@ -1,5 +1,4 @@
-"""Linear layers and stacked experts with weights in 8 or 4 bits (`kernels/codec.py`); activations keep their
-dtype.
+"""Linear layers and stacked experts with weights in 8 or 4 bits (`kernels/codec.py`); activations are not.
 
 O outputs, I inputs, E experts.
 """

@@ -159,8 +159,7 @@ class Request:
     on_end: Callable[[str], None]
     eos_id: int | None = None
     logprobs: int | None = None
-    """Number of top alternatives to report with each token, up to `MAX_LOGPROBS`; None reports no
-    log-probabilities."""
+    """Top alternatives to report with each token, up to `MAX_LOGPROBS`; None: no log-probabilities."""
     priority: int = 0
     """Requests with lower numbers start first."""
     decoder: Any = None

@@ -7,11 +7,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
-from ...blocks.checkpoints.hub import find_model_folder
 from ...blocks.checkpoints.quantize import check_kind
 from ...blocks.errors import OptionError
 from ...blocks.json_config import parse_json
-from ...blocks.placement.fingerprint import model_fingerprint
+from ..runs.recipe import weights_fingerprint
 from ..runs.workers import NO_PLACEMENT, Placement
 from ..suites.questions import Answer, Question
 from .endpoint import EndpointJudge, check_url, only_model
@@ -41,7 +40,8 @@ class JudgeChoice:
     where: an address, or `vl2:MODEL` or `janus:MODEL`. model: the endpoint's name of the model. version:
     what tells it from others of that name; by default the model's fingerprint, or the address. options: JSON
     of more fields for an endpoint's requests. key: the environment variable with the endpoint's key.
-    workers: questions at once. dtype, quantize, placement: of a model in process.
+    workers: questions at once. dtype, quantize, placement, adapters (each FOLDER:SCALE): of a
+    model in process.
     """
 
     where: str
@@ -53,6 +53,7 @@ class JudgeChoice:
     workers: int = 8
     quantize: str | None = None
     placement: Placement = NO_PLACEMENT
+    adapters: tuple[str, ...] = ()
 
     @property
     def is_endpoint(self) -> bool:
@@ -63,9 +64,9 @@ class JudgeChoice:
         """With the model's name and version filled in. Raises BifronsError where there is no such judge."""
         if self.is_endpoint:
             check_url(self.where)
-            if self.dtype is not None or self.quantize is not None or self.placement != NO_PLACEMENT:
+            if self.dtype or self.quantize or self.adapters or self.placement != NO_PLACEMENT:
                 raise OptionError(
-                    "dtype, quantize, device_map, max_memory and eager are for a model in process, such as "
+                    "dtype, quantize, adapters, device_map, max_memory and eager are for a model in process, such as "
                     f"vl2:MODEL; {self.where} has loaded its own"
                 )
             options = parse_json(self.options.encode(), "the judge's options", OptionError)
@@ -82,7 +83,7 @@ class JudgeChoice:
                 f"by {family}:MODEL alone"
             )
         check_kind(self.quantize)
-        return replace(self, model=name, version=model_fingerprint(find_model_folder(name)))
+        return replace(self, model=name, version=weights_fingerprint(name, self.adapters))
 
     def make(self, device: str | None) -> Judge:
         """The judge of a resolved choice; a model in process is loaded on the device."""
@@ -90,7 +91,7 @@ class JudgeChoice:
             return EndpointJudge(self.where, self.model, self.key, json.loads(self.options), self.workers)
         where = self.placement.keywords(device)
         load = {**where, "dtype": self.dtype, "quantize": self.quantize}
-        return LocalJudge(self.where.partition(":")[0], self.model, load)
+        return LocalJudge(self.where.partition(":")[0], self.model, load, self.adapters)
 
     @property
     def identity(self) -> dict[str, Any]:

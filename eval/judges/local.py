@@ -1,11 +1,12 @@
 """A judge in this process: a DeepSeek-VL2 or Janus model."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from ...blocks.adapter_choice import parse_adapter
 from ...blocks.chat.pipeline import ChatPipeline
 from ...blocks.errors import PictureError, PromptError
 from ...blocks.image_io import open_image
@@ -19,8 +20,12 @@ class LocalJudge:
 
     threads = 1
 
-    def __init__(self, family: str, model: str, load: Mapping[str, Any]) -> None:
+    def __init__(
+        self, family: str, model: str, load: Mapping[str, Any], adapters: Sequence[str] = ()
+    ) -> None:
         self._pipe = _load(family, model, load)
+        for adapter in map(parse_adapter, adapters):
+            self._pipe.load_adapter(adapter.folder, scale=adapter.scale)
 
     def ask(self, picture: Path, question: Question) -> Answer:
         """See `judge.Judge`."""

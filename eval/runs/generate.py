@@ -6,10 +6,11 @@ from typing import cast
 
 from PIL import Image
 
+from ...blocks.adapter_choice import parse_adapter
 from ...blocks.checkpoints.hub import find_model_folder
-from ...blocks.placement.fingerprint import model_fingerprint
 from ...janus.image_generation import ImageGenerationOptions
 from ...janus.pipeline import JanusPipeline
+from .recipe import weights_fingerprint
 from .run_dir import ImageKey, RunDir, check_model
 from .workers import NO_PLACEMENT, Advance, Placement, Ranks, default_processes, run_workers, weights_bytes
 
@@ -30,6 +31,8 @@ class GenerationWorker:
         pipe = JanusPipeline.from_pretrained(
             recipe.model, dtype=recipe.dtype, quantize=recipe.quantize, progress=False, **where
         )
+        for adapter in map(parse_adapter, recipe.adapters):
+            pipe.load_adapter(adapter.folder, scale=adapter.scale)
         names = [field.name for field in fields(ImageGenerationOptions)]
         options = {name: getattr(recipe.options, name) for name in names}
         for batch in share:
@@ -62,7 +65,7 @@ def generate_images(
     ranks = ranks or Ranks()
     placement.check(device, processes)
     folder = find_model_folder(run.recipe.model)
-    check_model(run, model_fingerprint(folder))
+    check_model(run, weights_fingerprint(run.recipe.model, run.recipe.adapters))
     for index in dict.fromkeys(key.index for key in run.image_keys()):
         run.write_metadata(index)
     share = ranks.divide(run.batches(), lambda batches: [batch for batch in batches if run.unfinished(batch)])

@@ -2,13 +2,17 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
+from ...blocks.adapter_choice import parse_adapter
+from ...blocks.checkpoints.hub import find_model_folder
 from ...blocks.checkpoints.quantize import check_kind
+from ...blocks.conversion.adapter import open_adapter
 from ...blocks.errors import BifronsError, OptionError, check_integer
 from ...blocks.image_prompts import MAX_SEED
+from ...blocks.placement.fingerprint import model_fingerprint
 from ...janus.image_generation import ImageGenerationOptions
 from ..suites.catalog import CATALOG
 
@@ -28,13 +32,14 @@ class Recipe:
     prompt `seed` + j, since the published generation scripts set 42 anew for each prompt. limit: number of
     prompts, evenly spaced over the suite; None for all. batch_size: images generated together, which may
     matter by rounding. dtype: as resolved for the device. quantize: int8,
-    int4 or fp8; None for weights as they are stored. prompts_sha256: of the suite's lines.
+    int4 or fp8; None for weights as they are stored. adapters: LoRA adapters, each FOLDER:SCALE. prompts_sha256: of the suite's lines.
     """
 
     suite: str = "shapes"
     model: str = "janus-nano"
     dtype: str = "float32"
     quantize: str | None = None
+    adapters: tuple[str, ...] = ()
     template: str = PLACEHOLDER
     guidance_scale: float = ImageGenerationOptions.guidance_scale
     temperature: float = ImageGenerationOptions.temperature
@@ -57,6 +62,9 @@ class Recipe:
                 f"template is {self.template!r}; accepted: a text with {PLACEHOLDER} in it once"
             )
         check_kind(self.quantize)
+        if not all(isinstance(text, str) for text in self.adapters):
+            raise OptionError(f"adapters is {self.adapters!r}; accepted: a list of FOLDER:SCALE")
+        object.__setattr__(self, "adapters", tuple(self.adapters))  # a list in a file
         check_integer("images_per_prompt", self.images_per_prompt, low=1)
         check_integer("batch_size", self.batch_size, low=1)
         check_integer("seed", self.seed, 0, MAX_SEED - self.images_per_prompt)
@@ -89,10 +97,10 @@ class Recipe:
     def from_json(cls, content: Mapping[str, Any]) -> "Recipe":
         """The inverse of `to_json`. Raises BifronsError for missing or unknown fields.
 
-        Recipes of before there was `quantize` are of weights as they are stored.
+        Recipes of before there were `quantize` and `adapters` are of weights as they are stored.
         """
         names = {field.name for field in fields(cls)}
-        if not isinstance(content, Mapping) or {*content, "quantize"} != names:
+        if not isinstance(content, Mapping) or {*content, "quantize", "adapters"} != names:
             got = sorted(content) if isinstance(content, Mapping) else type(content).__name__
             raise BifronsError(f"a recipe has the fields {got}; accepted: {sorted(names)}")
         return cls(**content)
@@ -107,9 +115,21 @@ def differences(old: Recipe, new: Recipe) -> list[str]:
 def fingerprint(recipe: Recipe, model: str) -> str:
     """sha256 over a recipe and `model_fingerprint`, in place of the model's name: a folder may move.
 
-    `quantize` is left out where it is None, so that older runs keep their fingerprints.
+    So do adapters, of which the model's fingerprint tells. `quantize` is left out where it is None, so that
+    older runs keep their fingerprints.
     """
     content = {**recipe.to_json(), "model": model}
+    del content["adapters"]
     if recipe.quantize is None:
         del content["quantize"]
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def weights_fingerprint(model: str, adapters: Sequence[str] = ()) -> str:
+    """`model_fingerprint` of a named model, and of its adapters if it has any."""
+    own = model_fingerprint(find_model_folder(model))
+    if not adapters:
+        return own
+    chosen = [parse_adapter(text) for text in adapters]
+    parts = [own, *(f"{open_adapter(one.folder).fingerprint}:{one.scale:g}" for one in chosen)]
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()

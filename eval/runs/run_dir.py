@@ -179,13 +179,11 @@ def create_run(root: Path, recipe: Recipe, rows: Sequence[Row], model_fingerprin
 
 
 def check_same_recipe(run: RunDir, recipe: Recipe, model_fingerprint: str) -> None:
-    """Raise BifronsError unless a run folder has this recipe (but for the model's name) and model."""
-    changes = [line for line in differences(run.recipe, recipe) if not line.startswith("model ")]
+    """Raise BifronsError unless a run folder has this recipe (but for names of folders) and model."""
+    changes = [line for line in differences(run.recipe, recipe) if not line.startswith(("model ", "adapters "))]
     if model_fingerprint != run.model_fingerprint:
-        changes.append(
-            f"model {run.recipe.model!r} ({run.model_fingerprint[:12]}), not {recipe.model!r} "
-            f"({model_fingerprint[:12]})"
-        )
+        old, new = (" with ".join((repr(one.model), *one.adapters)) for one in (run.recipe, recipe))
+        changes.append(f"model {old} ({run.model_fingerprint[:12]}), not {new} ({model_fingerprint[:12]})")
     if changes:
         raise BifronsError(
             f"{run.root} is the run of another recipe: {'; '.join(changes)}. Two recipes never mix in one "

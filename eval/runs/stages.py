@@ -9,7 +9,6 @@ from typing import Any
 from ...blocks.checkpoints.hub import find_model_folder
 from ...blocks.device import resolve_device, resolve_dtype
 from ...blocks.errors import BifronsError, OptionError
-from ...blocks.placement.fingerprint import model_fingerprint
 from ...janus.config import read_guidance_scale
 from ..atomic_io import read_json
 from ..geneval.options import read_options
@@ -18,7 +17,7 @@ from ..geneval.suites import Row, geneval_prompts, hard_prompts, shapes_prompts
 from ..suites.catalog import CATALOG
 from .detect import collect, images_of_run
 from .import_images import ImageSet, rescan_import
-from .recipe import Recipe
+from .recipe import Recipe, weights_fingerprint
 from .run_dir import RunDir, check_same_recipe, create_run, open_run
 from .score import score_file
 
@@ -41,7 +40,7 @@ def prepare(
         recipe = Recipe(**{**run.recipe.to_json(), **_resolved(given, device)})
         if prompts is not None and load_rows(recipe, prompts) != list(run.rows):
             raise BifronsError(f"{run_dir} is a run of other prompts than {prompts}; take another folder")
-        check_same_recipe(run, recipe, model_fingerprint(find_model_folder(recipe.model)))
+        check_same_recipe(run, recipe, weights_fingerprint(recipe.model, recipe.adapters))
         return run
     chosen = resolve_device(device)
     dtype = str(resolve_dtype(given.get("dtype"), chosen)).removeprefix("torch.")
@@ -51,7 +50,8 @@ def prepare(
     if given.get("suite") in CATALOG:
         defaults["images_per_prompt"] = CATALOG[given["suite"]].images_per_prompt
     recipe = Recipe(**{**defaults, **given, "dtype": dtype})
-    return create_run(run_dir, recipe, load_rows(recipe, prompts), model_fingerprint(folder))
+    fingerprint = weights_fingerprint(recipe.model, recipe.adapters)
+    return create_run(run_dir, recipe, load_rows(recipe, prompts), fingerprint)
 
 
 def _resolved(given: Mapping[str, Any], device: str | None) -> dict[str, Any]:
