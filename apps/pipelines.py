@@ -67,8 +67,9 @@ def load_pipeline(
     """Load a model with the pipeline of its family; the label of an embedded model is printed to stderr.
 
     `must_paint` refuses models that can't generate images. `parts` says which parts of a Janus model are
-    needed; DeepSeek-VL2 is always loaded whole. `eager` turns CUDA graphs off; `adapters` are added. Raises `BifronsError`; weights
-    that exceed the free memory of the device, or of those in the `device_map`, are refused before loading.
+    needed; DeepSeek-VL2 is always loaded whole. `eager` turns CUDA graphs off; `adapters` are added. Raises
+    `BifronsError`; weights that exceed the free memory of the device, or of those in the `device_map`, are
+    refused before loading.
     """
     folder = open_model(model)
     family = family_of(folder)
@@ -156,6 +157,8 @@ class ModelDescription:
     """From the tensor names in the files to the mapping of those names onto parameters."""
     keep_float32: Callable[[str], bool]
     """Whether the named parameter stays float32 whatever the dtype."""
+    adapter_key_maps: Sequence[KeyMap]
+    """The spellings of names in adapters."""
     experts: str | None = None
     """Label of the part that holds the routed experts."""
 
@@ -170,6 +173,7 @@ def _describe_janus(folder: ModelFolder, names: Iterable[str]) -> ModelDescripti
     from ..janus import variants
     from ..janus.config import parse_config
     from ..janus.model import JanusModel
+    from ..janus.pipeline import JanusPipeline
     from ..janus.weight_names import pick_key_map
 
     config, model_type = parse_config(folder.config)
@@ -186,6 +190,7 @@ def _describe_janus(folder: ModelFolder, names: Iterable[str]) -> ModelDescripti
         network=network,
         key_map=lambda names: pick_key_map(names, model_type, config.tied),
         keep_float32=keep_no_float32,
+        adapter_key_maps=JanusPipeline.adapter_key_maps,
     )
 
 
@@ -193,6 +198,7 @@ def _describe_vl2(folder: ModelFolder, names: Iterable[str]) -> ModelDescription
     from ..vl2 import variants
     from ..vl2.config import MODEL_TYPE, parse_config
     from ..vl2.model import VL2Model
+    from ..vl2.pipeline import VL2Pipeline
     from ..vl2.weight_names import keep_float32, key_map
 
     config = parse_config(folder.config)
@@ -209,5 +215,6 @@ def _describe_vl2(folder: ModelFolder, names: Iterable[str]) -> ModelDescription
         network=network,
         key_map=lambda names: key_map,
         keep_float32=keep_float32,
+        adapter_key_maps=VL2Pipeline.adapter_key_maps,
         experts=variants.EXPERTS,
     )

@@ -285,3 +285,31 @@ def evil_jpeg() -> Callable[[tuple[int, int]], bytes]:
         return data[:-2] + scan * 6_600 + data[-2:]
 
     return make
+
+
+@pytest.fixture(scope="session")
+def random_adapter(tmp_path_factory) -> Callable[..., Path]:
+    """`random_adapter("janus-nano", seed)`: the folder of an adapter with random numbers, made by PEFT; the
+    same one for the same arguments."""
+    pytest.importorskip("peft")
+    from bifrons import JanusPipeline, VL2Pipeline
+    from bifrons.learn.adapters import LoraOptions, add_adapter, save_adapter
+
+    made: dict[tuple[str, int, bool], Path] = {}
+
+    def make(model: str = "janus-nano", seed: int = 0, image_head: bool = False) -> Path:
+        key = (model, seed, image_head)
+        if key not in made:
+            kind = JanusPipeline if "janus" in model else VL2Pipeline
+            network = kind.from_pretrained(model, "cpu", progress=False).model.requires_grad_(False)
+            config = add_adapter(network, LoraOptions(4, image_head=image_head), model)
+            generator = torch.Generator().manual_seed(seed)
+            for name, weight in network.named_parameters():
+                if "lora_" in name or "modules_to_save" in name:
+                    noise = torch.randn(weight.shape, generator=generator)
+                    weight.data.add_(noise, alpha=0.05 if "lora_" in name else 0.01)
+            made[key] = tmp_path_factory.mktemp("adapters") / f"{model}-{seed}-{image_head}"
+            save_adapter(network, config, made[key])
+        return made[key]
+
+    return make

@@ -1,44 +1,63 @@
 """`bifrons info` and `bifrons convert`: describe and convert model folders."""
 
 import argparse
+import os
 import re
 import sys
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
 
+from ...blocks.adapter_choice import parse_adapter
+from ...blocks.checkpoints.formats import TensorEntry
 from ...blocks.checkpoints.hub import open_model
 from ...blocks.checkpoints.quantize import check_kind
 from ...blocks.checkpoints.reader import list_tensors
+from ...blocks.conversion.adapter import is_adapter, read_adapter
 from ...blocks.conversion.convert import convert_folder
+from ...blocks.conversion.merge import Merge, merge_adapters
 from ...blocks.conversion.quantized_writer import QuantizedWriter
 from ...blocks.errors import OptionError, one_line
 from ..files import print_json
-from ..pipelines import describe
+from ..pipelines import ModelDescription, describe
 from .inspect import inspect_model, report_lines
+from .inspect_adapter import adapter_lines, inspect_adapter
 
 _UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 
 
 def info(args: argparse.Namespace) -> int:
-    """Print the report of a model; the status is 1 if it would not load."""
-    report = inspect_model(args.model)
+    """Print the report of a model, or of an adapter; the status is 1 if it would not load."""
+    adapter = Path(args.model).expanduser()
+    if is_adapter(adapter) and not os.path.lexists(adapter / "config.json"):
+        report = inspect_adapter(adapter)
+        lines = adapter_lines(report)
+    else:
+        report = inspect_model(args.model)
+        lines = report_lines(report)
     if args.json:
         print_json(report)
     else:
-        print("\n".join(report_lines(report)))
+        print("\n".join(lines))
     for error in report["errors"]:
         print(f"error: {error}", file=sys.stderr)
     return 0 if report["sound"] else 1
 
 
 def convert(args: argparse.Namespace) -> int:
-    """Convert a model folder to the original format, quantized on request."""
+    """Convert a model folder to the original format, with adapters merged and quantized on request."""
     from ...janus.convert import to_original
 
     source, options = open_model(args.source), {}
     if args.max_shard_size is not None:
         options["max_shard_bytes"] = byte_count(args.max_shard_size)
-    if check_kind(args.quantize) is not None:
-        description = describe(source, list_tensors(source.path))
-        options["writer"] = QuantizedWriter(description.network, description.key_map, args.quantize)
+    kind = check_kind(args.quantize)
+    if kind is not None or args.merge_adapter:
+        description = describe(source, entries := list_tensors(source.path))
+        merge = _merging(description, entries, args.merge_adapter or ())
+        options["merge"] = merge
+        if kind is not None:
+            options["writer"] = QuantizedWriter(description.network, description.key_map, kind, merge)
     formats = {"multi_modality": None, "deepseek_vl_v2": None, "janus": to_original}
     written = convert_folder(source.path, args.target, formats, **options)
     files = sorted(path.name for path in written.iterdir())
@@ -47,6 +66,20 @@ def convert(args: argparse.Namespace) -> int:
     else:
         print(one_line(str(written)))
     return 0
+
+
+def _merging(
+    description: ModelDescription, entries: Mapping[str, TensorEntry], texts: Sequence[str]
+) -> Merge:
+    """What merges the named adapters into a model's tensors. Raises `BifronsError`."""
+    if not texts:
+        return list
+    shapes = {name: tuple(tensor.shape) for name, tensor in description.network.named_parameters()}
+    adapters = [
+        (read_adapter(choice.folder, description.adapter_key_maps, shapes), choice.scale)
+        for choice in map(parse_adapter, texts)
+    ]
+    return partial(merge_adapters, adapters=adapters, key_map=description.key_map(entries), shapes=shapes)
 
 
 def byte_count(text: str) -> int:

@@ -57,15 +57,15 @@ def add_loading(parser: Any, default: str | None = None) -> None:
     add_eager(parser)
 
 
-def add_adapter(parser: Any, default: str | None = None) -> None:
-    """Add `--adapter`."""
+def add_adapter(parser: Any, default: str | None = None, flag: str = "--adapter") -> None:
+    """Add `--adapter`, or another flag that takes adapters."""
     parser.add_argument(
-        "--adapter",
+        flag,
         action="append",
         default=default,
         metavar="FOLDER[:SCALE]",
-        help="a LoRA adapter in PEFT's format, such as `bifrons train` writes; may be repeated (SCALE 1 is as "
-        "it was trained)",
+        help="a LoRA adapter in PEFT's format, as `bifrons train` writes it; may be repeated (SCALE 1 is as "
+        "trained)",
     )
 
 
@@ -129,6 +129,23 @@ def add_catalog(commands: Any, command: Callable[..., Any], add_json: Callable[[
     )
 
 
+def add_folders(commands: Any, command: Callable[..., Any], add_json: Callable[[Any], None]) -> None:
+    """Add the parsers of `info` and `convert`."""
+    text = "describe a model, its memory needs and whether its files are complete, or an adapter"
+    parser = command(commands, "info", text)
+    parser.add_argument("model", metavar="MODEL", help=f"{MODEL_HELP}, or the folder of an adapter")
+    add_revision(parser)
+    add_json(parser)
+    parser = command(commands, "convert", "convert a model folder to safetensors in the original format")
+    parser.add_argument("source", metavar="SRC", help=MODEL_HELP)
+    parser.add_argument("target", metavar="DST", help="a new folder")
+    parser.add_argument("--quantize", metavar="KIND", help="int8, int4 or fp8 weights in the decoder")
+    add_adapter(parser, flag="--merge-adapter")
+    parser.add_argument("--max-shard-size", metavar="SIZE", help="such as 500MB or 2GiB (default: 5GB)")
+    add_revision(parser)
+    add_json(parser)
+
+
 def add_force(parser: Any) -> None:
     """Add `--force`."""
     parser.add_argument("-f", "--force", action="store_true", help="replace what is there already")
@@ -174,7 +191,8 @@ def loading_options(args: argparse.Namespace) -> dict[str, Any]:
 
 def placement_options(args: argparse.Namespace) -> dict[str, Any]:
     """Of `loading_options`, those that say where a model lies and determine no result, but for the device."""
-    options = loading_options(argparse.Namespace(**{"dtype": None, "quantize": None, "adapter": None, **vars(args)}))
+    others = {"dtype": None, "quantize": None, "adapter": None}
+    options = loading_options(argparse.Namespace(**{**others, **vars(args)}))
     return {name: options[name] for name in ("device_map", "max_memory", "eager")}
 
 

@@ -11,7 +11,7 @@ from .arguments import CommandParser
 from .bench import add_bench
 from .demo import add_demo
 from .eval_options import add_eval
-from .options import MODEL_HELP, add_batch_size, add_catalog, add_exif, add_force, add_model, add_revision
+from .options import add_batch_size, add_catalog, add_exif, add_folders, add_force, add_model
 from .serve import add_serve
 from .train_options import add_train
 from .warmup import add_warmup
@@ -75,9 +75,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_serve(commands, _command)
     add_warmup(commands, _command)
     add_catalog(commands, _command, _add_json)
-    for add in (_add_info, _add_convert):
-        add(commands)
-    for add in (add_eval, add_bench, add_train):
+    for add in (add_folders, add_eval, add_bench, add_train):
         add(commands, _command, _add_json)
     return parser
 
@@ -278,23 +276,4 @@ def _add_decode(commands: Any) -> None:
 def _add_show(commands: Any) -> None:
     parser = _command(commands, "show", "show the settings that a picture was generated with")
     parser.add_argument("image", metavar="IMAGE", help="a generated picture (- is standard input)")
-    _add_json(parser)
-
-
-def _add_info(commands: Any) -> None:
-    parser = _command(
-        commands, "info", "describe a model, its memory needs and whether its files are complete"
-    )
-    parser.add_argument("model", metavar="MODEL", help=MODEL_HELP)
-    add_revision(parser)
-    _add_json(parser)
-
-
-def _add_convert(commands: Any) -> None:
-    parser = _command(commands, "convert", "convert a model folder to safetensors in the original format")
-    parser.add_argument("source", metavar="SRC", help=MODEL_HELP)
-    parser.add_argument("target", metavar="DST", help="a new folder")
-    parser.add_argument("--quantize", metavar="KIND", help="int8, int4 or fp8 weights in the decoder")
-    parser.add_argument("--max-shard-size", metavar="SIZE", help="such as 500MB or 2GiB (default: 5GB)")
-    add_revision(parser)
     _add_json(parser)

@@ -24,7 +24,8 @@ _PROMPTS = ("prompt", "negative_prompt")
 _OPTIONS = ("guidance_scale", "temperature", "top_k", "top_p", "negative_prompt")
 _SHOWN = (
     "prompt", "negative_prompt", "seed", "guidance_scale", "temperature", "top_k", "top_p", "resize", "model",
-    "fingerprint", "dtype", "quantize", "device", "adapters", "software", "version", "deterministic", "pixels",
+    "fingerprint", "dtype", "quantize", "device", "adapters", "software", "version", "deterministic",
+    "pixels",
 )  # fmt: skip
 """The settings of a picture in the order in which they are printed; what else a file holds is left out."""
 _MOST_TEXT = 100_000
@@ -162,8 +163,8 @@ def _local_adapters(painting: Painting) -> list[str]:
         folder = adapter.rpartition(":")[0]
         if folder.startswith(("//", "\\\\")) or not is_adapter(Path(folder)):
             raise CheckpointError(
-                f"{painting.where} was painted with the adapter {shown(folder)}, which is not on this machine; "
-                "accepted: its folder by --adapter"
+                f"{painting.where} was painted with the adapter {shown(folder)}, which is not on this "
+                "machine; accepted: its folder by --adapter"
             )
     return found
 

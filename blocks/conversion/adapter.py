@@ -8,8 +8,8 @@ import hashlib
 import math
 import os
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Container, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ..checkpoints.formats import TensorEntry, list_bin, list_safetensors
@@ -66,6 +66,12 @@ class AdapterFiles:
         """The tensors that replace the model's."""
         return [name for name in self.entries if not _LORA.fullmatch(name)]
 
+    def only(self, keys: Container[str]) -> "AdapterFiles":
+        """These files with the modules and whole tensors in `keys` alone."""
+        owners = {name: match[1] if (match := _LORA.fullmatch(name)) else name for name in self.entries}
+        kept = {name: entry for name, entry in self.entries.items() if owners[name] in keys}
+        return replace(self, entries=kept)
+
     @property
     def fingerprint(self) -> str:
         """16 hexadecimal digits that tell these files from others."""
@@ -112,15 +118,21 @@ def _is_old(folder: Path) -> bool:
     return not os.path.exists(folder / WEIGHTS) and os.path.isfile(folder / OLD_WEIGHTS)
 
 
-def read_adapter(folder: Path, key_maps: Sequence[KeyMap], shapes: Mapping[str, tuple[int, ...]]) -> Adapter:
+def read_adapter(
+    folder: Path,
+    key_maps: Sequence[KeyMap],
+    shapes: Mapping[str, tuple[int, ...]],
+    missing: tuple[str, ...] = (),
+) -> Adapter:
     """The adapter in a folder, for a model whose parameters have these `shapes`.
 
-    `key_maps` are the spellings of names that are accepted; the first that knows all is taken. Raises the
+    `key_maps` are the spellings of names that are accepted; the first that knows all is taken. What it
+    changes in parts that are not loaded, whose names begin with `missing`, is left out. Raises the
     errors of `open_adapter`, and `CheckpointError` if a name is not the model's or a shape doesn't fit,
     before any weights are read.
     """
-    files = open_adapter(folder)
-    targets = _pick_targets(files, key_maps, shapes)
+    opened = open_adapter(folder)
+    files, targets = _pick_targets(opened, key_maps, shapes, missing)
     scales = {
         module: _check_factors(files, module, pair, targets[module], shapes)
         for module, pair in files.modules.items()
@@ -139,7 +151,7 @@ def read_adapter(folder: Path, key_maps: Sequence[KeyMap], shapes: Mapping[str, 
     for name in files.whole:
         changes.setdefault(targets[name].param, []).append(Change(targets[name], whole=tensors[name]))
     found = {param: tuple(several) for param, several in changes.items()}
-    return Adapter(folder, files.base, found, files.fingerprint)
+    return Adapter(folder, opened.base, found, opened.fingerprint)
 
 
 def _name_of(files: AdapterFiles, module: str, side: str) -> str:
@@ -148,27 +160,36 @@ def _name_of(files: AdapterFiles, module: str, side: str) -> str:
 
 
 def _pick_targets(
-    files: AdapterFiles, key_maps: Sequence[KeyMap], shapes: Mapping[str, tuple[int, ...]]
-) -> dict[str, ParameterSlice]:
-    """What each module with factors, and each whole tensor, changes; by the first key map that knows all."""
+    files: AdapterFiles,
+    key_maps: Sequence[KeyMap],
+    shapes: Mapping[str, tuple[int, ...]],
+    missing: tuple[str, ...],
+) -> tuple[AdapterFiles, dict[str, ParameterSlice]]:
+    """What each module with factors, and each whole tensor, changes, by the first key map that knows all; and
+    the files without what is in `missing` parts."""
     keys = [*files.modules, *files.whole]
     unknown: list[str] = []
     for key_map in key_maps:
-        found = {key: _target(key, key_map, files.config, shapes) for key in keys}
-        missing = [key for key, target in found.items() if target is None]
-        if not missing:
-            return {key: target for key, target in found.items() if target is not None}
-        unknown = unknown if unknown and len(unknown) <= len(missing) else missing
+        found = {key: _target(key, key_map, files.config, shapes, missing) for key in keys}
+        others = [key for key, target in found.items() if target is None]
+        if not others:
+            targets = {key: target for key, target in found.items() if target and target.param in shapes}
+            return files.only(targets), targets
+        unknown = unknown if unknown and len(unknown) <= len(others) else others
     trained = f" (it was trained on {shown(files.base)})" if files.base else ""
-    others = f" and {len(unknown) - 1} more of its modules" if len(unknown) > 1 else ""
+    more = f" and {len(unknown) - 1} more of its modules" if len(unknown) > 1 else ""
     raise CheckpointError(
-        f"{files.folder} belongs to another model{trained}: this one has no {shown(unknown[0])}{others}; "
+        f"{files.folder} belongs to another model{trained}: this one has no {shown(unknown[0])}{more}; "
         "accepted: an adapter of this family and size"
     )
 
 
 def _target(
-    key: str, key_map: KeyMap, config: Section, shapes: Mapping[str, tuple[int, ...]]
+    key: str,
+    key_map: KeyMap,
+    config: Section,
+    shapes: Mapping[str, tuple[int, ...]],
+    missing: tuple[str, ...],
 ) -> ParameterSlice | None:
     module = key
     while module.endswith(_NESTED):
@@ -178,7 +199,9 @@ def _target(
             target = key_map(name)
         except KeyError:
             continue
-        if isinstance(target, ParameterSlice) and target.param in shapes:
+        if isinstance(target, ParameterSlice) and (
+            target.param in shapes or target.param.startswith(missing)
+        ):
             return target
     parameters = config.get("target_parameters", [])
     stacked = [name for name in parameters if isinstance(name, str)] if isinstance(parameters, list) else []

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ..checkpoints.key_mapping import ParameterSlice
@@ -28,6 +29,21 @@ class Change:
         assert self.factors is not None
         b, a = (factor.float() for factor in self.factors)
         return a, b * (strength * self.scale)
+
+    def factors_of_expert(
+        self, expert: int, experts: int, outputs: int, strength: float
+    ) -> tuple[Tensor, Tensor]:
+        """`factors_of` for one of a stack of experts, `[R, I]` and `[O, R]`; of rank 0 if it is unchanged."""
+        a, b = self.factors_of(strength)
+        if not self.target.select:
+            a, b = a.unflatten(0, (experts, -1))[expert], b.unflatten(1, (-1, experts))[..., expert]
+        elif self.target.select != (expert,):
+            a, b = a[:0], b[:, :0]
+        if self.target.part is not None:
+            index, parts = self.target.part
+            size = outputs // parts
+            b = F.pad(b, (0, 0, index * size, outputs - (index + 1) * size))
+        return a, b
 
     def apply(self, weight: Tensor, strength: float) -> None:
         """Change `weight`, float32, in place; with `strength` 0 nothing changes, 1 is as it was trained."""

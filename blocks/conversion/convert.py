@@ -17,6 +17,7 @@ from ..errors import CheckpointError
 from ..files import temporary_path
 from ..foreign_files import check_config, model_type_error
 from ..json_config import read_section
+from .merge import Merge
 from .quantized_writer import QuantizedWriter, unchanged_specs
 from .writer import TensorSpec, spec_bytes, write_safetensors
 
@@ -43,14 +44,15 @@ def convert_folder(
     progress: bool = True,
     max_shard_bytes: int = 5_000_000_000,
     writer: QuantizedWriter | None = None,
+    merge: Merge = list,
 ) -> Path:
     """Write the model folder `src` to the new folder `dst` in the original format; returns `dst`.
 
     `formats` maps the accepted `model_type`s of `config.json` to their translations, or to None for the
     original format, whose tensors are all kept bit for bit, unused ones included. `writer` quantizes while
-    writing. `dst` appears only once it is complete. Raises `CheckpointError` if `src` is damaged or does not
-    match its config, or if `dst` is not empty, lies inside `src` or can't be written; `ConfigError` for
-    another `model_type`.
+    writing, and has a `merge` of its own; else `merge` changes the weights. `dst` appears only once it is
+    complete. Raises `CheckpointError` if `src` is damaged or does not match its config, or if `dst` is not
+    empty, lies inside `src` or can't be written; `ConfigError` for another `model_type`.
     """
     src, dst = _checked_folders(Path(src), dst)
     section = read_section(src / "config.json")
@@ -67,6 +69,8 @@ def convert_folder(
         if writer is not None:
             specs = writer.specs(src, entries, reader)
             files["config.json"] = writer.config(files.get("config.json") or config)
+        else:
+            specs = merge(specs)
         copied = copied_files(src, original=translate is None)
         return write_model(dst, specs, files, copied, max_shard_bytes=max_shard_bytes, progress=progress)
 

@@ -15,8 +15,9 @@ from ..checkpoints.key_mapping import KeyMap, Piece, match, saved_tensors
 from ..checkpoints.loader import promoted
 from ..checkpoints.quantize import CONFIG_KEY, pick_quantization, quantizable_weights, quantization_config
 from ..checkpoints.reader import TensorReader
-from ..errors import CheckpointError
+from ..errors import CheckpointError, OptionError
 from ..model.quantized_weight import QuantizedWeight
+from .merge import Merge
 from .writer import TensorSpec
 
 
@@ -59,15 +60,19 @@ class QuantizedWriter:
     network: nn.Module
     key_map: Callable[[Iterable[str]], KeyMap]
     kind: str
+    merge: Merge = list
+    """Changes the plain weights before they are quantized."""
 
     def specs(self, src: Path, entries: dict[str, TensorEntry], reader: TensorReader) -> list[TensorSpec]:
         """What to write; nothing is read yet. Raises `CheckpointError` if the tensors do not match the model,
         `OptionError` if the folder is quantized to another kind."""
         quantization = pick_quantization(open_model(src), self.kind)
         if quantization is not None and quantization.stored:
+            if self.merge is not list:
+                raise OptionError(f"{src} is quantized already; adapters are merged into plain weights only")
             return unchanged_specs(entries.values(), reader)
         quantizable, specs = quantizable_weights(self.network), []
-        for spec in merged_specs(self.network, src, entries, self.key_map(entries), reader):
+        for spec in self.merge(merged_specs(self.network, src, entries, self.key_map(entries), reader)):
             specs += self._encoded(spec, *quantizable[spec[0]]) if spec[0] in quantizable else [spec]
         return specs
 

@@ -185,7 +185,7 @@ def _changed_experts(base: Experts, leaves: Mapping[str, Strengths], dtype: torc
     for leaf, changes in leaves.items():
         weight = getattr(base, leaf)
         codes = weight.codes if isinstance(weight, QuantizedWeight) else weight
-        stacked = [_factors_of_expert(changes, expert, *codes.shape[:2]) for expert in range(len(codes))]
+        stacked = [_factors_of(changes, expert, *codes.shape[:2]) for expert in range(len(codes))]
         rank = max(len(a) for a, _ in stacked)
         a_ERI = torch.stack([F.pad(a, (0, 0, 0, rank - len(a))) for a, _ in stacked])
         b_EOR = torch.stack([F.pad(b, (0, rank - b.shape[1])) for _, b in stacked])
@@ -193,22 +193,9 @@ def _changed_experts(base: Experts, leaves: Mapping[str, Strengths], dtype: torc
     return LowRankExperts(base, low_rank)
 
 
-def _factors_of_expert(
-    changes: Strengths, expert: int, experts: int, outputs: int
-) -> tuple[Tensor, Tensor]:
+def _factors_of(changes: Strengths, expert: int, experts: int, outputs: int) -> tuple[Tensor, Tensor]:
     """The factors `[R, I]` and `[O, R]` of all changes of one expert."""
-    pairs = []
-    for change, strength in changes:
-        a, b = change.factors_of(strength)
-        if change.target.select not in ((), (expert,)):
-            a, b = a[:0], b[:, :0]
-        elif not change.target.select:
-            a, b = a.unflatten(0, (experts, -1))[expert], b.unflatten(1, (-1, experts))[..., expert]
-        if change.target.part is not None:
-            index, parts = change.target.part
-            size = outputs // parts
-            b = F.pad(b, (0, 0, index * size, outputs - (index + 1) * size))
-        pairs.append((a, b))
+    pairs = [change.factors_of_expert(expert, experts, outputs, strength) for change, strength in changes]
     return torch.cat([a for a, _ in pairs]), torch.cat([b for _, b in pairs], dim=1)
 
 

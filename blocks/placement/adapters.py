@@ -20,6 +20,7 @@ from ..conversion.adapter_change import Adapter
 from ..device import graph_capture_lock, plain_torch
 from ..errors import OptionError, check_number
 from ..model.layers import Linear
+from ..model.missing_parts import missing_prefixes
 from ..model.quantized_weight import QuantizedWeight
 from .adapted import adapted, parameter_shapes
 
@@ -111,7 +112,8 @@ class AdapterMethods:
                 quantized = any(isinstance(module, QuantizedWeight) for module in self.model.modules())
                 loaded = LoadedAdapters(self.model, beside=quantized)
             unpack(loaded.base)
-            adapter = read_adapter(path, self.adapter_key_maps, parameter_shapes(loaded.base))
+            shapes, missing = parameter_shapes(loaded.base), tuple(missing_prefixes(loaded.base))
+            adapter = read_adapter(path, self.adapter_key_maps, shapes, missing)
             loaded.add(name or path.absolute().name, adapter, float(scale))
             self._adapters, self.model = loaded, loaded.model
 

@@ -32,7 +32,8 @@ class Recipe:
     prompt `seed` + j, since the published generation scripts set 42 anew for each prompt. limit: number of
     prompts, evenly spaced over the suite; None for all. batch_size: images generated together, which may
     matter by rounding. dtype: as resolved for the device. quantize: int8,
-    int4 or fp8; None for weights as they are stored. adapters: LoRA adapters, each FOLDER:SCALE. prompts_sha256: of the suite's lines.
+    int4 or fp8; None for weights as they are stored. adapters: LoRA adapters, each FOLDER:SCALE.
+    prompts_sha256: of the suite's lines.
     """
 
     suite: str = "shapes"

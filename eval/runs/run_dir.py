@@ -180,7 +180,8 @@ def create_run(root: Path, recipe: Recipe, rows: Sequence[Row], model_fingerprin
 
 def check_same_recipe(run: RunDir, recipe: Recipe, model_fingerprint: str) -> None:
     """Raise BifronsError unless a run folder has this recipe (but for names of folders) and model."""
-    changes = [line for line in differences(run.recipe, recipe) if not line.startswith(("model ", "adapters "))]
+    folders = ("model ", "adapters ")
+    changes = [line for line in differences(run.recipe, recipe) if not line.startswith(folders)]
     if model_fingerprint != run.model_fingerprint:
         old, new = (" with ".join((repr(one.model), *one.adapters)) for one in (run.recipe, recipe))
         changes.append(f"model {old} ({run.model_fingerprint[:12]}), not {new} ({model_fingerprint[:12]})")

@@ -1,0 +1,122 @@
+"""Adapters that PEFT made on transformers' models give transformers' logits here."""
+
+import shutil
+
+import pytest
+import torch
+from bifrons import JanusPipeline
+
+peft = pytest.importorskip("peft")
+transformers = pytest.importorskip("transformers")
+pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
+LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+SIZES = {
+    "text_config": {
+        "hidden_size": 64,
+        "intermediate_size": 96,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "vocab_size": 704,
+        "max_position_embeddings": 2048,
+    },
+    "vision_config": {
+        "hidden_size": 48,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 4,
+        "image_size": 96,
+        "patch_size": 16,
+        "projection_dim": 64,
+        "num_image_tokens": 36,
+    },
+    "vq_config": {
+        "base_channels": 32,
+        "latent_channels": 64,
+        "num_embeddings": 512,
+        "projection_dim": 64,
+        "image_token_embed_dim": 64,
+    },
+    "image_token_id": 509,
+    "tie_word_embeddings": False,
+}
+
+
+@pytest.fixture
+def transformers_pair(tmp_path_factory, janus_mini):
+    """transformers' model with random weights, and ours with the same."""
+    torch.manual_seed(0)
+    theirs = transformers.JanusForConditionalGeneration(transformers.JanusConfig(**SIZES)).eval()
+    for parameter in theirs.parameters():
+        parameter.data.normal_(std=0.15 if parameter.ndim > 1 else 0.5)
+    folder = tmp_path_factory.mktemp("hf")
+    theirs.save_pretrained(folder)
+    for name in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"):
+        shutil.copy(janus_mini / name, folder)
+    return theirs, JanusPipeline.from_pretrained(folder, device="cpu", progress=False)
+
+
+def adapted(model, folder, **settings):
+    """transformers' model with a random adapter, which is saved."""
+    torch.manual_seed(3)
+    settings = {"target_modules": LINEAR, "r": 4, "lora_alpha": 12, "init_lora_weights": False, **settings}
+    model = peft.get_peft_model(model, peft.LoraConfig(**settings)).eval()
+    for name, weight in model.named_parameters():
+        if "modules_to_save" in name:
+            weight.data.add_(0.05 * torch.randn_like(weight))
+    model.save_pretrained(folder)
+    return model
+
+
+def text_logits(model, ids):
+    with torch.no_grad():
+        return model(input_ids=ids[None]).logits[0, -1]
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"use_rslora": True, "rank_pattern": {"q_proj": 2}, "alpha_pattern": {"layers.0.mlp.up_proj": 3}},
+        {"target_modules": ["q_proj"], "modules_to_save": ["generation_head", "generation_aligner"]},
+        {"target_modules": r".*(language_model|vision_model).*\.(q_proj|fc1)"},
+    ],
+    ids=["all layers", "patterns", "whole modules", "vision"],
+)
+def test_an_adapter_of_the_whole_model(settings, transformers_pair, parity_picture, tmp_path):
+    theirs, ours = transformers_pair
+    theirs = adapted(theirs, tmp_path, **settings)
+    messages = [{"role": "user", "content": "What is it?"}]
+    ids = ours.processor.chat_inputs(messages).ids
+    beside = ours.with_adapter(tmp_path)
+    expected = text_logits(theirs, ids)
+    found = beside.next_logits(messages)
+    assert (found - expected).abs().max() < 1e-5 * expected.abs().max()
+    inputs = ours.processor.chat_inputs(
+        [{"role": "user", "content": "<image_placeholder>\nWhat?", "images": [parity_picture(0, 64, 48)]}]
+    )
+    with torch.no_grad():
+        features = theirs.base_model.model.get_image_features(inputs.pixels)
+        features = getattr(features, "pooler_output", features)
+        embedded = beside.model.embed_images(inputs.pixels)
+        hidden = torch.randn(3, 64)
+        their_head = theirs.base_model.model.model.generation_head(hidden)
+        found_head = beside.model.image_logits(hidden)
+    torch.testing.assert_close(embedded.flatten(), features.flatten(), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(found_head, their_head, rtol=1e-5, atol=1e-5)
+    ours.load_adapter(tmp_path)
+    merged = ours.next_logits(messages)
+    ours.unload_adapter()
+    assert (merged - expected).abs().max() < 1e-5 * expected.abs().max()
+
+
+def test_an_adapter_of_the_language_model_alone(transformers_pair, tmp_path):
+    """As other trainers make it, on the Llama model that is within Janus."""
+    theirs, ours = transformers_pair
+    llama = transformers.LlamaForCausalLM(theirs.config.text_config).eval()
+    llama.model.load_state_dict(theirs.model.language_model.state_dict())
+    llama.lm_head.load_state_dict(theirs.lm_head.state_dict())
+    messages = [{"role": "user", "content": "What is it?"}]
+    llama = adapted(llama, tmp_path)
+    expected = text_logits(llama, ours.processor.chat_inputs(messages).ids)
+    found = ours.with_adapter(tmp_path).next_logits(messages)
+    assert (found - expected).abs().max() < 1e-5 * expected.abs().max()
+    assert ours.adapters == {}
