@@ -94,7 +94,7 @@ def test_an_adapter_of_the_whole_model(settings, transformers_pair, parity_pictu
         [{"role": "user", "content": "<image_placeholder>\nWhat?", "images": [parity_picture(0, 64, 48)]}]
     )
     with torch.no_grad():
-        features = theirs.base_model.model.get_image_features(inputs.pixels)
+        features = theirs.base_model.model.model.get_image_features(inputs.pixels)
         features = getattr(features, "pooler_output", features)
         embedded = beside.model.embed_images(inputs.pixels)
         hidden = torch.randn(3, 64)
