@@ -23,11 +23,35 @@ from bifrons.vl2.pipeline import VL2Pipeline
 from PIL import Image
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 on_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA")
 DEVICES = ["cpu", pytest.param("cuda", marks=on_cuda)]
 DATA = Path(__file__).parent / "data"
 FAMILIES = {"janus-mini": JanusPipeline, "vl2-mini-mha": VL2Pipeline}
+
+
+class HostFreeMode(TorchDispatchMode):
+    """Fails on what cannot be captured: tensors on the CPU, and reading values from the device."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.launched = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        tensors = [x for x in tree_leaves((args, kwargs, out)) if isinstance(x, Tensor)]
+        assert all(x.device.type == "cuda" for x in tensors), f"{func} is given a tensor on the CPU"
+        assert not any(word in str(func) for word in ("nonzero", "_local_scalar")), f"{func} waits"
+        self.launched += 1
+        return out
+
+
+@pytest.fixture(scope="session")
+def host_free_mode() -> type[HostFreeMode]:
+    """A mode for fake GPUs that fails on what cannot be captured, and counts operations in `launched`."""
+    return HostFreeMode
 
 
 @pytest.fixture(params=DEVICES)

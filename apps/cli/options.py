@@ -185,7 +185,7 @@ def loading_options(args: argparse.Namespace) -> dict[str, Any]:
         "device_map": None if args.device_map is None else parse_device_map(args.device_map),
         "max_memory": None if args.max_memory is None else parse_max_memory(args.max_memory),
         "eager": args.eager,
-        "adapters": [parse_adapter(text) for text in args.adapter or ()],
+        "adapters": tuple(parse_adapter(text) for text in args.adapter or ()),
     }
 
 

@@ -69,8 +69,8 @@ class AdapterFiles:
     def only(self, keys: Container[str]) -> "AdapterFiles":
         """These files with the modules and whole tensors in `keys` alone."""
         owners = {name: match[1] if (match := _LORA.fullmatch(name)) else name for name in self.entries}
-        kept = {name: entry for name, entry in self.entries.items() if owners[name] in keys}
-        return replace(self, entries=kept)
+        left = {name: entry for name, entry in self.entries.items() if owners[name] in keys}
+        return replace(self, entries=left)
 
     @property
     def fingerprint(self) -> str:
