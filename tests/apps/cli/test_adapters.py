@@ -50,32 +50,34 @@ def test_a_picture_carries_its_adapter(bifrons, refused, random_adapter, tmp_pat
     assert "there is no folder" in message
 
 
-@pytest.mark.parametrize(("kind", "model"), [(JanusPipeline, "janus-nano"), (VL2Pipeline, "vl2-nano")])
-def test_a_merged_folder_equals_the_adapter_in_memory(kind, model, bifrons, random_adapter, tmp_path):
-    folder = random_adapter(model, 1, image_head=model == "janus-nano")
-    assert bifrons("convert", model, tmp_path / "new", "--merge-adapter", f"{folder}:0.7").status == 0
-    found = kind.from_pretrained(tmp_path / "new", "cpu", dtype="float32", progress=False)
-    pipe = kind.from_pretrained(model, "cpu", dtype=found.dtype, progress=False)
+@pytest.mark.parametrize("model", ["janus-mini", "vl2-nano"])
+def test_a_merged_folder_equals_the_adapter_in_memory(model, bifrons, janus_mini, random_adapter, tmp_path):
+    source = str(janus_mini) if model == "janus-mini" else model
+    kind = VL2Pipeline if model == "vl2-nano" else JanusPipeline
+    folder = random_adapter(source, 1, image_head=model == "janus-mini")
+    assert bifrons("convert", source, tmp_path / "new", "--merge-adapter", f"{folder}:0.7").status == 0
+    found = kind.from_pretrained(tmp_path / "new", "cpu", dtype="auto", progress=False).model.state_dict()
+    pipe = kind.from_pretrained(source, "cpu", dtype="auto", progress=False)
+    before = {name: tensor.clone() for name, tensor in pipe.model.state_dict().items()}
     pipe.load_adapter(folder, scale=0.7)
-    expected = pipe.next_logits(QUESTION)
-    merged = found.next_logits(QUESTION)
-    # The folder has the dtype of the model's files, float16.
-    assert (merged - expected).abs().max() < 0.01 * expected.abs().max()
-    pipe.unload_adapter()
-    assert (merged - pipe.next_logits(QUESTION)).abs().max() > 0.05 * expected.abs().max()
+    expected = pipe.model.state_dict()
+    # Of experts, each is its own tensor in the file, whose product is summed apart.
+    error = max((found[name] - tensor).abs().max() for name, tensor in expected.items() if tensor.numel())
+    assert error <= (0 if kind is JanusPipeline else 1e-3)
+    assert any(not torch.equal(before[name], tensor) for name, tensor in found.items())
 
 
-def test_merged_from_transformers_format_and_quantized(bifrons, janus_mini, random_adapter, tmp_path):
-    folder = random_adapter(str(janus_mini), 1)
+def test_a_folder_is_quantized_after_the_merge(bifrons, janus_mini, random_adapter, tmp_path):
+    folder = random_adapter(str(janus_mini), 1, image_head=True)
     pipe = JanusPipeline.from_pretrained(janus_mini, "cpu", progress=False)
+    plain = pipe.next_logits(QUESTION)
     pipe.load_adapter(folder)
-    for options, close in (((), 1e-5), (("--quantize", "int8"), 0.1)):
-        target = tmp_path / f"new{len(options)}"
-        assert bifrons("convert", janus_mini, target, "--merge-adapter", folder, *options).status == 0
-        found = JanusPipeline.from_pretrained(target, "cpu", progress=False).next_logits(QUESTION)
-        expected = pipe.next_logits(QUESTION)
-        assert (found - expected).abs().max() <= close * expected.abs().max()
-    result = bifrons("convert", tmp_path / "new2", tmp_path / "x", "--merge-adapter", folder)
+    options = ("--merge-adapter", folder, "--quantize", "int8")
+    assert bifrons("convert", janus_mini, tmp_path / "int8", *options).status == 0
+    found = JanusPipeline.from_pretrained(tmp_path / "int8", "cpu", dtype="float32", progress=False)
+    expected, merged = pipe.next_logits(QUESTION), found.next_logits(QUESTION)
+    assert (merged - expected).norm() < 0.2 * (plain - expected).norm()
+    result = bifrons("convert", tmp_path / "int8", tmp_path / "x", "--merge-adapter", folder)
     assert result.status == 1
     assert "accepted: the folder of plain weights" in result.err
 
