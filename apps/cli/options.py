@@ -18,6 +18,7 @@ def add_model(
     default: str | None = DEFAULT_MODEL,
     default_help: str | None = None,
     recipe: bool = False,
+    adapters: str = "",
     **settings: Any,
 ) -> None:
     """Add `-m` and how the model is loaded: the same options for every command that loads one.
@@ -30,11 +31,12 @@ def add_model(
     if recipe:
         settings["default"] = argparse.SUPPRESS
     parser.add_argument("-m", "--model", metavar="MODEL", help=f"{MODEL_HELP} ({text})", **settings)
-    add_loading(parser, argparse.SUPPRESS if recipe else None)
+    add_loading(parser, argparse.SUPPRESS if recipe else None, adapters)
 
 
-def add_loading(parser: Any, default: str | None = None) -> None:
-    """Add the options of device, dtype, quantization and memory; `default` of what determines results."""
+def add_loading(parser: Any, default: str | None = None, adapters: str = "") -> None:
+    """Add the options of device, dtype, quantization and memory; `default` of what determines results.
+    `adapters` may be `NAME=`, where each makes a model of its own."""
     parser.add_argument("--device", help="cpu, cuda, cuda:N or mps (default: the best available)")
     parser.add_argument(
         "--dtype",
@@ -42,7 +44,7 @@ def add_loading(parser: Any, default: str | None = None) -> None:
         help="float32, bfloat16 or float16 (default: float32 on the CPU, bfloat16 on GPUs)",
     )
     parser.add_argument("--quantize", default=default, metavar="KIND", help=QUANTIZE_HELP)
-    add_adapter(parser, default)
+    add_adapter(parser, default, name=adapters)
     add_revision(parser)
     parser.add_argument(
         "--device-map",
@@ -57,15 +59,18 @@ def add_loading(parser: Any, default: str | None = None) -> None:
     add_eager(parser)
 
 
-def add_adapter(parser: Any, default: str | None = None, flag: str = "--adapter") -> None:
+def add_adapter(
+    parser: Any, default: str | None = None, flag: str = "--adapter", name: str = ""
+) -> None:
     """Add `--adapter`, or another flag that takes adapters."""
+    own = ", and a model of its own beside that without it" if name else ""
     parser.add_argument(
         flag,
         action="append",
         default=default,
-        metavar="FOLDER[:SCALE]",
+        metavar=f"{name and f'[{name}]'}FOLDER[:SCALE]",
         help="a LoRA adapter in PEFT's format, as `bifrons train` writes it; may be repeated (SCALE 1 is as "
-        "trained)",
+        f"trained){own}",
     )
 
 

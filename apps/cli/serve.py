@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from ...blocks.adapter_choice import parse_named_adapter
 from ..defaults import DEFAULT_GROUNDING_MODEL, DEFAULT_MODEL, default_models
 from ..notes import note
 from .options import add_model, add_no_warmup, given_fields, loading_options
@@ -23,7 +24,7 @@ def add_serve(commands: Any, command: Callable[..., Any]) -> None:
     """Add the parser of `serve`; imports nothing heavy."""
     parser = command(commands, "serve", "serve an OpenAI-compatible API over HTTP")
     default = f"default: BIFRONS_MODEL, else {DEFAULT_MODEL} and {DEFAULT_GROUNDING_MODEL}"
-    add_model(parser, None, f"may be repeated; {default}", action="append")
+    add_model(parser, None, f"may be repeated; {default}", action="append", adapters="NAME=")
     _add_access(parser)
     parser.add_argument(
         "--threads",
@@ -83,6 +84,8 @@ def serve(args: argparse.Namespace) -> int:
     origins = tuple(allowed_origins(args.allow_origin))
     options = ServerOptions(**given_fields(args, ServerOptions), allow_origins=origins)
     keys = None if args.api_key_file is None else read_keys(args.api_key_file)
+    adapters = [parse_named_adapter(text) for text in args.adapter or ()]
+    args.adapter = None  # they are models of their own
     hosts = accepted_hosts(args.host, args.allowed_host)
     if keys is None and not is_loopback(args.host):
         note(f"note: without --api-key-file, anyone who reaches {args.host} may use it")
@@ -90,9 +93,11 @@ def serve(args: argparse.Namespace) -> int:
         registry = ModelRegistry(options)
         for model in args.model or default_models():
             registry.load(model, **loading_options(args))
+        for adapter in adapters:
+            registry.add_adapter(adapter)
         set_num_threads(args.threads, [served.pipe.model.decoder for served in registry.models.values()])
         registry.open()
-        for served in registry.models.values():
+        for served in registry.engines:
             note(f"{served.name}: a cache of {served.capacity}")
         if not args.no_warmup:
             registry.warm_up()

@@ -48,9 +48,9 @@ class LoadedModel:
     @property
     def headline(self) -> str:
         """One line of Markdown that says which model this is."""
-        if self.note:
-            return f"**{self.name}** · {self.note.partition(': ')[2]}"
-        return f"**{self.name}** · {self.family}"
+        adapters = "".join(f" · adapter {name} ({scale:g})" for name, scale in self.pipe.adapters.items())
+        kind = self.note.partition(": ")[2] if self.note else self.family
+        return f"**{self.name}** · {kind}{adapters}"
 
 
 def embedded_models() -> list[str]:

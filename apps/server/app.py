@@ -62,7 +62,7 @@ class _SchedulerMetrics:
         for kind, table in ((GaugeMetricFamily, gauges), (CounterMetricFamily, counters)):
             for name, text in table.items():
                 family = kind(f"bifrons_engine_{name}", text, labels=["model"])
-                for served in self.registry.models.values():
+                for served in self.registry.engines:
                     family.add_metric([served.name], getattr(served.scheduler, name))
                 yield family
 
@@ -76,6 +76,7 @@ def _card(served: ServedModel) -> responses.ModelCard:
         context=served.scheduler.context,
         max_model_len=served.scheduler.context,
         note=served.note,
+        parent=None if served.base is None else served.base.name,
     )
 
 

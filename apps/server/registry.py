@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
+from ...blocks.adapter_choice import AdapterChoice
 from ...blocks.checkpoints.hub import EMBEDDED, find_model_folder
-from ...blocks.errors import OptionError, check_integer
+from ...blocks.errors import CheckpointError, OptionError, check_integer
 from ...blocks.placement.memory_budget import size_text
 from ...blocks.sampling.request import Request as GenerationRequest
 from ...blocks.sampling.request import TokenHead
@@ -37,13 +38,15 @@ SHORT_TEXT = 2000
 
 
 class ServedModel:
-    """One model and, once it is opened, its scheduler."""
+    """One model and, once it is opened, its scheduler. A model with an adapter has those of its `base`."""
 
     scheduler: SupervisedScheduler
     limits: Limits
 
-    def __init__(self, name: str, pipe: "Pipeline", note: str | None) -> None:
-        self.name, self.pipe, self.note = name, pipe, note
+    def __init__(
+        self, name: str, pipe: "Pipeline", note: str | None, base: "ServedModel | None" = None
+    ) -> None:
+        self.name, self.pipe, self.note, self.base = name, pipe, note, base
         self.created = int(time.time())
         self.text_head = TokenHead(pipe.model.embed_text, pipe.model.text_logits)
         self.image_pipe = as_janus(pipe)
@@ -57,6 +60,9 @@ class ServedModel:
 
     def open(self, options: ServerOptions, sharing: int = 1) -> None:
         """Make the scheduler. Its cache may take a share of the free memory, one of `sharing` equal ones."""
+        if self.base is not None:
+            self.limits, self.scheduler = self.base.limits, self.base.scheduler
+            return
         decoder = self.pipe.model.decoder
         rows = options.rows or (256 if decoder.device.type == "cuda" else 32)
         rows = max(rows, 3) if self.image_pipe else rows  # a picture's two, and one for a chat beside it
@@ -98,6 +104,7 @@ class ServedModel:
             requests = await make_requests()
             for request in requests:
                 request.client, request.priority = client, priority
+                request.decoder = self.pipe.model.decoder
             self.scheduler.submit(requests)
         except BaseException:
             self.scheduler.release(rows, client, priority)
@@ -134,19 +141,47 @@ class ModelRegistry:
         self.models[name] = ServedModel(name, pipe, note)
         return self.models[name]
 
+    def add_adapter(self, choice: AdapterChoice) -> ServedModel:
+        """Serve a loaded model with an adapter under the adapter's name, beside the model itself.
+
+        The model is the first that the adapter fits. Raises `BifronsError` if there is none.
+        """
+        name, errors = choice.shown_name, []
+        if name in self.models:
+            raise OptionError(f"two models are called {name}; accepted: NAME=FOLDER with another name")
+        for base in self.engines:
+            try:
+                pipe = base.pipe.with_adapter(choice.folder, name, choice.scale)
+            except CheckpointError as error:
+                errors.append(error)
+                continue
+            note = f"{base.name} with the adapter {name}"
+            self.models[name] = ServedModel(name, pipe, note, base)
+            return self.models[name]
+        raise errors[0]
+
+    @property
+    def engines(self) -> list[ServedModel]:
+        """The models with schedulers of their own: all but those with adapters."""
+        return [served for served in self.models.values() if served.base is None]
+
     def open(self) -> None:
         """Make the schedulers of all loaded models, which divide the free memory among themselves."""
-        for opened, served in enumerate(self.models.values()):
-            served.open(self.options, len(self.models) - opened)
+        engines = self.engines
+        for opened, served in enumerate(engines):
+            served.open(self.options, len(engines) - opened)
+        for served in self.models.values():
+            if served.base is not None:
+                served.open(self.options)
 
     def warm_up(self) -> None:
         """Compile and capture what requests will need; shows progress on stderr."""
-        for served in self.models.values():
+        for served in self.engines:
             warm_up(served.name, served.pipe, served.scheduler)
 
     def start(self) -> None:
         """Start the threads of the schedulers."""
-        for served in self.models.values():
+        for served in self.engines:
             served.scheduler.start()
 
     def get(self, name: str) -> ServedModel:
@@ -194,13 +229,13 @@ class ModelRegistry:
     def cancel_all(self) -> None:
         """Refuse new requests and end those that wait or run."""
         self.stopping = True
-        for served in self.models.values():
+        for served in self.engines:
             served.scheduler.cancel_all()
 
     def close(self) -> None:
         """Refuse new requests and finish those that run."""
         self.stopping = True
-        for served in self.models.values():
+        for served in self.engines:
             served.scheduler.close(timeout=5.0)
         for threads in (self._threads, self.compilers, self.encoders):
             threads.shutdown(wait=False, cancel_futures=True)

@@ -199,7 +199,8 @@ class ImageEvent(BaseModel):
 
 
 class ModelCard(BaseModel):
-    """A model (`Model`), with its abilities and a note; vLLM calls the context `max_model_len`."""
+    """A model (`Model`), with its abilities and a note; vLLM calls the context `max_model_len`, and the model
+    to which an adapter belongs `parent`."""
 
     id: str
     object: Literal["model"] = "model"
@@ -210,6 +211,7 @@ class ModelCard(BaseModel):
     context: int
     max_model_len: int
     note: str | None
+    parent: str | None = None
 
 
 class ModelList(BaseModel):
