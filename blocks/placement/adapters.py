@@ -112,10 +112,10 @@ class AdapterMethods:
                 quantized = any(isinstance(module, QuantizedWeight) for module in self.model.modules())
                 loaded = LoadedAdapters(self.model, beside=quantized)
             unpack(loaded.base)
-            if loaded.beside:
-                loaded.base.decoder.capture = False  # captured steps are those of the model's own layers
             shapes, missing = parameter_shapes(loaded.base), tuple(missing_prefixes(loaded.base))
             adapter = read_adapter(path, self.adapter_key_maps, shapes, missing)
+            if loaded.beside:
+                loaded.base.decoder.capture = False  # captured steps are those of the model's own layers
             loaded.add(name or path.absolute().name, adapter, float(scale))
             self._adapters, self.model = loaded, loaded.model
 
