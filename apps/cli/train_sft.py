@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from safetensors import SafetensorError
 
 from ...blocks.checkpoints.hub import open_model
-from ...blocks.errors import OptionError, check_integer, check_number
+from ...blocks.errors import OptionError, ResourceError, check_integer, check_number
 from ...blocks.files import atomic_write
 from ...eval.atomic_io import disk_errors, folder_lock
 from ...learn import contact_sheet, validation
@@ -238,10 +239,13 @@ class _Training:
 
     def _write_result(self, pipe: "Pipeline", run: SftRun, dtype: torch.dtype) -> None:
         pipe.model.eval()
-        if run.adapter is not None:
-            save_adapter(pipe.model, run.adapter, self.result)
-        else:
-            pipe.to(dtype).save_pretrained(self.result)
+        try:
+            if run.adapter is not None:
+                save_adapter(pipe.model, run.adapter, self.result)
+            else:
+                pipe.to(dtype).save_pretrained(self.result)
+        except SafetensorError as error:  # of a full disk
+            raise ResourceError(f"can't write {self.result}: {error}") from error
 
 
 _LESS_MEMORY = "accepted: --recompute, fewer --rows-at-once, or --lora in place of all weights"

@@ -4,16 +4,21 @@
 """
 
 import argparse
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import combinations
 from pathlib import Path
 from random import Random
 
 from ..world.renderer import to_pil
-from ..world.scene import COLORS, SHAPES, place
+from ..world.scene import BACKGROUNDS, COLORS, SHAPES, Scene, SceneObject, box_of, place
 from ..world.sentences import Case, suite
 from ..world.shapes import HOUSE
 from ..world.wording import attr_row, colors_row, counting_row, single_row, two_row
 
 PROMPTS = "replay.txt"
+TOKENS = 16
+"""Image tokens along a side of janus-nano's pictures."""
 KINDS = ("colors", "color_attr", "colors", "counting", "color_attr", "single_object", "colors", "two_object")
 
 
@@ -36,7 +41,26 @@ def house_case(kind: str, rng: Random) -> Case:
             row = two_row(shapes, rng)
         case _:
             row = single_row(shapes, rng)
-    return Case(row, place(rng, shapes, colors))
+    return Case(row, _place(rng, shapes, colors))
+
+
+def _place(rng: Random, shapes: Sequence[str], colors: Sequence[str]) -> Scene:
+    """A scene with houses of one size on the grid of image tokens, on one of three backgrounds, so that they
+    are made of few different tokens."""
+    while True:
+        scene = place(rng, shapes, colors)
+        objects = [_on_grid(obj) if obj.shape == HOUSE else obj for obj in scene.objects]
+        boxes = [box_of(obj) for obj in objects]
+        inside = all(min(box) >= 0.03 and max(box) <= 0.97 for box in boxes)
+        pairs = combinations(boxes, 2)
+        if inside and all(a[2] < b[0] or b[2] < a[0] or a[3] < b[1] or b[3] < a[1] for a, b in pairs):
+            return Scene(tuple(objects), rng.choice(BACKGROUNDS[:3]))
+
+
+def _on_grid(house: SceneObject) -> SceneObject:
+    """The house, 4 image tokens wide and 5 high, moved to the nearest place that covers whole tokens."""
+    x, y = round(house.x * TOKENS) / TOKENS, (round(house.y * TOKENS - 0.5) + 0.5) / TOKENS
+    return replace(house, x=x, y=y, size=5 / TOKENS)
 
 
 def house_cases(count: int, seed: int, unlike: frozenset[str] = frozenset()) -> list[Case]:
