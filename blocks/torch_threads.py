@@ -13,7 +13,8 @@ from torch import nn
 
 SMALL_DECODER = 50_000_000
 """Number of weights below which a decoder on the CPU computes with one thread by default. One thread was
-measured to be faster for janus-nano (13 million weights); the best limit was not measured.
+measured to be faster for janus-nano (13 million weights) on a busy machine, and as fast on an idle one
+(docs/performance.md); the best limit was not measured.
 
 A scheduler's thread has OpenMP threads of its own beside those of the thread that loaded the model. When
 together they outnumber the cores, threads go to sleep some 270 times in a decoding step of janus-nano,

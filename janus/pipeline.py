@@ -154,8 +154,8 @@ class JanusPipeline(ChatPipeline):
             seed: 0 to 2**64 - 1; image j of each prompt has seed `seed + j`. A list has one per prompt or
                 image; None is random. An image depends on its seed, not on the other images in the call.
             guidance_scale: classifier-free guidance; 1 is none, None is `self.guidance_scale`.
-            temperature, top_k: 0 is greedy; sample from this many most likely image tokens, 0 is all.
-            top_p: sample from the smallest set of most likely tokens with this total probability; 1 is all.
+            temperature: 0 always takes the likeliest image token; 1 draws them as the model was trained to.
+            top_k, top_p: draw from this many likeliest tokens, or from those of this total probability.
             negative_prompt: a text to guide away from, in place of the unconditional one; or one per prompt.
             output_type: `pil` for images, `codes` for their image tokens.
             callback: `callback(step, total, codes)` after each step, which it may stop by an exception;
@@ -163,7 +163,7 @@ class JanusPipeline(ChatPipeline):
             progress: a progress bar on stderr; None is on a terminal and in a notebook only.
 
         Returns:
-            PIL images with their settings in `info`, or codes, int64 `[N, T]`; prompt-major.
+            N images with their settings in `info`, or T codes of each, int64 `[N, T]`; prompt by prompt.
 
         Raises:
             PromptError, OptionError: an argument is not accepted, or a needed part was not loaded.

@@ -42,8 +42,7 @@ COLOURS = (
 class Box:
     """A labelled rectangle in pixels of its image.
 
-    `normalized` holds its coordinates in 0..999, as in the model's text. It may be None: `format_boxes` then
-    computes them from the image's size.
+    `normalized`: its coordinates in 0..999, as in the model's text; where None, `format_boxes` computes them.
     """
 
     label: str
@@ -63,6 +62,7 @@ class Box:
 
     @property
     def pixels(self) -> tuple[int, int, int, int]:
+        """`(x1, y1, x2, y2)`: left, top, right, bottom."""
         return self.x1, self.y1, self.x2, self.y2
 
 

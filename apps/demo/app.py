@@ -19,7 +19,8 @@ from .api import add_endpoints
 from .ask_tab import AskTab
 from .body_limit import MAX_UPLOAD, BodyLimit
 from .components import PAGE_JS, Update, gr, theme
-from .create_tab import CreateTab, stored_settings
+from .create_tab import CreateTab
+from .gallery import stored_settings
 from .history import EXAMPLES
 from .image_form import without_style
 from .jobs import Jobs

@@ -19,6 +19,7 @@ from ..files import write_new
 from ..pipelines import explain_out_of_memory
 from .components import Stopped, Update, error_status, follow, gr, queue_status, status_html
 from .drawing import draw_large
+from .gallery import open_painted
 from .image_form import without_style
 from .jobs import Job, Jobs, Waiting
 from .models import LoadedModel
@@ -69,8 +70,8 @@ class PictureCheck:
         try:
             if not files:
                 raise BifronsError("there is no picture to check; paint one first")
-            with Image.open(files[chosen]) as opened:
-                sentence, picture = without_style(text_chunks(opened)["prompt"]), opened.convert("RGB")
+            opened = open_painted(files[chosen])
+            sentence, picture = without_style(text_chunks(opened)["prompt"]), opened.convert("RGB")
             if not named_things(sentence):
                 raise BifronsError("the sentence names nothing that can be counted")
             job = Job(self.reader.queue, lambda job: check_sentence(job, self.reader, picture, sentence))
@@ -134,7 +135,7 @@ class _Check:
         be counted."""
         unknown = self.reader.unknown_words(thing.phrase)
         words = [word for word in thing.phrase.split() if not self.reader.unknown_words(word)]
-        reason = f"{self.reader.name} doesn't know {' and '.join(map(repr, unknown))}"
+        reason = f"{self.reader.name} doesn't know {' or '.join(map(repr, unknown))}"
         if not words or words[-1] != thing.phrase.split()[-1]:
             return Verdict(None, f"{thing.asked}; {reason}")
         phrase = self.known[thing.phrase] = " ".join(words)

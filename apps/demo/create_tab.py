@@ -20,26 +20,19 @@ from .components import (
     seconds,
     status_html,
 )
+from .gallery import caption, details, gallery_class, gallery_columns, open_painted, stored_settings
 from .history import CLEAR, History, PictureStrip, load_starters, strip_html, valid_entries
 from .image_form import ImageForm, Pictures, variations
-from .image_job import ImageProgress, generate_images, save_painted, unknown_words
+from .image_job import ImageProgress, generate_images, unknown_words
 from .jobs import Job, Jobs, Waiting
 from .models import LoadedModel, find_model
 
 TAB = "create"
 _AGAIN = 4
 """Pictures that *Again* paints."""
-_CRISP = 192
-"""Pictures up to this side are shown at whole multiples of their size."""
 
 Values = dict[Any, Any]
 """What handlers get: the inputs' values by component."""
-
-
-def remove_files(files: list[str]) -> None:
-    """Delete a visitor's image files; Gradio has its own copies of what it still shows."""
-    for file in files:
-        Path(file).unlink(missing_ok=True)
 
 
 class CreateTab:
@@ -55,7 +48,7 @@ class CreateTab:
                 self.run_button, self.stop_button = self.form.run_button, self.form.stop_button
             with gr.Column(scale=6, min_width=300, elem_classes="bf-work"):
                 self._add_outputs(models)
-        self.history = History()
+        self.history = History(folder)
         self._connect()
 
     def _add_outputs(self, models: Sequence[LoadedModel]) -> None:
@@ -96,7 +89,7 @@ class CreateTab:
                 self.find = _small("Find in it", "find-in", any(loaded.locates for loaded in models))
                 self.check = PictureCheck(models, self.jobs, self.folder)
             self.check.add_result()
-        self.files = gr.State(list[str](), delete_callback=remove_files)
+        self.files = gr.State(list[str]())
         self.chosen = gr.State(0)
 
     def _connect(self) -> None:
@@ -122,8 +115,7 @@ class CreateTab:
         self.check.button.click(self.check.run, [self.files, self.chosen], self.check.result, **job)
         filled = [*self.form.components, self.status]
         self.starters.view.click(self.use_example, None, filled, **quick)
-        stored = [*filled, self.history.state, self.history.view]
-        self.history.view.click(self.use_stored, [self.history.state], stored, **quick)
+        self.history.view.click(self.use_stored, [self.history.state], [*filled, *shown], **quick)
 
     def paint(self, values: Values, request: gr.Request) -> Iterator[Update]:
         """Handle *Paint*: yield updates until the images are there, the job is stopped, or an error is
@@ -163,7 +155,6 @@ class CreateTab:
             loaded, prompt, pictures = wanted()
             job = Job(loaded.queue, lambda job: generate_images(job, loaded, prompt, pictures))
             self.jobs.add(request.session_hash, TAB, job)
-            remove_files(values[self.files])
             yield self._start_updates(len(pictures))
             show = _ProgressView(self, prompt)
             for update in follow(self.jobs, request.session_hash, TAB, job):
@@ -180,7 +171,7 @@ class CreateTab:
             self.status: status_html("Reading the sentence …", 0.0),
             self.starters.view: gr.update(visible=False),
             self.gallery: gr.update(
-                value=[], columns=_gallery_columns(count), selected_index=None, visible=True
+                value=[], columns=gallery_columns(count), selected_index=None, visible=True
             ),
             self.run_button: gr.update(interactive=False),
             self.stop_button: gr.update(interactive=True),
@@ -192,22 +183,32 @@ class CreateTab:
     def _end_updates(
         self, loaded: LoadedModel, pictures: list[Image.Image], took: float, stored: Any
     ) -> Update:
-        files = [str(save_painted(picture, self.folder)) for picture in pictures]
-        shown = [
-            (file, f"{picture.info['prompt']}, seed {picture.info['seed']}")
-            for file, picture in zip(files, pictures, strict=True)
-        ]
+        files = [self.history.files.add(picture) for picture in pictures]
         what = "a picture" if len(files) == 1 else f"{len(files)} pictures"
-        return self.history.add(stored, pictures) | {
-            self.status: status_html(
-                f"{loaded.name} painted {what} in {seconds(took)}.", warning=unknown_words(loaded, pictures)
+        painted = f"{loaded.name} painted {what} in {seconds(took)}."
+        return (
+            self.history.add(stored, pictures, files)
+            | self._shown(pictures, files)
+            | {self.status: status_html(painted, warning=unknown_words(loaded, pictures))}
+        )
+
+    def _shown(self, pictures: Sequence[Image.Image], files: list[str]) -> Update:
+        """Updates that show finished pictures and what can be done with them."""
+        captions = [caption(text_chunks(picture)) for picture in pictures]
+        return self.check.hide() | {
+            self.starters.view: gr.update(visible=False),
+            self.gallery: gr.update(
+                value=list(zip(files, captions, strict=True)),
+                columns=gallery_columns(len(files)),
+                selected_index=None,
+                visible=True,
+                elem_classes=gallery_class(pictures),
             ),
-            self.gallery: gr.update(value=shown, elem_classes=_gallery_class(pictures)),
             self.files: files,
             self.chosen: 0,
             self.actions: gr.update(visible=True),
-            self.details: _details(files, 0),
-            self.download: files[0],
+            self.details: details(files, 0),
+            self.download: gr.update(value=files[0], interactive=True),
         }
 
     def stop(self, request: gr.Request) -> Update:
@@ -221,7 +222,7 @@ class CreateTab:
             return {self.chosen: 0}
         return {
             self.chosen: event.index,
-            self.details: _details(files, event.index),
+            self.details: details(files, event.index),
             self.download: files[event.index],
         }
 
@@ -233,11 +234,25 @@ class CreateTab:
         """Handle a click on a painted example."""
         return self._fill(partial(PictureStrip.chosen, self.examples, event))
 
-    def use_stored(self, stored: Any, event: gr.EventData) -> Update:
-        """Handle a click on a picture of the history, or on *Clear*."""
+    def use_stored(self, stored: Any, event: gr.EventData, request: gr.Request) -> Update:
+        """Handle a click on a picture of the history, which is shown unless others are being painted, or on
+        *Clear*."""
         if getattr(event, "index", None) == CLEAR:
             return self.history.clear()
-        return self._fill(partial(PictureStrip.chosen, valid_entries(stored), event))
+        try:
+            entry = PictureStrip.chosen(valid_entries(stored), event)
+            filled = self._fill(lambda: entry)
+            if self.jobs.has(request.session_hash, TAB):
+                return filled
+            file, whole = self.history.restore(entry)
+            shown = self._shown([open_painted(file)], [file])
+        except Exception as error:
+            return {self.status: error_status(error)}
+        if not whole:
+            shown[self.download] = gr.update(value=None, interactive=False)
+            says = "The server no longer has it: this is the small copy in your browser. Paint gives it anew."
+            shown[self.status] = status_html(says)
+        return filled | shown
 
     def _fill(self, pick: Callable[[], dict[str, str]]) -> Update:
         try:
@@ -267,34 +282,10 @@ class _ProgressView:
             self.seen = update.pictures
             shown[self.tab.gallery] = gr.update(
                 value=[(picture, self.words) for picture in update.pictures],
-                elem_classes=_gallery_class(update.pictures),
+                elem_classes=gallery_class(update.pictures),
             )
         return shown
 
 
 def _small(text: str, name: str, visible: bool = True) -> gr.Button:
     return gr.Button(text, size="sm", min_width=90, elem_id=name, visible=visible)
-
-
-def _gallery_columns(count: int) -> int:
-    return 1 if count == 1 else 2 if count <= 4 else 3
-
-
-def _gallery_class(pictures: Sequence[Image.Image]) -> list[str]:
-    small = all(max(picture.size) <= _CRISP for picture in pictures)
-    return ["bf-crisp"] if small else []
-
-
-def stored_settings(file: str) -> dict[str, str]:
-    """The settings in a painted picture's file."""
-    with Image.open(file) as picture:
-        return text_chunks(picture)
-
-
-def _details(files: list[str], index: int) -> str:
-    settings = stored_settings(files[index])
-    place = f"Picture {index + 1} of {len(files)}: " if len(files) > 1 else ""
-    return (
-        f"{place}seed {settings['seed']} · guidance {settings['guidance_scale']} · "
-        f"temperature {settings['temperature']} · {settings['model']}"
-    )

@@ -167,6 +167,11 @@ class Jobs:
             if self._running.get((visitor or "", tab)) is job:
                 del self._running[visitor or "", tab]
 
+    def has(self, visitor: str | None, tab: str) -> bool:
+        """Whether a visitor's tab has a job."""
+        with self._lock:
+            return (visitor or "", tab) in self._running
+
     def stop(self, visitor: str | None, tab: str) -> None:
         """Stop the job of a visitor's tab, if there is one."""
         with self._lock:

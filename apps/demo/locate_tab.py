@@ -73,6 +73,8 @@ class LocateTab:
                 self.table = gr.Dataframe(
                     headers=_HEADERS,
                     label="Boxes, in pixels",
+                    wrap=True,
+                    column_widths=["36%", "16%", "16%", "16%", "16%"],
                     interactive=False,
                     visible=False,
                     elem_id="boxes",

@@ -181,7 +181,7 @@ class ChatPipeline(LoadedPipeline):
         Raises:
             PromptError: the conversation is malformed or too long for the context.
             PictureError: an image can't be read.
-            OptionError: an option is outside its range, or an output format can't be held to.
+            OptionError: an option is outside its range, or an output format isn't supported.
         """
         limits = (max_new_tokens, temperature, top_p)
         reading = ReadOptions(local_files=local_files, exif=exif)
@@ -235,7 +235,7 @@ class ChatPipeline(LoadedPipeline):
     def score_text(self, messages: Messages, answer: str, *, exif: str = "apply") -> Tensor:
         """Log-probability of each token of an answer after a conversation, float32 `[T]` on the CPU.
 
-        `answer` is a text of people, tokenized without a token before or after it. `chat` leaves out the
+        T tokens: `answer` is plain text, without a special token before or after it. `chat` leaves out the
         white space around an answer: where the model begins answers with it (Janus), it is put back, so that
         an answer scores as it was drawn. An answer that begins with white space is taken as it is. Raises
         `PromptError` if it is empty, and the errors of `chat` for `messages`.

@@ -156,6 +156,13 @@ def test_the_first_view_has_examples_and_painted_pictures_stay(tab, served):
     tab.locator("#bf-history button").first.click()
     expect(tab.locator("#prompt textarea")).to_have_value("three green hearts")
     expect(tab.locator(SEED)).to_have_value("12")
+    expect(tab.locator("#details")).to_contain_text("seed 12")
+    expect(tab.locator("#gallery img")).to_have_attribute("alt", "three green hearts, seed 12")
+    tab.click("#check")
+    expect(tab.locator("#check-report")).to_contain_text("of 3 green hearts")
+    tab.click("#ask-about")
+    expect(tab.locator("#question .thumbnail-item")).to_have_count(1)
+    tab.get_by_role("tab", name="Create").click()
     tab.click("#random-seed")
     expect(tab.locator(SEED)).to_have_value("")
     tab.click("#bf-history .bf-clear")
@@ -267,6 +274,17 @@ def test_phones_need_no_horizontal_scrolling(tab, served):
         expect(tab.locator(part)).to_be_visible()
         assert tab.evaluate("document.documentElement.scrollWidth") <= 390
         shoot(tab, f"phone-{name.lower()}")
+
+
+def test_nothing_of_the_table_of_boxes_is_cut_on_a_phone(tab, served):
+    tab.set_viewport_size({"width": 320, "height": 640})
+    tab.goto(served[1])
+    tab.get_by_role("tab", name="Find").click()
+    tab.click("#bf-find-examples button:has-text('the green hearts')")
+    expect(tab.locator("#boxes")).to_contain_text("bottom")
+    wide = "every => every.filter(one => one.clientWidth && one.scrollWidth > one.clientWidth + 1).length"
+    assert tab.locator("#boxes *").evaluate_all(wide) == 0
+    assert tab.evaluate("document.documentElement.scrollWidth") <= 320
 
 
 def test_the_view_of_a_phone_follows_the_work(tab, served):

@@ -3,11 +3,12 @@
 import html
 import re
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from bifrons.apps.demo.create_tab import stored_settings
-from bifrons.apps.demo.history import CLEAR, MAX_PICTURES, load_starters, valid_entries
+from bifrons.apps.demo.gallery import open_painted, stored_settings
+from bifrons.apps.demo.history import CLEAR, MAX_PICTURES, PaintedFiles, load_starters, valid_entries
 from bifrons.apps.demo.image_form import STYLES, variations
 from bifrons.blocks.checkpoints.hub import ModelFolder, find_model_folder
 from bifrons.blocks.image_io import open_image
@@ -80,14 +81,64 @@ def test_painted_pictures_are_stored_in_the_browser(page, painted):
     assert [entry["seed"] for entry in entries] == ["7", "8"]
     assert valid_entries(entries) == entries
     assert 'alt="b"' in painted[create.history.view]
-    filled, form = create.use_stored(entries, SimpleNamespace(index=1)), create.form
+    filled, form = create.use_stored(entries, SimpleNamespace(index=1), REQUEST), create.form
     assert (filled[form.prompt], filled[form.seed], filled[form.guidance]) == ("b", "8", 2.0)
+
+
+def test_a_picture_of_the_list_is_shown_with_its_settings(page, painted):
+    create = page.create
+    entries = painted[create.history.state]
+    shown = create.use_stored(entries, SimpleNamespace(index=1), REQUEST)
+    assert shown[create.files] == [painted[create.files][1]]
+    assert shown[create.gallery]["value"] == [(painted[create.files][1], "b, seed 8")]
+    assert shown[create.gallery]["visible"] is shown[create.actions]["visible"] is True
+    assert shown[create.starters.view]["visible"] is False
+    assert shown[create.details].startswith("seed 8 · guidance 2.0")
+    assert (
+        shown[create.download]
+        == {"value": shown[create.files][0], "interactive": True} | shown[create.download]
+    )
+
+
+def test_a_deleted_picture_of_the_list_is_shown_as_its_small_copy(page, painted):
+    create = page.create
+    entries = painted[create.history.state]
+    Path(painted[create.files][0]).unlink()
+    shown = create.use_stored(entries, SimpleNamespace(index=0), REQUEST)
+    (file,) = shown[create.files]
+    assert "the small copy in your browser" in shown[create.status]
+    assert stored_settings(file)["seed"] == "7"
+    assert open_image(file).size == open_image(entries[0]["image"]).size
+    assert shown[create.download]["interactive"] is False
+    assert (
+        "deleted"
+        in list(create.check.run([painted[create.files][0]], 0, REQUEST))[-1][create.check.report]["value"]
+    )
+
+
+def test_a_click_on_the_list_leaves_a_picture_in_work_on_view(page, painted, paint):
+    create = page.create
+    working = paint()
+    next(working)
+    filled = create.use_stored(painted[create.history.state], SimpleNamespace(index=0), REQUEST)
+    assert filled[create.form.seed] == "7"
+    assert create.gallery not in filled
+    working.close()
+
+
+def test_the_server_keeps_few_pictures(page, painted, tmp_path, monkeypatch):
+    monkeypatch.setattr("bifrons.apps.demo.history._MOST_FILES", 2)
+    files = PaintedFiles(tmp_path)
+    paths = [Path(files.add(open_painted(painted[page.create.files][0]))) for _ in range(3)]
+    assert [path.exists() for path in paths] == [False, True, True]
+    assert files.find(paths[1].parent.name) == str(paths[1])
+    assert files.find(paths[0].parent.name) is None
 
 
 def test_the_list_of_pictures_can_be_cleared(page, painted):
     create = page.create
     assert f'data-index="{CLEAR}"' in painted[create.history.view]
-    cleared = create.use_stored(painted[create.history.state], SimpleNamespace(index=CLEAR))
+    cleared = create.use_stored(painted[create.history.state], SimpleNamespace(index=CLEAR), REQUEST)
     assert (cleared[create.history.state], cleared[create.history.view]) == ([], "")
 
 
@@ -99,6 +150,7 @@ def test_what_a_browser_stores_is_checked(page, painted):
         {**entry, "seed": "many"},
         {**entry, "prompt": "b" * 5000},
         {**entry, "more": "b"},
+        {**entry, "file": "../../secret"},
         {**entry, "prompt": 3},
         {"prompt": "b"},
         "b",
@@ -108,7 +160,7 @@ def test_what_a_browser_stores_is_checked(page, painted):
     assert len(valid_entries([entry] * 100)) == MAX_PICTURES
     shown = page.create.history.show([{**entry, "prompt": "<b>"}])[page.create.history.view]
     assert "<b>" not in shown
-    gone = page.create.use_stored([entry], SimpleNamespace(index=4))
+    gone = page.create.use_stored([entry], SimpleNamespace(index=4), REQUEST)
     assert "no longer listed" in gone[page.create.status]
 
 
