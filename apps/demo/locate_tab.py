@@ -74,7 +74,7 @@ class LocateTab:
                     headers=_HEADERS,
                     label="Boxes, in pixels",
                     wrap=True,
-                    column_widths=["36%", "16%", "16%", "16%", "16%"],
+                    column_widths=["31%", "15%", "15%", "17%", "22%"],
                     interactive=False,
                     visible=False,
                     elem_id="boxes",
