@@ -2,6 +2,7 @@
 
 import json
 import os
+import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
@@ -35,6 +36,8 @@ from ..model.quantized_weight import QuantizedWeight
 from ..vocabulary import Vocabulary, Work, read_vocabulary
 from .adapters import AdapterMethods, unpack
 from .fingerprint import model_fingerprint
+
+_PACKAGE = __name__.partition(".")[0]
 
 
 @dataclass(frozen=True)
@@ -108,9 +111,12 @@ class LoadedPipeline(AdapterMethods):
         return None if warning is None else f"{self.name} {warning}"
 
     def warn_of_unknown_words(self, texts: Iterable[str], work: Work) -> None:
-        """Issue an `UnknownWordsWarning` with `unknown_words`."""
+        """Issue an `UnknownWordsWarning` with `unknown_words`, at the line that called into Bifrons."""
         if (warning := self.unknown_words(texts, work)) is not None:
-            warnings.warn(warning, UnknownWordsWarning, stacklevel=3)
+            level, frame = 1, sys._getframe()
+            while frame.f_back and frame.f_globals["__name__"].startswith(f"{_PACKAGE}."):
+                level, frame = level + 1, frame.f_back
+            warnings.warn(warning, UnknownWordsWarning, stacklevel=level)
 
     @property
     def description(self) -> dict[str, str]:

@@ -72,6 +72,7 @@ def test_generate_warns_once_a_call(janus):
     with pytest.warns(UnknownWordsWarning) as caught:
         janus.generate(["a cat", "a red star"], 2, 0, negative_prompt="dog", output_type="codes")
     assert [str(one.message) for one in caught] == [f"janus-nano {KNOWS}'cat', 'dog'"]
+    assert caught[0].filename == __file__  # not a line of ours
 
 
 def test_known_words_do_not_warn(janus, parity_picture):
@@ -88,6 +89,7 @@ def test_answers_warn_of_the_last_question(janus, vl2, stream: bool, parity_pict
         with pytest.warns(UnknownWordsWarning) as caught:
             list(pipe.chat(messages, 1, stream=stream))
         assert [str(one.message) for one in caught] == [f"{pipe.name} {KNOWS}'cat'"]
+        assert caught[0].filename == __file__
 
 
 def test_british_spelling_is_read_as_american(janus, vl2, parity_picture):
