@@ -122,11 +122,11 @@ class SftRun:
         """
         steps = self.options.steps
         with ThreadPoolExecutor(1) as loader:
-            following = loader.submit(self._batches, self.step)
+            following = loader.submit(self.batches, self.step)
             unread, start = None, time.perf_counter()
             while self.step < steps:
                 batches = following.result()
-                following = loader.submit(self._batches, min(self.step + 1, steps - 1))
+                following = loader.submit(self.batches, min(self.step + 1, steps - 1))
                 taken = self.take_step(batches)
                 is_saved = self.step % self.options.save_every == 0 or self.step == steps
                 stops = is_saved or (stop_every > 0 and self.step % stop_every == 0)
@@ -144,7 +144,7 @@ class SftRun:
                 log.write(json.dumps(figures) + "\n")
             callback(figures)
 
-    def _batches(self, step: int) -> list[Batch]:
+    def batches(self, step: int) -> list[Batch]:
         """This process's share of a step's rows, in batches of `rows_at_once`."""
         size = self.options.batch_size
         places = range(step * size + self.rank, (step + 1) * size, self.world)

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from .bench_serve import add_bench_serve, bench_serve
+from .bench_train import add_bench_train, bench_train
 from .options import add_bench_model, given_fields
 
 if TYPE_CHECKING:
@@ -16,7 +17,7 @@ def add_bench(commands: Any, command: Callable[..., Any], add_json: Callable[[An
     parser = command(
         commands, "bench", "measure speed with random weights, compared with the memory bandwidth limit"
     )
-    subjects = parser.add_subparsers(dest="subject", metavar="{janus,vl2,serve}", required=True)
+    subjects = parser.add_subparsers(dest="subject", metavar="{janus,vl2,serve,train}", required=True)
     for family, sizes in (("janus", "1b (default), 7b, nano"), ("vl2", "tiny (default), small, base, nano")):
         model = command(subjects, family, f"measure a {family} model")
         model.set_defaults(family=family)
@@ -24,6 +25,7 @@ def add_bench(commands: Any, command: Callable[..., Any], add_json: Callable[[An
         _add_options(model)
         add_json(model)
     add_bench_serve(subjects, command, add_json)
+    add_bench_train(subjects, command, add_json)
 
 
 def _add_options(parser: Any) -> None:
@@ -44,6 +46,8 @@ def bench(args: argparse.Namespace) -> int:
     """Print each measurement when it is done and a summary at the end, or JSON."""
     if args.subject == "serve":
         return bench_serve(args)
+    if args.subject == "train":
+        return bench_train(args)
     from ...eval.bench.run import DEFAULT_SIZE, BenchOptions, run_bench
     from ..files import print_json
     from ..pipelines import explain_out_of_memory

@@ -98,7 +98,7 @@ def _uninitialized(device: torch.device, dtype: torch.dtype) -> Iterator[None]:
         torch.set_default_dtype(before)
 
 
-def _random_peer(work: PeerWork, model_class: Any, settings: Any) -> Any:
+def random_peer(work: PeerWork, model_class: Any, settings: Any) -> Any:
     """A model of transformers with random weights; its buffers (rotary tables) stay what they are."""
     with _uninitialized(work.bench.device, work.dtype):
         model = model_class(settings)
@@ -131,7 +131,7 @@ def _bench_llama(work: PeerWork) -> None:
 def _llama_loop(work: PeerWork) -> Callable[[], None]:
     config, device, dtype = work.config, work.bench.device, work.dtype
     settings = work.transformers.LlamaConfig(**_text_settings(config), attn_implementation="sdpa")
-    model = _random_peer(work, work.transformers.LlamaModel, settings)
+    model = random_peer(work, work.transformers.LlamaModel, settings)
     image_head = _image_head(config).to(device, dtype)
     start_R1D = torch.randn(work.rows, 1, config.decoder.hidden_size, device=device).to(dtype)
     # The argument was renamed between releases of transformers 5.
@@ -176,7 +176,8 @@ def _next_embedding(head: nn.ModuleDict, hidden_RD: Tensor) -> Tensor:
     return head["align2"](gelu(head["align"](head["embed"](tokens))))[:, None]
 
 
-def _janus_settings(transformers: Any, config: JanusConfig) -> Any:
+def janus_settings(transformers: Any, config: JanusConfig) -> Any:
+    """transformers' config of a model of these sizes."""
     vision, vq, width = config.vision, config.vq, config.decoder.hidden_size
     return transformers.JanusConfig(
         text_config=_text_settings(config),
@@ -212,8 +213,8 @@ def _bench_janus(work: PeerWork) -> None:
     A step is the difference between a longer and a shorter run, so that the prompt does not count.
     """
     bench, amount, codes = work.bench, work.amount, work.config.num_codes
-    model = _random_peer(
-        work, work.transformers.JanusForConditionalGeneration, _janus_settings(work.transformers, work.config)
+    model = random_peer(
+        work, work.transformers.JanusForConditionalGeneration, janus_settings(work.transformers, work.config)
     )
     generate = _janus_generate(work, model)
 

@@ -1,0 +1,60 @@
+"""`bifrons bench train`: fine-tuning with random weights at released sizes."""
+
+import argparse
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from .options import given_fields
+
+
+def add_bench_train(commands: Any, command: Callable[..., Any], add_json: Callable[[Any], None]) -> None:
+    """Add the parser of `bench train`; imports nothing heavy."""
+    parser = command(commands, "train", "fine-tune a Janus model of a released size with random weights")
+    parser.add_argument("--size", default="1b", help="1b (default), 7b, nano")
+    parser.add_argument("--mode", default="full", help="full (default) or lora")
+    for flag, text in (
+        ("--rows", "pictures of a step on each GPU (default: 16 of 1b, 4 of 7b by LoRA, 8 in full)"),
+        ("--layers", "decoder layers, if memory is too small for all (default: all)"),
+        ("--repeats", "runs of four steps, of which the median is reported (default: 3)"),
+        ("--processes", "processes on this machine, one a GPU (default: 1)"),
+    ):
+        parser.add_argument(flag, type=int, default=argparse.SUPPRESS, metavar="N", help=text)
+    parser.add_argument("--recompute", action="store_true", help="recompute activations: less memory, slower")
+    parser.add_argument("--device", help="cuda (default where there is one), cpu")
+    parser.add_argument("--dtype", default=argparse.SUPPRESS, help="bfloat16 (default on a GPU), float32")
+    parser.add_argument(
+        "--peers", action="store_true", help="also measure transformers and PEFT on the same work"
+    )
+    add_json(parser)
+
+
+def bench_train(args: argparse.Namespace) -> int:
+    """Print each measurement when it is done and a summary at the end, or JSON."""
+    from ...learn import distributed
+    from ..files import print_json
+    from ..pipelines import explain_out_of_memory
+    from .bench import line_text
+
+    processes = getattr(args, "processes", 1)
+    if processes > 1 and not distributed.is_launched():
+        distributed.launch(processes, ["-m", "bifrons", *sys.argv[1:]])
+        return 0
+    from ...eval.bench.training import TrainBenchOptions, bench_training
+
+    fewer = "accepted: --recompute, fewer --rows, fewer --layers, a smaller --size"
+    with explain_out_of_memory("measuring", lambda: fewer), distributed.joined(args.device) as device:
+        speaks = distributed.rank() == 0
+        options = TrainBenchOptions(**given_fields(args, TrainBenchOptions))
+        shows = speaks and not args.json
+        results = bench_training(
+            options, device, lambda line: print(line_text(line), flush=True) if shows else None
+        )
+    if speaks and args.json:
+        print_json(results)
+    elif speaks:
+        machine, faster = results["machine"], results.get("times_faster")
+        if faster is not None:
+            print(f"{faster:.2f} times as fast as transformers")
+        print(f"{results['processes']} x {machine['kind']}, torch {machine['torch']}, {machine['date']}")
+    return 0
