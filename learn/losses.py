@@ -5,7 +5,7 @@ picture, D decoder width, N learned tokens.
 """
 
 from collections.abc import Callable, Collection, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -45,6 +45,11 @@ class Batch:
     codes: Tensor | None
     inputs: Sequence[ChatInputs]
     learned: Tensor
+
+    def pinned(self) -> "Batch":
+        """The batch in memory from which a GPU copies without being waited for."""
+        codes = None if self.codes is None else self.codes.pin_memory()
+        return replace(self, ids=self.ids.pin_memory(), codes=codes)
 
     @property
     def counts(self) -> dict[str, int]:
@@ -119,7 +124,7 @@ class TrainingModel(nn.Module):
         found: dict[str, tuple[Tensor, Tensor]] = {}
         painted = 0
         if batch.codes is not None:
-            codes = batch.codes.to(hidden.device)
+            codes = batch.codes.to(hidden.device, non_blocking=True)
             painted, count = codes.shape
             last = starts[:painted] + prompt_lengths[:painted].to(hidden.device) - 1
             positions = last[:, None] + torch.arange(count, device=hidden.device)
@@ -157,7 +162,7 @@ class TrainingModel(nn.Module):
         """The rows' embeddings `[X_i, D]`, a picture's codes but the last behind its prompt, and the lengths
         of their prompts."""
         model, device = self.model, self.model.decoder.device
-        x = model.embed_text(batch.ids.to(device))
+        x = model.embed_text(batch.ids.to(device, non_blocking=True))
         if batch.amounts["pictures"]:
             masks = torch.cat([one.image_mask for one in batch.inputs])
             positions = masks.nonzero()[:, 0] + len(batch.ids) - len(masks)
@@ -165,9 +170,10 @@ class TrainingModel(nn.Module):
         rows = list(x.split(list(batch.lengths)))
         if batch.codes is not None:
             assert isinstance(model, JanusModel)
-            embedded = model.embed_codes(batch.codes[:, :-1].to(device)).to(x.dtype)
-            for number, codes in enumerate(embedded):
-                rows[number] = torch.cat((rows[number], codes))
+            codes = batch.codes.to(device, non_blocking=True)
+            embedded = model.embed_codes(codes[:, :-1]).to(x.dtype)
+            for number, row in enumerate(embedded):
+                rows[number] = torch.cat((rows[number], row))
         return rows, torch.tensor(batch.lengths)
 
 

@@ -151,10 +151,11 @@ class SftRun:
         examples = [self._example(int(self.order[place])) for place in places]
         dropped = [self._is_dropped(place) for place in places]
         pad, count = getattr(self.pipe.processor, "pad_id", 0), self.options.rows_at_once
-        return [
+        found = [
             collate(examples[start : start + count], pad, dropped[start : start + count])
             for start in range(0, len(examples), count)
         ]
+        return [batch.pinned() for batch in found] if self.pipe.device.type == "cuda" else found
 
     def _example(self, row: int) -> Example:
         for source in self.examples:

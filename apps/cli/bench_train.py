@@ -14,7 +14,7 @@ def add_bench_train(commands: Any, command: Callable[..., Any], add_json: Callab
     parser.add_argument("--size", default="1b", help="1b (default), 7b, nano")
     parser.add_argument("--mode", default="full", help="full (default) or lora")
     for flag, text in (
-        ("--rows", "pictures of a step on each GPU (default: 16 of 1b, 4 of 7b by LoRA, 8 in full)"),
+        ("--rows", "pictures of a step on each GPU (default: 16 of 1b, 8 of 7b)"),
         ("--layers", "decoder layers, if memory is too small for all (default: all)"),
         ("--repeats", "runs of four steps, of which the median is reported (default: 3)"),
         ("--processes", "processes on this machine, one a GPU (default: 1)"),

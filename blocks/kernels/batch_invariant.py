@@ -108,8 +108,10 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     rows = x.reshape(count, x.shape[-1])
     if on_cuda and (unaligned := -x.shape[-1] % _ALIGNED):  # cuBLASLt splits these sums for few rows
         rows, weight = F.pad(rows, (0, unaligned)), F.pad(weight, (0, unaligned))
-    rows = F.pad(rows, (0, 0, 0, missing)) if missing else rows
-    return F.linear(rows, weight, bias)[:count].view(*x.shape[:-1], len(weight))
+    if not missing:  # not even a slice of everything, whose gradient would be copied
+        return F.linear(rows, weight, bias).view(*x.shape[:-1], len(weight))
+    padded = F.pad(rows, (0, 0, 0, missing))
+    return F.linear(padded, weight, bias)[:count].view(*x.shape[:-1], len(weight))
 
 
 def sigmoid(x_MN: Tensor) -> Tensor:

@@ -37,7 +37,7 @@ PEAKS = {"H100": 989e12, "H200": 989e12, "GH200": 989e12, "A100": 312e12, "B200"
 """Dense bfloat16 FLOP/s of cards, by NVIDIA's datasheets."""
 PROMPT = 32
 MODES = ("full", "lora")
-DEFAULT_ROWS = {("1b", "full"): 16, ("1b", "lora"): 16, ("7b", "full"): 8, ("7b", "lora"): 4}
+DEFAULT_ROWS = {("1b", "full"): 16, ("1b", "lora"): 16, ("7b", "full"): 8, ("7b", "lora"): 8}
 _STEPS = 4  # of a run
 
 
@@ -151,7 +151,7 @@ def _bench_ours(work: Work) -> None:
     )
     with tempfile.TemporaryDirectory() as folder:
         run = SftRun(pipe, [examples], [1.0], chosen, Path(folder))
-        note = f"float32 weights, {world()} processes" if lora is None else f"LoRA of rank {lora.rank}"
+        note = "all weights in float32" if lora is None else f"LoRA of rank {lora.rank}"
         work.measure("bifrons", lambda: run.take_step(run.batches(run.step)), note)
 
 

@@ -11,11 +11,12 @@ from bifrons.learn.losses import TrainingModel, collate
 
 pytest.importorskip("peft")
 pytest.importorskip("triton")
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def gradients(lora: bool, fast: bool, monkeypatch) -> dict[str, torch.Tensor]:
     """Of the decoder's first layer alone: the interpreter of kernels is slow."""
-    pipe = JanusPipeline.from_pretrained("janus-nano", "cpu", progress=False)
+    pipe = JanusPipeline.from_pretrained("janus-nano", DEVICE, "float32", progress=False)
     model = pipe.model.requires_grad_(not lora)
     del model.decoder.layers[1:]
     if lora:
