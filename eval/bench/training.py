@@ -10,6 +10,7 @@ R rows of a step, P positions of a prompt.
 
 import gc
 import tempfile
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -189,7 +190,8 @@ def _peer_step(work: Work, transformers: Any) -> Callable[[], None]:
         model.model.generation_head.requires_grad_(True)
     else:
         targets = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
-        language = get_peft_model(language, LoraConfig(r=16, lora_alpha=32, target_modules=targets))
+        with warnings.catch_warnings(action="ignore", category=FutureWarning):  # between PEFT and transformers
+            language = get_peft_model(language, LoraConfig(r=16, lora_alpha=32, target_modules=targets))
     trained = [p for p in (*model.parameters(), *language.parameters()) if p.requires_grad]
     trained = list(dict.fromkeys(trained))
     is_cuda = device.type == "cuda"
