@@ -47,7 +47,7 @@ def bench(args: argparse.Namespace) -> int:
     if args.subject == "serve":
         return bench_serve(args)
     if args.subject == "train":
-        return bench_train(args)
+        return bench_train(args, line_text)
     from ...eval.bench.run import DEFAULT_SIZE, BenchOptions, run_bench
     from ..files import print_json
     from ..pipelines import explain_out_of_memory

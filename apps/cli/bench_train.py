@@ -3,9 +3,12 @@
 import argparse
 import sys
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .options import given_fields
+
+if TYPE_CHECKING:
+    from ...eval.bench.measure import Line
 
 
 def add_bench_train(commands: Any, command: Callable[..., Any], add_json: Callable[[Any], None]) -> None:
@@ -29,12 +32,11 @@ def add_bench_train(commands: Any, command: Callable[..., Any], add_json: Callab
     add_json(parser)
 
 
-def bench_train(args: argparse.Namespace) -> int:
-    """Print each measurement when it is done and a summary at the end, or JSON."""
+def bench_train(args: argparse.Namespace, line_text: Callable[["Line"], str]) -> int:
+    """Print each measurement when it is done, by `line_text`, and a summary at the end, or JSON."""
     from ...learn import distributed
     from ..files import print_json
     from ..pipelines import explain_out_of_memory
-    from .bench import line_text
 
     processes = getattr(args, "processes", 1)
     if processes > 1 and not distributed.is_launched():
