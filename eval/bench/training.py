@@ -190,7 +190,7 @@ def _peer_step(work: Work, transformers: Any) -> Callable[[], None]:
         model.model.generation_head.requires_grad_(True)
     else:
         targets = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
-        with warnings.catch_warnings(action="ignore", category=FutureWarning):  # between PEFT and transformers
+        with warnings.catch_warnings(action="ignore", category=FutureWarning):  # PEFT calls transformers
             language = get_peft_model(language, LoraConfig(r=16, lora_alpha=32, target_modules=targets))
     trained = [p for p in (*model.parameters(), *language.parameters()) if p.requires_grad]
     trained = list(dict.fromkeys(trained))
