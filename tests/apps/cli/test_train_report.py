@@ -1,0 +1,34 @@
+"""`bifrons train sft --eval`: the model and what became of it, on the same suite, in one report."""
+
+import argparse
+import json
+from pathlib import Path
+
+from bifrons.apps.cli import train_report
+
+
+def test_both_models_are_evaluated_and_compared(tmp_path, monkeypatch) -> None:
+    calls: list[list[str]] = []
+
+    def evaluation(words: list[str]) -> str:
+        calls.append(words)
+        if words[0] == "compare":
+            return "overall  90.00%  80.00%\n"
+        return json.dumps({"overall": 0.9 if words[words.index("--model") + 1] == "old" else 0.8})
+
+    monkeypatch.setattr(train_report, "_evaluation", evaluation)
+    args = argparse.Namespace(model="old", eval=["shapes"], eval_limit=6, device="cpu", dtype=None)
+    found = train_report.compare_suites(tmp_path, args, Path("new"), is_adapter=False)
+    folders = [str(tmp_path / "eval" / name) for name in ("shapes-before", "shapes-after")]
+    shared = ["--json", "--limit", "6", "--device", "cpu"]
+    assert calls == [
+        ["run", "--suite", "shapes", "--model", "old", "-R", folders[0], *shared],
+        ["run", "--suite", "shapes", "--model", "new", "-R", folders[1], *shared],
+        ["compare", *folders],
+    ]
+    facts = {"model": "old", "steps": 2, "rows": 3, "bad_rows": 0, "trained_parameters": 5, "result": "new"}
+    losses = {"before": {"image_loss": 2.0}, "after": {"image_loss": 1.5}}
+    lines = train_report.report_lines({**facts, **losses, "evaluations": found})
+    assert "| image tokens | 2.0000 | 1.5000 |" in lines
+    assert "shapes: 90.0% before, 80.0% after" in lines
+    assert "overall  90.00%  80.00%" in lines
