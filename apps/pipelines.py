@@ -14,6 +14,7 @@ from ..blocks.checkpoints.hub import EMBEDDED, EMBEDDED_FOLDER, ModelFolder, ope
 from ..blocks.checkpoints.key_mapping import KeyMap, check_counts
 from ..blocks.checkpoints.quantize import keep_no_float32
 from ..blocks.device import resolve_device
+from ..blocks.engine.generate import scheduler_of
 from ..blocks.errors import OptionError, ResourceError
 from ..blocks.foreign_files import model_type_error
 from ..blocks.model.context import DecoderConfig
@@ -107,6 +108,24 @@ def as_janus(pipe: "Pipeline") -> "JanusPipeline | None":
     from ..janus.pipeline import JanusPipeline
 
     return pipe if isinstance(pipe, JanusPipeline) else None
+
+
+class StepMeter:
+    """Counts the steps of a pipeline's requests, from now on."""
+
+    def __init__(self, pipe: "Pipeline") -> None:
+        self._scheduler = scheduler_of(pipe.model.decoder)
+        self._passes, self._tokens = self._scheduler.passes, self._scheduler.tokens
+
+    @property
+    def steps(self) -> int:
+        """The sum of the steps of each request."""
+        return self._scheduler.passes - self._passes
+
+    @property
+    def tokens_per_step(self) -> float:
+        """The tokens that a request gets from a step, on average; 0 before the first."""
+        return (self._scheduler.tokens - self._tokens) / max(1, self.steps)
 
 
 def chat_workload(pipe: "Pipeline") -> Workload:

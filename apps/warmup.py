@@ -11,10 +11,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from PIL import Image
 
+from ..blocks.chat.text_generation import text_head
 from ..blocks.engine.scheduler import Scheduler
 from ..blocks.graphs.cuda_graphs import uses_cuda_graphs
 from ..blocks.graphs.graphed_module import BATCH_SIZES
 from ..blocks.sampling.request import SamplingParams, TokenHead
+from ..janus.image_generation import image_head
 from .pipelines import as_janus
 
 if TYPE_CHECKING:
@@ -47,10 +49,10 @@ def warm_up(name: str, pipe: "Pipeline", scheduler: Scheduler) -> float | None:
 def _heads(pipe: "Pipeline") -> list[tuple[TokenHead, SamplingParams]]:
     """The usual kinds of requests: greedy and sampled answers, guided pictures."""
     model = pipe.model
-    text = TokenHead(model.embed_text, model.text_logits)
+    text = text_head(model)
     heads = [(text, SamplingParams(0.0)), (text, SamplingParams(1.0))]
     if (janus := as_janus(pipe)) is not None:
-        image = TokenHead(janus.model.embed_codes, janus.model.image_logits)
+        image = image_head(janus.model)
         heads.append((image, SamplingParams(guidance_scale=janus.guidance_scale)))
     return heads
 

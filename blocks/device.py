@@ -11,6 +11,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from functools import partial, wraps
+from itertools import chain
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
 
@@ -188,6 +189,15 @@ def upload(tensor: Tensor, device: torch.device) -> Tensor:
     """
     pinned = tensor.pin_memory() if device.type == "cuda" and tensor.device.type == "cpu" else tensor
     return pinned.to(device, non_blocking=True)
+
+
+def ints_on_device(device: torch.device, *lists: Sequence[int]) -> list[Tensor]:
+    """Lists of integers as int64 tensors on a device, transferred in one asynchronous copy."""
+    # Each starts at a multiple of 16 bytes: Triton compiles a second kernel for unaligned pointers.
+    padded = [[*numbers, *[0] * (len(numbers) % 2)] for numbers in lists]
+    joined = torch.tensor(list(chain.from_iterable(padded)), dtype=torch.long)
+    parts = upload(joined, device).split([len(numbers) for numbers in padded])
+    return [part[: len(numbers)] for part, numbers in zip(parts, lists, strict=True)]
 
 
 def zeros(shape: Sequence[int], device: torch.device, dtype: torch.dtype) -> Tensor:

@@ -77,7 +77,7 @@ class GeneratedImage(Image.Image):
     """
 
     @classmethod
-    def of(cls, image: Image.Image, settings: dict[str, str] | None = None) -> Self:
+    def of(cls, image: Image.Image, settings: dict[str, Any] | None = None) -> Self:
         """A copy of an image with its own `info`, or with settings to which the pixels' digest is added."""
         info = dict(image.info) if settings is None else {**settings, "pixels": pixel_digest(image)}
         generated = cls()

@@ -41,7 +41,7 @@ def image_seeds(seed: Any, prompts: int, per_prompt: int) -> list[int]:
     not depend on the other prompts of the call. None is a random start for each prompt. A list, array or
     tensor has one start per prompt or one seed per image. Raises `OptionError`.
     """
-    seed = python_number(seed)
+    seed, per_prompt = python_number(seed), check_integer("num_images_per_prompt", per_prompt, low=1)
     if seed is None:
         starts = [secrets.randbelow(2**32) for _ in range(prompts)]
     elif isinstance(seed, int):

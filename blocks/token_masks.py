@@ -10,8 +10,9 @@ import json
 import math
 import threading
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from copy import copy
 from random import Random
 from typing import NoReturn
 
@@ -139,6 +140,20 @@ class OutputMatcher:
         self._update()
         return False
 
+    def masks(self, drafts: Sequence[int]) -> list[np.ndarray]:
+        """The masks of the next token and of those after each draft; after one that is not allowed, any."""
+        ahead, masks = copy(self), [self.mask_W]
+        ahead._matcher, ahead._ending = self._matcher.deep_copy(), list(self._ending)
+        for draft in drafts:
+            ahead.mask_W = masks[-1].copy()
+            try:
+                if not ahead.mask_W[draft // 32] >> draft % 32 & 1 or ahead.accept(draft):
+                    break
+            except OptionError:  # too expensive, perhaps after a wrong draft only
+                break
+            masks.append(ahead.mask_W)
+        return masks + masks[-1:] * (1 + len(drafts) - len(masks))
+
     def _update(self) -> None:
         with library_errors(self._description):
             if not self._ending and self._left <= self._look_at:
@@ -204,9 +219,8 @@ def apply_masks(logits_NV: Tensor, masks_NW: Tensor) -> Tensor:
     return logits_NV.masked_fill(allowed == 0, -math.inf)
 
 
-def stack_masks(matchers: Iterable[OutputMatcher | None], device: torch.device) -> Tensor:
-    """The masks of all matchers, int32 `[N, W]`."""
-    masks = [matcher.mask_W for matcher in matchers if matcher is not None]
+def stack_masks(masks: Sequence[np.ndarray], device: torch.device) -> Tensor:
+    """Masks of N draws on a device, int32 `[N, W]`."""
     return upload(torch.from_numpy(np.stack(masks)), device)
 
 

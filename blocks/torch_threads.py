@@ -50,6 +50,14 @@ def suitable_threads(decoder: nn.Module) -> int | None:
     return 1 if is_small(decoder) else None
 
 
+def idle_cores(device: torch.device) -> int:
+    """Number of workers that the cores allow, each of which uses `torch.get_num_threads()` threads."""
+    if device.type != "cpu":
+        return 1
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, cores // torch.get_num_threads())
+
+
 @contextmanager
 def computing_threads(count: int | None) -> Iterator[None]:
     """Within it, the calling thread computes with `count` threads; None leaves their number."""

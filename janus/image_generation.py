@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..blocks.chat.text_generation import score_tokens
 from ..blocks.device import check_finite, not_finite
+from ..blocks.drafts import JacobiDrafts
 from ..blocks.engine.generate import Sequences, scheduler_of
 from ..blocks.errors import OptionError, as_python_numbers, check_number
 from ..blocks.generation_step import Callback, GenerationStep
@@ -21,6 +22,7 @@ from ..blocks.placement.loaded_pipeline import LoadedPipeline
 from ..blocks.placement.memory_budget import batch_over_devices, batch_that_fits
 from ..blocks.sampling.request import SamplingParams, TokenHead, check_context
 from ..blocks.sampling.sampling import guide
+from ..blocks.speculate import Speculate, check_speculate
 from ..tokenizers.vq.model import to_uint8
 from .model import JanusModel
 from .variants import image_generation_workload
@@ -34,7 +36,7 @@ class ImageGenerationOptions:
 
     `guidance_scale=1` is no guidance: unconditional rows are not computed. `temperature=0` is greedy;
     `top_k=0` and `top_p=1` keep the whole codebook. `negative_prompt` replaces the unconditional prompt.
-    Raises `OptionError`.
+    `speculate` is how many codes a step may check (blocks/drafts.py); it changes none. Raises `OptionError`.
     """
 
     guidance_scale: float = 5.0
@@ -42,11 +44,13 @@ class ImageGenerationOptions:
     top_k: int = 0
     top_p: float = 1.0
     negative_prompt: str | None = None
+    speculate: Speculate = "auto"
 
     def __post_init__(self) -> None:
         as_python_numbers(self)
         check_number("guidance_scale", self.guidance_scale, low=0.0)
         _ = self.sampling
+        check_speculate(self.speculate)
         if self.negative_prompt is not None and not isinstance(self.negative_prompt, str):
             raise OptionError(f"negative_prompt is {self.negative_prompt!r}; accepted: a text or None")
         if self.negative_prompt is not None and not self.guided:
@@ -72,7 +76,7 @@ def _input_device(model: JanusModel) -> torch.device:
 
 def image_head(model: JanusModel) -> TokenHead:
     """The token head of image codes."""
-    return TokenHead(model.embed_codes, model.image_logits)
+    return TokenHead(model.embed_codes, model.image_logits, JacobiDrafts(model.config.grid[1]))
 
 
 def image_sequences(
@@ -95,6 +99,7 @@ def image_sequences(
         seeds,
         model.config.num_codes,
         priority=_PRIORITY,
+        speculate=options.speculate,
     )
 
 
@@ -106,8 +111,8 @@ def generate_codes(
     options: ImageGenerationOptions,
     seeds: Sequence[int],
     callback: Callback | None = None,
-) -> Tensor:
-    """Codes int64 `[N, T]` on the CPU, generated in batches that fit in memory.
+) -> tuple[Tensor, list[int]]:
+    """Codes int64 `[N, T]` on the CPU, generated in batches that fit in memory, and each image's steps.
 
     The split into batches does not change an image. `callback` gets the codes of the current batch; an
     exception from it stops the generation.
@@ -116,7 +121,7 @@ def generate_codes(
     longest = max(len(ids) for ids in [*cond, *(uncond or ())])
     check_context(longest, total, model.config.decoder.max_positions)
     size = image_batch_size(model, uncond is not None, longest)
-    batches = []
+    batches, steps = [], []
     for start in range(0, len(cond), size):
         part = slice(start, start + size)
         sequences = image_sequences(model, cond[part], uncond and uncond[part], options, seeds[part])
@@ -125,7 +130,8 @@ def generate_codes(
                 so_far = torch.tensor([codes[:step] for codes in sequences.tokens])
                 callback(GenerationStep.of(so_far, total, partial(decode_images, model)), total, so_far)
         batches.append(torch.tensor(sequences.tokens))
-    return torch.cat(batches)
+        steps += [request.passes for request in sequences.requests]
+    return torch.cat(batches), steps
 
 
 def image_batch_size(model: JanusModel, guided: bool, longest: int) -> int:
@@ -160,7 +166,8 @@ def image_info(
     """
     batch = "in any batch" if is_row_invariant(pipe.model.decoder) else "in the same batch"
     info = {"prompt": prompt, "seed": str(seed), **pipe.description, "deterministic": batch}
-    return info | {key: str(value) for key, value in asdict(options).items() if value is not None}
+    settings = ((key, value) for key, value in asdict(options).items() if key != "speculate")
+    return info | {key: str(value) for key, value in settings if value is not None}
 
 
 @torch.no_grad()

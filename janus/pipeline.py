@@ -1,6 +1,6 @@
 """`JanusPipeline`: generates images and answers questions about images."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal, overload
@@ -14,7 +14,7 @@ from ..blocks.checkpoints.hub import ModelFolder
 from ..blocks.checkpoints.key_mapping import check_counts
 from ..blocks.checkpoints.reader import list_tensors
 from ..blocks.device import inference, plain_torch
-from ..blocks.errors import OptionError, check_integer
+from ..blocks.errors import OptionError
 from ..blocks.generated_image import GeneratedImage, GeneratedImages
 from ..blocks.generation_step import Callback, followed
 from ..blocks.image_codes import check_codes
@@ -24,6 +24,7 @@ from ..blocks.placement.auto_device_map import MaxMemory
 from ..blocks.placement.device_map import DeviceMap
 from ..blocks.placement.loaded_pipeline import Source
 from ..blocks.placement.loading import LoadOptions, load_model
+from ..blocks.speculate import Speculate
 from ..tokenizers.text import TextTokenizer
 from . import image_generation
 from .config import parse_config, read_guidance_scale
@@ -121,7 +122,7 @@ class JanusPipeline(ChatPipeline):
         self, prompt: str | Sequence[str], num_images_per_prompt: int = ..., seed: Seed = ...,
         guidance_scale: float | None = ..., temperature: float = ..., top_k: int = ..., top_p: float = ...,
         negative_prompt: NegativePrompt = ..., output_type: Literal["pil"] = ...,
-        callback: Callback | None = ..., progress: bool | None = ...,
+        callback: Callback | None = ..., progress: bool | None = ..., speculate: Speculate = ...,
     ) -> list[Image.Image]: ...  # fmt: skip
 
     @overload
@@ -129,7 +130,7 @@ class JanusPipeline(ChatPipeline):
         self, prompt: str | Sequence[str], num_images_per_prompt: int = ..., seed: Seed = ...,
         guidance_scale: float | None = ..., temperature: float = ..., top_k: int = ..., top_p: float = ...,
         negative_prompt: NegativePrompt = ..., *, output_type: Literal["codes"],
-        callback: Callback | None = ..., progress: bool | None = ...,
+        callback: Callback | None = ..., progress: bool | None = ..., speculate: Speculate = ...,
     ) -> Tensor: ...  # fmt: skip
 
     @inference
@@ -146,6 +147,7 @@ class JanusPipeline(ChatPipeline):
         output_type: Literal["pil", "codes"] = "pil",
         callback: Callback | None = None,
         progress: bool | None = None,
+        speculate: Speculate = "auto",
     ) -> list[Image.Image] | Tensor:
         """Generate images from text.
 
@@ -161,6 +163,7 @@ class JanusPipeline(ChatPipeline):
             callback: `callback(step, total, codes)` after each step, which it may stop by an exception;
                 `step.preview()` gives the images so far.
             progress: a progress bar on stderr; None is on a terminal and in a notebook only.
+            speculate: how many codes a step may check, 2 to 64, or False; the images are the same.
 
         Returns:
             N images with their settings in `info`, or T codes of each, int64 `[N, T]`; prompt by prompt.
@@ -168,38 +171,37 @@ class JanusPipeline(ChatPipeline):
         Raises:
             PromptError, OptionError: an argument is not accepted, or a needed part was not loaded.
         """
-        count = check_integer("num_images_per_prompt", num_images_per_prompt, low=1)
         if output_type not in ("pil", "codes"):
             raise OptionError(f"output_type is {output_type!r}; accepted: 'pil' or 'codes'")
         prompts = prompt_list(prompt)
-        scale = self.guidance_scale if guidance_scale is None else guidance_scale
         negative = negative_prompts(negative_prompt, len(prompts))
-        options = [ImageGenerationOptions(scale, temperature, top_k, top_p, text) for text in negative]
-        seeds = image_seeds(seed, len(prompts), count)
+        rest = (self.guidance_scale if guidance_scale is None else guidance_scale, temperature, top_k, top_p)
+        options = [ImageGenerationOptions(*rest, text, speculate) for text in negative]
+        seeds = image_seeds(seed, len(prompts), num_images_per_prompt)
         self.warn_of_unknown_words([*prompts, *filter(None, negative)], "painting")
         with followed(callback, len(seeds) * self.model.config.num_codes, progress) as report:
-            codes = self._generate_codes(prompts, count, seeds, options, report)
+            codes, infos = self._generate_codes(prompts, seeds, options, report)
         if output_type == "codes":
             return codes
-        infos = [image_info(self, prompts[i // count], s, options[i // count]) for i, s in enumerate(seeds)]
         return list(map(GeneratedImage.of, image_generation.decode_images(self.model, codes), infos))
 
     def _generate_codes(
         self,
         prompts: Sequence[str],
-        count: int,
         seeds: Sequence[int],
         options: Sequence[ImageGenerationOptions],
         callback: Callback | None,
-    ) -> Tensor:
-        """Codes of `count` images of each prompt, whose options differ in their negative prompts alone."""
-        cond, uncond = [], []
-        for text, own in zip(prompts, options, strict=True):
-            cond_ids, uncond_ids = self.processor.generation_ids(text, own.negative_prompt)
-            cond += [cond_ids] * count
-            uncond += [uncond_ids] * count
+    ) -> tuple[Tensor, Iterable[dict[str, Any]]]:
+        """Codes of the images of each prompt, whose options differ in their negative prompts alone, and their
+        settings, which are computed when they are read."""
+        count = len(seeds) // len(prompts)
+        images = [pair for pair in zip(prompts, options, strict=True) for _ in range(count)]
+        ids = [self.processor.generation_ids(text, own.negative_prompt) for text, own in images]
+        cond, uncond = zip(*ids, strict=True)
         guided = uncond if options[0].guided else None
-        return image_generation.generate_codes(self.model, cond, guided, options[0], seeds, callback)
+        codes, steps = image_generation.generate_codes(self.model, cond, guided, options[0], seeds, callback)
+        rest = zip(images, seeds, steps, strict=True)
+        return codes, ({**image_info(self, text, seed, own), "steps": n} for (text, own), seed, n in rest)
 
     @inference
     def encode_image(self, image: Any, *, exif: str = "apply") -> Tensor:

@@ -17,7 +17,7 @@ import torch
 from bifrons.apps.cli.main import main
 from bifrons.blocks.checkpoints.loader import assign
 from bifrons.blocks.checkpoints.quantize import decoder_name
-from bifrons.blocks.engine.prefill import decode_one, prefill
+from bifrons.blocks.engine.prefill import decode, prefill
 from bifrons.blocks.graphs.cuda_graphs import GraphCapturer, Work
 from bifrons.blocks.kernels import dispatch
 from bifrons.blocks.model.kv_slots import KVSlots
@@ -38,10 +38,13 @@ settings.load_profile("bifrons")
 
 @pytest.fixture(scope="session")
 def bitwise_products() -> bool:
-    """Whether float32 products of a row don't depend on the number of rows; measured on AMD with AVX-512."""
+    """Whether float32 products of a row don't depend on the number of rows; measured on AMD's and Intel's
+    processors with AVX-512."""
     cpuinfo = Path("/proc/cpuinfo")
-    amd = cpuinfo.exists() and "AuthenticAMD" in cpuinfo.read_text()
-    return amd and torch.backends.cpu.get_cpu_capability() == "AVX512"
+    measured = cpuinfo.exists() and any(
+        maker in cpuinfo.read_text() for maker in ("AuthenticAMD", "GenuineIntel")
+    )
+    return measured and torch.backends.cpu.get_cpu_capability() == "AVX512"
 
 
 @pytest.fixture(scope="session")
@@ -234,15 +237,15 @@ def check_decoder_over_two_gpus() -> Callable[[Any], Tensor]:
         cache = decoder.new_cache(2, 12)
         assert {cache.buffers[0][layer].device for layer in range(len(decoder.layers))} == {first, second}
         hidden = prefill(decoder, rows, cache, chunk=4)
-        hidden = decode_one(decoder, hidden, cache)
+        hidden = decode(decoder, hidden[:, None], cache)[:, 0]
         assert hidden.device == first
         assert model.text_logits(hidden).device == first
         assert decoder(rows[0][None]).device == first
         slots = KVSlots(decoder, 3, 16)
         slots.add([4, 4])
         prefill(decoder, [rows[0][:4]] * 2, slots.view(0, 2, 4))
-        decode_one(decoder, hidden, slots.view(0, 2, 4))
-        slots.advance(0, 2)
+        decode(decoder, hidden[:, None], slots.view(0, 2, 4))[:, 0]
+        slots.lengths[:2] = [5, 5]
         slots.drop(0)
         return hidden
 

@@ -66,6 +66,7 @@ def ask_many(args: argparse.Namespace) -> int:
     if output is not None:  # a file that is there goes on
         check_output(str(args.output), _SUFFIXES, force=True)
     settings = {"question": question, "model": args.model, **asdict(options), "exif": args.exif, "seed": seed}
+    del settings["speculate"]  # no answer depends on it
     settings = {key: value for key, value in settings.items() if value is not None}
     # Greedy answers don't depend on the seed, and a random seed is none to look for.
     but = {"seed"} if args.seed is None or not options.temperature else set()

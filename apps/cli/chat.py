@@ -17,7 +17,7 @@ from ...blocks.errors import BifronsError, OptionError, PromptError
 from ...blocks.files import encoding_of
 from ..files import print_json
 from ..notes import heading, note
-from ..pipelines import explain_out_of_memory, load_pipeline
+from ..pipelines import StepMeter, explain_out_of_memory, load_pipeline
 from .ask_many import ask_many
 from .file_kinds import check_no_file, is_picture
 from .inputs import STDIN, dropped_files, expand_globs, open_picture, picture_files, picture_words, stdin_text
@@ -78,6 +78,7 @@ def ask(args: argparse.Namespace) -> int:
     options, paths = _generation_options(args), expand_globs(paths)
     images = [open_picture(path, args.exif) for path in paths]
     pipe = _load(args)
+    meter = StepMeter(pipe)
     with explain_out_of_memory("answering", lambda: _memory_advice(args.model)):
         answer = pipe.ask(images, question, stream=not args.json, **options)
         if not args.json:
@@ -92,6 +93,8 @@ def ask(args: argparse.Namespace) -> int:
             "question": question,
             "answer": answer,
             **options,
+            "steps": meter.steps,
+            "tokens_per_step": round(meter.tokens_per_step, 3),
             "seconds": round(time.monotonic() - started, 3),
         }
     )

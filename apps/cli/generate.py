@@ -31,7 +31,7 @@ from ...janus.variants import image_generation_workload
 from ..defaults import default_model
 from ..files import print_json, typed_settings
 from ..notes import is_quiet, note
-from ..pipelines import explain_out_of_memory
+from ..pipelines import StepMeter, explain_out_of_memory
 from ..resize import parse_size, resize
 from .images import load_janus
 from .long_work import long_work
@@ -116,7 +116,7 @@ class _Run:
         self.pipe, self.args, self.size, self.pictures = pipe, args, size, pictures
         self.written: dict[int, dict[str, Any]] = {}
         """What `--json` reports of finished pictures, by their places in `pictures`."""
-        self.bar = tqdm(disable=True)
+        self.bar, self.meter = tqdm(disable=True), StepMeter(pipe)
 
     def unpainted(self) -> list[int]:
         """The places of pictures to paint; with `--skip-existing` those that are there are finished."""
@@ -188,6 +188,7 @@ class _Run:
         prompts, seeds = [one.prompt for one in pictures], [one.seed for one in pictures]
 
         def advance(step: int, total: int, codes: Tensor) -> None:
+            self.bar.set_postfix_str(f"{self.meter.tokens_per_step:.2f} a step", refresh=False)
             self.bar.update(len(codes))
 
         work = f"painting {counted(len(batch), 'picture')}"
@@ -209,7 +210,8 @@ class _Run:
         image.info |= self._info(picture)
         scaled = image if self.size is None else resize(image, self.size)
         write_image(picture.path, scaled, self.args.force)
-        self.written[index] = {"file": str(picture.path), **typed_settings(text_chunks(scaled))}
+        settings = {**typed_settings(text_chunks(scaled)), "steps": image.info["steps"]}
+        self.written[index] = {"file": str(picture.path), **settings}
 
     def _advice(self, pictures: Sequence[Picture]) -> str:
         workload = image_generation_workload(self.pipe.model.config, self._guided(pictures[0]))
@@ -235,4 +237,5 @@ class _Run:
 
     def content(self) -> dict[str, Any]:
         """The finished pictures, for `--json`."""
-        return {"pictures": [self.written[index] for index in sorted(self.written)]}
+        pictures = [self.written[index] for index in sorted(self.written)]
+        return {"pictures": pictures, "tokens_per_step": round(self.meter.tokens_per_step, 3)}

@@ -13,6 +13,7 @@ from .demo import add_demo
 from .eval_options import add_eval
 from .options import add_batch_size, add_catalog, add_exif, add_folders, add_force, add_model
 from .serve import add_serve
+from .speculation import add_speculate
 from .train_options import add_train
 from .warmup import add_warmup
 
@@ -122,18 +123,17 @@ def _add_generate(commands: Any) -> None:
             ("--negative-prompt", str, "what the picture should not show"),
         ],
     )
+    add_speculate(parser)
     parser.add_argument(
         "--resize",
         metavar="WxH",
-        help="scale pictures to this size by Lanczos (default: the size that the model paints, 384x384 for "
-        "Janus-Pro)",
+        help="scale pictures to this size by Lanczos (default: the model's own, 384x384 for Janus-Pro)",
     )
     parser.add_argument(
         "-o",
         "--output",
         metavar="PATH",
-        help="a folder, or for a single picture a .png, .jpg or .webp file, or - for a PNG on standard "
-        "output (default: out)",
+        help="a folder, or for one picture a .png, .jpg or .webp file; - is a PNG on stdout (default: out)",
     )
     add_force(parser)
     parser.add_argument(
@@ -184,6 +184,7 @@ def _add_answering(parser: Any) -> None:
             ("--frequency-penalty", float, "subtracted for each time that a token is in the answer so far"),
         ],
     )
+    add_speculate(parser)
 
 
 def _add_ask(commands: Any) -> None:
@@ -236,8 +237,7 @@ def _add_locate(commands: Any) -> None:
         "-o",
         "--output",
         metavar="FILE",
-        help="a .png, .jpg or .webp file for the picture with the boxes drawn, or - for a PNG on standard "
-        "output (the boxes are then on stderr)",
+        help="a .png, .jpg or .webp file of the boxes drawn; - is a PNG on stdout (the boxes on stderr then)",
     )
     add_force(parser)
     _add_json(parser)

@@ -9,6 +9,7 @@ from ...blocks.adapter_choice import parse_named_adapter
 from ..defaults import DEFAULT_GROUNDING_MODEL, DEFAULT_MODEL, default_models
 from ..notes import note
 from .options import add_model, add_no_warmup, given_fields, loading_options
+from .speculation import add_speculate
 
 _LIMITS = {
     "--max-queue": "rows that may wait; an answer takes one, a picture with guidance two",
@@ -33,6 +34,7 @@ def add_serve(commands: Any, command: Callable[..., Any]) -> None:
         help="CPU threads of one computation (default: OMP_NUM_THREADS if set, else 1 for small models and "
         "all cores for larger ones)",
     )
+    add_speculate(parser)
     add_no_warmup(parser)
     for flag, text in _LIMITS.items():
         parser.add_argument(flag, type=int, default=argparse.SUPPRESS, metavar="N", help=text)

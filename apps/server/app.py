@@ -58,7 +58,11 @@ class _SchedulerMetrics:
             "rows": "Rows in the cache",
             "failed": "1 if the engine has failed, else 0",
         }
-        counters = {"steps": "Decoder steps", "tokens": "Tokens sampled"}
+        counters = {
+            "steps": "Decoder steps",
+            "passes": "Decoder steps, each counted for every request that got tokens from it",
+            "tokens": "Tokens sampled",
+        }
         for kind, table in ((GaugeMetricFamily, gauges), (CounterMetricFamily, counters)):
             for name, text in table.items():
                 family = kind(f"bifrons_engine_{name}", text, labels=["model"])

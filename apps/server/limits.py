@@ -8,6 +8,7 @@ from ...blocks.errors import PromptError, check_integer, check_number, counted
 from ...blocks.model.kv_cache import KVCache
 from ...blocks.placement.memory_budget import rows_that_fit
 from ...blocks.sampling.request import check_context
+from ...blocks.speculate import Speculate, check_speculate
 from ..pipelines import as_janus
 from .errors import ApiError
 
@@ -52,10 +53,13 @@ class ServerOptions:
     """MB of memory for images that are served by URL for an hour."""
     allow_origins: tuple[str, ...] = ()
     """Origins of web pages that may call the server; `*` is any."""
+    speculate: Speculate = "auto"
+    """How many tokens a step may check: see `blocks/drafts.py`."""
     grace: float = 6.0
     """Seconds in which running requests may finish when the server stops."""
 
     def __post_init__(self) -> None:
+        check_speculate(self.speculate)
         check_number("grace", self.grace, low=0.0, high=86_400.0)
         least = {"max_queue": 0, "rows": 2, "context": 64, "max_new_tokens": 1}
         least |= {"max_images": 0, "image_urls": 0}

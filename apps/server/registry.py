@@ -11,12 +11,15 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 
 from ...blocks.adapter_choice import AdapterChoice
+from ...blocks.chat.text_generation import text_head
 from ...blocks.checkpoints.hub import EMBEDDED, find_model_folder
 from ...blocks.errors import CheckpointError, OptionError, check_integer
 from ...blocks.placement.memory_budget import size_text
 from ...blocks.sampling.request import Request as GenerationRequest
 from ...blocks.sampling.request import TokenHead
+from ...blocks.speculate import Speculate
 from ...blocks.torch_threads import is_small, set_threads
+from ...janus.image_generation import image_head
 from ..pipelines import as_janus, label, load_pipeline
 from ..warmup import warm_up
 from .errors import ApiError, invalid_value
@@ -42,13 +45,14 @@ class ServedModel:
 
     scheduler: SupervisedScheduler
     limits: Limits
+    speculate: Speculate
 
     def __init__(
         self, name: str, pipe: "Pipeline", note: str | None, base: "ServedModel | None" = None
     ) -> None:
         self.name, self.pipe, self.note, self.base = name, pipe, note, base
         self.created = int(time.time())
-        self.text_head = TokenHead(pipe.model.embed_text, pipe.model.text_logits)
+        self.text_head = text_head(pipe.model)
         self.image_pipe = as_janus(pipe)
         """The pipeline if it generates images, else None."""
         self.image_head: TokenHead | None = None
@@ -56,10 +60,11 @@ class ServedModel:
         if self.image_pipe is not None:
             model = self.image_pipe.model
             self.image_decoder = ImageDecoder(model)
-            self.image_head = TokenHead(model.embed_codes, model.image_logits)
+            self.image_head = image_head(model)
 
     def open(self, options: ServerOptions, sharing: int = 1) -> None:
         """Make the scheduler. Its cache may take a share of the free memory, one of `sharing` equal ones."""
+        self.speculate = options.speculate
         if self.base is not None:
             self.limits, self.scheduler = self.base.limits, self.base.scheduler
             return
@@ -104,7 +109,7 @@ class ServedModel:
             requests = await make_requests()
             for request in requests:
                 request.client, request.priority = client, priority
-                request.decoder = self.pipe.model.decoder
+                request.decoder, request.speculate = self.pipe.model.decoder, self.speculate
             self.scheduler.submit(requests)
         except BaseException:
             self.scheduler.release(rows, client, priority)

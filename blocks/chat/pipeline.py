@@ -13,7 +13,7 @@ from ..image_fit import Fit
 from ..image_io import ReadOptions
 from ..image_source import as_image_list
 from ..placement.loaded_pipeline import LoadedPipeline
-from ..sampling.request import TokenHead, check_context
+from ..sampling.request import check_context
 from ..special_tokens import PlainText, leading_space
 from ..vocabulary import last_question
 from .text_generation import (
@@ -27,6 +27,7 @@ from .text_generation import (
     resolve_seed,
     score_tokens,
     stream_text,
+    text_head,
 )
 
 Messages = list[dict[str, Any]]
@@ -247,5 +248,4 @@ class ChatPipeline(LoadedPipeline):
             logits = next_token_logits(self.model, prompt)
             answer = leading_space(logits, self.tokenizer.decode) + answer
         ids = torch.tensor(self.tokenizer.encode(PlainText(answer), bos=False))
-        head = TokenHead(self.model.embed_text, self.model.text_logits)
-        return score_tokens(self.model.decoder, head, prompt.embeddings_TD, ids)
+        return score_tokens(self.model.decoder, text_head(self.model), prompt.embeddings_TD, ids)

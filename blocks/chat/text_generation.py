@@ -14,12 +14,14 @@ from torch import Tensor
 
 from ...tokenizers.text import StreamDecoder, TextTokenizer
 from ..device import check_finite, upload
+from ..drafts import LookupDrafts
 from ..engine.generate import Sequences
 from ..engine.prefill import prefill
 from ..errors import OptionError, as_python_numbers, check_integer
 from ..image_prompts import MAX_SEED
 from ..model.decoder import Decoder
 from ..sampling.request import SamplingParams, TokenHead, check_context
+from ..speculate import Speculate, check_speculate
 from ..structured_output import OutputFormat
 from ..token_masks import TokenVocabulary
 
@@ -46,12 +48,14 @@ class TextGenerationOptions:
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
     logit_bias: Mapping[int, float] | None = None
+    speculate: Speculate = "auto"
 
     def __post_init__(self) -> None:
         as_python_numbers(self)
         check_integer("max_new_tokens", self.max_new_tokens, low=1)
         _ = self.sampling
         check_prefill_chunk(self.prefill_chunk)
+        check_speculate(self.speculate)
         if not isinstance(self.output_format, OutputFormat | None):
             raise OptionError(f"output_format is {self.output_format!r}; accepted: an OutputFormat, or None")
 
@@ -82,6 +86,7 @@ class MoreTextOptions(TypedDict, total=False):
     presence_penalty: float
     frequency_penalty: float
     logit_bias: Mapping[int, float] | None
+    speculate: Speculate
     prefill_chunk: int | None
     output_format: OutputFormat | None
     json_schema: Any
@@ -147,6 +152,11 @@ class ChatModel(Protocol):
         ...
 
 
+def text_head(model: ChatModel) -> TokenHead:
+    """The token head of texts."""
+    return TokenHead(model.embed_text, model.text_logits, LookupDrafts())
+
+
 Inputs = TypeVar("Inputs", bound=PromptInputs)
 
 
@@ -194,7 +204,7 @@ def generate_tokens(
         assert vocabulary is not None
         matchers = [options.output_format.matcher(vocabulary, options.max_new_tokens) for _ in prompts]
     sequences = Sequences(
-        TokenHead(model.embed_text, model.text_logits),
+        text_head(model),
         [[prompt.embeddings_TD] for prompt in prompts],
         options.sampling,
         seeds,
@@ -203,6 +213,7 @@ def generate_tokens(
         prefill_chunk=options.prefill_chunk,
         prompt_ids=[prompt.ids for prompt in prompts],
         matchers=matchers,
+        speculate=options.speculate,
     )
     return sequences.run(model.decoder)
 

@@ -10,6 +10,7 @@ from torch import Tensor
 from ..device import inference_on
 from ..model.decoder import Decoder
 from ..sampling.request import Request, SampledToken, SamplingParams, TokenHead
+from ..speculate import Speculate
 from ..token_masks import OutputMatcher
 from .scheduler import Scheduler
 
@@ -45,6 +46,7 @@ class Sequences:
         prompt_ids: Sequence[Tensor] | None = None,
         priority: int = 0,
         matchers: Sequence[OutputMatcher] | None = None,
+        speculate: Speculate = "auto",
     ) -> None:
         """`prompts_TD` holds one prompt of each sequence, or with guidance two; `prompt_ids` the prompts'
         tokens for a repetition penalty; `matchers` one of each sequence. The other arguments are those of
@@ -64,6 +66,7 @@ class Sequences:
                 seen_ids=None if prompt_ids is None else prompt_ids[index],
                 prefill_chunk=prefill_chunk,
                 matcher=None if matchers is None else matchers[index],
+                speculate=speculate,
             )
             for index, (prompts, seed, tokens) in enumerate(zip(prompts_TD, seeds, self.tokens, strict=True))
         ]

@@ -4,17 +4,33 @@ n rows in use, D decoder width.
 """
 
 from collections.abc import Callable, Sequence
-from itertools import groupby
+from dataclasses import dataclass
+from functools import partial
+from itertools import chain, groupby
 
 import torch
 from torch import Tensor
 
+from ..device import ints_on_device
+from ..drafts import RequestDrafts, seen_before, window_on_cpu
+from ..kernels.batch_invariant import is_batch_invariant
 from ..model.decoder import Decoder
-from ..model.kv_slots import KVSlots, ints_on_device, select_rows
+from ..model.kv_slots import KVSlots
 from ..sampling.request import Request, SampledToken, SamplingMode, TokenHead, Tokens, group_by_mode
-from ..sampling.sampling import IN_PROMPT, sample, sampled_tokens, sampling_tensors, token_logprobs
+from ..sampling.sampling import IN_PROMPT, draw, sample, sampled_tokens, sampling_tensors, token_logprobs
 from ..token_masks import stack_masks
-from .prefill import PREFILL_CHUNK, Prefiller, decode_one
+from .prefill import PREFILL_CHUNK, Prefiller, decode
+
+
+@dataclass(eq=False)
+class _State:
+    """A running request: its prompts' lengths, the hidden states `[W, D]` of each row from which the next
+    tokens are drawn, and the drafts that led to all of these but the first."""
+
+    lengths: list[int]
+    hidden_WD: list[Tensor]
+    drafts: RequestDrafts
+    seen_V: Tensor | None = None
 
 
 class Batch:
@@ -25,8 +41,8 @@ class Batch:
         self.slots = KVSlots(decoder, rows, context)
         self.prefiller = Prefiller(decoder, self.slots)
         self.reserved = 0
-        self.requests: list[Request] = []
-        self._seen: dict[Request, Tensor] = {}
+        self._states: dict[Request, _State] = {}
+        self._bytes = sum(weight.numel() * weight.itemsize for weight in decoder.parameters())
 
     def prefill(self, requests: Sequence[Request]) -> None:
         """Compute the prompts of requests with one decoder, which then have rows."""
@@ -35,19 +51,19 @@ class Batch:
         try:
             row_ids = iter(self.prefiller.add(prompts, min(chunks, default=self._chunk), requests[0].decoder))
         except BaseException:
-            self.slots.truncate(sum(request.rows for request in self.requests))
+            self.slots.truncate(sum(request.rows for request in self._states))
             raise
         for request in requests:
             request.row_ids = [next(row_ids) for _ in range(request.rows)]
-            self.requests.append(request)
+            drafts = RequestDrafts(request.head.drafts, request.speculate)
+            hidden_1D = [self.slots.hidden_RD[row : row + 1].clone() for row in request.row_ids]
+            self._states[request] = _State([len(prompt) for prompt in request.prompts_TD], hidden_1D, drafts)
 
     def remove(self, request: Request) -> None:
         """Free the rows of a request."""
         self.reserved -= request.rows
-        self._seen.pop(request, None)
-        if request not in self.requests:
+        if self._states.pop(request, None) is None:
             return
-        self.requests.remove(request)
         while request.row_ids:
             # The higher row first: dropping a row moves the last one, which may be this request's other row.
             request.row_ids.sort()
@@ -55,68 +71,100 @@ class Batch:
             if request.overflowed:
                 self.slots.clear(row, row + 1)
             moved = self.slots.drop(row)
-            for other in self.requests:
+            for other in self._states:
                 other.row_ids = [row if other_row == moved else other_row for other_row in other.row_ids]
         if request.overflowed:
             self.slots.clear(len(self.slots.lengths), self.slots.rows)  # rows may have been moved from there
 
-    def step(self, requests: Sequence[Request]) -> Tokens:
-        """Sample a token of each request, then decode one position of those that need another."""
-        sampled: Tokens = []
-        inputs: list[tuple[list[Request], Tensor]] = []
+    def step(self, requests: Sequence[Request]) -> dict[Request, list[SampledToken]]:
+        """Sample tokens of each request, then decode the last of them, and drafts, where more are needed."""
+        rows = sum(request.rows for request in requests)
+        most = window_on_cpu(rows, self._bytes) if is_batch_invariant(self.slots.hidden_RD) else 1
+        sampled: dict[Request, list[SampledToken]] = {}
+        inputs: dict[Request, tuple[list[int], Tensor]] = {}
         for (head, mode), members in group_by_mode(requests).items():
-            tokens_N, results = self._sample(head, mode, members)
-            sampled += zip(members, results, strict=True)
-            inputs.append((members, head.embed(tokens_N.clamp(min=0))))
-        if any(request.step + 1 < request.max_new_tokens for request in requests):
-            self._decode(requests, inputs)
-        for request, result in sampled:
-            request.step += 1
-            if request in self._seen:
-                self._seen[request][result.token] += 1
+            drawn = self._sample(head, mode, members, most)
+            sampled |= {request: tokens for request, (tokens, _) in drawn.items()}
+            next_ids = [[max(0, tokens[-1].token), *drafts] for tokens, drafts in drawn.values()]
+            (ids_M,) = ints_on_device(self.decoder.device, list(chain.from_iterable(next_ids)))
+            parts = head.embed(ids_M).split([len(ids) for ids in next_ids])
+            for request, ids, x_WD in zip(members, next_ids, parts, strict=True):
+                inputs[request] = ids[1:], x_WD
+        if any(one.step + len(tokens) < one.max_new_tokens for one, tokens in sampled.items()):
+            self._decode(inputs, {one: one.step + len(tokens) - 1 for one, tokens in sampled.items()})
+        for request, tokens in sampled.items():
+            request.step += len(tokens)
+            seen_V = self._states[request].seen_V
+            if seen_V is not None:
+                for one in tokens:
+                    seen_V[one.token] += 1
         return sampled
 
     def _sample(
-        self, head: TokenHead, mode: SamplingMode, requests: list[Request]
-    ) -> tuple[Tensor, list[SampledToken]]:
-        rows = [request.row_ids[0] for request in requests]
-        if mode.guided:
-            rows += [request.row_ids[1] for request in requests]
-        logits = head.logits(select_rows(self.slots.hidden_RD, rows))
-        params = sampling_tensors(requests, logits.device)
-        seeds_N, steps_N = ints_on_device(
-            logits.device, [request.seed for request in requests], [request.step for request in requests]
-        )
-        seen_NV = self._seen_tokens(requests, logits.shape[-1], logits.device) if mode.penalized else None
-        masks_NW = stack_masks([one.matcher for one in requests], logits.device) if mode.constrained else None
-        tokens_N = sample(logits, mode, params, seeds_N, steps_N, seen_NV, masks_NW)
+        self, head: TokenHead, mode: SamplingMode, requests: list[Request], most: int
+    ) -> dict[Request, tuple[list[SampledToken], list[int]]]:
+        """The next tokens of each request, and drafts of those after them."""
+        states = [self._states[request] for request in requests]
+        hidden = [state.hidden_WD[row] for row in range(1 + mode.guided) for state in states]
+        logits = head.logits(torch.cat(hidden))
+        device, widths = logits.device, [1 + len(state.drafts.tokens) for state in states]
+        draws = [one for one, width in zip(requests, widths, strict=True) for _ in range(width)]
+        steps = [one.step + i for one, width in zip(requests, widths, strict=True) for i in range(width)]
+        params = sampling_tensors(draws, device)
+        seeds_N, steps_N = ints_on_device(device, [one.seed for one in draws], steps)
+        seen_NV = self._seen_tokens(requests, logits.shape[-1], device) if mode.penalized else None
+        both = zip([one.matcher for one in requests], states, strict=True)
+        masks = [mask for matcher, state in both if matcher for mask in matcher.masks(state.drafts.tokens)]
+        masks_NW = stack_masks(masks, device) if mode.constrained else None
+        tokens_N, logits_NV = sample(logits, mode, params, seeds_N, steps_N, seen_NV, masks_NW)
         logprobs = token_logprobs(logits, tokens_N.clamp(min=0), mode, params) if mode.logprobs else None
-        return tokens_N, sampled_tokens(requests, tokens_N.tolist(), logprobs)
+        ids = tokens_N.tolist()
+        sampled = sampled_tokens(draws, ids, logprobs)
+        results, start = {}, 0
+        for request, state, width in zip(requests, states, widths, strict=True):
+            part, start = slice(start, start + width), start + width
+            held = state.drafts.held(ids[part])
+            own = {"temperature_N": params.temperature[part][:1], "seeds_N": seeds_N[part][:1]}
+            redraw = partial(draw, mode=mode, **own)
+            drawn = tokens_N[part], logits_NV[part], steps_N[part]
+            results[request] = sampled[part][:held], state.drafts.after(drawn, held, redraw, request, most)
+        return results
 
     def _seen_tokens(self, requests: list[Request], vocabulary: int, device: torch.device) -> Tensor:
+        rows = []
         for request in requests:
-            if request not in self._seen:
-                self._seen[request] = torch.zeros(vocabulary, dtype=torch.int32, device=device)
+            state = self._states[request]
+            if state.seen_V is None:
+                state.seen_V = torch.zeros(vocabulary, dtype=torch.int32, device=device)
                 if request.seen_ids is not None:
-                    self._seen[request][request.seen_ids.to(device)] = IN_PROMPT
-        return torch.stack([self._seen[request] for request in requests])
+                    state.seen_V[request.seen_ids.to(device)] = IN_PROMPT
+            rows.append(seen_before(state.seen_V, state.drafts.tokens))
+        return torch.cat(rows)
 
-    def _decode(self, requests: Sequence[Request], inputs: list[tuple[list[Request], Tensor]]) -> None:
-        hidden_RD = self.slots.hidden_RD
-        x_RD = torch.zeros_like(hidden_RD)
-        for members, x_ND in inputs:
-            # Both rows of a guided request get the same input, which is embedded once.
-            rows = [(row, i) for i, request in enumerate(members) for row in request.row_ids]
-            row_ids, owners = ints_on_device(hidden_RD.device, [row for row, _ in rows], [i for _, i in rows])
-            x_RD[row_ids] = x_ND[owners]
-        alone = len(requests) < len(self.requests)
-        decoders = {row: one.decoder or self.decoder for one in requests for row in one.row_ids}
-        for (decoder, _), group in groupby(sorted(decoders), lambda row: (decoders[row], alone and row)):
-            rows = list(group)
-            start, stop = rows[0], rows[-1] + 1
-            view = self.slots.view(start, stop, max(self.slots.lengths[start:stop]))
-            hidden_RD[start:stop] = decode_one(decoder, x_RD[start:stop], view)
-            self.slots.advance(start, stop)
+    def _decode(self, inputs: dict[Request, tuple[list[int], Tensor]], offsets: dict[Request, int]) -> None:
+        """Decode each request's inputs `[W, D]`, the last of them drafts, so far after its prompts; adjacent
+        rows of one decoder with as many inputs together."""
+        rows = sorted((row, i, request) for request in inputs for i, row in enumerate(request.row_ids))
+        hidden: dict[tuple[Request, int], Tensor] = {}
+
+        def run(item: tuple[int, tuple[int, int, Request]]) -> tuple[int, int, Decoder]:
+            index, (row, _, request) = item
+            return row - index, len(inputs[request][1]), request.decoder or self.decoder
+
+        for (_, width, decoder), group in groupby(enumerate(rows), run):
+            members = [member for _, member in group]
+            starts = [self._states[request].lengths[i] + offsets[request] for _, i, request in members]
+            first, stop = members[0][0], members[-1][0] + 1
+            view = self.slots.view(first, stop, max(starts))
+            view.positions.copy_(ints_on_device(view.positions.device, starts)[0])
+            x_rWD = torch.stack([inputs[request][1] for _, _, request in members])
+            hidden_rWD = decode(decoder, x_rWD, view)
+            self.slots.lengths[first:stop] = [start + width for start in starts]
+            hidden |= {(request, i): hidden_rWD[row - first] for row, i, request in members}
+        for request, (drafts, _) in inputs.items():
+            state = self._states[request]
+            state.hidden_WD = [hidden[request, i] for i in range(request.rows)]
+            state.drafts.tokens = drafts
 
 
 class PlainRunner:
@@ -130,7 +178,7 @@ class PlainRunner:
         if rows is not None:
             self.batches.append(Batch(decoder, rows, context, PREFILL_CHUNK))
         self._batch_of: dict[Request, Batch] = {}
-        self._sampled: dict[Request, SampledToken] = {}
+        self._sampled: dict[Request, list[SampledToken]] = {}
         """Tokens of a step that failed for other requests."""
 
     lag = 0
@@ -181,12 +229,12 @@ class PlainRunner:
         return done
 
     def step(self, requests: Sequence[Request]) -> Callable[[], Tokens]:
-        """One token of each request; returns a function that delivers the tokens."""
+        """The next tokens of each request; returns a function that delivers them."""
         pending = [request for request in requests if request not in self._sampled]
         for batch in self.batches:
             if members := [request for request in pending if self._batch_of[request] is batch]:
                 self._sampled.update(batch.step(members))
-        tokens = [(request, self._sampled.pop(request)) for request in requests]
+        tokens = [(request, token) for request in requests for token in self._sampled.pop(request)]
         return lambda: tokens
 
     def remove(self, request: Request) -> None:

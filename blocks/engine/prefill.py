@@ -9,7 +9,6 @@ only where results stay the same bit for bit (`is_batch_invariant`). On the CPU,
 """
 
 import hashlib
-import os
 from bisect import bisect_left
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
@@ -27,6 +26,7 @@ from ..model.decoder import Decoder
 from ..model.kv_cache import KVCache
 from ..model.kv_slots import BLOCK_SIZE, KVSlots
 from ..sampling.request import Request
+from ..torch_threads import idle_cores
 
 PREFILL_CHUNK = 512
 """Prompt positions that the scheduler computes at once, which bounds the memory of activations."""
@@ -62,6 +62,7 @@ def prefill(decoder: Decoder, rows: Sequence[Tensor], cache: KVCache, chunk: int
     lengths = torch.tensor([len(row) for row in rows], device=device)
     x_BTD = pad_sequence(list(rows), batch_first=True)
     last_BD = x_BTD.new_zeros(len(rows), x_BTD.shape[-1])
+    cache.decoding = False
     for start in range(0, x_BTD.shape[1], chunk or x_BTD.shape[1]):
         part_BTD = x_BTD[:, start : start + chunk] if chunk else x_BTD
         length = part_BTD.shape[1]
@@ -75,12 +76,13 @@ def prefill(decoder: Decoder, rows: Sequence[Tensor], cache: KVCache, chunk: int
     return last_BD
 
 
-def decode_one(decoder: Decoder, x_BD: Tensor, cache: KVCache) -> Tensor:
-    """Run one position of every row, at the row's own position; returns hidden states `[B, D]`."""
-    cache.reserve(cache.filled + 1)
-    hidden = decoder(x_BD[:, None], cache)[:, 0]
-    cache.positions += 1
-    return hidden
+def decode(decoder: Decoder, x_BTD: Tensor, cache: KVCache) -> Tensor:
+    """Run the next T tokens of every row, at the row's own positions; returns hidden states `[B, T, D]`."""
+    cache.reserve(cache.filled + x_BTD.shape[1])
+    cache.decoding = True
+    hidden_BTD = decoder(x_BTD, cache)
+    cache.positions += x_BTD.shape[1]
+    return hidden_BTD
 
 
 @dataclass(eq=False)
@@ -113,14 +115,6 @@ def hash_blocks(prompt_TD: Tensor, adapters: tuple[int, ...] = ()) -> list[bytes
 def common_prefix_length(a: Sequence[bytes], b: Sequence[bytes]) -> int:
     """Length in positions of the common prefix of two prompts, given their block hashes: whole blocks."""
     return BLOCK_SIZE * bisect_left(range(min(len(a), len(b))), True, key=lambda i: a[i] != b[i])
-
-
-def idle_cores(device: torch.device) -> int:
-    """Number of workers that the cores allow, each of which uses `torch.get_num_threads()` threads."""
-    if device.type != "cpu":
-        return 1
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, cores // torch.get_num_threads())
 
 
 class Prefiller:

@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 import torch
 
 from ..device import inference_on
+from ..drafts import check_drafts
 from ..errors import OptionError, reraise_exit
 from ..graphs.cuda_graphs import GraphCapturer, uses_cuda_graphs
 from ..logit_bias import check_logit_bias
@@ -65,7 +66,7 @@ class Scheduler:
         self._stepping = threading.Lock()
         self._stepping_thread: int | None = None
         self._ended_turns = 0
-        self.steps = self.tokens = 0
+        self.steps = self.passes = self.tokens = 0  # passes: the sum of the steps of each request
 
     def __reduce__(self) -> tuple[type[None], tuple[()]]:
         return type(None), ()  # a copy of a decoder gets a scheduler of its own
@@ -80,21 +81,17 @@ class Scheduler:
         """Rows of running requests."""
         return self.runner.rows_used
 
-    @property
-    def positions_copied(self) -> int:
-        """Prompt positions that were copied from other rows instead of computed."""
-        return self.runner.positions_copied
-
     def check(self, prompt: int, new: int) -> None:
         """Raise `PromptError` if this many prompt and new tokens exceed a row."""
         check_context(prompt, new, self.context)
 
     def submit(self, requests: Sequence[Request]) -> None:
         """Queue requests. Raises `PromptError` if one does not fit into a row, and `OptionError` if it has
-        a bias for a token that there is not."""
+        a bias for a token that there is not, or asks for drafts where they might change tokens."""
         for request in requests:
             self.check(request.prompt_tokens, request.max_new_tokens)
             check_logit_bias(request.sampling.logit_bias, self.decoder.config.vocab_size)
+            check_drafts(request.speculate, self.decoder.device, self.decoder.dtype)
         with self._changed:
             self._waiting = sorted([*self._waiting, *requests], key=lambda request: request.priority)
             self._changed.notify_all()
@@ -251,6 +248,9 @@ class Scheduler:
             for request in requests:
                 self._finish(request, "error", error)
             tokens = []
+        for request in {request for request, _ in tokens if not request.ended}:
+            request.passes += 1
+            self.passes += 1
         for request, sampled in tokens:
             if not request.ended:
                 self._hand_over(request, sampled)

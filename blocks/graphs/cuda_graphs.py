@@ -5,6 +5,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import cache
+from itertools import chain
 from typing import Any
 from weakref import WeakSet
 
@@ -15,6 +16,7 @@ from ..device import graph_capture_lock
 from ..kernels import dispatch
 from ..kernels.batch_invariant import libraries_are_batch_invariant
 from ..model.decoder import Decoder
+from ..model.layers import Linear
 from .fused_weights import fuse_weights
 
 Work = Callable[[], object]
@@ -132,9 +134,12 @@ class WeightAddresses:
 
     def moved(self, *modules: nn.Module, decoder: Decoder | None = None) -> bool:
         """Whether any parameter or buffer of the modules has moved since the last call. If so, the weights of
-        `decoder`, which belongs to the modules, are fused again."""
+        `decoder`, which belongs to the modules, are fused again. Layers on the CPU stop moving theirs."""
         if _addresses(modules) == self._addresses:
             return False
+        for layer in chain.from_iterable(module.modules() for module in modules):
+            if isinstance(layer, Linear) and layer.weight.device.type == "cpu":
+                layer.prepacks = False
         if decoder is not None:
             with graph_capture_lock:
                 fuse_weights(decoder)

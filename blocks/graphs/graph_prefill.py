@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from ..model.kv_slots import ints_on_device
+from ..device import ints_on_device
 from .cuda_graphs import CapturedGraphs, bucket
 from .kv_pool import KVPool
 from .packed_decoder import PackedDecoder, TokenSlots

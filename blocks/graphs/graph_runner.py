@@ -11,9 +11,8 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from ..device import release_cached_memory, synchronize
+from ..device import ints_on_device, release_cached_memory, synchronize
 from ..model.decoder import Decoder
-from ..model.kv_slots import ints_on_device
 from ..sampling.request import Request, SamplingMode, TokenHead, Tokens, group_by_mode
 from ..sampling.sampling import sampled_tokens
 from .cuda_graphs import CapturedGraphs, GraphCapturer, WeightAddresses, bucket

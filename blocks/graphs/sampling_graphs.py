@@ -5,6 +5,7 @@ R rows, N requests of a group, D decoder width, V vocabulary.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from types import ModuleType
 
 import torch
@@ -66,6 +67,38 @@ class RowBuffers:
             seen_V[upload(request.seen_ids, seen_V.device)] = IN_PROMPT
 
 
+def sample_by_kernel(
+    kernel: ModuleType,
+    logits: Tensor,
+    mode: SamplingMode,
+    params: SamplingTensors,
+    seeds_N: Tensor,
+    steps_N: Tensor,
+    seen_NV: Tensor | None,
+    masks_NW: Tensor | None,
+) -> Tensor:
+    """`sample` by `kernels.sampling_triton`, which applies guidance and draws in two launches."""
+    if mode.draws_raw_logits:
+        guidance = params.guidance if mode.guided else None
+        temperature = None if mode.greedy else params.temperature
+        return kernel.draw(logits, seeds_N, steps_N, guidance, temperature)
+    race = partial(draw_by_kernel, kernel)
+    return sample(logits, mode, params, seeds_N, steps_N, seen_NV, masks_NW, race)[0]
+
+
+def draw_by_kernel(
+    kernel: ModuleType,
+    logits_NV: Tensor,
+    mode: SamplingMode,
+    temperature_N: Tensor,
+    seeds_N: Tensor,
+    steps_N: Tensor,
+) -> Tensor:
+    """`draw` by the kernel."""
+    temperature = None if mode.greedy else temperature_N
+    return kernel.draw(logits_NV, seeds_N, steps_N, None, temperature, some_dropped=True)
+
+
 class SamplingGroup:
     """Requests with equal heads and modes, and the static tensors that their captured sampling reads.
 
@@ -117,8 +150,8 @@ class SamplingGroup:
     def load_masks(self) -> None:
         """Bring the masks of requests with a matcher to the device, before each step."""
         if self.masks_NW is not None:
-            matchers = [request.matcher for request in self.requests]
-            self.masks_NW[: len(matchers)] = stack_masks(matchers, self.masks_NW.device)
+            masks = [request.matcher.mask_W for request in self.requests if request.matcher is not None]
+            self.masks_NW[: len(masks)] = stack_masks(masks, self.masks_NW.device)
 
     def work(self, count: int, kernel: ModuleType) -> None:
         """Sample the first `count` requests' tokens and embed them as the decoder's next inputs."""
@@ -128,7 +161,9 @@ class SamplingGroup:
         params = SamplingTensors(*(tensor[:count] for tensor in self.params))
         seen_NV = rows.seen_RV[rows_N] if mode.penalized and rows.seen_RV is not None else None
         masks_NW = None if self.masks_NW is None else self.masks_NW[:count]
-        tokens_N = sample(logits, mode, params, self.seeds_N[:count], steps_N, seen_NV, masks_NW, kernel)
+        tokens_N = sample_by_kernel(
+            kernel, logits, mode, params, self.seeds_N[:count], steps_N, seen_NV, masks_NW
+        )
         self.tokens_N[:count] = tokens_N
         if mode.logprobs:
             logprobs, top_ids = token_logprobs(logits, tokens_N.clamp(min=0), mode, params)

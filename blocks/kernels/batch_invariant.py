@@ -2,12 +2,15 @@
 float32 on the CPU, and in bfloat16 and float16 on CUDA, this holds bit for bit; elsewhere the fastest path is
 taken.
 
-On the CPU, libraries sum the products of one to three rows in another order than those of more rows, and
-fused attention splits its work by the whole batch. The results differ in the last bits only, but these decide
-near ties in sampling: about one image in several hundred would depend on the rest of its batch. So few rows
-are padded to a multiple of four, and attention is computed by plain products. Measured with MKL on a Zen 4
+On the CPU, libraries sum the products of few rows in another order than those of more rows, and fused
+attention splits its work by the whole batch. The results differ in the last bits only, but these decide near
+ties in sampling: about one image in several hundred would depend on the rest of its batch. So few rows are
+padded to a multiple of four, and attention is computed by plain products. Measured with MKL on a Zen 4
 processor: products of 4, 8 and of 12 or more rows agree in every bit of a row, as do sums over 32, 64 and
-more slots of which the last have no weight.
+more slots of which the last have no weight. On a Xeon of the fourth generation, products with a weight stored
+by outputs change at up to 16 rows, the sooner the fewer inputs there are; with a weight stored by inputs,
+those of 2 to 48 rows agree with one to four threads (up to 128 with one; with eight, products of up to 16
+rows sum differently), and take half the time. Which of the two a processor is, is tried once.
 
 On CUDA, a product is one sum over ascending positions whatever the tiles, unless a library splits the sum
 for few rows, and flash attention splits its work by the batch. `use_batch_invariant_libraries` avoids both.
@@ -17,6 +20,7 @@ B rows, H heads, T positions, S cache slots, K dimensions of a head, M rows of a
 """
 
 import warnings
+from functools import cache
 
 import torch
 import torch.nn.functional as F
@@ -26,6 +30,8 @@ from torch.nn.attention import SDPBackend
 ROW_MULTIPLE = 4
 """Products of this many rows, twice as many, or three times as many and more agree in every bit of a row."""
 _ANY_ROWS = 12  # from here on, the number of rows does not matter
+_INPUTS_PER_ROW, _MOST_PADDED = 16, 16  # where few rows differ: rows to pad to, by inputs, and at most
+_BLOCK_ROWS = 48  # where few rows differ: most rows of a product with a weight stored by inputs
 VECTOR = 32
 """Most numbers that a vectorized loop processes at a time (two vectors of 16); it processes the remainder
 one by one."""
@@ -89,9 +95,43 @@ def _prefers_cublaslt() -> bool:
     return torch.backends.cuda.preferred_blas_library() == torch._C._BlasBackend.Cublaslt
 
 
-def missing_rows(count: int) -> int:
-    """The number of padding rows for a product of `count` rows."""
-    return 0 if count >= _ANY_ROWS else -count % ROW_MULTIPLE
+@cache
+def few_rows_agree() -> bool:
+    """Whether products of few rows agree on this processor with those of more, for weights stored by outputs.
+    If not, these should be stored by inputs."""
+    with torch.no_grad():
+        numbers = torch.arange(192 * 768, device="cpu").float().sin().view(192, 768)
+        many = F.linear(numbers[:16], numbers[16:])
+        return all(torch.equal(F.linear(numbers[:rows], numbers[16:]), many[:rows]) for rows in (4, 8, 12))
+
+
+@torch.inference_mode(False)
+def by_inputs(weight: Tensor) -> Tensor:
+    """A weight `[..., O, I]` as a view of memory in which the outputs of an input are adjacent."""
+    return weight.detach().transpose(-2, -1).contiguous().transpose(-2, -1)
+
+
+@torch.inference_mode(False)
+def by_outputs(weight: Tensor) -> Tensor:
+    """A weight of `by_inputs` in the usual order."""
+    return weight.detach().contiguous()
+
+
+def should_be_by_inputs(x: Tensor, weight: Tensor) -> bool:
+    """Whether a weight should be stored by inputs for products with rows like `x`, and is not yet."""
+    if not weight.is_contiguous() or not is_batch_invariant(x) or weight.dtype != x.dtype:
+        return False
+    trains = weight.requires_grad or x.requires_grad
+    return not (weight.is_meta or trains or torch.compiler.is_compiling() or few_rows_agree())
+
+
+def missing_rows(count: int, inputs: int = 0) -> int:
+    """The number of padding rows for a product of `count` rows: over `inputs` if its weight is stored by
+    outputs, else 0."""
+    least = ROW_MULTIPLE
+    if inputs and not few_rows_agree():
+        least = min(_MOST_PADDED, -(-inputs // (_INPUTS_PER_ROW * ROW_MULTIPLE)) * ROW_MULTIPLE)
+    return max(least - count, 0 if count >= _ANY_ROWS else -count % ROW_MULTIPLE)
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -100,18 +140,26 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     if not on_cuda and not is_batch_invariant(x):
         return F.linear(x, weight, bias)
     count = x.numel() // x.shape[-1]
+    if not on_cuda:
+        return _linear_on_cpu(x.reshape(count, x.shape[-1]), weight, bias).view(*x.shape[:-1], len(weight))
     # On CUDA torch takes other paths for one row, and for rows in more than two dimensions that are not
     # contiguous, as those of a batch may be where one row is: it then rounds before it adds the bias.
-    missing = int(count == 1) if on_cuda else missing_rows(count)
-    if not missing and not on_cuda:
-        return F.linear(x, weight, bias)
     rows = x.reshape(count, x.shape[-1])
-    if on_cuda and (unaligned := -x.shape[-1] % _ALIGNED):  # cuBLASLt splits these sums for few rows
+    if unaligned := -x.shape[-1] % _ALIGNED:  # cuBLASLt splits these sums for few rows
         rows, weight = F.pad(rows, (0, unaligned)), F.pad(weight, (0, unaligned))
-    if not missing:  # not even a slice of everything, whose gradient would be copied
+    if count > 1:  # not even a slice of everything, whose gradient would be copied
         return F.linear(rows, weight, bias).view(*x.shape[:-1], len(weight))
-    padded = F.pad(rows, (0, 0, 0, missing))
-    return F.linear(padded, weight, bias)[:count].view(*x.shape[:-1], len(weight))
+    return F.linear(F.pad(rows, (0, 0, 0, 1)), weight, bias)[:1].view(*x.shape[:-1], len(weight))
+
+
+def _linear_on_cpu(rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    count, by_outputs = len(rows), weight.is_contiguous()
+    if count > _BLOCK_ROWS and not by_outputs:
+        return torch.cat([_linear_on_cpu(part, weight, bias) for part in rows.split(_BLOCK_ROWS)])
+    missing = missing_rows(count, rows.shape[1] if by_outputs else 0)
+    if not missing:
+        return F.linear(rows, weight, bias)
+    return F.linear(F.pad(rows, (0, 0, 0, missing)), weight, bias)[:count]
 
 
 def sigmoid(x_MN: Tensor) -> Tensor:
@@ -134,7 +182,7 @@ def row_sums(x_MN: Tensor) -> Tensor:
 def bmm(x_HMK: Tensor, weight_HKN: Tensor) -> Tensor:
     """Batch-invariant `torch.bmm`: each head's rows times its weight, `[H, M, N]`."""
     count = x_HMK.shape[1]
-    missing = missing_rows(count) if is_batch_invariant(x_HMK) else 0
+    missing = missing_rows(count, x_HMK.shape[2]) if is_batch_invariant(x_HMK) else 0
     return torch.bmm(F.pad(x_HMK, (0, 0, 0, missing)), weight_HKN)[:, :count]
 
 
@@ -161,7 +209,7 @@ def attend(q_BHTK: Tensor, k_BHSK: Tensor, v_BHSK: Tensor, mask_B1TS: Tensor | N
     if heads != kv_heads:
         k_BHSK, v_BHSK = (x.repeat_interleave(heads // kv_heads, dim=1) for x in (k_BHSK, v_BHSK))
     count = q_BHTK.shape[2]
-    missing = missing_rows(count) if count > 1 else 0  # a single query takes one path in any batch
+    missing = missing_rows(count, q_BHTK.shape[3])
     q_BHTK = F.pad(q_BHTK * q_BHTK.shape[-1] ** -0.5, (0, 0, 0, missing))
     mask_B1TS = F.pad(mask_B1TS, (0, 0, 0, missing), value=True)
     # The cache's keys are not copied here, and have the same strides for one row as for many.

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .batch_invariant import ROW_MULTIPLE, is_batch_invariant, linear
+from .batch_invariant import ROW_MULTIPLE, is_batch_invariant, linear, missing_rows
 from .codec import WeightTensors, decode
 from .quantized_linear import quantized_linear
 
@@ -93,9 +93,10 @@ def grouped_gemm(x_ND: Tensor, gate_up: Tensor, down: Tensor, expert_ids_NK: Ten
     pairs_PD = x_ND[order_P // expert_ids_NK.shape[1]]
     slots_P = None
     if is_batch_invariant(x_ND):  # pad groups, so that a token's result does not depend on their sizes
-        slots_P, blocks_E = _pad_to_blocks(expert_P, counts_E, ROW_MULTIPLE)
-        padded = x_ND.new_zeros(len(pairs_PD) + (ROW_MULTIPLE - 1) * len(gate_up), x_ND.shape[1])
-        pairs_PD, counts_E = padded.index_copy(0, slots_P, pairs_PD), blocks_E * ROW_MULTIPLE
+        size = ROW_MULTIPLE + missing_rows(ROW_MULTIPLE, max(x_ND.shape[1], down.shape[2]))
+        slots_P, blocks_E = _pad_to_blocks(expert_P, counts_E, size)
+        padded = x_ND.new_zeros(len(pairs_PD) + (size - 1) * len(gate_up), x_ND.shape[1])
+        pairs_PD, counts_E = padded.index_copy(0, slots_P, pairs_PD), blocks_E * size
     ends_E = counts_E.cumsum(0).to(torch.int32)
     hidden = _swiglu(_grouped_mm(pairs_PD, gate_up.transpose(1, 2), offs=ends_E))
     out_PD = _grouped_mm(hidden, down.transpose(1, 2), offs=ends_E)

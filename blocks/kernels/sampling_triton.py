@@ -1,6 +1,6 @@
 """Guidance, noise and argmax in two launches: the engine's `guide` and `draw` as Triton kernels.
 
-N draws, V vocabulary, P blocks of a row of logits. The noise has the random bits of engine/philox.py; its
+N draws, V vocabulary, P blocks of a row of logits. The noise has the random bits of philox.py; its
 logarithms may differ by a unit or two in the last place.
 """
 

@@ -91,6 +91,8 @@ class KVCache:
         """Counters of finished programs for each row and head, which the decode kernel leaves at zero."""
         self.slots = slots
         self.filled = 0
+        self.decoding = False
+        """Whether the positions to come are generated tokens: each gets the bits that it gets alone."""
 
     def reserve(self, count: int) -> None:
         """Announce that slots below `count` will be written. Raises `IndexError` beyond the cache's size."""

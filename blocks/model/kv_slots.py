@@ -3,13 +3,8 @@
 R rows of the cache, of which the first n are in use, D decoder width.
 """
 
-from collections.abc import Sequence
-from itertools import chain
-
 import torch
-from torch import Tensor
 
-from ..device import upload
 from .decoder import Decoder
 from .kv_cache import KVCache
 
@@ -25,7 +20,7 @@ class KVSlotView(KVCache):
         self.positions = cache.positions[start:stop]
         self.rows = cache.rows[: stop - start]
         self.arrivals = cache.arrivals
-        self.slots, self.filled = cache.slots, filled
+        self.slots, self.filled, self.decoding = cache.slots, filled, False
 
 
 class KVSlots:
@@ -47,11 +42,6 @@ class KVSlots:
     def rows(self) -> int:
         """Number of rows, in use or free."""
         return len(self.block_hashes)
-
-    @property
-    def free(self) -> int:
-        """Number of free rows."""
-        return self.rows - len(self.lengths)
 
     def add(self, lengths: list[int]) -> int:
         """Take consecutive free rows for prompts of these lengths; returns the index of the first."""
@@ -78,10 +68,6 @@ class KVSlots:
             for buffer, part in zip(self.cache.buffers, parts, strict=True):
                 buffer[:, target, :count] = part
 
-    def advance(self, start: int, stop: int) -> None:
-        """Record that rows `start` to `stop` have grown by one position."""
-        self.lengths[start:stop] = [length + 1 for length in self.lengths[start:stop]]
-
     def truncate(self, count: int) -> None:
         """Free all rows from `count` on, with their block hashes."""
         del self.lengths[count:]
@@ -100,25 +86,7 @@ class KVSlots:
             length = self.lengths[last]
             for buffer in self.cache.buffers:
                 buffer[:, index, :length] = buffer[:, last, :length]
-            self.cache.positions[index] = self.cache.positions[last]
-            self.hidden_RD[index] = self.hidden_RD[last]
             self.lengths[index] = length
             self.block_hashes[index] = self.block_hashes[last]
         self.lengths.pop()
         return last
-
-
-def ints_on_device(device: torch.device, *lists: Sequence[int]) -> list[Tensor]:
-    """Lists of integers as int64 tensors on a device, transferred in one asynchronous copy."""
-    # Each starts at a multiple of 16 bytes: Triton compiles a second kernel for unaligned pointers.
-    padded = [[*numbers, *[0] * (len(numbers) % 2)] for numbers in lists]
-    joined = torch.tensor(list(chain.from_iterable(padded)), dtype=torch.long)
-    parts = upload(joined, device).split([len(numbers) for numbers in padded])
-    return [part[: len(numbers)] for part, numbers in zip(parts, lists, strict=True)]
-
-
-def select_rows(rows: Tensor, indices: list[int]) -> Tensor:
-    """`rows[indices]`; a view instead of a copy if they are the first rows, in order."""
-    if indices == list(range(len(indices))):
-        return rows[: len(indices)]
-    return rows[ints_on_device(rows.device, indices)[0]]

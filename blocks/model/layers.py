@@ -9,13 +9,14 @@ from torch import Tensor, nn
 
 from ..errors import ConfigError
 from ..kernels import cpu_onednn, dispatch
-from ..kernels.batch_invariant import linear
+from ..kernels.batch_invariant import by_inputs, by_outputs, linear, should_be_by_inputs
 
 _PREPACK_AFTER = 4  # uses of a weight; prepacking takes about as long as ten products
 
 
 class Linear(nn.Linear):
-    """Batch-invariant `nn.Linear`, which prepacks its weight for oneDNN where that is faster.
+    """Batch-invariant `nn.Linear`, which stores its weight by inputs where that makes it so, and prepacks it
+    for oneDNN where that is faster.
 
     A weight that is repeatedly used for few rows is prepacked in place. Copying, moving, saving or training
     the layer restores the plain weight first. Code that reads `weight` itself must set `prepacks` to False or
@@ -29,17 +30,20 @@ class Linear(nn.Linear):
         weight = self.weight
         if weight.is_mkldnn:
             return cpu_onednn.linear(input, weight, self.bias)
-        if self.prepacks and cpu_onednn.benefits(input, weight):
-            self._uses += 1
-            if self._uses > _PREPACK_AFTER and not hasattr(self, "_hf_hook"):  # accelerate moves weights
-                self.weight = nn.Parameter(cpu_onednn.prepack(weight), requires_grad=False)
+        if self.prepacks and not hasattr(self, "_hf_hook"):  # accelerate moves weights
+            if should_be_by_inputs(input, weight):
+                weight = self.weight = nn.Parameter(by_inputs(weight), requires_grad=False)
+            if cpu_onednn.benefits(input, weight):
+                self._uses += 1
+                if self._uses > _PREPACK_AFTER:
+                    self.weight = nn.Parameter(cpu_onednn.prepack(weight), requires_grad=False)
         return linear(input, weight, self.bias)
 
     def unpack(self) -> None:
         """Restore the plain weight and start counting uses anew."""
         self._uses = 0
-        if self.weight.is_mkldnn:
-            weight = cpu_onednn.unpack(self.weight)
+        if self.weight.is_mkldnn or not self.weight.is_contiguous():
+            weight = cpu_onednn.unpack(self.weight) if self.weight.is_mkldnn else by_outputs(self.weight)
             self.weight = nn.Parameter(weight, requires_grad=self.weight.requires_grad)
 
     def train(self, mode: bool = True) -> "Linear":

@@ -11,9 +11,10 @@ back, which is cheaper for few queries.
 """
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..kernels.batch_invariant import attend, is_batch_invariant, per_head_matmul
+from ..kernels.batch_invariant import attend, is_batch_invariant, missing_rows, per_head_matmul
 from .context import DecoderConfig, ForwardContext
 from .layers import Linear, RMSNorm, rotate_pairs
 
@@ -63,7 +64,8 @@ class LatentAttention(nn.Module):
             (cached_BS1C,) = context.cache.write(self.layer, context.positions_BT, (slots_BSC[:, :, None],))
             slots_BSC = slots_BSC if context.mask_B1TS is None else cached_BS1C[:, :, 0]
         # For batch invariance, the form must not depend on a longer prompt in the same batch.
-        cheaper = queries == 1 if is_batch_invariant(x_BTD) else latent.absorbs(queries)
+        decoding = context.cache is not None and context.cache.decoding
+        cheaper = decoding if is_batch_invariant(x_BTD) else latent.absorbs(queries)
         form = self.absorbed if context.mask_B1TS is not None and cheaper else self.expanded
         out_BHTV = form(q_nope_BHTN, q_rope_BHTP, slots_BSC, context.mask_B1TS)
         return self.o_proj(out_BHTV.transpose(1, 2).flatten(2))
@@ -91,7 +93,10 @@ class LatentAttention(nn.Module):
         q_BHTC = torch.cat((q_latent_BHTR, q_rope_BHTP), dim=-1) * latent.query_dim**-0.5
         if is_batch_invariant(slots_BSC):
             slots_BSC = slots_BSC.contiguous()  # the strides of a view affect the order of the sums
-        scores = torch.bmm(q_BHTC.flatten(1, 2), slots_BSC.transpose(1, 2))
+        q_BMC = q_BHTC.flatten(1, 2)
+        if is_batch_invariant(slots_BSC):
+            q_BMC = F.pad(q_BMC, (0, 0, 0, missing_rows(*q_BMC.shape[1:])))
+        scores = torch.bmm(q_BMC, slots_BSC.transpose(1, 2))[:, : q_BHTC[0, :, :, 0].numel()]
         scores_BHTS = scores.unflatten(1, q_BHTC.shape[1:3]).float()
         if mask_B1TS is not None:
             scores_BHTS = scores_BHTS.masked_fill(~mask_B1TS, -torch.inf)

@@ -11,8 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from ..device import not_finite
+from ..drafts import DraftKind
 from ..errors import OptionError, PromptError, as_python_numbers, check_integer, check_number
 from ..logit_bias import check_logit_bias
+from ..speculate import Speculate
 from ..token_masks import OutputMatcher
 
 MAX_LOGPROBS = 20
@@ -22,10 +24,11 @@ MAX_LOGPROBS = 20
 @dataclass(frozen=True)
 class TokenHead:
     """Input and output of one kind of tokens (text, image codes): `embed` maps tokens `[m]` to decoder inputs
-    `[m, D]`, `logits` maps hidden states `[m, D]` to logits `[m, V]`."""
+    `[m, D]`, `logits` maps hidden states `[m, D]` to logits `[m, V]`. `drafts` is the way to guess them."""
 
     embed: Callable[[Tensor], Tensor]
     logits: Callable[[Tensor], Tensor]
+    drafts: DraftKind | None = None
 
     @property
     def modules(self) -> list[nn.Module]:
@@ -172,12 +175,16 @@ class Request:
     """Most prompt positions that are computed at once; None leaves it to the scheduler."""
     matcher: OutputMatcher | None = None
     """Holds the answer to an output format; the request ends with "stop" when the format is complete."""
+    speculate: Speculate = False
+    """How many tokens a pass may check, where the head has `drafts`; they change no token."""
     embed: Callable[[list[Any]], list[Any]] | None = None
     inputs: Any = None
     prompt_tokens: int = 0
     step: int = field(default=0, init=False)
     """Number of tokens sampled so far."""
     delivered: int = field(default=0, init=False)
+    passes: int = field(default=0, init=False)
+    """Number of passes of the decoder that gave the delivered tokens."""
     row_ids: list[int] = field(default_factory=list, init=False)
     """Its rows of the cache, while the request runs."""
     cancelled: bool = field(default=False, init=False)

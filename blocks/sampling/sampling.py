@@ -5,15 +5,14 @@ step only. Eager and captured steps share `sample`.
 """
 
 import math
-from collections.abc import Sequence
-from types import ModuleType
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
 from ..device import upload
+from ..kernels.philox import exponential_noise
 from ..token_masks import apply_masks
-from .philox import exponential_noise
 from .request import MAX_LOGPROBS, Request, SampledToken, SamplingMode, SamplingTensors
 
 IN_PROMPT = 1 << 30
@@ -93,8 +92,13 @@ def process_logits(
     return filter_logits(logits, params.temperature, params.top_k, params.top_p, params.min_p)
 
 
-def draw(logits_NV: Tensor, temperature_N: Tensor, seeds_N: Tensor, steps_N: Tensor) -> Tensor:
-    """Sample a token of each row by the exponential race `argmin(E_i / p_i)`, computed in logarithms."""
+def draw(
+    logits_NV: Tensor, mode: SamplingMode, temperature_N: Tensor, seeds_N: Tensor, steps_N: Tensor
+) -> Tensor:
+    """Sample a token of each row by the exponential race `argmin(E_i / p_i)`, computed in logarithms, or take
+    the most likely one."""
+    if mode.greedy:
+        return logits_NV.argmax(-1)
     noise = exponential_noise(seeds_N, steps_N, logits_NV.shape[-1])
     return (logits_NV / temperature_N[:, None] - noise.log()).argmax(-1)
 
@@ -107,28 +111,18 @@ def sample(
     steps_N: Tensor,
     seen_NV: Tensor | None = None,
     masks_NW: Tensor | None = None,
-    kernel: ModuleType | None = None,
-) -> Tensor:
-    """Sample a token of each request, int64 `[N]`, in float32 whatever the logits' dtype.
+    race: Callable[..., Tensor] = draw,
+) -> tuple[Tensor, Tensor]:
+    """Sample a token of each request, int64 `[N]`, in float32 whatever the logits' dtype; also returns the
+    logits `[N, V]` after guidance and filters. `race` draws from these.
 
     Logits are `[N, V]`, or with guidance `[2 N, V]`: those of all conditional rows, then those of all
-    unconditional ones. A token is -1 where a logit is not finite. `kernel` (`kernels.sampling_triton`)
-    applies guidance and draws in two launches.
+    unconditional ones. A token is -1 where a logit is not finite.
     """
-    if kernel is not None and mode.draws_raw_logits:
-        guidance = params.guidance if mode.guided else None
-        temperature = None if mode.greedy else params.temperature
-        return kernel.draw(logits, seeds_N, steps_N, guidance, temperature)
     guided_NV = guided_logits(logits, mode, params)
     logits_NV = process_logits(guided_NV, mode, params, seen_NV, masks_NW)
-    if kernel is not None:
-        temperature = None if mode.greedy else params.temperature
-        tokens_N = kernel.draw(logits_NV, seeds_N, steps_N, None, temperature, some_dropped=True)
-    elif mode.greedy:
-        tokens_N = logits_NV.argmax(-1)
-    else:
-        tokens_N = draw(logits_NV, params.temperature, seeds_N, steps_N)
-    return tokens_N.masked_fill(~guided_NV.isfinite().all(-1), -1)
+    tokens_N = race(logits_NV, mode, params.temperature, seeds_N, steps_N)
+    return tokens_N.masked_fill(~guided_NV.isfinite().all(-1), -1), logits_NV
 
 
 def sampling_tensors(

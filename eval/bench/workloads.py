@@ -10,15 +10,17 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ...blocks.chat.text_generation import text_head
 from ...blocks.device import synchronize
 from ...blocks.engine.generate import Sequences, scheduler_of
 from ...blocks.model.decoder import Decoder
-from ...blocks.sampling.request import SamplingParams, TokenHead
+from ...blocks.sampling.request import SamplingParams
 from ...janus.image_generation import ImageGenerationOptions, decode_images, generate_codes, image_head
 from ...janus.model import JanusModel
 from ...vl2.model import VL2Model
 from ...vl2.tiles import num_image_tokens
 from .measure import Bench, reset_peak, step_bytes
+from .windows import bench_windows
 
 PROMPT = 32
 """Tokens of an image prompt."""
@@ -80,7 +82,7 @@ def bench_janus(bench: Bench, model: JanusModel, batch: int, bandwidth: float, a
 
     def picture() -> None:
         cond, uncond = prompts[:batch], prompts[batch:]
-        decode_images(model, generate_codes(model, cond, uncond, options, list(range(batch))))
+        decode_images(model, generate_codes(model, cond, uncond, options, list(range(batch)))[0])
 
     if amount.whole:
         work = f"{batch} whole picture{'s' if batch > 1 else ''}, guidance {options.guidance_scale:g}"
@@ -100,12 +102,14 @@ def _bench_images(bench: Bench, model: JanusModel, batch: int, limit: float, amo
     prompts = list(zip(rows[::2], rows[1::2], strict=True))
 
     def make(tokens: int) -> Sequences:
-        return Sequences(image_head(model), prompts, options.sampling, range(batch), tokens)
+        head = image_head(model)
+        return Sequences(head, prompts, options.sampling, range(batch), tokens, speculate=False)
 
     note = f"{amount.steps} steps a run in the middle of a picture of {total}"
     times = time_steps(bench, model.decoder, make, amount)
     work = f"painting, a step of {2 * batch} rows"
-    bench.add("bifrons", work, times, items=batch, unit=" tokens/s", limit=limit, note=note)
+    line = bench.add("bifrons", work, times, items=batch, unit=" tokens/s", limit=limit, note=note)
+    bench_windows(bench, model, batch, PROMPT + total // 2, line.seconds, amount.repeats)
 
 
 def _bench_rest(bench: Bench, model: JanusModel, prompts: list[Tensor], amount: Amount) -> None:
@@ -143,7 +147,7 @@ def bench_vl2(bench: Bench, model: VL2Model, batch: int, bandwidth: float, amoun
     def first() -> None:
         picture = model.embed_images(pixels, [_TILES])[0]
         row = torch.cat((picture, model.embed_text(question)))
-        head = TokenHead(model.embed_text, model.text_logits)
+        head = text_head(model)
         Sequences(head, [[row]], SamplingParams(0.0), range(1), 1).run_all(decoder)
 
     _bench_answers(bench, model, batch, length, bandwidth, amount)
@@ -160,10 +164,10 @@ def _bench_answers(
     decoder = model.decoder
     limit = step_bytes(decoder, [model.language.lm_head], rows, filled + amount.steps / 2) / bandwidth
     prompts = [[row] for row in random_rows(decoder, rows, filled)]
-    head = TokenHead(model.embed_text, model.text_logits)
+    head = text_head(model)
 
     def make(tokens: int) -> Sequences:
-        return Sequences(head, prompts, SamplingParams(0.0), range(rows), tokens)
+        return Sequences(head, prompts, SamplingParams(0.0), range(rows), tokens, speculate=False)
 
     work = f"answering, a step of {rows} conversation{'s' if rows > 1 else ''}"
     note = f"{amount.steps} steps a run after a prompt of {filled} tokens, greedy"

@@ -1,6 +1,8 @@
 """Fixtures for tests of `blocks`: small models and checkpoints, and conditions for tests of kernels and of
 bitwise equality."""
 
+# pyright: reportArgumentType=false
+
 from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
@@ -115,7 +117,7 @@ def small_model() -> Callable[..., SmallModel]:
 def measured_processor(bitwise_products: bool) -> None:
     """Skips on other processors than those on which bitwise equality of products was measured."""
     if not bitwise_products:
-        pytest.skip("which products agree in every bit was measured on AMD processors with AVX-512")
+        pytest.skip("which products agree in every bit was measured on processors with AVX-512")
 
 
 @pytest.fixture

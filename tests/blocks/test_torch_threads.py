@@ -76,3 +76,8 @@ def test_threads_wait_asleep_and_the_environment_is_left_alone(given, seen):
     command = [sys.executable, "-c", code]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True, timeout=300)
     assert done.stdout.split() == [seen, str(given)]
+
+
+def test_idle_cores_of_each_device():
+    assert torch_threads.idle_cores(torch.device("meta")) == 1
+    assert torch_threads.idle_cores(CPU) >= 1

@@ -14,9 +14,9 @@ LAST = 2**64 - 1
 
 def test_options_hold_pythons_numbers():
     given: Any = (np.float32(2.5), np.float64(1), np.uint8(9), torch.tensor(0.5))
-    options = ImageGenerationOptions(*given)
+    options = ImageGenerationOptions(*given, speculate=np.int64(4))  # type: ignore[arg-type]
     assert {type(value) for value in vars(options).values()} == {int, float, type(None)}
-    assert (options.guidance_scale, options.top_k, options.top_p) == (2.5, 9, 0.5)
+    assert (options.guidance_scale, options.top_k, options.top_p, options.speculate) == (2.5, 9, 0.5, 4)
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,7 @@
 """Requests of a small model, what they deliver, and the tokens that they should: those of a plain loop."""
 
+# pyright: reportCallIssue=false
+
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -26,11 +28,12 @@ def reference_tokens(decoder: Decoder, request: Request) -> list[int]:
         hidden = []
         for x_TD, cache in zip(inputs, caches, strict=True):
             cache.reserve(cache.filled + len(x_TD))
+            cache.decoding = step > 0
             hidden.append(decoder(x_TD[None], cache)[0, -1])
             cache.positions += len(x_TD)
         logits = request.head.logits(torch.stack(hidden))
         seed_N, step_N = torch.tensor([[request.seed], [step]], device=decoder.device)
-        token_N = sample(logits, mode, params, seed_N, step_N, seen_NV if mode.penalized else None)
+        token_N, _ = sample(logits, mode, params, seed_N, step_N, seen_NV if mode.penalized else None)
         if token_N.item() == request.eos_id:
             break
         tokens.append(int(token_N.item()))

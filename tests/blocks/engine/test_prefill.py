@@ -7,9 +7,8 @@ from bifrons.blocks.engine.prefill import (
     MIN_SHARED,
     Prefiller,
     common_prefix_length,
-    decode_one,
+    decode,
     hash_blocks,
-    idle_cores,
     prefill,
 )
 from bifrons.blocks.model import decoder as blocks_decoder
@@ -46,7 +45,7 @@ def alone(decoder, prompt: torch.Tensor, inputs: torch.Tensor) -> torch.Tensor:
     slots = len(prompt) + len(inputs)
     cache = decoder.config.new_cache(1, slots, device=torch.device("cpu"), dtype=torch.float32)
     states = [prefill(decoder, [prompt], cache)]
-    return torch.cat(states + [decode_one(decoder, x[None], cache) for x in inputs])
+    return torch.cat(states + [decode(decoder, x[None][:, None], cache)[:, 0] for x in inputs])
 
 
 @torch.no_grad()
@@ -59,8 +58,8 @@ def added(prefiller: Prefiller, new: list[torch.Tensor], inputs: torch.Tensor) -
     states = [slots.hidden_RD[rows].clone()]
     for x in inputs:
         view = slots.view(0, len(new), max(slots.lengths))
-        hidden = decode_one(prefiller.decoder, x.expand(len(new), -1), view)
-        slots.advance(0, len(new))
+        hidden = decode(prefiller.decoder, x.expand(len(new), -1)[:, None], view)[:, 0]
+        slots.lengths[:] = [length + 1 for length in slots.lengths]
         states.append(hidden[rows])
     while slots.lengths:
         slots.drop(0)
@@ -163,8 +162,3 @@ def test_block_hashes_find_the_common_prefix():
     assert common_prefix_length(hash_blocks(a), hash_blocks(b)) == 12
     assert common_prefix_length(hash_blocks(a), hash_blocks(b[1:])) == 0
     assert hash_blocks(a[:3]) == []
-
-
-def test_idle_cores_of_each_device():
-    assert idle_cores(torch.device("meta")) == 1
-    assert idle_cores(torch.device("cpu")) >= 1

@@ -1,6 +1,8 @@
 """Passes over packed tokens with multi-head attention, against the plain decoder; in Triton's interpreter
 where there is no GPU."""
 
+# pyright: reportArgumentType=false, reportCallIssue=false
+
 from collections.abc import Sequence
 
 import pytest
@@ -8,7 +10,7 @@ import torch
 
 pytest.importorskip("triton")
 from bifrons.blocks.checkpoints.quantize import quantize_model
-from bifrons.blocks.engine.prefill import decode_one, prefill
+from bifrons.blocks.engine.prefill import decode, prefill
 from bifrons.blocks.graphs.fused_weights import fuse_weights
 from bifrons.blocks.graphs.kv_pool import SCRATCH, KVPool
 from bifrons.blocks.graphs.packed_decoder import PackedDecoder, TokenSlots, import_kernels, load_kernels
@@ -40,7 +42,7 @@ def plain_states(decoder: Decoder, prompts: Sequence[Tensor], news: Tensor) -> T
     """The last hidden states of prompts, then those of inputs `[step, row, D]` decoded after them."""
     cache = decoder.new_cache(len(prompts), SPAN)
     first = prefill(decoder, prompts, cache)
-    return torch.stack([first, *(decode_one(decoder, new, cache) for new in news)])
+    return torch.stack([first, *(decode(decoder, new[:, None], cache)[:, 0] for new in news)])
 
 
 class Packed:

@@ -1,12 +1,14 @@
 """Passes over packed tokens with latent attention, against the plain decoder; in Triton's interpreter where
 there is no GPU."""
 
+# pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportCallIssue=false
+
 import pytest
 import torch
 
 pytest.importorskip("triton")
 from bifrons.blocks.checkpoints.quantize import quantize_model
-from bifrons.blocks.engine.prefill import decode_one, prefill
+from bifrons.blocks.engine.prefill import decode, prefill
 from bifrons.blocks.graphs.cuda_graphs import CudaGraphCapturer
 from bifrons.blocks.graphs.fused_weights import fuse_weights
 from bifrons.blocks.graphs.kv_pool import SCRATCH, KVPool
@@ -53,7 +55,7 @@ def plain_steps(decoder: Decoder, prompts: list[Tensor], news: Tensor, monkeypat
     with monkeypatch.context() as patch:
         patch.setattr(dispatch, "device_has_kernels", lambda device: False)
         prefill(decoder, prompts, cache)
-        return [decode_one(decoder, new, cache) for new in news]
+        return [decode(decoder, new[:, None], cache)[:, 0] for new in news]
 
 
 def places(positions: list[int], starts: list[int], prefill: bool) -> TokenSlots:

@@ -1,9 +1,11 @@
 """A row's results do not depend on the batch: the same bits alone and among others, in float32 on the CPU and
 in half precision on CUDA."""
 
+# pyright: reportArgumentType=false
+
 import pytest
 import torch
-from bifrons.blocks.engine.prefill import decode_one, prefill
+from bifrons.blocks.engine.prefill import decode, prefill
 from bifrons.blocks.kernels.batch_invariant import (
     attend,
     is_batch_invariant,
@@ -55,7 +57,7 @@ def test_rows_are_equal_alone_and_together(config, threads):
         prompts = [rows[i] for i in indices]
         cache = decoder.new_cache(len(prompts), max(map(len, prompts)) + 12)
         states = [prefill(decoder, prompts, cache)]
-        states += [decode_one(decoder, inputs[indices, step], cache) for step in range(12)]
+        states += [decode(decoder, inputs[indices, step][:, None], cache)[:, 0] for step in range(12)]
         return torch.stack(states, dim=1)
 
     before = torch.get_num_threads()
@@ -66,6 +68,35 @@ def test_rows_are_equal_alone_and_together(config, threads):
             assert torch.equal(run(indices), together[indices]), indices
     finally:
         torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("measured_processor")
+@pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
+@torch.no_grad()
+def test_tokens_are_equal_one_by_one_and_in_windows(config):
+    torch.manual_seed(0)
+    decoder = Decoder(config).requires_grad_(False).eval()
+    prompts, x_BTD = torch.randn(3, 9, 96), torch.randn(3, 24, 96)
+    single, *others = (decoder.new_cache(3, 40) for _ in range(4))
+    prefill(decoder, list(prompts), single)
+    expected = torch.cat([decode(decoder, x_BTD[:, t : t + 1], single) for t in range(24)], dim=1)
+    for cache, width in zip(others, (3, 8, 24), strict=True):
+        prefill(decoder, list(prompts), cache)
+        windows = [decode(decoder, x_BTD[:, t : t + width], cache) for t in range(0, 24, width)]
+        assert torch.equal(torch.cat(windows, dim=1), expected)
+
+
+@pytest.mark.usefixtures("measured_processor")
+@pytest.mark.parametrize(("inputs", "outputs"), [(96, 384), (384, 832), (832, 384), (2048, 64)])
+def test_products_are_equal_for_any_number_of_rows(inputs, outputs):
+    torch.manual_seed(0)
+    x, layer = torch.randn(300, inputs), Linear(inputs, outputs).requires_grad_(False)
+    together = layer(x)
+    assert layer.weight.shape == (outputs, inputs)
+    for rows in (1, 2, 3, 5, 7, 11, 14, 16, 20, 33, 128, 129, 200):
+        assert torch.equal(layer(x[:rows]), together[:rows])
+    layer.unpack()
+    assert layer.weight.is_contiguous()
 
 
 @pytest.mark.parametrize("rows", [1, 2, 3, 5, 12])

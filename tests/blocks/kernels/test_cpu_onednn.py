@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from bifrons.blocks.checkpoints.quantize import quantize_model
-from bifrons.blocks.engine.prefill import decode_one
+from bifrons.blocks.engine.prefill import decode
 from bifrons.blocks.kernels import cpu_onednn
 from bifrons.blocks.model.context import DecoderConfig
 from bifrons.blocks.model.decoder import Decoder
@@ -141,12 +141,12 @@ def test_a_prepacked_decoder_can_still_be_quantized():
     decoder = cast(Decoder, model["model"])
     rows_BD, hidden = torch.randn(2, 1024).bfloat16(), []
     for _ in range(8):
-        hidden.append(decode_one(decoder, rows_BD, decoder.new_cache(2, 4)))
+        hidden.append(decode(decoder, rows_BD[:, None], decoder.new_cache(2, 4))[:, 0])
     linears = [module for module in decoder.modules() if isinstance(module, Linear)]
     assert len(linears) == 7
     assert all(linear.weight.is_mkldnn for linear in linears)
     assert (hidden[-1] - hidden[0]).abs().max() <= 2**-5 * hidden[0].abs().max()
     quantize_model(model, "int8")
     assert isinstance(decoder.get_submodule("layers.0.mlp.up_proj"), QuantizedWeight)
-    quantized = decode_one(decoder, rows_BD, decoder.new_cache(2, 4))
+    quantized = decode(decoder, rows_BD[:, None], decoder.new_cache(2, 4))[:, 0]
     assert (quantized - hidden[0]).abs().max() <= 0.1 * hidden[0].abs().max()

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from bifrons.blocks.engine.prefill import decode_one, prefill
+from bifrons.blocks.engine.prefill import decode, prefill
 from bifrons.blocks.model.context import DecoderConfig, LatentConfig
 from bifrons.blocks.model.decoder import Decoder
 from bifrons.blocks.model.layers import deinterleave, rotary_table, rotate
@@ -57,7 +57,7 @@ def test_cached_steps_and_chunks_equal_the_whole_sequence(q_rank: int | None, ch
     with torch.no_grad():
         steps = [prefill(decoder, rows, cache, chunk)]
         new = torch.randn(3, 3, 32).double()
-        steps += [decode_one(decoder, new[:, t], cache) for t in range(3)]
+        steps += [decode(decoder, new[:, t][:, None], cache)[:, 0] for t in range(3)]
         for row, prompt in enumerate(rows):
             whole = decoder(torch.cat((prompt, new[row]))[None])[0, len(prompt) - 1 :]
             # The rotary tables are float32 by design, and so are the gate and the norms' statistics.

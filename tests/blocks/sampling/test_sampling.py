@@ -1,5 +1,7 @@
 """Filters, guidance and penalty do what their definitions say, a request at a time; draws follow the
-probabilities; what the sampling kernel is asked for."""
+probabilities."""
+
+# pyright: reportArgumentType=false
 
 import math
 from collections.abc import Sequence
@@ -21,7 +23,6 @@ from bifrons.blocks.sampling.sampling import (
 )
 from hypothesis import given
 from hypothesis import strategies as st
-from torch import Tensor
 
 CPU = torch.device("cpu")
 
@@ -86,7 +87,7 @@ def test_draws_follow_the_probabilities() -> None:
     seeds, one = torch.arange(count), torch.ones(count)
     params = tensors(SamplingParams())._replace(temperature=one)
     logits = probabilities.log().expand(count, 5)
-    tokens = sample(logits, SamplingParams().mode, params, seeds, torch.full_like(seeds, 3))
+    tokens, _ = sample(logits, SamplingParams().mode, params, seeds, torch.full_like(seeds, 3))
     expected = probabilities * count
     assert ((torch.bincount(tokens, minlength=5) - expected).pow(2) / expected).sum() < 23.5
 
@@ -110,10 +111,10 @@ def test_requests_sampled_together_get_their_own_tokens(params: list[SamplingPar
     seen_NV = torch.rand(count, vocabulary, generator=generator) < 0.4 if mode.penalized else None
     for step in range(20):
         seeds, steps = torch.arange(count), torch.tensor([step, 0, 2 * step])
-        together = sample(logits_GNV.flatten(0, 1), mode, tensors(*params), seeds, steps, seen_NV)
+        together, _ = sample(logits_GNV.flatten(0, 1), mode, tensors(*params), seeds, steps, seen_NV)
         for n, one in enumerate(params):
             seen = None if seen_NV is None else seen_NV[n : n + 1]
-            alone = sample(logits_GNV[:, n], mode, tensors(one), seeds[n : n + 1], steps[n : n + 1], seen)
+            alone, _ = sample(logits_GNV[:, n], mode, tensors(one), seeds[n : n + 1], steps[n : n + 1], seen)
             assert alone.item() == together[n].item()
 
 
@@ -122,7 +123,7 @@ def test_guidance_reads_conditional_rows_first() -> None:
     cond, uncond = [[0.0, 1.0, 0.9], [2.0, 0.0, 1.0]], [[0.0, 0.9, 0.5], [0.0, 0.0, 1.0]]
     params, zero = SamplingParams(0.0, guidance_scale=3.0), torch.zeros(2, dtype=torch.long)
     logits = torch.tensor(cond + uncond)
-    assert sample(logits, params.mode, tensors(params, params), zero, zero).tolist() == [2, 0]
+    assert sample(logits, params.mode, tensors(params, params), zero, zero)[0].tolist() == [2, 0]
 
 
 def test_a_penalty_moves_seen_tokens_down() -> None:
@@ -131,47 +132,12 @@ def test_a_penalty_moves_seen_tokens_down() -> None:
     for seen, token in (([], 0), ([0], 1), ([0, 1], 0), ([3], 0)):
         seen_NV = torch.zeros(1, 4, dtype=torch.bool)
         seen_NV[0, seen] = True
-        assert sample(logits, params.mode, tensors(params), zero, zero, seen_NV).tolist() == [token]
+        assert sample(logits, params.mode, tensors(params), zero, zero, seen_NV)[0].tolist() == [token]
     negative = logits - 4.0  # -1, -2, -5, -5.5: a seen token's is multiplied
     seen_NV = torch.tensor([[True, True, False, False]])
-    assert sample(negative, params.mode, tensors(params), zero, zero, seen_NV).tolist() == [0]
+    assert sample(negative, params.mode, tensors(params), zero, zero, seen_NV)[0].tolist() == [0]
     params = SamplingParams(0.0, repetition_penalty=6.0)
-    assert sample(negative, params.mode, tensors(params), zero, zero, seen_NV).tolist() == [2]
-
-
-class FakeKernel:
-    """Notes what the sampling kernel is asked for."""
-
-    def draw(
-        self,
-        logits: Tensor,
-        seeds: Tensor,
-        steps: Tensor,
-        guidance: Any,
-        temperature: Any,
-        some_dropped: bool = False,
-    ) -> Tensor:
-        self.shape = tuple(logits.shape)
-        self.numbers = [None if x is None else x.tolist() for x in (guidance, temperature)]
-        return torch.zeros_like(seeds)
-
-
-@pytest.mark.parametrize(
-    ("params", "rows", "guidance", "temperature"),
-    [
-        (SamplingParams(0.5), 2, None, 0.5),
-        (SamplingParams(0.0), 2, None, None),
-        (SamplingParams(0.5, guidance_scale=3.0), 4, 3.0, 0.5),
-        (SamplingParams(0.5, 5, guidance_scale=3.0), 2, None, 0.5),
-        (SamplingParams(0.5, 0, 0.9), 2, None, 0.5),
-    ],
-)
-def test_the_kernel_guides_and_draws_what_needs_no_filter(params, rows, guidance, temperature) -> None:
-    kernel, seeds = FakeKernel(), torch.zeros(2, dtype=torch.long)
-    logits = torch.randn(2 * params.rows, 9)
-    sample(logits, params.mode, tensors(params, params), seeds, seeds, kernel=kernel)  # type: ignore
-    assert kernel.shape == (rows, 9)
-    assert kernel.numbers == [number and [number] * 2 for number in (guidance, temperature)]
+    assert sample(negative, params.mode, tensors(params), zero, zero, seen_NV)[0].tolist() == [2]
 
 
 def test_log_probabilities_are_of_guided_logits_without_filters() -> None:
@@ -211,7 +177,7 @@ def test_min_p_keeps_what_is_likely_beside_the_best() -> None:
 def test_biases_are_added() -> None:
     biased = [SamplingParams(0.0, logit_bias={2: 7.0, 0: -100.0}), SamplingParams(0.0, logit_bias={3: 2.0})]
     logits, zero = torch.tensor([[9.0, 3.0, 0.0, 2.0]] * 2), torch.zeros(2, dtype=torch.long)
-    assert sample(logits, biased[0].mode, tensors(*biased), zero, zero).tolist() == [2, 0]
+    assert sample(logits, biased[0].mode, tensors(*biased), zero, zero)[0].tolist() == [2, 0]
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
@@ -220,7 +186,7 @@ def test_rows_whose_logits_are_not_finite_get_no_token(params: SamplingParams, v
     logits, zero = torch.randn(params.rows, 2, 9), torch.zeros(2, dtype=torch.long)
     seen = torch.ones(2, 9, dtype=torch.bool) if params.mode.penalized else None
     logits[0, 1, 4] = value
-    tokens = sample(logits.flatten(0, 1), params.mode, tensors(params, params), zero, zero, seen)
+    tokens, _ = sample(logits.flatten(0, 1), params.mode, tensors(params, params), zero, zero, seen)
     assert tokens[0] >= 0
     assert tokens[1] == -1
 

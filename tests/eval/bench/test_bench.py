@@ -1,6 +1,10 @@
 """The speed benchmark on tiny sizes: every figure is reported, and limits count what they say they count."""
 
+# pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportCallIssue=false
+# pyright: reportOptionalMemberAccess=false, reportOptionalSubscript=false
+
 import json
+import re
 
 import pytest
 import torch
@@ -37,6 +41,7 @@ def test_a_run_has_its_figures(quantize):
     report = run_bench(options, lines.append)
     assert [line.work for line in lines] == [
         "painting, a step of 4 rows",
+        *(f"painting, a window of {width} codes, 4 rows" for width in (4, 8, 16)),
         "prompt of 32 tokens and a token, 4 rows",
         "VQ decoder, 1 picture",
         "SigLIP and adaptor, 1 picture",
@@ -46,6 +51,13 @@ def test_a_run_has_its_figures(quantize):
     assert step.ratio == pytest.approx(step.seconds / step.limit)
     assert step.rate == pytest.approx(2 / step.seconds)
     assert all(line.peak > 0 and line.seconds >= line.best > 0 for line in lines)
+    window = lines[1]
+    assert window.rate == pytest.approx(2 * 4 / window.seconds)
+    pattern = r"x [\d.]+ of one token's; all steps at 1\.5, 2, 2\.5, 3 tokens a step: (.*)"
+    first, *_, last = re.fullmatch(pattern, window.note)[1].split(", ")
+    units = {"ms": 0.001, "s": 1.0}
+    first, last = (float(text.split()[0]) * units[text.split()[1]] for text in (first, last))
+    assert first / last == pytest.approx(2, rel=0.02)
     assert report["bandwidth"] > 1e8
     assert report["dtype"] == "bfloat16"
     assert report["machine"]["threads"] == torch.get_num_threads()

@@ -1,7 +1,9 @@
 """The counter-based generator against the published vectors, and its noise."""
 
+# pyright: reportArgumentType=false
+
 import torch
-from bifrons.blocks.sampling.philox import exponential_noise, philox
+from bifrons.blocks.kernels.philox import exponential_noise, philox
 
 WORD = 0xFFFFFFFF
 
