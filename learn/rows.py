@@ -171,10 +171,12 @@ def _messages(messages: Any, folder: Path) -> list[dict[str, Any]]:
         raise OptionError(f"messages is {shown(messages)}; accepted: a list of messages")
     if not messages or ROLES.get(str(messages[-1].get("role"))) != "assistant":
         raise OptionError("messages must end with the assistant's answer, which is what is learned")
-    return [_with_paths(message, folder) for message in messages]
+    return [with_paths(message, folder) for message in messages]
 
 
-def _with_paths(message: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+def with_paths(message: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """A message with the paths of its pictures made relative to the folder."""
+    """A message with the paths of its pictures made relative to the folder."""
     message = dict(message)
     if isinstance(message.get("images"), list):
         message["images"] = [_with_path(image, folder) for image in message["images"]]

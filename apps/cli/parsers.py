@@ -14,7 +14,7 @@ from .eval_options import add_eval
 from .options import add_batch_size, add_catalog, add_exif, add_folders, add_force, add_model
 from .serve import add_serve
 from .speculation import add_speculate
-from .train_options import add_train
+from .train_parsers import add_train
 from .warmup import add_warmup
 
 _EPILOG = """\

@@ -6,7 +6,7 @@ from importlib.util import find_spec
 
 from ...blocks.errors import BifronsError
 
-_FUNCTIONS = {"sft": ("train_sft", "sft")}
+_FUNCTIONS = {"sft": ("train_sft", "sft"), "grpo": ("train_grpo", "grpo")}
 """Module and function of each method."""
 
 

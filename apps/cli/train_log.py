@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from ..notes import is_quiet
 
-_SHOWN = {"image_loss": "image", "text_loss": "text"}
+_SHOWN = {"image_loss": "image", "text_loss": "text", "reward": "reward", "kl": "kl"}
 
 
 def progress_bar(total: int, what: str, unit: str, done: int = 0) -> "tqdm[Any]":

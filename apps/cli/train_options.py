@@ -1,26 +1,12 @@
-"""The parsers of `bifrons train` and its methods; imports nothing heavy."""
+"""The parser of `bifrons train sft`, and options of all methods; imports nothing heavy."""
 
 import argparse
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from ..defaults import DEFAULT_MODEL, default_model
 from .options import MODEL_HELP, add_revision
-
-
-def add_train(commands: Any, command: Callable[..., Any], add_json: Callable[[Any], None]) -> None:
-    """Add the parsers of `train` and its methods.
-
-    `command(commands, name, text, defaults)` makes a parser whose help shows the defaults of a dataclass.
-    """
-    parser = command(commands, "train", "fine-tune a model (needs bifrons[train])")
-    methods = parser.add_subparsers(dest="method", metavar="METHOD", required=True)
-    sft = command(
-        methods, "sft", "supervised fine-tuning on captioned pictures and conversations", _sft_options
-    )
-    _add_sft(sft)
-    add_json(sft)
 
 
 def add_trained_model(parser: Any) -> None:
@@ -77,13 +63,15 @@ def add_numbers(parser: Any, options: Iterable[tuple[str, type, str]]) -> None:
         parser.add_argument(flag, type=kind, default=argparse.SUPPRESS, metavar=metavar, help=text)
 
 
-def _sft_options() -> type:
+def sft_options() -> type:
+    """The dataclass with the defaults."""
     from ...learn.sft import SftOptions
 
     return SftOptions
 
 
-def _add_sft(parser: Any) -> None:
+def add_sft(parser: Any) -> None:
+    """Add the arguments of `train sft`."""
     parser.add_argument(
         "--data",
         action="append",

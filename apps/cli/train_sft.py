@@ -56,15 +56,19 @@ def sft(args: argparse.Namespace) -> int:
             return _Training(args, options, sources, prompts, run_dir, started).work()
 
 
-def _check_options(args: argparse.Namespace) -> tuple[SftOptions, list[str]]:
-    """The options of training, and the prompts of replay. Raises `OptionError`."""
-    lora = None
+def lora_options(args: argparse.Namespace) -> LoraOptions | None:
+    """The adapter to train; None for all weights. Raises `OptionError`."""
     if args.lora is not None:
         alpha = 2.0 * args.lora if args.lora_alpha is None else args.lora_alpha
-        lora = LoraOptions(args.lora, alpha, args.image_head)
-    elif args.lora_alpha is not None or args.image_head:
+        return LoraOptions(args.lora, alpha, args.image_head)
+    if args.lora_alpha is not None or args.image_head:
         raise OptionError("--lora-alpha and --image-head go with --lora; without it all weights are trained")
-    given = given_fields(args, SftOptions) | {"lora": lora, "steps": args.steps or 1}
+    return None
+
+
+def _check_options(args: argparse.Namespace) -> tuple[SftOptions, list[str]]:
+    """The options of training, and the prompts of replay. Raises `OptionError`."""
+    given = given_fields(args, SftOptions) | {"lora": lora_options(args), "steps": args.steps or 1}
     options = SftOptions(**given)
     if args.steps is not None:
         check_integer("steps", args.steps, low=1)
@@ -116,7 +120,7 @@ class _Training:
         facts: dict[str, Any] = {}
         with long_work(self._done, lambda: {"folder": str(self.run_dir), "step": self.step}):
             if not self.result.exists():
-                with explain_out_of_memory("training", lambda: _LESS_MEMORY):
+                with explain_out_of_memory("training", lambda: LESS_MEMORY):
                     facts = self._train()
                 gc.collect()  # what was trained makes room for evaluations
                 if torch.cuda.is_available():
@@ -248,7 +252,8 @@ class _Training:
             raise ResourceError(f"can't write {self.result}: {error}") from error
 
 
-_LESS_MEMORY = "accepted: --recompute, fewer --rows-at-once, or --lora in place of all weights"
+LESS_MEMORY = "accepted: --recompute, fewer --rows-at-once, or --lora in place of all weights"
+"""What to do if training needs more memory than there is."""
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:
