@@ -61,8 +61,8 @@ def _prompt(line: str, folder: Path) -> Prompt:
             or not all(isinstance(m, Mapping) for m in messages)
         ):
             raise OptionError(f"messages is {shown(messages)}; accepted: a list of messages")
-        kept = {name: value for name, value in row.items() if name != "prompt"}
-        return kept | {"messages": [with_paths(message, folder) for message in messages]}
+        rest = {name: value for name, value in row.items() if name != "prompt"}
+        return rest | {"messages": [with_paths(message, folder) for message in messages]}
     if not isinstance(row.get("prompt"), str) or not row["prompt"].strip():
         raise OptionError(f"its prompt is {shown(row.get('prompt'))}; accepted: a text that is not empty")
     return row

@@ -33,7 +33,7 @@ def checked_scores(scores: Any, count: int) -> Tensor:
         )
     for value in values:
         if value is not None:
-            check_number("a score of the reward", value, -1e6, 1e6)
+            check_number("a score of the reward", value, -1e9, 1e9)
     return torch.tensor(
         [torch.nan if value is None else float(value) for value in values], dtype=torch.float64
     )

@@ -24,8 +24,8 @@ def test_a_run_gives_a_model_its_log_and_curves(
     assert "<polyline" in (tmp_path / "run" / "curves.svg").read_text()
     assert bifrons_main(*command) == 0
     assert json.loads(capsys.readouterr().out)["reward_first"] == facts["reward_first"]
-    assert bifrons_main(*command, "--seed", "3") == 1
+    assert bifrons_main(*command, "--seed", "3") == 2
     assert "is a run with seed 0, not 3" in capsys.readouterr().err
-    assert bifrons_main(*command[:-1], "-o", "other", "--reward", "shapes") == 1  # one weight for two
+    assert bifrons_main(*command[:-1], "-o", "other", "--reward", "shapes") == 2  # one weight for two
     assert bifrons_main(*command[:8], "-o", "other", "--reward", "shapes", "--steps", "1") == 1
     assert "bad row: p.txt line 1" in capsys.readouterr().err
