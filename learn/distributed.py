@@ -171,3 +171,35 @@ def whole(tensors: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]
         if isinstance(full, DTensor):
             full = full.full_tensor()
         yield name, full.cpu() if rank() == 0 else full.new_empty(0)
+
+
+@contextmanager
+def gathered(module: nn.Module, dtype: torch.dtype) -> Iterator[None]:
+    """A module that was divided by `shard` is whole on the first process, in `dtype`, and computes as a plain
+    one: to paint, evaluate or save it. Every process calls this; the others wait until the first is done."""
+    parts = [part for part in module.modules() if isinstance(part, FSDPModule)]
+    for part in parts:
+        part.reshard()
+    divided = [
+        (owner, name, parameter)
+        for owner in module.modules()
+        for name, parameter in owner._parameters.items()
+        if isinstance(parameter, DTensor)
+    ]
+    hooks: list[Any] = [(part, part._forward_pre_hooks, part._forward_hooks) for part in parts]
+    for owner, name, parameter in divided:
+        kept = parameter.dtype if isinstance(owner, Gate) else dtype
+        full: Tensor = parameter.detach().to(kept).full_tensor()  # type: ignore[attr-defined]
+        whole_or_empty = full if rank() == 0 else full.new_empty(0)
+        owner._parameters[name] = nn.Parameter(whole_or_empty, requires_grad=False)
+    for part, before, after in hooks:
+        part._forward_pre_hooks, part._forward_hooks = type(before)(), type(after)()
+    try:
+        yield
+    finally:
+        for part, before, after in hooks:
+            part._forward_pre_hooks, part._forward_hooks = before, after
+        for owner, name, parameter in divided:
+            owner._parameters[name] = parameter
+    if world() > 1:
+        dist.barrier()

@@ -10,7 +10,7 @@ import torch
 from bifrons import JanusPipeline
 from bifrons.blocks.errors import BifronsError
 from bifrons.learn.adapters import LoraOptions
-from bifrons.learn.distributed import joined, rank, whole
+from bifrons.learn.distributed import gathered, joined, rank, whole
 from bifrons.learn.examples import Example, PaintExample, read_example
 from bifrons.learn.sft import SftOptions, SftRun
 
@@ -64,6 +64,12 @@ def train(folder: Path, lora: bool, dies: bool = False) -> None:
     trained = weights(run)
     if rank() == 0:
         torch.save((trained, figures), folder / "trained.pt")
+    with gathered(run.model, torch.float32):
+        if rank() == 0 and not lora:
+            run.pipe.save_pretrained(folder / "model")
+    again = weights(run)
+    if rank() == 0:
+        assert all(torch.equal(again[name], trained[name]) for name in trained)
 
 
 def main(folder: Path, task: str) -> None:

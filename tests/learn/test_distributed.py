@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from bifrons import JanusPipeline
 from bifrons.blocks.errors import OptionError, ResourceError
 from bifrons.learn import distributed
 
@@ -78,6 +79,12 @@ def test_two_processes_train_as_one_does(folder, name, tmp_path) -> None:
     again = work.start(folder / name, name == "lora")
     assert again.resume() == work.STEPS
     assert all(torch.equal(value, weights[key]) for key, value in work.weights(again).items())
+
+
+def test_a_divided_model_is_saved_whole(folder) -> None:
+    saved = JanusPipeline.from_pretrained(folder / "full" / "model", "cpu", progress=False).model
+    weights, _ = trained(folder / "full")
+    assert all(torch.equal(saved.get_parameter(n.removeprefix("model.")), w) for n, w in weights.items())
 
 
 def test_a_failed_process_ends_the_others(tmp_path) -> None:
