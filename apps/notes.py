@@ -9,9 +9,10 @@ from typing import Any
 
 from ..blocks.errors import printable
 
-_QUIET = {"TQDM_DISABLE": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
-"""Variables that end the progress bars of libraries (they read them when they are imported) and of processes
-that are started."""
+_NO_BARS = {"HF_HUB_DISABLE_PROGRESS_BARS": "1"}
+"""Variables that end the progress bars of libraries, which read them when they are imported."""
+_QUIET = {"TQDM_DISABLE": "1", **_NO_BARS}
+"""The same for our own bars, also those of processes that are started."""
 _quiet = False
 
 
@@ -34,7 +35,8 @@ def heading(word: str, color: int) -> str:
 
 @contextmanager
 def notes(quiet: bool) -> Iterator[None]:
-    """Within it, warnings are one line on stderr; `quiet` drops them, notes and progress bars."""
+    """Within it, warnings are one line on stderr, and libraries draw progress bars on terminals only; `quiet`
+    drops warnings, notes and all progress."""
     global _quiet
     before, environment = _quiet, {name: os.environ.get(name) for name in _QUIET}
 
@@ -47,6 +49,8 @@ def notes(quiet: bool) -> Iterator[None]:
             _quiet = True
             warnings.simplefilter("ignore")
             os.environ.update(_QUIET)
+        elif not (sys.stderr and sys.stderr.isatty()):
+            os.environ.update(_NO_BARS)
         try:
             yield
         finally:

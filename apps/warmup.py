@@ -17,6 +17,7 @@ from ..blocks.graphs.cuda_graphs import uses_cuda_graphs
 from ..blocks.graphs.graphed_module import BATCH_SIZES
 from ..blocks.sampling.request import SamplingParams, TokenHead
 from ..janus.image_generation import image_head
+from .notes import is_quiet
 from .pipelines import as_janus
 
 if TYPE_CHECKING:
@@ -92,6 +93,8 @@ class ProgressLine:
 
     def __call__(self, done: int, total: int | None) -> None:
         """Show that `done` of `total` pieces of work are done; None where the total is not known yet."""
+        if is_quiet():
+            return
         text = f"{self.label}: {done} of {total}" if total is not None else f"{self.label}: {done}"
         if sys.stderr.isatty():
             print(f"\r{text}", end="", file=sys.stderr, flush=True)
@@ -101,6 +104,8 @@ class ProgressLine:
 
     def end(self, text: str) -> None:
         """Replace the line by a last one."""
+        if is_quiet():
+            return
         clear = "\r\x1b[K" if sys.stderr.isatty() else ""
         print(f"{clear}{text}", file=sys.stderr, flush=True)
 

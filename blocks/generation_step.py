@@ -4,18 +4,16 @@ N images, T image tokens of an image, S of them drawn so far, W columns of the g
 """
 
 import math
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from importlib.util import find_spec
-from typing import Any, Self
+from typing import Self
 
 import torch
 from PIL import Image
 from torch import Tensor
-from tqdm import tqdm
 
 from .errors import OptionError
+from .progress import progress_bar
 
 
 class GenerationStep(int):
@@ -80,11 +78,10 @@ def followed(callback: Callback | None, tokens: int, progress: bool | None) -> I
         raise OptionError(f"progress is {progress!r}; accepted: {accepted}")
     if callback is not None and not callable(callback):
         raise OptionError(f"callback is {callback!r}; accepted: a function of (step, total, codes), or None")
-    shown = progress or (progress is None and (_is_terminal(sys.stderr) or _in_notebook()))
-    if not shown:
-        yield callback
-        return
-    with _bar_class()(total=tokens, desc="painting", unit=" tokens", file=sys.stderr) as bar:
+    with progress_bar(tokens, "painting", " tokens", progress) as bar:
+        if bar.disable:
+            yield callback
+            return
 
         def advance(step: GenerationStep, total: int, codes: Tensor) -> None:
             bar.update(len(codes))
@@ -92,22 +89,3 @@ def followed(callback: Callback | None, tokens: int, progress: bool | None) -> I
                 callback(step, total, codes)
 
         yield advance
-
-
-def _is_terminal(stream: Any) -> bool:
-    return stream is not None and stream.isatty()
-
-
-def _in_notebook() -> bool:
-    """Whether this runs in a kernel of Jupyter, whose stderr is no terminal but shows a bar."""
-    ipython = sys.modules.get("IPython")
-    shell = None if ipython is None else ipython.get_ipython()
-    return shell is not None and hasattr(shell, "kernel")
-
-
-def _bar_class() -> Any:
-    if _in_notebook() and find_spec("ipywidgets") is not None:
-        from tqdm.notebook import tqdm as notebook_bar
-
-        return notebook_bar
-    return tqdm

@@ -69,7 +69,7 @@ class JanusPipeline(ChatPipeline):
         device_map: DeviceMap | None = None,
         max_memory: MaxMemory | None = None,
         capture: bool | None = None,
-        progress: bool = True,
+        progress: bool | None = None,
         revision: str | None = None,
         **more: Any,
     ) -> "JanusPipeline":

@@ -60,7 +60,7 @@ class VL2Pipeline(ChatPipeline):
         device_map: DeviceMap | None = None,
         max_memory: MaxMemory | None = None,
         capture: bool | None = None,
-        progress: bool = True,
+        progress: bool | None = None,
         revision: str | None = None,
         **more: Any,
     ) -> "VL2Pipeline":

@@ -30,9 +30,10 @@ from ...blocks.files import sync
 from ...blocks.image_fit import FittedImage
 from ...blocks.json_config import decode_json, shown
 from ...blocks.placement.memory_budget import batch_over_devices, batch_that_fits
+from ...blocks.progress import progress_bar
 from ...eval.atomic_io import read_lines
 from ..files import print_json
-from ..notes import is_quiet, note
+from ..notes import note
 from ..pipelines import chat_workload, explain_out_of_memory, load_pipeline
 from .inputs import STDIN, open_picture, picture_files, stdin_text, user_path
 from .long_work import FAILED, long_work
@@ -112,9 +113,7 @@ def _is_same(path: str, output: Path) -> bool:
 
 def _work(args: argparse.Namespace, asker: "Asker", log: "AnswerLog", todo: list[str], count: int) -> None:
     """Answer in batches and log each, with a progress bar on stderr."""
-    shown: dict[str, Any] = {"file": sys.stderr, "disable": is_quiet()}
-    shown["mininterval"] = 0.1 if sys.stderr.isatty() else 5.0
-    bar = tqdm(total=len(todo), desc="answering", unit=" pictures", **shown)
+    bar = progress_bar(len(todo), "answering", " pictures")
 
     def done() -> str:
         bar.close()

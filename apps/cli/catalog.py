@@ -1,4 +1,4 @@
-"""`bifrons models`: the models on this machine; and `bifrons completion`: completion for a shell."""
+"""`bifrons models`: the models on this machine."""
 
 import argparse
 import os
@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ...blocks.checkpoints.hub import EMBEDDED, EMBEDDED_FOLDER, ModelFolder
-from ...blocks.errors import BifronsError, OptionError, printable
+from ...blocks.errors import BifronsError, printable
 from ...blocks.hub_download import cache_folder
 from ...blocks.placement.memory_budget import size_text
 from ..files import print_json
@@ -62,16 +62,3 @@ def _family(name: str, folder: Path) -> str | None:
         return family_of(ModelFolder(name, folder))
     except BifronsError:
         return None
-
-
-def completion(args: argparse.Namespace) -> int:
-    """Print a script that completes commands and options in a shell."""
-    import shtab
-
-    from .parsers import build_parser
-
-    if args.shell not in shtab.SUPPORTED_SHELLS:
-        accepted = ", ".join(shtab.SUPPORTED_SHELLS)
-        raise OptionError(f"the installed shtab completes in {accepted}, not in {args.shell}")
-    print(shtab.complete(build_parser(), args.shell))
-    return 0

@@ -16,11 +16,12 @@ from ...eval.geneval.suites import geneval_prompts
 from ...eval.runs.detect import DetectorChoice, collect, detect_objects, images_of_run
 from ...eval.runs.generate import generate_images
 from ...eval.runs.import_images import ImageSet, is_small_world, record_import, scan_folder
+from ...eval.runs.ranks import Ranks, join_ranks
 from ...eval.runs.recipe import Recipe
 from ...eval.runs.run_dir import RunDir, open_run
 from ...eval.runs.score import score_file, summary_json
 from ...eval.runs.stages import load_images, prepare, score_run
-from ...eval.runs.workers import Placement, Ranks, join_ranks
+from ...eval.runs.workers import Placement
 from ...eval.suites.catalog import CATALOG
 from ..defaults import default_model
 from ..files import exists_error, print_json

@@ -13,12 +13,14 @@ from ...eval.judges.judge import JudgeChoice
 from ...eval.judges.score import score_run
 from ...eval.judges.stage import JudgedRun, begin, judge_pictures, open_judged
 from ...eval.runs.detect import images_of_run
+from ...eval.runs.ranks import Ranks, join_ranks
 from ...eval.runs.run_dir import RunDir, open_run
-from ...eval.runs.workers import Ranks, join_ranks
+from ...eval.runs.workers import Placement
 from ...eval.suites.catalog import CATALOG
 from ...eval.suites.suite import read_wording
 from ..files import print_json
 from ..notes import note
+from .options import placement_options
 
 _FLAGS = {
     "judge": "where",
@@ -31,6 +33,7 @@ _FLAGS = {
     "judge_workers": "workers",
 }
 """Options of the command line, and the fields of `JudgeChoice` that they set."""
+_PLACEMENT = ("judge_device_map", "judge_max_memory", "judge_eager")
 _DETECTOR = ("detector", "detector_weights", "clip_weights")
 
 
@@ -48,7 +51,8 @@ def is_judged(run_dir: Path) -> bool:
 
 def refuse_options(args: argparse.Namespace, suite: str) -> None:
     """Raise OptionError if an option of a judge is given for a suite that has none."""
-    names = [name for name in (*_FLAGS, "judge_prompt", "answers", "official") if getattr(args, name, None)]
+    own = (*_FLAGS, *_PLACEMENT, "judge_prompt", "answers", "official")
+    names = [name for name in own if getattr(args, name, None)]
     if names:
         flags = ", ".join(f"--{name.replace('_', '-')}" for name in names)
         raise OptionError(f"{flags} is for suites of questions ({', '.join(CATALOG)}); this run is {suite}")
@@ -140,7 +144,9 @@ def _begin(args: argparse.Namespace, run_dir: RunDir, ranks: Ranks) -> tuple[Jud
             )
         old = open_judged(args.run_dir)
         given = {**old.choice_fields, **given}
-    choice = JudgeChoice(**given).resolved()
+    placement = Placement(**placement_options(args, "judge_"))
+    choice = JudgeChoice(**given, placement=placement).resolved()
+    placement.check(args.device, args.processes)
     wording = None if args.judge_prompt is None else read_wording(args.judge_prompt, suite)
     if wording is None and is_judged(args.run_dir):
         wording = open_judged(args.run_dir).wording

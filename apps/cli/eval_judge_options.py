@@ -39,8 +39,14 @@ def add_judge(parser: Any) -> None:
         metavar="VARIABLE",
         help="the environment variable with the endpoint's key (default: OPENAI_API_KEY)",
     )
-    judge.add_argument("--judge-dtype", metavar="DTYPE", help="dtype of a judge in process")
-    judge.add_argument("--judge-quantize", metavar="KIND", help="int8, int4 or fp8, of a judge in process")
+    for flag, metavar, text in (
+        ("dtype", "DTYPE", "float32, bfloat16 or float16"),
+        ("quantize", "KIND", "int8, int4 or fp8"),
+        ("device-map", "MAP", "auto or balanced, or MODULE=DEVICE,..."),
+        ("max-memory", "SIZES", "such as 0=20GiB,cpu=60GiB"),
+    ):
+        judge.add_argument(f"--judge-{flag}", metavar=metavar, help=f"of a judge in process: {text}")
+    judge.add_argument("--judge-eager", action="store_true", help="of a judge in process: no CUDA graphs")
     judge.add_argument(
         "--judge-workers", type=int, metavar="N", help="questions to an endpoint at once (default: 8)"
     )

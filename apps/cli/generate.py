@@ -25,12 +25,13 @@ from ...blocks.errors import (
 )
 from ...blocks.image_io import open_generated, text_chunks
 from ...blocks.placement.memory_budget import size_text
+from ...blocks.progress import progress_bar
 from ...blocks.sampling.request import check_context
 from ...janus.image_generation import ImageGenerationOptions, image_batch_size, image_info
 from ...janus.variants import image_generation_workload
 from ..defaults import default_model
 from ..files import print_json, typed_settings
-from ..notes import is_quiet, note
+from ..notes import note
 from ..pipelines import StepMeter, explain_out_of_memory
 from ..resize import parse_size, resize
 from .images import load_janus
@@ -116,19 +117,12 @@ class _Run:
         self.pipe, self.args, self.size, self.pictures = pipe, args, size, pictures
         self.written: dict[int, dict[str, Any]] = {}
         """What `--json` reports of finished pictures, by their places in `pictures`."""
-        self.bar, self.meter = tqdm(disable=True), StepMeter(pipe)
+        self.bar, self.meter = progress_bar(0, "painting", " tokens", False), StepMeter(pipe)
 
     def unpainted(self) -> list[int]:
         """The places of pictures to paint; with `--skip-existing` those that are there are finished."""
         todo = [index for index in range(len(self.pictures)) if not self._is_there(index)]
-        self.bar = tqdm(
-            total=len(todo) * self.pipe.model.config.num_codes,
-            desc="painting",
-            unit=" tokens",
-            file=sys.stderr,
-            disable=is_quiet(),
-            mininterval=0.1 if sys.stderr.isatty() else 5.0,
-        )
+        self.bar = progress_bar(len(todo) * self.pipe.model.config.num_codes, "painting", " tokens")
         return todo
 
     def _is_there(self, index: int) -> bool:

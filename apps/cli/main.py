@@ -32,7 +32,7 @@ _FUNCTIONS = {
     "demo": ("demo", "demo"),
     "serve": ("serve", "serve"),
     "models": ("catalog", "models"),
-    "completion": ("catalog", "completion"),
+    "completion": ("completion", "completion"),
     "info": ("models", "info"),
     "convert": ("models", "convert"),
     "eval": ("eval", "evaluate"),

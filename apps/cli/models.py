@@ -17,7 +17,7 @@ from ...blocks.conversion.adapter import is_adapter, read_adapter
 from ...blocks.conversion.convert import convert_folder
 from ...blocks.conversion.merge import Merge, merge_adapters
 from ...blocks.conversion.quantized_writer import QuantizedWriter
-from ...blocks.errors import OptionError, one_line
+from ...blocks.errors import OptionError, ResourceError, one_line
 from ..files import print_json
 from ..pipelines import ModelDescription, describe
 from .inspect import inspect_model, report_lines
@@ -48,7 +48,8 @@ def convert(args: argparse.Namespace) -> int:
     """Convert a model folder to the original format, with adapters merged and quantized on request."""
     from ...janus.convert import to_original
 
-    source, options = open_model(args.source), {}
+    _check_target(args.target, args.force)
+    source, options = open_model(args.source), {"force": args.force}
     if args.max_shard_size is not None:
         options["max_shard_bytes"] = byte_count(args.max_shard_size)
     kind = check_kind(args.quantize)
@@ -80,6 +81,19 @@ def _merging(
         for choice in map(parse_adapter, texts)
     ]
     return partial(merge_adapters, adapters=adapters, key_map=description.key_map(entries), shapes=shapes)
+
+
+def _check_target(target: str, force: bool) -> None:
+    """Raise `OptionError` for a folder that isn't empty, or a file, unless it is to be replaced."""
+    folder = os.path.expanduser(target)
+    if force or not os.path.lexists(folder):
+        return
+    try:
+        empty = os.path.isdir(folder) and not os.listdir(folder)
+    except OSError as error:
+        raise ResourceError(f"can't write {folder}: {error.strerror}") from error
+    if not empty:
+        raise OptionError(f"{folder} exists; accepted: another folder, or --force to replace the model in it")
 
 
 def byte_count(text: str) -> int:

@@ -130,7 +130,8 @@ def add_catalog(commands: Any, command: Callable[..., Any], add_json: Callable[[
     parser.add_argument(
         "shell",
         choices=("bash", "zsh", "fish", "tcsh"),
-        help='bash: eval "$(bifrons completion bash)" in ~/.bashrc',
+        help='in ~/.bashrc: eval "$(bifrons completion bash)"; ~/.zshrc, after compinit: the same with zsh; '
+        "fish: bifrons completion fish > ~/.config/fish/completions/bifrons.fish",
     )
 
 
@@ -147,6 +148,7 @@ def add_folders(commands: Any, command: Callable[..., Any], add_json: Callable[[
     parser.add_argument("--quantize", metavar="KIND", help="int8, int4 or fp8 weights in the decoder")
     add_adapter(parser, flag="--merge-adapter")
     parser.add_argument("--max-shard-size", metavar="SIZE", help="such as 500MB or 2GiB (default: 5GB)")
+    add_force(parser)
     add_revision(parser)
     add_json(parser)
 
@@ -187,18 +189,22 @@ def loading_options(args: argparse.Namespace) -> dict[str, Any]:
         "device": args.device,
         "dtype": args.dtype,
         "quantize": args.quantize,
-        "device_map": None if args.device_map is None else parse_device_map(args.device_map),
-        "max_memory": None if args.max_memory is None else parse_max_memory(args.max_memory),
-        "eager": args.eager,
+        **placement_options(args),
         "adapters": tuple(parse_adapter(text) for text in args.adapter or ()),
     }
 
 
-def placement_options(args: argparse.Namespace) -> dict[str, Any]:
-    """Of `loading_options`, those that say where a model lies and determine no result, but for the device."""
-    others = {"dtype": None, "quantize": None, "adapter": None}
-    options = loading_options(argparse.Namespace(**{**others, **vars(args)}))
-    return {name: options[name] for name in ("device_map", "max_memory", "eager")}
+def placement_options(args: argparse.Namespace, prefix: str = "") -> dict[str, Any]:
+    """Of `loading_options`, those that say where a model lies and determine no result, but for the device.
+
+    `prefix` is that of the options of another model than the command's.
+    """
+    device_map, max_memory = (getattr(args, f"{prefix}{name}") for name in ("device_map", "max_memory"))
+    return {
+        "device_map": None if device_map is None else parse_device_map(device_map),
+        "max_memory": None if max_memory is None else parse_max_memory(max_memory),
+        "eager": getattr(args, f"{prefix}eager"),
+    }
 
 
 def parse_device_map(text: str) -> str | dict[str, str]:

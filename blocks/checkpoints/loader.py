@@ -4,18 +4,17 @@ Names and shapes are compared before the first byte is read. Tensors are then re
 is the model's size plus one tensor. At the end the loader asserts that every parameter was filled.
 """
 
-import sys
 from collections.abc import Callable, Iterable
 from functools import reduce
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from ..errors import CheckpointError
 from ..model.missing_parts import missing_prefixes
 from ..model.quantized_weight import QuantizedWeight
+from ..progress import byte_bar
 from .formats import TensorEntry
 from .key_mapping import (
     KeyMap,
@@ -43,7 +42,7 @@ def load_weights(
     *,
     device: torch.device | str | Callable[[str], torch.device],
     dtype: torch.dtype | None,
-    progress: bool = True,
+    progress: bool | None = None,
     keep_float32: Callable[[str], bool] = keep_no_float32,
     entries: dict[str, TensorEntry] | None = None,
     quantization: Quantization | None = None,
@@ -55,7 +54,7 @@ def load_weights(
     Parameters do not require gradients. Non-persistent buffers (rotary tables) must not be on meta; they are
     only moved. `entries` is the result of `list_tensors(folder)`, if the caller has it already. Tensors of a
     `MissingPart` are skipped. With `quantization`, weights are quantized as they are read, or read as they
-    are stored. `progress` shows a bar on stderr.
+    are stored. `progress` shows a bar, as `progress_bar`.
 
     Raises `CheckpointError` before any weight is loaded if a tensor is missing, unknown, misshapen or
     duplicated; after that only if a file changes or can't be read.
@@ -123,11 +122,11 @@ class _Filler:
         """Partly filled parameters, each with the number of pieces still to be read."""
         self.done: set[str] = set()
 
-    def read(self, progress: bool) -> None:
+    def read(self, progress: bool | None) -> None:
         queue = [piece for group in self.pieces.values() for piece in group]
         queue.sort(key=lambda piece: (str(piece.entry.file), piece.entry.offset))
         total = sum(piece.entry.nbytes for piece in queue)
-        with TensorReader() as reader, progress_bar(total, "loading weights", progress) as bar:
+        with TensorReader() as reader, byte_bar(total, "loading weights", progress) as bar:
             for piece in queue:
                 device = self.device_of(piece.target.param)
                 self._add(piece, reader.read(piece.entry).to(device=device, dtype=self.dtype_of(piece)))
@@ -174,18 +173,3 @@ def assign(model: nn.Module, name: str, tensor: Tensor) -> None:
         setattr(module, leaf, nn.Parameter(tensor, requires_grad=False))
     else:
         setattr(module, leaf, tensor)
-
-
-def progress_bar(total: int, label: str, show: bool = True) -> tqdm:
-    """A progress bar on stderr that counts bytes, shown after half a second. It is redrawn at most once a
-    second where stderr is not a terminal, to keep logs short."""
-    return tqdm(
-        total=total,
-        desc=label,
-        unit="B",
-        unit_scale=True,
-        file=sys.stderr,
-        disable=not show,
-        delay=0.5,
-        mininterval=0.1 if sys.stderr.isatty() else 1.0,
-    )

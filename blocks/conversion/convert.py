@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from ..checkpoints.formats import TensorEntry
-from ..checkpoints.loader import progress_bar
 from ..checkpoints.reader import TensorReader, list_tensors, weight_files
 from ..errors import CheckpointError
 from ..files import temporary_path
 from ..foreign_files import check_config, model_type_error
 from ..json_config import read_section
+from ..progress import byte_bar
 from .merge import Merge
 from .quantized_writer import QuantizedWriter, unchanged_specs
 from .writer import TensorSpec, spec_bytes, write_safetensors
@@ -41,20 +41,22 @@ def convert_folder(
     dst: Path | str,
     formats: Mapping[str, Translation | None],
     *,
-    progress: bool = True,
+    progress: bool | None = None,
     max_shard_bytes: int = 5_000_000_000,
     writer: QuantizedWriter | None = None,
     merge: Merge = list,
+    force: bool = False,
 ) -> Path:
     """Write the model folder `src` to the new folder `dst` in the original format; returns `dst`.
 
     `formats` maps the accepted `model_type`s of `config.json` to their translations, or to None for the
     original format, whose tensors are all kept bit for bit, unused ones included. `writer` quantizes while
     writing, and has a `merge` of its own; else `merge` changes the weights. `dst` appears only once it is
-    complete. Raises `CheckpointError` if `src` is damaged or does not match its config, or if `dst` is not
-    empty, lies inside `src` or can't be written; `ConfigError` for another `model_type`.
+    complete; with `force` it then replaces a model's folder of that name. Raises `CheckpointError` if `src` is
+    damaged or does not match its config, or if `dst` is not empty, lies inside `src` or can't be written;
+    `ConfigError` for another `model_type`.
     """
-    src, dst = _checked_folders(Path(src), dst)
+    src, dst = _checked_folders(Path(src), dst, force)
     section = read_section(src / "config.json")
     check_config(section)
     config, model_type = section.values, section.get("model_type")
@@ -72,7 +74,8 @@ def convert_folder(
         else:
             specs = merge(specs)
         copied = copied_files(src, original=translate is None)
-        return write_model(dst, specs, files, copied, max_shard_bytes=max_shard_bytes, progress=progress)
+        options = {"max_shard_bytes": max_shard_bytes, "progress": progress, "force": force}
+        return write_model(dst, specs, files, copied, **options)
 
 
 def write_model(
@@ -82,37 +85,54 @@ def write_model(
     copied: Iterable[Path],
     *,
     max_shard_bytes: int,
-    progress: bool,
+    progress: bool | None,
+    force: bool = False,
 ) -> Path:
     """Write a model folder, which appears once it is complete: tensors, JSON files, copies of other files.
 
-    Raises `CheckpointError` if it can't be written.
+    `force` replaces a folder that `new_folder` has accepted. Raises `CheckpointError` if it can't be written.
     """
     try:
         with temporary_path(dst) as part:
             part.mkdir(parents=True)
-            with progress_bar(sum(map(spec_bytes, specs)), f"writing {dst.name}", progress) as bar:
+            with byte_bar(sum(map(spec_bytes, specs)), f"writing {dst.name}", progress) as bar:
                 write_safetensors(part, specs, max_shard_bytes, on_bytes=bar.update)
             for path in copied:
                 shutil.copyfile(path, part / path.name)
             for name, content in files.items():
                 text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
                 (part / name).write_text(text, encoding="utf-8")
-            if os.path.exists(dst):
-                dst.rmdir()
-            part.rename(dst)
+            _put(part, dst, force)
     except OSError as error:
         raise CheckpointError(f"can't write {dst}: {error.strerror or error}") from error
     return dst
 
 
-def _checked_folders(src: Path, target: Path | str) -> tuple[Path, Path]:
+def _put(new: Path, dst: Path, force: bool) -> None:
+    """Rename a folder to `dst`; what is there is removed afterwards, if it is empty or `force`d."""
+    if not os.path.exists(dst):
+        new.rename(dst)
+        return
+    if not force:
+        dst.rmdir()
+        new.rename(dst)
+        return
+    with temporary_path(dst.with_name(f"{dst.name}.old")) as old:
+        dst.rename(old)
+        try:
+            new.rename(dst)
+        except OSError:
+            old.rename(dst)
+            raise
+
+
+def _checked_folders(src: Path, target: Path | str, force: bool) -> tuple[Path, Path]:
     if not os.path.isdir(src):
         raise CheckpointError(f"{src} is not a folder; a model folder is needed")
     dst = _real_path(target)
     if Path(os.path.realpath(src)) in (dst, *dst.parents):
         raise CheckpointError(f"{dst} is inside {src} or the same; choose a new folder beside it")
-    return src, new_folder(dst)
+    return src, new_folder(dst, force)
 
 
 def _real_path(target: str | os.PathLike[str]) -> Path:
@@ -122,11 +142,19 @@ def _real_path(target: str | os.PathLike[str]) -> Path:
         raise CheckpointError(f"{target!r} can be no folder's name: {error}") from error
 
 
-def new_folder(target: str | os.PathLike[str]) -> Path:
-    """The path of a folder to write, which must be new or empty. Raises `CheckpointError`."""
+def new_folder(target: str | os.PathLike[str], force: bool = False) -> Path:
+    """The path of a folder to write, which must be new or empty, or with `force` a model's: a config.json
+    and other files, but no folders. Raises `CheckpointError`."""
     dst = _real_path(target)
-    if os.path.exists(dst) and (not os.path.isdir(dst) or any(dst.iterdir())):
+    if not os.path.exists(dst) or (os.path.isdir(dst) and not any(dst.iterdir())):
+        return dst
+    if not force:
         raise CheckpointError(f"{dst} exists and is not an empty folder; choose a new one")
+    files = [path for path in dst.iterdir() if os.path.isfile(path)] if os.path.isdir(dst) else []
+    if dst / "config.json" not in files or len(files) < len(list(dst.iterdir())):
+        raise CheckpointError(
+            f"{dst} is not replaced: it is no folder of a model, or holds other folders; remove it yourself"
+        )
     return dst
 
 

@@ -38,7 +38,8 @@ class LoadOptions:
     capture: on CUDA, None captures decode steps as graphs, once per number of rows, and prompts and images of
         recurring sizes; False launches each operation, which is slower but needs no preparation. Models on
         several devices are never captured.
-    progress: show a bar on stderr if loading takes more than half a second.
+    progress: show a bar on stderr if loading takes more than half a second; None for terminals and notebooks
+        only.
     """
 
     device: str | torch.device | None = None
@@ -47,7 +48,7 @@ class LoadOptions:
     device_map: DeviceMap | None = None
     max_memory: MaxMemory | None = None
     capture: bool | None = None
-    progress: bool = True
+    progress: bool | None = None
 
 
 def choose_placement(

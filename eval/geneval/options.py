@@ -73,6 +73,8 @@ def parse_options(pairs: Sequence[str]) -> ScorerOptions:
     values: dict[str, Any] = {}
     for pair in pairs:
         name, equals, text = pair.partition("=")
+        name = name.replace("colour", "color")
+        text = text.replace("grey", "gray") if name == "bgcolor" else text
         if not equals or name not in kinds:
             raise OptionError(f"option {pair!r} is unknown; accepted: NAME=VALUE with {', '.join(kinds)}")
         try:

@@ -18,7 +18,8 @@ from ...blocks.checkpoints.hub import find_model_folder
 from ...blocks.errors import BifronsError
 from ..atomic_io import read_json, write_json
 from ..runs.detect import ImageRecord
-from ..runs.workers import Advance, Ranks, default_processes, run_workers, weights_bytes
+from ..runs.ranks import Ranks
+from ..runs.workers import Advance, default_processes, run_workers, weights_bytes
 from ..suites.catalog import suite_named
 from ..suites.questions import Answer, Question
 from ..suites.suite import Suite, Wording

@@ -27,8 +27,9 @@ from ..atomic_io import atomic_file, disk_errors, make_folder, read_lines, write
 from ..geneval.detectors import Detector, make_detector
 from ..geneval.options import OFFICIAL, ScorerOptions
 from ..geneval.suites import Row
+from .ranks import Ranks
 from .run_dir import RunDir
-from .workers import Advance, Ranks, default_processes, run_workers
+from .workers import Advance, default_processes, run_workers
 
 _DETECTED, _UNREADABLE, _PARTS = "detections.jsonl", "unreadable.jsonl", "detections"
 _PREPROCESSING = b"padded, then normalised"

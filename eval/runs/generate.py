@@ -10,9 +10,10 @@ from ...blocks.adapter_choice import parse_adapter
 from ...blocks.checkpoints.hub import find_model_folder
 from ...janus.image_generation import ImageGenerationOptions
 from ...janus.pipeline import JanusPipeline
+from .ranks import Ranks
 from .recipe import weights_fingerprint
 from .run_dir import ImageKey, RunDir, check_model
-from .workers import NO_PLACEMENT, Advance, Placement, Ranks, default_processes, run_workers, weights_bytes
+from .workers import NO_PLACEMENT, Advance, Placement, default_processes, run_workers, weights_bytes
 
 
 @dataclass(frozen=True)

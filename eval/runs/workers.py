@@ -1,4 +1,4 @@
-"""Work shared between processes: child processes, or ranks of torchrun, accelerate or a job queue."""
+"""Work shared between child processes, and where their models lie."""
 
 import contextlib
 import os
@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 import torch
-import torch.distributed as dist
 from tqdm import tqdm
 
 from ...blocks.device import free_bytes, resolve_device
-from ...blocks.errors import BifronsError, OptionError, check_integer
+from ...blocks.errors import BifronsError, OptionError, check_integer, counted
+from ...blocks.progress import progress_bar
 from ...blocks.torch_threads import set_threads
 from .record import recorded
 
@@ -29,6 +29,8 @@ Item = TypeVar("Item", contravariant=True)
 Advance = Callable[[int], Any]
 Record = Callable[[], AbstractContextManager[Advance | None]]
 
+_LINE_SECONDS = 60.0
+"""Time between two lines of progress where stderr is no terminal."""
 _MEMORY_FACTOR = 3
 """Memory of a generating process on the CPU (weights, cache, activations) as a multiple of its weights."""
 
@@ -37,67 +39,6 @@ class Worker(Protocol[Item]):
     """What each process does with its share; picklable. `advance(n)` reports that n more images are done."""
 
     def __call__(self, share: Sequence[Item], device: str, advance: Advance) -> None: ...
-
-
-@dataclass(frozen=True)
-class Ranks:
-    """This process's rank among those that share a run.
-
-    linked: they form a torch.distributed group. Others are started by hand, at any time, and share nothing
-    but the folder.
-    """
-
-    rank: int = 0
-    size: int = 1
-    local_rank: int = 0
-    linked: bool = False
-
-    def divide(self, items: Sequence[T], unfinished: Callable[[Sequence[T]], list[T]]) -> list[T]:
-        """This rank's share of the unfinished items, which `unfinished` reads from the disk.
-
-        Linked ranks divide one list, that of rank 0, since faster ranks may already have finished items when
-        slower ones read the disk. Ranks by hand divide all items, which are the same at any time.
-        """
-        if not self.linked:
-            return unfinished(items[self.rank :: self.size])
-        broadcast: list[Any] = [unfinished(items) if self.rank == 0 else None]
-        dist.broadcast_object_list(broadcast, src=0)
-        return broadcast[0][self.rank :: self.size]
-
-    def device(self, device: str | None) -> str | None:
-        """The given device; by default, each linked rank of a host has a GPU of its own."""
-        if device is None and self.linked and torch.cuda.is_available():
-            return f"cuda:{self.local_rank % torch.cuda.device_count()}"
-        return device
-
-    def wait(self) -> None:
-        """Block until all linked ranks call this."""
-        if self.linked:
-            dist.barrier()
-
-
-@contextlib.contextmanager
-def join_ranks(rank: int | None = None, size: int | None = None) -> Iterator[Ranks]:
-    """The ranks given by hand (`rank` of `size`), else those in torchrun's environment, else a single one.
-
-    Raises OptionError for a rank out of its range, or only one of the two.
-    """
-    if rank is not None or size is not None:
-        if rank is None or size is None:
-            raise OptionError("rank and world size belong together; accepted: both or none")
-        check_integer("world size", size, low=1)
-        check_integer("rank", rank, 0, size - 1)
-        yield Ranks(rank, size)
-        return
-    size = int(os.environ.get("WORLD_SIZE", "1"))
-    if size == 1:
-        yield Ranks()
-        return
-    dist.init_process_group("gloo")
-    try:
-        yield Ranks(dist.get_rank(), size, int(os.environ.get("LOCAL_RANK", "0")), linked=True)
-    finally:
-        dist.destroy_process_group()
 
 
 @dataclass(frozen=True)
@@ -158,7 +99,7 @@ def run_workers(
     what: str,
     root: Path | None = None,
 ) -> None:
-    """Run `worker` on the items in `processes` processes, with a progress bar over `images` on stderr.
+    """Run `worker` on the items in `processes` processes, with progress over `images` on stderr.
 
     root: a run folder in which each process records its time, as that of the stage `what`. Each uses
     `threads` threads on the CPU; process i has GPU i. A single process is this one. Raises BifronsError with
@@ -168,14 +109,29 @@ def run_workers(
     check_integer("threads", threads, low=1)
     kind = str(resolve_device(device))
     processes = min(processes, max(1, len(items)))
-    quiet: dict[str, Any] = {"file": sys.stderr, "disable": bool(os.environ.get("TQDM_DISABLE"))}
-    interval = 0.1 if sys.stderr.isatty() else 15.0
     record = nullcontext if root is None else partial(recorded, root, what, kind, processes, time.time())
-    with tqdm(total=images, desc=what, unit=" pictures", mininterval=interval, **quiet) as bar:
+    with _progress(what, images) as advance:
         if processes == 1:
-            _run_here(worker, items, kind, threads, bar.update, record)
+            _run_here(worker, items, kind, threads, advance, record)
         else:
-            _run_children(worker, items, _devices(kind, processes), threads, bar.update, record)
+            _run_children(worker, items, _devices(kind, processes), threads, advance, record)
+
+
+@contextlib.contextmanager
+def _progress(what: str, images: int) -> Iterator[Advance]:
+    """A bar over `images` on terminals; a line a minute elsewhere, unless bars are turned off."""
+    done, shown = 0, time.monotonic()
+    with progress_bar(images, what, " pictures") as bar:
+
+        def advance(number: int) -> None:
+            nonlocal done, shown
+            done += number
+            bar.update(number)
+            if bar.disable and "TQDM_DISABLE" not in os.environ and time.monotonic() > shown + _LINE_SECONDS:
+                print(f"{what}: {done:,} of {counted(images, 'picture')}", file=sys.stderr, flush=True)
+                shown = time.monotonic()
+
+        yield advance
 
 
 def _run_here(

@@ -3,6 +3,7 @@
 import argparse
 import io
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -11,11 +12,19 @@ from pathlib import Path
 import pytest
 from bifrons.apps.cli.arguments import CommandParser
 from bifrons.apps.cli.main import main
+from bifrons.apps.cli.options import add_model
 from bifrons.apps.cli.parsers import build_parser
 from PIL import Image
 
 pytestmark = pytest.mark.usefixtures("loaded")
-LOADING = {"model", "device", "dtype", "quantize", "revision", "device_map", "max_memory", "eager", "quiet"}
+WITHOUT_A_MODEL = {
+    *("show", "models", "completion"),  # they load nothing
+    *("info", "convert"),  # they read a model's files, on the CPU, and have --revision
+    *("bench janus", "bench vl2", "bench serve"),  # of random weights
+    *("eval detect", "eval import", "eval selftest"),  # a detector's, by --detector and --device
+    *("eval score", "eval report", "eval compare", "eval leaderboard", "eval plan"),
+}
+"""Commands that load no Janus or DeepSeek-VL2 model: all others have every option of loading one."""
 
 
 def leaves(parser: argparse.ArgumentParser, name: str = "") -> Iterator[tuple[str, argparse.ArgumentParser]]:
@@ -31,15 +40,36 @@ def leaves(parser: argparse.ArgumentParser, name: str = "") -> Iterator[tuple[st
 COMMANDS = dict(leaves(build_parser()))
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        *("generate", "ask", "chat", "locate", "encode", "decode", "demo", "serve", "warmup"),
-        *("eval run", "eval generate", "eval read"),
-    ],
-)
+def options(parser: argparse.ArgumentParser) -> set[str]:
+    return {word for action in parser._actions for word in action.option_strings}
+
+
+def loading(prefix: str = "") -> set[str]:
+    parser = argparse.ArgumentParser(add_help=False)
+    add_model(parser)
+    return {f"--{prefix}{word[2:]}" for word in options(parser) if word.startswith("--")}
+
+
+TRAINING = {name for name in COMMANDS if "train" in name.split()}  # which has options of its own
+
+
+@pytest.mark.parametrize("name", sorted(COMMANDS.keys() - WITHOUT_A_MODEL - TRAINING - {"eval judge"}))
 def test_every_command_that_loads_a_model_takes_the_same_options(name):
-    assert {action.dest for action in COMMANDS[name]._actions} >= LOADING
+    assert loading() >= {"--model", "--device", "--dtype", "--quantize", "--device-map", "--max-memory"}
+    assert options(COMMANDS[name]) >= loading()
+
+
+@pytest.mark.parametrize("name", ["eval run", "eval judge"])
+def test_a_judge_takes_the_options_of_a_model(name):
+    """But for its name, vl2:MODEL or janus:MODEL with any @REVISION, and the device of all stages."""
+    assert options(COMMANDS[name]) >= loading("judge-") - {"--judge-revision", "--judge-device"}
+    assert "--device" in options(COMMANDS[name])
+
+
+def test_commands_without_a_model_are_named_rightly():
+    assert COMMANDS.keys() >= WITHOUT_A_MODEL
+    for name in WITHOUT_A_MODEL:
+        assert "--model" not in options(COMMANDS[name]), name
 
 
 def test_every_command_can_be_quiet():
@@ -242,3 +272,20 @@ def test_python_m_bifrons():
     done = subprocess.run(words, capture_output=True, text=True)
     assert done.returncode == 1
     assert "no folder" in json.loads(done.stdout)["error"]
+
+
+def test_no_bar_is_drawn_into_a_file(bifrons, janus_mini, tmp_path, monkeypatch):
+    """On a terminal, `generate` draws one."""
+    where = ("-m", janus_mini, "--device", "cpu")
+    picture, run = tmp_path / "a.png", ("--suite", "shapes", "--limit", "1", "--images-per-prompt", "1")
+    for words in (
+        ("generate", "x", *where, "-o", picture),
+        ("ask", "What?", "--images", picture, *where, "--max-new-tokens", 1),
+        ("convert", janus_mini, tmp_path / "model"),
+        ("eval", "run", "-R", tmp_path / "run", *where, *run, "--processes", 1),
+    ):
+        err = bifrons(*words).err
+        assert not re.search(r"\r|\d%|/s\b|it/s", err), err
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    assert "painting: 100%" in bifrons("generate", "x", *where, "-o", tmp_path / "b.png").err
+    assert "painting" not in bifrons("generate", "x", *where, "-o", tmp_path / "c.png", "-q").err

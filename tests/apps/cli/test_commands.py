@@ -43,8 +43,10 @@ def test_help_shows_the_defaults_of_the_dataclasses(bifrons):
     assert "(default: 512)" in bifrons("ask", "--help").out
 
 
-def test_generate_into_a_folder(bifrons, janus_mini, tmp_path):
+def test_generate_into_a_folder(bifrons, janus_mini, tmp_path, monkeypatch):
     target = tmp_path / "pictures"
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    monkeypatch.setenv("NO_COLOR", "1")
     words = ("generate", "A red apple", "zwei Äpfel 日本", "-m", janus_mini, "-n", 2, *SEEDED, "-o", target)
     first = bifrons(*words, "--top-k", 40)
     assert first.status == 0
@@ -59,7 +61,7 @@ def test_generate_into_a_folder(bifrons, janus_mini, tmp_path):
     ]
     assert sorted(target.iterdir()) == files
     with Image.open(files[3]) as image:
-        settings = image.text
+        settings = image.info
     assert settings["prompt"] == "zwei Äpfel 日本"
     assert {settings[name] for name in ("seed", "top_k", "guidance_scale")} == {"6", "40", "5.0"}
     assert settings["model"] == str(janus_mini)
@@ -176,6 +178,35 @@ def test_convert(bifrons, janus_mini, tmp_path):
         f"model-0000{i}-of-00003.safetensors" for i in (1, 2, 3)
     ]
     assert bifrons("info", target).status == 0
+
+
+def test_convert_replaces_a_model_only_by_force(bifrons, refused, failed, janus_mini, tmp_path):
+    target = tmp_path / "converted"
+    bifrons("convert", janus_mini, target)
+    before = {path.name: path.read_bytes() for path in target.iterdir()}
+    assert "exists; accepted: another folder, or --force" in refused("convert", "no-such-model", target)
+    assert "no folder" in failed("convert", "no-such-model", target, "--force")
+    assert {path.name: path.read_bytes() for path in target.iterdir()} == before
+    assert bifrons("convert", janus_mini, target, "--quantize", "int8", "--force").status == 0
+    assert "quantization" in (target / "config.json").read_text()
+    assert bifrons("info", target).status == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["converted"]  # nothing of the old one is left
+
+
+def test_convert_replaces_nothing_but_models(refused, failed, janus_mini, tmp_path):
+    (tmp_path / "photos" / "2024").mkdir(parents=True)
+    (tmp_path / "photos" / "config.json").write_text("{}")
+    (tmp_path / "file").write_text("x")
+    (tmp_path / "empty").mkdir()
+    for name in ("photos", "file"):
+        assert "exists; accepted: another folder" in refused("convert", janus_mini, tmp_path / name)
+        assert "is not replaced" in failed("convert", janus_mini, tmp_path / name, "--force")
+    assert (tmp_path / "photos" / "2024").is_dir()
+    assert (tmp_path / "file").read_text() == "x"
+    assert "is inside" in failed("convert", janus_mini, janus_mini, "--force")
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "todo.txt").write_text("x")
+    assert "is not replaced" in failed("convert", janus_mini, tmp_path / "notes", "--force")
 
 
 def test_new_files_are_complete_and_never_replace_others(tmp_path):

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from bifrons.blocks.checkpoints.key_mapping import ParameterSlice, check
-from bifrons.blocks.checkpoints.loader import load_weights, progress_bar
+from bifrons.blocks.checkpoints.loader import load_weights
 from bifrons.blocks.checkpoints.reader import list_tensors
 from bifrons.blocks.errors import CheckpointError
 from safetensors.torch import save_file
@@ -178,13 +178,3 @@ def test_memory_peaks_near_the_files_size(tmp_path, kind):
     times, total = map(float, run.stdout.split())
     assert total == pytest.approx(45 * 4096 * 4096)
     assert 0.9 < times < 1.3
-
-
-def test_the_bar_shows_without_a_terminal_and_only_when_it_takes_long(capsys):
-    for show, wait in ((True, 0.0), (False, 9.0), (True, 9.0)):
-        with progress_bar(2000, "loading weights", show) as bar:
-            bar.start_t = bar.last_print_t = bar.start_t - wait if show else 0.0
-            bar.update(1000)
-        shown = capsys.readouterr().err
-        assert ("loading weights:  50%" in shown) == (show and wait > 0)
-    assert "1.00k/2.00k" in shown

@@ -131,6 +131,11 @@ def test_other_options_are_never_called_geneval():
         make_detector("shapes", options=ScorerOptions(bgcolor="white", crop=False))
 
 
+def test_british_spelling():
+    assert parse_options(["bgcolour=grey"]) == parse_options(["bgcolor=gray"])
+    assert parse_options(["bgcolour=grey"]).background == (128, 128, 128)
+
+
 def test_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     rows = [row_of([{"class": "cow", "count": 1}], {"cow": [[0, 0, 9, 9, 0.35]]})]
     source = tmp_path / "d.jsonl"

@@ -12,9 +12,9 @@ import pytest
 from bifrons.apps.cli.main import main
 from bifrons.blocks.errors import BifronsError
 from bifrons.eval.runs.generate import generate_images
+from bifrons.eval.runs.ranks import Ranks
 from bifrons.eval.runs.record import read_stages
 from bifrons.eval.runs.run_dir import open_run
-from bifrons.eval.runs.workers import Ranks
 
 RECIPE = ["--limit", "6", "--images-per-prompt", "2", "--batch-size", "3"]
 
