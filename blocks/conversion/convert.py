@@ -52,8 +52,8 @@ def convert_folder(
     `formats` maps the accepted `model_type`s of `config.json` to their translations, or to None for the
     original format, whose tensors are all kept bit for bit, unused ones included. `writer` quantizes while
     writing, and has a `merge` of its own; else `merge` changes the weights. `dst` appears only once it is
-    complete; with `force` it then replaces a model's folder of that name. Raises `CheckpointError` if `src` is
-    damaged or does not match its config, or if `dst` is not empty, lies inside `src` or can't be written;
+    complete; with `force` it then replaces a model's folder of that name. Raises `CheckpointError` if `src`
+    is damaged or does not match its config, or if `dst` is not empty, lies inside `src` or can't be written;
     `ConfigError` for another `model_type`.
     """
     src, dst = _checked_folders(Path(src), dst, force)
