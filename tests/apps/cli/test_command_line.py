@@ -61,8 +61,10 @@ def test_every_command_that_loads_a_model_takes_the_same_options(name):
 
 @pytest.mark.parametrize("name", ["eval run", "eval judge"])
 def test_a_judge_takes_the_options_of_a_model(name):
-    """But for its name, vl2:MODEL or janus:MODEL with any @REVISION, and the device of all stages."""
-    assert options(COMMANDS[name]) >= loading("judge-") - {"--judge-revision", "--judge-device"}
+    """But for its name, vl2:MODEL or janus:MODEL with any @REVISION, the device of all stages, and adapters,
+    which a judge has none of: `convert --merge-adapter` gives it a model with them."""
+    others = {"--judge-revision", "--judge-device", "--judge-adapter"}
+    assert options(COMMANDS[name]) >= loading("judge-") - others
     assert "--device" in options(COMMANDS[name])
 
 
