@@ -1,6 +1,5 @@
 """Progress of training on stderr, and the run's figures for TensorBoard where it is installed."""
 
-import sys
 from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
@@ -8,23 +7,14 @@ from typing import Any
 
 from tqdm import tqdm
 
-from ..notes import is_quiet
+from ...blocks import progress as bars
 
 _SHOWN = {"image_loss": "image", "text_loss": "text", "reward": "reward", "kl": "kl"}
 
 
 def progress_bar(total: int, what: str, unit: str, done: int = 0) -> "tqdm[Any]":
-    """A bar on stderr with the time left; none if quiet."""
-    seconds = 0.1 if sys.stderr.isatty() else 5.0
-    return tqdm(
-        total=total,
-        desc=what,
-        unit=unit,
-        initial=done,
-        file=sys.stderr,
-        disable=is_quiet(),
-        mininterval=seconds,
-    )
+    """A bar on a terminal with the time left; none if quiet."""
+    return bars.progress_bar(total, what, unit, initial=done)
 
 
 class TrainingLog:
