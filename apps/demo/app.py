@@ -76,6 +76,7 @@ class Page:
         self.create.ask.click(self.ask_about, [*picture, self.ask.box], [self.tabs, self.ask.box], **quick)
         if self.find is not None:
             shown = [self.find.upload, self.find.phrase, self.find.drawn, self.find.table, self.find.status]
+            shown += self.find.opened
             opened = self.create.find.click(self.find_in, picture, [self.tabs, *shown], **quick)
             self.find.search_after(opened)
 
@@ -93,9 +94,7 @@ class Page:
             return {self.tabs: gr.update()}
         things = named_things(without_style(stored_settings(files[chosen])["prompt"]))
         phrase = f"the {things[0].phrase}" if things else ""
-        return {self.tabs: gr.update(selected="find"), self.find.phrase: phrase} | self.find.look(
-            files[chosen], keep=True
-        )
+        return {self.tabs: gr.update(selected="find")} | self.find.open(files[chosen], phrase)
 
     def leave(self, request: gr.Request) -> None:
         """Stop the jobs of a visitor who has closed the page."""

@@ -105,9 +105,10 @@ class AskTab:
         job: dict[str, Any] = {"show_progress": "hidden", "concurrency_id": "jobs"}
         job["api_visibility"] = "private"
         self.box.submit(self.answer, inputs, shown, **job)
-        tried = self.tries.view.click(self.use_example, None, [self.box], **quick)
+        example = gr.State(None)  # the box's value passes through the browser, which may send an older one
+        tried = self.tries.view.click(self.use_example, None, [example], **quick)
         tried.then(**follow_on_phone("chat"))
-        tried.then(self.answer, inputs, shown, **job)
+        tried.then(self.answer, [inputs[0], example, *inputs[2:]], shown, **job)
         self.stop_button.click(self.stop, None, [self.stop_button], **quick)
         gr.on(
             [self.reset.click, self.chat.clear],

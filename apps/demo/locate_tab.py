@@ -79,6 +79,9 @@ class LocateTab:
                     visible=False,
                     elem_id="boxes",
                 )
+        # The picture and phrase of a search that another event begins: those of the form pass through the
+        # browser, which may send older ones.
+        self.opened = [gr.State(None), gr.State("")]
         self._connect()
 
     def _connect(self) -> None:
@@ -93,19 +96,23 @@ class LocateTab:
         looked = [self.upload, self.status, self.drawn, self.table]
         self.upload.upload(self.look, [self.upload], looked, **quick)
         self.upload.clear(self.clear, None, looked, **quick)
-        tried = self.tries.view.click(self.use_example, None, [*looked, self.phrase], **quick)
+        tried = self.tries.view.click(self.use_example, None, [*looked, self.phrase, *self.opened], **quick)
         self.search_after(tried)
         self.stop_button.click(self.stop, None, [self.stop_button], **quick)
 
     def search_after(self, event: Any) -> None:
         """Find right after another event, which has put a picture and a phrase in place."""
         event.then(**follow_on_phone("find-status"))
-        event.then(self.find, self._inputs, self._shown, **self._job)
+        event.then(self.find, [self.model, *self.opened], self._shown, **self._job)
+
+    def open(self, file: str, phrase: str) -> Update:
+        """Put a picture that was not uploaded here, and a phrase, in place for `search_after`."""
+        file_state, phrase_state = self.opened
+        return self.look(file, keep=True) | {self.phrase: phrase, file_state: file, phrase_state: phrase}
 
     def use_example(self, event: gr.EventData) -> Update:
         """Handle a click on an example."""
-        file, phrase = self.tries.read(event)
-        return self.look(file, keep=True) | {self.phrase: phrase}
+        return self.open(*self.tries.read(event))
 
     def clear(self) -> Update:
         """Handle the removal of the picture."""
