@@ -188,8 +188,8 @@ def gathered(module: nn.Module, dtype: torch.dtype) -> Iterator[None]:
     ]
     hooks: list[Any] = [(part, part._forward_pre_hooks, part._forward_hooks) for part in parts]
     for owner, name, parameter in divided:
-        kept = parameter.dtype if isinstance(owner, Gate) else dtype
-        full: Tensor = parameter.detach().to(kept).full_tensor()  # type: ignore[attr-defined]
+        own = parameter.dtype if isinstance(owner, Gate) else dtype
+        full: Tensor = parameter.detach().to(own).full_tensor()  # type: ignore[attr-defined]
         whole_or_empty = full if rank() == 0 else full.new_empty(0)
         owner._parameters[name] = nn.Parameter(whole_or_empty, requires_grad=False)
     for part, before, after in hooks:
