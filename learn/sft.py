@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import torch
@@ -167,8 +168,7 @@ class SftRun:
     def _is_dropped(self, place: int) -> bool:
         """Whether the row at a place of the order is trained without its prompt; the same on any number of
         processes."""
-        generator = torch.Generator().manual_seed((self.options.seed << 32 | place) % 2**63)
-        return float(torch.rand((), generator=generator)) < self.options.unconditional
+        return Random(f"{self.options.seed} unconditional {place}").random() < self.options.unconditional
 
     def take_step(self, batches: Sequence[Batch]) -> "Taken":
         """Take one step of the optimizer with this process's batches of it."""

@@ -30,10 +30,12 @@ from picture_files import PICTURES
 from planted import PLANTED, PLANTED_REQUESTS
 from runner import Tally, run_kind
 from safetensors_files import SAFETENSORS
+from settings_files import SETTINGS_KIND
 from special_files import SPECIAL
 from tokenizer_files import TOKENIZERS
 
-KINDS = {kind.name: kind for kind in (SAFETENSORS, BIN, JSON, TOKENIZERS, PICTURES, SPECIAL, REQUESTS)}
+ALL = (SAFETENSORS, BIN, JSON, TOKENIZERS, PICTURES, SETTINGS_KIND, SPECIAL, REQUESTS)
+KINDS = {kind.name: kind for kind in ALL}
 TRIALS = {kind.name: kind for kind in (PLANTED, PLANTED_REQUESTS)}
 """Kinds that test the detectors."""
 
