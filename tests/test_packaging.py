@@ -181,7 +181,7 @@ def test_a_wheel_tells_about_itself(wheel: Path) -> None:
         (name,) = (item for item in archive.namelist() if item.endswith(".dist-info/METADATA"))
         metadata = archive.read(name).decode()
     assert "License-Expression: MIT\n" in metadata
-    assert "Project-URL: Changelog, https://" in metadata
+    assert "Project-URL: Janus, https://" in metadata
     assert "Requires-Dist: transformers>=5\n" in metadata
 
 

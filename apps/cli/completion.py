@@ -12,7 +12,7 @@ from .parsers import build_parser
 
 FILES = ("FILE", "PATH", "PATH[:WEIGHT]", "IMAGE", "IMAGE ... QUESTION", "CODES", "A", "B", "C", "RUN")
 """Metavars of arguments whose values are files or folders."""
-FOLDERS = ("DIR", "R", "DST")
+FOLDERS = ("DIR", "R", "DST", "FOLDER", "FOLDER[:SCALE]", "[NAME=]FOLDER[:SCALE]")
 MODELS = ("MODEL", "SRC")
 WORDS = {
     "dtype": ("float32", "bfloat16", "float16"),

@@ -12,8 +12,8 @@ from PIL.PngImagePlugin import PngInfo
 
 SETTINGS = {
     "prompt": "a red star", "negative_prompt": "blue", "seed": "7", "guidance_scale": "2.5",
-    "temperature": "1.0", "top_k": "0", "top_p": "1.0", "resize": "48x48", "model": str(JANUS), "fingerprint": "0" * 16,
-    "dtype": "float32", "quantize": "none", "device": "cpu",
+    "temperature": "1.0", "top_k": "0", "top_p": "1.0", "resize": "48x48", "model": str(JANUS),
+    "fingerprint": "0" * 16, "dtype": "float32", "quantize": "none", "device": "cpu",
     "software": "Bifrons", "version": "0.1.0", "deterministic": "True",
 }  # fmt: skip
 SUFFIXES = (".png", ".png", ".jpg", ".webp")

@@ -41,14 +41,15 @@ def drawn(monkeypatch):
     found = []
 
     def sample(logits, mode, params, *rest):
-        tokens = original(logits, mode, params, *rest)
+        tokens, filtered = original(logits, mode, params, *rest)
         scores = process_logits(guided_logits(logits, mode, params), mode, params)
         scores = (scores / params.temperature[:, None]).log_softmax(-1)
         found.append(scores.gather(1, tokens[:, None])[:, 0])
-        return tokens
+        return tokens, filtered
 
     original = plain_runner.sample
     monkeypatch.setattr(plain_runner, "sample", sample)
+    monkeypatch.setattr(plain_runner, "window_on_cpu", lambda *args: 1)  # without drafts, a token a step
     return found
 
 

@@ -63,7 +63,7 @@ def test_rotation_has_the_bits_of_the_plain_one(count, dim, layout, dtype, monke
             assert found[0].stride() == x.stride()
 
 
-def test_gradients_and_autocast_take_the_plain_rotation(monkeypatch):
+def test_autocast_takes_the_plain_rotation(monkeypatch):
     let_kernels_serve(monkeypatch)
     monkeypatch.setattr(prefill_fused, "rotate", lambda *args, **options: pytest.fail("a kernel ran"))
     x = made(0, 1, 2, 4, 16)
@@ -71,9 +71,25 @@ def test_gradients_and_autocast_take_the_plain_rotation(monkeypatch):
     with torch.autocast(DEVICE, torch.bfloat16):
         rotate(x, table)
         rotate_pairs(x, table)
-    with torch.enable_grad():
-        assert rotate(x.requires_grad_(), table).requires_grad
-        assert rotate_pairs(x, table).requires_grad
+
+
+@pytest.mark.parametrize("function", [rotate, rotate_pairs])
+def test_kernels_of_the_rotation_have_the_gradient_of_the_plain_one(function, monkeypatch):
+    x, grad = made(0, 1, 2, 4, 16).float(), made(1, 1, 2, 4, 16).float()
+    table = rotary_table(torch.arange(4, device=DEVICE)[None], 16, 10000.0)
+
+    def gradient() -> torch.Tensor:
+        leaf = x.clone().requires_grad_()
+        with torch.enable_grad():
+            function(leaf, table).backward(grad)
+        assert leaf.grad is not None
+        return leaf.grad
+
+    wanted, calls, kernel = gradient(), [], prefill_fused.rotate
+    let_kernels_serve(monkeypatch)
+    monkeypatch.setattr(prefill_fused, "rotate", lambda *a, **k: calls.append(1) or kernel(*a, **k))
+    assert torch.allclose(gradient(), wanted, rtol=1e-5, atol=1e-6)
+    assert calls == [1]
 
 
 def choices(tokens: int, top_k: int, experts: int) -> torch.Tensor:
