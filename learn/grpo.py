@@ -4,7 +4,6 @@ P prompts of a step, G samples of each, N sampled tokens of some of them.
 """
 
 import copy
-import json
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -24,7 +23,9 @@ from .adapters import LoraOptions
 from .distributed import world
 from .grpo_loss import group_advantages, token_losses
 from .policy import Policy, Samples, answer, make_room, paint, uses_more_rows
+from .prompts import token_counts
 from .reward import Prompt, Reward, checked_scores
+from .run_folder import append_log
 from .sft import prepare_model
 from .updates import Updates
 
@@ -145,17 +146,11 @@ class GrpoRun:
         self._make_room()
 
     def _make_room(self) -> None:
-        options, processor = self.options, self.pipe.processor
+        options = self.options
         rows = options.prompts_per_step * options.group_size * self.sampling.rows
-        if not uses_more_rows(self.pipe, rows):
-            return
-        if self.paints:
-            longest = max(len(processor.generation_ids(prompt["prompt"])[0]) for prompt in self.prompts)
-            new = self.pipe.model.config.num_codes
-        else:
-            longest = max(len(processor.chat_inputs(prompt["messages"]).ids) for prompt in self.prompts)
-            new = options.max_new_tokens
-        make_room(self.pipe, rows, longest + new)
+        if uses_more_rows(self.pipe, rows):
+            lengths = (sum(token_counts(self.pipe, one, options.max_new_tokens)) for one in self.prompts)
+            make_room(self.pipe, rows, max(lengths))
 
     def resume(self) -> int:
         """Load the last checkpoint, if there is one; returns the number of steps that are done."""
@@ -170,8 +165,7 @@ class GrpoRun:
             figures = self.train_step()
             self.step += 1
             figures = {"step": self.step, **figures}
-            with (self.folder / "log.jsonl").open("a") as log:
-                log.write(json.dumps(figures) + "\n")
+            append_log(self.folder, figures)
             callback(figures)
             if self.step % self.options.save_every == 0 or self.step == self.options.steps:
                 self.updates.save(self.folder / "checkpoints", self.step)

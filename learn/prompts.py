@@ -1,15 +1,14 @@
 """Prompts to train by rewards on: a file of sentences to paint or of conversations to answer."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ..blocks.errors import BifronsError, OptionError, one_line, shown
-from ..blocks.files import decode_text, read_bounded
 from ..blocks.json_config import decode_json
 from ..blocks.sampling.request import check_context
 from .reward import Prompt
-from .rows import FILE_BYTES, Fault, with_paths
+from .rows import Fault, numbered_lines, read_text, with_paths
 
 
 def read_prompts(path: Path) -> tuple[list[tuple[str, Prompt]], list[Fault]]:
@@ -22,14 +21,10 @@ def read_prompts(path: Path) -> tuple[list[tuple[str, Prompt]], list[Fault]]:
     """
     if path.suffix.lower() not in (".txt", ".jsonl"):
         raise OptionError(f"{path} holds no prompts; accepted: a .txt or .jsonl file")
-    try:
-        text = decode_text(read_bounded(path, FILE_BYTES))
-    except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else error
-        raise OptionError(f"{path} can't be read: {reason}") from error
+    text = read_text(path)
     prompts: list[tuple[str, Prompt]] = []
     faults: list[Fault] = []
-    for where, line in _lines(text, path.name):
+    for where, line in numbered_lines(text, path.name):
         try:
             prompt = {"prompt": line} if path.suffix.lower() == ".txt" else _prompt(line, path.parent)
             prompts.append((where, prompt))
@@ -38,12 +33,6 @@ def read_prompts(path: Path) -> tuple[list[tuple[str, Prompt]], list[Fault]]:
     if len({"prompt" in prompt for _, prompt in prompts}) > 1:
         raise OptionError(f"{path} has prompts to paint and messages to answer; accepted: one kind in a file")
     return prompts, faults
-
-
-def _lines(text: str, name: str) -> Iterator[tuple[str, str]]:
-    for number, line in enumerate(text.split("\n"), start=1):
-        if line.strip():
-            yield f"{name} line {number}", line.strip()
 
 
 def _prompt(line: str, folder: Path) -> Prompt:
@@ -68,6 +57,13 @@ def _prompt(line: str, folder: Path) -> Prompt:
     return row
 
 
+def token_counts(pipe: Any, prompt: Prompt, max_new_tokens: int) -> tuple[int, int]:
+    """The tokens of a prompt, and the most that a sample of it has. Raises `BifronsError`."""
+    if "prompt" in prompt:
+        return len(pipe.processor.generation_ids(prompt["prompt"])[0]), pipe.model.config.num_codes
+    return len(pipe.processor.chat_inputs(prompt["messages"]).ids), max_new_tokens
+
+
 def check_prompts(
     pipe: Any,
     prompts: Sequence[tuple[str, Prompt]],
@@ -80,14 +76,7 @@ def check_prompts(
     most = pipe.model.decoder.config.max_positions
     for where, prompt in prompts:
         try:
-            if "prompt" in prompt:
-                length, new = (
-                    len(pipe.processor.generation_ids(prompt["prompt"])[0]),
-                    pipe.model.config.num_codes,
-                )
-            else:
-                length, new = len(pipe.processor.chat_inputs(prompt["messages"]).ids), max_new_tokens
-            check_context(length, new, most)
+            check_context(*token_counts(pipe, prompt, max_new_tokens), most)
             check(prompt)
             good.append(prompt)
         except (BifronsError, OSError) as error:

@@ -15,10 +15,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ..blocks.errors import OptionError
-from ..blocks.files import decode_text, read_bounded, temporary_path
+from ..blocks.files import temporary_path
 from ..janus.pipeline import JanusPipeline
 from .examples import Examples
-from .rows import PaintRow
+from .rows import PaintRow, read_text
 
 PROMPTS_BYTES = 1 << 26
 """Largest file of prompts."""
@@ -28,12 +28,7 @@ AT_ONCE = 16
 
 def read_prompts(path: Path) -> list[str]:
     """The prompts of a text file, one a line. Raises `OptionError`."""
-    try:
-        lines = decode_text(read_bounded(path, PROMPTS_BYTES)).splitlines()
-    except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else error
-        raise OptionError(f"{path} can't be read: {reason}") from error
-    prompts = [line.strip() for line in lines if line.strip()]
+    prompts = [line.strip() for line in read_text(path, PROMPTS_BYTES).splitlines() if line.strip()]
     if not prompts:
         raise OptionError(f"{path} holds no prompts; accepted: a text file with one a line")
     return prompts

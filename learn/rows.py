@@ -104,23 +104,32 @@ def _rows_of_file(path: Path) -> Iterator[Row | Fault]:
     reader = readers.get(path.suffix.lower())
     if reader is None:
         raise OptionError(f"{path} is no data; accepted: a folder, or a {', '.join(readers)} file")
-    try:
-        text = decode_text(read_bounded(path, FILE_BYTES))
-    except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else error
-        raise OptionError(f"{path} can't be read: {reason}") from error
-    for where, value in reader(text, path.name):
+    for where, value in reader(read_text(path), path.name):
         yield value if isinstance(value, Fault) else _row(value, where, path.parent)
 
 
-def _json_lines(text: str, name: str) -> Iterator[tuple[str, Any]]:
+def read_text(path: Path, limit: int = FILE_BYTES) -> str:
+    """The text of a file of at most `limit` bytes. Raises `OptionError`."""
+    try:
+        return decode_text(read_bounded(path, limit))
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise OptionError(f"{path} can't be read: {reason}") from error
+
+
+def numbered_lines(text: str, name: str) -> Iterator[tuple[str, str]]:
+    """The lines that are not blank, each after where it stands in the file `name`."""
     for number, line in enumerate(text.split("\n"), start=1):
         if line.strip():
-            where = f"{name} line {number}"
-            try:
-                yield where, decode_json(line.encode())
-            except ValueError as error:
-                yield where, Fault(where, f"it is not JSON: {error}")
+            yield f"{name} line {number}", line.strip()
+
+
+def _json_lines(text: str, name: str) -> Iterator[tuple[str, Any]]:
+    for where, line in numbered_lines(text, name):
+        try:
+            yield where, decode_json(line.encode())
+        except ValueError as error:
+            yield where, Fault(where, f"it is not JSON: {error}")
 
 
 def _json_list(text: str, name: str) -> Iterator[tuple[str, Any]]:

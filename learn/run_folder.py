@@ -55,6 +55,12 @@ def read_settings(folder: Path) -> dict[str, Any] | None:
     return stored
 
 
+def append_log(folder: Path, figures: Mapping[str, float]) -> None:
+    """Add a step's figures to the log."""
+    with (folder / LOG).open("a", encoding="utf-8") as log:
+        log.write(json.dumps(dict(figures)) + "\n")
+
+
 def cut_log(folder: Path, step: int) -> None:
     """Remove the lines after a step, from which the run goes on, and a line that was cut off."""
     path = folder / LOG

@@ -1,6 +1,5 @@
 """Supervised fine-tuning of both families, full or by LoRA, on one process or several (`torchrun`)."""
 
-import json
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -20,6 +19,7 @@ from .adapters import LoraOptions, add_adapter
 from .distributed import rank, sum_on_host, world
 from .examples import Example, Examples, draw
 from .losses import KINDS, PARTS, Batch, TrainingModel, collate
+from .run_folder import append_log
 from .updates import Updates
 
 
@@ -141,8 +141,7 @@ class SftRun:
     def _report(self, taken: "Taken", seconds: float, callback: Callable[[dict[str, float]], None]) -> None:
         figures = taken.figures() | {"seconds": round(seconds, 4)}
         if self.rank == 0:
-            with (self.folder / "log.jsonl").open("a") as log:
-                log.write(json.dumps(figures) + "\n")
+            append_log(self.folder, figures)
             callback(figures)
 
     def batches(self, step: int) -> list[Batch]:

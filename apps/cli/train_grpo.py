@@ -5,13 +5,12 @@ import hashlib
 import time
 from dataclasses import asdict, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ...blocks.checkpoints.hub import open_model
 from ...blocks.errors import OptionError
 from ...blocks.files import atomic_write
 from ...eval.atomic_io import disk_errors, folder_lock
-from ...learn.adapters import save_adapter
 from ...learn.curves import curves, read_log
 from ...learn.grpo import GrpoOptions, GrpoRun
 from ...learn.prompts import check_prompts, read_prompts
@@ -27,10 +26,7 @@ from .long_work import long_work
 from .options import given_fields
 from .train_data import Source, report_faults
 from .train_log import TrainingLog
-from .train_sft import LESS_MEMORY, lora_options
-
-if TYPE_CHECKING:
-    from ..pipelines import Pipeline
+from .train_sft import LESS_MEMORY, lora_options, write_result
 
 PANELS = {"reward": "mean reward", "kl": "KL divergence from the model before training, per token"}
 """What RUN/curves.svg shows."""
@@ -124,18 +120,11 @@ class _Training:
             note(f"going on from step {self.step:,}")
         with TrainingLog(self.run_dir, self.options.steps, self.step) as log:
             run.run(lambda figures: self._observe(log, figures))
-        self._write_result(pipe, run, dtype)
+        write_result(pipe, run.adapter, self.result, dtype)
 
     def _observe(self, log: TrainingLog, figures: dict[str, float]) -> None:
         self.step = int(figures["step"])
         log.add(figures)
-
-    def _write_result(self, pipe: "Pipeline", run: GrpoRun, dtype: Any) -> None:
-        pipe.model.eval()
-        if run.adapter is not None:
-            save_adapter(pipe.model, run.adapter, self.result)
-        else:
-            pipe.to(dtype).save_pretrained(self.result)
 
 
 def _summary(log: list[dict[str, float]]) -> dict[str, float]:

@@ -5,23 +5,16 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
-from ...blocks import progress as bars
+from ...blocks.progress import progress_bar
 
 _SHOWN = {"image_loss": "image", "text_loss": "text", "reward": "reward", "kl": "kl"}
-
-
-def progress_bar(total: int, what: str, unit: str, done: int = 0) -> "tqdm[Any]":
-    """A bar on a terminal with the time left; none if quiet."""
-    return bars.progress_bar(total, what, unit, initial=done)
 
 
 class TrainingLog:
     """The progress bar of a run, and `RUN/tensorboard`; a context manager."""
 
     def __init__(self, run: Path, steps: int, done: int) -> None:
-        self.bar = progress_bar(steps, "training", " steps", done)
+        self.bar = progress_bar(steps, "training", " steps", initial=done)
         self.board: Any = None
         if find_spec("tensorboard") is not None:
             from torch.utils.tensorboard import SummaryWriter

@@ -4,61 +4,38 @@ import argparse
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from shutil import rmtree
 from typing import Any
 
+from ...blocks.conversion.adapter import is_adapter
 from ...blocks.errors import BifronsError
 from ..notes import is_quiet, note
-from ..pipelines import load_pipeline
 
 _LOSSES = {"image_loss": "image tokens", "text_loss": "answers"}
 
 
-def compare_suites(
-    run: Path, args: argparse.Namespace, result: Path, is_adapter: bool
-) -> list[dict[str, Any]]:
+def compare_suites(run: Path, args: argparse.Namespace, result: Path) -> list[dict[str, Any]]:
     """Evaluate the model and the result on every suite of `--eval`, each in a process of its own.
 
     Raises `BifronsError` where an evaluation fails, which has said why.
     """
-    if not args.eval:
-        return []
+    after = ["--model", str(result)]
+    if is_adapter(result):
+        after = ["--model", args.model, "--adapter", str(result)]
     evaluations = []
-    with _as_model(args, result, is_adapter) as trained:
-        for suite in args.eval:
-            found: dict[str, Any] = {"suite": suite}
-            for when, model in (("before", args.model), ("after", str(trained))):
-                note(f"evaluating {suite}, {when}")
-                folder = run / "eval" / f"{suite}-{when}"
-                words = ["run", "--suite", suite, "--model", model, "-R", str(folder), "--json"]
-                words += ["--limit", str(args.eval_limit)] if args.eval_limit else []
-                words += ["--device", args.device] if args.device else []
-                found[when] = json.loads(_evaluation(words))
-            folders = [str(run / "eval" / f"{suite}-{when}") for when in ("before", "after")]
-            found["comparison"] = _evaluation(["compare", *folders])
-            evaluations.append(found)
+    for suite in args.eval:
+        found: dict[str, Any] = {"suite": suite}
+        folders = []
+        for when, model in (("before", ["--model", args.model]), ("after", after)):
+            note(f"evaluating {suite}, {when}")
+            folders.append(str(run / "eval" / f"{suite}-{when}"))
+            words = ["run", "--suite", suite, *model, "-R", folders[-1], "--json"]
+            words += ["--limit", str(args.eval_limit)] if args.eval_limit else []
+            words += ["--device", args.device] if args.device else []
+            found[when] = json.loads(_evaluation(words))
+        found["comparison"] = _evaluation(["compare", *folders])
+        evaluations.append(found)
     return evaluations
-
-
-@contextmanager
-def _as_model(args: argparse.Namespace, result: Path, is_adapter: bool) -> Iterator[Path]:
-    """The folder of the trained model; an adapter is merged into one, which is removed in the end."""
-    if not is_adapter:
-        yield result
-        return
-    merged = result.parent / "merged"
-    rmtree(merged, ignore_errors=True)
-    try:
-        pipe = load_pipeline(args.model, args.device, args.dtype)
-        pipe.load_adapter(result)
-        pipe.save_pretrained(merged)
-        del pipe
-        yield merged
-    finally:
-        rmtree(merged, ignore_errors=True)
 
 
 def _evaluation(words: list[str]) -> str:

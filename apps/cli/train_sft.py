@@ -16,6 +16,7 @@ from safetensors import SafetensorError
 from ...blocks.checkpoints.hub import open_model
 from ...blocks.errors import OptionError, ResourceError, check_integer, check_number
 from ...blocks.files import atomic_write
+from ...blocks.progress import progress_bar
 from ...eval.atomic_io import disk_errors, folder_lock
 from ...learn import contact_sheet, validation
 from ...learn.adapters import LoraOptions, save_adapter
@@ -31,7 +32,7 @@ from .inputs import user_path
 from .long_work import long_work
 from .options import given_fields
 from .train_data import Source, read_source, report_faults
-from .train_log import TrainingLog, progress_bar
+from .train_log import TrainingLog
 from .train_report import compare_suites, report_lines
 
 if TYPE_CHECKING:
@@ -128,8 +129,7 @@ class _Training:
             elif (self.run_dir / "training.json").exists():
                 note(f"{self.result} is there already")
                 facts = json.loads((self.run_dir / "training.json").read_text(encoding="utf-8"))
-            is_adapter = self.options.lora is not None
-            evaluations = compare_suites(self.run_dir, self.args, self.result, is_adapter)
+            evaluations = compare_suites(self.run_dir, self.args, self.result)
         facts |= {"evaluations": evaluations, "seconds": round(time.monotonic() - self.started, 1)}
         with atomic_write(self.run_dir / "report.md") as stream:
             stream.write("\n".join(report_lines(facts)).encode())
@@ -163,7 +163,7 @@ class _Training:
             self._sample(pipe, prompts, 0)
             run.run(lambda figures: self._observe(pipe, prompts, log, figures), self.args.sample_every)
         after = self._validate(pipe, kept_out)
-        self._write_result(pipe, run, dtype)
+        write_result(pipe, run.adapter, self.result, dtype)
         facts = {
             "model": self.args.model,
             "folder": str(self.run_dir),
@@ -241,16 +241,6 @@ class _Training:
     def _validate(self, pipe: "Pipeline", kept_out: Sequence[Examples]) -> dict[str, float]:
         return validation.validation_loss(pipe, kept_out, self.options.rows_at_once)
 
-    def _write_result(self, pipe: "Pipeline", run: SftRun, dtype: torch.dtype) -> None:
-        pipe.model.eval()
-        try:
-            if run.adapter is not None:
-                save_adapter(pipe.model, run.adapter, self.result)
-            else:
-                pipe.to(dtype).save_pretrained(self.result)
-        except SafetensorError as error:  # of a full disk
-            raise ResourceError(f"can't write {self.result}: {error}") from error
-
 
 LESS_MEMORY = "accepted: --recompute, fewer --rows-at-once, or --lora in place of all weights"
 """What to do if training needs more memory than there is."""
@@ -259,3 +249,15 @@ LESS_MEMORY = "accepted: --recompute, fewer --rows-at-once, or --lora in place o
 def _write_json(path: Path, content: dict[str, Any]) -> None:
     with atomic_write(path) as stream:
         stream.write(json.dumps(content, indent=2).encode() + b"\n")
+
+
+def write_result(pipe: "Pipeline", adapter: Any, result: Path, dtype: torch.dtype) -> None:
+    """Write the trained adapter, or without one the model in `dtype`. Raises `ResourceError`."""
+    pipe.model.eval()
+    try:
+        if adapter is not None:
+            save_adapter(pipe.model, adapter, result)
+        else:
+            pipe.to(dtype).save_pretrained(result)
+    except SafetensorError as error:  # of a full disk
+        raise ResourceError(f"can't write {result}: {error}") from error

@@ -1,57 +1,20 @@
 """Adapters that PEFT made on transformers' models give transformers' logits here."""
 
-import shutil
-
 import pytest
 import torch
-from bifrons import JanusPipeline
+
+from ..transformers_janus import make_pair
 
 peft = pytest.importorskip("peft")
 transformers = pytest.importorskip("transformers")
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
 LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
-SIZES = {
-    "text_config": {
-        "hidden_size": 64,
-        "intermediate_size": 96,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "vocab_size": 704,
-        "max_position_embeddings": 2048,
-    },
-    "vision_config": {
-        "hidden_size": 48,
-        "num_hidden_layers": 1,
-        "num_attention_heads": 4,
-        "image_size": 96,
-        "patch_size": 16,
-        "projection_dim": 64,
-        "num_image_tokens": 36,
-    },
-    "vq_config": {
-        "base_channels": 32,
-        "latent_channels": 64,
-        "num_embeddings": 512,
-        "projection_dim": 64,
-        "image_token_embed_dim": 64,
-    },
-    "image_token_id": 509,
-    "tie_word_embeddings": False,
-}
 
 
 @pytest.fixture
 def transformers_pair(tmp_path_factory, janus_mini):
     """transformers' model with random weights, and ours with the same."""
-    torch.manual_seed(0)
-    theirs = transformers.JanusForConditionalGeneration(transformers.JanusConfig(**SIZES)).eval()
-    for parameter in theirs.parameters():
-        parameter.data.normal_(std=0.15 if parameter.ndim > 1 else 0.5)
-    folder = tmp_path_factory.mktemp("hf")
-    theirs.save_pretrained(folder)
-    for name in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"):
-        shutil.copy(janus_mini / name, folder)
-    return theirs, JanusPipeline.from_pretrained(folder, device="cpu", progress=False)
+    return make_pair(tmp_path_factory.mktemp("hf"), janus_mini)
 
 
 def adapted(model, folder, **settings):

@@ -1,60 +1,21 @@
 """Losses and their gradients equal those of transformers' Janus with the same random weights."""
 
-import shutil
-
 import pytest
 import torch
 import torch.nn.functional as F
-from bifrons import JanusPipeline
 from bifrons.janus.weight_names import transformers_keys
 from bifrons.learn.examples import PaintExample, read_example
 from bifrons.learn.losses import TrainingModel, collate
 
-transformers = pytest.importorskip("transformers")
+from ..transformers_janus import make_pair
 
-SIZES = {
-    "text_config": {
-        "hidden_size": 64,
-        "intermediate_size": 96,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "vocab_size": 704,
-        "max_position_embeddings": 2048,
-    },
-    "vision_config": {
-        "hidden_size": 48,
-        "num_hidden_layers": 1,
-        "num_attention_heads": 4,
-        "image_size": 96,
-        "patch_size": 16,
-        "projection_dim": 64,
-        "num_image_tokens": 36,
-    },
-    "vq_config": {
-        "base_channels": 32,
-        "latent_channels": 64,
-        "num_embeddings": 512,
-        "projection_dim": 64,
-        "image_token_embed_dim": 64,
-    },
-    "image_token_id": 509,
-    "tie_word_embeddings": False,
-}
+transformers = pytest.importorskip("transformers")
 
 
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory, janus_mini):
     """transformers' model, and ours with its weights, both trainable."""
-    torch.manual_seed(0)
-    theirs = transformers.JanusForConditionalGeneration(transformers.JanusConfig(**SIZES)).eval()
-    with torch.no_grad():
-        for parameter in theirs.parameters():
-            parameter.normal_(std=0.15 if parameter.ndim > 1 else 0.5)
-    folder = tmp_path_factory.mktemp("hf")
-    theirs.save_pretrained(folder)
-    for name in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"):
-        shutil.copy(janus_mini / name, folder)
-    ours = JanusPipeline.from_pretrained(folder, device="cpu", progress=False)
+    theirs, ours = make_pair(tmp_path_factory.mktemp("hf"), janus_mini)
     ours.model.train().requires_grad_(True)
     return theirs, ours
 

@@ -18,7 +18,7 @@ def test_both_models_are_evaluated_and_compared(tmp_path, monkeypatch) -> None:
 
     monkeypatch.setattr(train_report, "_evaluation", evaluation)
     args = argparse.Namespace(model="old", eval=["shapes"], eval_limit=6, device="cpu", dtype=None)
-    found = train_report.compare_suites(tmp_path, args, Path("new"), is_adapter=False)
+    found = train_report.compare_suites(tmp_path, args, Path("new"))
     folders = [str(tmp_path / "eval" / name) for name in ("shapes-before", "shapes-after")]
     shared = ["--json", "--limit", "6", "--device", "cpu"]
     assert calls == [
@@ -32,3 +32,14 @@ def test_both_models_are_evaluated_and_compared(tmp_path, monkeypatch) -> None:
     assert "| image tokens | 2.0000 | 1.5000 |" in lines
     assert "shapes: 90.0% before, 80.0% after" in lines
     assert "overall  90.00%  80.00%" in lines
+
+
+def test_an_adapter_is_evaluated_on_its_model(tmp_path, monkeypatch) -> None:
+    calls: list[list[str]] = []
+    monkeypatch.setattr(train_report, "_evaluation", lambda words: calls.append(words) or "{}")
+    (tmp_path / "adapter").mkdir()
+    (tmp_path / "adapter" / "adapter_config.json").write_text("{}")
+    args = argparse.Namespace(model="old", eval=["shapes"], eval_limit=None, device=None, dtype=None)
+    train_report.compare_suites(tmp_path, args, tmp_path / "adapter")
+    assert calls[0][3:5] == ["--model", "old"]
+    assert calls[1][3:7] == ["--model", "old", "--adapter", str(tmp_path / "adapter")]
