@@ -1,0 +1,288 @@
+"""Random layouts of the world of things: where each thing of a request is drawn, in pixels.
+
+Things stand on the ground of a place, or float where a request has one above another. They keep apart from each
+other, but for those in front of, behind or inside another. Sizes and positions are multiples of 1 / LATTICE of
+the shorter side: fine enough for variety, coarse enough for a small codebook.
+"""
+
+from dataclasses import dataclass
+from random import Random
+
+from .catalog import PAINTS, Place, Thing, places, things
+from .requests import DEPTHS, SIZES, Group, Link, Request, held_out_coloring
+from .scene import Box, normalized_offset, relation
+from .sprites import Sprite, sprite
+
+LATTICE = 64
+CLEAR_OFFSET = 0.7
+"""The least normalized offset of a relation that a sentence names; GenEval's own threshold is 0.5."""
+
+_CROWD = {1: 1.4, 2: 1.12, 3: 0.95, 4: 0.85, 5: 0.76, 6: 0.7}  # factor of all sizes by the number of things
+_SMALLEST, _LARGEST = 0.15, 0.86  # of the shorter side
+_GAP, _MARGIN = 0.02, 0.02  # of the shorter side: between boxes, and to the border
+_TRIES = 14  # positions tried for one thing before the whole layout is drawn anew
+_SHRINK = 0.94  # factor of all sizes from one attempt to the next
+_FLOATING_FROM = 8  # attempts on the ground before things float
+_USUAL = 0.6  # probability that a thing without a named color has one of its usual colors
+_TILTED = 0.15  # probability that a floating thing is tilted
+
+
+@dataclass
+class Piece:
+    """A thing in a layout. left, top: of its sprite, in pixels. key: the nearer, the larger. holder: the piece
+    that it is inside of, if any. grounded: whether it has a shadow."""
+
+    group: int
+    thing: Thing
+    color: str
+    pose: int
+    size: int
+    flip: bool
+    angle: int
+    left: int = 0
+    top: int = 0
+    key: float = 0.0
+    holder: "Piece | None" = None
+    grounded: bool = False
+
+    @property
+    def sprite(self) -> Sprite:
+        """Its cached pixels."""
+        return sprite(self.thing.name, self.pose, self.color, self.size, self.flip, self.angle)
+
+    @property
+    def box(self) -> Box:
+        """In pixels."""
+        return self.left, self.top, self.left + self.sprite.width, self.top + self.sprite.height
+
+    def to_pixels(self, box: Box) -> Box:
+        """A box in units of the unrotated drawing, in pixels of the picture."""
+        drawn = self.sprite
+        x0, x1 = box[0] * drawn.scale - drawn.left, box[2] * drawn.scale - drawn.left
+        if self.flip:
+            x0, x1 = drawn.width - x1, drawn.width - x0
+        y0, y1 = (y * drawn.scale - drawn.top + self.top for y in (box[1], box[3]))
+        return x0 + self.left, y0, x1 + self.left, y1
+
+    def front(self) -> int | None:
+        """The picture's row from which on it hides what is inside; None if it hides nothing."""
+        front = self.thing.poses[self.pose].front
+        return None if front is None else round(self.to_pixels((0, front, 0, front))[1])
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Pieces from far to near, and the background."""
+
+    pieces: tuple[Piece, ...]
+    place: Place
+    variant: int
+    color: tuple[int, int, int]
+
+
+class _NoRoom(Exception):
+    """An attempt found no position for a thing."""
+
+
+class Arranger:
+    """Draws layouts of one request at random: each call of `attempt` another one, with smaller and smaller
+    things. split: "train" gives unnamed things no color that is held out for them."""
+
+    def __init__(self, request: Request, rng: Random, width: int, height: int, split: str = "any") -> None:
+        self.request, self.rng, self.split = request, rng, split
+        self.width, self.height, self.side = width, height, min(width, height)
+        self.cell = self.side / LATTICE
+        names = {link.name for link in request.links}
+        self.vertical = bool(names & {"above", "below"})
+        self.attempts = 0
+        self.place = self._choose_place()
+        self.pieces: list[Piece] = []
+
+    def _choose_place(self) -> Place:
+        """The named place, or mostly one where most of the things are usual."""
+        if self.request.place:
+            return places()[self.request.place]
+        flat, real = ([p for p in places().values() if (p.ground is None) == none] for none in (True, False))
+        if self.rng.random() < (0.75 if self.vertical else 0.3):
+            return self.rng.choice(flat)
+        kinds = [things()[group.thing].kind for group in self.request.groups]
+        most = max(sum(kind in place.fits for kind in kinds) for place in real)
+        usual = [place for place in real if sum(kind in place.fits for kind in kinds) == most]
+        return self.rng.choice(usual if self.rng.random() < 0.85 else real)
+
+    def attempt(self) -> Layout | None:
+        """A layout, or None if something found no room."""
+        self.attempts += 1
+        self.pieces = []
+        self.scale = _CROWD[self.request.total] * _SHRINK ** max(0, self.attempts - 3)
+        standing = self.place.ground is not None and not self.vertical
+        self.grounded = standing and self.attempts < _FLOATING_FROM
+        try:
+            for index in self._order():
+                for number in range(self.request.groups[index].count):
+                    self._add(index, number)
+        except _NoRoom:
+            return None
+        variant, color = self.rng.randrange(len(self.place.variants)), self.rng.choice(self.place.colors)
+        return Layout(tuple(sorted(self.pieces, key=lambda piece: piece.key)), self.place, variant, color)
+
+    def _order(self) -> list[int]:
+        """Groups, each after those that its links refer to, as far as they allow it; large things first."""
+        groups, links = self.request.groups, self.request.links
+        waiting = sorted(range(len(groups)), key=lambda i: -things()[groups[i].thing].size)
+        order: list[int] = []
+        while waiting:
+            free = [i for i in waiting if all(k.second in order for k in links if k.first == i)] or waiting
+            order.append(free[0])
+            waiting.remove(free[0])
+        return order
+
+    def _links_of(self, index: int) -> list[Link]:
+        return [link for link in self.request.links if link.first == index]
+
+    def _color(self, group: Group) -> str:
+        """The named color, that of the group's first thing (mostly), a usual one (mostly), or any."""
+        if group.color:
+            return group.color
+        same = [piece.color for piece in self.pieces if piece.thing.name == group.thing]
+        if same and self.rng.random() < 0.7:
+            return same[0]
+        known = things()[group.thing]
+        colors = known.colors if self.rng.random() < _USUAL else tuple(PAINTS)
+        taken = {g.color for g in self.request.groups if g.thing == group.thing and g is not group}
+        absent = {a.color for a in self.request.absences if a.color and a.thing in (None, group.thing)}
+        for pool in (colors, tuple(PAINTS)):
+            free = [c for c in pool if c not in taken | absent]
+            if self.split == "train":
+                free = [c for c in free if not held_out_coloring(group.thing, c)]
+            if free:
+                return self.rng.choice(free)
+        return self.rng.choice(known.colors)
+
+    def _size(self, group: Group, factor: float = 1.0) -> int:
+        """The longer side in pixels, a multiple of the lattice's cell."""
+        wanted = things()[group.thing].size * self.scale * factor * self.rng.uniform(0.9, 1.12)
+        wanted *= SIZES[group.size] if group.size else 1.0
+        return round(max(2, round(min(max(wanted, _SMALLEST), _LARGEST) * LATTICE)) * self.cell)
+
+    def _add(self, index: int, number: int) -> None:
+        group, known = self.request.groups[index], things()[self.request.groups[index].thing]
+        holding = any(link.name == "inside" and link.second == index for link in self.request.links)
+        poses = known.holders if holding and known.holders else range(len(known.poses))
+        tilt = not self.grounded and not holding and self.rng.random() < _TILTED
+        piece = Piece(
+            index,
+            known,
+            self._color(group),
+            self.rng.choice(poses),
+            self._size(group, 1.3 if holding else 1.0),
+            self.rng.random() < 0.5 and known.name != "stop sign",
+            self.rng.choice((-12, -8, 8, 12)) if tilt else 0,
+        )
+        links = self._links_of(index) if number == 0 else []
+        depth = [link for link in links if link.name in DEPTHS]
+        if depth:
+            self._add_near(piece, depth[0].name, next(p for p in self.pieces if p.group == depth[0].second))
+        else:
+            self._add_apart(piece, links)
+        self.pieces.append(piece)
+
+    def _add_apart(self, piece: Piece, links: list[Link]) -> None:
+        """Find a position away from all pieces, in the named relations to others."""
+        for _ in range(_TRIES):
+            piece.left, piece.top = self._anywhere(piece, links)
+            piece.grounded = self.grounded and not self._flies(piece)
+            if self._apart(piece.box) and all(self._clear(piece, link) for link in links):
+                piece.key = piece.box[3]
+                return
+        raise _NoRoom
+
+    def _flies(self, piece: Piece) -> bool:
+        pose = piece.thing.poses[piece.pose].name
+        return piece.thing.sky or pose == "flying"
+
+    def _snap(self, low: float, high: float) -> int:
+        """A random multiple of the cell in [low, high], in pixels."""
+        first, last = -int(-low // self.cell), int(high // self.cell)
+        if first > last:
+            raise _NoRoom
+        return round(self.rng.randint(first, last) * self.cell)
+
+    def _anywhere(self, piece: Piece, links: list[Link]) -> tuple[int, int]:
+        """Left and top of a random position on the ground, in the air, or anywhere; on the right side of the
+        things that the links name."""
+        drawn, margin = piece.sprite, _MARGIN * self.side
+        x0, x1 = margin, self.width - margin - drawn.width
+        y0, y1 = margin, self.height - margin - drawn.height
+        if self.grounded and self.place.ground is not None:
+            ground = self.place.ground * self.height
+            if self._flies(piece):
+                y1 = max(y0, min(y1, ground - drawn.height))
+            else:
+                y0 = max(y0, ground + 0.04 * self.height - drawn.height)
+        for link in links:
+            box = next(p for p in self.pieces if p.group == link.second).box
+            if link.name == "left of":
+                x1 = min(x1, box[0] - drawn.width)
+            elif link.name == "right of":
+                x0 = max(x0, box[2])
+            elif link.name == "above":
+                y1 = min(y1, box[1] - drawn.height)
+            else:
+                y0 = max(y0, box[3])
+        return self._snap(x0, x1), self._snap(y0, y1)
+
+    def _clear(self, piece: Piece, link: Link) -> bool:
+        other = next(p for p in self.pieces if p.group == link.second)
+        dx, dy = normalized_offset(piece.box, other.box)
+        return relation(piece.box, other.box) == {link.name} and max(abs(dx), abs(dy)) > CLEAR_OFFSET
+
+    def _apart(self, box: Box, but: Piece | None = None) -> bool:
+        gap = _GAP * self.side
+        return all(
+            box[2] + gap <= b[0] or box[0] >= b[2] + gap or box[3] + gap <= b[1] or box[1] >= b[3] + gap
+            for b in (piece.box for piece in self.pieces if but is None or but not in (piece, piece.holder))
+        )
+
+    def _fits(self, box: Box) -> bool:
+        return box[0] >= 0 and box[1] >= 0 and box[2] <= self.width and box[3] <= self.height
+
+    def _add_near(self, piece: Piece, name: str, other: Piece) -> None:
+        """Find a position in front of, behind or inside another piece."""
+        piece.grounded = other.grounded and name != "inside"
+        for _ in range(_TRIES):
+            if name == "inside":
+                self._put_inside(piece, other)
+            else:
+                self._put_across(piece, other, 1 if name == "in front of" else -1)
+            if self._fits(piece.box) and self._apart(piece.box, other):
+                return
+        raise _NoRoom
+
+    def _put_inside(self, piece: Piece, holder: Piece) -> None:
+        """Scaled to the holder's box for things inside it (else the middle of the holder), and on its ground."""
+        inside = holder.thing.poses[holder.pose].inside
+        if inside is None:
+            x0, y0, x1, y1 = holder.box
+            box = (x0 + (x1 - x0) / 4, y0 + (y1 - y0) / 4, x1 - (x1 - x0) / 4, y1 - (y1 - y0) / 5)
+        else:
+            box = holder.to_pixels(inside)
+        width, height = box[2] - box[0], box[3] - box[1]
+        piece.angle, longer = 0, max(piece.sprite.width, piece.sprite.height)
+        fit = min(width / piece.sprite.width, height / piece.sprite.height) * longer * self.rng.uniform(0.85, 1)
+        piece.size = max(int(fit), 4)
+        if piece.size < 0.07 * self.side:
+            raise _NoRoom
+        spare = max(0.0, width - piece.sprite.width)
+        piece.left = int(box[0] + self.rng.uniform(0.2, 0.8) * spare)
+        piece.top = int(box[3] - piece.sprite.height)
+        piece.key, piece.holder = holder.key + 0.5, holder
+
+    def _put_across(self, piece: Piece, other: Piece, side: int) -> None:
+        """Overlapping by a part of the narrower one's width; the nearer one (side 1: the piece) stands lower."""
+        drawn, b = piece.sprite, other.box
+        shared = self.rng.uniform(0.35, 0.6) * min(drawn.width, b[2] - b[0])
+        left = b[0] - drawn.width + shared if self.rng.random() < 0.5 else b[2] - shared
+        lower = self.rng.uniform(0.04, 0.1) * self.side * side
+        piece.left, piece.top = round(left), round(b[3] + lower - drawn.height)
+        piece.key = piece.box[3]

@@ -1,0 +1,105 @@
+"""Pictures of the world of things with their truth: what is where, in which color, how near and how visible.
+
+Shape suffixes: H height, W width; 3 is red, green, blue.
+"""
+
+from dataclasses import dataclass
+from functools import lru_cache
+from random import Random
+
+import numpy as np
+from PIL import Image
+
+from ...blocks.errors import OptionError
+from .layout import Arranger, Layout, Piece
+from .requests import Request, Seen, satisfies
+from .sprites import backdrop
+
+MAX_ATTEMPTS = 80
+MIN_SIDE, MAX_SIDE = 64, 2048
+_SHADOW = 0.26  # opacity of the shadow under a thing that stands on the ground
+_OPAQUE = 127  # alpha from which on a pixel belongs to a thing
+
+
+@dataclass(frozen=True)
+class Picture:
+    """pixels_HW3: uint8. seen: the things from far to near. owner_HW: int8, the index in `seen` of the thing that
+    is visible in each pixel, -1 for the background. place: the background's name."""
+
+    pixels_HW3: np.ndarray
+    seen: tuple[Seen, ...]
+    owner_HW: np.ndarray
+    place: str
+
+    def image(self) -> Image.Image:
+        """The picture as an RGB image."""
+        return Image.fromarray(self.pixels_HW3)
+
+
+@lru_cache(maxsize=256)
+def _shadow(width: int, height: int) -> np.ndarray:
+    """Light that an elliptic shadow with soft edges lets through, [height, width, 1]."""
+    y, x = np.mgrid[:height, :width]
+    distance = np.hypot((x + 0.5) / width * 2 - 1, (y + 0.5) / height * 2 - 1)
+    return (1 - _SHADOW * np.clip((1 - distance) * 3, 0, 1))[..., None].astype(np.float32)
+
+
+def _cast_shadow(canvas_HW3: np.ndarray, piece: Piece) -> None:
+    x0, _, x1, y1 = map(int, piece.box)
+    height = max(4, (x1 - x0) // 7)
+    top, bottom = max(0, y1 - height * 2 // 3), min(len(canvas_HW3), y1 - height * 2 // 3 + height)
+    shadow = _shadow(x1 - x0, height)[: bottom - top]
+    canvas_HW3[top:bottom, x0:x1] *= shadow
+
+
+def _blend(canvas_HW3: np.ndarray, owner_HW: np.ndarray, piece: Piece, number: int, first_row: int = 0) -> None:
+    """Draw a piece; of rows above `first_row` of the picture nothing."""
+    x0, y0, x1, y1 = map(int, piece.box)
+    start = max(0, first_row - y0)
+    pixels_HW4 = piece.sprite.pixels_HW4[start:]
+    area = (slice(y0 + start, y1), slice(x0, x1))
+    canvas_HW3[area] *= 1 - pixels_HW4[..., 3:] / 255
+    canvas_HW3[area] += pixels_HW4[..., :3]
+    owner_HW[area][pixels_HW4[..., 3] > _OPAQUE] = number
+
+
+def compose(layout: Layout, width: int, height: int) -> Picture:
+    """Draw a layout, and measure what is visible."""
+    canvas_HW3 = backdrop(layout.place.name, layout.variant, layout.color, width, height).copy()
+    owner_HW = np.full((height, width), -1, dtype=np.int8)
+    numbers = {id(piece): number for number, piece in enumerate(layout.pieces)}
+    for piece in layout.pieces:
+        if piece.grounded:
+            _cast_shadow(canvas_HW3, piece)
+        _blend(canvas_HW3, owner_HW, piece, numbers[id(piece)])
+        if piece.holder is not None and (front := piece.holder.front()) is not None:
+            _blend(canvas_HW3, owner_HW, piece.holder, numbers[id(piece.holder)], front)
+    counts = np.bincount((owner_HW + 1).ravel(), minlength=len(layout.pieces) + 1)[1:]
+    seen = []
+    for number, piece in enumerate(layout.pieces):
+        whole = int((piece.sprite.pixels_HW4[..., 3] > _OPAQUE).sum())
+        visible = int(counts[number]) / max(whole, 1)
+        seen.append(Seen(piece.thing.name, piece.color, piece.pose, piece.box, number, visible))
+    pixels_HW3 = (canvas_HW3 + 0.5).clip(0, 255).astype(np.uint8)
+    return Picture(pixels_HW3, tuple(seen), owner_HW, layout.place.name)
+
+
+def paint(
+    request: Request, rng: Random, width: int = 192, height: int = 192, split: str = "any"
+) -> Picture:
+    """A random picture that shows what the request says and nothing else.
+
+    The same request and state of `rng` give the same picture. split: "train" draws no thing in a color held out
+    for it unless the request names it. Raises OptionError for sides out of range, and for a request without a
+    picture, such as one in which a thing is left and right of another.
+    """
+    if not MIN_SIDE <= min(width, height) <= max(width, height) <= MAX_SIDE:
+        raise OptionError(f"{width} x {height} pixels; accepted: sides of {MIN_SIDE} to {MAX_SIDE}")
+    arranger = Arranger(request, rng, width, height, split)
+    for _ in range(MAX_ATTEMPTS):
+        layout = arranger.attempt()
+        if layout is not None:
+            picture = compose(layout, width, height)
+            if satisfies(request, picture.seen):
+                return picture
+    raise OptionError(f"no picture was found that shows {request}; do its relations contradict each other?")

@@ -1,0 +1,143 @@
+"""Sprites: things as RGBA pictures of any size and color, from vector drawings rasterized by resvg.
+
+A drawing's pixels are linear in its main color: with premultiplied RGB, `black + main * color / 255`, where `black`
+is the drawing in black and `main` the share of the main color in each pixel. Each pose is therefore rasterized
+twice, once and for all; sizes, colors, reflections and rotations are cheap.
+
+Shape suffixes: H height, W width; 3 is red, green, blue; 4 is premultiplied red, green, blue and alpha.
+"""
+
+import io
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from ...blocks.errors import OptionError, ResourceError
+from .catalog import PAINTS, places, thing
+
+MASTER = 256
+"""Pixels of a drawing's 108 units (100 and a margin of 4 on each side) in the cached master."""
+MARGIN, UNITS = 4.0, 108.0
+MAX_ANGLE = 20
+"""The largest rotation, in degrees."""
+
+
+@dataclass(frozen=True)
+class Sprite:
+    """Premultiplied float32 pixels [H, W, 4] in 0 to 255, cropped to what is visible, and the drawing's frame.
+
+    left, top, scale: a point (x, y) of the unrotated drawing, in its units, is at pixel
+    (x * scale - left, y * scale - top).
+    """
+
+    pixels_HW4: np.ndarray
+    left: float
+    top: float
+    scale: float
+
+    @property
+    def width(self) -> int:
+        """In pixels."""
+        return self.pixels_HW4.shape[1]
+
+    @property
+    def height(self) -> int:
+        """In pixels."""
+        return self.pixels_HW4.shape[0]
+
+
+def import_resvg() -> Any:
+    """The module `resvg_py`. Raises ResourceError with the command that installs it."""
+    try:
+        import resvg_py
+    except ImportError as error:
+        raise ResourceError(
+            "drawing the world of things needs the package resvg-py: pip install 'bifrons[world]'"
+        ) from error
+    return resvg_py
+
+
+def rasterize(svg: str, width: int, height: int) -> np.ndarray:
+    """An SVG as uint8 [H, W, 4], not premultiplied."""
+    png = import_resvg().svg_to_bytes(svg_string=svg, width=width, height=height, skip_system_fonts=True)
+    return np.asarray(Image.open(io.BytesIO(png)).convert("RGBA"))
+
+
+def _with_color(opening: str, elements: str, color: str) -> str:
+    start = opening.index(">")
+    return f'{opening[:start]} color="{color}"{opening[start:]}<g>{elements}</g></svg>'
+
+
+@lru_cache(maxsize=512)
+def _master(name: str, pose: int) -> tuple[Image.Image, Image.Image, tuple[int, int]]:
+    """The black drawing as premultiplied RGB; alpha and the main color's share as red and green; left and top
+    of both in the whole master."""
+    drawing = thing(name).poses[pose]
+    black, white = (
+        rasterize(_with_color(thing(name).opening, drawing.elements, color), MASTER, MASTER).astype(np.float32)
+        for color in ("#000", "#fff")
+    )
+    alpha_HW1 = black[..., 3:]
+    black_HW3, white_HW3 = (rgba[..., :3] * alpha_HW1 / 255 for rgba in (black, white))
+    main_HW = (white_HW3 - black_HW3).mean(-1).clip(0, 255)
+    shares_HW3 = np.stack((alpha_HW1[..., 0], main_HW, main_HW), axis=-1)
+    rows, columns = (np.flatnonzero((alpha_HW1[..., 0] > 8).any(axis)) for axis in (1, 0))
+    box = (int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1)
+    images = [Image.fromarray((a + 0.5).astype(np.uint8)).crop(box) for a in (black_HW3, shares_HW3)]
+    return images[0], images[1], box[:2]
+
+
+def aspect_of(name: str, pose: int) -> float:
+    """Width / height of an unrotated pose's visible pixels."""
+    width, height = _master(name, pose)[0].size
+    return width / height
+
+
+def _turn(image: Image.Image, flip: bool, angle: int) -> Image.Image:
+    """Reflected and rotated counterclockwise by `angle` degrees, on a larger canvas."""
+    image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if flip else image
+    return image.rotate(angle, Image.Resampling.BICUBIC, expand=True) if angle else image
+
+
+@lru_cache(maxsize=8192)
+def sprite(name: str, pose: int, color: str, size: int, flip: bool = False, angle: int = 0) -> Sprite:
+    """A thing in a pose and one of PAINTS' colors; its longer side is `size` pixels before it is rotated.
+
+    flip: reflected left to right. angle: counterclockwise, in whole degrees, up to MAX_ANGLE either way. Treat the
+    pixels as read-only: sprites are cached. Raises OptionError for an unknown thing, pose or color, a size below
+    4 pixels and a larger angle.
+    """
+    if color not in PAINTS:
+        raise OptionError(f"color {color!r} is unknown; accepted: {', '.join(PAINTS)}")
+    if not 0 <= pose < len(thing(name).poses):
+        raise OptionError(f"{name} has no pose {pose}; accepted: 0 to {len(thing(name).poses) - 1}")
+    if size < 4 or abs(angle) > MAX_ANGLE:
+        raise OptionError(
+            f"size {size} at {angle} degrees; accepted: from 4 pixels, {-MAX_ANGLE} to {MAX_ANGLE} degrees"
+        )
+    *images, (left, top) = _master(name, pose)
+    width, height = images[0].size
+    factor = size / max(width, height)
+    target = (max(1, round(width * factor)), max(1, round(height * factor)))
+    black, shares = (_turn(image.resize(target, Image.Resampling.HAMMING), flip, angle) for image in images)
+    shares_HW3 = np.asarray(shares, dtype=np.float32)
+    rgb_HW3 = np.asarray(black, dtype=np.float32) + shares_HW3[..., 1:2] * (np.array(PAINTS[color]) / 255)
+    pixels_HW4 = np.concatenate((rgb_HW3, shares_HW3[..., :1]), axis=-1).astype(np.float32)
+    scale = factor * MASTER / UNITS
+    if angle:
+        rows, columns = (np.flatnonzero((pixels_HW4[..., 3] > 8).any(axis)) for axis in (1, 0))
+        pixels_HW4 = pixels_HW4[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+    return Sprite(pixels_HW4, left * factor - MARGIN * scale, top * factor - MARGIN * scale, scale)
+
+
+@lru_cache(maxsize=256)
+def backdrop(name: str, variant: int, color: tuple[int, int, int], width: int, height: int) -> np.ndarray:
+    """A place without things: float32 [H, W, 3] in 0 to 255, to be read only. Raises OptionError for others."""
+    if name not in places() or not 0 <= variant < len(places()[name].variants):
+        raise OptionError(f"place {name!r}, variant {variant} is unknown; accepted: {', '.join(places())}")
+    place = places()[name]
+    svg = _with_color(place.opening, place.variants[variant].elements, "rgb({}, {}, {})".format(*color))
+    return rasterize(svg, width, height)[..., :3].astype(np.float32)
