@@ -1,19 +1,20 @@
 """The things and the places of the world of things, read from their vector pictures.
 
-A thing is one file of `things/`, a place one file of `places/`: adding a file adds the thing. The root element's
-attributes say what a scene and a sentence need to know:
+A thing is one file of `things/`, a place one file of `places/`: adding a file adds the thing. The root
+element's attributes say what a scene and a sentence need to know:
 
 - `data-size`: the longer side in a scene, in units of the picture's shorter side;
-- `data-kind`: what sort of thing it is, and `data-fits`: the kinds that are usual in a place, separated by spaces;
+- `data-kind`: what sort of thing it is, and `data-fits`: the kinds that are usual in a place, separated by
+  spaces;
 - `data-plural`, `data-also`: an irregular plural, and other names, separated by `|`;
 - `data-colors`: usual colors of a thing (names) or of a place (hexadecimal); without one, any color is usual;
 - `data-sky`: the thing is at home in the air;
 - `data-ground`: where a place's ground begins, in percent of the height; without one, things float;
 - `data-words`: phrases for a place, separated by `|`.
 
-Each `<g id>` is one pose (of a thing) or one variant (of a place), on a canvas of 100 x 100 units. The main color
-is `currentColor`. `data-inside` is the box in a pose that holds what is inside the thing, and `data-front` the
-height from which on the thing hides it.
+Each `<g id>` is one pose (of a thing) or one variant (of a place), on a canvas of 100 x 100 units. The main
+color is `currentColor`. `data-inside` is the box in a pose that holds what is inside the thing, and
+`data-front` the height from which on the thing hides it.
 """
 
 import re
@@ -59,7 +60,8 @@ class Pose:
 
 @dataclass(frozen=True)
 class Thing:
-    """A class of objects: how it is called, how large it is drawn, and its poses. See the module's docstring."""
+    """A class of objects: how it is called, how large it is drawn, and its poses. See the module's
+    docstring."""
 
     name: str
     kind: str

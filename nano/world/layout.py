@@ -1,8 +1,8 @@
 """Random layouts of the world of things: where each thing of a request is drawn, in pixels.
 
-Things stand on the ground of a place, or float where a request has one above another. They keep apart from each
-other, but for those in front of, behind or inside another. Sizes and positions are multiples of 1 / LATTICE of
-the shorter side: fine enough for variety, coarse enough for a small codebook.
+Things stand on the ground of a place, or float where a request has one above another. They keep apart from
+each other, but for those in front of, behind or inside another. Positions are multiples of 1 / LATTICE of
+the shorter side, sizes of 2 / LATTICE: fine enough for variety, coarse enough for a small codebook.
 """
 
 from dataclasses import dataclass
@@ -21,16 +21,16 @@ _CROWD = {1: 1.4, 2: 1.12, 3: 0.95, 4: 0.85, 5: 0.76, 6: 0.7}  # factor of all s
 _SMALLEST, _LARGEST = 0.15, 0.86  # of the shorter side
 _GAP, _MARGIN = 0.02, 0.02  # of the shorter side: between boxes, and to the border
 _TRIES = 14  # positions tried for one thing before the whole layout is drawn anew
-_SHRINK = 0.94  # factor of all sizes from one attempt to the next
-_FLOATING_FROM = 8  # attempts on the ground before things float
+_SHRINK = 0.93  # factor of all sizes from one attempt to the next
+_FLOATING_FROM = 13  # attempts on the ground before things float
 _USUAL = 0.6  # probability that a thing without a named color has one of its usual colors
 _TILTED = 0.15  # probability that a floating thing is tilted
 
 
 @dataclass
 class Piece:
-    """A thing in a layout. left, top: of its sprite, in pixels. key: the nearer, the larger. holder: the piece
-    that it is inside of, if any. grounded: whether it has a shadow."""
+    """A thing in a layout. left, top: of its sprite, in pixels. key: the nearer, the larger. holder: the
+    piece that it is inside of, if any. grounded: whether it has a shadow."""
 
     group: int
     thing: Thing
@@ -160,10 +160,10 @@ class Arranger:
         return self.rng.choice(known.colors)
 
     def _size(self, group: Group, factor: float = 1.0) -> int:
-        """The longer side in pixels, a multiple of the lattice's cell."""
+        """The longer side in pixels, a multiple of two of the lattice's cells."""
         wanted = things()[group.thing].size * self.scale * factor * self.rng.uniform(0.9, 1.12)
         wanted *= SIZES[group.size] if group.size else 1.0
-        return round(max(2, round(min(max(wanted, _SMALLEST), _LARGEST) * LATTICE)) * self.cell)
+        return round(2 * round(min(max(wanted, _SMALLEST), _LARGEST) * LATTICE / 2) * self.cell)
 
     def _add(self, index: int, number: int) -> None:
         group, known = self.request.groups[index], things()[self.request.groups[index].thing]
@@ -177,7 +177,7 @@ class Arranger:
             self.rng.choice(poses),
             self._size(group, 1.3 if holding else 1.0),
             self.rng.random() < 0.5 and known.name != "stop sign",
-            self.rng.choice((-12, -8, 8, 12)) if tilt else 0,
+            self.rng.choice((-10, 10)) if tilt else 0,
         )
         links = self._links_of(index) if number == 0 else []
         depth = [link for link in links if link.name in DEPTHS]
@@ -260,7 +260,8 @@ class Arranger:
         raise _NoRoom
 
     def _put_inside(self, piece: Piece, holder: Piece) -> None:
-        """Scaled to the holder's box for things inside it (else the middle of the holder), and on its ground."""
+        """Scaled to the holder's box for things inside it (else the middle of the holder), and on its
+        ground."""
         inside = holder.thing.poses[holder.pose].inside
         if inside is None:
             x0, y0, x1, y1 = holder.box
@@ -269,7 +270,9 @@ class Arranger:
             box = holder.to_pixels(inside)
         width, height = box[2] - box[0], box[3] - box[1]
         piece.angle, longer = 0, max(piece.sprite.width, piece.sprite.height)
-        fit = min(width / piece.sprite.width, height / piece.sprite.height) * longer * self.rng.uniform(0.85, 1)
+        fit = (
+            min(width / piece.sprite.width, height / piece.sprite.height) * longer * self.rng.uniform(0.85, 1)
+        )
         piece.size = max(int(fit), 4)
         if piece.size < 0.07 * self.side:
             raise _NoRoom
@@ -279,7 +282,8 @@ class Arranger:
         piece.key, piece.holder = holder.key + 0.5, holder
 
     def _put_across(self, piece: Piece, other: Piece, side: int) -> None:
-        """Overlapping by a part of the narrower one's width; the nearer one (side 1: the piece) stands lower."""
+        """Overlapping by a part of the narrower one's width; the nearer one (side 1: the piece) stands
+        lower."""
         drawn, b = piece.sprite, other.box
         shared = self.rng.uniform(0.35, 0.6) * min(drawn.width, b[2] - b[0])
         left = b[0] - drawn.width + shared if self.rng.random() < 0.5 else b[2] - shared

@@ -23,8 +23,8 @@ _OPAQUE = 127  # alpha from which on a pixel belongs to a thing
 
 @dataclass(frozen=True)
 class Picture:
-    """pixels_HW3: uint8. seen: the things from far to near. owner_HW: int8, the index in `seen` of the thing that
-    is visible in each pixel, -1 for the background. place: the background's name."""
+    """pixels_HW3: uint8. seen: the things from far to near. owner_HW: int8, the index in `seen` of the
+    thing that is visible in each pixel, -1 for the background. place: the background's name."""
 
     pixels_HW3: np.ndarray
     seen: tuple[Seen, ...]
@@ -52,7 +52,9 @@ def _cast_shadow(canvas_HW3: np.ndarray, piece: Piece) -> None:
     canvas_HW3[top:bottom, x0:x1] *= shadow
 
 
-def _blend(canvas_HW3: np.ndarray, owner_HW: np.ndarray, piece: Piece, number: int, first_row: int = 0) -> None:
+def _blend(
+    canvas_HW3: np.ndarray, owner_HW: np.ndarray, piece: Piece, number: int, first_row: int = 0
+) -> None:
     """Draw a piece; of rows above `first_row` of the picture nothing."""
     x0, y0, x1, y1 = map(int, piece.box)
     start = max(0, first_row - y0)
@@ -84,14 +86,12 @@ def compose(layout: Layout, width: int, height: int) -> Picture:
     return Picture(pixels_HW3, tuple(seen), owner_HW, layout.place.name)
 
 
-def paint(
-    request: Request, rng: Random, width: int = 192, height: int = 192, split: str = "any"
-) -> Picture:
+def paint(request: Request, rng: Random, width: int = 192, height: int = 192, split: str = "any") -> Picture:
     """A random picture that shows what the request says and nothing else.
 
-    The same request and state of `rng` give the same picture. split: "train" draws no thing in a color held out
-    for it unless the request names it. Raises OptionError for sides out of range, and for a request without a
-    picture, such as one in which a thing is left and right of another.
+    The same request and state of `rng` give the same picture. split: "train" draws no thing in a color held
+    out for it unless the request names it. Raises OptionError for sides out of range, and for a request
+    without a picture, such as one in which a thing is left and right of another.
     """
     if not MIN_SIDE <= min(width, height) <= max(width, height) <= MAX_SIDE:
         raise OptionError(f"{width} x {height} pixels; accepted: sides of {MIN_SIDE} to {MAX_SIDE}")

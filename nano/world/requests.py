@@ -1,7 +1,7 @@
 """What a picture of the world of things must show, and whether a picture shows it.
 
-A request has groups ("three red cats"), links between groups ("a cat left of a dog") and absences ("no bird").
-GenEval's metadata rows are requests too.
+A request has groups ("three red cats"), links between groups ("a cat left of a dog") and absences ("no
+bird"). GenEval's metadata rows are requests too.
 """
 
 from collections.abc import Mapping, Sequence
@@ -20,7 +20,8 @@ SIZES = {"small": 0.66, "large": 1.4}
 """Words for sizes, and the factor by which a thing is drawn smaller or larger than usual."""
 MAX_THINGS = 6
 MIN_VISIBLE = 0.35
-"""The smallest share of a thing that is visible in a picture of things in front of, behind or inside others."""
+"""The smallest share of a thing that is visible in a picture of things in front of, behind or inside
+others."""
 MIN_ALONE = 0.97
 """The same in other pictures."""
 
@@ -65,7 +66,9 @@ class Request:
         """Raise OptionError for what no picture can show."""
         for part in (*self.groups, *self.absences):
             if part.thing is not None and part.thing not in things():
-                raise OptionError(f"{part.thing!r} is no thing of this world; accepted: {', '.join(things())}")
+                raise OptionError(
+                    f"{part.thing!r} is no thing of this world; accepted: {', '.join(things())}"
+                )
             if part.color is not None and part.color not in PAINTS:
                 raise OptionError(f"color {part.color!r} is unknown; accepted: {', '.join(PAINTS)}")
         if not 1 <= sum(group.count for group in self.groups) <= MAX_THINGS:
@@ -85,8 +88,8 @@ class Request:
 class Seen:
     """One thing of a picture's truth.
 
-    box: of all of it, in pixels, hidden parts included. depth: 0 is farthest. visible: the share of its pixels
-    that nothing hides.
+    box: of all of it, in pixels, hidden parts included. depth: 0 is farthest. visible: the share of its
+    pixels that nothing hides.
     """
 
     thing: str
@@ -108,9 +111,9 @@ def overlap(a: Box, b: Box) -> float:
 def holds(a: Seen, name: str, b: Seen) -> bool:
     """Whether A is `name` (one of LINKS) B.
 
-    Left, right, above and below are GenEval's rule for boxes. In front of, behind: the boxes overlap by a tenth
-    of the smaller one and more, and the nearer one hides a part of the other. Inside: A's lower edge and both
-    sides are within B's box.
+    Left, right, above and below are GenEval's rule for boxes. In front of, behind: the boxes overlap by a
+    tenth of the smaller one and more, and the nearer one hides a part of the other. Inside: A's lower edge
+    and both sides are within B's box.
     """
     if name in RELATIONS:
         return name in relation(a.box, b.box)
@@ -157,9 +160,7 @@ def members_of(group: Group, seen: Sequence[Seen]) -> list[Seen]:
 
 def from_row(row: Mapping[str, Any]) -> Request:
     """The request of a GenEval metadata row, whose exclude clauses only bound the counts or name absences."""
-    groups = tuple(
-        Group(clause["class"], clause["count"], clause.get("color")) for clause in row["include"]
-    )
+    groups = tuple(Group(clause["class"], clause["count"], clause.get("color")) for clause in row["include"])
     links = tuple(
         Link(i, clause["position"][0], clause["position"][1])
         for i, clause in enumerate(row["include"])
@@ -175,14 +176,12 @@ def from_row(row: Mapping[str, Any]) -> Request:
 
 
 def to_row(request: Request, tag: str, prompt: str) -> dict[str, Any]:
-    """A GenEval metadata row. Sizes, places and depths have no clause there; a link needs the group it refers to
-    before its own, so groups are put in that order. Raises OptionError for links in a circle."""
+    """A GenEval metadata row. Sizes, places and depths have no clause there; a link needs the group it
+    refers to before its own, so groups are put in that order. Raises OptionError for links in a circle."""
     order: list[int] = []
     waiting = list(range(len(request.groups)))
     while waiting:
-        ready = [
-            i for i in waiting if all(link.second in order for link in request.links if link.first == i)
-        ]
+        ready = [i for i in waiting if all(link.second in order for link in request.links if link.first == i)]
         if not ready:
             raise OptionError("the relations form a circle; accepted: each refers to another group in turn")
         order.append(ready[0])
@@ -229,7 +228,8 @@ def is_held_out(request: Request) -> bool:
     """Whether a request names a combination that is left out of training."""
     groups = request.groups
     return any(group.color and held_out_coloring(group.thing, group.color) for group in groups) or any(
-        held_out_link(groups[link.first].thing, link.name, groups[link.second].thing) for link in request.links
+        held_out_link(groups[link.first].thing, link.name, groups[link.second].thing)
+        for link in request.links
     )
 
 

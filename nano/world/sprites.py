@@ -1,15 +1,15 @@
 """Sprites: things as RGBA pictures of any size and color, from vector drawings rasterized by resvg.
 
-A drawing's pixels are linear in its main color: with premultiplied RGB, `black + main * color / 255`, where `black`
-is the drawing in black and `main` the share of the main color in each pixel. Each pose is therefore rasterized
-twice, once and for all; sizes, colors, reflections and rotations are cheap.
+A drawing's pixels are linear in its main color: with premultiplied RGB, `black + main * color / 255`, where
+`black` is the drawing in black and `main` the share of the main color in each pixel. Each pose is therefore
+rasterized twice, once and for all; sizes, colors, reflections and rotations are cheap.
 
 Shape suffixes: H height, W width; 3 is red, green, blue; 4 is premultiplied red, green, blue and alpha.
 """
 
 import io
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any
 
 import numpy as np
@@ -24,29 +24,40 @@ MARGIN, UNITS = 4.0, 108.0
 MAX_ANGLE = 20
 """The largest rotation, in degrees."""
 
+_TINTS = {name: np.array(rgb, dtype=np.float32) / 255 for name, rgb in PAINTS.items()}
 
-@dataclass(frozen=True)
+
+@dataclass
 class Sprite:
-    """Premultiplied float32 pixels [H, W, 4] in 0 to 255, cropped to what is visible, and the drawing's frame.
+    """A thing in one size and color: what `sprite` was called with, and the frame of the drawing.
 
-    left, top, scale: a point (x, y) of the unrotated drawing, in its units, is at pixel
-    (x * scale - left, y * scale - top).
+    left, top, scale: a point (x, y) of the drawing, in its units, is at pixel (x * scale - left, y * scale
+    - top), where it is neither reflected nor rotated.
     """
 
-    pixels_HW4: np.ndarray
+    name: str
+    pose: int
+    color: str
+    size: int
+    flip: bool
+    angle: int
     left: float
     top: float
     scale: float
 
-    @property
-    def width(self) -> int:
-        """In pixels."""
-        return self.pixels_HW4.shape[1]
+    def __post_init__(self) -> None:
+        """Find width and height, in pixels."""
+        self._angle = -self.angle if self.flip else self.angle
+        self.height, self.width = _scaled(self.name, self.pose, self.size, self._angle)[0].shape[:2]
 
-    @property
-    def height(self) -> int:
-        """In pixels."""
-        return self.pixels_HW4.shape[0]
+    @cached_property
+    def pixels_HW4(self) -> np.ndarray:
+        """Premultiplied float32 in 0 to 255, cropped to what is visible; read only."""
+        black_HW3, shares_HW3 = _scaled(self.name, self.pose, self.size, self._angle)
+        pixels_HW4 = np.empty((self.height, self.width, 4), dtype=np.float32)
+        pixels_HW4[..., :3] = black_HW3 + shares_HW3[..., 1:2] * _TINTS[self.color]
+        pixels_HW4[..., 3] = shares_HW3[..., 0]
+        return pixels_HW4[:, ::-1] if self.flip else pixels_HW4
 
 
 def import_resvg() -> Any:
@@ -77,7 +88,9 @@ def _master(name: str, pose: int) -> tuple[Image.Image, Image.Image, tuple[int, 
     of both in the whole master."""
     drawing = thing(name).poses[pose]
     black, white = (
-        rasterize(_with_color(thing(name).opening, drawing.elements, color), MASTER, MASTER).astype(np.float32)
+        rasterize(_with_color(thing(name).opening, drawing.elements, color), MASTER, MASTER).astype(
+            np.float32
+        )
         for color in ("#000", "#fff")
     )
     alpha_HW1 = black[..., 3:]
@@ -90,24 +103,31 @@ def _master(name: str, pose: int) -> tuple[Image.Image, Image.Image, tuple[int, 
     return images[0], images[1], box[:2]
 
 
-def aspect_of(name: str, pose: int) -> float:
-    """Width / height of an unrotated pose's visible pixels."""
-    width, height = _master(name, pose)[0].size
-    return width / height
-
-
-def _turn(image: Image.Image, flip: bool, angle: int) -> Image.Image:
-    """Reflected and rotated counterclockwise by `angle` degrees, on a larger canvas."""
-    image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if flip else image
-    return image.rotate(angle, Image.Resampling.BICUBIC, expand=True) if angle else image
-
-
 @lru_cache(maxsize=8192)
+def _scaled(name: str, pose: int, size: int, angle: int) -> tuple[np.ndarray, np.ndarray]:
+    """The black drawing, and alpha and the main color's share, at this size and rotation: uint8 [H, W, 3]
+    each, cropped to what is visible."""
+    images = _master(name, pose)[:2]
+    width, height = images[0].size
+    factor = size / max(width, height) * (2 if angle else 1)
+    target = (max(1, round(width * factor)), max(1, round(height * factor)))
+    images = [image.resize(target, Image.Resampling.HAMMING) for image in images]
+    if not angle:
+        return np.asarray(images[0]), np.asarray(images[1])
+    # Rotated at twice the size, so that edges stay smooth.
+    images = [image.rotate(angle, Image.Resampling.BILINEAR, expand=True).reduce(2) for image in images]
+    black_HW3, shares_HW3 = map(np.asarray, images)
+    rows, columns = (np.flatnonzero((shares_HW3[..., 0] > 8).any(axis)) for axis in (1, 0))
+    area = (slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1))
+    return black_HW3[area], shares_HW3[area]
+
+
+@lru_cache(maxsize=1024)
 def sprite(name: str, pose: int, color: str, size: int, flip: bool = False, angle: int = 0) -> Sprite:
     """A thing in a pose and one of PAINTS' colors; its longer side is `size` pixels before it is rotated.
 
-    flip: reflected left to right. angle: counterclockwise, in whole degrees, up to MAX_ANGLE either way. Treat the
-    pixels as read-only: sprites are cached. Raises OptionError for an unknown thing, pose or color, a size below
+    flip: reflected left to right. angle: counterclockwise, in whole degrees, up to MAX_ANGLE either way.
+    Sprites are cached. Raises OptionError for an unknown thing, pose or color, a size below
     4 pixels and a larger angle.
     """
     if color not in PAINTS:
@@ -118,24 +138,18 @@ def sprite(name: str, pose: int, color: str, size: int, flip: bool = False, angl
         raise OptionError(
             f"size {size} at {angle} degrees; accepted: from 4 pixels, {-MAX_ANGLE} to {MAX_ANGLE} degrees"
         )
-    *images, (left, top) = _master(name, pose)
-    width, height = images[0].size
+    width, height = _master(name, pose)[0].size
+    left, top = _master(name, pose)[2]
     factor = size / max(width, height)
-    target = (max(1, round(width * factor)), max(1, round(height * factor)))
-    black, shares = (_turn(image.resize(target, Image.Resampling.HAMMING), flip, angle) for image in images)
-    shares_HW3 = np.asarray(shares, dtype=np.float32)
-    rgb_HW3 = np.asarray(black, dtype=np.float32) + shares_HW3[..., 1:2] * (np.array(PAINTS[color]) / 255)
-    pixels_HW4 = np.concatenate((rgb_HW3, shares_HW3[..., :1]), axis=-1).astype(np.float32)
     scale = factor * MASTER / UNITS
-    if angle:
-        rows, columns = (np.flatnonzero((pixels_HW4[..., 3] > 8).any(axis)) for axis in (1, 0))
-        pixels_HW4 = pixels_HW4[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
-    return Sprite(pixels_HW4, left * factor - MARGIN * scale, top * factor - MARGIN * scale, scale)
+    left, top = left * factor - MARGIN * scale, top * factor - MARGIN * scale
+    return Sprite(name, pose, color, size, flip, angle, left, top, scale)
 
 
 @lru_cache(maxsize=256)
 def backdrop(name: str, variant: int, color: tuple[int, int, int], width: int, height: int) -> np.ndarray:
-    """A place without things: float32 [H, W, 3] in 0 to 255, to be read only. Raises OptionError for others."""
+    """A place without things: float32 [H, W, 3] in 0 to 255, to be read only. Raises OptionError for
+    others."""
     if name not in places() or not 0 <= variant < len(places()[name].variants):
         raise OptionError(f"place {name!r}, variant {variant} is unknown; accepted: {', '.join(places())}")
     place = places()[name]

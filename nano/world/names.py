@@ -1,0 +1,162 @@
+"""The words of sentences about the world of things, and how a word that is spelled wrongly is read.
+
+British and American spellings are read alike: "grey" and "gray", "colour" and "color".
+"""
+
+import re
+from functools import lru_cache
+
+from .catalog import PAINTS, places, plural_of, things
+
+NUMBERS = {
+    "one": 1, "1": 1, "single": 1, "two": 2, "2": 2, "three": 3, "3": 3, "four": 4, "4": 4, "five": 5, "5": 5,
+    "six": 6, "6": 6, "a pair of": 2, "a couple of": 2, "a trio of": 3, "half a dozen": 6,
+}  # fmt: skip
+COLOR_WORDS = {**{name: name for name in PAINTS}, "grey": "gray"}
+SIZE_WORDS = {"small": "small", "little": "small", "tiny": "small", "large": "large", "big": "large",
+              "huge": "large", "giant": "large"}  # fmt: skip
+LINK_WORDS = {
+    "left of": ("left of", "to the left of", "on the left of", "on the left side of", "at the left of"),
+    "right of": ("right of", "to the right of", "on the right of", "on the right side of", "at the right of"),
+    "above": ("above", "over", "higher than", "on top of"),
+    "below": ("below", "under", "beneath", "underneath", "lower than"),
+    "in front of": ("in front of", "before"),
+    "behind": ("behind", "at the back of"),
+    "inside": ("inside", "in", "within", "inside of"),
+}
+"""Phrases of each relation; the first is GenEval's where it has the relation."""
+SIDE_WORDS = {
+    "left of": ("to its left", "on its left", "on the left of it"),
+    "right of": ("to its right", "on its right", "on the right of it"),
+    "above": ("above it", "over it"),
+    "below": ("below it", "under it", "underneath it"),
+    "in front of": ("in front of it",),
+    "behind": ("behind it",),
+    "inside": ("inside it", "in it"),
+}
+"""Phrases for "B with A to its left"."""
+NOT_WORDS = (
+    "no",
+    "without",
+    "without a",
+    "without an",
+    "without any",
+    "but no",
+    "and no",
+    "with no",
+    "not any",
+)
+NONE_OF_COLOR = ("but not", "that is not", "that are not", "none of them")
+OPENINGS = (
+    "a photo of", "a photograph of", "an image of", "a picture of", "a drawing of", "a painting of",
+    "an illustration of", "there is", "there are", "draw", "please draw", "paint", "please paint", "paint me",
+    "draw me", "show me", "make", "i want to see", "i would like", "i'd like", "can you draw", "imagine",
+    "could you paint", "here is", "here are", "a scene with", "a photo with", "a picture with",
+    "a picture that shows",
+)  # fmt: skip
+FILLERS = (
+    "and", "with", "next to", "beside", "near", "together with", "along with", "as well as", "exactly",
+    "just", "only", "that is", "that are", "which is", "which are", "is", "are", "stands", "standing", "sits",
+    "sitting", "lies", "lying", "a", "an", "the", "some", "all", "of", "color", "colour", "colored",
+    "coloured", "of the color", "of the colour", "please", "shape", "shapes", "them", "of them", "it", "or",
+)  # fmt: skip
+"""Words that say nothing about what the picture shows, but for "or", which continues a "no"."""
+_OTHER_WORDS = (
+    "act ample apply bank bard base battle beach beard bees bend bill bind blow boom brain brow bunch "
+    "bush bust busy cable cane cape card cave chain chip click cloak coach cook cork crock crow crown "
+    "dear dice drain drown fable fear fires flock fogs fords form fort frown gear goat goats grain greed "
+    "grew hike hips hogs hook hose kits lake lakes line lock logs look moat moose nice nurse ouch parrot "
+    "pear place plate pouch rain rakes range rice rook rows sack sank sheet shot sick silk skies skin "
+    "skit slack sleep soar soon spool sport stair start steep step stone store sweep swoon tied tile time "
+    "tips tires toes took touch tow track trail tray tree trick trim trip trunk tuck vast vouch wakes "
+    "wear while whip wind wing"
+)
+OTHER_WORDS = frozenset(_OTHER_WORDS.split())
+"""Common words a letter away from this world's: they are not spelling mistakes of those."""
+PAIRED = ("scissors", "skis")
+"""Things of which "a pair of" is one."""
+
+
+def article(phrase: str) -> str:
+    """The phrase with its indefinite article: "an orange", "a cup", "a umbrella" is "an umbrella"."""
+    return f"{'an' if re.match(r'[aeio]|u(?!n[iu])', phrase) else 'a'} {phrase}"
+
+
+def plural(name: str) -> str:
+    """The plural of a thing's name or of one of its other names: "people", "benches", "mice", "mobile
+    phones"."""
+    return things()[name].plural if name in things() else _irregular(name)
+
+
+def _irregular(name: str) -> str:
+    return "mice" if name == "mouse" else plural_of(name)
+
+
+@lru_cache(maxsize=1)
+def thing_words() -> dict[str, str]:
+    """Every name of every thing, singular and plural, and its thing. Regular plurals count for all ("sheeps",
+    as in GenEval's prompts)."""
+    found = {}
+    for thing in things().values():
+        for name in (thing.name, *thing.also):
+            found |= dict.fromkeys((name, plural(name), plural_of(name), name + "s"), thing.name)
+    return found
+
+
+@lru_cache(maxsize=1)
+def place_words() -> dict[str, str]:
+    """Every phrase for a place, and the place."""
+    return {phrase: place.name for place in places().values() for phrase in place.words}
+
+
+@lru_cache(maxsize=1)
+def vocabulary() -> frozenset[str]:
+    """Every single word that sentences are made of, in lower case."""
+    phrases = [
+        *thing_words(), *place_words(), *NUMBERS, *COLOR_WORDS, *SIZE_WORDS, *NOT_WORDS, *NONE_OF_COLOR,
+        *OPENINGS, *FILLERS,
+        *(phrase for phrases in (*LINK_WORDS.values(), *SIDE_WORDS.values()) for phrase in phrases),
+    ]  # fmt: skip
+    return frozenset(word for phrase in phrases for word in phrase.split())
+
+
+def one_edit_apart(a: str, b: str) -> bool:
+    """Whether one letter was left out, added or changed, or two neighbors were swapped."""
+    if abs(len(a) - len(b)) > 1 or a == b:
+        return False
+    short, long = sorted((a, b), key=len)
+    start = next((i for i, (x, y) in enumerate(zip(short, long, strict=False)) if x != y), len(short))
+    if len(short) < len(long):
+        return short[start:] == long[start + 1 :]
+    swapped = short[:start] + short[start : start + 2][::-1] + short[start + 2 :]
+    return short[start + 1 :] == long[start + 1 :] or swapped == long
+
+
+@lru_cache(maxsize=1)
+def _repairable() -> frozenset[str]:
+    """The words that a wrongly spelled one can stand for: of things, colors, numbers, sizes and relations."""
+    phrases = [
+        *thing_words(),
+        *COLOR_WORDS,
+        *NUMBERS,
+        *SIZE_WORDS,
+        *(w for group in LINK_WORDS.values() for w in group),
+    ]
+    return frozenset(word for phrase in phrases for word in phrase.split() if len(word) > 2)
+
+
+@lru_cache(maxsize=4096)
+def repair(word: str) -> str | None:
+    """The word of the vocabulary that is meant: itself, or the only one a typing error away. None for others.
+
+    Words of three letters are repaired only where two neighbors were swapped ("dgo"), and OTHER_WORDS never.
+    """
+    if word in vocabulary():
+        return word
+    if len(word) < 3 or word in OTHER_WORDS:
+        return None
+    near = [known for known in sorted(_repairable()) if one_edit_apart(word, known)]
+    if len(word) == 3:
+        near = [known for known in near if sorted(known) == sorted(word)]
+    meanings = {thing_words().get(known, known) for known in near}
+    return near[0] if len(meanings) == 1 else None
