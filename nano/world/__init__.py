@@ -1,5 +1,7 @@
-"""The synthetic world of the embedded models: scenes, prompts and questions, renderer and detector.
+"""The synthetic worlds of the embedded models: scenes, prompts and questions, renderers and a detector.
 
 Imports `blocks` and `vl2` (for the format of boxes).
-Start with `scene.py`.
+The world of shapes starts with `scene.py`, the world of things (GenEval's 80 classes) with `catalog.py`.
+Read on in `sprites`, `requests`, `layout` and `painting`, and for sentences in `names`, `reading`, `describing`
+and `sampling`.
 """

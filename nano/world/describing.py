@@ -77,7 +77,9 @@ def noun_phrase(group: Group, rng: Random) -> str:
             )
         return phrase + after
     words = [NUMBER_WORDS[group.count]] * 3 + [str(group.count)] * 2
-    if group.thing not in PAIRED:
+    if group.thing in PAIRED:
+        words += [f"{NUMBER_WORDS[group.count]} pairs of"] * 4
+    else:
         words += {2: ["a pair of", "a couple of"], 3: ["a trio of"], 6: ["half a dozen"]}.get(group.count, [])
     return f"{rng.choice(words)} {before}{_name(group, rng, many=True)}{after}"
 

@@ -18,7 +18,7 @@ SIZE_WORDS = {"small": "small", "little": "small", "tiny": "small", "large": "la
 LINK_WORDS = {
     "left of": ("left of", "to the left of", "on the left of", "on the left side of", "at the left of"),
     "right of": ("right of", "to the right of", "on the right of", "on the right side of", "at the right of"),
-    "above": ("above", "over", "higher than", "on top of"),
+    "above": ("above", "over", "higher than", "on top of", "on"),
     "below": ("below", "under", "beneath", "underneath", "lower than"),
     "in front of": ("in front of", "before"),
     "behind": ("behind", "at the back of"),
@@ -58,7 +58,8 @@ FILLERS = (
     "and", "with", "next to", "beside", "near", "together with", "along with", "as well as", "exactly",
     "just", "only", "that is", "that are", "which is", "which are", "is", "are", "stands", "standing", "sits",
     "sitting", "lies", "lying", "a", "an", "the", "some", "all", "of", "color", "colour", "colored",
-    "coloured", "of the color", "of the colour", "please", "shape", "shapes", "them", "of them", "it", "or",
+    "coloured", "of the color", "of the colour", "pairs of", "please", "shape", "shapes", "them", "of them",
+    "it", "or",
 )  # fmt: skip
 """Words that say nothing about what the picture shows, but for "or", which continues a "no"."""
 _OTHER_WORDS = (

@@ -91,14 +91,13 @@ class _Reader:
     side: str | None = None
     with_before: bool = False
 
-    def thing(self, name: str, phrase: str) -> None:
+    def thing(self, name: str) -> None:
         """A thing's name: a group or an absence."""
         if self.negated:
             self.absences.append(Absence(name, self.color))
             self.in_negation = True
         else:
-            number = 1 if name in PAIRED and phrase == "pair" else self.number
-            self.groups.append(Group(name, number, self.color, self.size))
+            self.groups.append(Group(name, self.number, self.color, self.size))
             last = len(self.groups) - 1
             if self.link is not None and last:
                 self.links.append(Link(last - 1, self.link, last))
@@ -144,7 +143,7 @@ def _step(reader: _Reader, tokens: list[tuple[str, str, str]], i: int) -> None:
     """Read one token."""
     phrase, sort, meaning = tokens[i]
     if sort == "thing" or (sort == "color" and _is_fruit(tokens, i, reader)):
-        reader.thing(meaning, phrase)
+        reader.thing(meaning)
     elif sort == "color":
         before = tokens[i - 1] if i else ("", "", "")
         if before[1] == "not color" and reader.groups:
@@ -156,8 +155,8 @@ def _step(reader: _Reader, tokens: list[tuple[str, str, str]], i: int) -> None:
             reader.paint(meaning)
     elif sort == "number":
         following = [name for _, kind, name in tokens[i + 1 : i + 4] if kind == "thing"]
-        pair = phrase == "a pair of" and following[:1] and following[0] in PAIRED
-        reader.number = 1 if pair else int(meaning) * (reader.number if reader.number > 1 else 1)
+        pair = phrase == "a pair of" and following and following[0] in PAIRED
+        reader.number = 1 if pair else int(meaning)
     elif sort == "size":
         reader.size = meaning
     elif sort == "not" or (phrase == "or" and reader.in_negation):
