@@ -9,9 +9,10 @@ from functools import lru_cache
 from .catalog import PAINTS, places, plural_of, things
 
 NUMBERS = {
-    "one": 1, "1": 1, "single": 1, "two": 2, "2": 2, "three": 3, "3": 3, "four": 4, "4": 4, "five": 5, "5": 5,
-    "six": 6, "6": 6, "a pair of": 2, "a couple of": 2, "a trio of": 3, "half a dozen": 6,
+    "one": 1, "single": 1, "two": 2, "three": 3, "four": 4, "five": 5, "six": 6, "seven": 7, "eight": 8,
+    "nine": 9, "ten": 10, "a pair of": 2, "a couple of": 2, "a trio of": 3, "half a dozen": 6,
 }  # fmt: skip
+"""Digits are read, too. A picture shows six things at most."""
 COLOR_WORDS = {**{name: name for name in PAINTS}, "grey": "gray"}
 SIZE_WORDS = {"small": "small", "little": "small", "tiny": "small", "large": "large", "big": "large",
               "huge": "large", "giant": "large"}  # fmt: skip
@@ -63,14 +64,26 @@ FILLERS = (
 )  # fmt: skip
 """Words that say nothing about what the picture shows, but for "or", which continues a "no"."""
 _OTHER_WORDS = (
-    "act ample apply bank bard base battle beach beard bees bend bill bind blow boom brain brow bunch "
-    "bush bust busy cable cane cape card cave chain chip click cloak coach cook cork crock crow crown "
-    "dear dice drain drown fable fear fires flock fogs fords form fort frown gear goat goats grain greed "
-    "grew hike hips hogs hook hose kits lake lakes line lock logs look moat moose nice nurse ouch parrot "
-    "pear place plate pouch rain rakes range rice rook rows sack sank sheet shot sick silk skies skin "
-    "skit slack sleep soar soon spool sport stair start steep step stone store sweep swoon tied tile time "
-    "tips tires toes took touch tow track trail tray tree trick trim trip trunk tuck vast vouch wakes "
-    "wear while whip wind wing"
+    "able across act acts ample applies apply aside bail bank bard base battle beach beam beans beard "
+    "bees bells bend bill bind binds bits blocks blow blur bone boom bowels bracket brackets brain "
+    "bridge bright brow bunch buns bush busk bust busy cable cafe calls came cane cape card cards cast "
+    "casts cave cells chai chain chains chat chip chips cite class classes click clicks cloak clue "
+    "coach compute computed computers computes cone cook cooked cork cover cred criss crock crow crown "
+    "curses dear dice dies dive does done dots dotted drain drains driver drivers drown ease ever fable "
+    "fake fall falls fear fell fired fires flight flock fogs folks font fords form forms fort foul fowl "
+    "fred fringe frown gear giants give glue goat goats gone grab grain grant greed greek greet grew "
+    "hack halt heard hide hike hips hogs hook hooks hose host hour howl jugs kiss kits lake lakes "
+    "larger lift links lite live lock locks logs lone look looks love loves makes marking mints mist "
+    "moat moose mutt nurse once ones open opens orangey ouch owls pack packet packing paid pane pants "
+    "parrot parses parsing pear phony pick pike ping pint place places plate ports pouch pour power "
+    "prone pulse pure purge rain rakes range ranges read redo remove removes rice ride rite rook rows "
+    "rugs sack sake sank sell shall sheet shims shin shot sick sided sides silk sites size skies skin "
+    "skit slack sleep slight slower soar soft soon sorry sorts sour spool sport spotted stable stag "
+    "stair stall start starts stay stays steep step stone stops store stores sweep swoon take takes "
+    "tall tear tells thank they thin tidy tied tier tiers tile tiles time times tips tires toes tone "
+    "took tops touch touches tour tow track tracks trail trait traits trans tray tree trick tricks "
+    "tries trim trip trunk tuck twine uses vane vars vast vice vouch vows wake wakes wear while whip "
+    "wind wing wins wipe wise work works worry worse write year years your zone"
 )
 OTHER_WORDS = frozenset(_OTHER_WORDS.split())
 """Common words a letter away from this world's: they are not spelling mistakes of those."""
@@ -152,7 +165,7 @@ def repair(word: str) -> str | None:
 
     Words of three letters are repaired only where two neighbors were swapped ("dgo"), and OTHER_WORDS never.
     """
-    if word in vocabulary():
+    if word in vocabulary() or word.isdecimal():
         return word
     if len(word) < 3 or word in OTHER_WORDS:
         return None

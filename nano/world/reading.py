@@ -61,6 +61,10 @@ def _tokens(words: list[str]) -> list[tuple[str, str, str]]:
     phrases that do not occur is skipped."""
     tokens, start = [], 0
     while start < len(words):
+        if words[start].isdecimal():
+            tokens.append((words[start], "number", str(min(int(words[start][:4]), 1000))))
+            start += 1
+            continue
         for length in range(min(_LONGEST, len(words) - start), 0, -1):
             phrase = " ".join(words[start : start + length])
             if phrase in _phrases():
@@ -157,6 +161,7 @@ def _step(reader: _Reader, tokens: list[tuple[str, str, str]], i: int) -> None:
         following = [name for _, kind, name in tokens[i + 1 : i + 4] if kind == "thing"]
         pair = phrase == "a pair of" and following and following[0] in PAIRED
         reader.number = 1 if pair else int(meaning)
+        reader.negated = reader.negated or reader.number == 0
     elif sort == "size":
         reader.size = meaning
     elif sort == "not" or (phrase == "or" and reader.in_negation):

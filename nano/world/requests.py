@@ -71,7 +71,7 @@ class Request:
                 )
             if part.color is not None and part.color not in PAINTS:
                 raise OptionError(f"color {part.color!r} is unknown; accepted: {', '.join(PAINTS)}")
-        if not 1 <= sum(group.count for group in self.groups) <= MAX_THINGS:
+        if not self.groups or min(g.count for g in self.groups) < 1 or self.total > MAX_THINGS:
             raise OptionError(f"a picture shows 1 to {MAX_THINGS} things, not {self.total}")
         for link in self.links:
             ends = {link.first, link.second}

@@ -153,5 +153,6 @@ def backdrop(name: str, variant: int, color: tuple[int, int, int], width: int, h
     if name not in places() or not 0 <= variant < len(places()[name].variants):
         raise OptionError(f"place {name!r}, variant {variant} is unknown; accepted: {', '.join(places())}")
     place = places()[name]
-    svg = _with_color(place.opening, place.variants[variant].elements, "rgb({}, {}, {})".format(*color))
+    opening = place.opening.replace("<svg", f'<svg width="{width}" height="{height}"', 1)
+    svg = _with_color(opening, place.variants[variant].elements, "rgb({}, {}, {})".format(*color))
     return rasterize(svg, width, height)[..., :3].astype(np.float32)

@@ -112,7 +112,7 @@ def test_examples_show_what_they_say(kind: str):
     rng = Random(f"examples {kind}")
     for _ in range(8):
         example = sample_example(kind, rng)
-        assert _verdict(example.row, example.picture), example.prompt
+        assert _verdict({**example.row, "tag": "chain"}, example.picture), example.prompt
         assert len(example.picture.seen) == example.request.total
         for link in example.request.links:
             first, second = (

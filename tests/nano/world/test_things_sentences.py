@@ -121,6 +121,7 @@ def test_absences_and_places():
     assert request.groups == (Group("cat", 2, "red"),)
     assert request.absences == (Absence("dog"), Absence("bird"), Absence("car", "black"))
     assert request.place == "room"
+    assert read_request("0 dogs and a cat") == read_request("a cat, no dog")
     assert read_request("a cat but not black").absences == (Absence("cat", "black"),)
 
 
@@ -132,13 +133,16 @@ def test_unknown_words_are_named():
         read_request("a unicorn")
     with pytest.raises(PromptError, match="the sentence names no thing to show"):
         read_request("draw")
-    with pytest.raises(PromptError, match="1 to 6 things, not 8"):
-        read_request("four cats and four dogs")
+    for text, total in (("four cats and four dogs", 8), ("nine cats", 9), ("12 cats", 12)):
+        with pytest.raises(PromptError, match=f"1 to 6 things, not {total}"):
+            read_request(text)
 
 
 def test_common_words_are_no_spelling_mistakes():
     assert OTHER_WORDS & vocabulary() == frozenset()
-    assert [word for word in ("goat", "pear", "lake", "house", "shoes", "tree") if repair(word)] == []
+    assert [
+        word for word in ("goat", "pear", "lake", "house", "shoes", "tree", "love", "fine") if repair(word)
+    ] == []
     assert repair("elephnat") == "elephant"
     assert repair("elephaxy") is None
 
