@@ -114,7 +114,7 @@ class Arranger:
         """A layout, or None if something found no room."""
         self.attempts += 1
         self.pieces = []
-        self.scale = _CROWD[self.request.total] * _SHRINK ** max(0, self.attempts - 3)
+        self.scale = _CROWD[self.request.total] * _SHRINK ** (max(0, self.attempts - 3) / 2)
         standing = self.place.ground is not None and not self.vertical
         self.grounded = standing and self.attempts < _FLOATING_FROM
         try:
