@@ -22,7 +22,7 @@ _SMALLEST, _LARGEST = 0.15, 0.86  # of the shorter side
 _GAP, _MARGIN = 0.02, 0.02  # of the shorter side: between boxes, and to the border
 _TRIES = 40  # positions tried for one thing before the whole layout is drawn anew
 _SHRINK = 0.95  # factor of all sizes from one attempt to the next
-_FLOATING_FROM = 10  # attempts on the ground before things float
+_FLOATING_FROM = 18  # attempts on the ground before things float
 _USUAL = 0.6  # probability that a thing without a named color has one of its usual colors
 _TILTED = 0.15  # probability that a floating thing is tilted
 

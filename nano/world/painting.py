@@ -15,7 +15,7 @@ from .layout import Arranger, Layout, Piece
 from .requests import Request, Seen, satisfies
 from .sprites import backdrop
 
-MAX_ATTEMPTS = 80
+MAX_ATTEMPTS = 240
 MIN_SIDE, MAX_SIDE = 64, 2048
 _SHADOW = 0.26  # opacity of the shadow under a thing that stands on the ground
 _OPAQUE = 127  # alpha from which on a pixel belongs to a thing
