@@ -8,7 +8,7 @@ import os
 import re
 import shutil
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -35,7 +35,7 @@ def latest(folder: Path) -> tuple[int, Path] | None:
     return (max(steps), folder / f"step-{max(steps)}") if steps else None
 
 
-def save(folder: Path, step: int, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+def save(folder: Path, step: int, model: nn.Module, *optimizers: torch.optim.Optimizer) -> None:
     """Write the checkpoint of a step, and remove the ones before it. Every process calls it.
 
     The checkpoint has its name only once it is whole, whatever stops the run or fills the disk. Raises
@@ -50,7 +50,7 @@ def save(folder: Path, step: int, model: nn.Module, optimizer: torch.optim.Optim
         dist.barrier()
     try:
         with _one_process_is_meant():
-            dcp.save(_state(model, optimizer), checkpoint_id=temporary)
+            dcp.save(_state(model, optimizers), checkpoint_id=temporary)
     except (CheckpointException, OSError) as error:
         if is_first:
             shutil.rmtree(temporary, ignore_errors=True)
@@ -66,9 +66,9 @@ def save(folder: Path, step: int, model: nn.Module, optimizer: torch.optim.Optim
             shutil.rmtree(path)
 
 
-def load(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    """Load a checkpoint into model and optimizer. Raises `CheckpointError` if it is of another model."""
-    state = _state(model, optimizer)
+def load(path: Path, model: nn.Module, *optimizers: torch.optim.Optimizer) -> None:
+    """Load a checkpoint into model and optimizers. Raises `CheckpointError` if it is of another model."""
+    state = _state(model, optimizers)
     names = dcp.FileSystemReader(path).read_metadata().state_dict_metadata
     if missing := [name for name in state["model"] if f"model.{name}" not in names]:
         raise CheckpointError(f"{path} has no {missing[0]}: it is of another model, or of another adapter")
@@ -76,14 +76,16 @@ def load(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> None
         dcp.load(state, checkpoint_id=path, planner=DefaultLoadPlanner(allow_partial_load=True))
     set_state_dict(
         model,
-        optimizer,
+        optimizers,
         model_state_dict=state["model"],
         optim_state_dict=state["optimizer"],
         options=_TRAINED,
     )
+    stored = {name.rpartition(".")[0] for name in names}
     for name, parameter in model.named_parameters():  # what had no gradient so far has no moments
-        if f"optimizer.state.{name}.step" not in names:
-            optimizer.state.pop(parameter, None)
+        if f"optimizer.state.{name}" not in stored:
+            for optimizer in optimizers:
+                optimizer.state.pop(parameter, None)
 
 
 @contextmanager
@@ -94,6 +96,6 @@ def _one_process_is_meant() -> Iterator[None]:
         yield
 
 
-def _state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    weights, moments = get_state_dict(model, optimizer, options=_TRAINED)
+def _state(model: nn.Module, optimizers: Iterable[torch.optim.Optimizer]) -> dict[str, Any]:
+    weights, moments = get_state_dict(model, optimizers, options=_TRAINED)
     return {"model": weights, "optimizer": moments}

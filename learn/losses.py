@@ -1,7 +1,7 @@
 """The losses of supervised fine-tuning.
 
-B rows, L tokens of a row's prompt or conversation, X positions of the longest row, T image tokens of a
-picture, D decoder width, N learned tokens.
+B rows, P of them for painting, L tokens of the longest prompt or conversation, X positions of the longest
+row with its codes, T image tokens of a picture, D decoder width, N learned tokens.
 """
 
 from collections.abc import Callable, Collection, Iterable, Sequence
@@ -35,32 +35,47 @@ _LOGITS = 1 << 27
 class Batch:
     """Rows that are computed together: those for painting, then those for reading.
 
-    `ids` int64 holds the tokens of all rows one after another, `lengths` how many each row has. `codes` int64
-    is `[B, T]` of the rows for painting. Of those for reading, `inputs` hold the images and `learned`, bool,
-    says which of their tokens are learned.
+    `ids` int64 `[B, L]` holds their tokens, padded at the right, and `lengths` int64 `[B]` how many of each
+    count. `codes` int64 `[P, T]` are of the rows for painting. Of those for reading, `pictures` int64 `[M]`
+    are the places of images' tokens in `ids` as one row of B x L, and `inputs` holds the images, or `pixels`
+    float `[I, V, 3, S, S]`: V views of each of I images, as the model's processor makes them. `learned` int64
+    `[N]` are the places that predict the `targets` int64 `[N]`, of which -100 is not learned. `dropped` bool
+    `[P]` says whose prompts are padding. `width` is X.
     """
 
     ids: Tensor
-    lengths: Sequence[int]
-    codes: Tensor | None
-    inputs: Sequence[ChatInputs]
-    learned: Tensor
+    lengths: Tensor
+    width: int
+    codes: Tensor | None = None
+    learned: Tensor | None = None
+    targets: Tensor | None = None
+    pictures: Tensor | None = None
+    inputs: Sequence[ChatInputs] = ()
+    pixels: Tensor | None = None
+    dropped: Tensor | None = None
 
     def pinned(self) -> "Batch":
         """The batch in memory from which a GPU copies without being waited for."""
-        codes = None if self.codes is None else self.codes.pin_memory()
-        return replace(self, ids=self.ids.pin_memory(), codes=codes)
+        return self._each(Tensor.pin_memory)
+
+    def to(self, device: torch.device) -> "Batch":
+        """The batch on a device, which is not waited for."""
+        return self._each(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> "Batch":
+        tensors = {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
+        return replace(self, **{name: change(value) for name, value in tensors.items()})
 
     @property
     def counts(self) -> dict[str, int]:
         """Learned tokens by loss."""
         image = 0 if self.codes is None else self.codes.numel()
-        return {"image": image, "text": int(self.learned.sum())}
+        return {"image": image, "text": 0 if self.targets is None else len(self.targets)}
 
     @property
     def amounts(self) -> dict[str, int]:
         """The tokens that each of `PARTS` works on: those learned by loss, and those of pictures to read."""
-        return self.counts | {"pictures": sum(int(one.image_mask.sum()) for one in self.inputs)}
+        return self.counts | {"pictures": 0 if self.pictures is None else len(self.pictures)}
 
 
 def collate(examples: Sequence[Example], pad_id: int, dropped: Sequence[bool]) -> Batch:
@@ -80,10 +95,27 @@ def collate(examples: Sequence[Example], pad_id: int, dropped: Sequence[bool]) -
             paint.append(PaintExample(ids, example.codes))
         else:
             paint.append(example)
-    rows = [*(one.ids for one in paint), *(one.inputs.ids for one in read)]
+    ids = pad_sequence([*(one.ids for one in paint), *(one.inputs.ids for one in read)], batch_first=True)
+    lengths = torch.tensor([*(len(one.ids) for one in paint), *(len(one.inputs.ids) for one in read)])
     codes = torch.stack([one.codes for one in paint]) if paint else None
-    learned = torch.cat([one.learned for one in read]) if read else torch.zeros(0, dtype=torch.bool)
-    return Batch(torch.cat(rows), [len(row) for row in rows], codes, [one.inputs for one in read], learned)
+    width = ids.shape[1]
+    if codes is not None:
+        width = max(width, int(lengths[: len(paint)].max()) + codes.shape[1] - 1)
+    batch = Batch(ids, lengths, width, codes)
+    if not read:
+        return batch
+    before = len(paint) * ids.shape[1]
+    learned = pad_sequence([one.learned for one in read], batch_first=True)
+    learned = F.pad(learned, (0, ids.shape[1] - learned.shape[1])).flatten().nonzero()[:, 0] + before
+    masks = pad_sequence([one.inputs.image_mask for one in read], batch_first=True)
+    pictures = F.pad(masks, (0, ids.shape[1] - masks.shape[1])).flatten().nonzero()[:, 0] + before
+    return replace(
+        batch,
+        learned=learned - 1,  # what predicts a token is the one before it
+        targets=ids.flatten()[learned],
+        pictures=pictures,
+        inputs=[one.inputs for one in read],
+    )
 
 
 class TrainingModel(nn.Module):
@@ -116,29 +148,26 @@ class TrainingModel(nn.Module):
 
     def _states(self, batch: Batch) -> dict[str, tuple[Tensor, Tensor]]:
         """The hidden states `[N, D]` that predict the batch's learned tokens `[N]`, and these, by loss."""
-        rows, prompt_lengths = self._embed(batch)
-        hidden_BXD = self.model.decoder(pad_sequence(rows, batch_first=True))
-        # A padded position follows all others of its row, so that none of them attends to it.
-        starts = torch.arange(len(rows), device=hidden_BXD.device) * hidden_BXD.shape[1]
-        hidden = hidden_BXD.flatten(0, 1)
+        batch = batch.to(self.model.decoder.device)
+        hidden = self.model.decoder(self._embed(batch)).flatten(0, 1)
         found: dict[str, tuple[Tensor, Tensor]] = {}
-        painted = 0
         if batch.codes is not None:
-            codes = batch.codes.to(hidden.device, non_blocking=True)
-            painted, count = codes.shape
-            last = starts[:painted] + prompt_lengths[:painted].to(hidden.device) - 1
-            positions = last[:, None] + torch.arange(count, device=hidden.device)
-            found["image"] = hidden[positions.flatten()], codes.flatten()
-        if batch.inputs:
-            lengths = batch.lengths[painted:]
-            targets = batch.learned.nonzero()[:, 0]
-            ids = batch.ids[len(batch.ids) - sum(lengths) :]
-            row = torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths))
-            first = torch.tensor(lengths).cumsum(0) - torch.tensor(lengths)
-            offset = targets - first[row[targets]] - 1  # what predicts a token is the one before it
-            positions = starts[painted:][row[targets].to(hidden.device)] + offset.to(hidden.device)
-            found["text"] = hidden[positions], ids[targets].to(hidden.device)
+            found["image"] = hidden[self._places_of_codes(batch, batch.codes) - 1], batch.codes.flatten()
+        if batch.learned is not None and batch.targets is not None:
+            found["text"] = hidden[self._places(batch, batch.learned)], batch.targets
         return found
+
+    @staticmethod
+    def _places_of_codes(batch: Batch, codes: Tensor) -> Tensor:
+        """Where codes `[P, K]` stand behind their prompts, in all positions as one row of B x X: `[P K]`."""
+        rows, count = codes.shape
+        starts = torch.arange(rows, device=codes.device) * batch.width + batch.lengths[:rows]
+        return (starts[:, None] + torch.arange(count, device=codes.device)).flatten()
+
+    @staticmethod
+    def _places(batch: Batch, places: Tensor) -> Tensor:
+        """Places in rows of L tokens, in rows of X."""
+        return places + places // batch.ids.shape[1] * (batch.width - batch.ids.shape[1])
 
     def _loss(self, kind: str, hidden_ND: Tensor, targets_N: Tensor) -> Tensor:
         """The summed cross-entropy of a head's logits, of which a part is held at a time."""
@@ -151,30 +180,44 @@ class TrainingModel(nn.Module):
         if len(hidden_ND) <= rows:
             return loss(hidden_ND, targets_N)
         parts: Any = zip(hidden_ND.split(rows), targets_N.split(rows), strict=True)
-        return torch.stack([checkpoint(loss, *part, use_reentrant=False) for part in parts]).sum()
+        return torch.stack(
+            [checkpoint(loss, *part, use_reentrant=False, preserve_rng_state=False) for part in parts]
+        ).sum()
 
     def _parameters_of(self, parts: Iterable[str]) -> list[nn.Parameter]:
         prefixes = tuple(prefix for part in parts for prefix in PARTS[part])
         named = self.model.named_parameters() if prefixes else ()
         return [p for name, p in named if name.startswith(prefixes) and p.requires_grad]
 
-    def _embed(self, batch: Batch) -> tuple[list[Tensor], Tensor]:
-        """The rows' embeddings `[X_i, D]`, a picture's codes but the last behind its prompt, and the lengths
-        of their prompts."""
-        model, device = self.model, self.model.decoder.device
-        x = model.embed_text(batch.ids.to(device, non_blocking=True))
-        if batch.amounts["pictures"]:
-            masks = torch.cat([one.image_mask for one in batch.inputs])
-            positions = masks.nonzero()[:, 0] + len(batch.ids) - len(masks)
-            x = x.index_copy(0, positions.to(device), model.image_embeddings(batch.inputs).to(x.dtype))
-        rows = list(x.split(list(batch.lengths)))
+    def _embed(self, batch: Batch) -> Tensor:
+        """The rows' embeddings `[B, X, D]`, a picture's codes but the last behind its prompt."""
+        model = self.model
+        x = model.embed_text(batch.ids)
+        if torch.is_autocast_enabled(x.device.type):
+            x = x.to(torch.get_autocast_dtype(x.device.type))
+        # A padded position follows all others of its row, so that none of them attends to it.
+        x = F.pad(x, (0, 0, 0, batch.width - x.shape[1]))
+        shape, x = x.shape, x.flatten(0, 1)
+        if batch.pictures is not None and len(batch.pictures):
+            x = x.index_copy(0, self._places(batch, batch.pictures), self._embed_pictures(batch).to(x.dtype))
         if batch.codes is not None:
             assert isinstance(model, JanusModel)
-            codes = batch.codes.to(device, non_blocking=True)
-            embedded = model.embed_codes(codes[:, :-1]).to(x.dtype)
-            for number, row in enumerate(embedded):
-                rows[number] = torch.cat((rows[number], row))
-        return rows, torch.tensor(batch.lengths)
+            codes = batch.codes[:, :-1]
+            embedded = model.embed_codes(codes).flatten(0, 1).to(x.dtype)
+            x = x.index_copy(0, self._places_of_codes(batch, codes), embedded)
+        return x.view(shape)
+
+    def _embed_pictures(self, batch: Batch) -> Tensor:
+        """Embeddings `[M, D]` of the images' tokens, in order."""
+        if batch.pixels is None:
+            return self.model.image_embeddings(batch.inputs)
+        views, pixels = batch.pixels.shape[1], batch.pixels.flatten(0, 1)
+        if isinstance(self.model, JanusModel):
+            return self.model.embed_images(pixels).flatten(0, 1)
+        side = round((views - 1) ** 0.5)  # the local tiles of a square image
+        return self.model.arrange(
+            self.model.embed_tiles(pixels).unflatten(0, (-1, views)), (side, side)
+        ).flatten(0, 1)
 
 
 class _ZeroGradients(Function):

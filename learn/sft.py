@@ -1,9 +1,6 @@
 """Supervised fine-tuning of both families, full or by LoRA, on one process or several (`torchrun`)."""
 
-import math
-import time
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
@@ -14,12 +11,12 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from ..blocks.errors import OptionError, check_integer, check_number
-from . import checkpoints
 from .adapters import LoraOptions, add_adapter
-from .distributed import rank, sum_on_host, world
+from .distributed import sum_on_host
 from .examples import Example, Examples, draw
+from .loop import Loop
 from .losses import KINDS, PARTS, Batch, TrainingModel, collate
-from .run_folder import append_log
+from .schedule import rate_at
 from .updates import Updates
 
 
@@ -74,11 +71,10 @@ class SftOptions:
         rising = max(1, round(self.warmup * self.steps))
         if step < rising:
             return self.peak_rate * (step + 1) / rising
-        done = (step - rising) / max(1, self.steps - rising)
-        return self.peak_rate * 0.5 * (1 + math.cos(math.pi * done))
+        return rate_at((step - rising) / max(1, self.steps - rising), self.peak_rate, 0.0, 0.0)
 
 
-class SftRun:
+class SftRun(Loop):
     """A run: the model with its optimizer, and the order of its rows. `folder` holds checkpoints and log."""
 
     def __init__(
@@ -89,9 +85,8 @@ class SftRun:
         options: SftOptions,
         folder: Path,
     ) -> None:
-        self.pipe, self.options, self.folder = pipe, options, folder
-        self.checkpoints = folder / "checkpoints"
-        self.rank, self.world = rank(), world()
+        super().__init__(folder)
+        self.pipe, self.options = pipe, options
         if options.batch_size % self.world:
             raise OptionError(
                 f"batch_size is {options.batch_size}; accepted: a multiple of the {self.world} processes"
@@ -104,45 +99,21 @@ class SftRun:
         self.updates = Updates(
             self.model, weight_decay=options.weight_decay, clip=options.clip, recompute=options.recompute
         )
-        self.step = 0
 
-    def resume(self) -> int:
-        """Load the last checkpoint, if there is one; returns the number of steps that are done."""
-        if found := checkpoints.latest(self.checkpoints):
-            self.step = found[0]
-            self.updates.load(found[1])
-        return self.step
+    def is_done(self) -> bool:
+        return self.step >= self.options.steps
 
-    def run(
-        self, callback: Callable[[dict[str, float]], None] = lambda figures: None, stop_every: int = 0
-    ) -> None:
-        """Train to the last step. `callback` gets a step's figures, which are also a line of `log.jsonl`.
+    def is_due(self) -> bool:
+        return self.step % self.options.save_every == 0
 
-        It is called while the next step is computed, so that the GPU is never without work, but before it
-        where a checkpoint is due, and after each `stop_every` steps.
-        """
-        steps = self.options.steps
-        with ThreadPoolExecutor(1) as loader:
-            following = loader.submit(self.batches, self.step)
-            unread, start = None, time.perf_counter()
-            while self.step < steps:
-                batches = following.result()
-                following = loader.submit(self.batches, min(self.step + 1, steps - 1))
-                taken = self.take_step(batches)
-                is_saved = self.step % self.options.save_every == 0 or self.step == steps
-                stops = is_saved or (stop_every > 0 and self.step % stop_every == 0)
-                for step in filter(None, (unread, taken if stops else None)):
-                    seconds, start = time.perf_counter() - start, time.perf_counter()
-                    self._report(step, seconds, callback)
-                unread = None if stops else taken
-                if is_saved:
-                    self.updates.save(self.checkpoints, self.step)
+    def save(self) -> None:
+        self.updates.save(self.checkpoints, self.step)
 
-    def _report(self, taken: "Taken", seconds: float, callback: Callable[[dict[str, float]], None]) -> None:
-        figures = taken.figures() | {"seconds": round(seconds, 4)}
-        if self.rank == 0:
-            append_log(self.folder, figures)
-            callback(figures)
+    def load(self, path: Path) -> None:
+        self.updates.load(path)
+
+    def prepare(self, step: int) -> list[Batch]:
+        return self.batches(min(step, self.options.steps - 1))
 
     def batches(self, step: int) -> list[Batch]:
         """This process's share of a step's rows, in batches of `rows_at_once`."""

@@ -102,19 +102,20 @@ class VL2Model(nn.Module):
         return torch.cat(self.embed_images(pixels, [grid for one in inputs for grid in one.grids]))
 
     def arrange(self, tiles_NHHD: Tensor, grid: tuple[int, int]) -> Tensor:
-        """One image's tiles as a sequence `[T, D]`: the global tile, a separator, the local tiles.
-
-        The local tiles are joined into one mosaic first. Rows of tokens end with a newline embedding.
+        """The tiles of an image, or of several `[..., N, H, H, D]`, as a sequence `[..., T, D]`: the global tile,
+        a separator, the local tiles, joined into one mosaic. Rows of tokens end with a newline embedding.
         """
         columns, rows = grid
-        mosaic = rearrange(tiles_NHHD[1:], "(r c) h w d -> (r h) (c w) d", r=rows, c=columns)
+        whole, local = tiles_NHHD.split((1, columns * rows), dim=-4)
+        mosaic = rearrange(local, "... (r c) h w d -> ... (r h) (c w) d", r=rows, c=columns)
+        separator = self.view_seperator.expand(*mosaic.shape[:-3], 1, -1)
         return torch.cat(
-            (self._with_newlines(tiles_NHHD[0]), self.view_seperator[None], self._with_newlines(mosaic))
+            (self._with_newlines(whole.squeeze(-4)), separator, self._with_newlines(mosaic)), dim=-2
         )
 
     def _with_newlines(self, x_HWD: Tensor) -> Tensor:
-        newline = self.image_newline.expand(x_HWD.shape[0], 1, -1)
-        return torch.cat((x_HWD, newline), dim=1).flatten(0, 1)
+        newline = self.image_newline.expand(*x_HWD.shape[:-2], 1, -1)
+        return torch.cat((x_HWD, newline), dim=-2).flatten(-3, -2)
 
     def text_logits(self, hidden: Tensor) -> Tensor:
         """Hidden states `[..., D]` -> logits over the vocabulary `[..., V]`."""

@@ -1,5 +1,5 @@
-"""Configs, training data and training scripts of the embedded models.
+"""Configs, training data and settings of the embedded models.
 
-Imports `nano.world`, `janus` and `vl2`.
-Start with `janus.py`.
+Imports `nano.world`, `janus`, `vl2` and `learn`.
+Start with `train.py`.
 """

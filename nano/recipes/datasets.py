@@ -1,22 +1,12 @@
-"""Training examples of the synthetic world: packed scenes and token ids, generated on all CPU cores.
-
-Shape suffixes: N examples, B rows of a batch, L tokens of a row (right-padded), T tokens of an image,
-D decoder width.
-"""
+"""Training examples of the synthetic world: token ids with packed scenes, generated on all CPU cores."""
 
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, replace
-from multiprocessing import get_context
-from pathlib import Path
+from dataclasses import replace
 from random import Random
 
 import numpy as np
-import torch
-import torch.nn.functional as F
-from torch import Tensor
 
-from ...blocks.files import atomic_write
+from ...learn.packed import Arrays, pack_rows
 from ..world.questions import sample_question
 from ..world.renderer import pack
 from ..world.scene import Scene, has_held_out_relation, place_in_quadrants, reading_order, sample_scene
@@ -43,65 +33,14 @@ Turns = list[tuple[str, str]]
 """Questions with their answers."""
 EncodeTurns = Callable[[Turns], tuple[list[int], list[bool]]]
 """Token ids of a conversation, and its loss mask."""
-Arrays = dict[str, np.ndarray]
 
 
-@dataclass
-class Examples:
-    """Training examples: `ids` int16 `[N, L]`, `lengths` `[N]`, `loss_mask` bool `[N, L]`, packed scenes."""
-
-    ids: Tensor
-    lengths: Tensor
-    loss_mask: Tensor
-    scenes: dict[str, Tensor]
-
-    def __len__(self) -> int:
-        return len(self.ids)
-
-    def to(self, device: str | torch.device) -> "Examples":
-        """Copy to a device, except the scalar aspect, which the renderer reads on the host."""
-        scenes = {name: value if value.ndim == 0 else value.to(device) for name, value in self.scenes.items()}
-        return Examples(self.ids.to(device), self.lengths.to(device), self.loss_mask.to(device), scenes)
-
-    def take(self, index: Tensor) -> "Examples":
-        """The examples at `index`, int64 `[B]`."""
-        scenes = {name: value if value.ndim == 0 else value[index] for name, value in self.scenes.items()}
-        return Examples(self.ids[index], self.lengths[index], self.loss_mask[index], scenes)
-
-
-def answer_loss(text_logits: Callable[[Tensor], Tensor], hidden_BLD: Tensor, batch: Examples) -> Tensor:
-    """Mean next-token cross-entropy over the loss mask, from the decoder's hidden states."""
-    ids, mask = batch.ids.long(), batch.loss_mask[:, 1:].flatten()
-    logits = text_logits(hidden_BLD[:, : ids.shape[1] - 1]).float()
-    losses = F.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten(), reduction="none")
-    return (losses * mask).sum() / mask.sum()
-
-
-def insert_image_tokens(x_BLD: Tensor, image_BTD: Tensor, start: int) -> Tensor:
-    """Embeddings with those of one image per row at positions `start` to `start` + T."""
-    return torch.cat((x_BLD[:, :start], image_BTD, x_BLD[:, start + image_BTD.shape[1] :]), dim=1)
-
-
-def collate(
-    rows: Sequence[list[int]], masks: Sequence[list[bool]], scenes: Sequence[Scene], width: int
-) -> Arrays:
-    """Rows of token ids and loss masks padded to `width`, with their packed scenes, in compact dtypes.
-
-    Arrays rather than tensors, which torch passes between processes in shared memory with one file descriptor
-    each. Raises ValueError for a row longer than `width`.
-    """
-    ids = np.zeros((len(rows), width), dtype=np.int16)
-    loss_mask = np.zeros((len(rows), width), dtype=bool)
-    for index, (row, mask) in enumerate(zip(rows, masks, strict=True)):
-        if len(row) > width:
-            raise ValueError(f"a row of {len(row)} tokens does not fit in {width}")
-        ids[index, : len(row)] = row
-        loss_mask[index, : len(row)] = mask
-    packed = {name: value.numpy() for name, value in pack(scenes).items()}
+def pack_scenes(scenes: Sequence[Scene]) -> Arrays:
+    """Packed square scenes in compact dtypes, a row for each; `pictures.draw_pixels` draws them."""
+    packed = {name: value.numpy() for name, value in pack(scenes).items() if value.ndim}
     # Multiples of 1/32 are exact in half precision.
     packed["place"] = packed["place"].astype(np.float16)
-    lengths = np.array([len(row) for row in rows], dtype=np.int16)
-    return {"ids": ids, "lengths": lengths, "learn": loss_mask, **packed}
+    return packed
 
 
 def training_scene(rng: Random, index: int) -> Scene:
@@ -132,7 +71,8 @@ def prompt_shard(seed: int, encode: Callable[[str], list[int]], width: int) -> A
         for kind in rng.choices(kinds, weights, k=SHARD)
     ]
     rows = [encode(case.metadata["prompt"]) for case in cases]
-    return collate(rows, [[False] * len(row) for row in rows], [case.scene for case in cases], width)
+    nothing = [[False] * len(row) for row in rows]
+    return {**pack_rows(rows, nothing, width), **pack_scenes([case.scene for case in cases])}
 
 
 def caption(scene: Scene) -> str:
@@ -182,31 +122,4 @@ def conversation_shard(
         rows.append(ids)
         masks.append(mask)
         scenes.append(scene)
-    return collate(rows, masks, scenes, width)
-
-
-def build(shard: Callable[[int], Arrays], shards: int, seed: int, workers: int) -> Arrays:
-    """Concatenate shards generated in parallel; shard i is seeded with `seed + i` on any worker."""
-    with ProcessPoolExecutor(workers, get_context("spawn")) as pool:
-        parts = list(pool.map(shard, range(seed, seed + shards)))
-    return {
-        name: value if value.ndim == 0 else np.concatenate([part[name] for part in parts])
-        for name, value in parts[0].items()
-    }
-
-
-def save_examples(path: Path, **groups: Arrays) -> None:
-    """Write named groups of arrays to one compressed file, atomically."""
-    arrays = {f"{group}.{name}": array for group, rows in groups.items() for name, array in rows.items()}
-    with atomic_write(path, durable=False) as file:
-        np.savez_compressed(file, **arrays)  # pyright: ignore[reportArgumentType]
-
-
-def load_examples(path: Path, group: str) -> Examples:
-    """Load one group of arrays from a file of `save_examples`."""
-    with np.load(path) as file:
-        tensors = {
-            k.removeprefix(f"{group}."): torch.from_numpy(file[k]) for k in file if k.startswith(f"{group}.")
-        }
-    ids, lengths, loss_mask = (tensors.pop(name) for name in ("ids", "lengths", "learn"))
-    return Examples(ids, lengths.long(), loss_mask, {**tensors, "place": tensors["place"].float()})
+    return {**pack_rows(rows, masks, width), **pack_scenes(scenes)}

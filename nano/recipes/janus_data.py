@@ -1,4 +1,4 @@
-"""Recipe 0: the text tokenizer and the training examples of `janus-nano`, generated on the CPU.
+"""The text tokenizer and the training examples of `janus-nano`, generated on the CPU.
 
 Usage: `python -m bifrons.nano.recipes.janus_data --help`. Takes about ten minutes on one core, and uses all.
 """
@@ -8,25 +8,22 @@ import os
 from functools import partial
 from pathlib import Path
 
-from .datasets import SHARD, build, conversation, conversation_shard, prompt_shard, save_examples
+from ...learn.packed import build, save_rows
+from .datasets import SHARD, conversation, conversation_shard, prompt_shard
+from .janus import PAINT, READ
 from .janus_spec import PaintEncoder, TurnEncoder, write_folder
 
 PAINT_WIDTH, READ_WIDTH = 32, 240
 """Tokens of the longest image generation prompt and of the longest conversation."""
-EXAMPLES = "examples.npz"
-"""Name of the file of examples in a recipe's folder."""
 
 
 def make_examples(folder: Path, sentences: int, conversations: int, seed: int, workers: int) -> None:
-    """Write the folder's JSON files and `examples.npz`."""
+    """Write the folder's JSON files and its examples."""
     write_folder(folder)
     paint = partial(prompt_shard, encode=PaintEncoder(folder), width=PAINT_WIDTH)
     read = partial(conversation_shard, converse=conversation, encode=TurnEncoder(folder), width=READ_WIDTH)
-    save_examples(
-        folder / EXAMPLES,
-        paint=build(paint, max(1, sentences // SHARD), seed, workers),
-        read=build(read, max(1, conversations // SHARD), seed + 5000, workers),
-    )
+    save_rows(folder / PAINT, build(paint, max(1, sentences // SHARD), seed, workers))
+    save_rows(folder / READ, build(read, max(1, conversations // SHARD), seed + 5000, workers))
 
 
 def main() -> None:

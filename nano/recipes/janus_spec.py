@@ -13,10 +13,8 @@ from ...janus.prompts import IMAGE_TOKEN, SYSTEM_PROMPT, Template
 from ...tokenizers.text import TextTokenizer
 from ...tokenizers.vq.model import VQConfig
 from .datasets import CAPTION_REQUESTS
+from .pictures import SIDE
 from .tokenizer import corpus, train_tokenizer, write_files, write_vocabulary
-
-SIDE = 128
-"""Side of an image in pixels."""
 
 SPECIAL_TOKENS = (
     "<｜begin▁of▁sentence｜>",
@@ -175,14 +173,15 @@ class PaintEncoder:
 class TurnEncoder:
     """Questions and answers about one image -> token ids and, for each, whether the loss is on it.
 
-    The loss is on the answers and the end-of-sentence tokens after them. `image_at` is where the image's
-    tokens begin, the same in every conversation.
+    The loss is on the answers and the end-of-sentence tokens after them. `image_places` is where the
+    image's tokens stand, the same in every conversation.
     """
 
     def __init__(self, folder: Path) -> None:
         self.tokenizer = TextTokenizer.from_folder(folder)
         self.processor = JanusProcessor.from_folder(folder, self.tokenizer, SIDE, (SIDE // 16) ** 2)
-        self.image_at = self([("?", "?")])[0].index(self.processor.image_id)
+        ids, _ = self([("?", "?")])
+        self.image_places = [place for place, token in enumerate(ids) if token == self.processor.image_id]
 
     def __call__(self, turns: Sequence[tuple[str, str]]) -> tuple[list[int], list[bool]]:
         template = self.processor.template

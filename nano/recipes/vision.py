@@ -1,34 +1,30 @@
-"""Recipe: train a vision tower on the small world before the language model.
+"""A vision encoder learns the small world before the language model.
 
-`python -m bifrons.nano.recipes.vision --help`. Every patch learns to name the object that covers it, its
-color and its box, by linear heads that are thrown away afterwards. So the language model starts from
-features that hold the answers; else it would have to learn them through the few words of the answers.
+Every patch learns to name the object that covers it, its color and its box, by linear heads that are thrown
+away afterwards. So the language model starts from features that hold the answers; else it would have to learn
+them through the few words of the answers.
 
 B images, V views of an image (Janus: the image; DeepSeek-VL2: the whole, then local tiles row by row),
 S side of a view in pixels, P patches of a view (row by row), K slots for objects, 4 is x0, y0, x1, y1.
 """
 
-import argparse
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ...blocks.model.siglip import SiglipConfig, build_siglip
-from ..world.renderer import pack, render_packed
+from ...learn.pretraining import Objective
+from ...learn.scratch import initialize
 from ..world.scene import COLORS
 from ..world.shapes import EXTENTS, SHAPES
-from .janus_spec import SIDE
 from .janus_spec import tower_config as janus_tower
-from .trainer import RunConfig, Trainer, initialize
-from .training_state import constant
+from .pictures import SIDE, Packed, ScenePool, constant, draw_pixels
 from .vl2_spec import TILES
 from .vl2_spec import tower_config as vl2_tower
-from .vq import OFF_LATTICE, jitter, sample_scenes, to_pixels
 
 NOTHING = len(SHAPES)
 """The class of a patch that shows no object."""
@@ -86,7 +82,7 @@ class Labels:
     box: Tensor
 
 
-def boxes_of(packed: dict[str, Tensor]) -> Tensor:
+def boxes_of(packed: Packed) -> Tensor:
     """Boxes of packed scenes (see `renderer.pack`), float32 `[B, K, 4]`; empty where there is no object."""
     extents = constant(_EXTENTS, packed["place"].device)
     place = packed["place"].float()
@@ -94,13 +90,13 @@ def boxes_of(packed: dict[str, Tensor]) -> Tensor:
     return torch.cat((place[..., :2] - half, place[..., :2] + half), dim=-1)
 
 
-def color_numbers(packed: dict[str, Tensor]) -> Tensor:
+def color_numbers(packed: Packed) -> Tensor:
     """Index into COLORS of each object, int64 `[B, K]`: the nearest."""
     palette = constant(_PALETTE, packed["color"].device)
     return (packed["color"].float()[:, :, None] - palette).square().sum(-1).argmin(-1)
 
 
-def label_patches(packed: dict[str, Tensor], views: Views) -> Labels:
+def label_patches(packed: Packed, views: Views) -> Labels:
     """What each patch of each view shows: the object whose box covers most of it."""
     boxes_BK4 = boxes_of(packed)
     frames_V4 = constant(views.frames, boxes_BK4.device)
@@ -124,10 +120,6 @@ TOWERS: dict[str, tuple[SiglipConfig, Views]] = {
     "janus": (janus_tower(), Views(SIDE, janus_tower().image_size, janus_tower().patch_size, 0)),
     "vl2": (vl2_tower(), Views(SIDE, vl2_tower().image_size, vl2_tower().patch_size, TILES)),
 }
-TOWER = "vision.safetensors"
-"""The file in a recipe's folder with the trained tower."""
-BATCH = 256
-"""Images a step."""
 
 
 class PatchLabeller(nn.Module):
@@ -144,9 +136,7 @@ class PatchLabeller(nn.Module):
         return shape, color, box
 
 
-def vision_losses(
-    labeller: PatchLabeller, packed: dict[str, Tensor], pixels: Tensor, views: Views
-) -> dict[str, Tensor]:
+def vision_losses(labeller: PatchLabeller, packed: Packed, pixels: Tensor, views: Views) -> dict[str, Tensor]:
     """Losses of shape, color and box, and `wrong`, the share of patches with an object whose shape or color
     is missed. Patches are weighted, not selected: every tensor has a fixed shape."""
     labels = label_patches(packed, views)
@@ -167,47 +157,31 @@ def vision_losses(
     }
 
 
-class VisionTrainer(Trainer[PatchLabeller]):
-    """Trains on images of a pool of scenes, rendered anew with small changes of place and size."""
+class VisionObjective(Objective):
+    """A vision encoder of `TOWERS` with new weights, and pictures of a pool of scenes, drawn anew with small
+    changes of place and size."""
 
-    name = "vision"
-    loss_weights: ClassVar[dict[str, float]] = {"color": 0.5, "box": 4.0}
-    peak_lr = 3e-3
-
-    def __init__(self, run: RunConfig, tower: str, scenes: int, batch: int) -> None:
-        super().__init__(run)
+    def __init__(
+        self,
+        tower: str,
+        pool: ScenePool,
+        batch: int,
+        dtype: torch.dtype = torch.bfloat16,
+    ) -> None:
+        super().__init__()
+        self.loss_weights = {"color": 0.5, "box": 4.0}
+        self.pool, self.batch, self.dtype = pool, batch, dtype
         config, self.views = TOWERS[tower]
-        self.batch = batch
-        pool = pack(sample_scenes(run.seed, scenes))
-        self.pool = {k: v if v.ndim == 0 else v.to(run.device) for k, v in pool.items()}
-        self.log(f"{scenes} scenes")
-        labeller = PatchLabeller(config).to(run.device)
-        initialize(labeller, config.layers)
-        self.setup(labeller, compiled=labeller.vision.blocks)
+        self.labeller = PatchLabeller(config)
+        initialize(self.labeller, config.layers)
+        self.labeller.to(pool.device)
+
+    def compiled(self) -> Iterable[nn.Module]:
+        return self.labeller.vision.blocks
 
     def losses(self) -> dict[str, Tensor]:
-        chosen = torch.randint(len(self.pool["shape"]), (self.batch,), device=self.device)
-        packed = jitter({k: v if v.ndim == 0 else v[chosen] for k, v in self.pool.items()}, OFF_LATTICE)
-        pixels = to_pixels(render_packed(packed, self.views.image, self.device))
-        with torch.autocast(self.device, torch.bfloat16, cache_enabled=False):
-            return vision_losses(self.model, packed, pixels, self.views)
-
-    def export(self) -> None:
-        weights = {k: v.contiguous() for k, v in self.average.model.vision.state_dict().items()}
-        save_file(weights, self.folder / TOWER, {"format": "pt"})
-
-
-def main() -> None:
-    """Train a vision tower."""
-    parser = argparse.ArgumentParser(description="Train a small vision tower on the small world.")
-    parser.add_argument("tower", choices=sorted(TOWERS))
-    RunConfig.add_arguments(parser, "runs/vision", 60)
-    parser.add_argument("--scenes", type=int, default=50_000)
-    parser.add_argument("--batch", type=int, default=BATCH, help="images a step")
-    args = parser.parse_args()
-    args.folder.mkdir(parents=True, exist_ok=True)
-    VisionTrainer(RunConfig.from_args(args), args.tower, args.scenes, args.batch).run()
-
-
-if __name__ == "__main__":
-    main()
+        packed = self.pool.draw(self.batch)
+        pixels = draw_pixels(packed)
+        enabled = self.dtype != torch.float32
+        with torch.autocast(pixels.device.type, self.dtype, enabled=enabled, cache_enabled=False):
+            return vision_losses(self.labeller, packed, pixels, self.views)

@@ -1,4 +1,4 @@
-"""Recipe: the text tokenizer and the training conversations of `vl2-nano`, generated on the CPU.
+"""The text tokenizer and the training conversations of `vl2-nano`, generated on the CPU.
 
 Usage: `python -m bifrons.nano.recipes.vl2_data --help`. There are conversations about one image (questions,
 grounding, captions) and about two (comparisons, in-context grounding).
@@ -12,6 +12,7 @@ from random import Random
 
 import numpy as np
 
+from ...learn.packed import Arrays, build, pack_rows, save_rows
 from ...vl2.grounding import FULL
 from ...vl2.prompts import GROUNDING, locate_prompt
 from ..world.pairs import KINDS as PAIR_KINDS
@@ -22,16 +23,13 @@ from ..world.scene import Scene
 from .datasets import (
     CAPTION_REQUESTS,
     SHARD,
-    Arrays,
     Turns,
-    build,
     caption,
-    collate,
     conversation_shard,
     encode_to_fit,
-    save_examples,
+    pack_scenes,
 )
-from .janus_data import EXAMPLES
+from .vl2 import ONE, TWO
 from .vl2_spec import ConversationEncoder, write_folder
 
 ONE_WIDTH, TWO_WIDTH = 288, 352
@@ -69,8 +67,8 @@ def two_image_conversation(a: Scene, b: Scene, rng: Random) -> Turns:
 def image_pair_shard(seed: int, encode: ConversationEncoder) -> Arrays:
     """Conversations about two images.
 
-    Adds to the arrays of `collate` the second scenes, named `second.*`, and `frame` float16 `[N, 4]`, the box
-    (x0, y0, x1, y1 in 0..1) framed in the first image, zeros for none.
+    Beside the first scenes there are the second scenes, named `second.*`, and `frame` float16 `[N, 4]`, the
+    box (x0, y0, x1, y1 in 0..1) framed in the first image, zeros for none.
     """
     rng = Random(seed)
     rows, masks, firsts, seconds, frames = [], [], [], [], []
@@ -88,13 +86,13 @@ def image_pair_shard(seed: int, encode: ConversationEncoder) -> Arrays:
         firsts.append(a)
         seconds.append(b)
         frames.append(frame)
-    first, second = (collate(rows, masks, scenes, TWO_WIDTH) for scenes in (firsts, seconds))
-    second = {f"second.{k}": second[k] for k in ("shape", "place", "color", "background")}
-    return {**first, **second, "frame": (np.array(frames) / FULL).astype(np.float16)}
+    second = {f"second.{name}": value for name, value in pack_scenes(seconds).items()}
+    frame = {"frame": (np.array(frames) / FULL).astype(np.float16)}
+    return {**pack_rows(rows, masks, TWO_WIDTH), **pack_scenes(firsts), **second, **frame}
 
 
 def make_examples(folder: Path, one: int, two: int, seed: int, workers: int) -> None:
-    """Write the folder's JSON files and `examples.npz`."""
+    """Write the folder's JSON files and its examples."""
     write_folder(folder)
     encode = ConversationEncoder(folder)
     one_shard = partial(
@@ -104,11 +102,8 @@ def make_examples(folder: Path, one: int, two: int, seed: int, workers: int) -> 
         width=ONE_WIDTH,
     )
     two_shard = partial(image_pair_shard, encode=encode)
-    save_examples(
-        folder / EXAMPLES,
-        one=build(one_shard, max(1, one // SHARD), seed, workers),
-        two=build(two_shard, max(1, two // SHARD), seed + 5000, workers),
-    )
+    save_rows(folder / ONE, build(one_shard, max(1, one // SHARD), seed, workers))
+    save_rows(folder / TWO, build(two_shard, max(1, two // SHARD), seed + 5000, workers))
 
 
 def main() -> None:

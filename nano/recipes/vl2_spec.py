@@ -190,7 +190,8 @@ class ConversationEncoder:
     """Turns about one or two square images -> token ids and, for each, whether the loss is on it.
 
     The loss is on the answers and the end-of-sentence tokens after them. The images come before the first
-    question; `offsets` says where the tokens of each begin, the same in every conversation.
+    question; `image_places` is where the tokens of two stand, the same in every conversation; those of one
+    are the first `image_tokens`.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -199,8 +200,7 @@ class ConversationEncoder:
         self.processor = VL2Processor.from_folder(folder, self.tokenizer, config)
         self.image_tokens = num_image_tokens((TILES, TILES), config.tile_side)
         ids, _ = self([("?", "?")], 2)
-        first = ids.index(self.processor.image_id)
-        self.offsets = (first, ids.index(self.processor.image_id, first + self.image_tokens))
+        self.image_places = [place for place, token in enumerate(ids) if token == self.processor.image_id]
 
     def __call__(self, turns: Sequence[tuple[str, str]], images: int) -> tuple[list[int], list[bool]]:
         history: list[Turn] = []

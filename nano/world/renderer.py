@@ -110,14 +110,23 @@ def coverage(
 
 
 @torch.no_grad()
-def render_packed(packed: dict[str, Tensor], size: int, device: str | torch.device) -> Tensor:
-    """Render packed scenes (see `pack`): uint8 [B, 3, H, W] on `device`, the shorter side `size` pixels."""
+def render_packed(
+    packed: dict[str, Tensor],
+    size: int,
+    device: str | torch.device,
+    shapes: tuple[str, ...] | None = None,
+) -> Tensor:
+    """Render packed scenes (see `pack`): uint8 [B, 3, H, W] on `device`, the shorter side `size` pixels.
+
+    `shapes` are those that scenes may have; None looks at them, which waits for the device.
+    """
     height, width = pixel_size(size, float(packed["aspect"]))
     shape_BK = packed["shape"].to(device).long()
     place_BK3 = packed["place"].to(device)
     color_BK3 = packed["color"].to(device).float()
     background_B3 = packed["background"].to(device).float()
-    shapes = (*SHAPES, HOUSE) if int(shape_BK.max()) >= len(SHAPES) else SHAPES
+    if shapes is None:
+        shapes = (*SHAPES, HOUSE) if int(shape_BK.max()) >= len(SHAPES) else SHAPES
     canvas_B3HW = background_B3[:, :, None, None].expand(-1, -1, height, width).contiguous()
     for k in range(shape_BK.shape[1]):
         alpha_BHW = coverage(shape_BK[:, k], place_BK3[:, k], height, width, size, shapes)

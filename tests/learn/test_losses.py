@@ -78,7 +78,7 @@ def test_a_dropped_prompt_is_the_unconditional_one_of_generation(pair) -> None:
     cond, uncond = ours.processor.generation_ids("a red star")
     codes = torch.zeros(36, dtype=torch.int64)
     batch = collate([PaintExample(cond, codes)] * 2, ours.processor.pad_id, [True, False])
-    assert torch.equal(batch.ids, torch.cat((uncond, cond)))
+    assert torch.equal(batch.ids, torch.stack((uncond, cond)))
     assert batch.counts == {"image": 72, "text": 0}
 
 

@@ -1,18 +1,24 @@
-"""One step of janus-nano's recipe, and what it writes."""
+"""Training janus-nano: what a step changes, and what is written."""
+
+from dataclasses import replace
 
 import pytest
 import torch
 from bifrons.blocks.checkpoints.hub import find_model_folder
+from bifrons.blocks.errors import OptionError
 from bifrons.janus.pipeline import JanusPipeline
-from bifrons.nano.recipes import datasets
-from bifrons.nano.recipes.datasets import conversation, conversation_shard, prompt_shard, save_examples
-from bifrons.nano.recipes.janus import JanusTrainer, nucleus_loss
-from bifrons.nano.recipes.janus_data import EXAMPLES, PAINT_WIDTH, READ_WIDTH
+from bifrons.learn.packed import save_rows
+from bifrons.learn.pretraining import Pretraining, PretrainingOptions
+from bifrons.nano.recipes import datasets, train
+from bifrons.nano.recipes.datasets import conversation, conversation_shard, prompt_shard
+from bifrons.nano.recipes.janus import PAINT, READ
+from bifrons.nano.recipes.janus_data import PAINT_WIDTH, READ_WIDTH
 from bifrons.nano.recipes.janus_spec import PaintEncoder, TurnEncoder, write_folder
-from bifrons.nano.recipes.trainer import RunConfig
 from safetensors.torch import load_file, save_file
 
-VQ = "gen_vision_model."
+CPU = torch.device("cpu")
+VQ, TOWER = "gen_vision_model.", "vision_model.vision_tower."
+ONE_STEP = PretrainingOptions(1e-3, steps=1, warmup=0.0)
 
 
 @pytest.fixture
@@ -20,40 +26,73 @@ def folder(tmp_path, monkeypatch):
     monkeypatch.setattr(datasets, "SHARD", 3)
     write_folder(tmp_path)
     shipped = load_file(find_model_folder("janus-nano") / "model.safetensors")
-    save_file({k.removeprefix(VQ): v for k, v in shipped.items() if VQ in k}, tmp_path / "vq.safetensors")
-    paint = prompt_shard(0, PaintEncoder(tmp_path), PAINT_WIDTH)
-    read = conversation_shard(0, conversation, TurnEncoder(tmp_path), READ_WIDTH)
-    save_examples(tmp_path / EXAMPLES, paint=paint, read=read)
+    for prefix, name in ((VQ, train.VQ), (TOWER, train.TOWER)):
+        part = {k.removeprefix(prefix): v for k, v in shipped.items() if k.startswith(prefix)}
+        save_file(part, tmp_path / name)
+    save_rows(tmp_path / PAINT, prompt_shard(0, PaintEncoder(tmp_path), PAINT_WIDTH))
+    save_rows(tmp_path / READ, conversation_shard(0, conversation, TurnEncoder(tmp_path), READ_WIDTH))
     return tmp_path
 
 
+def start_run(folder, rows, nucleus=None):
+    part = replace(train.PARTS["janus"], rows=rows, options=ONE_STEP, nucleus=nucleus)
+    objective, write = train.make("janus", part, folder, find_model_folder("janus-nano"), CPU)
+    return objective, write, Pretraining(objective, ONE_STEP, folder / "run")
+
+
 def test_a_step_changes_all_but_the_tokenizer_and_loads(folder):
-    trainer = JanusTrainer(RunConfig(folder, 60.0), find_model_folder("janus-nano"), (2, 4))
-    before = {k: v.clone() for k, v in trainer.model.state_dict().items()}
-    trainer.learning_rate.fill_(1e-3)
-    losses = trainer.update()
-    assert losses["paint"] < 5  # it began with trained weights: fresh ones give log(2048) = 7.6
-    for name, tensor in trainer.model.state_dict().items():
+    objective, write, run = start_run(folder, (2, 4))
+    before = {k: v.clone() for k, v in objective.model.state_dict().items()}
+    figures = []
+    run.run(figures.append)
+    assert 0 < figures[0]["paint_loss"] < 5  # it began with trained weights: fresh ones give log(2048) = 7.6
+    assert set(figures[0]) == {"paint_loss", "read_loss", "rate", "step", "seconds"}
+    for name, tensor in objective.model.state_dict().items():
         assert torch.equal(tensor, before[name]) == name.startswith(VQ), name
-    trainer.save()
-    pipe = JanusPipeline.from_pretrained(folder, "cpu")
+    with run.averaged():
+        write()
+    pipe = JanusPipeline.from_pretrained(folder / train.MODEL, "cpu")
     assert pipe.generate("a photo of a star", seed=1, output_type="codes").shape == (1, 256)
+    shipped = load_file(find_model_folder("janus-nano") / "model.safetensors")
+    stored = load_file(folder / train.MODEL / "model.safetensors")
+    assert {k: (v.shape, v.dtype) for k, v in stored.items()} == {
+        k: (v.shape, v.dtype) for k, v in shipped.items()
+    }
 
 
-def test_the_nucleus_of_the_start_is_learned_and_of_blank_prompts_the_codes(folder):
-    logits = torch.tensor([[[2.0, 1.0, 0.0, -9.0]]]).expand(2, 1, 4)
-    codes, blank = torch.tensor([[3], [3]]), torch.tensor([False, True])
-    kept = torch.tensor([2.0, 1.0, -torch.inf, -torch.inf]).softmax(-1)
-    logs = logits[0, 0].log_softmax(-1)
-    wanted = (-(kept[:2] * logs[:2]).sum() - logs[3]) / 2
-    torch.testing.assert_close(nucleus_loss(logits, logits, codes, blank, 0.8), wanted)
+def test_a_new_model_has_the_parts_that_were_trained_before(folder):
+    part = replace(train.PARTS["janus"], rows=(1, 1), options=ONE_STEP)
+    objective, _ = train.make("janus", part, folder, None, CPU)
+    for name, prefix in ((train.VQ, VQ), (train.TOWER, TOWER)):
+        state = objective.model.state_dict()
+        for key, tensor in load_file(folder / name).items():
+            assert torch.equal(state[prefix + key], tensor.float()), key
+    losses = objective.losses()
+    assert abs(losses["paint"].item() - 7.62) < 0.3  # log(2048)
 
-    start = find_model_folder("janus-nano")
-    trainer = JanusTrainer(RunConfig(folder, 60.0), start, (4, 4), nucleus=0.9)
-    before = [p.clone() for p in trainer.teacher.parameters()]
-    trainer.learning_rate.fill_(1e-3)
-    first = trainer.update()["paint"]
-    assert all(torch.equal(a, b) for a, b in zip(trainer.teacher.parameters(), before, strict=True))
-    moved = zip(trainer.model.decoder.parameters(), trainer.teacher.decoder.parameters(), strict=True)
+
+def test_the_nucleus_of_the_start_is_learned(folder):
+    objective, _, run = start_run(folder, (4, 4), nucleus=0.9)
+    (teacher,) = objective._teacher
+    before = [p.clone() for p in teacher.parameters()]
+    figures = []
+    run.run(figures.append)
+    assert all(torch.equal(a, b) for a, b in zip(teacher.parameters(), before, strict=True))
+    moved = zip(objective.model.decoder.parameters(), teacher.model.decoder.parameters(), strict=True)
     assert not any(torch.equal(a, b) for a, b in moved)
-    assert 0 < first < 5
+    assert 0 < figures[0]["paint_loss"] < 5
+
+
+def test_a_part_is_trained_by_its_settings_and_goes_on(folder, capsys):
+    part = replace(train.PARTS["janus-vision"], rows=(2,), scenes=2)
+    train.train("janus-vision", replace(part, options=replace(ONE_STEP, steps=2)), folder, None, CPU)
+    assert "2 steps done" in capsys.readouterr().out
+    first = load_file(folder / train.TOWER)
+    train.train("janus-vision", replace(part, options=replace(ONE_STEP, steps=2)), folder, None, CPU)
+    out = capsys.readouterr().out
+    assert "goes on from step 2" in out
+    assert all(torch.equal(tensor, first[name]) for name, tensor in load_file(folder / train.TOWER).items())
+    with pytest.raises(OptionError, match="a run with steps 2, not 3"):
+        train.train("janus-vision", replace(part, options=replace(ONE_STEP, steps=3)), folder, None, CPU)
+    with pytest.raises(OptionError, match="--start"):
+        train.train("janus-nucleus", part, folder, None, CPU)

@@ -1,24 +1,25 @@
 """What vl2-nano is trained on is what the pipeline will give it; and what it is asked has right answers."""
 
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from random import Random
 
 import pytest
 import torch
 from bifrons.eval.nano.vl2 import judge_query, matched
-from bifrons.nano.recipes.datasets import insert_image_tokens, save_examples
-from bifrons.nano.recipes.janus_spec import SIDE
-from bifrons.nano.recipes.trainer import RunConfig, initialize
+from bifrons.learn.losses import TrainingModel
+from bifrons.learn.objectives import BalanceLoss
+from bifrons.learn.packed import PackedRows, pack_rows, save_rows
+from bifrons.learn.pretraining import Pretraining, PretrainingOptions
+from bifrons.learn.scratch import initialize
+from bifrons.nano.recipes import datasets, train
+from bifrons.nano.recipes.datasets import conversation_shard
+from bifrons.nano.recipes.pictures import SIDE, to_pixels
 from bifrons.nano.recipes.vision import NOTHING, TOWERS, PatchLabeller, Views, label_patches, vision_losses
-from bifrons.nano.recipes.vl2 import (
-    LoadBalancingLoss,
-    VL2Trainer,
-    arrange_image_tokens,
-    draw_frames,
-)
-from bifrons.nano.recipes.vl2_data import single_image_conversation, two_image_conversation
+from bifrons.nano.recipes.vl2 import ONE, TWO, draw_frames
+from bifrons.nano.recipes.vl2_data import ONE_WIDTH, image_pair_shard, single_image_conversation
 from bifrons.nano.recipes.vl2_spec import ConversationEncoder, write_folder
-from bifrons.nano.recipes.vq import to_pixels
 from bifrons.nano.world.pairs import KINDS as PAIR_KINDS
 from bifrons.nano.world.pairs import sample_comparison, sample_pair
 from bifrons.nano.world.phrases import KINDS as QUERY_KINDS
@@ -31,6 +32,7 @@ from bifrons.vl2.grounding import Box, draw_boxes, parse_grounding
 from bifrons.vl2.model import VL2Model
 from bifrons.vl2.pipeline import VL2Pipeline
 from bifrons.vl2.processor import VL2Processor
+from bifrons.vl2.weight_names import keep_float32
 from safetensors.torch import save_file
 
 GREY = (204, 208, 212)
@@ -73,14 +75,16 @@ def test_a_row_is_embedded_as_the_pipeline_does(folder, model, count):
     assert encode.tokenizer.decode([i for i, t in zip(ids, learn, strict=True) if t]).count("star") == 1
 
     views = TOWERS["vl2"][1]
+    packed = {name: torch.from_numpy(array) for name, array in pack_rows([ids], [learn], len(ids)).items()}
+    rows = PackedRows.from_arrays(packed)
+    places = encode.image_places[: count * encode.image_tokens]
+    batch = rows.reading(views.cut(to_pixels(render(scenes, SIDE))), places)
     with torch.no_grad():
-        tiles = model.embed_tiles(views.cut(to_pixels(render(scenes, SIDE))).flatten(0, 1))
-        pictures = arrange_image_tokens(model, tiles.unflatten(0, (count, -1)), views.grid)
-        x = model.embed_text(torch.tensor([ids[:asked]]))
-        for picture, place in zip(pictures, encode.offsets, strict=False):
-            x = insert_image_tokens(x, picture[None], place)
+        x = TrainingModel(model)._embed(batch)[:, :asked]
     # Both scale with the same cubic kernel, the pipeline's in 8-bit steps.
     torch.testing.assert_close(x[0], model.embed_prompts([prepared])[0].embeddings_TD, atol=0.02, rtol=0.02)
+    found = [t for t in batch.targets.tolist() if t >= 0]
+    assert found == [i for i, taught in zip(ids, learn, strict=True) if taught]
 
 
 def test_frames_are_those_that_are_drawn():
@@ -182,51 +186,45 @@ def test_comparisons_have_right_answers():
     assert sample_comparison(same, same, rng, "total").answer == "two"
 
 
-def test_a_short_training_writes_a_model_that_loads(folder, model):
-    save_file(model.vision.state_dict(), folder / "vision.safetensors")
-    encode, rng = ConversationEncoder(folder), Random(0)
-    groups = {}
-    for name, width in (("one", 288), ("two", 352)):
-        scenes = [sample_scene(rng) for _ in range(4)]
-        turns = [
-            single_image_conversation(s, rng)[:2] if name == "one" else two_image_conversation(s, s, rng)[:2]
-            for s in scenes
-        ]
-        rows = [encode(one, 1 if name == "one" else 2) for one in turns]
-        packed = {k: v.numpy() for k, v in pack(scenes).items()}
-        ids = torch.nn.utils.rnn.pad_sequence([torch.tensor(r[0]) for r in rows], batch_first=True)
-        learn = torch.nn.utils.rnn.pad_sequence([torch.tensor(r[1]) for r in rows], batch_first=True)
-        spare = (0, width - ids.shape[1])
-        ids, learn = (torch.nn.functional.pad(t, spare) for t in (ids.short(), learn))
-        more = {}
-        if name == "two":
-            more = {f"second.{k}": packed[k] for k in ("shape", "place", "color", "background")}
-            more["frame"] = torch.zeros(4, 4).numpy()
-        lengths = torch.tensor([len(r[0]) for r in rows]).numpy()
-        groups[name] = {"ids": ids.numpy(), "learn": learn.numpy(), "lengths": lengths, **packed, **more}
-    save_examples(folder / "examples.npz", **groups)
-
-    trainer = VL2Trainer(RunConfig(folder, 60.0), rows=(2, 1))
-    trainer.learning_rate.fill_(1e-3)
-    losses = trainer.update()
-    assert set(losses) == {"one", "two", "balance"}
-    assert losses["balance"] >= 0.99  # 1 is perfect balance
-    trainer.save()
-    pipe = VL2Pipeline.from_pretrained(folder, "cpu")
-    ours = trainer.average.model.state_dict()
+def test_a_short_training_writes_a_model_that_loads(folder, model, monkeypatch):
+    monkeypatch.setattr(datasets, "SHARD", 4)
+    monkeypatch.setattr("bifrons.nano.recipes.vl2_data.SHARD", 4)
+    save_file(model.vision.state_dict(), folder / train.TOWER)
+    encode = ConversationEncoder(folder)
+    one = conversation_shard(0, single_image_conversation, partial(encode, images=1), ONE_WIDTH)
+    save_rows(folder / ONE, one)
+    save_rows(folder / TWO, image_pair_shard(0, encode))
+    options = PretrainingOptions(1e-3, steps=1, warmup=0.0)
+    part = replace(train.PARTS["vl2"], rows=(2, 1), options=options)
+    cpu, figures = torch.device("cpu"), []
+    objective, write = train.make("vl2", part, folder, None, cpu)
+    assert torch.equal(objective.model.vision.norm.weight, model.vision.norm.weight)
+    before = {name: tensor.clone() for name, tensor in objective.model.state_dict().items()}
+    run = Pretraining(objective, options, folder / "run")
+    run.run(figures.append)
+    assert figures[0]["balance_loss"] >= 0.99  # 1 is perfect balance
+    assert figures[0]["one_loss"] > 0
+    assert figures[0]["two_loss"] > 0
+    assert not any(torch.equal(tensor, before[k]) for k, tensor in objective.model.state_dict().items())
+    last = {name: tensor.clone() for name, tensor in objective.model.state_dict().items()}
+    averages = dict(run.state.average.named_buffers())
+    with run.averaged():
+        write()
+    pipe = VL2Pipeline.from_pretrained(folder / train.MODEL, "cpu")
     for name, tensor in pipe.model.state_dict().items():
-        torch.testing.assert_close(tensor, ours[name].to(torch.bfloat16).float(), atol=0, rtol=0)
-    assert isinstance(pipe.ask(to_pil(sample_scene(rng), SIDE), "What is it?", 4), str)
+        ours = averages[f"training_model/model/{name.replace('.', '/')}"]
+        kind = torch.float32 if keep_float32(name) else torch.bfloat16
+        torch.testing.assert_close(tensor, ours.to(kind).float(), atol=0, rtol=0)
+    assert isinstance(pipe.ask(to_pil(sample_scene(Random(0)), SIDE), "What is it?", 4), str)
 
-    again = VL2Trainer(RunConfig(folder, 60.0), rows=(2, 1))
-    again.prepare_step()
-    again.resume()
-    for old, new in zip(trainer.model.parameters(), again.model.parameters(), strict=True):
-        assert torch.equal(old, new)
+    again, _ = train.make("vl2", part, folder, None, cpu)
+    assert Pretraining(again, options, folder / "run").resume() == 1
+    for name, tensor in again.model.state_dict().items():
+        assert torch.equal(tensor, last[name]), name
 
 
 def test_balance_is_least_where_experts_are_used_alike(model):
-    balance = LoadBalancingLoss(model)
+    balance = BalanceLoss(model)
     gate = balance.gates[0]
     gate(torch.randn(64, model.config.decoder.hidden_size))
     even = balance.take()

@@ -1,10 +1,18 @@
-"""The optimizer of the recipes: Muon for the matrices of transformer blocks; AdamW is used for the rest."""
+"""The optimizers of pretraining: AdamW, or Muon for the matrices of transformer blocks, AdamW for the rest.
+
+`torch.optim.Muon` takes one matrix at a time, no stacks of them, and a learning rate that is known on the
+host; this one takes all matrices of a shape at once, and steps can be captured as a CUDA graph.
+"""
 
 from collections import defaultdict
 from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
+
+from ..blocks.errors import OptionError
+
+KINDS = ("muon", "adamw")
 
 # Quintic Newton-Schulz coefficients, five steps: Jordan et al. 2024, "Muon: An optimizer for hidden layers".
 _NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
@@ -72,10 +80,29 @@ class Muon(torch.optim.Optimizer):
         torch._foreach_sub_(targets, list(steps))
 
 
-def split_parameters(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
-    """(matrices of transformer blocks, for Muon; all other parameters, MoE gates included, for AdamW)."""
+def make_optimizers(
+    module: nn.Module, kind: str, rate: Tensor, weight_decay: float, matrix_decay: float
+) -> list[torch.optim.Optimizer]:
+    """The optimizers of a module's parameters that have `requires_grad`: `kind` is `adamw`, or `muon`, whose
+    matrices have a weight decay of their own. They read the learning rate from the tensor `rate`."""
+    if kind not in KINDS:
+        raise OptionError(f"optimizer is {kind!r}; accepted: {', '.join(KINDS)}")
+    matrices, rest = split_parameters(module)
+    if kind == "adamw":
+        matrices, rest = [], [*matrices, *rest]
+    is_cuda = rate.device.type == "cuda"
+    adamw = torch.optim.AdamW(
+        rest, rate, betas=(0.9, 0.95), weight_decay=weight_decay, capturable=is_cuda, fused=is_cuda
+    )
+    return [Muon(matrices, rate, weight_decay=matrix_decay), adamw] if matrices else [adamw]
+
+
+def split_parameters(module: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+    """The trained matrices of transformer blocks and of what joins image tokens to them, for Muon; and all
+    other trained parameters: embeddings, heads, norms and routers."""
     matrices, rest = [], []
-    for name, param in model.named_parameters():
-        in_block = (".layers." in name or ".blocks." in name) and ".gate." not in name
-        (matrices if in_block and param.ndim in (2, 3) and "aligner" not in name else rest).append(param)
+    for name, param in module.named_parameters():
+        if param.requires_grad:
+            in_block = (".layers." in name or ".blocks." in name) and ".gate." not in name
+            (matrices if in_block and param.ndim in (2, 3) else rest).append(param)
     return matrices, rest
