@@ -21,7 +21,7 @@ from ..vl2.processor import VL2Processor
 
 RESIDUAL = ("o_proj.weight", "down_proj.weight", "attn.proj.weight", "fc2.weight", "experts.down")
 """What projects into the residual stream."""
-KEPT = ("gen_vision_model.", "image_newline", "view_seperator")
+AS_MADE = ("gen_vision_model.", "image_newline", "view_seperator")
 """Initialized where they are made."""
 
 
@@ -33,7 +33,7 @@ def initialize(model: nn.Module, depth: int) -> None:
     few numbers each. Biases are zero, and norms stay one.
     """
     for name, param in model.named_parameters():
-        if name.startswith(KEPT):
+        if name.startswith(AS_MADE):
             continue
         if name.endswith("patch_embed.proj.weight"):
             nn.init.normal_(param, std=param[0].numel() ** -0.5)

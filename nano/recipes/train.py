@@ -22,7 +22,7 @@ from ...janus.pipeline import JanusPipeline
 from ...learn.distributed import joined, rank
 from ...learn.image_tokenizer import TokenizerObjective, psnr
 from ...learn.objectives import ModelObjective
-from ...learn.pretraining import Objective, Pretraining, PretrainingOptions
+from ...learn.pretraining import Pretraining, PretrainingOptions
 from ...learn.run_folder import cut_log, open_run
 from ...learn.scratch import from_scratch
 from ...tokenizers.vq.model import VQModel
@@ -63,8 +63,8 @@ PARTS = {
     "vl2": Part(VL2, (112, 48), PretrainingOptions(3e-3, seconds=400), balance=0.02),
 }
 """The parts in the order of training; `janus-nucleus` is janus-nano once more, from its own distribution."""
-Made = tuple[Objective, Callable[[], object]]
-"""What is trained, and what writes it."""
+Made = tuple[Any, Callable[[], object]]
+"""The `Objective` that is trained, and what writes its result."""
 
 
 def make(name: str, part: Part, folder: Path, start: Path | None, device: torch.device) -> Made:

@@ -18,8 +18,8 @@ class Halving(Objective):
     def __init__(self) -> None:
         super().__init__()
         torch.manual_seed(1)
-        self.body = nn.ModuleDict({"layers": nn.ModuleList([nn.Linear(8, 8), nn.Linear(8, 8)])})
-        self.body.add_module("norm", nn.LayerNorm(8))
+        self.layers = nn.ModuleList([nn.Linear(8, 8), nn.Linear(8, 8)])
+        self.norm = nn.LayerNorm(8)
         self.loss_weights = {"size": 0.0}
         self.changes: list[float] = []
 
@@ -29,8 +29,7 @@ class Halving(Objective):
 
     def losses(self) -> dict[str, torch.Tensor]:
         x = torch.randn(16, 8)
-        first, second = self.body["layers"]
-        y = second(self.body["norm"](first(x)))
+        y = self.layers[1](self.norm(self.layers[0](x)))
         return {"error": F.mse_loss(y, x / 2), "size": y.abs().mean()}
 
 

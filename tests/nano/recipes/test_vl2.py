@@ -83,6 +83,7 @@ def test_a_row_is_embedded_as_the_pipeline_does(folder, model, count):
         x = TrainingModel(model)._embed(batch)[:, :asked]
     # Both scale with the same cubic kernel, the pipeline's in 8-bit steps.
     torch.testing.assert_close(x[0], model.embed_prompts([prepared])[0].embeddings_TD, atol=0.02, rtol=0.02)
+    assert batch.targets is not None
     found = [t for t in batch.targets.tolist() if t >= 0]
     assert found == [i for i, taught in zip(ids, learn, strict=True) if taught]
 
@@ -123,13 +124,13 @@ def test_a_tower_learns_from_its_patches():
     packed = pack([sample_scene(Random(seed)) for seed in range(2)])
     pixels = to_pixels(render_packed(packed, SIDE, "cpu"))
     adam = torch.optim.AdamW(labeller.parameters(), 2e-3)
-    first = sum(vision_losses(labeller, packed, pixels, views).values()).item()
+    first = torch.stack([*vision_losses(labeller, packed, pixels, views).values()]).sum().item()
     for _ in range(8):
         adam.zero_grad()
-        loss = sum(v for v in vision_losses(labeller, packed, pixels, views).values() if v.requires_grad)
-        loss.backward()
+        losses = vision_losses(labeller, packed, pixels, views).values()
+        torch.stack([v for v in losses if v.requires_grad]).sum().backward()
         adam.step()
-    assert sum(vision_losses(labeller, packed, pixels, views).values()).item() < 0.7 * first
+    assert torch.stack([*vision_losses(labeller, packed, pixels, views).values()]).sum() < 0.7 * first
 
 
 def test_phrases_name_what_they_say():
