@@ -103,6 +103,6 @@ def split_parameters(module: nn.Module) -> tuple[list[nn.Parameter], list[nn.Par
     matrices, rest = [], []
     for name, param in module.named_parameters():
         if param.requires_grad:
-            in_block = (".layers." in name or ".blocks." in name) and ".gate." not in name
+            in_block = any(part in f".{name}" for part in (".layers.", ".blocks.")) and ".gate." not in name
             (matrices if in_block and param.ndim in (2, 3) else rest).append(param)
     return matrices, rest

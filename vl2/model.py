@@ -102,8 +102,8 @@ class VL2Model(nn.Module):
         return torch.cat(self.embed_images(pixels, [grid for one in inputs for grid in one.grids]))
 
     def arrange(self, tiles_NHHD: Tensor, grid: tuple[int, int]) -> Tensor:
-        """Tiles of an image, or of several `[..., N, H, H, D]`, as a sequence `[..., T, D]`: the global tile, a
-        separator, the local tiles, joined into one mosaic. Rows of tokens end with a newline embedding.
+        """Tiles of an image, or of several `[..., N, H, H, D]`, as a sequence `[..., T, D]`: the global tile,
+        a separator, the local tiles, joined into one mosaic. Rows of tokens end with a newline embedding.
         """
         columns, rows = grid
         whole, local = tiles_NHHD.split((1, columns * rows), dim=-4)
