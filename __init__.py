@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from .blocks.generation_step import GenerationStep
     from .blocks.structured_output import OutputFormat
     from .janus.pipeline import JanusPipeline
+    from .text.pipeline import TextPipeline
     from .vl2.grounding import Box
     from .vl2.pipeline import VL2Pipeline
 
@@ -39,6 +40,7 @@ __all__ = [
     "PictureError",
     "PromptError",
     "ResourceError",
+    "TextPipeline",
     "VL2Pipeline",
     "__version__",
 ]
@@ -47,6 +49,7 @@ _HOMES = {
     "Box": "vl2.grounding",
     "GenerationStep": "blocks.generation_step",
     "JanusPipeline": "janus.pipeline",
+    "TextPipeline": "text.pipeline",
     "VL2Pipeline": "vl2.pipeline",
     "BifronsError": "blocks.errors",
     "CheckpointError": "blocks.errors",

@@ -1,23 +1,19 @@
-"""Loads and describes a model of either family, Janus or DeepSeek-VL2, given its name."""
+"""Loads a model of any family, Janus, DeepSeek-VL2 or a text model, given its name."""
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from ..blocks.adapter_choice import AdapterChoice
 from ..blocks.checkpoints.hub import EMBEDDED, EMBEDDED_FOLDER, ModelFolder, open_model
-from ..blocks.checkpoints.key_mapping import KeyMap, check_counts
-from ..blocks.checkpoints.quantize import keep_no_float32
 from ..blocks.device import resolve_device
 from ..blocks.engine.generate import scheduler_of
 from ..blocks.errors import OptionError, ResourceError
 from ..blocks.foreign_files import model_type_error
-from ..blocks.model.context import DecoderConfig
 from ..blocks.placement.memory_estimate import Workload
 from .defaults import DEFAULT_MODEL
 from .notes import note
@@ -27,16 +23,21 @@ if TYPE_CHECKING:
     from ..blocks.placement.device_map import DeviceMap
     from ..janus.model import Parts
     from ..janus.pipeline import JanusPipeline
+    from ..text.pipeline import TextPipeline
     from ..vl2.pipeline import VL2Pipeline
 
-    Pipeline = JanusPipeline | VL2Pipeline
+    Pipeline = JanusPipeline | VL2Pipeline | TextPipeline
 
-_FAMILIES = {"multi_modality": "Janus", "janus": "Janus", "deepseek_vl_v2": "DeepSeek-VL2"}
+TEXT = "text"
+"""The family of models that read no pictures."""
+_FAMILIES = {"multi_modality": "Janus", "janus": "Janus", "deepseek_vl_v2": "DeepSeek-VL2"} | dict.fromkeys(
+    ("qwen2", "llama", "deepseek_v2", "deepseek_v3"), TEXT
+)
 _OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
 
 
 def family_of(folder: ModelFolder) -> str:
-    """`Janus` or `DeepSeek-VL2`, by the `model_type` in `config.json`. Raises `ConfigError` for any other."""
+    """`Janus`, `DeepSeek-VL2` or `text`, by the `model_type` in `config.json`. Raises `ConfigError`."""
     config = folder.config
     model_type = config.get("model_type")
     if not isinstance(model_type, str) or model_type not in _FAMILIES:
@@ -68,7 +69,7 @@ def load_pipeline(
     """Load a model with the pipeline of its family; the label of an embedded model is printed to stderr.
 
     `must_paint` refuses models that can't generate images. `parts` says which parts of a Janus model are
-    needed; DeepSeek-VL2 is always loaded whole. `eager` turns CUDA graphs off; `adapters` are added. Raises
+    needed; others are always loaded whole. `eager` turns CUDA graphs off; `adapters` are added. Raises
     `BifronsError`; weights that exceed the free memory of the device, or of those in the `device_map`, are
     refused before loading.
     """
@@ -76,7 +77,8 @@ def load_pipeline(
     family = family_of(folder)
     if must_paint and family != "Janus":
         raise OptionError(
-            f"{model} is a {family} model, which reads pictures but neither paints nor has codes of them; "
+            f"{model} is a {family} model, which {'' if family == TEXT else 'reads pictures but '}neither "
+            "paints nor has codes of pictures; "
             f"accepted here: a Janus model, such as {DEFAULT_MODEL} or deepseek-ai/Janus-Pro-1B"
         )
     if text := label(folder.path):
@@ -90,17 +92,31 @@ def load_pipeline(
         "capture": False if eager else None,
     }
     with explain_out_of_memory(f"loading {model}", lambda: f"`bifrons info {model}` shows what it needs"):
-        if family == "Janus":
-            from ..janus.pipeline import JanusPipeline
-
-            pipe: Pipeline = JanusPipeline.from_pretrained(folder, device, dtype, parts=parts, **options)
-        else:
-            from ..vl2.pipeline import VL2Pipeline
-
-            pipe = VL2Pipeline.from_pretrained(folder, device, dtype, **options)
+        pipe = _from_pretrained(family, folder, device, dtype, parts, options)
         for adapter in adapters:
             pipe.load_adapter(adapter.folder, adapter.name, adapter.scale)
     return pipe
+
+
+def _from_pretrained(
+    family: str,
+    folder: ModelFolder,
+    device: str | None,
+    dtype: str | None,
+    parts: "Parts",
+    options: dict[str, Any],
+) -> "Pipeline":
+    if family == "Janus":
+        from ..janus.pipeline import JanusPipeline
+
+        return JanusPipeline.from_pretrained(folder, device, dtype, parts=parts, **options)
+    if family == TEXT:
+        from ..text.pipeline import TextPipeline
+
+        return TextPipeline.from_pretrained(folder, device, dtype, **options)
+    from ..vl2.pipeline import VL2Pipeline
+
+    return VL2Pipeline.from_pretrained(folder, device, dtype, **options)
 
 
 def as_janus(pipe: "Pipeline") -> "JanusPipeline | None":
@@ -128,15 +144,32 @@ class StepMeter:
         return (self._scheduler.tokens - self._tokens) / max(1, self.steps)
 
 
+def as_text(pipe: "Pipeline") -> "TextPipeline | None":
+    """The pipeline if it is one of a text model, which reads no pictures."""
+    from ..text.pipeline import TextPipeline
+
+    return pipe if isinstance(pipe, TextPipeline) else None
+
+
+def in_thought(pipe: "Pipeline", ids: Sequence[int]) -> bool:
+    """Whether an answer to the prompt with these ids begins within a thought."""
+    text = as_text(pipe)
+    return text is not None and text.processor.in_thought(ids)
+
+
 def chat_workload(pipe: "Pipeline") -> Workload:
-    """The memory that a conversation about one picture takes."""
+    """The memory that a conversation, about one picture if it can be, takes."""
+    from ..janus.pipeline import JanusPipeline
     from ..janus.variants import chat_workload as of_janus
+    from ..text.pipeline import TextPipeline
+    from ..text.variants import workloads as of_text
     from ..vl2.variants import workloads as of_vl2
 
-    janus = as_janus(pipe)
-    return (
-        of_vl2(cast("VL2Pipeline", pipe).model.config)[0] if janus is None else of_janus(janus.model.config)
-    )
+    if isinstance(pipe, JanusPipeline):
+        return of_janus(pipe.model.config)
+    if isinstance(pipe, TextPipeline):
+        return of_text(pipe.model.config)[0]
+    return of_vl2(pipe.model.config)[0]
 
 
 @contextmanager
@@ -155,85 +188,3 @@ def explain_out_of_memory(activity: str, advice: Callable[[], str]) -> Iterator[
         if not any(text in message for text in _OUT_OF_MEMORY):
             raise
         raise ResourceError(f"out of memory while {activity}; {advice()}") from error
-
-
-@dataclass(frozen=True)
-class ModelDescription:
-    """A model's architecture, with no weights loaded."""
-
-    family: str
-    model_type: str
-    variant: str | None
-    """Name of the released model with this architecture."""
-    decoder: DecoderConfig
-    parts: dict[str, str]
-    """Labels of the model's parts and patterns of their parameters' names."""
-    workloads: list[Workload]
-    """What the model is used for, each with the memory that it takes."""
-    network: torch.nn.Module
-    """The model on the meta device."""
-    key_map: Callable[[Any], KeyMap]
-    """From the tensor names in the files to the mapping of those names onto parameters."""
-    keep_float32: Callable[[str], bool]
-    """Whether the named parameter stays float32 whatever the dtype."""
-    adapter_key_maps: Sequence[KeyMap]
-    """The spellings of names in adapters."""
-    experts: str | None = None
-    """Label of the part that holds the routed experts."""
-
-
-def describe(folder: ModelFolder, names: Iterable[str]) -> ModelDescription:
-    """The architecture that the folder's `config.json` states. Raises `ConfigError`, also if it has
-    more layers than the tensors with these `names`."""
-    return _describe_janus(folder, names) if family_of(folder) == "Janus" else _describe_vl2(folder, names)
-
-
-def _describe_janus(folder: ModelFolder, names: Iterable[str]) -> ModelDescription:
-    from ..janus import variants
-    from ..janus.config import parse_config
-    from ..janus.model import JanusModel
-    from ..janus.pipeline import JanusPipeline
-    from ..janus.weight_names import pick_key_map
-
-    config, model_type = parse_config(folder.config)
-    check_counts(names, config.counts, folder.config.where)
-    with torch.device("meta"):
-        network = JanusModel(config)
-    return ModelDescription(
-        family="Janus",
-        model_type=model_type,
-        variant=variants.variant(config, folder.path),
-        decoder=config.decoder,
-        parts=variants.PARTS,
-        workloads=variants.workloads(config),
-        network=network,
-        key_map=lambda names: pick_key_map(names, model_type, config.tied),
-        keep_float32=keep_no_float32,
-        adapter_key_maps=JanusPipeline.adapter_key_maps,
-    )
-
-
-def _describe_vl2(folder: ModelFolder, names: Iterable[str]) -> ModelDescription:
-    from ..vl2 import variants
-    from ..vl2.config import MODEL_TYPE, parse_config
-    from ..vl2.model import VL2Model
-    from ..vl2.pipeline import VL2Pipeline
-    from ..vl2.weight_names import keep_float32, key_map
-
-    config = parse_config(folder.config)
-    check_counts(names, config.counts, folder.config.where)
-    with torch.device("meta"):
-        network = VL2Model(config)
-    return ModelDescription(
-        family="DeepSeek-VL2",
-        model_type=MODEL_TYPE,
-        variant=variants.variant(config),
-        decoder=config.decoder,
-        parts=variants.PARTS,
-        workloads=variants.workloads(config),
-        network=network,
-        key_map=lambda names: key_map,
-        keep_float32=keep_float32,
-        adapter_key_maps=VL2Pipeline.adapter_key_maps,
-        experts=variants.EXPERTS,
-    )

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from PIL import Image
@@ -18,9 +18,11 @@ from ..blocks.graphs.graphed_module import BATCH_SIZES
 from ..blocks.sampling.request import SamplingParams, TokenHead
 from ..janus.image_generation import image_head
 from .notes import is_quiet
-from .pipelines import as_janus
+from .pipelines import as_janus, as_text
 
 if TYPE_CHECKING:
+    from ..janus.pipeline import JanusPipeline
+    from ..vl2.pipeline import VL2Pipeline
     from .pipelines import Pipeline
 
 _LINE_SECONDS = 5.0
@@ -63,6 +65,9 @@ def _towers(pipe: "Pipeline") -> list[Callable[[], object]]:
     decoder."""
     from ..vl2.model import VL2Model
 
+    if as_text(pipe) is not None:
+        return []
+    pipe = cast("JanusPipeline | VL2Pipeline", pipe)
     device, dtype, side = pipe.device, pipe.dtype, pipe.model.config.vision.image_size
     janus = as_janus(pipe)
     encode = pipe.model.embed_tiles if isinstance(pipe.model, VL2Model) else pipe.model.embed_images

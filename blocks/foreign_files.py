@@ -25,13 +25,14 @@ _RELATIVES = {
     "deepseek_vl_v2": "DeepSeek-VL2; VL2Pipeline loads it",
     "deepseek_vl": "DeepSeek-VL 1; use DeepSeek-VL2, such as deepseek-ai/deepseek-vl2-tiny",
     "deepseek_vl_hybrid": "DeepSeek-VL 1; use DeepSeek-VL2, such as deepseek-ai/deepseek-vl2-tiny",
-    "deepseek_v2": "DeepSeek-V2, a text model (also the inner model of DeepSeek-VL2); use the whole folder "
-    "of deepseek-ai/deepseek-vl2-tiny",
-    "deepseek_v3": "DeepSeek-V3, a text model; use a server for text models such as vLLM",
+    "deepseek_v2": "DeepSeek-V2, a text model that TextPipeline loads (also the inner model of "
+    "DeepSeek-VL2: for pictures use the whole folder of deepseek-ai/deepseek-vl2-tiny)",
+    "deepseek_v3": "DeepSeek-V3 or R1, a text model; TextPipeline loads it",
     "deepseek_ocr": "DeepSeek-OCR; use transformers, or deepseek-ai/deepseek-vl2-tiny",
     "janusflow": "JanusFlow, which paints by rectified flow; use deepseek-ai/Janus-Pro-1B",
-    "llama": "a Llama text model (also the inner model of Janus); use the whole folder of "
-    "deepseek-ai/Janus-Pro-1B",
+    "llama": "a Llama text model, which TextPipeline loads (also the inner model of Janus; for pictures use "
+    "the whole folder of deepseek-ai/Janus-Pro-1B)",
+    "qwen2": "a Qwen2 text model; TextPipeline loads it",
     "siglip": "a vision encoder alone; use the whole folder of the model",
 }
 _OTHERS = re.compile(
@@ -40,7 +41,6 @@ _OTHERS = re.compile(
 _QUANTIZED = (
     (re.compile(r"\.(absmax|quant_map|SCB|quant_state\.\S+)$"), "bitsandbytes"),
     (re.compile(r"\.qweight$"), "GPTQ or AWQ"),
-    (re.compile(r"\.weight_scale_inv$"), "block-wise fp8"),
     (re.compile(r"\.(weight_packed|weight_scale|input_scale|weight_shape)$"), "compressed-tensors"),
     (re.compile(r"\.biases$"), "MLX"),
 )
@@ -48,7 +48,7 @@ _METHODS = {
     "bitsandbytes": "bitsandbytes",
     "awq": "AWQ",
     "gptq": "GPTQ",
-    "fp8": "block-wise fp8",
+    "fp8": "fp8 of another form than e4m3 in blocks of 128 x 128 with dynamic activations",
     "mlx": "MLX",
 }
 _PLAIN_FOLDER = "take the plain folder of the model, with --quantize int4 (quantize='int4') for a small one"
@@ -194,11 +194,19 @@ def check_config(config: Section) -> None:
     method = "mlx" if isinstance(config.get("quantization"), dict) else entry.get("quant_method")
     if entry and method is None and "weights" in entry:
         method = OUR_METHOD
-    if isinstance(method, str) and method != OUR_METHOD:
+    if isinstance(method, str) and method != OUR_METHOD and not has_fp8_blocks(config):
         raise ConfigError(
             f"{config.where}: quant_method is {shown(method)}; accepted: {OUR_METHOD!r}. The weights are "
             f"quantized by {_METHODS.get(method, shown(method))}: {_PLAIN_FOLDER}"
         )
+
+
+def has_fp8_blocks(config: Section) -> bool:
+    """Whether the weights are fp8 (e4m3) in blocks of 128 x 128 with a scale each, as in DeepSeek-V3."""
+    entry = config.get("quantization_config")
+    if not isinstance(entry, dict) or entry.get("quant_method") != "fp8":
+        return False
+    return entry.get("weight_block_size") == [128, 128] and entry.get("fmt", "e4m3") == "e4m3"
 
 
 def plain_names(folder: Path, names: Iterable[str]) -> dict[str, str]:

@@ -34,6 +34,16 @@ LIMITS: dict[str, tuple[float, float]] = {
     "max_position_embeddings": (1, 2**24),
     "rms_norm_eps": (0, 1),
     "rope_theta": (1, 1e12),
+    "factor": (1e-3, 1e4),
+    "original_max_position_embeddings": (1, 2**24),
+    "low_freq_factor": (1e-3, 1e4),
+    "high_freq_factor": (1e-3, 1e4),
+    "beta_fast": (1e-3, 1e6),
+    "beta_slow": (1e-3, 1e6),
+    "mscale": (0, 100),
+    "mscale_all_dim": (0, 100),
+    "attention_factor": (1e-3, 100),
+    "num_nextn_predict_layers": (0, 16),
     # its latent attention
     "kv_lora_rank": (0, 2**16),
     "q_lora_rank": (1, 2**16),
@@ -82,6 +92,9 @@ LIMITS: dict[str, tuple[float, float]] = {
     "image_mean": (-1e3, 1e3),
     "image_std": (1e-6, 1e3),
     "guidance_scale": (0, 1e3),
+    # generating texts
+    "temperature": (0, 100),
+    "top_p": (1e-6, 1),
 }
 """Accepted ranges of the numbers in configs, by name: several times what any released model has."""
 MAX_STAGES = 10

@@ -30,8 +30,8 @@ _PIECE = re.compile(
     re.DOTALL,
 )
 """A character, class or escape of a pattern, and how often it may come."""
-_WHOLE_BRANCHES = (r"\s+(?!\S)", r"\s*[\r\n]+", r"\s+$")
-"""Alternatives that DeepSeek's patterns contain and `_check_pattern` would refuse."""
+_WHOLE_BRANCHES = (r"\s+(?!\S)", r"\s*[\r\n]+", r"\s+$", r"(?i:'s|'t|'re|'ve|'m|'ll|'d)")
+"""Alternatives that DeepSeek's, Qwen's and Llama's patterns contain and `_check_pattern` would refuse."""
 
 # DeepSeek-LLM's pattern of trailing spaces tries every start in a long run of them. To begin where the run
 # begins finds the same in linear time.

@@ -12,7 +12,7 @@ import bifrons
 import pytest
 
 ROOT = Path(bifrons.__file__).parent
-FOLDERS = ("blocks", "tokenizers", "janus", "vl2", "learn", "nano", "eval", "apps")
+FOLDERS = ("blocks", "tokenizers", "text", "janus", "vl2", "learn", "nano", "eval", "apps")
 ROOMS = (
     "blocks",
     "blocks.kernels",
@@ -26,6 +26,7 @@ ROOMS = (
     "blocks.graphs",
     "blocks.engine",
     "blocks.chat",
+    "text",
     "janus",
     "vl2",
     "learn",
@@ -276,6 +277,7 @@ PUBLIC = [
     "PictureError",
     "PromptError",
     "ResourceError",
+    "TextPipeline",
     "VL2Pipeline",
     "__version__",
 ]

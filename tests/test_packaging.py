@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 ROOT = Path(bifrons.__file__).parent
-FOLDERS = ("blocks", "tokenizers", "janus", "vl2", "learn", "nano", "eval", "apps")
+FOLDERS = ("blocks", "tokenizers", "text", "janus", "vl2", "learn", "nano", "eval", "apps")
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 EXTRAS = PROJECT["optional-dependencies"]
 IMPORTED_AS = {"pillow": "PIL", "opencv-python-headless": "cv2"}

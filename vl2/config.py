@@ -6,9 +6,9 @@ from pathlib import Path
 from ..blocks.errors import ConfigError
 from ..blocks.foreign_files import model_type_error
 from ..blocks.json_config import Section, read_json, shown
-from ..blocks.model.context import DecoderConfig, LatentConfig
-from ..blocks.model.moe import MoEConfig
+from ..blocks.model.context import DecoderConfig
 from ..blocks.model.siglip import KNOWN_TOWERS, SiglipConfig, check_siglip, read_siglip
+from ..text.config import parse_deepseek
 
 MODEL_TYPE = "deepseek_vl_v2"
 
@@ -96,70 +96,7 @@ def _parse_vision(section: Section) -> SiglipConfig:
 
 
 def _parse_decoder(section: Section) -> DecoderConfig:
-    """The language model, with the settings and defaults of the reference's `DeepseekV2Config`."""
-    section.expect("hidden_act", "silu")
-    section.expect("attention_bias", False)
+    """The language model, one of DeepSeek-V2's kind with a head of its own."""
     section.expect("rope_scaling", None)
     section.expect("tie_word_embeddings", False)
-    hidden, heads = section.integer("hidden_size", 4096), section.integer("num_attention_heads", 32)
-    kv_heads = section.integer("num_key_value_heads", heads)
-    if not heads or hidden % heads:
-        raise ConfigError(f"{section.where}: hidden_size {hidden} is no multiple of the {heads} heads")
-    if not kv_heads or heads % kv_heads:
-        raise ConfigError(f"{section.where}: {heads} heads can't share {kv_heads} key/value heads")
-    latent = _parse_latent(section)
-    head_dim = hidden // heads
-    if (head_dim if latent is None else latent.rope_dim) % 2:
-        raise ConfigError(f"{section.where}: rotary dimensions of a head must be even")
-    return DecoderConfig(
-        vocab_size=section.integer("vocab_size", 102400),
-        hidden_size=hidden,
-        intermediate_size=section.integer("intermediate_size", 11008),
-        num_layers=section.integer("num_hidden_layers", 30),
-        num_heads=heads,
-        num_kv_heads=kv_heads,
-        head_dim=head_dim,
-        max_positions=section.integer("max_position_embeddings", 2048),
-        rms_norm_eps=section.number("rms_norm_eps", 1e-6),
-        rope_theta=section.number("rope_theta", 10000.0),
-        latent=latent,
-        moe=_parse_moe(section),
-    )
-
-
-def _parse_latent(section: Section) -> LatentConfig | None:
-    """Latent attention; None if `use_mla` is false, where the sizes in the file are zero or null."""
-    if not section.flag("use_mla", True):
-        return None
-    # An explicit null means queries without a low-rank projection; only a missing entry means the default.
-    low_rank = section.get("q_lora_rank") is not None or "q_lora_rank" not in section.values
-    latent = LatentConfig(
-        kv_rank=section.integer("kv_lora_rank", 512),
-        q_rank=section.integer("q_lora_rank", 1536) if low_rank else None,
-        nope_dim=section.integer("qk_nope_head_dim", 128),
-        rope_dim=section.integer("qk_rope_head_dim", 64),
-        value_dim=section.integer("v_head_dim", 128),
-    )
-    if 0 in (latent.kv_rank, latent.nope_dim, latent.rope_dim, latent.value_dim):
-        raise ConfigError(f"{section.where}: sizes of latent attention must be above 0 (or use_mla false)")
-    return latent
-
-
-def _parse_moe(section: Section) -> MoEConfig | None:
-    """Mixture of experts, if any. `topk_method` must be set: its default in the reference names no method."""
-    if section.get("n_routed_experts") is None:
-        return None
-    return MoEConfig(
-        num_experts=section.integer("n_routed_experts"),
-        top_k=section.integer("num_experts_per_tok"),
-        expert_width=section.integer("moe_intermediate_size", 1407),
-        num_shared=section.integer("n_shared_experts", 0),
-        first_dense=section.integer("first_k_dense_replace", 0),
-        every=section.integer("moe_layer_freq", 1),
-        scoring=section.name("scoring_func", "softmax"),
-        method=section.name("topk_method", "gready"),
-        num_groups=section.integer("n_group", 1),
-        topk_group=section.integer("topk_group", 1),
-        normalize=section.flag("norm_topk_prob", False),
-        scale=section.number("routed_scaling_factor", 1.0),
-    )
+    return parse_deepseek(section)

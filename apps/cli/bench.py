@@ -17,8 +17,12 @@ def add_bench(commands: Any, command: Callable[..., Any], add_json: Callable[[An
     parser = command(
         commands, "bench", "measure speed with random weights, compared with the memory bandwidth limit"
     )
-    subjects = parser.add_subparsers(dest="subject", metavar="{janus,vl2,serve,train}", required=True)
-    for family, sizes in (("janus", "1b (default), 7b, nano"), ("vl2", "tiny (default), small, base, nano")):
+    subjects = parser.add_subparsers(dest="subject", metavar="{janus,vl2,text,serve,train}", required=True)
+    for family, sizes in (
+        ("janus", "1b (default), 7b, nano"),
+        ("vl2", "tiny (default), small, base, nano"),
+        ("text", "r1-1.5b (default), r1-7b, r1-8b, v3-mini (V3's layers, smaller)"),
+    ):
         model = command(subjects, family, f"measure a {family} model")
         model.set_defaults(family=family)
         model.add_argument("--size", help=sizes)

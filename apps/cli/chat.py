@@ -23,6 +23,7 @@ from .file_kinds import check_no_file, is_picture
 from .inputs import STDIN, dropped_files, expand_globs, open_picture, picture_files, picture_words, stdin_text
 from .long_work import FAILED
 from .options import given_fields, loading_options
+from .thoughts import model_options, refuse_limit, shown_pieces
 
 if TYPE_CHECKING:
     from ..pipelines import Pipeline
@@ -55,6 +56,7 @@ def _load(args: argparse.Namespace) -> "Pipeline":
 def ask(args: argparse.Namespace) -> int:
     """Print the answer while it is generated, or JSON."""
     if args.images:
+        refuse_limit(args)
         return ask_many(args)
     for option, value in (("output", args.output), ("batch-size", args.batch_size)):
         if value is not None:
@@ -78,11 +80,12 @@ def ask(args: argparse.Namespace) -> int:
     options, paths = _generation_options(args), expand_globs(paths)
     images = [open_picture(path, args.exif) for path in paths]
     pipe = _load(args)
+    options |= model_options(pipe, args)
     meter = StepMeter(pipe)
     with explain_out_of_memory("answering", lambda: _memory_advice(args.model)):
         answer = pipe.ask(images, question, stream=not args.json, **options)
         if not args.json:
-            for piece in answer:
+            for piece in shown_pieces(answer, pipe):
                 print(piece, end="", flush=True)
             print()
             return 0
@@ -143,6 +146,7 @@ def chat(args: argparse.Namespace) -> int:
         raise OptionError("image is -, but standard input holds your messages; accepted: --image PATH")
     images = [open_picture(path, args.exif) for path in picture_files(args.image or ())]
     pipe = _load(args)
+    options |= model_options(pipe, args)
     conversation = Conversation(pipe, args.model, args.system, options, args.exif)
     conversation.pending_images += images
     interactive = sys.stdin.isatty()
@@ -220,7 +224,7 @@ def _add_images(conversation: Conversation, words: list[str]) -> None:
 
 def _print_answer(conversation: Conversation, message: str) -> None:
     empty = True
-    answer = conversation.send(message)
+    answer = shown_pieces(conversation.send(message), conversation.pipe)
     try:
         for piece in answer:
             empty = False

@@ -28,14 +28,19 @@ from ...blocks.kernels.codec import KINDS
 from ...blocks.placement.memory_budget import size_text
 from ...blocks.placement.memory_estimate import active_parameters, parameters_by_part
 from ...blocks.vocabulary import read_vocabulary
-from ..pipelines import ModelDescription, describe, label
+from ..descriptions import ModelDescription, describe
+from ..pipelines import label
 from .remote import read_remote
 
 BATCHES = (1, 4, 16)
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 MISMATCHES = ("missing", "extra", "misshapen", "twice")
 """Fields of a `MatchReport` that keep a model from loading."""
-_FORMATS = {"multi_modality": "original", "deepseek_vl_v2": "original", "janus": "transformers"}
+FORMATS = {
+    **dict.fromkeys(("multi_modality", "deepseek_vl_v2", "deepseek_v2", "deepseek_v3"), "original"),
+    **dict.fromkeys(("janus", "qwen2", "llama"), "transformers"),
+}
+"""The format of a folder by its `model_type`; `bifrons convert` changes that of Janus alone."""
 
 
 def inspect_model(model: str) -> dict[str, Any]:
@@ -142,7 +147,7 @@ def _format(
     used = {entry.file.name for entry in entries.values()}
     dtypes = Counter(str(entry.dtype).removeprefix("torch.") for entry in entries.values())
     return {
-        "layout": _FORMATS[description.model_type] if description else None,
+        "layout": FORMATS[description.model_type] if description else None,
         "weights": sorted(used),
         "dtypes": dict(dtypes.most_common()),
         "numbers": sum(entry.nbytes // entry.dtype.itemsize for entry in entries.values()),

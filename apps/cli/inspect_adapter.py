@@ -11,7 +11,7 @@ from ...blocks.checkpoints.reader import list_tensors
 from ...blocks.conversion.adapter import AdapterFiles, open_adapter, read_adapter
 from ...blocks.errors import BifronsError, counted, one_line
 from ...blocks.placement.memory_budget import size_text
-from ..pipelines import describe
+from ..descriptions import describe
 
 
 def inspect_adapter(folder: Path) -> dict[str, Any]:

@@ -18,9 +18,9 @@ from ...blocks.conversion.convert import convert_folder
 from ...blocks.conversion.merge import Merge, merge_adapters
 from ...blocks.conversion.quantized_writer import QuantizedWriter
 from ...blocks.errors import OptionError, ResourceError, one_line
+from ..descriptions import ModelDescription, describe
 from ..files import print_json
-from ..pipelines import ModelDescription, describe
-from .inspect import inspect_model, report_lines
+from .inspect import FORMATS, inspect_model, report_lines
 from .inspect_adapter import adapter_lines, inspect_adapter
 
 _UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
@@ -59,7 +59,7 @@ def convert(args: argparse.Namespace) -> int:
         options["merge"] = merge
         if kind is not None:
             options["writer"] = QuantizedWriter(description.network, description.key_map, kind, merge)
-    formats = {"multi_modality": None, "deepseek_vl_v2": None, "janus": to_original}
+    formats = {**dict.fromkeys(FORMATS), "janus": to_original}
     written = convert_folder(source.path, args.target, formats, **options)
     files = sorted(path.name for path in written.iterdir())
     if args.json:

@@ -59,9 +59,7 @@ def add_loading(parser: Any, default: str | None = None, adapters: str = "") -> 
     add_eager(parser)
 
 
-def add_adapter(
-    parser: Any, default: str | None = None, flag: str = "--adapter", name: str = ""
-) -> None:
+def add_adapter(parser: Any, default: str | None = None, flag: str = "--adapter", name: str = "") -> None:
     """Add `--adapter`, or another flag that takes adapters."""
     own = ", and a model of its own beside that without it" if name else ""
     parser.add_argument(

@@ -14,6 +14,7 @@ from .eval_options import add_eval
 from .options import add_batch_size, add_catalog, add_exif, add_folders, add_force, add_model
 from .serve import add_serve
 from .speculation import add_speculate
+from .thoughts import add_max_thinking_tokens
 from .train_parsers import add_train
 from .warmup import add_warmup
 
@@ -64,7 +65,8 @@ def build_parser() -> argparse.ArgumentParser:
     """The parser of all commands; imports nothing heavy."""
     parser = CommandParser(
         prog="bifrons",
-        description="Paint pictures from text and ask about pictures, with Janus-Pro and DeepSeek-VL2.",
+        description="Paint pictures from text and ask about pictures, with Janus-Pro and DeepSeek-VL2; chat "
+        "with DeepSeek-R1, its distillates and V3.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -184,6 +186,7 @@ def _add_answering(parser: Any) -> None:
             ("--frequency-penalty", float, "subtracted for each time that a token is in the answer so far"),
         ],
     )
+    add_max_thinking_tokens(parser)
     add_speculate(parser)
 
 
@@ -219,7 +222,7 @@ def _add_ask(commands: Any) -> None:
 
 
 def _add_chat(commands: Any) -> None:
-    parser = _command(commands, "chat", "chat about pictures", _text_options)
+    parser = _command(commands, "chat", "chat, about pictures too", _text_options)
     parser.add_argument(
         "--image", action="append", metavar="PATH", help="a picture for the first message; may be repeated"
     )

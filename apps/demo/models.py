@@ -26,8 +26,8 @@ class LoadedModel:
 
     @property
     def family(self) -> str:
-        """`Janus` or `DeepSeek-VL2`."""
-        return "Janus" if self.paints else "DeepSeek-VL2"
+        """`Janus`, `DeepSeek-VL2` or `a text model`."""
+        return "Janus" if self.paints else "DeepSeek-VL2" if self.locates else "a text model"
 
     @cached_property
     def paints(self) -> bool:

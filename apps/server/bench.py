@@ -17,6 +17,7 @@ from ...eval.bench.configs import pick_config
 from ...eval.bench.measure import machine, peak, reset_peak
 from ...eval.bench.pipelines import random_pipeline
 from ...eval.bench.serving import AT_ONCE, Load, measure_serving, picture
+from ...text.config import TextConfig
 from ..allowed_hosts import listen
 from ..pipelines import as_janus
 from .app import make_server, short_pauses
@@ -56,6 +57,7 @@ def bench_serving(options: ServeBenchOptions, on_load: Callable[[Load], object])
     Raises `OptionError` where the model does not fit.
     """
     config = pick_config(options.family, options.size, options.layers)
+    assert not isinstance(config, TextConfig), "the family is one of those with pictures"
     device = resolve_device(options.device)
     dtype = resolve_dtype(options.dtype or ("bfloat16" if device.type == "cpu" else None), device)
     limits, threads = ServerOptions(rows=options.rows, context=options.context), torch.get_num_threads()

@@ -15,6 +15,7 @@ from ...blocks.sampling.request import Request as GenerationRequest
 from ...blocks.sampling.request import SamplingParams
 from ...blocks.token_masks import OutputMatcher
 from ...blocks.vocabulary import last_question
+from ..pipelines import in_thought
 from . import responses, schema
 from .bodies import body_schema, json_body
 from .chat_events import ChatEvents
@@ -37,6 +38,8 @@ class ChatGeneration:
     """The field that errors about the prompt name."""
     strips = True
     """Whether white space around answers is dropped."""
+    splits_thoughts = True
+    """Whether a thought before an answer is given apart from it."""
 
     def __init__(
         self, registry: ModelRegistry, served: ServedModel, body: schema.ChatRequest, scope: Scope
@@ -55,6 +58,12 @@ class ChatGeneration:
     def warning(self) -> str | None:
         """A line about words of the last message that the model doesn't know; before it is started."""
         return self.served.pipe.unknown_words([last_question(self.body.messages)], "reading")
+
+    @property
+    def sampling(self) -> SamplingParams:
+        """How the tokens of answers are chosen. Raises an `ApiError`."""
+        pipe = self.served.pipe
+        return sampling_params(self.body, pipe.model.decoder.config.vocab_size, pipe.temperature, pipe.top_p)
 
     async def start(self) -> None:
         """Prepare the prompt and queue the generation requests."""
@@ -78,17 +87,17 @@ class ChatGeneration:
         prompt_tokens = len(inputs.ids)
         asked = self.body.max_completion_tokens or self.body.max_tokens
         max_new_tokens = self.served.limits.new_tokens(prompt_tokens, asked, self.prompt_field)
-        sampling = sampling_params(self.body, self.served.pipe.model.decoder.config.vocab_size)
         seed = resolve_seed(self.body.seed)
-        matchers = await self._make_matchers(choices, max_new_tokens)
-        outputs = [self._output(inputs.continues) for _ in matchers]
+        thinks = self.splits_thoughts and in_thought(self.served.pipe, inputs.ids.tolist())
+        matchers = await self._make_matchers(choices, max_new_tokens, thinks)
+        outputs = [self._output(inputs.continues, thinks) for _ in matchers]
         self.outputs += outputs
         self.prompt_tokens += prompt_tokens
         return [
             GenerationRequest(
                 self.served.text_head,
                 (),
-                sampling,
+                self.sampling,
                 seed + index,
                 max_new_tokens,
                 output.on_token,
@@ -103,19 +112,21 @@ class ChatGeneration:
             for index, (output, matcher) in enumerate(zip(outputs, matchers, strict=True))
         ]
 
-    async def _make_matchers(self, choices: int, max_new_tokens: int) -> Sequence[OutputMatcher | None]:
+    async def _make_matchers(
+        self, choices: int, max_new_tokens: int, thinks: bool
+    ) -> Sequence[OutputMatcher | None]:
         """What holds each choice to the form that the request asks for; None for a free one."""
-        if not asks_for_form(self.body):
+        if not asks_for_form(self.body) and self.body.max_thinking_tokens is None:
             return [None] * choices
-        vocabulary, run = self.served.pipe.tokenizer.vocabulary, self.registry.run_in_thread
-        arguments = (self.body, vocabulary, choices, max_new_tokens)
+        arguments = (self.body, self.served.pipe.tokenizer, thinks, choices, max_new_tokens)
+        run = self.registry.run_in_thread
         return await run(make_matchers, *arguments, threads=self.registry.compilers)
 
     def _inputs(self, messages: list[dict[str, Any]]) -> Any:
         """Token ids and pixels; the scheduler's thread embeds those of all waiting requests together."""
         return self.served.pipe.processor.chat_inputs(messages, local_files=False)
 
-    def _output(self, continues: bool) -> ChoiceOutput:
+    def _output(self, continues: bool, thinks: bool) -> ChoiceOutput:
         stop, skip, pipe = self.body.stop, self.body.skip_special_tokens, self.served.pipe
         return ChoiceOutput(
             pipe.tokenizer,
@@ -126,6 +137,7 @@ class ChatGeneration:
             strip=self.strips and (self.tools is not None or not asks_for_form(self.body)),
             parser=None if self.tools is None else CallParser(self.tools),
             continues=continues,
+            in_thought=thinks,
         )
 
     def cancel(self) -> None:
@@ -159,12 +171,14 @@ class ChatGeneration:
     async def texts(self) -> tuple[list[str], list[list[responses.TokenLogprob]]]:
         """Start, and wait for the whole text of each choice, and the log-probabilities of its tokens."""
         texts = [""] * self.num_choices
+        self.thoughts = [""] * self.num_choices
         logprobs: list[list[responses.TokenLogprob]] = [[] for _ in texts]
         try:
             await self.start()
             async for chunks in self.chunks():
                 for index, chunk in chunks:
                     texts[index] += chunk.text
+                    self.thoughts[index] += chunk.thought
                     logprobs[index] += chunk.logprobs
         finally:
             self.cancel()
@@ -177,7 +191,9 @@ class ChatGeneration:
             responses.Choice(
                 index=index,
                 message=responses.AnswerMessage(
-                    content=None if output.calls else texts[index], tool_calls=output.calls or None
+                    content=None if output.calls else texts[index],
+                    reasoning_content=self.thoughts[index] or None,
+                    tool_calls=output.calls or None,
                 ),
                 logprobs=responses.Logprobs(content=logprobs[index]) if self.body.logprobs else None,
                 finish_reason=finish_reason(output),
@@ -195,6 +211,8 @@ class ChatGeneration:
         async for chunks in self.chunks():
             due = []
             for index, chunk in chunks:
+                if chunk.thought:
+                    due.append(make.thought(index, chunk))
                 if chunk.text or chunk.logprobs:
                     due.append(make.text(index, chunk, with_logprobs))
                 if chunk.calls:
@@ -208,10 +226,15 @@ class ChatGeneration:
         yield event("[DONE]")
 
 
-def sampling_params(body: schema.ChatRequest, vocabulary: int) -> SamplingParams:
-    """How the tokens of an answer are chosen. Raises an `ApiError`."""
+def sampling_params(
+    body: schema.ChatRequest, vocabulary: int, temperature: float = 0.0, top_p: float = 1.0
+) -> SamplingParams:
+    """How the tokens of an answer are chosen; the model's `temperature` and `top_p` where the request has
+    none. Raises an `ApiError`."""
     names = ("temperature", "top_p", "repetition_penalty", "min_p", "presence_penalty", "frequency_penalty")
     values = {name: field_or_default(body, name) for name in names}
+    own = {"temperature": temperature, "top_p": top_p}
+    values |= {n: own[n] for n in own if n not in body.model_fields_set or getattr(body, n) is None}
     biases = {int(token): bias for token, bias in (body.logit_bias or {}).items()}
     try:
         checked = check_logit_bias(biases, vocabulary)

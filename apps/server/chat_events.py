@@ -39,6 +39,10 @@ class ChatEvents:
             logprobs = responses.Logprobs(content=chunk.logprobs).model_dump_json().encode()
         return b"".join((before, json.dumps(chunk.text).encode(), middle, logprobs, after))
 
+    def thought(self, index: int, chunk: TextChunk) -> bytes:
+        """More of the thought of a choice."""
+        return self._choice(index, responses.Delta(reasoning_content=chunk.thought))
+
     def calls(self, index: int, deltas: Sequence[responses.ToolCallDelta]) -> bytes:
         """More of the calls of a choice, an event each: clients add up one delta of a call at a time."""
         return b"".join(self._choice(index, responses.Delta(tool_calls=[delta])) for delta in deltas)

@@ -26,7 +26,7 @@ DEFAULT_TOKENS = 16  # as in OpenAI's API
 class CompletionGeneration(ChatGeneration):
     """A completion in progress. Choice `j` of prompt `i` has the index `i * n + j`."""
 
-    prompt_field, strips = "prompt", False
+    prompt_field, strips, splits_thoughts = "prompt", False, False
 
     def __init__(
         self, registry: ModelRegistry, served: ServedModel, body: CompletionRequest, scope: Scope
@@ -126,7 +126,7 @@ def _prompts(prompt: Any) -> Sequence[str | list[int]]:
 
 def _as_chat(body: CompletionRequest) -> schema.ChatRequest:
     """The fields of a completion that chats have too."""
-    names = schema.ChatRequest.model_fields.keys() & CompletionRequest.model_fields.keys()
+    names = schema.ChatRequest.model_fields.keys() & body.model_fields_set
     fields = {name: getattr(body, name) for name in names}
     fields |= {"max_tokens": body.max_tokens or DEFAULT_TOKENS, "messages": []}
     fields |= {"logprobs": body.logprobs is not None, "top_logprobs": body.logprobs}

@@ -9,7 +9,7 @@ from ...blocks.model.kv_cache import KVCache
 from ...blocks.placement.memory_budget import rows_that_fit
 from ...blocks.sampling.request import check_context
 from ...blocks.speculate import Speculate, check_speculate
-from ..pipelines import as_janus
+from ..pipelines import as_janus, as_text
 from .errors import ApiError
 
 if TYPE_CHECKING:
@@ -145,6 +145,8 @@ def _image_tokens(pipe: "Pipeline") -> int:
     """Tokens of an image, at least."""
     if (janus := as_janus(pipe)) is not None:
         return janus.processor.num_image_tokens + 2  # with the marks of its start and end
+    if as_text(pipe) is not None:
+        return 1  # its processor refuses images
     from ...vl2.tiles import num_image_tokens
 
     return num_image_tokens((1, 1), cast(Any, pipe.processor).side)

@@ -78,7 +78,8 @@ TABLE = (
     # Messages and their parts: what answers of other servers hold is sent back to this one.
     Row(_MESSAGES, "id", (str,)),
     Row(_SPEAKERS, "name", (str,)),
-    Row(_MESSAGES, "refusal reasoning reasoning_content", ("",)),
+    Row(_MESSAGES, "refusal reasoning", ("",)),
+    Row(f"{_PEOPLE} ToolMessage", "reasoning_content", ("",)),
     Row(_MESSAGES, "annotations thinking_blocks images", ([],)),
     Row(f"{_PEOPLE} ToolMessage", "tool_calls", ([],)),
     Row(_MESSAGES, "audio function_call", ()),

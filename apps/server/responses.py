@@ -54,10 +54,12 @@ class ToolCall(BaseModel):
 
 
 class AnswerMessage(BaseModel):
-    """The generated message of a choice (`ChatCompletionMessage`); one with calls has no content."""
+    """The generated message of a choice (`ChatCompletionMessage`); one with calls has no content. A model's
+    thought is its `reasoning_content`, as with DeepSeek's API."""
 
     role: Literal["assistant"] = "assistant"
     content: str | None
+    reasoning_content: str | None = None
     refusal: None = None
     tool_calls: list[ToolCall] | None = None
 
@@ -103,6 +105,7 @@ class Delta(BaseModel):
 
     role: Literal["assistant"] | None = None
     content: str | None = None
+    reasoning_content: str | None = None
     tool_calls: list[ToolCallDelta] | None = None
 
 

@@ -16,7 +16,6 @@ from .errors import ApiError
 from .registry import ModelRegistry, ServedModel
 from .response_objects import OutputMessage, OutputText, ResponseEvent, ResponseObject, ResponseUsage, Status
 from .responses import TokenLogprob, event_stream
-from .schema import field_or_default
 from .sse import event, respond
 from .text_schema import FlatSchema, InputImage, InputMessage, ResponsesRequest
 
@@ -109,8 +108,8 @@ class ResponseGeneration:
             incomplete_details={"reason": "max_output_tokens"} if status == "incomplete" else None,
             instructions=self.body.instructions,
             max_output_tokens=self.body.max_output_tokens,
-            temperature=field_or_default(self.body, "temperature"),
-            top_p=field_or_default(self.body, "top_p"),
+            temperature=self.chat.sampling.temperature,
+            top_p=self.chat.sampling.top_p,
             top_logprobs=self.body.top_logprobs or 0,
             text={"format": _format(self.body) or {"type": "text"}},
         )
@@ -150,7 +149,7 @@ def _as_chat(body: ResponsesRequest) -> schema.ChatRequest:
     messages = [_as_message(item) for item in items]
     if body.instructions:
         messages.insert(0, schema.SystemMessage(role="system", content=body.instructions))
-    names = schema.SamplingFields.model_fields
+    names = schema.SamplingFields.model_fields.keys() & body.model_fields_set
     given = None if body.text is None else body.text.format
     if isinstance(given, FlatSchema):
         fields = given.model_dump(by_alias=True, exclude={"type"})

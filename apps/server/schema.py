@@ -84,6 +84,9 @@ class AssistantMessage(Request):
 
     role: Literal["assistant"]
     content: Text | TextParts | None = None
+    reasoning_content: Text | None = Field(
+        None, description="A thought, as answers have it; not read: models see earlier answers alone."
+    )
     tool_calls: Annotated[list[ToolCall], Field(max_length=MAX_TOOLS, fail_fast=True)] | None = None
 
 
@@ -108,7 +111,10 @@ class StreamOptions(Request):
 class SamplingFields(Request):
     """How the tokens of a text are chosen, in every request for texts."""
 
-    temperature: Temperature | None = Field(TextGenerationOptions.temperature, description="0 is greedy.")
+    temperature: Temperature | None = Field(
+        TextGenerationOptions.temperature,
+        description="0 is greedy. Default of text models: what their folder recommends, as of top_p.",
+    )
     top_p: TopP | None = TextGenerationOptions.top_p
     top_k: Annotated[int, Field(ge=-1, le=1_000_000)] | None = Field(0, description="0 and -1 mean all.")
     repetition_penalty: Annotated[float, Field(gt=0, le=10)] | None = Field(
@@ -145,6 +151,9 @@ class ChatRequest(SamplingFields, FormFields):
     messages: Annotated[list[Message], Field(min_length=1, max_length=256, fail_fast=True)]
     max_tokens: Tokens | None = None
     max_completion_tokens: Tokens | None = None
+    max_thinking_tokens: Annotated[int, Field(ge=0, le=1_000_000)] | None = Field(
+        None, description="Tokens after which a thought is ended, of models that think first."
+    )
     n: Annotated[int, Field(ge=1, le=MAX_CHOICES)] | None = 1
     stream: bool | None = False
     stream_options: StreamOptions | None = None

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from ...blocks.sampling.request import SampledToken
+from ...text.thought_text import ThoughtSplitter
 from ...tokenizers.text import StreamDecoder, TextTokenizer
 from .notifier import OutputSignal
 from .responses import TokenLogprob, ToolCall, ToolCallDelta, TopLogprob
@@ -70,13 +71,14 @@ class TextChunk:
     logprobs: list[TokenLogprob]
     finish_reason: str | None = None
     calls: Sequence[ToolCallDelta] = ()
+    thought: str = ""
 
 
 class ChoiceOutput:
     """The tokens of one choice: a scheduler's thread appends them, the event loop makes text of them.
 
     `signal` is set at the end and, with `stream` or stop strings, at every token. With `continues` the text
-    goes on right after the last word of an unfinished answer.
+    goes on right after the last word of an unfinished answer. A text that begins `in_thought` is split there.
     """
 
     def __init__(
@@ -90,11 +92,12 @@ class ChoiceOutput:
         strip: bool = True,
         parser: CallParser | None = None,
         continues: bool = False,
+        in_thought: bool = False,
     ) -> None:
         self._tokenizer, self._stops, self._signal = tokenizer, stops, signal
         self._decoder = StreamDecoder(tokenizer, skip_special_tokens)
         self._filter = StopStringFilter(stops, strip, started=continues)
-        self._parser = parser
+        self._parser, self._splitter, self._thought = parser, ThoughtSplitter(in_thought), ""
         self._tokens: list[SampledToken] = []
         self._end: str | None = None
         self.num_tokens = 0
@@ -119,7 +122,7 @@ class ChoiceOutput:
         first = self.num_tokens
         text = self._feed(self._tokens[first:])
         if end is not None and not self._filter.stopped:
-            text += self._filter.feed(self._decoder.flush())
+            text += self._filter.feed(self._answer(self._decoder.flush(), last=True))
             text += "" if self._filter.stopped else self._filter.finish()
         self.finish_reason = "stop" if self._filter.stopped else end
         tokens = self._tokens[first : self.num_tokens]
@@ -127,7 +130,8 @@ class ChoiceOutput:
         calls: Sequence[ToolCallDelta] = ()
         if self._parser is not None:
             text, calls = self._parser.feed(text, last=self.finish_reason is not None)
-        return TextChunk(text, logprobs, self.finish_reason, calls)
+        thought, self._thought = self._thought, ""
+        return TextChunk(text, logprobs, self.finish_reason, calls, thought)
 
     @property
     def calls(self) -> list[ToolCall]:
@@ -137,14 +141,21 @@ class ChoiceOutput:
     def _feed(self, tokens: Sequence[SampledToken]) -> str:
         if not self._stops:
             self.num_tokens += len(tokens)
-            return self._filter.feed(self._decoder.extend([sampled.token for sampled in tokens]))
+            new = self._decoder.extend([sampled.token for sampled in tokens])
+            return self._filter.feed(self._answer(new))
         text = ""
         for sampled in tokens:  # one by one, to know with which of them a stop string is complete
             self.num_tokens += 1
-            text += self._filter.feed(self._decoder.push(sampled.token))
+            text += self._filter.feed(self._answer(self._decoder.push(sampled.token)))
             if self._filter.stopped:
                 break
         return text
+
+    def _answer(self, text: str, last: bool = False) -> str:
+        """The part of new text that belongs to the answer; stop strings are looked for in it alone."""
+        thought, answer = self._splitter.feed(text, last)
+        self._thought += thought
+        return answer
 
 
 def token_logprob(tokenizer: TextTokenizer, sampled: SampledToken) -> TokenLogprob:

@@ -1,14 +1,16 @@
 """The form of an answer that a request asks for: `response_format`, tools, and vLLM's `guided_*` and
 `structured_outputs`."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from llguidance.gbnf_to_lark import any_to_lark
 
 from ...blocks.errors import OptionError
 from ...blocks.structured_output import MAX_FORMAT, OutputFormat
-from ...blocks.token_masks import OutputMatcher, TokenVocabulary
+from ...blocks.token_masks import OutputMatcher
+from ...text.thinking import thought_format
+from ...tokenizers.text import TextTokenizer
 from .errors import invalid_value
 from .form_schema import JsonObjectFormat, JsonSchemaFormat
 from .schema import ChatRequest
@@ -79,9 +81,10 @@ def asks_for_form(body: ChatRequest) -> bool:
 
 
 def make_matchers(
-    body: ChatRequest, vocabulary: TokenVocabulary, count: int, max_new_tokens: int
-) -> list[OutputMatcher]:
-    """What holds each of `count` answers to the form that the request asks for, as `asks_for_form` says.
+    body: ChatRequest, tokenizer: TextTokenizer, in_thought: bool, count: int, max_new_tokens: int
+) -> Sequence[OutputMatcher | None]:
+    """What holds each of `count` answers to the form that the request asks for, after a thought of limited
+    length if they begin `in_thought`; None for free ones.
 
     Compiling may take a second. Raises an `ApiError` that names the field.
     """
@@ -93,6 +96,9 @@ def make_matchers(
             made = form.make(form.value)
     if tools is not None:
         made = tools.output_format(made)
-    assert made is not None
+    with option_errors("max_thinking_tokens"):
+        made = thought_format(tokenizer, in_thought, body.max_thinking_tokens, made)
+    if made is None:
+        return [None] * count
     with option_errors(param):
-        return [made.matcher(vocabulary, max_new_tokens) for _ in range(count)]
+        return [made.matcher(tokenizer.vocabulary, max_new_tokens) for _ in range(count)]

@@ -60,15 +60,9 @@ def normalize_messages(
     at a time; `reading` are options of `open_image`: use `local_files=False` for messages from a network.
     Raises `PromptError` for a malformed conversation and `PictureError` for an image that can't be read.
     """
-    if isinstance(messages, str | bytes | Mapping) or not isinstance(messages, Sequence):
-        raise PromptError(f"messages must be a list of messages, not {type(messages).__name__}")
-    if not messages:
-        raise PromptError("messages is an empty list; accepted: at least one message of the user")
     # Every message is read and checked before the first image is decoded.
     mark = f"{image_token}\n"
-    parsed = [parse_message(message, number, image_token) for number, message in enumerate(messages)]
-    _check_end(parsed)
-    parsed = [(role, parts) for role, parts in parsed if parts]
+    parsed = [(role, parts) for role, parts in parse_messages(messages, image_token) if parts]
     parsed.sort(key=lambda message: message[0] != "system")
     turns = [
         (role, pictures_first([part for _, parts in group for part in parts], mark))
@@ -85,6 +79,18 @@ def normalize_messages(
         Turn(role, join_parts(parts, mark), tuple(read(source) for part in parts for source in part.sources))
         for role, parts in turns
     ]
+
+
+def parse_messages(messages: Any, image_token: str) -> list[tuple[str, list[Part]]]:
+    """Role and content of each message, empty ones too, in the order of a conversation that is not empty and
+    has something to answer. Raises `PromptError`."""
+    if isinstance(messages, str | bytes | Mapping) or not isinstance(messages, Sequence):
+        raise PromptError(f"messages must be a list of messages, not {type(messages).__name__}")
+    if not messages:
+        raise PromptError("messages is an empty list; accepted: at least one message of the user")
+    parsed = [parse_message(message, number, image_token) for number, message in enumerate(messages)]
+    _check_end(parsed)
+    return parsed
 
 
 def _check_end(parsed: Sequence[tuple[str, Sequence[Part]]]) -> None:

@@ -59,6 +59,8 @@ class ChatPipeline(LoadedPipeline):
     processor: ChatProcessor
     keeps_special_tokens = False
     """Whether answers include special tokens, which may carry meaning (boxes)."""
+    temperature, top_p = TextGenerationOptions.temperature, TextGenerationOptions.top_p
+    """What commands and the server sample with if they are told nothing."""
 
     def __init__(
         self, model: ChatModel, tokenizer: TextTokenizer, processor: ChatProcessor, name: str

@@ -47,7 +47,8 @@ class TensorEntry:
 
     Bytes `offset` to `offset + nbytes` of `file` hold it. `strides` (in elements) is None for a contiguous
     tensor; otherwise those bytes are the span that the strides cover. `member`: the bytes count in this
-    compressed member of a zip file. `swapped`: numbers have the other byte order than this machine's.
+    compressed member of a zip file. `swapped`: numbers have the other byte order than this machine's. `scale`
+    is the tensor of the scales of fp8 weights in blocks, with which they are multiplied as they are read.
     """
 
     name: str
@@ -59,6 +60,12 @@ class TensorEntry:
     strides: tuple[int, ...] | None = None
     member: str | None = None
     swapped: bool = False
+    scale: "TensorEntry | None" = None
+
+    @property
+    def read_dtype(self) -> torch.dtype:
+        """The dtype of the tensor once it is read."""
+        return self.dtype if self.scale is None else torch.float32
 
 
 def file_size(path: Path) -> int:

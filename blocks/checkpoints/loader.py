@@ -71,10 +71,10 @@ def load_weights(
     def dtype_of(piece: Piece) -> torch.dtype:
         param = piece.target.param
         if not piece.entry.dtype.is_floating_point or param in encoders:
-            return piece.entry.dtype
+            return piece.entry.read_dtype
         if param in fixed:
             return fixed[param]
-        return torch.float32 if keep_float32(param) else dtype or piece.entry.dtype
+        return torch.float32 if keep_float32(param) else dtype or piece.entry.read_dtype
 
     def device_of(name: str) -> torch.device:
         return device(name) if callable(device) else torch.device(device)

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from ..errors import ConfigError, OptionError
-from ..foreign_files import OUR_METHOD
+from ..foreign_files import OUR_METHOD, has_fp8_blocks
 from ..kernels.codec import CODE_DTYPES, GROUP_SIZE, KINDS, SCALE_DTYPE, group_size
 from ..model.decoder import Decoder
 from ..model.layers import Linear
@@ -60,9 +60,10 @@ def quantization_config(kind: str) -> dict[str, Any]:
 
 
 def stored_kind(folder: ModelFolder) -> str | None:
-    """How the folder's weights are quantized according to its config; None if they are not. Raises
+    """How the folder's weights are quantized according to its config; None if they are not, or are fp8 in
+    blocks, which is undone as they are read. Raises
     `ConfigError` for quantization methods other than ours."""
-    if folder.config.get(CONFIG_KEY) is None:
+    if folder.config.get(CONFIG_KEY) is None or has_fp8_blocks(folder.config):
         return None
     section = folder.config.section(CONFIG_KEY)
     section.expect("quant_method", OUR_METHOD)

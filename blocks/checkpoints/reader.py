@@ -17,12 +17,14 @@ from ..bin_file import open_bytes
 from ..errors import CheckpointError, is_name
 from ..foreign_files import is_adapter, no_weights_text, plain_names
 from ..json_config import TABLE_BYTES, read_value, shown
+from ..kernels.codec import FP8_BLOCK, decode_blocks
 from .formats import TensorEntry, list_bin, list_safetensors
 
 # Indices are preferred, since they state which files belong together.
 _SAFETENSORS_INDEX = "model.safetensors.index.json"
 _BIN_INDEX = "pytorch_model.bin.index.json"
 _BIN = "pytorch_model.bin"
+_SCALE = "_scale_inv"
 
 
 def list_tensors(folder: Path) -> dict[str, TensorEntry]:
@@ -45,7 +47,17 @@ def list_tensors(folder: Path) -> dict[str, TensorEntry]:
         names = ", ".join(f"{name!r} (in {index[name]})" for name in wrong[:10])
         raise CheckpointError(f"{folder}: {len(wrong)} tensors are not where the index says: {names}")
     plain = plain_names(Path(folder), entries)
-    return {plain[name]: replace(entry, name=plain[name]) for name, entry in entries.items()}
+    renamed = {plain[name]: replace(entry, name=plain[name]) for name, entry in entries.items()}
+    for name in [name for name in renamed if name.endswith(_SCALE)]:
+        scale, weight = renamed.pop(name), renamed.get(name.removesuffix(_SCALE))
+        blocks = None if weight is None else tuple(-(-size // FP8_BLOCK) for size in weight.shape)
+        if weight is None or weight.dtype != torch.float8_e4m3fn or scale.shape != blocks:
+            raise CheckpointError(
+                f"{folder}: {name!r} {list(scale.shape)} is no scale of fp8 weights in blocks of "
+                f"{FP8_BLOCK} x {FP8_BLOCK}; accepted: one beside such a weight"
+            )
+        renamed[weight.name] = replace(weight, scale=scale)
+    return renamed
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -135,7 +147,7 @@ class TensorReader:
         self._opened = self._stream = None
 
     def read(self, entry: TensorEntry) -> Tensor:
-        """The tensor of `entry`, contiguous and in new memory on the CPU.
+        """The tensor of `entry`, contiguous and in new memory on the CPU, of its `read_dtype`.
 
         Raises `CheckpointError` if the file has changed.
         """
@@ -144,6 +156,8 @@ class TensorReader:
         if entry.swapped:
             width = entry.dtype.itemsize // (2 if entry.dtype.is_complex else 1)
             flat.view(torch.uint8).copy_(flat.view(torch.uint8).view(-1, width).flip(1).flatten())
+        if entry.scale is not None:
+            return decode_blocks(flat.view(entry.shape), self.read(entry.scale))
         if entry.strides is None:
             return flat.view(entry.shape)
         return flat.as_strided(entry.shape, entry.strides).contiguous()

@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from ..checkpoints.formats import TensorEntry
+from ..checkpoints.quantize import CONFIG_KEY
 from ..checkpoints.reader import TensorReader, list_tensors, weight_files
 from ..errors import CheckpointError
 from ..files import temporary_path
-from ..foreign_files import check_config, model_type_error
+from ..foreign_files import check_config, has_fp8_blocks, model_type_error
 from ..json_config import read_section
 from ..progress import byte_bar
 from .merge import Merge
@@ -66,6 +67,8 @@ def convert_folder(
     with TensorReader() as reader:
         if translate is None:
             specs, files = _unchanged(entries, reader), {}
+            if has_fp8_blocks(section):
+                files["config.json"] = {key: value for key, value in config.items() if key != CONFIG_KEY}
         else:
             specs, files = translate(src, entries, reader)
         if writer is not None:

@@ -34,7 +34,7 @@ def merged_specs(
         raise CheckpointError(f"{folder} does not fit its config.json: {report.summary()}")
     for param, target in parameters.items():
         group = pieces[param]
-        dtype = promoted(piece.entry.dtype for piece in group)
+        dtype = promoted(piece.entry.read_dtype for piece in group)
         yield param, partial(_merge, group, target.shape, dtype, reader), tuple(target.shape), dtype
 
 
@@ -46,8 +46,14 @@ def _merge(group: list[Piece], shape: torch.Size, dtype: torch.dtype, reader: Te
 
 
 def unchanged_specs(entries: Iterable[TensorEntry], reader: TensorReader) -> list[TensorSpec]:
-    """The tensors of a folder, unchanged."""
-    return [(entry.name, partial(reader.read, entry), entry.shape, entry.dtype) for entry in entries]
+    """The tensors of a folder, unchanged, but for fp8 weights in blocks, which become bfloat16."""
+
+    def spec(entry: TensorEntry) -> TensorSpec:
+        if entry.scale is None:
+            return entry.name, partial(reader.read, entry), entry.shape, entry.dtype
+        return entry.name, lambda: reader.read(entry).bfloat16(), entry.shape, torch.bfloat16
+
+    return [spec(entry) for entry in entries]
 
 
 @dataclass(frozen=True)

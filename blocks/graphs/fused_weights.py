@@ -66,6 +66,15 @@ def fused_weight(*layers: nn.Module) -> WeightTensors | None:
     return WeightTensors(**fused, kind=weights[0].kind)
 
 
+def fused_bias(layer: Attention) -> Tensor | None:
+    """The biases of queries, keys and values as one, `[O]`; None without."""
+    biases = [bias for bias in (layer.q_bias, layer.k_bias, layer.v_bias) if bias is not None]
+    if not biases:
+        return None
+    view = _adjacent_view(biases)
+    return torch.cat(biases) if view is None else view
+
+
 def _layers_to_fuse(decoder: Decoder) -> Iterator[tuple[nn.Module, ...]]:
     """Groups of layers that have the same input."""
     for module in decoder.modules():
@@ -89,8 +98,15 @@ def _assign(layer: nn.Module, field: str, piece: Tensor) -> None:
 def fuse_weights(decoder: Decoder) -> None:
     """Make the weights of each group of layers adjacent in memory, one group after the other.
 
-    Weights that require gradients are left alone.
+    So are the biases of queries, keys and values. Weights that require gradients are left alone.
     """
+    for module in decoder.modules():
+        if isinstance(module, Attention) and module.q_bias is not None and not module.q_bias.requires_grad:
+            biases = cast(list[Tensor], [module.q_bias, module.k_bias, module.v_bias])
+            if _adjacent_view(biases) is None:
+                pieces = torch.cat([bias.data for bias in biases]).split([len(bias) for bias in biases])
+                for bias, piece in zip(biases, pieces, strict=True):
+                    bias.data = piece
     for layers in _layers_to_fuse(decoder):
         weights = _linear_weights(layers)
         if weights is None or any(weight.codes.requires_grad for weight in weights):

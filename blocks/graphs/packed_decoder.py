@@ -14,9 +14,9 @@ from torch import Tensor, nn
 
 from ..kernels import dispatch
 from ..model.decoder import Attention, Block, Decoder
-from ..model.layers import FeedForward, RMSNorm, rotary_table
+from ..model.layers import FeedForward, RMSNorm
 from ..model.mla import LatentAttention
-from .fused_weights import fused_weight
+from .fused_weights import fused_bias, fused_weight
 from .kv_pool import KVPool
 
 
@@ -68,12 +68,13 @@ class TokenSlots(NamedTuple):
     prefill: bool = False
 
 
-def _product(kernels: Kernels, x_ND: Tensor, *layers: nn.Module) -> Tensor:
-    """The outputs of all layers, concatenated."""
+def _product(kernels: Kernels, x_ND: Tensor, *layers: nn.Module, bias: Tensor | None = None) -> Tensor:
+    """The outputs of all layers, concatenated, and with the `bias` of all added."""
     weight = fused_weight(*layers)
     if weight is not None:
-        return kernels.gemv.linear(x_ND, weight)
-    return torch.cat([layer(x_ND) for layer in layers], dim=-1)
+        return kernels.gemv.linear(x_ND, weight, bias)
+    product = torch.cat([layer(x_ND) for layer in layers], dim=-1)
+    return product if bias is None else product + bias
 
 
 class PackedDecoder:
@@ -83,7 +84,7 @@ class PackedDecoder:
         config, device = decoder.config, decoder.device
         self.decoder, self.kernels = decoder, kernels
         positions = torch.arange(config.max_positions, device=device)
-        cos, sin = rotary_table(positions[None], config.rotary_dim, config.rope_theta)
+        cos, sin = config.rotary_table(positions[None])
         self.rotary = (cos[0].contiguous(), sin[0].contiguous())
         self._arrivals = torch.zeros(0, dtype=torch.int32, device=device)
 
@@ -112,7 +113,9 @@ class PackedDecoder:
         return normed_ND
 
     def _attend(self, layer: Attention, x_ND: Tensor, slots: TokenSlots, pool: KVPool) -> Tensor:
-        qkv_NC = _product(self.kernels, x_ND, layer.q_proj, layer.k_proj, layer.v_proj)
+        qkv_NC = _product(
+            self.kernels, x_ND, layer.q_proj, layer.k_proj, layer.v_proj, bias=fused_bias(layer)
+        )
         keys, values = (buffer[layer.layer] for buffer in pool.buffers)
         heads = qkv_NC.shape[1] // layer.head_dim - 2 * len(keys)
         args = (qkv_NC, self.rotary, slots.positions_N, slots.starts_N, keys, values, heads)
@@ -142,6 +145,7 @@ class PackedDecoder:
             (layer.kv_a_layernorm.weight, layer.kv_a_layernorm.eps),
             layer.kv_b_proj.weight,
             nope_dim=latent.nope_dim,
+            score_factor=latent.score_factor,
             span=slots.span,
             block=self.kernels.attention_prefill.PREFILL_BLOCK if slots.prefill else 1,
         )

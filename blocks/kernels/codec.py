@@ -22,6 +22,8 @@ CODE_DTYPES = {"int8": torch.int8, "int4": torch.uint8, "fp8": torch.float8_e4m3
 GROUP_SIZE = 64
 """Inputs of an int4 group where that divides their number; else the greatest common divisor of both."""
 SCALE_DTYPE = torch.bfloat16
+FP8_BLOCK = 128
+"""Rows and columns of a block of fp8 weights that share a scale in DeepSeek-V3's checkpoints."""
 
 
 def group_size(inputs: int) -> int:
@@ -123,3 +125,11 @@ def decode(weight: WeightTensors, dtype: torch.dtype) -> Tensor:
         return (codes.to(work) * scale.to(work)[..., None]).to(dtype)
     steps = unpack_int4(codes).float().unflatten(-1, (scale.shape[-1], -1)) - 8
     return (steps * scale.float()[..., None] + zero.float()[..., None]).flatten(-2).to(dtype)
+
+
+def decode_blocks(codes_OI: Tensor, scale: Tensor) -> Tensor:
+    """The weight `[O, I]` in float32 of fp8 codes in blocks of `FP8_BLOCK` x `FP8_BLOCK`, one scale each;
+    those at the ends may be smaller (DeepSeek-V3, sec. 3.3.2)."""
+    (outputs, inputs), scale = codes_OI.shape, scale.float()
+    scale_OI = scale.repeat_interleave(FP8_BLOCK, 0)[:outputs].repeat_interleave(FP8_BLOCK, 1)[:, :inputs]
+    return scale_OI * codes_OI.float()

@@ -140,7 +140,7 @@ def shared_memory(device: torch.device) -> int:
     return getattr(properties, "shared_memory_per_block_optin", _MIN_SHARED_MEMORY)
 
 
-def _launch(x_RI: Tensor, weight: WeightTensors, gated: bool) -> Tensor:
+def _launch(x_RI: Tensor, weight: WeightTensors, gated: bool, bias: Tensor | None = None) -> Tensor:
     rows, codes = len(x_RI), weight.codes
     columns = codes.shape[1]
     outputs = len(codes) // (2 if gated else 1)
@@ -156,6 +156,7 @@ def _launch(x_RI: Tensor, weight: WeightTensors, gated: bool) -> Tensor:
     gemv_kernel[(triton.cdiv(outputs, tile.outputs), triton.cdiv(rows, tile.rows))](
         x_RI.contiguous(),
         *weight.kernel_arguments,
+        bias,
         out,
         rows,
         O=outputs,
@@ -207,11 +208,12 @@ def supports(x_RI: Tensor, weight: WeightTensors) -> bool:
     return len(x_RI) <= MAX_ROWS and x_RI.dtype != torch.float32 and x_RI.shape[1] % 16 == 0
 
 
-def linear(x_RI: Tensor, weight: WeightTensors) -> Tensor:
-    """`F.linear`, `[R, O]`, with quantized weights rounded to the dtype of `x_RI`."""
+def linear(x_RI: Tensor, weight: WeightTensors, bias: Tensor | None = None) -> Tensor:
+    """`F.linear`, `[R, O]`, with quantized weights rounded to the dtype of `x_RI`. A `bias` `[O]` is added
+    before the sums are rounded."""
     if supports(x_RI, weight):
-        return _launch(x_RI, weight, gated=False)
-    return F.linear(x_RI, weight.codes if weight.kind == "plain" else decode(weight, x_RI.dtype))
+        return _launch(x_RI, weight, False, bias)
+    return F.linear(x_RI, weight.codes if weight.kind == "plain" else decode(weight, x_RI.dtype), bias)
 
 
 def linear_swiglu(x_RI: Tensor, weight: WeightTensors) -> Tensor:

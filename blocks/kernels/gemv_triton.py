@@ -78,16 +78,16 @@ def round_swiglu(gate, up, DTYPE: tl.constexpr):
 
 @triton.jit(do_not_specialize=["R"])
 def gemv_kernel(
-    x, weight, scale_ptr, zero_ptr, out, R,
+    x, weight, scale_ptr, zero_ptr, bias, out, R,
     O: tl.constexpr, COLUMNS: tl.constexpr,  # noqa: E741
     KIND: tl.constexpr, FLOAT32: tl.constexpr, FLIP: tl.constexpr,
     BLOCK_R: tl.constexpr, BLOCK_O: tl.constexpr, BLOCK_C: tl.constexpr,
     GROUPS: tl.constexpr, GATED: tl.constexpr,
     LINES: tl.constexpr, STEP: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
-    """A tile of outputs for a tile of rows. GATED: the weight is gate over up, and `out` is
-    `silu(gate) * up`. An output is one chain of tensor core steps over ascending inputs, so that its bits
-    don't depend on the tile."""
+    """A tile of outputs for a tile of rows, with their `bias` if it is not None. GATED: the weight is gate
+    over up, and `out` is `silu(gate) * up`, without a bias. An output is one chain of tensor core steps over
+    ascending inputs, so that its bits don't depend on the tile."""
     whole: tl.constexpr = COLUMNS % BLOCK_C == 0
     weight_rows: tl.constexpr = 2 * BLOCK_O if GATED else BLOCK_O
     j = tl.arange(0, weight_rows)
@@ -118,6 +118,8 @@ def gemv_kernel(
         acc = _accumulate(acc, codes, scale, zero, x, r, first, R, COLUMNS, KIND, FLOAT32, FLIP, BLOCK_C)
     if FLIP:
         acc = tl.trans(acc)
+    if bias is not None:
+        acc += tl.load(bias + n)[:, None].to(tl.float32)
     dtype = out.dtype.element_ty
     if GATED:
         gate, up = tl.split(tl.permute(tl.reshape(acc, [2, BLOCK_O, BLOCK_R]), [1, 2, 0]))

@@ -42,6 +42,7 @@ class _Sizes(NamedTuple):
     nope_dim: int
     value_dim: int
     dtype: torch.dtype
+    scale: float
 
     @property
     def chunk(self) -> int:
@@ -73,6 +74,7 @@ def attend_pooled(
     *,
     nope_dim: int,
     span: int,
+    score_factor: float = 1.0,
     block: int = 1,
 ) -> Tensor:
     """Write every token into the pool, then attend with each to the slots of its sequence up to its own,
@@ -81,7 +83,8 @@ def attend_pooled(
     `q_ND` and `kv_NC` are the outputs of the query and latent projections, or views of one tensor that holds
     both. `slots_SC` is this layer's pool; token n's slot is `starts_N[n] + positions_N[n]`. Positions are
     less than `span`. `rotary` holds the cosines and sines of all positions, `[S, P]`. `norm` is the weight
-    `[R]` and eps of the latent's norm, `weight` is that of `kv_b_proj`, `[H (E + V), R]`. Each aligned
+    `[R]` and eps of the latent's norm, `weight` is that of `kv_b_proj`, `[H (E + V), R]`. `score_factor`
+    multiplies scores, beside the root of a query's dimensions by which they are divided. Each aligned
     `block` of tokens is one sequence's, at consecutive positions, up to tokens whose results are not used.
 
     Positions, starts and rotary tables must be complete before the preceding kernel starts (see pdl.py).
@@ -89,7 +92,9 @@ def attend_pooled(
     rank = len(norm[0])
     rope_dim = kv_NC.shape[1] - rank
     heads = q_ND.shape[1] // (nope_dim + rope_dim)
-    sizes = _Sizes(heads, rank, rope_dim, nope_dim, len(weight) // heads - nope_dim, q_ND.dtype)
+    values = len(weight) // heads - nope_dim
+    scale = score_factor * (nope_dim + rope_dim) ** -0.5
+    sizes = _Sizes(heads, rank, rope_dim, nope_dim, values, q_ND.dtype, scale)
     assert slots_SC.is_contiguous(), "the pool is contiguous"
     assert all(table.is_contiguous() for table in rotary), "rotary tables are contiguous"
     assert q_ND.stride(1) == kv_NC.stride(1) == 1, "the numbers of a token are contiguous"
@@ -159,7 +164,7 @@ def _launch_attention(
         slots_SC,
         *places,
         *outputs,
-        (sizes.nope_dim + sizes.rope_dim) ** -0.5 * _LOG2_E,
+        sizes.scale * _LOG2_E,
         len(query_NHC),
         chunks,
         CHUNK=sizes.chunk,

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from .kv_cache import KVCache
+from .layers import rotary_table
 from .moe import MoEConfig
 
 
@@ -22,6 +23,8 @@ class LatentConfig:
     nope_dim: int = 128
     rope_dim: int = 64
     value_dim: int = 128
+    score_factor: float = 1.0
+    """What scores are multiplied by beside `query_dim ** -0.5` (with YaRN)."""
 
     @property
     def query_dim(self) -> int:
@@ -53,6 +56,10 @@ class DecoderConfig:
     max_positions: int = 2048
     rms_norm_eps: float = 1e-6
     rope_theta: float = 10000.0
+    frequencies: tuple[float, ...] | None = None
+    rotary_scale: float = 1.0
+    """Frequencies that don't follow from `rope_theta`, and `scale`: see `layers.rotary_table`."""
+    qkv_bias: bool = False
     latent: LatentConfig | None = None
     """Multi-head latent attention; None is multi-head attention, which uses `head_dim` and `num_kv_heads`."""
     moe: MoEConfig | None = None
@@ -62,6 +69,11 @@ class DecoderConfig:
     def rotary_dim(self) -> int:
         """Dimensions of a head that carry its position."""
         return self.head_dim if self.latent is None else self.latent.rope_dim
+
+    def rotary_table(self, positions_BT: Tensor) -> tuple[Tensor, Tensor]:
+        """Cosines and sines of positions, `[B, T, rotary_dim]`."""
+        dim, theta = self.rotary_dim, self.rope_theta
+        return rotary_table(positions_BT, dim, theta, self.frequencies, self.rotary_scale)
 
     @property
     def cache_widths(self) -> tuple[tuple[int, int], ...]:

@@ -13,7 +13,7 @@ from ..kernels import cpu_attention
 from ..kernels.batch_invariant import attend, is_batch_invariant
 from .context import DecoderConfig, DeviceLayout, ForwardContext, attention_mask
 from .kv_cache import KVCache
-from .layers import FeedForward, Linear, RMSNorm, rotary_table, rotate
+from .layers import FeedForward, Linear, RMSNorm, rotate
 from .mla import LatentAttention
 from .moe import MoE
 
@@ -29,12 +29,15 @@ class Attention(nn.Module):
         self.k_proj = Linear(config.hidden_size, kv_width, bias=False)
         self.v_proj = Linear(config.hidden_size, kv_width, bias=False)
         self.o_proj = Linear(width, config.hidden_size, bias=False)
+        # Beside the layers, so that these may be quantized, adapted and fused like any others.
+        for name, size in (("q_bias", width), ("k_bias", kv_width), ("v_bias", kv_width)):
+            self.register_parameter(name, nn.Parameter(torch.zeros(size)) if config.qkv_bias else None)
 
     def forward(self, x_BTD: Tensor, context: ForwardContext) -> Tensor:
-        q, k, v = (
-            project(x_BTD).unflatten(-1, (-1, self.head_dim))
-            for project in (self.q_proj, self.k_proj, self.v_proj)
-        )
+        qkv = [project(x_BTD) for project in (self.q_proj, self.k_proj, self.v_proj)]
+        if self.q_bias is not None:
+            qkv = [x + bias for x, bias in zip(qkv, (self.q_bias, self.k_bias, self.v_bias), strict=True)]
+        q, k, v = (x.unflatten(-1, (-1, self.head_dim)) for x in qkv)
         q_BHTK = rotate(q.transpose(1, 2), context.rotary)
         k_BTHK = rotate(k.transpose(1, 2), context.rotary).transpose(1, 2)
         if context.cache is not None:
@@ -130,7 +133,7 @@ class Decoder(nn.Module):
         positions = offsets if cache is None else cache.positions[:, None] + offsets
         return ForwardContext(
             positions_BT=positions,
-            rotary=rotary_table(positions, self.config.rotary_dim, self.config.rope_theta),
+            rotary=self.config.rotary_table(positions),
             mask_B1TS=attention_mask(positions, cache.span) if cache is not None and masked else None,
             cache=cache,
         )

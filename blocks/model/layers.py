@@ -3,6 +3,8 @@
 B rows, T positions of this call, H heads, K dimensions of a head.
 """
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -87,17 +89,25 @@ class RMSNorm(nn.Module):
         return self.weight * normed.to(x.dtype)
 
 
-def rotary_table(positions_BT: Tensor, dim: int, theta: float) -> tuple[Tensor, Tensor]:
+def rotary_table(
+    positions_BT: Tensor,
+    dim: int,
+    theta: float,
+    frequencies: Sequence[float] | None = None,
+    scale: float = 1.0,
+) -> tuple[Tensor, Tensor]:
     """Cosines and sines `[B, T, dim]` of rotary position embedding (Su et al. 2021, "RoFormer", eq. 34), in
-    Llama's half-split layout.
+    Llama's half-split layout, times `scale`. `frequencies` are angles per position, `dim / 2` of them, in
+    place of those that `theta` gives.
 
     Always computed in float32 from integer positions and never stored in the weights' dtype: with a bfloat16
     `inv_freq`, angles are off by whole turns after a few hundred positions.
     """
     exponents = torch.arange(0, dim, 2, dtype=torch.float32, device=positions_BT.device) / dim
-    angles = positions_BT.float()[..., None] * (1.0 / theta**exponents)
+    turns = 1.0 / theta**exponents if frequencies is None else exponents.new_tensor(frequencies)
+    angles = positions_BT.float()[..., None] * turns
     angles = torch.cat((angles, angles), dim=-1)
-    return angles.cos(), angles.sin()
+    return angles.cos() * scale, angles.sin() * scale
 
 
 def rotate(x_BHTK: Tensor, table: tuple[Tensor, Tensor]) -> Tensor:

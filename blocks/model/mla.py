@@ -52,6 +52,8 @@ class LatentAttention(nn.Module):
             q = self.q_proj(x_BTD)
         else:
             q = self.q_b_proj(self.q_a_layernorm(self.q_a_proj(x_BTD)))
+        if latent.score_factor != 1:
+            q = q * latent.score_factor
         kv_BTC = self.kv_a_proj_with_mqa(x_BTD)
         queries = x_BTD.shape[1]
         q_BHTK = q.unflatten(-1, (self.num_heads, latent.query_dim)).transpose(1, 2)

@@ -73,8 +73,8 @@ class MoEConfig:
         return layer >= self.first_dense and layer % self.every == 0
 
 
-def mask_groups(scores_NE: Tensor, groups: int, topk_group: int, best: int) -> Tensor:
-    """Set the scores outside the `topk_group` best groups to 0 (as in the reference, not to -inf).
+def mask_groups(scores_NE: Tensor, groups: int, topk_group: int, best: int, value: float) -> Tensor:
+    """Set the scores outside the `topk_group` best groups to `value`.
 
     A group's rank is the sum of its `best` best scores.
     """
@@ -82,7 +82,7 @@ def mask_groups(scores_NE: Tensor, groups: int, topk_group: int, best: int) -> T
     ranks_NG = scores_NGE.topk(best, dim=-1).values.sum(-1)
     selected = ranks_NG.topk(topk_group, dim=-1).indices
     mask = torch.zeros_like(ranks_NG, dtype=torch.bool).scatter(-1, selected, True)
-    return scores_NGE.masked_fill(~mask[..., None], 0.0).flatten(-2)
+    return scores_NGE.masked_fill(~mask[..., None], value).flatten(-2)
 
 
 class Gate(nn.Module):
@@ -111,8 +111,9 @@ class Gate(nn.Module):
         if config.method == "noaux_tc":
             ranks_NE = scores_NE + self.e_score_correction_bias.float()
         if config.method != "greedy" and config.num_groups > 1:
-            best = 2 if config.method == "noaux_tc" else 1
-            ranks_NE = mask_groups(ranks_NE, config.num_groups, config.topk_group, best)
+            # As the references do: a biased score may be below 0, the others are not.
+            best, value = (2, -torch.inf) if config.method == "noaux_tc" else (1, 0.0)
+            ranks_NE = mask_groups(ranks_NE, config.num_groups, config.topk_group, best, value)
         expert_ids_NK = ranks_NE.topk(config.top_k, dim=-1).indices
         from_ranks = config.method == "group_limited_greedy"
         weights_NK = (ranks_NE if from_ranks else scores_NE).gather(-1, expert_ids_NK)

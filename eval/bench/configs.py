@@ -2,6 +2,7 @@
 files."""
 
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +12,7 @@ from ...blocks.checkpoints.key_mapping import non_persistent_buffers, saved_tens
 from ...blocks.checkpoints.loader import assign
 from ...blocks.checkpoints.quantize import keep_no_float32, quantized_dtypes, replace_with_quantized
 from ...blocks.errors import OptionError
+from ...blocks.json_config import Section
 from ...blocks.kernels.batch_invariant import use_batch_invariant_libraries
 from ...blocks.model.context import DecoderConfig, LatentConfig
 from ...blocks.model.moe import MoEConfig
@@ -19,6 +21,9 @@ from ...blocks.placement.memory_budget import check_weights
 from ...janus.config import JanusConfig
 from ...janus.config import read_config as read_janus
 from ...janus.model import JanusModel
+from ...text.config import TextConfig
+from ...text.config import parse_config as parse_text
+from ...text.model import TextModel
 from ...tokenizers.vq.model import VQConfig
 from ...vl2.config import VL2Config
 from ...vl2.config import read_config as read_vl2
@@ -79,18 +84,89 @@ VL2 = {
         )
     ),
 }
-SIZES = {"janus": (*JANUS, "nano"), "vl2": (*VL2, "nano")}
+_R1 = {"hidden_act": "silu", "max_position_embeddings": 131072}
+_LLAMA3 = {
+    "rope_type": "llama3",
+    "rope_theta": 500000.0,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 8192,
+}
+TEXT: dict[str, dict[str, Any]] = {
+    "r1-1.5b": {
+        **_R1,
+        "model_type": "qwen2",
+        "vocab_size": 151936,
+        "hidden_size": 1536,
+        "intermediate_size": 8960,
+        "num_hidden_layers": 28,
+        "num_attention_heads": 12,
+        "num_key_value_heads": 2,
+    },
+    "r1-7b": {
+        **_R1,
+        "model_type": "qwen2",
+        "vocab_size": 152064,
+        "hidden_size": 3584,
+        "intermediate_size": 18944,
+        "num_hidden_layers": 28,
+        "num_attention_heads": 28,
+        "num_key_value_heads": 4,
+    },
+    "r1-8b": {
+        **_R1,
+        "model_type": "llama",
+        "vocab_size": 128256,
+        "hidden_size": 4096,
+        "intermediate_size": 14336,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+        "rms_norm_eps": 1e-5,
+        "rope_parameters": _LLAMA3,
+    },
+    # V3's kind of attention, router and experts, on one GPU: no released size.
+    "v3-mini": {
+        "model_type": "deepseek_v3",
+        "vocab_size": 129280,
+        "hidden_size": 2048,
+        "intermediate_size": 10944,
+        "moe_intermediate_size": 1408,
+        "num_hidden_layers": 16,
+        "num_attention_heads": 16,
+        "num_key_value_heads": 16,
+        "q_lora_rank": 768,
+        "n_routed_experts": 64,
+        "first_k_dense_replace": 1,
+        "max_position_embeddings": 16384,
+        "rope_scaling": {
+            "type": "yarn",
+            "factor": 4,
+            "original_max_position_embeddings": 4096,
+            "beta_fast": 32,
+            "beta_slow": 1,
+            "mscale": 1.0,
+            "mscale_all_dim": 1.0,
+        },
+    },
+}
+"""Configs of text models, in transformers' form."""
+SIZES = {"janus": (*JANUS, "nano"), "vl2": (*VL2, "nano"), "text": (*TEXT,)}
+Config = JanusConfig | VL2Config | TextConfig
 
 
-def pick_config(family: str, size: str, layers: int | None) -> JanusConfig | VL2Config:
+def pick_config(family: str, size: str, layers: int | None) -> Config:
     """The config of a released size, optionally with another number of decoder layers.
 
     Raises `OptionError` for an unknown size, or more layers than the model has.
     """
     if size not in SIZES[family]:
         raise OptionError(f"size is {size!r}; accepted for {family}: {', '.join(SIZES[family])}")
-    config: JanusConfig | VL2Config
-    if size == "nano":
+    config: Config
+    if family == "text":
+        config = parse_text(Section(TEXT[size], size))
+    elif size == "nano":
         folder = find_model_folder(f"{family}-nano")
         config = read_vl2(folder) if family == "vl2" else read_janus(folder)[0]
     else:
@@ -104,13 +180,16 @@ def pick_config(family: str, size: str, layers: int | None) -> JanusConfig | VL2
 
 
 def random_model(
-    config: JanusConfig | VL2Config, device: torch.device, dtype: torch.dtype, kind: str | None
-) -> JanusModel | VL2Model:
+    config: Config, device: torch.device, dtype: torch.dtype, kind: str | None
+) -> JanusModel | VL2Model | TextModel:
     """A model with random weights, quantized to `kind` (None: not). Raises `OptionError` where it does not
     fit."""
     with torch.device("meta"):
-        model = JanusModel(config) if isinstance(config, JanusConfig) else VL2Model(config)
-    keeps = keep_float32 if isinstance(config, VL2Config) else keep_no_float32
+        if isinstance(config, JanusConfig):
+            model = JanusModel(config)
+        else:
+            model = VL2Model(config) if isinstance(config, VL2Config) else TextModel(config)
+    keeps = keep_no_float32 if isinstance(config, JanusConfig) else keep_float32
     check_weights("this model", model, device, dtype, kind, keeps)
     if kind is not None:
         replace_with_quantized(model, kind)
@@ -136,7 +215,7 @@ def fill_random(
             filled = _repeated(codes.view(kind), tensor)
         elif kind == torch.float8_e4m3fn:
             filled = _repeated(float8, tensor)
-        elif name.endswith((".bias", ".zero")):
+        elif name.endswith((".bias", "_bias", ".zero")):
             filled = torch.zeros(tensor.shape, device=device, dtype=kind or dtype)
         elif name.endswith(".scale"):
             filled = torch.full(tensor.shape, _CODE_STEP, device=device, dtype=kind)

@@ -85,7 +85,7 @@ def _text_settings(config: JanusConfig) -> dict[str, Any]:
 
 
 @contextmanager
-def _uninitialized(device: torch.device, dtype: torch.dtype) -> Iterator[None]:
+def uninitialized(device: torch.device, dtype: torch.dtype) -> Iterator[None]:
     """Modules are built on the device, in the dtype, with uninitialized weights."""
     from transformers.initialization import no_init_weights
 
@@ -100,7 +100,7 @@ def _uninitialized(device: torch.device, dtype: torch.dtype) -> Iterator[None]:
 
 def random_peer(work: PeerWork, model_class: Any, settings: Any) -> Any:
     """A model of transformers with random weights; its buffers (rotary tables) stay what they are."""
-    with _uninitialized(work.bench.device, work.dtype):
+    with uninitialized(work.bench.device, work.dtype):
         model = model_class(settings)
     buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
     fill_random(

@@ -17,12 +17,14 @@ from ...blocks.device import module_bytes, release_cached_memory, resolve_device
 from ...blocks.errors import OptionError, check_integer
 from ...blocks.graphs.packed_decoder import load_kernels
 from ...janus.model import JanusModel
-from .configs import pick_config, random_model
+from ...vl2.model import VL2Model
+from .configs import TEXT, pick_config, random_model
 from .measure import Bench, Line, bandwidth, machine
 from .peers import bench_peers
+from .text import bench_text, bench_text_peer
 from .workloads import Amount, bench_janus, bench_vl2, painting_limit
 
-DEFAULT_SIZE = {"janus": "1b", "vl2": "tiny"}
+DEFAULT_SIZE = {"janus": "1b", "vl2": "tiny", "text": "r1-1.5b"}
 
 
 @dataclass(frozen=True)
@@ -50,8 +52,8 @@ class BenchOptions:
         if self.steps is not None:
             check_integer("steps", self.steps, low=1, high=512)
         check_kind(self.quantize)
-        if self.peers and self.family != "janus":
-            raise OptionError("peers are for janus: transformers has no DeepSeek-VL2; accepted: no --peers")
+        if self.peers and self.family == "vl2":
+            raise OptionError("transformers has no DeepSeek-VL2; accepted: peers for janus and text")
 
 
 def how_steps_run(device: torch.device, eager: bool) -> str:
@@ -88,9 +90,14 @@ def run_bench(options: BenchOptions, on_line: Callable[[Line], object]) -> dict[
     report["weights"] = module_bytes(model)
     if isinstance(model, JanusModel):
         bench_janus(bench, model, options.batch, speed, amount)
-    else:
+    elif isinstance(model, VL2Model):
         bench_vl2(bench, model, options.batch, speed, amount)
-    if options.peers:
+    else:
+        bench_text(bench, model, options.batch, speed, amount)
+    if options.peers and not isinstance(model, JanusModel):
+        del model
+        bench_text_peer(bench, TEXT[options.size], options.layers, dtype, options.batch, speed, amount)
+    elif options.peers:
         # Peers read plain weights, so their limit is that of plain weights.
         assert isinstance(model, JanusModel)
         plain = model.config

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ...blocks.chat.text_generation import text_head
 from ...blocks.device import synchronize
@@ -17,6 +17,7 @@ from ...blocks.model.decoder import Decoder
 from ...blocks.sampling.request import SamplingParams
 from ...janus.image_generation import ImageGenerationOptions, decode_images, generate_codes, image_head
 from ...janus.model import JanusModel
+from ...text.model import TextModel
 from ...vl2.model import VL2Model
 from ...vl2.tiles import num_image_tokens
 from .measure import Bench, reset_peak, step_bytes
@@ -150,7 +151,7 @@ def bench_vl2(bench: Bench, model: VL2Model, batch: int, bandwidth: float, amoun
         head = text_head(model)
         Sequences(head, [[row]], SamplingParams(0.0), range(1), 1).run_all(decoder)
 
-    _bench_answers(bench, model, batch, length, bandwidth, amount)
+    bench_answers(bench, model, model.language.lm_head, batch, length, bandwidth, amount)
     work = f"first token, prompt of {length} tokens with {_TILES[0]} x {_TILES[1]} tiles"
     # Prefill of a length and encoding of a number of tiles are captured the second time they come up.
     bench.measure("bifrons", work, first, repeats=max(2, amount.repeats // 2), warmup=2)
@@ -158,11 +159,18 @@ def bench_vl2(bench: Bench, model: VL2Model, batch: int, bandwidth: float, amoun
     bench.measure("bifrons", work, lambda: model.embed_tiles(pixels), repeats=2, warmup=2)
 
 
-def _bench_answers(
-    bench: Bench, model: VL2Model, rows: int, filled: int, bandwidth: float, amount: Amount
+def bench_answers(
+    bench: Bench,
+    model: VL2Model | TextModel,
+    lm_head: nn.Module,
+    rows: int,
+    filled: int,
+    bandwidth: float,
+    amount: Amount,
 ) -> None:
+    """Measure steps of answers after prompts of `filled` tokens."""
     decoder = model.decoder
-    limit = step_bytes(decoder, [model.language.lm_head], rows, filled + amount.steps / 2) / bandwidth
+    limit = step_bytes(decoder, [lm_head], rows, filled + amount.steps / 2) / bandwidth
     prompts = [[row] for row in random_rows(decoder, rows, filled)]
     head = text_head(model)
 
