@@ -30,13 +30,15 @@ Redraw = Callable[[Tensor, Tensor], Tensor]
 class Drawn(NamedTuple):
     """What a pass drew for N requests: draw w of request n is that of step `steps_N[n] + w`, from the logits
     `[n, w]` after guidance and filters. The first `counts_N` of them hold. `redraw` maps logits `[N, k, V]`
-    and steps `[N, k]` to the tokens that the requests would draw from these logits at those steps."""
+    and steps `[N, k]` to the tokens that the requests would draw from these logits at those steps.
+    `hidden_NWD` are the hidden states of the logits, of requests without guidance, if the pass gives them."""
 
     tokens_NW: Tensor
     logits_NWV: Tensor
     steps_N: Tensor
     counts_N: Tensor
     redraw: Redraw
+    hidden_NWD: Tensor | None = None
 
 
 class Drafter(Protocol):
@@ -243,10 +245,11 @@ class RequestDrafts:
         redraw: Callable[..., Tensor],
         request: DraftedRequest,
         most: int,
+        hidden_WD: Tensor | None = None,
     ) -> list[int]:
         """Drafts for the pass after the one that drew tokens `[W]` from logits `[W, V]` at steps `[W]`, of
         which the first `held` hold. `redraw` maps other logits `[k, V]` and `steps_N` to tokens; `most` is
-        the most draws that `auto` may take."""
+        the most draws that `auto` may take; `hidden_WD` are the hidden states of the logits."""
         if self.tokens:
             self._pace.record(held)
         tokens_W, logits_WV, steps_W = drawn
@@ -261,7 +264,8 @@ class RequestDrafts:
             return redraw(logits_1kV[0], steps_N=steps_1k[0])[None]
 
         counts_1 = steps_W[:1] * 0 + held
-        all_drawn = Drawn(tokens_W[None], logits_WV[None], steps_W[:1], counts_1, redraw_1k)
+        hidden_1WD = None if hidden_WD is None else hidden_WD[None]
+        all_drawn = Drawn(tokens_W[None], logits_WV[None], steps_W[:1], counts_1, redraw_1k, hidden_1WD)
         self._drafter.record(all_drawn)
         window = self._pace.window(most) if self._speculate == "auto" else most
         count = min(window, request.max_new_tokens - request.step - held) - 1

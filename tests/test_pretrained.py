@@ -65,9 +65,7 @@ def test_torch_dtype(name, options, expected):
 def test_auto_is_the_dtype_of_most_weights(tmp_path):
     folder = shutil.copytree(DATA / "janus-mini", tmp_path / "x")
     tensors = load_file(folder / "model.safetensors")
-    save_file(
-        {n: t if "norm" in n else t.half() for n, t in tensors.items()}, folder / "model.safetensors"
-    )
+    save_file({n: t if "norm" in n else t.half() for n, t in tensors.items()}, folder / "model.safetensors")
     assert dtypes(load("janus-mini", folder, torch_dtype="auto")) == {torch.float16}
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file, save_file
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
 BOS, EOS = "<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>"
@@ -90,10 +91,26 @@ def make_model(kind: str) -> Any:
     return model
 
 
+def add_ahead(path: Path) -> None:
+    """Add a layer for multi-token prediction, with random weights, after the three of a model."""
+    tensors = load_file(path)
+    width = len(tensors["model.norm.weight"])
+    ahead = {n: t for n, t in tensors.items() if n.startswith("model.layers.2.")}
+    ahead = {n.replace(".2.", ".3.", 1): torch.randn_like(t) * t.std() for n, t in ahead.items()}
+    for name in ("enorm", "hnorm", "shared_head.norm", "input_layernorm", "post_attention_layernorm"):
+        ahead[f"model.layers.3.{name}.weight"] = 1 + 0.2 * torch.randn(width)
+    ahead["model.layers.3.eh_proj.weight"] = torch.randn(width, 2 * width) * width**-0.5
+    ahead["model.layers.3.embed_tokens.weight"] = tensors["model.embed_tokens.weight"].clone()
+    ahead["model.layers.3.shared_head.head.weight"] = tensors["lm_head.weight"].clone()
+    save_file({**tensors, **ahead}, path, metadata={"format": "pt"})
+
+
 def make_folder(folder: Path, kind: str, **files: dict[str, Any]) -> tuple[Path, Any]:
     """The folder with such a model, and the model. `files` are other JSON files, by their stems."""
     model = make_model(kind)
     model.save_pretrained(folder)
+    if kind == "deepseek_v3":
+        add_ahead(folder / "model.safetensors")
     make_tokenizer(DEEPSEEK if "deepseek" in kind else LLAMA if "llama" in kind else QWEN).save(
         str(folder / "tokenizer.json")
     )

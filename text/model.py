@@ -14,6 +14,7 @@ from ..blocks.chat.text_generation import Prompt, embed_conversations
 from ..blocks.kernels.batch_invariant import linear
 from ..blocks.model.decoder import Block, Decoder
 from ..blocks.model.layers import Linear, RMSNorm
+from .ahead import AheadDrafts
 from .config import TextConfig
 
 
@@ -49,6 +50,11 @@ class TextModel(nn.Module):
     @property
     def decoder(self) -> Decoder:
         return self.model
+
+    @property
+    def drafts(self) -> AheadDrafts | None:
+        """How the next tokens are guessed, where the layer for it is there."""
+        return None if self.ahead is None else AheadDrafts(self)
 
     def embed_text(self, ids: Tensor) -> Tensor:
         """Text ids `[...]` -> embeddings `[..., D]`."""

@@ -24,12 +24,14 @@ from ...blocks.checkpoints.quantize import (
 )
 from ...blocks.checkpoints.reader import list_tensors, weight_files
 from ...blocks.errors import BifronsError, counted, one_line
+from ...blocks.json_config import TABLE_BYTES, read_value
 from ...blocks.kernels.codec import KINDS
 from ...blocks.placement.memory_budget import size_text
 from ...blocks.placement.memory_estimate import active_parameters, parameters_by_part
 from ...blocks.vocabulary import read_vocabulary
 from ..descriptions import ModelDescription, describe
 from ..pipelines import label
+from .gpus import count_gpus, gpu_lines
 from .remote import read_remote
 
 BATCHES = (1, 4, 16)
@@ -63,7 +65,7 @@ def inspect_model(model: str) -> dict[str, Any]:
     if remote is not None and entries is None:
         report["note"] = "The tensors of .bin files are compared with the model once they are downloaded."
     try:
-        description = describe(source, entries or ())
+        description = describe(source, entries or _indexed_names(folder))
         report |= _architecture(description, stored_kind(source))
     except BifronsError as error:
         report["errors"].insert(0, str(error))
@@ -82,6 +84,14 @@ def inspect_model(model: str) -> dict[str, Any]:
     mismatches = report.get("tensors", {})
     report["sound"] = not report["errors"] and not any(mismatches.get(kind) for kind in MISMATCHES)
     return report
+
+
+def _indexed_names(folder: Path) -> list[str]:
+    """Names of the tensors of a folder whose weights are missing, as its index lists them."""
+    path = folder / "model.safetensors.index.json"
+    index = read_value(path, TABLE_BYTES) if os.path.isfile(path) else {}
+    names = index.get("weight_map") if isinstance(index, dict) else None
+    return list(names) if isinstance(names, dict) else []
 
 
 def _match_tensors(
@@ -109,6 +119,8 @@ def _architecture(description: ModelDescription, quantization: str | None) -> di
             for name, dtype in DTYPES.items()
         }
 
+    work = description.workloads[-1]
+    beside = work.cache_bytes(1, torch.bfloat16) + work.activation_bytes(1, torch.bfloat16)
     return {
         "quantization": quantization,
         "family": description.family,
@@ -137,6 +149,7 @@ def _architecture(description: ModelDescription, quantization: str | None) -> di
                 for workload in description.workloads
                 for batch in BATCHES
             ],
+            "gpus": count_gpus(description.network, beside, quantization, description.keep_float32),
         },
     }
 
@@ -242,6 +255,7 @@ def _memory_lines(report: dict[str, Any]) -> Iterator[str]:
         if name:
             yield f"    {name}"
         yield f"      {'batch of ' + str(work['batch']):<36}" + "".join(f"{column:>20}" for column in columns)
+    yield from gpu_lines(report["memory"]["gpus"])
 
 
 def _tensor_lines(tensors: dict[str, Any]) -> Iterator[str]:

@@ -153,8 +153,8 @@ class ChatModel(Protocol):
 
 
 def text_head(model: ChatModel) -> TokenHead:
-    """The token head of texts."""
-    return TokenHead(model.embed_text, model.text_logits, LookupDrafts())
+    """The token head of texts; a model may have `drafts` of its own."""
+    return TokenHead(model.embed_text, model.text_logits, getattr(model, "drafts", None) or LookupDrafts())
 
 
 Inputs = TypeVar("Inputs", bound=PromptInputs)

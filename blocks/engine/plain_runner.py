@@ -127,7 +127,9 @@ class Batch:
             own = {"temperature_N": params.temperature[part][:1], "seeds_N": seeds_N[part][:1]}
             redraw = partial(draw, mode=mode, **own)
             drawn = tokens_N[part], logits_NV[part], steps_N[part]
-            results[request] = sampled[part][:held], state.drafts.after(drawn, held, redraw, request, most)
+            hidden_WD = None if mode.guided else state.hidden_WD[0]
+            drafts = state.drafts.after(drawn, held, redraw, request, most, hidden_WD)
+            results[request] = sampled[part][:held], drafts
         return results
 
     def _seen_tokens(self, requests: list[Request], vocabulary: int, device: torch.device) -> Tensor:

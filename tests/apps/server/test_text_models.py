@@ -1,0 +1,80 @@
+"""Text models beside those with pictures: thoughts, their limit, and the folder's own sampling."""
+
+import openai
+import pytest
+from bifrons import TextPipeline
+from bifrons.text.prompts import split_thought
+
+from ...transformers_text import make_folder
+
+MESSAGES = [{"role": "user", "content": "what is the sum of the first ten numbers?"}]
+
+
+@pytest.fixture(scope="module")
+def pipe(tmp_path_factory) -> TextPipeline:
+    folder, _ = make_folder(tmp_path_factory.mktemp("text") / "r1-tiny", "qwen2")
+    return TextPipeline.from_pretrained(folder, "cpu", progress=False)
+
+
+@pytest.fixture(scope="module")
+def client(start_server, pipe) -> openai.OpenAI:
+    assert pipe.source is not None
+    return start_server("-m", pipe.source.folder.path, "--rows", 8, "--context", 256).client()
+
+
+def chat(client, **more):
+    extra = {name: more.pop(name) for name in list(more) if name in ("max_thinking_tokens", "guided_choice")}
+    fields = {"model": "r1-tiny", "messages": MESSAGES, "max_tokens": 24, "seed": 3, **more}
+    return client.chat.completions.create(**fields, extra_body=extra)
+
+
+@pytest.mark.parametrize("limit", [None, 4])
+def test_the_thought_is_apart_from_the_answer(client, pipe, limit):
+    """In one piece and streamed, with temperature and top-p of the folder."""
+    limits = {} if limit is None else {"max_thinking_tokens": limit}
+    thought, answer = split_thought(pipe.chat(MESSAGES, 24, seed=3, **limits))
+    if limit is None:  # this model's thought goes on until it is cut off
+        thought, answer = (thought or answer, "" if thought is None else answer)
+    message = chat(client, **limits).choices[0].message
+    assert (message.reasoning_content, message.content) == (thought or None, answer)
+    explicit = chat(client, temperature=0.6, top_p=0.95, **limits).choices[0].message
+    assert (explicit.reasoning_content, explicit.content) == (thought or None, answer)
+    deltas = [event.choices[0].delta for event in chat(client, stream=True, **limits) if event.choices]
+    thoughts = [getattr(delta, "reasoning_content", None) or "" for delta in deltas]
+    assert "".join(thoughts) == thought
+    assert "".join(delta.content or "" for delta in deltas) == answer
+    last = max((number for number, text in enumerate(thoughts) if text), default=-1)
+    assert not any(delta.content for delta in deltas[:last])
+
+
+def test_forms_and_stop_strings_are_of_the_answer(client):
+    message = chat(client, max_thinking_tokens=2, guided_choice=["the sum", "numbers"]).choices[0].message
+    assert message.content in ("the sum", "numbers")
+    assert message.reasoning_content is not None
+    stopped = chat(client, max_thinking_tokens=6, stop=["a", "e", "i", "o", " "]).choices[0]
+    assert stopped.message.reasoning_content
+    assert not set(stopped.message.content) & set("aeio ")
+
+
+def test_a_thought_that_is_sent_back_changes_nothing(client):
+    history = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}, *MESSAGES]
+    plain = chat(client, messages=history).choices[0].message
+    history[1] = {**history[1], "reasoning_content": "a greeting " * 100}
+    assert chat(client, messages=history).choices[0].message == plain
+
+
+def test_what_text_models_refuse(client):
+    picture = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}}
+    text = {"type": "text", "text": "what is it?"}
+    with pytest.raises(openai.BadRequestError, match="is a text model, which reads no pictures"):
+        chat(client, messages=[{"role": "user", "content": [picture, text]}])
+    continued = [*MESSAGES, {"role": "assistant", "content": "it is"}]
+    with pytest.raises(openai.BadRequestError, match="max_thinking_tokens") as refused:
+        chat(client, messages=continued, max_thinking_tokens=5)
+    assert refused.value.param == "max_thinking_tokens"
+
+
+def test_completions_are_as_they_were_generated(client, pipe):
+    prompt = "<｜User｜>what is the sum?<｜Assistant｜><think>\n"
+    made = client.completions.create(model="r1-tiny", prompt=prompt, max_tokens=12, temperature=0)
+    assert made.choices[0].text == pipe.complete(prompt, 12, temperature=0.0)

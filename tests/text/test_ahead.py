@@ -1,0 +1,120 @@
+"""Drafts of texts: they change no token; those of V3's layer are what transformers' layer predicts."""
+
+import pytest
+import torch
+from bifrons import TextPipeline
+from bifrons.apps.pipelines import StepMeter
+from bifrons.blocks.drafts import Drawn
+from bifrons.text.ahead import AheadDrafts
+from torch import Tensor
+
+USER = [{"role": "user", "content": "what is the sum?"}]
+SAMPLINGS = [
+    {"temperature": 0.0},
+    {"temperature": 0.7, "top_p": 0.9, "seed": 4},
+    {"temperature": 1.0, "seed": 5, "repetition_penalty": 1.2},
+    {"temperature": 1.0, "seed": 6, "max_thinking_tokens": 5},
+]
+
+
+@pytest.fixture
+def pipe(text_pair) -> TextPipeline:
+    return text_pair("deepseek_v3").pipe
+
+
+@pytest.mark.parametrize("kind", ["qwen2", "deepseek_v3"])
+@pytest.mark.parametrize("sampling", SAMPLINGS, ids=["greedy", "top-p", "penalty", "thought"])
+def test_tokens_are_those_without_drafts(text_pair, kind: str, sampling):
+    pipe = text_pair(kind).pipe
+    others = [USER, [{"role": "user", "content": "1 2 1 2 1 2 1 2"}]]
+    plain = pipe.chat_batch(others, 24, speculate=False, **sampling)
+    for speculate in (2, 5, "auto"):
+        assert pipe.chat_batch(others, 24, speculate=speculate, **sampling) == plain
+
+
+def drawn_of(tokens: list[int], step: int, hidden_1WD: Tensor) -> Drawn:
+    def redraw(logits_NkV: Tensor, steps_Nk: Tensor) -> Tensor:
+        return logits_NkV.argmax(-1)
+
+    ids = torch.tensor([tokens])
+    return Drawn(
+        ids, torch.zeros(1, 1, 1), torch.tensor([step]), torch.tensor([len(tokens)]), redraw, hidden_1WD
+    )
+
+
+@torch.no_grad()
+def test_drafts_are_those_of_transformers_layer(pipe, text_pair):
+    """Of its cache, filled by a prompt and by passes that gave one token and three; a pass that is recorded
+    again changes nothing."""
+    layers = pytest.importorskip("transformers.modeling_layers")
+    if not hasattr(layers, "MtpModel"):
+        pytest.skip("this release of transformers has no multi-token prediction")
+    main = text_pair("deepseek_v3").theirs
+    theirs = layers.MtpModel(main, 1).eval()
+    state = pipe.model.ahead.state_dict()
+    renamed = {
+        name.replace("experts.gate_up", "experts.gate_up_proj").replace(
+            "experts.down", "experts.down_proj"
+        ): t
+        for name, t in state.items()
+    }
+    own = {f"layers.0.{n.replace('block.', 'mtp_block.')}": t for n, t in renamed.items()}
+    own["layers.0.post_norm.weight"] = own.pop("layers.0.norm.weight")
+    missing, unexpected = theirs.load_state_dict(own, strict=False)
+    assert unexpected == []
+    assert all(name.startswith(("embed_tokens", "shared_head")) for name in missing)
+
+    ids = torch.randint(0, 300, (40,), generator=torch.Generator().manual_seed(3))
+    hidden_1TD = main.model(ids[None]).last_hidden_state
+
+    def expected(length: int) -> int:
+        """The token after `ids[:length]` by their layer, over all of these tokens at once."""
+        inputs, before = ids[None, 1:length], hidden_1TD[:, : length - 1]
+        cache = layers.MtpCache(config=main.config.get_mtp_config())
+        positions = torch.arange(1, length)[None]
+        drafted, _, _ = theirs(inputs, before, None, positions, cache)
+        return int(drafted[0, 0])
+
+    drafter = AheadDrafts(pipe.model).drafter(1, 512, 64, torch.device("cpu"))
+    drafter.start(0, ids[:30])
+    place = 30
+    for count in (1, 3, 1):
+        tokens = ids[place : place + count].tolist()
+        drawn = drawn_of(tokens, place - 30, hidden_1TD[:, place - 1 : place - 1 + count])
+        place += count
+        for _ in range(2):
+            drafter.record(drawn)
+            drafts = drafter.propose(drawn, 3)
+            assert drafts.shape == (1, 3)
+            assert drafts[0, 0] == expected(place)
+
+
+def test_right_drafts_save_passes(pipe, monkeypatch):
+    """A layer that predicts as the model would: each pass gives as many tokens as it checks."""
+    answer = pipe.prompts([USER], 1)
+    meter = StepMeter(pipe)
+    plain = pipe.chat(USER, 24, 0.0, speculate=False)
+    assert meter.tokens_per_step == 1
+    model = pipe.model
+    known = pipe.tokenizer.encode(plain, bos=False)
+    assert len(answer) == 1
+    assert known
+
+    def predicts(self, drawn: Drawn, count: int) -> Tensor:
+        """By the model itself, whose tokens so far are those that the drafter recorded."""
+        ids = answer[0].ids.tolist() + self.said
+        found = []
+        for _ in range(count):
+            x_1TD = model.embed_text(torch.tensor([ids + found]))
+            found.append(int(model.text_logits(model.decoder(x_1TD))[0, -1].argmax()))
+        return torch.tensor([found])
+
+    def record(self, drawn: Drawn) -> None:
+        self.said = getattr(self, "said", [])[: int(drawn.steps_N)]
+        self.said += drawn.tokens_NW[0, : int(drawn.counts_N)].tolist()
+
+    monkeypatch.setattr("bifrons.text.ahead.AheadDrafter.propose", predicts)
+    monkeypatch.setattr("bifrons.text.ahead.AheadDrafter.record", record)
+    meter = StepMeter(pipe)
+    assert pipe.chat(USER, 24, 0.0, speculate=4) == plain
+    assert meter.tokens_per_step > 2.5
