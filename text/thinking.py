@@ -25,6 +25,9 @@ class ThoughtFormat(OutputFormat):
     limit: int | None = None
     answer: OutputFormat | None = None
 
+    def __post_init__(self) -> None:
+        """There is no grammar to check: `matcher` needs none."""
+
     def matcher(self, vocabulary: TokenVocabulary, max_new_tokens: int) -> OutputMatcher:
         """What holds one text of up to `max_new_tokens` to this form. Raises `OptionError`."""
         return ThoughtMatcher(self, vocabulary, max_new_tokens)

@@ -130,7 +130,9 @@ def test_quantized(text_pair, tmp_path, bifrons_main, kind: str, quantize: str):
     quantized = TextPipeline.from_pretrained(folder, "cpu", quantize=quantize, progress=False)
     found = quantized.next_logits(USER)
     plain = pipe.next_logits(USER)
-    assert 0 < (found - plain).norm() / plain.norm() < (0.05 if quantize == "int8" else 0.6)
+    # In V3's kind of model a changed score chooses other experts.
+    most = {"int8": (0.05, 0.15), "int4": (0.6, 1.0)}[quantize][kind == "deepseek_v3"]
+    assert 0 < (found - plain).norm() / plain.norm() < most
     assert bifrons_main("convert", folder, tmp_path / "q", "--quantize", quantize) == 0
     assert torch.equal(TextPipeline.from_pretrained(tmp_path / "q", "cpu").next_logits(USER), found)
 
