@@ -114,6 +114,37 @@ class TextPipeline(ChatPipeline):
         return stored_tensors(name, tensor, self.model.config.decoder.num_layers)
 
     @overload
+    def ask(
+        self, images: Any, question: str, max_new_tokens: int = ..., temperature: float | None = ...,
+        top_p: float | None = ..., seed: int | None = ..., stream: Literal[False] = ...,
+        *, exif: str = ..., **options: Unpack[TextOptions],
+    ) -> str: ...  # fmt: skip
+
+    @overload
+    def ask(
+        self, images: Any, question: str, max_new_tokens: int = ..., temperature: float | None = ...,
+        top_p: float | None = ..., seed: int | None = ..., *, stream: Literal[True], exif: str = ...,
+        **options: Unpack[TextOptions],
+    ) -> Iterator[str]: ...  # fmt: skip
+
+    def ask(
+        self,
+        images: Any,
+        question: str,
+        max_new_tokens: int = TextGenerationOptions.max_new_tokens,
+        temperature: float | None = None,
+        top_p: float | None = None,
+        seed: int | None = None,
+        stream: bool = False,
+        *,
+        exif: str = "apply",
+        **options: Unpack[TextOptions],
+    ) -> str | Iterator[str]:
+        """`chat` with one question; `images` must be None or empty."""
+        limits = (max_new_tokens, temperature, top_p, seed)
+        return self.chat(self.question_messages(images, question), *limits, stream=stream, **options)
+
+    @overload
     def chat(
         self, messages: Messages, max_new_tokens: int = ..., temperature: float | None = ...,
         top_p: float | None = ..., seed: int | None = ..., stream: Literal[False] = ...,

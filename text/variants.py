@@ -33,8 +33,8 @@ VARIANTS = (
 EXPERTS = "routed experts"
 PARTS = {
     "text embedding and head": r"^(model\.embed_tokens|lm_head)\.",
-    "multi-token prediction": r"^ahead\.",
     EXPERTS: r"\.mlp\.experts\.",
+    "multi-token prediction": r"^ahead\.",
     "transformer": r"^model\.",
 }
 """Labels of the model's parts and patterns of their parameters' names, for `parameters_by_part`."""

@@ -1,5 +1,7 @@
 """Drafts of texts: they change no token; those of V3's layer are what transformers' layer predicts."""
 
+import re
+
 import pytest
 import torch
 from bifrons import TextPipeline
@@ -47,15 +49,14 @@ def test_drafts_are_those_of_transformers_layer(pipe, text_pair):
     """Of its cache, filled by a prompt and by passes that gave one token and three; a pass that is recorded
     again changes nothing."""
     layers = pytest.importorskip("transformers.modeling_layers")
+    cache_utils = pytest.importorskip("transformers.cache_utils")
     if not hasattr(layers, "MtpModel"):
         pytest.skip("this release of transformers has no multi-token prediction")
     main = text_pair("deepseek_v3").theirs
     theirs = layers.MtpModel(main, 1).eval()
     state = pipe.model.ahead.state_dict()
     renamed = {
-        name.replace("experts.gate_up", "experts.gate_up_proj").replace(
-            "experts.down", "experts.down_proj"
-        ): t
+        re.sub(r"mlp\.experts\.(gate_up|down)", r"mlp.experts.\1_proj", name): t
         for name, t in state.items()
     }
     own = {f"layers.0.{n.replace('block.', 'mtp_block.')}": t for n, t in renamed.items()}
@@ -70,7 +71,7 @@ def test_drafts_are_those_of_transformers_layer(pipe, text_pair):
     def expected(length: int) -> int:
         """The token after `ids[:length]` by their layer, over all of these tokens at once."""
         inputs, before = ids[None, 1:length], hidden_1TD[:, : length - 1]
-        cache = layers.MtpCache(config=main.config.get_mtp_config())
+        cache = cache_utils.MtpCache(config=main.config.get_mtp_config())
         positions = torch.arange(1, length)[None]
         drafted, _, _ = theirs(inputs, before, None, positions, cache)
         return int(drafted[0, 0])
