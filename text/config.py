@@ -3,6 +3,7 @@ models into which R1 was distilled."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from ..blocks.errors import ConfigError
@@ -10,6 +11,7 @@ from ..blocks.foreign_files import model_type_error
 from ..blocks.json_config import Section
 from ..blocks.model.context import DecoderConfig, LatentConfig
 from ..blocks.model.moe import MoEConfig
+from ..tokenizers.text import read_settings
 from .rope import read_rotary
 
 _DEEPSEEK_V2: dict[str, Any] = {"scoring_func": "softmax", "topk_method": "gready"}
@@ -74,6 +76,16 @@ def parse_config(config: Section, names: Iterable[str] = ()) -> TextConfig:
     if predicts_ahead and config.integer("num_nextn_predict_layers", 1) != 1:
         raise ConfigError(f"{config.where}.num_nextn_predict_layers is above 1; accepted: 1")
     return TextConfig(model_type, decoder, tied, predicts_ahead)
+
+
+def read_sampling(folder: Path) -> tuple[float, float]:
+    """Temperature and top-p that `generation_config.json` of a folder recommends: R1 asks for 0.6 and 0.95,
+    and repeats itself without end when it is greedy; 0 and 1 without. Raises `ConfigError`."""
+    path = folder / "generation_config.json"
+    section = Section(read_settings(path), str(path))
+    if not section.flag("do_sample", section.get("temperature") is not None):
+        return 0.0, 1.0
+    return section.number("temperature", 1.0), section.number("top_p", 1.0)
 
 
 def _with_defaults(section: Section, model_type: str) -> Section:

@@ -21,7 +21,6 @@ from ..blocks.checkpoints.key_mapping import check_counts
 from ..blocks.checkpoints.reader import list_tensors
 from ..blocks.device import inference, plain_torch
 from ..blocks.errors import PromptError
-from ..blocks.json_config import Section
 from ..blocks.placement.arguments import open_pretrained, pick_dtype
 from ..blocks.placement.auto_device_map import MaxMemory
 from ..blocks.placement.device_map import DeviceMap
@@ -29,8 +28,8 @@ from ..blocks.placement.loaded_pipeline import Source
 from ..blocks.placement.loading import LoadOptions, load_model
 from ..blocks.sampling.request import check_context
 from ..blocks.structured_output import OutputFormat
-from ..tokenizers.text import TextTokenizer, read_settings
-from .config import parse_config
+from ..tokenizers.text import TextTokenizer
+from .config import parse_config, read_sampling
 from .model import TextModel
 from .processor import TextProcessor, text_inputs
 from .prompts import read_chat_format
@@ -142,7 +141,10 @@ class TextPipeline(ChatPipeline):
     ) -> str | Iterator[str]:
         """`chat` with one question; `images` must be None or empty."""
         limits = (max_new_tokens, temperature, top_p, seed)
-        return self.chat(self.question_messages(images, question), *limits, stream=stream, **options)
+        messages = self.question_messages(images, question)
+        if stream:
+            return self.chat(messages, *limits, stream=True, **options)
+        return self.chat(messages, *limits, **options)
 
     @overload
     def chat(
@@ -286,13 +288,3 @@ def _without_leading_space(pieces: Iterator[str]) -> Iterator[str]:
         started = started or bool(piece)
         if piece:
             yield piece
-
-
-def read_sampling(folder: Path) -> tuple[float, float]:
-    """Temperature and top-p that `generation_config.json` of a folder recommends: R1 asks for 0.6 and 0.95,
-    and repeats itself without end when it is greedy; 0 and 1 without. Raises `ConfigError`."""
-    path = folder / "generation_config.json"
-    section = Section(read_settings(path), str(path))
-    if not section.flag("do_sample", section.get("temperature") is not None):
-        return TextGenerationOptions.temperature, TextGenerationOptions.top_p
-    return section.number("temperature", 1.0), section.number("top_p", 1.0)

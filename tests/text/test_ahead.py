@@ -56,8 +56,7 @@ def test_drafts_are_those_of_transformers_layer(pipe, text_pair):
     theirs = layers.MtpModel(main, 1).eval()
     state = pipe.model.ahead.state_dict()
     renamed = {
-        re.sub(r"mlp\.experts\.(gate_up|down)", r"mlp.experts.\1_proj", name): t
-        for name, t in state.items()
+        re.sub(r"mlp\.experts\.(gate_up|down)", r"mlp.experts.\1_proj", name): t for name, t in state.items()
     }
     own = {f"layers.0.{n.replace('block.', 'mtp_block.')}": t for n, t in renamed.items()}
     own["layers.0.post_norm.weight"] = own.pop("layers.0.norm.weight")

@@ -73,7 +73,9 @@ PARAMETERS = {
 def layer_keys(config: dict[str, Any], layer: int) -> dict[str, tuple[int, ...]]:
     """Names after `model.layers.N.` and shapes of a layer's tensors."""
     width, heads = config["hidden_size"], config["num_attention_heads"]
-    keys = {"input_layernorm.weight": (width,), "post_attention_layernorm.weight": (width,)}
+    keys: dict[str, tuple[int, ...]] = {
+        name: (width,) for name in ("input_layernorm.weight", "post_attention_layernorm.weight")
+    }
     if config["model_type"] == "deepseek_v3":
         keys |= {
             "self_attn.q_a_proj.weight": (1536, width), "self_attn.q_a_layernorm.weight": (1536,),
@@ -102,7 +104,7 @@ def layer_keys(config: dict[str, Any], layer: int) -> dict[str, tuple[int, ...]]
 
 def all_keys(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
     width, rows, layers = config["hidden_size"], config["vocab_size"], config["num_hidden_layers"]
-    keys = {
+    keys: dict[str, tuple[int, ...]] = {
         "model.embed_tokens.weight": (rows, width),
         "model.norm.weight": (width,),
         "lm_head.weight": (rows, width),

@@ -20,7 +20,7 @@ pytestmark = pytest.mark.usefixtures("loaded")
 WITHOUT_A_MODEL = {
     *("show", "models", "completion"),  # they load nothing
     *("info", "convert"),  # they read a model's files, on the CPU, and have --revision
-    *("bench janus", "bench vl2", "bench serve"),  # of random weights
+    *("bench janus", "bench vl2", "bench text", "bench serve"),  # of random weights
     *("eval detect", "eval import", "eval selftest"),  # a detector's, by --detector and --device
     *("eval score", "eval report", "eval compare", "eval leaderboard", "eval plan"),
 }
@@ -246,7 +246,7 @@ def test_models(bifrons, tmp_path, monkeypatch, janus_mini):
     (tmp_path / "models--owner--name" / "refs" / "main").write_text("abc")
     other = tmp_path / "models--owner--other" / "snapshots" / "abc"
     other.mkdir(parents=True)
-    (other / "config.json").write_text('{"model_type": "llama"}')
+    (other / "config.json").write_text('{"model_type": "mistral"}')
     monkeypatch.setenv("BIFRONS_CACHE", str(tmp_path))
     found = {one["model"]: one for one in json.loads(bifrons("models", "--json").out)["models"]}
     assert list(found) == ["janus-nano", "vl2-nano", "owner/name"]
