@@ -68,9 +68,9 @@ def fused_weight(*layers: nn.Module) -> WeightTensors | None:
 
 def fused_bias(layer: Attention) -> Tensor | None:
     """The biases of queries, keys and values as one, `[O]`; None without."""
-    biases = [bias for bias in (layer.q_bias, layer.k_bias, layer.v_bias) if bias is not None]
-    if not biases:
+    if layer.q_bias is None:
         return None
+    biases = cast(list[Tensor], [layer.q_bias, layer.k_bias, layer.v_bias])
     view = _adjacent_view(biases)
     return torch.cat(biases) if view is None else view
 
