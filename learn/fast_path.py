@@ -45,6 +45,9 @@ def prepare_computation(model: Any, *, recompute: bool, float32: bool = True) ->
         for module in model.modules():
             if isinstance(module, ModulesToSaveWrapper):
                 module.forward = partial(_with_autocast, module.forward, dtype)
+    for module in model.modules():
+        if isinstance(module, LoraLinear):
+            module.forward = partial(_lora_linear, module)
     if dispatch.device_has_kernels(model.decoder.device):
         _use_kernels(model)
     if recompute:
@@ -68,8 +71,6 @@ def _use_kernels(model: nn.Module) -> None:
             module.forward = partial(_norm, module)
         elif isinstance(module, FeedForward):
             module.forward = partial(_feed_forward, module)
-        elif isinstance(module, LoraLinear):
-            module.forward = partial(_lora_linear, module)
 
 
 def _norm(norm: RMSNorm, x: Tensor) -> Tensor:
