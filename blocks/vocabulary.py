@@ -5,21 +5,26 @@
 
 `painting` and `reading` are all words of the sentences and of the questions that the model was trained on.
 `spellings` are other spellings of these words; the tokenizer reads a word as the one that it stands for.
+An adapter's folder may have `taught_words.json`, the words that training added:
+
+    {"painting": [...], "reading": [...]}
 """
 
+import json
 import re
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 from tokenizers import Regex, Tokenizer, normalizers
 
 from .errors import ConfigError, is_name
 from .json_config import Section, read_section
 
-FILE = "vocabulary.json"
+FILE, TAUGHT = "vocabulary.json", "taught_words.json"
 Work = Literal["painting", "reading"]
+WORKS: tuple[Work, ...] = ("painting", "reading")
 _SHOWN, _LONGEST, _MOST, _MOST_SPELLINGS = 8, 40, 10_000, 100
 _TEXT = 100_000
 """Characters of a text that are looked at."""
@@ -37,12 +42,24 @@ class Vocabulary:
     painting: frozenset[str]
     reading: frozenset[str]
     spellings: dict[str, str]
+    taught: tuple[str, ...] = ()
+    """Those that training added, of both kinds."""
 
     @property
     def summary(self) -> str:
         """What it knows, in a line."""
         counts = f"{len(self.shapes)} shapes, {len(self.colors)} colors, 1 to {self.most_things} things"
-        return f"{counts}: {', '.join(self.shapes)}; {', '.join(self.colors)}"
+        more = f" and {len(self.taught) - _SHOWN:,} more" if len(self.taught) > _SHOWN else ""
+        taught = f"; taught: {', '.join(self.taught[:_SHOWN])}{more}" if self.taught else ""
+        return f"{counts}: {', '.join(self.shapes)}; {', '.join(self.colors)}{taught}"
+
+    def with_words(self, words: Mapping[Work, frozenset[str]]) -> Self:
+        """The vocabulary with the words of some kinds of work added."""
+        known = {work: getattr(self, work) for work in WORKS}
+        new = {work: words.get(work, frozenset()) - known[work] for work in WORKS}
+        taught = sorted({*self.taught, *new["painting"], *new["reading"]})
+        painting, reading = (known[work] | new[work] for work in WORKS)
+        return replace(self, painting=painting, reading=reading, taught=tuple(taught))
 
     def unknown(self, texts: Iterable[str], work: Work) -> list[str]:
         """The words and numbers of texts that the model doesn't know, each once, in lower case."""
@@ -87,8 +104,24 @@ def read_vocabulary(folder: Path) -> Vocabulary | None:
         return None
     section = read_section(folder / FILE)
     shapes, colors = _names(section, "shapes"), _names(section, "colors")
-    known = {work: frozenset(_names(section, work)) for work in ("painting", "reading")}
+    known = {work: frozenset(_names(section, work)) for work in WORKS}
     return Vocabulary(shapes, colors, section.integer("most_things"), **known, spellings=_spellings(section))
+
+
+def read_taught(folder: Path) -> dict[Work, frozenset[str]]:
+    """The words that an adapter was taught; none without a file of them. Raises `ConfigError`."""
+    if not (folder / TAUGHT).exists():
+        return {}
+    section = read_section(folder / TAUGHT)
+    return {work: frozenset(_names(section, work)) for work in WORKS}
+
+
+def write_taught(folder: Path, words: Mapping[Work, frozenset[str]]) -> None:
+    """Write the words that an adapter was taught to its folder, as many as may be read."""
+    content = {
+        work: sorted(word for word in words.get(work, ()) if len(word) <= _LONGEST)[:_MOST] for work in WORKS
+    }
+    (folder / TAUGHT).write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
 
 
 def _names(section: Section, name: str) -> tuple[str, ...]:

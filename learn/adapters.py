@@ -1,9 +1,10 @@
 """LoRA (Hu et al. 2021, arXiv 2106.09685) through PEFT: injected into our modules, saved in PEFT's format."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 from peft import LoraConfig, get_peft_model_state_dict, inject_adapter_in_model
 from peft.tuners.tuners_utils import BaseTunerLayer
@@ -15,6 +16,7 @@ from ..blocks.conversion.adapter import WEIGHTS
 from ..blocks.errors import OptionError, check_integer, check_number
 from ..blocks.files import temporary_path
 from ..blocks.model.moe import Experts
+from ..blocks.vocabulary import Work, write_taught
 
 DECODER_LAYERS = r".*language(_model)?\.model\.layers\.\d+\..*_proj(_with_mqa)?"
 """Linear layers of the decoder in either family: of attention, feed-forward and shared experts."""
@@ -62,14 +64,22 @@ def add_adapter(model: nn.Module, options: LoraOptions, base: str) -> LoraConfig
     return config
 
 
-def save_adapter(model: nn.Module, config: LoraConfig, folder: Path) -> None:
-    """Write an adapter as PEFT does, to a folder that appears whole or not at all."""
+def save_adapter(
+    model: nn.Module,
+    config: LoraConfig,
+    folder: Path,
+    taught: Mapping[Work, frozenset[str]] = MappingProxyType({}),
+) -> None:
+    """Write an adapter as PEFT does, and the words that it taught, to a folder that appears whole or not at
+    all."""
     weights = get_peft_model_state_dict(model, adapter_name=_NAME, save_embedding_layers=False)
     tensors = {_PREFIX + name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
     folder.parent.mkdir(parents=True, exist_ok=True)
     with temporary_path(folder) as temporary:
         config.save_pretrained(str(temporary))
         save_file(tensors, temporary / WEIGHTS, {"format": "pt"})
+        if any(taught.values()):
+            write_taught(temporary, taught)
         temporary.rename(folder)
 
 

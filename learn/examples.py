@@ -95,7 +95,7 @@ def square_pixels(pipe: JanusPipeline, path: Path) -> Tensor:
 
 
 def encode_pictures(pipe: JanusPipeline, paths: Sequence[Path]) -> Tensor:
-    """Codes int64 `[N, T]` of pictures to paint: of the code vectors nearest to a feature in bfloat16, the first.
+    """Codes int64 `[N, T]` of pictures to paint: the nearest in bfloat16, of several the first.
 
     Models are trained on codes that were chosen in bfloat16. In float32 another one of several vectors that
     stand for the same color may be a little nearer, which the model doesn't expect: janus-nano's loss on

@@ -6,7 +6,7 @@ What is wrong with a row is collected, not raised, so that one report names ever
 
 import csv
 import io
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from ..blocks.errors import BifronsError, OptionError, one_line, shown
 from ..blocks.files import decode_text, read_bounded
 from ..blocks.json_config import decode_json
 from ..blocks.message_parts import ROLES
+from ..blocks.vocabulary import Vocabulary, Work, last_question
 
 CAPTIONS, PICTURES = ("prompt", "text", "caption"), ("image", "file_name", "picture")
 """Accepted names of a painting row's prompt and of its picture."""
@@ -57,6 +58,17 @@ class Fault:
 
     def __str__(self) -> str:
         return f"{self.where}: {self.reason}"
+
+
+def new_words(rows: Iterable[Row], known: Vocabulary) -> dict[Work, frozenset[str]]:
+    """The words of prompts and of questions that a model doesn't know."""
+    rows = list(rows)
+    prompts = [row.prompt for row in rows if isinstance(row, PaintRow)]
+    questions = [last_question(row.messages[:-1]) for row in rows if isinstance(row, ReadRow)]
+    return {
+        "painting": frozenset(known.unknown(prompts, "painting")),
+        "reading": frozenset(known.unknown(questions, "reading")),
+    }
 
 
 def read_rows(source: str | Path) -> tuple[list[Row], list[Fault]]:

@@ -64,7 +64,9 @@ class SftOptions:
     @property
     def peak_rate(self) -> float:
         """The largest learning rate."""
-        return self.learning_rate or (2e-5 if self.lora is None else 2e-4)
+        if self.learning_rate is not None:
+            return self.learning_rate
+        return 2e-5 if self.lora is None else 2e-4
 
     def rate(self, step: int) -> float:
         """The learning rate of a step, counted from 0."""

@@ -22,7 +22,7 @@ from ...learn import contact_sheet, validation
 from ...learn.adapters import LoraOptions, save_adapter
 from ...learn.examples import Examples, prepare
 from ...learn.replay import paint_replay, read_prompts
-from ...learn.rows import PaintRow
+from ...learn.rows import PaintRow, new_words
 from ...learn.run_folder import cut_log, open_run
 from ...learn.sft import SftOptions, SftRun
 from ..files import print_json
@@ -148,6 +148,8 @@ class _Training:
         pipe = load_pipeline(self.args.model, self.args.device, self.args.dtype, eager=True)
         dtype = pipe.dtype
         groups, kept_out, weights = self._prepare(pipe)
+        if (known := pipe.vocabulary) is not None:
+            pipe.taught = new_words((row for group in groups for row in group.rows), known)
         run = SftRun(pipe, groups, weights, self.options, self.run_dir)
         self.step = run.resume()
         cut_log(self.run_dir, self.step)
@@ -256,7 +258,7 @@ def write_result(pipe: "Pipeline", adapter: Any, result: Path, dtype: torch.dtyp
     pipe.model.eval()
     try:
         if adapter is not None:
-            save_adapter(pipe.model, adapter, result)
+            save_adapter(pipe.model, adapter, result, pipe.taught)
         else:
             pipe.to(dtype).save_pretrained(result)
     except SafetensorError as error:  # of a full disk

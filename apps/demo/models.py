@@ -41,8 +41,7 @@ class LoadedModel:
 
     def unknown_words(self, text: str) -> list[str]:
         """The words of a text that the model doesn't know when it reads; none for models of all words."""
-        source = self.pipe.source
-        vocabulary = None if source is None else source.vocabulary
+        vocabulary = self.pipe.vocabulary
         return [] if vocabulary is None else vocabulary.unknown([text], "reading")
 
     @property

@@ -17,6 +17,7 @@ from ..checkpoints.key_mapping import KeyMap, ParameterSlice
 from ..checkpoints.reader import TensorReader
 from ..errors import CheckpointError, ConfigError, shown
 from ..json_config import Section, read_section
+from ..vocabulary import read_taught
 from .adapter_change import Adapter, Change
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -151,7 +152,7 @@ def read_adapter(
     for name in files.whole:
         changes.setdefault(targets[name].param, []).append(Change(targets[name], whole=tensors[name]))
     found = {param: tuple(several) for param, several in changes.items()}
-    return Adapter(folder, opened.base, found, opened.fingerprint)
+    return Adapter(folder, opened.base, found, opened.fingerprint, read_taught(folder))
 
 
 def _name_of(files: AdapterFiles, module: str, side: str) -> str:

@@ -4,7 +4,7 @@ R rank, E experts; a weight has O outputs and I inputs.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..checkpoints.key_mapping import ParameterSlice
+from ..vocabulary import Work
 
 
 @dataclass(frozen=True)
@@ -74,6 +75,8 @@ class Adapter:
     changes: Mapping[str, tuple[Change, ...]]
     fingerprint: str
     """16 hexadecimal digits that tell its files from those of others."""
+    words: Mapping[Work, frozenset[str]] = field(default_factory=dict)
+    """Those that it was taught, by kind of work."""
 
     def apply(self, name: str, weight: Tensor, strength: float) -> None:
         """Change a parameter, in float32, in place."""

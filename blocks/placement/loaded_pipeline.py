@@ -4,11 +4,12 @@ import json
 import os
 import sys
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Protocol
 
 import torch
@@ -33,6 +34,7 @@ from ..kernels.batch_invariant import use_batch_invariant_libraries
 from ..model.decoder import Decoder
 from ..model.missing_parts import missing_prefixes
 from ..model.quantized_weight import QuantizedWeight
+from ..vocabulary import FILE as VOCABULARY
 from ..vocabulary import Vocabulary, Work, read_vocabulary
 from .adapters import AdapterMethods, unpack
 from .fingerprint import model_fingerprint
@@ -77,6 +79,8 @@ class LoadedPipeline(AdapterMethods):
     name: str
     source: Source | None = None
     """None for a pipeline that was put together by hand."""
+    taught: Mapping[Work, frozenset[str]] = MappingProxyType({})
+    """Words that training has added, by kind of work; those of loaded adapters are not among them."""
     keep_float32: Callable[[str], bool] = staticmethod(keep_no_float32)
     """Whether the named parameter stays float32 whatever the dtype."""
 
@@ -99,6 +103,15 @@ class LoadedPipeline(AdapterMethods):
         return f"{type(self).__name__}({self.name!r}, {listed})"
 
     @property
+    def vocabulary(self) -> Vocabulary | None:
+        """The words that the model knows, and those it was taught; None for one of all words."""
+        known = None if self.source is None else self.source.vocabulary
+        adapters = self._adapters.adapters.values() if self._adapters else ()
+        for words in (self.taught, *(adapter.words for adapter in adapters)):
+            known = known and known.with_words(words)
+        return known
+
+    @property
     def quantization(self) -> str | None:
         """The kind of the decoder's quantized weights; None without."""
         kinds = (module.kind for module in self.model.modules() if isinstance(module, QuantizedWeight))
@@ -106,7 +119,7 @@ class LoadedPipeline(AdapterMethods):
 
     def unknown_words(self, texts: Iterable[str], work: Work) -> str | None:
         """A line about words that the model doesn't know; None without any, and for models of all words."""
-        vocabulary = None if self.source is None else self.source.vocabulary
+        vocabulary = self.vocabulary
         warning = None if vocabulary is None else vocabulary.warning(texts, work)
         return None if warning is None else f"{self.name} {warning}"
 
@@ -209,6 +222,8 @@ class LoadedPipeline(AdapterMethods):
         tensors = saved_tensors(self.model).items()
         specs = [spec for name, tensor in tensors for spec in self._specs(name, tensor)]
         copied = copied_files(src, original=len(files) == 1)
+        if (vocabulary := self.vocabulary) is not None and vocabulary.taught:
+            files[VOCABULARY] = vocabulary.content()
         return write_model(dst, specs, files, copied, max_shard_bytes=max_shard_bytes, progress=False)
 
     def _specs(self, name: str, tensor: Tensor) -> Iterator[TensorSpec]:

@@ -1,6 +1,7 @@
 """Words that the embedded models don't know."""
 
 import json
+import shutil
 import warnings
 from pathlib import Path
 
@@ -9,7 +10,8 @@ import torch
 from bifrons import JanusPipeline, VL2Pipeline
 from bifrons.blocks.checkpoints.hub import find_model_folder
 from bifrons.blocks.errors import ConfigError, UnknownWordsWarning
-from bifrons.blocks.vocabulary import Vocabulary, last_question, read_vocabulary
+from bifrons.blocks.vocabulary import Vocabulary, last_question, read_vocabulary, write_taught
+from bifrons.learn.rows import PaintRow, new_words
 from bifrons.nano.recipes import janus_spec, vl2_spec
 from bifrons.nano.world.scene import COLORS, SHAPES
 
@@ -106,6 +108,32 @@ def test_british_spelling_is_read_as_american(janus, vl2, parity_picture):
 def test_other_models_never_warn(janus_mini):
     pipe = JanusPipeline.from_pretrained(janus_mini, "cpu", "float32", progress=False)
     assert pipe.unknown_words(["a cat"], "painting") is None
+
+
+def test_adapters_bring_the_words_that_they_taught(janus, random_adapter, tmp_path: Path):
+    rows = [PaintRow("1", "two Houses and a star", Path("a.png"))]
+    taught = new_words(rows, vocabulary("janus-nano"))
+    assert taught == {"painting": {"houses"}, "reading": set()}
+    folder = shutil.copytree(random_adapter("janus-nano"), tmp_path / "houses")
+    write_taught(folder, taught)
+    other = janus.with_adapter(folder)
+    assert other.unknown_words(["three houses"], "painting") is None
+    line = other.unknown_words(["three houses and a dog"], "painting")
+    assert line == f"janus-nano {KNOWS}'dog'".replace("; not", "; taught: houses; not")
+    assert "house" in other.unknown_words(["Where is the house?"], "reading")
+    assert "houses" in janus.unknown_words(["three houses"], "painting")
+
+    pipe = JanusPipeline.from_pretrained("janus-nano", "cpu", "float32", progress=False)
+    pipe.load_adapter(folder)
+    saved = read_vocabulary(pipe.save_pretrained(tmp_path / "merged"))
+    assert saved is not None
+    assert saved.painting == vocabulary("janus-nano").painting | {"houses"}
+    pipe.unload_adapter()
+    assert "houses" in pipe.unknown_words(["three houses"], "painting")
+    (folder / "taught_words.json").write_text('{"painting": "houses"}')
+    with pytest.raises(ConfigError, match=r"taught_words\.json: painting is no list of words"):
+        pipe.load_adapter(folder)
+    assert not pipe.adapters
 
 
 @pytest.mark.parametrize(
