@@ -104,8 +104,9 @@ def read_vocabulary(folder: Path) -> Vocabulary | None:
         return None
     section = read_section(folder / FILE)
     shapes, colors = _names(section, "shapes"), _names(section, "colors")
-    known = {work: frozenset(_names(section, work)) for work in WORKS}
-    return Vocabulary(shapes, colors, section.integer("most_things"), **known, spellings=_spellings(section))
+    painting, reading = (frozenset(_names(section, work)) for work in WORKS)
+    most_things, spellings = section.integer("most_things"), _spellings(section)
+    return Vocabulary(shapes, colors, most_things, painting, reading, spellings)
 
 
 def read_taught(folder: Path) -> dict[Work, frozenset[str]]:

@@ -120,8 +120,8 @@ def test_adapters_bring_the_words_that_they_taught(janus, random_adapter, tmp_pa
     assert other.unknown_words(["three houses"], "painting") is None
     line = other.unknown_words(["three houses and a dog"], "painting")
     assert line == f"janus-nano {KNOWS}'dog'".replace("; not", "; taught: houses; not")
-    assert "house" in other.unknown_words(["Where is the house?"], "reading")
-    assert "houses" in janus.unknown_words(["three houses"], "painting")
+    assert "'house'" in str(other.unknown_words(["Where is the house?"], "reading"))
+    assert "'houses'" in str(janus.unknown_words(["three houses"], "painting"))
 
     pipe = JanusPipeline.from_pretrained("janus-nano", "cpu", "float32", progress=False)
     pipe.load_adapter(folder)
@@ -129,7 +129,7 @@ def test_adapters_bring_the_words_that_they_taught(janus, random_adapter, tmp_pa
     assert saved is not None
     assert saved.painting == vocabulary("janus-nano").painting | {"houses"}
     pipe.unload_adapter()
-    assert "houses" in pipe.unknown_words(["three houses"], "painting")
+    assert "'houses'" in str(pipe.unknown_words(["three houses"], "painting"))
     (folder / "taught_words.json").write_text('{"painting": "houses"}')
     with pytest.raises(ConfigError, match=r"taught_words\.json: painting is no list of words"):
         pipe.load_adapter(folder)
