@@ -5,8 +5,10 @@ each other, but for those in front of, behind or inside another. Positions are m
 the shorter side, sizes of 2 / LATTICE: fine enough for variety, coarse enough for a small codebook.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from random import Random
+
+import numpy as np
 
 from .catalog import PAINTS, Place, Thing, places, things
 from .requests import DEPTHS, SIZES, Group, Link, Request, held_out_coloring
@@ -20,7 +22,7 @@ CLEAR_OFFSET = 0.7
 _CROWD = {1: 1.4, 2: 1.12, 3: 0.95, 4: 0.85, 5: 0.76, 6: 0.7}  # factor of all sizes by the number of things
 _SMALLEST, _LARGEST = 0.15, 0.86  # of the shorter side
 _GAP, _MARGIN = 0.02, 0.02  # of the shorter side: between boxes, and to the border
-_TRIES = 40  # positions tried for one thing before the whole layout is drawn anew
+_TRIES = 40  # free positions tried for one thing before the whole layout is drawn anew
 _SHRINK = 0.95  # factor of all sizes from one attempt to the next
 _FLOATING_FROM = 18  # attempts on the ground before things float
 _USUAL = 0.6  # probability that a thing without a named color has one of its usual colors
@@ -44,11 +46,11 @@ class Piece:
     key: float = 0.0
     holder: "Piece | None" = None
     grounded: bool = False
+    sprite: Sprite = field(init=False)
 
-    @property
-    def sprite(self) -> Sprite:
-        """Its cached pixels."""
-        return sprite(self.thing.name, self.pose, self.color, self.size, self.flip, self.angle)
+    def __post_init__(self) -> None:
+        """Look up its sprite; again after its size or angle has changed."""
+        self.sprite = sprite(self.thing.name, self.pose, self.color, self.size, self.flip, self.angle)
 
     @property
     def box(self) -> Box:
@@ -188,29 +190,42 @@ class Arranger:
         self.pieces.append(piece)
 
     def _add_apart(self, piece: Piece, links: list[Link]) -> None:
-        """Find a position away from all pieces, in the named relations to others."""
-        for _ in range(_TRIES):
-            piece.left, piece.top = self._anywhere(piece, links)
-            piece.grounded = self.grounded and not self._flies(piece)
-            if self._apart(piece.box) and all(self._clear(piece, link) for link in links):
+        """Choose a position away from all pieces, in the named relations to others."""
+        piece.grounded = self.grounded and not self._flies(piece)
+        lefts_X, tops_Y = self._ranges(piece, links)
+        free = np.flatnonzero(self._free(piece.sprite, lefts_X, tops_Y))
+        for _ in range(_TRIES if len(free) else 0):
+            row, column = divmod(int(free[self.rng.randrange(len(free))]), len(lefts_X))
+            piece.left, piece.top = int(lefts_X[column]), int(tops_Y[row])
+            if all(self._clear(piece, link) for link in links):
                 piece.key = piece.box[3]
                 return
         raise _NoRoom
 
     def _flies(self, piece: Piece) -> bool:
-        pose = piece.thing.poses[piece.pose].name
-        return piece.thing.sky or pose == "flying"
+        return piece.thing.sky or piece.thing.poses[piece.pose].name == "flying"
 
-    def _snap(self, low: float, high: float) -> int:
-        """A random multiple of the cell in [low, high], in pixels."""
-        first, last = -int(-low // self.cell), int(high // self.cell)
-        if first > last:
-            raise _NoRoom
-        return round(self.rng.randint(first, last) * self.cell)
+    def _multiples(self, low: float, high: float) -> np.ndarray:
+        """The multiples of the cell in [low, high], in pixels."""
+        return np.rint(np.arange(-int(-low // self.cell), int(high // self.cell) + 1) * self.cell).astype(int)
 
-    def _anywhere(self, piece: Piece, links: list[Link]) -> tuple[int, int]:
-        """Left and top of a random position on the ground, in the air, or anywhere; on the right side of the
-        things that the links name."""
+    def _free(
+        self, drawn: Sprite, lefts_X: np.ndarray, tops_Y: np.ndarray, but: Piece | None = None
+    ) -> np.ndarray:
+        """Whether a sprite keeps apart from all pieces, except one and what is inside it: bool [Y, X], for
+        each top and left."""
+        free_YX = np.ones((len(tops_Y), len(lefts_X)), dtype=bool)
+        gap = _GAP * self.side
+        others = [piece.box for piece in self.pieces if but is None or but not in (piece, piece.holder)]
+        for x0, y0, x1, y1 in others:
+            across_X = (lefts_X + drawn.width + gap > x0) & (lefts_X < x1 + gap)
+            along_Y = (tops_Y + drawn.height + gap > y0) & (tops_Y < y1 + gap)
+            free_YX &= ~(along_Y[:, None] & across_X)
+        return free_YX
+
+    def _ranges(self, piece: Piece, links: list[Link]) -> tuple[np.ndarray, np.ndarray]:
+        """Lefts and tops of positions on the ground, in the air, or anywhere; on the right side of the things
+        that the links name."""
         drawn, margin = piece.sprite, _MARGIN * self.side
         x0, x1 = margin, self.width - margin - drawn.width
         y0, y1 = margin, self.height - margin - drawn.height
@@ -230,19 +245,12 @@ class Arranger:
                 y1 = min(y1, box[1] - drawn.height)
             else:
                 y0 = max(y0, box[3])
-        return self._snap(x0, x1), self._snap(y0, y1)
+        return self._multiples(x0, x1), self._multiples(y0, y1)
 
     def _clear(self, piece: Piece, link: Link) -> bool:
         other = next(p for p in self.pieces if p.group == link.second)
         dx, dy = normalized_offset(piece.box, other.box)
         return relation(piece.box, other.box) == {link.name} and max(abs(dx), abs(dy)) > CLEAR_OFFSET
-
-    def _apart(self, box: Box, but: Piece | None = None) -> bool:
-        gap = _GAP * self.side
-        return all(
-            box[2] + gap <= b[0] or box[0] >= b[2] + gap or box[3] + gap <= b[1] or box[1] >= b[3] + gap
-            for b in (piece.box for piece in self.pieces if but is None or but not in (piece, piece.holder))
-        )
 
     def _fits(self, box: Box) -> bool:
         return box[0] >= 0 and box[1] >= 0 and box[2] <= self.width and box[3] <= self.height
@@ -255,7 +263,8 @@ class Arranger:
                 self._put_inside(piece, other)
             else:
                 self._put_across(piece, other, 1 if name == "in front of" else -1)
-            if self._fits(piece.box) and self._apart(piece.box, other):
+            here = np.array([piece.left]), np.array([piece.top])
+            if self._fits(piece.box) and self._free(piece.sprite, *here, but=other).all():
                 return
         raise _NoRoom
 
@@ -269,11 +278,10 @@ class Arranger:
         else:
             box = holder.to_pixels(inside)
         width, height = box[2] - box[0], box[3] - box[1]
-        piece.angle, longer = 0, max(piece.sprite.width, piece.sprite.height)
-        fit = (
-            min(width / piece.sprite.width, height / piece.sprite.height) * longer * self.rng.uniform(0.85, 1)
-        )
-        piece.size = max(int(fit), 4)
+        drawn = piece.sprite
+        factor = min(width / drawn.width, height / drawn.height) * self.rng.uniform(0.85, 1)
+        piece.size, piece.angle = max(int(factor * max(drawn.width, drawn.height)), 4), 0
+        piece.__post_init__()
         if piece.size < 0.07 * self.side:
             raise _NoRoom
         spare = max(0.0, width - piece.sprite.width)

@@ -18,18 +18,22 @@ from .sprites import backdrop
 MAX_ATTEMPTS = 240
 MIN_SIDE, MAX_SIDE = 64, 2048
 _SHADOW = 0.26  # opacity of the shadow under a thing that stands on the ground
-_OPAQUE = 127  # alpha from which on a pixel belongs to a thing
 
 
 @dataclass(frozen=True)
 class Picture:
     """pixels_HW3: uint8. seen: the things from far to near. owner_HW: int8, the index in `seen` of the
-    thing that is visible in each pixel, -1 for the background. place: the background's name."""
+    thing that is visible in each pixel, -1 for the background. layout: what it was drawn from."""
 
     pixels_HW3: np.ndarray
     seen: tuple[Seen, ...]
     owner_HW: np.ndarray
-    place: str
+    layout: Layout
+
+    @property
+    def place(self) -> str:
+        """The background's name."""
+        return self.layout.place.name
 
     def image(self) -> Image.Image:
         """The picture as an RGB image."""
@@ -38,10 +42,11 @@ class Picture:
 
 @lru_cache(maxsize=256)
 def _shadow(width: int, height: int) -> np.ndarray:
-    """Light that an elliptic shadow with soft edges lets through, [height, width, 1]."""
+    """Light that an elliptic shadow with soft edges lets through, [height, width, 3]."""
     y, x = np.mgrid[:height, :width]
     distance = np.hypot((x + 0.5) / width * 2 - 1, (y + 0.5) / height * 2 - 1)
-    return (1 - _SHADOW * np.clip((1 - distance) * 3, 0, 1))[..., None].astype(np.float32)
+    light_HW = (1 - _SHADOW * np.clip((1 - distance) * 3, 0, 1)).astype(np.float32)
+    return np.repeat(light_HW[..., None], 3, axis=-1)
 
 
 def _cast_shadow(canvas_HW3: np.ndarray, piece: Piece) -> None:
@@ -58,11 +63,10 @@ def _blend(
     """Draw a piece; of rows above `first_row` of the picture nothing."""
     x0, y0, x1, y1 = map(int, piece.box)
     start = max(0, first_row - y0)
-    pixels_HW4 = piece.sprite.pixels_HW4[start:]
     area = (slice(y0 + start, y1), slice(x0, x1))
-    canvas_HW3[area] *= 1 - pixels_HW4[..., 3:] / 255
-    canvas_HW3[area] += pixels_HW4[..., :3]
-    owner_HW[area][pixels_HW4[..., 3] > _OPAQUE] = number
+    canvas_HW3[area] *= piece.sprite.through_HW3[start:]
+    canvas_HW3[area] += piece.sprite.paint_HW3[start:]
+    owner_HW[area][piece.sprite.mask_HW[start:]] = number
 
 
 def compose(layout: Layout, width: int, height: int) -> Picture:
@@ -79,11 +83,10 @@ def compose(layout: Layout, width: int, height: int) -> Picture:
     counts = np.bincount((owner_HW + 1).ravel(), minlength=len(layout.pieces) + 1)[1:]
     seen = []
     for number, piece in enumerate(layout.pieces):
-        whole = int((piece.sprite.pixels_HW4[..., 3] > _OPAQUE).sum())
-        visible = int(counts[number]) / max(whole, 1)
+        visible = int(counts[number]) / max(piece.sprite.area, 1)
         seen.append(Seen(piece.thing.name, piece.color, piece.pose, piece.box, number, visible))
-    pixels_HW3 = (canvas_HW3 + 0.5).clip(0, 255).astype(np.uint8)
-    return Picture(pixels_HW3, tuple(seen), owner_HW, layout.place.name)
+    pixels_HW3 = np.minimum(canvas_HW3 + 0.5, 255, out=canvas_HW3).astype(np.uint8)
+    return Picture(pixels_HW3, tuple(seen), owner_HW, layout)
 
 
 def paint(request: Request, rng: Random, width: int = 192, height: int = 192, split: str = "any") -> Picture:

@@ -6,6 +6,8 @@ bird"). GenEval's metadata rows are requests too.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
+from hashlib import blake2b
 from typing import Any
 
 from ...blocks.errors import OptionError
@@ -16,9 +18,13 @@ from .shapes import SHAPES
 DEPTHS = ("in front of", "behind", "inside")
 """Relations of things that overlap."""
 LINKS = (*RELATIONS, *DEPTHS)
+OPPOSITE = {**MIRROR, "in front of": "behind", "behind": "in front of"}
+"""The relation of B to A, by that of A to B."""
 SIZES = {"small": 0.66, "large": 1.4}
 """Words for sizes, and the factor by which a thing is drawn smaller or larger than usual."""
 MAX_THINGS = 6
+HELD_OUT_SHARE = 0.1
+"""The part of all combinations that is left out of training."""
 MIN_VISIBLE = 0.35
 """The smallest share of a thing that is visible in a picture of things in front of, behind or inside
 others."""
@@ -205,32 +211,51 @@ def to_row(request: Request, tag: str, prompt: str) -> dict[str, Any]:
     return {"tag": tag, "include": include, **({"exclude": exclude} if exclude else {}), "prompt": prompt}
 
 
+@lru_cache(maxsize=1 << 16)
+def _hashed(*words: str) -> float:
+    """A number in [0, 1) that depends on the words only, so that a new thing changes nothing for others."""
+    return int.from_bytes(blake2b("/".join(words).encode(), digest_size=4).digest()) / 2**32
+
+
 def held_out_coloring(name: str, color: str) -> bool:
     """Whether a thing in this color is left out of training: one in ten, and never a thing's usual color."""
-    known = things()[name]
-    if color in known.colors and len(known.colors) < len(PAINTS):
-        return False
-    # With k usual colors of eleven, (11 - k) / 11 * 1 / 9 is near a tenth.
-    return (3 * list(things()).index(name) + 4 * list(PAINTS).index(color)) % 9 == 1
+    usual = things()[name].colors
+    if len(usual) == len(PAINTS):
+        return _hashed(name, color) < HELD_OUT_SHARE
+    return color not in usual and _hashed(name, color) < HELD_OUT_SHARE * len(PAINTS) / (
+        len(PAINTS) - len(usual)
+    )
 
 
 def held_out_link(first: str, name: str, second: str) -> bool:
     """Whether (thing, relation, thing) is left out of training: one in ten, with its mirror image."""
-    names, axes = list(things()), (*RELATIONS, "in front of", "behind", "inside")
-    mirror = {**MIRROR, "in front of": "behind", "behind": "in front of"}.get(name)
-    i, j = names.index(first), names.index(second)
-    if mirror is not None and i > j:
-        i, j, name = j, i, mirror
-    return (7 * i + 3 * j + axes.index(name)) % 10 == 4
+    mirror = OPPOSITE.get(name)
+    if mirror is not None and first > second:
+        first, name, second = second, mirror, first
+    return _hashed(first, name, second) < HELD_OUT_SHARE
+
+
+def held_out_role(name: str, color: str, link: str) -> bool:
+    """Whether a thing of this color in this relation, to whatever it is, is left out of training: one in
+    ten."""
+    return _hashed(name, color, link) < HELD_OUT_SHARE
 
 
 def is_held_out(request: Request) -> bool:
-    """Whether a request names a combination that is left out of training."""
+    """Whether a request names a combination that is left out of training: (thing, color), (thing, relation,
+    thing) or (thing, color, relation)."""
     groups = request.groups
-    return any(group.color and held_out_coloring(group.thing, group.color) for group in groups) or any(
-        held_out_link(groups[link.first].thing, link.name, groups[link.second].thing)
-        for link in request.links
-    )
+    if any(group.color and held_out_coloring(group.thing, group.color) for group in groups):
+        return True
+    for link in request.links:
+        first, second, back = groups[link.first], groups[link.second], OPPOSITE.get(link.name)
+        if held_out_link(first.thing, link.name, second.thing):
+            return True
+        if first.color and held_out_role(first.thing, first.color, link.name):
+            return True
+        if second.color and back and held_out_role(second.thing, second.color, back):
+            return True
+    return False
 
 
 GENEVAL_THINGS = tuple(name for name in things() if name not in SHAPES)

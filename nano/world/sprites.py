@@ -4,7 +4,7 @@ A drawing's pixels are linear in its main color: with premultiplied RGB, `black 
 `black` is the drawing in black and `main` the share of the main color in each pixel. Each pose is therefore
 rasterized twice, once and for all; sizes, colors, reflections and rotations are cheap.
 
-Shape suffixes: H height, W width; 3 is red, green, blue; 4 is premultiplied red, green, blue and alpha.
+Shape suffixes: H height, W width; 3 is red, green, blue; 4 is these and alpha.
 """
 
 import io
@@ -24,12 +24,15 @@ MARGIN, UNITS = 4.0, 108.0
 MAX_ANGLE = 20
 """The largest rotation, in degrees."""
 
+_OPAQUE = 127  # alpha from which on a pixel belongs to a thing
+
 _TINTS = {name: np.array(rgb, dtype=np.float32) / 255 for name, rgb in PAINTS.items()}
 
 
 @dataclass
 class Sprite:
-    """A thing in one size and color: what `sprite` was called with, and the frame of the drawing.
+    """A thing in one size and color, cropped to what is visible: what `sprite` was called with, and the frame
+    of the drawing.
 
     left, top, scale: a point (x, y) of the drawing, in its units, is at pixel (x * scale - left, y * scale
     - top), where it is neither reflected nor rotated.
@@ -50,14 +53,34 @@ class Sprite:
         self._angle = -self.angle if self.flip else self.angle
         self.height, self.width = _scaled(self.name, self.pose, self.size, self._angle)[0].shape[:2]
 
+    def _turn(self, pixels: np.ndarray) -> np.ndarray:
+        """Reflected where the sprite is. Contiguous: NumPy adds and multiplies such arrays much faster."""
+        return np.ascontiguousarray(pixels[:, ::-1] if self.flip else pixels)
+
     @cached_property
-    def pixels_HW4(self) -> np.ndarray:
-        """Premultiplied float32 in 0 to 255, cropped to what is visible; read only."""
+    def paint_HW3(self) -> np.ndarray:
+        """Premultiplied red, green and blue: float32 in 0 to 255; read only."""
         black_HW3, shares_HW3 = _scaled(self.name, self.pose, self.size, self._angle)
-        pixels_HW4 = np.empty((self.height, self.width, 4), dtype=np.float32)
-        pixels_HW4[..., :3] = black_HW3 + shares_HW3[..., 1:2] * _TINTS[self.color]
-        pixels_HW4[..., 3] = shares_HW3[..., 0]
-        return pixels_HW4[:, ::-1] if self.flip else pixels_HW4
+        paint_HW3 = np.empty((self.height, self.width, 3), dtype=np.float32)
+        for channel, tint in enumerate(_TINTS[self.color]):
+            paint_HW3[..., channel] = black_HW3[..., channel] + shares_HW3[..., 1] * tint
+        return self._turn(paint_HW3)
+
+    @cached_property
+    def through_HW3(self) -> np.ndarray:
+        """The share of what is behind that shows through, the same for three channels: float32; read only."""
+        alpha_HW = _scaled(self.name, self.pose, self.size, self._angle)[1][..., 0]
+        return np.repeat(self._turn(1 - alpha_HW / np.float32(255))[..., None], 3, axis=-1)
+
+    @cached_property
+    def mask_HW(self) -> np.ndarray:
+        """Whether a pixel is the thing's: bool; read only."""
+        return self._turn(_scaled(self.name, self.pose, self.size, self._angle)[1][..., 0] > _OPAQUE)
+
+    @cached_property
+    def area(self) -> int:
+        """The number of its pixels."""
+        return int(self.mask_HW.sum())
 
 
 def import_resvg() -> Any:

@@ -36,11 +36,11 @@ def test_the_things_are_genevals_classes_and_the_shapes():
 def test_each_pose_shows_its_main_color(name: str):
     """A tenth of its pixels and more; and the drawing is inside its canvas."""
     for index, pose in enumerate(thing(name).poses):
-        red, blue = (sprite(name, index, color, 64).pixels_HW4 for color in ("red", "blue"))
-        assert (red[..., 3] == blue[..., 3]).all()
-        changed = np.abs(red - blue).max(-1) > 60
-        assert changed.sum() > 0.1 * (red[..., 3] > 127).sum(), pose.name
-        assert max(red.shape[:2]) == 64
+        red, blue = (sprite(name, index, color, 64) for color in ("red", "blue"))
+        assert (red.mask_HW == blue.mask_HW).all()
+        changed = np.abs(red.paint_HW3 - blue.paint_HW3).max(-1) > 60
+        assert changed.sum() > 0.1 * red.area, pose.name
+        assert max(red.paint_HW3.shape[:2]) == 64
 
 
 def test_sprites_are_the_drawing_in_that_color():
@@ -55,10 +55,12 @@ def test_sprites_are_the_drawing_in_that_color():
     rows, columns = (np.flatnonzero((whole[..., 3] > 8).any(axis)) for axis in (1, 0))
     whole = whole[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
     whole[..., :3] *= whole[..., 3:] / 255
-    made = sprite("boat", 0, "purple", max(whole.shape)).pixels_HW4
-    assert np.abs(made - whole).max() <= 3
-    assert (sprite("boat", 0, "purple", 60, flip=True).pixels_HW4[:, ::-1]
-            == sprite("boat", 0, "purple", 60).pixels_HW4).all()  # fmt: skip
+    made = sprite("boat", 0, "purple", max(whole.shape))
+    assert np.abs(made.paint_HW3 - whole[..., :3]).max() <= 3
+    assert np.abs(made.through_HW3 - (1 - whole[..., 3:] / 255)).max() <= 3 / 255
+    boat, other = (sprite("boat", 0, "purple", 60, flip=flip) for flip in (False, True))
+    assert (boat.paint_HW3[:, ::-1] == other.paint_HW3).all()
+    assert (boat.mask_HW[:, ::-1] == other.mask_HW).all()
 
 
 @pytest.mark.parametrize(

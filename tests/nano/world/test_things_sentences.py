@@ -19,6 +19,7 @@ from bifrons.nano.world.requests import (
     from_row,
     held_out_coloring,
     held_out_link,
+    held_out_role,
     is_held_out,
     to_row,
 )
@@ -164,6 +165,26 @@ def test_a_tenth_is_held_out_and_nothing_usual():
     held = [triple for triple in pairs if held_out_link(*triple)]
     assert 0.08 < len(held) / len(pairs) < 0.12
     assert all(held_out_link(b, MIRROR[link], a) for a, link, b in held if link in MIRROR)
+    roles = [(name, color, link) for name in names for color in PAINTS for link in LINKS]
+    assert 0.08 < sum(held_out_role(*role) for role in roles) / len(roles) < 0.12
+
+
+def test_what_is_held_out_depends_on_names_only():
+    """A thing that is added, or another order, changes nothing: the split is that of published weights."""
+    assert [color for color in PAINTS if held_out_coloring("cat", color)] == ["yellow", "purple"]
+    assert [link for link in LINKS if held_out_link("dog", link, "cat")] == ["inside"]
+    held = [(c, k) for c in ("red", "blue", "green") for k in LINKS if held_out_role("cat", c, k)]
+    assert held == [("red", "left of"), ("green", "above")]
+
+
+def test_a_colored_thing_in_a_relation_can_be_held_out_where_its_parts_are_not():
+    color, name = next((c, k) for c in PAINTS for k in LINKS[:4] if held_out_role("cat", c, k))
+    other = next(n for n in things() if n != "cat" and not held_out_link("cat", name, n))
+    cat, link = Group("cat", 1, color), Link(0, name, 1)
+    assert is_held_out(Request((cat, Group(other)), (link,)))
+    assert is_held_out(Request((Group(other), cat), (Link(0, MIRROR[name], 1),)))
+    assert not is_held_out(Request((Group("cat"), Group(other)), (link,)))
+    assert is_held_out(Request((cat, Group(other)))) == held_out_coloring("cat", color)
 
 
 def test_metadata_rows_and_back():
