@@ -1,0 +1,176 @@
+"""Recipe: train the detector of the world of things on rendered scenes, a part of them degraded.
+
+`python -m bifrons.nano.recipes.things_detector --help`. Pictures are rendered once, by all processors, and
+stay in the device's memory (110 kB each); brightness, contrast and noise change at every step.
+
+B images, N slots for things, C classes, H and W points of the network's maps, 3 x 3 points (9) around a
+center; K colors; 3 is red, green, blue; 4 is x0, y0, x1, y1.
+"""
+
+import argparse
+import os
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from random import Random
+from typing import ClassVar
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torchvision.ops import generalized_box_iou_loss
+
+from ..world.catalog import PAINTS, things
+from ..world.degrading import DEGRADATIONS, degrade
+from ..world.requests import MAX_THINGS, MIN_VISIBLE
+from ..world.sampling import KINDS, MORE_KINDS, sample_example
+from ..world.things_detector import SIDE, STRIDE, CenterNet, Maps, boxes_at, save_detector
+from .trainer import RunConfig, Trainer
+
+SHARD = 250
+"""Scenes of one task of a rendering process."""
+BATCH = 96
+"""Images a step."""
+
+_PLAIN = 0.4  # share of pictures that are not degraded
+_NEAR = tuple((row, column) for row in (-1, 0, 1) for column in (-1, 0, 1))
+
+Arrays = dict[str, np.ndarray]
+
+
+def shard(seed: int) -> Arrays:
+    """SHARD pictures with their truth: `pixels` uint8 [N, SIDE, SIDE, 3]; `thing`, `color` int64 and `box`
+    float32, for the things that are visible enough, and `there`, whether a slot holds one."""
+    rng, kinds = Random(seed), (*KINDS, *MORE_KINDS)
+    out: Arrays = {
+        "pixels": np.zeros((SHARD, SIDE, SIDE, 3), np.uint8),
+        "thing": np.zeros((SHARD, MAX_THINGS), np.int64),
+        "color": np.zeros((SHARD, MAX_THINGS), np.int64),
+        "box": np.zeros((SHARD, MAX_THINGS, 4), np.float32),
+        "there": np.zeros((SHARD, MAX_THINGS), np.float32),
+    }
+    names, paints = list(things()), list(PAINTS)
+    for i in range(SHARD):
+        picture = sample_example(rng.choice(kinds), rng, "any", SIDE, SIDE).picture
+        how = "none" if rng.random() < _PLAIN else rng.choice(DEGRADATIONS)
+        out["pixels"][i], seen = degrade(picture, how, rng)
+        for n, one in enumerate(s for s in seen if s.visible >= MIN_VISIBLE):
+            out["thing"][i, n], out["color"][i, n] = names.index(one.thing), paints.index(one.color)
+            out["box"][i, n], out["there"][i, n] = one.box, 1
+    return out
+
+
+def render(count: int, seed: int, workers: int) -> Arrays:
+    """At least `count` pictures of `shard`, by this many processes."""
+    seeds = [seed * 1_000_003 + i for i in range(-(-count // SHARD))]
+    if workers < 2:
+        parts = [shard(one) for one in seeds]
+    else:
+        with ProcessPoolExecutor(workers, get_context("spawn")) as pool:
+            parts = list(pool.map(shard, seeds))
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+def heat_targets(batch: dict[str, Tensor], classes: int, height: int, width: int) -> Tensor:
+    """Each thing's Gaussian around the point of its center, where it is 1, in its class: [B, C, H, W]."""
+    box_BN4 = batch["box"] / STRIDE
+    center_BN2 = ((box_BN4[..., :2] + box_BN4[..., 2:]) / 2).floor()
+    sigma_BN2 = 0.5 + 0.08 * (box_BN4[..., 2:] - box_BN4[..., :2])
+    x_W, y_H = (torch.arange(size, device=box_BN4.device) for size in (width, height))
+    x_BNW = ((x_W - center_BN2[..., :1]) / sigma_BN2[..., :1]).square()
+    y_BNH = ((y_H - center_BN2[..., 1:]) / sigma_BN2[..., 1:]).square()
+    heat_BNHW = torch.exp(-0.5 * (x_BNW[..., None, :] + y_BNH[..., None])) * batch["there"][..., None, None]
+    target = torch.zeros(len(box_BN4), classes, height, width, device=box_BN4.device)
+    places = batch["thing"][..., None, None].expand_as(heat_BNHW)
+    return target.scatter_reduce(1, places, heat_BNHW, "amax")
+
+
+def focal_loss(logits: Tensor, target: Tensor, count: Tensor) -> Tensor:
+    """CenterNet's focal loss: what is near a center counts less as a mistake."""
+    hit = (target > 0.999).float()
+    missed = F.logsigmoid(logits) * torch.sigmoid(-logits).square() * hit
+    wrong = F.logsigmoid(-logits) * torch.sigmoid(logits).square() * (1 - target).pow(4) * (1 - hit)
+    return -(missed.sum() + wrong.sum()) / count
+
+
+def detector_losses(maps: Maps, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Losses of the heatmap, of boxes and of colors at the nine points around each center, and the share of
+    things whose color is missed. Things are weighted, not selected: every tensor has a fixed shape."""
+    height, width = maps.heat.shape[2:]
+    there_BN = batch["there"]
+    count = there_BN.sum().clamp(min=1)
+    target = heat_targets(batch, maps.heat.shape[1], height, width)
+    near = torch.tensor(_NEAR, device=there_BN.device)
+    center_BN2 = ((batch["box"][..., :2] + batch["box"][..., 2:]) / 2 / STRIDE).floor().long()
+    rows_BN9 = (center_BN2[..., 1:] + near[:, 0]).clamp(0, height - 1)
+    columns_BN9 = (center_BN2[..., :1] + near[:, 1]).clamp(0, width - 1)
+    batch_B11 = torch.arange(len(there_BN), device=there_BN.device)[:, None, None]
+    sides_BN94 = maps.sides.permute(0, 2, 3, 1)[batch_B11, rows_BN9, columns_BN9]
+    color_BN9K = maps.color.permute(0, 2, 3, 1)[batch_B11, rows_BN9, columns_BN9]
+    boxes_BN94 = boxes_at(sides_BN94, rows_BN9, columns_BN9)
+    wanted_BN94 = batch["box"][:, :, None].expand_as(boxes_BN94)
+    weight_BN9 = (there_BN[..., None] / 9 / count).expand(*there_BN.shape, 9)
+    colors_BN9 = batch["color"][..., None].expand_as(weight_BN9)
+    box = generalized_box_iou_loss(boxes_BN94.flatten(0, 2), wanted_BN94.flatten(0, 2))
+    color = F.cross_entropy(color_BN9K.flatten(0, 2), colors_BN9.flatten(), reduction="none")
+    missed = (color_BN9K.argmax(-1) != colors_BN9).float()
+    return {
+        "heat": focal_loss(maps.heat, target, count),
+        "box": (box * weight_BN9.flatten()).sum(),
+        "color": (color * weight_BN9.flatten()).sum(),
+        "miscolored": (missed * weight_BN9).sum().detach(),
+    }
+
+
+def augment(pixels_B3HW: Tensor) -> Tensor:
+    """Pictures in -1..1 with another brightness, contrast and noise, at random."""
+    size = (len(pixels_B3HW), 1, 1, 1)
+    gain, shift, noise = (torch.rand(size, device=pixels_B3HW.device) for _ in range(3))
+    pixels = pixels_B3HW * (0.9 + 0.2 * gain) + 0.12 * (shift - 0.5)
+    return (pixels + 0.08 * noise.square() * torch.randn_like(pixels)).clamp(-1, 1)
+
+
+class DetectorTrainer(Trainer[CenterNet]):
+    """Trains on a pool of pictures that were rendered before."""
+
+    name = "things-detector"
+    loss_weights: ClassVar[dict[str, float]] = {"box": 2.0}
+    peak_lr = 2e-3
+
+    def __init__(self, run: RunConfig, scenes: int, batch: int, width: int, workers: int) -> None:
+        super().__init__(run)
+        self.batch = batch
+        pool = render(scenes, run.seed, workers)
+        self.log(f"{len(pool['pixels'])} pictures")
+        self.pool = {name: torch.from_numpy(array).to(run.device) for name, array in pool.items()}
+        self.setup(CenterNet(len(things()), len(PAINTS), width).to(run.device))
+
+    def losses(self) -> dict[str, Tensor]:
+        chosen = torch.randint(len(self.pool["thing"]), (self.batch,), device=self.device)
+        batch = {name: array[chosen] for name, array in self.pool.items()}
+        # Contiguous: PyTorch's backward pass through channels-last copies has crashed on CPUs.
+        pixels = augment(batch["pixels"].permute(0, 3, 1, 2).contiguous().float() / 127.5 - 1)
+        with torch.autocast(self.device, torch.bfloat16, enabled=self.device == "cuda", cache_enabled=False):
+            maps = self.model(pixels)
+        return detector_losses(maps, batch)
+
+    def export(self) -> None:
+        save_detector(self.folder, self.average.model, self.model.width, {})
+
+
+def main() -> None:
+    """Train the detector; measure it with `python -m bifrons.eval.nano.things_detector`."""
+    parser = argparse.ArgumentParser(description="Train the detector of the world of things.")
+    RunConfig.add_arguments(parser, "runs/world-detector", 170)
+    parser.add_argument("--scenes", type=int, default=150_000)
+    parser.add_argument("--batch", type=int, default=BATCH, help="images a step")
+    parser.add_argument("--width", type=int, default=48, help="channels at a stride of four pixels")
+    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="rendering processes")
+    args = parser.parse_args()
+    args.folder.mkdir(parents=True, exist_ok=True)
+    run = RunConfig.from_args(args)
+    DetectorTrainer(run, args.scenes, args.batch, args.width, args.workers).run()
+
+
+if __name__ == "__main__":
+    main()

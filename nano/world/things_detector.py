@@ -1,0 +1,189 @@
+"""A learned detector for the world of things: classes, colors and boxes from an image's pixels.
+
+A small convolutional network finds the centers of things (CenterNet: Zhou et al. 2019, "Objects as Points",
+arXiv:1904.07850): a heatmap for each class, and at each point the distances to the four sides of the box and
+the color. It is trained by `nano/recipes/things_detector.py` on rendered scenes, and is none of the models
+that it judges.
+
+Shape suffixes: B images, C classes, H height and W width in points, STRIDE pixels apart; K colors, N things;
+3 is red, green, blue; 4 is x0, y0, x1, y1 or left, top, right, bottom.
+"""
+
+import json
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torchvision.ops import batched_nms
+
+from ...blocks.errors import BifronsError, CheckpointError
+from .catalog import PAINTS, things
+from .detector import Detection
+
+SIDE = 192
+"""Pictures are scaled so that their shorter side has this many pixels."""
+STRIDE = 4
+WEIGHTS = Path(__file__).parents[1] / "weights" / "world-detector"
+"""The folder of the trained weights."""
+MIN_SCORE = 0.3
+"""Fainter detections are left out."""
+
+_MAX_ASPECT = 4.0
+_MAX_THINGS = 64
+_SAME_THING = 0.65  # IoU from which on the fainter of two detections of a class is left out
+_TIMES = 8  # pixels by which the network's distances are multiplied
+_FILE, _CONFIG = "model.safetensors", "config.json"
+
+
+class Maps(NamedTuple):
+    """What the network says at each point: class logits `[B, C, H, W]`, distances in pixels to the sides of
+    the box `[B, 4, H, W]`, and color logits `[B, K, H, W]`."""
+
+    heat: Tensor
+    sides: Tensor
+    color: Tensor
+
+
+class _Block(nn.Module):
+    """Two convolutions and a residual connection, at another stride and width where asked."""
+
+    def __init__(self, narrow: int, wide: int, stride: int = 1) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(narrow, wide, 3, stride, 1, bias=False)
+        self.second = nn.Conv2d(wide, wide, 3, 1, 1, bias=False)
+        self.norms = nn.ModuleList(nn.GroupNorm(8, wide) for _ in range(2))
+        self.skip = nn.Conv2d(narrow, wide, 1, stride, bias=False) if (narrow, stride) != (wide, 1) else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.norms[1](self.second(F.relu(self.norms[0](self.first(x)))))
+        return F.relu(y + (x if self.skip is None else self.skip(x)))
+
+
+class CenterNet(nn.Module):
+    """A residual network down to a stride of 32, and up again to STRIDE. width: channels at STRIDE."""
+
+    def __init__(self, classes: int, colors: int, width: int = 48) -> None:
+        super().__init__()
+        self.width, widths = width, (width, width * 2, width * 3, width * 4)
+        self.stem = nn.Sequential(
+            nn.Conv2d(3, width // 2, 5, 2, 2, bias=False), nn.GroupNorm(8, width // 2), nn.ReLU()
+        )
+        previous = (width // 2, *widths)
+        self.down = nn.ModuleList(
+            nn.Sequential(_Block(narrow, wide, 2), _Block(wide, wide))
+            for narrow, wide in zip(previous, widths, strict=False)
+        )
+        self.across = nn.ModuleList(nn.Conv2d(wide, width * 2, 1) for wide in widths)
+        self.merge = nn.ModuleList(_Block(width * 2, width * 2) for _ in widths[:-1])
+        self.heat = nn.Sequential(
+            nn.Conv2d(width * 2, width * 2, 3, 1, 1), nn.ReLU(), nn.Conv2d(width * 2, classes, 1)
+        )
+        self.rest = nn.Sequential(
+            nn.Conv2d(width * 2, width * 2, 3, 1, 1), nn.ReLU(), nn.Conv2d(width * 2, 4 + colors, 1)
+        )
+        nn.init.constant_(self.heat[-1].bias, -4.0)  # pyright: ignore
+
+    def forward(self, pixels_B3HW: Tensor) -> Maps:
+        """pixels: in -1..1, with sides that are multiples of 32."""
+        x, levels = self.stem(pixels_B3HW), []
+        for stage in self.down:
+            x = stage(x)
+            levels.append(x)
+        x = self.across[-1](levels[-1])
+        for level, across, merge in zip(levels[-2::-1], self.across[-2::-1], self.merge[::-1], strict=True):
+            x = merge(F.interpolate(x, scale_factor=2.0) + across(level))
+        rest = self.rest(x).float()
+        return Maps(self.heat(x).float(), F.softplus(rest[:, :4]) * _TIMES, rest[:, 4:])
+
+
+def boxes_at(sides_N4: Tensor, rows_N: Tensor, columns_N: Tensor) -> Tensor:
+    """Boxes in pixels, from the distances to their sides at points of the map."""
+    x, y = (columns_N + 0.5) * STRIDE, (rows_N + 0.5) * STRIDE
+    left, top, right, bottom = sides_N4.unbind(-1)
+    return torch.stack((x - left, y - top, x + right, y + bottom), dim=-1)
+
+
+class ThingsDetector:
+    """The network with its weights. classes: names of things. report: what was measured of its errors."""
+
+    def __init__(self, model: CenterNet, classes: tuple[str, ...], report: dict[str, float]) -> None:
+        self.model, self.classes, self.report = model.eval(), classes, report
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.model.stem[0].weight.device  # pyright: ignore
+
+    @torch.inference_mode()
+    def detect(self, image: Image.Image) -> list[Detection]:
+        """The things in a picture, the surest first: GenEval's names, colors and boxes in pixels."""
+        pixels_3HW, scale = prepare(image)
+        maps = self.model(pixels_3HW[None].to(self.device))
+        heat_CHW = maps.heat[0].sigmoid()
+        peaks_CHW = heat_CHW * (F.max_pool2d(heat_CHW[None], 3, 1, 1)[0] == heat_CHW)
+        scores_N, places_N = peaks_CHW.flatten().topk(_MAX_THINGS)
+        kept = scores_N > MIN_SCORE
+        scores_N, places_N = scores_N[kept], places_N[kept]
+        height, width = heat_CHW.shape[1:]
+        labels_N, points_N = places_N // (height * width), places_N % (height * width)
+        rows_N, columns_N = points_N // width, points_N % width
+        boxes_N4 = boxes_at(maps.sides[0, :, rows_N, columns_N].T, rows_N, columns_N) / scale
+        limits = torch.tensor([*image.size, *image.size], device=boxes_N4.device)
+        boxes_N4 = torch.minimum(boxes_N4.clamp(min=0), limits)
+        colors_N = maps.color[0, :, rows_N, columns_N].argmax(0)
+        kept = batched_nms(boxes_N4, scores_N, labels_N, _SAME_THING)
+        return [
+            _detection(self.classes[int(labels_N[i])], int(colors_N[i]), boxes_N4[i], float(scores_N[i]))
+            for i in kept.tolist()
+        ]
+
+
+def _detection(label: str, color: int, box_4: Tensor, score: float) -> Detection:
+    x0, y0, x1, y1 = box_4.tolist()
+    return Detection(label, tuple(PAINTS)[color], (x0, y0, x1, y1), score)
+
+
+def prepare(image: Image.Image) -> tuple[Tensor, float]:
+    """A picture as float32 [3, H, W] in -1..1, scaled to SIDE and padded with gray on the right and below to
+    multiples of 32, and the scale."""
+    image = image.convert("RGB")
+    scale = SIDE / max(min(image.size), max(image.size) / _MAX_ASPECT)
+    width, height = (max(1, round(side * scale)) for side in image.size)
+    if image.size != (width, height):
+        image = image.resize((width, height), Image.Resampling.BICUBIC)
+    pixels_HW3 = torch.from_numpy(np.array(image)).float() / 127.5 - 1
+    return F.pad(pixels_HW3.permute(2, 0, 1), (0, -width % 32, 0, -height % 32)), scale
+
+
+def save_detector(folder: Path, model: nn.Module, width: int, report: dict[str, float]) -> None:
+    """Write weights (bfloat16) and `config.json`: classes, width, and the errors that were measured."""
+    folder.mkdir(parents=True, exist_ok=True)
+    weights = {k: v.to(torch.bfloat16).contiguous() for k, v in model.state_dict().items()}
+    save_file(weights, folder / _FILE, {"format": "pt"})
+    config = {"classes": list(things()), "colors": list(PAINTS), "width": width, "report": report}
+    (folder / _CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+
+
+def load_detector(folder: Path = WEIGHTS, device: str | torch.device = "cpu") -> ThingsDetector:
+    """The trained detector. Raises BifronsError where its weights are missing, and CheckpointError where they
+    are of another world or damaged."""
+    if not (folder / _FILE).is_file() or not (folder / _CONFIG).is_file():
+        raise BifronsError(
+            f"the detector of the world of things has no weights in {folder}; "
+            "train it with `python -m bifrons.nano.recipes.things_detector`"
+        )
+    config = json.loads((folder / _CONFIG).read_text(encoding="utf-8"))
+    if config["colors"] != list(PAINTS):
+        raise CheckpointError(f"{folder} was trained on other colors than this world's; train it anew")
+    model = CenterNet(len(config["classes"]), len(config["colors"]), config["width"])
+    weights = {k: v.float() for k, v in load_file(folder / _FILE).items()}
+    try:
+        model.load_state_dict(weights)
+    except RuntimeError as error:
+        raise CheckpointError(f"{folder / _FILE} has other tensors than {folder / _CONFIG} says") from error
+    return ThingsDetector(model.to(device), tuple(config["classes"]), config["report"])
