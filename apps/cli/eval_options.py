@@ -8,7 +8,7 @@ from typing import Any
 from .eval_judge_options import OFFICIAL_HELP, add_judge, add_read
 from .options import add_force, add_model
 
-_DETECTORS = "shapes, mask2former-official or mask2former-hf"
+_DETECTORS = "shapes, world, mask2former-official or mask2former-hf"
 
 
 def _recipe() -> type:
@@ -163,7 +163,7 @@ def _add_detector(parser: Any) -> None:
         help=f"{_DETECTORS} (default: shapes for the small world, else mask2former-official)",
     )
     detector.add_argument(
-        "--detector-weights", metavar="PATH", help="file or folder with the weights of Mask2Former"
+        "--detector-weights", metavar="PATH", help="file or folder with the weights of Mask2Former or world"
     )
     detector.add_argument(
         "--clip-weights", metavar="PATH", help="folder of CLIP ViT-L/14, which classifies colours"

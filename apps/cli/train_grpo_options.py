@@ -43,9 +43,9 @@ def _add_reward(group: Any) -> None:
         action="append",
         required=True,
         metavar="REWARD",
-        help="what scores pictures or answers; may be repeated: shapes, mask2former-official, mask2former-hf "
-        "(detectors, by GenEval's rules); judge:URL, judge:vl2:MODEL (asked yes or no); http(s)://... (a "
-        "reward server); answer, format, format:REGEX (rules for answers); module:function",
+        help="what scores pictures or answers; may be repeated: shapes, world, mask2former-official, "
+        "mask2former-hf (detectors, by GenEval's rules); judge:URL, judge:vl2:MODEL (asked yes or no); "
+        "http(s)://... (a reward server); answer, format, format:REGEX (rules for answers); module:function",
     )
     group.add_argument(
         "--reward-weight",
@@ -55,7 +55,7 @@ def _add_reward(group: Any) -> None:
         help="of each --reward in the sum, in order (default: 1)",
     )
     for flag, kind, metavar, text in (
-        ("--reward-weights", Path, "PATH", "weights of a Mask2Former detector"),
+        ("--reward-weights", Path, "PATH", "weights of a Mask2Former or world detector"),
         ("--reward-clip", Path, "FOLDER", "CLIP, for its colours"),
         ("--reward-device", str, "DEVICE", "of detectors and judges in this process"),
         ("--reward-judge-model", str, "NAME", "the endpoint's name of the judge"),

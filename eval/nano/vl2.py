@@ -25,7 +25,7 @@ MIN_IOU = 0.5
 Corners = tuple[int, int, int, int]
 
 
-def overlap(a: Corners, b: Corners) -> float:
+def overlap(a: Sequence[float], b: Sequence[float]) -> float:
     """Intersection over union of two boxes."""
     wide, high = (min(a[i + 2], b[i + 2]) - max(a[i], b[i]) for i in (0, 1))
     shared = max(wide, 0) * max(high, 0)

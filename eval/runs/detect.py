@@ -23,6 +23,7 @@ from ...blocks.files import open_regular
 from ...blocks.image_io import open_image
 from ...blocks.json_config import decode_json
 from ...blocks.placement.fingerprint import model_fingerprint
+from ...nano.world.things_detector import WEIGHTS
 from ..atomic_io import atomic_file, disk_errors, make_folder, read_lines, write_json
 from ..geneval.detectors import Detector, make_detector
 from ..geneval.options import OFFICIAL, ScorerOptions
@@ -34,7 +35,7 @@ from .workers import Advance, default_processes, run_workers
 _DETECTED, _UNREADABLE, _PARTS = "detections.jsonl", "unreadable.jsonl", "detections"
 _PREPROCESSING = b"padded, then normalised"
 """Part of Mask2Former's fingerprint, since older versions padded later and detected other things."""
-_SHAPES_BYTES, _MASK2FORMER_BYTES = 200 * 2**20, 4 * 2**30
+_SHAPES_BYTES, _WORLD_BYTES, _MASK2FORMER_BYTES = 200 * 2**20, 600 * 2**20, 4 * 2**30
 """Roughly the memory of a detecting process on the CPU; that of Mask2Former includes CLIP."""
 
 
@@ -64,11 +65,12 @@ class DetectorChoice:
     def fingerprint(self) -> str:
         """sha256 over kind, weights and options. Raises BifronsError as `make_detector` does for the kind."""
         total = hashlib.sha256(self.kind.encode())
-        if self.kind != "shapes":
+        if self.kind.startswith("mask2former"):
             total.update(_PREPROCESSING)
         if changed := self.options.changed():
             total.update(json.dumps(changed, sort_keys=True).encode())
-        for name in (self.weights, self.clip):
+        embedded = str(WEIGHTS) if self.kind == "world" else None
+        for name in (self.weights or embedded, self.clip):
             if name is not None:
                 path = Path(name).expanduser()
                 with disk_errors(f"read {path}"):
@@ -147,7 +149,7 @@ def detect_objects(
     if share:
         on_cpu = choice.kind == "shapes"
         if processes is None:
-            needed = _SHAPES_BYTES if on_cpu else _MASK2FORMER_BYTES
+            needed = {"shapes": _SHAPES_BYTES, "world": _WORLD_BYTES}.get(choice.kind, _MASK2FORMER_BYTES)
             processes = 1 if ranks.size > 1 else default_processes("cpu" if on_cpu else device, needed)
         device = "cpu" if on_cpu else ranks.device(device)
         run_workers(

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from ...blocks.errors import OptionError, check_number
+from ...eval.geneval.detectors import KINDS
 from ...eval.judges.judge import JudgeChoice
 from ..reward import Reward, checked_scores
 from .answers import AnswerReward, FormatReward
@@ -17,7 +18,7 @@ from .judge import QUESTION, JudgeReward
 from .server import SERVER_KEY, ServerReward
 
 NAMES = (
-    "shapes, mask2former-official, mask2former-hf (detectors, by GenEval's rules), judge:URL, "
+    "shapes, world, mask2former-official, mask2former-hf (detectors, by GenEval's rules), judge:URL, "
     "judge:vl2:MODEL (asked yes or no), http(s)://... (a reward server), answer, format, format:REGEX (rules "
     "for answers), module:function"
 )
@@ -76,7 +77,7 @@ def check_prompt(reward: Reward, prompt: Mapping[str, Any]) -> None:
 def make_reward(name: str, options: RewardOptions) -> Reward:
     """A reward by name, one of `NAMES`. Raises `OptionError` for any other, and `BifronsError` for one that
     can't work here (missing weights, no such server)."""
-    if name in ("shapes", "mask2former-official", "mask2former-hf"):
+    if name in KINDS:
         return DetectorReward(name, options.weights, options.clip, options.device, options.workers)
     if name == "answer":
         return AnswerReward()

@@ -3,8 +3,8 @@
 `python -m bifrons.nano.recipes.things_detector --help`. Pictures are rendered once, by all processors, and
 stay in the device's memory (110 kB each); brightness, contrast and noise change at every step.
 
-B images, N slots for things, C classes, H and W points of the network's maps, 3 x 3 points (9) around a
-center; K colors; 3 is red, green, blue; 4 is x0, y0, x1, y1.
+B images, N slots for things, H and W points of the network's maps, 3 x 3 points (9) around a
+center; K classes or colors; 3 is red, green, blue; 4 is x0, y0, x1, y1.
 """
 
 import argparse
@@ -24,7 +24,7 @@ from ..world.catalog import PAINTS, things
 from ..world.degrading import DEGRADATIONS, degrade
 from ..world.requests import MAX_THINGS, MIN_VISIBLE
 from ..world.sampling import KINDS, MORE_KINDS, sample_example
-from ..world.things_detector import SIDE, STRIDE, CenterNet, Maps, boxes_at, save_detector
+from ..world.things_detector import SIDE, STRIDE, WIDTHS, CenterNet, Maps, boxes_at, save_detector
 from .trainer import RunConfig, Trainer
 
 SHARD = 250
@@ -71,18 +71,16 @@ def render(count: int, seed: int, workers: int) -> Arrays:
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
-def heat_targets(batch: dict[str, Tensor], classes: int, height: int, width: int) -> Tensor:
-    """Each thing's Gaussian around the point of its center, where it is 1, in its class: [B, C, H, W]."""
+def heat_targets(batch: dict[str, Tensor], height: int, width: int) -> Tensor:
+    """Each thing's Gaussian around the point of its center, where it is 1: [B, H, W]."""
     box_BN4 = batch["box"] / STRIDE
     center_BN2 = ((box_BN4[..., :2] + box_BN4[..., 2:]) / 2).floor()
     sigma_BN2 = 0.5 + 0.08 * (box_BN4[..., 2:] - box_BN4[..., :2])
     x_W, y_H = (torch.arange(size, device=box_BN4.device) for size in (width, height))
     x_BNW = ((x_W - center_BN2[..., :1]) / sigma_BN2[..., :1]).square()
     y_BNH = ((y_H - center_BN2[..., 1:]) / sigma_BN2[..., 1:]).square()
-    heat_BNHW = torch.exp(-0.5 * (x_BNW[..., None, :] + y_BNH[..., None])) * batch["there"][..., None, None]
-    target = torch.zeros(len(box_BN4), classes, height, width, device=box_BN4.device)
-    places = batch["thing"][..., None, None].expand_as(heat_BNHW)
-    return target.scatter_reduce(1, places, heat_BNHW, "amax")
+    heat_BNHW = torch.exp(-0.5 * (x_BNW[..., None, :] + y_BNH[..., None]))
+    return (heat_BNHW * batch["there"][..., None, None]).amax(1)
 
 
 def focal_loss(logits: Tensor, target: Tensor, count: Tensor) -> Tensor:
@@ -94,32 +92,34 @@ def focal_loss(logits: Tensor, target: Tensor, count: Tensor) -> Tensor:
 
 
 def detector_losses(maps: Maps, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Losses of the heatmap, of boxes and of colors at the nine points around each center, and the share of
-    things whose color is missed. Things are weighted, not selected: every tensor has a fixed shape."""
-    height, width = maps.heat.shape[2:]
+    """Losses of the heatmap, and of boxes, classes and colors at the nine points around each center; and the
+    shares of things whose class or color is missed. Things are weighted, not selected: every tensor has a
+    fixed shape."""
+    height, width = maps.heat.shape[1:]
     there_BN = batch["there"]
     count = there_BN.sum().clamp(min=1)
-    target = heat_targets(batch, maps.heat.shape[1], height, width)
     near = torch.tensor(_NEAR, device=there_BN.device)
     center_BN2 = ((batch["box"][..., :2] + batch["box"][..., 2:]) / 2 / STRIDE).floor().long()
     rows_BN9 = (center_BN2[..., 1:] + near[:, 0]).clamp(0, height - 1)
     columns_BN9 = (center_BN2[..., :1] + near[:, 1]).clamp(0, width - 1)
     batch_B11 = torch.arange(len(there_BN), device=there_BN.device)[:, None, None]
-    sides_BN94 = maps.sides.permute(0, 2, 3, 1)[batch_B11, rows_BN9, columns_BN9]
-    color_BN9K = maps.color.permute(0, 2, 3, 1)[batch_B11, rows_BN9, columns_BN9]
-    boxes_BN94 = boxes_at(sides_BN94, rows_BN9, columns_BN9)
-    wanted_BN94 = batch["box"][:, :, None].expand_as(boxes_BN94)
     weight_BN9 = (there_BN[..., None] / 9 / count).expand(*there_BN.shape, 9)
-    colors_BN9 = batch["color"][..., None].expand_as(weight_BN9)
+    boxes_BN94 = boxes_at(
+        maps.sides.permute(0, 2, 3, 1)[batch_B11, rows_BN9, columns_BN9], rows_BN9, columns_BN9
+    )
+    wanted_BN94 = batch["box"][:, :, None].expand_as(boxes_BN94)
     box = generalized_box_iou_loss(boxes_BN94.flatten(0, 2), wanted_BN94.flatten(0, 2))
-    color = F.cross_entropy(color_BN9K.flatten(0, 2), colors_BN9.flatten(), reduction="none")
-    missed = (color_BN9K.argmax(-1) != colors_BN9).float()
-    return {
-        "heat": focal_loss(maps.heat, target, count),
+    losses = {
+        "heat": focal_loss(maps.heat, heat_targets(batch, height, width), count),
         "box": (box * weight_BN9.flatten()).sum(),
-        "color": (color * weight_BN9.flatten()).sum(),
-        "miscolored": (missed * weight_BN9).sum().detach(),
     }
+    for name, logits in (("thing", maps.thing), ("color", maps.color)):
+        logits_BN9K = logits.permute(0, 2, 3, 1)[batch_B11, rows_BN9, columns_BN9]
+        truth_BN9 = batch[name][..., None].expand_as(weight_BN9)
+        wrong = F.cross_entropy(logits_BN9K.flatten(0, 2), truth_BN9.flatten(), reduction="none")
+        losses[name] = (wrong * weight_BN9.flatten()).sum()
+        losses[f"wrong {name}"] = ((logits_BN9K.argmax(-1) != truth_BN9) * weight_BN9).sum().detach()
+    return losses
 
 
 def augment(pixels_B3HW: Tensor) -> Tensor:
@@ -164,7 +164,9 @@ def main() -> None:
     RunConfig.add_arguments(parser, "runs/world-detector", 170)
     parser.add_argument("--scenes", type=int, default=150_000)
     parser.add_argument("--batch", type=int, default=BATCH, help="images a step")
-    parser.add_argument("--width", type=int, default=48, help="channels at a stride of four pixels")
+    parser.add_argument(
+        "--width", type=int, choices=WIDTHS, default=48, help="channels at a stride of four pixels"
+    )
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="rendering processes")
     args = parser.parse_args()
     args.folder.mkdir(parents=True, exist_ok=True)

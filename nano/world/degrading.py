@@ -51,12 +51,8 @@ def _cut(picture: Picture, rng: Random) -> tuple[np.ndarray, tuple[Seen, ...]]:
     across, down = round(share * (x1 - x0)), round(share * (y1 - y0))
     left, right = ((x0, x0 + across), (x1 - across, x1), (x0, x1), (x0, x1))[side]
     top, bottom = ((y0, y1), (y0, y1), (y0, y0 + down), (y1 - down, y1))[side]
-    left, top, right, bottom = (
-        max(left - 2, 0),
-        max(top - 2, 0),
-        min(right + 2, width),
-        min(bottom + 2, height),
-    )
+    left, top = max(left - 2, 0), max(top - 2, 0)
+    right, bottom = min(right + 2, width), min(bottom + 2, height)
     # The color beside the box, where nothing is.
     free = picture.owner_HW[top:bottom] < 0
     beside = picture.pixels_HW3[top:bottom][free]
@@ -65,7 +61,7 @@ def _cut(picture: Picture, rng: Random) -> tuple[np.ndarray, tuple[Seen, ...]]:
     gone[top:bottom, left:right] = True
     seen = []
     for number, one in enumerate(picture.seen):
-        mine = picture.owner_HW == number
-        left_over = (mine & ~gone).sum() / max(1, mine.sum())
-        seen.append(replace(one, visible=one.visible * float(left_over)))
+        visible_HW = picture.owner_HW == number
+        left = (visible_HW & ~gone).sum() / max(1, visible_HW.sum())
+        seen.append(replace(one, visible=one.visible * float(left)))
     return pixels_HW3, tuple(seen)

@@ -1,9 +1,9 @@
 """A learned detector for the world of things: classes, colors and boxes from an image's pixels.
 
-A small convolutional network finds the centers of things (CenterNet: Zhou et al. 2019, "Objects as Points",
-arXiv:1904.07850): a heatmap for each class, and at each point the distances to the four sides of the box and
-the color. It is trained by `nano/recipes/things_detector.py` on rendered scenes, and is none of the models
-that it judges.
+A small convolutional network finds the centers of things (after CenterNet: Zhou et al. 2019, "Objects as
+Points", arXiv:1904.07850): a heatmap of centers, and at each point the distances to the four sides of the
+box, the class and the color. One heatmap for all classes learns faster than one for each. The network is
+trained by `nano/recipes/things_detector.py` on rendered scenes, and is none of the models that it judges.
 
 Shape suffixes: B images, C classes, H height and W width in points, STRIDE pixels apart; K colors, N things;
 3 is red, green, blue; 4 is x0, y0, x1, y1 or left, top, right, bottom.
@@ -17,11 +17,13 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torchvision.ops import batched_nms
 
 from ...blocks.errors import BifronsError, CheckpointError
+from ...blocks.json_config import read_section
 from .catalog import PAINTS, things
 from .detector import Detection
 
@@ -30,6 +32,8 @@ SIDE = 192
 STRIDE = 4
 WEIGHTS = Path(__file__).parents[1] / "weights" / "world-detector"
 """The folder of the trained weights."""
+WIDTHS = range(16, 257, 16)
+"""Widths of the network that are accepted."""
 MIN_SCORE = 0.3
 """Fainter detections are left out."""
 
@@ -37,15 +41,16 @@ _MAX_ASPECT = 4.0
 _MAX_THINGS = 64
 _SAME_THING = 0.65  # IoU from which on the fainter of two detections of a class is left out
 _TIMES = 8  # pixels by which the network's distances are multiplied
-_FILE, _CONFIG = "model.safetensors", "config.json"
+FILE, _CONFIG = "model.safetensors", "config.json"
 
 
 class Maps(NamedTuple):
-    """What the network says at each point: class logits `[B, C, H, W]`, distances in pixels to the sides of
-    the box `[B, 4, H, W]`, and color logits `[B, K, H, W]`."""
+    """What the network says at each point: logits of a center `[B, H, W]`, distances in pixels to the sides
+    of the box `[B, 4, H, W]`, class logits `[B, C, H, W]` and color logits `[B, K, H, W]`."""
 
     heat: Tensor
     sides: Tensor
+    thing: Tensor
     color: Tensor
 
 
@@ -80,13 +85,10 @@ class CenterNet(nn.Module):
         )
         self.across = nn.ModuleList(nn.Conv2d(wide, width * 2, 1) for wide in widths)
         self.merge = nn.ModuleList(_Block(width * 2, width * 2) for _ in widths[:-1])
-        self.heat = nn.Sequential(
-            nn.Conv2d(width * 2, width * 2, 3, 1, 1), nn.ReLU(), nn.Conv2d(width * 2, classes, 1)
-        )
-        self.rest = nn.Sequential(
-            nn.Conv2d(width * 2, width * 2, 3, 1, 1), nn.ReLU(), nn.Conv2d(width * 2, 4 + colors, 1)
-        )
-        nn.init.constant_(self.heat[-1].bias, -4.0)  # pyright: ignore
+        self.parts = (1, 4, classes, colors)
+        self.head = nn.Sequential(_Block(width * 2, width * 2), nn.Conv2d(width * 2, sum(self.parts), 1))
+        with torch.no_grad():
+            self.head[-1].bias[0] = -4.0  # pyright: ignore
 
     def forward(self, pixels_B3HW: Tensor) -> Maps:
         """pixels: in -1..1, with sides that are multiples of 32."""
@@ -97,8 +99,8 @@ class CenterNet(nn.Module):
         x = self.across[-1](levels[-1])
         for level, across, merge in zip(levels[-2::-1], self.across[-2::-1], self.merge[::-1], strict=True):
             x = merge(F.interpolate(x, scale_factor=2.0) + across(level))
-        rest = self.rest(x).float()
-        return Maps(self.heat(x).float(), F.softplus(rest[:, :4]) * _TIMES, rest[:, 4:])
+        heat, sides, thing, color = self.head(x).float().split(self.parts, dim=1)
+        return Maps(heat[:, 0], F.softplus(sides) * _TIMES, thing, color)
 
 
 def boxes_at(sides_N4: Tensor, rows_N: Tensor, columns_N: Tensor) -> Tensor:
@@ -124,22 +126,23 @@ class ThingsDetector:
         """The things in a picture, the surest first: GenEval's names, colors and boxes in pixels."""
         pixels_3HW, scale = prepare(image)
         maps = self.model(pixels_3HW[None].to(self.device))
-        heat_CHW = maps.heat[0].sigmoid()
-        peaks_CHW = heat_CHW * (F.max_pool2d(heat_CHW[None], 3, 1, 1)[0] == heat_CHW)
-        scores_N, places_N = peaks_CHW.flatten().topk(_MAX_THINGS)
-        kept = scores_N > MIN_SCORE
-        scores_N, places_N = scores_N[kept], places_N[kept]
-        height, width = heat_CHW.shape[1:]
-        labels_N, points_N = places_N // (height * width), places_N % (height * width)
-        rows_N, columns_N = points_N // width, points_N % width
+        heat_HW = maps.heat[0].sigmoid()
+        width = heat_HW.shape[1]
+        surest = maps.thing[0].softmax(0).max(0)
+        peaks_HW = heat_HW * (F.max_pool2d(heat_HW[None], 3, 1, 1)[0] == heat_HW) * surest.values
+        scores_N, places_N = peaks_HW.flatten().topk(min(_MAX_THINGS, peaks_HW.numel()))
+        count = int((scores_N > MIN_SCORE).sum())
+        scores_N, places_N = scores_N[:count], places_N[:count]
+        rows_N, columns_N = places_N // width, places_N % width
+        labels_N = surest.indices[rows_N, columns_N]
         boxes_N4 = boxes_at(maps.sides[0, :, rows_N, columns_N].T, rows_N, columns_N) / scale
         limits = torch.tensor([*image.size, *image.size], device=boxes_N4.device)
         boxes_N4 = torch.minimum(boxes_N4.clamp(min=0), limits)
         colors_N = maps.color[0, :, rows_N, columns_N].argmax(0)
-        kept = batched_nms(boxes_N4, scores_N, labels_N, _SAME_THING)
+        chosen = batched_nms(boxes_N4, scores_N, labels_N, _SAME_THING)
         return [
             _detection(self.classes[int(labels_N[i])], int(colors_N[i]), boxes_N4[i], float(scores_N[i]))
-            for i in kept.tolist()
+            for i in chosen.tolist()
         ]
 
 
@@ -164,7 +167,7 @@ def save_detector(folder: Path, model: nn.Module, width: int, report: dict[str, 
     """Write weights (bfloat16) and `config.json`: classes, width, and the errors that were measured."""
     folder.mkdir(parents=True, exist_ok=True)
     weights = {k: v.to(torch.bfloat16).contiguous() for k, v in model.state_dict().items()}
-    save_file(weights, folder / _FILE, {"format": "pt"})
+    save_file(weights, folder / FILE, {"format": "pt"})
     config = {"classes": list(things()), "colors": list(PAINTS), "width": width, "report": report}
     (folder / _CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
@@ -172,18 +175,27 @@ def save_detector(folder: Path, model: nn.Module, width: int, report: dict[str, 
 def load_detector(folder: Path = WEIGHTS, device: str | torch.device = "cpu") -> ThingsDetector:
     """The trained detector. Raises BifronsError where its weights are missing, and CheckpointError where they
     are of another world or damaged."""
-    if not (folder / _FILE).is_file() or not (folder / _CONFIG).is_file():
+    if not (folder / FILE).is_file() or not (folder / _CONFIG).is_file():
         raise BifronsError(
             f"the detector of the world of things has no weights in {folder}; "
             "train it with `python -m bifrons.nano.recipes.things_detector`"
         )
-    config = json.loads((folder / _CONFIG).read_text(encoding="utf-8"))
-    if config["colors"] != list(PAINTS):
-        raise CheckpointError(f"{folder} was trained on other colors than this world's; train it anew")
-    model = CenterNet(len(config["classes"]), len(config["colors"]), config["width"])
-    weights = {k: v.float() for k, v in load_file(folder / _FILE).items()}
+    config = read_section(folder / _CONFIG)
+    classes, report = config.get("classes"), config.get("report", {})
+    if (
+        config.get("colors") != list(PAINTS)
+        or not isinstance(classes, list)
+        or not set(classes) <= set(things())
+    ):
+        raise CheckpointError(
+            f"{folder} was trained on other things or colors than this world's; train it anew"
+        )
+    width = config.integer("width")
+    if width not in WIDTHS:
+        raise CheckpointError(f"{folder / _CONFIG}: width is {width}; accepted: multiples of 16 to 256")
+    model = CenterNet(len(classes), len(PAINTS), width)
     try:
-        model.load_state_dict(weights)
-    except RuntimeError as error:
-        raise CheckpointError(f"{folder / _FILE} has other tensors than {folder / _CONFIG} says") from error
-    return ThingsDetector(model.to(device), tuple(config["classes"]), config["report"])
+        model.load_state_dict({k: v.float() for k, v in load_file(folder / FILE).items()})
+    except (RuntimeError, SafetensorError) as error:
+        raise CheckpointError(f"{folder / FILE} has other tensors than {folder / _CONFIG} says") from error
+    return ThingsDetector(model.to(device), tuple(classes), report)

@@ -3,15 +3,21 @@
 import sys
 import types
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pytest
+import torch
 from bifrons.blocks.errors import BifronsError, OptionError
-from bifrons.eval.geneval.detectors import GenEvalDetector, make_detector
+from bifrons.eval.geneval.detectors import GenEvalDetector, WorldDetector, make_detector
 from bifrons.eval.geneval.mask2former import CLASSES, Instances
+from bifrons.eval.geneval.options import OFFICIAL, parse_options, select_boxes
 from bifrons.eval.geneval.scoring import score_row
+from bifrons.nano.world.catalog import PAINTS, things
+from bifrons.nano.world.detector import Detection
 from bifrons.nano.world.renderer import to_pil
 from bifrons.nano.world.scene import Scene, SceneObject
+from bifrons.nano.world.things_detector import CenterNet, save_detector
 from PIL import Image
 
 
@@ -33,8 +39,39 @@ def test_shapes_takes_no_options(option):
         make_detector("shapes", **option)
 
 
+def test_the_world_detector_says_what_it_takes_and_where_its_weights_are_missing(tmp_path):
+    with pytest.raises(OptionError, match="'world' takes no clip: it tells colours by itself"):
+        make_detector("world", clip=tmp_path)
+    with pytest.raises(OptionError, match="'world' takes no crop: it has no colour classifier"):
+        make_detector("world", options=parse_options(["crop=0"]))
+    with pytest.raises(BifronsError, match="has no weights in .*; train it with `python -m"):
+        make_detector("world", weights=tmp_path, device="cpu")
+
+
+def test_the_world_detector_says_its_errors_and_counts_above_every_threshold(tmp_path):
+    torch.manual_seed(0)
+    report = {"none recall": 0.9712, "none precision": 0.98, "none color": 1.0}
+    save_detector(tmp_path, CenterNet(len(things()), len(PAINTS), 16), 16, report)
+    detector = make_detector("world", weights=tmp_path, device="cpu")
+    assert not detector.official
+    assert not detector.comparable
+    assert "on rendered scenes: recall 97.1%, precision 98.0%, color 100.0%" in detector.name
+    assert len(detector.hashes["detector"]) == 64
+
+    class Found:
+        report: ClassVar[dict[str, float]] = {}
+
+        def detect(self, image: Image.Image) -> list[Detection]:
+            return [Detection("cat", "red", (0, 0, 9, 9), score) for score in (0.99, 0.31)]
+
+    detector = WorldDetector(Found(), {})  # pyright: ignore
+    assert "not measured" in detector.name
+    boxes = detector.detect(Image.new("RGB", (32, 32)), {})["boxes"]["cat"]
+    assert [len(select_boxes(np.array(boxes), tag, OFFICIAL)) for tag in ("counting", "colors")] == [2, 2]
+
+
 def test_unknown_kind():
-    with pytest.raises(OptionError, match="accepted: shapes, mask2former-official, mask2former-hf"):
+    with pytest.raises(OptionError, match="accepted: shapes, world, mask2former-official, mask2former-hf"):
         make_detector("yolo")
 
 
