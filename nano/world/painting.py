@@ -13,6 +13,7 @@ from PIL import Image
 from ...blocks.errors import OptionError
 from .layout import Arranger, Layout, Piece
 from .requests import Request, Seen, satisfies
+from .scene import Box
 from .sprites import backdrop
 
 MAX_ATTEMPTS = 240
@@ -21,14 +22,24 @@ _SHADOW = 0.26  # opacity of the shadow under a thing that stands on the ground
 
 
 @dataclass(frozen=True)
+class Sign:
+    """A board in a picture: its words as they are written, and its box in pixels, without a post."""
+
+    words: str
+    box: Box
+
+
+@dataclass(frozen=True)
 class Picture:
     """pixels_HW3: uint8. seen: the things from far to near. owner_HW: int8, the index in `seen` of the
-    thing that is visible in each pixel, -1 for the background. layout: what it was drawn from."""
+    thing that is visible in each pixel, -1 for the background. layout: what it was drawn from. sign: see
+    `signs.py`."""
 
     pixels_HW3: np.ndarray
     seen: tuple[Seen, ...]
     owner_HW: np.ndarray
     layout: Layout
+    sign: Sign | None = None
 
     @property
     def place(self) -> str:

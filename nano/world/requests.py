@@ -212,7 +212,7 @@ def to_row(request: Request, tag: str, prompt: str) -> dict[str, Any]:
 
 
 @lru_cache(maxsize=1 << 16)
-def _hashed(*words: str) -> float:
+def hash_share(*words: str) -> float:
     """A number in [0, 1) that depends on the words only, so that a new thing changes nothing for others."""
     return int.from_bytes(blake2b("/".join(words).encode(), digest_size=4).digest()) / 2**32
 
@@ -221,8 +221,8 @@ def held_out_coloring(name: str, color: str) -> bool:
     """Whether a thing in this color is left out of training: one in ten, and never a thing's usual color."""
     usual = things()[name].colors
     if len(usual) == len(PAINTS):
-        return _hashed(name, color) < HELD_OUT_SHARE
-    return color not in usual and _hashed(name, color) < HELD_OUT_SHARE * len(PAINTS) / (
+        return hash_share(name, color) < HELD_OUT_SHARE
+    return color not in usual and hash_share(name, color) < HELD_OUT_SHARE * len(PAINTS) / (
         len(PAINTS) - len(usual)
     )
 
@@ -232,13 +232,13 @@ def held_out_link(first: str, name: str, second: str) -> bool:
     mirror = OPPOSITE.get(name)
     if mirror is not None and first > second:
         first, name, second = second, mirror, first
-    return _hashed(first, name, second) < HELD_OUT_SHARE
+    return hash_share(first, name, second) < HELD_OUT_SHARE
 
 
 def held_out_role(name: str, color: str, link: str) -> bool:
     """Whether a thing of this color in this relation, to whatever it is, is left out of training: one in
     ten."""
-    return _hashed(name, color, link) < HELD_OUT_SHARE
+    return hash_share(name, color, link) < HELD_OUT_SHARE
 
 
 def is_held_out(request: Request) -> bool:

@@ -24,9 +24,9 @@ from .scene import RELATIONS, check_split, relation
 
 KINDS = ("single_object", "two_object", "counting", "colors", "position", "color_attr")
 """GenEval's kinds."""
-MORE_KINDS = ("many", "chain", "negation", "depth", "size", "place", "mixed")
+MORE_KINDS = ("many", "chain", "negation", "depth", "size", "place", "mixed", "match")
 """Five and six things; two or three relations in a row; what a picture must not show; in front of, behind and
-inside; small and large; places; counts, colors and a relation together."""
+inside; small and large; places; counts, colors and a relation together; several things of a color."""
 
 _SUITABLE = {
     "microwave": ("food",),
@@ -157,12 +157,18 @@ def _mixed(rng: Random, split: str) -> Request:
     return Request(tuple(_paint(Group(name), rng, split) for name in _things(rng, rng.choice((3, 4)))))
 
 
+def _match(rng: Random, split: str) -> Request:
+    """Two to four things in one color or in two."""
+    names, colors = _things(rng, rng.choice((2, 2, 3, 4))), rng.sample(list(PAINTS), rng.choice((1, 1, 2)))
+    return Request(tuple(Group(name, 1, rng.choice(colors)) for name in names))
+
+
 _SAMPLERS: dict[str, Callable[[Random, str], Request]] = {
     "single_object": _single, "two_object": _two, "counting": _counting, "colors": _colors,
     "position": _position, "color_attr": _color_attr, "many": _many, "chain": _chain, "negation": _negation,
-    "depth": _depth, "size": _size, "place": _place, "mixed": _mixed,
+    "depth": _depth, "size": _size, "place": _place, "mixed": _mixed, "match": _match,
 }  # fmt: skip
-HELD_OUT_KINDS = ("colors", "position", "color_attr", "chain", "depth", "mixed")
+HELD_OUT_KINDS = ("colors", "position", "color_attr", "chain", "depth", "mixed", "match")
 """Kinds whose requests can name a held-out combination."""
 
 
