@@ -1,18 +1,16 @@
-"""Recipe: train the detector of the world of things on rendered scenes, a part of them degraded.
+"""The detector of the world of things learns from rendered scenes, a part of them degraded.
 
-`python -m bifrons.nano.recipes.things_detector --help`. Pictures are rendered once, by all processors, and
-stay in the device's memory (110 kB each); brightness, contrast and noise change at every step.
+`python -m bifrons.nano.recipes.train world-detector` trains it. Pictures are rendered once, by all
+processors, and stay in the device's memory (110 kB each); brightness, contrast and noise change at every
+step.
 
 B images, N slots for things, H and W points of the network's maps, 3 x 3 points (9) around a
 center; K classes or colors; 3 is red, green, blue; 4 is x0, y0, x1, y1.
 """
 
-import argparse
-import os
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from random import Random
-from typing import ClassVar
 
 import numpy as np
 import torch
@@ -20,17 +18,17 @@ import torch.nn.functional as F
 from torch import Tensor
 from torchvision.ops import generalized_box_iou_loss
 
+from ...learn.pretraining import Objective
 from ..world.catalog import PAINTS, things
 from ..world.degrading import DEGRADATIONS, degrade
 from ..world.requests import MAX_THINGS, MIN_VISIBLE
 from ..world.sampling import KINDS, MORE_KINDS, sample_example
-from ..world.things_detector import SIDE, STRIDE, WIDTHS, CenterNet, Maps, boxes_at, save_detector
-from .trainer import RunConfig, Trainer
+from ..world.things_detector import SIDE, STRIDE, CenterNet, Maps, boxes_at
 
 SHARD = 250
 """Scenes of one task of a rendering process."""
-BATCH = 96
-"""Images a step."""
+WIDTH = 48
+"""Channels at a stride of four pixels."""
 
 _PLAIN = 0.4  # share of pictures that are not degraded
 _NEAR = tuple((row, column) for row in (-1, 0, 1) for column in (-1, 0, 1))
@@ -130,49 +128,21 @@ def augment(pixels_B3HW: Tensor) -> Tensor:
     return (pixels + 0.08 * noise.square() * torch.randn_like(pixels)).clamp(-1, 1)
 
 
-class DetectorTrainer(Trainer[CenterNet]):
-    """Trains on a pool of pictures that were rendered before."""
+class DetectorObjective(Objective):
+    """The detector with new weights, and a pool of pictures that were rendered before, on the same device."""
 
-    name = "things-detector"
-    loss_weights: ClassVar[dict[str, float]] = {"box": 2.0}
-    peak_lr = 2e-3
-
-    def __init__(self, run: RunConfig, scenes: int, batch: int, width: int, workers: int) -> None:
-        super().__init__(run)
-        self.batch = batch
-        pool = render(scenes, run.seed, workers)
-        self.log(f"{len(pool['pixels'])} pictures")
-        self.pool = {name: torch.from_numpy(array).to(run.device) for name, array in pool.items()}
-        self.setup(CenterNet(len(things()), len(PAINTS), width).to(run.device))
+    def __init__(self, pool: Arrays, batch: int, device: torch.device, width: int = WIDTH) -> None:
+        super().__init__()
+        self.loss_weights, self.batch = {"box": 2.0}, batch
+        self.pool = {name: torch.from_numpy(array).to(device) for name, array in pool.items()}
+        self.model = CenterNet(len(things()), len(PAINTS), width).to(device)
 
     def losses(self) -> dict[str, Tensor]:
-        chosen = torch.randint(len(self.pool["thing"]), (self.batch,), device=self.device)
+        place = self.pool["thing"].device
+        chosen = torch.randint(len(self.pool["thing"]), (self.batch,), device=place)
         batch = {name: array[chosen] for name, array in self.pool.items()}
         # Contiguous: PyTorch's backward pass through channels-last copies has crashed on CPUs.
         pixels = augment(batch["pixels"].permute(0, 3, 1, 2).contiguous().float() / 127.5 - 1)
-        with torch.autocast(self.device, torch.bfloat16, enabled=self.device == "cuda", cache_enabled=False):
+        with torch.autocast(place.type, torch.bfloat16, enabled=place.type == "cuda", cache_enabled=False):
             maps = self.model(pixels)
         return detector_losses(maps, batch)
-
-    def export(self) -> None:
-        save_detector(self.folder, self.average.model, self.model.width, {})
-
-
-def main() -> None:
-    """Train the detector; measure it with `python -m bifrons.eval.nano.things_detector`."""
-    parser = argparse.ArgumentParser(description="Train the detector of the world of things.")
-    RunConfig.add_arguments(parser, "runs/world-detector", 170)
-    parser.add_argument("--scenes", type=int, default=150_000)
-    parser.add_argument("--batch", type=int, default=BATCH, help="images a step")
-    parser.add_argument(
-        "--width", type=int, choices=WIDTHS, default=48, help="channels at a stride of four pixels"
-    )
-    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="rendering processes")
-    args = parser.parse_args()
-    args.folder.mkdir(parents=True, exist_ok=True)
-    run = RunConfig.from_args(args)
-    DetectorTrainer(run, args.scenes, args.batch, args.width, args.workers).run()
-
-
-if __name__ == "__main__":
-    main()

@@ -44,7 +44,7 @@ def test_the_world_detector_says_what_it_takes_and_where_its_weights_are_missing
         make_detector("world", clip=tmp_path)
     with pytest.raises(OptionError, match="'world' takes no crop: it has no colour classifier"):
         make_detector("world", options=parse_options(["crop=0"]))
-    with pytest.raises(BifronsError, match="has no weights in .*; train it with `python -m"):
+    with pytest.raises(BifronsError, match=r"has no weights in .*; train it with `python -m"):
         make_detector("world", weights=tmp_path, device="cpu")
 
 

@@ -1,6 +1,7 @@
 """The learned detector of the world of things: its targets, its reading of maps, and its weights."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 
@@ -9,6 +10,7 @@ import pytest
 import torch
 from bifrons.blocks.errors import BifronsError, CheckpointError, OptionError
 from bifrons.nano.recipes import things_detector as recipe
+from bifrons.nano.recipes import train
 from bifrons.nano.world.catalog import PAINTS, things
 from bifrons.nano.world.degrading import DEGRADATIONS, degrade
 from bifrons.nano.world.sampling import sample_example
@@ -158,3 +160,15 @@ def test_degraded_pictures(how: str):
 def test_an_unknown_degradation_is_refused():
     with pytest.raises(OptionError, match="'melted' is no degradation; accepted: none, blurred, "):
         degrade(sample_example("colors", Random(0)).picture, "melted", Random(0))
+
+
+def test_the_recipe_trains_what_is_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(recipe, "SHARD", 4)
+    monkeypatch.setattr(train.os, "cpu_count", lambda: 1)
+    part = replace(train.PARTS["world-detector"], rows=(2,), scenes=4)
+    objective, write = train.make("world-detector", part, tmp_path, None, torch.device("cpu"))
+    losses = objective.losses()
+    assert {"heat", "box", "thing", "color"} <= set(losses)
+    assert all(torch.isfinite(loss) for loss in losses.values())
+    write()
+    assert load_detector(tmp_path).model.width == recipe.WIDTH
