@@ -40,9 +40,6 @@ SCENE = np.dtype(
 """One scene. Indices are those of things(), PAINTS, places(), LINKS and SIZES; rows that are not used begin
 with NONE."""
 
-_SCENES, _NAMES = "scenes", "names"
-
-
 class Unpacked(NamedTuple):
     """A request, and a layout that shows it in a picture of this size."""
 
@@ -83,8 +80,8 @@ def pack(request: Request, picture: Picture) -> np.ndarray:
     record["place"], record["variant"] = grounds.index(layout.place.name), layout.variant
     record["color"] = layout.place.colors.index(layout.color)
     record["asked_place"] = _index(grounds, request.place)
-    for field in ("groups", "links", "absences", "pieces"):
-        record[field][record[field].dtype.names[0]] = NONE
+    for rows, first in (("groups", "thing"), ("links", "first"), ("absences", "thing"), ("pieces", "group")):
+        record[rows][first] = NONE
     record["absences"]["color"] = NONE
     for i, group in enumerate(request.groups):
         record["groups"][i] = (
@@ -132,7 +129,7 @@ def _piece(row: np.void, names: Sequence[str], colors: Sequence[str]) -> Piece:
     group, pose, size, angle, left, top = (
         int(row[field]) for field in ("group", "pose", "size", "angle", "left", "top")
     )
-    known, color = things()[names[row["thing"]]], colors[row["color"]]
+    known, color = things()[names[int(row["thing"])]], colors[int(row["color"])]
     piece = Piece(group, known, color, pose, size, bool(row["flip"]), angle, left, top, float(row["key"]))
     piece.grounded = bool(row["grounded"])
     return piece
@@ -154,13 +151,13 @@ def save(path: Path, scenes: Sequence[np.ndarray]) -> None:
     """Write records to a compressed `.npz`, with the names that their indices stand for."""
     names = np.array(["/".join(table) for table in _tables()])
     with path.open("wb") as stream:
-        np.savez_compressed(stream, **{_SCENES: np.stack(scenes), _NAMES: names})
+        np.savez_compressed(stream, scenes=np.stack(scenes), names=names)
 
 
 def load(path: Path) -> np.ndarray:
     """The records [N] of a file of `save`. Raises OptionError where the world has other names by now."""
     with np.load(path) as data:
-        scenes, names = data[_SCENES], data[_NAMES]
+        scenes, names = data["scenes"], data["names"]
     if list(names) != ["/".join(table) for table in _tables()] or scenes.dtype != SCENE:
         raise OptionError(f"{path} was written for a world with other things, colors or places; make it anew")
     return scenes

@@ -19,8 +19,8 @@ _ALIKE = 0.75  # share of pairs with a class in common
 def sample_size(rng: Random) -> tuple[int, int]:
     """Width and height: 160 to 256 pixels at the shorter side, up to 2.5 times as many at the other."""
     shorter = rng.choice(_SHORTER)
-    sides = shorter, round(shorter * rng.choice(_ASPECTS))
-    return sides if rng.random() < 0.5 else sides[::-1]
+    longer = round(shorter * rng.choice(_ASPECTS))
+    return (longer, shorter) if rng.random() < 0.5 else (shorter, longer)
 
 
 def _signed(picture: Picture, rng: Random, split: str) -> Picture:
@@ -59,5 +59,5 @@ def sample_pair(rng: Random, split: str = "train", size: tuple[int, int] | None 
             second = paint(Request(tuple(groups)), rng, width, height, split)
         except OptionError:  # no room for them
             continue
-        views = first, View(_signed(second, rng, split))
-        return views if rng.random() < 0.5 else views[::-1]
+        other = View(_signed(second, rng, split))
+        return (first, other) if rng.random() < 0.5 else (other, first)

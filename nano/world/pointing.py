@@ -38,8 +38,11 @@ class Phrase:
 def boxed(label: str, boxes: Sequence[Corners], view: View) -> str:
     """A label with boxes in the model's form, rounded to whole pixels inside the picture."""
     limits = (view.width, view.height)
-    pixels = [[min(max(round(v), 0), limits[i % 2]) for i, v in enumerate(box)] for box in boxes]
-    return format_boxes([Box(label, *corners) for corners in pixels], limits)
+    pixels = []
+    for box in boxes:
+        x0, y0, x1, y1 = (min(max(round(v), 0), limits[i % 2]) for i, v in enumerate(box))
+        pixels.append(Box(label, x0, y0, x1, y1))
+    return format_boxes(pixels, limits)
 
 
 def _left_to_right(boxes: Sequence[Corners]) -> tuple[Corners, ...]:
