@@ -40,6 +40,7 @@ SCENE = np.dtype(
 """One scene. Indices are those of things(), PAINTS, places(), LINKS and SIZES; rows that are not used begin
 with NONE."""
 
+
 class Unpacked(NamedTuple):
     """A request, and a layout that shows it in a picture of this size."""
 

@@ -127,8 +127,16 @@ def test_training_names_nothing_that_is_held_out(views: list[View]):
             question = asking.ask(view, rng, kind)
             assert question is None or not question.held_out
         assert not pointing.point(view, rng).held_out
-    held = [asking.ask(sample_view(rng, "any"), rng, split="held_out") for _ in range(25)]
-    assert sum(question is not None and question.held_out for question in held) > 5
+
+
+def test_what_is_held_out_is_asked_on_its_own():
+    assert held_out_coloring("cat", "yellow")
+    view, rng = _view(Seen("cat", "yellow", 0, (20, 80, 80, 140), 0, 1.0)), Random(0)
+    assert asking.ask(view, rng, "color") is None
+    question = asking.ask(view, rng, "color", "held_out")
+    assert question is not None
+    assert (question.answer, question.held_out) == ("yellow", True)
+    assert asking.ask(_view(CAT), rng, "color", "held_out") is None
 
 
 def test_pictures_have_many_shapes_and_signs(views: list[View]):
