@@ -35,7 +35,7 @@ def read_rotary(section: Section, dim: int) -> Rotary:
     if kind == "default":
         return Rotary(theta)
     # In float32 throughout, as in the reference: angles of late positions depend on the last bits.
-    turns = 1.0 / theta ** (torch.arange(0, dim, 2, dtype=torch.float32) / dim)
+    turns = 1.0 / theta ** (torch.arange(0, dim, 2, dtype=torch.float32, device="cpu") / dim)
     longest = section.integer("max_position_embeddings", 2048)
     before = rope.integer("original_max_position_embeddings", longest)
     factor = rope.number("factor", longest / before)
@@ -79,7 +79,9 @@ def _yarn(rope: Section, turns: Tensor, factor: float, theta: float, before: int
     if rope.flag("truncate", True):
         low, high = math.floor(low), math.ceil(high)
     low, high = max(low, 0), min(high, 2 * pairs - 1)
-    ramp = (torch.arange(pairs, dtype=torch.float32) - low) / (high - low if high != low else 0.001)
+    ramp = (torch.arange(pairs, dtype=torch.float32, device="cpu") - low) / (
+        high - low if high != low else 0.001
+    )
     share = 1 - ramp.clamp(0, 1)
     return 1.0 / (factor * (1.0 / turns)) * (1 - share) + turns * share
 

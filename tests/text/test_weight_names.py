@@ -164,6 +164,8 @@ def test_v3s_rotary_embedding():
     assert [round(share, 4) for share in shares[23:]] == [0.025] * 9
     assert all(a > b for a, b in itertools.pairwise(shares[10:24]))
     assert decoder.rotary_scale == 1.0
+    with torch.device("meta"):
+        assert parse_config(Section(V3, "config.json")).decoder == decoder
     assert round(decoder.latent.score_factor * decoder.latent.query_dim**-0.5, 6) == 0.135234
 
 
