@@ -2,7 +2,9 @@
 
 import re
 
-MOST_CHARACTERS = 1 << 20
+from ..suites.questions import NUMBERS
+
+MOST_CHARACTERS = 1 << 17
 """Of a text; what comes before its last ones is not read."""
 _BOX = re.compile(r"\\f?boxed(?![a-zA-Z])\s*")
 _TAGS = re.compile(r"<answer>((?:(?!<answer>).)*?)</answer>", re.DOTALL)
@@ -10,7 +12,8 @@ _NUMBER = re.compile(
     r"(?<![\w.])[-+\u2212]?\s?[$\u20ac\u00a3]?"
     r"(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)?(?:\.\d+|(?<=\d)(?!\d))(?:\s?/\s?\d+)?(?:\s?\\?%)?"
 )
-_CLOSING = {"{": "}", "(": ")", "[": "]"}
+_WORD = re.compile(rf"\b(?:{'|'.join(NUMBERS)})\b", re.IGNORECASE)
+_MOST_BOXES, _LONGEST_BOX = 20, 4000
 
 
 def after_thought(text: str) -> str:
@@ -24,8 +27,8 @@ def boxed(text: str) -> str | None:
 
     A box that does not end is no box. Without braces it is the character that follows, as in TeX.
     """
-    for match in reversed(list(_BOX.finditer(text))):
-        content = text[match.end() :]
+    for match in list(_BOX.finditer(text))[: -_MOST_BOXES - 1 : -1]:
+        content = text[match.end() : match.end() + _LONGEST_BOX]
         if not content.startswith("{"):
             if content[:1].isalnum():
                 return content[0]
@@ -51,8 +54,9 @@ def marked(text: str) -> str | None:
 
 
 def last_number(text: str) -> str | None:
-    """The last number of a text, with a fraction's denominator and a percent sign; None where there is none."""
-    found = [match[0].strip() for match in _NUMBER.finditer(text)]
+    """The last number of a text, with a fraction's denominator and a percent sign; without digits, the last
+    word from zero to ten; None where there is none."""
+    found = [match[0].strip() for match in _NUMBER.finditer(text)] or _WORD.findall(text)
     return found[-1] if found else None
 
 

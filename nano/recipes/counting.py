@@ -20,8 +20,8 @@ from ..world.wording import NUMBER_WORDS, plural
 FILES = {"thoughts": "thoughts.jsonl", "questions": "questions.jsonl", "test": "test.jsonl"}
 MOST = 3
 """Things of a shape."""
-FORM = r"\w+ [+-] \w+ = \w+"
-"""Of answers, such as `three - one = two`: a regular expression for the reward `format:`."""
+FORM = r"\w+ \w+ \w+"
+"""Of answers, both counts and what they come to, such as `three one two`: for the reward `format:`."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class CountingCase:
     @property
     def reply(self) -> str:
         """The thought and the answer, as `FORM` says."""
-        return f"{self.thought} = {self.answer}"
+        return f"{self.thought} {self.answer}"
 
 
 def counting_case(rng: Random) -> CountingCase:
@@ -50,10 +50,10 @@ def counting_case(rng: Random) -> CountingCase:
     scene = place(rng, shapes, sample_colors(rng, shapes, "train"))
     if rng.random() < 0.5:
         question = f"How many more {plural(first)} than {plural(second)} are there?"
-        return CountingCase(scene, question, f"{NUMBER_WORDS[a]} - {NUMBER_WORDS[b]}", NUMBER_WORDS[a - b])
+        return CountingCase(scene, question, f"{NUMBER_WORDS[a]} {NUMBER_WORDS[b]}", NUMBER_WORDS[a - b])
     (one, x), (other, y) = rng.sample([(first, a), (second, b)], 2)
     question = f"How many {plural(one)} and {plural(other)} are there together?"
-    return CountingCase(scene, question, f"{NUMBER_WORDS[x]} + {NUMBER_WORDS[y]}", NUMBER_WORDS[a + b])
+    return CountingCase(scene, question, f"{NUMBER_WORDS[x]} {NUMBER_WORDS[y]}", NUMBER_WORDS[a + b])
 
 
 def counting_cases(count: int, seed: int) -> Iterator[CountingCase]:
