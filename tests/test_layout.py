@@ -38,6 +38,7 @@ ROOMS = (
     "eval.runs",
     "eval.report",
     "eval.judges",
+    "eval.math",
     "learn.rewards",
     "eval.read",
     "eval.bench",

@@ -27,7 +27,7 @@ from ..defaults import default_model
 from ..files import exists_error, print_json
 from ..notes import note
 from ..pipelines import label
-from . import eval_compare, eval_judge, eval_read
+from . import eval_compare, eval_judge, eval_math, eval_read
 from .eval_judge import alone
 from .options import given_fields, placement_options
 
@@ -46,6 +46,7 @@ def evaluate(args: argparse.Namespace) -> int:
         "leaderboard": eval_compare.leaderboard,
         "plan": plan,
         "read": eval_read.read,
+        "math": eval_math.math,
         "selftest": selftest,
     }
     return stages[args.stage](args)

@@ -1,9 +1,10 @@
-"""The options of a judge of pictures, and of `bifrons eval read`; imports nothing heavy."""
+"""The options of a judge of pictures, and of `bifrons eval read` and `math`; imports nothing heavy."""
 
+import argparse
 from pathlib import Path
 from typing import Any
 
-from ..defaults import DEFAULT_GROUNDING_MODEL
+from ..defaults import DEFAULT_GROUNDING_MODEL, DEFAULT_MODEL
 from .options import add_model
 
 OFFICIAL_HELP = "score DPG-Bench exactly as its official script does, with its faults"
@@ -72,6 +73,50 @@ def add_read(parser: Any, add_json: Any) -> None:
     parser.add_argument("--images", type=Path, metavar="DIR", help="folder of the pictures (default: PATH's)")
     parser.add_argument("--limit", type=int, metavar="N", help="use only N examples, evenly spread")
     parser.add_argument("--prompt", metavar="TEXT", help="the words of a question, with {question} in it")
+    _add_endpoint(parser)
+    add_json(parser)
+
+
+def add_math(parser: Any, add_json: Any) -> None:
+    """Add the options of `bifrons eval math`."""
+    parser.add_argument(
+        "path",
+        metavar="FILE",
+        type=Path,
+        help=".jsonl, .json, .tsv or .parquet of {question, answer}, with an image or not, or of "
+        "{messages, answer}",
+    )
+    parser.add_argument(
+        "-R", "--run-dir", type=Path, metavar="R", help="keep the answers in this folder, and go on there"
+    )
+    add_model(
+        parser,
+        DEFAULT_MODEL,
+        f"or http(s)://host:port of an OpenAI endpoint; default: BIFRONS_MODEL, else {DEFAULT_MODEL}",
+    )
+    parser.add_argument("--images", type=Path, metavar="DIR", help="folder of the pictures (default: FILE's)")
+    parser.add_argument(
+        "--prompt",
+        metavar="TEXT",
+        help="the words of a question, with {question} in it (default: asks to reason step by step, and for "
+        "the answer within \\boxed{}; rows with messages are asked as they are)",
+    )
+    for flag, kind, text in (
+        ("--samples", int, "answers to each question"),
+        ("--max-new-tokens", int, "longest answer"),
+        ("--temperature", float, "0 always takes the likeliest token"),
+        ("--top-p", float, "sample from the likeliest tokens whose probabilities add up to this"),
+        ("--seed", int, "of the first answer to each question; the next has the next seed"),
+        ("--limit", int, "use only N questions, evenly spread"),
+        ("--batch-size", int, "questions that a model in process answers together"),
+    ):
+        metavar = "N" if kind is int else "X"
+        parser.add_argument(flag, type=kind, default=argparse.SUPPRESS, metavar=metavar, help=text)
+    _add_endpoint(parser)
+    add_json(parser)
+
+
+def _add_endpoint(parser: Any) -> None:
     parser.add_argument(
         "--endpoint-model", metavar="NAME", help="the endpoint's model (default: its only one)"
     )
@@ -79,4 +124,3 @@ def add_read(parser: Any, add_json: Any) -> None:
     parser.add_argument("--endpoint-options", metavar="JSON", help="more fields of the requests")
     parser.add_argument("--endpoint-key", metavar="VARIABLE", help="environment variable with the key")
     parser.add_argument("--workers", type=int, metavar="N", help="questions at once (default: 8)")
-    add_json(parser)

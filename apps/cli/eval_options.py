@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from .eval_judge_options import OFFICIAL_HELP, add_judge, add_read
+from .eval_judge_options import OFFICIAL_HELP, add_judge, add_math, add_read
 from .options import add_force, add_model
 
 _DETECTORS = "shapes, world, mask2former-official or mask2former-hf"
@@ -15,6 +15,12 @@ def _recipe() -> type:
     from ...eval.runs.recipe import Recipe
 
     return Recipe
+
+
+def _math() -> type:
+    from ...eval.math.run import MathOptions
+
+    return MathOptions
 
 
 def add_eval(commands: Any, command: Callable[..., Any], add_json: Callable[[Any], None]) -> None:
@@ -54,6 +60,9 @@ def add_eval(commands: Any, command: Callable[..., Any], add_json: Callable[[Any
     read = command(stages, "read", "benchmarks of reading pictures: boxes, answers and choices")
     add_read(read, add_json)
     _add_processes(read, device=False)
+    math = command(stages, "math", "questions with one right answer: pass@1 of boxed or last numbers", _math)
+    add_math(math, add_json)
+    _add_processes(math, device=False)
     _add_compare(
         command(stages, "compare", "compare evaluations, per kind of prompt, with intervals"), add_json
     )

@@ -1,10 +1,12 @@
 """`bifrons eval read`: benchmarks of reading pictures."""
 
 import argparse
+from collections.abc import Mapping
+from typing import Any
 
 from ...blocks.adapter_choice import parse_adapter
 from ...blocks.checkpoints.hub import open_model
-from ...blocks.errors import OptionError, one_line
+from ...blocks.errors import OptionError, counted, one_line
 from ...eval.atomic_io import folder_lock, make_folder
 from ...eval.judges.judge import FAMILIES, JudgeChoice
 from ...eval.read.run import Reading, read_benchmark
@@ -23,8 +25,8 @@ def _reader(model: str) -> str:
     return f"{'janus' if family_of(open_model(model)) == 'Janus' else 'vl2'}:{model}"
 
 
-def read(args: argparse.Namespace) -> int:
-    """Run a benchmark, or go on, and print its scores."""
+def model_choice(args: argparse.Namespace) -> JudgeChoice:
+    """The model that answers: one in process, or behind an endpoint. Raises `OptionError`."""
     if args.revision is not None and args.model.startswith(_ENDPOINTS):
         raise OptionError("--revision is for a hub's model in process; an endpoint has loaded its own")
     given = {
@@ -38,9 +40,13 @@ def read(args: argparse.Namespace) -> int:
         "placement": Placement(**placement_options(args)),
         "workers": args.workers,
     }
-    choice = JudgeChoice(
-        _reader(args.model), **{name: value for name, value in given.items() if value is not None}
-    )
+    given = {name: value for name, value in given.items() if value is not None}
+    return JudgeChoice(_reader(args.model), **given)
+
+
+def read(args: argparse.Namespace) -> int:
+    """Run a benchmark, or go on, and print its scores."""
+    choice = model_choice(args)
     reading = Reading(args.benchmark, args.path, choice, args.images, args.prompt, args.limit)
     make_folder(args.run_dir)
     with folder_lock(args.run_dir):
@@ -48,11 +54,17 @@ def read(args: argparse.Namespace) -> int:
     if args.json:
         print_json(content)
         return 0
+    print_scores(content, "example")
+    return 0
+
+
+def print_scores(content: Mapping[str, Any], unit: str) -> None:
+    """Print the scores with their intervals, and what was not scored."""
     for name, group in content["groups"].items():
         low, high = group["interval"]
-        print(f"{name}: {group['score']:.2%} ({low:.1%} to {high:.1%}), {group['items']} examples")
+        print(f"{name}: {group['score']:.2%} ({low:.1%} to {high:.1%}), {counted(group['items'], unit)}")
     for name, value in content["metrics"].items():
         print(f"{name}: {value:.4g}")
     for problem in content["not_scored"]:
-        print(one_line(f"not scored: example {problem['example']}: {problem['reason']}"))
-    return 0
+        number = next(value for name, value in problem.items() if name != "reason")
+        print(one_line(f"not scored: {unit} {number}: {problem['reason']}"))

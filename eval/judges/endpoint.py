@@ -3,7 +3,8 @@
 import base64
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -12,8 +13,9 @@ import httpx
 
 from ...blocks.errors import BifronsError, OptionError, one_line
 from ...blocks.files import read_bounded
+from ...blocks.image_source import part_source
 from ...blocks.json_config import TABLE_BYTES, decode_json
-from ..suites.questions import Answer, Question
+from ..suites.questions import Answer, Draw, Question
 
 TOP = 20
 """Tokens whose log-probabilities are asked for, the most that OpenAI's interface gives."""
@@ -79,15 +81,16 @@ class EndpointJudge:
 
     def ask(self, picture: Path, question: Question) -> Answer:
         """See `judge.Judge`."""
-        body = self._body(picture, question)
-        content = request_json(self._client, "POST", self._url, body, self._timeout)
-        try:
-            choice = content["choices"][0]
-            text, logprobs = choice["message"]["content"] or "", choice.get("logprobs")
-            if not isinstance(text, str):
-                raise TypeError("its content is no text")
-            first: dict[str, float] = {}
+        parts = [_picture_part(picture), {"type": "text", "text": question.text}]
+        user = {"role": "user", "content": parts if question.picture_first else parts[::-1]}
+        system = [{"role": "system", "content": question.system}] if question.system else []
+        logprobs = {"logprobs": True, "top_logprobs": TOP} if question.accepted else {}
+        fields = {"max_tokens": question.max_tokens, "temperature": 0, **logprobs}
+        text, choice = self._complete({"messages": [*system, user], **fields})
+        first: dict[str, float] = {}
+        with self._no_completion():
             if question.accepted:
+                logprobs = choice.get("logprobs")
                 if not logprobs or not logprobs.get("content"):
                     raise BifronsError(
                         f"{self._url} gives no logprobs, which this suite needs; accepted: an endpoint with "
@@ -95,26 +98,53 @@ class EndpointJudge:
                     )
                 for entry in logprobs["content"][0]["top_logprobs"][:TOP]:
                     first.setdefault(str(entry["token"]), min(0.0, float(entry["logprob"])))
+        return Answer(text, first)
+
+    def chat(self, conversations: Sequence[Sequence[Mapping[str, Any]]], draw: Draw) -> list[str]:
+        """See `judge.Judge`."""
+        fields = {"max_tokens": draw.max_new_tokens, "temperature": draw.temperature, "top_p": draw.top_p}
+        fields |= {} if draw.temperature == 0 else {"seed": draw.seed}
+        return [self._complete({"messages": [*map(_sendable, one)], **fields})[0] for one in conversations]
+
+    def _complete(self, fields: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]]:
+        """The text of a completion, and all of it."""
+        body = {"model": self._model, **fields, **self._options}
+        content = request_json(self._client, "POST", self._url, body, self._timeout)
+        with self._no_completion():
+            choice = content["choices"][0]
+            text = choice["message"]["content"] or ""
+            if not isinstance(text, str):
+                raise TypeError("its content is no text")
+            return text.strip(), choice
+        raise AssertionError
+
+    @contextmanager
+    def _no_completion(self) -> Iterator[None]:
+        try:
+            yield
         except (KeyError, IndexError, TypeError, AttributeError) as error:
             raise BifronsError(f"{self._url} answered with no chat completion: {error!r}") from error
-        return Answer(text.strip(), first)
 
-    def _body(self, picture: Path, question: Question) -> dict[str, Any]:
-        data = _read(picture)
-        kind = next((kind for magic, kind in _TYPES.items() if data.startswith(magic)), "image/png")
-        url = f"data:{kind};base64,{base64.b64encode(data).decode()}"
-        parts = [{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": question.text}]
-        user = {"role": "user", "content": parts if question.picture_first else parts[::-1]}
-        system = [{"role": "system", "content": question.system}] if question.system else []
-        logprobs = {"logprobs": True, "top_logprobs": TOP} if question.accepted else {}
-        return {
-            "model": self._model,
-            "messages": [*system, user],
-            "max_tokens": question.max_tokens,
-            "temperature": 0,
-            **logprobs,
-            **self._options,
-        }
+
+def _picture_part(picture: Path) -> dict[str, Any]:
+    data = _read(picture)
+    kind = next((kind for magic, kind in _TYPES.items() if data.startswith(magic)), "image/png")
+    url = f"data:{kind};base64,{base64.b64encode(data).decode()}"
+    return {"type": "image_url", "image_url": {"url": url}}
+
+
+def _sendable(message: Mapping[str, Any]) -> dict[str, Any]:
+    """A message with the pictures of local files within it."""
+    if not isinstance(message.get("content"), list):
+        return dict(message)
+    return {**message, "content": [*map(_sendable_part, message["content"])]}
+
+
+def _sendable_part(part: Any) -> Any:
+    if not isinstance(part, Mapping) or part.get("type") not in ("image", "image_url"):
+        return part
+    source = part_source(part, "a picture")
+    return _picture_part(Path(source)) if isinstance(source, str) and os.path.isfile(source[:4096]) else part
 
 
 def _read(picture: Path) -> bytes:

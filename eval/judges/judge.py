@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -12,7 +12,7 @@ from ...blocks.errors import OptionError
 from ...blocks.json_config import parse_json
 from ..runs.recipe import weights_fingerprint
 from ..runs.workers import NO_PLACEMENT, Placement
-from ..suites.questions import Answer, Question
+from ..suites.questions import Answer, Draw, Question
 from .endpoint import EndpointJudge, check_url, only_model
 from .local import LocalJudge
 
@@ -30,6 +30,11 @@ class Judge(Protocol):
 
         Raises Refused where this question alone can't be answered, BifronsError where none can.
         """
+        ...
+
+    def chat(self, conversations: Sequence[Sequence[Mapping[str, Any]]], draw: Draw) -> list[str]:
+        """The next messages of conversations, whose pictures are files, all with one seed. Errors are those
+        of `ask`; Refused is for all of them."""
         ...
 
 

@@ -10,7 +10,7 @@ from ...blocks.adapter_choice import parse_adapter
 from ...blocks.chat.pipeline import ChatPipeline
 from ...blocks.errors import PictureError, PromptError
 from ...blocks.image_io import open_image
-from ..suites.questions import Answer, Question
+from ..suites.questions import Answer, Draw, Question
 from .endpoint import TOP, Refused
 
 
@@ -41,6 +41,14 @@ class LocalJudge:
             raise Refused(str(error)) from error
         assert isinstance(answer, str)
         return Answer(answer, first)
+
+    def chat(self, conversations: Sequence[Sequence[Mapping[str, Any]]], draw: Draw) -> list[str]:
+        """See `judge.Judge`."""
+        batch = [[*map(dict, one)] for one in conversations]
+        try:
+            return self._pipe.chat_batch(batch, draw.max_new_tokens, draw.temperature, draw.top_p, draw.seed)
+        except (PictureError, PromptError) as error:
+            raise Refused(str(error)) from error
 
     def _messages(self, picture: Path, question: Question) -> list[dict[str, Any]]:
         parts: list[dict[str, Any]] = [

@@ -6,7 +6,7 @@ from ..suites.questions import NUMBERS
 
 MOST_CHARACTERS = 1 << 17
 """Of a text; what comes before its last ones is not read."""
-_BOX = re.compile(r"\\f?boxed(?![a-zA-Z])\s*")
+_BOX = re.compile(r"\\(?:boxed|fbox)(?![a-zA-Z])\s*")
 _TAGS = re.compile(r"<answer>((?:(?!<answer>).)*?)</answer>", re.DOTALL)
 _NUMBER = re.compile(
     r"(?<![\w.])[-+\u2212]?\s?[$\u20ac\u00a3]?"
@@ -18,12 +18,12 @@ _MOST_BOXES, _LONGEST_BOX = 20, 4000
 
 def after_thought(text: str) -> str:
     """What follows the last `</think>`; nothing of a thought that does not end."""
-    before, end, after = text[-MOST_CHARACTERS:].rpartition("</think>")
+    _, end, after = text[-MOST_CHARACTERS:].rpartition("</think>")
     return after if end else "" if "<think>" in after else after
 
 
 def boxed(text: str) -> str | None:
-    r"""The content of the last `\boxed{...}` or `\fbox{...}`, which may hold braces; None where there is none.
+    r"""The content of the last `\boxed{...}` or `\fbox{...}`, braces within it too; None where there is none.
 
     A box that does not end is no box. Without braces it is the character that follows, as in TeX.
     """

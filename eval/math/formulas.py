@@ -16,13 +16,13 @@ _MOST_BITS = 4096
 
 Number = Fraction | complex
 Node = Callable[[Mapping[str, Number]], Number]
-"""The value of a formula for values of its variables. Raises ArithmeticError or ValueError where it has none."""
+"""The value of a formula for those of its variables. Raises ArithmeticError or ValueError for none."""
 
 _TOKEN = re.compile(r"\s*(\d+(?:\.\d*)?|\.\d+|\\?[a-zA-Z]+|\*\*|.)", re.DOTALL)
 _FUNCTIONS: dict[str, Callable[[complex], complex]] = {
-    "sin": cmath.sin, "cos": cmath.cos, "tan": cmath.tan, "ln": cmath.log, "log": cmath.log10, "exp": cmath.exp,
+    "sin": cmath.sin, "cos": cmath.cos, "tan": cmath.tan, "ln": cmath.log, "exp": cmath.exp,
     "arcsin": cmath.asin, "arccos": cmath.acos, "arctan": cmath.atan, "sec": lambda x: 1 / cmath.cos(x),
-    "csc": lambda x: 1 / cmath.sin(x), "cot": lambda x: 1 / cmath.tan(x), "abs": abs,
+    "csc": lambda x: 1 / cmath.sin(x), "cot": lambda x: 1 / cmath.tan(x), "abs": abs, "log": cmath.log10,
 }  # fmt: skip
 _CONSTANTS: dict[str, Number] = {"pi": complex(math.pi), "e": complex(math.e), "i": 1j}
 _LETTERS = {"alpha", "beta", "gamma", "delta", "theta", "lambda", "mu", "phi", "omega", "sigma", "rho"}
@@ -91,7 +91,9 @@ class Formula:
     def _starts_factor(self) -> bool:
         token = self._next
         # Two numbers side by side are no product.
-        return bool(token) and (token[0].isalpha() or token[0] == "\\" or token in "({") and token != "\\right"
+        return (
+            bool(token) and (token[0].isalpha() or token[0] == "\\" or token in "({")
+        )
 
     def _power(self, signed: bool = False) -> Node:
         if signed and self._take("-"):
@@ -176,7 +178,11 @@ def _constant(value: Number) -> Node:
 def _applied(function: Callable[[complex], complex], argument: Node) -> Node:
     def value(variables: Mapping[str, Number]) -> Number:
         found = argument(variables)
-        return abs(found) if function is abs and isinstance(found, Fraction) else complex(function(_complex(found)))
+        return (
+            abs(found)
+            if function is abs and isinstance(found, Fraction)
+            else complex(function(_complex(found)))
+        )
 
     return value
 
@@ -221,6 +227,9 @@ def _complex(value: Number) -> complex:
 
 
 def _bounded(value: Number) -> Number:
-    if isinstance(value, Fraction) and max(value.numerator.bit_length(), value.denominator.bit_length()) > _MOST_BITS:
+    if (
+        isinstance(value, Fraction)
+        and max(value.numerator.bit_length(), value.denominator.bit_length()) > _MOST_BITS
+    ):
         raise OverflowError("a number is too large")
     return value

@@ -1,7 +1,6 @@
 """Whether two answers are equal: as numbers and formulas, as lists of them, or as words."""
 
 import re
-from collections.abc import Sequence
 from fractions import Fraction
 from typing import NamedTuple
 
@@ -15,9 +14,10 @@ _TOLERANCE = 1e-9
 """Relative, of numbers that are not rational."""
 _MOST_PARTS = 50
 _SYMBOLS = str.maketrans(
-    {"\u2212": "-", "\u2013": "-", "\u00d7": "\\times ", "\u00f7": "\\div ", "\u00b7": "\\cdot ", "\u03c0": "\\pi ",
-     "\u221a": "\\sqrt ", "\u00b0": "^\\circ ", "\u00b2": "^2", "\u00b3": "^3", "\u00b1": "\\pm ", "\u221e": "\\infty ",
-     "\u222a": "\\cup ", "\u00bd": "1/2", "\u00bc": "1/4", "\u00be": "3/4", "\u00a0": " ", "\u202f": " ", "~": " "}
+    {"\u2212": "-", "\u2013": "-", "\u00d7": r"\times ", "\u00f7": r"\div ", "\u00b7": r"\cdot ",
+     "\u03c0": r"\pi ", "\u221a": r"\sqrt ", "\u00b0": r"^\circ ", "\u00b2": "^2", "\u00b3": "^3",
+     "\u00b1": r"\pm ", "\u221e": r"\infty ", "\u222a": r"\cup ", "\u00bd": "1/2", "\u00bc": "1/4",
+     "\u00be": "3/4", "\u00a0": " ", "\u202f": " ", "~": " "}
 )  # fmt: skip
 _REPLACED = [
     (re.compile(pattern), by)
@@ -38,7 +38,9 @@ _REPLACED = [
 ]
 _THOUSANDS = re.compile(r"(?<![\d.,])\d{1,3}(?:,\d{3})+(?![\d,])")
 _NAMED = re.compile(r"^\s*\\?[a-zA-Z]\w{0,5}(?:_\{?\w\}?)?(?:\(\w\))?\s*(?:=|\\in(?![a-zA-Z]))\s*(?=\S)")
-_QUANTITY = re.compile(r"^(.*[\d)}.])\s*(%|[a-zA-Z][a-zA-Z .]*(?:/\s*[a-zA-Z]+)?(?:\s*\^\s*\{?-?\d\}?)?)$", re.DOTALL)
+_QUANTITY = re.compile(
+    r"^(.*[\d)}.])\s*(%|[a-zA-Z][a-zA-Z .]*(?:/\s*[a-zA-Z]+)?(?:\s*\^\s*\{?-?\d\}?)?)$", re.DOTALL
+)
 _BRACKETS = {"(": ")", "[": "]", "{": "}"}
 
 
@@ -96,7 +98,11 @@ def cleaned(text: str) -> str:
     text = _NAMED.sub("", " ".join(text.split())).strip().rstrip(".").rstrip()
     if text.lower() in NUMBERS:
         return str(NUMBERS.index(text.lower()))
-    return text if text[:1] in ("(", "[", "{", "\\") else _THOUSANDS.sub(lambda match: match[0].replace(",", ""), text)
+    return (
+        text
+        if text[:1] in ("(", "[", "{", "\\")
+        else _THOUSANDS.sub(lambda match: match[0].replace(",", ""), text)
+    )
 
 
 class _Parts(NamedTuple):
@@ -173,7 +179,8 @@ def _same_formula(left: Formula, right: Formula, scale: Fraction, other_scale: F
     names = sorted(left.variables | right.variables)
     for shift, _ in enumerate(_POINTS if names else _POINTS[:1]):
         point: dict[str, Number] = {
-            name: _POINTS[(number + shift) % len(_POINTS)] + number // len(_POINTS) for number, name in enumerate(names)
+            name: _POINTS[(number + shift) % len(_POINTS)] + number // len(_POINTS)
+            for number, name in enumerate(names)
         }
         a, b = left.value(point), right.value(point)
         if a is None or b is None or not _close(a * scale, b * other_scale):  # type: ignore[operator]

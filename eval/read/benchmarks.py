@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 from ...blocks.errors import BifronsError, OptionError
 from ...vl2.grounding import FULL, parse_grounding
 from ...vl2.prompts import REF, REF_END
+from ..row_files import Pictures, read_rows, text_in, texts_in
 from ..suites.suite import Item
-from .files import Pictures, read_rows, text_in, texts_in
 from .metrics import Corners, anls, chosen_letter, iou, mme_verdict, pope_verdict, relaxed_match
 
 SHORT = "{question}\nAnswer the question using a single word or phrase."

@@ -21,12 +21,12 @@ from ..geneval.suites import select_prompts
 from ..judges.answers import AnswerFile
 from ..judges.judge import JudgeChoice, answer_key
 from ..judges.stage import Ask, ask_missing
+from ..row_files import Pictures
 from ..runs.detect import file_sha256
 from ..runs.run_dir import software
 from ..suites.questions import Answer, Question
 from ..suites.summary import LEVEL, summarize
 from .benchmarks import Benchmark, Example, Scored, benchmark_named
-from .files import Pictures
 
 SCHEMA = 1
 

@@ -98,8 +98,9 @@ def run_workers(
     threads: int,
     what: str,
     root: Path | None = None,
+    unit: str = "picture",
 ) -> None:
-    """Run `worker` on the items in `processes` processes, with progress over `images` on stderr.
+    """Run `worker` on the items in `processes` processes, with progress over `images` (units) on stderr.
 
     root: a run folder in which each process records its time, as that of the stage `what`. Each uses
     `threads` threads on the CPU; process i has GPU i. A single process is this one. Raises BifronsError with
@@ -110,7 +111,7 @@ def run_workers(
     kind = str(resolve_device(device))
     processes = min(processes, max(1, len(items)))
     record = nullcontext if root is None else partial(recorded, root, what, kind, processes, time.time())
-    with _progress(what, images) as advance:
+    with _progress(what, images, unit) as advance:
         if processes == 1:
             _run_here(worker, items, kind, threads, advance, record)
         else:
@@ -118,17 +119,17 @@ def run_workers(
 
 
 @contextlib.contextmanager
-def _progress(what: str, images: int) -> Iterator[Advance]:
-    """A bar over `images` on terminals; a line a minute elsewhere, unless bars are turned off."""
+def _progress(what: str, images: int, unit: str) -> Iterator[Advance]:
+    """A bar over `images` (units) on terminals; a line a minute elsewhere, unless bars are turned off."""
     done, shown = 0, time.monotonic()
-    with progress_bar(images, what, " pictures") as bar:
+    with progress_bar(images, what, f" {unit}s") as bar:
 
         def advance(number: int) -> None:
             nonlocal done, shown
             done += number
             bar.update(number)
             if bar.disable and "TQDM_DISABLE" not in os.environ and time.monotonic() > shown + _LINE_SECONDS:
-                print(f"{what}: {done:,} of {counted(images, 'picture')}", file=sys.stderr, flush=True)
+                print(f"{what}: {done:,} of {counted(images, unit)}", file=sys.stderr, flush=True)
                 shown = time.monotonic()
 
         yield advance

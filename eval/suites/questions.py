@@ -42,6 +42,16 @@ class Question:
 
 
 @dataclass(frozen=True)
+class Draw:
+    """How an answer is drawn: a temperature of 0 takes the likeliest tokens, whatever the seed."""
+
+    max_new_tokens: int
+    temperature: float = 0.0
+    top_p: float = 1.0
+    seed: int = 0
+
+
+@dataclass(frozen=True)
 class Answer:
     """A judge's answer.
 

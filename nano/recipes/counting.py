@@ -63,7 +63,9 @@ def counting_cases(count: int, seed: int) -> Iterator[CountingCase]:
         yield counting_case(rng)
 
 
-def write_questions(folder: Path, thoughts: int, questions: int, test: int, seed: int, side: int = 128) -> None:
+def write_questions(
+    folder: Path, thoughts: int, questions: int, test: int, seed: int, side: int = 128
+) -> None:
     """Write the files of `FILES` and their pictures."""
     (folder / "pictures").mkdir(parents=True, exist_ok=True)
     for number, (name, count) in enumerate(zip(FILES, (thoughts, questions, test), strict=True)):

@@ -156,6 +156,18 @@ def test_answers_are_learned(janus_mini, tmp_path) -> None:
     assert {"answering_seconds"} <= set(json.loads((run.folder / "log.jsonl").read_text().splitlines()[0]))
 
 
+def test_a_rule_for_answers_is_learned(janus_mini, tmp_path) -> None:
+    """The share of vowels among an answer's characters rises, by sampling alone."""
+
+    def vowels(prompts, answers):
+        return [sum(letter in "aeiou" for letter in text) / max(1, len(text)) for text in answers]
+
+    options = replace(SMALL, steps=8, group_size=8, rows_at_once=16, max_new_tokens=6, learning_rate=3e-3)
+    _, log = train(janus_mini, tmp_path / "run", options, QUESTIONS, vowels)
+    rewards = [line["reward"] for line in log]
+    assert sum(rewards[-2:]) > 1.3 * sum(rewards[:2])
+
+
 @pytest.mark.parametrize(
     ("name", "value"),
     [

@@ -2,6 +2,7 @@
 
 import base64
 import io
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from bifrons.eval.judges import endpoint
 from bifrons.eval.judges.answers import AnswerFile
 from bifrons.eval.judges.endpoint import EndpointJudge, Refused, only_model
 from bifrons.eval.judges.judge import JudgeChoice, answer_key
+from bifrons.eval.math.run import MathOptions, evaluate_math
 from bifrons.eval.suites.questions import Answer, Question, probability
 from PIL import Image
 
@@ -169,3 +171,22 @@ def test_pictures_of_other_formats_are_labelled(judge_server: Any, tmp_path: Pat
     EndpointJudge(judge_server.url, "m", "K", {}, 1).ask(path, Question("?", max_tokens=8))
     url = judge_server.bodies[0]["messages"][0]["content"][0]["image_url"]["url"]
     assert url.startswith("data:image/jpeg;base64,/9j/")
+
+
+def test_math_is_asked_by_http(judge_server: Any, picture: Path, tmp_path: Path) -> None:
+    parts = [{"type": "image_url", "image_url": {"url": "red.png"}}, {"type": "text", "text": "Is it red?"}]
+    seen = {"messages": [{"role": "user", "content": parts}], "answer": "yes"}
+    rows = [seen, {"question": "So?", "answer": "no"}]
+    (tmp_path / "p.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    options = MathOptions(samples=2, temperature=0.6, top_p=0.95, max_new_tokens=7, seed=3)
+    choice = JudgeChoice(judge_server.url)
+    found = evaluate_math(tmp_path / "r", tmp_path / "p.jsonl", choice, options)
+    assert (found["problems"], found["samples"]) == (2, 2)
+    assert sorted(body["seed"] for body in judge_server.bodies) == [3, 3, 4, 4]
+    drawn = {(body["max_tokens"], body["temperature"], body["top_p"]) for body in judge_server.bodies}
+    assert drawn == {(7, 0.6, 0.95)}
+    sent = [body["messages"][0]["content"][0] for body in judge_server.bodies]
+    data = f"data:image/png;base64,{base64.b64encode(picture.read_bytes()).decode()}"
+    assert sum(part == {"type": "image_url", "image_url": {"url": data}} for part in sent) == 2
+    results = [json.loads(line) for line in (tmp_path / "r" / "results.jsonl").read_text().splitlines()]
+    assert all(text in ("Yes.", "no") for one in results for text in one["answers"])

@@ -13,8 +13,8 @@ import pyarrow.parquet
 import pytest
 from bifrons.blocks.errors import BifronsError
 from bifrons.eval.read.benchmarks import BENCHMARKS
-from bifrons.eval.read.files import Pictures
 from bifrons.eval.read.metrics import anls, iou, relaxed_match
+from bifrons.eval.row_files import Pictures
 from bifrons.vl2.pipeline import VL2Pipeline
 from PIL import Image
 

@@ -17,7 +17,7 @@ from bifrons.eval.judges import endpoint
 from bifrons.eval.judges.judge import JudgeChoice
 from bifrons.learn.reward import checked_scores
 from bifrons.learn.rewards import detector
-from bifrons.learn.rewards.answers import AnswerReward, FormatReward, final_answer
+from bifrons.learn.rewards.answers import AnswerReward, FormatReward
 from bifrons.learn.rewards.choose import RewardOptions, WeightedRewards, make_reward
 from bifrons.learn.rewards.detector import DetectorReward
 from bifrons.learn.rewards.judge import JudgeReward
@@ -230,24 +230,12 @@ def test_a_judge_is_asked_about_each_picture(judge) -> None:
         JudgeReward(JudgeChoice(judge.url, "m"), question="Is it good?")
 
 
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        ("<think>2 and 1</think> <answer> 3 </answer>", "3"),
-        ("a star, a heart\nfour.", "four"),
-        ("one star, one heart: two", "two"),
-        ("17 + 5 = 22", "22"),
-        ("", ""),
-    ],
-)
-def test_final_answers(text, expected) -> None:
-    assert final_answer(text) == expected
-
-
 def test_answers_and_forms() -> None:
     prompts = [{"answer": "3"}, {"answer": 3}, {"answer": "Two"}, {"answer": "2"}]
     answers = ["<answer>3</answer>", "it is: 3.0", "two.", "<think>x</think><answer>3</answer>"]
     assert make_reward("answer", RewardOptions())(prompts, answers) == [1, 1, 1, 0]
+    boxed = ["<think>4</think> \\boxed{\\frac{6}{2}}", "three", "2", "2"]  # the rules of `bifrons eval math`
+    assert make_reward("answer", RewardOptions())(prompts, boxed) == [1, 1, 1, 1]
     assert make_reward("format", RewardOptions())(prompts, answers) == [0, 0, 0, 1]
     assert FormatReward(r"[a-z]+\.")(prompts, answers) == [0, 0, 1, 0]
     for bad in ({}, {"answer": None}, {"answer": True}, {"answer": [1]}):

@@ -10,10 +10,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from ...blocks.errors import BifronsError
-from ...blocks.files import open_regular
-from ...blocks.json_config import TABLE_BYTES, parse_json, read_value
-from ..atomic_io import LINE_BYTES, make_folder, read_lines, write_file
+from ..blocks.errors import BifronsError
+from ..blocks.files import open_regular
+from ..blocks.json_config import TABLE_BYTES, parse_json, read_value
+from .atomic_io import LINE_BYTES, make_folder, read_lines, write_file
 
 _KINDS = ".json, .jsonl, .tsv or .parquet"
 _PICTURES = ("image", "imgname", "image_path", "img_path")
