@@ -20,7 +20,7 @@ DEPTHS = ("in front of", "behind", "inside")
 LINKS = (*RELATIONS, *DEPTHS)
 OPPOSITE = {**MIRROR, "in front of": "behind", "behind": "in front of"}
 """The relation of B to A, by that of A to B."""
-SIZES = {"small": 0.66, "large": 1.4}
+SIZES = {"small": 0.55, "large": 1.4}
 """Words for sizes, and the factor by which a thing is drawn smaller or larger than usual."""
 MAX_THINGS = 6
 HELD_OUT_SHARE = 0.1
