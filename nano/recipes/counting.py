@@ -20,8 +20,8 @@ from ..world.wording import NUMBER_WORDS, plural
 FILES = {"thoughts": "thoughts.jsonl", "questions": "questions.jsonl", "test": "test.jsonl"}
 MOST = 3
 """Things of a shape."""
-FORM = r"\w+ \w+ \w+"
-"""Of answers, both counts and what they come to, such as `three one two`: for the reward `format:`."""
+FORM = r"\w+ \w+: \w+"
+"""Of answers, both counts and what they come to, such as `three one: two`: for the reward `format:`."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class CountingCase:
     @property
     def reply(self) -> str:
         """The thought and the answer, as `FORM` says."""
-        return f"{self.thought} {self.answer}"
+        return f"{self.thought}: {self.answer}"
 
 
 def counting_case(rng: Random) -> CountingCase:
