@@ -44,8 +44,9 @@ class Drawn(NamedTuple):
 class Drafter(Protocol):
     """Makes the drafts of N requests. Calling a method again, after a pass that failed, changes nothing."""
 
-    def start(self, index: int, prompt_ids: Tensor | None) -> None:
-        """Begin request number `index`, whose prompt has these tokens, if they are known."""
+    def start(self, index: int, prompt_ids: Tensor | None, tokens: Sequence[int] = ()) -> None:
+        """Begin request number `index`, whose prompt has these tokens, if they are known, and of which
+        `tokens` were drawn already."""
         ...
 
     def record(self, drawn: Drawn) -> None:
@@ -66,12 +67,13 @@ class DraftKind(Protocol):
         ...
 
 
-def check_drafts(speculate: Speculate, device: torch.device, dtype: torch.dtype) -> None:
-    """Raise `OptionError` if drafts are asked for where they are not made, as they might change tokens."""
-    if speculate not in ("auto", False) and (device.type, dtype) != ("cpu", torch.float32):
+def check_drafts(speculate: Speculate, exact: bool, device: torch.device, dtype: torch.dtype) -> None:
+    """Raise `OptionError` if drafts are asked for where they are not `exact`, but might change tokens."""
+    if speculate not in ("auto", False) and not exact:
         raise OptionError(
             f"speculate is {speculate}, but a step checks one token with {dtype} on {device}; accepted: "
-            "'auto' or False, and more with float32 on a CPU, where drafts change no token"
+            "'auto' or False; and more where drafts change no token: on an NVIDIA GPU from Ampere on that "
+            "holds the whole decoder, and with float32 on a CPU with up to 4 threads (OMP_NUM_THREADS=4)"
         )
 
 
@@ -108,7 +110,7 @@ class _JacobiDrafter:
     def __init__(self, row_length: int, recent_NRV: Tensor) -> None:
         self.row_length, self.recent_NRV = min(row_length, MAX_WINDOW), recent_NRV
 
-    def start(self, index: int, prompt_ids: Tensor | None) -> None:
+    def start(self, index: int, prompt_ids: Tensor | None, tokens: Sequence[int] = ()) -> None:
         """Nothing of the request before is read."""
 
     def record(self, drawn: Drawn) -> None:
@@ -151,10 +153,11 @@ class _LookupDrafter:
     def __init__(self, history_NT: Tensor) -> None:
         self.history_NT, self.prompts_N = history_NT, torch.zeros_like(history_NT[:, 0])
 
-    def start(self, index: int, prompt_ids: Tensor | None) -> None:
+    def start(self, index: int, prompt_ids: Tensor | None, tokens: Sequence[int] = ()) -> None:
         ids = self.prompts_N[:0] if prompt_ids is None else prompt_ids.to(self.history_NT.device)
+        known = torch.cat((ids, ids.new_tensor(tokens)))
         self.history_NT[index] = 0
-        self.history_NT[index, : len(ids)] = ids
+        self.history_NT[index, : len(known)] = known
         self.prompts_N[index] = len(ids)
 
     def record(self, drawn: Drawn) -> None:

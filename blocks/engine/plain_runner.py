@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..device import ints_on_device
 from ..drafts import RequestDrafts, seen_before, window_on_cpu
-from ..kernels.batch_invariant import is_batch_invariant
+from ..graphs.cuda_graphs import checks_windows
 from ..model.decoder import Decoder
 from ..model.kv_slots import KVSlots
 from ..sampling.request import Request, SampledToken, SamplingMode, TokenHead, Tokens, group_by_mode
@@ -79,7 +79,7 @@ class Batch:
     def step(self, requests: Sequence[Request]) -> dict[Request, list[SampledToken]]:
         """Sample tokens of each request, then decode the last of them, and drafts, where more are needed."""
         rows = sum(request.rows for request in requests)
-        most = window_on_cpu(rows, self._bytes) if is_batch_invariant(self.slots.hidden_RD) else 1
+        most = window_on_cpu(rows, self._bytes) if checks_windows(self.decoder) else 1
         sampled: dict[Request, list[SampledToken]] = {}
         inputs: dict[Request, tuple[list[int], Tensor]] = {}
         for (head, mode), members in group_by_mode(requests).items():

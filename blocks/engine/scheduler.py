@@ -18,7 +18,7 @@ import torch
 from ..device import inference_on
 from ..drafts import check_drafts
 from ..errors import OptionError, reraise_exit
-from ..graphs.cuda_graphs import GraphCapturer, uses_cuda_graphs
+from ..graphs.cuda_graphs import GraphCapturer, checks_windows, uses_cuda_graphs
 from ..logit_bias import check_logit_bias
 from ..model.decoder import Decoder
 from ..sampling.request import Request, SampledToken, SamplingParams, TokenHead, Tokens, check_context
@@ -88,10 +88,11 @@ class Scheduler:
     def submit(self, requests: Sequence[Request]) -> None:
         """Queue requests. Raises `PromptError` if one does not fit into a row, and `OptionError` if it has
         a bias for a token that there is not, or asks for drafts where they might change tokens."""
+        exact = checks_windows(self.decoder)
         for request in requests:
             self.check(request.prompt_tokens, request.max_new_tokens)
             check_logit_bias(request.sampling.logit_bias, self.decoder.config.vocab_size)
-            check_drafts(request.speculate, self.decoder.device, self.decoder.dtype)
+            check_drafts(request.speculate, exact, self.decoder.device, self.decoder.dtype)
         with self._changed:
             self._waiting = sorted([*self._waiting, *requests], key=lambda request: request.priority)
             self._changed.notify_all()

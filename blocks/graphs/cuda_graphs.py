@@ -14,9 +14,10 @@ from torch import Tensor, nn
 
 from ..device import graph_capture_lock
 from ..kernels import dispatch
-from ..kernels.batch_invariant import libraries_are_batch_invariant
+from ..kernels.batch_invariant import MAX_THREADS, libraries_are_batch_invariant
 from ..model.decoder import Decoder
 from ..model.layers import Linear
+from ..torch_threads import suitable_threads
 from .fused_weights import fuse_weights
 
 Work = Callable[[], object]
@@ -42,6 +43,17 @@ def is_row_invariant(decoder: Decoder) -> bool:
     if decoder.dtype == torch.float32 or not libraries_are_batch_invariant():
         return False
     return uses_cuda_graphs(decoder) and dispatch.device_has_kernels(decoder.device)
+
+
+def checks_windows(decoder: Decoder) -> bool:
+    """Whether a token's results are the same bits in a pass over several tokens of its sequence as alone, so
+    that drafts change no token. In float32 on CUDA this is so of steps, not of prompts in other batches."""
+    if decoder.device.type == "cpu":
+        threads = suitable_threads(decoder) or torch.get_num_threads()
+        return decoder.dtype == torch.float32 and threads <= MAX_THREADS
+    if decoder.device.type == "cuda" and decoder.dtype == torch.float32:
+        return uses_cuda_graphs(decoder) and dispatch.device_has_kernels(decoder.device)
+    return is_row_invariant(decoder)
 
 
 def bucket(count: int, least: int = 1) -> int:

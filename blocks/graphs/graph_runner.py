@@ -5,30 +5,28 @@ before: everything that a step reads is on the device. Rows in use come first an
 padding is computed from the cache's scratch slots and ignored.
 """
 
+import logging
 from collections.abc import Callable, Sequence
 from functools import partial
 
 import torch
-from torch import Tensor
 
 from ..device import ints_on_device, release_cached_memory, synchronize
 from ..model.decoder import Decoder
 from ..sampling.request import Request, SamplingMode, TokenHead, Tokens, group_by_mode
-from ..sampling.sampling import sampled_tokens
 from .cuda_graphs import CapturedGraphs, GraphCapturer, WeightAddresses, bucket
 from .graph_prefill import MAX_GRAPHED_TOKENS, GraphPrefill, PromptPart, Row, span_of
 from .kv_pool import KVPool, range_length
 from .packed_decoder import Kernels, PackedDecoder, TokenSlots
-from .sampling_graphs import RowBuffers, SamplingGroup
+from .sampling_graphs import RowBuffers, SamplingGroup, place_rows, reader
+from .window_steps import WindowSteps
 
+_log = logging.getLogger("bifrons.engine")
 _WARM_UP_SLOTS = 4096
 
 
 class GraphRunner:
     """Runs up to `rows` rows. The cache has room for `slots` positions; with None it grows as needed."""
-
-    lag = 1
-    """Steps that may be launched before their tokens are read."""
 
     def __init__(
         self, decoder: Decoder, rows: int, slots: int | None, kernels: Kernels, capturer: GraphCapturer
@@ -51,6 +49,12 @@ class GraphRunner:
         self._groups: dict[tuple[TokenHead, SamplingMode], SamplingGroup] = {}
         self._current: list[SamplingGroup] = []
         self._changed = False
+        self._windows = WindowSteps(self.packed, self._pool, self._graphs, self.buffers)
+
+    @property
+    def lag(self) -> int:
+        """Steps that may be launched before their tokens are read."""
+        return 0 if self._windows.active else 1
 
     @property
     def rows_used(self) -> int:
@@ -107,6 +111,7 @@ class GraphRunner:
             row.removed = True
         if request in self._ready:
             self._ready.remove(request)
+        self._windows.remove(request)
         self._changed = True
 
     def prefill(self, requests: Sequence[Request], tokens: int) -> list[Request]:
@@ -137,12 +142,22 @@ class GraphRunner:
         return parts
 
     def step(self, requests: Sequence[Request]) -> Callable[[], Tokens]:
-        """Launch a step: one token of each request. Returns a function that waits for the tokens."""
+        """Launch a step: the next tokens of each request. Returns a function that waits for the tokens."""
+        alone = len(requests) < len(self._ready)
+        if not alone and self._windows.wanted(self._ready):
+            try:
+                return self._step_windows()
+            except Exception:
+                _log.warning("a step over windows failed; from here on, each checks one token", exc_info=True)
+                self._windows.enabled = False
+        if self._windows.active:
+            self._windows.clear()
+            self._changed = True
         if self._changed:
             self._refresh()
-        alone = len(requests) < len(self._ready)
         groups = self._sample_alone(requests) if alone else self._sample()
-        read = self._reader([(group.requests, group.read()) for group in groups])
+        reads = [(group.requests, group.read()) for group in groups]
+        read = reader(reads, self.decoder.device, self._windows.note)
         if any(request.step + 1 < request.max_new_tokens for request in requests):
             self._decode_alone(requests) if alone else self._decode()
         for group in groups:
@@ -152,6 +167,22 @@ class GraphRunner:
             for row in self._rows_of[request]:
                 row.length += 1
         self._changed = self._changed or alone
+        return read
+
+    def _step_windows(self) -> Callable[[], Tokens]:
+        if self._changed or not self._windows.fits(self._ready):
+            self._refresh_rows()
+            self._windows.place(self._ready)
+            self._changed = False
+        deliver = self._windows.step()
+
+        def read() -> Tokens:
+            tokens = deliver()
+            for request, _ in tokens:
+                for row in self._rows_of.get(request, ()):
+                    row.length += 1
+            return tokens
+
         return read
 
     def _sample(self) -> list[SamplingGroup]:
@@ -202,12 +233,7 @@ class GraphRunner:
 
     def _refresh(self) -> None:
         """Bring the buffers and groups up to date after requests were added or removed."""
-        self._place_rows()
-        for request in self._ready:
-            request.row_ids = [self._active.index(row) for row in self._rows_of[request]]
-        self._mark_seen()
-        for row in self._active:
-            row.hidden_D = None
+        self._refresh_rows()
         self._current = []
         for (head, mode), members in group_by_mode(self._ready).items():
             group = self._group(head, mode)
@@ -215,58 +241,24 @@ class GraphRunner:
             self._current.append(group)
         self._changed = False
 
+    def _refresh_rows(self) -> None:
+        place_rows(self._active, self.buffers)
+        for request in self._ready:
+            request.row_ids = [self._active.index(row) for row in self._rows_of[request]]
+        self._mark_seen()
+        for row in self._active:
+            row.hidden_D = None
+
     def _group(self, head: TokenHead, mode: SamplingMode) -> SamplingGroup:
         if (head, mode) not in self._groups:
             self._groups[head, mode] = SamplingGroup(head, mode, self.buffers)
         return self._groups[head, mode]
-
-    def _place_rows(self) -> None:
-        """Move the last rows in use to where rows were removed, and put new rows in place."""
-        buffers, active = self.buffers, self._active
-        count = sum(not row.removed for row in active)
-        holes = [index for index in range(count) if active[index].removed]
-        lasts = [index for index in range(count, len(active)) if not active[index].removed]
-        targets, sources = [], []
-        for hole, last in zip(holes, lasts, strict=True):
-            active[hole] = active[last]
-            if active[hole].hidden_D is None:  # a new row is not in the buffers yet
-                targets.append(hole)
-                sources.append(last)
-        del active[count:]
-        new = [index for index, row in enumerate(active) if row.hidden_D is not None]
-        rest = [0] * (len(buffers.hidden_RD) - count)
-        lengths, starts = [row.length for row in active] + rest, [row.start for row in active] + rest
-        lists = (lengths, starts, [1] * count + rest, targets, sources, new)
-        positions_R, starts_R, in_use_R, *index = ints_on_device(self.decoder.device, *lists)
-        buffers.set_state(positions_R, starts_R, in_use_R)
-        if targets:
-            buffers.move(index[1], index[0])
-        if new:
-            hidden = [row.hidden_D for row in active if row.hidden_D is not None]
-            buffers.hidden_RD[index[2]] = torch.stack(hidden)
 
     def _mark_seen(self) -> None:
         """Mark the prompts of new requests with a repetition penalty."""
         for request in self._ready:
             if request.mode.penalized and self._active[request.row_ids[0]].hidden_D is not None:
                 self.buffers.mark_seen(request)
-
-    def _reader(self, parts: list[tuple[list[Request], list[Tensor]]]) -> Callable[[], Tokens]:
-        event = None
-        if self.decoder.device.type == "cuda":
-            event = torch.cuda.Event()
-            event.record()
-
-        def read() -> Tokens:
-            if event is not None:
-                event.synchronize()
-            delivered: Tokens = []
-            for requests, (tokens, *logprobs) in parts:
-                pair = (logprobs[0], logprobs[1]) if logprobs else None
-                delivered += zip(requests, sampled_tokens(requests, tokens.tolist(), pair), strict=True)
-            return delivered
-
-        return read
 
     def warm_up(
         self,

@@ -6,6 +6,7 @@ width. Layers with the same input are one product of fused weights (`fused_weigh
 the same bits whatever other tokens are in the batch.
 """
 
+from collections.abc import Sequence
 from types import ModuleType
 from typing import NamedTuple, cast
 
@@ -26,6 +27,7 @@ class Kernels(NamedTuple):
     rmsnorm_swiglu: ModuleType
     attention_decode: ModuleType
     attention_prefill: ModuleType
+    attention_window: ModuleType
     mla: ModuleType
     gemv: ModuleType
     sampling: ModuleType
@@ -36,13 +38,15 @@ def import_kernels() -> Kernels:
     from ..kernels import (
         attention_decode,
         attention_prefill,
+        attention_window,
         gemv,
         mla_decode,
         rmsnorm_swiglu,
         sampling_triton,
     )
 
-    return Kernels(rmsnorm_swiglu, attention_decode, attention_prefill, mla_decode, gemv, sampling_triton)
+    attention = attention_decode, attention_prefill, attention_window
+    return Kernels(rmsnorm_swiglu, *attention, mla_decode, gemv, sampling_triton)
 
 
 def load_kernels(device: torch.device, interpreted: bool = False) -> Kernels | None:
@@ -59,13 +63,24 @@ class TokenSlots(NamedTuple):
     """Where the tokens of a pass are: their positions, and the first slots of their sequences, int64 `[N]`.
 
     `span` is an upper bound of positions + 1. With `prefill` the tokens are chunks of prompts in blocks of
-    `attention_prefill.PREFILL_BLOCK`, otherwise one token of each sequence.
+    `attention_prefill.PREFILL_BLOCK`, otherwise one token of each sequence, or with `windows`, pairs of a
+    number of sequences and a number of tokens, so many of each (see `attention_window.attend`).
     """
 
     positions_N: Tensor
     starts_N: Tensor
     span: int
     prefill: bool = False
+    windows: tuple[tuple[int, int], ...] = ()
+
+    @property
+    def parts(self) -> list[tuple[slice, int]]:
+        """Where the tokens of windows of equal width are, and this width."""
+        parts, start = [], 0
+        for count, width in self.windows or ((len(self.positions_N), 1),):
+            parts.append((slice(start, start + count * width), width))
+            start += count * width
+        return parts
 
 
 def _product(kernels: Kernels, x_ND: Tensor, *layers: nn.Module, bias: Tensor | None = None) -> Tensor:
@@ -75,6 +90,11 @@ def _product(kernels: Kernels, x_ND: Tensor, *layers: nn.Module, bias: Tensor | 
         return kernels.gemv.linear(x_ND, weight, bias)
     product = torch.cat([layer(x_ND) for layer in layers], dim=-1)
     return product if bias is None else product + bias
+
+
+def joined(parts: Sequence[Tensor]) -> Tensor:
+    """The parts one after the other; a single one as it is."""
+    return parts[0] if len(parts) == 1 else torch.cat(list(parts))
 
 
 class PackedDecoder:
@@ -118,12 +138,17 @@ class PackedDecoder:
         )
         keys, values = (buffer[layer.layer] for buffer in pool.buffers)
         heads = qkv_NC.shape[1] // layer.head_dim - 2 * len(keys)
-        args = (qkv_NC, self.rotary, slots.positions_N, slots.starts_N, keys, values, heads)
-        if slots.prefill:
-            attended = self.kernels.attention_prefill.attend(*args)
-        else:
-            attended = self.kernels.attention_decode.attend(*args, self._arrivals, slots.span)
-        return _product(self.kernels, attended, layer.o_proj)
+        outs = []
+        for part, width in slots.parts:
+            places = slots.positions_N[part], slots.starts_N[part]
+            args = (qkv_NC[part], self.rotary, *places, keys, values, heads)
+            if slots.prefill:
+                outs.append(self.kernels.attention_prefill.attend(*args))
+            elif width > 1:
+                outs.append(self.kernels.attention_window.attend(*args, width, slots.span))
+            else:
+                outs.append(self.kernels.attention_decode.attend(*args, self._arrivals, slots.span))
+        return _product(self.kernels, joined(outs), layer.o_proj)
 
     def _attend_latent(self, layer: LatentAttention, x_ND: Tensor, slots: TokenSlots, pool: KVPool) -> Tensor:
         latent = layer.latent
@@ -135,21 +160,24 @@ class PackedDecoder:
             norm = layer.q_a_layernorm
             _, normed_NC = self.kernels.rmsnorm_swiglu.add_norm(q_NC, None, norm.weight, norm.eps)
             q_NC = _product(self.kernels, normed_NC, layer.q_b_proj)
-        attended = self.kernels.mla.attend_pooled(
-            q_NC,
-            kv_NC,
-            pool.buffers[0][layer.layer, 0],
-            slots.positions_N,
-            slots.starts_N,
-            self.rotary,
-            (layer.kv_a_layernorm.weight, layer.kv_a_layernorm.eps),
-            layer.kv_b_proj.weight,
-            nope_dim=latent.nope_dim,
-            score_factor=latent.score_factor,
-            span=slots.span,
-            block=self.kernels.attention_prefill.PREFILL_BLOCK if slots.prefill else 1,
-        )
-        return _product(self.kernels, attended, layer.o_proj)
+        outs = [
+            self.kernels.mla.attend_pooled(
+                q_NC[part],
+                kv_NC[part],
+                pool.buffers[0][layer.layer, 0],
+                slots.positions_N[part],
+                slots.starts_N[part],
+                self.rotary,
+                (layer.kv_a_layernorm.weight, layer.kv_a_layernorm.eps),
+                layer.kv_b_proj.weight,
+                nope_dim=latent.nope_dim,
+                score_factor=latent.score_factor,
+                span=slots.span,
+                block=self.kernels.attention_prefill.PREFILL_BLOCK if slots.prefill else width,
+            )
+            for part, width in slots.parts
+        ]
+        return _product(self.kernels, joined(outs), layer.o_proj)
 
     def _feed_forward(self, layer: nn.Module, x_ND: Tensor) -> Tensor:
         if not isinstance(layer, FeedForward):

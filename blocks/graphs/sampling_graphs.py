@@ -3,7 +3,7 @@
 R rows, N requests of a group, D decoder width, V vocabulary.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from types import ModuleType
@@ -11,11 +11,12 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from ..device import upload
+from ..device import ints_on_device, upload
 from ..logit_bias import MAX_BIASES
-from ..sampling.request import MAX_LOGPROBS, Request, SamplingMode, SamplingTensors, TokenHead
-from ..sampling.sampling import IN_PROMPT, sample, sampling_tensors, token_logprobs
+from ..sampling.request import MAX_LOGPROBS, Request, SamplingMode, SamplingTensors, TokenHead, Tokens
+from ..sampling.sampling import IN_PROMPT, sample, sampled_tokens, sampling_tensors, token_logprobs
 from ..token_masks import stack_masks
+from .graph_prefill import Row
 
 
 @dataclass
@@ -67,6 +68,31 @@ class RowBuffers:
             seen_V[upload(request.seen_ids, seen_V.device)] = IN_PROMPT
 
 
+def place_rows(active: list[Row], buffers: RowBuffers) -> None:
+    """Move the last rows in use to where rows were removed, and put new rows in place."""
+    count = sum(not row.removed for row in active)
+    holes = [index for index in range(count) if active[index].removed]
+    lasts = [index for index in range(count, len(active)) if not active[index].removed]
+    targets, sources = [], []
+    for hole, last in zip(holes, lasts, strict=True):
+        active[hole] = active[last]
+        if active[hole].hidden_D is None:  # a new row is not in the buffers yet
+            targets.append(hole)
+            sources.append(last)
+    del active[count:]
+    new = [index for index, row in enumerate(active) if row.hidden_D is not None]
+    rest = [0] * (len(buffers.hidden_RD) - count)
+    lengths, starts = [row.length for row in active] + rest, [row.start for row in active] + rest
+    lists = (lengths, starts, [1] * count + rest, targets, sources, new)
+    positions_R, starts_R, in_use_R, *index = ints_on_device(buffers.hidden_RD.device, *lists)
+    buffers.set_state(positions_R, starts_R, in_use_R)
+    if targets:
+        buffers.move(index[1], index[0])
+    if new:
+        hidden = [row.hidden_D for row in active if row.hidden_D is not None]
+        buffers.hidden_RD[index[2]] = torch.stack(hidden)
+
+
 def sample_by_kernel(
     kernel: ModuleType,
     logits: Tensor,
@@ -105,9 +131,12 @@ class SamplingGroup:
     `rows_N` and `uncond_N` are the rows of each request, the latter with guidance only.
     """
 
-    def __init__(self, head: TokenHead, mode: SamplingMode, rows: RowBuffers) -> None:
+    def __init__(
+        self, head: TokenHead, mode: SamplingMode, rows: RowBuffers, size: int | None = None, width: int = 1
+    ) -> None:
+        """For up to `size` requests (None: as many as there are rows), with `width` draws of each."""
         self.head, self.mode, self.rows = head, mode, rows
-        size, device = rows.spare, rows.hidden_RD.device
+        size, device = rows.spare if size is None else size, rows.hidden_RD.device
         self.requests: list[Request] = []
         self.rows_N, self.uncond_N, self.seeds_N, self.steps_N, self.tokens_N = torch.zeros(
             5, size, dtype=torch.long, device=device
@@ -126,13 +155,21 @@ class SamplingGroup:
         if mode.constrained:
             words = -(-rows.vocabulary // 32)
             self.masks_NW = torch.full((size, words), -1, dtype=torch.int32, device=device)
-        self.logprobs_NK = torch.zeros(size, 1 + alternatives, device=device)
-        self.top_ids_NK = torch.zeros(size, alternatives, dtype=torch.long, device=device)
+        draws = size * width
+        self.logprobs_NK = torch.zeros(draws, 1 + alternatives, device=device)
+        self.top_ids_NK = torch.zeros(draws, alternatives, dtype=torch.long, device=device)
 
     def assign(self, requests: Sequence[Request]) -> None:
         """Make these the group's requests."""
-        self.requests = list(requests)
-        count, device = len(requests), self.rows_N.device
+        self.requests, count = list(requests), len(requests)
+        for target, source in self.states(requests):
+            target[:count] = source
+        self.rows_N[count:] = self.rows.spare
+        self.uncond_N[count:] = self.rows.spare
+
+    def states(self, requests: Sequence[Request]) -> list[tuple[Tensor, Tensor]]:
+        """Static tensors, and what stands there for these requests."""
+        device = self.rows_N.device
         columns = [
             [request.row_ids[0] for request in requests],
             [request.row_ids[-1] for request in requests],
@@ -142,10 +179,7 @@ class SamplingGroup:
         integers = upload(torch.tensor(columns), device)
         targets = (self.rows_N, self.uncond_N, self.seeds_N, self.steps_N, *self.params)
         sources = (*integers, *sampling_tensors(requests, device, self.num_biases))
-        for target, source in zip(targets, sources, strict=True):
-            target[:count] = source
-        self.rows_N[count:] = self.rows.spare
-        self.uncond_N[count:] = self.rows.spare
+        return list(zip(targets, sources, strict=True))
 
     def load_masks(self) -> None:
         """Bring the masks of requests with a matcher to the device, before each step."""
@@ -186,8 +220,41 @@ class SamplingGroup:
         parts = [self.tokens_N]
         if self.mode.logprobs:
             parts += [self.logprobs_NK, self.top_ids_NK]
-        copies = []
-        for part in (part[: len(self.requests)] for part in parts):
-            copy = torch.empty(part.shape, dtype=part.dtype, pin_memory=part.is_cuda)
-            copies.append(copy.copy_(part, non_blocking=True))
-        return copies
+        return start_copies([part[: len(self.requests)] for part in parts])
+
+
+def start_copies(parts: Sequence[Tensor]) -> list[Tensor]:
+    """Start copying tensors to the host."""
+    copies = []
+    for part in parts:
+        copy = torch.empty(part.shape, dtype=part.dtype, pin_memory=part.is_cuda)
+        copies.append(copy.copy_(part, non_blocking=True))
+    return copies
+
+
+def recorded_event(device: torch.device) -> torch.cuda.Event | None:
+    """An event after what was launched so far; None where nothing is launched."""
+    if device.type != "cuda":
+        return None
+    event = torch.cuda.Event()
+    event.record()
+    return event
+
+
+def reader(
+    parts: list[tuple[list[Request], list[Tensor]]], device: torch.device, note: Callable[[Tokens], None]
+) -> Callable[[], Tokens]:
+    """A function that waits for what groups `read`, notes the tokens and returns them."""
+    event = recorded_event(device)
+
+    def read() -> Tokens:
+        if event is not None:
+            event.synchronize()
+        delivered: Tokens = []
+        for requests, (tokens, *logprobs) in parts:
+            pair = (logprobs[0], logprobs[1]) if logprobs else None
+            delivered += zip(requests, sampled_tokens(requests, tokens.tolist(), pair), strict=True)
+        note(delivered)
+        return delivered
+
+    return read

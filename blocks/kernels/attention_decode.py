@@ -29,7 +29,8 @@ SPLIT_PROGRAMS = 1280
 """Programs among which the chunks of fewer heads are divided."""
 _MAX_SPLITS = 64
 _WARP_BYTES = 4096  # keys of a chunk that each warp of a program holds in registers
-_FOLD = 16  # partial results that the last program loads at a time
+FOLD = 16
+"""Partial results that are loaded at a time."""
 LOG2_E = 1.4426950408889634
 
 
@@ -50,7 +51,7 @@ def load_slots(cache, first, stop, slot_stride, k, mask_K, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def _fold(row_max, total, acc, next_max, next_total, next_sum):
+def fold(row_max, total, acc, next_max, next_total, next_sum):
     """Add a chunk's weighted sum to the sum so far. Both are relative to their own maximum."""
     new_max = tl.maximum(row_max, next_max)
     rescale, next_rescale = tl.exp2(row_max - new_max), tl.exp2(next_max - new_max)
@@ -73,7 +74,7 @@ def _fold_stored(sums, maxima, totals, count, k, mask_K, K: tl.constexpr, FOLD: 
             next_total = tl.load(totals + item, mask=live, other=0.0, cache_modifier=".cg")
             next_sum = tl.load(sums + item * K + k, mask=mask_K & live, other=0.0, cache_modifier=".cg")
             # With nothing to add, the scales are one and zero: the sums keep their bits.
-            row_max, total, acc = _fold(row_max, total, acc, next_max, next_total, next_sum)
+            row_max, total, acc = fold(row_max, total, acc, next_max, next_total, next_sum)
     return total, acc
 
 
@@ -170,7 +171,7 @@ def _attend(
             tl.store(totals + item, chunk_total)
             tl.store(sums + item * K + k, chunk_sum, mask=mask_K)
         else:
-            row_max, total, acc = _fold(row_max, total, acc, chunk_max, chunk_total, chunk_sum)
+            row_max, total, acc = fold(row_max, total, acc, chunk_max, chunk_total, chunk_sum)
 
     out += token * (H * K)
     if splits == 1:
@@ -218,7 +219,13 @@ def slot_steps(keys_JSK: Tensor, values_JSK: Tensor) -> tuple[int, int]:
     return head_stride // dim, slot_stride // dim
 
 
-def _partials(out: Tensor, items: int, dim: int) -> tuple[Tensor, Tensor, Tensor]:
+def part_warps(keys_JSK: Tensor) -> int:
+    """Warps of a program, the same wherever a chunk is computed: its sums depend on them."""
+    padded = triton.next_power_of_2(keys_JSK.shape[2])
+    return max(1, CHUNK * padded * keys_JSK.itemsize // _WARP_BYTES)
+
+
+def partials(out: Tensor, items: int, dim: int) -> tuple[Tensor, Tensor, Tensor]:
     """Float32 buffers for the weighted sums, maxima and totals of all chunks of all heads."""
     sums = torch.empty(items * dim, dtype=torch.float32, device=out.device)
     maxima, totals = torch.empty(2, items, dtype=torch.float32, device=out.device)
@@ -249,7 +256,6 @@ def attend(
     splits = plan_splits(tokens * heads, span)
     items = 1 + triton.cdiv(span, CHUNK)
     out = qkv_NC.new_empty(tokens, heads * dim)
-    padded = triton.next_power_of_2(dim)
     _attend[tokens * heads, splits](
         qkv_NC.contiguous(),
         *rotary,
@@ -258,7 +264,7 @@ def attend(
         keys_JSK,
         values_JSK,
         out,
-        *_partials(out, tokens * heads * items if splits > 1 else 1, dim),
+        *partials(out, tokens * heads * items if splits > 1 else 1, dim),
         arrivals,
         *slot_steps(keys_JSK, values_JSK),
         dim**-0.5 * LOG2_E,
@@ -267,10 +273,10 @@ def attend(
         H=heads,
         J=kv_heads,
         K=dim,
-        K_PADDED=padded,
+        K_PADDED=triton.next_power_of_2(dim),
         CHUNK=CHUNK,
-        FOLD=_FOLD,
-        num_warps=max(1, CHUNK * padded * keys_JSK.itemsize // _WARP_BYTES),
+        FOLD=FOLD,
+        num_warps=part_warps(keys_JSK),
         enable_fp_fusion=False,  # so that a sum in registers rounds like one of stored parts
         **pdl_options(out),
     )

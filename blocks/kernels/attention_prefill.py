@@ -21,6 +21,7 @@ from torch import Tensor
 
 from .attention_decode import LOG2_E, load_rotated, load_slots, slot_steps
 from .dequant import dot_in_float32
+from .pdl import pdl_options, wait_then_trigger
 
 PREFILL_BLOCK = 32
 """Tokens of a prompt begin at a multiple of this in the flat batch; a block belongs to one sequence."""
@@ -44,6 +45,7 @@ def _write(
     H_PADDED: tl.constexpr,
     J_PADDED: tl.constexpr,
     K_PADDED: tl.constexpr,
+    PDL: tl.constexpr,
 ):
     """Rotated queries of one token to `queries` `[N, H K]`, its rotated key and its value to the cache."""
     token = tl.program_id(0).to(tl.int64)
@@ -53,6 +55,7 @@ def _write(
     k = tl.arange(0, K_PADDED)[None, :]
     cos = tl.load(cos_table + position * K + k, mask=k < K, other=0.0)
     sin = tl.load(sin_table + position * K + k, mask=k < K, other=0.0)
+    wait_then_trigger(PDL)
     qkv += token * ((H + 2 * J) * K)
     h, j = tl.arange(0, H_PADDED)[:, None], tl.arange(0, J_PADDED)[:, None]
     mask_q, mask_kv = (h < H) & (k < K), (j < J) & (k < K)
@@ -140,7 +143,7 @@ def _padded(dim: int) -> int:
     return max(16, triton.next_power_of_2(dim))
 
 
-def _rotate_and_write(
+def rotate_and_write(
     qkv_NC: Tensor,
     rotary: tuple[Tensor, Tensor],
     positions_N: Tensor,
@@ -169,6 +172,7 @@ def _rotate_and_write(
         K_PADDED=_padded(dim),
         num_warps=4,
         enable_fp_fusion=False,  # products are rounded before they are added, as in torch
+        **pdl_options(queries),
     )
     return queries
 
@@ -192,7 +196,7 @@ def attend(
     """
     tokens, (kv_heads, _, dim) = len(qkv_NC), keys_JSK.shape
     assert tokens % PREFILL_BLOCK == 0
-    queries = _rotate_and_write(qkv_NC, rotary, positions_N, starts_N, keys_JSK, values_JSK, heads)
+    queries = rotate_and_write(qkv_NC, rotary, positions_N, starts_N, keys_JSK, values_JSK, heads)
     out = torch.empty_like(queries)
     is_float32 = keys_JSK.dtype == torch.float32
     _attend[heads, triton.cdiv(tokens, 2 * PREFILL_BLOCK)](

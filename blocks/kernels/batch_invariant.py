@@ -1,6 +1,6 @@
 """Batch-invariant products and attention: a row's result does not depend on the other rows in the batch. In
-float32 on the CPU, and in bfloat16 and float16 on CUDA, this holds bit for bit; elsewhere the fastest path is
-taken.
+float32 on the CPU, and in bfloat16 and float16 on CUDA, this holds bit for bit, as it does for products of up
+to 512 rows in float32 on CUDA; elsewhere the fastest path is taken.
 
 On the CPU, libraries sum the products of few rows in another order than those of more rows, and fused
 attention splits its work by the whole batch. The results differ in the last bits only, but these decide near
@@ -32,12 +32,18 @@ ROW_MULTIPLE = 4
 _ANY_ROWS = 12  # from here on, the number of rows does not matter
 _INPUTS_PER_ROW, _MOST_PADDED = 16, 16  # where few rows differ: rows to pad to, by inputs, and at most
 _BLOCK_ROWS = 48  # where few rows differ: most rows of a product with a weight stored by inputs
+MAX_THREADS = 4
+"""Threads of a CPU up to which products of few rows agree in every bit of a row: measured on a Xeon of the
+fourth generation with one to five threads; with six and more, sums are divided by the number of rows."""
 VECTOR = 32
 """Most numbers that a vectorized loop processes at a time (two vectors of 16); it processes the remainder
 one by one."""
 _MAX_SCORES = 1 << 24  # of all heads of a row (64 MiB); longer prompts take fused attention
 _ALIGNED = 8
 """Numbers in half precision that take 16 bytes, the width of the loads of the usual kernels."""
+MAX_BLOCKS_ROWS = 512
+"""Rows up to which products in float32 on CUDA are computed in blocks of one size, as cuBLAS sums by size."""
+_CUDA_BLOCK_ROWS = 32
 _FLASH = SDPBackend.FLASH_ATTENTION.value  # in the order of backends
 _HALF = (torch.bfloat16, torch.float16)
 _SPLITS_SUMS = (
@@ -138,7 +144,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """Batch-invariant `F.linear`."""
     on_cuda = x.is_cuda and x.dtype in _HALF
     if not on_cuda and not is_batch_invariant(x):
-        return F.linear(x, weight, bias)
+        return _linear_in_blocks(x, weight, bias) if _takes_blocks(x, weight) else F.linear(x, weight, bias)
     count = x.numel() // x.shape[-1]
     if not on_cuda:
         return _linear_on_cpu(x.reshape(count, x.shape[-1]), weight, bias).view(*x.shape[:-1], len(weight))
@@ -150,6 +156,22 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     if count > 1:  # not even a slice of everything, whose gradient would be copied
         return F.linear(rows, weight, bias).view(*x.shape[:-1], len(weight))
     return F.linear(F.pad(rows, (0, 0, 0, 1)), weight, bias)[:1].view(*x.shape[:-1], len(weight))
+
+
+def _takes_blocks(x: Tensor, weight: Tensor) -> bool:
+    """Whether this is a product of a few rows in float32 on CUDA, without gradients."""
+    learns = torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)
+    few = 0 < x.numel() <= MAX_BLOCKS_ROWS * x.shape[-1]
+    return x.is_cuda and x.dtype == weight.dtype == torch.float32 and few and not learns
+
+
+def _linear_in_blocks(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """The product of rows in blocks of one size, the last one padded."""
+    rows = x.reshape(-1, x.shape[-1])
+    padded = F.pad(rows, (0, 0, 0, -len(rows) % _CUDA_BLOCK_ROWS))
+    parts = [F.linear(part, weight, bias) for part in padded.split(_CUDA_BLOCK_ROWS)]
+    out = parts[0] if len(parts) == 1 else torch.cat(parts)
+    return out[: len(rows)].view(*x.shape[:-1], len(weight))
 
 
 def _linear_on_cpu(rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

@@ -17,10 +17,10 @@ from functools import cache
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 import triton
 from torch import Tensor
 
+from . import batch_invariant
 from .codec import WeightTensors
 from .dequant import dot_in_float32
 from .gemv_triton import decode_kernel, gemv_kernel
@@ -71,8 +71,8 @@ def plan_tile(kind: str, inputs: int, outputs: int, gated: bool, rows: int, grou
         return _tile_over_32_rows(kind, gated, groups)
     if kind == "int4":
         return _int4_tile(gated, rows, groups)
-    if kind == "plain" and rows > 16:
-        return _plain_tile_over_16_rows(inputs, outputs, gated)
+    if kind == "plain" and rows > 8:
+        return _plain_tile_over_8_rows(inputs, outputs, gated, 16 if rows <= 16 else 32)
     tile = _plain_tile(inputs, outputs, gated) if kind == "plain" else _8_bit_tile(inputs, outputs, gated)
     if rows > 16:
         return tile._replace(rows=32, bytes=min(tile.bytes, 256), stages=3)
@@ -91,12 +91,18 @@ def _plain_tile(inputs: int, outputs: int, gated: bool) -> Tile:
     return Tile(16, 1024, 2, stages=3) if outputs < 4096 else Tile(32, 512, 2, stages=4)
 
 
-def _plain_tile_over_16_rows(inputs: int, outputs: int, gated: bool) -> Tile:
+def _plain_tile_over_8_rows(inputs: int, outputs: int, gated: bool, rows: int) -> Tile:
+    if rows == 16 and gated:
+        return Tile(32, 256, 2, stages=4, rows=16) if inputs <= 2048 else Tile(32, 512, 4, 2, 16, flip=True)
+    if rows == 16 and outputs < inputs:
+        return Tile(16, 1024, 2, stages=3, rows=16) if outputs < 4096 else Tile(32, 1024, 2, 4, rows=16)
+    if rows == 16 and (inputs > 2048 or outputs == inputs):
+        return Tile(32, 256, 4, stages=6, rows=16)
     if gated:
         return Tile(32, 256, 4, stages=3, rows=32)
-    if outputs > inputs:
-        return Tile(32, 256, 4, stages=6, rows=32) if inputs <= 2048 else Tile(64, 128, 2, stages=5, rows=32)
-    return Tile(64, 256, 4, stages=5 if outputs < inputs else 4, rows=32)
+    if outputs > inputs > 2048:
+        return Tile(64, 128, 2, stages=5, rows=32)
+    return Tile(64, 256, 4, stages=5 if outputs < inputs or inputs <= 2048 else 4, rows=32)
 
 
 def _8_bit_tile(inputs: int, outputs: int, gated: bool) -> Tile:
@@ -213,7 +219,8 @@ def linear(x_RI: Tensor, weight: WeightTensors, bias: Tensor | None = None) -> T
     before the sums are rounded."""
     if supports(x_RI, weight):
         return _launch(x_RI, weight, False, bias)
-    return F.linear(x_RI, weight.codes if weight.kind == "plain" else decode(weight, x_RI.dtype), bias)
+    numbers = weight.codes if weight.kind == "plain" else decode(weight, x_RI.dtype)
+    return batch_invariant.linear(x_RI, numbers, bias)
 
 
 def linear_swiglu(x_RI: Tensor, weight: WeightTensors) -> Tensor:

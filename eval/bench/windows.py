@@ -69,7 +69,7 @@ def window_pass(model: JanusModel, rows: int, width: int, filled: int) -> Callab
     positions = [filled + index for index in range(width)] * rows
     starts = [SCRATCH + row * span for row in range(rows) for _ in range(width)]
     positions_N, starts_N = ints_on_device(decoder.device, positions, starts)
-    slots = TokenSlots(positions_N, starts_N, span)
+    slots = TokenSlots(positions_N, starts_N, span, windows=((rows, width),))
     return CudaGraphCapturer(decoder.device)(
         lambda: model.image_logits(packed.forward(x_RWD.flatten(0, 1), slots, pool))
     )

@@ -27,7 +27,7 @@ NANO = "janus-nano"
 @pytest.fixture(scope="module")
 def server(start_server):
     models = ["-m", DATA / "janus-mini", "-m", NANO, "-m", DATA / "vl2-mini-mla"]
-    return start_server(*models, "--context", 1024)
+    return start_server(*models, "--context", 1024, "--speculate", 8)
 
 
 @pytest.fixture(scope="module")
@@ -91,6 +91,26 @@ def test_concurrent_images_and_answers_equal_those_of_the_pipeline(server, clien
         assert reply.usage.output_tokens == 256
     own = pipe.chat(messages, 12, 1.0, seed=3, speculate=False)
     assert answer.choices[0].message.content == own
+
+
+def test_32_mixed_answers_with_drafts_equal_those_of_plain_steps(client, pipe):
+    """Each its own alone, whatever it is sampled with and whatever runs beside it."""
+    ways: tuple[dict[str, Any], ...] = (
+        {"temperature": 0.0},
+        {"temperature": 1.0, "top_p": 0.9},
+        {"temperature": 1.3, "frequency_penalty": 1.0},
+        {"temperature": 0.7, "presence_penalty": 0.5},
+    )
+    words = ("red red red red", "a blue circle, a blue circle", "two cats", "one two three one two")
+    asked = [
+        ([{"role": "user", "content": f"{words[i // 4 % 4]} {i}"}], {**ways[i % 4], "seed": i})
+        for i in range(32)
+    ]
+    create = client.chat.completions.create
+    with ThreadPoolExecutor(32) as pool:
+        sent = [pool.submit(create, model=NANO, messages=m, max_tokens=10, **way) for m, way in asked]
+        answers = [one.result().choices[0].message.content for one in sent]
+    assert answers == [pipe.chat(m, 10, speculate=False, **way) for m, way in asked]
 
 
 def test_a_streamed_answer_equals_the_complete_one(client):

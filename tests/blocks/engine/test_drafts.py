@@ -1,5 +1,6 @@
 """Drafts change the number of steps and no token, of texts and pictures, whatever the sampling."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -21,7 +22,7 @@ class KnownDrafts:
     def drafter(self, requests: int, vocabulary: int, tokens: int, device: torch.device) -> Any:
         return self
 
-    def start(self, index: int, prompt_ids: Tensor | None) -> None: ...
+    def start(self, index: int, prompt_ids: Tensor | None, tokens: Sequence[int] = ()) -> None: ...
 
     def record(self, drawn: Drawn) -> None: ...
 
