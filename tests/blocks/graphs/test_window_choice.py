@@ -1,7 +1,6 @@
 """Which windows `auto` takes, by measured times and by drafts that hold."""
 
 from dataclasses import dataclass
-from types import SimpleNamespace
 from typing import Any
 
 from bifrons.blocks.graphs.window_choice import WindowChoice
@@ -15,12 +14,18 @@ class Device:
     tokens: int
 
 
-def request(speculate: Any = "auto", rows: int = 2, drafts: object = "drafts") -> Any:
-    return Hashable(head=Hashable(drafts=drafts), matcher=None, speculate=speculate, rows=rows)
+@dataclass(eq=False)
+class Asked:
+    """What is read of a request."""
 
+    speculate: Any = "auto"
+    rows: int = 2
+    drafts: object = "drafts"
+    matcher: object = None
 
-class Hashable(SimpleNamespace):
-    __hash__ = object.__hash__
+    @property
+    def head(self) -> "Asked":
+        return self
 
 
 def widths(choice: WindowChoice, requests: list[Any], device: Device, steps: int) -> list[int]:
@@ -36,26 +41,26 @@ def widths(choice: WindowChoice, requests: list[Any], device: Device, steps: int
 
 def test_auto_takes_the_window_that_gives_most_tokens_a_second() -> None:
     cheap = Device({1: 1.0, 4: 1.02, 8: 1.05, 16: 1.1}, 12)
-    assert widths(WindowChoice(512), [request()], cheap, 200)[-50:] == [16] * 50
+    assert widths(WindowChoice(512), [Asked()], cheap, 200)[-50:] == [16] * 50
     some = Device({1: 1.0, 4: 1.02, 8: 1.3, 16: 1.9}, 3)
-    assert widths(WindowChoice(512), [request()], some, 200)[-50:] == [4] * 50
+    assert widths(WindowChoice(512), [Asked()], some, 200)[-50:] == [4] * 50
 
 
 def test_auto_takes_none_where_windows_cost_more_than_they_give() -> None:
     dear = Device({1: 1.0, 4: 2.5, 8: 3.0, 16: 5.0}, 2)
-    assert widths(WindowChoice(512), [request()], dear, 300)[-100:] == [1] * 100
+    assert widths(WindowChoice(512), [Asked()], dear, 300)[-100:] == [1] * 100
     wrong = Device({1: 1.0, 4: 1.1, 8: 1.2, 16: 1.3}, 1)
-    found = widths(WindowChoice(512), [request()], wrong, 600)[-300:]
+    found = widths(WindowChoice(512), [Asked()], wrong, 600)[-300:]
     assert found.count(1) > 200  # they are tried again now and then
     assert len(set(found)) > 1
 
 
 def test_numbers_hold_as_far_as_they_fit() -> None:
-    first, second, none = request(5), request(16, rows=1), request(False)
-    plain, held = request(8, drafts=None), request(8)
+    first, second, none = Asked(5), Asked(16, rows=1), Asked(False)
+    plain, held = Asked(8, drafts=None), Asked(8)
     held.matcher = object()
     taken = WindowChoice(512).widths([first, second, none, plain, held])
     assert list(taken.values()) == [5, 16, 1, 1, 1]
-    many = [request(16) for _ in range(64)]
+    many = [Asked(16) for _ in range(64)]
     assert set(WindowChoice(512).widths(many).values()) == {4}
-    assert set(WindowChoice(512).widths([request() for _ in range(300)]).values()) == {1}
+    assert set(WindowChoice(512).widths([Asked() for _ in range(300)]).values()) == {1}
