@@ -28,6 +28,10 @@ class Asked:
         return self
 
 
+def asked(speculate: Any = "auto", **other: Any) -> Any:
+    return Asked(speculate, **other)
+
+
 def widths(choice: WindowChoice, requests: list[Any], device: Device, steps: int) -> list[int]:
     """The windows of the first request in so many steps."""
     now, found = 0.0, []
@@ -41,26 +45,26 @@ def widths(choice: WindowChoice, requests: list[Any], device: Device, steps: int
 
 def test_auto_takes_the_window_that_gives_most_tokens_a_second() -> None:
     cheap = Device({1: 1.0, 4: 1.02, 8: 1.05, 16: 1.1}, 12)
-    assert widths(WindowChoice(512), [Asked()], cheap, 200)[-50:] == [16] * 50
+    assert widths(WindowChoice(512), [asked()], cheap, 200)[-50:] == [16] * 50
     some = Device({1: 1.0, 4: 1.02, 8: 1.3, 16: 1.9}, 3)
-    assert widths(WindowChoice(512), [Asked()], some, 200)[-50:] == [4] * 50
+    assert widths(WindowChoice(512), [asked()], some, 200)[-50:] == [4] * 50
 
 
 def test_auto_takes_none_where_windows_cost_more_than_they_give() -> None:
     dear = Device({1: 1.0, 4: 2.5, 8: 3.0, 16: 5.0}, 2)
-    assert widths(WindowChoice(512), [Asked()], dear, 300)[-100:] == [1] * 100
+    assert widths(WindowChoice(512), [asked()], dear, 300)[-100:] == [1] * 100
     wrong = Device({1: 1.0, 4: 1.1, 8: 1.2, 16: 1.3}, 1)
-    found = widths(WindowChoice(512), [Asked()], wrong, 600)[-300:]
+    found = widths(WindowChoice(512), [asked()], wrong, 600)[-300:]
     assert found.count(1) > 200  # they are tried again now and then
     assert len(set(found)) > 1
 
 
 def test_numbers_hold_as_far_as_they_fit() -> None:
-    first, second, none = Asked(5), Asked(16, rows=1), Asked(False)
-    plain, held = Asked(8, drafts=None), Asked(8)
+    first, second, none = asked(5), asked(16, rows=1), asked(False)
+    plain, held = asked(8, drafts=None), asked(8)
     held.matcher = object()
     taken = WindowChoice(512).widths([first, second, none, plain, held])
     assert list(taken.values()) == [5, 16, 1, 1, 1]
-    many = [Asked(16) for _ in range(64)]
+    many = [asked(16) for _ in range(64)]
     assert set(WindowChoice(512).widths(many).values()) == {4}
-    assert set(WindowChoice(512).widths([Asked() for _ in range(300)]).values()) == {1}
+    assert set(WindowChoice(512).widths([asked() for _ in range(300)]).values()) == {1}
