@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch import nn
 from torch.distributed.checkpoint.api import CheckpointException
@@ -23,6 +22,7 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_
 
 from ..blocks.errors import CheckpointError, ResourceError
 from ..blocks.placement.memory_budget import size_text
+from .distributed import OtherProcessError, from_first, rank
 
 _PATTERN = re.compile(r"step-(\d+)")
 _TRAINED = StateDictOptions(ignore_frozen_params=True, strict=False)
@@ -42,28 +42,31 @@ def save(folder: Path, step: int, model: nn.Module, *optimizers: torch.optim.Opt
     `ResourceError` if it can't be written.
     """
     final, temporary = folder / f"step-{step}", folder / f".step-{step}.part"
-    is_first = not dist.is_initialized() or dist.get_rank() == 0
-    if is_first:
+
+    def begin() -> None:
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
-    if dist.is_initialized():
-        dist.barrier()
+
+    def finish() -> None:
+        before = [path for path in folder.iterdir() if _PATTERN.fullmatch(path.name)]
+        temporary.rename(final)
+        for path in before:
+            shutil.rmtree(path)
+
     try:
+        from_first(begin)
         with _one_process_is_meant():
             dcp.save(_state(model, optimizers), checkpoint_id=temporary)
-    except (CheckpointException, OSError) as error:
-        if is_first:
-            shutil.rmtree(temporary, ignore_errors=True)
+        from_first(finish)
+    except (CheckpointException, OSError) as error:  # of any process
+        if rank():
+            raise OtherProcessError("a checkpoint can't be written") from error
+        shutil.rmtree(temporary, ignore_errors=True)
         raise ResourceError(
             f"can't write the checkpoint of step {step} to {folder}, whose disk has "
             f"{size_text(shutil.disk_usage(folder).free)} free; earlier ones are whole: free some space and "
             "run the same command again"
         ) from error
-    if is_first:
-        before = [path for path in folder.iterdir() if _PATTERN.fullmatch(path.name)]
-        temporary.rename(final)
-        for path in before:
-            shutil.rmtree(path)
 
 
 def load(path: Path, model: nn.Module, *optimizers: torch.optim.Optimizer) -> None:

@@ -1,16 +1,14 @@
-"""Training on several processes, one a GPU: how they find each other, share sums, and hold a model in parts.
+"""Training on several processes, one a GPU: how they meet, share results, and hold a model in parts.
 
-They are started by `launch`, or by anything else that sets torchrun's variables (`torchrun`, `accelerate
-launch`, schedulers of clusters).
+They are started by `processes.launch`, or by anything else that sets torchrun's variables (`torchrun`,
+`accelerate launch`, schedulers of clusters).
 """
 
 import os
-import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import Any
-from uuid import uuid4
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -20,12 +18,22 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
 from ..blocks.device import resolve_device
-from ..blocks.errors import OptionError, ResourceError, check_integer
+from ..blocks.errors import OptionError, ResourceError
 from ..blocks.model.moe import Gate
+from .processes import ends_at_signals, is_launched
 
 TIMEOUT = timedelta(minutes=10)
-"""How long a process waits for the others, in one exchange, before it gives up."""
+"""How long a process waits for the others in one exchange of training, before it gives up."""
+PATIENCE = timedelta(days=7)
+"""How long it waits while others encode pictures, paint, evaluate or write files."""
 _LOST_CONNECTION = ("gloo", "Connection closed", "Connection reset", "NCCL", "Timed out", "Broken pipe")
+_patient: Any = None
+"""The group of all processes for exchanges that may take `PATIENCE`."""
+T = TypeVar("T")
+
+
+class OtherProcessError(Exception):
+    """Another process failed, which says why itself."""
 
 
 def rank() -> int:
@@ -38,49 +46,14 @@ def world() -> int:
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
-def is_launched() -> bool:
-    """Whether this process is one of several that were started together."""
-    return "RANK" in os.environ and "WORLD_SIZE" in os.environ
-
-
-def launch(processes: int, arguments: Sequence[str]) -> None:
-    """Run `python ARGUMENTS` on this machine in several processes, and wait for them.
-
-    Raises `ResourceError` once one of them failed, which has said why; the others are ended.
-    """
-    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
-
-    check_integer("processes", processes, 1, 1024)
-    config = LaunchConfig(
-        min_nodes=1,
-        max_nodes=1,
-        nproc_per_node=processes,
-        run_id=uuid4().hex,
-        rdzv_backend="c10d",
-        rdzv_endpoint="localhost:0",
-        max_restarts=0,
-        monitor_interval=0.2,
-    )
-    try:
-        elastic_launch(config, sys.executable)(*arguments)
-    except ChildFailedError as error:
-        number, failure = error.get_first_failure()
-        killed = f"was killed by signal {-failure.exitcode}"
-        ended = killed if failure.exitcode < 0 else "failed; it says why above"
-        raise ResourceError(
-            f"process {number} of {processes} {ended}, and the others were ended. The same command goes on "
-            "from the last checkpoint"
-        ) from None
-
-
 @contextmanager
 def joined(device: str | torch.device | None) -> Iterator[torch.device]:
     """Join the run's other processes, if it has any; gives the device of this one, on GPUs its own.
 
-    Raises `OptionError` where there are fewer GPUs than processes, and `ResourceError` once the connection to
-    another process is lost.
+    Ctrl-C and SIGTERM end the process even while it waits for others. Raises `OptionError` where there are
+    fewer GPUs than processes, and `ResourceError` once the connection to another process is lost.
     """
+    global _patient
     if not is_launched():
         yield resolve_device(device)
         return
@@ -88,18 +61,63 @@ def joined(device: str | torch.device | None) -> Iterator[torch.device]:
     if chosen.type == "cuda":
         torch.cuda.set_device(chosen)
     backend = "cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo"
-    dist.init_process_group(backend, timeout=TIMEOUT)
+    with ends_at_signals():
+        dist.init_process_group(backend, timeout=TIMEOUT)
+        _patient = dist.new_group(backend="gloo", timeout=PATIENCE)
+        try:
+            yield chosen
+        except RuntimeError as error:
+            if isinstance(error, dist.DistError) or any(word in str(error) for word in _LOST_CONNECTION):
+                raise ResourceError(
+                    f"process {rank()} of {world()} lost the connection to another one, which failed or was "
+                    "killed (see its own message)"
+                ) from error
+            raise
+        wait()
+        _patient = None
+        dist.destroy_process_group()
+
+
+def wait() -> None:
+    """Wait until every process calls this."""
+    if world() > 1:
+        dist.barrier(_patient)
+
+
+def exchange(value: T) -> list[T]:
+    """The values of all processes, by their numbers; they are pickled."""
+    if world() == 1:
+        return [value]
+    found: list[Any] = [None] * world()
+    dist.all_gather_object(found, value, _patient)
+    return found
+
+
+def agreed(work: Callable[[], T]) -> T:
+    """What `work` gives on this process, once it has succeeded on all.
+
+    Where it fails, the first process that failed raises its error, and the others `OtherProcessError`.
+    """
+    error, found = None, None
     try:
-        yield chosen
-    except RuntimeError as error:
-        if isinstance(error, dist.DistError) or any(word in str(error) for word in _LOST_CONNECTION):
-            raise ResourceError(
-                f"process {rank()} of {world()} lost the connection to another one, which failed or was "
-                "killed (see its own message). The same command goes on from the last checkpoint"
-            ) from error
-        raise
-    dist.barrier()
-    dist.destroy_process_group()
+        found = work()
+    except Exception as caught:
+        error = caught
+    failed = [number for number, has_failed in enumerate(exchange(error is not None)) if has_failed]
+    if error is not None and failed[0] == rank():
+        raise error
+    if failed:
+        raise OtherProcessError(f"process {failed[0]} failed")
+    return found  # type: ignore[return-value]
+
+
+def from_first(work: Callable[[], T]) -> T:
+    """What `work` gives on the first process, for all of them; the others wait. Errors are those of
+    `agreed`."""
+    found: list[Any] = [agreed(lambda: work() if rank() == 0 else None)]
+    if world() > 1:
+        dist.broadcast_object_list(found, 0, _patient)
+    return found[0]
 
 
 def _own_device(device: str | torch.device | None) -> torch.device:
@@ -174,9 +192,10 @@ def whole(tensors: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]
 
 
 @contextmanager
-def gathered(module: nn.Module, dtype: torch.dtype) -> Iterator[None]:
+def gathered(module: nn.Module, dtype: torch.dtype, everywhere: bool = False) -> Iterator[None]:
     """A module that was divided by `shard` is whole on the first process, in `dtype`, and computes as a plain
-    one: to paint, evaluate or save it. Every process calls this; the others wait until the first is done."""
+    one: to paint, evaluate or save it. With `everywhere` it is on all of them. Every process calls this; the
+    others wait until the first is done."""
     parts = [part for part in module.modules() if isinstance(part, FSDPModule)]
     for part in parts:
         part.reshard()
@@ -190,7 +209,7 @@ def gathered(module: nn.Module, dtype: torch.dtype) -> Iterator[None]:
     for owner, name, parameter in divided:
         own = parameter.dtype if isinstance(owner, Gate) else dtype
         full: Tensor = parameter.detach().to(own).full_tensor()  # type: ignore[attr-defined]
-        whole_or_empty = full if rank() == 0 else full.new_empty(0)
+        whole_or_empty = full if everywhere or rank() == 0 else full.new_empty(0)
         owner._parameters[name] = nn.Parameter(whole_or_empty, requires_grad=False)
     for part, before, after in hooks:
         part._forward_pre_hooks, part._forward_hooks = type(before)(), type(after)()
@@ -201,5 +220,4 @@ def gathered(module: nn.Module, dtype: torch.dtype) -> Iterator[None]:
             part._forward_pre_hooks, part._forward_hooks = before, after
         for owner, name, parameter in divided:
             owner._parameters[name] = parameter
-    if world() > 1:
-        dist.barrier()
+    wait()

@@ -24,6 +24,7 @@ from ..blocks.files import temporary_path
 from ..blocks.image_fit import FittedImage, as_tiles, normalized
 from ..blocks.image_io import open_image
 from ..janus.pipeline import JanusPipeline
+from .distributed import exchange, from_first, rank, world
 from .rows import Fault, PaintRow, ReadRow, Row
 
 ENCODED_AT_ONCE = 16
@@ -113,11 +114,13 @@ def encode_pictures(pipe: JanusPipeline, paths: Sequence[Path]) -> Tensor:
 class CodesFile:
     """Codes of pictures by the digest of their files, kept in a safetensors file between runs.
 
-    `tokenizer` identifies the image tokenizer: codes of another one are not used.
+    `tokenizer` identifies the image tokenizer: codes of another one are not used. `new` are those that the
+    file doesn't hold.
     """
 
     def __init__(self, path: Path, tokenizer: str) -> None:
         self.path, self.tokenizer, self.codes = path, tokenizer, dict[str, Tensor]()
+        self.new: dict[str, Tensor] = {}
         try:
             with safe_open(path, "pt") as file:
                 metadata = file.metadata() or {}
@@ -166,40 +169,48 @@ class Examples:
 def prepare(
     pipe: Any, rows: Sequence[Row], cache: Path, progress: Callable[[int], object] = lambda count: None
 ) -> tuple[Examples, list[Fault]]:
-    """Check every row, and encode the pictures to paint.
+    """Check every row, and encode the pictures to paint. Several processes, which all call it with the same
+    rows, do a part each.
 
     Returns the examples and the faults of the rows left out. `cache` is the file that keeps the codes;
     `progress` is called with the number of rows done since its last call.
     """
-    good: list[Row] = []
-    faults: list[Fault] = []
     paints = isinstance(pipe, JanusPipeline) and pipe.model.parts == "all"
     file = CodesFile(cache, tokenizer_digest(pipe)) if paints else None
-    codes: dict[Path, Tensor] = {}
-    for row in rows:
+    digests: dict[Path, str] = {}
+    faults: dict[int, Fault] = {}
+    for place in range(rank(), len(rows), world()):
+        row = rows[place]
         try:
             if isinstance(row, ReadRow):
                 read_example(pipe, row.messages)
             elif file is None:
                 raise OptionError("it is a row for painting, which the model can't learn; accepted: messages")
             else:
-                codes[row.picture] = _codes_of(pipe, row, file)
-            good.append(row)
+                digests[row.picture] = _encode(pipe, row, file)
         except (BifronsError, OSError) as error:
-            faults.append(Fault(row.where, one_line(str(error))))
-        progress(1)
-    if file is not None and codes:
-        file.save()
-    return Examples(pipe, good, codes), faults
+            faults[place] = Fault(row.where, one_line(str(error)))
+        progress(min(world(), len(rows) - place))
+    for their_digests, their_faults, new in exchange((digests, faults, {} if file is None else file.new)):
+        digests, faults = digests | their_digests, faults | their_faults
+        if file is not None:
+            file.codes |= new
+    codes: dict[Path, Tensor] = {}
+    if file is not None and digests:
+        from_first(file.save)
+        codes = {picture: file.codes[digest] for picture, digest in digests.items()}
+    good = [row for place, row in enumerate(rows) if place not in faults]
+    return Examples(pipe, good, codes), [faults[place] for place in sorted(faults)]
 
 
-def _codes_of(pipe: JanusPipeline, row: PaintRow, file: CodesFile) -> Tensor:
+def _encode(pipe: JanusPipeline, row: PaintRow, file: CodesFile) -> str:
+    """Put the codes of a row's picture into the file, if they aren't there; returns their digest."""
     pipe.processor.generation_ids(row.prompt)
     with row.picture.open("rb") as stream:
         digest = file_digest(stream, "sha256").hexdigest()
     if digest not in file.codes:
-        file.codes[digest] = encode_pictures(pipe, [row.picture])[0]
-    return file.codes[digest]
+        file.codes[digest] = file.new[digest] = encode_pictures(pipe, [row.picture])[0]
+    return digest
 
 
 def draw(sizes: Sequence[int], weights: Sequence[float], count: int, seed: int) -> Tensor:

@@ -3,7 +3,6 @@
 P prompts of a step, G samples of each, N sampled tokens of some of them.
 """
 
-import copy
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -20,9 +19,10 @@ from ..blocks.errors import BifronsError, OptionError, check_integer, check_numb
 from ..blocks.sampling.request import SamplingParams
 from . import checkpoints
 from .adapters import LoraOptions
-from .distributed import world
+from .distributed import agreed, exchange, gathered, rank, sum_on_host, world
+from .examples import Example
 from .grpo_loss import group_advantages, token_losses
-from .policy import Policy, Samples, answer, make_room, paint, uses_more_rows
+from .policy import Policy, Samples, answer, frozen_copy, make_room, paint, uses_more_rows
 from .prompts import token_counts
 from .reward import Prompt, Reward, checked_scores
 from .run_folder import append_log
@@ -124,8 +124,6 @@ class GrpoRun:
     def __init__(
         self, pipe: Any, prompts: Sequence[Prompt], reward: Reward, options: GrpoOptions, folder: Path
     ) -> None:
-        if world() > 1:
-            raise OptionError("training by rewards runs in one process; accepted: start it without torchrun")
         self.pipe, self.prompts, self.reward, self.options = pipe, prompts, reward, options
         self.folder, self.step = folder, 0
         self.paints = "prompt" in prompts[0]
@@ -143,11 +141,12 @@ class GrpoRun:
             clip=options.max_norm,
             recompute=options.recompute,
         )
-        self._make_room()
+        with gathered(self.model, self.updates.dtype, everywhere=True):
+            self._make_room()
 
     def _make_room(self) -> None:
         options = self.options
-        rows = options.prompts_per_step * options.group_size * self.sampling.rows
+        rows = -(-options.prompts_per_step // world()) * options.group_size * self.sampling.rows
         if uses_more_rows(self.pipe, rows):
             lengths = (sum(token_counts(self.pipe, one, options.max_new_tokens)) for one in self.prompts)
             make_room(self.pipe, rows, max(lengths))
@@ -160,25 +159,30 @@ class GrpoRun:
         return self.step
 
     def run(self, callback: Callable[[dict[str, float]], None] = lambda figures: None) -> None:
-        """Train to the last step. `callback` gets a step's figures, which are also a line of `log.jsonl`."""
+        """Train to the last step. `callback` gets a step's figures, which are also a line of `log.jsonl`, on
+        the first process alone."""
         while self.step < self.options.steps:
             figures = self.train_step()
             self.step += 1
-            figures = {"step": self.step, **figures}
-            append_log(self.folder, figures)
-            callback(figures)
+            if rank() == 0:
+                figures = {"step": self.step, **figures}
+                append_log(self.folder, figures)
+                callback(figures)
             if self.step % self.options.save_every == 0 or self.step == self.options.steps:
                 self.updates.save(self.folder / "checkpoints", self.step)
 
     def train_step(self) -> dict[str, float]:
-        """One step; returns its figures."""
+        """One step; returns its figures. Each process samples and judges the groups of its share of the
+        prompts; all of them are then learned from together."""
         options, clock = self.options, Clock(self.pipe.device)
         start = self.step * options.prompts_per_step
-        prompts = [self._prompt(place) for place in range(start, start + options.prompts_per_step)]
-        with clock.measure("painting" if self.paints else "answering"):
-            samples = self.sample(prompts)
+        share = range(start + rank(), start + options.prompts_per_step, world())
+        prompts = [self._prompt(place) for place in share]
+        whole = gathered(self.model, self.updates.dtype, everywhere=True)
+        with clock.measure("painting" if self.paints else "answering"), whole:
+            samples = agreed(lambda: self.sample(prompts))
         with clock.measure("judging"):
-            scores = self.judge(prompts, samples)
+            samples, scores = self._everyones(samples, agreed(lambda: self.judge(prompts, samples)))
         figures = self._score_figures(scores)
         with clock.measure("learning"):
             figures |= self.learn(samples, group_advantages(scores))
@@ -193,50 +197,63 @@ class GrpoRun:
         return self.prompts[order[index]]
 
     def sample(self, prompts: Sequence[Prompt]) -> Samples:
-        """The groups of some prompts, by seeds that belong to the step."""
-        random = Random(f"{self.options.seed} samples {self.step}")
-        seeds = [random.getrandbits(63) for _ in range(len(prompts) * self.options.group_size)]
+        """The groups of this process's share of a step's prompts, by seeds that belong to the step."""
+        if not prompts:
+            return Samples(self.options.group_size, [], [])
+        random, options = Random(f"{self.options.seed} samples {self.step}"), self.options
+        groups = [
+            [random.getrandbits(63) for _ in range(options.group_size)]
+            for _ in range(options.prompts_per_step)
+        ]
+        seeds = [seed for group in groups[rank() :: world()] for seed in group]
         if self.paints:
             return paint(self.pipe, prompts, seeds, self.sampling)
         return answer(self.pipe, prompts, seeds, self.sampling, self.options.max_new_tokens)
 
     def judge(self, prompts: Sequence[Prompt], samples: Samples) -> Tensor:
-        """The scores of samples, float64 `[P, G]`, NaN where there is none. Raises `BifronsError` for a
-        reward that gives no numbers."""
+        """The scores of samples, float64 `[P, G]`, NaN where there is none. Raises `BifronsError` where the
+        reward gives something else."""
         each = [prompt for prompt in prompts for _ in range(samples.count)]
-        scores = checked_scores(self.reward(each, samples.outputs), len(each))
-        if not scores.isfinite().any():
-            raise BifronsError(f"the reward gave none of {len(each)} samples a score; is it the right one?")
+        scores = checked_scores(self.reward(each, samples.outputs), len(each)) if each else torch.empty(0)
         return scores.view(len(prompts), samples.count)
 
+    def _everyones(self, samples: Samples, scores_PG: Tensor) -> tuple[Samples, Tensor]:
+        """What all processes have sampled, without the outputs, and its scores, in the order of the step's
+        prompts."""
+        found = exchange((samples.examples, scores_PG))
+        count, examples, scores = samples.count, list[Example](), list[Tensor]()
+        for place in range(self.options.prompts_per_step):
+            (theirs, their_scores), row = found[place % world()], place // world()
+            examples += theirs[row * count : (row + 1) * count]
+            scores.append(their_scores[row])
+        return Samples(count, examples, []), torch.stack(scores)
+
     def learn(self, samples: Samples, advantages_PG: Tensor) -> dict[str, float]:
-        """The steps of the optimizer of a step; samples of groups without a difference are left out."""
+        """The steps of the optimizer of a step, with a share of the samples on each process; those of groups
+        without a difference are left out."""
         options = self.options
         varied = (advantages_PG.nan_to_num() != 0).any(1, keepdim=True)
         used = (varied & advantages_PG.isfinite()).flatten().nonzero()[:, 0].tolist()
-        batches = [
-            used[start : start + options.rows_at_once] for start in range(0, len(used), options.rows_at_once)
-        ]
+        size, share = options.rows_at_once, used[rank() :: world()]
+        batches = [share[start : start + size] for start in range(0, -(-len(used) // world()), size)]
         old: list[Tensor] = []
         sums = torch.zeros(4, dtype=torch.float64)
         norms = []
         for update in range(options.updates if used else 0):
             for number, batch in enumerate(batches):
+                # Processes compute equally many batches: one without a sample left computes any, for nothing.
                 loss, parts, drawn = self._loss(
-                    samples, batch, advantages_PG, old[number] if update else None
+                    samples, batch or used[:1], advantages_PG, old[number] if update else None
                 )
-                (loss / len(used)).backward()
-                sums += parts
+                (loss * (bool(batch) / len(used))).backward()
+                sums += parts * bool(batch)
                 if update == 0:
                     old.append(drawn)
             norms.append(float(self.updates.apply(options.rate)))
-        loss, divergence, clipped, tokens = (sums / max(1, options.updates * len(used))).tolist()
-        return {
-            "loss": loss,
-            "kl": divergence,
-            "clipped": clipped,
+        sums = sum_on_host(sums) / max(1, options.updates * len(used))
+        figures = dict(zip(("loss", "kl", "clipped", "length"), sums.tolist(), strict=True))
+        return figures | {
             "norm": max(norms, default=0.0),
-            "length": tokens,
             "skipped_groups": int((~varied).sum()),
         }
 
@@ -271,15 +288,11 @@ class GrpoRun:
 
     def _score_figures(self, scores_PG: Tensor) -> dict[str, float]:
         scored = scores_PG[scores_PG.isfinite()]
+        count = scores_PG.numel()
+        if not len(scored):
+            raise BifronsError(f"the reward gave none of {count} samples a score; is it the right one?")
         return {
             "reward": float(scored.mean()),
             "reward_std": float(scored.std(correction=0)),
-            "unscored": int(scores_PG.numel() - scored.numel()),
+            "unscored": count - len(scored),
         }
-
-
-def frozen_copy(model: nn.Module) -> nn.Module:
-    """A copy of a model as it is, which shares what is never trained: vision encoder and image tokenizer."""
-    shared = [getattr(model, name, None) for name in ("vision_model", "vision", "gen_vision_model")]
-    memo = {id(module): module for module in shared if isinstance(module, nn.Module)}
-    return copy.deepcopy(model, memo).requires_grad_(False).eval()

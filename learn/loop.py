@@ -71,11 +71,16 @@ class Loop(ABC):
             self.load(found[1])
         return self.step
 
-    def run(self, callback: Callback = lambda figures: None, stop_every: int = 0) -> None:
-        """Train to the last step. `callback` gets a step's figures, which are also a line of `log.jsonl`.
+    def run(
+        self,
+        callback: Callback = lambda figures: None,
+        pause: Callable[[], None] = lambda: None,
+        pause_every: int = 0,
+    ) -> None:
+        """Train to the last step. `callback` gets a step's figures, which are also a line of `log.jsonl`, on
+        the first process alone, while the next step is computed, so that the GPU is never without work.
 
-        It is called while the next step is computed, so that the GPU is never without work, but before it
-        where a checkpoint is due, and after each `stop_every` steps.
+        Every process calls `pause` after each `pause_every` steps and the last, before the next is computed.
         """
         with ThreadPoolExecutor(1) as loader:
             following = loader.submit(self.prepare, self.step)
@@ -86,12 +91,15 @@ class Loop(ABC):
                 taken = self.take_step(prepared)
                 done = self.is_done()
                 is_saved = done or self.is_due()
-                stops = is_saved or (stop_every > 0 and self.step % stop_every == 0)
+                pauses = pause_every > 0 and (done or self.step % pause_every == 0)
+                stops = is_saved or pauses
                 reported = stops or self.step % self.report_every == 0
                 for step in filter(None, (unread, taken if stops else None)):
                     seconds, start = time.perf_counter() - start, time.perf_counter()
                     self._report(step, seconds, callback)
                 unread = taken if reported and not stops else None
+                if pauses:
+                    pause()
                 if is_saved:
                     self.save()
 

@@ -226,7 +226,7 @@ class _ZeroGradients(Function):
     @staticmethod
     def forward(ctx: Any, value: Tensor, *unused: Tensor) -> Tensor:
         ctx.unused = unused
-        return value.view_as(value)
+        return value.clone()
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, ...]:

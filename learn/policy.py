@@ -3,6 +3,8 @@
 P prompts, G samples of each, T image tokens of a picture, N tokens of several samples one after another.
 """
 
+import copy
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -149,5 +151,14 @@ class Policy:
     ) -> tuple[Tensor, Tensor]:
         pad = getattr(self.pipe.processor, "pad_id", 0)
         batch = collate(examples, pad, [dropped] * len(examples))
-        (found,) = model.logits(batch).values()
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view")  # never written to
+            (found,) = model.logits(batch).values()
         return found
+
+
+def frozen_copy(model: nn.Module) -> nn.Module:
+    """A copy of a model as it is, which shares what is never trained: vision encoder and image tokenizer."""
+    shared = [getattr(model, name, None) for name in ("vision_model", "vision", "gen_vision_model")]
+    memo = {id(module): module for module in shared if isinstance(module, nn.Module)}
+    return copy.deepcopy(model, memo).requires_grad_(False).eval()

@@ -140,7 +140,10 @@ class Pretraining(Loop):
         return float(shared)
 
     def run(
-        self, callback: Callable[[dict[str, float]], None] = lambda figures: None, stop_every: int = 0
+        self,
+        callback: Callable[[dict[str, float]], None] = lambda figures: None,
+        pause: Callable[[], None] = lambda: None,
+        pause_every: int = 0,
     ) -> None:
         """Train to the end, as `Loop.run` does, in the numbers' order that belongs to the step."""
         torch.manual_seed(self.options.seed + 1000 * self.step + 1_000_003 * self.rank)
@@ -149,7 +152,7 @@ class Pretraining(Loop):
         self._bound()
         stream = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
         with nullcontext() if stream is None else torch.cuda.stream(stream):
-            super().run(callback, stop_every)
+            super().run(callback, pause, pause_every)
 
     def _bound(self) -> None:
         if self.seconds is not None and self.options.wall is not None:

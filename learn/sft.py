@@ -1,4 +1,4 @@
-"""Supervised fine-tuning of both families, full or by LoRA, on one process or several (`torchrun`)."""
+"""Supervised fine-tuning of both families, full or by LoRA, on one process or several."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -89,10 +89,7 @@ class SftRun(Loop):
     ) -> None:
         super().__init__(folder)
         self.pipe, self.options = pipe, options
-        if options.batch_size % self.world:
-            raise OptionError(
-                f"batch_size is {options.batch_size}; accepted: a multiple of the {self.world} processes"
-            )
+        check_share(options.batch_size, self.world)
         self.examples = examples
         sizes = list(map(len, examples))
         self.order = draw(sizes, weights, options.steps * options.batch_size, options.seed)
@@ -178,6 +175,14 @@ class Taken:
         counts = [self.tokens[kind] for kind in KINDS]
         losses = {f"{k}_loss": s / n for k, s, n in zip(KINDS, sums, counts, strict=True) if n}
         return losses | {"norm": norm, "rate": self.rate, "step": self.step}
+
+
+def check_share(batch_size: int, processes: int) -> None:
+    """Raise `OptionError` if processes can't have equal shares of a batch."""
+    if batch_size % processes:
+        raise OptionError(
+            f"batch_size is {batch_size}; accepted: a multiple of the {processes} processes, one a GPU"
+        )
 
 
 def prepare_model(pipe: Any, lora: LoraOptions | None, seed: int) -> Any:

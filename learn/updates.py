@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.fsdp import register_fsdp_forward_method
 from torch.distributed.tensor import DTensor
 
 from . import checkpoints
@@ -20,18 +21,20 @@ class Updates:
     while products are computed in `training_dtype`. Adapters are small: every process holds the whole model
     with them. A model that is trained whole is divided among several processes (see `distributed.shard`); on
     one, its parameters are in `training_dtype`, and `Masters` of them are trained. Gradients are those of the
-    sum of all processes' losses, shortened to the length `clip`.
+    sum of all processes' losses, shortened to the length `clip`. `dtype` is that of products.
     """
 
     def __init__(self, module: Any, *, weight_decay: float, clip: float, recompute: bool = False) -> None:
         model, self.clip, self.masters = module.model, clip, None
-        dtype, layers = training_dtype(model), list(model.decoder.layers)
+        self.dtype = dtype = training_dtype(model)
+        layers = list(model.decoder.layers)
         is_whole = all(parameter.requires_grad for parameter in layers[0].parameters())
         if is_whole and world() == 1 and dtype != torch.float32:
             self.masters = Masters(module.named_parameters())
         prepare_computation(model, recompute=recompute, float32=self.masters is None)
         if is_whole and world() > 1:
             shard(module, layers, dtype)
+            register_fsdp_forward_method(module, "logits")
         self.weights: nn.Module = module if self.masters is None else self.masters
         trained = [parameter for parameter in self.weights.parameters() if parameter.requires_grad]
         is_cuda = model.decoder.device.type == "cuda"

@@ -1,11 +1,11 @@
 """`bifrons bench train`: fine-tuning with random weights at released sizes."""
 
 import argparse
-import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from .options import given_fields
+from .train_options import add_gpus
 
 if TYPE_CHECKING:
     from ...eval.bench.measure import Line
@@ -20,11 +20,11 @@ def add_bench_train(commands: Any, command: Callable[..., Any], add_json: Callab
         ("--rows", "pictures of a step on each GPU (default: 16 of 1b, 8 of 7b)"),
         ("--layers", "decoder layers, if memory is too small for all (default: all)"),
         ("--repeats", "runs of four steps, of which the median is reported (default: 3)"),
-        ("--processes", "processes on this machine, one a GPU (default: 1)"),
     ):
         parser.add_argument(flag, type=int, default=argparse.SUPPRESS, metavar="N", help=text)
     parser.add_argument("--recompute", action="store_true", help="recompute activations: less memory, slower")
     parser.add_argument("--device", help="cuda (default where there is one), cpu")
+    add_gpus(parser, "1")
     parser.add_argument("--dtype", default=argparse.SUPPRESS, help="bfloat16 (default on a GPU), float32")
     parser.add_argument(
         "--peers", action="store_true", help="also measure transformers and PEFT on the same work"
@@ -34,15 +34,23 @@ def add_bench_train(commands: Any, command: Callable[..., Any], add_json: Callab
 
 def bench_train(args: argparse.Namespace, line_text: Callable[["Line"], str]) -> int:
     """Print each measurement when it is done, by `line_text`, and a summary at the end, or JSON."""
+    from ...learn.processes import is_launched
+    from .train_processes import as_one_of_several, processes_to_start, start_processes
+
+    if args.gpus is None and not is_launched():
+        args.gpus = 1
+    if (processes := processes_to_start(args)) > 1:
+        return start_processes(args, processes)
+    if is_launched():
+        return as_one_of_several(lambda args: _measure(args, line_text), args)
+    return _measure(args, line_text)
+
+
+def _measure(args: argparse.Namespace, line_text: Callable[["Line"], str]) -> int:
+    from ...eval.bench.training import TrainBenchOptions, bench_training
     from ...learn import distributed
     from ..files import print_json
     from ..pipelines import explain_out_of_memory
-
-    processes = getattr(args, "processes", 1)
-    if processes > 1 and not distributed.is_launched():
-        distributed.launch(processes, ["-m", "bifrons", *sys.argv[1:]])
-        return 0
-    from ...eval.bench.training import TrainBenchOptions, bench_training
 
     fewer = "accepted: --recompute, fewer --rows, fewer --layers, a smaller --size"
     with explain_out_of_memory("measuring", lambda: fewer), distributed.joined(args.device) as device:

@@ -39,20 +39,24 @@ class _TerminatedError(BaseException):
 
 @contextmanager
 def long_work(done: Callable[[], str], content: Callable[[], dict[str, Any]]) -> Iterator[None]:
-    """Turn the end of unfinished work into a `StoppedError` that says what is `done`.
+    """Turn the end of unfinished work into a `StoppedError` that says what is `done`, if anything is.
 
     SIGTERM and SIGHUP (a closed terminal) end the work as Ctrl-C does, unless they are ignored (`nohup`), so
     that temporary files are removed.
     """
+
+    def said(end: str) -> str:
+        return "; ".join(filter(None, (end, done())))
+
     with _signals_raise():
         try:
             yield
         except KeyboardInterrupt as error:
-            raise StoppedError(f"interrupted; {done()}", INTERRUPTED, content()) from error
+            raise StoppedError(said("interrupted"), INTERRUPTED, content()) from error
         except _TerminatedError as error:
-            raise StoppedError(f"terminated; {done()}", 128 + error.number, content()) from error
+            raise StoppedError(said("terminated"), 128 + error.number, content()) from error
         except BifronsError as error:
-            raise StoppedError(f"{error}; {done()}", status_of(error), content()) from error
+            raise StoppedError(said(str(error)), status_of(error), content()) from error
 
 
 @contextmanager

@@ -12,6 +12,7 @@ from importlib import import_module
 from typing import NoReturn
 
 from ...blocks.errors import BifronsError, printable
+from ...learn.processes import has_launcher
 from ..notes import heading, notes
 from .arguments import UsageError
 from .long_work import FAILED, INTERRUPTED, REFUSED, StoppedError, status_of
@@ -77,7 +78,7 @@ def _parse_and_run(argv: list[str] | None) -> int:
     words = sys.argv[1:] if argv is None else argv
     as_json = "--json" in words[: words.index("--") if "--" in words else len(words)]
     try:
-        args = build_parser().parse_args(words)
+        args = build_parser().parse_args(words, argparse.Namespace(words=words))
         with notes(args.quiet):
             apply_revision(args)
             return _run(args)
@@ -91,6 +92,8 @@ def _parse_and_run(argv: list[str] | None) -> int:
     except StoppedError as error:
         return _report(error, as_json)
     except KeyboardInterrupt:
+        if has_launcher():
+            return INTERRUPTED  # the command that started this process speaks
         return _report(StoppedError("interrupted", INTERRUPTED), as_json)
 
 
@@ -108,10 +111,10 @@ def run() -> NoReturn:
     """The `bifrons` command: `main`, and the end of the process.
 
     A server ends at once when its work has: Python would take seconds to take apart what it holds, and wait
-    for its threads.
+    for its threads. So does one of several processes, which would wait for others that have failed.
     """
     status = main()
-    if "serve" in sys.argv[1:]:
+    if "serve" in sys.argv[1:] or ("train" in sys.argv[1:] and "RANK" in os.environ):
         logging.shutdown()
         sys.stderr.flush()
         os._exit(status)

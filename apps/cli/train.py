@@ -14,5 +14,12 @@ def train(args: argparse.Namespace) -> int:
     """Run the method named on the command line and return the exit status."""
     if find_spec("peft") is None:
         raise BifronsError("training needs the package peft: pip install 'bifrons[train]'")
-    module, function = _FUNCTIONS[args.method]
-    return getattr(import_module(f".{module}", __package__), function)(args)
+    module, name = _FUNCTIONS[args.method]
+    function = getattr(import_module(f".{module}", __package__), name)
+    from ...learn.processes import is_launched
+
+    if is_launched():
+        from .train_processes import as_one_of_several
+
+        return as_one_of_several(function, args)
+    return function(args)

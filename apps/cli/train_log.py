@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ...blocks.progress import progress_bar
+from ...learn.distributed import rank
 
 _SHOWN = {"image_loss": "image", "text_loss": "text", "reward": "reward", "kl": "kl"}
 
@@ -16,7 +17,7 @@ class TrainingLog:
     def __init__(self, run: Path, steps: int, done: int) -> None:
         self.bar = progress_bar(steps, "training", " steps", initial=done)
         self.board: Any = None
-        if find_spec("tensorboard") is not None:
+        if rank() == 0 and find_spec("tensorboard") is not None:
             from torch.utils.tensorboard import SummaryWriter
 
             self.board = SummaryWriter(run / "tensorboard", purge_step=done + 1)

@@ -19,6 +19,7 @@ def add_trained_model(parser: Any) -> None:
         help=f"{MODEL_HELP} (default: BIFRONS_MODEL, else {DEFAULT_MODEL})",
     )
     parser.add_argument("--device", help="cpu, cuda, cuda:N or mps (default: the best available)")
+    add_gpus(parser, "all, or the one that --device names")
     parser.add_argument(
         "--dtype",
         help="of weights that stay as they are: float32, bfloat16 or float16 (default: float32 on the CPU, "
@@ -32,6 +33,17 @@ def add_trained_model(parser: Any) -> None:
         required=True,
         metavar="RUN",
         help="the run's folder; the same command goes on where it was stopped",
+    )
+
+
+def add_gpus(parser: Any, default: str) -> None:
+    """Add `--gpus`; `default` says how many there are without it."""
+    parser.add_argument(
+        "--gpus",
+        type=int,
+        metavar="N",
+        help="GPUs of this machine to work on, each by a process of its own "
+        f"(default: {default}); with --device cpu, so many processes (default: 1)",
     )
 
 

@@ -1,16 +1,26 @@
-"""What a run gained and lost: the loss on rows kept out, and evaluations before and after."""
+"""A run's result on the disk, and what it gained and lost: the loss on rows kept out, and evaluations."""
 
 import argparse
 import json
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors import SafetensorError
 
 from ...blocks.conversion.adapter import is_adapter
-from ...blocks.errors import BifronsError
+from ...blocks.errors import BifronsError, ResourceError
+from ...learn.adapters import save_adapter
+from ...learn.processes import alone
 from ..notes import is_quiet, note
 
+if TYPE_CHECKING:
+    from ..pipelines import Pipeline
+
+LESS_MEMORY = "accepted: --recompute, fewer --rows-at-once, or --lora in place of all weights"
+"""What to do if training needs more memory than there is."""
 _LOSSES = {"image_loss": "image tokens", "text_loss": "answers"}
 
 
@@ -41,7 +51,7 @@ def compare_suites(run: Path, args: argparse.Namespace, result: Path) -> list[di
 def _evaluation(words: list[str]) -> str:
     """What `bifrons eval` prints."""
     command = [sys.executable, "-m", "bifrons", "eval", *words, *(["--quiet"] if is_quiet() else [])]
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False, env=alone())
     if done.returncode:
         raise BifronsError(f"`bifrons eval {' '.join(words)}` failed; what it says stands above")
     return done.stdout
@@ -70,3 +80,15 @@ def report_lines(facts: dict[str, Any]) -> list[str]:
             lines.append(f"{one['suite']}: {overall[0]:.1%} before, {overall[1]:.1%} after")
         lines += ["", "```text", one["comparison"].rstrip(), "```", ""]
     return lines
+
+
+def write_result(pipe: "Pipeline", adapter: Any, result: Path, dtype: torch.dtype) -> None:
+    """Write the trained adapter, or without one the model in `dtype`. Raises `ResourceError`."""
+    pipe.model.eval()
+    try:
+        if adapter is not None:
+            save_adapter(pipe.model, adapter, result, pipe.taught)
+        else:
+            pipe.to(dtype).save_pretrained(result)
+    except SafetensorError as error:  # of a full disk
+        raise ResourceError(f"can't write {result}: {error}") from error

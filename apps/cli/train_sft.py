@@ -5,26 +5,26 @@ import gc
 import json
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
-from safetensors import SafetensorError
 
 from ...blocks.checkpoints.hub import open_model
-from ...blocks.errors import OptionError, ResourceError, check_integer, check_number
+from ...blocks.errors import OptionError, check_integer, check_number
 from ...blocks.files import atomic_write
 from ...blocks.progress import progress_bar
-from ...eval.atomic_io import disk_errors, folder_lock
 from ...learn import contact_sheet, validation
-from ...learn.adapters import LoraOptions, save_adapter
+from ...learn.adapters import LoraOptions
+from ...learn.distributed import agreed, from_first, gathered, joined, rank, world
 from ...learn.examples import Examples, prepare
 from ...learn.replay import paint_replay, read_prompts
-from ...learn.rows import PaintRow, new_words
-from ...learn.run_folder import cut_log, open_run
-from ...learn.sft import SftOptions, SftRun
+from ...learn.rows import PaintRow, Row, new_words
+from ...learn.run_folder import cut_log
+from ...learn.sft import SftOptions, SftRun, check_share
 from ..files import print_json
 from ..notes import note
 from ..pipelines import as_janus, explain_out_of_memory, load_pipeline
@@ -33,28 +33,32 @@ from .long_work import long_work
 from .options import given_fields
 from .train_data import Source, read_source, report_faults
 from .train_log import TrainingLog
-from .train_report import compare_suites, report_lines
+from .train_processes import goes_on, in_processes, opened_run, processes_to_start
+from .train_report import LESS_MEMORY, compare_suites, report_lines, write_result
 
 if TYPE_CHECKING:
     from ..pipelines import Pipeline
 
 _SAMPLES = 4
+T = TypeVar("T")
 
 
 def sft(args: argparse.Namespace) -> int:
     """Fine-tune a model; returns the exit status."""
     started = time.monotonic()
     options, prompts = _check_options(args)
-    sources = [read_source(text, args.validation, options.seed) for text in args.data]
-    if not args.steps:
-        rows = sum(len(source.rows) for source in sources)
-        options = replace(options, steps=max(1, math.ceil(args.epochs * rows / options.batch_size)))
-    open_model(args.model)
-    run_dir = user_path(str(args.output))
-    with disk_errors(f"work in {run_dir}"):
-        open_run(run_dir, _settings(args, options, sources))
-        with folder_lock(run_dir):
-            return _Training(args, options, sources, prompts, run_dir, started).work()
+    run_dir, processes = user_path(str(args.output)), processes_to_start(args)
+    check_share(options.batch_size, processes)
+    if processes > 1:
+        return in_processes(args, run_dir, processes)
+    training = _Training(args, options, prompts, run_dir)
+    with long_work(training.done, training.content), ExitStack() as stack:
+        with joined(args.device) as device:
+            is_first = rank() == 0
+            facts = training.work(device, stack)
+        if is_first:
+            training.report(facts, started)
+    return 0
 
 
 def lora_options(args: argparse.Namespace) -> LoraOptions | None:
@@ -103,34 +107,51 @@ class _Training:
     """The work of one command, once its arguments were checked."""
 
     def __init__(
-        self,
-        args: argparse.Namespace,
-        options: SftOptions,
-        sources: list[Source],
-        replay_prompts: list[str],
-        run_dir: Path,
-        started: float,
+        self, args: argparse.Namespace, options: SftOptions, replay_prompts: list[str], run_dir: Path
     ) -> None:
-        self.args, self.options, self.sources, self.run_dir = args, options, sources, run_dir
-        self.replay_prompts, self.started = replay_prompts, started
+        self.args, self.options, self.run_dir = args, options, run_dir
+        self.replay_prompts, self.sources = replay_prompts, list[Source]()
         self.result = run_dir / ("model" if options.lora is None else "adapter")
-        self.step = 0
+        self.step: int | None = None
 
-    def work(self) -> int:
-        """Do what is left of the run; returns the exit status."""
-        facts: dict[str, Any] = {}
-        with long_work(self._done, lambda: {"folder": str(self.run_dir), "step": self.step}):
-            if not self.result.exists():
-                with explain_out_of_memory("training", lambda: LESS_MEMORY):
-                    facts = self._train()
-                gc.collect()  # what was trained makes room for evaluations
-                if torch.cuda.is_available():
-                    torch.cuda.empty_cache()
-            elif (self.run_dir / "training.json").exists():
-                note(f"{self.result} is there already")
-                facts = json.loads((self.run_dir / "training.json").read_text(encoding="utf-8"))
-            evaluations = compare_suites(self.run_dir, self.args, self.result)
-        facts |= {"evaluations": evaluations, "seconds": round(time.monotonic() - self.started, 1)}
+    def done(self) -> str:
+        """What is said where the work is stopped."""
+        return "" if self.step is None else goes_on(self.step)
+
+    def content(self) -> dict[str, Any]:
+        """The same for `--json`."""
+        return {} if self.step is None else {"folder": str(self.run_dir), "step": self.step}
+
+    def work(self, device: torch.device, stack: ExitStack) -> dict[str, Any]:
+        """Do what is left of the training, on every process; returns the facts of the report. The run's
+        folder is held by `stack`."""
+        args, options = self.args, self.options
+        agreed(lambda: check_share(options.batch_size, world()))
+        self.sources = from_first(
+            lambda: [read_source(text, args.validation, options.seed) for text in args.data]
+        )
+        if not args.steps:
+            rows = sum(len(source.rows) for source in self.sources)
+            steps = max(1, math.ceil(args.epochs * rows / options.batch_size))
+            self.options = replace(options, steps=steps)
+        agreed(lambda: open_model(args.model))
+        stack.enter_context(opened_run(self.run_dir, _settings(args, self.options, self.sources)))
+        self.step, facts = 0, dict[str, Any]()
+        if not from_first(self.result.exists):
+            with explain_out_of_memory("training", lambda: LESS_MEMORY):
+                facts = self._train(device)
+            gc.collect()  # what was trained makes room for evaluations
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+        elif (self.run_dir / "training.json").exists():
+            note(f"{self.result} is there already")
+            facts = json.loads((self.run_dir / "training.json").read_text(encoding="utf-8"))
+        return facts
+
+    def report(self, facts: dict[str, Any], started: float) -> None:
+        """Evaluate what was trained, and write and print the report."""
+        evaluations = compare_suites(self.run_dir, self.args, self.result)
+        facts |= {"evaluations": evaluations, "seconds": round(time.monotonic() - started, 1)}
         with atomic_write(self.run_dir / "report.md") as stream:
             stream.write("\n".join(report_lines(facts)).encode())
         if self.args.json:
@@ -138,34 +159,30 @@ class _Training:
         else:
             print("\n".join(report_lines(facts)[1:]))
             print(self.result)
-        return 0
 
-    def _done(self) -> str:
-        return f"the same command goes on from the last checkpoint (step {self.step:,} was reached)"
-
-    def _train(self) -> dict[str, Any]:
+    def _train(self, device: torch.device) -> dict[str, Any]:
         """Train from the last checkpoint on, and write the result; returns the facts of the report."""
-        pipe = load_pipeline(self.args.model, self.args.device, self.args.dtype, eager=True)
+        pipe = agreed(lambda: load_pipeline(self.args.model, str(device), self.args.dtype, eager=True))
         dtype = pipe.dtype
         groups, kept_out, weights = self._prepare(pipe)
         if (known := pipe.vocabulary) is not None:
             pipe.taught = new_words((row for group in groups for row in group.rows), known)
-        run = SftRun(pipe, groups, weights, self.options, self.run_dir)
+        run = agreed(lambda: SftRun(pipe, groups, weights, self.options, self.run_dir))
         self.step = run.resume()
-        cut_log(self.run_dir, self.step)
-        prompts = self._sample_prompts(groups, pipe)
-        before_file = self.run_dir / "validation.json"
-        if self.step or before_file.exists():
-            before = json.loads(before_file.read_text(encoding="utf-8")) if before_file.exists() else {}
-            note(f"going on from step {self.step:,}")
-        else:
-            before = self._validate(pipe, kept_out)
-            _write_json(before_file, before)
+        prompts = agreed(lambda: self._sample_prompts(groups, pipe))
+        before = from_first(self._before)
+        if before is None:
+            before = self._on_first(run, run.updates.dtype, lambda: self._validate(pipe, kept_out))
+            from_first(lambda: _write_json(self.run_dir / BEFORE, before))
         with TrainingLog(self.run_dir, self.options.steps, self.step) as log:
-            self._sample(pipe, prompts, 0)
-            run.run(lambda figures: self._observe(pipe, prompts, log, figures), self.args.sample_every)
-        after = self._validate(pipe, kept_out)
-        write_result(pipe, run.adapter, self.result, dtype)
+            self._sample(run, prompts)
+            run.run(
+                lambda figures: self._observe(log, figures),
+                lambda: self._sample(run, prompts),
+                self.args.sample_every,
+            )
+        after = self._on_first(run, run.updates.dtype, lambda: self._validate(pipe, kept_out))
+        self._on_first(run, dtype, lambda: write_result(pipe, run.adapter, self.result, dtype))
         facts = {
             "model": self.args.model,
             "folder": str(self.run_dir),
@@ -177,8 +194,23 @@ class _Training:
             "before": before,
             "after": after,
         }
-        _write_json(self.run_dir / "training.json", facts)
+        from_first(lambda: _write_json(self.run_dir / "training.json", facts))
         return facts
+
+    def _before(self) -> dict[str, float] | None:
+        """The loss on rows kept out before the first step, if it is known; {} where it can't be any more."""
+        assert self.step is not None
+        cut_log(self.run_dir, self.step)
+        found = (self.run_dir / BEFORE).exists()
+        if not (self.step or found):
+            return None
+        note(f"going on from step {self.step:,}")
+        return json.loads((self.run_dir / BEFORE).read_text(encoding="utf-8")) if found else {}
+
+    def _on_first(self, run: SftRun, dtype: torch.dtype, work: Callable[[], T]) -> T:
+        """What `work` gives on the first process, which has the whole model for it; the others wait."""
+        with gathered(run.model, dtype):
+            return from_first(work)
 
     def _prepare(self, pipe: "Pipeline") -> tuple[list[Examples], list[Examples], list[float]]:
         """The examples to train on by source, those kept out, and the sources' weights."""
@@ -192,7 +224,7 @@ class _Training:
                 source.faults.extend([*faults, *more])
                 groups.append(trained)
                 kept_out.append(out)
-        report_faults(self.sources, self.run_dir, self.args.on_bad_rows == "stop")
+        from_first(lambda: report_faults(self.sources, self.run_dir, self.args.on_bad_rows == "stop"))
         weights = [
             source.weight or float(len(group)) for source, group in zip(self.sources, groups, strict=True)
         ]
@@ -202,13 +234,18 @@ class _Training:
         return groups, kept_out, weights
 
     def _paint_replay(self, pipe: "Pipeline") -> Examples:
-        janus = as_janus(pipe)
-        if janus is None:
-            raise OptionError("--replay needs a model that paints; accepted: Janus models")
-        count = self.args.replay_pictures
+        janus, count = as_janus(pipe), self.args.replay_pictures
         with progress_bar(count, "painting replay", " pictures") as bar:
             cache = self.run_dir / "replay.safetensors"
-            return paint_replay(janus, self.replay_prompts, count, self.options.seed, cache, bar.update)
+
+            def paint() -> tuple[Sequence[Row], dict[Path, torch.Tensor]]:
+                if janus is None:
+                    raise OptionError("--replay needs a model that paints; accepted: Janus models")
+                args = (self.replay_prompts, count, self.options.seed, cache, bar.update)
+                painted = paint_replay(janus, *args)
+                return painted.rows, painted.codes
+
+            return Examples(pipe, *from_first(paint))
 
     def _sample_prompts(self, groups: Sequence[Examples], pipe: "Pipeline") -> list[str]:
         paints = as_janus(pipe) is not None and self.args.sample_every > 0
@@ -222,44 +259,33 @@ class _Training:
         prompts = dict.fromkeys(row.prompt for row in rows if isinstance(row, PaintRow))
         return list(prompts)[:_SAMPLES]
 
-    def _sample(self, pipe: "Pipeline", prompts: list[str], step: int) -> None:
-        janus = as_janus(pipe)
-        if janus is None or not prompts or step in contact_sheet.sampled_steps(self.run_dir):
+    def _sample(self, run: SftRun, prompts: list[str]) -> None:
+        """Paint the prompts for the page of samples, if they aren't there; every process calls it."""
+        janus = as_janus(run.pipe)
+        if janus is None or not prompts:
             return
-        pipe.model.eval()
-        pictures = janus.generate(prompts, seed=[self.options.seed] * len(prompts), progress=False)
-        pipe.model.train()
-        contact_sheet.add_samples(self.run_dir, step, pictures, prompts)
 
-    def _observe(
-        self, pipe: "Pipeline", prompts: list[str], log: TrainingLog, figures: dict[str, float]
-    ) -> None:
+        def paint() -> None:
+            if run.step not in contact_sheet.sampled_steps(self.run_dir):
+                janus.model.eval()
+                pictures = janus.generate(prompts, seed=[self.options.seed] * len(prompts), progress=False)
+                janus.model.train()
+                contact_sheet.add_samples(self.run_dir, run.step, pictures, prompts)
+
+        self._on_first(run, run.updates.dtype, paint)
+
+    def _observe(self, log: TrainingLog, figures: dict[str, float]) -> None:
         self.step = int(figures["step"])
         log.add(figures)
-        every = self.args.sample_every
-        if every and (self.step % every == 0 or self.step == self.options.steps):
-            self._sample(pipe, prompts, self.step)
 
     def _validate(self, pipe: "Pipeline", kept_out: Sequence[Examples]) -> dict[str, float]:
         return validation.validation_loss(pipe, kept_out, self.options.rows_at_once)
 
 
-LESS_MEMORY = "accepted: --recompute, fewer --rows-at-once, or --lora in place of all weights"
-"""What to do if training needs more memory than there is."""
+BEFORE = "validation.json"
+"""The file with the loss before training on rows kept out."""
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:
     with atomic_write(path) as stream:
         stream.write(json.dumps(content, indent=2).encode() + b"\n")
-
-
-def write_result(pipe: "Pipeline", adapter: Any, result: Path, dtype: torch.dtype) -> None:
-    """Write the trained adapter, or without one the model in `dtype`. Raises `ResourceError`."""
-    pipe.model.eval()
-    try:
-        if adapter is not None:
-            save_adapter(pipe.model, adapter, result, pipe.taught)
-        else:
-            pipe.to(dtype).save_pretrained(result)
-    except SafetensorError as error:  # of a full disk
-        raise ResourceError(f"can't write {result}: {error}") from error

@@ -12,6 +12,7 @@ from PIL import Image
 
 from ...eval.geneval.detectors import ShapesDetector, make_detector
 from ...eval.geneval.scoring import score_row
+from ..distributed import world
 
 _ONE_PROCESS = 32
 """Most pictures for which the small world's detector gets no processes of its own."""
@@ -32,7 +33,7 @@ class DetectorReward:
         workers: int | None = None,
     ) -> None:
         self.detector = make_detector(kind, weights, clip, None if kind == "shapes" else device)
-        self.workers = (os.cpu_count() or 1) if workers is None else workers
+        self.workers = max(1, (os.cpu_count() or 1) // world()) if workers is None else workers
         self._pool: Executor | None = None
 
     def check(self, prompt: Mapping[str, Any]) -> None:

@@ -8,9 +8,18 @@ from typing import Any
 
 import torch
 from bifrons import JanusPipeline
-from bifrons.blocks.errors import BifronsError
+from bifrons.blocks.errors import BifronsError, PromptError
 from bifrons.learn.adapters import LoraOptions
-from bifrons.learn.distributed import gathered, joined, rank, whole
+from bifrons.learn.distributed import (
+    OtherProcessError,
+    agreed,
+    exchange,
+    from_first,
+    gathered,
+    joined,
+    rank,
+    whole,
+)
 from bifrons.learn.examples import Example, PaintExample, read_example
 from bifrons.learn.sft import SftOptions, SftRun
 
@@ -72,8 +81,28 @@ def train(folder: Path, lora: bool, dies: bool = False) -> None:
         assert all(torch.equal(again[name], trained[name]) for name in trained)
 
 
+def agree() -> None:
+    """A failure of the second process is its own error there, and no other's."""
+
+    def work() -> int:
+        if rank() == 1:
+            raise PromptError("mine")
+        return 7
+
+    try:
+        caught: Exception | None = agreed(work) and None
+    except (PromptError, OtherProcessError) as error:
+        caught = error
+    found = (rank(), type(caught), str(caught))
+    assert found == [(0, OtherProcessError, "process 1 failed"), (1, PromptError, "mine")][rank()]
+    assert agreed(rank) == rank()
+    assert exchange(rank()) == [0, 1]
+    assert from_first(lambda: 7 + rank()) == 7
+
+
 def main(folder: Path, task: str) -> None:
     with joined("cpu"):
+        agree()
         if task == "die":
             train(folder / "killed", False, dies=True)
         else:
