@@ -18,9 +18,9 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
 from ..blocks.device import resolve_device
-from ..blocks.errors import OptionError, ResourceError
+from ..blocks.errors import OptionError
 from ..blocks.model.moe import Gate
-from .processes import ends_at_signals, is_launched
+from .processes import LostConnectionError, ends_at_signals, is_launched
 
 TIMEOUT = timedelta(minutes=10)
 """How long a process waits for the others in one exchange of training, before it gives up."""
@@ -51,7 +51,7 @@ def joined(device: str | torch.device | None) -> Iterator[torch.device]:
     """Join the run's other processes, if it has any; gives the device of this one, on GPUs its own.
 
     Ctrl-C and SIGTERM end the process even while it waits for others. Raises `OptionError` where there are
-    fewer GPUs than processes, and `ResourceError` once the connection to another process is lost.
+    fewer GPUs than processes, and `LostConnectionError` once another process is gone.
     """
     global _patient
     if not is_launched():
@@ -68,7 +68,7 @@ def joined(device: str | torch.device | None) -> Iterator[torch.device]:
             yield chosen
         except RuntimeError as error:
             if isinstance(error, dist.DistError) or any(word in str(error) for word in _LOST_CONNECTION):
-                raise ResourceError(
+                raise LostConnectionError(
                     f"process {rank()} of {world()} lost the connection to another one, which failed or was "
                     "killed (see its own message)"
                 ) from error

@@ -16,10 +16,16 @@ from ..blocks.errors import ResourceError, check_integer
 
 GRACE = 5.0
 """Seconds that a process gets to end itself, before it is ended."""
+LOST = 75
+"""Exit status of a process that was `launch`ed and lost the connection to another, which has failed."""
 _LAUNCHER = "BIFRONS_LAUNCHER"
 """Variable with the process that `launch`ed this one."""
 _PLACE = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", _LAUNCHER)
 _ENDING = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+
+
+class LostConnectionError(ResourceError):
+    """Another process is gone."""
 
 
 class ProcessError(ResourceError):
@@ -85,12 +91,14 @@ def launch(processes: int, arguments: Sequence[str]) -> None:
     if failed:
         number, status = failed
         ended = f"was killed by signal {-status}" if status < 0 else "failed; it says why above"
+        ended = "lost the connection to another" if status == LOST else ended
         message = f"process {number} of {processes} {ended}, and the others were ended"
         raise ProcessError(message, number, status)
 
 
 def _failed(children: Sequence[subprocess.Popen[bytes]]) -> tuple[int, int] | None:
-    """Number and status of a process that failed: of several, one that was killed."""
+    """Number and status of a process that failed: of several, one that was killed, and not for the others'
+    sake."""
     found = [(child.returncode, number) for number, child in enumerate(children) if child.returncode]
     status, number = min(found, default=(0, 0))
     return (number, status) if found else None

@@ -15,7 +15,7 @@ from ...blocks.device import resolve_device
 from ...blocks.errors import BifronsError, OptionError, check_integer, printable
 from ...eval.atomic_io import disk_errors, folder_lock
 from ...learn.distributed import OtherProcessError, from_first
-from ...learn.processes import ProcessError, has_launcher, is_launched, launch
+from ...learn.processes import LOST, LostConnectionError, ProcessError, has_launcher, is_launched, launch
 from ...learn.run_folder import LOG, open_run
 from ..notes import notes
 from .long_work import StoppedError, long_work, status_of
@@ -44,7 +44,7 @@ def start_processes(args: argparse.Namespace, processes: int) -> int:
     try:
         launch(processes, ["-m", "bifrons", *args.words])
     except ProcessError as error:
-        if error.number or error.status < 0:
+        if error.number or error.status < 0 or error.status == LOST:
             raise
         return error.status  # the first process has said why
     return 0
@@ -98,6 +98,8 @@ def as_one_of_several(function: Callable[[argparse.Namespace], int], args: argpa
     except (BifronsError, StoppedError) as error:
         status = error.status if isinstance(error, StoppedError) else status_of(error)
         is_signal = status > 128
+        if has_launcher() and isinstance(error.__cause__, LostConnectionError):
+            return LOST
         if first and not (is_signal and has_launcher()):
             raise
         if not is_signal:
