@@ -90,7 +90,7 @@ def agree() -> None:
         return 7
 
     try:
-        caught: Exception | None = agreed(work) and None
+        caught: Any = agreed(work)
     except (PromptError, OtherProcessError) as error:
         caught = error
     found = (rank(), type(caught), str(caught))
