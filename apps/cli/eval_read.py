@@ -12,7 +12,7 @@ from ...eval.judges.judge import FAMILIES, JudgeChoice
 from ...eval.read.run import Reading, read_benchmark
 from ...eval.runs.workers import Placement
 from ..files import print_json
-from ..pipelines import family_of
+from ..pipelines import TEXT, family_of
 from .options import placement_options
 
 _ENDPOINTS = ("http://", "https://")
@@ -22,7 +22,8 @@ def _reader(model: str) -> str:
     """The model as `JudgeChoice` names it, with the family before its name."""
     if model.startswith((*_ENDPOINTS, *(f"{family}:" for family in FAMILIES))):
         return model
-    return f"{'janus' if family_of(open_model(model)) == 'Janus' else 'vl2'}:{model}"
+    families = {"Janus": "janus", "DeepSeek-VL2": "vl2", TEXT: "text"}
+    return f"{families[family_of(open_model(model))]}:{model}"
 
 
 def model_choice(args: argparse.Namespace) -> JudgeChoice:

@@ -16,7 +16,7 @@ from ..suites.questions import Answer, Draw, Question
 from .endpoint import EndpointJudge, check_url, only_model
 from .local import LocalJudge
 
-FAMILIES = ("vl2", "janus")
+FAMILIES = ("vl2", "janus", "text")
 _ACCEPTED = "an address (http://host:port), vl2:MODEL or janus:MODEL"
 
 

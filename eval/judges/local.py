@@ -1,4 +1,4 @@
-"""A judge in this process: a DeepSeek-VL2 or Janus model."""
+"""A judge in this process: a DeepSeek-VL2 or Janus model, or for questions without pictures a text model."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -78,6 +78,10 @@ def _load(family: str, model: str, load: Mapping[str, Any]) -> ChatPipeline:
         from ...janus.pipeline import JanusPipeline
 
         return JanusPipeline.from_pretrained(model, parts="read", progress=False, **load)
+    if family == "text":
+        from ...text.pipeline import TextPipeline
+
+        return TextPipeline.from_pretrained(model, progress=False, **load)
     from ...vl2.pipeline import VL2Pipeline
 
     return VL2Pipeline.from_pretrained(model, progress=False, **load)

@@ -13,6 +13,8 @@ from bifrons.eval.math.run import MathOptions, evaluate_math
 from bifrons.eval.math.values import is_right
 from bifrons.nano.recipes.counting import FILES, write_questions
 
+from ...transformers_text import make_folder
+
 
 @pytest.fixture(scope="module")
 def questions(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -135,3 +137,12 @@ def test_hostile_rows_are_named(line: str, message: str, tmp_path: Path) -> None
 def test_options_are_checked(options: dict[str, Any]) -> None:
     with pytest.raises(OptionError):
         MathOptions(**options)
+
+
+def test_a_text_model(bifrons_main, capsys, tmp_path) -> None:
+    folder, _ = make_folder(tmp_path / "model", "qwen2")
+    rows = [{"question": f"{number}+1?", "answer": number + 1} for number in (1, 2)]
+    (tmp_path / "p.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    words = (tmp_path / "p.jsonl", "-m", folder, "--max-new-tokens", 3, "--samples", 2, "--temperature", 0.6)
+    status, found = run(bifrons_main, capsys, *words)
+    assert (status, found["problems"], found["samples"], found["not_scored"]) == (0, 2, 2, [])
