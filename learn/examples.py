@@ -5,6 +5,7 @@ L tokens of a prompt or conversation, T image tokens of a picture, S pixels alon
 
 import os
 from collections.abc import Callable, Sequence
+from copy import deepcopy
 from dataclasses import dataclass, replace
 from hashlib import file_digest, sha256
 from pathlib import Path
@@ -15,7 +16,7 @@ import torch.nn.functional as F
 from PIL import Image, ImageOps
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..blocks.chat.inputs import ChatInputs
 from ..blocks.device import inference_on
@@ -105,7 +106,10 @@ def encode_pictures(pipe: JanusPipeline, paths: Sequence[Path]) -> Tensor:
     pixels = torch.stack([square_pixels(pipe, path) for path in paths])
     decoder, vq = pipe.model.decoder, pipe.model.gen_vision_model
     with inference_on(decoder.device):
-        features_NEHW = vq.quant_conv(vq.encoder(pixels.to(decoder.device, decoder.dtype)))
+        encoder = nn.Sequential(vq.encoder, vq.quant_conv)
+        if decoder.dtype != torch.float32:  # whose features are noise where a picture is plain
+            encoder = deepcopy(encoder).float()
+        features_NEHW = encoder(pixels.to(decoder.device))
         features_NTE = F.normalize(features_NEHW.float().flatten(2).transpose(1, 2), dim=-1)
         similarity = features_NTE.bfloat16() @ vq.quantize.vectors().bfloat16().T
         return similarity.argmax(-1).cpu()

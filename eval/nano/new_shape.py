@@ -31,7 +31,7 @@ def score(pipe: JanusPipeline, rows: Sequence[Mapping[str, Any]], seed: int) -> 
         seeds = list(range(seed + start, seed + start + len(part)))
         pictures = pipe.generate([row["prompt"] for row in part], seed=seeds, progress=False)
         for row, picture in zip(part, pictures, strict=True):
-            found = {"filename": "", "metadata": row, **to_geneval(detect(picture, NINE))}
+            found = {"filename": f"{len(right)}.png", "metadata": row, **to_geneval(detect(picture, NINE))}
             right.append(score_row(found).correct)
     return right
 

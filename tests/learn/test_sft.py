@@ -8,7 +8,7 @@ import torch
 from bifrons import JanusPipeline, VL2Pipeline
 from bifrons.blocks.errors import OptionError
 from bifrons.learn.adapters import LoraOptions, save_adapter
-from bifrons.learn.examples import draw, prepare
+from bifrons.learn.examples import draw, encode_pictures, prepare
 from bifrons.learn.losses import TrainingModel, collate
 from bifrons.learn.rows import PaintRow, ReadRow
 from bifrons.learn.sft import SftOptions, SftRun
@@ -145,6 +145,15 @@ def test_codes_are_those_that_the_model_was_trained_on(tmp_path) -> None:
     with torch.no_grad():
         loss = TrainingModel(pipe.model)(batch)["image"].item() / batch.counts["image"]
     assert loss < 1.5  # 0.7 on average; with the nearest in float32 it is 8.0
+
+
+def test_codes_do_not_depend_on_the_dtype(tmp_path) -> None:
+    path = striped(tmp_path / "red.png", "red")
+    dtypes = ("float32", "bfloat16")
+    pipes = [JanusPipeline.from_pretrained("janus-nano", "cpu", dtype, progress=False) for dtype in dtypes]
+    first, second = (encode_pictures(pipe, [path]) for pipe in pipes)
+    assert torch.equal(first, second)
+    assert pipes[1].dtype == torch.bfloat16
 
 
 def test_learning_rates() -> None:
