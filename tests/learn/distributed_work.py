@@ -23,6 +23,9 @@ from bifrons.learn.distributed import (
 from bifrons.learn.examples import Example, PaintExample, read_example
 from bifrons.learn.sft import SftOptions, SftRun
 
+sys.path.insert(0, str(Path(__file__).parent))  # where a process of torchrun doesn't look
+from pretraining_work import pretrain
+
 STEPS = 4
 
 
@@ -108,6 +111,8 @@ def main(folder: Path, task: str) -> None:
         else:
             for name, lora in (("killed", False), ("full", False), ("lora", True)):
                 train(folder / name, lora)
+            objective = pretrain(folder / "pretrained")
+            torch.save(objective.state_dict(), folder / f"pretrained-{rank()}.pt")
 
 
 if __name__ == "__main__":

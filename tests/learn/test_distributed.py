@@ -15,6 +15,7 @@ from bifrons.learn.processes import launch
 
 pytest.importorskip("peft")
 from . import distributed_work as work
+from .pretraining_work import pretrain
 
 SCRIPT = str(Path(work.__file__))
 
@@ -104,3 +105,11 @@ def test_devices_of_several_processes(monkeypatch) -> None:
     for device, said in ((None, "1 GPUs for at least 2 processes"), ("cuda:0", "accepted: cuda, cpu")):
         with pytest.raises(OptionError, match=said), distributed.joined(device):
             pass
+
+
+def test_pretraining_sums_gradients(folder, tmp_path) -> None:
+    first, second = (torch.load(folder / f"pretrained-{number}.pt") for number in range(2))
+    assert all(torch.equal(tensor, second[name]) for name, tensor in first.items())
+    for name, tensor in pretrain(tmp_path).state_dict().items():
+        torch.testing.assert_close(first[name], tensor, rtol=0, atol=2e-3)  # Muon computes in bfloat16
+    assert len((folder / "pretrained" / "log.jsonl").read_text().splitlines()) == 20

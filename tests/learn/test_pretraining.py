@@ -4,23 +4,19 @@ from itertools import pairwise
 
 import pytest
 import torch
-import torch.nn.functional as F
 from bifrons.blocks.errors import OptionError
 from bifrons.learn import pretraining
-from bifrons.learn.pretraining import Objective, Pretraining, PretrainingOptions
+from bifrons.learn.pretraining import Pretraining, PretrainingOptions
 from bifrons.learn.schedule import rate_at
-from torch import nn
+
+from . import pretraining_work as work
 
 
-class Halving(Objective):
-    """A small transformer block learns to halve what it is given."""
+class Noisy(work.Halving):
+    """Learns from new numbers in each step, and remembers how far it was told to be."""
 
     def __init__(self) -> None:
         super().__init__()
-        torch.manual_seed(1)
-        self.layers = nn.ModuleList([nn.Linear(8, 8), nn.Linear(8, 8)])
-        self.norm = nn.LayerNorm(8)
-        self.loss_weights = {"size": 0.0}
         self.changes: list[float] = []
 
     def begin_step(self, progress: float) -> bool:
@@ -28,9 +24,8 @@ class Halving(Objective):
         return False
 
     def losses(self) -> dict[str, torch.Tensor]:
-        x = torch.randn(16, 8)
-        y = self.layers[1](self.norm(self.layers[0](x)))
-        return {"error": F.mse_loss(y, x / 2), "size": y.abs().mean()}
+        self.rows = torch.randn(16, 8)
+        return super().losses()
 
 
 def options(**more) -> PretrainingOptions:
@@ -39,7 +34,7 @@ def options(**more) -> PretrainingOptions:
 
 @pytest.mark.parametrize("optimizer", ["muon", "adamw"])
 def test_a_stopped_run_goes_on_to_the_same_bits(tmp_path, optimizer) -> None:
-    whole, figures = Halving(), []
+    whole, figures = Noisy(), []
     run = Pretraining(whole, options(optimizer=optimizer), tmp_path / "whole")
     run.run(figures.append)
     assert [one["step"] for one in figures] == list(range(1, 61))
@@ -49,7 +44,7 @@ def test_a_stopped_run_goes_on_to_the_same_bits(tmp_path, optimizer) -> None:
     class StopError(Exception):
         pass
 
-    first = Pretraining(Halving(), options(optimizer=optimizer, save_seconds=0.0), tmp_path / "parts")
+    first = Pretraining(Noisy(), options(optimizer=optimizer, save_seconds=0.0), tmp_path / "parts")
     torch.manual_seed(0)
 
     def stop(figures: dict[str, float]) -> None:
@@ -58,12 +53,12 @@ def test_a_stopped_run_goes_on_to_the_same_bits(tmp_path, optimizer) -> None:
 
     with pytest.raises(StopError):
         first.run(stop)
-    again = Halving()
+    again = Noisy()
     second = Pretraining(again, options(optimizer=optimizer), tmp_path / "parts")
     assert second.resume() == 30
     assert 0 < float(second.state.seconds) < 60
     # From the same checkpoint the same bits, whatever was drawn before.
-    third = Halving()
+    third = Noisy()
     other = Pretraining(third, options(optimizer=optimizer), tmp_path / "parts")
     other.resume()
     second.run()
@@ -79,7 +74,7 @@ def test_a_stopped_run_goes_on_to_the_same_bits(tmp_path, optimizer) -> None:
 
 
 def test_the_average_is_in_place_for_a_while(tmp_path) -> None:
-    objective = Halving()
+    objective = Noisy()
     run = Pretraining(objective, options(steps=20), tmp_path)
     run.run()
     before = [p.detach().clone() for p in objective.parameters()]
@@ -94,7 +89,7 @@ def test_seconds_of_training_are_counted_over_restarts(tmp_path, monkeypatch) ->
     now = [100.0]
     monkeypatch.setattr("bifrons.learn.schedule.time.monotonic", lambda: now[0])
     monkeypatch.setattr(pretraining.time, "monotonic", lambda: now[0])
-    objective = Halving()
+    objective = Noisy()
 
     class Passing(Pretraining):
         def take_step(self, prepared):
@@ -106,11 +101,11 @@ def test_seconds_of_training_are_counted_over_restarts(tmp_path, monkeypatch) ->
     run.run()
     assert run.step == 10
     assert float(run.state.seconds) == 10.0
-    longer = Passing(Halving(), options(steps=None, seconds=14.0), tmp_path)
+    longer = Passing(Noisy(), options(steps=None, seconds=14.0), tmp_path)
     assert longer.resume() == 10
     longer.run()
     assert longer.step == 14
-    bounded = Passing(Halving(), options(steps=None, seconds=30.0, wall=5.0), tmp_path)
+    bounded = Passing(Noisy(), options(steps=None, seconds=30.0, wall=5.0), tmp_path)
     bounded.resume()
     now[0] += 2.0  # spent on loading
     bounded.run()
