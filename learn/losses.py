@@ -24,7 +24,7 @@ KINDS = ("image", "text")
 PARTS = {
     "image": ("gen_embed.", "gen_aligner.", "gen_head."),
     "text": ("language_model.lm_head.", "language.lm_head."),
-    "pictures": ("aligner.", "projector.", "image_newline", "view_seperator"),
+    "pictures": ("aligner.", "projector.", "image_newline", "view_seperator", "vision_model.", "vision."),
 }
 """What only some batches use: those for painting, with answers, with pictures to read; by its parameters."""
 _LOGITS = 1 << 27

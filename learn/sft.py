@@ -30,8 +30,8 @@ class SftOptions:
     over its image codes plus `text_weight` times that over its answers' tokens. The prompts of a share
     `unconditional` of the rows for painting are replaced by padding, for classifier-free guidance (0.1, as in
     Ho and Salimans 2022). `recompute` keeps only the inputs of the decoder's layers and computes the rest
-    again for the gradient, which saves memory. Gradients longer than `clip` are shortened to it. Raises
-    `OptionError`.
+    again for the gradient, which saves memory. Gradients longer than `clip` are shortened to it.
+    `train_vision` trains the vision encoder, too, and goes without `lora`. Raises `OptionError`.
     """
 
     steps: int
@@ -46,6 +46,7 @@ class SftOptions:
     unconditional: float = 0.1
     lora: LoraOptions | None = None
     recompute: bool = False
+    train_vision: bool = False
     seed: int = 0
     save_every: int = 100
 
@@ -60,6 +61,8 @@ class SftOptions:
             check_number(name, getattr(self, name), 0.0, 1.0)
         if self.learning_rate is not None:
             check_number("learning_rate", self.learning_rate, low=0.0)
+        if self.train_vision and self.lora is not None:
+            raise OptionError("train_vision goes with all weights; accepted: it, or lora")
 
     @property
     def peak_rate(self) -> float:
@@ -93,7 +96,7 @@ class SftRun(Loop):
         self.examples = examples
         sizes = list(map(len, examples))
         self.order = draw(sizes, weights, options.steps * options.batch_size, options.seed)
-        self.adapter = prepare_model(pipe, options.lora, options.seed)
+        self.adapter = prepare_model(pipe, options.lora, options.seed, options.train_vision)
         self.model: nn.Module = TrainingModel(pipe.model)
         self.updates = Updates(
             self.model, weight_decay=options.weight_decay, clip=options.clip, recompute=options.recompute
@@ -185,16 +188,17 @@ def check_share(batch_size: int, processes: int) -> None:
         )
 
 
-def prepare_model(pipe: Any, lora: LoraOptions | None, seed: int) -> Any:
+def prepare_model(pipe: Any, lora: LoraOptions | None, seed: int, vision: bool = False) -> Any:
     """Make trainable what is to be trained: a new adapter, or the decoder with the heads and embeddings of
-    both tasks; vision encoder and image tokenizer stay as they are. Returns the adapter's config, or None."""
+    both tasks, and the `vision` encoder; the image tokenizer stays as it is. Returns the adapter's config, or
+    None."""
     model = pipe.model.requires_grad_(False).train()
     adapter = None
     if lora is not None:
         torch.manual_seed(seed)  # for the first values of the adapter
         adapter = add_adapter(model, lora, pipe.name)
     else:
-        frozen = ("vision_model.", "vision.", "gen_vision_model.")
+        frozen = ("gen_vision_model.", *(() if vision else ("vision_model.", "vision.")))
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(not name.startswith(frozen) and parameter.is_floating_point())
     return adapter

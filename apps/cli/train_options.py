@@ -143,6 +143,9 @@ def _add_optimization(group: Any) -> None:
         "--learning-rate", type=float, metavar="X", help="its peak (default: 2e-4 with --lora, else 2e-5)"
     )
     group.add_argument(
+        "--train-vision", action="store_true", help="train the vision encoder, too; not with --lora"
+    )
+    group.add_argument(
         "--recompute", action="store_true", help="compute activations again for the gradient: less memory"
     )
 

@@ -51,7 +51,9 @@ def start(pipe, rows, folder, steps=4, **options) -> SftRun:
     folder.mkdir(exist_ok=True)
     examples, faults = prepare(pipe, rows, folder / "codes.safetensors")
     assert not faults
-    chosen = SftOptions(steps, batch_size=len(rows), rows_at_once=2, lora=LORA, save_every=2, **options)
+    chosen = SftOptions(
+        steps, batch_size=len(rows), rows_at_once=2, save_every=2, **{"lora": LORA, **options}
+    )
     return SftRun(pipe, [examples], [1.0], chosen, folder)
 
 
@@ -98,6 +100,19 @@ def test_a_run_learns_goes_on_and_gives_an_adapter(kind, rows, tmp_path) -> None
     assert (merged - before).abs().max() > 1e-3
     plain.unload_adapter()
     assert torch.equal(plain.next_logits(question), before)
+
+
+@pytest.mark.parametrize("trains", [False, True])
+def test_the_vision_encoder_is_trained_if_asked(rows, tmp_path, trains) -> None:
+    pipe = load(VL2Pipeline)
+    before = {name: p.detach().clone() for name, p in pipe.model.named_parameters()}
+    start(pipe, rows[1], tmp_path, 1, lora=None, train_vision=trains, learning_rate=1e-3).run()
+    changed = {name for name, p in pipe.model.named_parameters() if not torch.equal(p, before[name])}
+    vision = {name for name in before if name.startswith("vision.")}
+    assert changed & vision == (vision if trains else set())
+    assert "language.model.layers.0.mlp.up_proj.weight" in changed
+    with pytest.raises(OptionError, match="or lora"):
+        SftOptions(1, lora=LORA, train_vision=True)
 
 
 def test_bad_rows_are_found_before_training(rows, tmp_path) -> None:
