@@ -152,9 +152,10 @@ class TrainingModel(nn.Module):
         hidden = self.model.decoder(self._embed(batch)).flatten(0, 1)
         found: dict[str, tuple[Tensor, Tensor]] = {}
         if batch.codes is not None:
-            found["image"] = hidden[self._places_of_codes(batch, batch.codes) - 1], batch.codes.flatten()
+            before = self._places_of_codes(batch, batch.codes) - 1
+            found["image"] = hidden.index_select(0, before), batch.codes.flatten()
         if batch.learned is not None and batch.targets is not None:
-            found["text"] = hidden[self._places(batch, batch.learned)], batch.targets
+            found["text"] = hidden.index_select(0, self._places(batch, batch.learned)), batch.targets
         return found
 
     @staticmethod
