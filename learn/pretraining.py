@@ -116,6 +116,8 @@ class Pretraining(Loop):
             self._compute_gradients, self._update, self.trained, self.device, options.capture
         )
         if options.compile and self.device.type == "cuda":
+            # Layers of several kinds and tasks of several widths share their code.
+            torch._dynamo.config.recompile_limit = max(64, torch._dynamo.config.recompile_limit)
             for module in objective.compiled():
                 module.compile(dynamic=False)
 
@@ -205,6 +207,8 @@ class Pretraining(Loop):
 
     def load(self, path: Path) -> None:
         self._captured.forget()
+        for parameter in self.trained:
+            parameter.grad = None  # with gradients, the optimizers' state would not be made to be loaded
         checkpoints.load(path, self.state, *self.optimizers)
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:

@@ -71,6 +71,10 @@ def test_a_stopped_run_goes_on_to_the_same_bits(tmp_path, optimizer) -> None:
         assert torch.equal(one, two)
     for one, two in zip(second.state.average.buffers(), other.state.average.buffers(), strict=True):
         assert torch.equal(one, two)
+    once_more = Pretraining(again, options(optimizer=optimizer, steps=61), tmp_path / "parts")
+    assert once_more.resume() == 60  # also where there are gradients
+    once_more.run()
+    assert once_more.step == 61
 
 
 def test_the_average_is_in_place_for_a_while(tmp_path) -> None:
