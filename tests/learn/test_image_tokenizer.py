@@ -10,15 +10,16 @@ def start(folder, steps: int) -> tuple[TokenizerObjective, Pretraining]:
     torch.manual_seed(0)
     model = VQModel(VQConfig(64, 8, ch=32, ch_mult=(1, 1), z_channels=32, num_res_blocks=1))
 
+    colours = torch.rand(4, 2, 3, 1, 1) * 2 - 1
+    is_left = torch.arange(16) < torch.tensor([3, 6, 9, 12])[:, None, None, None]
+    pictures = torch.where(is_left, colours[:, 0], colours[:, 1]).expand(4, 3, 16, 16)
+
     def draw() -> torch.Tensor:
-        """Pictures of two colours, parted by a vertical line."""
-        colours = torch.randint(0, 2, (4, 2, 3)).float() * 2 - 1
-        is_left = torch.arange(16) < torch.randint(2, 14, (4, 1, 1, 1))
-        left, right = colours[:, 0, :, None, None], colours[:, 1, :, None, None]
-        return torch.where(is_left, left, right).expand(4, 3, 16, 16)
+        """Pictures of two colours, parted by a vertical line, mirrored at random."""
+        return pictures if torch.rand(()) < 0.5 else pictures.flip(-1)
 
     objective = TokenizerObjective(model, draw, warmup=0.5)
-    options = PretrainingOptions(2e-3, steps=steps, optimizer="adamw", average=0.9, report_every=1)
+    options = PretrainingOptions(5e-3, steps=steps, optimizer="adamw", average=0.9, report_every=1)
     return objective, Pretraining(objective, options, folder)
 
 
