@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.distributed as dist
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ..blocks.errors import OptionError, check_integer, check_number
 from .adapters import LoraOptions, add_adapter
 from .distributed import sum_on_host
-from .examples import Example, Examples, draw
+from .examples import Example, draw
 from .loop import Loop
 from .losses import KINDS, PARTS, Batch, TrainingModel, collate
 from .schedule import rate_at
@@ -79,13 +79,22 @@ class SftOptions:
         return rate_at((step - rising) / max(1, self.steps - rising), self.peak_rate, 0.0, 0.0)
 
 
+class Source(Protocol):
+    """Rows to learn: `Examples`, a list, or what makes examples as they are drawn. An index must give the
+    same example at every call, so that a run that was stopped goes on to the same bits."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> Example: ...
+
+
 class SftRun(Loop):
     """A run: the model with its optimizer, and the order of its rows. `folder` holds checkpoints and log."""
 
     def __init__(
         self,
         pipe: Any,
-        examples: Sequence[Examples],
+        examples: Sequence[Source],
         weights: Sequence[float],
         options: SftOptions,
         folder: Path,

@@ -8,7 +8,7 @@ import torch
 from bifrons import JanusPipeline, VL2Pipeline
 from bifrons.blocks.errors import OptionError
 from bifrons.learn.adapters import LoraOptions, save_adapter
-from bifrons.learn.examples import draw, encode_pictures, prepare
+from bifrons.learn.examples import PaintExample, draw, encode_pictures, prepare
 from bifrons.learn.losses import TrainingModel, collate
 from bifrons.learn.rows import PaintRow, ReadRow
 from bifrons.learn.sft import SftOptions, SftRun
@@ -113,6 +113,31 @@ def test_the_vision_encoder_is_trained_if_asked(rows, tmp_path, trains) -> None:
     assert "language.model.layers.0.mlp.up_proj.weight" in changed
     with pytest.raises(OptionError, match="or lora"):
         SftOptions(1, lora=LORA, train_vision=True)
+
+
+class Numbers:
+    """Prompts with codes that are made as they are drawn."""
+
+    def __init__(self, pipe: JanusPipeline) -> None:
+        self.pipe, self.made = pipe, list[int]()
+
+    def __len__(self) -> int:
+        return 1000
+
+    def __getitem__(self, index: int) -> PaintExample:
+        self.made.append(index)
+        ids = self.pipe.processor.generation_ids(f"number {index}")[0]
+        return PaintExample(ids, torch.full((256,), index))
+
+
+def test_examples_may_be_made_as_they_are_drawn(tmp_path) -> None:
+    pipe = load(JanusPipeline)
+    numbers, figures = Numbers(pipe), list[dict[str, float]]()
+    options = SftOptions(1, batch_size=2, lora=LORA)
+    run = SftRun(pipe, [numbers], [1.0], options, tmp_path)
+    run.run(figures.append)
+    assert figures[0]["image_loss"] > 5
+    assert set(numbers.made) == set(run.order.tolist())
 
 
 def test_bad_rows_are_found_before_training(rows, tmp_path) -> None:
