@@ -136,7 +136,7 @@ def test_examples_may_be_made_as_they_are_drawn(tmp_path) -> None:
     options = SftOptions(1, batch_size=2, lora=LORA)
     run = SftRun(pipe, [numbers], [1.0], options, tmp_path)
     run.run(figures.append)
-    assert figures[0]["image_loss"] > 5
+    assert figures[0]["image_loss"] > 3  # one code again and again is no picture
     assert set(numbers.made) == set(run.order.tolist())
 
 
