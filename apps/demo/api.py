@@ -10,17 +10,18 @@ from ...blocks.image_prompts import image_seeds
 from ...janus.image_generation import ImageGenerationOptions
 from .ask_tab import answer_job
 from .components import Stopped, follow, gr
+from .history import PaintedFiles
 from .image_form import MAX_PICTURES, read_seed
-from .image_job import generate_images, image_pipeline, save_painted
+from .image_job import generate_images, image_pipeline
 from .jobs import Job, Jobs
 from .locate_tab import locate_job
 from .models import LoadedModel, find_model
 from .pictures import read_pictures, read_upload
 
 
-def add_endpoints(models: Sequence[LoadedModel], jobs: Jobs, folder: Path) -> None:
+def add_endpoints(models: Sequence[LoadedModel], jobs: Jobs) -> None:
     """Add the endpoints that these models can serve to the page; nothing of it is visible."""
-    endpoints = _Endpoints(models, jobs, folder)
+    endpoints = _Endpoints(models, jobs)
     with gr.Column(visible=False):
         if any(loaded.paints for loaded in models):
             endpoints.add_generate()
@@ -30,8 +31,10 @@ def add_endpoints(models: Sequence[LoadedModel], jobs: Jobs, folder: Path) -> No
 
 
 class _Endpoints:
-    def __init__(self, models: Sequence[LoadedModel], jobs: Jobs, folder: Path) -> None:
-        self.models, self.jobs, self.folder = models, jobs, folder
+    painted: PaintedFiles
+
+    def __init__(self, models: Sequence[LoadedModel], jobs: Jobs) -> None:
+        self.models, self.jobs = models, jobs
 
     def _add(self, name: str, function: Callable[..., Any], inputs: list[Any], output: Any) -> None:
         gr.Button().click(
@@ -87,7 +90,9 @@ class _Endpoints:
             gr.Number(label="top_p", value=defaults.top_p),
             gr.Textbox(label="model", value=""),
         ]
-        self._add("generate", generate, inputs, gr.Gallery(label="pictures", format="png"))
+        gallery = gr.Gallery(label="pictures", format="png")
+        self.painted = PaintedFiles(Path(gallery.GRADIO_CACHE))  # where Gradio makes no copies
+        self._add("generate", generate, inputs, gallery)
 
     def _generate(
         self,
@@ -105,10 +110,7 @@ class _Endpoints:
         pictures, _ = self._result(
             "generate", loaded, lambda job: generate_images(job, loaded, prompt, wanted), request
         )
-        files = []
-        for picture in pictures:
-            files.append((str(save_painted(picture, self.folder)), f"seed {picture.info['seed']}"))
-        return files
+        return [(self.painted.add(picture), f"seed {picture.info['seed']}") for picture in pictures]
 
     def add_ask(self) -> None:
         def ask(

@@ -61,7 +61,7 @@ class Page:
                     with gr.Tab("Find", id="find"):
                         self.find = LocateTab(models, self.jobs, folder)
             self._connect()
-            add_endpoints(self.models, self.jobs, folder)
+            add_endpoints(self.models, self.jobs)
         self.blocks.queue(max_size=QUEUE, default_concurrency_limit=RUNNING)
 
     def _connect(self) -> None:

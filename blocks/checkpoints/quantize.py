@@ -24,7 +24,8 @@ from .hub import ModelFolder
 from .key_mapping import KeyMap, ParameterSlice, saved_tensors
 
 CONFIG_KEY = "quantization_config"
-_NOT_QUANTIZED = ("kv_b_proj",)
+NOT_QUANTIZED = ("kv_b_proj",)
+"""Layers whose weight is read directly."""
 
 
 @dataclass(frozen=True)
@@ -100,7 +101,7 @@ def quantizable_weights(model: nn.Module) -> dict[str, tuple[str, tuple[int, ...
     for name, module in model.named_modules():
         if not name.startswith(prefix):
             continue
-        if isinstance(module, nn.Linear) and name.rpartition(".")[2] not in _NOT_QUANTIZED:
+        if isinstance(module, nn.Linear) and name.rpartition(".")[2] not in NOT_QUANTIZED:
             assert module.bias is None, f"{name} has a bias"
             weights[f"{name}.weight"] = (name, tuple(module.weight.shape))
         elif isinstance(module, Experts):

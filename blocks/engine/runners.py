@@ -3,7 +3,7 @@
 from ..graphs.cuda_graphs import GraphCapturer, graph_capturer, uses_cuda_graphs
 from ..graphs.graph_runner import GraphRunner
 from ..graphs.kv_pool import range_length
-from ..graphs.packed_decoder import load_kernels
+from ..graphs.packed_decoder import PackedDecoder, load_kernels
 from ..model.decoder import Decoder
 from ..model.kv_cache import KVCache
 from ..placement.memory_budget import rows_that_fit
@@ -21,15 +21,16 @@ def make_runner(
 
     With `rows` None the cache grows with the requests.
     """
+    packed, graphs = None, capturer is not None or uses_cuda_graphs(decoder)
+    if graphs and (kernels := load_kernels(decoder.device, interpreted=capturer is not None)):
+        packed = PackedDecoder(decoder, kernels)
+        packed.adapters.reserve()  # before the memory that is left is divided
     whole_rows = None  # those for which the whole context fits
     if rows is not None:
         config = decoder.config
         size = KVCache.row_bytes(context, config.num_layers, config.cache_widths, decoder.dtype)
         whole_rows = max(2, min(rows, rows_that_fit(sharing * size, decoder.device, decoder.layout)))
-    if capturer is not None or uses_cuda_graphs(decoder):
-        kernels = load_kernels(decoder.device, interpreted=capturer is not None)
-        if kernels is not None:
-            slots = whole_rows and whole_rows * range_length(context)
-            capturer = capturer or graph_capturer(decoder.device)
-            return GraphRunner(decoder, rows or MAX_ROWS, slots, kernels, capturer)
-    return PlainRunner(decoder, whole_rows, context)
+    if packed is None:
+        return PlainRunner(decoder, whole_rows, context)
+    slots = whole_rows and whole_rows * range_length(context)
+    return GraphRunner(packed, rows or MAX_ROWS, slots, capturer or graph_capturer(decoder.device))

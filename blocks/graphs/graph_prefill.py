@@ -3,7 +3,7 @@
 N tokens of a pass, P parts of prompts, T positions, D decoder width.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -12,6 +12,8 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from ..device import ints_on_device
+from ..sampling.request import Request
+from .adapter_slots import NO_SLOT
 from .cuda_graphs import CapturedGraphs, bucket
 from .kv_pool import KVPool
 from .packed_decoder import PackedDecoder, TokenSlots
@@ -32,10 +34,16 @@ class Row:
 
     start: int
     slots: int
+    adapter: int = NO_SLOT
     length: int = 0
     hidden_D: Tensor | None = None
     """The last hidden state of the prompt, until the row takes part in steps."""
     removed: bool = False
+
+
+def is_adapted(rows: Iterable[Row]) -> bool:
+    """Whether any of the rows has an adapter."""
+    return any(row.adapter != NO_SLOT for row in rows)
 
 
 class PromptPart(NamedTuple):
@@ -51,56 +59,78 @@ class GraphPrefill:
     def __init__(self, packed: PackedDecoder, pool: KVPool, graphs: CapturedGraphs) -> None:
         self.packed, self.pool, self.graphs = packed, pool, graphs
         self.block: int = packed.kernels.attention_prefill.PREFILL_BLOCK
-        self._buffers: dict[int, tuple[Tensor, Tensor, Tensor]] = {}
+        self._buffers: dict[int, tuple[Tensor, Tensor, Tensor, Tensor]] = {}
+
+    def plan(
+        self, requests: Sequence[Request], rows_of: Mapping[Request, Sequence[Row]], tokens: int
+    ) -> list[PromptPart]:
+        """The next parts of the requests' prompts, of up to about so many tokens."""
+        parts: list[PromptPart] = []
+        for request in requests:
+            limit = request.prefill_chunk or tokens
+            for row, prompt_TD in zip(rows_of[request], request.prompts_TD, strict=True):
+                count = min(len(prompt_TD) - row.length, limit, tokens)
+                if count <= 0:
+                    continue
+                parts.append(PromptPart(row, prompt_TD[row.length : row.length + count]))
+                tokens -= -(-count // self.block) * self.block
+        return parts
 
     def run(self, parts: Sequence[PromptPart]) -> None:
         """Run parts of prompts through the decoder; their rows get longer, and the last hidden states."""
-        pieces, positions, starts, last = [], [], [], []
+        pieces, positions, starts, adapters, last = [], [], [], [], []
         for row, x_TD in parts:
             padding = -len(x_TD) % self.block
             pieces.append(pad(x_TD, (0, 0, 0, padding)))
             last.append(len(positions) + len(x_TD) - 1)
             positions += [*range(row.length, row.length + len(x_TD)), *[0] * padding]
             starts += [row.start] * len(x_TD) + [0] * padding
-        hidden_ND, last_P = self._hidden(torch.cat(pieces), positions, starts, last)
+            adapters += [row.adapter] * len(x_TD) + [NO_SLOT] * padding
+        adapted = is_adapted(row for row, _ in parts)
+        hidden_ND, last_P = self._hidden(torch.cat(pieces), (positions, starts, adapters), last, adapted)
         for (row, x_TD), hidden_D in zip(parts, hidden_ND[last_P], strict=True):
             row.length += len(x_TD)
             row.hidden_D = hidden_D
 
     def _hidden(
-        self, x_ND: Tensor, positions: list[int], starts: list[int], last: list[int]
+        self, x_ND: Tensor, states: tuple[list[int], list[int], list[int]], last: list[int], adapted: bool
     ) -> tuple[Tensor, Tensor]:
-        size, span = len(positions), span_of(max(positions) + 1)
+        positions, size = states[0], len(x_ND)
+        span, rest = span_of(max(positions) + 1), bucket(size, self.block) - size
         if size > MAX_GRAPHED_TOKENS:
-            positions_N, starts_N, last_P = ints_on_device(x_ND.device, positions, starts, last)
-            slots = TokenSlots(positions_N, starts_N, span, prefill=True)
-            return self.packed.forward(x_ND, slots, self.pool), last_P
-        rest = [0] * (bucket(size, self.block) - size)
-        states = ints_on_device(x_ND.device, positions + rest, starts + rest, last)
-        buffers = self._static(size + len(rest))
+            *states_N, last_P = ints_on_device(x_ND.device, *states, last)
+            return self.packed.forward(x_ND, _token_slots(states_N, span, adapted), self.pool), last_P
+        padded = [numbers + [filler] * rest for numbers, filler in zip(states, (0, 0, NO_SLOT), strict=True)]
+        *states_N, last_P = ints_on_device(x_ND.device, *padded, last)
+        buffers = self._static(size + rest)
         buffers[0][:size] = x_ND
-        for buffer, state in zip(buffers[1:], states[:2], strict=True):
-            buffer.copy_(state)
-        return self.run_graph(size + len(rest), span), states[2]
+        for buffer, state_N in zip(buffers[1:], states_N, strict=True):
+            buffer.copy_(state_N)
+        return self.run_graph(size + rest, span, adapted), last_P
 
-    def run_graph(self, size: int, span: int) -> Tensor:
+    def run_graph(self, size: int, span: int, adapted: bool) -> Tensor:
         """The hidden states `[N, D]` of what is in the static tensors of `size` tokens."""
-        x_ND, positions_N, starts_N = self._static(size)
-        slots = TokenSlots(positions_N, starts_N, span, prefill=True)
+        x_ND, *states_N = self._static(size)
+        slots = _token_slots(states_N, span, adapted)
         # The inputs are not needed after the first layer: the hidden states overwrite them.
         self.graphs.run(
-            ("prefill", size, span),
+            ("prefill", size, span, adapted),
             lambda: self.packed.forward(x_ND, slots, self.pool, x_ND),
             [x_ND],
         )
         return x_ND
 
-    def _static(self, size: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Embeddings, positions and starts of `size` tokens."""
+    def _static(self, size: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Embeddings, positions, starts and adapters of `size` tokens."""
         if size not in self._buffers:
             decoder = self.packed.decoder
             width, device = decoder.config.hidden_size, decoder.device
             x_ND = torch.zeros(size, width, device=device, dtype=decoder.dtype)
-            positions_N, starts_N = torch.zeros(2, size, dtype=torch.long, device=device)
-            self._buffers[size] = (x_ND, positions_N, starts_N)
+            positions_N, starts_N, adapters_N = torch.zeros(3, size, dtype=torch.long, device=device)
+            self._buffers[size] = (x_ND, positions_N, starts_N, adapters_N)
         return self._buffers[size]
+
+
+def _token_slots(states_N: Sequence[Tensor], span: int, adapted: bool) -> TokenSlots:
+    positions_N, starts_N, adapters_N = states_N
+    return TokenSlots(positions_N, starts_N, span, prefill=True, adapters_N=adapters_N if adapted else None)

@@ -6,18 +6,19 @@ padding is computed from the cache's scratch slots and ignored.
 """
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 
 import torch
+from torch import nn
 
 from ..device import ints_on_device, release_cached_memory, synchronize
-from ..model.decoder import Decoder
 from ..sampling.request import Request, SamplingMode, TokenHead, Tokens, group_by_mode
+from .adapter_slots import adapter_number, head_number
 from .cuda_graphs import CapturedGraphs, GraphCapturer, WeightAddresses, bucket
-from .graph_prefill import MAX_GRAPHED_TOKENS, GraphPrefill, PromptPart, Row, span_of
+from .graph_prefill import MAX_GRAPHED_TOKENS, GraphPrefill, Row, is_adapted, span_of
 from .kv_pool import KVPool, range_length
-from .packed_decoder import Kernels, PackedDecoder, TokenSlots
+from .packed_decoder import PackedDecoder, TokenSlots
 from .sampling_graphs import RowBuffers, SamplingGroup, place_rows, reader
 from .window_steps import WindowSteps
 
@@ -28,20 +29,19 @@ _WARM_UP_SLOTS = 4096
 class GraphRunner:
     """Runs up to `rows` rows. The cache has room for `slots` positions; with None it grows as needed."""
 
-    def __init__(
-        self, decoder: Decoder, rows: int, slots: int | None, kernels: Kernels, capturer: GraphCapturer
-    ) -> None:
-        self.decoder, self.rows, self.kernels = decoder, rows, kernels
-        self.packed = PackedDecoder(decoder, kernels)
+    def __init__(self, packed: PackedDecoder, rows: int, slots: int | None, capturer: GraphCapturer) -> None:
+        self.packed, self.rows, self.decoder = packed, rows, packed.decoder
+        self.kernels, self.adapters, decoder = packed.kernels, packed.adapters, packed.decoder
         self.packed.reserve(rows + 1)
         self._pool = KVPool(decoder, slots)
-        self._pool_version = self._pool.version
+        self._versions = self._sizes
         self._graphs, self._addresses = CapturedGraphs(capturer), WeightAddresses()
+        self._heads: dict[tuple[nn.Module, ...], WeightAddresses] = {}
         self._prefill = GraphPrefill(self.packed, self._pool, self._graphs)
         device, width = decoder.device, decoder.config.hidden_size
         hidden_RD, x_RD = torch.zeros(2, rows + 1, width, device=device, dtype=decoder.dtype)
-        positions_R, starts_R, in_use_R = torch.zeros(3, rows + 1, dtype=torch.long, device=device)
-        self.buffers = RowBuffers(hidden_RD, x_RD, positions_R, starts_R, in_use_R, decoder.config.vocab_size)
+        states = torch.zeros(4, rows + 1, dtype=torch.long, device=device)
+        self.buffers = RowBuffers(hidden_RD, x_RD, *states, vocabulary=decoder.config.vocab_size)
         self._rows_of: dict[Request, list[Row]] = {}
         self._active: list[Row] = []
         """The rows that steps decode, in the order of the buffers."""
@@ -71,30 +71,48 @@ class GraphRunner:
 
     def admit(self, requests: Sequence[Request]) -> list[Request]:
         """Reserve rows for as many of the requests, in order, as there is room for; returns these."""
-        self._drop_graphs_if(self._weights_moved(requests[0].head))  # first, as fusing weights may fail
+        self._release_adapters()
+        self._drop_graphs_if(self._weights_moved(one.head for one in requests))  # first: fusing may fail
         admitted: list[Request] = []
         for request in requests:
             if self.rows_used + request.rows > self.rows or not self._take(request, requests):
                 break
             admitted.append(request)
-        self._drop_graphs_if(self._pool.version != self._pool_version)
+        self._drop_graphs_if(self._sizes != self._versions)
         return admitted
 
-    def _weights_moved(self, head: TokenHead) -> bool:
-        return self._addresses.moved(*head.modules or (self.decoder,), decoder=self.decoder)
+    @property
+    def _sizes(self) -> tuple[int, int]:
+        return self._pool.version, self.adapters.version
+
+    def _weights_moved(self, heads: Iterable[TokenHead]) -> bool:
+        """Whether weights of the decoder, or of heads that were there before, have moved."""
+        moved = self._addresses.moved(self.decoder, decoder=self.decoder)
+        for modules in {tuple(head.modules) for head in heads}:
+            known = modules in self._heads
+            moved = (self._heads.setdefault(modules, WeightAddresses()).moved(*modules) and known) or moved
+        return moved
 
     def _drop_graphs_if(self, stale: bool) -> None:
         if stale:
             self._graphs.clear()
             release_cached_memory(self.decoder.device)
-            self._pool_version = self._pool.version
+            self._versions = self._sizes
+
+    def _release_adapters(self) -> None:
+        """Free what belongs to adapters that are no longer in use."""
+        freed = self.adapters.release({adapter_number(request.decoder) for request in self._rows_of})
+        for head in {head for head, _ in self._groups if head_number(head) in freed}:
+            self._groups = {key: group for key, group in self._groups.items() if key[0] != head}
+            self._heads.pop(tuple(head.modules), None)
+            self._graphs.discard(head)
 
     def _take(self, request: Request, waiting: Sequence[Request]) -> bool:
         """Take ranges of the cache for a request; it may grow, by what all waiting requests need."""
-        slots, rows = request.positions, []
+        slots, rows, adapter = request.positions, [], self.adapters.slot_of(request.decoder)
         while len(rows) < request.rows:
             if (start := self._pool.take(slots)) is not None:
-                rows.append(Row(start, slots))
+                rows.append(Row(start, slots, adapter))
                 continue
             missing = [one for one in waiting if one not in self._rows_of]
             if not self._pool.grow(sum(one.rows * range_length(one.positions) for one in missing)):
@@ -117,7 +135,7 @@ class GraphRunner:
     def prefill(self, requests: Sequence[Request], tokens: int) -> list[Request]:
         """Compute up to about `tokens` positions of the requests' prompts, in order; returns the requests
         whose prompts are done."""
-        self._prefill.run(self._plan(requests, tokens))
+        self._prefill.run(self._prefill.plan(requests, self._rows_of, tokens))
         done = [request for request in requests if self._is_prefilled(request)]
         for request in done:
             self._active += self._rows_of[request]
@@ -129,22 +147,10 @@ class GraphRunner:
         rows = self._rows_of[request]
         return all(row.length == len(prompt) for row, prompt in zip(rows, request.prompts_TD, strict=True))
 
-    def _plan(self, requests: Sequence[Request], tokens: int) -> list[PromptPart]:
-        parts: list[PromptPart] = []
-        for request in requests:
-            limit = request.prefill_chunk or tokens
-            for row, prompt_TD in zip(self._rows_of[request], request.prompts_TD, strict=True):
-                count = min(len(prompt_TD) - row.length, limit, tokens)
-                if count <= 0:
-                    continue
-                parts.append(PromptPart(row, prompt_TD[row.length : row.length + count]))
-                tokens -= -(-count // self._prefill.block) * self._prefill.block
-        return parts
-
     def step(self, requests: Sequence[Request]) -> Callable[[], Tokens]:
         """Launch a step: the next tokens of each request. Returns a function that waits for the tokens."""
         alone = len(requests) < len(self._ready)
-        if not alone and self._windows.wanted(self._ready):
+        if not (alone or is_adapted(self._active)) and self._windows.wanted(self._ready):
             try:
                 return self._step_windows()
             except Exception:
@@ -208,18 +214,19 @@ class GraphRunner:
     def _decode(self) -> None:
         """Launch the decoder over all rows in use."""
         rows = min(bucket(len(self._active)), self.rows)
-        self._decode_graph(rows, span_of(max(row.slots for row in self._active)))
+        self._decode_graph(rows, span_of(max(row.slots for row in self._active)), is_adapted(self._active))
 
-    def _decode_graph(self, rows: int, span: int) -> None:
+    def _decode_graph(self, rows: int, span: int, adapted: bool) -> None:
         buffers, pool = self.buffers, self._pool
         positions_R, hidden_RD = buffers.positions_R[:rows], buffers.hidden_RD[:rows]
-        slots = TokenSlots(positions_R, buffers.starts_R[:rows], span)
+        adapters_N = buffers.adapters_R[:rows] if adapted else None
+        slots = TokenSlots(positions_R, buffers.starts_R[:rows], span, False, adapters_N)
 
         def work() -> None:
             self.packed.forward(buffers.x_RD[:rows], slots, pool, hidden_RD)
             positions_R.add_(buffers.in_use_R[:rows])
 
-        self._graphs.run(("decode", rows, span), work, [positions_R, hidden_RD])
+        self._graphs.run(("decode", rows, span, adapted), work, [positions_R, hidden_RD])
 
     def _decode_alone(self, requests: Sequence[Request]) -> None:
         """`_decode` for some of the requests, without graphs."""
@@ -227,7 +234,8 @@ class GraphRunner:
         row_ids = [row_id for request in requests for row_id in request.row_ids]
         (index_N,) = ints_on_device(self.decoder.device, row_ids)
         span = span_of(max(row.slots for row in rows))
-        slots = TokenSlots(buffers.positions_R[index_N], buffers.starts_R[index_N], span)
+        adapters_N = buffers.adapters_R[index_N] if is_adapted(rows) else None
+        slots = TokenSlots(buffers.positions_R[index_N], buffers.starts_R[index_N], span, False, adapters_N)
         buffers.hidden_RD[index_N] = self.packed.forward(buffers.x_RD[index_N], slots, self._pool)
         buffers.positions_R[index_N] += 1
 
@@ -268,15 +276,15 @@ class GraphRunner:
         """Capture the graphs of all buckets, for requests with these heads and modes; `progress(done, total)`
         is called after each."""
         self._pool.grow(_WARM_UP_SLOTS)
-        self._drop_graphs_if(self._weights_moved(heads[0][0]) or self._pool.version != self._pool_version)
+        self._drop_graphs_if(self._weights_moved(head for head, _ in heads) or self._sizes != self._versions)
         span, block = span_of(1), self._prefill.block
         rows = [count for count in range(1, self.rows + 1) if count in (bucket(count), self.rows)]
+        kinds = (False, True) if self.adapters.slots else (False,)
+        sizes = [count * block for count in rows if count * block <= MAX_GRAPHED_TOKENS]
         work: list[Callable[[], object]] = [
-            partial(self._prefill.run_graph, count * block, span)
-            for count in rows
-            if count * block <= MAX_GRAPHED_TOKENS
+            partial(self._prefill.run_graph, size, span, adapted) for size in sizes for adapted in kinds
         ]
-        work += [partial(self._decode_graph, count, span) for count in rows]
+        work += [partial(self._decode_graph, count, span, adapted) for count in rows for adapted in kinds]
         for head, mode in heads:
             limit = self.rows // (2 if mode.guided else 1)
             group = self._group(head, mode)

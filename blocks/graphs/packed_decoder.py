@@ -17,6 +17,7 @@ from ..kernels import dispatch
 from ..model.decoder import Attention, Block, Decoder
 from ..model.layers import FeedForward, RMSNorm
 from ..model.mla import LatentAttention
+from .adapter_slots import AdapterSlots, Stack
 from .fused_weights import fused_bias, fused_weight
 from .kv_pool import KVPool
 
@@ -30,6 +31,7 @@ class Kernels(NamedTuple):
     attention_window: ModuleType
     mla: ModuleType
     gemv: ModuleType
+    low_rank: ModuleType
     sampling: ModuleType
 
 
@@ -40,13 +42,14 @@ def import_kernels() -> Kernels:
         attention_prefill,
         attention_window,
         gemv,
+        low_rank,
         mla_decode,
         rmsnorm_swiglu,
         sampling_triton,
     )
 
     attention = attention_decode, attention_prefill, attention_window
-    return Kernels(rmsnorm_swiglu, *attention, mla_decode, gemv, sampling_triton)
+    return Kernels(rmsnorm_swiglu, *attention, mla_decode, gemv, low_rank, sampling_triton)
 
 
 def load_kernels(device: torch.device, interpreted: bool = False) -> Kernels | None:
@@ -62,7 +65,8 @@ def load_kernels(device: torch.device, interpreted: bool = False) -> Kernels | N
 class TokenSlots(NamedTuple):
     """Where the tokens of a pass are: their positions, and the first slots of their sequences, int64 `[N]`.
 
-    `span` is an upper bound of positions + 1. With `prefill` the tokens are chunks of prompts in blocks of
+    `span` is an upper bound of positions + 1. `adapters_N` are the slots of their adapters, -1 for none; None
+    if no token has one. With `prefill` the tokens are chunks of prompts in blocks of
     `attention_prefill.PREFILL_BLOCK`, otherwise one token of each sequence, or with `windows`, pairs of a
     number of sequences and a number of tokens, so many of each (see `attention_window.attend`).
     """
@@ -71,6 +75,7 @@ class TokenSlots(NamedTuple):
     starts_N: Tensor
     span: int
     prefill: bool = False
+    adapters_N: Tensor | None = None
     windows: tuple[tuple[int, int], ...] = ()
 
     @property
@@ -81,15 +86,6 @@ class TokenSlots(NamedTuple):
             parts.append((slice(start, start + count * width), width))
             start += count * width
         return parts
-
-
-def _product(kernels: Kernels, x_ND: Tensor, *layers: nn.Module, bias: Tensor | None = None) -> Tensor:
-    """The outputs of all layers, concatenated, and with the `bias` of all added."""
-    weight = fused_weight(*layers)
-    if weight is not None:
-        return kernels.gemv.linear(x_ND, weight, bias)
-    product = torch.cat([layer(x_ND) for layer in layers], dim=-1)
-    return product if bias is None else product + bias
 
 
 def joined(parts: Sequence[Tensor]) -> Tensor:
@@ -103,6 +99,7 @@ class PackedDecoder:
     def __init__(self, decoder: Decoder, kernels: Kernels) -> None:
         config, device = decoder.config, decoder.device
         self.decoder, self.kernels = decoder, kernels
+        self.adapters = AdapterSlots(decoder)
         positions = torch.arange(config.max_positions, device=device)
         cos, sin = config.rotary_table(positions[None])
         self.rotary = (cos[0].contiguous(), sin[0].contiguous())
@@ -127,14 +124,14 @@ class PackedDecoder:
                 attended_ND = self._attend_latent(block.self_attn, normed_ND, slots, pool)
             norm = block.post_attention_layernorm
             x_ND, normed_ND = add_norm(x_ND, attended_ND, norm.weight, norm.eps)
-            mlp_ND = self._feed_forward(block.mlp, normed_ND)
+            mlp_ND = self._feed_forward(block.mlp, normed_ND, slots)
             out = out_ND if next_norm is self.decoder.norm else None
             x_ND, normed_ND = add_norm(x_ND, mlp_ND, next_norm.weight, next_norm.eps, out)
         return normed_ND
 
     def _attend(self, layer: Attention, x_ND: Tensor, slots: TokenSlots, pool: KVPool) -> Tensor:
-        qkv_NC = _product(
-            self.kernels, x_ND, layer.q_proj, layer.k_proj, layer.v_proj, bias=fused_bias(layer)
+        qkv_NC = self._product(
+            x_ND, slots, layer.q_proj, layer.k_proj, layer.v_proj, bias=fused_bias(layer)
         )
         keys, values = (buffer[layer.layer] for buffer in pool.buffers)
         heads = qkv_NC.shape[1] // layer.head_dim - 2 * len(keys)
@@ -148,18 +145,18 @@ class PackedDecoder:
                 outs.append(self.kernels.attention_window.attend(*args, width, slots.span))
             else:
                 outs.append(self.kernels.attention_decode.attend(*args, self._arrivals, slots.span))
-        return _product(self.kernels, joined(outs), layer.o_proj)
+        return self._product(joined(outs), slots, layer.o_proj)
 
     def _attend_latent(self, layer: LatentAttention, x_ND: Tensor, slots: TokenSlots, pool: KVPool) -> Tensor:
         latent = layer.latent
         q_proj, kv_proj = layer.first_proj, layer.kv_a_proj_with_mqa
-        both_NC = _product(self.kernels, x_ND, q_proj, kv_proj)
+        both_NC = self._product(x_ND, slots, q_proj, kv_proj)
         width = latent.kv_rank + latent.rope_dim
         q_NC, kv_NC = both_NC[:, :-width], both_NC[:, -width:]
         if latent.q_rank is not None:
             norm = layer.q_a_layernorm
             _, normed_NC = self.kernels.rmsnorm_swiglu.add_norm(q_NC, None, norm.weight, norm.eps)
-            q_NC = _product(self.kernels, normed_NC, layer.q_b_proj)
+            q_NC = self._product(normed_NC, slots, layer.q_b_proj)
         outs = [
             self.kernels.mla.attend_pooled(
                 q_NC[part],
@@ -177,15 +174,35 @@ class PackedDecoder:
             )
             for part, width in slots.parts
         ]
-        return _product(self.kernels, joined(outs), layer.o_proj)
+        return self._product(joined(outs), slots, layer.o_proj)
 
-    def _feed_forward(self, layer: nn.Module, x_ND: Tensor) -> Tensor:
+    def _feed_forward(self, layer: nn.Module, x_ND: Tensor, slots: TokenSlots) -> Tensor:
         if not isinstance(layer, FeedForward):
             return layer(x_ND[:, None])[:, 0]
         weight = fused_weight(layer.gate_proj, layer.up_proj)
-        if weight is not None:
+        if weight is not None and self._stack(slots, layer.gate_proj) is None:
             inner_NI = self.kernels.gemv.linear_swiglu(x_ND, weight)
         else:
-            gate_up = _product(self.kernels, x_ND, layer.gate_proj, layer.up_proj)
+            gate_up = self._product(x_ND, slots, layer.gate_proj, layer.up_proj)
             inner_NI = self.kernels.rmsnorm_swiglu.swiglu(gate_up)
-        return _product(self.kernels, inner_NI, layer.down_proj)
+        return self._product(inner_NI, slots, layer.down_proj)
+
+    def _product(
+        self, x_ND: Tensor, slots: TokenSlots, *layers: nn.Module, bias: Tensor | None = None
+    ) -> Tensor:
+        """The outputs of all layers, concatenated, with the `bias` of all and the products of the tokens'
+        adapters added."""
+        weight = fused_weight(*layers)
+        if weight is not None:
+            out = self.kernels.gemv.linear(x_ND, weight, bias)
+        else:
+            out = torch.cat([layer(x_ND) for layer in layers], dim=-1)
+            out = out if bias is None else out + bias
+        if (stack := self._stack(slots, layers[0])) is not None:
+            adapters_N = cast(Tensor, slots.adapters_N)
+            self.kernels.low_rank.add_low_rank(out, x_ND, stack.a_SPRI, stack.b_SOR, adapters_N, stack.widths)
+        return out
+
+    def _stack(self, slots: TokenSlots, layer: nn.Module) -> Stack | None:
+        """The adapters that the tokens may have for a group of layers, of which this is the first."""
+        return None if slots.adapters_N is None else self.adapters.stack_of(layer)

@@ -16,6 +16,7 @@ from ..logit_bias import MAX_BIASES
 from ..sampling.request import MAX_LOGPROBS, Request, SamplingMode, SamplingTensors, TokenHead, Tokens
 from ..sampling.sampling import IN_PROMPT, sample, sampled_tokens, sampling_tensors, token_logprobs
 from ..token_masks import stack_masks
+from .adapter_slots import NO_SLOT
 from .graph_prefill import Row
 
 
@@ -32,6 +33,8 @@ class RowBuffers:
     """The first slot of each row's range in the cache."""
     in_use_R: Tensor
     """1 for rows in use, which advance by one position per step, else 0."""
+    adapters_R: Tensor
+    """The slots of the rows' adapters, -1 for none (`adapter_slots.py`)."""
     vocabulary: int
     """Number of text tokens."""
     seen_RV: Tensor | None = None
@@ -42,11 +45,11 @@ class RowBuffers:
         """The row that belongs to no request."""
         return len(self.hidden_RD) - 1
 
-    def set_state(self, positions_R: Tensor, starts_R: Tensor, in_use_R: Tensor) -> None:
-        """Overwrite the rows' positions, starts and use."""
-        self.positions_R.copy_(positions_R)
-        self.starts_R.copy_(starts_R)
-        self.in_use_R.copy_(in_use_R)
+    def set_state(self, *states: Tensor) -> None:
+        """Overwrite the rows' positions, starts, use and adapters."""
+        targets = (self.positions_R, self.starts_R, self.in_use_R, self.adapters_R)
+        for target_R, state_R in zip(targets, states, strict=True):
+            target_R.copy_(state_R)
 
     def move(self, sources: Tensor, targets: Tensor) -> None:
         """Move the hidden states and seen tokens of rows to other rows."""
@@ -83,14 +86,15 @@ def place_rows(active: list[Row], buffers: RowBuffers) -> None:
     new = [index for index, row in enumerate(active) if row.hidden_D is not None]
     rest = [0] * (len(buffers.hidden_RD) - count)
     lengths, starts = [row.length for row in active] + rest, [row.start for row in active] + rest
-    lists = (lengths, starts, [1] * count + rest, targets, sources, new)
-    positions_R, starts_R, in_use_R, *index = ints_on_device(buffers.hidden_RD.device, *lists)
-    buffers.set_state(positions_R, starts_R, in_use_R)
+    adapters = [row.adapter for row in active] + [NO_SLOT] * len(rest)
+    lists = (lengths, starts, [1] * count + rest, adapters, targets, sources, new)
+    *states, targets_M, sources_M, new_M = ints_on_device(buffers.hidden_RD.device, *lists)
+    buffers.set_state(*states)
     if targets:
-        buffers.move(index[1], index[0])
+        buffers.move(sources_M, targets_M)
     if new:
         hidden = [row.hidden_D for row in active if row.hidden_D is not None]
-        buffers.hidden_RD[index[2]] = torch.stack(hidden)
+        buffers.hidden_RD[new_M] = torch.stack(hidden)
 
 
 def sample_by_kernel(

@@ -83,6 +83,8 @@ class Decoder(nn.Module):
     base: Any = None
     """The decoder over whose layers this one has `adapters`, by their numbers: its scheduler runs both."""
     adapters: tuple[int, ...] = ()
+    variants: dict[int, Any] = {}  # noqa: RUF012
+    """Those in use whose `base` this is, by the last of their numbers; replaced, never changed."""
 
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__()

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..checkpoints.quantize import decoder_name
+from ..checkpoints.quantize import NOT_QUANTIZED, decoder_name
 from ..conversion.adapter_change import Adapter, Change
 from ..kernels.batch_invariant import linear
 from ..kernels.quantized_linear import quantized_linear
@@ -77,14 +77,21 @@ class LowRankExperts(nn.Module):
         return out if a is None or b is None else out + linear(linear(x, a[expert]), b[expert])
 
 
+def weight_shape(module: nn.Module) -> tuple[int, ...]:
+    """The shape of a layer's weight, as if it weren't quantized."""
+    if not isinstance(module, QuantizedWeight):
+        return tuple(module.get_parameter("weight").shape)
+    *outer, packed = module.codes.shape
+    return (*outer, packed * 2 if module.kind == "int4" else packed)
+
+
 def parameter_shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
     """The shapes of a model's parameters by name, as if none were quantized."""
     shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
     for name, module in model.named_modules():
         if isinstance(module, QuantizedWeight):
-            *outer, packed = module.codes.shape
-            inputs = packed * 2 if module.kind == "int4" else packed
-            shapes[name if len(outer) == 2 else f"{name}.weight"] = (*outer, inputs)
+            shape = weight_shape(module)
+            shapes[name if len(shape) == 3 else f"{name}.weight"] = shape
     return shapes
 
 
@@ -97,6 +104,7 @@ def adapted(model: Any, adapters: Sequence[tuple[Adapter, float]]) -> Any:
             changes.setdefault(param, []).extend((change, strength) for change in several)
     root, dtype = _clone(model), model.decoder.dtype
     paths = {"": root}
+    _replace(model, paths, decoder_name(model))
     experts: dict[str, dict[str, Strengths]] = {}
     for param, several in sorted(changes.items()):  # biases before weights
         path, _, leaf = param.rpartition(".")
@@ -119,10 +127,10 @@ def adapted(model: Any, adapters: Sequence[tuple[Adapter, float]]) -> Any:
 def _finish(model: Any, root: Any, changes: Mapping[str, Strengths]) -> None:
     """Give a changed decoder its identity, and share the heads if none of their modules are changed."""
     layers = f"{decoder_name(model)}.layers."
-    if root.decoder is not model.decoder:
-        decoder: Decoder = root.decoder
-        decoder.scheduler, decoder.adapters = None, (*model.decoder.adapters, next(_serial))
-        decoder.__dict__["base"] = model.decoder.base or model.decoder  # no submodule
+    decoder: Decoder = root.decoder
+    decoder.__dict__.pop("variants", None)
+    decoder.scheduler, decoder.adapters = None, (*model.decoder.adapters, next(_serial))
+    decoder.__dict__["base"] = model.decoder.base or model.decoder  # no submodule
     if all(param.startswith(layers) for param in changes):
         for name in _HEADS:
             if hasattr(model, name):
@@ -151,13 +159,28 @@ def _replace(model: nn.Module, paths: dict[str, Any], path: str, new: nn.Module 
     return paths[path]
 
 
+def fits_graphs(model: Any, adapter: Adapter) -> bool:
+    """Whether captured steps can run an adapter beside the weights: it changes the decoder's layers by
+    products of low rank, and no experts."""
+    decoder = decoder_name(model)
+    for param, changes in adapter.changes.items():
+        path, _, leaf = param.rpartition(".")
+        if not param.startswith((f"{decoder}.layers.", f"{decoder}.norm.")):
+            continue
+        if "experts" in path.split(".")[-2:] or "shared_experts" in path:
+            return False
+        if not _takes_low_rank(model, path, leaf, [(change, 1.0) for change in changes]):
+            return False
+    return True
+
+
 def _takes_low_rank(model: nn.Module, path: str, leaf: str, changes: Strengths) -> bool:
     """Whether a weight stays as it is, with low-rank products beside it."""
     names = path.split(".")
     above = (model.get_submodule(".".join(names[:depth])) for depth in range(len(names)))
     module = model.get_submodule(path)
     # Projectors look for linear layers, and latent attention reads a weight itself.
-    if any(isinstance(one, MlpProjector) for one in above) or not getattr(module, "prepacks", True):
+    if any(isinstance(one, MlpProjector) for one in above) or names[-1] in NOT_QUANTIZED:
         return False
     parts = any(change.factors is None or change.target.select or change.target.part for change, _ in changes)
     return leaf == "weight" and isinstance(module, QuantizedWeight | Linear) and not parts

@@ -6,6 +6,7 @@ model and others with adapters run in one engine (`adapted.py`).
 
 import copy
 import os
+import weakref
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Self
@@ -19,10 +20,11 @@ from ..conversion.adapter import read_adapter
 from ..conversion.adapter_change import Adapter
 from ..device import graph_capture_lock, plain_torch
 from ..errors import OptionError, check_number
+from ..model.decoder import Decoder
 from ..model.layers import Linear
 from ..model.missing_parts import missing_prefixes
 from ..model.quantized_weight import QuantizedWeight
-from .adapted import adapted, parameter_shapes
+from .adapted import adapted, fits_graphs, parameter_shapes
 
 
 class LoadedAdapters:
@@ -36,6 +38,8 @@ class LoadedAdapters:
         self.strengths = dict[str, float]()
         self.adapters: dict[str, Adapter] = {}
         self._plain: dict[str, Tensor] = {}  # on the CPU, the changed parameters as they were
+        self._number: list[int] = []  # of the model in use, if it isn't the base
+        weakref.finalize(self, _forget, base.decoder, self._number)
 
     def add(self, name: str, adapter: Adapter, strength: float) -> None:
         """Add an adapter, or replace the one of that name."""
@@ -60,6 +64,11 @@ class LoadedAdapters:
             return
         pairs = [(adapter, self.strengths[name]) for name, adapter in self.adapters.items()]
         self.model = adapted(self.base, pairs) if pairs else self.base
+        decoder = self.base.decoder
+        _forget(decoder, self._number)
+        if pairs:
+            self._number.append(self.model.decoder.adapters[-1])
+            decoder.variants = {**decoder.variants, self._number[0]: self.model.decoder}
 
     @torch.no_grad()
     def _merge(self, names: Iterable[str]) -> None:
@@ -74,6 +83,13 @@ class LoadedAdapters:
             assign(self.base, name, merged.to(weight.device, weight.dtype))
             if not changing:
                 del self._plain[name]
+
+
+def _forget(decoder: Decoder, number: list[int]) -> None:
+    """Take a decoder of this number, if any, from those in use."""
+    if number:
+        decoder.variants = {key: one for key, one in decoder.variants.items() if key != number[0]}
+        number.clear()
 
 
 class AdapterMethods:
@@ -114,8 +130,8 @@ class AdapterMethods:
             unpack(loaded.base)
             shapes, missing = parameter_shapes(loaded.base), tuple(missing_prefixes(loaded.base))
             adapter = read_adapter(path, self.adapter_key_maps, shapes, missing)
-            if loaded.beside:
-                loaded.base.decoder.capture = False  # captured steps are those of the model's own layers
+            if loaded.beside and not fits_graphs(loaded.base, adapter):
+                loaded.base.decoder.capture = False
             loaded.add(name or path.absolute().name, adapter, float(scale))
             self._adapters, self.model = loaded, loaded.model
 

@@ -22,6 +22,7 @@ os.environ |= {
 import PIL
 import tokenizers
 import torch
+from adapter_files import ADAPTERS
 from bin_files import BIN
 from cases import ACCEPTED, FAULTS, REFUSED, Outcome
 from http_requests import REQUESTS
@@ -34,7 +35,7 @@ from settings_files import SETTINGS_KIND
 from special_files import SPECIAL
 from tokenizer_files import TOKENIZERS
 
-ALL = (SAFETENSORS, BIN, JSON, TOKENIZERS, PICTURES, SETTINGS_KIND, SPECIAL, REQUESTS)
+ALL = (SAFETENSORS, BIN, ADAPTERS, JSON, TOKENIZERS, PICTURES, SETTINGS_KIND, SPECIAL, REQUESTS)
 KINDS = {kind.name: kind for kind in ALL}
 TRIALS = {kind.name: kind for kind in (PLANTED, PLANTED_REQUESTS)}
 """Kinds that test the detectors."""

@@ -9,7 +9,7 @@ import pytest
 
 FUZZ, ROOT = Path(__file__).parent, Path(__file__).parents[2]
 CASES = {"safetensors": 90, "bin": 60, "json": 25, "tokenizers": 60, "pictures": 240}
-CASES |= {"settings": 25, "special": 25, "requests": 50}
+CASES |= {"settings": 25, "special": 25, "requests": 50, "adapters": 40}
 """About two minutes of them on two cores, with what they start."""
 FAULTS = ("crash", "traceback", "hang", "over memory")
 

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from bifrons import JanusPipeline
 
 from ..transformers_janus import make_pair
 
@@ -69,6 +70,25 @@ def test_an_adapter_of_the_whole_model(settings, transformers_pair, parity_pictu
     merged = ours.next_logits(messages)
     ours.unload_adapter()
     assert (merged - expected).abs().max() < 1e-5 * expected.abs().max()
+
+
+@pytest.mark.parametrize("kind", [None, "int8"])
+def test_a_folder_of_transformers_is_merged(kind, transformers_pair, bifrons_main, parity_picture, tmp_path):
+    """With heads, vision and language; before it is quantized, if it is."""
+    theirs, ours = transformers_pair
+    targets = r".*(language_model|vision_model).*\.(q_proj|down_proj|fc1)"
+    adapted(theirs, tmp_path / "it", target_modules=targets, modules_to_save=["generation_head"])
+    options = ["--merge-adapter", f"{tmp_path / 'it'}:0.5", *(["--quantize", kind] if kind else [])]
+    assert bifrons_main("convert", ours.source.folder.path, tmp_path / "new", *options) == 0
+    found = JanusPipeline.from_pretrained(tmp_path / "new", "cpu", dtype="float32", progress=False)
+    messages = [{"role": "user", "content": "<image_placeholder>\nWhat?", "images": [parity_picture(0, 64, 48)]}]
+    plain = ours.next_logits(messages), ours.next_image_logits("a star")
+    ours.load_adapter(tmp_path / "it", scale=0.5)
+    expected = ours.next_logits(messages), ours.next_image_logits("a star")
+    merged = found.next_logits(messages), found.next_image_logits("a star")
+    for before, wanted, got in zip(plain, expected, merged, strict=True):
+        error = (got - wanted).norm() / (before - wanted).norm()
+        assert error < (0.3 if kind else 1e-5)
 
 
 def test_an_adapter_of_the_language_model_alone(transformers_pair, tmp_path):

@@ -9,6 +9,7 @@ from bifrons import JanusPipeline, VL2Pipeline
 from bifrons.blocks.adapter_choice import AdapterChoice, parse_adapter, parse_named_adapter
 from bifrons.blocks.errors import OptionError
 from bifrons.eval.runs.stages import prepare
+from safetensors.torch import load_file
 
 QUESTION = [{"role": "user", "content": "What is red?"}]
 
@@ -65,6 +66,25 @@ def test_a_merged_folder_equals_the_adapter_in_memory(model, bifrons, janus_mini
     error = max((found[name] - tensor).abs().max() for name, tensor in expected.items() if tensor.numel())
     assert error <= (0 if kind is JanusPipeline else 1e-3)
     assert any(not torch.equal(before[name], tensor) for name, tensor in found.items())
+
+
+@pytest.mark.parametrize("form", ["bin", "shards"])
+def test_every_format_of_weights_is_merged(form, bifrons, janus_mini, random_adapter, tmp_path):
+    source, folder = tmp_path / "source", random_adapter(str(janus_mini), 1, image_head=True)
+    if form == "shards":
+        assert bifrons("convert", janus_mini, source, "--max-shard-size", "300KB").status == 0
+        assert len(list(source.glob("*.safetensors"))) > 2
+    else:
+        shutil.copytree(janus_mini, source, ignore=shutil.ignore_patterns("*.safetensors*"))
+        torch.save(load_file(janus_mini / "model.safetensors"), source / "pytorch_model.bin")
+    for name, model in (("new", source), ("expected", janus_mini)):
+        assert bifrons("convert", model, tmp_path / name, "--merge-adapter", folder).status == 0
+    found, expected, plain = (
+        JanusPipeline.from_pretrained(path, "cpu", dtype="auto", progress=False).model.state_dict()
+        for path in (tmp_path / "new", tmp_path / "expected", janus_mini)
+    )
+    assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
+    assert any(not torch.equal(found[name], tensor) for name, tensor in plain.items())
 
 
 def test_a_folder_is_quantized_after_the_merge(bifrons, janus_mini, random_adapter, tmp_path):

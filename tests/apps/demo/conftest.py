@@ -93,6 +93,8 @@ def served(trained, tmp_path_factory) -> Iterator[tuple[Page, str]]:
         page = Page(trained, tmp_path_factory.mktemp("pictures"))
         return page, page.launch("127.0.0.1", port)
 
-    page, address = asyncio.run(start())
-    yield page, address
-    page.blocks.close(verbose=False)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("GRADIO_TEMP_DIR", str(tmp_path_factory.mktemp("cache")))
+        page, address = asyncio.run(start())
+        yield page, address
+        page.blocks.close(verbose=False)

@@ -1,6 +1,7 @@
 """The page's named endpoints, called by `gradio_client` as other programs do."""
 
 import json
+from pathlib import Path
 from urllib.request import urlopen
 
 import pytest
@@ -49,6 +50,17 @@ def test_generate(client, trained):
         assert image.text["prompt"] == "three green hearts"
         (expected,) = trained[0].pipe.generate("three green hearts", 1, 12)
         assert image.convert("RGB").tobytes() == expected.tobytes()
+
+
+def test_old_pictures_leave_the_disk(client, served, monkeypatch):
+    """Gradio makes no copies of them, which would stay for hours."""
+    monkeypatch.setattr("bifrons.apps.demo.history._MOST_FILES", 2)
+    cache = Path(served[0].blocks.GRADIO_CACHE)
+    for seed in range(4):
+        (picture,) = client.predict(prompt="a red star", seed=str(seed), api_name="/generate")
+    assert len(list(cache.rglob("a-red-star-seed*.png"))) == 2
+    with Image.open(picture["image"]) as image:
+        assert image.text["seed"] == "3"
 
 
 def test_ask_and_locate(client, scene, trained):

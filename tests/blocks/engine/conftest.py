@@ -113,7 +113,7 @@ class RequestMaker:
 
     def alone(self, requests: Sequence[Request]) -> list[list[int]]:
         """The tokens that requests, which have not run yet, should get."""
-        return [reference_tokens(self.decoder, request) for request in requests]
+        return [reference_tokens(request.decoder or self.decoder, request) for request in requests]
 
     @staticmethod
     def outs(requests: Sequence[Request]) -> list[Collector]:
