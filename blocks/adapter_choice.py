@@ -8,6 +8,8 @@ from pathlib import Path
 from .errors import OptionError, check_number
 
 _NAME = re.compile(r"[\w.:-]{1,100}")
+NAME_TEXT = "up to 100 letters, digits and . _ - :"
+"""The names of adapters, in words."""
 
 
 @dataclass(frozen=True)
@@ -46,12 +48,17 @@ def parse_adapter(text: str) -> AdapterChoice:
     return AdapterChoice(path, scale)
 
 
+def is_name(text: str) -> bool:
+    """Whether an adapter may have this name."""
+    return _NAME.fullmatch(text) is not None
+
+
 def parse_named_adapter(text: str) -> AdapterChoice:
     """`NAME=FOLDER[:SCALE]`, or what `parse_adapter` takes. Raises `OptionError`."""
     name, sign, rest = text.partition("=")
     if not sign or os.path.isdir(Path(text).expanduser()):
         return parse_adapter(text)
-    if not _NAME.fullmatch(name):
+    if not is_name(name):
         accepted = "NAME=FOLDER, with letters, digits and . _ - : in NAME"
         raise OptionError(f"adapter is {text!r}; accepted: {accepted}")
     choice = parse_adapter(rest)

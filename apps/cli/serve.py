@@ -34,6 +34,13 @@ def add_serve(commands: Any, command: Callable[..., Any]) -> None:
         help="CPU threads of one computation (default: OMP_NUM_THREADS if set, else 1 for small models and "
         "all cores for larger ones)",
     )
+    parser.add_argument(
+        "--adapters-from",
+        type=Path,
+        default=argparse.SUPPRESS,
+        metavar="DIR",
+        help="let clients load adapters from folders in DIR, and unload them, while the server runs",
+    )
     add_speculate(parser)
     add_no_warmup(parser)
     for flag, text in _LIMITS.items():

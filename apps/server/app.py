@@ -20,7 +20,7 @@ from starlette.types import ASGIApp
 
 from ..allowed_hosts import AllowedHosts
 from ..defaults import version
-from . import chat, completions, errors, image_files, images, responses, responses_route, schema
+from . import adapters, chat, completions, errors, image_files, images, responses, responses_route, schema
 from .connections import BACKLOG, LogOnce, Server
 from .errors import ErrorReply, error_response
 from .middleware import ApiKeyCheck, BodyBudget, BodyLimit, FramingCheck, RequestMetrics
@@ -90,6 +90,8 @@ def _add_routes(app: FastAPI, registry: ModelRegistry, collectors: CollectorRegi
     app.include_router(responses_route.router(registry))
     app.include_router(images.router(registry))
     app.include_router(image_files.router(registry.image_files))
+    if registry.options.adapters_from is not None:
+        app.include_router(adapters.router(registry, _card))
 
     @app.get("/v1/models")
     async def models() -> responses.ModelList:

@@ -1,10 +1,11 @@
 """The server's options, and the limits of a model's requests, which follow the model."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from ...blocks.engine.scheduler import Scheduler
-from ...blocks.errors import PromptError, check_integer, check_number, counted
+from ...blocks.errors import OptionError, PromptError, check_integer, check_number, counted
 from ...blocks.model.kv_cache import KVCache
 from ...blocks.placement.memory_budget import rows_that_fit
 from ...blocks.sampling.request import check_context
@@ -51,6 +52,8 @@ class ServerOptions:
     """Whether images may be given by public URLs."""
     image_urls: int = 0
     """MB of memory for images that are served by URL for an hour."""
+    adapters_from: Path | None = None
+    """A folder with adapters that clients may load while the server runs; None: they may not."""
     allow_origins: tuple[str, ...] = ()
     """Origins of web pages that may call the server; `*` is any."""
     speculate: Speculate = "auto"
@@ -60,6 +63,8 @@ class ServerOptions:
 
     def __post_init__(self) -> None:
         check_speculate(self.speculate)
+        if self.adapters_from is not None and not self.adapters_from.is_dir():
+            raise OptionError(f"adapters-from is {str(self.adapters_from)!r}; accepted: a folder")
         check_number("grace", self.grace, low=0.0, high=86_400.0)
         least = {"max_queue": 0, "rows": 2, "context": 64, "max_new_tokens": 1}
         least |= {"max_images": 0, "image_urls": 0}

@@ -13,7 +13,7 @@ import torch
 from ...blocks.adapter_choice import AdapterChoice
 from ...blocks.chat.text_generation import text_head
 from ...blocks.checkpoints.hub import EMBEDDED, find_model_folder
-from ...blocks.errors import CheckpointError, OptionError, check_integer
+from ...blocks.errors import CheckpointError, OptionError, check_integer, shown
 from ...blocks.placement.memory_budget import size_text
 from ...blocks.sampling.request import Request as GenerationRequest
 from ...blocks.sampling.request import TokenHead
@@ -125,6 +125,7 @@ class ModelRegistry:
         self.image_files = ImageFiles(options.image_urls * 1_000_000)
         self.models: dict[str, ServedModel] = {}
         self.stopping = False
+        self._loading = asyncio.Lock()
         self._notifier: Notifier | None = None
         # Encoding images takes longest, outside of the GIL.
         threads = min(16, max(2, (os.cpu_count() or 2) - 2))
@@ -151,6 +152,36 @@ class ModelRegistry:
 
         The model is the first that the adapter fits. Raises `BifronsError` if there is none.
         """
+        served = self.models[choice.shown_name] = self._with_adapter(choice)
+        return served
+
+    async def load_adapter(self, choice: AdapterChoice) -> ServedModel:
+        """`add_adapter` while the schedulers run. Raises `BifronsError`, for an adapter too that captured
+        steps can't run."""
+        async with self._loading:
+            decoders = [base.pipe.model.decoder for base in self.engines]
+            captures = [decoder.capture for decoder in decoders]
+            served = await self.run_in_thread(self._with_adapter, choice)
+            fits = all(one.capture is before for one, before in zip(decoders, captures, strict=True))
+            for decoder, capture in zip(decoders, captures, strict=True):
+                decoder.capture = capture
+            if not fits and served.base is not None and served.base.scheduler.runner.lag:
+                raise OptionError(
+                    f"the adapter {choice.shown_name} changes experts, norms or kv_b_proj, for which "
+                    "captured steps have no room; accepted: --adapter at the server's start"
+                )
+            served.open(self.options)
+            self.models[served.name] = served
+        return served
+
+    def unload_adapter(self, name: str) -> ServedModel:
+        """Serve an adapter no longer; its requests that run are finished. Raises `ApiError`."""
+        served = self.get(name)
+        if served.base is None:
+            raise invalid_value(f"{shown(name)} is a model, no adapter", "lora_name")
+        return self.models.pop(name)
+
+    def _with_adapter(self, choice: AdapterChoice) -> ServedModel:
         name, errors = choice.shown_name, []
         if name in self.models:
             raise OptionError(f"two models are called {name}; accepted: NAME=FOLDER with another name")
@@ -161,8 +192,7 @@ class ModelRegistry:
                 errors.append(error)
                 continue
             note = f"{base.name} with the adapter {name}"
-            self.models[name] = ServedModel(name, pipe, note, base)
-            return self.models[name]
+            return ServedModel(name, pipe, note, base)
         raise errors[0]
 
     @property

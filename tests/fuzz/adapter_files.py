@@ -1,4 +1,4 @@
-"""The kind `adapters`: folders of LoRA adapters, whose settings, names, shapes, numbers or bytes were changed."""
+"""The kind `adapters`: folders of LoRA adapters with changed settings, names, shapes, numbers or bytes."""
 
 import json
 import random
@@ -28,9 +28,9 @@ def _tensors(family: Path) -> dict[str, Tensor]:
     """A sound adapter of a few layers, and of stacked experts or a head."""
     tensors: dict[str, Tensor] = {}
     weights = load_file(family / "model.safetensors")
-    chosen = [name for name in weights if name.endswith(("layers.0.self_attn.q_proj.weight", "down_proj.weight"))]
-    chosen = [name for name in chosen if ".layers." in name and ".experts." not in name][:3]
-    for name in chosen:
+    layers = [name for name in weights if ".layers." in name and ".experts." not in name]
+    ends = ("layers.0.self_attn.q_proj.weight", "down_proj.weight")
+    for name in [name for name in layers if name.endswith(ends)][:3]:
         outputs, inputs = weights[name].shape
         module = _PREFIX + name.removesuffix(".weight")
         tensors[f"{module}.lora_A.weight"] = torch.full((_RANK, inputs), 0.01)

@@ -81,7 +81,8 @@ def test_a_folder_of_transformers_is_merged(kind, transformers_pair, bifrons_mai
     options = ["--merge-adapter", f"{tmp_path / 'it'}:0.5", *(["--quantize", kind] if kind else [])]
     assert bifrons_main("convert", ours.source.folder.path, tmp_path / "new", *options) == 0
     found = JanusPipeline.from_pretrained(tmp_path / "new", "cpu", dtype="float32", progress=False)
-    messages = [{"role": "user", "content": "<image_placeholder>\nWhat?", "images": [parity_picture(0, 64, 48)]}]
+    picture = parity_picture(0, 64, 48)
+    messages = [{"role": "user", "content": "<image_placeholder>\nWhat?", "images": [picture]}]
     plain = ours.next_logits(messages), ours.next_image_logits("a star")
     ours.load_adapter(tmp_path / "it", scale=0.5)
     expected = ours.next_logits(messages), ours.next_image_logits("a star")

@@ -27,7 +27,8 @@ def folders(random_adapter, janus_mini):
 @pytest.fixture(scope="module")
 def client(start_server, janus_mini, folders):
     named = [word for name, folder in folders.items() for word in ("--adapter", f"{name}={folder}")]
-    return start_server("-m", janus_mini, *named, "--device", "cpu").client()
+    root = folders["dots"].parent.parent
+    return start_server("-m", janus_mini, *named, "--device", "cpu", "--adapters-from", root).client()
 
 
 def paint(client, model):
@@ -60,6 +61,36 @@ def test_requests_with_different_adapters_share_the_engine(client, janus_mini, f
     for name, picture in zip(NAMES, pictures, strict=True):
         own = beside.get(name, pipe).generate("a red star", seed=5, guidance_scale=2)[0]
         assert np.array_equal(np.asarray(own), picture)
+
+
+def change(client, action, **fields):
+    return client.post(f"/{action}_lora_adapter", body=fields, cast_to=dict)
+
+
+def test_adapters_are_loaded_and_unloaded_while_the_server_runs(client, folders):
+    expected, path = answer(client, "dots"), str(folders["dots"])
+    with ThreadPoolExecutor(1) as pool:
+        meanwhile = pool.submit(paint, client, "stripes")
+        card = change(client, "load", lora_name="more", lora_path=path)
+        assert (card["id"], card["parent"]) == ("more", "janus-mini")
+        assert answer(client, "more") == expected
+        assert np.array_equal(meanwhile.result(), paint(client, "stripes"))
+    for name, folder, message in (
+        ("more", path, "two models are called more"),
+        ("a b", path, "accepted: up to 100 letters"),
+        ("new", "..", "is no folder in the server's folder of adapters"),
+        ("new", "/etc", "is no folder in"),
+        ("new", "a\0b", "is no folder in"),
+        ("new", str(folders["dots"].parent), "is no adapter"),
+    ):
+        with pytest.raises(openai.BadRequestError, match=message):
+            change(client, "load", lora_name=name, lora_path=folder)
+    with pytest.raises(openai.BadRequestError, match="'janus-mini' is a model, no adapter"):
+        change(client, "unload", lora_name="janus-mini")
+    assert change(client, "unload", lora_name="more")["id"] == "more"
+    assert [one.id for one in client.models.list().data] == list(NAMES)
+    with pytest.raises(openai.NotFoundError, match="there is no model 'more'"):
+        answer(client, "more")
 
 
 def test_a_name_that_there_is_not(client):
