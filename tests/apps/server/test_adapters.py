@@ -64,7 +64,7 @@ def test_requests_with_different_adapters_share_the_engine(client, janus_mini, f
 
 
 def change(client, action, **fields):
-    return client.post(f"/{action}_lora_adapter", body=fields, cast_to=dict)
+    return client.post(f"/{action}_lora_adapter", body=fields, cast_to=dict[str, object])
 
 
 def test_adapters_are_loaded_and_unloaded_while_the_server_runs(client, folders):
