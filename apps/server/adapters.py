@@ -32,6 +32,10 @@ class UnloadAdapterRequest(Request):
     lora_name: ShortText
 
 
+BODIES = (LoadAdapterRequest, UnloadAdapterRequest)
+"""The bodies of the two routes."""
+
+
 def router(registry: ModelRegistry, card: Callable[[ServedModel], responses.ModelCard]) -> APIRouter:
     """The two routes, for a server with `adapters_from`; they reply with the `card` of the adapter."""
     routes = APIRouter()

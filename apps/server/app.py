@@ -136,7 +136,8 @@ def _complete_openapi(app: FastAPI, registry: ModelRegistry) -> None:
             return app.openapi_schema
         document = generate()
         schemas = document["components"]["schemas"]
-        bodies: Any = [(body, "validation") for body in _BODIES]
+        more = adapters.BODIES if registry.options.adapters_from is not None else ()
+        bodies: Any = [(body, "validation") for body in (*_BODIES, *more)]
         _, definitions = models_json_schema(bodies, ref_template="#/components/schemas/{model}")
         for name, definition in definitions["$defs"].items():  # in the form that FastAPI gives to all others
             schemas[name] = jsonable_encoder(Schema(**definition), by_alias=True, exclude_none=True)
