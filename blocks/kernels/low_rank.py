@@ -117,7 +117,9 @@ def add_low_rank(
     x_NI = x_NI if x_NI.stride(1) == 1 else x_NI.contiguous()
     rows, chunks = len(y_NO), triton.cdiv(inputs, _CHUNK)
     sums = torch.empty(chunks, rows, layers * rank, dtype=torch.float32, device=y_NO.device)
-    float32, full = dot_in_float32(y_NO.dtype), y_NO.dtype == torch.float32
+    full = y_NO.dtype == torch.float32
+    both = {"S": slots, "FLOAT32": dot_in_float32(y_NO.dtype), "BLOCK_N": _ROWS, "BLOCK_R": RANK_MULTIPLE}
+    both |= {"num_warps": 4, **pdl_options(y_NO)}
     row_tiles, block_i = triton.cdiv(rows, _ROWS), 128 if full else 256
     _shrink[(row_tiles, layers * rank // RANK_MULTIPLE, slots * chunks)](
         x_NI,
@@ -128,36 +130,13 @@ def add_low_rank(
         x_NI.stride(0),
         I=inputs,
         RANKS=layers * rank,
-        S=slots,
-        FLOAT32=float32,
         CHUNK=min(_CHUNK, triton.cdiv(inputs, block_i) * block_i),
-        BLOCK_N=_ROWS,
-        BLOCK_R=RANK_MULTIPLE,
         BLOCK_I=block_i,
-        num_warps=4,
         num_stages=2 if full else 4,
-        **pdl_options(y_NO),
+        **both,
     )
     block_o = 64 if rows <= _ROWS else 128
     w0, w1, w2 = (*widths, 0, 0)[:_MOST_LAYERS]
-    _expand[(row_tiles, sum(triton.cdiv(width, block_o) for width in widths))](
-        y_NO,
-        sums,
-        b_SOR,
-        slots_N,
-        rows,
-        W0=w0,
-        W1=w1,
-        W2=w2,
-        R=rank,
-        P=layers,
-        S=slots,
-        CHUNKS=chunks,
-        FLOAT32=float32,
-        BLOCK_N=_ROWS,
-        BLOCK_O=block_o,
-        BLOCK_R=RANK_MULTIPLE,
-        num_warps=4,
-        num_stages=2,
-        **pdl_options(y_NO),
-    )
+    grid = (row_tiles, sum(triton.cdiv(width, block_o) for width in widths))
+    sizes = {"W0": w0, "W1": w1, "W2": w2, "R": rank, "P": layers, "CHUNKS": chunks, "BLOCK_O": block_o}
+    _expand[grid](y_NO, sums, b_SOR, slots_N, rows, **sizes, num_stages=2, **both)
