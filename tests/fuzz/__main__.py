@@ -43,7 +43,7 @@ TRIALS = {kind.name: kind for kind in (PLANTED, PLANTED_REQUESTS)}
 
 def main(argv: list[str] | None = None) -> int:
     """Run the kinds and print the table; the status is 1 if there was a fault."""
-    parser = argparse.ArgumentParser(prog="python tests/fuzz", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog="python tests/fuzz", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("kinds", nargs="*", metavar="KIND", help=f"of {', '.join(KINDS)} (default: all)")
     parser.add_argument(
         "--cases", type=int, default=100, metavar="N", help="cases of each kind (default: 100)"

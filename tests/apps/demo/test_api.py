@@ -1,5 +1,7 @@
 """The page's named endpoints, called by `gradio_client` as other programs do."""
 
+# pyright: reportAttributeAccessIssue=false
+
 import json
 from pathlib import Path
 from urllib.request import urlopen
