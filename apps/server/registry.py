@@ -14,6 +14,7 @@ from ...blocks.adapter_choice import AdapterChoice
 from ...blocks.chat.text_generation import text_head
 from ...blocks.checkpoints.hub import EMBEDDED, find_model_folder
 from ...blocks.errors import CheckpointError, OptionError, check_integer, shown
+from ...blocks.graphs.graph_runner import GraphRunner
 from ...blocks.placement.memory_budget import size_text
 from ...blocks.sampling.request import Request as GenerationRequest
 from ...blocks.sampling.request import TokenHead
@@ -165,7 +166,7 @@ class ModelRegistry:
             fits = all(one.capture is before for one, before in zip(decoders, captures, strict=True))
             for decoder, capture in zip(decoders, captures, strict=True):
                 decoder.capture = capture
-            if not fits and served.base is not None and served.base.scheduler.runner.lag:
+            if not fits and served.base and isinstance(served.base.scheduler.runner, GraphRunner):
                 raise OptionError(
                     f"the adapter {choice.shown_name} changes experts, norms or kv_b_proj, for which "
                     "captured steps have no room; accepted: --adapter at the server's start"
