@@ -88,7 +88,7 @@ def test_adapters_are_loaded_and_unloaded_while_the_server_runs(client, folders)
             change(client, "load", lora_name=name, lora_path=folder)
     with pytest.raises(openai.BadRequestError, match="'janus-mini' is a model, no adapter"):
         change(client, "unload", lora_name="janus-mini")
-    document = httpx.get(client.base_url.join("/openapi.json")).json()
+    document = httpx.get(str(client.base_url.join("/openapi.json"))).json()
     assert {"LoadAdapterRequest", "UnloadAdapterRequest"} <= document["components"]["schemas"].keys()
     assert change(client, "unload", lora_name="more")["id"] == "more"
     assert [one.id for one in client.models.list().data] == list(NAMES)
