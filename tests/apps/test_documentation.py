@@ -161,6 +161,8 @@ def check_other(words: list[str], where: str) -> None:
 
 def run_shell(block: Block, address: Callable[[], str]) -> None:
     for words in commands(block.code):
+        if words[0] == "torchrun":
+            words = words[words.index("-m") + 1 :]
         if words[0] == "bifrons":
             bifrons_command(words[1:], block.where, block.only_parsed)
         else:

@@ -89,7 +89,7 @@ def counted(monkeypatch) -> list[int]:
     """Outputs of each product that is launched."""
     widths, launch = [], gemv.linear
     monkeypatch.setattr(
-        gemv, "linear", lambda x, weight: widths.append(len(weight.codes)) or launch(x, weight)
+        gemv, "linear", lambda x, weight, *bias: widths.append(len(weight.codes)) or launch(x, weight, *bias)
     )
     return widths
 
