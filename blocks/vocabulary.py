@@ -66,6 +66,13 @@ class Vocabulary:
         known = getattr(self, work)
         return [word for word in dict.fromkeys(_words(texts)) if self.spellings.get(word, word) not in known]
 
+    def new_words(self, prompts: Iterable[str], questions: Iterable[str]) -> dict[Work, frozenset[str]]:
+        """The words of prompts and of questions that the model doesn't know, by kind of work."""
+        return {
+            "painting": frozenset(self.unknown(prompts, "painting")),
+            "reading": frozenset(self.unknown(questions, "reading")),
+        }
+
     def warning(self, texts: Iterable[str], work: Work) -> str | None:
         """A line about the unknown words of texts; None without any."""
         unknown = self.unknown(texts, work)

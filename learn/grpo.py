@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ..blocks.device import synchronize
-from ..blocks.errors import BifronsError, OptionError, check_integer, check_number
+from ..blocks.errors import OptionError, check_integer, check_number
 from ..blocks.sampling.request import SamplingParams
 from . import checkpoints
 from .adapters import LoraOptions
@@ -24,7 +24,7 @@ from .examples import Example
 from .grpo_loss import group_advantages, token_losses
 from .policy import Policy, Samples, answer, frozen_copy, make_room, paint, uses_more_rows
 from .prompts import token_counts
-from .reward import Prompt, Reward, checked_scores
+from .reward import Prompt, Reward, checked_scores, score_figures
 from .run_folder import append_log
 from .sft import prepare_model
 from .updates import Updates
@@ -158,9 +158,14 @@ class GrpoRun:
             self.updates.load(found[1])
         return self.step
 
-    def run(self, callback: Callable[[dict[str, float]], None] = lambda figures: None) -> None:
+    def run(
+        self,
+        callback: Callable[[dict[str, float]], None] = lambda figures: None,
+        pause: Callable[[], None] = lambda: None,
+        pause_every: int = 0,
+    ) -> None:
         """Train to the last step. `callback` gets a step's figures, which are also a line of `log.jsonl`, on
-        the first process alone."""
+        the first process alone. Every process calls `pause` after each `pause_every` steps and the last."""
         while self.step < self.options.steps:
             figures = self.train_step()
             self.step += 1
@@ -168,7 +173,10 @@ class GrpoRun:
                 figures = {"step": self.step, **figures}
                 append_log(self.folder, figures)
                 callback(figures)
-            if self.step % self.options.save_every == 0 or self.step == self.options.steps:
+            is_last = self.step == self.options.steps
+            if pause_every and (is_last or self.step % pause_every == 0):
+                pause()
+            if is_last or self.step % self.options.save_every == 0:
                 self.updates.save(self.folder / "checkpoints", self.step)
 
     def train_step(self) -> dict[str, float]:
@@ -183,7 +191,7 @@ class GrpoRun:
             samples = agreed(lambda: self.sample(prompts))
         with clock.measure("judging"):
             samples, scores = self._everyones(samples, agreed(lambda: self.judge(prompts, samples)))
-        figures = self._score_figures(scores)
+        figures = score_figures(scores)
         with clock.measure("learning"):
             figures |= self.learn(samples, group_advantages(scores))
         return figures | {f"{kind}_seconds": round(seconds, 3) for kind, seconds in clock.seconds.items()}
@@ -206,6 +214,10 @@ class GrpoRun:
             for _ in range(options.prompts_per_step)
         ]
         seeds = [seed for group in groups[rank() :: world()] for seed in group]
+        return self.draw(prompts, seeds)
+
+    def draw(self, prompts: Sequence[Prompt], seeds: Sequence[int]) -> Samples:
+        """Samples of prompts, one for each seed."""
         if self.paints:
             return paint(self.pipe, prompts, seeds, self.sampling)
         return answer(self.pipe, prompts, seeds, self.sampling, self.options.max_new_tokens)
@@ -285,14 +297,3 @@ class GrpoRun:
             lengths.sum(),
         )
         return loss, torch.stack([one.detach().double().cpu() for one in found]), drawn_N
-
-    def _score_figures(self, scores_PG: Tensor) -> dict[str, float]:
-        scored = scores_PG[scores_PG.isfinite()]
-        count = scores_PG.numel()
-        if not len(scored):
-            raise BifronsError(f"the reward gave none of {count} samples a score; is it the right one?")
-        return {
-            "reward": float(scored.mean()),
-            "reward_std": float(scored.std(correction=0)),
-            "unscored": count - len(scored),
-        }

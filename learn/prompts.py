@@ -7,6 +7,7 @@ from typing import Any
 from ..blocks.errors import BifronsError, OptionError, one_line, shown
 from ..blocks.json_config import decode_json
 from ..blocks.sampling.request import check_context
+from ..blocks.vocabulary import Vocabulary, Work, last_question
 from .reward import Prompt
 from .rows import Fault, numbered_lines, read_text, with_paths
 
@@ -55,6 +56,17 @@ def _prompt(line: str, folder: Path) -> Prompt:
     if not isinstance(row.get("prompt"), str) or not row["prompt"].strip():
         raise OptionError(f"its prompt is {shown(row.get('prompt'))}; accepted: a text that is not empty")
     return row
+
+
+def asked(prompt: Prompt) -> str:
+    """What a prompt asks for: its sentence, or the last question of its conversation."""
+    return prompt["prompt"] if "prompt" in prompt else last_question(prompt["messages"])
+
+
+def new_words(prompts: Sequence[Prompt], known: Vocabulary) -> dict[Work, frozenset[str]]:
+    """The words of prompts that a model doesn't know."""
+    painted = [asked(prompt) for prompt in prompts if "prompt" in prompt]
+    return known.new_words(painted, [asked(prompt) for prompt in prompts if "prompt" not in prompt])
 
 
 def token_counts(pipe: Any, prompt: Prompt, max_new_tokens: int) -> tuple[int, int]:

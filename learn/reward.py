@@ -37,3 +37,16 @@ def checked_scores(scores: Any, count: int) -> Tensor:
     return torch.tensor(
         [torch.nan if value is None else float(value) for value in values], dtype=torch.float64
     )
+
+
+def score_figures(scores: Tensor) -> dict[str, float]:
+    """Mean and standard deviation of scores, and how many samples have none (NaN). Raises `BifronsError` if
+    no sample has one."""
+    scored, count = scores[scores.isfinite()], scores.numel()
+    if not len(scored):
+        raise BifronsError(f"the reward gave none of {count} samples a score; is it the right one?")
+    return {
+        "reward": float(scored.mean()),
+        "reward_std": float(scored.std(correction=0)),
+        "unscored": count - len(scored),
+    }

@@ -65,10 +65,7 @@ def new_words(rows: Iterable[Row], known: Vocabulary) -> dict[Work, frozenset[st
     rows = list(rows)
     prompts = [row.prompt for row in rows if isinstance(row, PaintRow)]
     questions = [last_question(row.messages[:-1]) for row in rows if isinstance(row, ReadRow)]
-    return {
-        "painting": frozenset(known.unknown(prompts, "painting")),
-        "reading": frozenset(known.unknown(questions, "reading")),
-    }
+    return known.new_words(prompts, questions)
 
 
 def read_rows(source: str | Path) -> tuple[list[Row], list[Fault]]:

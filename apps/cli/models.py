@@ -7,6 +7,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from ...blocks.adapter_choice import parse_adapter
 from ...blocks.checkpoints.formats import TensorEntry
@@ -14,10 +15,13 @@ from ...blocks.checkpoints.hub import open_model
 from ...blocks.checkpoints.quantize import check_kind
 from ...blocks.checkpoints.reader import list_tensors
 from ...blocks.conversion.adapter import is_adapter, read_adapter
+from ...blocks.conversion.adapter_change import Adapter
 from ...blocks.conversion.convert import convert_folder
 from ...blocks.conversion.merge import Merge, merge_adapters
 from ...blocks.conversion.quantized_writer import QuantizedWriter
 from ...blocks.errors import OptionError, ResourceError, one_line
+from ...blocks.vocabulary import FILE as VOCABULARY
+from ...blocks.vocabulary import read_vocabulary
 from ..descriptions import ModelDescription, describe
 from ..files import print_json
 from .inspect import FORMATS, inspect_model, report_lines
@@ -55,8 +59,9 @@ def convert(args: argparse.Namespace) -> int:
     kind = check_kind(args.quantize)
     if kind is not None or args.merge_adapter:
         description = describe(source, entries := list_tensors(source.path))
-        merge = _merging(description, entries, args.merge_adapter or ())
-        options["merge"] = merge
+        adapters = _adapters(description, args.merge_adapter or ())
+        merge = _merging(description, entries, adapters)
+        options |= {"merge": merge, "more_files": _vocabulary(source.path, adapters)}
         if kind is not None:
             options["writer"] = QuantizedWriter(description.network, description.key_map, kind, merge)
     formats = {**dict.fromkeys(FORMATS), "janus": to_original}
@@ -69,18 +74,37 @@ def convert(args: argparse.Namespace) -> int:
     return 0
 
 
-def _merging(
-    description: ModelDescription, entries: Mapping[str, TensorEntry], texts: Sequence[str]
-) -> Merge:
-    """What merges the named adapters into a model's tensors. Raises `BifronsError`."""
-    if not texts:
-        return list
-    shapes = {name: tuple(tensor.shape) for name, tensor in description.network.named_parameters()}
-    adapters = [
+def _adapters(description: ModelDescription, texts: Sequence[str]) -> list[tuple[Adapter, float]]:
+    """The named adapters of a model, with their strengths. Raises `BifronsError`."""
+    shapes = _shapes(description)
+    return [
         (read_adapter(choice.folder, description.adapter_key_maps, shapes), choice.scale)
         for choice in map(parse_adapter, texts)
     ]
-    return partial(merge_adapters, adapters=adapters, key_map=description.key_map(entries), shapes=shapes)
+
+
+def _merging(
+    description: ModelDescription,
+    entries: Mapping[str, TensorEntry],
+    adapters: Sequence[tuple[Adapter, float]],
+) -> Merge:
+    """What merges adapters into a model's tensors."""
+    if not adapters:
+        return list
+    key_map, shapes = description.key_map(entries), _shapes(description)
+    return partial(merge_adapters, adapters=adapters, key_map=key_map, shapes=shapes)
+
+
+def _shapes(description: ModelDescription) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(tensor.shape) for name, tensor in description.network.named_parameters()}
+
+
+def _vocabulary(folder: Path, adapters: Sequence[tuple[Adapter, float]]) -> dict[str, dict[str, Any]]:
+    """The file with the words of a small model and those that adapters taught; none if there are none."""
+    known = read_vocabulary(folder)
+    for adapter, _ in adapters:
+        known = known and known.with_words(adapter.words)
+    return {VOCABULARY: known.content()} if known and known.taught else {}
 
 
 def _check_target(target: str, force: bool) -> None:

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from .train_options import add_lora, add_numbers, add_trained_model
+from .train_options import add_lora, add_numbers, add_observation, add_trained_model
 
 
 def grpo_options() -> type:
@@ -35,6 +35,7 @@ def add_grpo(parser: Any) -> None:
     _add_reward(parser.add_argument_group("reward"))
     _add_sampling(parser.add_argument_group("sampling"))
     _add_optimization(parser.add_argument_group("optimization"))
+    add_observation(parser.add_argument_group("observation"), 10)
 
 
 def _add_reward(group: Any) -> None:

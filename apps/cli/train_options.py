@@ -107,7 +107,16 @@ def add_sft(parser: Any) -> None:
     length.add_argument("--steps", type=int, metavar="N", help="steps of the optimizer, in place of --epochs")
     add_lora(parser)
     _add_optimization(parser.add_argument_group("optimization"))
-    _add_observation(parser.add_argument_group("observation"))
+    observation = parser.add_argument_group("observation")
+    observation.add_argument(
+        "--validation",
+        type=float,
+        default=0.05,
+        metavar="SHARE",
+        help="rows kept out of training, whose loss is reported before and after (default: 0.05, at most 64 "
+        "rows of each --data)",
+    )
+    add_observation(observation, 100)
     replay = parser.add_argument_group("against forgetting")
     replay.add_argument(
         "--replay",
@@ -150,27 +159,20 @@ def _add_optimization(group: Any) -> None:
     )
 
 
-def _add_observation(group: Any) -> None:
-    group.add_argument(
-        "--validation",
-        type=float,
-        default=0.05,
-        metavar="SHARE",
-        help="rows kept out of training, whose loss is reported before and after (default: 0.05, at most 64 "
-        "rows of each --data)",
-    )
+def add_observation(group: Any, every: int) -> None:
+    """Add the options of samples, `every` so many steps by default, and of evaluations."""
     group.add_argument(
         "--sample-every",
         type=int,
-        default=100,
+        default=every,
         metavar="N",
-        help="steps between pictures for RUN/samples.html; 0 paints none (default: 100)",
+        help=f"steps between samples for RUN/samples.html; 0 makes none (default: {every})",
     )
     group.add_argument(
         "--sample",
         action="append",
         metavar="PROMPT",
-        help="what to paint for it; may be repeated (default: four prompts of the data)",
+        help="what to sample for it; may be repeated (default: four prompts of the data)",
     )
     group.add_argument(
         "--eval",

@@ -59,21 +59,16 @@ def _evaluation(words: list[str]) -> str:
 
 def report_lines(facts: dict[str, Any]) -> list[str]:
     """The report as Markdown."""
+    by_rewards = "reward_first" in facts
+    data = "prompts" if by_rewards else "rows"
     lines = [
-        f"# Fine-tuning of {facts['model']}",
+        f"# Training of {facts['model']} by rewards" if by_rewards else f"# Fine-tuning of {facts['model']}",
         "",
-        f"{facts['steps']:,} steps on {facts['rows']:,} rows ({facts['bad_rows']:,} left out), "
+        f"{facts['steps']:,} steps on {facts[data]:,} {data} ({facts[f'bad_{data}']:,} left out), "
         f"{facts['trained_parameters']:,} trained parameters; result: {facts['result']}",
         "",
+        *(_reward_lines(facts) if by_rewards else _loss_lines(facts)),
     ]
-    if facts["after"]:
-        lines += ["| loss on rows kept out | before | after |", "|---|---|---|"]
-        lines += [
-            f"| {text} | {facts['before'].get(name, float('nan')):.4f} | {facts['after'][name]:.4f} |"
-            for name, text in _LOSSES.items()
-            if name in facts["after"]
-        ]
-        lines.append("")
     for one in facts["evaluations"]:
         overall = [one[when].get("overall") for when in ("before", "after")]
         if None not in overall:
@@ -82,12 +77,35 @@ def report_lines(facts: dict[str, Any]) -> list[str]:
     return lines
 
 
+def _loss_lines(facts: dict[str, Any]) -> list[str]:
+    if not facts["after"]:
+        return []
+    rows = [
+        f"| {text} | {facts['before'].get(name, float('nan')):.4f} | {facts['after'][name]:.4f} |"
+        for name, text in _LOSSES.items()
+        if name in facts["after"]
+    ]
+    return ["| loss on rows kept out | before | after |", "|---|---|---|", *rows, ""]
+
+
+def _reward_lines(facts: dict[str, Any]) -> list[str]:
+    return [
+        "| | first tenth of the steps | last tenth |",
+        "|---|---|---|",
+        f"| mean reward | {facts['reward_first']:.4f} | {facts['reward_last']:.4f} |",
+        "",
+        f"KL divergence from the model before training, per token, in the last step: {facts['kl']:.4f}; "
+        f"{facts['skipped_groups']:,} groups without a difference, from which nothing is learned",
+        "",
+    ]
+
+
 def write_result(pipe: "Pipeline", adapter: Any, result: Path, dtype: torch.dtype) -> None:
     """Write the trained adapter, or without one the model in `dtype`. Raises `ResourceError`."""
     pipe.model.eval()
     try:
         if adapter is not None:
-            save_adapter(pipe.model, adapter, result, pipe.taught)
+            save_adapter(pipe.model, adapter, result, pipe.taught_words)
         else:
             pipe.to(dtype).save_pretrained(result)
     except SafetensorError as error:  # of a full disk

@@ -1,64 +1,49 @@
 """`bifrons train sft`: from rows of data to a fine-tuned model or an adapter, with a report."""
 
 import argparse
-import gc
 import json
 import math
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import torch
+from PIL import Image
 
 from ...blocks.checkpoints.hub import open_model
 from ...blocks.errors import OptionError, check_integer, check_number
-from ...blocks.files import atomic_write
 from ...blocks.progress import progress_bar
-from ...learn import contact_sheet, validation
+from ...learn import validation
 from ...learn.adapters import LoraOptions
-from ...learn.distributed import agreed, from_first, gathered, joined, rank, world
+from ...learn.distributed import agreed, from_first, world
 from ...learn.examples import Examples, prepare
 from ...learn.replay import paint_replay, read_prompts
 from ...learn.rows import PaintRow, Row, new_words
-from ...learn.run_folder import cut_log
 from ...learn.sft import SftOptions, SftRun, check_share
-from ..files import print_json
-from ..notes import note
-from ..pipelines import as_janus, explain_out_of_memory, load_pipeline
+from ..pipelines import as_janus, load_pipeline
 from .inputs import user_path
-from .long_work import long_work
 from .options import given_fields
 from .train_data import Source, read_source, report_faults
-from .train_log import TrainingLog
-from .train_processes import goes_on, in_processes, opened_run, processes_to_start
-from .train_report import LESS_MEMORY, compare_suites, report_lines, write_result
+from .train_processes import in_processes, opened_run, processes_to_start
+from .train_work import SAMPLES, Training, check_observation, write_json
 
 if TYPE_CHECKING:
     from ..pipelines import Pipeline
 
-_SAMPLES = 4
-T = TypeVar("T")
+BEFORE = "validation.json"
+"""The file with the loss before training on rows kept out."""
 
 
 def sft(args: argparse.Namespace) -> int:
     """Fine-tune a model; returns the exit status."""
-    started = time.monotonic()
     options, prompts = _check_options(args)
     run_dir, processes = user_path(str(args.output)), processes_to_start(args)
     check_share(options.batch_size, processes)
     if processes > 1:
         return in_processes(args, run_dir, processes)
-    training = _Training(args, options, prompts, run_dir)
-    with long_work(training.done, training.content), ExitStack() as stack:
-        with joined(args.device) as device:
-            is_first = rank() == 0
-            facts = training.work(device, stack)
-        if is_first:
-            training.report(facts, started)
-    return 0
+    return _Sft(args, options, prompts, run_dir).command()
 
 
 def lora_options(args: argparse.Namespace) -> LoraOptions | None:
@@ -79,11 +64,7 @@ def _check_options(args: argparse.Namespace) -> tuple[SftOptions, list[str]]:
         check_integer("steps", args.steps, low=1)
     check_number("epochs", args.epochs, low=1e-9)
     check_number("validation", args.validation, 0.0, 0.9)
-    check_integer("sample_every", args.sample_every, low=0)
-    if args.eval_limit is not None:
-        check_integer("eval_limit", args.eval_limit, low=1)
-        if not args.eval:
-            raise OptionError("--eval-limit goes with --eval SUITE")
+    check_observation(args)
     if (args.replay is None) != (args.replay_prompts is None):
         raise OptionError("--replay SHARE and --replay-prompts FILE go together")
     if args.replay is None:
@@ -103,28 +84,16 @@ def _settings(args: argparse.Namespace, options: SftOptions, sources: Sequence[S
     return settings | {"data": data, "validation": args.validation, "replay": replay}
 
 
-class _Training:
+class _Sft(Training):
     """The work of one command, once its arguments were checked."""
 
     def __init__(
         self, args: argparse.Namespace, options: SftOptions, replay_prompts: list[str], run_dir: Path
     ) -> None:
-        self.args, self.options, self.run_dir = args, options, run_dir
+        super().__init__(args, options, run_dir)
         self.replay_prompts, self.sources = replay_prompts, list[Source]()
-        self.result = run_dir / ("model" if options.lora is None else "adapter")
-        self.step: int | None = None
-
-    def done(self) -> str:
-        """What is said where the work is stopped."""
-        return "" if self.step is None else goes_on(self.step)
-
-    def content(self) -> dict[str, Any]:
-        """The same for `--json`."""
-        return {} if self.step is None else {"folder": str(self.run_dir), "step": self.step}
 
     def work(self, device: torch.device, stack: ExitStack) -> dict[str, Any]:
-        """Do what is left of the training, on every process; returns the facts of the report. The run's
-        folder is held by `stack`."""
         args, options = self.args, self.options
         agreed(lambda: check_share(options.batch_size, world()))
         self.sources = from_first(
@@ -136,29 +105,7 @@ class _Training:
             self.options = replace(options, steps=steps)
         agreed(lambda: open_model(args.model))
         stack.enter_context(opened_run(self.run_dir, _settings(args, self.options, self.sources)))
-        self.step, facts = 0, dict[str, Any]()
-        if not from_first(self.result.exists):
-            with explain_out_of_memory("training", lambda: LESS_MEMORY):
-                facts = self._train(device)
-            gc.collect()  # what was trained makes room for evaluations
-            if torch.cuda.is_available():
-                torch.cuda.empty_cache()
-        elif (self.run_dir / "training.json").exists():
-            note(f"{self.result} is there already")
-            facts = json.loads((self.run_dir / "training.json").read_text(encoding="utf-8"))
-        return facts
-
-    def report(self, facts: dict[str, Any], started: float) -> None:
-        """Evaluate what was trained, and write and print the report."""
-        evaluations = compare_suites(self.run_dir, self.args, self.result)
-        facts |= {"evaluations": evaluations, "seconds": round(time.monotonic() - started, 1)}
-        with atomic_write(self.run_dir / "report.md") as stream:
-            stream.write("\n".join(report_lines(facts)).encode())
-        if self.args.json:
-            print_json(facts)
-        else:
-            print("\n".join(report_lines(facts)[1:]))
-            print(self.result)
+        return self.train_once(lambda: self._train(device))
 
     def _train(self, device: torch.device) -> dict[str, Any]:
         """Train from the last checkpoint on, and write the result; returns the facts of the report."""
@@ -168,49 +115,28 @@ class _Training:
         if (known := pipe.vocabulary) is not None:
             pipe.taught = new_words((row for group in groups for row in group.rows), known)
         run = agreed(lambda: SftRun(pipe, groups, weights, self.options, self.run_dir))
-        self.step = run.resume()
+        step = self.resume(run)
         prompts = agreed(lambda: self._sample_prompts(groups, pipe))
-        before = from_first(self._before)
+        before = from_first(lambda: self._before(step))
         if before is None:
-            before = self._on_first(run, run.updates.dtype, lambda: self._validate(pipe, kept_out))
-            from_first(lambda: _write_json(self.run_dir / BEFORE, before))
-        with TrainingLog(self.run_dir, self.options.steps, self.step) as log:
-            self._sample(run, prompts)
-            run.run(
-                lambda figures: self._observe(log, figures),
-                lambda: self._sample(run, prompts),
-                self.args.sample_every,
-            )
-        after = self._on_first(run, run.updates.dtype, lambda: self._validate(pipe, kept_out))
-        self._on_first(run, dtype, lambda: write_result(pipe, run.adapter, self.result, dtype))
+            before = self.on_first(run, run.updates.dtype, lambda: self._validate(pipe, kept_out))
+            from_first(lambda: write_json(self.run_dir / BEFORE, before))
+        self.run_steps(run, prompts, lambda: self._paint(pipe, prompts))
+        after = self.on_first(run, run.updates.dtype, lambda: self._validate(pipe, kept_out))
         facts = {
-            "model": self.args.model,
-            "folder": str(self.run_dir),
-            "result": str(self.result),
-            "steps": self.options.steps,
             "rows": sum(map(len, groups)),
             "bad_rows": sum(len(source.faults) for source in self.sources),
-            "trained_parameters": sum(p.numel() for p in pipe.model.parameters() if p.requires_grad),
             "before": before,
             "after": after,
         }
-        from_first(lambda: _write_json(self.run_dir / "training.json", facts))
-        return facts
+        return self.finish(run, dtype, facts)
 
-    def _before(self) -> dict[str, float] | None:
+    def _before(self, step: int) -> dict[str, float] | None:
         """The loss on rows kept out before the first step, if it is known; {} where it can't be any more."""
-        assert self.step is not None
-        cut_log(self.run_dir, self.step)
-        found = (self.run_dir / BEFORE).exists()
-        if not (self.step or found):
-            return None
-        note(f"going on from step {self.step:,}")
-        return json.loads((self.run_dir / BEFORE).read_text(encoding="utf-8")) if found else {}
-
-    def _on_first(self, run: SftRun, dtype: torch.dtype, work: Callable[[], T]) -> T:
-        """What `work` gives on the first process, which has the whole model for it; the others wait."""
-        with gathered(run.model, dtype):
-            return from_first(work)
+        path = self.run_dir / BEFORE
+        if not path.exists():
+            return {} if step else None
+        return json.loads(path.read_text(encoding="utf-8"))
 
     def _prepare(self, pipe: "Pipeline") -> tuple[list[Examples], list[Examples], list[float]]:
         """The examples to train on by source, those kept out, and the sources' weights."""
@@ -251,41 +177,22 @@ class _Training:
         paints = as_janus(pipe) is not None and self.args.sample_every > 0
         if not paints:
             if self.args.sample:
-                raise OptionError("--sample needs a Janus model and --sample-every above 0")
+                raise OptionError("--sample needs a Janus model, which paints")
             return []
         if self.args.sample:
             return list(self.args.sample)
         rows = [row for group in groups[: len(self.sources)] for row in group.rows]
         prompts = dict.fromkeys(row.prompt for row in rows if isinstance(row, PaintRow))
-        return list(prompts)[:_SAMPLES]
+        return list(prompts)[:SAMPLES]
 
-    def _sample(self, run: SftRun, prompts: list[str]) -> None:
-        """Paint the prompts for the page of samples, if they aren't there; every process calls it."""
-        janus = as_janus(run.pipe)
-        if janus is None or not prompts:
-            return
-
-        def paint() -> None:
-            if run.step not in contact_sheet.sampled_steps(self.run_dir):
-                janus.model.eval()
-                pictures = janus.generate(prompts, seed=[self.options.seed] * len(prompts), progress=False)
-                janus.model.train()
-                contact_sheet.add_samples(self.run_dir, run.step, pictures, prompts)
-
-        self._on_first(run, run.updates.dtype, paint)
-
-    def _observe(self, log: TrainingLog, figures: dict[str, float]) -> None:
-        self.step = int(figures["step"])
-        log.add(figures)
+    def _paint(self, pipe: "Pipeline", prompts: list[str]) -> list[Image.Image]:
+        """A picture of each prompt, for the page of samples."""
+        janus = as_janus(pipe)
+        assert janus is not None
+        janus.model.eval()
+        pictures = janus.generate(prompts, seed=[self.options.seed] * len(prompts), progress=False)
+        janus.model.train()
+        return pictures
 
     def _validate(self, pipe: "Pipeline", kept_out: Sequence[Examples]) -> dict[str, float]:
         return validation.validation_loss(pipe, kept_out, self.options.rows_at_once)
-
-
-BEFORE = "validation.json"
-"""The file with the loss before training on rows kept out."""
-
-
-def _write_json(path: Path, content: dict[str, Any]) -> None:
-    with atomic_write(path) as stream:
-        stream.write(json.dumps(content, indent=2).encode() + b"\n")

@@ -8,6 +8,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from ..checkpoints.formats import TensorEntry
@@ -46,13 +47,15 @@ def convert_folder(
     max_shard_bytes: int = 5_000_000_000,
     writer: QuantizedWriter | None = None,
     merge: Merge = list,
+    more_files: Mapping[str, dict[str, Any]] = MappingProxyType({}),
     force: bool = False,
 ) -> Path:
     """Write the model folder `src` to the new folder `dst` in the original format; returns `dst`.
 
     `formats` maps the accepted `model_type`s of `config.json` to their translations, or to None for the
     original format, whose tensors are all kept bit for bit, unused ones included. `writer` quantizes while
-    writing, and has a `merge` of its own; else `merge` changes the weights. `dst` appears only once it is
+    writing, and has a `merge` of its own; else `merge` changes the weights. `more_files` are JSON
+    files to write in place of those of `src`. `dst` appears only once it is
     complete; with `force` it then replaces a model's folder of that name. Raises `CheckpointError` if `src`
     is damaged or does not match its config, or if `dst` is not empty, lies inside `src` or can't be written;
     `ConfigError` for another `model_type`.
@@ -78,7 +81,7 @@ def convert_folder(
             specs = merge(specs)
         copied = copied_files(src, original=translate is None)
         options = {"max_shard_bytes": max_shard_bytes, "progress": progress, "force": force}
-        return write_model(dst, specs, files, copied, **options)
+        return write_model(dst, specs, {**files, **more_files}, copied, **options)
 
 
 def write_model(

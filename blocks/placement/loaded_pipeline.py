@@ -35,7 +35,7 @@ from ..model.decoder import Decoder
 from ..model.missing_parts import missing_prefixes
 from ..model.quantized_weight import QuantizedWeight
 from ..vocabulary import FILE as VOCABULARY
-from ..vocabulary import Vocabulary, Work, read_vocabulary
+from ..vocabulary import WORKS, Vocabulary, Work, read_vocabulary
 from .adapters import AdapterMethods, unpack
 from .fingerprint import model_fingerprint
 
@@ -106,10 +106,14 @@ class LoadedPipeline(AdapterMethods):
     def vocabulary(self) -> Vocabulary | None:
         """The words that the model knows, and those it was taught; None for one of all words."""
         known = None if self.source is None else self.source.vocabulary
+        return known and known.with_words(self.taught_words)
+
+    @property
+    def taught_words(self) -> dict[Work, frozenset[str]]:
+        """Words that training and loaded adapters have added, by kind of work."""
         adapters = self._adapters.adapters.values() if self._adapters else ()
-        for words in (self.taught, *(adapter.words for adapter in adapters)):
-            known = known and known.with_words(words)
-        return known
+        sets = [self.taught, *(adapter.words for adapter in adapters)]
+        return {work: frozenset().union(*(words.get(work, ()) for words in sets)) for work in WORKS}
 
     @property
     def quantization(self) -> str | None:

@@ -2,9 +2,14 @@
 
 import argparse
 import json
+import shutil
 from pathlib import Path
 
+import pytest
+import torch
+from bifrons import JanusPipeline
 from bifrons.apps.cli import train_report
+from bifrons.blocks.vocabulary import read_taught, write_taught
 
 
 def test_both_models_are_evaluated_and_compared(tmp_path, monkeypatch) -> None:
@@ -43,3 +48,18 @@ def test_an_adapter_is_evaluated_on_its_model(tmp_path, monkeypatch) -> None:
     train_report.compare_suites(tmp_path, args, tmp_path / "adapter")
     assert calls[0][3:5] == ["--model", "old"]
     assert calls[1][3:7] == ["--model", "old", "--adapter", str(tmp_path / "adapter")]
+
+
+def test_an_adapter_on_a_model_with_another_carries_its_words(random_adapter, tmp_path) -> None:
+    pytest.importorskip("peft")
+    from bifrons.learn.adapters import LoraOptions
+    from bifrons.learn.sft import prepare_model
+
+    base = shutil.copytree(random_adapter("janus-nano"), tmp_path / "base")
+    write_taught(base, {"painting": frozenset({"houses"}), "reading": frozenset()})
+    pipe = JanusPipeline.from_pretrained("janus-nano", "cpu", "float32", progress=False)
+    pipe.load_adapter(base)
+    pipe.taught = {"reading": frozenset({"wombat"})}
+    adapter = prepare_model(pipe, LoraOptions(2), 0)
+    train_report.write_result(pipe, adapter, tmp_path / "new", torch.float32)
+    assert read_taught(tmp_path / "new") == {"painting": {"houses"}, "reading": {"wombat"}}
