@@ -101,19 +101,22 @@ class Training:
         self.step = 0
         if from_first(self.result.exists):
             note(f"{self.result} is there already")
-            try:
-                return json.loads((self.run_dir / TRAINED).read_text(encoding="utf-8"))
-            except (OSError, ValueError) as error:
-                raise ResourceError(
-                    f"{self.run_dir / TRAINED} can't be read: {error}; accepted: another folder, or this one "
-                    f"without {self.result.name}, which is then written again"
-                ) from error
+            return from_first(self._facts)
         with explain_out_of_memory("training", lambda: LESS_MEMORY):
             facts = train()
         gc.collect()  # what was trained makes room for evaluations
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         return facts
+
+    def _facts(self) -> dict[str, Any]:
+        try:
+            return json.loads((self.run_dir / TRAINED).read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise ResourceError(
+                f"{self.run_dir / TRAINED} can't be read: {error}; accepted: another folder, or this one "
+                f"without {self.result.name}, which is then written again"
+            ) from error
 
     def resume(self, run: Run) -> int:
         """Load the run's last checkpoint, and cut its log there; returns how many steps are done."""
@@ -127,7 +130,7 @@ class Training:
         """Train to the last step; `make` draws a sample of each of the prompts for the page of samples."""
 
         def sample() -> None:
-            if prompts and run.step not in contact_sheet.sampled_steps(self.run_dir):
+            if run.step not in contact_sheet.sampled_steps(self.run_dir):
                 contact_sheet.add_samples(self.run_dir, run.step, make(), prompts)
 
         def pause() -> None:

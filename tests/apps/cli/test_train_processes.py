@@ -159,6 +159,9 @@ def test_a_killed_process_ends_training_by_rewards_which_one_goes_on_with(
     assert "Traceback" not in err
     assert bifrons_main("train", *words, "-o", "run") == 0
     assert_close(figures(tmp_path / "run"), figures(tmp_path / "whole"))
+    parts, whole = (sorted((tmp_path / run / "samples").glob("step-0-*.png")) for run in ("run", "whole"))
+    assert len(parts) == 3
+    assert [path.read_bytes() for path in parts] == [path.read_bytes() for path in whole]
 
 
 def test_ctrl_c_ends_all_processes(words, tmp_path) -> None:
