@@ -11,7 +11,7 @@ import torch
 from safetensors import SafetensorError
 
 from ...blocks.conversion.adapter import is_adapter
-from ...blocks.errors import BifronsError, ResourceError
+from ...blocks.errors import BifronsError, ResourceError, counted
 from ...learn.adapters import save_adapter
 from ...learn.processes import alone
 from ..notes import is_quiet, note
@@ -60,11 +60,12 @@ def _evaluation(words: list[str]) -> str:
 def report_lines(facts: dict[str, Any]) -> list[str]:
     """The report as Markdown."""
     by_rewards = "reward_first" in facts
-    data = "prompts" if by_rewards else "rows"
+    data = "prompt" if by_rewards else "row"
     lines = [
         f"# Training of {facts['model']} by rewards" if by_rewards else f"# Fine-tuning of {facts['model']}",
         "",
-        f"{facts['steps']:,} steps on {facts[data]:,} {data} ({facts[f'bad_{data}']:,} left out), "
+        f"{counted(facts['steps'], 'step')} on {counted(facts[f'{data}s'], data)} "
+        f"({facts[f'bad_{data}s']:,} left out), "
         f"{facts['trained_parameters']:,} trained parameters; result: {facts['result']}",
         "",
         *(_reward_lines(facts) if by_rewards else _loss_lines(facts)),
@@ -95,7 +96,7 @@ def _reward_lines(facts: dict[str, Any]) -> list[str]:
         f"| mean reward | {facts['reward_first']:.4f} | {facts['reward_last']:.4f} |",
         "",
         f"KL divergence from the model before training, per token, in the last step: {facts['kl']:.4f}; "
-        f"{facts['skipped_groups']:,} groups without a difference, from which nothing is learned",
+        f"{counted(facts['skipped_groups'], 'group')} without a difference, from which nothing is learned",
         "",
     ]
 
