@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from hashlib import file_digest, sha256
 from pathlib import Path
 from typing import Any
@@ -96,20 +97,26 @@ def square_pixels(pipe: JanusPipeline, path: Path) -> Tensor:
     return torch.from_numpy(normalized([fitted], transform.table, transform.size))[0]
 
 
-def encode_pictures(pipe: JanusPipeline, paths: Sequence[Path]) -> Tensor:
+def picture_encoder(pipe: JanusPipeline) -> nn.Module:
+    """The image tokenizer's encoder in float32, of which other dtypes get a copy: their features are noise
+    where a picture is plain."""
+    vq = pipe.model.gen_vision_model
+    encoder = nn.Sequential(vq.encoder, vq.quant_conv)
+    return encoder if pipe.model.decoder.dtype == torch.float32 else deepcopy(encoder).float()
+
+
+def encode_pictures(pipe: JanusPipeline, paths: Sequence[Path], encoder: nn.Module | None = None) -> Tensor:
     """Codes int64 `[N, T]` of pictures to paint: the nearest in bfloat16, of several the first.
 
     Models are trained on codes that were chosen in bfloat16. In float32 another one of several vectors that
     stand for the same color may be a little nearer, which the model doesn't expect: janus-nano's loss on
-    pictures of its own world would be 8.0 in place of 0.7. Raises `PictureError`.
+    pictures of its own world would be 8.0 in place of 0.7. `encoder` is that of `picture_encoder`, for
+    several calls. Raises `PictureError`.
     """
     pixels = torch.stack([square_pixels(pipe, path) for path in paths])
     decoder, vq = pipe.model.decoder, pipe.model.gen_vision_model
     with inference_on(decoder.device):
-        encoder = nn.Sequential(vq.encoder, vq.quant_conv)
-        if decoder.dtype != torch.float32:  # whose features are noise where a picture is plain
-            encoder = deepcopy(encoder).float()
-        features_NEHW = encoder(pixels.to(decoder.device))
+        features_NEHW = (encoder or picture_encoder(pipe))(pixels.to(decoder.device))
         features_NTE = F.normalize(features_NEHW.float().flatten(2).transpose(1, 2), dim=-1)
         similarity = features_NTE.bfloat16() @ vq.quantize.vectors().bfloat16().T
         return similarity.argmax(-1).cpu()
@@ -181,6 +188,7 @@ def prepare(
     """
     paints = isinstance(pipe, JanusPipeline) and pipe.model.parts == "all"
     file = CodesFile(cache, tokenizer_digest(pipe)) if paints else None
+    encoder = lru_cache(lambda: picture_encoder(pipe))
     digests: dict[Path, str] = {}
     faults: dict[int, Fault] = {}
     for place in range(rank(), len(rows), world()):
@@ -191,7 +199,7 @@ def prepare(
             elif file is None:
                 raise OptionError("it is a row for painting, which the model can't learn; accepted: messages")
             else:
-                digests[row.picture] = _encode(pipe, row, file)
+                digests[row.picture] = _encode(pipe, row, file, encoder)
         except (BifronsError, OSError) as error:
             faults[place] = Fault(row.where, one_line(str(error)))
         progress(min(world(), len(rows) - place))
@@ -207,13 +215,13 @@ def prepare(
     return Examples(pipe, good, codes), [faults[place] for place in sorted(faults)]
 
 
-def _encode(pipe: JanusPipeline, row: PaintRow, file: CodesFile) -> str:
+def _encode(pipe: JanusPipeline, row: PaintRow, file: CodesFile, encoder: Callable[[], nn.Module]) -> str:
     """Put the codes of a row's picture into the file, if they aren't there; returns their digest."""
     pipe.processor.generation_ids(row.prompt)
     with row.picture.open("rb") as stream:
         digest = file_digest(stream, "sha256").hexdigest()
     if digest not in file.codes:
-        file.codes[digest] = file.new[digest] = encode_pictures(pipe, [row.picture])[0]
+        file.codes[digest] = file.new[digest] = encode_pictures(pipe, [row.picture], encoder())[0]
     return digest
 
 
