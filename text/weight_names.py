@@ -122,6 +122,12 @@ def stored_tensors(name: str, tensor: Tensor, num_layers: int = 0) -> Iterator[t
     if match := _STORED_BIAS.fullmatch(name):
         yield f"{match[1]}.{match[2]}_proj.bias", tensor
         return
+    yield from official_tensors(name, tensor)
+
+
+def official_tensors(name: str, tensor: Tensor) -> Iterator[tuple[str, Tensor]]:
+    """The names and tensors in the files of a parameter whose name is theirs, but for stacked experts, which
+    are stored one by one: for DeepSeek-VL2, too."""
     if not (match := _STACKED.fullmatch(name)):
         yield name, tensor
         return

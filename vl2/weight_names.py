@@ -5,12 +5,9 @@ up projections are the halves of `experts.gate_up[e]`, its down projection is `e
 Placeholders: `{n}` a number, `{e}` an expert's number, `{p}` weight or bias, others as in `_PLACEHOLDERS`.
 """
 
-import re
-from collections.abc import Iterator
-
-from torch import Tensor
-
 from ..blocks.checkpoints.key_mapping import ParameterSlice, name_pattern
+from ..text.weight_names import keep_float32 as keep_float32
+from ..text.weight_names import official_tensors as official_tensors
 
 _PLACEHOLDERS = {
     "{n}": r"\d+",
@@ -67,7 +64,6 @@ _EXPERT_PATTERNS = [
     (name_pattern(f"language.model.layers.{{n}}.mlp.experts.{name}", _PLACEHOLDERS), parameter, part)
     for name, parameter, part in _EXPERTS
 ]
-_STACKED_PATTERN = re.compile(r"(.*\.mlp\.experts)\.(gate_up|down)")
 
 
 def key_map(name: str) -> ParameterSlice | None:
@@ -85,23 +81,3 @@ def key_map(name: str) -> ParameterSlice | None:
     if any(pattern.fullmatch(name) for pattern in _UNUSED_PATTERNS):
         return None
     raise KeyError(name)
-
-
-def keep_float32(name: str) -> bool:
-    """Whether a parameter stays in float32: the router's correction bias, which is small and decides ties."""
-    return name.endswith(".gate.e_score_correction_bias")
-
-
-def official_tensors(name: str, tensor: Tensor) -> Iterator[tuple[str, Tensor]]:
-    """The official names and tensors of a parameter, the inverse of `key_map`: for writing checkpoints."""
-    match = _STACKED_PATTERN.fullmatch(name)
-    if not match:
-        yield name, tensor
-        return
-    for expert, weight in enumerate(tensor):
-        if match[2] == "down":
-            yield f"{match[1]}.{expert}.down_proj.weight", weight
-        else:
-            gate, up = weight.chunk(2)
-            yield f"{match[1]}.{expert}.gate_proj.weight", gate
-            yield f"{match[1]}.{expert}.up_proj.weight", up
