@@ -104,9 +104,14 @@ def pack_rows(rows: Sequence[Sequence[int]], learned: Sequence[Sequence[bool]], 
 
 
 def build(shard: Callable[[int], Arrays], shards: int, seed: int, workers: int) -> Arrays:
-    """Shards made in parallel, one after another; shard i is made by `shard(seed + i)`, in any process."""
-    with ProcessPoolExecutor(workers, get_context("spawn")) as pool:
-        parts = list(pool.map(shard, range(seed, seed + shards)))
+    """Shards made in parallel, one after another; shard i is made by `shard(seed + i)`, in any process, or in
+    this one for less than two workers."""
+    seeds = range(seed, seed + shards)
+    if workers < 2:
+        parts = list(map(shard, seeds))
+    else:
+        with ProcessPoolExecutor(workers, get_context("spawn")) as pool:
+            parts = list(pool.map(shard, seeds))
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 

@@ -8,8 +8,6 @@ B images, N slots for things, H and W points of the network's maps, 3 x 3 points
 center; K classes or colors; 3 is red, green, blue; 4 is x0, y0, x1, y1.
 """
 
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
 from random import Random
 
 import numpy as np
@@ -18,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torchvision.ops import generalized_box_iou_loss
 
+from ...learn.packed import Arrays, build
 from ...learn.pretraining import Objective
 from ..world.catalog import PAINTS, things
 from ..world.degrading import DEGRADATIONS, degrade
@@ -32,8 +31,6 @@ WIDTH = 48
 
 _PLAIN = 0.4  # share of pictures that are not degraded
 _NEAR = tuple((row, column) for row in (-1, 0, 1) for column in (-1, 0, 1))
-
-Arrays = dict[str, np.ndarray]
 
 
 def shard(seed: int) -> Arrays:
@@ -60,13 +57,7 @@ def shard(seed: int) -> Arrays:
 
 def render(count: int, seed: int, workers: int) -> Arrays:
     """At least `count` pictures of `shard`, by this many processes."""
-    seeds = [seed * 1_000_003 + i for i in range(-(-count // SHARD))]
-    if workers < 2:
-        parts = [shard(one) for one in seeds]
-    else:
-        with ProcessPoolExecutor(workers, get_context("spawn")) as pool:
-            parts = list(pool.map(shard, seeds))
-    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    return build(shard, -(-count // SHARD), seed * 1_000_003, workers)
 
 
 def heat_targets(batch: dict[str, Tensor], height: int, width: int) -> Tensor:
