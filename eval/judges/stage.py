@@ -215,16 +215,24 @@ def ask_missing(
     share = ranks.divide(asks, lambda part: _unanswered(answers, part))
     choice.placement.check(device, processes)
     if share:
-        if choice.is_endpoint:
-            processes, device = 1, "cpu"
-        elif processes is None:
-            needed = weights_bytes(find_model_folder(choice.model))
-            single = ranks.size > 1 or choice.placement.device_map is not None
-            processes = 1 if single else default_processes(device, needed)
+        processes, device = processes_of(choice, device, processes, ranks)
         worker = JudgeWorker(choice, answers)
         run_workers(worker, share, len(share), processes, ranks.device(device), threads, "judging")
     ranks.wait()
     return len(share)
+
+
+def processes_of(
+    choice: JudgeChoice, device: str | None, processes: int | None, ranks: Ranks | None = None
+) -> tuple[int, str | None]:
+    """How many processes ask, where none was said, and on which device they run."""
+    if choice.is_endpoint:
+        return 1, "cpu"
+    if processes is not None:
+        return processes, device
+    if choice.placement.device_map is not None or (ranks is not None and ranks.size > 1):
+        return 1, device
+    return default_processes(device, weights_bytes(find_model_folder(choice.model))), device
 
 
 def _unanswered(path: Path, asks: Sequence[list[Ask]]) -> list[list[Ask]]:

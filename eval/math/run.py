@@ -16,16 +16,16 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ...blocks.checkpoints.hub import find_model_folder
 from ...blocks.errors import BifronsError, OptionError, check_integer, check_number
-from ..atomic_io import atomic_file, disk_errors, make_folder, read_json, write_json
+from ..atomic_io import atomic_file, disk_errors, make_folder, write_json
 from ..geneval.suites import select_prompts
 from ..judges.answers import AnswerFile
 from ..judges.endpoint import Refused
 from ..judges.judge import Judge, JudgeChoice
+from ..judges.stage import processes_of
 from ..runs.detect import file_sha256
-from ..runs.run_dir import software
-from ..runs.workers import Advance, default_processes, run_workers, weights_bytes
+from ..runs.record import software, write_recipe
+from ..runs.workers import Advance, run_workers
 from ..suites.questions import Answer, Draw
 from ..suites.suite import Item
 from ..suites.summary import LEVEL, summarize
@@ -162,24 +162,8 @@ def _begin(root: Path, path: Path, choice: JudgeChoice, options: MathOptions) ->
         "model_identity": choice.identity,
         **drawn,
     }
-    found = root / _FILE
-    if os.path.isfile(found):
-        old = read_json(found)
-        free = (
-            "model",
-            "samples",
-            "limit",
-        )  # a folder may move; answers are kept by what they are drawn from
-        odd = [n for n in recipe if n not in free and (not isinstance(old, dict) or old.get(n) != recipe[n])]
-        if odd:
-            raise BifronsError(
-                f"{root} is a run with another {', '.join(odd)}; accepted: the same, or another folder"
-            )
-    elif any(root.iterdir()):
-        raise BifronsError(
-            f"{root} holds something else than a run of `bifrons eval math`; take another folder"
-        )
-    write_json(found, recipe)
+    # A folder may move; answers are kept by what they are drawn from.
+    write_recipe(root / _FILE, recipe, "bifrons eval math", free=("model", "samples", "limit"))
     return recipe
 
 
@@ -214,11 +198,7 @@ def _ask_missing(
     choice.placement.check(device, processes)
     if not share:
         return
-    if choice.is_endpoint:
-        processes, device = 1, "cpu"
-    elif processes is None:
-        needed = weights_bytes(find_model_folder(choice.model))
-        processes = 1 if choice.placement.device_map is not None else default_processes(device, needed)
+    processes, device = processes_of(choice, device, processes)
     worker, count = MathWorker(choice, answers), sum(map(len, share))
     run_workers(worker, share, count, processes, device, threads, "answering", unit="answer")
 

@@ -16,14 +16,14 @@ from typing import Any
 
 from ...blocks.errors import BifronsError, OptionError, PictureError
 from ...blocks.image_io import open_image
-from ..atomic_io import atomic_file, disk_errors, make_folder, read_json, write_json
+from ..atomic_io import atomic_file, disk_errors, make_folder, write_json
 from ..geneval.suites import select_prompts
 from ..judges.answers import AnswerFile
 from ..judges.judge import JudgeChoice, answer_key
 from ..judges.stage import Ask, ask_missing
 from ..row_files import Pictures
 from ..runs.detect import file_sha256
-from ..runs.run_dir import software
+from ..runs.record import software, write_recipe
 from ..suites.questions import Answer, Question
 from ..suites.summary import LEVEL, summarize
 from .benchmarks import Benchmark, Example, Scored, benchmark_named
@@ -83,20 +83,8 @@ def _begin(
         "prompt": prompt,
         "limit": reading.limit,
     }
-    path = root / "read.json"
-    if os.path.isfile(path):
-        old = read_json(path)
-        odd = [name for name in recipe if not isinstance(old, dict) or old.get(name) != recipe[name]]
-        odd = [name for name in odd if name != "model"]  # a folder may move; its identity tells
-        if odd:
-            raise BifronsError(
-                f"{root} is a run with another {', '.join(odd)}; accepted: the same, or another folder"
-            )
-    elif any(root.iterdir()):
-        raise BifronsError(
-            f"{root} holds something else than a run of `bifrons eval read`; take another folder"
-        )
-    write_json(path, recipe)
+    # A model's folder may move; its identity tells.
+    write_recipe(root / "read.json", recipe, "bifrons eval read", free=("model",))
     return recipe
 
 
