@@ -17,7 +17,7 @@ $(STAMP): pyproject.toml
 	@touch $(STAMP)
 
 run: env
-	$(BIN)/bifrons generate "a photo of a red star and a blue circle" --seed 1 -o out/first-picture.png
+	$(BIN)/bifrons generate "a photo of a red star and a blue circle" --seed 1 -o out/first-picture.png --force
 
 # 553 sentences of the small world, four pictures each; goes on where it was stopped.
 eval: env
