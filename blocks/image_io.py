@@ -19,6 +19,8 @@ MAX_PIXELS = 64_000_000
 MAX_SIDE = 65_535
 """Longest side by default, that of JPEG. Resizing makes an intermediate image of the model's width and the
 input's height, which for an input one pixel wide is hundreds of times its size."""
+
+
 class ReadOptions(TypedDict, total=False):
     """How `open_image` reads images of messages; its defaults hold for what is not given."""
 

@@ -9,7 +9,6 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ..blocks.chat.pipeline import ChatPipeline
 from ..blocks.checkpoints.hub import ModelFolder
 from ..blocks.checkpoints.key_mapping import check_counts
 from ..blocks.checkpoints.reader import list_tensors
@@ -25,6 +24,7 @@ from ..blocks.placement.device_map import DeviceMap
 from ..blocks.placement.loaded_pipeline import Source
 from ..blocks.placement.loading import LoadOptions, load_model
 from ..blocks.speculate import Speculate
+from ..text.completion import CompletionPipeline
 from ..tokenizers.text import TextTokenizer
 from . import image_generation
 from .config import parse_config, read_guidance_scale
@@ -35,7 +35,7 @@ from .processor import JanusProcessor
 from .weight_names import original_keys, pick_key_map, transformers_keys
 
 
-class JanusPipeline(ChatPipeline):
+class JanusPipeline(CompletionPipeline):
     """A Janus model with its tokenizer and processor. Load one with `from_pretrained`."""
 
     model: JanusModel

@@ -8,27 +8,20 @@ from typing import Any, Literal, Unpack, overload
 import torch
 from torch import Tensor
 
-from ..blocks.chat.pipeline import ChatPipeline, Messages
-from ..blocks.chat.text_generation import (
-    MoreTextOptions,
-    TextGenerationOptions,
-    generate_ids,
-    resolve_seed,
-    stream_text,
-)
+from ..blocks.chat.pipeline import Messages
+from ..blocks.chat.text_generation import MoreTextOptions, TextGenerationOptions
 from ..blocks.checkpoints.hub import ModelFolder
 from ..blocks.checkpoints.key_mapping import check_counts
 from ..blocks.checkpoints.reader import list_tensors
-from ..blocks.device import inference, plain_torch
-from ..blocks.errors import PromptError
+from ..blocks.device import plain_torch
 from ..blocks.placement.arguments import open_pretrained, pick_dtype
 from ..blocks.placement.auto_device_map import MaxMemory
 from ..blocks.placement.device_map import DeviceMap
 from ..blocks.placement.loaded_pipeline import Source
 from ..blocks.placement.loading import LoadOptions, load_model
-from ..blocks.sampling.request import check_context
 from ..blocks.structured_output import OutputFormat
 from ..tokenizers.text import TextTokenizer
+from .completion import CompletionPipeline
 from .config import parse_config, read_sampling
 from .model import TextModel
 from .processor import TextProcessor, text_inputs
@@ -43,7 +36,7 @@ class TextOptions(MoreTextOptions, total=False):
     max_thinking_tokens: int | None
 
 
-class TextPipeline(ChatPipeline):
+class TextPipeline(CompletionPipeline):
     """A text model of DeepSeek's family with its tokenizer. Load one with `from_pretrained`.
 
     A model that reasons answers with its thought, `</think>` and the answer: `split_thought` parts them.
@@ -212,48 +205,8 @@ class TextPipeline(ChatPipeline):
         texts = super().chat_batch(conversations, max_new_tokens, *sampling, seed, **chosen)
         return [text.strip() for text in texts] if _is_free(chosen) else texts
 
-    @overload
-    def complete(
-        self, prompt: str, max_new_tokens: int = ..., temperature: float | None = ...,
-        top_p: float | None = ..., seed: int | None = ..., stream: Literal[False] = ...,
-        **options: Unpack[MoreTextOptions],
-    ) -> str: ...  # fmt: skip
-
-    @overload
-    def complete(
-        self, prompt: str, max_new_tokens: int = ..., temperature: float | None = ...,
-        top_p: float | None = ..., seed: int | None = ..., *, stream: Literal[True],
-        **options: Unpack[MoreTextOptions],
-    ) -> Iterator[str]: ...  # fmt: skip
-
-    @inference
-    def complete(
-        self,
-        prompt: str,
-        max_new_tokens: int = TextGenerationOptions.max_new_tokens,
-        temperature: float | None = None,
-        top_p: float | None = None,
-        seed: int | None = None,
-        stream: bool = False,
-        **options: Unpack[MoreTextOptions],
-    ) -> str | Iterator[str]:
-        """The text that follows a prompt, as it is: no template, special tokens in the prompt count.
-
-        Arguments are those of `chat`. Raises `PromptError` if the prompt is empty or too long, and
-        `OptionError`.
-        """
-        if not isinstance(prompt, str) or not prompt:
-            raise PromptError(f"the prompt is {prompt!r}; accepted: a text that is not empty")
-        limits = (max_new_tokens, *self._sampling(temperature, top_p))
-        chosen, start = TextGenerationOptions.of(*limits, **options), resolve_seed(seed)
-        ids = self.tokenizer.encode(prompt)
-        check_context(len(ids), chosen.max_new_tokens, self.model.decoder.config.max_positions)
-        prompts = self.model.embed_prompts([text_inputs(ids, continues=True)])
-        tokenizer = self.tokenizer
-        if stream:
-            return stream_text(self.model, tokenizer, prompts[0], chosen, start, True)
-        (answer,) = generate_ids(self.model, prompts, chosen, [start], tokenizer.eos_id, tokenizer.vocabulary)
-        return tokenizer.decode(answer)
+    def _text_inputs(self) -> Any:
+        return text_inputs([], continues=True)  # a folder without a known form of conversations has them too
 
     def _sampling(self, temperature: float | None, top_p: float | None) -> tuple[float, float]:
         return (

@@ -9,7 +9,6 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ..blocks.chat.pipeline import ChatPipeline
 from ..blocks.chat.text_generation import TextGenerationOptions
 from ..blocks.checkpoints.hub import ModelFolder
 from ..blocks.checkpoints.key_mapping import check_counts
@@ -23,6 +22,7 @@ from ..blocks.placement.auto_device_map import MaxMemory
 from ..blocks.placement.device_map import DeviceMap
 from ..blocks.placement.loaded_pipeline import Source
 from ..blocks.placement.loading import LoadOptions, load_model
+from ..text.completion import CompletionPipeline
 from ..tokenizers.text import TextTokenizer
 from .config import parse_config
 from .grounding import Box, Grounding, draw_boxes, parse_grounding
@@ -35,7 +35,7 @@ CAPTION_PROMPT = "Describe this image."
 _EXAMPLE_COLOUR = (255, 0, 0)
 
 
-class VL2Pipeline(ChatPipeline):
+class VL2Pipeline(CompletionPipeline):
     """A DeepSeek-VL2 model with its tokenizer and processor. Load one with `from_pretrained`.
 
     Answers include the special tokens of grounding (`<|ref|>`, `<|det|>`), which `ground` parses.

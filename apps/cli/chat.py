@@ -36,20 +36,22 @@ _HELP = """\
 /quit         leave (as does Ctrl-D); Ctrl-C stops an answer"""
 
 
-def _generation_options(args: argparse.Namespace) -> dict[str, Any]:
+def generation_options(args: argparse.Namespace) -> dict[str, Any]:
     """The options and the seed, checked, as keywords of the pipelines."""
     options = TextGenerationOptions(**given_fields(args, TextGenerationOptions))
     return {**asdict(options), "seed": resolve_seed(args.seed)}
 
 
-def _memory_advice(model: str) -> str:
+def memory_advice(model: str) -> str:
+    """What to do where memory is too small for a text."""
     return (
         f"accepted: a smaller max-new-tokens, fewer pictures, a smaller dtype or another device "
         f"(`bifrons info {model}` shows what a conversation needs)"
     )
 
 
-def _load(args: argparse.Namespace) -> "Pipeline":
+def load_reader(args: argparse.Namespace) -> "Pipeline":
+    """The model of a command, with what reads."""
     return load_pipeline(args.model, **loading_options(args), parts="read")
 
 
@@ -77,12 +79,12 @@ def ask(args: argparse.Namespace) -> int:
         check_no_file("the question", question, "- reads it from standard input, as in ask PICTURE - < FILE")
     if question == STDIN or os.path.isfile(question):  # False for questions that no path can be
         raise PromptError(f"there is a picture, {question}, but no question; write the question after it")
-    options, paths = _generation_options(args), expand_globs(paths)
+    options, paths = generation_options(args), expand_globs(paths)
     images = [open_picture(path, args.exif) for path in paths]
-    pipe = _load(args)
+    pipe = load_reader(args)
     options |= model_options(pipe, args)
     meter = StepMeter(pipe)
-    with explain_out_of_memory("answering", lambda: _memory_advice(args.model)):
+    with explain_out_of_memory("answering", lambda: memory_advice(args.model)):
         answer = pipe.ask(images, question, stream=not args.json, **options)
         if not args.json:
             for piece in shown_pieces(answer, pipe):
@@ -129,7 +131,7 @@ class Conversation:
         message = {"role": "user", "content": [*parts, {"type": "text", "text": text}]}
         answer = ""
         try:
-            with explain_out_of_memory("answering", lambda: _memory_advice(self.model)):
+            with explain_out_of_memory("answering", lambda: memory_advice(self.model)):
                 for piece in self.pipe.chat([*self.messages, message], stream=True, **self.options):
                     answer += piece
                     yield piece
@@ -141,11 +143,11 @@ class Conversation:
 
 def chat(args: argparse.Namespace) -> int:
     """Read messages and commands from stdin; the status is 1 if a line failed and stdin is not a terminal."""
-    options = _generation_options(args)
+    options = generation_options(args)
     if STDIN in (args.image or ()):
         raise OptionError("image is -, but standard input holds your messages; accepted: --image PATH")
     images = [open_picture(path, args.exif) for path in picture_files(args.image or ())]
-    pipe = _load(args)
+    pipe = load_reader(args)
     options |= model_options(pipe, args)
     conversation = Conversation(pipe, args.model, args.system, options, args.exif)
     conversation.pending_images += images

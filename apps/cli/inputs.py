@@ -73,18 +73,27 @@ def read_user_text(source: str, limit: int) -> str:
 
 
 def stdin_text(what: str) -> str:
-    """The text on standard input, for a `-` in the place of `what`. Raises `PromptError`."""
+    """The text on standard input, for a `-` in the place of `what`, without space around it. Raises
+    `PromptError`."""
+    return whole_text(STDIN, what).strip()
+
+
+def whole_text(source: str, what: str) -> str:
+    """The text of a file, or of standard input for `-`, in the place of `what`: as it is but for the line
+    break at its end. Raises `PromptError`."""
+    name = "standard input" if source == STDIN else source
     try:
-        text = read_user_text(STDIN, _TEXT_BYTES).strip()
+        text = read_user_text(source, _TEXT_BYTES)
     except UnicodeError as error:
-        raise PromptError(f"- is {what}, but standard input is no text: {reason_of(error)}") from error
+        raise PromptError(f"{source} is {what}, but {name} is no text: {reason_of(error)}") from error
     except (OSError, ValueError) as error:
         if isinstance(error, BifronsError):
             raise
-        raise PromptError(f"- is {what}, but standard input can't be read: {reason_of(error)}") from error
-    if not text or "\0" in text:
-        raise PromptError(f"- is {what}, but standard input holds {'no text' if text else 'nothing'}")
-    return text
+        raise PromptError(f"{source} is {what}, but {name} can't be read: {reason_of(error)}") from error
+    if not text.strip() or "\0" in text:
+        held = "no text" if text.strip() else "nothing"
+        raise PromptError(f"{source} is {what}, but {name} holds {held}")
+    return text.removesuffix("\n").removesuffix("\r")
 
 
 def decode_user_json(content: bytes) -> object:

@@ -26,6 +26,7 @@ _FUNCTIONS = {
     "generate": ("generate", "generate"),
     "ask": ("chat", "ask"),
     "chat": ("chat", "chat"),
+    "complete": ("complete", "complete"),
     "locate": ("ground", "locate"),
     "encode": ("images", "encode"),
     "decode": ("images", "decode"),

@@ -1,7 +1,7 @@
 """Options that several commands share; imports nothing heavy."""
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import fields
 from typing import Any
 
@@ -10,6 +10,8 @@ from ...blocks.errors import OptionError
 from ...blocks.json_config import decode_json, shown
 from ..defaults import DEFAULT_MODEL, QUANTIZE_HELP, default_model
 
+TOP_P_HELP = "sample from the likeliest tokens whose probabilities add up to this"
+TEMPERATURE_HELP = "0 always takes the likeliest token"
 MODEL_HELP = "a folder, a hub id (owner/name) or an embedded model"
 
 
@@ -149,6 +151,13 @@ def add_folders(commands: Any, command: Callable[..., Any], add_json: Callable[[
     add_force(parser)
     add_revision(parser)
     add_json(parser)
+
+
+def add_optional(parser: Any, options: Iterable[tuple[str, type, str]]) -> None:
+    """Add options whose defaults a dataclass holds: those not given are absent from the parsed arguments."""
+    for flag, kind, text in options:
+        metavar = "TEXT" if kind is str else "X" if kind is float else "N"
+        parser.add_argument(flag, type=kind, default=argparse.SUPPRESS, metavar=metavar, help=text)
 
 
 def add_force(parser: Any) -> None:

@@ -1,7 +1,7 @@
 """The parsers of all commands; imports nothing heavy."""
 
 import argparse
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import MISSING, fields
 from functools import partial
 from typing import Any
@@ -11,10 +11,20 @@ from .arguments import CommandParser
 from .bench import add_bench
 from .demo import add_demo
 from .eval_options import add_eval
-from .options import add_batch_size, add_catalog, add_exif, add_folders, add_force, add_model
+from .options import (
+    TEMPERATURE_HELP,
+    TOP_P_HELP,
+    add_batch_size,
+    add_catalog,
+    add_exif,
+    add_folders,
+    add_force,
+    add_model,
+    add_optional,
+)
 from .serve import add_serve
 from .speculation import add_speculate
-from .thoughts import add_max_thinking_tokens
+from .text_parsers import add_text
 from .train_parsers import add_train
 from .warmup import add_warmup
 
@@ -30,8 +40,6 @@ exit status:
   0 done; 1 it failed at work; 2 the command line is refused; 130 ended by Ctrl-C
 
 With --json, errors are JSON on stdout as well: {"error": "..."}."""
-_TOP_P_HELP = "sample from the likeliest tokens whose probabilities add up to this"
-_TEMPERATURE_HELP = "0 always takes the likeliest token"
 
 
 class _Formatter(argparse.HelpFormatter):
@@ -55,12 +63,6 @@ def _image_options() -> type:
     return ImageGenerationOptions
 
 
-def _text_options() -> type:
-    from ...blocks.chat.text_generation import TextGenerationOptions
-
-    return TextGenerationOptions
-
-
 def build_parser() -> argparse.ArgumentParser:
     """The parser of all commands; imports nothing heavy."""
     parser = CommandParser(
@@ -72,7 +74,9 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"bifrons {version()}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    for add in (_add_generate, _add_ask, _add_chat, _add_locate, _add_encode, _add_decode, _add_show):
+    _add_generate(commands)
+    add_text(commands, _command, _add_json)
+    for add in (_add_locate, _add_encode, _add_decode, _add_show):
         add(commands)
     add_demo(commands, _command)
     add_serve(commands, _command)
@@ -100,13 +104,6 @@ def _add_json(parser: Any) -> None:
     )
 
 
-def _add_optional(parser: Any, options: Iterable[tuple[str, type, str]]) -> None:
-    """Add options whose defaults a dataclass holds: those not given are absent from the parsed arguments."""
-    for flag, kind, text in options:
-        metavar = "TEXT" if kind is str else "X" if kind is float else "N"
-        parser.add_argument(flag, type=kind, default=argparse.SUPPRESS, metavar=metavar, help=text)
-
-
 def _add_generate(commands: Any) -> None:
     parser = _command(commands, "generate", "generate pictures from text", _image_options)
     _add_prompts(parser)
@@ -115,13 +112,13 @@ def _add_generate(commands: Any) -> None:
     parser.add_argument(
         "--seed", type=int, metavar="N", help="seed of each prompt's first picture (default: random)"
     )
-    _add_optional(
+    add_optional(
         parser,
         [
             ("--guidance-scale", float, "1 means no guidance; some models bring their own default"),
-            ("--temperature", float, _TEMPERATURE_HELP),
+            ("--temperature", float, TEMPERATURE_HELP),
             ("--top-k", int, "sample from the N likeliest tokens; 0 means all"),
-            ("--top-p", float, _TOP_P_HELP),
+            ("--top-p", float, TOP_P_HELP),
             ("--negative-prompt", str, "what the picture should not show"),
         ],
     )
@@ -167,67 +164,6 @@ def _add_prompts(parser: Any) -> None:
         metavar="FILE",
         help="paint a generated picture again, with the model and settings of its file; options given win",
     )
-
-
-def _add_answering(parser: Any) -> None:
-    add_model(parser)
-    add_exif(parser)
-    parser.add_argument("--seed", type=int, metavar="N", help="seed of sampling (default: random)")
-    _add_optional(
-        parser,
-        [
-            ("--max-new-tokens", int, "maximum length of an answer"),
-            ("--temperature", float, _TEMPERATURE_HELP),
-            ("--top-p", float, _TOP_P_HELP),
-            ("--top-k", int, "sample from this many of the likeliest tokens (default: all)"),
-            ("--min-p", float, "leave out tokens less likely than this times the likeliest one"),
-            ("--repetition-penalty", float, "values above 1 make repetition less likely"),
-            ("--presence-penalty", float, "subtracted from the logits of tokens in the answer so far"),
-            ("--frequency-penalty", float, "subtracted for each time that a token is in the answer so far"),
-        ],
-    )
-    add_max_thinking_tokens(parser)
-    add_speculate(parser)
-
-
-def _add_ask(commands: Any) -> None:
-    parser = _command(commands, "ask", "answer a question about pictures", _text_options)
-    parser.usage = (
-        "bifrons ask [options] [IMAGE ...] QUESTION\n"
-        "       bifrons ask [options] QUESTION --images PATH ... [--output FILE.jsonl]"
-    )
-    parser.add_argument(
-        "items",
-        nargs="*",
-        metavar="IMAGE ... QUESTION",
-        help="image files, then the question; - is standard input",
-    )
-    parser.add_argument(
-        "--images",
-        nargs="+",
-        action="extend",
-        metavar="PATH",
-        help="ask the question about each of these pictures alone: files, folders or quoted globs",
-    )
-    parser.add_argument(
-        "-o",
-        "--output",
-        metavar="FILE",
-        help="with --images: a .jsonl file, to which a line is added per picture; pictures that it answers "
-        "already are left out (default: the lines on stdout)",
-    )
-    add_batch_size(parser, "answered")
-    _add_answering(parser)
-    _add_json(parser)
-
-
-def _add_chat(commands: Any) -> None:
-    parser = _command(commands, "chat", "chat, about pictures too", _text_options)
-    parser.add_argument(
-        "--image", action="append", metavar="PATH", help="a picture for the first message; may be repeated"
-    )
-    parser.add_argument("--system", metavar="TEXT", help="a system message (default: the model's own)")
-    _add_answering(parser)
 
 
 def _add_locate(commands: Any) -> None:

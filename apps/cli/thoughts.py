@@ -24,14 +24,17 @@ def add_max_thinking_tokens(parser: Any) -> None:
     )
 
 
+def own_sampling(pipe: "Pipeline", args: argparse.Namespace) -> dict[str, Any]:
+    """The model's own temperature and top-p where none are given."""
+    return {name: getattr(pipe, name) for name in ("temperature", "top_p") if name not in args}
+
+
 def model_options(pipe: "Pipeline", args: argparse.Namespace) -> dict[str, Any]:
     """Options of `chat` that depend on the model: its own temperature and top-p where none are given, and the
     limit of its thought. Raises `OptionError` for that of a model of pictures."""
     from ..pipelines import as_text
 
-    options: dict[str, Any] = {
-        name: getattr(pipe, name) for name in ("temperature", "top_p") if name not in args
-    }
+    options = own_sampling(pipe, args)
     if (limit := args.max_thinking_tokens) is not None:
         if as_text(pipe) is None:
             raise _no_thoughts(limit, args.model)

@@ -2,13 +2,12 @@
 
 import secrets
 from collections.abc import AsyncIterator, Sequence
-from dataclasses import replace
 from typing import Annotated, Any
 
-import torch
 from fastapi import APIRouter, Depends, Request, Response
 from starlette.types import Scope
 
+from ...blocks.errors import PromptError
 from ...blocks.sampling.request import Request as GenerationRequest
 from . import responses, schema
 from .bodies import body_schema, json_body
@@ -54,23 +53,13 @@ class CompletionGeneration(ChatGeneration):
         return [request for requests in made for request in requests]
 
     def _prompt_inputs(self) -> list[Any]:
-        """The model's inputs of each prompt: those of a text without pictures, with the prompt's ids."""
-        processor, tokenizer = self.served.pipe.processor, self.served.pipe.tokenizer
-        text = processor.chat_inputs([{"role": "user", "content": "x"}])
-        ids = [tokenizer.encode(one) if isinstance(one, str) else one for one in self.prompts]
-        rows, image_id = self.served.pipe.model.decoder.config.vocab_size, processor.image_id
-        for one in ids:
-            if not one:
-                raise invalid_value("it is empty; accepted: at least one token", "prompt")
-            if max(one) >= rows:
-                raise invalid_value(f"it has the token {max(one)}; the model has {rows:,}", "prompt")
-            if image_id in one:
-                text = f"it has the mark {processor.image_token}; pictures are for /v1/chat/completions"
-                raise invalid_value(text, "prompt")
-        return [
-            replace(text, ids=torch.tensor(one), image_mask=torch.zeros(len(one), dtype=torch.bool))
-            for one in ids
-        ]
+        """The model's inputs of each prompt."""
+        pipe = self.served.pipe
+        ids = [pipe.tokenizer.encode(one) if isinstance(one, str) else one for one in self.prompts]
+        try:
+            return [pipe.plain_inputs(one) for one in ids]
+        except PromptError as error:
+            raise invalid_value(str(error), "prompt") from error
 
     async def complete(self) -> responses.Completion:
         """Start, and wait for all texts."""

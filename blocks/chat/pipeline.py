@@ -39,6 +39,7 @@ class ChatProcessor(Protocol):
 
     image_token: str
     """The token that stands for an image in a text."""
+    image_id: int
 
     def fit(self, num_images: int) -> Fit:
         """What fits an image of a conversation of `num_images` to the model; it can be pickled."""

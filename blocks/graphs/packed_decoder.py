@@ -130,9 +130,7 @@ class PackedDecoder:
         return normed_ND
 
     def _attend(self, layer: Attention, x_ND: Tensor, slots: TokenSlots, pool: KVPool) -> Tensor:
-        qkv_NC = self._product(
-            x_ND, slots, layer.q_proj, layer.k_proj, layer.v_proj, bias=fused_bias(layer)
-        )
+        qkv_NC = self._product(x_ND, slots, layer.q_proj, layer.k_proj, layer.v_proj, bias=fused_bias(layer))
         keys, values = (buffer[layer.layer] for buffer in pool.buffers)
         heads = qkv_NC.shape[1] // layer.head_dim - 2 * len(keys)
         outs = []

@@ -91,9 +91,7 @@ class Formula:
     def _starts_factor(self) -> bool:
         token = self._next
         # Two numbers side by side are no product.
-        return (
-            bool(token) and (token[0].isalpha() or token[0] == "\\" or token in "({")
-        )
+        return bool(token) and (token[0].isalpha() or token[0] == "\\" or token in "({")
 
     def _power(self, signed: bool = False) -> Node:
         if signed and self._take("-"):

@@ -40,6 +40,37 @@ def test_ask_and_chat(bifrons, folder, pipe, monkeypatch):
     assert bifrons("chat", *options).out.strip() == expected
 
 
+def test_complete(bifrons, refused, folder, pipe, monkeypatch, tmp_path):
+    """From an argument, a file or standard input, of which the last line break is left out."""
+    prompt = "  the sum of the first ten numbers is"
+    options = ("complete", "-m", folder, "--device", "cpu", "--max-new-tokens", 12)
+    expected = pipe.complete(prompt, 12, seed=5)
+    assert bifrons(*options, "--seed", 5, prompt).out == f"{expected}\n"
+    (tmp_path / "text.txt").write_text(f"{prompt}\n")
+    report = json.loads(bifrons(*options, "--seed", 5, "--json", "--file", tmp_path / "text.txt").out)
+    assert (report["prompt"], report["text"], report["seed"]) == (prompt, expected, 5)
+    assert (report["temperature"], report["top_p"]) == (0.6, 0.95)
+    assert report["steps"] > 0
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(f"{prompt}\n".encode())))
+    greedy = bifrons(*options, "--temperature", 0, "-").out
+    assert greedy == f"{pipe.complete(prompt, 12, temperature=0.0)}\n"
+    assert "there is no prompt; accepted: one of" in refused(*options)
+    assert "a prompt and a --file" in refused(*options, "x", "--file", tmp_path / "text.txt")
+    assert "--file reads it from a file" in refused(*options, tmp_path / "text.txt")
+    assert "missing.txt can't be read: No such file" in refused(*options, "--file", tmp_path / "missing.txt")
+    assert "accepted: a text that is not empty" in refused(*options, "")
+
+
+def test_complete_with_a_model_of_pictures(bifrons, refused, janus_mini):
+    from bifrons import JanusPipeline
+
+    options = ("complete", "-m", janus_mini, "--device", "cpu", "--max-new-tokens", 8)
+    plain = JanusPipeline.from_pretrained(janus_mini, "cpu", progress=False)
+    assert bifrons(*options, "a red").out == f"{plain.complete('a red', 8)}\n"
+    message = refused(*options, f"what is {plain.processor.image_token}?")
+    assert "the mark <image_placeholder>; pictures are for chats" in message
+
+
 def test_thoughts_are_dimmed_on_terminals(pipe, monkeypatch):
     text = pipe.chat([{"role": "user", "content": QUESTION}], 12, seed=3, max_thinking_tokens=3)
     thought, answer = split_thought(text)

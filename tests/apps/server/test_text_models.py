@@ -1,5 +1,7 @@
 """Text models beside those with pictures: thoughts, their limit, and the folder's own sampling."""
 
+import shutil
+
 import openai
 import pytest
 from bifrons import TextPipeline
@@ -17,9 +19,13 @@ def pipe(tmp_path_factory) -> TextPipeline:
 
 
 @pytest.fixture(scope="module")
-def client(start_server, pipe) -> openai.OpenAI:
+def client(start_server, pipe, tmp_path_factory) -> openai.OpenAI:
+    """`r1-tiny`, and the same model in the folder `base`, whose template is no form of DeepSeek's."""
     assert pipe.source is not None
-    return start_server("-m", pipe.source.folder.path, "--rows", 8, "--context", 256).client()
+    folder, base = pipe.source.folder.path, tmp_path_factory.mktemp("text") / "base"
+    shutil.copytree(folder, base)
+    (base / "chat_template.jinja").write_text("{{ messages }}")
+    return start_server("-m", folder, "-m", base, "--rows", 8, "--context", 256).client()
 
 
 def chat(client, **more):
@@ -76,5 +82,13 @@ def test_what_text_models_refuse(client):
 
 def test_completions_are_as_they_were_generated(client, pipe):
     prompt = "<｜User｜>what is the sum?<｜Assistant｜><think>\n"
-    made = client.completions.create(model="r1-tiny", prompt=prompt, max_tokens=12, temperature=0)
-    assert made.choices[0].text == pipe.complete(prompt, 12, temperature=0.0)
+    expected = pipe.complete(prompt, 12, temperature=0.0)
+    for model in ("r1-tiny", "base"):
+        fields = {"model": model, "prompt": prompt, "max_tokens": 12, "temperature": 0, "logprobs": 2}
+        made = client.completions.create(**fields).choices[0]
+        streamed = [event.choices[0] for event in client.completions.create(stream=True, **fields)]
+        assert made.text == "".join(choice.text for choice in streamed) == expected
+        assert all(1 <= len(top) <= 2 for top in made.logprobs.top_logprobs)  # some share a text
+        assert sum((choice.logprobs.tokens for choice in streamed), []) == made.logprobs.tokens
+    with pytest.raises(openai.BadRequestError, match="accepted: `complete`"):
+        chat(client, model="base")
