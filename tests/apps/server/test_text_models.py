@@ -89,6 +89,6 @@ def test_completions_are_as_they_were_generated(client, pipe):
         streamed = [event.choices[0] for event in client.completions.create(stream=True, **fields)]
         assert made.text == "".join(choice.text for choice in streamed) == expected
         assert all(1 <= len(top) <= 2 for top in made.logprobs.top_logprobs)  # some share a text
-        assert sum((choice.logprobs.tokens for choice in streamed), []) == made.logprobs.tokens
+        assert [token for choice in streamed for token in choice.logprobs.tokens] == made.logprobs.tokens
     with pytest.raises(openai.BadRequestError, match="accepted: `complete`"):
         chat(client, model="base")
