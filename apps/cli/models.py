@@ -53,7 +53,7 @@ def convert(args: argparse.Namespace) -> int:
     from ...janus.convert import to_original
 
     _check_target(args.target, args.force)
-    source, options = open_model(args.source), {"force": args.force}
+    source, options = open_model(args.source), {"force": args.force, "store_int8": args.store_int8}
     if args.max_shard_size is not None:
         options["max_shard_bytes"] = byte_count(args.max_shard_size)
     kind = check_kind(args.quantize)

@@ -146,6 +146,11 @@ def add_folders(commands: Any, command: Callable[..., Any], add_json: Callable[[
     parser.add_argument("source", metavar="SRC", help=MODEL_HELP)
     parser.add_argument("target", metavar="DST", help="a new folder")
     parser.add_argument("--quantize", metavar="KIND", help="int8, int4 or fp8 weights in the decoder")
+    parser.add_argument(
+        "--store-int8",
+        action="store_true",
+        help="store large weights in 8 bits; loaded, they are plain ones again",
+    )
     add_adapter(parser, flag="--merge-adapter")
     parser.add_argument("--max-shard-size", metavar="SIZE", help="such as 500MB or 2GiB (default: 5GB)")
     add_force(parser)

@@ -253,7 +253,7 @@ def _mismatch(piece: Piece, tensor: Tensor) -> list[str]:
     if list(entry.shape) != shape and not reshapes:
         return [f"{entry.name}: {list(entry.shape)} in the file, {shape} in the model"]
     quantized = tensor.dtype.itemsize == 1  # codes, float8 ones too, must be stored as such
-    casts = entry.dtype.is_floating_point and tensor.dtype.is_floating_point and not quantized
-    if not casts and entry.dtype != tensor.dtype:
-        return [f"{entry.name}: {entry.dtype} in the file, {tensor.dtype} in the model"]
+    casts = entry.read_dtype.is_floating_point and tensor.dtype.is_floating_point and not quantized
+    if not casts and entry.read_dtype != tensor.dtype:
+        return [f"{entry.name}: {entry.read_dtype} in the file, {tensor.dtype} in the model"]
     return []

@@ -70,7 +70,7 @@ def load_weights(
 
     def dtype_of(piece: Piece) -> torch.dtype:
         param = piece.target.param
-        if not piece.entry.dtype.is_floating_point or param in encoders:
+        if not piece.entry.read_dtype.is_floating_point or param in encoders:
             return piece.entry.read_dtype
         if param in fixed:
             return fixed[param]

@@ -17,14 +17,15 @@ from ..bin_file import open_bytes
 from ..errors import CheckpointError, is_name
 from ..foreign_files import is_adapter, no_weights_text, plain_names
 from ..json_config import TABLE_BYTES, read_value, shown
-from ..kernels.codec import FP8_BLOCK, decode_blocks
+from ..kernels.codec import FP8_BLOCK, decode_blocks, decode_rows
 from .formats import TensorEntry, list_bin, list_safetensors
 
 # Indices are preferred, since they state which files belong together.
 _SAFETENSORS_INDEX = "model.safetensors.index.json"
 _BIN_INDEX = "pytorch_model.bin.index.json"
 _BIN = "pytorch_model.bin"
-_SCALE = "_scale_inv"
+SCALE = "_scale_inv"
+"""Ending of the names of scales, with which weights are multiplied as they are read: DeepSeek-V3's."""
 
 
 def list_tensors(folder: Path) -> dict[str, TensorEntry]:
@@ -48,16 +49,23 @@ def list_tensors(folder: Path) -> dict[str, TensorEntry]:
         raise CheckpointError(f"{folder}: {len(wrong)} tensors are not where the index says: {names}")
     plain = plain_names(Path(folder), entries)
     renamed = {plain[name]: replace(entry, name=plain[name]) for name, entry in entries.items()}
-    for name in [name for name in renamed if name.endswith(_SCALE)]:
-        scale, weight = renamed.pop(name), renamed.get(name.removesuffix(_SCALE))
-        blocks = None if weight is None else tuple(-(-size // FP8_BLOCK) for size in weight.shape)
-        if weight is None or weight.dtype != torch.float8_e4m3fn or scale.shape != blocks:
+    for name in [name for name in renamed if name.endswith(SCALE)]:
+        scale, weight = renamed.pop(name), renamed.get(name.removesuffix(SCALE))
+        if weight is None or not _is_scale(scale, weight):
             raise CheckpointError(
                 f"{folder}: {name!r} {list(scale.shape)} is no scale of fp8 weights in blocks of "
-                f"{FP8_BLOCK} x {FP8_BLOCK}; accepted: one beside such a weight"
+                f"{FP8_BLOCK} x {FP8_BLOCK}, nor of the rows of int8 weights; accepted: one beside such a "
+                "weight"
             )
         renamed[weight.name] = replace(weight, scale=scale)
     return renamed
+
+
+def _is_scale(scale: TensorEntry, weight: TensorEntry) -> bool:
+    if weight.dtype == torch.int8:
+        return scale.dtype.is_floating_point and scale.shape == weight.shape[:-1][: len(scale.shape)]
+    blocks = tuple(-(-size // FP8_BLOCK) for size in weight.shape)
+    return weight.dtype == torch.float8_e4m3fn and scale.shape == blocks
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -157,7 +165,8 @@ class TensorReader:
             width = entry.dtype.itemsize // (2 if entry.dtype.is_complex else 1)
             flat.view(torch.uint8).copy_(flat.view(torch.uint8).view(-1, width).flip(1).flatten())
         if entry.scale is not None:
-            return decode_blocks(flat.view(entry.shape), self.read(entry.scale))
+            decode = decode_rows if entry.dtype == torch.int8 else decode_blocks
+            return decode(flat.view(entry.shape), self.read(entry.scale))
         if entry.strides is None:
             return flat.view(entry.shape)
         return flat.as_strided(entry.shape, entry.strides).contiguous()

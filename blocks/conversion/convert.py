@@ -20,7 +20,7 @@ from ..foreign_files import check_config, has_fp8_blocks, model_type_error
 from ..json_config import read_section
 from ..progress import byte_bar
 from .merge import Merge
-from .quantized_writer import QuantizedWriter, unchanged_specs
+from .quantized_writer import QuantizedWriter, stored_in_int8, unchanged_specs
 from .writer import TensorSpec, spec_bytes, write_safetensors
 
 Translation = Callable[
@@ -49,16 +49,17 @@ def convert_folder(
     merge: Merge = list,
     more_files: Mapping[str, dict[str, Any]] = MappingProxyType({}),
     force: bool = False,
+    store_int8: bool = False,
 ) -> Path:
     """Write the model folder `src` to the new folder `dst` in the original format; returns `dst`.
 
     `formats` maps the accepted `model_type`s of `config.json` to their translations, or to None for the
     original format, whose tensors are all kept bit for bit, unused ones included. `writer` quantizes while
     writing, and has a `merge` of its own; else `merge` changes the weights. `more_files` are JSON
-    files to write in place of those of `src`. `dst` appears only once it is
-    complete; with `force` it then replaces a model's folder of that name. Raises `CheckpointError` if `src`
-    is damaged or does not match its config, or if `dst` is not empty, lies inside `src` or can't be written;
-    `ConfigError` for another `model_type`.
+    files to write in place of those of `src`. `store_int8` writes large weights by `stored_in_int8`. `dst`
+    appears only once it is complete; with `force` it then replaces a model's folder of that name. Raises
+    `CheckpointError` if `src` is damaged or does not match its config, or if `dst` is not empty, lies inside
+    `src` or can't be written; `ConfigError` for another `model_type`.
     """
     src, dst = _checked_folders(Path(src), dst, force)
     section = read_section(src / "config.json")
@@ -79,6 +80,7 @@ def convert_folder(
             files["config.json"] = writer.config(files.get("config.json") or config)
         else:
             specs = merge(specs)
+        specs = list(stored_in_int8(specs)) if store_int8 else specs
         copied = copied_files(src, original=translate is None)
         options = {"max_shard_bytes": max_shard_bytes, "progress": progress, "force": force}
         return write_model(dst, specs, {**files, **more_files}, copied, **options)

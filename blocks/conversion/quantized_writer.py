@@ -1,8 +1,10 @@
-"""The tensors to write for a model folder: merged under the model's names, unchanged or quantized."""
+"""The tensors to write for a model folder: merged under the model's names, unchanged, quantized, or stored in
+8 bits."""
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +16,14 @@ from ..checkpoints.hub import open_model
 from ..checkpoints.key_mapping import KeyMap, Piece, match, saved_tensors
 from ..checkpoints.loader import promoted
 from ..checkpoints.quantize import CONFIG_KEY, pick_quantization, quantizable_weights, quantization_config
-from ..checkpoints.reader import TensorReader
+from ..checkpoints.reader import SCALE, TensorReader
 from ..errors import CheckpointError, OptionError
+from ..kernels.codec import SCALE_DTYPE, encode
 from ..model.quantized_weight import QuantizedWeight
 from .merge import Merge
 from .writer import TensorSpec
+
+_MIN_SIDE = 64  # rows, and numbers in them, of weights that `stored_in_int8` changes
 
 
 def merged_specs(
@@ -46,7 +51,8 @@ def _merge(group: list[Piece], shape: torch.Size, dtype: torch.dtype, reader: Te
 
 
 def unchanged_specs(entries: Iterable[TensorEntry], reader: TensorReader) -> list[TensorSpec]:
-    """The tensors of a folder, unchanged, but for fp8 weights in blocks, which become bfloat16."""
+    """The tensors of a folder, unchanged, but for fp8 weights in blocks and those stored in int8, which
+    become bfloat16."""
 
     def spec(entry: TensorEntry) -> TensorSpec:
         if entry.scale is None:
@@ -54,6 +60,35 @@ def unchanged_specs(entries: Iterable[TensorEntry], reader: TensorReader) -> lis
         return entry.name, lambda: reader.read(entry).bfloat16(), entry.shape, torch.bfloat16
 
     return [spec(entry) for entry in entries]
+
+
+def stored_in_int8(specs: Iterable[TensorSpec]) -> Iterator[TensorSpec]:
+    """The tensors with the large weights in int8: `w = scale * code` with one scale for each row (index of
+    the first dimension), under the weight's name and the name with `SCALE`. They are plain weights again as
+    they are read, so that nothing but the files gets smaller.
+
+    Large are matrices, convolutions and embeddings with 64 rows and more of 64 numbers and more. A codebook
+    of short codes keeps its precision, and so do routers.
+    """
+    for spec in specs:
+        name, make, shape, dtype = spec
+        large = len(shape) > 1 and min(shape[0], prod(shape[1:])) >= _MIN_SIDE
+        if not large or not dtype.is_floating_point or name.endswith(".gate.weight"):
+            yield spec
+            continue
+        yield name, partial(_int8_codes, make), shape, torch.int8
+        yield f"{name}{SCALE}", partial(_int8_scale, make), shape[:1], SCALE_DTYPE
+
+
+def _int8_codes(make: Callable[[], Tensor]) -> Tensor:
+    weight = make()
+    return encode(weight.flatten(1), "int8").codes.view(weight.shape)
+
+
+def _int8_scale(make: Callable[[], Tensor]) -> Tensor:
+    scale = encode(make().flatten(1), "int8").scale
+    assert scale is not None
+    return scale
 
 
 @dataclass(frozen=True)

@@ -127,6 +127,12 @@ def decode(weight: WeightTensors, dtype: torch.dtype) -> Tensor:
     return (steps * scale.float()[..., None] + zero.float()[..., None]).flatten(-2).to(dtype)
 
 
+def decode_rows(codes: Tensor, scale: Tensor) -> Tensor:
+    """The weight in float32 of int8 codes with one scale for each row, that is, for each index of its first
+    dimensions, those of `scale`: `[O, I]` with `[O]`, `[O, C, H, W]` of a convolution with `[O]`."""
+    return codes.float() * scale.float().reshape(*scale.shape, *[1] * (codes.ndim - scale.ndim))
+
+
 def decode_blocks(codes_OI: Tensor, scale: Tensor) -> Tensor:
     """The weight `[O, I]` in float32 of fp8 codes in blocks of `FP8_BLOCK` x `FP8_BLOCK`, one scale each;
     those at the ends may be smaller (DeepSeek-V3, sec. 3.3.2)."""

@@ -10,6 +10,7 @@ Shape suffixes: B images, C classes, H height and W width in points, STRIDE pixe
 """
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,11 +18,12 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torchvision.ops import batched_nms
 
+from ...blocks.checkpoints.reader import TensorReader, list_tensors
+from ...blocks.conversion.quantized_writer import stored_in_int8
+from ...blocks.conversion.writer import write_safetensors
 from ...blocks.errors import BifronsError, CheckpointError
 from ...blocks.json_config import read_section
 from .catalog import PAINTS, things
@@ -164,10 +166,11 @@ def prepare(image: Image.Image) -> tuple[Tensor, float]:
 
 
 def save_detector(folder: Path, model: nn.Module, width: int, report: dict[str, float]) -> None:
-    """Write weights (bfloat16) and `config.json`: classes, width, and the errors that were measured."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """Write weights (int8, small ones bfloat16) and `config.json`: classes, width, and the errors that were
+    measured."""
     weights = {k: v.to(torch.bfloat16).contiguous() for k, v in model.state_dict().items()}
-    save_file(weights, folder / FILE, {"format": "pt"})
+    specs = [(k, partial(weights.__getitem__, k), tuple(v.shape), v.dtype) for k, v in weights.items()]
+    write_safetensors(folder, stored_in_int8(specs))
     config = {"classes": list(things()), "colors": list(PAINTS), "width": width, "report": report}
     (folder / _CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
@@ -194,8 +197,10 @@ def load_detector(folder: Path = WEIGHTS, device: str | torch.device = "cpu") ->
     if width not in WIDTHS:
         raise CheckpointError(f"{folder / _CONFIG}: width is {width}; accepted: multiples of 16 to 256")
     model = CenterNet(len(classes), len(PAINTS), width)
+    with TensorReader() as reader:
+        weights = {name: reader.read(entry).float() for name, entry in list_tensors(folder).items()}
     try:
-        model.load_state_dict({k: v.float() for k, v in load_file(folder / FILE).items()})
-    except (RuntimeError, SafetensorError) as error:
+        model.load_state_dict(weights)
+    except RuntimeError as error:
         raise CheckpointError(f"{folder / FILE} has other tensors than {folder / _CONFIG} says") from error
     return ThingsDetector(model.to(device), tuple(classes), report)
