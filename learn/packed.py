@@ -60,13 +60,22 @@ class PackedRows:
 
     def reading(self, pixels: Tensor, places: Sequence[int]) -> Batch:
         """The batch of these conversations, whose images' tokens stand at the same `places` of every row."""
+        batch, every = self._answers()
+        columns = torch.cat([torch.arange(a, b, device=every.device) for a, b in _runs(places)])
+        return replace(batch, pictures=every.index_select(1, columns).flatten(), pixels=pixels)
+
+    def reading_tiles(self, pixels_BV3SS: Tensor) -> Batch:
+        """The batch of these conversations with all tiles of each row; `more["sources"]` `[B, L]` says where
+        their tokens stand (see `Batch`)."""
+        return replace(self._answers()[0], pixels=pixels_BV3SS, sources=self.more["sources"].long())
+
+    def _answers(self) -> tuple[Batch, Tensor]:
+        """The batch of these conversations without their images, and the numbers of its places [N, L]."""
         rows, width = self.ids.shape
         ids = self.ids.long()
         targets = torch.where(self.learned, ids, IGNORED)[:, 1:].flatten()
         every = torch.arange(rows * width, device=ids.device).view(rows, width)
-        columns = torch.cat([torch.arange(a, b, device=ids.device) for a, b in _runs(places)])
-        pictures = every.index_select(1, columns).flatten()
-        return Batch(ids, self.lengths, width, None, every[:, :-1].flatten(), targets, pictures, (), pixels)
+        return Batch(ids, self.lengths, width, None, every[:, :-1].flatten(), targets), every
 
     def painting(self, codes_BT: Tensor, pad_id: int, unconditional: float) -> Batch:
         """The batch of these prompts with the codes of their pictures; the prompts of a share `unconditional`

@@ -71,18 +71,25 @@ class PixelNormalization:
         return normalization_table(np.arange(256, dtype=np.float32) / np.float32(255), self.mean, self.std)
 
 
-def pad_to(image: Image.Image, size: Size, background: tuple[int, int, int]) -> Image.Image:
-    """The image scaled to fit into `size` and centred there, rounded as `PIL.ImageOps.pad` rounds."""
+def place_in(image: Size, size: Size) -> tuple[Size, Size]:
+    """An image scaled to fit into `size` and centred there, rounded as `PIL.ImageOps.pad` rounds: its left
+    top corner and its size."""
     width, height = size
-    ratio, target_ratio = image.width / image.height, width / height
+    ratio, target_ratio = image[0] / image[1], width / height
     if ratio > target_ratio:
-        height = round(image.height / image.width * width)
+        height = round(image[1] / image[0] * width)
     elif ratio < target_ratio:
-        width = round(image.width / image.height * height)
+        width = round(image[0] / image[1] * height)
     # A very elongated image would round to 0 pixels.
-    scaled = resize_bicubic(image, (max(1, width), max(1, height)))
+    width, height = max(1, width), max(1, height)
+    return (round((size[0] - width) * 0.5), round((size[1] - height) * 0.5)), (width, height)
+
+
+def pad_to(image: Image.Image, size: Size, background: tuple[int, int, int]) -> Image.Image:
+    """The image in `size`, as `place_in` says, on a background."""
+    corner, scaled = place_in(image.size, size)
     canvas = Image.new("RGB", size, background)
-    canvas.paste(scaled, (round((size[0] - scaled.width) * 0.5), round((size[1] - scaled.height) * 0.5)))
+    canvas.paste(resize_bicubic(image, scaled), corner)
     return canvas
 
 

@@ -23,10 +23,12 @@ _SHADOW = 0.26  # opacity of the shadow under a thing that stands on the ground
 
 @dataclass(frozen=True)
 class Sign:
-    """A board in a picture: its words as they are written, and its box in pixels, without a post."""
+    """A board in a picture: its words as they are written, and its box in pixels, without a post. letters:
+    each with its box, spaces left out."""
 
     words: str
     box: Box
+    letters: tuple[tuple[str, Box], ...] = ()
 
 
 @dataclass(frozen=True)

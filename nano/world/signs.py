@@ -12,6 +12,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from .painting import Picture, Sign
 from .requests import HELD_OUT_SHARE, hash_share
+from .scene import Box
 
 MAX_WORDS = 3
 _WORDS = (
@@ -38,6 +39,7 @@ _BOARDS = (
 _EDGE, _POST = (36, 33, 43), (96, 92, 98)
 _SIZES = (0.15, 0.13, 0.115, 0.1, 0.085, 0.075)
 """Heights of a line of text, in units of the picture's shorter side, in the order they are tried."""
+_Letters = list[tuple[str, Box]]
 _DETAIL = 4  # boards are drawn at this many times their size
 _GAP = 3  # pixels between a board and other things
 
@@ -74,9 +76,9 @@ def _font(size: int) -> ImageFont.FreeTypeFont:
     return font
 
 
-def _board(lines: list[str], height: int, post: int, style: int) -> tuple[Image.Image, int]:
-    """A board on a post of this many pixels (0 for none) as RGBA, and the board's height. height: of a line,
-    in pixels."""
+def _board(lines: list[str], height: int, post: int, style: int) -> tuple[Image.Image, int, _Letters]:
+    """A board on a post of this many pixels (0 for none) as RGBA, the board's height, and the boxes of its
+    letters. height: of a line, in pixels."""
     color, ink = _BOARDS[style]
     font, line = _font(round(0.9 * height * _DETAIL)), height * _DETAIL
     pad, edge = round(0.35 * line), max(_DETAIL, round(0.09 * line))
@@ -89,10 +91,15 @@ def _board(lines: list[str], height: int, post: int, style: int) -> tuple[Image.
         middle, half = width // 2, max(_DETAIL, line // 6)
         draw.rectangle((middle - half, tall - edge, middle + half, image.height), _POST, _EDGE, edge // 2)
     draw.rounded_rectangle((0, 0, width - 1, tall - 1), round(0.25 * line), color, _EDGE, edge)
+    letters: _Letters = []
     for i, text in enumerate(lines):
         center = (width / 2, pad / 2 + 1.15 * line * (i + 0.5))
         draw.text(center, text, ink, font, anchor="mm", stroke_width=round(0.035 * line), stroke_fill=ink)
-    return image.reduce(_DETAIL), tall // _DETAIL
+        left, rows = center[0] - widths[i] / 2, (center[1] - line / 2, center[1] + line / 2)
+        for n, letter in enumerate(text):
+            x0, x1 = (left + font.getlength(text[:end]) for end in (n, n + 1))
+            letters += [(letter, (x0 / _DETAIL, rows[0] / _DETAIL, x1 / _DETAIL, rows[1] / _DETAIL))]
+    return image.reduce(_DETAIL), tall // _DETAIL, letters
 
 
 def _free_places(picture: Picture, width: int, height: int) -> np.ndarray:
@@ -119,7 +126,7 @@ def hang_sign(picture: Picture, words: str, rng: Random) -> Picture | None:
         for lines in forms:
             height = round(size * side)
             post = round(1.2 * height) if ground is not None and rng.random() < 0.7 else 0
-            board, tall = _board(lines, height, post, style)
+            board, tall, letters = _board(lines, height, post, style)
             places = _free_places(picture, board.width, board.height)
             if post and ground is not None:
                 places = places[places[:, 0] + board.height > ground * picture.pixels_HW3.shape[0]]
@@ -127,6 +134,11 @@ def hang_sign(picture: Picture, words: str, rng: Random) -> Picture | None:
                 top, left = map(int, places[rng.randrange(len(places))])
                 image = picture.image()
                 image.paste(board, (left, top), board)
-                sign = Sign(words, (left, top, left + board.width, top + tall))
+                written = tuple(
+                    (letter, (x0 + left, y0 + top, x1 + left, y1 + top))
+                    for letter, (x0, y0, x1, y1) in letters
+                    if not letter.isspace()
+                )
+                sign = Sign(words, (left, top, left + board.width, top + tall), written)
                 return replace(picture, pixels_HW3=np.asarray(image), sign=sign)
     return None

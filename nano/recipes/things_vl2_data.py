@@ -1,0 +1,247 @@
+"""Pictures and conversations that `vl2-nano` 2 is trained on, made by all processors: about one picture of
+any shape, and about two.
+
+Pictures are cut by the processor's own functions. Each is asked about in several conversations.
+
+N pictures, S side of a tile in pixels.
+"""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from random import Random
+
+import numpy as np
+
+from ...learn.packed import Arrays, build, pack_rows
+from ...vl2.grounding import Box, draw_boxes
+from ...vl2.prompts import GROUNDING, example_prompt, locate_prompt
+from ...vl2.tiles import PixelNormalization, Size, candidate_resolutions, cut_tiles, select_best_resolution
+from ..world.asking import ask
+from ..world.comparing import KINDS as PAIR_KINDS
+from ..world.comparing import compare
+from ..world.painting import Picture
+from ..world.phrases import NO_MATCH
+from ..world.pictures import sample_pair
+from ..world.pointing import boxed, boxed_caption, caption, point
+from ..world.requests import Seen
+from ..world.view import View
+from .things_vision import frames_in, label_patches, soften
+from .things_vl2_spec import (
+    FORMS,
+    MAX_TILES,
+    SPECIAL_TOKENS,
+    TILE,
+    VIEWS,
+    ConversationEncoder,
+    processor_configs,
+    tower_config,
+    vl2_config,
+)
+from .tokenizer import train_tokenizer, write_files, write_vocabulary
+
+Turns = list[tuple[str, str]]
+"""Questions with their answers."""
+
+WIDTHS = {"ask": 448, "point": 448, "two": 640}
+"""Kinds of rows, with the tokens of the longest one: answers about one picture, boxes in one, and both about
+two."""
+PAIRS, FRAMED = 50, 10
+"""Pairs of pictures of a shard, and those of them whose first picture is there once more with a thing
+framed."""
+PICTURES = 2 * PAIRS + FRAMED
+"""Pictures of a shard."""
+CAPTION_REQUESTS = (
+    "Describe this image.",
+    "Describe the picture.",
+    "Describe the scene.",
+    "Describe what you see.",
+    "Write a caption for this picture.",
+)
+MAX_TURNS = 16
+"""Question-answer pairs of the longest conversation."""
+
+_KINDS = {
+    "what": 3, "color": 3, "count": 6, "compare": 3, "exists": 4, "is color": 3, "is related": 4, "same": 6,
+    "where": 4, "sign": 1,
+}  # fmt: skip
+_SIGN_WEIGHT = 8  # of questions about a sign where there is one
+_PAIR_KINDS = {"same": 5, "total": 3, "sign": 3}  # others have 2
+_ODD = 0.12  # share of pairs of unusual sizes
+_ODD_SIDES, _ODD_ASPECTS = (96, 128, 160), (1.0, 2.0, 3.0, 4.0)
+_NOWHERE = (-20.0, -20.0, -10.0, -10.0)  # the part of a picture that a tile shows that it does not have
+_CANDIDATES = candidate_resolutions(MAX_TILES, TILE)
+_BACKGROUND = PixelNormalization().background
+
+
+def _questions(view: View, rng: Random) -> Turns:
+    """Questions about a picture, each once; hard kinds are more frequent. Sometimes a caption."""
+    weights = {**_KINDS, "sign": _SIGN_WEIGHT} if view.picture.sign else _KINDS
+    turns: dict[str, str] = {}
+    for kind in rng.choices(list(weights), list(weights.values()), k=rng.randint(4, MAX_TURNS)):
+        if rng.random() < 0.06:
+            turns[rng.choice(CAPTION_REQUESTS)] = caption(view)
+        elif question := ask(view, rng, kind):
+            turns[question.text] = question.answer
+    return list(turns.items()) or [(CAPTION_REQUESTS[0], caption(view))]
+
+
+def _phrases(view: View, rng: Random) -> Turns:
+    """Phrases to locate in a picture, each once; sometimes a caption with boxes."""
+    turns: dict[str, str] = {}
+    for _ in range(rng.randint(2, MAX_TURNS)):
+        if rng.random() < 0.12:
+            turns[GROUNDING + rng.choice(CAPTION_REQUESTS)] = boxed_caption(view)
+        else:
+            phrase = point(view, rng)
+            turns[locate_prompt(phrase.text)] = phrase.answer(view)
+    return list(turns.items())
+
+
+def _comparisons(a: View, b: View, rng: Random) -> Turns:
+    """Questions about two pictures, each once; sometimes phrases to locate in the last one."""
+    if rng.random() < 0.1:
+        return _phrases(b, rng)[:4]
+    turns: dict[str, str] = {}
+    weights = [_PAIR_KINDS.get(kind, 2) for kind in PAIR_KINDS]
+    for kind in rng.choices(PAIR_KINDS, weights, k=rng.randint(3, MAX_TURNS)):
+        if question := compare(a, b, rng, kind):
+            turns[question.text] = question.answer
+    return list(turns.items()) or _phrases(b, rng)[:4]
+
+
+def _pair(rng: Random) -> tuple[View, View]:
+    """Two pictures, some of them small or very wide."""
+    if rng.random() >= _ODD:
+        return sample_pair(rng)
+    side, aspect = rng.choice(_ODD_SIDES), rng.choice(_ODD_ASPECTS)
+    size = (side, round(side * aspect))
+    return sample_pair(rng, size=size if rng.random() < 0.5 else size[::-1])
+
+
+def example_query(thing: str, b: View, rng: Random) -> tuple[str, str]:
+    """The official question for things like the framed one, in the second picture, and its answer."""
+    label = rng.choice((None, thing))
+    targets = sorted((one.box for one in b.matching(thing)), key=lambda box: (box[0] + box[2], box[1]))
+    answer = boxed(label or "an object", targets, b) if targets else NO_MATCH
+    return example_prompt(label), answer
+
+
+def framed(view: View, one: Seen) -> Picture:
+    """The picture with a thing framed, as `VL2Pipeline.locate` frames an example."""
+    corners = [min(max(round(v), 0), (view.width, view.height)[i % 2]) for i, v in enumerate(one.box)]
+    image = draw_boxes(view.picture.image(), Box("", *corners), labels=False, colour=(255, 0, 0))
+    return replace(view.picture, pixels_HW3=np.asarray(image))
+
+
+def resolution_of(picture: Picture) -> Size:
+    """The size in pixels to which the processor fits a picture of a conversation of one or two."""
+    height, width = picture.pixels_HW3.shape[:2]
+    return select_best_resolution((width, height), _CANDIDATES)
+
+
+def grid_of(picture: Picture) -> Size:
+    """(columns, rows) of its local tiles."""
+    width, height = resolution_of(picture)
+    return width // TILE, height // TILE
+
+
+def picture_arrays(picture: Picture) -> Arrays:
+    """`tiles` uint8 [VIEWS, 3, S, S] as the processor cuts them, and the labels of `label_patches`."""
+    resolution = resolution_of(picture)
+    height, width = picture.pixels_HW3.shape[:2]
+    cut = cut_tiles(picture.image(), resolution, TILE, _BACKGROUND)
+    tiles = np.full((VIEWS, 3, TILE, TILE), _BACKGROUND[0], np.uint8)
+    tiles[: len(cut)] = cut
+    size = width, height
+    frames = [box for canvas in ((TILE, TILE), resolution) for box in frames_in(size, canvas, TILE)]
+    frames += [_NOWHERE] * (VIEWS - len(frames))
+    return {"tiles": tiles, **label_patches(picture, frames, TILE // tower_config().patch_size)}
+
+
+class _Rows:
+    """Rows of one kind, as they are made."""
+
+    def __init__(self, encode: ConversationEncoder, width: int) -> None:
+        self.encode, self.width = encode, width
+        self.rows: list[tuple[list[int], list[bool], list[int]]] = []
+        self.pictures: list[tuple[int, ...]] = []
+
+    def add(self, turns: Turns, pictures: dict[int, Picture], rng: Random) -> None:
+        """A conversation about pictures, which are given by their number."""
+        forms, weights = zip(*FORMS[len(pictures)], strict=True)
+        grids = [grid_of(picture) for picture in pictures.values()]
+        self.rows.append(self.encode(turns, grids, rng.choices(forms, weights)[0], self.width))
+        self.pictures.append(tuple(pictures))
+
+    def arrays(self) -> Arrays:
+        """Those of `pack_rows`, `sources` int16 [N, L], and `pictures` int32 [N, 1 or 2]."""
+        ids, learned, sources = zip(*self.rows, strict=True)
+        places = np.full((len(ids), self.width), -1, np.int16)
+        for row, source in zip(places, sources, strict=True):
+            row[: len(source)] = source
+        packed = pack_rows(ids, learned, self.width)
+        return {**packed, "sources": places, "pictures": np.array(self.pictures, np.int32)}
+
+
+def shard(seed: int, first_seed: int, encode: ConversationEncoder) -> Arrays:
+    """Pictures (`picture_arrays`, named `pictures.*`) and rows (`ask.*`, `point.*`, `two.*`), whose numbers
+    of pictures are right if shards of all seeds from `first_seed` on are put one after another."""
+    rng, number = Random(seed), (seed - first_seed) * PICTURES
+    pictures: list[Arrays] = []
+    rows = {name: _Rows(encode, width) for name, width in WIDTHS.items()}
+
+    def show(picture: Picture) -> int:
+        pictures.append(picture_arrays(soften(picture, rng)))
+        return number + len(pictures) - 1
+
+    for index in range(PAIRS):
+        a, b = _pair(rng)
+        first, second = show(a.picture), show(b.picture)
+        for view, shown in ((a, first), (b, second)):
+            for _ in range(2):
+                rows["ask"].add(_questions(view, rng), {shown: view.picture}, rng)
+            rows["point"].add(_phrases(view, rng), {shown: view.picture}, rng)
+        for _ in range(2):
+            rows["two"].add(_comparisons(a, b, rng), {first: a.picture, second: b.picture}, rng)
+        if index < FRAMED:
+            one = rng.choice(a.seen)
+            marked = framed(a, one)
+            two = {show(marked): marked, second: b.picture}
+            rows["two"].add([example_query(one.thing, b, rng)], two, rng)
+    found = {f"pictures.{name}": np.stack([one[name] for one in pictures]) for name in pictures[0]}
+    for name, of_kind in rows.items():
+        found |= {f"{name}.{key}": value for key, value in of_kind.arrays().items()}
+    return found
+
+
+def conversation_texts(seed: int, pairs: int) -> Iterator[tuple[str, str]]:
+    """Questions and answers as they occur in conversations."""
+    rng = Random(seed)
+    for _ in range(pairs):
+        a, b = sample_pair(rng)
+        yield from (*_questions(a, rng), *_phrases(a, rng), *_comparisons(a, b, rng))
+        yield example_query(a.seen[0].thing, b, rng)
+
+
+def write_folder(folder: Path) -> None:
+    """Write everything of a vl2-nano folder but its weights; the same files at every call."""
+    texts = list(conversation_texts(0, 60))
+    tokenizer = train_tokenizer(SPECIAL_TOKENS, [text for turn in texts for text in turn], texts=2000)
+    write_files(folder, tokenizer, vl2_config(tokenizer.get_vocab_size()), processor_configs())
+    write_vocabulary(folder, [], [question for question, _ in texts])
+
+
+def make_examples(folder: Path, pictures: int, seed: int, workers: int) -> dict[str, Arrays]:
+    """At least so many pictures and the rows about them, by "pictures" and the names of WIDTHS.
+
+    `folder` has the model's JSON files. Every process makes whole shards."""
+    first = seed * 1_000_003
+    one = partial(shard, first_seed=first, encode=ConversationEncoder(folder))
+    arrays = build(one, -(-pictures // PICTURES), first, workers)
+    found: dict[str, Arrays] = {}
+    for name, array in arrays.items():
+        kind, key = name.split(".")
+        found.setdefault(kind, {})[key] = array
+    return found

@@ -1,0 +1,217 @@
+"""What `vl2-nano` 2 is: its configs in the official schema with the extension for small towers, and its
+conversations as token ids, exactly as the pipeline makes them.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ...blocks.chat.messages import Turn
+from ...blocks.model.siglip import SiglipConfig
+from ...tokenizers.text import TextTokenizer
+from ...vl2.config import read_config
+from ...vl2.processor import VL2Processor
+from ...vl2.prompts import encode_turns
+from ...vl2.tiles import Size, candidate_resolutions
+
+TILE, MAX_TILES = 96, 4
+"""Side of a tile in pixels, and the most local tiles of a picture."""
+VIEWS = 1 + MAX_TILES
+"""Tiles that are kept for a picture, the whole one first; those that it does not have are gray."""
+
+SPECIAL_TOKENS = (
+    "<｜begin▁of▁sentence｜>",
+    "<｜end▁of▁sentence｜>",
+    "<｜▁pad▁｜>",
+    "<image>",
+    "<|ref|>",
+    "<|/ref|>",
+    "<|det|>",
+    "<|/det|>",
+    "<|grounding|>",
+    "<|User|>",
+    "<|Assistant|>",
+)
+"""Of DeepSeek-VL2's tokenizer and processor; ids follow the learned vocabulary."""
+
+HIDDEN, VISION_WIDTH = 384, 192
+_MAX_POSITIONS = 2048
+
+FORMS = {
+    1: (("<image>\n{}", 60), ("{}\n<image>", 20), ("{} <image>", 8), ("<image> {}", 6), ("<image>{}", 6)),
+    2: (
+        ("<image>\n<image>\n{}", 60),
+        ("{}\n<image>\n<image>", 18),
+        ("This is image_1: <image>\nThis is image_2: <image>\n{}", 12),
+        ("<image><image>{}", 5),
+        ("{} <image> <image>", 5),
+    ),
+}
+"""Where the pictures of a conversation stand in the first question, by their number, and how often."""
+NEWLINE, SEPARATOR, FIRST_TILE = range(3)
+"""Features of a row in `learn.losses.Batch.sources`."""
+
+
+def tower_config() -> SiglipConfig:
+    """The vision tower: tiles of 96 pixels in patches of 8."""
+    return SiglipConfig(
+        image_size=TILE, patch_size=8, width=VISION_WIDTH, layers=6, heads=4, mlp_ratio=4.0, gelu_tanh=True
+    )
+
+
+def _candidates() -> list[list[int]]:
+    return [list(size) for size in candidate_resolutions(MAX_TILES, TILE)]
+
+
+def _language_config(vocab_size: int) -> dict[str, Any]:
+    return {
+        "bos_token_id": vocab_size - len(SPECIAL_TOKENS),
+        "eos_token_id": vocab_size - len(SPECIAL_TOKENS) + 1,
+        "first_k_dense_replace": 1,
+        "hidden_size": HIDDEN,
+        "intermediate_size": 1024,
+        "kv_lora_rank": 96,
+        "max_position_embeddings": _MAX_POSITIONS,
+        "model_type": "deepseek_v2",
+        "moe_intermediate_size": 192,
+        "n_group": 1,
+        "n_routed_experts": 8,
+        "n_shared_experts": 1,
+        "num_attention_heads": 6,
+        "num_experts_per_tok": 2,
+        "num_hidden_layers": 7,
+        "num_key_value_heads": 6,
+        "q_lora_rank": None,
+        "qk_nope_head_dim": 48,
+        "qk_rope_head_dim": 16,
+        "scoring_func": "softmax",
+        "topk_group": 1,
+        "topk_method": "greedy",
+        "norm_topk_prob": False,
+        "torch_dtype": "bfloat16",
+        "use_mla": True,
+        "v_head_dim": 64,
+        "vocab_size": vocab_size,
+    }
+
+
+def vl2_config(vocab_size: int) -> dict[str, Any]:
+    """`config.json` of vl2-nano 2."""
+    tower = tower_config()
+    return {
+        "architectures": ["DeepseekVLV2ForCausalLM"],
+        "model_type": "deepseek_vl_v2",
+        "torch_dtype": "bfloat16",
+        "tile_tag": "2D",
+        "global_view_pos": "head",
+        "candidate_resolutions": _candidates(),
+        "vision_config": {
+            "model_type": "vision",
+            "model_name": "siglip_nano_patch8_96",
+            "image_size": tower.image_size,
+            "patch_size": tower.patch_size,
+            "width": tower.width,
+            "layers": tower.layers,
+            "heads": tower.heads,
+            "mlp_ratio": tower.mlp_ratio,
+        },
+        "projector_config": {
+            "model_type": "mlp_projector",
+            "projector_type": "downsample_mlp_gelu",
+            "depth": 2,
+            "downsample_ratio": 2,
+            "mlp_ratio": 1,
+            "input_dim": VISION_WIDTH,
+            "n_embed": HIDDEN,
+        },
+        "language_config": _language_config(vocab_size),
+    }
+
+
+def processor_configs() -> dict[str, dict[str, Any]]:
+    """The other JSON files of a DeepSeek-VL2 folder, by name."""
+    bos, eos, pad = SPECIAL_TOKENS[:3]
+    return {
+        "processor_config.json": {
+            "add_special_token": False,
+            "candidate_resolutions": _candidates(),
+            "downsample_ratio": 2,
+            "ignore_id": -100,
+            "image_mean": [0.5, 0.5, 0.5],
+            "image_std": [0.5, 0.5, 0.5],
+            "image_token": "<image>",
+            "mask_prompt": False,
+            "normalize": True,
+            "pad_token": pad,
+            "patch_size": tower_config().patch_size,
+            "processor_class": "DeepseekVLV2Processor",
+            "sft_format": "deepseek",
+        },
+        "special_tokens_map.json": {"bos_token": bos, "eos_token": eos, "pad_token": pad},
+        "tokenizer_config.json": {
+            "add_bos_token": True,
+            "add_eos_token": False,
+            "bos_token": bos,
+            "clean_up_tokenization_spaces": False,
+            "eos_token": eos,
+            "model_max_length": _MAX_POSITIONS,
+            "pad_token": pad,
+            "tokenizer_class": "LlamaTokenizerFast",
+            "unk_token": None,
+        },
+    }
+
+
+def picture_layout(grid: Size, side: int, first: int) -> np.ndarray:
+    """The features of a picture's tokens, as `VL2Model.arrange` puts them, int [T]. grid: (columns, rows) of
+    its local tiles. side: tokens along the side of a tile. first: the feature of its first token."""
+    columns, rows = grid
+    tiles = first + np.arange((1 + columns * rows) * side**2).reshape(-1, side, side)
+    local = tiles[1:].reshape(rows, columns, side, side).transpose(0, 2, 1, 3)
+    whole, mosaic = (
+        np.pad(part, ((0, 0), (0, 1)), constant_values=NEWLINE).reshape(-1)
+        for part in (tiles[0], local.reshape(rows * side, columns * side))
+    )
+    return np.concatenate((whole, [SEPARATOR], mosaic))
+
+
+class ConversationEncoder:
+    """Turns about pictures -> token ids, whether each is learned, and the feature that each is (see
+    `learn.losses.Batch.sources`).
+
+    Learned are the answers and the end-of-sentence tokens after them.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.tokenizer = TextTokenizer.from_folder(folder)
+        config = read_config(folder)
+        self.processor = VL2Processor.from_folder(folder, self.tokenizer, config)
+        self.side = config.tile_side
+
+    def __call__(
+        self, turns: Sequence[tuple[str, str]], grids: Sequence[Size], form: str, width: int
+    ) -> tuple[list[int], list[bool], list[int]]:
+        """`form`: one of FORMS. Turns that do not fit into `width` tokens any more are left out."""
+        layouts = [
+            picture_layout(grid, self.side, FIRST_TILE + i * VIEWS * self.side**2).tolist()
+            for i, grid in enumerate(grids)
+        ]
+        ids, learned, sources = [self.tokenizer.bos_id], [False], [-1]
+        for question, answer in turns:
+            first = len(ids) == 1
+            asked = form.format(question) if first else question
+            # A turn's tokens do not depend on those before it; the first one is BOS.
+            texts = encode_turns(self.tokenizer, [Turn("user", (asked,))])
+            reply = [*self.tokenizer.encode(answer, bos=False), self.tokenizer.eos_id]
+            places = [-1] * (len(texts[0]) - 1)
+            turn = texts[0][1:]
+            for layout, text in zip(layouts if first else (), texts[1:], strict=True):
+                turn += [self.processor.image_id] * len(layout) + text
+                places += layout + [-1] * len(text)
+            if len(ids) + len(turn) + len(reply) <= width:
+                ids += turn + reply
+                learned += [False] * len(turn) + [True] * len(reply)
+                sources += places + [-1] * len(reply)
+        return ids, learned, sources
