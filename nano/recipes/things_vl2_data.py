@@ -116,8 +116,8 @@ def _pair(rng: Random) -> tuple[View, View]:
     if rng.random() >= _ODD:
         return sample_pair(rng)
     side, aspect = rng.choice(_ODD_SIDES), rng.choice(_ODD_ASPECTS)
-    size = (side, round(side * aspect))
-    return sample_pair(rng, size=size if rng.random() < 0.5 else size[::-1])
+    other = round(side * aspect)
+    return sample_pair(rng, size=(side, other) if rng.random() < 0.5 else (other, side))
 
 
 def example_query(thing: str, b: View, rng: Random) -> tuple[str, str]:
@@ -130,8 +130,9 @@ def example_query(thing: str, b: View, rng: Random) -> tuple[str, str]:
 
 def framed(view: View, one: Seen) -> Picture:
     """The picture with a thing framed, as `VL2Pipeline.locate` frames an example."""
-    corners = [min(max(round(v), 0), (view.width, view.height)[i % 2]) for i, v in enumerate(one.box)]
-    image = draw_boxes(view.picture.image(), Box("", *corners), labels=False, colour=(255, 0, 0))
+    x0, y0, x1, y1 = map(round, one.box)
+    box = Box("", max(x0, 0), max(y0, 0), min(x1, view.width), min(y1, view.height))
+    image = draw_boxes(view.picture.image(), box, labels=False, colour=(255, 0, 0))
     return replace(view.picture, pixels_HW3=np.asarray(image))
 
 
@@ -170,9 +171,10 @@ class _Rows:
 
     def add(self, turns: Turns, pictures: dict[int, Picture], rng: Random) -> None:
         """A conversation about pictures, which are given by their number."""
-        forms, weights = zip(*FORMS[len(pictures)], strict=True)
+        forms = dict(FORMS[len(pictures)])
+        form = rng.choices(list(forms), list(forms.values()))[0]
         grids = [grid_of(picture) for picture in pictures.values()]
-        self.rows.append(self.encode(turns, grids, rng.choices(forms, weights)[0], self.width))
+        self.rows.append(self.encode(turns, grids, form, self.width))
         self.pictures.append(tuple(pictures))
 
     def arrays(self) -> Arrays:

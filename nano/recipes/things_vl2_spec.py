@@ -39,7 +39,7 @@ SPECIAL_TOKENS = (
 HIDDEN, VISION_WIDTH = 384, 192
 _MAX_POSITIONS = 2048
 
-FORMS = {
+FORMS: dict[int, tuple[tuple[str, int], ...]] = {
     1: (("<image>\n{}", 60), ("{}\n<image>", 20), ("{} <image>", 8), ("<image> {}", 6), ("<image>{}", 6)),
     2: (
         ("<image>\n<image>\n{}", 60),
