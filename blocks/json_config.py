@@ -83,6 +83,7 @@ LIMITS: dict[str, tuple[float, float]] = {
     "z_channels": (1, 2**16),
     "latent_channels": (1, 2**16),
     "num_res_blocks": (1, 16),
+    "norm_groups": (1, 64),
     "image_token_embed": (1, 2**16),
     "image_token_embed_dim": (1, 2**16),
     # preparing pictures, and generating them

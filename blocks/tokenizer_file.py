@@ -199,7 +199,7 @@ _BPE: Settings = {
 _SEQUENCES = ("normalizers", "pretokenizers", "processors")
 _BEHAVIORS = ("Removed", "Isolated", "MergedWithPrevious", "MergedWithNext", "Contiguous")
 _COMPONENTS: dict[str, dict[str, Settings]] = {
-    "normalizer": {"Sequence": {"normalizers": _anything}, "NFC": {}},
+    "normalizer": {"Sequence": {"normalizers": _anything}, "NFC": {}, "Lowercase": {}},
     "pre_tokenizer": {
         "Sequence": {"pretokenizers": _anything},
         "Split": {"pattern": _check_pattern, "behavior": _BEHAVIORS.__contains__, "invert": _is_flag},

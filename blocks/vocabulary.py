@@ -1,10 +1,12 @@
 """The words that a small model knows, from `vocabulary.json` in its folder; other models have no such file.
 
-    {"shapes": [...], "colors": [...], "most_things": 4, "painting": [...], "reading": [...],
-     "spellings": {"colour": "color", ...}}
+    {"things": [...], "colors": [...], "most_things": 6, "painting": [...], "reading": [...],
+     "spellings": {"colour": "color", ...}, "lookalikes": [...]}
 
-`painting` and `reading` are all words of the sentences and of the questions that the model was trained on.
-`spellings` are other spellings of these words; the tokenizer reads a word as the one that it stands for.
+`things` (or `shapes`) are what it shows. `painting` and `reading` are all words of the sentences and of the
+questions that the model was trained on. `spellings` are other spellings of these words; the tokenizer reads a
+word as the one that it stands for. With `lookalikes`, the model was trained on words with one typing error,
+which are known; these words are a letter away from a known one and are not.
 An adapter's folder may have `taught_words.json`, the words that training added:
 
     {"painting": [...], "reading": [...]}
@@ -12,7 +14,7 @@ An adapter's folder may have `taught_words.json`, the words that training added:
 
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -25,7 +27,9 @@ from .json_config import Section, read_section
 FILE, TAUGHT = "vocabulary.json", "taught_words.json"
 Work = Literal["painting", "reading"]
 WORKS: tuple[Work, ...] = ("painting", "reading")
-_SHOWN, _LONGEST, _MOST, _MOST_SPELLINGS = 8, 40, 10_000, 100
+_SHOWN, _LISTED, _LONGEST, _MOST, _MOST_SPELLINGS = 8, 100, 40, 10_000, 100
+_MOST_ERRORS = 100
+"""Unknown words that are looked at for typing errors."""
 _TEXT = 100_000
 """Characters of a text that are looked at."""
 _WORD = re.compile(r"[^\W\d_]+|\d+")
@@ -34,24 +38,27 @@ _TAG = re.compile(r"<[^<>\s]{1,40}>")  # the names of special tokens
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """The words of a model, in lower case: those for what it shows, and all by kind of work."""
+    """The words of a model, in lower case: those for what it shows, which are `noun`, and all by kind of
+    work."""
 
-    shapes: tuple[str, ...]
+    things: tuple[str, ...]
     colors: tuple[str, ...]
     most_things: int
     painting: frozenset[str]
     reading: frozenset[str]
     spellings: dict[str, str]
+    noun: str = "things"
+    lookalikes: frozenset[str] | None = None
     taught: tuple[str, ...] = ()
     """Those that training added, of both kinds."""
 
     @property
     def summary(self) -> str:
         """What it knows, in a line."""
-        counts = f"{len(self.shapes)} shapes, {len(self.colors)} colors, 1 to {self.most_things} things"
-        more = f" and {len(self.taught) - _SHOWN:,} more" if len(self.taught) > _SHOWN else ""
-        taught = f"; taught: {', '.join(self.taught[:_SHOWN])}{more}" if self.taught else ""
-        return f"{counts}: {', '.join(self.shapes)}; {', '.join(self.colors)}{taught}"
+        things, colors = f"{len(self.things)} {self.noun}", f"{len(self.colors)} colors"
+        counts = f"{things}, {colors}, up to {self.most_things} at once"
+        taught = f"; taught: {_listed(self.taught)}" if self.taught else ""
+        return f"{counts}: {_listed(self.things, _LISTED)}; {', '.join(self.colors)}{taught}"
 
     def with_words(self, words: Mapping[Work, frozenset[str]]) -> Self:
         """The vocabulary with the words of some kinds of work added."""
@@ -64,7 +71,20 @@ class Vocabulary:
     def unknown(self, texts: Iterable[str], work: Work) -> list[str]:
         """The words and numbers of texts that the model doesn't know, each once, in lower case."""
         known = getattr(self, work)
-        return [word for word in dict.fromkeys(_words(texts)) if self.spellings.get(word, word) not in known]
+        new = [word for word in dict.fromkeys(_words(texts)) if self.spellings.get(word, word) not in known]
+        if self.lookalikes is None:
+            return new
+        return [word for i, word in enumerate(new) if i >= _MOST_ERRORS or not self._mistyped(word, known)]
+
+    def _mistyped(self, word: str, known: Iterable[str]) -> bool:
+        """Whether it is a known word with one typing error; of three letters, two of them swapped."""
+        if self.lookalikes is None or word in self.lookalikes or not 3 <= len(word) <= _LONGEST:
+            return False
+        long = len(word) > 3
+        return any(
+            len(one) > 2 and (long or sorted(one) == sorted(word)) and one_edit_apart(word, one)
+            for one in known
+        )
 
     def new_words(self, prompts: Iterable[str], questions: Iterable[str]) -> dict[Work, frozenset[str]]:
         """The words of prompts and of questions that the model doesn't know, by kind of work."""
@@ -78,20 +98,37 @@ class Vocabulary:
         unknown = self.unknown(texts, work)
         if not unknown:
             return None
-        listed = ", ".join(f"'{word[:_LONGEST]}'" for word in unknown[:_SHOWN])
-        more = f" and {len(unknown) - _SHOWN:,} more" if len(unknown) > _SHOWN else ""
-        return f"knows {self.summary}; not: {listed}{more}"
+        quoted = [f"'{word[:_LONGEST]}'" for word in unknown]
+        return f"knows {self.summary}; not: {_listed(quoted)}"
 
     def content(self) -> dict[str, Any]:
         """As JSON: what the file holds."""
         words = {"painting": sorted(self.painting), "reading": sorted(self.reading)}
         return {
-            "shapes": list(self.shapes),
+            self.noun: list(self.things),
             "colors": list(self.colors),
             "most_things": self.most_things,
             **{work: known for work, known in words.items() if known},
             "spellings": self.spellings,
+            **({} if self.lookalikes is None else {"lookalikes": sorted(self.lookalikes)}),
         }
+
+
+def _listed(words: Sequence[str], most: int = _SHOWN) -> str:
+    more = f" and {len(words) - most:,} more" if len(words) > most else ""
+    return f"{', '.join(words[:most])}{more}"
+
+
+def one_edit_apart(a: str, b: str) -> bool:
+    """Whether one letter was left out, added or changed, or two neighbors were swapped."""
+    if abs(len(a) - len(b)) > 1 or a == b:
+        return False
+    short, long = sorted((a, b), key=len)
+    start = next((i for i, (x, y) in enumerate(zip(short, long, strict=False)) if x != y), len(short))
+    if len(short) < len(long):
+        return short[start:] == long[start + 1 :]
+    swapped = short[:start] + short[start : start + 2][::-1] + short[start + 2 :]
+    return short[start + 1 :] == long[start + 1 :] or swapped == long
 
 
 def words_of(texts: Iterable[str]) -> frozenset[str]:
@@ -110,10 +147,12 @@ def read_vocabulary(folder: Path) -> Vocabulary | None:
     if not (folder / FILE).exists():
         return None
     section = read_section(folder / FILE)
-    shapes, colors = _names(section, "shapes"), _names(section, "colors")
+    noun = "shapes" if section.get("shapes") is not None else "things"
+    things, colors = _names(section, noun), _names(section, "colors")
     painting, reading = (frozenset(_names(section, work)) for work in WORKS)
     most_things, spellings = section.integer("most_things"), _spellings(section)
-    return Vocabulary(shapes, colors, most_things, painting, reading, spellings)
+    lookalikes = None if section.get("lookalikes") is None else frozenset(_names(section, "lookalikes"))
+    return Vocabulary(things, colors, most_things, painting, reading, spellings, noun, lookalikes)
 
 
 def read_taught(folder: Path) -> dict[Work, frozenset[str]]:

@@ -132,6 +132,7 @@ def _parse_original(config: Section) -> JanusConfig:
             ch_mult=vq.integers("ch_mult", default.ch_mult),
             z_channels=vq.integer("z_channels", default.z_channels),
             num_res_blocks=vq.integer("num_res_blocks", default.num_res_blocks),
+            norm_groups=vq.integer("norm_groups", default.norm_groups),
         ),
         gen_head_width=config.section("gen_head_config", "params").integer(
             "image_token_embed", decoder.hidden_size
@@ -184,9 +185,10 @@ def _check(config: JanusConfig, where: str) -> None:
         raise ConfigError(
             f"{where}: image_size {vision.image_size} is no multiple of {vq.downsampling} pixels a code"
         )
-    if any((vq.ch * mult) % 32 for mult in vq.ch_mult) or vq.ch % 32:
+    if any((vq.ch * mult) % vq.norm_groups for mult in (1, *vq.ch_mult)):
         raise ConfigError(
-            f"{where}: gen_vision channels {vq.ch} x {vq.ch_mult} are no multiples of 32 (group norm)"
+            f"{where}: gen_vision channels {vq.ch} x {vq.ch_mult} are no multiples of {vq.norm_groups} "
+            "(groups of a norm)"
         )
     if not decoder.num_kv_heads or decoder.num_heads % decoder.num_kv_heads:
         raise ConfigError(

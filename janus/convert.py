@@ -104,7 +104,7 @@ def _vision_params(vision: SiglipConfig) -> dict[str, Any]:
 
 
 def _vq_params(vq: VQConfig) -> dict[str, Any]:
-    names = ("ch", "ch_mult", "z_channels", "num_res_blocks")
+    names = ("ch", "ch_mult", "z_channels", "num_res_blocks", "norm_groups")
     sizes, official = ({name: getattr(one, name) for name in names} for one in (vq, VQConfig()))
     sizes = {} if sizes == official else sizes | {"ch_mult": list(vq.ch_mult)}
     return {"image_token_size": vq.codebook_size, "n_embed": vq.code_dim} | sizes

@@ -27,6 +27,9 @@ class Codebook(nn.Module):
 
     DEAD = 0.02
     """Uses a batch, on average, below which a code is drawn anew."""
+    TOO_NEAR = 0.9995
+    """Cosine to an earlier code from which on a code is drawn anew. Else most codes would crowd where most
+    latents are, those of plain background, and which of them a picture has would be chance."""
 
     def __init__(self, weight: Tensor, decay: float = 0.98) -> None:
         super().__init__()
@@ -63,7 +66,8 @@ class Codebook(nn.Module):
         sums = torch.zeros_like(self.sums).index_add_(0, codes_M, latents_ME)
         self.counts.lerp_(used, 1 - self.decay)
         self.sums.lerp_(sums, 1 - self.decay)
-        dead = self.counts < self.DEAD
+        too_near = torch.tril(self.weight @ self.weight.T, -1).amax(-1) > self.TOO_NEAR
+        dead = (self.counts < self.DEAD) | too_near
         fresh = _misfits(latents_ME, self.weight, len(self.weight))
         self.sums.copy_(torch.where(dead[:, None], fresh, self.sums))
         self.counts.copy_(torch.where(dead, torch.ones_like(self.counts), self.counts))
@@ -115,8 +119,10 @@ class TokenizerObjective(Objective):
     def begin_step(self, progress: float) -> bool:
         if bool(self.quantizes) or progress <= self.warmup:
             return False
-        with torch.no_grad(), self._autocast():
-            self.codebook.start(self._latents(self._pixels()).flatten(0, 2))
+        with torch.no_grad():
+            with self._autocast():
+                latents_ME = self._latents(self._pixels()).flatten(0, 2)
+            self.codebook.start(latents_ME)
         self.quantizes.fill_(True)
         return True
 
@@ -126,14 +132,20 @@ class TokenizerObjective(Objective):
             z = self._latents(pixels)
             inner, commitment = z, z.detach().new_zeros(())
             if self.quantizes:
-                latents_ME = z.detach().flatten(0, 2)
-                codes_M = (latents_ME @ self.codebook.weight.T).argmax(-1)
-                quantized = self.codebook.weight[codes_M].view_as(z)
+                quantized = self._quantize(z.detach().flatten(0, 2)).view_as(z)
                 commitment = (z - quantized).pow(2).sum(-1).mean()
                 inner = z + (quantized - z).detach()
-                self.codebook.update(latents_ME, codes_M)
             out = self.model.decoder(self.model.post_quant_conv(inner.permute(0, 3, 1, 2))).float()
         return {"reconstruction": reconstruction_loss(out, pixels), "commitment": commitment}
+
+    def _quantize(self, latents_ME: Tensor) -> Tensor:
+        """The nearest codes' vectors; the codebook learns from the latents. In float32: many codes differ by
+        less than bfloat16 can tell."""
+        with torch.autocast(latents_ME.device.type, enabled=False):
+            codes_M = (latents_ME @ self.codebook.weight.T).argmax(-1)
+            quantized_ME = self.codebook.weight[codes_M]
+            self.codebook.update(latents_ME, codes_M)
+        return quantized_ME
 
     def _pixels(self) -> Tensor:
         return self.draw().contiguous(memory_format=torch.channels_last)

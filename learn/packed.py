@@ -3,7 +3,7 @@
 N rows, B of them drawn, L tokens of a row, T image tokens of a picture.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -22,6 +22,10 @@ from .losses import Batch
 
 Arrays = dict[str, np.ndarray]
 """Arrays of N rows by name: those of `pack_rows`, and what the pictures of rows are made from."""
+Turns = list[tuple[str, str]]
+"""Questions with their answers."""
+EncodeTurns = Callable[[Turns], tuple[list[int], list[bool]]]
+"""Token ids of a conversation, and which of them are learned."""
 IGNORED = -100
 """The target of a token that is not learned."""
 
@@ -112,15 +116,29 @@ def pack_rows(rows: Sequence[Sequence[int]], learned: Sequence[Sequence[bool]], 
     return {"ids": ids, "lengths": np.array([len(row) for row in rows], dtype=np.int32), "learned": mask}
 
 
-def build(shard: Callable[[int], Arrays], shards: int, seed: int, workers: int) -> Arrays:
-    """Shards made in parallel, one after another; shard i is made by `shard(seed + i)`, in any process, or in
-    this one for less than two workers."""
+def encode_to_fit(encode: EncodeTurns, turns: Turns, width: int) -> tuple[list[int], list[bool]]:
+    """Encode a conversation without as many of its last turns as don't fit in `width` tokens."""
+    ids, learned = encode(turns)
+    while len(ids) > width:
+        turns = turns[:-1]
+        ids, learned = encode(turns)
+    return ids, learned
+
+
+def stream(shard: Callable[[int], Arrays], shards: int, seed: int, workers: int) -> Iterator[Arrays]:
+    """Shards made in parallel, in order, each as soon as it is there; shard i is made by `shard(seed + i)`,
+    in any process, or in this one for less than two workers."""
     seeds = range(seed, seed + shards)
     if workers < 2:
-        parts = list(map(shard, seeds))
+        yield from map(shard, seeds)
     else:
         with ProcessPoolExecutor(workers, get_context("spawn")) as pool:
-            parts = list(pool.map(shard, seeds))
+            yield from pool.map(shard, seeds)
+
+
+def build(shard: Callable[[int], Arrays], shards: int, seed: int, workers: int) -> Arrays:
+    """All shards of `stream`, one after another."""
+    parts = list(stream(shard, shards, seed, workers))
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 

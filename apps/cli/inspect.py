@@ -216,10 +216,11 @@ def _headline(report: dict[str, Any]) -> str:
 
 def _vocabulary_lines(vocabulary: dict[str, Any]) -> Iterator[str]:
     yield "\nVocabulary (it was trained on these words alone)"
-    things = f"1 to {vocabulary['most_things']} things"
-    for count, kind in ((len(vocabulary[kind]), kind) for kind in ("shapes", "colors")):
-        yield f"  {f'{count} {kind}':<10} {', '.join(vocabulary[kind])}"
-    yield f"  {things}"
+    for kind in ("shapes", "things", "colors"):
+        if names := vocabulary.get(kind):
+            line = f"{f'{len(names)} {kind}':<10} {', '.join(names)}"
+            yield from wrap(line, 100, initial_indent="  ", subsequent_indent="    ")
+    yield f"  up to {vocabulary['most_things']} at once"
     for work in ("painting", "reading"):
         if work in vocabulary:
             words = f"{work}: {' '.join(vocabulary[work])}"

@@ -6,12 +6,13 @@ from random import Random
 
 import numpy as np
 
-from ...learn.packed import Arrays, pack_rows
+from ...learn.packed import Arrays, EncodeTurns, Turns, encode_to_fit, pack_rows
 from ..world.questions import sample_question
 from ..world.renderer import pack
 from ..world.scene import Scene, has_held_out_relation, place_in_quadrants, reading_order, sample_scene
 from ..world.sentences import KINDS, Case, sample_case
 from ..world.wording import article, enumeration
+from .things_tokenizer import CAPTION_REQUESTS
 
 KIND_WEIGHTS = {
     "single_object": 6,
@@ -28,11 +29,6 @@ SHARD = 10_000
 """Examples of a shard."""
 MAX_QUESTIONS = 4
 """Question-answer pairs of the longest Janus conversation."""
-
-Turns = list[tuple[str, str]]
-"""Questions with their answers."""
-EncodeTurns = Callable[[Turns], tuple[list[int], list[bool]]]
-"""Token ids of a conversation, and its loss mask."""
 
 
 def pack_scenes(scenes: Sequence[Scene]) -> Arrays:
@@ -80,15 +76,6 @@ def caption(scene: Scene) -> str:
     return enumeration([article(f"{obj.color} {obj.shape}") for obj in reading_order(scene)])
 
 
-CAPTION_REQUESTS = (
-    "Describe the picture.",
-    "Describe this image.",
-    "Describe the scene.",
-    "Describe what you see.",
-    "Write a caption for this picture.",
-)
-
-
 def conversation(scene: Scene, rng: Random) -> Turns:
     """One to four questions about a scene with their answers, occasionally a caption."""
     turns = []
@@ -99,15 +86,6 @@ def conversation(scene: Scene, rng: Random) -> Turns:
             question = sample_question(scene, rng)
             turns.append((question.text, question.answer))
     return turns
-
-
-def encode_to_fit(encode: EncodeTurns, turns: Turns, width: int) -> tuple[list[int], list[bool]]:
-    """Encode a conversation without as many of its last turns as don't fit in `width` tokens."""
-    ids, mask = encode(turns)
-    while len(ids) > width:
-        turns = turns[:-1]
-        ids, mask = encode(turns)
-    return ids, mask
 
 
 def conversation_shard(

@@ -2,31 +2,16 @@
 prompts as token ids, exactly as the pipeline makes them.
 """
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ...blocks.chat.messages import Turn
 from ...blocks.model.siglip import SiglipConfig
-from ...janus.processor import JanusProcessor
-from ...janus.prompts import IMAGE_TOKEN, SYSTEM_PROMPT, Template
-from ...tokenizers.text import TextTokenizer
+from ...janus.prompts import SYSTEM_PROMPT
 from ...tokenizers.vq.model import VQConfig
-from .datasets import CAPTION_REQUESTS
 from .pictures import SIDE
-from .tokenizer import corpus, train_tokenizer, write_files, write_vocabulary
-
-SPECIAL_TOKENS = (
-    "<｜begin▁of▁sentence｜>",
-    "<｜end▁of▁sentence｜>",
-    "<｜▁pad▁｜>",
-    "<begin_of_image>",
-    "<end_of_image>",
-    "<image_placeholder>",
-    "<|User|>",
-    "<|Assistant|>",
-)
-"""Of Janus-Pro's tokenizer; ids follow the learned vocabulary."""
+from .things_janus_spec import SPECIAL_TOKENS, processor_configs
+from .things_tokenizer import CAPTION_REQUESTS, write_files
+from .tokenizer import corpus, train_tokenizer, write_vocabulary
 
 HIDDEN, VISION_WIDTH, CODEBOOK, CODE_DIM = 384, 192, 2048, 8
 _MAX_POSITIONS = 2048
@@ -112,88 +97,10 @@ def janus_config(vocab_size: int) -> dict[str, Any]:
     }
 
 
-def processor_configs() -> dict[str, dict[str, Any]]:
-    """The other JSON files of a Janus folder, by name."""
-    bos, eos, pad = SPECIAL_TOKENS[:3]
-    return {
-        "generation_config.json": {"guidance_scale": GUIDANCE_SCALE},
-        "processor_config.json": {
-            "add_special_token": False,
-            "ignore_id": -100,
-            "image_tag": "<image_placeholder>",
-            "mask_prompt": True,
-            "num_image_tokens": (SIDE // 16) ** 2,
-            "processor_class": "VLChatProcessor",
-            "sft_format": "deepseek",
-        },
-        "preprocessor_config.json": {
-            "background_color": [127, 127, 127],
-            "do_normalize": True,
-            "image_mean": [0.5, 0.5, 0.5],
-            "image_processor_type": "VLMImageProcessor",
-            "image_size": SIDE,
-            "image_std": [0.5, 0.5, 0.5],
-            "min_size": 14,
-            "processor_class": "VLChatProcessor",
-            "rescale_factor": 0.00392156862745098,
-        },
-        "special_tokens_map.json": {"bos_token": bos, "eos_token": eos, "pad_token": pad},
-        "tokenizer_config.json": {
-            "add_bos_token": True,
-            "bos_token": bos,
-            "clean_up_tokenization_spaces": False,
-            "eos_token": eos,
-            "model_max_length": _MAX_POSITIONS,
-            "pad_token": pad,
-            "tokenizer_class": "LlamaTokenizer",
-            "unk_token": None,
-        },
-    }
-
-
 def write_folder(folder: Path) -> None:
     """Write everything of a janus-nano folder but its weights; the same files at every call."""
     tokenizer = train_tokenizer(SPECIAL_TOKENS, [SYSTEM_PROMPT + "\n\n"])
-    write_files(folder, tokenizer, janus_config(tokenizer.get_vocab_size()), processor_configs())
+    files = processor_configs(SIDE, tower_config().num_patches, GUIDANCE_SCALE)
+    write_files(folder, tokenizer, janus_config(tokenizer.get_vocab_size()), files)
     texts = list(corpus(0, 3000))  # sentences, questions and answers in turn
     write_vocabulary(folder, texts[::3], [*CAPTION_REQUESTS, *texts[1::3]])
-
-
-class PaintEncoder:
-    """A sentence -> token ids of its whole image generation prompt."""
-
-    def __init__(self, folder: Path) -> None:
-        self.tokenizer = TextTokenizer.from_folder(folder)
-        self.template = Template.for_tokenizer(self.tokenizer)
-
-    def __call__(self, sentence: str) -> list[int]:
-        return self.tokenizer.encode(self.template.generation_prompt(sentence))
-
-
-class TurnEncoder:
-    """Questions and answers about one image -> token ids and, for each, whether the loss is on it.
-
-    The loss is on the answers and the end-of-sentence tokens after them. `image_places` is where the
-    image's tokens stand, the same in every conversation.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        self.tokenizer = TextTokenizer.from_folder(folder)
-        self.processor = JanusProcessor.from_folder(folder, self.tokenizer, SIDE, (SIDE // 16) ** 2)
-        ids, _ = self([("?", "?")])
-        self.image_places = [place for place, token in enumerate(ids) if token == self.processor.image_id]
-
-    def __call__(self, turns: Sequence[tuple[str, str]]) -> tuple[list[int], list[bool]]:
-        template = self.processor.template
-        history: list[Turn] = []
-        ids: list[int] = []
-        learn: list[bool] = []
-        for index, (question, answer) in enumerate(turns):
-            history.append(Turn("user", (f"{IMAGE_TOKEN}\n" if index == 0 else "", question)))
-            prompt = self.processor.expand(self.tokenizer.encode(template.chat_prompt(history))).tolist()
-            reply = [*self.tokenizer.encode(f" {answer}", bos=False), self.tokenizer.eos_id]
-            assert prompt[: len(ids)] == ids, "a turn changed the tokens before it"
-            learn += [False] * (len(prompt) - len(ids)) + [True] * len(reply)
-            ids = prompt + reply
-            history.append(Turn("assistant", (answer,)))
-        return ids, learn

@@ -11,6 +11,7 @@ from ..world.renderer import pack, render_packed
 from ..world.scene import Scene
 from ..world.shapes import SHAPES
 from .datasets import training_scene
+from .things_pictures import to_pixels
 
 SIDE = 128
 """Side of a picture in pixels."""
@@ -19,11 +20,6 @@ OFF_LATTICE = 0.2
 Numbers = tuple[float, ...] | tuple[tuple[float, ...], ...]
 Packed = Mapping[str, Tensor]
 """Packed scenes: `shape`, `place`, `color` and `background` of `renderer.pack`, with a row for each."""
-
-
-def to_pixels(images_B3HW: Tensor) -> Tensor:
-    """uint8 to -1..1, as the processor does."""
-    return images_B3HW.float() * (2 / 255) - 1
 
 
 def jitter(scenes: Packed, share: float = OFF_LATTICE) -> dict[str, Tensor]:

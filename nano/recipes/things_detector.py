@@ -20,12 +20,10 @@ from ...learn.packed import Arrays, build
 from ...learn.pretraining import Objective
 from ..world.catalog import PAINTS, things
 from ..world.degrading import DEGRADATIONS, degrade
-from ..world.requests import MAX_THINGS, MIN_VISIBLE
 from ..world.sampling import KINDS, MORE_KINDS, sample_example
 from ..world.things_detector import SIDE, STRIDE, CenterNet, Maps, boxes_at
+from .things_pictures import SHARD, truth_arrays
 
-SHARD = 250
-"""Scenes of one task of a rendering process."""
 WIDTH = 48
 """Channels at a stride of four pixels."""
 
@@ -34,25 +32,15 @@ _NEAR = tuple((row, column) for row in (-1, 0, 1) for column in (-1, 0, 1))
 
 
 def shard(seed: int) -> Arrays:
-    """SHARD pictures with their truth: `pixels` uint8 [N, SIDE, SIDE, 3]; `thing`, `color` int64 and `box`
-    float32, for the things that are visible enough, and `there`, whether a slot holds one."""
+    """SHARD pictures, `pixels` uint8 [N, SIDE, SIDE, 3], with their truth; see `truth_arrays`."""
     rng, kinds = Random(seed), (*KINDS, *MORE_KINDS)
-    out: Arrays = {
-        "pixels": np.zeros((SHARD, SIDE, SIDE, 3), np.uint8),
-        "thing": np.zeros((SHARD, MAX_THINGS), np.int64),
-        "color": np.zeros((SHARD, MAX_THINGS), np.int64),
-        "box": np.zeros((SHARD, MAX_THINGS, 4), np.float32),
-        "there": np.zeros((SHARD, MAX_THINGS), np.float32),
-    }
-    names, paints = list(things()), list(PAINTS)
+    pixels, truths = np.zeros((SHARD, SIDE, SIDE, 3), np.uint8), []
     for i in range(SHARD):
         picture = sample_example(rng.choice(kinds), rng, "any", SIDE, SIDE).picture
         how = "none" if rng.random() < _PLAIN else rng.choice(DEGRADATIONS)
-        out["pixels"][i], seen = degrade(picture, how, rng)
-        for n, one in enumerate(s for s in seen if s.visible >= MIN_VISIBLE):
-            out["thing"][i, n], out["color"][i, n] = names.index(one.thing), paints.index(one.color)
-            out["box"][i, n], out["there"][i, n] = one.box, 1
-    return out
+        pixels[i], seen = degrade(picture, how, rng)
+        truths.append(seen)
+    return {"pixels": pixels, **truth_arrays(truths)}
 
 
 def render(count: int, seed: int, workers: int) -> Arrays:

@@ -4,19 +4,17 @@ All bytes are in the vocabulary, so any text can be encoded; the words of the wo
 """
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from random import Random
-from typing import Any
 
-from tokenizers import AddedToken, Regex, Tokenizer, models, pre_tokenizers, trainers
-from tokenizers.decoders import ByteLevel as ByteLevelDecoder
-from tokenizers.pre_tokenizers import ByteLevel
+from tokenizers import Tokenizer
 
 from ...blocks.vocabulary import FILE, Vocabulary, words_of
 from ..world.questions import sample_question
 from ..world.scene import COLORS, SHAPES, TRAINING_OBJECTS, sample_scene
 from ..world.sentences import KINDS, sample_case
+from .things_tokenizer import build_tokenizer
 
 VOCABULARY = 768
 """Size of the learned vocabulary, the 256 bytes included, special tokens not."""
@@ -42,28 +40,13 @@ def train_tokenizer(
     The corpus has `texts` sentences, questions and answers, and each of `extra_texts` `repeats` times. Line
     breaks and digits are split off, as in DeepSeek's pre-tokenizer; words keep the space before them.
     """
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(Regex(r"[\r\n]"), "isolated"),
-            pre_tokenizers.Split(Regex(r"\s?\p{L}+"), "isolated"),
-            pre_tokenizers.Digits(individual_digits=True),
-            ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
-    )
-    tokenizer.decoder = ByteLevelDecoder()
-    trainer = trainers.BpeTrainer(
-        vocab_size=VOCABULARY, initial_alphabet=ByteLevel.alphabet(), show_progress=False
-    )
 
     def training_texts() -> Iterator[str]:
         yield from corpus(seed, texts)
         for text in extra_texts:
             yield from [text] * repeats
 
-    tokenizer.train_from_iterator(training_texts(), trainer)
-    tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in specials])
-    return tokenizer
+    return build_tokenizer(training_texts(), specials, VOCABULARY)
 
 
 def write_vocabulary(folder: Path, painting: Iterable[str], reading: Iterable[str]) -> None:
@@ -71,18 +54,6 @@ def write_vocabulary(folder: Path, painting: Iterable[str], reading: Iterable[st
     digits = {str(number) for number in range(1, TRAINING_OBJECTS + 1)}
     painted, read = (words and words | digits for words in map(words_of, (painting, reading)))
     spellings = {british: word for british, word in _AMERICAN.items() if word in painted | read}
-    content = Vocabulary(SHAPES, tuple(COLORS), TRAINING_OBJECTS, painted, read, spellings).content()
+    counts = SHAPES, tuple(COLORS), TRAINING_OBJECTS
+    content = Vocabulary(*counts, painted, read, spellings, "shapes").content()
     (folder / FILE).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-
-
-def write_files(
-    folder: Path,
-    tokenizer: Tokenizer,
-    config: dict[str, Any],
-    processor_configs: Mapping[str, dict[str, Any]],
-) -> None:
-    """Write `tokenizer.json`, `config.json` and the other JSON files (by file name) of a model folder."""
-    folder.mkdir(parents=True, exist_ok=True)
-    tokenizer.save(str(folder / "tokenizer.json"))
-    for name, content in {"config.json": config, **processor_configs}.items():
-        (folder / name).write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

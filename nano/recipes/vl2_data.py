@@ -12,7 +12,7 @@ from random import Random
 
 import numpy as np
 
-from ...learn.packed import Arrays, build, pack_rows, save_rows
+from ...learn.packed import Arrays, Turns, build, encode_to_fit, pack_rows, save_rows
 from ...vl2.grounding import FULL
 from ...vl2.prompts import GROUNDING, locate_prompt
 from ..world.pairs import KINDS as PAIR_KINDS
@@ -20,15 +20,8 @@ from ..world.pairs import sample_comparison, sample_example_query, sample_pair
 from ..world.phrases import answer, grounded_caption, normalized_box, sample_query
 from ..world.questions import sample_question
 from ..world.scene import Scene
-from .datasets import (
-    CAPTION_REQUESTS,
-    SHARD,
-    Turns,
-    caption,
-    conversation_shard,
-    encode_to_fit,
-    pack_scenes,
-)
+from .datasets import SHARD, caption, conversation_shard, pack_scenes
+from .things_tokenizer import CAPTION_REQUESTS
 from .vl2 import ONE, TWO
 from .vl2_spec import ConversationEncoder, write_folder
 

@@ -18,9 +18,9 @@ from ..world.pairs import sample_comparison, sample_pair
 from ..world.phrases import NO_MATCH, grounded_caption, sample_query
 from ..world.questions import sample_question
 from ..world.scene import sample_scene
-from .datasets import CAPTION_REQUESTS
 from .janus_spec import SPECIAL_TOKENS as JANUS_TOKENS
-from .tokenizer import train_tokenizer, write_files, write_vocabulary
+from .things_tokenizer import CAPTION_REQUESTS, write_files
+from .tokenizer import train_tokenizer, write_vocabulary
 
 TILE, TILES = 64, 2
 """Side of a tile in pixels, and local tiles along a side of the world's images."""

@@ -6,6 +6,7 @@ British and American spellings are read alike: "grey" and "gray", "colour" and "
 import re
 from functools import lru_cache
 
+from ...blocks.vocabulary import one_edit_apart
 from .catalog import PAINTS, places, plural_of, things
 
 NUMBERS = {
@@ -132,18 +133,6 @@ def vocabulary() -> frozenset[str]:
         *(phrase for phrases in (*LINK_WORDS.values(), *SIDE_WORDS.values()) for phrase in phrases),
     ]  # fmt: skip
     return frozenset(word for phrase in phrases for word in phrase.split())
-
-
-def one_edit_apart(a: str, b: str) -> bool:
-    """Whether one letter was left out, added or changed, or two neighbors were swapped."""
-    if abs(len(a) - len(b)) > 1 or a == b:
-        return False
-    short, long = sorted((a, b), key=len)
-    start = next((i for i, (x, y) in enumerate(zip(short, long, strict=False)) if x != y), len(short))
-    if len(short) < len(long):
-        return short[start:] == long[start + 1 :]
-    swapped = short[:start] + short[start : start + 2][::-1] + short[start + 2 :]
-    return short[start + 1 :] == long[start + 1 :] or swapped == long
 
 
 @lru_cache(maxsize=1)

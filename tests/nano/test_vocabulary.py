@@ -15,7 +15,7 @@ from bifrons.learn.rows import PaintRow, new_words
 from bifrons.nano.recipes import janus_spec, vl2_spec
 from bifrons.nano.world.scene import COLORS, SHAPES
 
-KNOWS = f"knows 8 shapes, 10 colors, 1 to 4 things: {', '.join(SHAPES)}; {', '.join(COLORS)}; not: "
+KNOWS = f"knows 8 shapes, 10 colors, up to 4 at once: {', '.join(SHAPES)}; {', '.join(COLORS)}; not: "
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ...blocks.device import graph_capture_lock
 from ...blocks.kernels import dispatch
-from .operations import WeightBias
+from .operations import Norm, WeightBias
 
 if TYPE_CHECKING:
     from .triton_kernels import Statistics
@@ -75,13 +75,13 @@ class FusedOps:
     def begin(self, x_BCHW: Tensor) -> FeatureMap:
         return FeatureMap(_channels_last(x_BCHW))
 
-    def normed_conv(self, x: FeatureMap, norm: WeightBias, conv: WeightBias) -> FeatureMap:
+    def normed_conv(self, x: FeatureMap, norm: Norm, conv: WeightBias) -> FeatureMap:
         """`conv(silu(norm(x)))`; also computes the pending sums of `x`."""
         statistics = self._settle(x)
         return _conv(self.kernels.normed(x.y_BCHW, statistics, norm), conv)
 
     def add_normed_conv(
-        self, x: FeatureMap, y: FeatureMap, norm: WeightBias, conv: WeightBias, shortcut: WeightBias | None
+        self, x: FeatureMap, y: FeatureMap, norm: Norm, conv: WeightBias, shortcut: WeightBias | None
     ) -> FeatureMap:
         """`conv(silu(norm(y))) + shortcut(x)`; overwrites y."""
         assert y.residual_BCHW is None
@@ -92,7 +92,7 @@ class FusedOps:
         return out
 
     def attend(
-        self, x: FeatureMap, norm: WeightBias, q: WeightBias, k: WeightBias, v: WeightBias, out: WeightBias
+        self, x: FeatureMap, norm: Norm, q: WeightBias, k: WeightBias, v: WeightBias, out: WeightBias
     ) -> FeatureMap:
         statistics = self._settle(x)
         h_BPC = _to_rows(FeatureMap(self.kernels.normed(x.y_BCHW, statistics, norm, silu=False)))
@@ -103,7 +103,7 @@ class FusedOps:
     def upsampled_conv(self, x: FeatureMap, conv: WeightBias) -> FeatureMap:
         return _conv(self.kernels.doubled(x.y_BCHW, x.bias_C, x.residual_BCHW), conv)
 
-    def finish(self, x: FeatureMap, norm: WeightBias, conv: WeightBias) -> Tensor:
+    def finish(self, x: FeatureMap, norm: Norm, conv: WeightBias) -> Tensor:
         statistics = self._settle(x)
         h = self.kernels.normed(x.y_BCHW, statistics, norm, out=x.y_BCHW)
         return F.conv2d(h, *conv, padding=1).contiguous()

@@ -16,12 +16,14 @@ from torch import Tensor, nn
 
 from ...blocks.model.missing_parts import missing_part
 from . import fused_cuda
-from .operations import NORM_EPS, NORM_GROUPS, ChannelsLastOps, DecoderOps, WeightBias
+from .operations import NORM_EPS, ChannelsLastOps, DecoderOps, Norm, WeightBias
 
 
 @dataclass(frozen=True)
 class VQConfig:
-    """The architecture; VQ-16's by default. Each entry of `ch_mult` after the first halves H and W."""
+    """The architecture; VQ-16's by default. Each entry of `ch_mult` after the first halves H and W. Norms of
+    few channels a group make training hide a spot of large numbers in each picture, seen as a smudge (Karras
+    et al. 2020, "Analyzing and Improving the Image Quality of StyleGAN", sec. 2.1)."""
 
     codebook_size: int = 16384
     code_dim: int = 8
@@ -29,6 +31,7 @@ class VQConfig:
     ch_mult: tuple[int, ...] = (1, 1, 2, 2, 4)
     z_channels: int = 256
     num_res_blocks: int = 2
+    norm_groups: int = 32
 
     @property
     def downsampling(self) -> int:
@@ -43,9 +46,8 @@ class VQConfig:
         return max(width * prod(grid) << 2 * (last - level) for level, width in enumerate(widths))
 
 
-def group_norm(channels: int) -> nn.GroupNorm:
-    """VQ-16's group norm."""
-    return nn.GroupNorm(NORM_GROUPS, channels, eps=NORM_EPS)
+def _norm(module: nn.GroupNorm) -> Norm:
+    return Norm(module.weight, module.bias, module.num_groups)
 
 
 def _weights(*modules: nn.Module) -> tuple[WeightBias, ...]:
@@ -55,11 +57,11 @@ def _weights(*modules: nn.Module) -> tuple[WeightBias, ...]:
 class ResBlock(nn.Module):
     """Two normed convolutions and a shortcut, by a 1 x 1 convolution where the channels change."""
 
-    def __init__(self, channels_in: int, channels_out: int) -> None:
+    def __init__(self, channels_in: int, channels_out: int, groups: int) -> None:
         super().__init__()
-        self.norm1 = group_norm(channels_in)
+        self.norm1 = nn.GroupNorm(groups, channels_in, NORM_EPS)
         self.conv1 = nn.Conv2d(channels_in, channels_out, 3, padding=1)
-        self.norm2 = group_norm(channels_out)
+        self.norm2 = nn.GroupNorm(groups, channels_out, NORM_EPS)
         self.conv2 = nn.Conv2d(channels_out, channels_out, 3, padding=1)
         if channels_in != channels_out:
             self.nin_shortcut = nn.Conv2d(channels_in, channels_out, 1)
@@ -72,18 +74,17 @@ class ResBlock(nn.Module):
 
     def forward_with(self, ops: DecoderOps, x: Any) -> Any:
         """`forward` by other operations."""
-        h = ops.normed_conv(x, *_weights(self.norm1, self.conv1))
-        norm, conv = _weights(self.norm2, self.conv2)
+        h = ops.normed_conv(x, _norm(self.norm1), *_weights(self.conv1))
         shortcut = _weights(self.nin_shortcut)[0] if self.has_shortcut else None
-        return ops.add_normed_conv(x, h, norm, conv, shortcut)
+        return ops.add_normed_conv(x, h, _norm(self.norm2), *_weights(self.conv2), shortcut)
 
 
 class AttnBlock(nn.Module):
     """Single-head attention over all positions of the grid."""
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, groups: int) -> None:
         super().__init__()
-        self.norm = group_norm(channels)
+        self.norm = nn.GroupNorm(groups, channels, NORM_EPS)
         self.q = nn.Conv2d(channels, channels, 1)
         self.k = nn.Conv2d(channels, channels, 1)
         self.v = nn.Conv2d(channels, channels, 1)
@@ -97,7 +98,7 @@ class AttnBlock(nn.Module):
 
     def forward_with(self, ops: DecoderOps, x: Any) -> Any:
         """`forward` by other operations."""
-        return ops.attend(x, *_weights(self.norm, self.q, self.k, self.v, self.proj_out))
+        return ops.attend(x, _norm(self.norm), *_weights(self.q, self.k, self.v, self.proj_out))
 
 
 class Downsample(nn.Module):
@@ -129,10 +130,10 @@ class Upsample(nn.Module):
 class Level(nn.Module):
     """Residual blocks of one resolution, each followed by attention at the lowest; then the rescaling."""
 
-    def __init__(self, widths: list[int], attend: bool, **rescale: nn.Module) -> None:
+    def __init__(self, widths: list[int], groups: int, attend: bool, **rescale: nn.Module) -> None:
         super().__init__()
-        self.res = nn.ModuleList(ResBlock(*pair) for pair in pairwise(widths))
-        self.attn = nn.ModuleList(AttnBlock(width) for width in widths[1:]) if attend else None
+        self.res = nn.ModuleList(ResBlock(*pair, groups) for pair in pairwise(widths))
+        self.attn = nn.ModuleList(AttnBlock(width, groups) for width in widths[1:]) if attend else None
         for name, module in rescale.items():
             self.add_module(name, module)
         self.rescale = tuple(rescale)
@@ -148,9 +149,10 @@ class Level(nn.Module):
         return chain(self.steps(), x_BCHW)
 
 
-def middle(channels: int) -> nn.ModuleList:
+def middle(channels: int, groups: int) -> nn.ModuleList:
     """The blocks at the lowest resolution, between the levels and the codes."""
-    return nn.ModuleList((ResBlock(channels, channels), AttnBlock(channels), ResBlock(channels, channels)))
+    kinds = (ResBlock, (channels, channels)), (AttnBlock, (channels,)), (ResBlock, (channels, channels))
+    return nn.ModuleList(kind(*widths, groups) for kind, widths in kinds)
 
 
 def chain(modules: Iterable[nn.Module], x: Tensor) -> Tensor:
@@ -172,10 +174,11 @@ class Encoder(nn.Module):
         for width in widths:
             last = len(self.conv_blocks) == len(widths) - 1
             rescale = {} if last else {"downsample": Downsample(width)}
-            self.conv_blocks.append(Level([before] + [width] * config.num_res_blocks, last, **rescale))
+            level = [before] + [width] * config.num_res_blocks, config.norm_groups, last
+            self.conv_blocks.append(Level(*level, **rescale))
             before = width
-        self.mid = middle(before)
-        self.norm_out = group_norm(before)
+        self.mid = middle(before, config.norm_groups)
+        self.norm_out = nn.GroupNorm(config.norm_groups, before, NORM_EPS)
         self.conv_out = nn.Conv2d(before, config.z_channels, 3, padding=1)
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
@@ -191,14 +194,15 @@ class Decoder(nn.Module):
         widths = [config.ch * mult for mult in reversed(config.ch_mult)]
         before = widths[0]
         self.conv_in = nn.Conv2d(config.z_channels, before, 3, padding=1)
-        self.mid = middle(before)
+        self.mid = middle(before, config.norm_groups)
         self.conv_blocks = nn.ModuleList()
         for width in widths:
             first, last = not self.conv_blocks, len(self.conv_blocks) == len(widths) - 1
             rescale = {} if last else {"upsample": Upsample(width)}
-            self.conv_blocks.append(Level([before] + [width] * (config.num_res_blocks + 1), first, **rescale))
+            inner = [before] + [width] * (config.num_res_blocks + 1)
+            self.conv_blocks.append(Level(inner, config.norm_groups, first, **rescale))
             before = width
-        self.norm_out = group_norm(before)
+        self.norm_out = nn.GroupNorm(config.norm_groups, before, NORM_EPS)
         self.conv_out = nn.Conv2d(before, 3, 3, padding=1)
 
     def forward(self, z_BCHW: Tensor) -> Tensor:
@@ -211,7 +215,7 @@ class Decoder(nn.Module):
         levels = [step for level in self.conv_blocks for step in level.steps()]  # type: ignore[operator]
         for module in [*self.mid, *levels]:  # no other reference keeps a feature map alive
             x = module.forward_with(ops, x)  # type: ignore[operator]
-        return ops.finish(x, *_weights(self.norm_out, self.conv_out))
+        return ops.finish(x, _norm(self.norm_out), *_weights(self.conv_out))
 
 
 class Codebook(nn.Module):

@@ -7,17 +7,25 @@ B images, C channels, H and W height and width, G groups of a norm, K and O chan
 """
 
 from collections.abc import Iterable
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 WeightBias = tuple[Tensor, Tensor]
-"""Weight and bias of a convolution or a norm."""
+"""Weight and bias of a convolution."""
 
-NORM_GROUPS, NORM_EPS = 32, 1e-6
+NORM_EPS = 1e-6
 """Of every group norm of VQ-16."""
+
+
+class Norm(NamedTuple):
+    """A group norm: weight and bias per channel, and the number of groups."""
+
+    weight: Tensor
+    bias: Tensor
+    groups: int
 
 
 class DecoderOps(Protocol):
@@ -27,18 +35,18 @@ class DecoderOps(Protocol):
         """The first feature map."""
         ...
 
-    def normed_conv(self, x: Any, norm: WeightBias, conv: WeightBias, /) -> Any:
+    def normed_conv(self, x: Any, norm: Norm, conv: WeightBias, /) -> Any:
         """`conv(silu(norm(x)))` with a 3 x 3 kernel."""
         ...
 
     def add_normed_conv(
-        self, x: Any, y: Any, norm: WeightBias, conv: WeightBias, shortcut: WeightBias | None, /
+        self, x: Any, y: Any, norm: Norm, conv: WeightBias, shortcut: WeightBias | None, /
     ) -> Any:
         """`conv(silu(norm(y))) + shortcut(x)`; without a shortcut, `+ x`."""
         ...
 
     def attend(
-        self, x: Any, norm: WeightBias, q: WeightBias, k: WeightBias, v: WeightBias, out: WeightBias, /
+        self, x: Any, norm: Norm, q: WeightBias, k: WeightBias, v: WeightBias, out: WeightBias, /
     ) -> Any:
         """`x` plus single-head attention over all positions of `norm(x)`."""
         ...
@@ -47,7 +55,7 @@ class DecoderOps(Protocol):
         """`conv` of `x` with every position doubled in both directions (nearest)."""
         ...
 
-    def finish(self, x: Any, norm: WeightBias, conv: WeightBias, /) -> Tensor:
+    def finish(self, x: Any, norm: Norm, conv: WeightBias, /) -> Tensor:
         """`conv(silu(norm(x)))`, contiguous `[B, 3, H, W]`."""
         ...
 
@@ -76,20 +84,20 @@ class ChannelsLastOps:
     def begin(self, x_1CHW: Tensor) -> Tensor:
         return _channels_last(x_1CHW)
 
-    def normed_conv(self, x_1CHW: Tensor, norm: WeightBias, conv: WeightBias) -> Tensor:
+    def normed_conv(self, x_1CHW: Tensor, norm: Norm, conv: WeightBias) -> Tensor:
         weight, bias = conv
-        return F.conv2d(F.silu(_group_norm(x_1CHW, *norm)), _channels_last(weight), bias, padding=1)
+        return F.conv2d(F.silu(_group_norm(x_1CHW, norm)), _channels_last(weight), bias, padding=1)
 
     def add_normed_conv(
-        self, x_1CHW: Tensor, y_1CHW: Tensor, norm: WeightBias, conv: WeightBias, shortcut: WeightBias | None
+        self, x_1CHW: Tensor, y_1CHW: Tensor, norm: Norm, conv: WeightBias, shortcut: WeightBias | None
     ) -> Tensor:
         residual = x_1CHW if shortcut is None else F.conv2d(x_1CHW, *shortcut)
         return self.normed_conv(y_1CHW, norm, conv).add_(residual)
 
     def attend(
-        self, x_1CHW: Tensor, norm: WeightBias, q: WeightBias, k: WeightBias, v: WeightBias, out: WeightBias
+        self, x_1CHW: Tensor, norm: Norm, q: WeightBias, k: WeightBias, v: WeightBias, out: WeightBias
     ) -> Tensor:
-        h = F.group_norm(x_1CHW, NORM_GROUPS, *norm, NORM_EPS)
+        h = F.group_norm(x_1CHW, norm.groups, norm.weight, norm.bias, NORM_EPS)
         q_, k_, v_ = (F.conv2d(h, *project).flatten(2).transpose(1, 2)[:, None] for project in (q, k, v))
         attended = F.scaled_dot_product_attention(q_, k_, v_)[:, 0].transpose(1, 2).reshape(x_1CHW.shape)
         return _channels_last(x_1CHW + F.conv2d(attended, *out))
@@ -108,7 +116,7 @@ class ChannelsLastOps:
                 y_HaWbO[:, a, :, b] = phases_HWbO[:, b : width + b, b]
         return y_HaWbO.view(1, 2 * height, 2 * width, -1).permute(0, 3, 1, 2)
 
-    def finish(self, x_1CHW: Tensor, norm: WeightBias, conv: WeightBias) -> Tensor:
+    def finish(self, x_1CHW: Tensor, norm: Norm, conv: WeightBias) -> Tensor:
         return self.normed_conv(x_1CHW, norm, conv).contiguous()
 
 
@@ -125,14 +133,14 @@ def phase_kernels(weight_OK33: Tensor) -> list[Tensor]:
     ]
 
 
-def _group_norm(x_1CHW: Tensor, weight_C: Tensor, bias_C: Tensor) -> Tensor:
+def _group_norm(x_1CHW: Tensor, norm: Norm) -> Tensor:
     """Group norm by the statistics of each channel, combined in float32 to those of its group."""
     mean_C, var_C = torch.batch_norm_update_stats(x_1CHW, None, None, 0.0)
-    mean_GC, var_GC = (t.float().unflatten(0, (NORM_GROUPS, -1)) for t in (mean_C, var_C))
+    mean_GC, var_GC = (t.float().unflatten(0, (norm.groups, -1)) for t in (mean_C, var_C))
     mean_G1 = mean_GC.mean(1, keepdim=True)
     var_G1 = (var_GC + (mean_GC - mean_G1).square()).mean(1, keepdim=True)
     mean_C, var_C = (t.expand_as(mean_GC).reshape(-1) for t in (mean_G1, var_G1))
-    return F.batch_norm(x_1CHW, mean_C, var_C, weight_C.float(), bias_C.float(), eps=NORM_EPS)
+    return F.batch_norm(x_1CHW, mean_C, var_C, norm.weight.float(), norm.bias.float(), eps=NORM_EPS)
 
 
 def _channels_last(x: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ...blocks.kernels.pdl import pdl_options, wait_then_trigger
-from .operations import NORM_EPS, NORM_GROUPS, WeightBias
+from .operations import NORM_EPS, Norm
 
 _MAX_CHANNELS = 128
 """Channels of a block's tile, at most."""
@@ -244,7 +244,7 @@ def statistics(
 def normed(
     x_BCHW: Tensor,
     statistics: Statistics,
-    norm: WeightBias,
+    norm: Norm,
     bias_C: Tensor | None = None,
     *,
     silu: bool = True,
@@ -252,11 +252,11 @@ def normed(
 ) -> Tensor:
     """`silu(norm(x + bias))` by the statistics of `x`, into `out`, which may be `x`."""
     images, channels, height, width = x_BCHW.shape
-    (partials_BS2C, span), (norm_weight, norm_bias) = statistics, norm
-    group = channels // NORM_GROUPS
+    (partials_BS2C, span), (norm_weight, norm_bias, groups) = statistics, norm
+    group = channels // groups
     count, padded = partials_BS2C.shape[1], triton.next_power_of_2(group)
     affine_B2C = partials_BS2C.new_empty(images, 2, channels)
-    _combine[(NORM_GROUPS, images)](
+    _combine[(groups, images)](
         partials_BS2C,
         norm_weight if bias_C is None else bias_C,
         norm_weight,

@@ -240,7 +240,7 @@ def test_responses_name_unknown_words(client, stream: bool):
         raw.responses.create(input=unknown, max_output_tokens=1, **more),
         raw.completions.create(prompt=unknown, max_tokens=1, **more),
     ):
-        assert warning(reply).startswith("janus-nano knows 8 shapes, 10 colors, 1 to 4 things: circle")
+        assert warning(reply).startswith("janus-nano knows 8 shapes, 10 colors, up to 4 at once: circle")
         assert warning(reply).endswith("not: '\\u732b'")
     image = raw.images.generate(prompt="a red cat", **more)
     assert warning(image).endswith("not: 'cat'")

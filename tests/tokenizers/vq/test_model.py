@@ -7,7 +7,7 @@ from bifrons.tokenizers.vq.operations import ChannelsLastOps, phase_kernels
 from torch import Tensor
 from torch.nn import functional as F
 
-CONFIG = VQConfig(codebook_size=64, ch=32, ch_mult=(1, 2, 2), z_channels=16, num_res_blocks=1)
+CONFIG = VQConfig(codebook_size=64, ch=32, ch_mult=(1, 2, 2), z_channels=16, num_res_blocks=1, norm_groups=8)
 GRIDS = [(6, 6), (5, 9), (2, 3)]
 
 

@@ -5,6 +5,7 @@ import torch
 
 pytest.importorskip("triton")
 from bifrons.tokenizers.vq import triton_kernels
+from bifrons.tokenizers.vq.operations import Norm
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -23,14 +24,16 @@ def map_of(shape: tuple[int, ...], dtype: torch.dtype = torch.float32, mean: flo
 
 
 def norm_of(channels: int, dtype: torch.dtype = torch.float32) -> nn.GroupNorm:
-    norm = nn.GroupNorm(32, channels, eps=1e-6).to(DEVICE, dtype).requires_grad_(False)
+    norm = (
+        nn.GroupNorm(8 if channels == 32 else 32, channels, eps=1e-6).to(DEVICE, dtype).requires_grad_(False)
+    )
     norm.weight.normal_(1, 0.3)
     norm.bias.normal_()
     return norm
 
 
-def pair(norm: nn.GroupNorm) -> tuple[Tensor, Tensor]:
-    return norm.weight, norm.bias
+def weights(norm: nn.GroupNorm) -> Norm:
+    return Norm(norm.weight, norm.bias, norm.num_groups)
 
 
 def exact(norm: nn.GroupNorm, x: Tensor) -> Tensor:
@@ -59,11 +62,11 @@ def test_norm_is_the_plain_one(shape: tuple[int, ...], silu: bool) -> None:
     x, norm = map_of(shape), norm_of(shape[1])
     expected = exact(norm, x)
     expected = F.silu(expected) if silu else expected
-    actual = triton_kernels.normed(x, triton_kernels.statistics(x), pair(norm), silu=silu)
+    actual = triton_kernels.normed(x, triton_kernels.statistics(x), weights(norm), silu=silu)
     assert actual.is_contiguous(memory_format=torch.channels_last)
     sums = 1e-5 if x[0, 0].numel() * shape[1] > 32 else 1e-2  # groups of few numbers may be all alike
     close(actual, expected, sums=sums)
-    triton_kernels.normed(x, triton_kernels.statistics(x), pair(norm), silu=silu, out=x)
+    triton_kernels.normed(x, triton_kernels.statistics(x), weights(norm), silu=silu, out=x)
     assert torch.equal(x, actual)
 
 
@@ -72,7 +75,7 @@ def test_norm_is_the_plain_one(shape: tuple[int, ...], silu: bool) -> None:
 @pytest.mark.parametrize("shape", [(1, 128, 9, 7), (1, 32, 13, 11)])
 def test_a_large_mean_costs_no_more_than_its_own_rounding(shape: tuple[int, ...], mean: float) -> None:
     x, norm = map_of(shape, mean=mean), norm_of(shape[1])
-    actual = triton_kernels.normed(x, triton_kernels.statistics(x), pair(norm), silu=False)
+    actual = triton_kernels.normed(x, triton_kernels.statistics(x), weights(norm), silu=False)
     expected = exact(norm, x)
     error = (actual - expected).abs().max()
     assert error < 8 * torch.finfo(torch.float32).eps * abs(mean)
@@ -86,7 +89,7 @@ def test_a_large_mean_costs_no_more_than_its_own_rounding(shape: tuple[int, ...]
 @pytest.mark.parametrize("shape", [(2, 64, 3, 7), (1, 256, 3, 5)])
 def test_half_precision_rounds_once(shape: tuple[int, ...], dtype: torch.dtype) -> None:
     x, norm = map_of(shape, dtype, mean=5.0), norm_of(shape[1], dtype)
-    actual = triton_kernels.normed(x, triton_kernels.statistics(x), pair(norm))
+    actual = triton_kernels.normed(x, triton_kernels.statistics(x), weights(norm))
     assert actual.dtype == dtype
     close(actual, F.silu(exact(norm, x)), sums=1e-5)
 
@@ -99,13 +102,13 @@ def test_sums_before_a_norm(shape: tuple[int, ...], dtype: torch.dtype) -> None:
     x, norm, bias = map_of(shape, dtype), norm_of(shape[1], dtype), torch.randn(shape[1]).to(DEVICE, dtype)
     residual = last(torch.randn(shape).to(DEVICE, dtype))
     biased = x.double() + bias.double()[:, None, None]
-    normed = triton_kernels.normed(x, triton_kernels.statistics(x), pair(norm), bias)
+    normed = triton_kernels.normed(x, triton_kernels.statistics(x), weights(norm), bias)
     close(normed, F.silu(exact(norm, biased)), sums=1e-4)
     for added, expected in ((None, biased), (residual, biased + residual.double())):
         total = x.clone(memory_format=torch.channels_last)
         statistics = triton_kernels.statistics(total, bias, added, writes=True)
         close(total, expected)
-        close(triton_kernels.normed(total, statistics, pair(norm)), F.silu(exact(norm, total)), sums=1e-4)
+        close(triton_kernels.normed(total, statistics, weights(norm)), F.silu(exact(norm, total)), sums=1e-4)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])

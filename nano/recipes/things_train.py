@@ -1,0 +1,115 @@
+"""Train the models of the world of things: `python -m bifrons.nano.recipes.things_train PART`.
+
+A part reads what the parts before it have written to the folder, is trained by `bifrons.learn.pretraining`,
+and writes its result there. Started again, it goes on where it was stopped. With `torchrun --nproc-per-node N
+-m bifrons.nano.recipes.things_train PART`, N GPUs draw N times the rows a step.
+"""
+
+import argparse
+import os
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import torch
+
+from ...learn.distributed import joined, rank
+from ...learn.pretraining import Pretraining, PretrainingOptions
+from ...learn.run_folder import cut_log, open_run
+from .things_janus import make_tokenizer
+from .things_parts import Job, Made
+
+
+@dataclass(frozen=True)
+class Part:
+    """How a part is trained: what makes it, its folder, the rows of a batch by task, and how many examples of
+    each kind it draws from. `exact` computes float32 products in full, not in TF32."""
+
+    make: Callable[[Job], Made]
+    folder: str
+    rows: tuple[int, ...]
+    examples: tuple[int, ...]
+    options: PretrainingOptions
+    exact: bool = False
+
+
+JANUS, VL2 = "runs/janus-nano-2", "runs/vl2-nano-2"
+RESERVE = 15.0
+"""Seconds of `--wall` that are left for writing the result."""
+PARTS = {
+    "vq": Part(
+        make_tokenizer,
+        JANUS,
+        rows=(64,),
+        examples=(60_000,),
+        options=PretrainingOptions(1e-3, seconds=160, optimizer="adamw", average=0.998),
+        exact=True,
+    ),
+}
+"""The parts in the order of training."""
+
+
+def train(name: str, part: Part, job: Job, began: float) -> None:
+    """Train a part to its end, and write its result. `began`: when the process began, on the monotonic
+    clock."""
+    run_folder, options = job.folder / "runs" / name, part.options
+    settings = {"part": name, "rows": job.rows, "examples": job.examples, **asdict(options)}
+    if rank() == 0:
+        open_run(run_folder, {k: v for k, v in settings.items() if k not in ("wall", "save_seconds")})
+    torch.set_float32_matmul_precision("highest" if part.exact else "high")
+    torch.manual_seed(options.seed)
+    objective, write = part.make(job)
+    print(f"{time.monotonic() - began:.0f}s: ready to train", flush=True)
+    if options.wall is not None:
+        options = replace(options, wall=max(1.0, options.wall - (time.monotonic() - began) - RESERVE))
+    run = Pretraining(objective, options, run_folder)
+    if step := run.resume():
+        print(f"goes on from step {step:,}", flush=True)
+    if rank() == 0:
+        cut_log(run_folder, run.step)
+
+    def show(figures: dict[str, float]) -> None:
+        if figures["step"] % 200 == 0 or job.device.type == "cpu":
+            losses = " ".join(f"{k.removesuffix('_loss')} {v:.4f}" for k, v in figures.items() if "loss" in k)
+            print(f"{time.monotonic() - began:.0f}s: step {figures['step']:,} {losses}", flush=True)
+
+    run.run(show)
+    with run.averaged():
+        if rank() == 0:
+            write()
+    memory = torch.cuda.max_memory_allocated() / 2**30 if job.device.type == "cuda" else 0
+    print(f"{time.monotonic() - began:.0f}s: {run.step:,} steps done, {memory:.1f} GiB at most", flush=True)
+
+
+def main() -> None:
+    """Command line: train a part."""
+    began = time.monotonic()
+    parser = argparse.ArgumentParser(description="Train a part of a model of the world of things.")
+    parser.add_argument("part", choices=PARTS)
+    parser.add_argument("--folder", type=Path, help="inputs, run and result (default: the part's own)")
+    parser.add_argument("--seconds", type=float, help="training time, over all restarts")
+    parser.add_argument("--steps", type=int, help="steps, in place of a time")
+    parser.add_argument("--wall", type=float, help="limit on the run time in seconds; shortens the schedule")
+    parser.add_argument("--learning-rate", type=float, help="its peak")
+    parser.add_argument("--rows", type=int, nargs="+", help="rows of a batch by task")
+    parser.add_argument("--examples", type=int, nargs="+", help="pictures or rows to draw from, by kind")
+    parser.add_argument("--seed", type=int)
+    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes that render")
+    parser.add_argument("--device", help="cpu or cuda (default: the best available)")
+    args = parser.parse_args()
+    os.environ["OMP_NUM_THREADS"] = "1"  # of the processes that render
+    part = PARTS[args.part]
+    given = {name: getattr(args, name) for name in ("seconds", "wall", "learning_rate", "seed")}
+    given |= {"steps": args.steps, "seconds": None} if args.steps else {}
+    chosen = {k: v for k, v in given.items() if v is not None or (k == "seconds" and args.steps)}
+    part = replace(part, options=replace(part.options, **chosen))
+    rows, examples = tuple(args.rows or part.rows), tuple(args.examples or part.examples)
+    folder = args.folder or Path(part.folder)
+    with joined(args.device) as device:
+        job = Job(folder, rows, examples, part.options.seed, args.workers, device)
+        train(args.part, part, job, began)
+
+
+if __name__ == "__main__":
+    main()
