@@ -141,7 +141,7 @@ class _Endpoints:
         loaded = self._able("asks", model)
         if not question.strip():
             raise PromptError("the question is empty; write something about the pictures")
-        options = TextGenerationOptions(max_new_tokens=tokens, temperature=heat)
+        options = TextGenerationOptions(tokens, heat, loaded.pipe.top_p)
         parts = [{"type": "image", "image": file} for file in files]
         content = [*parts, {"type": "text", "text": question.strip()}]
         messages, _ = read_pictures([{"role": "user", "content": content}], loaded)

@@ -55,7 +55,7 @@ class Page:
                 if any(loaded.paints for loaded in models):
                     with gr.Tab("Create", id="create"):
                         self.create = CreateTab(models, self.jobs, folder)
-                with gr.Tab("Ask", id="ask"):
+                with gr.Tab("Ask" if any(loaded.sees for loaded in models) else "Chat", id="ask"):
                     self.ask = AskTab(models, self.jobs, folder)
                 if any(loaded.locates for loaded in models):
                     with gr.Tab("Find", id="find"):
@@ -73,19 +73,22 @@ class Page:
         self.blocks.load(
             self.create.history.show, [self.create.history.state], [self.create.history.view], **quick
         )
-        self.create.ask.click(self.ask_about, [*picture, self.ask.box], [self.tabs, self.ask.box], **quick)
+        asked = [self.tabs, self.ask.model, self.ask.box]
+        self.create.ask.click(self.ask_about, [*picture, self.ask.box, self.ask.model], asked, **quick)
         if self.find is not None:
             shown = [self.find.upload, self.find.phrase, self.find.drawn, self.find.table, self.find.status]
             shown += self.find.opened
             opened = self.create.find.click(self.find_in, picture, [self.tabs, *shown], **quick)
             self.find.search_after(opened)
 
-    def ask_about(self, files: list[str], chosen: int, box: dict[str, Any]) -> Update:
-        """Put an image into the tab *Ask*; a question that was begun there stays."""
+    def ask_about(self, files: list[str], chosen: int, box: dict[str, Any], model: str) -> Update:
+        """Put an image into the tab *Ask*, for a model that reads it; a question begun there stays."""
         if not files:
             return {self.tabs: gr.update()}
+        seeing = [loaded.name for loaded in self.models if loaded.sees]
         value = {"text": box.get("text") or "", "files": [files[chosen]]}
-        return {self.tabs: gr.update(selected="ask"), self.ask.box: gr.update(value=value)}
+        updates = {self.tabs: gr.update(selected="ask"), self.ask.box: gr.update(value=value)}
+        return updates if model in seeing else updates | {self.ask.model: seeing[0]}
 
     def find_in(self, files: list[str], chosen: int) -> Update:
         """Put an image into the tab *Find*, with the first thing that its sentence names as the phrase."""
@@ -147,7 +150,10 @@ class Page:
 
 def _head(models: Sequence[LoadedModel]) -> str:
     does = ["paint pictures"] if any(loaded.paints for loaded in models) else []
-    does.append("ask about them" if does else "ask about pictures")
+    if any(loaded.sees for loaded in models):
+        does.append("ask about them" if does else "ask about pictures")
+    if not all(loaded.sees for loaded in models):
+        does.append("chat")
     if any(loaded.locates for loaded in models):
         does.append("find things in them")
     words = ", ".join(does[:-1]) + " and " * (len(does) > 1) + does[-1]

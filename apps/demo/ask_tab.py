@@ -1,4 +1,4 @@
-"""The tab *Ask*: a conversation about images, streamed."""
+"""The tab *Ask*: a conversation, about images where the model reads them, streamed."""
 
 import time
 from collections.abc import Iterator, Sequence
@@ -9,8 +9,10 @@ from typing import Any
 from ...blocks.chat.text_generation import TextGenerationOptions
 from ...blocks.errors import PictureError
 from ...blocks.image_fit import FittedImage
+from ...text.prompts import THINK_END
 from ...vl2.grounding import parse_grounding
 from ..pipelines import explain_out_of_memory
+from .answer_settings import AnswerSettings, read_limit
 from .components import (
     Stopped,
     Update,
@@ -23,17 +25,19 @@ from .components import (
     seconds,
     status_html,
 )
-from .conversation import Conversation, Messages, Turn, last_file
+from .conversation import Conversation, Messages, Turn, last_file, shown_thought
 from .drawing import draw_large
 from .history import Tries
+from .image_form import read_seed
 from .jobs import Job, Jobs, Waiting
 from .models import LoadedModel, find_model
 from .pictures import PictureWriter, is_readable, read_pictures
 
 TAB = "ask"
-MAX_TOKENS = 2048
 _HELLO = "Add pictures with the clip, ask something about them, and go on asking."
+_HELLO_TEXT = "Ask something, and go on asking."
 _READY = "Type a question and press Enter, or click an example."
+_READY_TEXT = "Type a question and press Enter."
 _QUESTIONS = ["What color is the star?", "How many hearts are there?", "What is above the purple square?"]
 """Questions about the painted examples."""
 
@@ -43,25 +47,24 @@ class AskTab:
 
     def __init__(self, models: Sequence[LoadedModel], jobs: Jobs, folder: Path) -> None:
         self.models, self.jobs, self.writer = list(models), jobs, PictureWriter(folder)
-        self.model = choose_model(self.models)
+        self.model, first = choose_model(self.models), self.models[0]
         self.chat = gr.Chatbot(
             label="Conversation",
             show_label=False,
             height=360,
-            placeholder=_HELLO,
+            placeholder=_HELLO if first.sees else _HELLO_TEXT,
             latex_delimiters=[],
             allow_tags=False,
             buttons=["copy"],
             feedback_options=None,
             elem_id="chat",
         )
-        self.status = gr.HTML(status_html(_READY), elem_id="ask-status", elem_classes="bf-flush")
+        self.status = gr.HTML(_ready(first), elem_id="ask-status", elem_classes="bf-flush")
         self.box = gr.MultimodalTextbox(
             show_label=False,
             file_count="multiple",
-            sources=["upload"],
-            placeholder="Ask about the pictures",
             elem_id="question",
+            **_box(first),
         )
         with gr.Row(elem_classes="bf-left"):
             self.stop_button = gr.Button(
@@ -69,38 +72,15 @@ class AskTab:
             )
             self.reset = gr.Button("New conversation", size="sm", min_width=110, elem_id="new-conversation")
         with gr.Accordion("Settings", open=False), gr.Row():
-            self._settings()
+            self.settings = AnswerSettings(first)
         self.tries = Tries("ask-examples", _QUESTIONS)
+        self.tries.view.visible = first.sees
         self.conversation = gr.State(None)
         self._connect()
 
-    def _settings(self) -> None:
-        defaults = TextGenerationOptions
-        self.temperature = gr.Slider(
-            0,
-            2,
-            defaults.temperature,
-            step=0.05,
-            label="Temperature",
-            info="0 is the likeliest",
-            min_width=130,
-        )
-        self.tokens = gr.Slider(
-            1,
-            MAX_TOKENS,
-            defaults.max_new_tokens,
-            step=1,
-            label="Longest answer",
-            info="in tokens",
-            min_width=130,
-        )
-        self.seed = gr.Number(
-            label="Seed", info="of sampling", precision=0, value=None, placeholder="random", min_width=130
-        )
-
     def _connect(self) -> None:
         quick: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
-        inputs = [self.model, self.box, self.conversation, self.temperature, self.tokens, self.seed]
+        inputs = [self.model, self.box, self.conversation, *self.settings.components]
         shown = [self.chat, self.box, self.status, self.stop_button, self.conversation]
         job: dict[str, Any] = {"show_progress": "hidden", "concurrency_id": "jobs"}
         job["api_visibility"] = "private"
@@ -109,11 +89,13 @@ class AskTab:
         tried = self.tries.view.click(self.use_example, None, [example], **quick)
         tried.then(**follow_on_phone("chat"))
         tried.then(self.answer, [inputs[0], example, *inputs[2:]], shown, **job)
+        changed = [*self.settings.components, self.chat, self.box, self.status, self.tries.view]
+        self.model.change(self.use_model, [self.model], changed, **quick)
         self.stop_button.click(self.stop, None, [self.stop_button], **quick)
         gr.on(
             [self.reset.click, self.chat.clear],
             self.forget,
-            None,
+            [self.model],
             [self.chat, self.status, self.conversation],
             **quick,
         )
@@ -123,6 +105,16 @@ class AskTab:
         file, question = self.tries.read(event)
         return {"text": question, "files": [file]}
 
+    def use_model(self, model: str) -> Update:
+        """Handle the choice of a model: its settings, and pictures only where it reads them."""
+        loaded = find_model(self.models, model)
+        return self.settings.for_model(loaded) | {
+            self.chat: gr.update(placeholder=_HELLO if loaded.sees else _HELLO_TEXT),
+            self.box: gr.update(**_box(loaded)),
+            self.status: _ready(loaded),
+            self.tries.view: gr.update(visible=loaded.sees),
+        }
+
     def answer(
         self,
         model: str,
@@ -130,7 +122,8 @@ class AskTab:
         conversation: Conversation | None,
         temperature: float,
         tokens: int,
-        seed: int | None,
+        thinking: str | None,
+        seed: str | None,
         request: gr.Request,
     ) -> Iterator[Update]:
         """Handle a question: yield updates until the answer is complete or stopped.
@@ -141,12 +134,13 @@ class AskTab:
         text, last = "", None
         try:
             loaded = find_model(self.models, model)
-            options = TextGenerationOptions(max_new_tokens=tokens, temperature=temperature)
+            options = TextGenerationOptions(tokens, temperature, loaded.pipe.top_p)
+            numbers = read_seed(seed), read_limit(thinking, loaded)
             turn = Turn.read(value)
             messages, last = read_pictures([*conversation.messages, turn.message], loaded)
-            job = Job(loaded.queue, lambda job: answer_job(job, loaded, messages, options, seed))
+            job = Job(loaded.queue, lambda job: answer_job(job, loaded, messages, options, *numbers))
             self.jobs.add(request.session_hash, TAB, job)
-            yield self._start_updates([*conversation.shown, turn.shown])
+            yield self._start_updates([*conversation.shown, turn.shown], loaded)
             started = time.monotonic()
             for update in follow(self.jobs, request.session_hash, TAB, job):
                 if isinstance(update, Waiting):
@@ -154,25 +148,26 @@ class AskTab:
                     continue
                 text = update
                 yield {
-                    self.chat: [*conversation.shown, turn.shown, self._shown(text, loaded)],
+                    self.chat: [*conversation.shown, turn.shown, *self._shown(text, loaded)],
                     self.status: status_html(f"{loaded.name} is writing …"),
                 }
             took = seconds(time.monotonic() - started)
-            yield self._end(
-                conversation, turn, job.result, loaded, last, f"{loaded.name} answered in {took}."
-            )
+            status = f"{loaded.name} answered in {took}."
+            if loaded.thinks and THINK_END not in job.result:
+                status = f"The thought was cut off after {took}: allow a longer answer, or a shorter thought."
+            yield self._end(conversation, turn, job.result, loaded, last, status)
         except Stopped:
             yield self._end(conversation, turn, text, loaded, last, "Stopped. The answer stays as it is.")
         except Exception as error:
             drop_unreadable = isinstance(error, PictureError)
             yield self._restore_question(conversation, value, error_status(error), drop_unreadable)
 
-    def _start_updates(self, shown: Messages) -> Update:
+    def _start_updates(self, shown: Messages, loaded: LoadedModel) -> Update:
         return {
             self.chat: shown,
             self.box: gr.update(value={"text": "", "files": []}, interactive=False),
             self.stop_button: gr.update(interactive=True),
-            self.status: status_html("Looking …"),
+            self.status: status_html("Looking …" if loaded.sees else "Reading …"),
         }
 
     def _end(
@@ -190,8 +185,8 @@ class AskTab:
             no_answer = status_html(f"There is no answer from {loaded.name}.")
             return self._restore_question(conversation, value, no_answer, drop_unreadable=False)
         messages = [*conversation.messages, turn.message, {"role": "assistant", "content": text.strip()}]
-        answer = self._shown(text, loaded, last_file(messages), last.size if last else (1, 1))
-        shown = [*conversation.shown, turn.shown, answer]
+        file, size = last_file(messages), last.size if last else (1, 1)
+        shown = [*conversation.shown, turn.shown, *self._shown(text, loaded, file, size, last=True)]
         return {
             self.chat: shown,
             self.conversation: Conversation(messages, shown),
@@ -213,35 +208,64 @@ class AskTab:
         }
 
     def _shown(
-        self, text: str, loaded: LoadedModel, file: str | None = None, size: tuple[int, int] = (1, 1)
-    ) -> dict[str, Any]:
-        """An answer for the chatbot: without grounding tags, and with its boxes drawn in an image file."""
+        self,
+        text: str,
+        loaded: LoadedModel,
+        file: str | None = None,
+        size: tuple[int, int] = (1, 1),
+        last: bool = False,
+    ) -> Messages:
+        """An answer for the chatbot: without grounding tags, and with its boxes drawn in an image file; a
+        thought is a message of its own, which is folded once it is over. The `last` update holds nothing
+        back."""
+        if not loaded.sees:
+            return shown_thought(text, loaded.thinks, last)
         if not loaded.locates:
-            return {"role": "assistant", "content": text}
+            return [{"role": "assistant", "content": text}]
         grounding = parse_grounding(text, size)
         content: list[Any] = [grounding.text]
         if file is not None and grounding.boxes:
             drawn = self.writer.write(file, partial(draw_large, boxes=grounding.boxes))
             content.append({"path": drawn})
-        return {"role": "assistant", "content": content}
+        return [{"role": "assistant", "content": content}]
 
     def stop(self, request: gr.Request) -> Update:
         """Handle *Stop*."""
         self.jobs.stop(request.session_hash, TAB)
         return {self.stop_button: gr.update(interactive=False)}
 
-    def forget(self, request: gr.Request) -> Update:
+    def forget(self, model: str, request: gr.Request) -> Update:
         """Handle *New conversation*."""
         self.jobs.stop(request.session_hash, TAB)
-        return {self.chat: [], self.status: status_html(_READY), self.conversation: None}
+        ready = _ready(find_model(self.models, model))
+        return {self.chat: [], self.status: ready, self.conversation: None}
+
+
+def _ready(loaded: LoadedModel) -> str:
+    return status_html(_READY if loaded.sees else _READY_TEXT)
+
+
+def _box(loaded: LoadedModel) -> dict[str, Any]:
+    """What the text box of a model takes."""
+    if loaded.sees:
+        return {"sources": ["upload"], "placeholder": "Ask about the pictures"}
+    return {"sources": [], "placeholder": "Ask something"}
 
 
 def answer_job(
-    job: Job, loaded: LoadedModel, messages: Messages, options: TextGenerationOptions, seed: int | None
+    job: Job,
+    loaded: LoadedModel,
+    messages: Messages,
+    options: TextGenerationOptions,
+    seed: int | None,
+    max_thinking_tokens: int | None = None,
 ) -> str:
     """Stream the answer, reporting its text after every piece; returns the whole."""
-    text = ""
-    with explain_out_of_memory("answering", lambda: "accepted: fewer pictures or a shorter answer"):
+    text, more = "", dict[str, Any]()
+    if max_thinking_tokens is not None:
+        more["max_thinking_tokens"] = max_thinking_tokens
+    advice = "accepted: fewer pictures or a shorter answer" if loaded.sees else "accepted: a shorter answer"
+    with explain_out_of_memory("answering", lambda: advice):
         pieces = loaded.pipe.chat(
             messages,
             options.max_new_tokens,
@@ -250,6 +274,7 @@ def answer_job(
             seed,
             stream=True,
             local_files=False,
+            **more,
         )
         for piece in pieces:
             text += piece

@@ -29,12 +29,20 @@ PAGE_JS = """() => {
       const name = decodeURIComponent(image.src.split("/").pop()).replace(/\\.\\w+$/, "");
       image.alt = name.startsWith("shown-") ? "the picture with boxes" : name;
     }
+    for (const title of document.querySelectorAll("#chat .thought-group > .title[role]")) {
+      const arrow = title.querySelector("button");
+      title.removeAttribute("role");
+      title.removeAttribute("tabindex");
+      arrow.setAttribute("aria-label", "show or hide the thought");
+      arrow.addEventListener("keydown", event => event.stopPropagation());
+    }
   };
   const changes = {childList: true, subtree: true, characterData: true};
   new MutationObserver(describe).observe(document.body, changes);
 }"""
 """Gives alternative texts where Gradio leaves them empty: to a picture with boxes the status beside it, to
-those of the conversation the name of their file, which for painted ones is the prompt."""
+those of the conversation the name of their file, which for painted ones is the prompt. Of the title of a thought,
+a button in a button, only the inner one stays."""
 
 
 def follow_on_phone(elem_id: str) -> dict[str, Any]:

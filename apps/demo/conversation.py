@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ...blocks.errors import PictureError, PromptError
+from ...text.thought_text import ThoughtSplitter
 
 MAX_PICTURES = 6
 """Images that one message may hold."""
@@ -31,7 +32,7 @@ class Turn:
         """From the text box's value. Raises `PromptError`, and `PictureError` for too many pictures."""
         text, files = (value.get("text") or "").strip(), value.get("files") or []
         if not text:
-            raise PromptError("the question is empty; write something about the pictures")
+            raise PromptError("the question is empty; write something")
         if len(files) > MAX_PICTURES:
             raise PictureError(
                 f"these are {len(files)} pictures; accepted: up to {MAX_PICTURES} in a message"
@@ -55,3 +56,21 @@ def last_file(messages: Messages) -> str | None:
     contents = [message["content"] for message in messages if isinstance(message["content"], list)]
     files = [part["image"] for content in contents for part in content if part["type"] == "image"]
     return files[-1] if files else None
+
+
+def shown_thought(text: str, thinks: bool, last: bool) -> Messages:
+    """An answer so far for the chatbot, and before it the thought that it begins with if the model `thinks`.
+    Of the `last` text nothing is held back."""
+    splitter = ThoughtSplitter(thinks)
+    thought, answer = splitter.feed(text, last)
+    shown: Messages = []
+    if thought:
+        going_on = splitter.inside and not last
+        metadata = {
+            "title": "Thinking" if going_on else "Thought",
+            "status": "pending" if going_on else "done",
+        }
+        shown.append({"role": "assistant", "content": thought, "metadata": metadata})
+    if answer.strip():
+        shown.append({"role": "assistant", "content": answer.strip()})
+    return shown

@@ -44,15 +44,20 @@ class ImageSettings:
         return [(seed, self.options) for seed in image_seeds(self.seed, 1, self.count)]
 
 
-def read_seed(text: str | None) -> int | None:
-    """The seed of a text; None, which is random, if it is empty. Raises `OptionError`."""
+def read_number(text: str | None, name: str, empty: str) -> int | None:
+    """The whole number of a text; None if it is empty, which means `empty`. Raises `OptionError`."""
     written = (text or "").strip()
     if not written:
         return None
     if not written.isdecimal() or len(written) > 20:
-        accepted = "a whole number, or nothing for a random one"
-        raise OptionError(f"the seed is {written[:40]!r}; accepted: {accepted}")
+        accepted = f"a whole number, or nothing for {empty}"
+        raise OptionError(f"the {name} is {written[:40]!r}; accepted: {accepted}")
     return int(written)
+
+
+def read_seed(text: str | None) -> int | None:
+    """The seed of a text; None, which is random, if it is empty. Raises `OptionError`."""
+    return read_number(text, "seed", "a random one")
 
 
 class ImageForm:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from ...blocks.checkpoints.hub import EMBEDDED, find_model_folder
 from ...blocks.errors import CheckpointError, OptionError
-from ..pipelines import label, load_pipeline
+from ..pipelines import as_text, label, load_pipeline
 from .jobs import JobQueue
 
 if TYPE_CHECKING:
@@ -27,7 +27,18 @@ class LoadedModel:
     @property
     def family(self) -> str:
         """`Janus`, `DeepSeek-VL2` or `a text model`."""
-        return "Janus" if self.paints else "DeepSeek-VL2" if self.locates else "a text model"
+        return "Janus" if self.paints else "a text model" if not self.sees else "DeepSeek-VL2"
+
+    @cached_property
+    def sees(self) -> bool:
+        """Whether the model reads pictures."""
+        return as_text(self.pipe) is None
+
+    @cached_property
+    def thinks(self) -> bool:
+        """Whether answers begin with a thought."""
+        text = as_text(self.pipe)
+        return text is not None and text.thinks
 
     @cached_property
     def paints(self) -> bool:

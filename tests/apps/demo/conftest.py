@@ -3,6 +3,7 @@
 import asyncio
 import socket
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -82,19 +83,26 @@ def trained() -> Iterator[list[LoadedModel]]:
     torch.set_num_threads(threads)
 
 
-@pytest.fixture(scope="module")
-def served(trained, tmp_path_factory) -> Iterator[tuple[Page, str]]:
-    """The page on the embedded models, and its address."""
+@contextmanager
+def launched(models: list[LoadedModel], folder: Path, cache: Path) -> Iterator[tuple[Page, str]]:
+    """The page on some models, and its address."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
 
     async def start() -> tuple[Page, str]:
-        page = Page(trained, tmp_path_factory.mktemp("pictures"))
+        page = Page(models, folder)
         return page, page.launch("127.0.0.1", port)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("GRADIO_TEMP_DIR", str(tmp_path_factory.mktemp("cache")))
+        patch.setenv("GRADIO_TEMP_DIR", str(cache))
         page, address = asyncio.run(start())
         yield page, address
         page.blocks.close(verbose=False)
+
+
+@pytest.fixture(scope="module")
+def served(trained, tmp_path_factory) -> Iterator[tuple[Page, str]]:
+    """The page on the embedded models, and its address."""
+    with launched(trained, tmp_path_factory.mktemp("pictures"), tmp_path_factory.mktemp("cache")) as made:
+        yield made

@@ -26,9 +26,9 @@ def not_an_image(tmp_path) -> str:
     return str(path)
 
 
-def ask(page, text, files=(), conversation=None, tokens=8, model="janus-mini"):
+def ask(page, text, files=(), conversation=None, tokens=8, model="janus-mini", thinking=None):
     return page.ask.answer(
-        model, {"text": text, "files": list(files)}, conversation, 0.0, tokens, None, REQUEST
+        model, {"text": text, "files": list(files)}, conversation, 0.0, tokens, thinking, None, REQUEST
     )
 
 
@@ -45,8 +45,8 @@ def test_tabs_depend_on_what_the_models_can_do(models, page_of):
 def test_defaults_are_those_of_the_option_classes(page, models):
     assert page.create.form.guidance.value == models[0].pipe.guidance_scale
     assert page.create.form.temperature.value == ImageGenerationOptions.temperature
-    assert page.ask.temperature.value == TextGenerationOptions.temperature
-    assert page.ask.tokens.value == TextGenerationOptions.max_new_tokens
+    assert page.ask.settings.temperature.value == TextGenerationOptions.temperature
+    assert page.ask.settings.tokens.value == TextGenerationOptions.max_new_tokens
 
 
 def test_an_embedded_model_is_labelled():
@@ -80,7 +80,7 @@ def test_painting_shows_progress_previews_and_pictures(page, paint, models):
         expected_settings = {"prompt": "b", "seed": seed, "guidance_scale": "2.0", "model": "janus-mini"}
         assert expected_settings.items() <= settings.items()
     assert create.use_seed(files, 1) == "8"
-    assert page.ask_about(files, 1, {"text": "What", "files": []})[page.ask.box]["value"] == {
+    assert page.ask_about(files, 1, {"text": "What", "files": []}, "janus-mini")[page.ask.box]["value"] == {
         "text": "What",
         "files": [files[1]],
     }
