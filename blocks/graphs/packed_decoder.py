@@ -107,7 +107,7 @@ class PackedDecoder:
 
     def reserve(self, tokens: int) -> None:
         """Prepare for decoding up to this many tokens at once."""
-        self._arrivals = self._arrivals.new_zeros(tokens * self.decoder.config.cache_widths[0][0])
+        self._arrivals = self._arrivals.new_zeros(tokens * self.decoder.config.num_heads)
 
     def forward(self, x_ND: Tensor, slots: TokenSlots, pool: KVPool, out_ND: Tensor | None = None) -> Tensor:
         """Run embeddings through all layers; writes keys and values to the pool, returns the hidden states

@@ -108,9 +108,9 @@ def _attend(
     """One head of one token over its share of the chunks.
 
     The strides of the cache are `head_step` and `slot_step` times K: whatever they are, one compiled program
-    serves. The first program of a head rotates the new key and writes it and the new value to the cache.
+    serves. The first program of each head rotates the new key and writes it and the new value to the cache.
     Positions and earlier slots were complete before the preceding kernel started, so they are loaded before
-    waiting for it. With several splits, the last program to finish combines all partial results.
+    waiting for it. With several splits, the last program of a head to finish combines its partial results.
     """
     G: tl.constexpr = H // J
     token_head, split = tl.program_id(0), tl.program_id(1)
@@ -177,26 +177,22 @@ def _attend(
     if splits == 1:
         tl.store(out + head * K + k, (acc / total).to(out.dtype.element_ty), mask=mask_K)
         return
-    programs = tl.maximum(tl.cdiv(chunks, per_split), 1) * G
-    arrival = arrivals + token * J + kv_head
+    arrival = arrivals + token_head
     tl.debug_barrier()  # all threads have stored before one of them counts the arrival
-    if tl.atomic_add(arrival, 1, sem="acq_rel") == programs - 1:
+    if tl.atomic_add(arrival, 1, sem="acq_rel") == tl.maximum(tl.cdiv(chunks, per_split), 1) - 1:
         tl.debug_barrier()
         tl.store(arrival, 0)
-        for group in range(G):
-            head = kv_head * G + group
-            first_item = (token * H + head) * items
-            total, acc = _fold_stored(
-                sums + first_item * K,
-                maxima + first_item,
-                totals + first_item,
-                chunks + 1,
-                k,
-                mask_K,
-                K,
-                FOLD,
-            )
-            tl.store(out + head * K + k, (acc / total).to(out.dtype.element_ty), mask=mask_K)
+        total, acc = _fold_stored(
+            sums + first_item * K,
+            maxima + first_item,
+            totals + first_item,
+            chunks + 1,
+            k,
+            mask_K,
+            K,
+            FOLD,
+        )
+        tl.store(out + head * K + k, (acc / total).to(out.dtype.element_ty), mask=mask_K)
 
 
 def plan_splits(programs: int, span: int) -> int:
@@ -248,11 +244,11 @@ def attend(
     `qkv_NC` holds each token's queries, keys and values of all heads, not yet rotated; `rotary` holds the
     cosines and sines of all positions, `[P, K]`. A token's sequence is in the slots of the pool from its
     start on: key and value are written to slot `start + position`, and the slots from `start` up to it are
-    read. No position may reach `span`. `arrivals`, int32 and at least N J zeros, counts the finished programs
-    of each key/value head; it is zero again afterwards.
+    read. No position may reach `span`. `arrivals`, int32 and at least N H zeros, counts the finished programs
+    of each head; it is zero again afterwards.
     """
     tokens, (kv_heads, _, dim) = len(qkv_NC), keys_JSK.shape
-    assert arrivals.numel() >= tokens * kv_heads
+    assert arrivals.numel() >= tokens * heads
     splits = plan_splits(tokens * heads, span)
     items = 1 + triton.cdiv(span, CHUNK)
     out = qkv_NC.new_empty(tokens, heads * dim)

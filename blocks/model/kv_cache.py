@@ -87,8 +87,6 @@ class KVCache:
             )
         self.positions = torch.zeros(rows, dtype=torch.long, device=device)
         self.rows = torch.arange(rows, device=device)
-        self.arrivals = torch.zeros(rows * widths[0][0], dtype=torch.int32, device=device)
-        """Counters of finished programs for each row and head, which the decode kernel leaves at zero."""
         self.slots = slots
         self.filled = 0
         self.decoding = False

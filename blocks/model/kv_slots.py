@@ -19,7 +19,6 @@ class KVSlotView(KVCache):
         self.buffers = tuple(buffer[:, start:stop] for buffer in cache.buffers)
         self.positions = cache.positions[start:stop]
         self.rows = cache.rows[: stop - start]
-        self.arrivals = cache.arrivals
         self.slots, self.filled, self.decoding = cache.slots, filled, False
 
 

@@ -64,7 +64,7 @@ class Pool:
         self.rotary = cos[0], sin[0]
 
     def attend(self, span: int = SPAN) -> Tensor:
-        arrivals = torch.zeros(len(self.qkv) * len(self.keys), dtype=torch.int32, device=DEVICE)
+        arrivals = torch.zeros(len(self.qkv) * self.heads, dtype=torch.int32, device=DEVICE)
         cache = self.keys, self.values
         out = attend(self.qkv, self.rotary, self.positions, self.starts, *cache, self.heads, arrivals, span)
         assert not arrivals.any()

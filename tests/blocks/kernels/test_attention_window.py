@@ -59,7 +59,7 @@ def test_windows_have_the_bits_of_single_tokens(
         start += length + width
     starts[-1], positions[-1] = 0, 0
     expected, single_keys, single_values = [], keys.clone(), values.clone()
-    arrivals = torch.zeros(heads[1], dtype=torch.int32, device=DEVICE)
+    arrivals = torch.zeros(heads[0], dtype=torch.int32, device=DEVICE)
     for token in range(len(qkv) - 1):
         place = ints(positions[token : token + 1]), ints(starts[token : token + 1])
         one = qkv[token : token + 1], rotary, *place, single_keys, single_values
