@@ -19,15 +19,19 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...blocks.model.siglip import SiglipConfig, build_siglip
-from ...learn.packed import Arrays
+from ...janus.image_transform import ImageTransform
+from ...learn.packed import Arrays, build
 from ...learn.pretraining import Objective
 from ...learn.scratch import initialize
 from ...vl2.tiles import Size, place_in
 from ..world.catalog import PAINTS, things
 from ..world.degrading import degrade
 from ..world.painting import Picture
+from ..world.pictures import sample_view
 from ..world.requests import MAX_THINGS
 from ..world.scene import Box
+from .things_janus_spec import tower_config as janus_tower
+from .things_parts import TOWER, Job, Made, write_weights
 
 SIGN, NOTHING = len(things()), len(things()) + 1
 """The classes of patches that show a sign, and that show nothing."""
@@ -36,6 +40,10 @@ SIGN_SLOT, NO_SLOT, SLOTS = MAX_THINGS, MAX_THINGS + 1, MAX_THINGS + 2
 LETTERS = ascii_letters + digits
 NO_LETTER = len(LETTERS)
 
+SHARD = 200
+"""Pictures of one task of a rendering process."""
+
+_SQUARE = 0.6  # share of Janus's pictures of the size that it paints
 _MIN_SHARE = 0.1  # of a patch, from which on it shows a thing, a sign or a letter
 _DEGRADED = 0.15  # share of pictures
 _SOFT = ("blurred", "jpeg", "scaled")
@@ -58,6 +66,27 @@ def frames_in(size: Size, canvas: Size, tile: int) -> list[Box]:
         for y in range(0, canvas[1], tile)
         for x in range(0, canvas[0], tile)
     ]
+
+
+def _frame_of(size: Size, transform: ImageTransform) -> Box:
+    """The same of `ImageTransform.fit`."""
+    width, height = (max(int(side / max(size) * transform.size), transform.min_size) for side in size)
+    left, top = (transform.size - width) // 2, (transform.size - height) // 2
+    wide, high = size[0] / width, size[1] / height
+    return -left * wide, -top * high, (transform.size - left) * wide, (transform.size - top) * high
+
+
+def janus_shard(seed: int) -> Arrays:
+    """SHARD pictures of any shape as Janus reads them: `tiles` uint8 [N, 1, 3, S, S] and `label_patches`."""
+    rng, tower, found = Random(seed), janus_tower(), []
+    side = tower.image_size
+    for _ in range(SHARD):
+        view = sample_view(rng, size=(side, side) if rng.random() < _SQUARE else None)
+        fitted = ImageTransform(side).fit(soften(view.picture, rng).image())
+        frame = _frame_of(fitted.size, ImageTransform(side))
+        labels = label_patches(view.picture, [frame], side // tower.patch_size)
+        found.append({"tiles": fitted.tiles, **labels})
+    return {name: np.stack([one[name] for one in found]) for name in found[0]}
 
 
 def _edges(low: float, high: float, patches: int) -> np.ndarray:
@@ -207,3 +236,16 @@ class VisionObjective(Objective):
         enabled = self.dtype != torch.float32
         with torch.autocast(device.type, self.dtype, enabled=enabled, cache_enabled=False):
             return vision_losses(self.labeller, batch)
+
+
+def make_tower(config: SiglipConfig, pool: Mapping[str, Tensor], job: Job) -> Made:
+    """A vision encoder that is trained on a pool, and what writes it."""
+    objective = VisionObjective(config, pool, job.rows[0])
+    return objective, lambda: write_weights(objective.labeller.vision, job.folder / TOWER, torch.float32)
+
+
+def make_janus_vision(job: Job) -> Made:
+    """Janus's vision encoder, from `job.examples` pictures."""
+    arrays = build(janus_shard, -(-job.examples[0] // SHARD), job.seed * 1_000_003, job.workers)
+    pool = {name: torch.from_numpy(array).to(job.device) for name, array in arrays.items()}
+    return make_tower(janus_tower(), pool, job)

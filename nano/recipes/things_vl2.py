@@ -7,15 +7,22 @@ row, S side of a tile in pixels.
 from collections.abc import Mapping
 from functools import partial
 
+import torch
 from torch import Tensor
 
 from ...learn.losses import Batch
-from ...learn.objectives import Task
-from ...learn.packed import PackedRows
-from .things_vision import normalize
+from ...learn.objectives import ModelObjective, Task
+from ...learn.packed import Arrays, PackedRows
+from ...learn.scratch import from_scratch
+from .things_parts import MODEL, TOWER, Job, Made
+from .things_vision import make_tower, normalize
+from .things_vl2_data import WIDTHS, make_examples, write_folder
+from .things_vl2_spec import tower_config
 
 WEIGHTS = {"ask": 1.0, "point": 0.7, "two": 0.7}
 """Weights of the tasks' losses, by kind of rows."""
+BALANCE = 0.02
+"""Weight of the loss that has experts used alike."""
 
 
 def draw(rows: PackedRows, tiles_NV3SS: Tensor, count: int) -> Batch:
@@ -33,3 +40,27 @@ def vl2_tasks(examples: Mapping[str, Mapping[str, Tensor]], rows: Mapping[str, i
         name: Task(partial(draw, PackedRows.from_arrays(examples[name]), tiles, count), WEIGHTS[name])
         for name, count in rows.items()
     }
+
+
+def _examples(job: Job) -> dict[str, Arrays]:
+    if not (job.folder / "config.json").exists():
+        write_folder(job.folder)
+    return make_examples(job.folder, job.examples[0], job.seed, job.workers)
+
+
+def _on_device(arrays: Arrays, job: Job) -> dict[str, Tensor]:
+    return {name: torch.from_numpy(array).to(job.device) for name, array in arrays.items()}
+
+
+def make_vision(job: Job) -> Made:
+    """The vision encoder, from patches of `job.examples` pictures."""
+    return make_tower(tower_config(), _on_device(_examples(job)["pictures"], job), job)
+
+
+def make_model(job: Job) -> Made:
+    """The model with the vision encoder of `make_vision`, from conversations about `job.examples` pictures."""
+    examples = {kind: _on_device(arrays, job) for kind, arrays in _examples(job).items()}
+    pipe = from_scratch(job.folder, job.device, job.seed, {"vision": job.folder / TOWER})
+    tasks = vl2_tasks(examples, dict(zip(WIDTHS, job.rows, strict=True)))
+    objective = ModelObjective(pipe.model, tasks, balance=BALANCE)
+    return objective, lambda: pipe.to(torch.bfloat16).save_pretrained(job.folder / MODEL)

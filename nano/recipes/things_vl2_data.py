@@ -16,17 +16,21 @@ import numpy as np
 
 from ...learn.packed import Arrays, build, pack_rows
 from ...vl2.grounding import Box, draw_boxes
-from ...vl2.prompts import GROUNDING, example_prompt, locate_prompt
+from ...vl2.prompts import GROUNDING, REF, REF_END, example_prompt, locate_prompt
 from ...vl2.tiles import PixelNormalization, Size, candidate_resolutions, cut_tiles, select_best_resolution
-from ..world.asking import ask
+from ..world.asking import CELLS, ask
+from ..world.catalog import PAINTS, things
 from ..world.comparing import KINDS as PAIR_KINDS
-from ..world.comparing import compare
+from ..world.comparing import WHICH, compare
+from ..world.describing import mistype
 from ..world.painting import Picture
 from ..world.phrases import NO_MATCH
-from ..world.pictures import sample_pair
+from ..world.pictures import sample_pair, sample_view
 from ..world.pointing import boxed, boxed_caption, caption, point
 from ..world.requests import Seen
-from ..world.view import View
+from ..world.view import PLACES, View
+from ..world.wording import NUMBER_WORDS
+from .things_tokenizer import CAPTION_REQUESTS, train_tokenizer, write_files, write_vocabulary
 from .things_vision import frames_in, label_patches, soften
 from .things_vl2_spec import (
     FORMS,
@@ -39,7 +43,6 @@ from .things_vl2_spec import (
     tower_config,
     vl2_config,
 )
-from .tokenizer import train_tokenizer, write_files, write_vocabulary
 
 Turns = list[tuple[str, str]]
 """Questions with their answers."""
@@ -52,13 +55,6 @@ PAIRS, FRAMED = 50, 10
 framed."""
 PICTURES = 2 * PAIRS + FRAMED
 """Pictures of a shard."""
-CAPTION_REQUESTS = (
-    "Describe this image.",
-    "Describe the picture.",
-    "Describe the scene.",
-    "Describe what you see.",
-    "Write a caption for this picture.",
-)
 MAX_TURNS = 16
 """Question-answer pairs of the longest conversation."""
 
@@ -161,6 +157,26 @@ def picture_arrays(picture: Picture) -> Arrays:
     return {"tiles": tiles, **label_patches(picture, frames, TILE // tower_config().patch_size)}
 
 
+def typed(text: str, rng: Random) -> str:
+    """A question or a phrase as somebody types it: some in lower case or in capitals, without the mark at the
+    end, or with one typing error."""
+    if rng.random() < 0.04:
+        text = mistype(text, rng)
+    case = rng.random()
+    text = text.lower() if case < 0.15 else text.upper() if case < 0.17 and "<|" not in text else text
+    return text.rstrip("?.") if rng.random() < 0.1 else text
+
+
+def typed_turn(question: str, answer: str, rng: Random) -> tuple[str, str]:
+    """A question as it is typed, with its answer, which repeats a phrase as it is typed."""
+    if not question.startswith(REF):
+        return typed(question, rng), answer
+    phrase = question[len(REF) : question.index(REF_END)]
+    new = typed(phrase, rng)
+    marked = [f"{REF}{text}{REF_END}" for text in (phrase, new)]
+    return locate_prompt(new), answer.replace(*marked)
+
+
 class _Rows:
     """Rows of one kind, as they are made."""
 
@@ -174,6 +190,7 @@ class _Rows:
         forms = dict(FORMS[len(pictures)])
         form = rng.choices(list(forms), list(forms.values()))[0]
         grids = [grid_of(picture) for picture in pictures.values()]
+        turns = [typed_turn(*turn, rng) for turn in turns]
         self.rows.append(self.encode(turns, grids, form, self.width))
         self.pictures.append(tuple(pictures))
 
@@ -229,10 +246,29 @@ def conversation_texts(seed: int, pairs: int) -> Iterator[tuple[str, str]]:
 
 def write_folder(folder: Path) -> None:
     """Write everything of a vl2-nano folder but its weights; the same files at every call."""
-    texts = list(conversation_texts(0, 60))
-    tokenizer = train_tokenizer(SPECIAL_TOKENS, [text for turn in texts for text in turn], texts=2000)
+    numbers = (*NUMBER_WORDS, "nine", "ten", "eleven", "twelve")
+    names = [name for one in things().values() for name in (one.name, one.plural)]
+    answers = [*names, *PAINTS, *numbers, *CELLS, "yes", "no", *PLACES.values(), *WHICH.values()]
+    view = sample_view(Random(0), size=(192, 192))
+    official = (boxed_caption(view), NO_MATCH, ":", example_prompt(None), CAPTION_REQUESTS[0])
+    openings = (
+        "what",
+        "which",
+        "how",
+        "where",
+        "is",
+        "are",
+        "do",
+        "does",
+        "can",
+        "count",
+        "read",
+        "describe",
+    )
+    texts = [*answers, *official, *openings]
+    tokenizer = train_tokenizer(SPECIAL_TOKENS, texts, lowercase=False)
     write_files(folder, tokenizer, vl2_config(tokenizer.get_vocab_size()), processor_configs())
-    write_vocabulary(folder, [], [question for question, _ in texts])
+    write_vocabulary(folder, [], (question for question, _ in conversation_texts(0, 200)))
 
 
 def make_examples(folder: Path, pictures: int, seed: int, workers: int) -> dict[str, Arrays]:

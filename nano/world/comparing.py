@@ -12,12 +12,13 @@ from .scene import check_split
 from .view import View, named
 from .wording import NUMBER_WORDS
 
-_WHICH = {
+WHICH = {
     (True, False): "the first",
     (False, True): "the second",
     (True, True): "both",
     (False, False): "neither",
 }
+"""Answers, by whether the first and the second picture are meant."""
 _NUMBERS = (*NUMBER_WORDS, "nine", "ten", "eleven", "twelve")
 
 
@@ -33,7 +34,7 @@ def _which(a: View, b: View, rng: Random) -> Question:
         thing, color = rng.choice(((a.absent(rng), None), (one.thing, rng.choice(list(PAINTS)))))
     noun = a.article(thing or "thing", color)
     text = rng.choice((f"Which picture shows {noun}?", f"In which picture is there {noun}?"))
-    answer = _WHICH[bool(a.matching(thing, color)), bool(b.matching(thing, color))]
+    answer = WHICH[bool(a.matching(thing, color)), bool(b.matching(thing, color))]
     return Question("which", text, answer, _held_out(thing, color))
 
 
@@ -46,7 +47,7 @@ def _countable(a: View, b: View, rng: Random) -> tuple[str, int, int]:
 def _more(a: View, b: View, rng: Random) -> Question:
     noun, first, second = _countable(a, b, rng)
     text = rng.choice((f"Which picture has more {noun}?", f"In which picture are there more {noun}?"))
-    return Question("more", text, _WHICH[first > second, second > first], False)
+    return Question("more", text, WHICH[first > second, second > first], False)
 
 
 def _total(a: View, b: View, rng: Random) -> Question:
@@ -98,7 +99,7 @@ def _sign(a: View, b: View, rng: Random) -> Question | None:
         number = rng.randrange(2)
         text = f"What does the sign in the {('first', 'second')[number]} picture say?"
         return Question("sign", text, words[number], False)
-    return Question("sign", "Which picture has a sign?", _WHICH[bool(signs[0]), bool(signs[1])], False)
+    return Question("sign", "Which picture has a sign?", WHICH[bool(signs[0]), bool(signs[1])], False)
 
 
 _SAMPLERS: dict[str, Callable[[View, View, Random], Question | None]] = {

@@ -147,7 +147,7 @@ def plain_sentence(request: Request) -> str:
     return f"a photo of {_body(request, Random(0), plain_phrase, plain=True)}"
 
 
-def _mistype(text: str, rng: Random) -> str:
+def mistype(text: str, rng: Random) -> str:
     """One letter left out, doubled, swapped with its neighbor or changed, where the word can still be
     read."""
     words = text.split(" ")
@@ -182,7 +182,7 @@ def describe(request: Request, rng: Random) -> str:
     if request.total > 1 and request.groups[0].count > 1:
         text = text.replace("there is", "there are", 1)
     if rng.random() < _TYPING_ERRORS:
-        text = _mistype(text, rng)
+        text = mistype(text, rng)
     case = rng.random()
     text = text[0].upper() + text[1:] if case < 0.35 else text.upper() if case < 0.38 else text
     ends = text.endswith("?") or rng.random() < 0.65
