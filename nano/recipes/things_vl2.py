@@ -58,7 +58,7 @@ def make_vision(job: Job) -> Made:
 
 
 def make_model(job: Job) -> Made:
-    """The model with the vision encoder of `make_vision`, from conversations about `job.examples` pictures."""
+    """The model, from conversations about `job.examples` pictures, with the encoder of `make_vision`."""
     examples = {kind: _on_device(arrays, job) for kind, arrays in _examples(job).items()}
     pipe = from_scratch(job.folder, job.device, job.seed, {"vision": job.folder / TOWER})
     tasks = vl2_tasks(examples, dict(zip(WIDTHS, job.rows, strict=True)))
