@@ -19,6 +19,8 @@ from ...learn.pretraining import Pretraining, PretrainingOptions
 from ...learn.run_folder import cut_log, open_run
 from .things_janus import make_tokenizer
 from .things_parts import Job, Made
+from .things_vision import make_janus_vision
+from .things_vl2 import make_model, make_vision
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,27 @@ PARTS = {
         examples=(60_000,),
         options=PretrainingOptions(1e-3, seconds=160, optimizer="adamw", average=0.998),
         exact=True,
+    ),
+    "janus-vision": Part(
+        make_janus_vision,
+        JANUS,
+        rows=(256,),
+        examples=(60_000,),
+        options=PretrainingOptions(3e-3, seconds=60),
+    ),
+    "vl2-vision": Part(
+        make_vision,
+        VL2,
+        rows=(128,),
+        examples=(60_000,),
+        options=PretrainingOptions(3e-3, seconds=75),
+    ),
+    "vl2": Part(
+        make_model,
+        VL2,
+        rows=(128, 48, 48),
+        examples=(120_000,),
+        options=PretrainingOptions(3e-3, seconds=350),
     ),
 }
 """The parts in the order of training."""

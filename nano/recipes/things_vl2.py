@@ -12,11 +12,11 @@ from torch import Tensor
 
 from ...learn.losses import Batch
 from ...learn.objectives import ModelObjective, Task
-from ...learn.packed import Arrays, PackedRows
+from ...learn.packed import PackedRows
 from ...learn.scratch import from_scratch
 from .things_parts import MODEL, TOWER, Job, Made
 from .things_vision import make_tower, normalize
-from .things_vl2_data import WIDTHS, make_examples, write_folder
+from .things_vl2_data import WIDTHS, Examples, make_examples, write_folder
 from .things_vl2_spec import tower_config
 
 WEIGHTS = {"ask": 1.0, "point": 0.7, "two": 0.7}
@@ -32,9 +32,8 @@ def draw(rows: PackedRows, tiles_NV3SS: Tensor, count: int) -> Batch:
     return drawn.reading_tiles(normalize(tiles.flatten(1, 2)))
 
 
-def vl2_tasks(examples: Mapping[str, Mapping[str, Tensor]], rows: Mapping[str, int]) -> dict[str, Task]:
-    """A task for each kind of rows, with so many of them in a batch. examples: those of `make_examples`, as
-    tensors on the device."""
+def vl2_tasks(examples: Examples, rows: Mapping[str, int]) -> dict[str, Task]:
+    """A task for each kind of rows, with so many of them in a batch, of the examples of `make_examples`."""
     tiles = examples["pictures"]["tiles"]
     return {
         name: Task(partial(draw, PackedRows.from_arrays(examples[name]), tiles, count), WEIGHTS[name])
@@ -42,24 +41,20 @@ def vl2_tasks(examples: Mapping[str, Mapping[str, Tensor]], rows: Mapping[str, i
     }
 
 
-def _examples(job: Job) -> dict[str, Arrays]:
+def _examples(job: Job) -> Examples:
     if not (job.folder / "config.json").exists():
         write_folder(job.folder)
-    return make_examples(job.folder, job.examples[0], job.seed, job.workers)
-
-
-def _on_device(arrays: Arrays, job: Job) -> dict[str, Tensor]:
-    return {name: torch.from_numpy(array).to(job.device) for name, array in arrays.items()}
+    return make_examples(job.folder, job.examples[0], job.seed, job.workers, job.device)
 
 
 def make_vision(job: Job) -> Made:
     """The vision encoder, from patches of `job.examples` pictures."""
-    return make_tower(tower_config(), _on_device(_examples(job)["pictures"], job), job)
+    return make_tower(tower_config(), _examples(job)["pictures"], job)
 
 
 def make_model(job: Job) -> Made:
     """The model, from conversations about `job.examples` pictures, with the encoder of `make_vision`."""
-    examples = {kind: _on_device(arrays, job) for kind, arrays in _examples(job).items()}
+    examples = _examples(job)
     pipe = from_scratch(job.folder, job.device, job.seed, {"vision": job.folder / TOWER})
     tasks = vl2_tasks(examples, dict(zip(WIDTHS, job.rows, strict=True)))
     objective = ModelObjective(pipe.model, tasks, balance=BALANCE)

@@ -13,8 +13,10 @@ from pathlib import Path
 from random import Random
 
 import numpy as np
+import torch
+from torch import Tensor
 
-from ...learn.packed import Arrays, build, pack_rows
+from ...learn.packed import Arrays, Turns, pack_rows, stream
 from ...vl2.grounding import Box, draw_boxes
 from ...vl2.prompts import GROUNDING, REF, REF_END, example_prompt, locate_prompt
 from ...vl2.tiles import PixelNormalization, Size, candidate_resolutions, cut_tiles, select_best_resolution
@@ -43,9 +45,6 @@ from .things_vl2_spec import (
     tower_config,
     vl2_config,
 )
-
-Turns = list[tuple[str, str]]
-"""Questions with their answers."""
 
 WIDTHS = {"ask": 448, "point": 448, "two": 640}
 """Kinds of rows, with the tokens of the longest one: answers about one picture, boxes in one, and both about
@@ -173,8 +172,7 @@ def typed_turn(question: str, answer: str, rng: Random) -> tuple[str, str]:
         return typed(question, rng), answer
     phrase = question[len(REF) : question.index(REF_END)]
     new = typed(phrase, rng)
-    marked = [f"{REF}{text}{REF_END}" for text in (phrase, new)]
-    return locate_prompt(new), answer.replace(*marked)
+    return locate_prompt(new), answer.replace(f"{REF}{phrase}{REF_END}", f"{REF}{new}{REF_END}")
 
 
 class _Rows:
@@ -271,15 +269,24 @@ def write_folder(folder: Path) -> None:
     write_vocabulary(folder, [], (question for question, _ in conversation_texts(0, 200)))
 
 
-def make_examples(folder: Path, pictures: int, seed: int, workers: int) -> dict[str, Arrays]:
-    """At least so many pictures and the rows about them, by "pictures" and the names of WIDTHS.
+Examples = dict[str, dict[str, Tensor]]
+"""Tensors by "pictures" and the names of WIDTHS, then by their names."""
 
-    `folder` has the model's JSON files. Every process makes whole shards."""
+
+def make_examples(
+    folder: Path, pictures: int, seed: int, workers: int, device: str | torch.device
+) -> Examples:
+    """At least so many pictures and the rows about them, on a device, made by this many processes.
+
+    `folder` has the model's JSON files."""
     first = seed * 1_000_003
     one = partial(shard, first_seed=first, encode=ConversationEncoder(folder))
-    arrays = build(one, -(-pictures // PICTURES), first, workers)
-    found: dict[str, Arrays] = {}
-    for name, array in arrays.items():
+    parts: dict[str, list[Tensor]] = {}
+    for arrays in stream(one, -(-pictures // PICTURES), first, workers):
+        for name, array in arrays.items():
+            parts.setdefault(name, []).append(torch.from_numpy(array).to(device))
+    found: Examples = {}
+    for name in list(parts):
         kind, key = name.split(".")
-        found.setdefault(kind, {})[key] = array
+        found.setdefault(kind, {})[key] = torch.cat(parts.pop(name))
     return found

@@ -11,8 +11,13 @@ from bifrons.blocks.checkpoints.hub import find_model_folder
 from bifrons.learn.losses import TrainingModel
 from bifrons.learn.objectives import ModelObjective
 from bifrons.learn.packed import PackedRows, pack_rows
+from bifrons.learn.pretraining import PretrainingOptions
 from bifrons.learn.scratch import from_scratch
+from bifrons.nano.recipes import things_vision, things_vl2
 from bifrons.nano.recipes import things_vl2_data as data
+from bifrons.nano.recipes.things_parts import MODEL, Job
+from bifrons.nano.recipes.things_tokenizer import write_files
+from bifrons.nano.recipes.things_train import PARTS, train
 from bifrons.nano.recipes.things_vision import (
     LETTERS,
     NO_LETTER,
@@ -34,7 +39,6 @@ from bifrons.nano.recipes.things_vl2_spec import (
     tower_config,
     vl2_config,
 )
-from bifrons.nano.recipes.tokenizer import write_files
 from bifrons.nano.world.painting import Picture, paint
 from bifrons.nano.world.phrases import NO_MATCH
 from bifrons.nano.world.pictures import sample_view
@@ -44,6 +48,8 @@ from bifrons.vl2.grounding import parse_grounding
 from bifrons.vl2.pipeline import VL2Pipeline
 from tokenizers import Tokenizer
 
+TOWER = replace(tower_config(), width=64, layers=2)
+"""A small one."""
 TURNS = [("What is this?", "cat"), ("How many cats are there?", "two")]
 
 
@@ -51,7 +57,11 @@ TURNS = [("What is this?", "cat"), ("How many cats are there?", "two")]
 def folder(tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("vl2-nano")
     tokenizer = Tokenizer.from_file(str(find_model_folder("vl2-nano") / "tokenizer.json"))
-    write_files(path, tokenizer, vl2_config(tokenizer.get_vocab_size()), processor_configs())
+    config = vl2_config(tokenizer.get_vocab_size())
+    config["vision_config"] |= {"width": TOWER.width, "layers": TOWER.layers}
+    config["projector_config"] |= {"input_dim": TOWER.width}
+    config["language_config"] |= {"num_hidden_layers": 2, "n_routed_experts": 4}
+    write_files(path, tokenizer, config, processor_configs())
     return path
 
 
@@ -187,8 +197,7 @@ def test_a_framed_thing_is_looked_for_in_the_other_picture():
 
 def test_all_tasks_and_the_tower_learn(folder, pipe, small, monkeypatch):
     monkeypatch.setattr(data, "WIDTHS", {"ask": 240, "point": 300, "two": 460})
-    arrays = data.make_examples(folder, 5, 3, 1)
-    examples = {kind: {n: torch.from_numpy(a) for n, a in rows.items()} for kind, rows in arrays.items()}
+    examples = data.make_examples(folder, 5, 3, 1, "cpu")
     torch.manual_seed(0)
     objective = ModelObjective(
         pipe.model, vl2_tasks(examples, {"ask": 2, "point": 1, "two": 1}), balance=0.02
@@ -200,11 +209,10 @@ def test_all_tasks_and_the_tower_learn(folder, pipe, small, monkeypatch):
     # Experts that no token was routed to have no gradient.
     assert not [name for name in silent if ".experts." not in name]
 
-    config = replace(tower_config(), width=64, layers=2)
-    tower = VisionObjective(config, examples["pictures"], 2, torch.float32)
-    adam = torch.optim.AdamW(tower.parameters(), 1e-3)
+    tower = VisionObjective(TOWER, examples["pictures"], 2, torch.float32)
+    adam = torch.optim.AdamW(tower.parameters(), 3e-3)
     totals = []
-    for _ in range(5):
+    for _ in range(6):
         torch.manual_seed(1)  # the same pictures
         found = tower.losses()
         total = torch.stack([loss for loss in found.values() if loss.requires_grad]).sum()
@@ -213,3 +221,23 @@ def test_all_tasks_and_the_tower_learn(folder, pipe, small, monkeypatch):
         adam.step()
         totals.append(total.item())
     assert totals[-1] < 0.8 * totals[0]
+
+
+def test_parts_are_trained_one_after_another_and_the_model_loads(folder, small, monkeypatch):
+    monkeypatch.setattr(things_vl2, "tower_config", lambda: TOWER)
+    for name, rows in (("vl2-vision", (1,)), ("vl2", (1, 1, 1))):
+        options = PretrainingOptions(1e-3, steps=1, warmup=0.0)
+        job = Job(folder, rows, (5,), 0, 1, torch.device("cpu"))
+        train(name, replace(PARTS[name], options=options), job, 0.0)
+    pipe = VL2Pipeline.from_pretrained(folder / MODEL, "cpu")
+    picture = _pictures((300, 100))[0].image()
+    assert isinstance(pipe.ask(picture, "What is this?", 3), str)
+    assert isinstance(pipe.locate(picture, "the cat", 3), list)
+
+
+def test_janus_reads_pictures_of_any_shape(monkeypatch):
+    monkeypatch.setattr(things_vision, "SHARD", 3)
+    arrays = things_vision.janus_shard(1)
+    assert arrays["tiles"].shape == (3, 1, 3, 192, 192)
+    assert arrays["slot"].shape == (3, 1, 144)
+    assert ((arrays["slot"] < NO_SLOT).sum((1, 2)) > 0).all()
