@@ -1,7 +1,7 @@
 """Object detectors behind one protocol, and the factory that makes them by name."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -11,7 +11,7 @@ from PIL import Image, ImageOps
 
 from ...blocks.device import resolve_device
 from ...blocks.errors import BifronsError, OptionError
-from ...nano.world.detector import detect, to_geneval
+from ...nano.world.detector import Detection, detect, to_geneval
 from ...nano.world.things_detector import FILE, WEIGHTS, ThingsDetector, load_detector
 from ..optional_packages import import_opencv, quiet
 from .clip_colors import MISSING_CLIP, ColorClassifier, load_color_classifier
@@ -144,13 +144,17 @@ class WorldDetector:
         self.name = f"world (the world of things' learned detector, {measured})"
 
     def detect(self, image: Image.Image, metadata: Mapping[str, Any]) -> dict[str, Any]:
-        """See `Detector.detect`. Every box gets its colour, so `metadata` is not used.
+        """See `Detector.detect`. Every box gets its colour, so `metadata` is not used."""
+        return as_row(self._detector.detect(ImageOps.exif_transpose(image).convert("RGB")))
 
-        Scores are moved above 0.9, GenEval's threshold for counting: this detector has one threshold of its
-        own for all prompts.
-        """
-        found = self._detector.detect(ImageOps.exif_transpose(image).convert("RGB"))
-        return to_geneval([replace(one, score=0.9 + 0.1 * one.score) for one in found])
+
+def as_row(found: Sequence[Detection]) -> dict[str, Any]:
+    """What the detector of the world of things has found as "boxes" and "colors" of a row.
+
+    Scores are moved above 0.9, GenEval's threshold for counting: this detector has one threshold of its own
+    for all prompts.
+    """
+    return to_geneval([replace(one, score=0.9 + 0.1 * one.score) for one in found])
 
 
 class GenEvalDetector:

@@ -28,6 +28,7 @@ from ...nano.world.renderer import to_pil
 from ...nano.world.scene import sample_scene
 from ...nano.world.sentences import suite
 from ..geneval.scoring import Summary, format_table, intervals, results_row, score_row, summarize
+from .scores import ask_all, same_answer
 
 SIDE = 128
 """Side of an image in pixels."""
@@ -38,38 +39,10 @@ Table = dict[str, tuple[int, int]]
 """(right, asked) by kind."""
 
 
-def ask_all(
-    pipe: ChatPipeline,
-    asked: Sequence[tuple[Sequence[Image.Image], str]],
-    max_new_tokens: int,
-    batch: int = 50,
-) -> list[str]:
-    """The greedy answers to questions about pictures, each a conversation of its own."""
-    messages = [
-        [
-            {
-                "role": "user",
-                "content": [
-                    *({"type": "image", "image": picture} for picture in pictures),
-                    {"type": "text", "text": text},
-                ],
-            }
-        ]
-        for pictures, text in asked
-    ]
-    parts = [messages[start : start + batch] for start in range(0, len(messages), batch)]
-    return [answer for part in parts for answer in pipe.chat_batch(part, max_new_tokens=max_new_tokens)]
-
-
 def tally(kinds: Sequence[str], right: Sequence[bool]) -> Table:
     """Counts by kind, from the kind of each question and whether its answer is right."""
     asked, correct = Counter(kinds), Counter(compress(kinds, right))
     return {kind: (correct[kind], count) for kind, count in asked.items()}
-
-
-def same_answer(answer: str, expected: str) -> bool:
-    """Whether an answer is the expected one, up to case, spaces around it and a full stop."""
-    return answer.strip().lower().rstrip(".") == expected
 
 
 def score_answers(pipe: ChatPipeline, scenes: int, seed: int, split: str) -> Table:

@@ -5,7 +5,6 @@ and objects like the one framed in a first picture. Combinations held out of tra
 """
 
 import argparse
-from collections.abc import Sequence
 from random import Random
 
 from ...nano.world.pairs import KINDS as PAIR_KINDS
@@ -17,32 +16,8 @@ from ...nano.world.scene import Scene, sample_scene
 from ...vl2.grounding import Box, draw_boxes, parse_grounding
 from ...vl2.pipeline import VL2Pipeline
 from ...vl2.prompts import locate_prompt
-from .janus import SIDE, TITLES, Table, ask_all, same_answer, score_answers, table_line, tally
-
-MIN_IOU = 0.5
-"""Intersection over union from which a box is right."""
-
-Corners = tuple[int, int, int, int]
-
-
-def overlap(a: Sequence[float], b: Sequence[float]) -> float:
-    """Intersection over union of two boxes."""
-    wide, high = (min(a[i + 2], b[i + 2]) - max(a[i], b[i]) for i in (0, 1))
-    shared = max(wide, 0) * max(high, 0)
-    areas = sum((box[2] - box[0]) * (box[3] - box[1]) for box in (a, b))
-    return shared / (areas - shared) if areas > shared else 0.0
-
-
-def matched(predicted: Sequence[Corners], expected: Sequence[Corners]) -> int:
-    """Number of expected boxes matched by a predicted box of their own, best overlaps first."""
-    pairs = sorted(
-        ((overlap(p, e), i, j) for i, p in enumerate(predicted) for j, e in enumerate(expected)), reverse=True
-    )
-    matches: dict[int, int] = {}
-    for value, i, j in pairs:
-        if value >= MIN_IOU and i not in matches and j not in matches.values():
-            matches[i] = j
-    return len(matches)
+from .janus import SIDE, TITLES, Table, score_answers, table_line, tally
+from .scores import ask_all, matched, same_answer
 
 
 def judge_query(text: str, query: GroundingQuery, scene: Scene) -> tuple[bool, int, int]:

@@ -8,12 +8,13 @@ B images, N slots for things, H and W points of the network's maps, 3 x 3 points
 center; K classes or colors; 3 is red, green, blue; 4 is x0, y0, x1, y1.
 """
 
+from collections.abc import Iterable
 from random import Random
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torchvision.ops import generalized_box_iou_loss
 
 from ...learn.packed import Arrays, build
@@ -115,13 +116,19 @@ class DetectorObjective(Objective):
         self.loss_weights, self.batch = {"box": 2.0}, batch
         self.pool = {name: torch.from_numpy(array).to(device) for name, array in pool.items()}
         self.model = CenterNet(len(things()), len(PAINTS), width).to(device)
+        # PyTorch's backward pass through channels-last copies has crashed on CPUs.
+        self.layout = torch.channels_last if device.type == "cuda" else torch.contiguous_format
+        self.model.to(memory_format=self.layout)  # pyright: ignore[reportCallIssue]
+
+    def compiled(self) -> Iterable[nn.Module]:
+        return (self.model,)
 
     def losses(self) -> dict[str, Tensor]:
         place = self.pool["thing"].device
         chosen = torch.randint(len(self.pool["thing"]), (self.batch,), device=place)
         batch = {name: array[chosen] for name, array in self.pool.items()}
-        # Contiguous: PyTorch's backward pass through channels-last copies has crashed on CPUs.
-        pixels = augment(batch["pixels"].permute(0, 3, 1, 2).contiguous().float() / 127.5 - 1)
+        pixels = batch["pixels"].permute(0, 3, 1, 2).contiguous(memory_format=self.layout)
+        pixels = augment(pixels.float() / 127.5 - 1)
         with torch.autocast(place.type, torch.bfloat16, enabled=place.type == "cuda", cache_enabled=False):
             maps = self.model(pixels)
         return detector_losses(maps, batch)

@@ -10,6 +10,7 @@ Shape suffixes: B images, C classes, H height and W width in points, STRIDE pixe
 """
 
 import json
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -24,7 +25,7 @@ from torchvision.ops import batched_nms
 from ...blocks.checkpoints.reader import TensorReader, list_tensors
 from ...blocks.conversion.quantized_writer import stored_in_int8
 from ...blocks.conversion.writer import write_safetensors
-from ...blocks.errors import BifronsError, CheckpointError
+from ...blocks.errors import BifronsError, CheckpointError, check_number
 from ...blocks.json_config import read_section
 from .catalog import PAINTS, things
 from .detector import Detection
@@ -37,7 +38,7 @@ WEIGHTS = Path(__file__).parents[1] / "weights" / "world-detector"
 WIDTHS = range(16, 257, 16)
 """Widths of the network that are accepted."""
 MIN_SCORE = 0.3
-"""Fainter detections are left out."""
+"""Fainter detections are left out, unless the weights' `config.json` has another `threshold`."""
 
 _MAX_ASPECT = 4.0
 _MAX_THINGS = 64
@@ -54,6 +55,16 @@ class Maps(NamedTuple):
     sides: Tensor
     thing: Tensor
     color: Tensor
+
+
+class Peaks(NamedTuple):
+    """Candidates, the likeliest first, on the CPU: scores, classes and colors (indices) [N], boxes in pixels
+    of the network's input [N, 4]; or those of B pictures."""
+
+    score: Tensor
+    thing: Tensor
+    color: Tensor
+    box: Tensor
 
 
 class _Block(nn.Module):
@@ -113,39 +124,70 @@ def boxes_at(sides_N4: Tensor, rows_N: Tensor, columns_N: Tensor) -> Tensor:
 
 
 class ThingsDetector:
-    """The network with its weights. classes: names of things. report: what was measured of its errors."""
+    """The network with its weights. classes: names of things. report: what was measured of its errors.
+    threshold: the score from which on a detection counts."""
 
-    def __init__(self, model: CenterNet, classes: tuple[str, ...], report: dict[str, float]) -> None:
-        self.model, self.classes, self.report = model.eval(), classes, report
+    def __init__(
+        self,
+        model: CenterNet,
+        classes: tuple[str, ...],
+        report: dict[str, float],
+        threshold: float = MIN_SCORE,
+    ) -> None:
+        self.model, self.classes, self.report, self.threshold = model.eval(), classes, report, threshold
 
     @property
     def device(self) -> torch.device:
         """Where the weights are."""
         return self.model.stem[0].weight.device  # pyright: ignore
 
-    @torch.inference_mode()
     def detect(self, image: Image.Image) -> list[Detection]:
         """The things in a picture, the surest first: GenEval's names, colors and boxes in pixels."""
-        pixels_3HW, scale = prepare(image)
-        maps = self.model(pixels_3HW[None].to(self.device))
-        heat_HW = maps.heat[0].sigmoid()
-        width = heat_HW.shape[1]
-        surest = maps.thing[0].softmax(0).max(0)
-        peaks_HW = heat_HW * (F.max_pool2d(heat_HW[None], 3, 1, 1)[0] == heat_HW) * surest.values
-        scores_N, places_N = peaks_HW.flatten().topk(min(_MAX_THINGS, peaks_HW.numel()))
-        count = int((scores_N > MIN_SCORE).sum())
-        scores_N, places_N = scores_N[:count], places_N[:count]
-        rows_N, columns_N = places_N // width, places_N % width
-        labels_N = surest.indices[rows_N, columns_N]
-        boxes_N4 = boxes_at(maps.sides[0, :, rows_N, columns_N].T, rows_N, columns_N) / scale
-        limits = torch.tensor([*image.size, *image.size], device=boxes_N4.device)
-        boxes_N4 = torch.minimum(boxes_N4.clamp(min=0), limits)
-        colors_N = maps.color[0, :, rows_N, columns_N].argmax(0)
+        return self.detect_all([image])[0]
+
+    @torch.inference_mode()
+    def detect_all(self, images: Sequence[Image.Image], batch: int = 64) -> list[list[Detection]]:
+        """`detect` for each picture; those of one size are looked at together, `batch` at a time."""
+        prepared = [prepare(image) for image in images]
+        sizes: dict[torch.Size, list[int]] = {}
+        for number, (pixels_3HW, _) in enumerate(prepared):
+            sizes.setdefault(pixels_3HW.shape, []).append(number)
+        found: list[list[Detection]] = [[] for _ in images]
+        for numbers in sizes.values():
+            for start in range(0, len(numbers), batch):
+                part = numbers[start : start + batch]
+                pixels_B3HW = torch.stack([prepared[n][0] for n in part]).to(self.device)
+                peaks = _peaks(self.model(pixels_B3HW))
+                for i, n in enumerate(part):
+                    one = Peaks(*(tensor[i] for tensor in peaks))
+                    found[n] = self._read(one, images[n].size, prepared[n][1])
+        return found
+
+    def _read(self, peaks: Peaks, size: tuple[int, int], scale: float) -> list[Detection]:
+        """The detections of one picture of this size, which was scaled so, from its peaks."""
+        count = int((peaks.score > self.threshold).sum())
+        scores_N, labels_N, colors_N, boxes_N4 = (tensor[:count] for tensor in peaks)
+        boxes_N4 = torch.minimum((boxes_N4 / scale).clamp(min=0), torch.tensor([*size, *size]))
         chosen = batched_nms(boxes_N4, scores_N, labels_N, _SAME_THING)
         return [
             _detection(self.classes[int(labels_N[i])], int(colors_N[i]), boxes_N4[i], float(scores_N[i]))
             for i in chosen.tolist()
         ]
+
+
+def _peaks(maps: Maps) -> Peaks:
+    """The points of B pictures where a center is likeliest among its neighbors."""
+    heat_BHW = maps.heat.sigmoid()
+    surest = maps.thing.softmax(1).max(1)
+    peaks_BHW = heat_BHW * (F.max_pool2d(heat_BHW, 3, 1, 1) == heat_BHW) * surest.values
+    width = heat_BHW.shape[2]
+    scores_BN, places_BN = peaks_BHW.flatten(1).topk(min(_MAX_THINGS, peaks_BHW[0].numel()))
+    rows_BN, columns_BN = places_BN // width, places_BN % width
+    labels_BN = surest.indices.flatten(1).gather(1, places_BN)
+    colors_BN = maps.color.argmax(1).flatten(1).gather(1, places_BN)
+    sides_BN4 = maps.sides.flatten(2).gather(2, places_BN[:, None].expand(-1, 4, -1)).transpose(1, 2)
+    found = scores_BN, labels_BN, colors_BN, boxes_at(sides_BN4, rows_BN, columns_BN)
+    return Peaks(*(tensor.cpu() for tensor in found))
 
 
 def _detection(label: str, color: int, box_4: Tensor, score: float) -> Detection:
@@ -185,6 +227,7 @@ def load_detector(folder: Path = WEIGHTS, device: str | torch.device = "cpu") ->
         )
     config = read_section(folder / _CONFIG)
     classes, report = config.get("classes"), config.get("report", {})
+    threshold = config.get("threshold", MIN_SCORE)
     if (
         config.get("colors") != list(PAINTS)
         or not isinstance(classes, list)
@@ -196,6 +239,7 @@ def load_detector(folder: Path = WEIGHTS, device: str | torch.device = "cpu") ->
     width = config.integer("width")
     if width not in WIDTHS:
         raise CheckpointError(f"{folder / _CONFIG}: width is {width}; accepted: multiples of 16 to 256")
+    check_number(f"threshold in {folder / _CONFIG}", threshold, 0.0, 1.0)
     model = CenterNet(len(classes), len(PAINTS), width)
     with TensorReader() as reader:
         weights = {name: reader.read(entry).float() for name, entry in list_tensors(folder).items()}
@@ -203,4 +247,4 @@ def load_detector(folder: Path = WEIGHTS, device: str | torch.device = "cpu") ->
         model.load_state_dict(weights)
     except RuntimeError as error:
         raise CheckpointError(f"{folder / FILE} has other tensors than {folder / _CONFIG} says") from error
-    return ThingsDetector(model.to(device), tuple(classes), report)
+    return ThingsDetector(model.to(device), tuple(classes), report, threshold)

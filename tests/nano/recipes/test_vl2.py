@@ -7,7 +7,8 @@ from random import Random
 
 import pytest
 import torch
-from bifrons.eval.nano.vl2 import judge_query, matched
+from bifrons.eval.nano.scores import matched
+from bifrons.eval.nano.vl2 import judge_query
 from bifrons.learn.losses import TrainingModel
 from bifrons.learn.objectives import BalanceLoss
 from bifrons.learn.packed import PackedRows, pack_rows, save_rows
