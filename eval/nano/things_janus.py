@@ -18,6 +18,7 @@ from PIL import Image
 
 from ...blocks.chat.pipeline import ChatPipeline
 from ...janus.pipeline import JanusPipeline
+from ...nano.recipes.things_janus_spec import UNASKED
 from ...nano.world.asking import KINDS as QUESTION_KINDS
 from ...nano.world.asking import ask
 from ...nano.world.pictures import sample_view
@@ -122,13 +123,14 @@ class Painter:
         return count([prompt.kind for prompt in prompts], right, each), wrong, sum(exact) / len(exact)
 
 
-def questions(number: int, seed: int, split: str, square: bool = True) -> list[tuple[View, Question]]:
+def questions(
+    number: int, seed: int, split: str, kinds: Sequence[str] = QUESTION_KINDS, side: int | None = None
+) -> list[tuple[View, Question]]:
     """Pictures with a question each, of all kinds in turn; in the split "held_out", about combinations left
-    out. square: of SIDE pixels, else of any size."""
+    out. side: of square pictures, in pixels; None for pictures of any size."""
     rng, found = Random(f"questions {seed} {split}"), []
-    kinds = QUESTION_KINDS if split == "train" else tuple(k for k in QUESTION_KINDS if k != "sign")
     while len(found) < number:
-        view = sample_view(rng, split if split == "train" else "any", (SIDE, SIDE) if square else None)
+        view = sample_view(rng, split if split == "train" else "any", (side, side) if side else None)
         kind = kinds[len(found) % len(kinds)] if split == "train" else rng.choice(kinds)
         question = ask(view, rng, kind, split)
         if question is not None:
@@ -200,8 +202,10 @@ def run(args: argparse.Namespace, pipe: JanusPipeline, detector: ThingsDetector)
                 flush=True,
             )
     if "questions" in args.parts:
+        kinds = [kind for kind in QUESTION_KINDS if kind not in UNASKED]
         for name, split in (("questions", "train"), ("questions held-out", "held_out")):
-            counts = score_questions(pipe, questions(args.questions, args.seed, split), args.batch_size)
+            asked = questions(args.questions, args.seed, split, kinds, SIDE)
+            counts = score_questions(pipe, asked, args.batch_size)
             results["figures"][name] = figures(counts, pooled=True)
             print(f"{name}: {shown(results['figures'][name]['overall'])}", flush=True)
     if "tokenizer" in args.parts:

@@ -157,7 +157,7 @@ def run(args: argparse.Namespace, pipe: VL2Pipeline) -> dict[str, Figures]:
 
     for ending, split in splits:
         if "questions" in args.parts:
-            cases = questions(number, seed, split, square=False)
+            cases = questions(number, seed, split)
             add(f"questions{ending}", score_questions(pipe, cases, batch))
             add(f"questions before the picture{ending}", score_questions(pipe, cases, batch, text_first=True))
         if "phrases" in args.parts:

@@ -1,6 +1,6 @@
 """The detector of the world of things learns from rendered scenes, a part of them degraded.
 
-`python -m bifrons.nano.recipes.train world-detector` trains it. Pictures are rendered once, by all
+`python -m bifrons.nano.recipes.things_train detector` trains it. Pictures are rendered once, by all
 processors, and stay in the device's memory (110 kB each); brightness, contrast and noise change at every
 step.
 
@@ -17,13 +17,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.ops import generalized_box_iou_loss
 
-from ...learn.packed import Arrays, build
+from ...learn.packed import Arrays
 from ...learn.pretraining import Objective
 from ..world.catalog import PAINTS, things
 from ..world.degrading import DEGRADATIONS, degrade
 from ..world.sampling import KINDS, MORE_KINDS, sample_example
-from ..world.things_detector import SIDE, STRIDE, CenterNet, Maps, boxes_at
-from .things_pictures import SHARD, truth_arrays
+from ..world.things_detector import SIDE, STRIDE, CenterNet, Maps, boxes_at, save_detector
+from .things_parts import Job, Made
+from .things_pictures import SHARD, PicturePool, truth_arrays
 
 WIDTH = 48
 """Channels at a stride of four pixels."""
@@ -42,11 +43,6 @@ def shard(seed: int) -> Arrays:
         pixels[i], seen = degrade(picture, how, rng)
         truths.append(seen)
     return {"pixels": pixels, **truth_arrays(truths)}
-
-
-def render(count: int, seed: int, workers: int) -> Arrays:
-    """At least `count` pictures of `shard`, by this many processes."""
-    return build(shard, -(-count // SHARD), seed * 1_000_003, workers)
 
 
 def heat_targets(batch: dict[str, Tensor], height: int, width: int) -> Tensor:
@@ -109,12 +105,11 @@ def augment(pixels_B3HW: Tensor) -> Tensor:
 
 
 class DetectorObjective(Objective):
-    """The detector with new weights, and a pool of pictures that were rendered before, on the same device."""
+    """The detector with new weights, and a pool of pictures on the same device."""
 
-    def __init__(self, pool: Arrays, batch: int, device: torch.device, width: int = WIDTH) -> None:
+    def __init__(self, pool: PicturePool, batch: int, device: torch.device, width: int = WIDTH) -> None:
         super().__init__()
-        self.loss_weights, self.batch = {"box": 2.0}, batch
-        self.pool = {name: torch.from_numpy(array).to(device) for name, array in pool.items()}
+        self.loss_weights, self.pool, self.batch = {"box": 2.0}, pool, batch
         self.model = CenterNet(len(things()), len(PAINTS), width).to(device)
         # PyTorch's backward pass through channels-last copies has crashed on CPUs.
         self.layout = torch.channels_last if device.type == "cuda" else torch.contiguous_format
@@ -124,11 +119,18 @@ class DetectorObjective(Objective):
         return (self.model,)
 
     def losses(self) -> dict[str, Tensor]:
-        place = self.pool["thing"].device
-        chosen = torch.randint(len(self.pool["thing"]), (self.batch,), device=place)
-        batch = {name: array[chosen] for name, array in self.pool.items()}
+        batch = self.pool.draw(self.batch)
+        place = batch["pixels"].device
         pixels = batch["pixels"].permute(0, 3, 1, 2).contiguous(memory_format=self.layout)
         pixels = augment(pixels.float() / 127.5 - 1)
         with torch.autocast(place.type, torch.bfloat16, enabled=place.type == "cuda", cache_enabled=False):
             maps = self.model(pixels)
         return detector_losses(maps, batch)
+
+
+def make_detector(job: Job) -> Made:
+    """The detector, from random pictures."""
+    torch.backends.cudnn.benchmark = True
+    pool = PicturePool.render(job.examples[0], job.seed, job.workers, job.device, shard)
+    objective = DetectorObjective(pool, job.rows[0], job.device)
+    return objective, lambda: save_detector(job.folder, objective.model, WIDTH, {})

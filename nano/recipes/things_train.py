@@ -17,6 +17,7 @@ import torch
 from ...learn.distributed import joined, rank
 from ...learn.pretraining import Pretraining, PretrainingOptions
 from ...learn.run_folder import cut_log, open_run
+from .things_detector import make_detector
 from .things_janus import make_tokenizer
 from .things_parts import Job, Made
 from .things_vision import make_janus_vision
@@ -36,7 +37,7 @@ class Part:
     exact: bool = False
 
 
-JANUS, VL2 = "runs/janus-nano-2", "runs/vl2-nano-2"
+JANUS, VL2, DETECTOR = "runs/janus-nano-2", "runs/vl2-nano-2", "runs/world-detector"
 RESERVE = 15.0
 """Seconds of `--wall` that are left for writing the result."""
 PARTS = {
@@ -68,6 +69,13 @@ PARTS = {
         rows=(128, 48, 48),
         examples=(120_000,),
         options=PretrainingOptions(3e-3, seconds=350),
+    ),
+    "detector": Part(
+        make_detector,
+        DETECTOR,
+        rows=(96,),
+        examples=(150_000,),
+        options=PretrainingOptions(2e-3, seconds=150, optimizer="adamw"),
     ),
 }
 """The parts in the order of training."""

@@ -6,7 +6,6 @@ A part reads what `janus_data` or `vl2_data` and the parts before it have writte
 """
 
 import argparse
-import os
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
@@ -29,10 +28,8 @@ from ...learn.scratch import from_scratch
 from ...tokenizers.vq.model import VQModel
 from ...vl2.pipeline import VL2Pipeline
 from ..world.renderer import pack, render_packed
-from ..world.things_detector import save_detector
 from .janus import janus_tasks
 from .pictures import SIDE, ScenePool, draw_pixels, sample_scenes
-from .things_detector import WIDTH, DetectorObjective, render
 from .vision import VisionObjective
 from .vl2 import vl2_tasks
 
@@ -64,12 +61,6 @@ PARTS = {
     ),
     "vl2-vision": Part(VL2, (256,), PretrainingOptions(3e-3, seconds=60), scenes=50_000),
     "vl2": Part(VL2, (112, 48), PretrainingOptions(3e-3, seconds=400), balance=0.02),
-    "world-detector": Part(
-        "runs/world-detector",
-        (96,),
-        PretrainingOptions(2e-3, seconds=170, optimizer="adamw"),
-        scenes=150_000,
-    ),
 }
 """The parts in the order of training; `janus-nucleus` is janus-nano once more, from its own distribution."""
 Made = tuple[Any, Callable[[], object]]
@@ -84,10 +75,6 @@ def make(name: str, part: Part, folder: Path, start: Path | None, device: torch.
         pool = ScenePool(part.options.seed, part.scenes, device)
         objective = VisionObjective(name.removesuffix("-vision"), pool, part.rows[0])
         return objective, lambda: _write(objective.labeller.vision, folder / TOWER, torch.float32)
-    if name == "world-detector":
-        pool = render(part.scenes, part.options.seed, os.cpu_count() or 1)
-        detector = DetectorObjective(pool, part.rows[0], device)
-        return detector, lambda: save_detector(folder, detector.model, WIDTH, {})
     return _make_model(name, part, folder, start, device)
 
 

@@ -223,7 +223,7 @@ def load_detector(folder: Path = WEIGHTS, device: str | torch.device = "cpu") ->
     if not (folder / FILE).is_file() or not (folder / _CONFIG).is_file():
         raise BifronsError(
             f"the detector of the world of things has no weights in {folder}; "
-            "train it with `python -m bifrons.nano.recipes.train world-detector`"
+            "train it with `python -m bifrons.nano.recipes.things_train detector`"
         )
     config = read_section(folder / _CONFIG)
     classes, report = config.get("classes"), config.get("report", {})

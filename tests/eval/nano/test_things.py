@@ -139,7 +139,7 @@ def test_the_report_of_vl2_asks_and_judges(tmp_path: Path, monkeypatch):
     answers = [question.answer.upper() + "." for *_, question in pairs]
     assert all(table[:, 0].all() for table in things_vl2.score_comparisons(pipe, pairs, 8).values())
     monkeypatch.setattr(things_janus, "ask_all", lambda pipe, asked, *rest: [q.answer for _, q in own])
-    own = things_janus.questions(12, 4, "held_out", square=False)
+    own = things_janus.questions(12, 4, "held_out")
     assert {question.held_out for _, question in own} == {True}
     assert all(table[:, 0].all() for table in things_janus.score_questions(pipe, own, 8).values())
 

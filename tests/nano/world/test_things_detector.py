@@ -1,7 +1,6 @@
 """The learned detector of the world of things: its targets, its reading of maps, and its weights."""
 
 import json
-from dataclasses import replace
 from pathlib import Path
 from random import Random
 
@@ -10,7 +9,8 @@ import pytest
 import torch
 from bifrons.blocks.errors import BifronsError, CheckpointError, OptionError
 from bifrons.nano.recipes import things_detector as recipe
-from bifrons.nano.recipes import train
+from bifrons.nano.recipes import things_pictures as pictures
+from bifrons.nano.recipes.things_parts import Job
 from bifrons.nano.world.catalog import PAINTS, things
 from bifrons.nano.world.degrading import DEGRADATIONS, degrade
 from bifrons.nano.world.sampling import sample_example
@@ -32,7 +32,7 @@ from torch import nn
 def batch() -> dict[str, torch.Tensor]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(recipe, "SHARD", 6)
-        return {name: torch.from_numpy(array) for name, array in recipe.render(5, 3, 1).items()}
+        return {name: torch.from_numpy(array) for name, array in recipe.shard(3_000_009).items()}
 
 
 def perfect_maps(batch: dict[str, torch.Tensor]) -> Maps:
@@ -163,10 +163,10 @@ def test_an_unknown_degradation_is_refused():
 
 
 def test_the_recipe_trains_what_is_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(recipe, "SHARD", 4)
-    monkeypatch.setattr(train.os, "cpu_count", lambda: 1)
-    part = replace(train.PARTS["world-detector"], rows=(2,), scenes=4)
-    objective, write = train.make("world-detector", part, tmp_path, None, torch.device("cpu"))
+    for module in (recipe, pictures):
+        monkeypatch.setattr(module, "SHARD", 4)
+    job = Job(tmp_path, (2,), (4,), 0, 1, torch.device("cpu"))
+    objective, write = recipe.make_detector(job)
     losses = objective.losses()
     assert {"heat", "box", "thing", "color"} <= set(losses)
     assert all(torch.isfinite(loss) for loss in losses.values())
