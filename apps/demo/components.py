@@ -41,8 +41,8 @@ PAGE_JS = """() => {
   new MutationObserver(describe).observe(document.body, changes);
 }"""
 """Gives alternative texts where Gradio leaves them empty: to a picture with boxes the status beside it, to
-those of the conversation the name of their file, which for painted ones is the prompt. Of the title of a thought,
-a button in a button, only the inner one stays."""
+those of the conversation the name of their file, which for painted ones is the prompt. The title of a
+thought is a button with a button in it, of which the inner one stays."""
 
 
 def follow_on_phone(elem_id: str) -> dict[str, Any]:

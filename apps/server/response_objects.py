@@ -28,13 +28,30 @@ class OutputMessage(BaseModel):
     content: list[OutputText]
 
 
+class ReasoningText(BaseModel):
+    """The text of a thought (`ResponseReasoningItem.Content`)."""
+
+    type: Literal["reasoning_text"] = "reasoning_text"
+    text: str = ""
+
+
+class ReasoningItem(BaseModel):
+    """The thought before an answer (`ResponseReasoningItem`)."""
+
+    id: str
+    type: Literal["reasoning"] = "reasoning"
+    status: Status
+    summary: list[Any] = []
+    content: list[ReasoningText]
+
+
 class ResponseUsage(BaseModel):
     """Token counts of a response (`ResponseUsage`)."""
 
     input_tokens: int
     input_tokens_details: dict[str, int] = {"cached_tokens": 0}
     output_tokens: int
-    output_tokens_details: dict[str, int] = {"reasoning_tokens": 0}
+    output_tokens_details: dict[str, int]
     total_tokens: int
 
 
@@ -46,7 +63,7 @@ class ResponseObject(BaseModel):
     created_at: int
     status: Status
     model: str
-    output: list[OutputMessage]
+    output: list[ReasoningItem | OutputMessage]
     usage: ResponseUsage | None = None
     incomplete_details: dict[str, str] | None = None
     instructions: str | None
@@ -77,8 +94,8 @@ class ResponseEvent(BaseModel):
     output_index: int | None = None
     content_index: int | None = None
     item_id: str | None = None
-    item: OutputMessage | None = None
-    part: OutputText | None = None
+    item: ReasoningItem | OutputMessage | None = None
+    part: ReasoningText | OutputText | None = None
     delta: str | None = None
     text: str | None = None
     logprobs: list[TokenLogprob] | None = Field(None, description="Of the tokens of a delta or a text.")

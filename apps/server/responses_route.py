@@ -14,10 +14,11 @@ from .bodies import body_schema, json_body
 from .chat import ChatGeneration, check_fields, finish_reason
 from .errors import ApiError
 from .registry import ModelRegistry, ServedModel
-from .response_objects import OutputMessage, OutputText, ResponseEvent, ResponseObject, ResponseUsage, Status
+from .response_events import OutputItems, ResponseEvents
+from .response_objects import OutputText, ReasoningText, ResponseEvent, ResponseObject, ResponseUsage
 from .responses import TokenLogprob, event_stream
-from .sse import event, respond
-from .text_schema import FlatSchema, InputImage, InputMessage, ResponsesRequest
+from .sse import respond
+from .text_schema import FlatSchema, InputImage, InputMessage, InputReasoning, ResponsesRequest
 
 _PARAMS = {
     "messages": "input",
@@ -36,7 +37,7 @@ class ResponseGeneration:
     ) -> None:
         self.body = body
         self.chat = ChatGeneration(registry, served, _as_chat(body), scope)
-        self.id, self.item_id = f"resp_{secrets.token_hex(12)}", f"msg_{secrets.token_hex(12)}"
+        self.id, self.items = f"resp_{secrets.token_hex(12)}", OutputItems()
         body.input = ""  # with the pictures in base64
 
     @property
@@ -58,44 +59,49 @@ class ResponseGeneration:
         """Start, and wait for the whole response."""
         with _own_names():
             texts, logprobs = await self.chat.texts()
-        return self._response(texts[0], logprobs[0])
+        return self._response(self.chat.thoughts[0], texts[0], self._of_answer(logprobs[0]))
 
     async def events(self) -> AsyncIterator[bytes]:
         """Server-sent events of a response that has been started."""
-        make = _Events()
-        part: dict[str, Any] = {"output_index": 0, "content_index": 0, "item_id": self.item_id}
-        begun, item = self._response(None), self._item("in_progress")
-        yield make("response.created", response=begun) + make("response.in_progress", response=begun)
-        yield make("response.output_item.added", output_index=0, item=item)
-        yield make("response.content_part.added", **part, part=OutputText())
-        text, logprobs = "", []
+        make, output = ResponseEvents(self.items), self.chat.outputs[0]
+        yield make.begin(self._response())
+        waiting: list[TokenLogprob] = []  # until it is known which are the thought's
+        thinking = True
         async for chunks in self.chat.chunks():
             for _, chunk in chunks:
-                text, logprobs = text + chunk.text, logprobs + chunk.logprobs
-                if chunk.text or chunk.logprobs:
-                    delta = {"delta": chunk.text, "logprobs": chunk.logprobs}
-                    yield make("response.output_text.delta", **part, **delta)
-        whole = self._response(text, logprobs)
-        item = whole.output[0]
-        yield make("response.output_text.done", **part, text=text, logprobs=logprobs)
-        yield make("response.content_part.done", **part, part=item.content[0])
-        yield make("response.output_item.done", output_index=0, item=item)
-        yield make(f"response.{whole.status}", response=whole)
+                waiting += chunk.logprobs
+                if chunk.thought:
+                    yield make.think(chunk.thought)
+                if output.is_thinking:
+                    continue
+                of_answer, waiting = self._of_answer(waiting) if thinking else waiting, []
+                thinking = False
+                if chunk.text or of_answer:
+                    yield make.answer(chunk.text, of_answer)
+        yield make.end(self._response(make.thought, make.text, make.logprobs))
 
-    def _item(self, status: Status, *content: OutputText) -> OutputMessage:
-        return OutputMessage(id=self.item_id, status=status, content=list(content))
+    def _of_answer(self, logprobs: list[TokenLogprob]) -> list[TokenLogprob]:
+        """Those of the tokens after the thought."""
+        return logprobs[self.chat.outputs[0].thought_tokens :]
 
-    def _response(self, text: str | None, logprobs: list[TokenLogprob] | None = None) -> ResponseObject:
+    def _response(
+        self, thought: str = "", text: str | None = None, logprobs: list[TokenLogprob] | None = None
+    ) -> ResponseObject:
         """The response with this text; with None, as it is at the beginning."""
         status, usage, output = "in_progress", None, []
         if text is not None:
-            cut = finish_reason(self.chat.outputs[0]) == "length"
-            status = "incomplete" if cut else "completed"
-            output = [self._item(status, OutputText(text=text, logprobs=logprobs or []))]
+            choice = self.chat.outputs[0]
+            status = "incomplete" if finish_reason(choice) == "length" else "completed"
+            if thought:
+                done = "incomplete" if choice.is_thinking else "completed"
+                output.append(self.items.thought(done, ReasoningText(text=thought)))
+            if not (thought and choice.is_thinking):
+                output.append(self.items.answer(status, OutputText(text=text, logprobs=logprobs or [])))
             counts = self.chat.usage
             usage = ResponseUsage(
                 input_tokens=counts.prompt_tokens,
                 output_tokens=counts.completion_tokens,
+                output_tokens_details={"reasoning_tokens": choice.thought_tokens},
                 total_tokens=counts.total_tokens,
             )
         return ResponseObject(
@@ -113,19 +119,6 @@ class ResponseGeneration:
             top_logprobs=self.body.top_logprobs or 0,
             text={"format": _format(self.body) or {"type": "text"}},
         )
-
-
-class _Events:
-    """Makes numbered events."""
-
-    def __init__(self) -> None:
-        self._count = 0
-
-    def __call__(self, kind: str, **fields: Any) -> bytes:
-        made = ResponseEvent(type=kind, sequence_number=self._count, **fields)
-        self._count += 1
-        content = made.model_dump(mode="json")
-        return event({name: content[name] for name in ("type", "sequence_number", *fields)}, kind)
 
 
 @contextmanager
@@ -146,7 +139,9 @@ def _format(body: ResponsesRequest) -> dict[str, Any] | None:
 def _as_chat(body: ResponsesRequest) -> schema.ChatRequest:
     """The chat that the request asks for."""
     items = [InputMessage(role="user", content=body.input)] if isinstance(body.input, str) else body.input
-    messages = [_as_message(item) for item in items]
+    messages = [_as_message(item) for item in items if not isinstance(item, InputReasoning)]
+    if not messages:
+        raise ApiError(400, "it has no message; accepted: at least one", code="invalid_value", param="input")
     if body.instructions:
         messages.insert(0, schema.SystemMessage(role="system", content=body.instructions))
     names = schema.SamplingFields.model_fields.keys() & body.model_fields_set
@@ -159,6 +154,7 @@ def _as_chat(body: ResponsesRequest) -> schema.ChatRequest:
         model=body.model,
         messages=messages,
         max_tokens=body.max_output_tokens,
+        max_thinking_tokens=body.max_thinking_tokens,
         stream=body.stream,
         logprobs="message.output_text.logprobs" in (body.include or ()) or bool(body.top_logprobs),
         top_logprobs=body.top_logprobs,

@@ -108,6 +108,14 @@ class StreamOptions(Request):
     include_usage: bool | None = False
 
 
+ThinkingTokens = Annotated[
+    int,
+    Field(
+        ge=0, le=1_000_000, description="Tokens after which a thought is ended, of models that think first."
+    ),
+]
+
+
 class SamplingFields(Request):
     """How the tokens of a text are chosen, in every request for texts."""
 
@@ -151,9 +159,7 @@ class ChatRequest(SamplingFields, FormFields):
     messages: Annotated[list[Message], Field(min_length=1, max_length=256, fail_fast=True)]
     max_tokens: Tokens | None = None
     max_completion_tokens: Tokens | None = None
-    max_thinking_tokens: Annotated[int, Field(ge=0, le=1_000_000)] | None = Field(
-        None, description="Tokens after which a thought is ended, of models that think first."
-    )
+    max_thinking_tokens: ThinkingTokens | None = None
     n: Annotated[int, Field(ge=1, le=MAX_CHOICES)] | None = 1
     stream: bool | None = False
     stream_options: StreamOptions | None = None

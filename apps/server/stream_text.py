@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from ...blocks.sampling.request import SampledToken
+from ...text.prompts import THINK_END
 from ...text.thought_text import ThoughtSplitter
 from ...tokenizers.text import StreamDecoder, TextTokenizer
 from .notifier import OutputSignal
@@ -98,6 +99,7 @@ class ChoiceOutput:
         self._decoder = StreamDecoder(tokenizer, skip_special_tokens)
         self._filter = StopStringFilter(stops, strip, started=continues)
         self._parser, self._splitter, self._thought = parser, ThoughtSplitter(in_thought), ""
+        self._in_thought, self._skip = in_thought, skip_special_tokens
         self._tokens: list[SampledToken] = []
         self._end: str | None = None
         self.num_tokens = 0
@@ -137,6 +139,23 @@ class ChoiceOutput:
     def calls(self) -> list[ToolCall]:
         """The calls of tools so far."""
         return [] if self._parser is None else self._parser.calls
+
+    @property
+    def is_thinking(self) -> bool:
+        """Whether the thought goes on."""
+        return self._splitter.inside
+
+    @property
+    def thought_tokens(self) -> int:
+        """Tokens of the thought so far, with the mark of its end."""
+        if not self._in_thought or self._splitter.inside:
+            return self.num_tokens if self._in_thought else 0
+        decoder, text = StreamDecoder(self._tokenizer, self._skip), ""
+        for number, sampled in enumerate(self._tokens[: self.num_tokens], 1):
+            text = text[-len(THINK_END) :] + decoder.push(sampled.token)
+            if THINK_END in text:
+                return number
+        return self.num_tokens
 
     def _feed(self, tokens: Sequence[SampledToken]) -> str:
         if not self._stops:

@@ -1,11 +1,19 @@
 """Bodies of `/v1/completions` and `/v1/responses` (OpenAI's names of the types in parentheses)."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Discriminator, Field, Tag
 
 from .form_schema import JsonObjectFormat, NamedSchema, PlainFormat
-from .schema import MAX_CHOICES, MAX_TOP_LOGPROBS, FormFields, SamplingFields, StreamOptions, Tokens
+from .schema import (
+    MAX_CHOICES,
+    MAX_TOP_LOGPROBS,
+    FormFields,
+    SamplingFields,
+    StreamOptions,
+    ThinkingTokens,
+    Tokens,
+)
 from .schema_base import Request, ShortText, Text
 
 MAX_PROMPTS = 16
@@ -57,6 +65,28 @@ class InputMessage(Request):
     content: Text | Annotated[list[InputPart], Field(min_length=1, max_length=64, fail_fast=True)]
 
 
+class InputReasoning(Request):
+    """A thought that is sent back (`ResponseReasoningItem`): left out, as chat templates do."""
+
+    type: Literal["reasoning"]
+    id: ShortText | None = None
+    summary: list[dict[str, Any]] | None = None
+    content: list[dict[str, Any]] | None = None
+    encrypted_content: Text | None = None
+    status: ShortText | None = None
+
+
+def _kind_of_item(item: Any) -> str:
+    kind = item.get("type") if isinstance(item, dict) else getattr(item, "type", None)
+    return "reasoning" if kind == "reasoning" else "message"
+
+
+InputItem = Annotated[
+    Annotated[InputMessage, Tag("message")] | Annotated[InputReasoning, Tag("reasoning")],
+    Discriminator(_kind_of_item),
+]
+
+
 class FlatSchema(NamedSchema):
     """The format of JSON that is valid against a schema (`ResponseFormatTextJSONSchemaConfig`)."""
 
@@ -73,9 +103,10 @@ class ResponsesRequest(SamplingFields):
     """The body of `POST /v1/responses` (`CreateResponse`). Nothing is stored."""
 
     model: ShortText
-    input: Text | Annotated[list[InputMessage], Field(min_length=1, max_length=256, fail_fast=True)]
+    input: Text | Annotated[list[InputItem], Field(min_length=1, max_length=256, fail_fast=True)]
     instructions: Text | None = None
     max_output_tokens: Tokens | None = None
+    max_thinking_tokens: ThinkingTokens | None = None
     text: TextOptions | None = None
     stream: bool | None = False
     top_logprobs: Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS)] | None = None

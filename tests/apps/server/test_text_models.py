@@ -92,3 +92,48 @@ def test_completions_are_as_they_were_generated(client, pipe):
         assert [token for choice in streamed for token in choice.logprobs.tokens] == made.logprobs.tokens
     with pytest.raises(openai.BadRequestError, match="accepted: `complete`"):
         chat(client, model="base")
+
+
+@pytest.mark.parametrize("limit", [None, 4])
+def test_responses_have_the_thought_as_an_item(client, limit):
+    """Before the answer; the stream has the same items, and a thought that is sent back changes nothing."""
+    limits = {} if limit is None else {"max_thinking_tokens": limit}
+    message = chat(client, **limits).choices[0].message
+    body = {"seed": 3, **limits}
+    ask = {"model": "r1-tiny", "input": MESSAGES, "max_output_tokens": 24, "extra_body": body}
+    ask["include"] = ["message.output_text.logprobs"]
+    whole = client.responses.create(**ask)
+    thought = whole.output[0]
+    assert (thought.type, thought.content[0].text) == ("reasoning", message.reasoning_content)
+    assert whole.output_text == message.content
+    used = whole.usage.output_tokens_details.reasoning_tokens
+    if limit is None:  # cut off within it
+        assert (len(whole.output), thought.status, used) == (1, "incomplete", whole.usage.output_tokens)
+    else:
+        assert (thought.status, used) == ("completed", limit + 1)
+        assert len(whole.output[1].content[0].logprobs) == whole.usage.output_tokens - used
+    events = list(client.responses.create(**ask, stream=True))
+    assert [event.sequence_number for event in events] == list(range(len(events)))
+    final = events[-1].response
+    for one, other in zip(final.output, whole.output, strict=True):
+        assert one.model_dump(exclude={"id"}) == other.model_dump(exclude={"id"})
+    kinds = [event.type.removeprefix("response.") for event in events]
+    kinds = [kind for kind, before in zip(kinds, [None, *kinds], strict=False) if kind != before]
+    item = [
+        "output_item.added",
+        "content_part.added",
+        "{}.delta",
+        "{}.done",
+        "content_part.done",
+        "output_item.done",
+    ]
+    names = ["reasoning_text"] if limit is None else ["reasoning_text", "output_text"]
+    assert kinds[2:-1] == [kind.format(name) for name in names for kind in item]
+    for name, part in zip(names, (thought.content[0].text, whole.output_text), strict=False):
+        assert "".join(event.delta for event in events if event.type == f"response.{name}.delta") == part
+    history = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}, *MESSAGES]
+    plain = client.responses.create(**{**ask, "input": history})
+    back = client.responses.create(**{**ask, "input": [history[0], thought.model_dump(), *history[1:]]})
+    assert plain.output_text == back.output_text
+    with pytest.raises(openai.BadRequestError, match="it has no message"):
+        client.responses.create(**{**ask, "input": [thought.model_dump()]})
