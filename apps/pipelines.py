@@ -6,11 +6,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from ..blocks.adapter_choice import AdapterChoice
 from ..blocks.checkpoints.hub import EMBEDDED, EMBEDDED_FOLDER, ModelFolder, open_model
-from ..blocks.device import resolve_device
+from ..blocks.device import is_out_of_memory, resolve_device
 from ..blocks.engine.generate import scheduler_of
 from ..blocks.errors import OptionError, ResourceError
 from ..blocks.foreign_files import model_type_error
@@ -33,7 +31,6 @@ TEXT = "text"
 _FAMILIES = {"multi_modality": "Janus", "janus": "Janus", "deepseek_vl_v2": "DeepSeek-VL2"} | dict.fromkeys(
     ("qwen2", "llama", "deepseek_v2", "deepseek_v3"), TEXT
 )
-_OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
 
 
 def family_of(folder: ModelFolder) -> str:
@@ -180,11 +177,7 @@ def explain_out_of_memory(activity: str, advice: Callable[[], str]) -> Iterator[
     """
     try:
         yield
-    except (MemoryError, torch.OutOfMemoryError) as error:
-        raise ResourceError(f"out of memory while {activity}; {advice()}") from error
-    except RuntimeError as error:
-        # The CPU's allocator and MPS raise a plain RuntimeError.
-        message = str(error).lower()
-        if not any(text in message for text in _OUT_OF_MEMORY):
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
             raise
         raise ResourceError(f"out of memory while {activity}; {advice()}") from error

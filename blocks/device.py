@@ -260,3 +260,12 @@ def free_bytes(device: torch.device) -> int:
 def module_bytes(module: nn.Module) -> int:
     """Memory of a module's parameters and buffers."""
     return sum(tensor.numel() * tensor.itemsize for tensor in [*module.parameters(), *module.buffers()])
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an exception is that of a failed allocation, of which torch raises several kinds."""
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    # The CPU's allocator and MPS raise a plain RuntimeError.
+    texts = ("out of memory", "can't allocate memory", "not enough memory")
+    return isinstance(error, RuntimeError) and any(text in str(error).lower() for text in texts)

@@ -9,7 +9,7 @@ import io
 import json
 import os
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -106,6 +106,23 @@ def read_json(path: Path) -> Any:
         return decode_json(content)
     except ValueError as error:
         raise BifronsError(f"{path} is not JSON: {error}") from error
+
+
+def write_recipe(path: Path, recipe: Mapping[str, Any], command: str, free: Sequence[str]) -> None:
+    """Write what a run of `command` in the file's folder is made from, or check that the file says the same
+    but for the `free` entries. Raises BifronsError, also for a folder that holds something else."""
+    root = path.parent
+    if os.path.isfile(path):
+        old = read_json(path)
+        fixed = [name for name in recipe if name not in free]
+        odd = [name for name in fixed if not isinstance(old, dict) or old.get(name) != recipe[name]]
+        if odd:
+            raise BifronsError(
+                f"{root} is a run with another {', '.join(odd)}; accepted: the same, or another folder"
+            )
+    elif any(not path.name.endswith(".part") for path in root.iterdir()):
+        raise BifronsError(f"{root} holds something else than a run of `{command}`; take another folder")
+    write_json(path, recipe)
 
 
 def read_file(path: Path) -> bytes:

@@ -12,7 +12,7 @@ import bifrons
 import pytest
 
 ROOT = Path(bifrons.__file__).parent
-FOLDERS = ("blocks", "tokenizers", "text", "janus", "vl2", "learn", "nano", "eval", "apps")
+FOLDERS = ("blocks", "tokenizers", "text", "janus", "vl2", "learn", "nano", "eval", "scale", "apps")
 ROOMS = (
     "blocks",
     "blocks.kernels",
@@ -33,6 +33,7 @@ ROOMS = (
     "nano.world",
     "nano.recipes",
     "eval",
+    "scale",
     "eval.geneval",
     "eval.suites",
     "eval.runs",
@@ -178,7 +179,7 @@ def test_tests_of_blocks_import_no_family() -> None:
             elif isinstance(node, ast.ImportFrom):
                 modules |= {node.module or ""} | {f"{node.module}.{name.name}" for name in node.names}
         folders = {module.split(".")[1] for module in modules if module.startswith("bifrons.")}
-        assert folders & {"janus", "vl2", "learn", "nano", "eval", "apps"} == set(), path
+        assert folders & {"janus", "vl2", "learn", "nano", "eval", "scale", "apps"} == set(), path
 
 
 @each_module

@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 ROOT = Path(bifrons.__file__).parent
-FOLDERS = ("blocks", "tokenizers", "text", "janus", "vl2", "learn", "nano", "eval", "apps")
+FOLDERS = ("blocks", "tokenizers", "text", "janus", "vl2", "learn", "nano", "eval", "scale", "apps")
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 EXTRAS = PROJECT["optional-dependencies"]
 IMPORTED_AS = {"pillow": "PIL", "opencv-python-headless": "cv2"}
@@ -40,7 +40,7 @@ def imported(path: Path) -> set[str]:
 
 
 def test_every_import_is_declared() -> None:
-    extras = [item for name in ("eval", "train", "world") for item in EXTRAS[name]]
+    extras = [item for name in ("eval", "scale", "train", "world") for item in EXTRAS[name]]
     declared = {import_name(item) for item in (*PROJECT["dependencies"], *extras)}
     names = {name for folder in FOLDERS for path in (ROOT / folder).rglob("*.py") for name in imported(path)}
     assert names - declared - set(OPTIONAL) == set()

@@ -21,8 +21,8 @@ from ...eval.runs.recipe import Recipe
 from ...eval.runs.run_dir import RunDir, open_run
 from ...eval.runs.score import score_file, summary_json
 from ...eval.runs.stages import load_images, prepare, score_run
-from ...eval.runs.workers import Placement
 from ...eval.suites.catalog import CATALOG
+from ...scale.placement import Placement
 from ..defaults import default_model
 from ..files import exists_error, print_json
 from ..notes import note

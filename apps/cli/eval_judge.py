@@ -15,9 +15,9 @@ from ...eval.judges.stage import JudgedRun, begin, judge_pictures, open_judged
 from ...eval.runs.detect import images_of_run
 from ...eval.runs.ranks import Ranks, join_ranks
 from ...eval.runs.run_dir import RunDir, open_run
-from ...eval.runs.workers import Placement
 from ...eval.suites.catalog import CATALOG
 from ...eval.suites.suite import read_wording
+from ...scale.placement import Placement
 from ..files import print_json
 from ..notes import note
 from .options import placement_options

@@ -8,9 +8,10 @@ from ...blocks.adapter_choice import parse_adapter
 from ...blocks.checkpoints.hub import open_model
 from ...blocks.errors import OptionError, counted, one_line
 from ...eval.atomic_io import folder_lock, make_folder
-from ...eval.judges.judge import FAMILIES, JudgeChoice
+from ...eval.judges.judge import JudgeChoice
 from ...eval.read.run import Reading, read_benchmark
-from ...eval.runs.workers import Placement
+from ...scale.models import FAMILIES
+from ...scale.placement import Placement
 from ..files import print_json
 from ..pipelines import TEXT, family_of
 from .options import placement_options

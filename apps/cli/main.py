@@ -28,6 +28,7 @@ _FUNCTIONS = {
     "chat": ("chat", "chat"),
     "complete": ("complete", "complete"),
     "locate": ("ground", "locate"),
+    "batch": ("batch", "batch"),
     "encode": ("images", "encode"),
     "decode": ("images", "decode"),
     "show": ("show", "show"),

@@ -165,6 +165,27 @@ def add_optional(parser: Any, options: Iterable[tuple[str, type, str]]) -> None:
         parser.add_argument(flag, type=kind, default=argparse.SUPPRESS, metavar=metavar, help=text)
 
 
+def image_options() -> type:
+    """The dataclass whose defaults the help of painting shows."""
+    from ...janus.image_generation import ImageGenerationOptions
+
+    return ImageGenerationOptions
+
+
+def add_painting(parser: Any) -> None:
+    """Add how the tokens of pictures are drawn."""
+    add_optional(
+        parser,
+        [
+            ("--guidance-scale", float, "1 means no guidance; some models bring their own default"),
+            ("--temperature", float, TEMPERATURE_HELP),
+            ("--top-k", int, "sample from the N likeliest tokens; 0 means all"),
+            ("--top-p", float, TOP_P_HELP),
+            ("--negative-prompt", str, "what the picture should not show"),
+        ],
+    )
+
+
 def add_force(parser: Any) -> None:
     """Add `--force`."""
     parser.add_argument("-f", "--force", action="store_true", help="replace what is there already")

@@ -8,19 +8,19 @@ from typing import Any
 
 from ..defaults import DEFAULT_GROUNDING_MODEL, DEFAULT_MODEL, version
 from .arguments import CommandParser
+from .batch_options import add_batch
 from .bench import add_bench
 from .demo import add_demo
 from .eval_options import add_eval
 from .options import (
-    TEMPERATURE_HELP,
-    TOP_P_HELP,
     add_batch_size,
     add_catalog,
     add_exif,
     add_folders,
     add_force,
     add_model,
-    add_optional,
+    add_painting,
+    image_options,
 )
 from .serve import add_serve
 from .speculation import add_speculate
@@ -57,12 +57,6 @@ class _Formatter(argparse.HelpFormatter):
         return f"{action.help} (default: {default})"
 
 
-def _image_options() -> type:
-    from ...janus.image_generation import ImageGenerationOptions
-
-    return ImageGenerationOptions
-
-
 def build_parser() -> argparse.ArgumentParser:
     """The parser of all commands; imports nothing heavy."""
     parser = CommandParser(
@@ -78,6 +72,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_text(commands, _command, _add_json)
     for add in (_add_locate, _add_encode, _add_decode, _add_show):
         add(commands)
+    add_batch(commands, _command, _add_json)
     add_demo(commands, _command)
     add_serve(commands, _command)
     add_warmup(commands, _command)
@@ -105,23 +100,14 @@ def _add_json(parser: Any) -> None:
 
 
 def _add_generate(commands: Any) -> None:
-    parser = _command(commands, "generate", "generate pictures from text", _image_options)
+    parser = _command(commands, "generate", "generate pictures from text", image_options)
     _add_prompts(parser)
     add_model(parser, None, f"default: BIFRONS_MODEL, else {DEFAULT_MODEL}, or with --like the picture's")
     parser.add_argument("-n", type=int, default=1, metavar="N", help="pictures per prompt (default: 1)")
     parser.add_argument(
         "--seed", type=int, metavar="N", help="seed of each prompt's first picture (default: random)"
     )
-    add_optional(
-        parser,
-        [
-            ("--guidance-scale", float, "1 means no guidance; some models bring their own default"),
-            ("--temperature", float, TEMPERATURE_HELP),
-            ("--top-k", int, "sample from the N likeliest tokens; 0 means all"),
-            ("--top-p", float, TOP_P_HELP),
-            ("--negative-prompt", str, "what the picture should not show"),
-        ],
-    )
+    add_painting(parser)
     add_speculate(parser)
     parser.add_argument(
         "--resize",

@@ -25,7 +25,8 @@ def add_text(commands: Any, command: Command, add_json: AddJson) -> None:
     _add_complete(commands, command, add_json)
 
 
-def _text_options() -> type:
+def text_options() -> type:
+    """The dataclass whose defaults the help of texts shows."""
     from ...blocks.chat.text_generation import TextGenerationOptions
 
     return TextGenerationOptions
@@ -34,6 +35,12 @@ def _text_options() -> type:
 def _add_sampling(parser: Any, text: str) -> None:
     """Add how a `text`, such as an answer, is generated."""
     parser.add_argument("--seed", type=int, metavar="N", help="seed of sampling (default: random)")
+    add_drawing(parser, text)
+    add_speculate(parser)
+
+
+def add_drawing(parser: Any, text: str) -> None:
+    """Add how the tokens of a `text` are drawn."""
     add_optional(
         parser,
         [
@@ -47,7 +54,6 @@ def _add_sampling(parser: Any, text: str) -> None:
             ("--frequency-penalty", float, "subtracted for each time that a token is in the text so far"),
         ],
     )
-    add_speculate(parser)
 
 
 def _add_answering(parser: Any) -> None:
@@ -58,7 +64,7 @@ def _add_answering(parser: Any) -> None:
 
 
 def _add_ask(commands: Any, command: Command, add_json: AddJson) -> None:
-    parser = command(commands, "ask", "answer a question about pictures", _text_options)
+    parser = command(commands, "ask", "answer a question about pictures", text_options)
     parser.usage = (
         "bifrons ask [options] [IMAGE ...] QUESTION\n"
         "       bifrons ask [options] QUESTION --images PATH ... [--output FILE.jsonl]"
@@ -89,7 +95,7 @@ def _add_ask(commands: Any, command: Command, add_json: AddJson) -> None:
 
 
 def _add_chat(commands: Any, command: Command) -> None:
-    parser = command(commands, "chat", "chat, about pictures too", _text_options)
+    parser = command(commands, "chat", "chat, about pictures too", text_options)
     parser.add_argument(
         "--image", action="append", metavar="PATH", help="a picture for the first message; may be repeated"
     )
@@ -98,7 +104,7 @@ def _add_chat(commands: Any, command: Command) -> None:
 
 
 def _add_complete(commands: Any, command: Command, add_json: AddJson) -> None:
-    parser = command(commands, "complete", "continue a text as it is, without a chat template", _text_options)
+    parser = command(commands, "complete", "continue a text as it is, without a chat template", text_options)
     parser.add_argument(
         "prompt",
         nargs="?",

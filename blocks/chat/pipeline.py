@@ -203,16 +203,17 @@ class ChatPipeline(LoadedPipeline):
         max_new_tokens: int = TextGenerationOptions.max_new_tokens,
         temperature: float = TextGenerationOptions.temperature,
         top_p: float = TextGenerationOptions.top_p,
-        seed: int | None = None,
+        seed: int | Sequence[int] | None = None,
         *,
         local_files: bool = True,
         exif: str = "apply",
         **options: Unpack[MoreTextOptions],
     ) -> list[str]:
-        """`chat` for several conversations in one batch; each answer is that of `chat` with that seed."""
+        """`chat` for several conversations in one batch; each answer is that of `chat` with that seed, or its
+        own of a list."""
         chosen = TextGenerationOptions.of(max_new_tokens, temperature, top_p, **options)
-        tokenizer = self.tokenizer
-        seeds = [resolve_seed(seed) for _ in conversations]
+        tokenizer, given = self.tokenizer, seed if isinstance(seed, Sequence) else [seed] * len(conversations)
+        seeds = [resolve_seed(own) for _, own in zip(conversations, given, strict=True)]
         prompts = self.prompts(conversations, chosen.max_new_tokens, local_files=local_files, exif=exif)
         if not prompts:
             return []

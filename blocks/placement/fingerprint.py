@@ -1,10 +1,14 @@
 """The fingerprint of a model folder: two folders with the same one hold the same model."""
 
 import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 
+from ..adapter_choice import parse_adapter
 from ..checkpoints.formats import TensorEntry
+from ..checkpoints.hub import find_model_folder
 from ..checkpoints.reader import list_tensors
+from ..conversion.adapter import open_adapter
 from ..errors import CheckpointError
 from ..files import read_bounded
 from ..json_config import TABLE_BYTES
@@ -56,3 +60,13 @@ def _add_samples(total: "hashlib._Hash", path: Path, entries: list[TensorEntry])
             for start in (0, (length - _SAMPLE) // 2, length - _SAMPLE):
                 stream.seek(offset + max(start, 0))
                 total.update(stream.read(min(_SAMPLE, length)))
+
+
+def weights_fingerprint(model: str, adapters: Sequence[str] = ()) -> str:
+    """`model_fingerprint` of a named model, and of its adapters if it has any."""
+    own = model_fingerprint(find_model_folder(model))
+    if not adapters:
+        return own
+    chosen = [parse_adapter(text) for text in adapters]
+    parts = [own, *(f"{open_adapter(one.folder).fingerprint}:{one.scale:g}" for one in chosen)]
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()

@@ -10,13 +10,13 @@ from typing import Any, Protocol
 from ...blocks.checkpoints.quantize import check_kind
 from ...blocks.errors import OptionError
 from ...blocks.json_config import parse_json
-from ..runs.recipe import weights_fingerprint
-from ..runs.workers import NO_PLACEMENT, Placement
+from ...blocks.placement.fingerprint import weights_fingerprint
+from ...scale.models import FAMILIES
+from ...scale.placement import NO_PLACEMENT, Placement
 from ..suites.questions import Answer, Draw, Question
 from .endpoint import EndpointJudge, check_url, only_model
 from .local import LocalJudge
 
-FAMILIES = ("vl2", "janus", "text")
 _ACCEPTED = "an address (http://host:port), vl2:MODEL or janus:MODEL"
 
 

@@ -6,10 +6,9 @@ from typing import Any
 
 import torch
 
-from ...blocks.adapter_choice import parse_adapter
-from ...blocks.chat.pipeline import ChatPipeline
 from ...blocks.errors import PictureError, PromptError
 from ...blocks.image_io import open_image
+from ...scale.models import load_pipeline
 from ..suites.questions import Answer, Draw, Question
 from .endpoint import TOP, Refused
 
@@ -23,9 +22,7 @@ class LocalJudge:
     def __init__(
         self, family: str, model: str, load: Mapping[str, Any], adapters: Sequence[str] = ()
     ) -> None:
-        self._pipe = _load(family, model, load)
-        for adapter in map(parse_adapter, adapters):
-            self._pipe.load_adapter(adapter.folder, scale=adapter.scale)
+        self._pipe = load_pipeline(family, model, load, adapters)
 
     def ask(self, picture: Path, question: Question) -> Answer:
         """See `judge.Judge`."""
@@ -71,17 +68,3 @@ class LocalJudge:
             if token in wanted or not any(accepted.startswith(text) for accepted in question.accepted):
                 first.setdefault(text, float(logprobs[token]))
         return first
-
-
-def _load(family: str, model: str, load: Mapping[str, Any]) -> ChatPipeline:
-    if family == "janus":
-        from ...janus.pipeline import JanusPipeline
-
-        return JanusPipeline.from_pretrained(model, parts="read", progress=False, **load)
-    if family == "text":
-        from ...text.pipeline import TextPipeline
-
-        return TextPipeline.from_pretrained(model, progress=False, **load)
-    from ...vl2.pipeline import VL2Pipeline
-
-    return VL2Pipeline.from_pretrained(model, progress=False, **load)

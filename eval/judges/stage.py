@@ -16,10 +16,12 @@ from typing import Any, NamedTuple
 
 from ...blocks.checkpoints.hub import find_model_folder
 from ...blocks.errors import BifronsError
+from ...scale.placement import default_processes, weights_bytes
+from ...scale.progress import Advance
 from ..atomic_io import read_json, write_json
 from ..runs.detect import ImageRecord
 from ..runs.ranks import Ranks
-from ..runs.workers import Advance, default_processes, run_workers, weights_bytes
+from ..runs.workers import run_workers
 from ..suites.catalog import suite_named
 from ..suites.questions import Answer, Question
 from ..suites.suite import Suite, Wording

@@ -17,15 +17,16 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ...blocks.errors import BifronsError, OptionError, check_integer, check_number
-from ..atomic_io import atomic_file, disk_errors, make_folder, write_json
+from ...scale.progress import Advance
+from ..atomic_io import atomic_file, disk_errors, make_folder, write_json, write_recipe
 from ..geneval.suites import select_prompts
 from ..judges.answers import AnswerFile
 from ..judges.endpoint import Refused
 from ..judges.judge import Judge, JudgeChoice
 from ..judges.stage import processes_of
 from ..runs.detect import file_sha256
-from ..runs.record import software, write_recipe
-from ..runs.workers import Advance, run_workers
+from ..runs.record import software
+from ..runs.workers import run_workers
 from ..suites.questions import Answer, Draw
 from ..suites.suite import Item
 from ..suites.summary import LEVEL, summarize

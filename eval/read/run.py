@@ -16,14 +16,14 @@ from typing import Any
 
 from ...blocks.errors import BifronsError, OptionError, PictureError
 from ...blocks.image_io import open_image
-from ..atomic_io import atomic_file, disk_errors, make_folder, write_json
+from ..atomic_io import atomic_file, disk_errors, make_folder, write_json, write_recipe
 from ..geneval.suites import select_prompts
 from ..judges.answers import AnswerFile
 from ..judges.judge import JudgeChoice, answer_key
 from ..judges.stage import Ask, ask_missing
 from ..row_files import Pictures
 from ..runs.detect import file_sha256
-from ..runs.record import software, write_recipe
+from ..runs.record import software
 from ..suites.questions import Answer, Question
 from ..suites.summary import LEVEL, summarize
 from .benchmarks import Benchmark, Example, Scored, benchmark_named

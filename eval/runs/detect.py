@@ -24,13 +24,15 @@ from ...blocks.image_io import open_image
 from ...blocks.json_config import decode_json
 from ...blocks.placement.fingerprint import model_fingerprint
 from ...nano.world.things_detector import WEIGHTS
+from ...scale.placement import default_processes
+from ...scale.progress import Advance
 from ..atomic_io import atomic_file, disk_errors, make_folder, read_lines, write_json
 from ..geneval.detectors import Detector, make_detector
 from ..geneval.options import OFFICIAL, ScorerOptions
 from ..geneval.suites import Row
 from .ranks import Ranks
 from .run_dir import RunDir
-from .workers import Advance, default_processes, run_workers
+from .workers import run_workers
 
 _DETECTED, _UNREADABLE, _PARTS = "detections.jsonl", "unreadable.jsonl", "detections"
 _PREPROCESSING = b"padded, then normalised"

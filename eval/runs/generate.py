@@ -8,12 +8,14 @@ from PIL import Image
 
 from ...blocks.adapter_choice import parse_adapter
 from ...blocks.checkpoints.hub import find_model_folder
+from ...blocks.placement.fingerprint import weights_fingerprint
 from ...janus.image_generation import ImageGenerationOptions
 from ...janus.pipeline import JanusPipeline
+from ...scale.placement import NO_PLACEMENT, Placement, default_processes, weights_bytes
+from ...scale.progress import Advance
 from .ranks import Ranks
-from .recipe import weights_fingerprint
 from .run_dir import ImageKey, RunDir, check_model
-from .workers import NO_PLACEMENT, Advance, Placement, default_processes, run_workers, weights_bytes
+from .workers import run_workers
 
 
 @dataclass(frozen=True)

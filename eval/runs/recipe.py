@@ -2,17 +2,13 @@
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-from ...blocks.adapter_choice import parse_adapter
-from ...blocks.checkpoints.hub import find_model_folder
 from ...blocks.checkpoints.quantize import check_kind
-from ...blocks.conversion.adapter import open_adapter
 from ...blocks.errors import BifronsError, OptionError, check_integer
 from ...blocks.image_prompts import MAX_SEED
-from ...blocks.placement.fingerprint import model_fingerprint
 from ...janus.image_generation import ImageGenerationOptions
 from ..suites.catalog import CATALOG
 
@@ -124,13 +120,3 @@ def fingerprint(recipe: Recipe, model: str) -> str:
     if recipe.quantize is None:
         del content["quantize"]
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-
-
-def weights_fingerprint(model: str, adapters: Sequence[str] = ()) -> str:
-    """`model_fingerprint` of a named model, and of its adapters if it has any."""
-    own = model_fingerprint(find_model_folder(model))
-    if not adapters:
-        return own
-    chosen = [parse_adapter(text) for text in adapters]
-    parts = [own, *(f"{open_adapter(one.folder).fingerprint}:{one.scale:g}" for one in chosen)]
-    return hashlib.sha256("\n".join(parts).encode()).hexdigest()

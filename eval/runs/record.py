@@ -9,7 +9,7 @@ import os
 import platform
 import re
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -20,9 +20,8 @@ from typing import Any
 
 import torch
 
-from ...blocks.errors import BifronsError
 from ...blocks.json_config import decode_json
-from ..atomic_io import disk_errors, read_json, read_lines, write_json
+from ..atomic_io import disk_errors, read_lines
 
 STAGES = "stages.jsonl"
 _FIELDS = (("stage", str), ("device", str), ("pictures", int), ("start", float), ("end", float))
@@ -46,23 +45,6 @@ class StageTime:
     def per_second(self) -> float:
         """Pictures per second of wall-clock time."""
         return self.pictures / self.seconds if self.seconds else 0.0
-
-
-def write_recipe(path: Path, recipe: Mapping[str, Any], command: str, free: Sequence[str]) -> None:
-    """Write what a run of `command` in the file's folder is made from, or check that the file says the same
-    but for the `free` entries. Raises BifronsError, also for a folder that holds something else."""
-    root = path.parent
-    if os.path.isfile(path):
-        old = read_json(path)
-        fixed = [name for name in recipe if name not in free]
-        odd = [name for name in fixed if not isinstance(old, dict) or old.get(name) != recipe[name]]
-        if odd:
-            raise BifronsError(
-                f"{root} is a run with another {', '.join(odd)}; accepted: the same, or another folder"
-            )
-    elif any(root.iterdir()):
-        raise BifronsError(f"{root} holds something else than a run of `{command}`; take another folder")
-    write_json(path, recipe)
 
 
 def software() -> dict[str, str]:

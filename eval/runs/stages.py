@@ -9,6 +9,7 @@ from typing import Any
 from ...blocks.checkpoints.hub import find_model_folder
 from ...blocks.device import resolve_device, resolve_dtype
 from ...blocks.errors import BifronsError, OptionError
+from ...blocks.placement.fingerprint import weights_fingerprint
 from ...janus.config import read_guidance_scale
 from ..atomic_io import read_json
 from ..geneval.options import read_options
@@ -17,7 +18,7 @@ from ..geneval.suites import Row, geneval_prompts, hard_prompts, shapes_prompts
 from ..suites.catalog import CATALOG
 from .detect import collect, images_of_run
 from .import_images import ImageSet, rescan_import
-from .recipe import Recipe, weights_fingerprint
+from .recipe import Recipe
 from .run_dir import RunDir, check_same_recipe, create_run, open_run
 from .score import score_file
 

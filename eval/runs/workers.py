@@ -1,92 +1,35 @@
-"""Work shared between child processes, and where their models lie."""
+"""Work shared between child processes."""
 
-import contextlib
 import os
 import queue
 import signal
-import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
 from functools import partial
 from multiprocessing import get_context, parent_process
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
-import torch
 from tqdm import tqdm
 
-from ...blocks.device import free_bytes, resolve_device
-from ...blocks.errors import BifronsError, OptionError, check_integer, counted
-from ...blocks.progress import progress_bar
+from ...blocks.device import resolve_device
+from ...blocks.errors import BifronsError, check_integer
 from ...blocks.torch_threads import set_threads
+from ...scale.placement import device_names
+from ...scale.progress import Advance, work_progress
 from .record import recorded
 
 T = TypeVar("T")
 Item = TypeVar("Item", contravariant=True)
-Advance = Callable[[int], Any]
 Record = Callable[[], AbstractContextManager[Advance | None]]
-
-_LINE_SECONDS = 60.0
-"""Time between two lines of progress where stderr is no terminal."""
-_MEMORY_FACTOR = 3
-"""Memory of a generating process on the CPU (weights, cache, activations) as a multiple of its weights."""
 
 
 class Worker(Protocol[Item]):
     """What each process does with its share; picklable. `advance(n)` reports that n more images are done."""
 
     def __call__(self, share: Sequence[Item], device: str, advance: Advance) -> None: ...
-
-
-@dataclass(frozen=True)
-class Placement:
-    """Where a worker's model lies, which determines no result; picklable.
-
-    device_map, max_memory: as in `blocks.placement.device_map.LoadOptions`. eager: capture no CUDA graphs.
-    """
-
-    device_map: str | Mapping[str, Any] | None = None
-    max_memory: Mapping[str, Any] | None = None
-    eager: bool = False
-
-    def check(self, device: str | None, processes: int | None) -> None:
-        """Raise OptionError for options that exclude each other."""
-        if self.device_map is None:
-            if self.max_memory is not None:
-                raise OptionError("max_memory has no device_map; accepted: with device_map auto or balanced")
-        elif device is not None:
-            raise OptionError(f"device is {device!r} and there is a device_map too; accepted: one of them")
-        elif processes not in (None, 1):
-            raise OptionError(
-                f"processes is {processes}, but a device_map spreads one model over all devices; accepted: 1"
-            )
-
-    def keywords(self, device: str | None) -> dict[str, Any]:
-        """The arguments of `from_pretrained` in a process that was given a device."""
-        return {
-            "device": device if self.device_map is None else None,
-            "device_map": self.device_map,
-            "max_memory": self.max_memory,
-            "capture": False if self.eager else None,
-        }
-
-
-NO_PLACEMENT = Placement()
-"""The whole model on the process's device."""
-
-
-def default_processes(device: str | None, weights: int) -> int:
-    """One per GPU, or one per CPU core as far as the memory allows. weights: bytes in float32."""
-    chosen = torch.device(resolve_device(device))
-    if chosen.type == "cuda":
-        return torch.cuda.device_count() if chosen.index is None else 1
-    if chosen.type != "cpu":
-        return 1
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(cores, free_bytes(chosen) // max(1, _MEMORY_FACTOR * weights)))
 
 
 def run_workers(
@@ -111,28 +54,11 @@ def run_workers(
     kind = str(resolve_device(device))
     processes = min(processes, max(1, len(items)))
     record = nullcontext if root is None else partial(recorded, root, what, kind, processes, time.time())
-    with _progress(what, images, unit) as advance:
+    with work_progress(what, images, unit) as advance:
         if processes == 1:
             _run_here(worker, items, kind, threads, advance, record)
         else:
-            _run_children(worker, items, _devices(kind, processes), threads, advance, record)
-
-
-@contextlib.contextmanager
-def _progress(what: str, images: int, unit: str) -> Iterator[Advance]:
-    """A bar over `images` (units) on terminals; a line a minute elsewhere, unless bars are turned off."""
-    done, shown = 0, time.monotonic()
-    with progress_bar(images, what, f" {unit}s") as bar:
-
-        def advance(number: int) -> None:
-            nonlocal done, shown
-            done += number
-            bar.update(number)
-            if bar.disable and "TQDM_DISABLE" not in os.environ and time.monotonic() > shown + _LINE_SECONDS:
-                print(f"{what}: {done:,} of {counted(images, unit)}", file=sys.stderr, flush=True)
-                shown = time.monotonic()
-
-        yield advance
+            _run_children(worker, items, device_names(kind, processes), threads, advance, record)
 
 
 def _run_here(
@@ -190,12 +116,6 @@ def _run_children(
                 child.join()
 
 
-def _devices(kind: str, processes: int) -> list[str]:
-    if kind != "cuda":
-        return [kind] * processes
-    return [f"cuda:{i % torch.cuda.device_count()}" for i in range(processes)]
-
-
 def _follow(children: Sequence[Any], messages: Any, advance: Advance) -> None:
     """Tell `advance` of finished images until all processes have reported that they are done."""
     done = 0
@@ -240,10 +160,3 @@ def _end_with_parent() -> None:
     assert parent is not None
     parent.join()
     os._exit(1)
-
-
-def weights_bytes(folder: Path) -> int:
-    """The size of a checkpoint's weights in float32, in bytes."""
-    from ...blocks.checkpoints.reader import list_tensors
-
-    return sum(entry.nbytes // entry.dtype.itemsize * 4 for entry in list_tensors(folder).values())

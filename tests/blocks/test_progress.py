@@ -38,6 +38,6 @@ def test_the_variable_of_tqdm_turns_bars_off(capsys, monkeypatch):
 
 def test_no_other_module_draws_bars():
     """`tqdm.write` and its lock are all that others use of it."""
-    rooms = ("blocks", "janus", "vl2", "tokenizers", "nano", "eval", "apps", "learn")
+    rooms = ("blocks", "janus", "vl2", "tokenizers", "nano", "eval", "scale", "apps", "learn")
     files = [path for room in rooms for path in (ROOT / room).rglob("*.py")]
     assert [path.name for path in files if "tqdm(" in path.read_text("utf-8")] == []

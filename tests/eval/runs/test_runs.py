@@ -18,8 +18,8 @@ from bifrons.eval.atomic_io import write_file
 from bifrons.eval.geneval import suites
 from bifrons.eval.runs.recipe import Recipe, differences, fingerprint
 from bifrons.eval.runs.run_dir import ImageKey, RunDir, check_model, create_run, open_run
-from bifrons.eval.runs.workers import Placement
 from bifrons.nano.world.sentences import suite
+from bifrons.scale.placement import Placement
 from PIL import Image
 
 ROWS = suites.shapes_prompts(0)
