@@ -1,10 +1,11 @@
 """The parsers of `bifrons batch` and its tasks; imports nothing heavy."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 from ..defaults import DEFAULT_GROUNDING_MODEL, DEFAULT_MODEL
-from .options import add_exif, add_model
+from .options import add_exif, add_model, add_painting, image_options
+from .text_parsers import add_drawing, text_options
 
 _ROWS = {
     "paint": "prompt; id, seed, guidance_scale, temperature, top_k, top_p, negative_prompt if given",
@@ -14,14 +15,8 @@ _ROWS = {
 }
 
 
-def add_batch(
-    commands: Any,
-    command: Callable[..., Any],
-    add_json: Callable[[Any], None],
-    add_options: Mapping[str, tuple[Callable[[Any], None], Callable[[], type]]],
-) -> None:
-    """Add the parsers of `batch` and its tasks. `add_options` has what adds the options of `paint` and `ask`,
-    and their dataclass."""
+def add_batch(commands: Any, command: Callable[..., Any], add_json: Callable[[Any], None]) -> None:
+    """Add the parsers of `batch` and its tasks."""
     parser = command(
         commands, "batch", "paint, ask or locate for any number of rows, on all GPUs; restartable"
     )
@@ -31,7 +26,7 @@ def add_batch(
         ("ask", "an answer for each row's picture and question"),
         ("locate", "boxes for each row's picture and phrase (DeepSeek-VL2)"),
     ):
-        add, options = add_options.get(name, (None, None))
+        options = {"paint": image_options, "ask": text_options}.get(name)
         task = command(tasks, name, text, options)
         task.add_argument(
             "rows",
@@ -45,8 +40,10 @@ def add_batch(
             what = "question" if name == "ask" else "phrase"
             task.add_argument(f"--{what}", metavar="TEXT", help=f"the {what} of rows without one")
             add_exif(task)
-        if add is not None:
-            add(task)
+        if name == "paint":
+            add_painting(task)
+        elif name == "ask":
+            add_drawing(task, "an answer")
         add_json(task)
 
 
