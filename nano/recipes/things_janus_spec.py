@@ -32,7 +32,7 @@ SIDE = 192
 """Side of a picture in pixels."""
 GUIDANCE_SCALE = 2.75
 """The scale of its best images: at Janus-Pro's 5 it overdoes what the prompt says and leaves its world."""
-UNASKED = ("sign",)
+UNASKED = ("sign", "says")
 """Kinds of questions that it is not trained on: words on signs are too small for its patches."""
 
 _HIDDEN, _MAX_POSITIONS = 512, 2048

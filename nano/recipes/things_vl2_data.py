@@ -59,10 +59,11 @@ MAX_TURNS = 16
 
 _KINDS = {
     "what": 3, "color": 3, "count": 6, "compare": 3, "exists": 4, "is color": 3, "is related": 4, "same": 6,
-    "where": 4, "sign": 1,
+    "where": 4, "sign": 1, "missing": 4, "list": 1, "sort": 2, "number": 3, "all": 2, "either": 2,
+    "extreme": 3, "place": 1, "says": 1,
 }  # fmt: skip
-_SIGN_WEIGHT = 8  # of questions about a sign where there is one
-_PAIR_KINDS = {"same": 5, "total": 3, "sign": 3}  # others have 2
+_WITH_SIGN = {"sign": 10, "says": 4}  # where there is a sign
+_PAIR_KINDS = {"same": 5, "total": 3, "sign": 3, "one": 4, "place": 1}  # others have 2
 _ODD = 0.12  # share of pairs of unusual sizes
 _ODD_SIDES, _ODD_ASPECTS = (96, 128, 160), (1.0, 2.0, 3.0, 4.0)
 _NOWHERE = (-20.0, -20.0, -10.0, -10.0)  # the part of a picture that a tile shows that it does not have
@@ -72,7 +73,7 @@ _BACKGROUND = PixelNormalization().background
 
 def _questions(view: View, rng: Random) -> Turns:
     """Questions about a picture, each once; hard kinds are more frequent. Sometimes a caption."""
-    weights = {**_KINDS, "sign": _SIGN_WEIGHT} if view.picture.sign else _KINDS
+    weights = {**_KINDS, **_WITH_SIGN} if view.picture.sign else _KINDS
     turns: dict[str, str] = {}
     for kind in rng.choices(list(weights), list(weights.values()), k=rng.randint(4, MAX_TURNS)):
         if rng.random() < 0.06:

@@ -4,50 +4,27 @@ Only questions with an unambiguous answer are asked. Half of the questions for y
 with things, colors and relations that nearly fit. Words on a sign are answered as they are written.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 from random import Random
 
 from ...blocks.errors import OptionError
+from .asking_more import MORE, cell_words
 from .catalog import PAINTS
+from .drafts import Draft, group_of, yes
 from .names import plural
 from .questions import Question
 from .relations import GRID_CELLS
-from .requests import LINKS, OPPOSITE, Group, Link, Request, Seen, is_held_out
+from .requests import LINKS, OPPOSITE, Group, Link
 from .scene import check_split
 from .view import PLACES, View, named, verb
 from .wording import NUMBER_WORDS
 
 _HOW = {"left of": "left", "right of": "right", "inside": "inside"}
 """Short answers to "where is A, seen from B?"; others are the relation itself."""
-_ON = {"left": "on the left", "right": "on the right", "center": "in the center"}
 _LARGER = 1.6  # ratio of areas from which on one thing is clearly larger
-_YES_NO = ("yes", "no")
 
 
-@dataclass(frozen=True)
-class _Draft:
-    """Wordings of a question, its answer, and the request that both together name."""
-
-    texts: Sequence[str]
-    answer: str
-    groups: tuple[Group, ...] = ()
-    links: tuple[Link, ...] = ()
-
-    @property
-    def held_out(self) -> bool:
-        return bool(self.groups) and is_held_out(Request(self.groups, self.links))
-
-
-def _group(one: Seen, color: bool = True) -> Group:
-    return Group(one.thing, 1, one.color if color else None)
-
-
-def _yes(truth: bool) -> str:
-    return _YES_NO[not truth]
-
-
-def _what(view: View, rng: Random) -> _Draft | None:
+def _what(view: View, rng: Random) -> Draft | None:
     """The class of a thing given by its color, or by its relation to another."""
     if len(view.seen) == 1 and rng.random() < 0.7:
         one = view.seen[0]
@@ -57,27 +34,27 @@ def _what(view: View, rng: Random) -> _Draft | None:
             "What do you see?",
             "What does the picture show?",
         )
-        return _Draft(texts, one.thing, (_group(one, False),))
+        return Draft(texts, one.thing, (group_of(one, False),))
     if rng.random() < 0.5 or not view.unique:
         one = rng.choice(view.seen)
         if len(view.matching(None, one.color)) > 1:
             return None
-        return _Draft(
+        return Draft(
             (f"What is {one.color}?", f"Which thing is {one.color}?", f"What is the {one.color} thing?"),
             one.thing,
-            (_group(one),),
+            (group_of(one),),
         )
     anchor, name = rng.choice(view.unique), rng.choice(LINKS)
     fits = [one for one in view.seen if one is not anchor and view.relation(one, anchor) == name]
     unclear = [o for o in view.seen if o is not anchor and o not in fits and not view.denies(o, name, anchor)]
     if len(fits) != 1 or unclear:
         return None
-    groups = (_group(fits[0], False), _group(anchor, False))
+    groups = (group_of(fits[0], False), group_of(anchor, False))
     words = view.link_words(name, rng)
-    return _Draft((f"What is {words} {named(anchor, rng)}?",), fits[0].thing, groups, (Link(0, name, 1),))
+    return Draft((f"What is {words} {named(anchor, rng)}?",), fits[0].thing, groups, (Link(0, name, 1),))
 
 
-def _color(view: View, rng: Random) -> _Draft | None:
+def _color(view: View, rng: Random) -> Draft | None:
     """The color of a thing, or of several that share it."""
     one = rng.choice(view.seen)
     same = view.matching(one.thing)
@@ -94,10 +71,10 @@ def _color(view: View, rng: Random) -> _Draft | None:
             f"Which {spelling} {do} {noun} have?",
             f"What is the {spelling} of {noun}?",
         )
-    return _Draft(texts, one.color, (_group(one),))
+    return Draft(texts, one.color, (group_of(one),))
 
 
-def _count(view: View, rng: Random) -> _Draft | None:
+def _count(view: View, rng: Random) -> Draft | None:
     """The number of all things, of a class, of a color, or of both; sometimes none, and not often one."""
     one, sort = rng.choice(view.seen), rng.randrange(5)
     thing, color = (
@@ -121,10 +98,10 @@ def _count(view: View, rng: Random) -> _Draft | None:
         f"Count the {noun}.",
     )
     groups = (Group(thing, 1, color),) if thing else ()
-    return _Draft(texts, NUMBER_WORDS[count], groups)
+    return Draft(texts, NUMBER_WORDS[count], groups)
 
 
-def _compare(view: View, rng: Random) -> _Draft | None:
+def _compare(view: View, rng: Random) -> Draft | None:
     """Which of two classes there are more of, and which of two things is larger."""
     names = sorted({one.thing for one in view.seen})
     if len(names) < 2:
@@ -134,10 +111,10 @@ def _compare(view: View, rng: Random) -> _Draft | None:
     if max(many) > 1 and rng.random() < 0.6:
         more, fewer = plural(a), plural(b)
         if rng.random() < 0.5:
-            return _Draft((f"Are there more {more} than {fewer}?",), _yes(many[0] > many[1]))
+            return Draft((f"Are there more {more} than {fewer}?",), yes(many[0] > many[1]))
         texts = (f"Are there more {more} or {fewer}?", f"Which are there more of, {more} or {fewer}?")
         answer = "the same" if many[0] == many[1] else (more, fewer)[many[1] > many[0]]
-        return _Draft(texts, answer)
+        return Draft(texts, answer)
     if many != (1, 1):
         return None
     first, second = view.matching(a)[0], view.matching(b)[0]
@@ -146,12 +123,12 @@ def _compare(view: View, rng: Random) -> _Draft | None:
         return None
     nouns = named(first, rng), named(second, rng)
     if rng.random() < 0.5:
-        return _Draft((f"Is {nouns[0]} larger than {nouns[1]}?",), _yes(ratio > 1))
+        return Draft((f"{verb(first).title()} {nouns[0]} larger than {nouns[1]}?",), yes(ratio > 1))
     texts = (f"Which is larger, {nouns[0]} or {nouns[1]}?", f"Which is bigger, {nouns[0]} or {nouns[1]}?")
-    return _Draft(texts, (a, b)[ratio < 1])
+    return Draft(texts, (a, b)[ratio < 1])
 
 
-def _exists(view: View, rng: Random) -> _Draft | None:
+def _exists(view: View, rng: Random) -> Draft | None:
     """Whether a thing is there, in a color or in any; and whether there is none."""
     one, truth = rng.choice(view.seen), rng.random() < 0.5
     thing, color = one.thing, one.color if rng.random() < 0.5 else None
@@ -168,17 +145,17 @@ def _exists(view: View, rng: Random) -> _Draft | None:
     if rng.random() < 0.25:
         bare = f"{color} {thing}" if color else thing
         texts = (f"Is there no {bare}?", f"Is it true that there is no {bare}?")
-        return _Draft(texts, _yes(not truth), groups)
+        return Draft(texts, yes(not truth), groups)
     texts = (
         f"Is there {noun}?",
         f"Is there {noun} in the picture?",
         f"Do you see {noun}?",
         f"Can you see {noun}?",
     )
-    return _Draft(texts, _yes(truth), groups)
+    return Draft(texts, yes(truth), groups)
 
 
-def _is_color(view: View, rng: Random) -> _Draft | None:
+def _is_color(view: View, rng: Random) -> Draft | None:
     """Whether a thing has a color, mostly one that occurs in the picture."""
     if not view.unique:
         return None
@@ -186,14 +163,14 @@ def _is_color(view: View, rng: Random) -> _Draft | None:
     color = one.color
     if rng.random() < 0.5:
         color = rng.choice([c for c in (*(s.color for s in view.seen), *PAINTS) if c != one.color])
-    return _Draft(
+    return Draft(
         (f"{verb(one).title()} {named(one, rng)} {color}?",),
-        _yes(color == one.color),
+        yes(color == one.color),
         (Group(one.thing, 1, color),),
     )
 
 
-def _is_related(view: View, rng: Random) -> _Draft | None:
+def _is_related(view: View, rng: Random) -> Draft | None:
     """Whether a thing is in a relation to another."""
     if len(view.unique) < 2:
         return None
@@ -208,10 +185,10 @@ def _is_related(view: View, rng: Random) -> _Draft | None:
             return None
         name = back if back in false and rng.random() < 0.5 else rng.choice(false)
     text = f"{verb(a).title()} {named(a, rng)} {view.link_words(name, rng)} {named(b, rng)}?"
-    return _Draft((text,), _yes(truth), (_group(a, False), _group(b, False)), (Link(0, name, 1),))
+    return Draft((text,), yes(truth), (group_of(a, False), group_of(b, False)), (Link(0, name, 1),))
 
 
-def _same(view: View, rng: Random) -> _Draft | None:
+def _same(view: View, rng: Random) -> Draft | None:
     """Whether two things have the same color; half of the answers are yes where the picture allows it."""
     wanted = rng.random() < 0.5
     pairs = [(a, b) for a in view.unique for b in view.unique if a is not b]
@@ -227,14 +204,14 @@ def _same(view: View, rng: Random) -> _Draft | None:
         f"Are {nouns[0]} and {nouns[1]} the same {spelling}?",
         f"Does {nouns[0]} have the same {spelling} as {nouns[1]}?",
     )
-    return _Draft(texts, _yes(wanted), (_group(a), _group(b)))
+    return Draft(texts, yes(wanted), (group_of(a), group_of(b)))
 
 
-def _where(view: View, rng: Random) -> _Draft | None:
+def _where(view: View, rng: Random) -> Draft | None:
     """The cell of a 3 x 3 grid, the relation to another thing, or the place."""
     place = PLACES.get(view.picture.place)
     if place and rng.random() < 0.25:
-        return _Draft(("Where is this?", "Where was this picture taken?", "In what place is this?"), place)
+        return Draft(("Where is this?", "Where was this picture taken?", "In what place is this?"), place)
     if not view.unique:
         return None
     one = rng.choice(view.unique)
@@ -245,38 +222,39 @@ def _where(view: View, rng: Random) -> _Draft | None:
             return None
         a, b = named(one, rng), named(other, rng)
         texts = (f"Where {verb(one)} {a}, seen from {b}?", f"Where {verb(one)} {a} relative to {b}?")
-        groups = (_group(one, False), _group(other, False))
-        return _Draft(texts, _HOW.get(name, name), groups, (Link(0, name, 1),))
-    cell = view.cell(one)
+        groups = (group_of(one, False), group_of(other, False))
+        return Draft(texts, _HOW.get(name, name), groups, (Link(0, name, 1),))
+    cell = view.cell(one.box)
     if cell is None:
         return None
     noun = named(one, rng)
     texts = (f"Where {verb(one)} {noun}?", f"In which part of the picture {verb(one)} {noun}?")
-    return _Draft(texts, _ON.get(cell, f"at the {cell}"), (_group(one, False),))
+    return Draft(texts, cell_words(cell), (group_of(one, False),))
 
 
-def _sign(view: View, rng: Random) -> _Draft | None:
+def _sign(view: View, rng: Random) -> Draft | None:
     """What a sign says, and whether there is one."""
     sign = view.picture.sign
     if sign is None and rng.random() < 0.85:
         return None
     if sign is None or rng.random() < 0.15:
-        return _Draft(("Is there a sign?", "Is anything written in the picture?"), _yes(sign is not None))
+        return Draft(("Is there a sign?", "Is anything written in the picture?"), yes(sign is not None))
     if rng.random() < 0.1:
         texts = ("How many words are on the sign?", "How many words does the sign have?")
-        return _Draft(texts, NUMBER_WORDS[len(sign.words.split())])
+        return Draft(texts, NUMBER_WORDS[len(sign.words.split())])
     texts = (
         "What does the sign say?",
         "Read the sign.",
         "What is written on the sign?",
         "Which words are on the sign?",
     )
-    return _Draft(texts, sign.words)
+    return Draft(texts, sign.words)
 
 
-_SAMPLERS: dict[str, Callable[[View, Random], _Draft | None]] = {
+_SAMPLERS: dict[str, Callable[[View, Random], Draft | None]] = {
     "what": _what, "color": _color, "count": _count, "compare": _compare, "exists": _exists,
     "is color": _is_color, "is related": _is_related, "same": _same, "where": _where, "sign": _sign,
+    **MORE,
 }  # fmt: skip
 KINDS = tuple(_SAMPLERS)
 CELLS = tuple(cell for row in GRID_CELLS for cell in row)

@@ -4,12 +4,13 @@ from collections.abc import Callable
 from random import Random
 
 from ...blocks.errors import OptionError
+from .asking import ask
 from .catalog import PAINTS
 from .names import plural
 from .questions import Question
 from .requests import Group, Request, is_held_out
 from .scene import check_split
-from .view import View, named
+from .view import PLACES, View, named
 from .wording import NUMBER_WORDS
 
 WHICH = {
@@ -102,8 +103,31 @@ def _sign(a: View, b: View, rng: Random) -> Question | None:
     return Question("sign", "Which picture has a sign?", WHICH[bool(signs[0]), bool(signs[1])], False)
 
 
+def _place(a: View, b: View, rng: Random) -> Question | None:
+    """Which picture shows a place."""
+    places = [PLACES.get(view.picture.place) for view in (a, b)]
+    if not any(places):
+        return None
+    asked = rng.choice((*filter(None, places), rng.choice(list(PLACES.values()))))
+    text = rng.choice((f"Which picture was taken {asked}?", f"Which picture is {asked}?"))
+    return Question("place", text, WHICH[places[0] == asked, places[1] == asked], False)
+
+
+def _one(a: View, b: View, rng: Random) -> Question | None:
+    """A question about one of the two."""
+    number = rng.randrange(2)
+    question = ask((a, b)[number], rng, split="any")
+    if question is None or question.text.startswith(("Where was", "Was this")):
+        return None
+    asked = question.text[0].lower() + question.text[1:]
+    name = ("first", "second")[number]
+    text = rng.choice((f"In the {name} picture, {asked}", f"Look at the {name} picture: {asked}"))
+    return Question("one", text, question.answer, question.held_out)
+
+
 _SAMPLERS: dict[str, Callable[[View, View, Random], Question | None]] = {
     "which": _which, "more": _more, "total": _total, "same": _same, "common": _common, "sign": _sign,
+    "place": _place, "one": _one,
 }  # fmt: skip
 KINDS = tuple(_SAMPLERS)
 

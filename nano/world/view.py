@@ -7,7 +7,7 @@ from .names import PAIRED, article
 from .painting import Picture
 from .relations import GRID_CELLS, MAX_FALSE_OFFSET, MIN_TRUE_OFFSET
 from .requests import DEPTHS, MIN_VISIBLE, Seen, holds, overlap
-from .scene import normalized_offset, relation
+from .scene import Box, normalized_offset, relation
 
 _APART = 0.02  # shared area from which on left, right, above and below are unclear
 _CELL_MARGIN = 0.05  # of a side: a center this close to a line of the grid has no clear position
@@ -75,13 +75,10 @@ class View:
         dx, dy = normalized_offset(a.box, b.box)
         return {"left of": -dx, "right of": dx, "above": -dy, "below": dy}[name]
 
-    def cell(self, one: Seen) -> str | None:
-        """The cell of a 3 x 3 grid with the thing's center; None if it is near a border of the cell."""
+    def cell(self, box: Box) -> str | None:
+        """The cell of a 3 x 3 grid with the center of a box; None if it is near a border of the cell."""
         indices = []
-        for low, high, length in (
-            (one.box[0], one.box[2], self.width),
-            (one.box[1], one.box[3], self.height),
-        ):
+        for low, high, length in ((box[0], box[2], self.width), (box[1], box[3], self.height)):
             center = (low + high) / 2 / length
             if min(abs(center - 1 / 3), abs(center - 2 / 3)) < _CELL_MARGIN:
                 return None

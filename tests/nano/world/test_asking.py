@@ -82,6 +82,40 @@ def test_questions_about_several_things_and_a_sign():
     )
 
 
+@pytest.mark.parametrize(
+    ("kind", "question", "answer"),
+    [
+        ("list", "What things are in the picture?", "a cat, two dogs and a pair of skis"),
+        ("sort", "How many animals are there?", "three"),
+        ("sort", "Are there any vehicles?", "no"),
+        ("number", "Are there two dogs?", "yes"),
+        ("number", "Are there exactly 5 things?", "no"),
+        ("number", "Are there more than two things?", "yes"),
+        ("all", "Are all dogs blue?", "yes"),
+        ("all", "Are all things red?", "no"),
+        ("either", "Is there a cat and a dog?", "yes"),
+        ("extreme", "What is the leftmost thing?", "cat"),
+        ("extreme", "What is at the very top?", "skis"),
+        ("place", "Is this in a meadow?", "yes"),
+        ("place", "Is this in a room?", "no"),
+        ("says", "Where is the sign?", "at the top"),
+        ("says", 'Does the sign say "Hot Tea"?', "yes"),
+    ],
+)
+def test_more_questions(kind: str, question: str, answer: str):
+    assert _answers(_view(CAT, DOG, DOG_2, SKIS, sign=SIGN), kind)[question] == answer
+
+
+def test_what_is_not_there_is_said_to_be_so():
+    missing = _answers(_view(CAT), "missing")
+    assert set(missing.values()) == {"It is not there."}
+    assert not any("cat " in f"{text} ".replace("?", "") for text in missing)
+    assert set(_answers(_view(CAT), "says").values()) == {"It is not there."}
+    signs = _answers(_view(CAT, sign=SIGN), "says")
+    assert sum(answer == "no" for text, answer in signs.items() if "say" in text) > 10
+    assert _answers(_view(CAT), "extreme") == {}
+
+
 def test_boxes_are_those_of_the_truth():
     view = _view(CAT, DOG, DOG_2, sign=SIGN)
     found = {}
@@ -178,7 +212,7 @@ def test_questions_about_two_pictures():
     first, second = _view(CAT, DOG, sign=SIGN), _view(Seen("cat", "green", 0, (20, 80, 80, 140), 0, 1.0))
     rng, found = Random(8), {}
     for kind in comparing.KINDS:
-        for _ in range(120):
+        for _ in range(600 if kind == "one" else 120):
             if question := comparing.compare(first, second, rng, kind, "any"):
                 found[question.text] = question.answer
     assert found["Which picture shows a cat?"] == "both"
@@ -190,6 +224,12 @@ def test_questions_about_two_pictures():
     assert found["What is in the first picture, but not in the other?"] == "dog"
     assert found["Which picture has a sign?"] == "the first"
     assert found["What does the sign say?"] == "Hot Tea"
+    colors = {
+        name: {a for t, a in found.items() if name in t and "r is the cat" in t}
+        for name in ("first", "second")
+    }
+    assert colors == {"first": {"red"}, "second": {"green"}}
+    assert found["Which picture was taken in a meadow?"] == "both"
 
 
 def test_pairs_have_things_in_common():
