@@ -1,17 +1,31 @@
-"""The parts of `janus-nano`: its image tokenizer, and what the model is trained on."""
+"""The parts of `janus-nano`: its image tokenizer, and the model, which is trained on sentences with the codes of
+their pictures, and on conversations.
+
+A quarter of the pictures of conversations are passed through the image tokenizer, so that the model also
+understands the pictures it paints.
+"""
 
 import torch
 from torch import Tensor
 
 from ...janus.config import read_config
 from ...learn.image_tokenizer import TokenizerObjective, psnr
+from ...learn.losses import Batch
+from ...learn.objectives import ModelObjective, Task
+from ...learn.packed import PackedRows, load_rows
+from ...learn.scratch import from_scratch
 from ...tokenizers.vq.model import VQModel
-from .things_janus_spec import write_folder
-from .things_parts import VQ, Job, Made, write_weights
+from .things_janus_data import PAINT, READ
+from .things_janus_spec import TurnEncoder, write_folder
+from .things_parts import MODEL, TOWER, VQ, Job, Made, write_weights
 from .things_pictures import PicturePool, picture_shard, to_pixels
 
 FRESH = 10**9
 """Seed of pictures that are in no training."""
+UNCONDITIONAL = 0.1
+"""Share of sentences that are replaced by padding, for guidance."""
+READ_WEIGHT = 0.7
+"""Weight of the loss of answers."""
 
 
 def make_tokenizer(job: Job) -> Made:
@@ -35,3 +49,28 @@ def make_tokenizer(job: Job) -> Made:
         print(f"PSNR on {len(values)} fresh pictures: {values.mean():.2f} dB, least {values.min():.2f} dB")
 
     return TokenizerObjective(model, draw), write
+
+
+def janus_tasks(paint: PackedRows, read: PackedRows, encoder: TurnEncoder, rows: tuple[int, ...]) -> dict[str, Task]:
+    """Painting and reading, with so many rows of each in a batch, of examples on the device."""
+
+    def draw_paint() -> Batch:
+        drawn = paint.draw(rows[0])
+        return drawn.painting(drawn.more["codes"], encoder.processor.pad_id, UNCONDITIONAL)
+
+    def draw_read() -> Batch:
+        drawn = read.draw(rows[1])
+        return drawn.reading(to_pixels(drawn.more["tiles"]), encoder.image_places)
+
+    return {"paint": Task(draw_paint), "read": Task(draw_read, READ_WEIGHT)}
+
+
+def make_model(job: Job) -> Made:
+    """The model, from the folder's examples, with its image tokenizer and its vision encoder."""
+    parts = {"gen_vision_model": job.folder / VQ, "vision_model.vision_tower": job.folder / TOWER}
+    pipe = from_scratch(job.folder, job.device, job.seed, parts)
+    paint, read = (load_rows(job.folder / name).to(job.device) for name in (PAINT, READ))
+    tasks = janus_tasks(paint, read, TurnEncoder(job.folder), job.rows)
+    return ModelObjective(pipe.model, tasks), lambda: pipe.to(torch.bfloat16).save_pretrained(
+        job.folder / MODEL
+    )

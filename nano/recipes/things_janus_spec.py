@@ -108,7 +108,7 @@ def write_folder(folder: Path) -> None:
     config, tower = janus_config(tokenizer.get_vocab_size()), tower_config()
     files = processor_configs(SIDE, tower.num_patches, GUIDANCE_SCALE)
     write_files(folder, tokenizer, original_config(config, "bfloat16"), files)
-    write_vocabulary(folder, sentences(0, 20_000), asked(UNASKED))
+    write_vocabulary(folder, sentences(0, 8000), asked(UNASKED))
 
 
 class PaintEncoder:

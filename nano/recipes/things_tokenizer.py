@@ -60,7 +60,7 @@ def sentences(seed: int, count: int) -> Iterator[str]:
 def questions() -> tuple[Question, ...]:
     """Questions of all kinds about small random pictures."""
     rng, found = Random(0), []
-    for _ in range(150):
+    for _ in range(60):
         view = sample_view(rng, size=_SMALL)
         found += [ask(view, rng, rng.choice(QUESTIONS)) for _ in range(12)]
     return tuple(question for question in found if question is not None)

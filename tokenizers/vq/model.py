@@ -76,7 +76,8 @@ class ResBlock(nn.Module):
         """`forward` by other operations."""
         h = ops.normed_conv(x, _norm(self.norm1), *_weights(self.conv1))
         shortcut = _weights(self.nin_shortcut)[0] if self.has_shortcut else None
-        return ops.add_normed_conv(x, h, _norm(self.norm2), *_weights(self.conv2), shortcut)
+        (conv,) = _weights(self.conv2)
+        return ops.add_normed_conv(x, h, _norm(self.norm2), conv, shortcut)
 
 
 class AttnBlock(nn.Module):
@@ -151,8 +152,8 @@ class Level(nn.Module):
 
 def middle(channels: int, groups: int) -> nn.ModuleList:
     """The blocks at the lowest resolution, between the levels and the codes."""
-    kinds = (ResBlock, (channels, channels)), (AttnBlock, (channels,)), (ResBlock, (channels, channels))
-    return nn.ModuleList(kind(*widths, groups) for kind, widths in kinds)
+    first, attention = ResBlock(channels, channels, groups), AttnBlock(channels, groups)
+    return nn.ModuleList((first, attention, ResBlock(channels, channels, groups)))
 
 
 def chain(modules: Iterable[nn.Module], x: Tensor) -> Tensor:

@@ -1,0 +1,145 @@
+"""The training examples of `janus-nano`: rendered and encoded ahead, by all processors and one device.
+
+Of pictures to paint only the codes are kept, those to read stay as pixels.
+
+N rows, T codes of a picture, S side of a picture in pixels.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from random import Random
+
+import numpy as np
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from ...janus.config import read_config
+from ...janus.image_transform import ImageTransform
+from ...learn.packed import Arrays, EncodeTurns, Turns, encode_to_fit, pack_rows, save_rows, stream
+from ...tokenizers.vq.model import VQModel, to_uint8
+from ..world.asking import KINDS as QUESTIONS
+from ..world.asking import ask
+from ..world.pictures import sample_size
+from ..world.pointing import caption
+from ..world.sampling import KINDS, MORE_KINDS, sample_example
+from ..world.view import View
+from .things_janus_spec import SIDE, UNASKED, PaintEncoder, TurnEncoder
+from .things_parts import VQ, Job
+from .things_pictures import SHARD, to_pixels
+from .things_tokenizer import CAPTION_REQUESTS
+
+PAINT, READ = "paint.safetensors", "read.safetensors"
+"""Files of examples in a folder."""
+KIND_WEIGHTS = {
+    "single_object": 5, "two_object": 12, "counting": 26, "colors": 8, "position": 20, "color_attr": 20,
+    "many": 6, "chain": 5, "negation": 4, "depth": 6, "size": 4, "place": 5, "mixed": 10, "match": 4,
+}  # fmt: skip
+"""Sampling weights of the kinds of sentences to paint; harder kinds are more frequent."""
+PAINT_WIDTH, READ_WIDTH = 48, 288
+"""Tokens of the longest image generation prompt and of the longest conversation."""
+MAX_QUESTIONS = 4
+"""Question-answer pairs of the longest conversation."""
+RECONSTRUCTED = 0.25
+"""Share of the pictures to read that are encoded and decoded by the image tokenizer."""
+
+_SQUARE = 0.75  # share of the pictures to read that have the size of those painted
+_CAPTIONS = 0.08  # share of questions that ask for a caption
+_AT_ONCE = 125  # pictures
+
+
+def paint_shard(seed: int, encode: Callable[[str], list[int]]) -> Arrays:
+    """Sentences as token ids with their pictures, `pixels` uint8 `[N, S, S, 3]`."""
+    rng, rows, pixels = Random(seed), [], []
+    kinds, weights = list(KIND_WEIGHTS), list(KIND_WEIGHTS.values())
+    while len(rows) < SHARD:
+        (kind,) = rng.choices(kinds, weights)
+        example = sample_example(kind, rng, "train", SIDE, SIDE)
+        row = encode(example.prompt)
+        if len(row) <= PAINT_WIDTH:
+            rows.append(row)
+            pixels.append(example.picture.pixels_HW3)
+    nothing = [[False] * len(row) for row in rows]
+    return {**pack_rows(rows, nothing, PAINT_WIDTH), "pixels": np.stack(pixels)}
+
+
+def conversation(view: View, rng: Random) -> Turns:
+    """One to four questions about a picture with their answers, now and then a caption."""
+    turns, kinds = [], [kind for kind in QUESTIONS if kind not in UNASKED]
+    wanted = rng.randint(1, MAX_QUESTIONS)
+    while len(turns) < wanted:
+        if rng.random() < _CAPTIONS:
+            turns.append((rng.choice(CAPTION_REQUESTS), caption(view)))
+        elif (question := ask(view, rng, rng.choice(kinds))) is not None:
+            turns.append((question.text, question.answer))
+    return turns
+
+
+def read_shard(seed: int, encode: EncodeTurns) -> Arrays:
+    """Conversations as token ids with their pictures, `tiles` uint8 `[N, 1, 3, S, S]`: most of the size of
+    those painted, the others of any shape and padded as the model's processor does."""
+    rng, kinds, transform = Random(seed), (*KINDS, *MORE_KINDS), ImageTransform(SIDE)
+    rows, masks, tiles = [], [], []
+    for _ in range(SHARD):
+        size = (SIDE, SIDE) if rng.random() < _SQUARE else sample_size(rng)
+        view = View(sample_example(rng.choice(kinds), rng, "train", *size).picture)
+        ids, mask = encode_to_fit(encode, conversation(view, rng), READ_WIDTH)
+        rows.append(ids)
+        masks.append(mask)
+        tiles.append(transform.fit(view.picture.image()).tiles)
+    return {**pack_rows(rows, masks, READ_WIDTH), "tiles": np.stack(tiles)}
+
+
+class Coder:
+    """The folder's image tokenizer on the job's device, in bfloat16 as the models use it."""
+
+    def __init__(self, job: Job) -> None:
+        self.device = job.device
+        self.model = VQModel(read_config(job.folder)[0].vq)
+        self.model.load_state_dict({k: v.float() for k, v in load_file(job.folder / VQ).items()})
+        self.model.to(job.device, memory_format=torch.channels_last).eval().requires_grad_(False)
+        side = SIDE // self.model.config.downsampling
+        self.grid = side, side
+
+    def encode(self, images_N3SS: Tensor) -> Tensor:
+        """Codes int16 `[N, T]` of uint8 pictures."""
+        parts = []
+        for part in images_N3SS.split(_AT_ONCE):
+            pixels = to_pixels(part.to(self.device)).contiguous(memory_format=torch.channels_last)
+            with torch.autocast(self.device.type, torch.bfloat16):
+                parts.append(self.model.encode(pixels).short().cpu())
+        return torch.cat(parts)
+
+    def reconstruct(self, images_N3SS: Tensor) -> Tensor:
+        """uint8 pictures, encoded and decoded."""
+        codes = self.encode(images_N3SS).long().to(self.device)
+        parts = []
+        for part in codes.split(_AT_ONCE):
+            with torch.autocast(self.device.type, torch.bfloat16):
+                parts.append(to_uint8(self.model.decode(part, self.grid)).permute(0, 3, 1, 2).cpu())
+        return torch.cat(parts)
+
+
+def _gather(parts: list[Arrays]) -> Arrays:
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+def write_examples(job: Job) -> None:
+    """Write the folder's examples: `job.examples` are the numbers of sentences and of conversations. Files that
+    are there stay."""
+    coder = Coder(job)
+    sentences, conversations = (-(-count // SHARD) for count in job.examples)
+    if not (job.folder / PAINT).exists():
+        parts, shard = [], partial(paint_shard, encode=PaintEncoder(job.folder))
+        for part in stream(shard, sentences, job.seed * 1_000_003, job.workers):
+            images = torch.from_numpy(part.pop("pixels")).permute(0, 3, 1, 2)
+            parts.append(part | {"codes": coder.encode(images).numpy()})
+        save_rows(job.folder / PAINT, _gather(parts))
+    if not (job.folder / READ).exists():
+        parts, shard = [], partial(read_shard, encode=TurnEncoder(job.folder))
+        for part in stream(shard, conversations, job.seed * 1_000_003 + 500_000, job.workers):
+            count = round(len(part["tiles"]) * RECONSTRUCTED)
+            first = torch.from_numpy(part["tiles"][:count, 0])
+            part["tiles"][:count, 0] = coder.reconstruct(first).numpy()
+            parts.append(part)
+        save_rows(job.folder / READ, _gather(parts))
