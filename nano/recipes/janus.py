@@ -15,8 +15,8 @@ from ...janus.model import JanusModel
 from ...learn.losses import Batch
 from ...learn.objectives import Task
 from ...learn.packed import PackedRows, load_rows
-from .janus_spec import TurnEncoder
 from .pictures import draw_pixels, jitter
+from .things_janus_spec import TurnEncoder
 
 PAINT, READ = "paint.safetensors", "read.safetensors"
 """Files of `janus_data`."""

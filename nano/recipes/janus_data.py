@@ -11,7 +11,8 @@ from pathlib import Path
 from ...learn.packed import build, save_rows
 from .datasets import SHARD, conversation, conversation_shard, prompt_shard
 from .janus import PAINT, READ
-from .janus_spec import PaintEncoder, TurnEncoder, write_folder
+from .janus_spec import write_folder
+from .things_janus_spec import PaintEncoder, TurnEncoder
 
 PAINT_WIDTH, READ_WIDTH = 32, 240
 """Tokens of the longest image generation prompt and of the longest conversation."""

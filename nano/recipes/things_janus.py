@@ -1,13 +1,11 @@
-"""The parts of `janus-nano`: its image tokenizer, and the model, which is trained on sentences with the codes of
-their pictures, and on conversations.
-
-A quarter of the pictures of conversations are passed through the image tokenizer, so that the model also
-understands the pictures it paints.
+"""The parts of `janus-nano`: its image tokenizer; and the model, which learns to paint from sentences with
+the codes of their pictures, and to read from conversations.
 """
 
 import torch
 from torch import Tensor
 
+from ...blocks.errors import OptionError
 from ...janus.config import read_config
 from ...learn.image_tokenizer import TokenizerObjective, psnr
 from ...learn.losses import Batch
@@ -16,7 +14,7 @@ from ...learn.packed import PackedRows, load_rows
 from ...learn.scratch import from_scratch
 from ...tokenizers.vq.model import VQModel
 from .things_janus_data import PAINT, READ
-from .things_janus_spec import TurnEncoder, write_folder
+from .things_janus_spec import TurnEncoder, write_once
 from .things_parts import MODEL, TOWER, VQ, Job, Made, write_weights
 from .things_pictures import PicturePool, picture_shard, to_pixels
 
@@ -31,8 +29,7 @@ READ_WEIGHT = 0.7
 def make_tokenizer(job: Job) -> Made:
     """The image tokenizer, from random pictures, half of them mirrored."""
     torch.backends.cudnn.benchmark = True
-    if not (job.folder / "config.json").exists():
-        write_folder(job.folder)
+    write_once(job.folder)
     pool = PicturePool.render(job.examples[0], job.seed, job.workers, job.device)
     model = VQModel(read_config(job.folder)[0].vq).to(job.device)
 
@@ -51,7 +48,9 @@ def make_tokenizer(job: Job) -> Made:
     return TokenizerObjective(model, draw), write
 
 
-def janus_tasks(paint: PackedRows, read: PackedRows, encoder: TurnEncoder, rows: tuple[int, ...]) -> dict[str, Task]:
+def janus_tasks(
+    paint: PackedRows, read: PackedRows, encoder: TurnEncoder, rows: tuple[int, ...]
+) -> dict[str, Task]:
     """Painting and reading, with so many rows of each in a batch, of examples on the device."""
 
     def draw_paint() -> Batch:
@@ -67,6 +66,10 @@ def janus_tasks(paint: PackedRows, read: PackedRows, encoder: TurnEncoder, rows:
 
 def make_model(job: Job) -> Made:
     """The model, from the folder's examples, with its image tokenizer and its vision encoder."""
+    if (job.folder / MODEL).exists():
+        raise OptionError(f"{job.folder / MODEL} is there already; accepted: a folder without a model")
+    if not (job.folder / READ).exists():
+        raise OptionError(f"{job.folder} has no {PAINT} and {READ}: run the part janus-data first")
     parts = {"gen_vision_model": job.folder / VQ, "vision_model.vision_tower": job.folder / TOWER}
     pipe = from_scratch(job.folder, job.device, job.seed, parts)
     paint, read = (load_rows(job.folder / name).to(job.device) for name in (PAINT, READ))

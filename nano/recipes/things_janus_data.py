@@ -1,6 +1,7 @@
 """The training examples of `janus-nano`: rendered and encoded ahead, by all processors and one device.
 
-Of pictures to paint only the codes are kept, those to read stay as pixels.
+Of pictures to paint only the codes are kept, those to read stay as pixels. A quarter of these are passed
+through the image tokenizer, so that the model also understands the pictures it paints.
 
 N rows, T codes of a picture, S side of a picture in pixels.
 """
@@ -24,7 +25,7 @@ from ..world.pictures import sample_size
 from ..world.pointing import caption
 from ..world.sampling import KINDS, MORE_KINDS, sample_example
 from ..world.view import View
-from .things_janus_spec import SIDE, UNASKED, PaintEncoder, TurnEncoder
+from .things_janus_spec import SIDE, UNASKED, PaintEncoder, TurnEncoder, write_once
 from .things_parts import VQ, Job
 from .things_pictures import SHARD, to_pixels
 from .things_tokenizer import CAPTION_REQUESTS
@@ -95,9 +96,9 @@ class Coder:
 
     def __init__(self, job: Job) -> None:
         self.device = job.device
-        self.model = VQModel(read_config(job.folder)[0].vq)
+        self.model = VQModel(read_config(job.folder)[0].vq).to(job.device).eval().requires_grad_(False)
         self.model.load_state_dict({k: v.float() for k, v in load_file(job.folder / VQ).items()})
-        self.model.to(job.device, memory_format=torch.channels_last).eval().requires_grad_(False)
+        self.model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
         side = SIDE // self.model.config.downsampling
         self.grid = side, side
 
@@ -125,8 +126,9 @@ def _gather(parts: list[Arrays]) -> Arrays:
 
 
 def write_examples(job: Job) -> None:
-    """Write the folder's examples: `job.examples` are the numbers of sentences and of conversations. Files that
+    """Write the folder's examples, of as many sentences and conversations as `job.examples` says. Files that
     are there stay."""
+    write_once(job.folder)
     coder = Coder(job)
     sentences, conversations = (-(-count // SHARD) for count in job.examples)
     if not (job.folder / PAINT).exists():

@@ -111,6 +111,12 @@ def write_folder(folder: Path) -> None:
     write_vocabulary(folder, sentences(0, 8000), asked(UNASKED))
 
 
+def write_once(folder: Path) -> None:
+    """`write_folder`, unless the folder has been written."""
+    if not (folder / "vocabulary.json").exists():
+        write_folder(folder)
+
+
 class PaintEncoder:
     """A sentence -> token ids of its whole image generation prompt."""
 

@@ -14,14 +14,18 @@ from pathlib import Path
 
 import torch
 
+from ...blocks.device import resolve_device
 from ...learn.distributed import joined, rank
 from ...learn.pretraining import Pretraining, PretrainingOptions
 from ...learn.run_folder import cut_log, open_run
 from .things_detector import make_detector
+from .things_janus import make_model as make_janus
 from .things_janus import make_tokenizer
+from .things_janus_data import write_examples
 from .things_parts import Job, Made
 from .things_vision import make_janus_vision
-from .things_vl2 import make_model, make_vision
+from .things_vl2 import make_model as make_vl2
+from .things_vl2 import make_vision as make_vl2_vision
 
 
 @dataclass(frozen=True)
@@ -56,15 +60,22 @@ PARTS = {
         examples=(60_000,),
         options=PretrainingOptions(3e-3, seconds=60),
     ),
+    "janus": Part(
+        make_janus,
+        JANUS,
+        rows=(192, 64),
+        examples=(),
+        options=PretrainingOptions(3e-3, seconds=700),
+    ),
     "vl2-vision": Part(
-        make_vision,
+        make_vl2_vision,
         VL2,
         rows=(128,),
         examples=(60_000,),
         options=PretrainingOptions(3e-3, seconds=75),
     ),
     "vl2": Part(
-        make_model,
+        make_vl2,
         VL2,
         rows=(128, 48, 48),
         examples=(120_000,),
@@ -79,6 +90,8 @@ PARTS = {
     ),
 }
 """The parts in the order of training."""
+DATA = {"janus-data": (write_examples, JANUS, (400_000, 80_000))}
+"""Parts that only write examples: how, where, and how many of each kind."""
 
 
 def train(name: str, part: Part, job: Job, began: float) -> None:
@@ -117,7 +130,7 @@ def main() -> None:
     """Command line: train a part."""
     began = time.monotonic()
     parser = argparse.ArgumentParser(description="Train a part of a model of the world of things.")
-    parser.add_argument("part", choices=PARTS)
+    parser.add_argument("part", choices=(*PARTS, *DATA))
     parser.add_argument("--folder", type=Path, help="inputs, run and result (default: the part's own)")
     parser.add_argument("--seconds", type=float, help="training time, over all restarts")
     parser.add_argument("--steps", type=int, help="steps, in place of a time")
@@ -130,6 +143,13 @@ def main() -> None:
     parser.add_argument("--device", help="cpu or cuda (default: the best available)")
     args = parser.parse_args()
     os.environ["OMP_NUM_THREADS"] = "1"  # of the processes that render
+    if args.part in DATA:
+        write, folder, examples = DATA[args.part]
+        device = resolve_device(args.device)
+        folder, examples = args.folder or Path(folder), tuple(args.examples or examples)
+        write(Job(folder, (), examples, args.seed or 0, args.workers, device))
+        print(f"{time.monotonic() - began:.0f}s: done")
+        return
     part = PARTS[args.part]
     given = {name: getattr(args, name) for name in ("seconds", "wall", "learning_rate", "seed")}
     given |= {"steps": args.steps, "seconds": None} if args.steps else {}

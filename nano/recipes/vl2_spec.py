@@ -18,7 +18,7 @@ from ..world.pairs import sample_comparison, sample_pair
 from ..world.phrases import NO_MATCH, grounded_caption, sample_query
 from ..world.questions import sample_question
 from ..world.scene import sample_scene
-from .janus_spec import SPECIAL_TOKENS as JANUS_TOKENS
+from .things_janus_spec import SPECIAL_TOKENS as JANUS_TOKENS
 from .things_tokenizer import CAPTION_REQUESTS, write_files
 from .tokenizer import train_tokenizer, write_vocabulary
 

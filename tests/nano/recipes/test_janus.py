@@ -13,7 +13,8 @@ from bifrons.nano.recipes import datasets, train
 from bifrons.nano.recipes.datasets import conversation, conversation_shard, prompt_shard
 from bifrons.nano.recipes.janus import PAINT, READ
 from bifrons.nano.recipes.janus_data import PAINT_WIDTH, READ_WIDTH
-from bifrons.nano.recipes.janus_spec import PaintEncoder, TurnEncoder, write_folder
+from bifrons.nano.recipes.janus_spec import write_folder
+from bifrons.nano.recipes.things_janus_spec import PaintEncoder, TurnEncoder
 from safetensors.torch import load_file, save_file
 
 CPU = torch.device("cpu")

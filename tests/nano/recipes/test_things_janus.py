@@ -5,28 +5,42 @@ from random import Random
 
 import pytest
 import torch
+from bifrons.blocks.errors import OptionError
+from bifrons.blocks.model.context import DecoderConfig
+from bifrons.blocks.model.siglip import SiglipConfig, build_siglip
 from bifrons.blocks.vocabulary import read_vocabulary
+from bifrons.janus.config import JanusConfig
+from bifrons.janus.pipeline import JanusPipeline
+from bifrons.learn.packed import load_rows
 from bifrons.learn.pretraining import PretrainingOptions
-from bifrons.nano.recipes import things_janus_spec, things_pictures, things_train
+from bifrons.learn.scratch import initialize
+from bifrons.nano.recipes import things_janus_data, things_janus_spec, things_pictures, things_train
+from bifrons.nano.recipes.things_janus_data import PAINT, READ, Coder, write_examples
 from bifrons.nano.recipes.things_janus_spec import PaintEncoder, write_folder
-from bifrons.nano.recipes.things_parts import VQ, Job
+from bifrons.nano.recipes.things_parts import MODEL, TOWER, VQ, Job, write_weights
 from bifrons.nano.recipes.things_pictures import picture_shard
 from bifrons.nano.recipes.things_tokenizer import known_words
 from bifrons.nano.world.describing import plain_sentence
 from bifrons.nano.world.sampling import KINDS, sample_request
 from bifrons.tokenizers.text import TextTokenizer
-from bifrons.tokenizers.vq.model import VQConfig
+from bifrons.tokenizers.vq.model import VQConfig, VQModel
 from safetensors.torch import load_file
 
+TOY_TOWER = SiglipConfig(image_size=192, patch_size=16, width=32, layers=1, heads=1)
 CPU = torch.device("cpu")
 TOY_VQ = VQConfig(32, 8, ch=4, ch_mult=(1, 1, 1, 1), z_channels=4, num_res_blocks=1, norm_groups=2)
+
+
+def toy_config(vocab_size: int) -> JanusConfig:
+    decoder = DecoderConfig(vocab_size, 64, 64, num_layers=1, num_heads=1, num_kv_heads=1, head_dim=64)
+    return JanusConfig(TOY_TOWER, decoder, TOY_VQ, gen_head_width=64)
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("janus")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(things_janus_spec, "vq_config", lambda: TOY_VQ)
+        patch.setattr(things_janus_spec, "janus_config", toy_config)
         write_folder(folder)
     return folder
 
@@ -80,3 +94,41 @@ def test_the_tokenizer_part_trains_and_goes_on(folder, monkeypatch, capsys):
     things_train.train("vq", part, job, 0.0)
     assert "goes on from step 2" in capsys.readouterr().out
     assert all(torch.equal(tensor, first[name]) for name, tensor in load_file(folder / VQ).items())
+
+
+def test_the_model_trains_on_its_examples_and_paints(folder, monkeypatch, capsys):
+    for module in (things_pictures, things_janus_data):
+        monkeypatch.setattr(module, "SHARD", 4)
+    torch.manual_seed(0)
+    write_weights(VQModel(TOY_VQ), folder / VQ, torch.bfloat16)
+    tower = build_siglip(TOY_TOWER)
+    initialize(tower, 1)
+    write_weights(tower, folder / TOWER, torch.float32)
+    job = Job(folder, (2, 2), (4, 4), 0, 1, CPU)
+    part = replace(things_train.PARTS["janus"], options=PretrainingOptions(1e-3, steps=1))
+    with pytest.raises(OptionError, match="janus-data first"):
+        things_train.train("janus", part, job, 0.0)
+    write_examples(job)
+    read = load_rows(folder / READ)
+    assert read.more["tiles"].shape == (4, 1, 3, 192, 192)
+    assert load_rows(folder / PAINT).more["codes"].shape == (4, 576)
+    decoded = TextTokenizer.from_folder(folder).decode(read.ids[0][read.learned[0]].tolist())
+    assert decoded.strip()
+    things_train.train("janus", part, job, 0.0)
+    assert "1 steps done" in capsys.readouterr().out
+    pipe = JanusPipeline.from_pretrained(folder / MODEL, "cpu")
+    assert pipe.guidance_scale == things_janus_spec.GUIDANCE_SCALE
+    codes = pipe.generate("a photo of a red cat", seed=1, output_type="codes")
+    assert codes.shape == (1, 576)
+    assert "wombat" in str(pipe.unknown_words(["a wombat"], "painting"))
+
+
+def test_codes_do_not_depend_on_the_batch(folder):
+    torch.manual_seed(0)
+    write_weights(VQModel(TOY_VQ), folder / VQ, torch.bfloat16)
+    coder = Coder(Job(folder, (), (), 0, 1, CPU))
+    images = torch.randint(256, (3, 3, 192, 192), dtype=torch.uint8)
+    codes = coder.encode(images)
+    assert codes.dtype == torch.int16
+    assert (codes[:1] == coder.encode(images[:1])).float().mean() > 0.97
+    assert coder.reconstruct(images).shape == images.shape
