@@ -61,14 +61,15 @@ def load_pipeline(
     must_paint: bool = False,
     parts: "Parts" = "all",
     eager: bool = False,
+    tensor_parallel: int | None = None,
     adapters: Sequence[AdapterChoice] = (),
 ) -> "Pipeline":
     """Load a model with the pipeline of its family; the label of an embedded model is printed to stderr.
 
     `must_paint` refuses models that can't generate images. `parts` says which parts of a Janus model are
-    needed; others are always loaded whole. `eager` turns CUDA graphs off; `adapters` are added. Raises
-    `BifronsError`; weights that exceed the free memory of the device, or of those in the `device_map`, are
-    refused before loading.
+    needed; others are always loaded whole. `eager` turns CUDA graphs off; `tensor_parallel` is the number of
+    GPUs that share each layer; `adapters` are added. Raises `BifronsError`; weights that exceed the free
+    memory of the device, or of those in the `device_map`, are refused before loading.
     """
     folder = open_model(model)
     family = family_of(folder)
@@ -87,6 +88,7 @@ def load_pipeline(
         "device_map": device_map,
         "max_memory": max_memory,
         "capture": False if eager else None,
+        "tensor_parallel": tensor_parallel,
     }
     with explain_out_of_memory(f"loading {model}", lambda: f"`bifrons info {model}` shows what it needs"):
         pipe = _from_pretrained(family, folder, device, dtype, parts, options)

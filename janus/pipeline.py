@@ -23,6 +23,7 @@ from ..blocks.placement.auto_device_map import MaxMemory
 from ..blocks.placement.device_map import DeviceMap
 from ..blocks.placement.loaded_pipeline import Source
 from ..blocks.placement.loading import LoadOptions, load_model
+from ..blocks.placement.tensor_parallel import split_config
 from ..blocks.speculate import Speculate
 from ..text.completion import CompletionPipeline
 from ..tokenizers.text import TextTokenizer
@@ -70,6 +71,7 @@ class JanusPipeline(CompletionPipeline):
         max_memory: MaxMemory | None = None,
         capture: bool | None = None,
         progress: bool | None = None,
+        tensor_parallel: int | None = None,
         revision: str | None = None,
         **more: Any,
     ) -> "JanusPipeline":
@@ -79,8 +81,8 @@ class JanusPipeline(CompletionPipeline):
             model: a model folder, a hub id (`deepseek-ai/Janus-Pro-1B`) or an embedded model (`janus-nano`).
             parts: load only what generating images (`paint`) or answering (`read`) needs. Methods that need
                 other parts then raise an OptionError.
-            device, dtype, quantize, device_map, max_memory, capture, progress: where and how the weights are
-                loaded, described in `bifrons.blocks.placement.device_map.LoadOptions`.
+            device, dtype, quantize, device_map, max_memory, capture, progress, tensor_parallel: where and how
+                the weights are loaded, described in `bifrons.blocks.placement.device_map.LoadOptions`.
             revision: a branch, tag or commit of the hub's model.
             more: arguments of transformers (`torch_dtype`, `token`, `cache_dir`, `local_files_only`), which
                 are honoured, change nothing (`trust_remote_code`: no code is run) or are refused by name.
@@ -93,6 +95,7 @@ class JanusPipeline(CompletionPipeline):
         config, model_type = parse_config(folder.config)
         entries = list_tensors(folder.path)
         check_counts(entries, config.counts, folder.config.where)
+        config = split_config(config, tensor_parallel)
         with torch.device("meta"):
             network = JanusModel(config, check_parts(parts))
         tokenizer = TextTokenizer.from_folder(folder.path, config.decoder.vocab_size)
@@ -100,7 +103,8 @@ class JanusPipeline(CompletionPipeline):
             folder.path, tokenizer, config.vision.image_size, config.vision.num_patches
         )
         dtype = pick_dtype(dtype, more, entries.values())
-        options = LoadOptions(device, dtype, quantize, device_map, max_memory, capture, progress)
+        where = (device, dtype, quantize, device_map, max_memory)
+        options = LoadOptions(*where, capture, progress, tensor_parallel)
         key_map = pick_key_map(entries, model_type, config.tied)
         load_model(network, folder, key_map, options, entries=entries)
         pipe = cls(network, tokenizer, processor, folder.name, read_guidance_scale(folder.path))

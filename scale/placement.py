@@ -19,24 +19,32 @@ _MEMORY_FACTOR = 3
 class Placement:
     """Where a worker's model lies, which determines no result; picklable.
 
-    device_map, max_memory: as in `blocks.placement.device_map.LoadOptions`. eager: capture no CUDA graphs.
+    device_map, max_memory, tensor_parallel: as in `blocks.placement.device_map.LoadOptions`. eager: capture
+    no CUDA graphs.
     """
 
     device_map: str | Mapping[str, Any] | None = None
     max_memory: Mapping[str, Any] | None = None
     eager: bool = False
+    tensor_parallel: int | None = None
+
+    @property
+    def takes_all(self) -> bool:
+        """Whether one model takes all devices, so that there is no second process."""
+        return self.device_map is not None or self.tensor_parallel not in (None, 1)
 
     def check(self, device: str | None, processes: int | None) -> None:
         """Raise OptionError for options that exclude each other."""
+        if self.takes_all and processes not in (None, 1):
+            raise OptionError(
+                f"processes is {processes}, but device_map and tensor_parallel spread one model over all "
+                "devices; accepted: 1"
+            )
         if self.device_map is None:
             if self.max_memory is not None:
                 raise OptionError("max_memory has no device_map; accepted: with device_map auto or balanced")
         elif device is not None:
             raise OptionError(f"device is {device!r} and there is a device_map too; accepted: one of them")
-        elif processes not in (None, 1):
-            raise OptionError(
-                f"processes is {processes}, but a device_map spreads one model over all devices; accepted: 1"
-            )
 
     def keywords(self, device: str | None) -> dict[str, Any]:
         """The arguments of `from_pretrained` in a process that was given a device."""
@@ -45,6 +53,7 @@ class Placement:
             "device_map": self.device_map,
             "max_memory": self.max_memory,
             "capture": False if self.eager else None,
+            "tensor_parallel": self.tensor_parallel,
         }
 
 

@@ -1,7 +1,7 @@
 """`TextPipeline`: answers in conversations and goes on from texts."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Literal, Unpack, overload
 
@@ -11,7 +11,7 @@ from torch import Tensor
 from ..blocks.chat.pipeline import Messages
 from ..blocks.chat.text_generation import MoreTextOptions, TextGenerationOptions
 from ..blocks.checkpoints.hub import ModelFolder
-from ..blocks.checkpoints.key_mapping import check_counts
+from ..blocks.checkpoints.key_mapping import check_counts, without_parts
 from ..blocks.checkpoints.reader import list_tensors
 from ..blocks.device import plain_torch
 from ..blocks.placement.arguments import open_pretrained, pick_dtype
@@ -19,6 +19,7 @@ from ..blocks.placement.auto_device_map import MaxMemory
 from ..blocks.placement.device_map import DeviceMap
 from ..blocks.placement.loaded_pipeline import Source
 from ..blocks.placement.loading import LoadOptions, load_model
+from ..blocks.placement.tensor_parallel import split_config
 from ..blocks.structured_output import OutputFormat
 from ..tokenizers.text import TextTokenizer
 from .completion import CompletionPipeline
@@ -61,6 +62,7 @@ class TextPipeline(CompletionPipeline):
         max_memory: MaxMemory | None = None,
         capture: bool | None = None,
         progress: bool | None = None,
+        tensor_parallel: int | None = None,
         revision: str | None = None,
         **more: Any,
     ) -> "TextPipeline":
@@ -68,9 +70,9 @@ class TextPipeline(CompletionPipeline):
 
         Args:
             model: a model folder or a hub id (`deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B`).
-            device, dtype, quantize, device_map, max_memory, capture, progress: where and how the weights are
-                loaded, described in `bifrons.blocks.placement.device_map.LoadOptions`. Weights in blocks of
-                fp8, as V3 and R1 have them, are dequantized.
+            device, dtype, quantize, device_map, max_memory, capture, progress, tensor_parallel: where and how
+                the weights are loaded, described in `bifrons.blocks.placement.device_map.LoadOptions`.
+                Weights in blocks of fp8, as V3 and R1 have them, are dequantized.
             revision, more: as in `JanusPipeline.from_pretrained`.
 
         Raises:
@@ -82,14 +84,19 @@ class TextPipeline(CompletionPipeline):
         entries = list_tensors(folder.path)
         config = parse_config(folder.config, entries)
         check_counts(entries, config.counts, folder.config.where)
+        config, divided = split_config(config, tensor_parallel), tensor_parallel not in (None, 1)
+        if divided:  # without the layer that predicts ahead, which ranks don't hold
+            config = replace(config, predicts_ahead=False)
         with torch.device("meta"):
             network = TextModel(config)
         tokenizer = TextTokenizer.from_folder(folder.path, config.decoder.vocab_size)
         form = read_chat_format(folder.path, tokenizer, config.model_type)
         defaults = read_sampling(folder.path)
         dtype = pick_dtype(dtype, more, entries.values())
-        options = LoadOptions(device, dtype, quantize, device_map, max_memory, capture, progress)
+        where = (device, dtype, quantize, device_map, max_memory)
+        options = LoadOptions(*where, capture, progress, tensor_parallel)
         names = pick_key_map(config.decoder.num_layers, config.tied)
+        names = without_parts(names, ["ahead."] if divided else [])
         load_model(network, folder, names, options, keep_float32=keep_float32, entries=entries)
         pipe = cls(network, tokenizer, TextProcessor(tokenizer, form, folder.name), folder.name)
         pipe.temperature, pipe.top_p = defaults

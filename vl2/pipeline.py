@@ -23,6 +23,7 @@ from ..blocks.placement.device_map import DeviceMap
 from ..blocks.placement.loaded_pipeline import Source
 from ..blocks.placement.loading import LoadOptions, load_model
 from ..text.completion import CompletionPipeline
+from ..blocks.placement.tensor_parallel import split_config
 from ..tokenizers.text import TextTokenizer
 from .config import parse_config
 from .grounding import Box, Grounding, draw_boxes, parse_grounding
@@ -61,6 +62,7 @@ class VL2Pipeline(CompletionPipeline):
         max_memory: MaxMemory | None = None,
         capture: bool | None = None,
         progress: bool | None = None,
+        tensor_parallel: int | None = None,
         revision: str | None = None,
         **more: Any,
     ) -> "VL2Pipeline":
@@ -70,8 +72,8 @@ class VL2Pipeline(CompletionPipeline):
             model: a model folder, a hub id (`deepseek-ai/deepseek-vl2-tiny`) or an embedded one (`vl2-nano`).
             max_tiles: allow all resolutions of at most this many local tiles, in place of the folder's list
                 (up to 9 tiles). The paper uses 18 for InfographicVQA.
-            device, dtype, quantize, device_map, max_memory, capture, progress: where and how the weights are
-                loaded, described in `bifrons.blocks.placement.device_map.LoadOptions`.
+            device, dtype, quantize, device_map, max_memory, capture, progress, tensor_parallel: where and how
+                the weights are loaded, described in `bifrons.blocks.placement.device_map.LoadOptions`.
             revision, more: as in `JanusPipeline.from_pretrained`.
 
         Raises:
@@ -84,6 +86,7 @@ class VL2Pipeline(CompletionPipeline):
         config = parse_config(folder.config)
         entries = list_tensors(folder.path)
         check_counts(entries, config.counts, folder.config.where)
+        config = split_config(config, tensor_parallel)
         with torch.device("meta"):
             network = VL2Model(config)
         tokenizer = TextTokenizer.from_folder(folder.path, config.decoder.vocab_size)
@@ -91,7 +94,8 @@ class VL2Pipeline(CompletionPipeline):
         if max_tiles is not None:
             processor.allow_tiles(max_tiles)
         dtype = pick_dtype(dtype, more, entries.values())
-        options = LoadOptions(device, dtype, quantize, device_map, max_memory, capture, progress)
+        where = (device, dtype, quantize, device_map, max_memory)
+        options = LoadOptions(*where, capture, progress, tensor_parallel)
         load_model(network, folder, key_map, options, keep_float32=keep_float32, entries=entries)
         pipe = cls(network, tokenizer, processor, folder.name)
         pipe.source = Source(folder, {**asdict(options), "max_tiles": max_tiles, "progress": False})

@@ -54,6 +54,12 @@ def add_loading(parser: Any, default: str | None = None, adapters: str = "") -> 
         help="instead of --device: auto or balanced over the GPUs and main memory, or MODULE=DEVICE,...",
     )
     parser.add_argument(
+        "--tensor-parallel",
+        type=int,
+        metavar="N",
+        help="divide the decoder's layers among N processes, one a GPU, from GPU 0 on (default: 1)",
+    )
+    parser.add_argument(
         "--max-memory",
         metavar="SIZES",
         help="memory for weights with auto or balanced, such as 0=20GiB,cpu=60GiB (default: all free)",
@@ -237,6 +243,7 @@ def placement_options(args: argparse.Namespace, prefix: str = "") -> dict[str, A
         "device_map": None if device_map is None else parse_device_map(device_map),
         "max_memory": None if max_memory is None else parse_max_memory(max_memory),
         "eager": getattr(args, f"{prefix}eager"),
+        "tensor_parallel": getattr(args, f"{prefix}tensor_parallel", None),
     }
 
 

@@ -164,12 +164,12 @@ class TensorReader:
         if entry.swapped:
             width = entry.dtype.itemsize // (2 if entry.dtype.is_complex else 1)
             flat.view(torch.uint8).copy_(flat.view(torch.uint8).view(-1, width).flip(1).flatten())
-        if entry.scale is not None:
-            decode = decode_rows if entry.dtype == torch.int8 else decode_blocks
-            return decode(flat.view(entry.shape), self.read(entry.scale))
-        if entry.strides is None:
-            return flat.view(entry.shape)
-        return flat.as_strided(entry.shape, entry.strides).contiguous()
+        strides = entry.strides
+        tensor = flat.view(entry.shape) if strides is None else flat.as_strided(entry.shape, strides)
+        if entry.scale is None:
+            return tensor.contiguous()
+        decode = decode_rows if entry.dtype == torch.int8 else decode_blocks
+        return decode(tensor, self.read(entry.scale))
 
     def _fill(self, entry: TensorEntry, flat: Tensor) -> None:
         if entry.nbytes == 0:

@@ -177,20 +177,31 @@ def _addresses(modules: Sequence[nn.Module]) -> list[int]:
 class CapturedGraphs:
     """An LRU cache of captured graphs by key; a graph is captured on first use."""
 
-    def __init__(self, capturer: GraphCapturer) -> None:
-        self._capture = capturer
+    def __init__(self, capturer: GraphCapturer, remote: Any = None) -> None:
+        """`remote` is the `RemoteRunner` of a tensor-parallel model: what other ranks capture and replay."""
+        self._capture, self._remote = capturer, remote
         self._graphs: OrderedDict[object, Work] = OrderedDict()
 
     @property
     def keys(self) -> list[object]:
         return list(self._graphs)
 
-    def run(self, key: object, work: Work, changed: Sequence[Tensor] = ()) -> None:
+    def run(
+        self, key: object, work: Work, changed: Sequence[Tensor] = (), pass_: tuple[Any, ...] | None = None
+    ) -> None:
         """Run the work by the graph of this key, which is captured first if there is none.
 
         Capturing may run the work too, so the tensors that it reads and writes, `changed`, are restored
-        before the first replay, and if the capture fails.
+        before the first replay, and if the capture fails. `pass_` says what the other ranks of a
+        tensor-parallel model compute at the same time: see `RemoteRunner.passes`.
         """
+        if self._remote is None or pass_ is None:
+            self._run(key, work, changed)
+            return
+        with self._remote.passes(pass_, key, fresh=key not in self._graphs):
+            self._run(key, work, changed)
+
+    def _run(self, key: object, work: Work, changed: Sequence[Tensor]) -> None:
         replay = self._graphs.get(key)
         if replay is None:
             if len(self._graphs) >= _MAX_GRAPHS:
@@ -207,6 +218,8 @@ class CapturedGraphs:
 
     def clear(self) -> None:
         self._graphs.clear()
+        if self._remote is not None:
+            self._remote.drop_graphs()
 
     def discard(self, first: object) -> None:
         """Drop the graphs whose keys begin with this."""

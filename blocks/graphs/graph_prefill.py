@@ -99,7 +99,8 @@ class GraphPrefill:
         span, rest = span_of(max(positions) + 1), bucket(size, self.block) - size
         if size > MAX_GRAPHED_TOKENS:
             *states_N, last_P = ints_on_device(x_ND.device, *states, last)
-            return self.packed.forward(x_ND, _token_slots(states_N, span, adapted), self.pool), last_P
+            slots = _token_slots(states_N, span, adapted)
+            return self.packed.forward_here(x_ND, slots, self.pool), last_P
         padded = [numbers + [filler] * rest for numbers, filler in zip(states, (0, 0, NO_SLOT), strict=True)]
         *states_N, last_P = ints_on_device(x_ND.device, *padded, last)
         buffers = self._static(size + rest)
@@ -117,6 +118,7 @@ class GraphPrefill:
             ("prefill", size, span, adapted),
             lambda: self.packed.forward(x_ND, slots, self.pool, x_ND),
             [x_ND],
+            (size, span, True, ()),
         )
         return x_ND
 

@@ -33,9 +33,9 @@ class GraphRunner:
         self.packed, self.rows, self.decoder = packed, rows, packed.decoder
         self.kernels, self.adapters, decoder = packed.kernels, packed.adapters, packed.decoder
         self.packed.reserve(rows + 1)
-        self._pool = KVPool(decoder, slots)
+        self._pool = KVPool(decoder, slots, packed.remote)
         self._versions = self._sizes
-        self._graphs, self._addresses = CapturedGraphs(capturer), WeightAddresses()
+        self._graphs, self._addresses = CapturedGraphs(capturer, packed.remote), WeightAddresses()
         self._heads: dict[tuple[nn.Module, ...], WeightAddresses] = {}
         self._prefill = GraphPrefill(self.packed, self._pool, self._graphs)
         device, width = decoder.device, decoder.config.hidden_size
@@ -163,7 +163,7 @@ class GraphRunner:
             self._refresh()
         groups = self._sample_alone(requests) if alone else self._sample()
         reads = [(group.requests, group.read()) for group in groups]
-        read = reader(reads, self.decoder.device, self._windows.note)
+        read = reader(reads, self.decoder, self._windows.note)
         if any(request.step + 1 < request.max_new_tokens for request in requests):
             self._decode_alone(requests) if alone else self._decode()
         for group in groups:
@@ -226,7 +226,8 @@ class GraphRunner:
             self.packed.forward(buffers.x_RD[:rows], slots, pool, hidden_RD)
             positions_R.add_(buffers.in_use_R[:rows])
 
-        self._graphs.run(("decode", rows, span, adapted), work, [positions_R, hidden_RD])
+        key, pass_ = ("decode", rows, span, adapted), (rows, span, False, ())
+        self._graphs.run(key, work, [positions_R, hidden_RD], pass_)
 
     def _decode_alone(self, requests: Sequence[Request]) -> None:
         """`_decode` for some of the requests, without graphs."""
@@ -236,7 +237,7 @@ class GraphRunner:
         span = span_of(max(row.slots for row in rows))
         adapters_N = buffers.adapters_R[index_N] if is_adapted(rows) else None
         slots = TokenSlots(buffers.positions_R[index_N], buffers.starts_R[index_N], span, False, adapters_N)
-        buffers.hidden_RD[index_N] = self.packed.forward(buffers.x_RD[index_N], slots, self._pool)
+        buffers.hidden_RD[index_N] = self.packed.forward_here(buffers.x_RD[index_N], slots, self._pool)
         buffers.positions_R[index_N] += 1
 
     def _refresh(self) -> None:

@@ -3,6 +3,8 @@
 L layers, H key/value heads, S slots, K dimensions of a head.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -28,15 +30,17 @@ class KVPool:
     With `slots` None the pool is empty at first and grows as needed.
     """
 
-    def __init__(self, decoder: Decoder, slots: int | None) -> None:
-        self._decoder, self._grows = decoder, slots is None
+    def __init__(self, decoder: Decoder, slots: int | None, remote: Any = None) -> None:
+        """`remote` is the `RemoteRunner` of a tensor-parallel model, whose other ranks have pools of the same
+        slots."""
+        self._decoder, self._grows, self._remote = decoder, slots is None, remote
         self._free: list[tuple[int, int]] = []  # (start, length), by start
         self.buffers: list[Tensor] = []
         self.version = 0
         """Changes with the addresses of the buffers."""
         self.slots = 0
         if slots is not None:
-            self._allocate(slots)
+            self.resize(slots, 0)
 
     @property
     def bytes(self) -> int:
@@ -60,8 +64,7 @@ class KVPool:
     def give(self, start: int, count: int, clear: bool = False) -> None:
         """Return a range of `count` slots; with `clear`, as zeros."""
         if clear:
-            for buffer in self.buffers:
-                buffer[:, :, start : start + count] = 0
+            self.zero(start, count)
         merged: list[tuple[int, int]] = []
         for first, length in sorted([*self._free, (start, range_length(count))]):
             if merged and sum(merged[-1]) == first:
@@ -84,22 +87,35 @@ class KVPool:
         if old and size > free_bytes(self._decoder.device) * _USABLE:
             return False
         try:
-            self._allocate(new_slots)
+            self.resize(new_slots, old_slots if old else 0)
         except torch.OutOfMemoryError:
             self.slots = old_slots
             return False
         if old:
-            for buffer, small in zip(self.buffers, old, strict=True):
-                buffer[:, :, :old_slots] = small
             self._free = free
             self.give(old_slots, self.slots - old_slots)
         return True
 
-    def _allocate(self, slots: int) -> None:
+    def zero(self, start: int, count: int) -> None:
+        """Set slots to zeros."""
+        for buffer in self.buffers:
+            buffer[:, :, start : start + count] = 0
+        if self._remote is not None:
+            self._remote.zero(start, count)
+
+    def resize(self, slots: int, kept: int) -> None:
+        """Allocate the buffers anew; the first `kept` slots are copied. All others are then free."""
         decoder, config = self._decoder, self._decoder.config
+        if not kept:
+            self.buffers = []  # frees the memory first
+        old = self.buffers
         self.slots = SCRATCH + slots
         shapes = [(config.num_layers, heads, self.slots, dim) for heads, dim in config.cache_widths]
         # Zeros: attention multiplies masked values by zero, which must not meet a NaN.
         self.buffers = [torch.zeros(shape, device=decoder.device, dtype=decoder.dtype) for shape in shapes]
+        for buffer, small in zip(self.buffers, old, strict=False):
+            buffer[:, :, :kept] = small[:, :, :kept]
         self._free = [(SCRATCH, slots)]
         self.version += 1
+        if self._remote is not None:
+            self._remote.resize(slots, kept)

@@ -100,6 +100,9 @@ class PackedDecoder:
         config, device = decoder.config, decoder.device
         self.decoder, self.kernels = decoder, kernels
         self.adapters = AdapterSlots(decoder)
+        self.group = decoder.group
+        self.remote = None if self.group is None else self.group.runner()
+        """What the other ranks keep for this one, if it is the first of several."""
         positions = torch.arange(config.max_positions, device=device)
         cos, sin = config.rotary_table(positions[None])
         self.rotary = (cos[0].contiguous(), sin[0].contiguous())
@@ -108,11 +111,15 @@ class PackedDecoder:
     def reserve(self, tokens: int) -> None:
         """Prepare for decoding up to this many tokens at once."""
         self._arrivals = self._arrivals.new_zeros(tokens * self.decoder.config.num_heads)
+        if self.remote is not None:
+            self.remote.reserve(tokens)
 
     def forward(self, x_ND: Tensor, slots: TokenSlots, pool: KVPool, out_ND: Tensor | None = None) -> Tensor:
         """Run embeddings through all layers; writes keys and values to the pool, returns the hidden states
         `[N, D]`, in `out_ND` if it is given."""
         blocks = [cast(Block, block) for block in self.decoder.layers]
+        if self.group is not None:
+            self.group.share((slots.positions_N, slots.starts_N, x_ND))
         add_norm = self.kernels.rmsnorm_swiglu.add_norm
         next_norms = [*(block.input_layernorm for block in blocks[1:]), self.decoder.norm]
         norm: RMSNorm = blocks[0].input_layernorm
@@ -123,11 +130,21 @@ class PackedDecoder:
             else:
                 attended_ND = self._attend_latent(block.self_attn, normed_ND, slots, pool)
             norm = block.post_attention_layernorm
-            x_ND, normed_ND = add_norm(x_ND, attended_ND, norm.weight, norm.eps)
+            x_ND, normed_ND = add_norm(x_ND, self._summed(attended_ND), norm.weight, norm.eps)
             mlp_ND = self._feed_forward(block.mlp, normed_ND, slots)
             out = out_ND if next_norm is self.decoder.norm else None
-            x_ND, normed_ND = add_norm(x_ND, mlp_ND, next_norm.weight, next_norm.eps, out)
+            x_ND, normed_ND = add_norm(x_ND, self._summed(mlp_ND), next_norm.weight, next_norm.eps, out)
         return normed_ND
+
+    def forward_here(self, x_ND: Tensor, slots: TokenSlots, pool: KVPool) -> Tensor:
+        """`forward` outside of graphs; the other ranks are told of it."""
+        if self.remote is None:
+            return self.forward(x_ND, slots, pool)
+        with self.remote.passes((len(x_ND), slots.span, slots.prefill, slots.windows)):
+            return self.forward(x_ND, slots, pool)
+
+    def _summed(self, x_ND: Tensor) -> Tensor:
+        return x_ND if self.group is None else self.group.sum(x_ND)
 
     def _attend(self, layer: Attention, x_ND: Tensor, slots: TokenSlots, pool: KVPool) -> Tensor:
         qkv_NC = self._product(x_ND, slots, layer.q_proj, layer.k_proj, layer.v_proj, bias=fused_bias(layer))

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..device import ints_on_device, upload
 from ..logit_bias import MAX_BIASES
+from ..model.decoder import Decoder
 from ..sampling.request import MAX_LOGPROBS, Request, SamplingMode, SamplingTensors, TokenHead, Tokens
 from ..sampling.sampling import IN_PROMPT, sample, sampled_tokens, sampling_tensors, token_logprobs
 from ..token_masks import stack_masks
@@ -245,15 +246,23 @@ def recorded_event(device: torch.device) -> torch.cuda.Event | None:
     return event
 
 
+def wait_for(event: torch.cuda.Event | None, decoder: Decoder) -> None:
+    """Wait for an event. Raises `ResourceError` if a rank of a tensor-parallel model has ended: then what was
+    computed before the event is wrong."""
+    if event is not None:
+        event.synchronize()
+    if decoder.group is not None:
+        decoder.group.check()
+
+
 def reader(
-    parts: list[tuple[list[Request], list[Tensor]]], device: torch.device, note: Callable[[Tokens], None]
+    parts: list[tuple[list[Request], list[Tensor]]], decoder: Decoder, note: Callable[[Tokens], None]
 ) -> Callable[[], Tokens]:
     """A function that waits for what groups `read`, notes the tokens and returns them."""
-    event = recorded_event(device)
+    event = recorded_event(decoder.device)
 
     def read() -> Tokens:
-        if event is not None:
-            event.synchronize()
+        wait_for(event, decoder)
         delivered: Tokens = []
         for requests, (tokens, *logprobs) in parts:
             pair = (logprobs[0], logprobs[1]) if logprobs else None

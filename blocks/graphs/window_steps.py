@@ -17,7 +17,7 @@ from .cuda_graphs import CapturedGraphs, bucket, checks_windows
 from .graph_prefill import span_of
 from .kv_pool import KVPool
 from .packed_decoder import PackedDecoder, TokenSlots, joined
-from .sampling_graphs import RowBuffers, recorded_event
+from .sampling_graphs import RowBuffers, recorded_event, wait_for
 from .window_choice import WindowChoice
 from .window_group import WindowGroup
 
@@ -132,8 +132,7 @@ class WindowSteps:
             group.mark_sampled()
 
         def read() -> Tokens:
-            if event is not None:
-                event.synchronize()
+            wait_for(event, self.packed.decoder)
             return self._deliver(reads)
 
         return read
@@ -166,7 +165,9 @@ class WindowSteps:
         def work() -> None:
             self._pass(groups, tuple(windows), span)
 
-        self.graphs.run(key, work, [self.buffers.positions_R, *hidden])
+        tokens = sum(count * width for count, width in windows)
+        pass_ = (tokens, span, False, tuple(windows))
+        self.graphs.run(key, work, [self.buffers.positions_R, *hidden], pass_)
 
     def _pass(self, groups: Sequence[WindowGroup], windows: tuple[tuple[int, int], ...], span: int) -> None:
         """Decode the windows of all groups."""

@@ -3,7 +3,7 @@
 B rows, T positions of this call, S cache slots.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -109,17 +109,24 @@ class DeviceLayout:
     moved: int
 
 
+def unchanged(x: Tensor) -> Tensor:
+    """The sum over one rank."""
+    return x
+
+
 @dataclass(frozen=True)
 class ForwardContext:
     """What all layers share during one forward call: positions, rotary table, mask and cache.
 
-    Without a mask, attention is causal over the positions of this call alone.
+    Without a mask, attention is causal over the positions of this call alone. `sum_ranks` makes of a layer's
+    two outputs their sums over the ranks of a tensor-parallel model.
     """
 
     positions_BT: Tensor
     rotary: tuple[Tensor, Tensor]
     mask_B1TS: Tensor | None
     cache: KVCache | None
+    sum_ranks: Callable[[Tensor], Tensor] = unchanged
     copies: dict[torch.device, "ForwardContext"] = field(default_factory=dict, compare=False, repr=False)
 
     def to(self, device: torch.device, non_blocking: bool = False) -> "ForwardContext":

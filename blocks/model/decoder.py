@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..kernels import cpu_attention
 from ..kernels.batch_invariant import attend, is_batch_invariant
-from .context import DecoderConfig, DeviceLayout, ForwardContext, attention_mask
+from .context import DecoderConfig, DeviceLayout, ForwardContext, attention_mask, unchanged
 from .kv_cache import KVCache
 from .layers import FeedForward, Linear, RMSNorm, rotate
 from .mla import LatentAttention
@@ -65,8 +65,8 @@ class Block(nn.Module):
             self.mlp = FeedForward(config.hidden_size, config.intermediate_size)
 
     def forward(self, x_BTD: Tensor, context: ForwardContext) -> Tensor:
-        x_BTD = x_BTD + self.self_attn(self.input_layernorm(x_BTD), context)
-        return x_BTD + self.mlp(self.post_attention_layernorm(x_BTD))
+        x_BTD = x_BTD + context.sum_ranks(self.self_attn(self.input_layernorm(x_BTD), context))
+        return x_BTD + context.sum_ranks(self.mlp(self.post_attention_layernorm(x_BTD)))
 
 
 class Decoder(nn.Module):
@@ -78,6 +78,8 @@ class Decoder(nn.Module):
 
     capture: bool | None = None
     layout: DeviceLayout | None = None
+    group: Any = None
+    """The ranks that each hold a part of every layer (`placement/tensor_parallel.py`); None for one."""
     scheduler: Any = None
     """What `engine.generate.scheduler_of` keeps here, so that it lives as long as the decoder."""
     base: Any = None
@@ -106,7 +108,8 @@ class Decoder(nn.Module):
     def new_cache(self, rows: int, slots: int) -> KVCache:
         """An empty cache, each layer's part on the device of that layer."""
         layers = None if self.layout is None else self.layout.layers
-        return self.config.new_cache(rows, slots, device=self.device, dtype=self.dtype, layer_devices=layers)
+        cache = self.config.new_cache(rows, slots, device=self.device, dtype=self.dtype, layer_devices=layers)
+        return cache if self.group is None else self.group.mirrored(cache)
 
     def forward(self, x_BTD: Tensor, cache: KVCache | None = None, from_start: bool = False) -> Tensor:
         """`x_BTD` embeddings -> hidden states `[B, T, D]`.
@@ -117,6 +120,12 @@ class Decoder(nn.Module):
         that all rows are at position 0: nothing is then read from the cache, and attention is causal without
         a mask (batch-invariant attention still needs the mask).
         """
+        if self.group is not None:
+            return self.group.forward(self, x_BTD, cache, from_start)
+        return self.compute(x_BTD, cache, from_start)
+
+    def compute(self, x_BTD: Tensor, cache: KVCache | None, from_start: bool) -> Tensor:
+        """`forward` with this rank's part of the weights, at the same time as the other ranks."""
         masked = cache is not None and (not from_start or is_batch_invariant(x_BTD))
         context = self.forward_context(x_BTD.shape[0], x_BTD.shape[1], x_BTD.device, cache, masked)
         for block in self.layers:
@@ -138,4 +147,5 @@ class Decoder(nn.Module):
             rotary=self.config.rotary_table(positions),
             mask_B1TS=attention_mask(positions, cache.span) if cache is not None and masked else None,
             cache=cache,
+            sum_ranks=unchanged if self.group is None else self.group.sum,
         )

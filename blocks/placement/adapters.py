@@ -116,6 +116,11 @@ class AdapterMethods:
         model that is spread over several devices.
         """
         check_number("scale", scale)
+        if self.model.decoder.group is not None:
+            raise OptionError(
+                "an adapter can't be added to a model with tensor_parallel; merge it first with `bifrons "
+                "convert MODEL FOLDER --merge-adapter ADAPTER`"
+            )
         if self.model.decoder.layout is not None:
             raise OptionError(
                 "an adapter can't be added to a model that is spread over several devices; merge it first "

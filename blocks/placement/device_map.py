@@ -13,6 +13,7 @@ from ..errors import OptionError
 from .auto_device_map import MaxMemory, available_memory, infer_placement, parse_max_memory
 from .layout import CPU, DevicePlacement, containers, longest_prefix, offloaded_units, parse_device, units
 from .memory_budget import check_weights, form_text, size_text
+from .tensor_parallel import check_ranks
 
 DeviceMap = str | Mapping[str, Any]
 """`auto`, `balanced`, or names of modules with their devices."""
@@ -38,6 +39,8 @@ class LoadOptions:
     capture: on CUDA, None captures decode steps as graphs, once per number of rows, and prompts and images of
         recurring sizes; False launches each operation, which is slower but needs no preparation. Models on
         several devices are never captured.
+    tensor_parallel: divide every decoder layer among this many processes, one a GPU (`tensor_parallel.py`);
+        on the CPU, too. None and 1 are one process.
     progress: show a bar on stderr if loading takes more than half a second; None for terminals and notebooks
         only.
     """
@@ -49,6 +52,12 @@ class LoadOptions:
     max_memory: MaxMemory | None = None
     capture: bool | None = None
     progress: bool | None = None
+    tensor_parallel: int | None = None
+
+    @property
+    def ranks(self) -> int:
+        """The number of processes that hold the model."""
+        return self.tensor_parallel or 1
 
 
 def choose_placement(
@@ -66,6 +75,12 @@ def choose_placement(
     _check_options(options)
     if options.device_map is None:
         main = resolve_device(options.device)
+        if options.ranks > 1:
+            check_ranks(options.ranks, main)
+            if kind is not None:
+                raise OptionError(
+                    f"tensor_parallel can't divide {kind} weights; accepted: bfloat16, float16, float32"
+                )
         check_capture(options.capture, main)
         dtype = resolve_dtype(options.dtype, main)
         check_weights(name, model, main, dtype, kind, keep_float32, _INSTEAD)
@@ -99,6 +114,8 @@ def choose_placement(
 def _check_options(options: LoadOptions) -> None:
     """Raise `OptionError` for options that exclude each other and for an invalid `device_map`."""
     device_map = options.device_map
+    if options.ranks > 1 and device_map is not None:
+        raise OptionError("device_map and tensor_parallel exclude each other; accepted: one of them")
     if device_map is None:
         if options.max_memory is not None:
             raise OptionError("max_memory has no device_map; accepted: with device_map='auto' or 'balanced'")

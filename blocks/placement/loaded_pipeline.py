@@ -97,7 +97,10 @@ class LoadedPipeline(AdapterMethods):
     def __repr__(self) -> str:
         parts = {"device": self.device.type, "dtype": str(self.dtype).removeprefix("torch.")}
         arguments = {} if self.source is None else self.source.arguments
-        more = {"quantize": self.quantization, **{key: arguments.get(key) for key in ("parts", "device_map")}}
+        more = {
+            "quantize": self.quantization,
+            **{key: arguments.get(key) for key in ("parts", "device_map", "tensor_parallel")},
+        }
         parts |= {key: value for key, value in more.items() if value not in (None, "all")}
         listed = ", ".join(f"{key}={value!r}" for key, value in parts.items())
         return f"{type(self).__name__}({self.name!r}, {listed})"
@@ -169,7 +172,7 @@ class LoadedPipeline(AdapterMethods):
         target = self.device if device is None else resolve_device(device)
         kind = self.dtype if dtype is None else resolve_dtype(dtype, target)
         decoder = self.model.decoder.base or self.model.decoder
-        if decoder.layout is not None:
+        if decoder.layout is not None or decoder.group is not None:
             raise OptionError("the model is spread over several devices; load it again for another place")
         if target.type == "meta":
             raise OptionError("device 'meta' holds no numbers; accepted: cpu, cuda, cuda:N, mps")
@@ -208,10 +211,11 @@ class LoadedPipeline(AdapterMethods):
             raise OptionError(
                 "this pipeline was not made by from_pretrained; its tokenizer's files are unknown"
             )
-        if self.model.decoder.layout is not None or missing_prefixes(self.model):
+        decoder = self.model.decoder
+        if decoder.layout is not None or decoder.group is not None or missing_prefixes(self.model):
             raise OptionError(
-                "only a whole model on one device is saved; load it with parts='all' and no device_map, or "
-                "use `bifrons convert`"
+                "only a whole model on one device is saved; load it with parts='all' and no device_map or "
+                "tensor_parallel, or use `bifrons convert`"
             )
         if self._adapters is not None and self._adapters.beside and self.adapters:
             raise OptionError(

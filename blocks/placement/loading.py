@@ -1,6 +1,7 @@
 """Loading a model: choose its placement, read the weights, and attach the hooks that offload them."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import cast
 
 from torch import nn
@@ -10,9 +11,11 @@ from ..checkpoints.hub import ModelFolder
 from ..checkpoints.key_mapping import KeyMap
 from ..checkpoints.loader import load_weights
 from ..checkpoints.quantize import decoder_name, keep_no_float32, pick_quantization
+from ..checkpoints.reader import list_tensors
 from ..kernels.batch_invariant import use_batch_invariant_libraries
 from ..model.decoder import Decoder
 from .device_map import LoadOptions, choose_placement
+from .tensor_parallel import decoder_pieces, load_pieces, rank_entries
 
 
 def load_model(
@@ -32,6 +35,16 @@ def load_model(
     quantization = pick_quantization(folder, options.quantize)
     kind = None if quantization is None else quantization.kind
     placement, dtype = choose_placement(folder.name, model, options, kind, keep_float32)
+    decoder = cast(Decoder, model.get_submodule(decoder_name(model)))
+    ranks, main_rank = options.ranks, None
+    if ranks > 1:
+        from .main_rank import MainRank  # torch.distributed
+
+        entries = list_tensors(folder.path) if entries is None else entries
+        pieces = decoder_pieces(model, entries, key_map)
+        entries = rank_entries(model, entries, key_map, 0, ranks)
+        load = partial(load_pieces, folder.path, pieces, keep_float32, ranks)
+        main_rank = MainRank(decoder, ranks, placement.main, dtype, load)
     load_weights(
         model,
         folder.path,
@@ -48,6 +61,8 @@ def load_model(
 
         attach_hooks(model, placement)
     use_batch_invariant_libraries(placement.main)
-    decoder = cast(Decoder, model.get_submodule(decoder_name(model)))
     decoder.capture = options.capture
     model.eval()
+    if main_rank is not None:
+        main_rank.connect()
+        decoder.group = main_rank

@@ -71,8 +71,8 @@ class JudgeChoice:
             check_url(self.where)
             if self.dtype or self.quantize or self.adapters or self.placement != NO_PLACEMENT:
                 raise OptionError(
-                    "dtype, quantize, adapters, device_map, max_memory and eager are for a model in process, "
-                    f"such as vl2:MODEL; {self.where} has loaded its own"
+                    "dtype, quantize, adapters, device_map, max_memory, tensor_parallel and eager are for a "
+                    f"model in process, such as vl2:MODEL; {self.where} has loaded its own"
                 )
             options = parse_json(self.options.encode(), "the judge's options", OptionError)
             if not isinstance(options, dict):

@@ -232,7 +232,7 @@ def processes_of(
         return 1, "cpu"
     if processes is not None:
         return processes, device
-    if choice.placement.device_map is not None or (ranks is not None and ranks.size > 1):
+    if choice.placement.takes_all or (ranks is not None and ranks.size > 1):
         return 1, device
     return default_processes(device, weights_bytes(find_model_folder(choice.model))), device
 

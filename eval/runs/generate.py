@@ -75,7 +75,7 @@ def generate_images(
     missing = sum(len(run.unfinished(batch)) for batch in share)
     if missing:
         if processes is None:
-            single = ranks.size > 1 or placement.device_map is not None
+            single = ranks.size > 1 or placement.takes_all
             processes = 1 if single else default_processes(device, weights_bytes(folder))
         worker = GenerationWorker(run, placement)
         run_workers(worker, share, missing, processes, ranks.device(device), threads, "painting", run.root)
