@@ -85,8 +85,7 @@ class TextPipeline(CompletionPipeline):
         config = parse_config(folder.config, entries)
         check_counts(entries, config.counts, folder.config.where)
         config, divided = split_config(config, tensor_parallel), tensor_parallel not in (None, 1)
-        if divided:  # without the layer that predicts ahead, which ranks don't hold
-            config = replace(config, predicts_ahead=False)
+        config = replace(config, predicts_ahead=config.predicts_ahead and not divided)
         with torch.device("meta"):
             network = TextModel(config)
         tokenizer = TextTokenizer.from_folder(folder.path, config.decoder.vocab_size)
@@ -95,7 +94,9 @@ class TextPipeline(CompletionPipeline):
         dtype = pick_dtype(dtype, more, entries.values())
         where = (device, dtype, quantize, device_map, max_memory)
         options = LoadOptions(*where, capture, progress, tensor_parallel)
-        names = pick_key_map(config.decoder.num_layers, config.tied)
+        names = pick_key_map(
+            config.decoder.num_layers, config.tied
+        )  # ranks hold no layer that predicts ahead
         names = without_parts(names, ["ahead."] if divided else [])
         load_model(network, folder, names, options, keep_float32=keep_float32, entries=entries)
         pipe = cls(network, tokenizer, TextProcessor(tokenizer, form, folder.name), folder.name)

@@ -22,8 +22,8 @@ from ..blocks.placement.auto_device_map import MaxMemory
 from ..blocks.placement.device_map import DeviceMap
 from ..blocks.placement.loaded_pipeline import Source
 from ..blocks.placement.loading import LoadOptions, load_model
-from ..text.completion import CompletionPipeline
 from ..blocks.placement.tensor_parallel import split_config
+from ..text.completion import CompletionPipeline
 from ..tokenizers.text import TextTokenizer
 from .config import parse_config
 from .grounding import Box, Grounding, draw_boxes, parse_grounding
