@@ -154,7 +154,7 @@ def _load(start: dict[str, Any], device: torch.device) -> Decoder:
 def _run(told: Connection) -> None:
     start = told.recv()
     rank, ranks = start["rank"], start["ranks"]
-    device = torch.device(start["device"], rank if start["device"] == "cuda" else None)
+    device = torch.device(f"cuda:{rank}" if start["device"] == "cuda" else "cpu")
     if device.type == "cuda":
         torch.cuda.set_device(device)
     else:

@@ -38,9 +38,11 @@ class RankGroup:
         if device.type == "cuda":
             from torch.distributed import ProcessGroupNCCL
 
-            self._backend: Any = ProcessGroupNCCL(store, rank, ranks, _PATIENCE)
+            nccl = ProcessGroupNCCL.Options()
+            nccl._timeout = _PATIENCE
+            self._backend: Any = ProcessGroupNCCL(store, rank, ranks, nccl)
         else:
-            options = ProcessGroupGloo._Options()
+            options: Any = ProcessGroupGloo._Options()  # type: ignore[attr-defined]
             options._devices = [ProcessGroupGloo.create_device(hostname=HOST)]
             options._timeout = _PATIENCE
             self._backend = ProcessGroupGloo(store, rank, ranks, options)
