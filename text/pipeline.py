@@ -94,10 +94,8 @@ class TextPipeline(CompletionPipeline):
         dtype = pick_dtype(dtype, more, entries.values())
         where = (device, dtype, quantize, device_map, max_memory)
         options = LoadOptions(*where, capture, progress, tensor_parallel)
-        names = pick_key_map(
-            config.decoder.num_layers, config.tied
-        )  # ranks hold no layer that predicts ahead
-        names = without_parts(names, ["ahead."] if divided else [])
+        names = pick_key_map(config.decoder.num_layers, config.tied)
+        names = without_parts(names, ["ahead."] if divided else [])  # of which ranks hold no part
         load_model(network, folder, names, options, keep_float32=keep_float32, entries=entries)
         pipe = cls(network, tokenizer, TextProcessor(tokenizer, form, folder.name), folder.name)
         pipe.temperature, pipe.top_p = defaults
