@@ -105,8 +105,7 @@ class JanusPipeline(CompletionPipeline):
         dtype = pick_dtype(dtype, more, entries.values())
         where = (device, dtype, quantize, device_map, max_memory)
         options = LoadOptions(*where, capture, progress, tensor_parallel)
-        key_map = pick_key_map(entries, model_type, config.tied)
-        load_model(network, folder, key_map, options, entries=entries)
+        load_model(network, folder, pick_key_map(entries, model_type, config.tied), options, entries=entries)
         pipe = cls(network, tokenizer, processor, folder.name, read_guidance_scale(folder.path))
         pipe.source = Source(folder, {**asdict(options), "parts": parts, "progress": False})
         return pipe
