@@ -103,10 +103,10 @@ class KVPool:
         if self._remote is not None:
             self._remote.zero(start, count)
 
-    def resize(self, slots: int, kept: int) -> None:
-        """Allocate the buffers anew; the first `kept` slots are copied. All others are then free."""
+    def resize(self, slots: int, copied: int) -> None:
+        """Allocate the buffers anew; the first `copied` slots are copied. All others are then free."""
         decoder, config = self._decoder, self._decoder.config
-        if not kept:
+        if not copied:
             self.buffers = []  # frees the memory first
         old = self.buffers
         self.slots = SCRATCH + slots
@@ -114,8 +114,8 @@ class KVPool:
         # Zeros: attention multiplies masked values by zero, which must not meet a NaN.
         self.buffers = [torch.zeros(shape, device=decoder.device, dtype=decoder.dtype) for shape in shapes]
         for buffer, small in zip(self.buffers, old, strict=False):
-            buffer[:, :, :kept] = small[:, :, :kept]
+            buffer[:, :, :copied] = small[:, :, :copied]
         self._free = [(SCRATCH, slots)]
         self.version += 1
         if self._remote is not None:
-            self._remote.resize(slots, kept)
+            self._remote.resize(slots, copied)

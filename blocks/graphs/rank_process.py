@@ -113,9 +113,9 @@ class Rank:
         """`PackedDecoder.reserve`."""
         self.held[number].packed.reserve(tokens)
 
-    def resize(self, number: int, slots: int, kept: int) -> None:
+    def resize(self, number: int, slots: int, copied: int) -> None:
         """`KVPool.resize`."""
-        self.held[number].pool.resize(slots, kept)
+        self.held[number].pool.resize(slots, copied)
 
     def zero(self, number: int, start: int, count: int) -> None:
         """`KVPool.zero`."""
@@ -129,10 +129,10 @@ class Rank:
         """A pass of `PackedDecoder.forward`."""
         self.held[number].run(key, fresh, *form)
 
-    def follow(self, told: Connection) -> None:
+    def follow(self, connection: Connection) -> None:
         """Do what is told, until the connection ends."""
         while True:
-            (name, *arguments), unused = pickle.loads(told.recv_bytes())
+            (name, *arguments), unused = pickle.loads(connection.recv_bytes())
             for number in unused:
                 self.held.pop(number, None)
             getattr(self, name)(*arguments)
@@ -151,8 +151,8 @@ def _load(start: dict[str, Any], device: torch.device) -> Decoder:
     return decoder
 
 
-def _run(told: Connection) -> None:
-    start = told.recv()
+def _run(connection: Connection) -> None:
+    start = connection.recv()
     rank, ranks = start["rank"], start["ranks"]
     device = torch.device(f"cuda:{rank}" if start["device"] == "cuda" else "cpu")
     if device.type == "cuda":
@@ -161,8 +161,10 @@ def _run(told: Connection) -> None:
         torch.set_num_threads(max(1, torch.get_num_threads() // ranks))
     with inference_on(device):
         decoder = _load(start, device)
-        told.send(None)
-        Rank(decoder, lambda: RankGroup(rank, ranks, device, open_store(ranks, start["port"]))).follow(told)
+        connection.send(None)
+        Rank(decoder, lambda: RankGroup(rank, ranks, device, open_store(ranks, start["port"]))).follow(
+            connection
+        )
 
 
 def _end_with(alive: int) -> None:
@@ -174,15 +176,15 @@ def _end_with(alive: int) -> None:
 def main() -> None:
     """Run as `python -m ...rank_process CONNECTION ALIVE`: two open file descriptors."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the first rank too, which decides
-    told, alive = Connection(int(sys.argv[1])), int(sys.argv[2])
+    connection, alive = Connection(int(sys.argv[1])), int(sys.argv[2])
     threading.Thread(target=_end_with, args=(alive,), daemon=True).start()
     try:
-        _run(told)
+        _run(connection)
     except (EOFError, ConnectionError):
         os._exit(0)  # the first rank has ended
     except BaseException as error:
         traceback.print_exc()
-        told.send(f"{type(error).__name__}: {error}")
+        connection.send(f"{type(error).__name__}: {error}")
         os._exit(1)
 
 

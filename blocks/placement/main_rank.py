@@ -34,7 +34,7 @@ _GRACE = 5.0  # seconds for the others to end, and for the cause of an error to 
 
 
 class _Process:
-    """Another rank's process: `told` is the connection to it, and it ends when `alive` is closed."""
+    """Another rank's process: it is told what to do by `connection`, and ends when `alive` is closed."""
 
     def __init__(self, rank: int) -> None:
         here, there = socket.socketpair()
@@ -49,7 +49,7 @@ class _Process:
         )
         there.close()
         os.close(watched)
-        self.told = Connection(here.detach())
+        self.connection = Connection(here.detach())
         self.ready = threading.Event()
         self.error: str | None = None
 
@@ -67,14 +67,14 @@ class MainRank:
         self._unused: deque[int] = deque()
         self._closed, self._failing, self._ended = False, threading.Lock(), threading.Event()
         self._group: RankGroup | None = None
-        self._store = open_store(ranks)
+        self._meeting = open_store(ranks)
         self._processes = [_Process(rank) for rank in range(1, ranks)]
         weakref.finalize(decoder, self.close)
         config = replace(decoder.config, vocab_size=1)  # embeddings are the first rank's
         for rank, process in enumerate(self._processes, start=1):
-            place = {"rank": rank, "ranks": ranks, "port": self._store.port, "device": device.type}
+            place = {"rank": rank, "ranks": ranks, "port": self._meeting.port, "device": device.type}
             with suppress(OSError):  # it has ended already
-                process.told.send({**place, "config": config, "dtype": dtype, "load": load})
+                process.connection.send({**place, "config": config, "dtype": dtype, "load": load})
             follow = threading.Thread(target=self._follow, args=(rank, process), daemon=True)
             follow.start()
 
@@ -82,7 +82,7 @@ class MainRank:
         """Read what a process says until it ends."""
         with suppress(EOFError, OSError):
             while True:
-                process.error = process.told.recv()  # None: it is ready
+                process.error = process.connection.recv()  # None: it is ready
                 if process.error is None:
                     process.ready.set()
         status = process.process.wait()
@@ -98,7 +98,7 @@ class MainRank:
         self.check()
         with self.announced():
             self.tell("connect")
-            self._group = RankGroup(0, self.ranks, self.device, self._store)
+            self._group = RankGroup(0, self.ranks, self.device, self._meeting)
             ones = torch.ones(8, device=self.device)
             assert self.sum(ones)[0].item() == self.ranks, "the exchange between GPUs gave a wrong sum"
 
@@ -124,7 +124,7 @@ class MainRank:
             data = pickle.dumps((message, unused))
             for process in self._processes:
                 try:
-                    process.told.send_bytes(data)
+                    process.connection.send_bytes(data)
                 except OSError as error:
                     self._wait_for_cause(error)
                     self.check()
@@ -253,9 +253,9 @@ class RemoteRunner:
         """`PackedDecoder.reserve`."""
         self.main.tell("reserve", self.number, tokens)
 
-    def resize(self, slots: int, kept: int) -> None:
+    def resize(self, slots: int, copied: int) -> None:
         """`KVPool.resize`."""
-        self.main.tell("resize", self.number, slots, kept)
+        self.main.tell("resize", self.number, slots, copied)
 
     def zero(self, start: int, count: int) -> None:
         """`KVPool.zero`."""

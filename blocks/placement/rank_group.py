@@ -32,20 +32,20 @@ def open_store(ranks: int, port: int | None = None) -> TCPStore:
 class RankGroup:
     """Exchanges of one rank with the others, through NCCL on GPUs and gloo on the CPU."""
 
-    def __init__(self, rank: int, ranks: int, device: torch.device, store: TCPStore) -> None:
+    def __init__(self, rank: int, ranks: int, device: torch.device, meeting: TCPStore) -> None:
         self.rank, self.ranks, self.device = rank, ranks, device
-        self._store = store  # lives as long as the exchanges
+        self._meeting = meeting  # lives as long as the exchanges
         if device.type == "cuda":
             from torch.distributed import ProcessGroupNCCL
 
             nccl = ProcessGroupNCCL.Options()
             nccl._timeout = _PATIENCE
-            self._backend: Any = ProcessGroupNCCL(store, rank, ranks, nccl)
+            self._backend: Any = ProcessGroupNCCL(meeting, rank, ranks, nccl)
         else:
             options: Any = ProcessGroupGloo._Options()  # type: ignore[attr-defined]
             options._devices = [ProcessGroupGloo.create_device(hostname=HOST)]
             options._timeout = _PATIENCE
-            self._backend = ProcessGroupGloo(store, rank, ranks, options)
+            self._backend = ProcessGroupGloo(meeting, rank, ranks, options)
 
     def sum(self, x: Tensor) -> Tensor:
         """The sum of all ranks' `x`, with the same bits on each, whatever the number of rows."""
