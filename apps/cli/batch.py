@@ -88,7 +88,7 @@ def _work(args: argparse.Namespace, plan: Plan, workers: int) -> int:
 
 def _workers(args: argparse.Namespace, plan: Plan) -> int:
     """How many processes: as many as are asked for or fit, but none without a batch."""
-    if args.device_map is not None:
+    if args.device_map is not None or args.tensor_parallel not in (None, 1):
         return 1
     if args.workers is not None:
         return max(1, min(args.workers, plan.rows_to_do))
