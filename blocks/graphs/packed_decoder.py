@@ -160,7 +160,7 @@ class PackedDecoder:
                 outs.append(self.kernels.attention_window.attend(*args, width, slots.span))
             else:
                 outs.append(self.kernels.attention_decode.attend(*args, self._arrivals, slots.span))
-        return self._product(joined(outs), slots, layer.o_proj)
+        return self._residual(joined(outs), slots, layer.o_proj)
 
     def _attend_latent(self, layer: LatentAttention, x_ND: Tensor, slots: TokenSlots, pool: KVPool) -> Tensor:
         latent = layer.latent
@@ -189,7 +189,7 @@ class PackedDecoder:
             )
             for part, width in slots.parts
         ]
-        return self._product(joined(outs), slots, layer.o_proj)
+        return self._residual(joined(outs), slots, layer.o_proj)
 
     def _feed_forward(self, layer: nn.Module, x_ND: Tensor, slots: TokenSlots) -> Tensor:
         if not isinstance(layer, FeedForward):
@@ -200,7 +200,7 @@ class PackedDecoder:
         else:
             gate_up = self._product(x_ND, slots, layer.gate_proj, layer.up_proj)
             inner_NI = self.kernels.rmsnorm_swiglu.swiglu(gate_up)
-        return self._product(inner_NI, slots, layer.down_proj)
+        return self._residual(inner_NI, slots, layer.down_proj)
 
     def _product(
         self, x_ND: Tensor, slots: TokenSlots, *layers: nn.Module, bias: Tensor | None = None
@@ -213,7 +213,22 @@ class PackedDecoder:
         else:
             out = torch.cat([layer(x_ND) for layer in layers], dim=-1)
             out = out if bias is None else out + bias
-        if (stack := self._stack(slots, layers[0])) is not None:
+        return self._adapted(out, x_ND, slots, layers[0])
+
+    def _residual(self, x_ND: Tensor, slots: TokenSlots, layer: nn.Module) -> Tensor:
+        """The outputs of a layer that `add_norm` adds to its input; of generated tokens maybe in parts."""
+        weight = None if slots.prefill else fused_weight(layer)
+        if weight is None:
+            return self._product(x_ND, slots, layer)
+        out = self.kernels.gemv.linear_in_parts(x_ND, weight)
+        if self._stack(slots, layer) is not None:
+            out = self.kernels.gemv.add_parts(out, x_ND.dtype)
+        return self._adapted(out, x_ND, slots, layer)
+
+    def _adapted(self, out: Tensor, x_ND: Tensor, slots: TokenSlots, layer: nn.Module) -> Tensor:
+        """Outputs of a group of layers, of which this is the first, with the products of the tokens' adapters
+        added."""
+        if (stack := self._stack(slots, layer)) is not None:
             adapters_N = cast(Tensor, slots.adapters_N)
             self.kernels.low_rank.add_low_rank(out, x_ND, stack.a_SPRI, stack.b_SOR, adapters_N, stack.widths)
         return out

@@ -2,7 +2,8 @@
 
 A row's bits don't depend on the number of rows: an output is one chain of tensor core steps over ascending
 inputs, here and in the library (if it may not split sums), with quantized weights rounded to the dtype of
-the activations.
+the activations. Steps split the inputs of layers with few outputs into parts with a chain each, which are the
+same for any number of rows (`linear_in_parts`).
 
 R rows, I inputs, O outputs, C columns of a tile as they are stored: inputs, or bytes of two inputs each in
 int4. A weight is `[O, I]`, as in `nn.Linear`, or codes with scales as in `codec`. Tensor cores get the
@@ -13,7 +14,7 @@ weights while it waits for the preceding kernel.
 # Triton kernels take tensors where their signatures name no types:
 # pyright: reportArgumentType=false, reportCallIssue=false
 
-from functools import cache
+from functools import cache, reduce
 from typing import NamedTuple
 
 import torch
@@ -30,6 +31,8 @@ from .rmsnorm_swiglu import swiglu
 MAX_ROWS = 32
 """Most rows for which plain weights are multiplied here; for more, the library's products are faster."""
 _MIN_GROUP = 16  # inputs that share a scale, at least: the depth of one tensor core instruction
+_LEAST_INPUTS = 1024  # of a product in parts
+_PART_MULTIPLE = 256  # inputs, which the blocks of every tile divide
 _MIN_SHARED_MEMORY = 99 << 10  # bytes per program on every GPU from Ampere on
 _PREFETCH_BYTES = 1 << 14  # of weights, into L2, while a program waits for the preceding kernel
 
@@ -64,11 +67,11 @@ def plan_tile(kind: str, inputs: int, outputs: int, gated: bool, rows: int, grou
     has `groups` int4 scales.
 
     Chosen from about forty candidates per shape, by the time of whole decode steps of Janus-Pro-1B and 7B on
-    an H100 (small products load while others compute). A warp multiplies 16 weight rows at a time; with more
+    an H100 and of R1-Distill-Qwen-1.5B on an H200 (small products load while others compute). A warp multiplies 16 weight rows at a time; with more
     warps per row, each would decode the same codes.
     """
-    if kind != "plain" and rows > 32:
-        return _tile_over_32_rows(kind, gated, groups)
+    if rows > 32:
+        return Tile(64, 128, 4, 4, rows=64) if kind == "plain" else _tile_over_32_rows(kind, gated, groups)
     if kind == "int4":
         return _int4_tile(gated, rows, groups)
     if kind == "plain" and rows > 8:
@@ -80,14 +83,16 @@ def plan_tile(kind: str, inputs: int, outputs: int, gated: bool, rows: int, grou
 
 
 def _plain_tile(inputs: int, outputs: int, gated: bool) -> Tile:
+    if gated and inputs < 2048:
+        return Tile(16, 512, 2, stages=3)
     if gated:
-        return Tile(16 if inputs <= 2048 else 32, 512, warps=4, stages=2, rows=16, flip=True)
+        return Tile(16, 512, 2, 3, 16, flip=True) if inputs == 2048 else Tile(32, 512, 4, 2, 16, flip=True)
     if outputs > inputs:  # queries, keys and values
-        return Tile(32, 256, 2, stages=6) if outputs >= 8192 else Tile(32, 512, 2, stages=3)
+        return Tile(32, 256, 2, stages=6) if outputs >= 4096 else Tile(16, 512, 2, stages=4)
     if outputs < inputs:
         return Tile(16, 512, 1, stages=6) if outputs < 4096 else Tile(32, 1024, 2, stages=5)
-    if outputs < 2048:
-        return Tile(16, 512, 1, stages=5)
+    if outputs <= 2048:
+        return Tile(16, 512, 1, stages=4)
     return Tile(16, 1024, 2, stages=3) if outputs < 4096 else Tile(32, 512, 2, stages=4)
 
 
@@ -106,9 +111,9 @@ def _plain_tile_over_8_rows(inputs: int, outputs: int, gated: bool, rows: int) -
 
 
 def _8_bit_tile(inputs: int, outputs: int, gated: bool) -> Tile:
-    if gated or outputs > inputs:
-        return Tile(32, 256, 2, stages=3)
-    return Tile(16, 512, 1, stages=6) if outputs < inputs else Tile(32, 256, 2, stages=6)
+    if gated:
+        return Tile(16, 256, 2, stages=4)
+    return Tile(32, 256, 2, stages=3 if outputs > inputs else 6)
 
 
 def _int4_groups(groups: int, most: int) -> int:
@@ -130,11 +135,13 @@ def _tile_over_32_rows(kind: str, gated: bool, groups: int) -> Tile:
     return Tile(16 if gated else 32, columns, 2, stages=3, rows=64, groups=at_once)
 
 
-def _columns_per_iteration(weight: WeightTensors, tile: Tile) -> int:
+def _columns_per_iteration(weight: WeightTensors, tile: Tile, chain: int) -> int:
+    """Columns of a power of two; of several chains of so many columns, they divide it."""
     columns = weight.codes.shape[1]
     if weight.zero is not None:
         return columns // weight.zero.shape[1] * tile.groups
-    return min(max(32, tile.bytes // weight.codes.itemsize), max(32, triton.next_power_of_2(columns)))
+    block = min(max(32, tile.bytes // weight.codes.itemsize), max(32, triton.next_power_of_2(columns)))
+    return block if chain == columns else min(block, chain & -chain)
 
 
 @cache
@@ -146,20 +153,37 @@ def shared_memory(device: torch.device) -> int:
     return getattr(properties, "shared_memory_per_block_optin", _MIN_SHARED_MEMORY)
 
 
-def _launch(x_RI: Tensor, weight: WeightTensors, gated: bool, bias: Tensor | None = None) -> Tensor:
+def plan_part(kind: str, inputs: int, outputs: int) -> int:
+    """Inputs of a part of `linear_in_parts`: all, or if outputs are too few to occupy a GPU, a share of them.
+    Chosen from two to four shares per shape, as tiles were, on an H200."""
+    if inputs < _LEAST_INPUTS or outputs > (2048 if kind == "plain" else 4096):
+        return inputs
+    least, most = (4, 1536) if kind == "int4" else (2, 2816)
+    count = max(least, triton.cdiv(inputs, most))
+    return triton.cdiv(triton.cdiv(inputs, count), _PART_MULTIPLE) * _PART_MULTIPLE
+
+
+def _launch(
+    x_RI: Tensor, weight: WeightTensors, gated: bool, bias: Tensor | None = None, part: int | None = None
+) -> Tensor:
+    """The product, or with `part`, those of each part of so many inputs, `[parts, R, O]`, in float32."""
     rows, codes = len(x_RI), weight.codes
     columns = codes.shape[1]
     outputs = len(codes) // (2 if gated else 1)
     groups = 1 if weight.zero is None else weight.zero.shape[1]
     tile = plan_tile(weight.kind, x_RI.shape[1], outputs, gated, rows, groups)
-    block_columns = _columns_per_iteration(weight, tile)
+    chain = columns if part is None else columns * part // x_RI.shape[1]
+    block_columns = _columns_per_iteration(weight, tile, chain)
     block_inputs = block_columns * x_RI.shape[1] // columns
     weight_rows = tile.outputs * (2 if gated else 1)
     iteration_bytes = block_columns * codes.itemsize * weight_rows
     iteration_bytes += block_inputs * x_RI.itemsize * tile.rows
     tile = limit_stages(tile, iteration_bytes, shared_memory(x_RI.device))
-    out = x_RI.new_empty(rows, outputs)
-    gemv_kernel[(triton.cdiv(outputs, tile.outputs), triton.cdiv(rows, tile.rows))](
+    parts, out = triton.cdiv(columns, chain), x_RI.new_empty(rows, outputs)
+    if parts > 1:
+        assert chain % block_columns == 0, "a block would belong to two parts"
+        out = torch.empty(parts, rows, outputs, dtype=torch.float32, device=x_RI.device)
+    gemv_kernel[(triton.cdiv(outputs, tile.outputs), triton.cdiv(rows, tile.rows), parts)](
         x_RI.contiguous(),
         *weight.kernel_arguments,
         bias,
@@ -168,16 +192,17 @@ def _launch(x_RI: Tensor, weight: WeightTensors, gated: bool, bias: Tensor | Non
         O=outputs,
         COLUMNS=columns,
         KIND=weight.kind,
-        FLOAT32=dot_in_float32(out.dtype),
+        FLOAT32=dot_in_float32(x_RI.dtype),
         FLIP=tile.flip,
         BLOCK_R=tile.rows,
         BLOCK_O=tile.outputs,
         BLOCK_C=block_columns,
         GROUPS=tile.groups,
         GATED=gated,
+        CHAIN=chain,
         **prefetch_options(codes, _PREFETCH_BYTES // weight_rows),
         num_warps=tile.warps,
-        num_stages=tile.stages if out.dtype != torch.float32 else min(tile.stages, 2),
+        num_stages=tile.stages if x_RI.dtype != torch.float32 else min(tile.stages, 2),
         **pdl_options(out),
     )
     return out
@@ -221,6 +246,23 @@ def linear(x_RI: Tensor, weight: WeightTensors, bias: Tensor | None = None) -> T
         return _launch(x_RI, weight, False, bias)
     numbers = weight.codes if weight.kind == "plain" else decode(weight, x_RI.dtype)
     return batch_invariant.linear(x_RI, numbers, bias)
+
+
+def linear_in_parts(x_RI: Tensor, weight: WeightTensors) -> Tensor:
+    """`linear` without bias, or where outputs are few, float32 `[parts, R, O]` whose sum it is, for a next
+    kernel to add (`add_norm`): products of shares of the inputs, for more programs and shorter chains. The
+    shares depend on the weight alone, so a row's bits don't depend on the number of rows; but they are others
+    than those of `linear`."""
+    inputs = x_RI.shape[1]
+    part = plan_part(weight.kind, inputs, len(weight.codes))
+    if part == inputs or not supports(x_RI[:1], weight):
+        return linear(x_RI, weight)
+    return _launch(x_RI, weight, False, part=part)
+
+
+def add_parts(parts: Tensor, dtype: torch.dtype) -> Tensor:
+    """What `add_norm` adds: the product `[R, O]` itself, or the sum of its parts."""
+    return parts if parts.ndim == 2 else reduce(torch.add, parts).to(dtype)
 
 
 def linear_swiglu(x_RI: Tensor, weight: WeightTensors) -> Tensor:

@@ -82,33 +82,39 @@ def gemv_kernel(
     O: tl.constexpr, COLUMNS: tl.constexpr,  # noqa: E741
     KIND: tl.constexpr, FLOAT32: tl.constexpr, FLIP: tl.constexpr,
     BLOCK_R: tl.constexpr, BLOCK_O: tl.constexpr, BLOCK_C: tl.constexpr,
-    GROUPS: tl.constexpr, GATED: tl.constexpr,
+    GROUPS: tl.constexpr, GATED: tl.constexpr, CHAIN: tl.constexpr,
     LINES: tl.constexpr, STEP: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """A tile of outputs for a tile of rows, with their `bias` if it is not None. GATED: the weight is gate
     over up, and `out` is `silu(gate) * up`, without a bias. An output is one chain of tensor core steps over
-    ascending inputs, so that its bits don't depend on the tile."""
+    ascending inputs, so that its bits don't depend on the tile. With fewer CHAIN columns than there are, it
+    is one over each part of so many columns, and `out` is `[parts, R, O]` in float32."""
     whole: tl.constexpr = COLUMNS % BLOCK_C == 0
+    parted: tl.constexpr = CHAIN < COLUMNS
     weight_rows: tl.constexpr = 2 * BLOCK_O if GATED else BLOCK_O
     j = tl.arange(0, weight_rows)
     first_output = tl.program_id(0) * BLOCK_O
     # A last tile that extends beyond the outputs computes the last output repeatedly.
     n = (tl.minimum(first_output + j % BLOCK_O, O - 1) + j // BLOCK_O * O).to(tl.int64)
     c = tl.arange(0, BLOCK_C)
-    codes = _load_codes(weight, n, c, COLUMNS, whole)
+    begin = tl.program_id(2) * CHAIN if parted else 0
+    codes = _load_codes(weight, n, begin + c, COLUMNS, whole)
     r = tl.program_id(1) * BLOCK_R + tl.arange(0, BLOCK_R)
-    scale, zero = _load_scales(scale_ptr, zero_ptr, n, 0, COLUMNS, KIND, GROUPS, BLOCK_C)
+    scale, zero = _load_scales(scale_ptr, zero_ptr, n, begin, COLUMNS, KIND, GROUPS, BLOCK_C)
     if PDL:
-        if COLUMNS > BLOCK_C:
-            prefetch_l2(weight + BLOCK_C, n, COLUMNS, COLUMNS - BLOCK_C, LINES, STEP)
+        if CHAIN > BLOCK_C:
+            prefetch_l2(weight + begin + BLOCK_C, n, COLUMNS, CHAIN - BLOCK_C, LINES, STEP)
         gdc_wait()
         gdc_launch_dependents()
     acc = tl.zeros([BLOCK_R, weight_rows] if FLIP else [weight_rows, BLOCK_R], tl.float32)
     next_scale, next_zero = scale, zero
     if KIND == "int4":  # loaded one iteration ahead: Triton pipelines only the operands of `tl.dot`
-        next_scale, next_zero = _load_scales(scale_ptr, zero_ptr, n, BLOCK_C, COLUMNS, KIND, GROUPS, BLOCK_C)
-    acc = _accumulate(acc, codes, scale, zero, x, r, 0, R, COLUMNS, KIND, FLOAT32, FLIP, BLOCK_C)
-    for first in range(BLOCK_C, COLUMNS, BLOCK_C):
+        next_scale, next_zero = _load_scales(
+            scale_ptr, zero_ptr, n, begin + BLOCK_C, COLUMNS, KIND, GROUPS, BLOCK_C
+        )
+    acc = _accumulate(acc, codes, scale, zero, x, r, begin, R, COLUMNS, KIND, FLOAT32, FLIP, BLOCK_C)
+    end = tl.minimum(begin + CHAIN, COLUMNS) if parted else COLUMNS
+    for first in range(begin + BLOCK_C, end, BLOCK_C):
         codes = _load_codes(weight, n, first + c, COLUMNS, whole)
         if KIND == "int4":
             scale, zero = next_scale, next_zero
@@ -126,6 +132,8 @@ def gemv_kernel(
         acc = round_swiglu(gate, up, dtype)
     n_out = first_output + tl.arange(0, BLOCK_O)
     mask = (r < R)[None, :] & (n_out < O)[:, None]
+    if parted:
+        out += tl.program_id(2).to(tl.int64) * R * O
     tl.store(out + r.to(tl.int64)[None, :] * O + n_out[:, None], acc.to(dtype), mask=mask)
 
 

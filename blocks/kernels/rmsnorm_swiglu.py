@@ -25,9 +25,10 @@ def _add_norm(
     out,
     eps,
     x_stride,
+    part_stride,
     WIDTH: tl.constexpr,
     PADDED: tl.constexpr,
-    ADDS: tl.constexpr,
+    PARTS: tl.constexpr,
     PDL: tl.constexpr,
 ):
     row = tl.program_id(0).to(tl.int64)
@@ -37,8 +38,11 @@ def _add_norm(
     gain = tl.load(weight + k, mask=mask, other=0.0).to(tl.float32)
     wait_then_trigger(PDL)
     value = tl.load(x + row * x_stride + k, mask=mask, other=0.0).to(tl.float32)
-    if ADDS:
-        value += tl.load(delta + offset + k, mask=mask, other=0.0).to(tl.float32)
+    if PARTS > 0:
+        added = tl.load(delta + offset + k, mask=mask, other=0.0).to(tl.float32)
+        for part in tl.static_range(1, PARTS):
+            added += tl.load(delta + part * part_stride + offset + k, mask=mask, other=0.0)
+        value += added.to(total.dtype.element_ty).to(tl.float32)
         rounded = value.to(total.dtype.element_ty)
         tl.store(total + offset + k, rounded, mask=mask)
         value = rounded.to(tl.float32)
@@ -50,8 +54,10 @@ def _add_norm(
 def add_norm(
     x_RD: Tensor, delta_RD: Tensor | None, weight: Tensor, eps: float, out: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """`x + delta`, or `x` if `delta` is None, and its `RMSNorm`, which is written to `out` if given."""
+    """`x + delta`, or `x` if `delta` is None, and its `RMSNorm`, which is written to `out` if given. A delta
+    in parts `[parts, R, D]` (see `gemv.linear_in_parts`) is their sum, rounded to the dtype of `x`."""
     rows, width = x_RD.shape
+    parts = 0 if delta_RD is None else delta_RD.numel() // x_RD.numel()
     x_RD = x_RD if x_RD.stride(1) == 1 else x_RD.contiguous()
     total_RD = x_RD if delta_RD is None else x_RD.new_empty(rows, width)
     out = x_RD.new_empty(rows, width) if out is None else out
@@ -63,9 +69,10 @@ def add_norm(
         out,
         eps,
         x_RD.stride(0),
+        rows * width,
         WIDTH=width,
         PADDED=triton.next_power_of_2(width),
-        ADDS=delta_RD is not None,
+        PARTS=parts,
         num_warps=4 if width <= 2048 else 8,
         **pdl_options(out),
     )

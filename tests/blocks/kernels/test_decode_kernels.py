@@ -97,6 +97,30 @@ def test_products(dtype: torch.dtype, rows: int, inputs: int, outputs: int) -> N
 
 
 @runs
+@pytest.mark.parametrize("kind", ["plain", "int8", "int4"])
+@pytest.mark.parametrize("rows", [1, 3, 33])
+def test_products_in_parts(rows: int, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each part is the product of its inputs, and the norm adds them as it adds their rounded sum."""
+    from bifrons.blocks.kernels import gemv
+    from bifrons.blocks.kernels.rmsnorm_swiglu import add_norm
+
+    dtype, part = torch.float16, 256
+    monkeypatch.setattr(gemv, "plan_part", lambda kind, inputs, outputs: part)
+    x, weight = normal(rows, 640, dtype=dtype), normal(32, 640, dtype=dtype, seed=1) / 8
+    tensors = WeightTensors(weight) if kind == "plain" else codec.encode(weight, kind)
+    numbers = weight if kind == "plain" else codec.decode(tensors, dtype)
+    found = gemv.linear_in_parts(x, tensors)
+    assert found.dtype == torch.float32
+    assert found.shape == (3, rows, 32)
+    for own, inputs, columns in zip(found, x.split(part, 1), numbers.split(part, 1), strict=True):
+        close(own / 4, inputs.double() @ columns.double().T / 4, dtype)
+    before, gain = normal(rows, 32, dtype=dtype, seed=2), normal(32, dtype=dtype, seed=3)
+    added = add_norm(before, found, gain, 1e-5)
+    for one, other in zip(added, add_norm(before, gemv.add_parts(found, dtype), gain, 1e-5), strict=True):
+        assert torch.equal(one, other)
+
+
+@runs
 @pytest.mark.parametrize("drawn", [False, True])
 @pytest.mark.parametrize("guided", [False, True])
 def test_draw(guided: bool, drawn: bool) -> None:

@@ -3,7 +3,7 @@
 import pytest
 
 pytest.importorskip("triton")
-from bifrons.blocks.kernels.gemv import limit_stages, plan_tile
+from bifrons.blocks.kernels.gemv import limit_stages, plan_part, plan_tile
 
 SHAPES = [
     (2048, 6144, False),
@@ -11,6 +11,8 @@ SHAPES = [
     (4096, 11008, True),
     (11008, 4096, False),
     (1280, 1280, False),
+    (1536, 8960, True),
+    (8960, 1536, False),
 ]
 BYTES = {"plain": 2.0, "int8": 1.0, "fp8": 1.0, "int4": 0.5}
 KIB = 1024
@@ -31,3 +33,14 @@ def test_stages_fit(shape: tuple[int, int, bool], rows: int, kind: str) -> None:
         assert 2 <= fitted.stages <= tile.stages
         assert (fitted.stages - 1) * iteration <= shared_memory
         assert fitted.stages == tile.stages or fitted.stages * iteration > shared_memory
+
+
+def test_parts_by_shape() -> None:
+    """Of few outputs only, of whole blocks; the rows have no say."""
+    assert plan_part("plain", 8960, 1536) == 2304
+    assert plan_part("plain", 1536, 1536) == 768
+    assert plan_part("plain", 11008, 4096) == 11008
+    assert plan_part("int4", 11008, 4096) == 1536
+    assert plan_part("int4", 4096, 4096) == 1024
+    assert plan_part("int8", 11008, 4096) == 2816
+    assert plan_part("int4", 256, 64) == 256
