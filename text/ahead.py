@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, cast
 import torch
 from torch import Tensor
 
-from ..blocks.drafts import Drawn
+from ..blocks.drafts import Drafter, Drawn, LookupDrafts
 from ..blocks.model.kv_cache import KVCache
 from ..blocks.speculate import MAX_WINDOW
 
@@ -21,7 +21,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class AheadDrafts:
-    """Drafts of a text by the `ahead` layer of its model, which each also goes on from its own output."""
+    """Drafts of a text by the `ahead` layer of its model, which each also goes on from its own output.
+
+    Only on a CPU: in the captured windows of a GPU, where the layer would have to be captured too, drafts are
+    what followed the same words before, as with models without the layer.
+    """
 
     model: "TextModel"
 
@@ -31,8 +35,10 @@ class AheadDrafts:
     def __hash__(self) -> int:
         return id(self.model)
 
-    def drafter(self, requests: int, vocabulary: int, tokens: int, device: torch.device) -> "AheadDrafter":
-        """A drafter, whose cache has one layer."""
+    def drafter(self, requests: int, vocabulary: int, tokens: int, device: torch.device) -> Drafter:
+        """A drafter; on a CPU its cache has one layer."""
+        if device.type != "cpu":
+            return LookupDrafts().drafter(requests, vocabulary, tokens, device)
         return AheadDrafter(self.model, requests, tokens)
 
 

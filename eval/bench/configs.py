@@ -139,6 +139,7 @@ TEXT: dict[str, dict[str, Any]] = {
         "q_lora_rank": 768,
         "n_routed_experts": 64,
         "first_k_dense_replace": 1,
+        "num_nextn_predict_layers": 1,
         "max_position_embeddings": 16384,
         "rope_scaling": {
             "type": "yarn",
@@ -165,7 +166,8 @@ def pick_config(family: str, size: str, layers: int | None) -> Config:
         raise OptionError(f"size is {size!r}; accepted for {family}: {', '.join(SIZES[family])}")
     config: Config
     if family == "text":
-        config = parse_text(Section(TEXT[size], size))
+        names = ("ahead.",) if "num_nextn_predict_layers" in TEXT[size] else ()
+        config = parse_text(Section(TEXT[size], size), names)
     elif size == "nano":
         folder = find_model_folder(f"{family}-nano")
         config = read_vl2(folder) if family == "vl2" else read_janus(folder)[0]

@@ -17,6 +17,7 @@ from ..optional_packages import quiet
 from .configs import fill_random
 from .measure import Bench, step_bytes
 from .peers import uninitialized
+from .windows import bench_drafts
 from .workloads import Amount, bench_answers
 
 PROMPT = 128
@@ -29,9 +30,10 @@ def _head(model: TextModel) -> nn.Module:
 
 @torch.no_grad()
 def bench_text(bench: Bench, model: TextModel, batch: int, bandwidth: float, amount: Amount) -> None:
-    """Measure a text model: steps of answers, and first tokens."""
+    """Measure a text model: steps of answers, what drafts cost, and first tokens."""
     decoder = model.decoder
-    bench_answers(bench, model, _head(model), batch, PROMPT, bandwidth, amount)
+    line = bench_answers(bench, model, _head(model), batch, PROMPT, bandwidth, amount)
+    bench_drafts(bench, model, batch, PROMPT, line.seconds, amount.repeats)
     prompt = torch.randint(0, decoder.config.vocab_size, (PROMPT,), device=bench.device)
 
     def first() -> None:

@@ -20,7 +20,7 @@ from ...janus.model import JanusModel
 from ...text.model import TextModel
 from ...vl2.model import VL2Model
 from ...vl2.tiles import num_image_tokens
-from .measure import Bench, reset_peak, step_bytes
+from .measure import Bench, Line, reset_peak, step_bytes
 from .windows import bench_windows
 
 PROMPT = 32
@@ -167,7 +167,7 @@ def bench_answers(
     filled: int,
     bandwidth: float,
     amount: Amount,
-) -> None:
+) -> Line:
     """Measure steps of answers after prompts of `filled` tokens."""
     decoder = model.decoder
     limit = step_bytes(decoder, [lm_head], rows, filled + amount.steps / 2) / bandwidth
@@ -180,4 +180,4 @@ def bench_answers(
     work = f"answering, a step of {rows} conversation{'s' if rows > 1 else ''}"
     note = f"{amount.steps} steps a run after a prompt of {filled} tokens, greedy"
     times = time_steps(bench, decoder, make, amount)
-    bench.add("bifrons", work, times, items=rows, unit=" tokens/s", limit=limit, note=note)
+    return bench.add("bifrons", work, times, items=rows, unit=" tokens/s", limit=limit, note=note)

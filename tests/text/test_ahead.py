@@ -6,8 +6,10 @@ import pytest
 import torch
 from bifrons import TextPipeline
 from bifrons.apps.pipelines import StepMeter
-from bifrons.blocks.drafts import Drawn
-from bifrons.text.ahead import AheadDrafts
+from bifrons.blocks.drafts import Drawn, LookupDrafts
+from bifrons.eval.bench.measure import Bench
+from bifrons.eval.bench.windows import bench_drafts
+from bifrons.text.ahead import AheadDrafter, AheadDrafts
 from torch import Tensor
 
 USER = [{"role": "user", "content": "what is the sum?"}]
@@ -87,6 +89,25 @@ def test_drafts_are_those_of_transformers_layer(pipe, text_pair):
             drafts = drafter.propose(drawn, 3)
             assert drafts.shape == (1, 3)
             assert drafts[0, 0] == expected(place)
+
+
+def test_on_other_devices_drafts_are_looked_up(pipe):
+    """Hidden states don't leave captured windows: without them the layer would guess nothing at all."""
+    places = (2, 512, 64, torch.device("meta"))
+    kind = AheadDrafts(pipe.model)
+    assert type(kind.drafter(*places)) is type(LookupDrafts().drafter(*places))
+    assert isinstance(kind.drafter(*places[:3], torch.device("cpu")), AheadDrafter)
+
+
+def test_the_cost_of_drafts_is_measured(pipe, text_pair):
+    for model, drafts in ((pipe.model, 1), (text_pair("qwen2").pipe.model, 0)):
+        bench = Bench(torch.device("cpu"), lambda line: None)
+        bench_drafts(bench, model, 2, 20, 1.0, 1)
+        works = [line.work for line in bench.lines]
+        checks = ["checking 1 draft", "checking 2 drafts", "checking 4 drafts"]
+        assert works == ["a draft by the prediction layer"][:drafts] + checks
+        assert all(line.seconds > 0 for line in bench.lines)
+        assert "if 60%, 85% hold: 1.60 tokens, x " in bench.lines[drafts].note
 
 
 def test_right_drafts_save_passes(pipe, monkeypatch):
