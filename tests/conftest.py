@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable
 from contextlib import contextmanager
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,25 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 # Triton's kernels run in its interpreter where there is no GPU; it reads this when it is imported.
 os.environ.setdefault("TRITON_INTERPRET", "0" if torch.cuda.is_available() else "1")
+
+
+def keep_masks_boolean() -> None:
+    """In Triton 3.9's interpreter a comparison has the type of what is compared. That of two numbers becomes
+    int32 when it is spread over a block, and then loads refuse the mask that it is combined with."""
+    import triton.language as tl
+    from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
+
+    compute = InterpreterBuilder.binary_op
+
+    def binary_op(self: InterpreterBuilder, *operands: Any) -> TensorHandle:
+        found = compute(self, *operands)
+        return TensorHandle(found.data, tl.int1) if found.data.dtype == np.bool_ else found
+
+    InterpreterBuilder.binary_op = binary_op
+
+
+if os.environ["TRITON_INTERPRET"] == "1" and find_spec("triton"):
+    keep_masks_boolean()
 
 # Shared machines are slow now and then: a time limit an example would make a test fail for no reason of ours.
 settings.register_profile("bifrons", deadline=None, derandomize=True, database=None)
