@@ -29,6 +29,8 @@ from PIL import Image
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from .models import SHAPES_JANUS
+
 # Triton's kernels run in its interpreter where there is no GPU; it reads this when it is imported.
 os.environ.setdefault("TRITON_INTERPRET", "0" if torch.cuda.is_available() else "1")
 
@@ -288,7 +290,7 @@ def evil_jpeg() -> Callable[[tuple[int, int]], bytes]:
 
 @pytest.fixture(scope="session")
 def random_adapter(tmp_path_factory) -> Callable[..., Path]:
-    """`random_adapter("janus-nano", seed)`: the folder of an adapter with random numbers, made by PEFT; the
+    """`random_adapter(model, seed)`: the folder of an adapter with random numbers, made by PEFT; the
     same one for the same arguments."""
     pytest.importorskip("peft")
     from bifrons import JanusPipeline, VL2Pipeline
@@ -296,10 +298,10 @@ def random_adapter(tmp_path_factory) -> Callable[..., Path]:
 
     made: dict[tuple[str, int, bool], Path] = {}
 
-    def make(model: str = "janus-nano", seed: int = 0, image_head: bool = False) -> Path:
+    def make(model: str = SHAPES_JANUS, seed: int = 0, image_head: bool = False) -> Path:
         key = (model, seed, image_head)
         if key not in made:
-            kind = JanusPipeline if "janus" in model else VL2Pipeline
+            kind = JanusPipeline if "janus" in Path(model).name else VL2Pipeline
             network = kind.from_pretrained(model, "cpu", progress=False).model.requires_grad_(False)
             config = add_adapter(network, LoraOptions(4, image_head=image_head), model)
             generator = torch.Generator().manual_seed(seed)

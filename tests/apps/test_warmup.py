@@ -14,6 +14,8 @@ from bifrons.blocks import device as device_module
 from bifrons.blocks.engine.generate import scheduler_of
 from bifrons.blocks.graphs.graphed_module import BATCH_SIZES
 
+from ..models import SHAPES_JANUS
+
 
 class RecordedScheduler:
     """Reports three captures, and remembers for which requests."""
@@ -80,20 +82,20 @@ def test_the_kernel_cache_is_triton_s(monkeypatch, tmp_path):
 
 
 def test_the_command_has_nothing_to_do_without_a_gpu(bifrons_main, capsys):
-    assert bifrons_main("warmup", "-m", "janus-nano", "--device", "cpu") == 0
+    assert bifrons_main("warmup", "-m", SHAPES_JANUS, "--device", "cpu") == 0
     assert capsys.readouterr().out.startswith("nothing to do: kernels are compiled for CUDA only")
-    assert bifrons_main("warmup", "-m", "janus-nano", "--device-map", "=cpu") == 0
+    assert bifrons_main("warmup", "-m", SHAPES_JANUS, "--device-map", "=cpu") == 0
     assert capsys.readouterr().out == "nothing to do: a model that is spread over devices is not captured\n"
 
 
 def test_the_command_says_how_long_it_took_and_where_kernels_are(bifrons_main, capsys, monkeypatch, tmp_path):
     monkeypatch.setattr(device_module, "resolve_device", lambda name: torch.device("cuda"))
     monkeypatch.setattr(
-        registry, "load_pipeline", lambda *args, **options: load_pipeline("janus-nano", "cpu")
+        registry, "load_pipeline", lambda *args, **options: load_pipeline(SHAPES_JANUS, "cpu")
     )
     monkeypatch.setattr(warmup, "warm_up", lambda name, pipe, scheduler: 2.5)
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
-    assert bifrons_main("warmup", "-m", "janus-nano") == 0
+    assert bifrons_main("warmup", "-m", SHAPES_JANUS) == 0
     out = capsys.readouterr().out
     assert out.startswith("loaded in ")
     assert out.endswith(f"warm after another 2.5 s; kernels are in {tmp_path}\n")

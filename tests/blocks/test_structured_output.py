@@ -19,11 +19,13 @@ from tokenizers import Tokenizer
 from tokenizers.decoders import ByteLevel
 from tokenizers.models import BPE
 
+from ..models import SHAPES_JANUS, SHAPES_VL2
+
 ROOT = Path(bifrons.__file__).parent
 SCHEMAS = json.loads((ROOT / "tests" / "data" / "json_schemas.json").read_text())
-FILES = {name: ROOT / "nano" / "weights" / name / "tokenizer.json" for name in ("vl2-nano", "janus-nano")}
+FILES = [Path(model) / "tokenizer.json" for model in (SHAPES_VL2, SHAPES_JANUS)]
 EOS = "<｜end▁of▁sentence｜>"
-VL2 = Tokenizer.from_file(str(FILES["vl2-nano"]))
+VL2 = Tokenizer.from_file(str(FILES[0]))
 ROWS = 704
 
 
@@ -57,11 +59,11 @@ def answer(matcher: OutputMatcher, vocabulary: TokenVocabulary, limit: int, seed
     return None
 
 
-@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("file", FILES, ids=("vl2", "janus"))
 @pytest.mark.parametrize("schema", SCHEMAS.values(), ids=SCHEMAS)
-def test_any_models_answer_is_valid(schema: Any, name: str) -> None:
+def test_any_models_answer_is_valid(schema: Any, file: Path) -> None:
     """Even one that would never end by itself."""
-    tokenizer = Tokenizer.from_file(str(FILES[name]))
+    tokenizer = Tokenizer.from_file(str(file))
     vocabulary, output_format = vocabulary_of(tokenizer), OutputFormat.json_schema(schema)
     for seed in range(4):
         tokens = answer(output_format.matcher(vocabulary, 200), vocabulary, 200, seed)
@@ -167,7 +169,7 @@ try:
 except OptionError as error:
     print("refused", error)
 """
-    out = run_bounded(code, FILES["vl2-nano"], json.dumps(schema), memory=1 << 30, seconds=60)
+    out = run_bounded(code, FILES[0], json.dumps(schema), memory=1 << 30, seconds=60)
     assert out.startswith(("compiled", "refused"))
 
 

@@ -10,7 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
-NANO = Path(__file__).parent.parent.parent / "nano" / "weights" / "janus-nano" / "tokenizer.json"
+from ..models import SHAPES_JANUS
+
+TOKENIZER = Path(SHAPES_JANUS) / "tokenizer.json"
 DEEPSEEK_LLM = (
     r"[\r\n]",
     r"\s?[A-Za-zµÀ-ÖØ-öø-ƺ]+",
@@ -29,7 +31,7 @@ BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": Tr
 
 
 def content(**changes) -> dict:
-    return json.loads(NANO.read_text(encoding="utf-8")) | changes
+    return json.loads(TOKENIZER.read_text(encoding="utf-8")) | changes
 
 
 def split(pattern: str, kind: str = "Regex") -> dict:
@@ -161,10 +163,10 @@ def test_a_bomb_is_refused_unparsed(tmp_path, run_bounded):
 
 
 def test_ids_beyond_the_embedding_are_refused(tmp_path):
-    last = max(read_tokenizer(NANO).get_vocab(with_added_tokens=True).values())
-    assert read_tokenizer(NANO, last + 1)
+    last = max(read_tokenizer(TOKENIZER).get_vocab(with_added_tokens=True).values())
+    assert read_tokenizer(TOKENIZER, last + 1)
     with pytest.raises(ConfigError, match=f"has id {last}, beyond the {last} embeddings"):
-        read_tokenizer(NANO, last)
+        read_tokenizer(TOKENIZER, last)
     with pytest.raises(ConfigError, match="has id 4000, beyond the 700 embeddings"):
         read_tokenizer(write(tmp_path, **model(vocab=content()["model"]["vocab"] | {"rare": 4000})), 700)
 

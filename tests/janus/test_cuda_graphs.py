@@ -1,4 +1,4 @@
-"""Pictures of janus-nano by captured steps on CUDA: those of the eager runner, and the same in any batch."""
+"""Pictures by captured steps on CUDA: those of the eager runner, and the same in any batch."""
 
 import gc
 
@@ -9,6 +9,8 @@ from bifrons.blocks.engine.plain_runner import PlainRunner
 from bifrons.blocks.graphs.graph_runner import GraphRunner
 from bifrons.janus.pipeline import JanusPipeline
 from torch import Tensor
+
+from ..models import SHAPES_JANUS
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA")
 TEXTS = ["a red circle", "a photo of two blue squares and a green star", "x", "three stars", "a big circle"]
@@ -22,7 +24,7 @@ OPTIONS = [
 
 def load(dtype: str, **options: bool) -> JanusPipeline:
     return JanusPipeline.from_pretrained(
-        "janus-nano", "cuda", dtype, parts="paint", progress=False, **options
+        SHAPES_JANUS, "cuda", dtype, parts="paint", progress=False, **options
     )
 
 

@@ -1,4 +1,4 @@
-"""janus-nano generates the same codes with drafts and without, in about a third of the steps."""
+"""A trained model generates the same codes with drafts and without, in about a third of the steps."""
 
 import pytest
 import torch
@@ -6,12 +6,14 @@ from bifrons.apps.pipelines import StepMeter
 from bifrons.blocks.errors import OptionError
 from bifrons.janus.pipeline import JanusPipeline
 
+from ..models import SHAPES_JANUS
+
 TEXTS = ["a photo of a red star and a blue circle", "three green hearts", "a black cross"]
 
 
 @pytest.fixture(scope="module")
 def nano() -> JanusPipeline:
-    return JanusPipeline.from_pretrained("janus-nano", device="cpu", progress=False)
+    return JanusPipeline.from_pretrained(SHAPES_JANUS, device="cpu", progress=False)
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,8 @@ import torch
 from bifrons import JanusPipeline, OptionError, PromptError
 from PIL import Image
 
+from ..models import SHAPES_JANUS
+
 
 @pytest.fixture(scope="module")
 def pipe(janus_mini: Path) -> JanusPipeline:
@@ -115,7 +117,6 @@ def test_first_logits_are_guided_as_generate_is(pipe):
 def test_repr(pipe, janus_mini):
     assert repr(pipe) == f"JanusPipeline({str(janus_mini)!r}, device='cpu', dtype='float32')"
     options = {"dtype": "bfloat16", "quantize": "int8", "parts": "paint", "progress": False}
-    other = JanusPipeline.from_pretrained("janus-nano", "cpu", **options)
-    assert repr(other) == (
-        "JanusPipeline('janus-nano', device='cpu', dtype='bfloat16', quantize='int8', parts='paint')"
-    )
+    other = JanusPipeline.from_pretrained(SHAPES_JANUS, "cpu", **options)
+    settings = "device='cpu', dtype='bfloat16', quantize='int8', parts='paint'"
+    assert repr(other) == f"JanusPipeline({SHAPES_JANUS!r}, {settings})"

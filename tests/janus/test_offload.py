@@ -17,6 +17,8 @@ from bifrons.janus.config import read_config
 from bifrons.janus.model import JanusModel
 from bifrons.janus.pipeline import JanusPipeline
 
+from ..models import SHAPES_JANUS
+
 GPU = torch.device("cuda", 0)
 
 
@@ -25,9 +27,9 @@ def image(parity_picture):
     return parity_picture(1, 50, 40)
 
 
-def test_janus_nano_paints_and_answers_the_same(load_offloaded, image, offloaded_units):
-    plain = JanusPipeline.from_pretrained("janus-nano", "cpu")
-    offloaded = load_offloaded(JanusPipeline, "janus-nano", stays=["language_model.model.layers.0"])
+def test_a_trained_model_paints_and_answers_the_same(load_offloaded, image, offloaded_units):
+    plain = JanusPipeline.from_pretrained(SHAPES_JANUS, "cpu")
+    offloaded = load_offloaded(JanusPipeline, SHAPES_JANUS, stays=["language_model.model.layers.0"])
     names = set(units(offloaded.model)) - {"language_model.model.layers.0"}
     assert offloaded_units(offloaded.model) == names
     codes_of_both = [pipe.generate("a red star", seed=3, output_type="codes") for pipe in (plain, offloaded)]

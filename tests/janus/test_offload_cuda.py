@@ -4,6 +4,8 @@ import pytest
 import torch
 from bifrons.janus.pipeline import JanusPipeline
 
+from ..models import SHAPES_JANUS
+
 GPUS = torch.cuda.device_count()
 one_gpu = pytest.mark.skipif(GPUS < 1, reason="needs a GPU")
 two_gpus = pytest.mark.skipif(GPUS < 2, reason="needs two GPUs")
@@ -32,12 +34,12 @@ def image(parity_picture):
 @one_gpu
 @pytest.mark.parametrize("quantize", [None, "int8", "int4", "fp8"])
 def test_weights_that_rest_on_the_cpu(image, quantize):
-    plain = JanusPipeline.from_pretrained("janus-nano", "cuda:0", **FLOAT32, quantize=quantize, capture=False)
+    plain = JanusPipeline.from_pretrained(SHAPES_JANUS, "cuda:0", **FLOAT32, quantize=quantize, capture=False)
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
     limits = {0: "24MB", "cpu": "1GiB"}
     offloaded = JanusPipeline.from_pretrained(
-        "janus-nano", device_map="auto", max_memory=limits, **FLOAT32, quantize=quantize
+        SHAPES_JANUS, device_map="auto", max_memory=limits, **FLOAT32, quantize=quantize
     )
     assert torch.cuda.max_memory_allocated() - before < 32e6
     layout = offloaded.model.decoder.layout
@@ -51,7 +53,7 @@ def test_weights_that_rest_on_the_cpu(image, quantize):
 
 @one_gpu
 def test_auto_with_room_is_one_device_with_captured_steps():
-    pipe = JanusPipeline.from_pretrained("janus-nano", device_map="auto", capture=True)
+    pipe = JanusPipeline.from_pretrained(SHAPES_JANUS, device_map="auto", capture=True)
     assert pipe.model.decoder.layout is None
     assert pipe.device == torch.device("cuda", 0)
 
@@ -66,7 +68,7 @@ def test_auto_with_room_is_one_device_with_captured_steps():
     ],
 )
 def test_janus_over_two_gpus(image, given):
-    plain = JanusPipeline.from_pretrained("janus-nano", "cuda:0", **FLOAT32, capture=False)
-    offloaded = JanusPipeline.from_pretrained("janus-nano", device_map=given, **FLOAT32)
+    plain = JanusPipeline.from_pretrained(SHAPES_JANUS, "cuda:0", **FLOAT32, capture=False)
+    offloaded = JanusPipeline.from_pretrained(SHAPES_JANUS, device_map=given, **FLOAT32)
     assert offloaded.model.decoder.layout is not None
     assert_same_results(plain, offloaded, image)

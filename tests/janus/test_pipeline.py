@@ -9,6 +9,8 @@ import torch
 from bifrons import JanusPipeline, OptionError, PromptError
 from PIL import Image
 
+from ..models import SHAPES_JANUS
+
 PROMPTS = ["A red apple", "Three dogs left of the blue car and a green cup above the table", "a b c"]
 
 
@@ -198,8 +200,8 @@ def test_bad_codes_are_refused(pipe) -> None:
 
 def test_capture_is_an_option() -> None:
     for capture in (None, False):
-        pipe = JanusPipeline.from_pretrained("janus-nano", "cpu", capture=capture, progress=False)
+        pipe = JanusPipeline.from_pretrained(SHAPES_JANUS, "cpu", capture=capture, progress=False)
         assert pipe.model.decoder.capture is capture
     for capture in (True, "yes"):
         with pytest.raises(OptionError, match="capture is"):
-            JanusPipeline.from_pretrained("janus-nano", "cpu", capture=capture, progress=False)
+            JanusPipeline.from_pretrained(SHAPES_JANUS, "cpu", capture=capture, progress=False)

@@ -9,6 +9,8 @@ from bifrons.learn.examples import PaintExample
 from bifrons.learn.fast_path import prepare_computation, training_dtype
 from bifrons.learn.losses import TrainingModel, collate
 
+from ..models import SHAPES_JANUS
+
 pytest.importorskip("peft")
 pytest.importorskip("triton")
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -16,12 +18,12 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 def gradients(lora: bool, fast: bool, monkeypatch) -> dict[str, torch.Tensor]:
     """Of the decoder's first layer alone: the interpreter of kernels is slow."""
-    pipe = JanusPipeline.from_pretrained("janus-nano", DEVICE, "float32", progress=False)
+    pipe = JanusPipeline.from_pretrained(SHAPES_JANUS, DEVICE, "float32", progress=False)
     model = pipe.model.requires_grad_(not lora)
     del model.decoder.layers[1:]
     if lora:
         torch.manual_seed(0)
-        add_adapter(model, LoraOptions(4, image_head=True), "janus-nano")
+        add_adapter(model, LoraOptions(4, image_head=True), "base")
         for name, parameter in model.named_parameters():
             if "lora_B" in name:
                 torch.nn.init.normal_(parameter, std=0.02)
@@ -43,9 +45,9 @@ def test_gradients_are_those_of_the_plain_layers(lora, monkeypatch) -> None:
 
 
 def test_dtypes() -> None:
-    pipe = JanusPipeline.from_pretrained("janus-nano", "cpu", dtype="bfloat16", progress=False)
+    pipe = JanusPipeline.from_pretrained(SHAPES_JANUS, "cpu", dtype="bfloat16", progress=False)
     model = pipe.model.requires_grad_(False)
-    add_adapter(model, LoraOptions(4, image_head=True), "janus-nano")
+    add_adapter(model, LoraOptions(4, image_head=True), "base")
     prepare_computation(model, recompute=False)
     assert {p.dtype for p in model.parameters() if p.requires_grad} == {torch.float32}
     assert {p.dtype for p in model.parameters() if not p.requires_grad} == {torch.bfloat16}

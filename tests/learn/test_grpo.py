@@ -16,6 +16,8 @@ from bifrons.learn.policy import Policy, answer, paint
 from bifrons.learn.reward import checked_scores
 from PIL import ImageStat
 
+from ..models import SHAPES_JANUS, SHAPES_VL2
+
 pytest.importorskip("peft")
 PROMPTS = [{"prompt": "a red star"}, {"prompt": "two small blue hearts"}, {"prompt": "a square"}]
 QUESTIONS = [{"messages": [{"role": "user", "content": text}]} for text in ("How many?", "What is it?")]
@@ -72,7 +74,7 @@ def test_painting_is_on_policy(options, janus_mini, drawn) -> None:
 
 @pytest.mark.parametrize("kind", [JanusPipeline, VL2Pipeline])
 def test_answers_are_on_policy(kind, drawn) -> None:
-    pipe = kind.from_pretrained("janus-nano" if kind is JanusPipeline else "vl2-nano", "cpu", progress=False)
+    pipe = kind.from_pretrained(SHAPES_JANUS if kind is JanusPipeline else SHAPES_VL2, "cpu", progress=False)
     sampling = SamplingParams(temperature=1.5, top_k=30)
     samples = answer(pipe, QUESTIONS, [5, 6, 7, 8], sampling, 6)
     found, _ = Policy(pipe, sampling, None).log_probs(samples.examples, with_reference=False)

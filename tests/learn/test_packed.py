@@ -10,10 +10,12 @@ from bifrons.learn.examples import PaintExample, read_example
 from bifrons.learn.losses import TrainingModel, collate
 from bifrons.learn.packed import PackedRows, load_rows, pack_rows, save_rows
 
+from ..models import SHAPES_JANUS
+
 
 @pytest.fixture(scope="module")
 def pipe() -> JanusPipeline:
-    return JanusPipeline.from_pretrained("janus-nano", "cpu", "float32")
+    return JanusPipeline.from_pretrained(SHAPES_JANUS, "cpu", "float32")
 
 
 def rows_of(ids, learned, width, **more) -> PackedRows:

@@ -1,19 +1,22 @@
 """New weights: the same for a seed, with parts that were trained before; they are saved and loaded."""
 
+from pathlib import Path
+
 import pytest
 import torch
-from bifrons.blocks.checkpoints.hub import find_model_folder
 from bifrons.janus.pipeline import JanusPipeline
 from bifrons.learn.scratch import from_scratch
 from bifrons.vl2.pipeline import VL2Pipeline
 from safetensors.torch import save_file
 
+from ..models import SHAPES_JANUS, SHAPES_VL2
 
-@pytest.mark.parametrize(("name", "kind"), [("janus-nano", JanusPipeline), ("vl2-nano", VL2Pipeline)])
-def test_new_weights_are_saved_and_loaded(name, kind, tmp_path) -> None:
+
+@pytest.mark.parametrize(("model", "kind"), [(SHAPES_JANUS, JanusPipeline), (SHAPES_VL2, VL2Pipeline)])
+def test_new_weights_are_saved_and_loaded(model, kind, tmp_path) -> None:
     config = tmp_path / "config"
     config.mkdir()
-    for path in find_model_folder(name).glob("*.json"):
+    for path in Path(model).glob("*.json"):
         (config / path.name).write_bytes(path.read_bytes())
     pipe = from_scratch(config, seed=3)
     assert type(pipe) is kind
@@ -32,7 +35,7 @@ def test_new_weights_are_saved_and_loaded(name, kind, tmp_path) -> None:
     state = loaded.model.state_dict()
     assert all(torch.equal(tensor, state[name]) for name, tensor in pipe.model.state_dict().items())
 
-    part = "language_model.model.norm" if name == "janus-nano" else "language.model.norm"
+    part = "language_model.model.norm" if model == SHAPES_JANUS else "language.model.norm"
     save_file({"weight": torch.full_like(pipe.model.decoder.norm.weight, 2.0)}, tmp_path / "norm.safetensors")
     joined = from_scratch(config, parts={part: tmp_path / "norm.safetensors"})
     assert (joined.model.decoder.norm.weight == 2).all()

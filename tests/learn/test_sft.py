@@ -16,6 +16,8 @@ from bifrons.nano.world.renderer import to_pil
 from bifrons.nano.world.sentences import sample_case
 from PIL import Image, ImageDraw
 
+from ..models import SHAPES_JANUS, SHAPES_VL2
+
 pytest.importorskip("peft")
 LORA = LoraOptions(rank=4)
 
@@ -44,7 +46,7 @@ def rows(tmp_path_factory):
 
 
 def load(kind):
-    return kind.from_pretrained("janus-nano" if kind is JanusPipeline else "vl2-nano", "cpu", progress=False)
+    return kind.from_pretrained(SHAPES_JANUS if kind is JanusPipeline else SHAPES_VL2, "cpu", progress=False)
 
 
 def start(pipe, rows, folder, steps=4, **options) -> SftRun:
@@ -173,7 +175,7 @@ def test_codes_of_pictures_are_kept(rows, tmp_path, monkeypatch) -> None:
 
 
 def test_codes_are_those_that_the_model_was_trained_on(tmp_path) -> None:
-    """Many of janus-nano's code vectors are nearly the same; of each such group it expects one."""
+    """Many of the model's code vectors are nearly the same; of each such group it expects one."""
     pipe, rng = load(JanusPipeline), Random(0)
     cases = [sample_case(kind, rng) for kind in ("colors", "single_object", "position")]
     rows = []
@@ -190,7 +192,7 @@ def test_codes_are_those_that_the_model_was_trained_on(tmp_path) -> None:
 def test_codes_do_not_depend_on_the_dtype(tmp_path) -> None:
     path = striped(tmp_path / "red.png", "red")
     dtypes = ("float32", "bfloat16")
-    pipes = [JanusPipeline.from_pretrained("janus-nano", "cpu", dtype, progress=False) for dtype in dtypes]
+    pipes = [JanusPipeline.from_pretrained(SHAPES_JANUS, "cpu", dtype, progress=False) for dtype in dtypes]
     first, second = (encode_pictures(pipe, [path]) for pipe in pipes)
     assert torch.equal(first, second)
     assert pipes[1].dtype == torch.bfloat16

@@ -8,11 +8,12 @@ from bifrons.learn.losses import TrainingModel, collate
 from bifrons.learn.updates import Updates
 
 pytest.importorskip("peft")
+from ..models import SHAPES_JANUS
 from .distributed_work import examples
 
 
 def start() -> tuple[JanusPipeline, TrainingModel, Updates]:
-    pipe = JanusPipeline.from_pretrained("janus-nano", "cpu", "bfloat16", progress=False)
+    pipe = JanusPipeline.from_pretrained(SHAPES_JANUS, "cpu", "bfloat16", progress=False)
     pipe.model.requires_grad_(False).train()
     for module in (pipe.model.language_model, pipe.model.gen_head):
         module.requires_grad_(True)

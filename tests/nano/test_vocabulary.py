@@ -1,4 +1,4 @@
-"""Words that the embedded models don't know."""
+"""Words that a small model doesn't know."""
 
 import json
 import shutil
@@ -8,38 +8,37 @@ from pathlib import Path
 import pytest
 import torch
 from bifrons import JanusPipeline, VL2Pipeline
-from bifrons.blocks.checkpoints.hub import find_model_folder
 from bifrons.blocks.errors import ConfigError, UnknownWordsWarning
 from bifrons.blocks.vocabulary import Vocabulary, last_question, read_vocabulary, write_taught
 from bifrons.learn.rows import PaintRow, new_words
 from bifrons.nano.recipes import janus_spec, vl2_spec
 from bifrons.nano.world.scene import COLORS, SHAPES
 
+from ..models import SHAPES_JANUS, SHAPES_VL2
+
 KNOWS = f"knows 8 shapes, 10 colors, up to 4 at once: {', '.join(SHAPES)}; {', '.join(COLORS)}; not: "
 
 
 @pytest.fixture(scope="module")
 def janus() -> JanusPipeline:
-    return JanusPipeline.from_pretrained("janus-nano", "cpu", "float32", progress=False)
+    return JanusPipeline.from_pretrained(SHAPES_JANUS, "cpu", "float32", progress=False)
 
 
 @pytest.fixture(scope="module")
 def vl2() -> VL2Pipeline:
-    return VL2Pipeline.from_pretrained("vl2-nano", "cpu", "float32", progress=False)
+    return VL2Pipeline.from_pretrained(SHAPES_VL2, "cpu", "float32", progress=False)
 
 
-def vocabulary(name: str) -> Vocabulary:
-    found = read_vocabulary(find_model_folder(name))
+def vocabulary(model: str) -> Vocabulary:
+    found = read_vocabulary(Path(model))
     assert found is not None
     return found
 
 
-@pytest.mark.parametrize(("name", "spec"), [("janus-nano", janus_spec), ("vl2-nano", vl2_spec)])
-def test_the_recipe_writes_the_file(name, spec, tmp_path: Path):
+@pytest.mark.parametrize(("model", "spec"), [(SHAPES_JANUS, janus_spec), (SHAPES_VL2, vl2_spec)])
+def test_the_recipe_writes_the_file(model, spec, tmp_path: Path):
     spec.write_folder(tmp_path)
-    assert (tmp_path / "vocabulary.json").read_text() == (
-        find_model_folder(name) / "vocabulary.json"
-    ).read_text()
+    assert (tmp_path / "vocabulary.json").read_text() == Path(model, "vocabulary.json").read_text()
 
 
 @pytest.mark.parametrize(
@@ -54,17 +53,17 @@ def test_the_recipe_writes_the_file(name, spec, tmp_path: Path):
     ],
 )
 def test_words_for_painting(text: str, unknown: list[str]):
-    assert vocabulary("janus-nano").unknown([text], "painting") == unknown
+    assert vocabulary(SHAPES_JANUS).unknown([text], "painting") == unknown
 
 
-@pytest.mark.parametrize("name", ["janus-nano", "vl2-nano"])
-def test_words_for_reading(name: str):
+@pytest.mark.parametrize("model", [SHAPES_JANUS, SHAPES_VL2])
+def test_words_for_reading(model: str):
     texts = ["What color is the star?", "What COLOUR is it?", "<image>\nWhat is in the centre?", "Which dog?"]
-    assert vocabulary(name).unknown(texts, "reading") == ["dog"]
+    assert vocabulary(model).unknown(texts, "reading") == ["dog"]
 
 
 def test_long_texts_are_cut_and_many_words_counted():
-    line = vocabulary("janus-nano").warning(["z" * 10**7, *(f"w{'x' * i}" for i in range(20))], "painting")
+    line = vocabulary(SHAPES_JANUS).warning(["z" * 10**7, *(f"w{'x' * i}" for i in range(20))], "painting")
     assert line is not None
     assert line.endswith(" and 13 more")
     assert len(line) < 1000
@@ -73,7 +72,7 @@ def test_long_texts_are_cut_and_many_words_counted():
 def test_generate_warns_once_a_call(janus):
     with pytest.warns(UnknownWordsWarning) as caught:
         janus.generate(["a cat", "a red star"], 2, 0, negative_prompt="dog", output_type="codes")
-    assert [str(one.message) for one in caught] == [f"janus-nano {KNOWS}'cat', 'dog'"]
+    assert [str(one.message) for one in caught] == [f"{SHAPES_JANUS} {KNOWS}'cat', 'dog'"]
     assert caught[0].filename == __file__  # not a line of ours
 
 
@@ -112,22 +111,22 @@ def test_other_models_never_warn(janus_mini):
 
 def test_adapters_bring_the_words_that_they_taught(janus, random_adapter, tmp_path: Path):
     rows = [PaintRow("1", "two Houses and a star", Path("a.png"))]
-    taught = new_words(rows, vocabulary("janus-nano"))
+    taught = new_words(rows, vocabulary(SHAPES_JANUS))
     assert taught == {"painting": {"houses"}, "reading": set()}
-    folder = shutil.copytree(random_adapter("janus-nano"), tmp_path / "houses")
+    folder = shutil.copytree(random_adapter(), tmp_path / "houses")
     write_taught(folder, taught)
     other = janus.with_adapter(folder)
     assert other.unknown_words(["three houses"], "painting") is None
     line = other.unknown_words(["three houses and a dog"], "painting")
-    assert line == f"janus-nano {KNOWS}'dog'".replace("; not", "; taught: houses; not")
+    assert line == f"{SHAPES_JANUS} {KNOWS}'dog'".replace("; not", "; taught: houses; not")
     assert "'house'" in str(other.unknown_words(["Where is the house?"], "reading"))
     assert "'houses'" in str(janus.unknown_words(["three houses"], "painting"))
 
-    pipe = JanusPipeline.from_pretrained("janus-nano", "cpu", "float32", progress=False)
+    pipe = JanusPipeline.from_pretrained(SHAPES_JANUS, "cpu", "float32", progress=False)
     pipe.load_adapter(folder)
     saved = read_vocabulary(pipe.save_pretrained(tmp_path / "merged"))
     assert saved is not None
-    assert saved.painting == vocabulary("janus-nano").painting | {"houses"}
+    assert saved.painting == vocabulary(SHAPES_JANUS).painting | {"houses"}
     pipe.unload_adapter()
     assert "'houses'" in str(pipe.unknown_words(["three houses"], "painting"))
     (folder / "taught_words.json").write_text('{"painting": "houses"}')
@@ -162,19 +161,19 @@ def test_the_last_question_of_a_conversation():
 
 
 def test_info_lists_the_words(bifrons_main, capsys):
-    assert bifrons_main("info", "janus-nano") == 0
+    assert bifrons_main("info", SHAPES_JANUS) == 0
     printed = capsys.readouterr().out
     assert f"8 shapes   {', '.join(SHAPES)}" in printed
     assert "colour as color" in printed
-    assert bifrons_main("info", "vl2-nano", "--json") == 0
-    assert json.loads(capsys.readouterr().out)["vocabulary"] == vocabulary("vl2-nano").content()
+    assert bifrons_main("info", SHAPES_VL2, "--json") == 0
+    assert json.loads(capsys.readouterr().out)["vocabulary"] == vocabulary(SHAPES_VL2).content()
 
 
 def test_the_command_line_warns_in_one_line(bifrons_main, capsys, tmp_path: Path):
     with warnings.catch_warnings():
         warnings.simplefilter("default")
-        command = "--batch-size 1 --model janus-nano --device cpu --seed 1"
+        command = f"--batch-size 1 --model {SHAPES_JANUS} --device cpu --seed 1"
         arguments = ("generate", "a cat", "a dog", *command.split())
         assert bifrons_main(*arguments, "-o", tmp_path / "pets") == 0
     lines = capsys.readouterr().err.splitlines()
-    assert [line for line in lines if "warning" in line] == [f"warning: janus-nano {KNOWS}'cat', 'dog'"]
+    assert [line for line in lines if "warning" in line] == [f"warning: {SHAPES_JANUS} {KNOWS}'cat', 'dog'"]

@@ -11,6 +11,8 @@ from bifrons.blocks.errors import OptionError
 from bifrons.eval.runs.stages import prepare
 from safetensors.torch import load_file
 
+from ...models import SHAPES_JANUS, SHAPES_VL2
+
 QUESTION = [{"role": "user", "content": "What is red?"}]
 
 
@@ -33,7 +35,7 @@ def test_names_of_adapters(tmp_path):
 def test_a_picture_carries_its_adapter(bifrons, refused, random_adapter, tmp_path):
     folder, picture = tmp_path / "stripes", tmp_path / "a.png"
     shutil.copytree(random_adapter(image_head=True), folder)
-    paint = ("generate", "a red star", "--seed", 1, "--device", "cpu", "-q")
+    paint = ("generate", "a red star", "-m", SHAPES_JANUS, "--seed", 1, "--device", "cpu", "-q")
     assert bifrons(*paint, "--adapter", f"{folder}:0.5", "-o", picture).status == 0
     assert bifrons(*paint, "-o", tmp_path / "plain.png").status == 0
     shown = json.loads(bifrons("show", picture, "--json").out)
@@ -51,10 +53,10 @@ def test_a_picture_carries_its_adapter(bifrons, refused, random_adapter, tmp_pat
     assert "there is no folder" in message
 
 
-@pytest.mark.parametrize("model", ["janus-mini", "vl2-nano"])
+@pytest.mark.parametrize("model", ["janus-mini", SHAPES_VL2], ids=("janus", "vl2"))
 def test_a_merged_folder_equals_the_adapter_in_memory(model, bifrons, janus_mini, random_adapter, tmp_path):
     source = str(janus_mini) if model == "janus-mini" else model
-    kind = VL2Pipeline if model == "vl2-nano" else JanusPipeline
+    kind = VL2Pipeline if model == SHAPES_VL2 else JanusPipeline
     folder = random_adapter(source, 1, image_head=model == "janus-mini")
     assert bifrons("convert", source, tmp_path / "new", "--merge-adapter", f"{folder}:0.7").status == 0
     found = kind.from_pretrained(tmp_path / "new", "cpu", dtype="auto", progress=False).model.state_dict()
@@ -106,7 +108,7 @@ def test_info_on_an_adapter(bifrons, random_adapter, tmp_path):
     folder = random_adapter(image_head=True)
     report = json.loads(bifrons("info", folder, "--json").out)
     assert report["sound"]
-    assert report["base"] == "janus-nano"
+    assert report["base"] == SHAPES_JANUS
     assert report["model_found"]
     assert report["rank"] == 4
     assert report["modules"]["q_proj"] == report["modules"]["down_proj"] > 0
@@ -123,7 +125,7 @@ def test_info_on_an_adapter(bifrons, random_adapter, tmp_path):
     assert "would not load" in result.out
     settings = json.loads((folder / "adapter_config.json").read_text())
     shutil.copy(folder / "adapter_model.safetensors", bad)
-    for base, found in (("someone/else", False), ("vl2-nano", None)):
+    for base, found in (("someone/else", False), (SHAPES_VL2, None)):
         (bad / "adapter_config.json").write_text(json.dumps({**settings, "base_model_name_or_path": base}))
         report = json.loads(bifrons("info", bad, "--json").out)
         assert report.get("model_found") == found
@@ -132,7 +134,7 @@ def test_info_on_an_adapter(bifrons, random_adapter, tmp_path):
 
 def test_a_recipe_tells_adapters_apart(random_adapter, tmp_path):
     folder, other = random_adapter(image_head=True), tmp_path / "other"
-    given = {"suite": "shapes", "limit": 1}
+    given = {"suite": "shapes", "limit": 1, "model": SHAPES_JANUS}
     with_one = prepare(tmp_path / "a", {**given, "adapters": (f"{folder}:1",)}, "cpu")
     plain = prepare(tmp_path / "b", given, "cpu")
     half = prepare(tmp_path / "c", {**given, "adapters": (f"{folder}:0.5",)}, "cpu")
@@ -141,11 +143,11 @@ def test_a_recipe_tells_adapters_apart(random_adapter, tmp_path):
     shutil.copytree(folder, other)
     moved = prepare(tmp_path / "a", {**given, "adapters": (f"{other}:1",)}, "cpu")
     assert moved.fingerprint == with_one.fingerprint
-    with pytest.raises(Exception, match="is the run of another recipe: model 'janus-nano'"):
+    with pytest.raises(Exception, match=r"is the run of another recipe: model '.*shapes-janus'"):
         prepare(tmp_path / "b", {**given, "adapters": (f"{folder}:1",)}, "cpu")
 
 
-@pytest.mark.parametrize("model", ["janus-nano", "vl2-nano"])
+@pytest.mark.parametrize("model", [SHAPES_JANUS, SHAPES_VL2], ids=("janus", "vl2"))
 def test_a_question_with_an_adapter(model, bifrons, random_adapter):
     ask = ("ask", "What is red?", "-m", model, "--device", "cpu", "-q")
     scaled = [bifrons(*ask, "--adapter", f"{random_adapter(model, 1)}:{scale}") for scale in (0, 4)]

@@ -16,6 +16,8 @@ from bifrons.apps.cli.options import add_model
 from bifrons.apps.cli.parsers import build_parser
 from PIL import Image
 
+from ...models import SHAPES_JANUS
+
 pytestmark = pytest.mark.usefixtures("loaded")
 WITHOUT_A_MODEL = {
     *("show", "models", "completion"),  # they load nothing
@@ -154,7 +156,7 @@ def test_words_without_quotes_are_named_as_prompts(bifrons):
 
 
 def test_the_parts_of_a_model_stand_in_columns(bifrons):
-    block = bifrons("info", "janus-nano").out.split("Parameters:")[1].split("\n\n")[0]
+    block = bifrons("info", SHAPES_JANUS).out.split("Parameters:")[1].split("\n\n")[0]
     assert len({len(line) for line in block.splitlines()[1:]}) == 1
 
 
@@ -169,7 +171,7 @@ def test_ctrl_c_is_json_too(bifrons, monkeypatch):
         raise KeyboardInterrupt
 
     monkeypatch.setattr("bifrons.apps.cli.main._run", interrupt)
-    result = bifrons("info", "janus-nano", "--json")
+    result = bifrons("info", SHAPES_JANUS, "--json")
     assert (result.status, json.loads(result.out)) == (130, {"error": "interrupted"})
 
 

@@ -1,4 +1,4 @@
-"""`bifrons locate` with vl2-nano, and with a small random DeepSeek-VL2 whose answers don't matter."""
+"""`bifrons locate` with a trained model, and with a small random DeepSeek-VL2 whose answers don't matter."""
 
 import json
 from pathlib import Path
@@ -11,6 +11,8 @@ from bifrons.nano.world.scene import Scene, SceneObject
 from bifrons.vl2.grounding import Box, Grounding, Problem
 from bifrons.vl2.pipeline import VL2Pipeline
 from PIL import Image
+
+from ...models import SHAPES_JANUS, SHAPES_VL2
 
 MINI = str(Path(__file__).parent.parent.parent / "data" / "vl2-mini-mha")
 
@@ -46,16 +48,16 @@ def test_boxes_are_printed_and_drawn(picture, tmp_path, capsys) -> None:
     assert "not read: '<|det|>': a mark that is not closed" in printed.err
 
 
-def test_the_embedded_model_locates_the_right_thing(tmp_path, capsys) -> None:
+def test_a_trained_model_locates_the_right_thing(tmp_path, capsys) -> None:
     star, circle = SceneObject("star", "red", 0.25, 0.25, 0.3), SceneObject("circle", "blue", 0.7, 0.7, 0.3)
     picture = tmp_path / "scene.png"
     to_pil(Scene((star, circle), (230, 230, 230)), 128).save(picture)
-    assert main(["locate", str(picture), "the red star", "--json"]) == 0
+    assert main(["locate", str(picture), "the red star", "-m", SHAPES_VL2, "--json"]) == 0
     output = json.loads(capsys.readouterr().out)
     (box,) = output["boxes"]
     assert box["label"] == "the red star"
     assert box["normalized"] == pytest.approx(normalized_box(star), abs=40)
-    assert main(["locate", str(picture), "the green heart"]) == 0
+    assert main(["locate", str(picture), "the green heart", "-m", SHAPES_VL2]) == 0
     assert capsys.readouterr().out == "the green heart: not found\n"
 
 
@@ -67,7 +69,7 @@ def test_an_answer_without_boxes_is_printed_as_not_found(picture, capsys) -> Non
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["the star", "-m", "janus-nano"], "does not point at things"),
+        (["the star", "-m", SHAPES_JANUS], "does not point at things"),
         (["  ", "-m", MINI], "phrase is empty"),
         (["the star", "-m", MINI, "-o", "x.gif"], "ends in .png, .jpg, .jpeg or .webp"),
     ],

@@ -2,11 +2,10 @@
 
 import json
 import shutil
-from pathlib import Path
 
 import pytest
 
-NANO = Path(__file__).parent.parent.parent.parent / "nano" / "weights"
+from ...models import SHAPES_JANUS, SHAPES_VL2
 
 INSPECT = """
 import json, time
@@ -78,16 +77,16 @@ PLAUSIBLE = [256, 1024]
 
 
 @pytest.mark.parametrize(
-    ("name", "paths", "sound"),
+    ("model", "paths", "sound"),
     [
-        ("janus-nano", JANUS, [["vision_config", "params", "model_name", "1"]]),
-        ("vl2-nano", VL2, [["language_config", "hidden_size", 256], ["vision_config", "model_name", "1"]]),
+        (SHAPES_JANUS, JANUS, [["vision_config", "params", "model_name", "1"]]),
+        (SHAPES_VL2, VL2, [["language_config", "hidden_size", 256], ["vision_config", "model_name", "1"]]),
     ],
 )
-def test_implausible_settings_are_refused_before_a_model_is_built(tmp_path, name, paths, sound, run_bounded):
+def test_implausible_settings_are_refused_before_a_model_is_built(tmp_path, model, paths, sound, run_bounded):
     """Memory: 600 MB beside the imports, for all of them in one process; time: 3 s of CPU each at most."""
     folder = tmp_path / "model"
-    shutil.copytree(NANO / name, folder)
+    shutil.copytree(model, folder)
     harmless = ("max_position_embeddings", "image_size", "downsample_ratio")
     cases = [
         [*path, value]
@@ -101,7 +100,7 @@ def test_implausible_settings_are_refused_before_a_model_is_built(tmp_path, name
 
 def test_more_layers_than_the_files_hold(tmp_path, run_bounded):
     folder = tmp_path / "model"
-    shutil.copytree(NANO / "vl2-nano", folder)
+    shutil.copytree(SHAPES_VL2, folder)
     config = json.loads((folder / "config.json").read_text())
     layers = config["language_config"]["num_hidden_layers"]
     config["language_config"]["num_hidden_layers"] = layers + 1
@@ -118,7 +117,7 @@ print(inspect_model(sys.argv[2])["errors"])
 
 def test_names_from_files_are_escaped(tmp_path, bifrons_main, capsys):
     folder = tmp_path / "model"
-    shutil.copytree(NANO / "vl2-nano", folder)
+    shutil.copytree(SHAPES_VL2, folder)
     (folder / "a\x1b[31m\x9b\u202e\n.txt").touch()
     (folder / "link.txt").symlink_to("b" * 300)
     for options in ((), ("--json",)):

@@ -8,13 +8,15 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from ...models import SHAPES_JANUS
+
 FULL = Path("/dev/full")
 COMMANDS = [
     ("--help",),
     ("--version",),
     ("generate", "--help"),
-    ("info", "janus-nano"),
-    ("info", "janus-nano", "--json"),
+    ("info", SHAPES_JANUS),
+    ("info", SHAPES_JANUS, "--json"),
     ("info", "no-such-model", "--json"),
     ("ask", "What is red?", "--device", "cpu"),
     ("encode", "PICTURE", "--device", "cpu"),
@@ -43,15 +45,15 @@ def test_a_full_disk_is_told_in_one_line(words, tmp_path):
 
 def test_a_full_disk_without_buffering():
     with FULL.open("w") as full:
-        done = run(("info", "janus-nano"), stdout=full, stderr=subprocess.PIPE, unbuffered="1")
+        done = run(("info", SHAPES_JANUS), stdout=full, stderr=subprocess.PIPE, unbuffered="1")
     assert (done.returncode, len(done.stderr.splitlines())) == (1, 1)
 
 
 def test_closed_output_and_full_errors_change_no_status():
-    done = run(("info", "janus-nano"), preexec_fn=lambda: os.close(1), stderr=subprocess.PIPE)
+    done = run(("info", SHAPES_JANUS), preexec_fn=lambda: os.close(1), stderr=subprocess.PIPE)
     assert (done.returncode, done.stderr) == (0, "")
     with FULL.open("w") as full:
         assert run(("info", "no-such-model"), stderr=full).returncode == 1
-        done = run(("info", "janus-nano"), stdout=subprocess.PIPE, stderr=full)
+        done = run(("info", SHAPES_JANUS), stdout=subprocess.PIPE, stderr=full)
     assert done.returncode == 0
-    assert done.stdout.startswith("janus-nano")
+    assert done.stdout.startswith(SHAPES_JANUS)

@@ -10,6 +10,7 @@ from bifrons import TextPipeline
 from bifrons.apps.cli.thoughts import shown_pieces
 from bifrons.text.prompts import split_thought
 
+from ...models import SHAPES_JANUS
 from ...text.test_weight_names import CONFIGS, all_keys
 from ...transformers_text import make_folder
 
@@ -84,9 +85,9 @@ def test_thoughts_are_dimmed_on_terminals(pipe, monkeypatch):
 
 
 def test_models_without_thoughts_refuse_their_limit(refused, failed):
-    assert "doesn't think first" in refused("ask", "-m", "janus-nano", "--max-thinking-tokens", 3, "hi")
+    assert "doesn't think first" in refused("ask", "-m", SHAPES_JANUS, "--max-thinking-tokens", 3, "hi")
     assert "doesn't think first" in refused(
-        "ask", "-m", "janus-nano", "--max-thinking-tokens", 3, "hi", "--images", "x.png"
+        "ask", "-m", SHAPES_JANUS, "--max-thinking-tokens", 3, "hi", "--images", "x.png"
     )
 
 

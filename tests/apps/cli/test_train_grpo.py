@@ -6,6 +6,8 @@ import pytest
 from bifrons.apps.cli import train_report
 from bifrons.blocks.vocabulary import read_taught, read_vocabulary
 
+from ...models import SHAPES_JANUS
+
 pytest.importorskip("peft")
 
 
@@ -55,7 +57,7 @@ def test_answers_are_sampled_evaluated_and_teach_words(bifrons_main, tmp_path, m
         return '{"overall": 0.5}' if words[0] == "run" else "overall  50.00%  50.00%\n"
 
     monkeypatch.setattr(train_report, "_evaluation", evaluation)
-    command = ["train", "grpo", "-m", "janus-nano", "--device", "cpu", "--prompts", "q.jsonl", "-o", "run"]
+    command = ["train", "grpo", "-m", SHAPES_JANUS, "--device", "cpu", "--prompts", "q.jsonl", "-o", "run"]
     command += ["--reward", "cli_lengths:length", "--steps", "2", "--prompts-per-step", "1", "--lora", "2"]
     command += ["--group-size", "2", "--max-new-tokens", "3", "--sample-every", "1", "--eval", "shapes"]
     assert bifrons_main(*command) == 0
@@ -73,7 +75,7 @@ def test_answers_are_sampled_evaluated_and_teach_words(bifrons_main, tmp_path, m
 
     # The words of its prompts go with the adapter, and into the folder that it is merged into.
     assert read_taught(adapter) == {"painting": set(), "reading": {"wombat"}}
-    assert bifrons_main("convert", "janus-nano", tmp_path / "merged", "--merge-adapter", adapter) == 0
+    assert bifrons_main("convert", SHAPES_JANUS, tmp_path / "merged", "--merge-adapter", adapter) == 0
     merged = read_vocabulary(tmp_path / "merged")
     assert merged is not None
     assert not merged.unknown(questions, "reading")

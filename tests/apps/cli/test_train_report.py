@@ -11,6 +11,8 @@ from bifrons import JanusPipeline
 from bifrons.apps.cli import train_report
 from bifrons.blocks.vocabulary import read_taught, write_taught
 
+from ...models import SHAPES_JANUS
+
 
 def test_both_models_are_evaluated_and_compared(tmp_path, monkeypatch) -> None:
     calls: list[list[str]] = []
@@ -55,9 +57,9 @@ def test_an_adapter_on_a_model_with_another_carries_its_words(random_adapter, tm
     from bifrons.learn.adapters import LoraOptions
     from bifrons.learn.sft import prepare_model
 
-    base = shutil.copytree(random_adapter("janus-nano"), tmp_path / "base")
+    base = shutil.copytree(random_adapter(SHAPES_JANUS), tmp_path / "base")
     write_taught(base, {"painting": frozenset({"houses"}), "reading": frozenset()})
-    pipe = JanusPipeline.from_pretrained("janus-nano", "cpu", "float32", progress=False)
+    pipe = JanusPipeline.from_pretrained(SHAPES_JANUS, "cpu", "float32", progress=False)
     pipe.load_adapter(base)
     pipe.taught = {"reading": frozenset({"wombat"})}
     adapter = prepare_model(pipe, LoraOptions(2), 0)

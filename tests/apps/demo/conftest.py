@@ -1,4 +1,4 @@
-"""The page on small random checkpoints of both families, and on the embedded models at an address."""
+"""The page on small random checkpoints of both families, and on small trained ones at an address."""
 
 import asyncio
 import socket
@@ -10,9 +10,12 @@ from typing import Any
 
 import pytest
 import torch
+from bifrons.apps.demo import app, ask_tab, history, locate_tab
 from bifrons.apps.demo.app import Page
-from bifrons.apps.demo.models import LoadedModel, embedded_models, load_models
+from bifrons.apps.demo.models import LoadedModel, load_models
 from PIL import Image
+
+from ...models import SHAPES_JANUS, SHAPES_VL2
 
 DATA = Path(__file__).parent.parent.parent / "data"
 REQUEST = SimpleNamespace(session_hash="me")
@@ -76,10 +79,10 @@ def paint(page, form_values) -> Callable[..., Iterator[dict[Any, Any]]]:
 
 @pytest.fixture(scope="module")
 def trained() -> Iterator[list[LoadedModel]]:
-    """Both embedded models."""
+    """A small trained model of each family."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # spinning torch threads would starve the browser
-    yield load_models(embedded_models(), "cpu")
+    yield load_models([SHAPES_JANUS, SHAPES_VL2], "cpu")
     torch.set_num_threads(threads)
 
 
@@ -103,6 +106,15 @@ def launched(models: list[LoadedModel], folder: Path, cache: Path) -> Iterator[t
 
 @pytest.fixture(scope="module")
 def served(trained, tmp_path_factory) -> Iterator[tuple[Page, str]]:
-    """The page on the embedded models, and its address."""
-    with launched(trained, tmp_path_factory.mktemp("pictures"), tmp_path_factory.mktemp("cache")) as made:
-        yield made
+    """The page on the trained models, which have painted its examples, and its address."""
+    questions = ["What color is the star?", "How many hearts are there?", "What is above the purple square?"]
+    phrases = ["the red star", "the green hearts", "the purple square"]
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (app, history):
+            patch.setattr(module, "EXAMPLES", DATA / "shapes-examples")
+        patch.setattr(ask_tab, "_QUESTIONS", questions)
+        patch.setattr(locate_tab, "_PHRASES", phrases)
+        history.load_examples.cache_clear()
+        with launched(trained, tmp_path_factory.mktemp("pictures"), tmp_path_factory.mktemp("cache")) as made:
+            yield made
+    history.load_examples.cache_clear()

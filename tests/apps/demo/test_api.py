@@ -67,7 +67,7 @@ def test_old_pictures_leave_the_disk(client, served, monkeypatch):
 
 def test_ask_and_locate(client, scene, trained):
     question = "How many stars are there?"
-    answer = client.predict(pictures=[scene], question=question, model="vl2-nano", api_name="/ask")
+    answer = client.predict(pictures=[scene], question=question, model="shapes-vl2", api_name="/ask")
     assert answer == trained[1].pipe.ask(to_pil(SCENE, 128), question)
     (box,) = client.predict(picture=scene, phrase="the red star", api_name="/locate")
     (expected,) = trained[1].pipe.locate(to_pil(SCENE, 128), "the red star")
@@ -80,7 +80,7 @@ def test_ask_and_locate(client, scene, trained):
     [
         ({"prompt": " "}, "prompt is empty"),
         ({"prompt": "a", "count": 100}, "100"),
-        ({"prompt": "a", "model": "vl2-nano"}, "accepted: janus-nano"),
+        ({"prompt": "a", "model": "shapes-vl2"}, "accepted: shapes-janus"),
         ({"prompt": "a", "top_p": 2}, "top_p is 2"),
     ],
 )

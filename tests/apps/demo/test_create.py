@@ -10,8 +10,10 @@ import pytest
 from bifrons.apps.demo.gallery import open_painted, stored_settings
 from bifrons.apps.demo.history import CLEAR, MAX_PICTURES, PaintedFiles, load_starters, valid_entries
 from bifrons.apps.demo.image_form import STYLES, variations
-from bifrons.blocks.checkpoints.hub import ModelFolder, find_model_folder
+from bifrons.blocks.checkpoints.hub import ModelFolder
 from bifrons.blocks.image_io import open_image
+
+from ...models import SHAPES_JANUS, SHAPES_VL2
 
 REQUEST = SimpleNamespace(session_hash="me")
 
@@ -205,8 +207,8 @@ def report_of(page, file):
 
 
 def test_check_says_which_words_the_reader_does_not_know(page, paint, box_answers, monkeypatch):
-    folder = find_model_folder("vl2-nano")
-    source = replace(page.create.models[0].pipe.source, folder=ModelFolder("vl2-nano", folder))
+    folder = ModelFolder("shapes", Path(SHAPES_VL2))
+    source = replace(page.create.models[0].pipe.source, folder=folder)
     monkeypatch.setattr(page.models[1].pipe, "source", source)
     name = page.models[1].name
 
@@ -260,8 +262,8 @@ def test_finding_in_a_painted_picture_begins_with_its_first_thing(page, paint):
 
 
 def test_unknown_words_are_named_below_the_status(page, paint, monkeypatch):
-    folder = find_model_folder("janus-nano")
-    source = replace(page.create.models[0].pipe.source, folder=ModelFolder("janus-nano", folder))
+    folder = ModelFolder("shapes", Path(SHAPES_JANUS))
+    source = replace(page.create.models[0].pipe.source, folder=folder)
     monkeypatch.setattr(page.create.models[0].pipe, "source", source)
     status = list(paint(prompt="a red cat", negative_prompt="a dog", count=1))[-1][page.create.status]
     assert "bf-note" in status

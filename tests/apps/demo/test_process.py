@@ -11,12 +11,14 @@ from collections.abc import Callable, Iterator
 import httpx
 import pytest
 
+from ...models import SHAPES_JANUS
+
 
 class RunningPage:
     """`bifrons demo` on a free port, and what it wrote to stderr until it was ready."""
 
     def __init__(self, port: int, *options: str) -> None:
-        words = ["demo", "--port", str(port), "--no-warmup", "-m", "janus-nano", "--device", "cpu", *options]
+        words = ["demo", "--port", str(port), "--no-warmup", "-m", SHAPES_JANUS, "--device", "cpu", *options]
         command = [sys.executable, "-m", "bifrons.apps.cli.main", *words]
         self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         self.url, self.log = f"http://127.0.0.1:{port}", ""

@@ -14,6 +14,8 @@ from bifrons.blocks.adapter_choice import AdapterChoice
 from bifrons.blocks.errors import CheckpointError, OptionError
 from PIL import Image
 
+from ...models import SHAPES_VL2
+
 NAMES = ("janus-mini", "stripes", "dots")
 
 
@@ -108,5 +110,5 @@ def test_what_a_server_refuses(janus_mini, folders, random_adapter):
     with pytest.raises(OptionError, match="two models are called dots"):
         registry.add_adapter(AdapterChoice(folders["stripes"], name="dots"))
     with pytest.raises(CheckpointError, match="belongs to another"):
-        registry.add_adapter(AdapterChoice(random_adapter("vl2-nano", 1)))
+        registry.add_adapter(AdapterChoice(random_adapter(SHAPES_VL2, 1)))
     assert list(registry.models) == ["janus-mini", "dots"]

@@ -17,12 +17,14 @@ import bifrons
 import httpx
 import pytest
 
-NANO, KEY = "janus-nano", "open-sesame"
+from ...models import SHAPES_JANUS
+
+SHAPES, KEY = "shapes-janus", "open-sesame"
 CHAT, IMAGES, EDITS = "/v1/chat/completions", "/v1/images/generations", "/v1/images/edits"
 OWNER = {"Authorization": f"Bearer {KEY}"}
 SENDER = {**OWNER, "Content-Type": "application/json"}
 VALID = {
-    CHAT: {"model": NANO, "messages": [{"role": "user", "content": "Hello"}], "max_tokens": 8},
+    CHAT: {"model": SHAPES, "messages": [{"role": "user", "content": "Hello"}], "max_tokens": 8},
     IMAGES: {"prompt": "a photo of a red circle", "seed": 7},
 }
 
@@ -210,8 +212,17 @@ def bodies() -> Iterator[Bad]:
 def routes() -> Iterator[Bad]:
     """Unknown models and paths, wrong keys and methods."""
     rng = random.Random(5)
-    names = ["gpt-4o", "", " ", "janus-nano ", "JANUS-NANO", "../janus-nano", "/etc/passwd", "janus-nano\0"]
-    names += ["deepseek-ai/Janus-Pro-7B", "vl2-nano", "a" * 256, ".", "~", "http://127.0.0.1", "é", "%s%n"]
+    names = [
+        "gpt-4o",
+        "",
+        " ",
+        "shapes-janus ",
+        "SHAPES-JANUS",
+        "../shapes-janus",
+        "/etc/passwd",
+        "shapes-janus\0",
+    ]
+    names += ["deepseek-ai/Janus-Pro-7B", "janus-nano", "a" * 256, ".", "~", "http://127.0.0.1", "é", "%s%n"]
     names += ["".join(rng.choices("ab-/.\\", k=9)) for _ in range(20)]
     for name in names:
         for path in (CHAT, IMAGES):
@@ -226,7 +237,13 @@ def routes() -> Iterator[Bad]:
     for headers in tries:
         for method, path in (("GET", "/v1/models"), ("POST", CHAT), ("GET", "/metrics"), ("GET", "/none")):
             yield Bad("API key", b"", path, method, headers, status=401)
-    paths = {CHAT: "POST", IMAGES: "POST", EDITS: "POST", "/v1/models": "GET", "/v1/models/janus-nano": "GET"}
+    paths = {
+        CHAT: "POST",
+        IMAGES: "POST",
+        EDITS: "POST",
+        "/v1/models": "GET",
+        "/v1/models/shapes-janus": "GET",
+    }
     for path, right in {**paths, "/health": "GET", "/metrics": "GET", "/openapi.json": "GET"}.items():
         for method in words("GET POST PUT PATCH DELETE OPTIONS TRACE BREW"):
             if method != right:
@@ -245,7 +262,7 @@ def conversations() -> Iterator[Bad]:
 def server(start_server, tmp_path_factory):
     keys = tmp_path_factory.mktemp("keys") / "keys"
     keys.write_text(KEY)
-    return start_server("-m", NANO, "--rows", 8, "--context", 512, "--api-key-file", keys)
+    return start_server("-m", SHAPES_JANUS, "--rows", 8, "--context", 512, "--api-key-file", keys)
 
 
 @pytest.fixture
@@ -294,5 +311,5 @@ def test_bad_requests_are_refused_with_a_reason(server, http, strange_files):
     assert not wrong, f"{len(wrong)} of {len(bads)}:\n" + "\n".join(wrong[:40])
     assert server.memory() - memory < 100
     assert answers() == before
-    assert http.get("/health").json() == {"status": "ok", "models": [NANO]}
-    assert server.metric("rows_promised", NANO, headers=OWNER) == 0
+    assert http.get("/health").json() == {"status": "ok", "models": [SHAPES]}
+    assert server.metric("rows_promised", SHAPES, headers=OWNER) == 0

@@ -1,4 +1,4 @@
-"""The client libraries of docs/recipes.md against a server with both embedded models.
+"""The client libraries of docs/recipes.md against a server with a small model of each family.
 
 Each test runs the blocks of a section in a process of its own, as a user would, and then some lines more. So
 warnings of a client are not errors here.
@@ -16,7 +16,11 @@ import bifrons
 import pytest
 from PIL import Image, ImageDraw
 
+from ...models import SHAPES_JANUS, SHAPES_VL2
+
 PAGE = (Path(bifrons.__file__).parent / "docs" / "recipes.md").read_text()
+for embedded, ours in (("janus-nano", SHAPES_JANUS), ("vl2-nano", SHAPES_VL2)):
+    PAGE = PAGE.replace(embedded, Path(ours).name)
 SECTIONS = dict(re.findall(r"^## (.+?)\n(.*?)(?=^## |\Z)", PAGE, re.DOTALL | re.MULTILINE))
 ADDRESS = "http://127.0.0.1:8000"
 
@@ -28,7 +32,7 @@ def blocks(section: str, language: str) -> list[str]:
 
 @pytest.fixture(scope="module")
 def server(start_server):
-    return start_server("--rows", 8, "--context", 2048)
+    return start_server("-m", SHAPES_JANUS, "-m", SHAPES_VL2, "--rows", 8, "--context", 2048)
 
 
 @pytest.fixture
@@ -71,7 +75,7 @@ def run_python(run, server):
 
 
 ORDERS = """
-for name in ("janus-nano", "vl2-nano"):
+for name in ("shapes-janus", "shapes-vl2"):
     for order in (1, -1):
         messages[0]["content"] = messages[0]["content"][::-1]
 """
@@ -106,7 +110,9 @@ def test_openai(run_python, folder):
         assert painted.size == (128, 128)
     assert lines[0] == "red"
     assert re.fullmatch("redcolor='(red|green|blue|yellow)' shape='(circle|square|triangle)'", lines[1])
-    assert result == {f"{name} {order}": "red" for name in ("janus-nano", "vl2-nano") for order in (1, -1)}
+    assert result == {
+        f"{name} {order}": "red" for name in ("shapes-janus", "shapes-vl2") for order in (1, -1)
+    }
 
 
 def test_langchain(run_python):
@@ -123,7 +129,7 @@ for method in ("json_schema", "function_calling"):
 class Anything(BaseModel):
     pass
 
-loose = ChatOpenAI(base_url=model.openai_api_base, api_key="none", model="vl2-nano", max_tokens=30)
+loose = ChatOpenAI(base_url=model.openai_api_base, api_key="none", model="shapes-vl2", max_tokens=30)
 loose = loose.with_structured_output(Anything, method="json_mode")
 result["json_mode"] = isinstance(loose.invoke("Answer with JSON."), Anything)
 
@@ -149,7 +155,7 @@ result["streamed"] = whole.tool_calls[0]["args"] == call.tool_calls[0]["args"]
     )
     assert lines[0] == "red"
     assert lines[1].startswith("redcolor='")
-    for name in ("janus-nano", "vl2-nano"):
+    for name in ("shapes-janus", "shapes-vl2"):
         assert result.pop(f"{name} 1") == result.pop(f"{name} -1") == "red"
     for method in ("json_schema", "function_calling"):
         assert set(result.pop(method)) == {"color", "shape"}
@@ -164,7 +170,7 @@ def test_instructor(run_python):
         """
 from collections.abc import Iterable
 
-ask = {"model": "janus-nano", "messages": messages, "max_retries": 0}
+ask = {"model": "shapes-janus", "messages": messages, "max_retries": 0}
 for mode in ("JSON_SCHEMA", "TOOLS"):
     structured = instructor.from_openai(client, mode=instructor.Mode[mode])
     result[mode] = structured.create(**ask, response_model=Shape).model_dump()
@@ -182,7 +188,7 @@ question = [{"role": "user", "content": "What is red?"}]
 for mode in ("JSON", "MD_JSON"):
     loose = instructor.from_openai(client, mode=instructor.Mode[mode])
     try:
-        made = loose.create(model="vl2-nano", messages=question, max_retries=0, response_model=Anything,
+        made = loose.create(model="shapes-vl2", messages=question, max_retries=0, response_model=Anything,
                             max_tokens=30)
     except Exception as error:
         result[mode] = str(error)
@@ -216,7 +222,7 @@ from litellm import stream_chunk_builder
 class Number(BaseModel):
     number: Literal[1, 2, 3]
 
-ask = {"model": "openai/vl2-nano", "messages": messages, "max_tokens": 60, **server}
+ask = {"model": "openai/shapes-vl2", "messages": messages, "max_tokens": 60, **server}
 chunks = list(completion(**ask, stream=True))
 result["streamed"] = stream_chunk_builder(chunks).choices[0].message.content
 result["number"] = json.loads(completion(**ask, response_format=Number).choices[0].message.content)
@@ -230,7 +236,7 @@ result["neutral"] = completion(**ask, **neutral, temperature=0, stop=[]).choices
     assert lines[0] == "red"
     with Image.open(folder / "painted.png") as painted:
         assert painted.size == (128, 128)
-    for name in ("janus-nano", "vl2-nano"):
+    for name in ("shapes-janus", "shapes-vl2"):
         assert result[f"{name} 1"] == result[f"{name} -1"] == "red"
     assert result["streamed"] == result["neutral"] == "red"
     assert result["number"]["number"] in (1, 2, 3)

@@ -10,13 +10,15 @@ import pytest
 from bifrons import JanusPipeline
 from PIL import Image
 
-NANO, VL2 = "janus-nano", "vl2-mini-mla"
+from ...models import SHAPES_JANUS
+
+SHAPES, VL2 = "shapes-janus", "vl2-mini-mla"
 RED = Image.new("RGB", (64, 48), (220, 20, 20))
 
 
 @pytest.fixture(scope="module")
 def server(start_server, janus_mini):
-    models = ["-m", NANO, "-m", janus_mini.parent / VL2]
+    models = ["-m", SHAPES_JANUS, "-m", janus_mini.parent / VL2]
     return start_server(*models, "--rows", 16, "--context", 512)
 
 
@@ -27,7 +29,7 @@ def client(server) -> openai.OpenAI:
 
 @pytest.fixture(scope="module")
 def pipe() -> JanusPipeline:
-    return JanusPipeline.from_pretrained(NANO, device="cpu", progress=False)
+    return JanusPipeline.from_pretrained(SHAPES_JANUS, device="cpu", progress=False)
 
 
 def data_url(picture: Image.Image) -> str:
@@ -58,13 +60,13 @@ PROMPTS = ["<|User|>: What is red?\n\n<|Assistant|>:", "What colour is", "a phot
 def test_completions_go_on_from_a_text_or_its_tokens(client, pipe):
     expected = [continued(pipe, prompt, 16) for prompt in PROMPTS]
     assert any(text.startswith(" ") for text, _ in expected)
-    reply = client.completions.create(model=NANO, prompt=PROMPTS)
+    reply = client.completions.create(model=SHAPES, prompt=PROMPTS)
     assert (reply.object, reply.id[:5]) == ("text_completion", "cmpl-")
     assert [choice.text for choice in reply.choices] == [text for text, _ in expected]
     assert [choice.index for choice in reply.choices] == [0, 1, 2]
     ids = [pipe.tokenizer.encode(prompt) for prompt in PROMPTS]
-    assert client.completions.create(model=NANO, prompt=ids).choices == reply.choices
-    assert client.completions.create(model=NANO, prompt=ids[1]).choices[0].text == expected[1][0]
+    assert client.completions.create(model=SHAPES, prompt=ids).choices == reply.choices
+    assert client.completions.create(model=SHAPES, prompt=ids[1]).choices[0].text == expected[1][0]
     assert reply.usage.prompt_tokens == sum(map(len, ids))
 
 
@@ -124,19 +126,21 @@ def test_a_stop_string_ends_a_completion(client):
     ],
 )
 def test_what_completions_refuse(server, fields, param, text):
-    reply = httpx.post(f"{server.url}/v1/completions", json={"model": NANO, "prompt": "x", **fields})
+    reply = httpx.post(f"{server.url}/v1/completions", json={"model": SHAPES, "prompt": "x", **fields})
     error = reply.json()["error"]
     assert (reply.status_code, error["param"]) == (400, param), error
     assert text in error["message"]
 
 
 def chat_answer(client, messages, **fields):
-    return client.chat.completions.create(model=NANO, messages=messages, **fields).choices[0].message.content
+    return (
+        client.chat.completions.create(model=SHAPES, messages=messages, **fields).choices[0].message.content
+    )
 
 
 def test_a_response_is_the_answer_of_a_chat(client):
     question, system = "What colour is it?", "Answer briefly."
-    reply = client.responses.create(model=NANO, input="What is red?")
+    reply = client.responses.create(model=SHAPES, input="What is red?")
     assert (reply.object, reply.status, reply.error) == ("response", "completed", None)
     assert reply.output_text == chat_answer(client, [{"role": "user", "content": "What is red?"}])
     assert reply.usage.total_tokens == reply.usage.input_tokens + reply.usage.output_tokens
@@ -146,7 +150,7 @@ def test_a_response_is_the_answer_of_a_chat(client):
         {"type": "input_text", "text": question},
     ]
     first = client.responses.create(
-        model=NANO, input=[{"role": "user", "content": parts}], instructions=system
+        model=SHAPES, input=[{"role": "user", "content": parts}], instructions=system
     )
     image = {"type": "image_url", "image_url": {"url": url}}
     chat = [
@@ -156,7 +160,7 @@ def test_a_response_is_the_answer_of_a_chat(client):
     assert first.output_text == chat_answer(client, chat)
     items = [{"role": "user", "content": parts}, *[item.model_dump() for item in first.output]]
     items.append({"type": "message", "role": "user", "content": "Are you sure?"})
-    again = client.responses.create(model=NANO, input=items, instructions=system)
+    again = client.responses.create(model=SHAPES, input=items, instructions=system)
     chat += [
         {"role": "assistant", "content": first.output_text},
         {"role": "user", "content": "Are you sure?"},
@@ -185,19 +189,19 @@ def test_a_streamed_response_equals_the_whole_one(client):
     tokens = [token.token for token in whole.output[0].content[0].logprobs]
     assert [token.token for token in events[-4].logprobs] == tokens
     assert len(tokens) == 12
-    with client.responses.stream(model=NANO, input="What is red?") as stream:
+    with client.responses.stream(model=SHAPES, input="What is red?") as stream:
         final = stream.get_final_response()
-    assert final.output_text == client.responses.create(model=NANO, input="What is red?").output_text
+    assert final.output_text == client.responses.create(model=SHAPES, input="What is red?").output_text
 
 
 def test_a_response_of_a_given_form(client):
     schema = {"type": "object", "properties": {"colour": {"enum": ["red", "blue"]}}, "required": ["colour"]}
     form = {"type": "json_schema", "name": "colour", "schema": schema, "strict": True}
-    reply = client.responses.create(model=NANO, input="What is red?", text={"format": form})
+    reply = client.responses.create(model=SHAPES, input="What is red?", text={"format": form})
     assert json.loads(reply.output_text)["colour"] in ("red", "blue")
     broken = {**form, "schema": {"type": "nonsense"}}
     with pytest.raises(openai.BadRequestError) as refused:
-        client.responses.create(model=NANO, input="x", text={"format": broken})
+        client.responses.create(model=SHAPES, input="x", text={"format": broken})
     assert refused.value.param == "text.format.schema"
 
 
@@ -221,7 +225,7 @@ def test_a_response_of_a_given_form(client):
     ],
 )  # fmt: skip
 def test_what_responses_refuse(server, fields, param):
-    reply = httpx.post(f"{server.url}/v1/responses", json={"model": NANO, "input": "x", **fields})
+    reply = httpx.post(f"{server.url}/v1/responses", json={"model": SHAPES, "input": "x", **fields})
     assert (reply.status_code, reply.json()["error"]["param"]) == (400, param), reply.text
 
 
@@ -232,7 +236,7 @@ def test_responses_name_unknown_words(client, stream: bool):
     def warning(reply) -> str | None:
         return reply.headers.get("X-Bifrons-Warning")
 
-    raw, more = client.with_raw_response, {"model": NANO, "stream": stream}
+    raw, more = client.with_raw_response, {"model": SHAPES, "stream": stream}
     unknown = "Is it a \u732b?"
     messages = [{"role": "user", "content": unknown}]
     for reply in (
@@ -240,7 +244,7 @@ def test_responses_name_unknown_words(client, stream: bool):
         raw.responses.create(input=unknown, max_output_tokens=1, **more),
         raw.completions.create(prompt=unknown, max_tokens=1, **more),
     ):
-        assert warning(reply).startswith("janus-nano knows 8 shapes, 10 colors, up to 4 at once: circle")
+        assert warning(reply).startswith("shapes-janus knows 8 shapes, 10 colors, up to 4 at once: circle")
         assert warning(reply).endswith("not: '\\u732b'")
     image = raw.images.generate(prompt="a red cat", **more)
     assert warning(image).endswith("not: 'cat'")

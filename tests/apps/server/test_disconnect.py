@@ -12,9 +12,11 @@ from urllib.parse import urlsplit
 import httpx
 import pytest
 
-MINI, NANO = "janus-mini", "janus-nano"
+from ...models import SHAPES_JANUS
+
+MINI, SHAPES = "janus-mini", "shapes-janus"
 CHAT, IMAGES = "/v1/chat/completions", "/v1/images/generations"
-PICTURE: dict[str, Any] = {"model": NANO, "prompt": "a photo of a red circle", "seed": 7}
+PICTURE: dict[str, Any] = {"model": SHAPES, "prompt": "a photo of a red circle", "seed": 7}
 RESET = struct.pack("ii", 1, 0)  # SO_LINGER with a timeout of 0: close with a reset
 
 
@@ -46,7 +48,7 @@ def leave(url: str, path: str, streamed: bool, number: int) -> bytes:
 @pytest.fixture(scope="module")
 def server(start_server):
     mini = Path(__file__).parent.parent.parent / "data" / MINI
-    return start_server("-m", mini, "-m", NANO, "--rows", 16, "--context", 1024)
+    return start_server("-m", mini, "-m", SHAPES_JANUS, "--rows", 16, "--context", 1024)
 
 
 def test_fifty_disconnecting_clients_free_their_rows(server):
@@ -60,7 +62,7 @@ def test_fifty_disconnecting_clients_free_their_rows(server):
         def answers() -> tuple[Any, Any]:
             return ask(CHAT, ANSWERS), ask(IMAGES, PICTURE)
 
-        before, models = answers(), (MINI, NANO)
+        before, models = answers(), (MINI, SHAPES)
         tokens_before = {model: server.metric("tokens_total", model) for model in models}
         clients = [(path, i % 4 > 0, i) for i in range(25) for path in (CHAT, IMAGES)]
         with ThreadPoolExecutor(len(clients)) as pool:
@@ -73,7 +75,7 @@ def test_fifty_disconnecting_clients_free_their_rows(server):
             time.sleep(0.05)
         assert all(server.metric(name, m) == 0 for name in ("rows_promised", "rows_used") for m in models)
         counts = before[0]["usage"]["completion_tokens"], before[1]["usage"]["output_tokens"]
-        whole = {MINI: 25 * counts[0], NANO: 25 * counts[1]}
+        whole = {MINI: 25 * counts[0], SHAPES: 25 * counts[1]}
         spent = {model: server.metric("tokens_total", model) - tokens_before[model] for model in models}
         assert all(0 < spent[model] < whole[model] for model in models)
         after = answers()

@@ -6,21 +6,23 @@ from typing import Any
 import httpx
 import pytest
 
-NANO = "janus-nano"
+from ...models import SHAPES_JANUS
+
+SHAPES = "shapes-janus"
 LOGPROB_TOLERANCE = 1e-5
 """Prompts computed whole or after a shared prefix differed by up to 5e-7 on an Intel processor."""
 
 
 @pytest.fixture(scope="module")
 def server(start_server):
-    return start_server("-m", NANO, "--rows", 8, "--context", 512)
+    return start_server("-m", SHAPES_JANUS, "--rows", 8, "--context", 512)
 
 
 def choices(server: Any, file: bytes) -> list[dict[str, Any]]:
     """The answer to a question about an image file, with log-probabilities."""
     url = f"data:image/png;base64,{base64.b64encode(file).decode()}"
     parts = [{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": "What colour is it?"}]
-    body = {"model": NANO, "messages": [{"role": "user", "content": parts}], "max_tokens": 8}
+    body = {"model": SHAPES, "messages": [{"role": "user", "content": parts}], "max_tokens": 8}
     body |= {"logprobs": True, "top_logprobs": 5}
     reply = httpx.post(f"{server.url}/v1/chat/completions", json=body, timeout=60)
     assert reply.status_code == 200

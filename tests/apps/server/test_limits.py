@@ -13,16 +13,18 @@ from urllib.parse import urlsplit
 import httpx
 import pytest
 
-NANO, CHAT, IMAGES = "janus-nano", "/v1/chat/completions", "/v1/images/generations"
+from ...models import SHAPES_JANUS
+
+SHAPES, CHAT, IMAGES = "shapes-janus", "/v1/chat/completions", "/v1/images/generations"
 MINI = Path(__file__).parent.parent.parent / "data" / "janus-mini"
-QUESTION: dict[str, Any] = {"model": NANO, "messages": [{"role": "user", "content": "What is red?"}]}
+QUESTION: dict[str, Any] = {"model": SHAPES, "messages": [{"role": "user", "content": "What is red?"}]}
 LONG: dict[str, Any] = {**QUESTION, "model": "janus-mini", "temperature": 1.0, "max_tokens": 900, "seed": 1}
 LARGE = 19_000_000
 
 
 @pytest.fixture(scope="module")
 def server(start_server):
-    return start_server("-m", NANO, "-m", MINI, "--rows", 8, "--context", 1024)
+    return start_server("-m", SHAPES_JANUS, "-m", MINI, "--rows", 8, "--context", 1024)
 
 
 class Link:
@@ -207,9 +209,9 @@ def test_streams_that_nobody_reads_end(server):
 
 def test_sigterm_ends_everything_within_ten_seconds(start_server):
     """Slow bodies, streams that are read or not, and more pictures than can be painted in that time."""
-    server = start_server("-m", NANO, "-m", MINI, "--rows", 8, "--context", 1024, "--grace", 3)
+    server = start_server("-m", SHAPES_JANUS, "-m", MINI, "--rows", 8, "--context", 1024, "--grace", 3)
     stream = json.dumps({**LONG, "stream": True, "n": 4}).encode()
-    paint = json.dumps({"model": NANO, "prompt": "a red circle", "n": 8}).encode()
+    paint = json.dumps({"model": SHAPES, "prompt": "a red circle", "n": 8}).encode()
     with links(server, 6) as (slow, idle, unread, read, painting, _):
         slow.post(b'{"model":', 1_000_000)
         idle.send(b"GET /health HTTP/1.1\r\n")
@@ -225,7 +227,7 @@ def test_sigterm_ends_everything_within_ten_seconds(start_server):
         for reader in readers:
             reader.start()
         deadline = time.monotonic() + 30
-        while server.metric("rows_promised", NANO) < 16 and time.monotonic() < deadline:
+        while server.metric("rows_promised", SHAPES) < 16 and time.monotonic() < deadline:
             time.sleep(0.1)
         started = time.monotonic()
         assert server.stop() == 0

@@ -20,6 +20,8 @@ from bifrons.blocks.torch_threads import SMALL_DECODER
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ...models import SHAPES_JANUS
+
 PUBLIC = ["93.184.216.34", "8.8.8.8", "192.88.98.1", "2606:4700::1111", "2001:4860:4860::8888"]
 NOT_PUBLIC = [
     "127.0.0.1",
@@ -257,7 +259,7 @@ def test_eager_reaches_the_model(flags, monkeypatch):
         raise OptionError("that is enough")
 
     monkeypatch.setattr(registry, "load_pipeline", load)
-    assert main(["serve", "-m", "janus-nano", *flags]) == 2
+    assert main(["serve", "-m", SHAPES_JANUS, *flags]) == 2
     assert asked == [bool(flags)]
 
 

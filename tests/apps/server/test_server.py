@@ -20,13 +20,15 @@ import torch
 from bifrons import JanusPipeline
 from PIL import Image
 
+from ...models import SHAPES_JANUS
+
 DATA = Path(__file__).parent.parent.parent / "data"
-NANO = "janus-nano"
+SHAPES = "shapes-janus"
 
 
 @pytest.fixture(scope="module")
 def server(start_server):
-    models = ["-m", DATA / "janus-mini", "-m", NANO, "-m", DATA / "vl2-mini-mla"]
+    models = ["-m", DATA / "janus-mini", "-m", SHAPES_JANUS, "-m", DATA / "vl2-mini-mla"]
     return start_server(*models, "--context", 1024, "--speculate", 8)
 
 
@@ -40,7 +42,7 @@ def pipe() -> Iterator[JanusPipeline]:
     """With one thread, like the server with these models; with more, colours may differ by 1 of 255."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    yield JanusPipeline.from_pretrained(NANO, device="cpu", progress=False)
+    yield JanusPipeline.from_pretrained(SHAPES_JANUS, device="cpu", progress=False)
     torch.set_num_threads(threads)
 
 
@@ -65,23 +67,22 @@ SMALL = {"model": "janus-mini", "messages": [{"role": "user", "content": "Hello"
 
 def test_model_cards(client):
     cards = {card.id: card for card in client.models.list()}
-    assert list(cards) == ["janus-mini", NANO, "vl2-mini-mla"]
-    assert client.models.retrieve(NANO).model_extra["image_size"] == "128x128"
-    assert "demonstration" in cards[NANO].model_extra["note"]
+    assert list(cards) == ["janus-mini", SHAPES, "vl2-mini-mla"]
+    assert client.models.retrieve(SHAPES).model_extra["image_size"] == "128x128"
     assert not cards["vl2-mini-mla"].model_extra["paints"]
 
 
 def test_concurrent_images_and_answers_equal_those_of_the_pipeline(server, client, pipe):
-    before = [server.metric(f"{name}_total", NANO) for name in ("tokens", "passes")]
+    before = [server.metric(f"{name}_total", SHAPES) for name in ("tokens", "passes")]
     prompts = ["a photo of a red circle", "a photo of two blue squares"]
     messages = messages_with_images([RED, BLUE], "What colour is it?")
     with ThreadPoolExecutor(4) as pool:
-        paint = {"model": NANO, "n": 1, "extra_body": {"seed": 7, "guidance_scale": 2.0}}
+        paint = {"model": SHAPES, "n": 1, "extra_body": {"seed": 7, "guidance_scale": 2.0}}
         painted = [pool.submit(client.images.generate, prompt=prompt, **paint) for prompt in prompts]
         drawn = {"temperature": 1.0, "seed": 3, "max_tokens": 12}
-        asked = pool.submit(client.chat.completions.create, model=NANO, messages=messages, **drawn)
+        asked = pool.submit(client.chat.completions.create, model=SHAPES, messages=messages, **drawn)
         replies, answer = [one.result() for one in painted], asked.result()
-    tokens, passes = (server.metric(f"{name}_total", NANO) for name in ("tokens", "passes"))
+    tokens, passes = (server.metric(f"{name}_total", SHAPES) for name in ("tokens", "passes"))
     assert tokens - before[0] > 1.5 * (passes - before[1])  # drafts of few rows
     expected = pipe.generate(prompts, seed=7, guidance_scale=2.0, speculate=False)
     for reply, picture in zip(replies, expected, strict=True):
@@ -108,7 +109,7 @@ def test_32_mixed_answers_with_drafts_equal_those_of_plain_steps(client, pipe):
     ]
     create = client.chat.completions.create
     with ThreadPoolExecutor(32) as pool:
-        sent = [pool.submit(create, model=NANO, messages=m, max_tokens=10, **way) for m, way in asked]
+        sent = [pool.submit(create, model=SHAPES, messages=m, max_tokens=10, **way) for m, way in asked]
         answers = [one.result().choices[0].message.content for one in sent]
     assert answers == [pipe.chat(m, 10, speculate=False, **way) for m, way in asked]
 
@@ -216,7 +217,7 @@ def test_full_queue_api_keys_and_graceful_shutdown(start_server, tmp_path):
     keys = tmp_path / "keys"
     keys.write_text("open-sesame\n")
     limits = ("--rows", 2, "--max-queue", 2, "--grace", 60)
-    running = start_server("-m", NANO, *limits, "--api-key-file", keys)
+    running = start_server("-m", SHAPES_JANUS, *limits, "--api-key-file", keys)
     with pytest.raises(openai.AuthenticationError, match="missing or wrong"):
         running.client("wrong").models.list()
     assert httpx.get(f"{running.url}/health").json()["status"] == "ok"
@@ -228,7 +229,7 @@ def test_full_queue_api_keys_and_graceful_shutdown(start_server, tmp_path):
     with ThreadPoolExecutor(2) as pool:
         paint = {"prompt": "a photo of a red circle", "extra_body": {"seed": 1}}
         working = [pool.submit(client.images.generate, **paint) for _ in range(2)]
-        while running.metric("rows_promised", NANO, **head) < 4:
+        while running.metric("rows_promised", SHAPES, **head) < 4:
             time.sleep(0.01)
         with pytest.raises(openai.RateLimitError) as full:
             client.images.generate(prompt="x")

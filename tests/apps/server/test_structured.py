@@ -1,4 +1,4 @@
-"""Answers of a given form and calls of tools: the official client, and a server with both embedded models."""
+"""Answers of a given form and calls of tools: the official client, and a server with both families."""
 
 import json
 import time
@@ -10,7 +10,9 @@ import openai
 import pytest
 from pydantic import BaseModel
 
-MODELS = ("janus-nano", "vl2-nano")
+from ...models import SHAPES_JANUS, SHAPES_VL2
+
+MODELS = ("shapes-janus", "shapes-vl2")
 
 
 class Seen(BaseModel):
@@ -43,7 +45,7 @@ each_model = pytest.mark.parametrize("model", MODELS)
 
 @pytest.fixture(scope="module")
 def server(start_server):
-    return start_server("--rows", 8, "--context", 1024)
+    return start_server("-m", SHAPES_JANUS, "-m", SHAPES_VL2, "--rows", 8, "--context", 1024)
 
 
 @pytest.fixture(scope="module")

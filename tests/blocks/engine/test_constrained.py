@@ -1,10 +1,8 @@
 """Requests with an output format, penalties and biases beside free ones, in eager and in captured steps."""
 
 import os
-from pathlib import Path
 from typing import Any
 
-import bifrons
 import pytest
 import torch
 from bifrons.blocks.engine.scheduler import Scheduler
@@ -15,8 +13,9 @@ from bifrons.blocks.structured_output import OutputFormat
 from bifrons.blocks.token_masks import TokenVocabulary
 from tokenizers import Tokenizer
 
-WEIGHTS = Path(bifrons.__file__).parent / "nano" / "weights"
-TOKENIZER = Tokenizer.from_file(str(WEIGHTS / "vl2-nano" / "tokenizer.json"))
+from ...models import SHAPES_VL2
+
+TOKENIZER = Tokenizer.from_file(f"{SHAPES_VL2}/tokenizer.json")
 EOS = TOKENIZER.token_to_id("<｜end▁of▁sentence｜>")
 VOCABULARY = TokenVocabulary(TOKENIZER, 704, EOS)
 FORMATS = [

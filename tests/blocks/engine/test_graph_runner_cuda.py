@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import bifrons
 import pytest
 import torch
 from bifrons.blocks.engine.plain_runner import PlainRunner
@@ -16,6 +15,8 @@ from bifrons.blocks.sampling.request import Request, SamplingParams
 from bifrons.blocks.structured_output import OutputFormat
 from bifrons.blocks.token_masks import TokenVocabulary
 from tokenizers import Tokenizer
+
+from ...models import SHAPES_VL2
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA")
 MODELS = ["dense", "dense-wide", "experts", "latent", "latent-noaux"]
@@ -121,7 +122,7 @@ def test_formats_penalties_and_biases_are_those_of_the_plain_runner(load: Any) -
     """Beside free requests, whose tokens stay the same; rows that overflow leave nothing behind."""
     maker = load(torch.float32)
     eos_id, formats = 612, [OutputFormat.json_object(), OutputFormat.regex("[0-9]{4}")]
-    file = Path(bifrons.__file__).parent / "nano" / "weights" / "vl2-nano" / "tokenizer.json"
+    file = Path(SHAPES_VL2) / "tokenizer.json"
     rows = maker.decoder.config.vocab_size
     vocabulary = TokenVocabulary(Tokenizer.from_file(str(file)), rows, eos_id) if rows > eos_id else None
 

@@ -3,6 +3,7 @@
 import json
 import pickle
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,8 +11,10 @@ from bifrons import JanusPipeline, VL2Pipeline
 from bifrons.blocks.errors import CheckpointError, ConfigError, OptionError
 from safetensors.torch import load_file, save_file
 
+from ...models import SHAPES_JANUS, SHAPES_VL2
+
 QUESTION = [{"role": "user", "content": "What is red?"}]
-PIPES = {"janus-nano": JanusPipeline, "vl2-nano": VL2Pipeline}
+PIPES = {SHAPES_JANUS: JanusPipeline, SHAPES_VL2: VL2Pipeline}
 
 
 def load(model, **options):
@@ -22,16 +25,16 @@ def close(a, b):
     return (a - b).abs().max() < 1e-5 * b.abs().max()
 
 
-@pytest.mark.parametrize("model", PIPES)
+@pytest.mark.parametrize("model", PIPES, ids=("janus", "vl2"))
 def test_merged_equals_beside_and_leaves_no_trace(model, random_adapter):
-    pipe, folder = load(model), random_adapter(model, 1, image_head=model == "janus-nano")
+    pipe, folder = load(model), random_adapter(model, 1, image_head=model == SHAPES_JANUS)
     plain = pipe.next_logits(QUESTION)
     beside = pipe.with_adapter(folder, "one")
     changed = beside.next_logits(QUESTION)
     assert not close(changed, plain)
     assert torch.equal(pipe.next_logits(QUESTION), plain)
     both = beside.with_adapter(random_adapter(model, 2), scale=0.5)
-    assert both.adapters == {"one": 1.0, f"{model}-2-False": 0.5}
+    assert both.adapters == {"one": 1.0, f"{Path(model).name}-2-False": 0.5}
     assert beside.adapters == {"one": 1.0}
     with_both = both.next_logits(QUESTION)
     pipe.load_adapter(folder)
@@ -48,10 +51,10 @@ def test_merged_equals_beside_and_leaves_no_trace(model, random_adapter):
 
 
 def test_the_picture_of_an_adapter_is_painted_by_its_own_heads(random_adapter):
-    pipe, folder = load("janus-nano"), random_adapter(image_head=True)
+    pipe, folder = load(SHAPES_JANUS), random_adapter(image_head=True)
     beside = pipe.with_adapter(folder)
     logits = beside.next_image_logits("a star")
-    merged = load("janus-nano")
+    merged = load(SHAPES_JANUS)
     merged.load_adapter(folder)
     assert close(merged.next_image_logits("a star"), logits)
     assert not close(pipe.next_image_logits("a star"), logits)
@@ -61,7 +64,7 @@ def test_the_picture_of_an_adapter_is_painted_by_its_own_heads(random_adapter):
     assert "adapters" not in pipe.description
 
 
-@pytest.mark.parametrize("model", PIPES)
+@pytest.mark.parametrize("model", PIPES, ids=("janus", "vl2"))
 def test_adapters_of_quantized_weights(model, random_adapter, tmp_path):
     """They are computed beside the codes, which stay as they are."""
     pipe, folder = load(model, quantize="int8"), random_adapter(model, 1)
@@ -81,7 +84,7 @@ def test_adapters_of_quantized_weights(model, random_adapter, tmp_path):
 
 
 def test_what_moves_and_is_passed_on_keeps_its_adapters(random_adapter):
-    pipe, folder = load("janus-nano"), random_adapter(seed=1)
+    pipe, folder = load(SHAPES_JANUS), random_adapter(seed=1)
     plain = pipe.next_logits(QUESTION)
     pipe.load_adapter(folder, "it", 0.5)
     changed = pipe.next_logits(QUESTION)
@@ -92,7 +95,7 @@ def test_what_moves_and_is_passed_on_keeps_its_adapters(random_adapter):
     assert {p.dtype for p in pipe.model.parameters()} == {torch.bfloat16}
     pipe.to(torch.float32)
     assert (pipe.next_logits(QUESTION) - plain).abs().max() < 0.05 * plain.abs().max()
-    quantized = load("janus-nano", quantize="int8")
+    quantized = load(SHAPES_JANUS, quantize="int8")
     quantized.load_adapter(folder)
     before = quantized.next_logits(QUESTION)
     quantized.to(torch.bfloat16).to(torch.float32)
@@ -101,9 +104,9 @@ def test_what_moves_and_is_passed_on_keeps_its_adapters(random_adapter):
 
 def test_parts_that_are_not_loaded_need_no_changes(random_adapter):
     folder = random_adapter(image_head=True)
-    reader = load("janus-nano", parts="read")
+    reader = load(SHAPES_JANUS, parts="read")
     reader.load_adapter(folder)
-    whole = load("janus-nano")
+    whole = load(SHAPES_JANUS)
     whole.load_adapter(folder)
     assert torch.equal(reader.next_logits(QUESTION), whole.next_logits(QUESTION))
 
@@ -140,27 +143,29 @@ def first(weights, change):
     ],
 )
 def test_what_is_no_adapter_of_the_model_is_refused(
-    settings, tensors, kind, message, janus_nano, random_adapter, tmp_path
+    settings, tensors, kind, message, shapes_janus, random_adapter, tmp_path
 ):
     folder = damaged(random_adapter(seed=1), tmp_path / "bad", settings, tensors)
-    before = janus_nano.next_logits(QUESTION)
+    before = shapes_janus.next_logits(QUESTION)
     with pytest.raises(kind, match=message):
-        janus_nano.load_adapter(folder)
-    assert janus_nano.adapters == {}
-    assert torch.equal(janus_nano.next_logits(QUESTION), before)
+        shapes_janus.load_adapter(folder)
+    assert shapes_janus.adapters == {}
+    assert torch.equal(shapes_janus.next_logits(QUESTION), before)
 
 
-def test_refusals(janus_nano, random_adapter, tmp_path):
+def test_refusals(shapes_janus, random_adapter, tmp_path):
     with pytest.raises(CheckpointError, match=r"no adapter: it has no adapter_config\.json"):
-        janus_nano.load_adapter(tmp_path)
-    with pytest.raises(CheckpointError, match="belongs to another model \\(it was trained on 'vl2-nano'\\)"):
-        janus_nano.load_adapter(random_adapter("vl2-nano", 1))
+        shapes_janus.load_adapter(tmp_path)
+    with pytest.raises(
+        CheckpointError, match=r"belongs to another model \(it was trained on '.*shapes-vl2'\)"
+    ):
+        shapes_janus.load_adapter(random_adapter(SHAPES_VL2, 1))
     with pytest.raises(OptionError, match="no adapter is called 'dots'; loaded: none"):
-        janus_nano.unload_adapter("dots")
+        shapes_janus.unload_adapter("dots")
     with pytest.raises(OptionError, match="scale is 'big'"):
-        janus_nano.load_adapter(random_adapter(seed=1), scale="big")
+        shapes_janus.load_adapter(random_adapter(seed=1), scale="big")
 
 
 @pytest.fixture(scope="module")
-def janus_nano():
-    return load("janus-nano")
+def shapes_janus():
+    return load(SHAPES_JANUS)

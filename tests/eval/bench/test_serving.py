@@ -8,6 +8,8 @@ from bifrons.eval.bench.configs import pick_config
 from bifrons.eval.bench.pipelines import random_pipeline, wide_tokenizer
 from bifrons.eval.bench.serving import gap_figures, load_figures, percentile
 
+from ...models import SHAPES_JANUS
+
 
 def reply(start, end, arrivals=(), tokens=0, retries=0):
     return {
@@ -47,7 +49,7 @@ def test_gaps_are_those_while_pictures_were_painted():
 
 
 def test_every_token_of_a_wide_vocabulary_has_a_text_and_none_ends_an_answer():
-    narrow, wide = wide_tokenizer("janus-nano", 590), wide_tokenizer("janus-nano", 3000)
+    narrow, wide = wide_tokenizer(SHAPES_JANUS, 590), wide_tokenizer(SHAPES_JANUS, 3000)
     text = "a red star and two blue squares, word700"
     assert wide.encode(text, bos=False) == narrow.encode(text, bos=False)
     assert 590 < wide.bos_id < 3000

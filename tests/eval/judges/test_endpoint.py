@@ -18,6 +18,8 @@ from bifrons.eval.math.run import MathOptions, evaluate_math
 from bifrons.eval.suites.questions import Answer, Question, probability
 from PIL import Image
 
+from ...models import SHAPES_VL2
+
 QUESTION = Question("Is it red?", "Be brief.", picture_first=False, accepted=("Yes", " yes"))
 
 
@@ -128,7 +130,7 @@ def test_which_of_several_models(monkeypatch: pytest.MonkeyPatch) -> None:
         (JudgeChoice("http://host:99999"), "the judge's address"),
         (JudgeChoice("http://host", options="[1]"), "accepted: a JSON object"),
         (JudgeChoice("http://host", options="{"), "can't be read as JSON"),
-        (JudgeChoice("vl2:vl2-nano", model="x"), "for endpoints"),
+        (JudgeChoice(f"vl2:{SHAPES_VL2}", model="x"), "for endpoints"),
     ],
 )
 def test_choices_that_are_refused(choice: JudgeChoice, reason: str) -> None:

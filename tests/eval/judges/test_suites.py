@@ -1,4 +1,4 @@
-"""Each suite from its file to its score and report, with a stand-in judge and with vl2-nano."""
+"""Each suite from its file to its score and report, with a stand-in judge and with a small trained one."""
 
 import json
 import math
@@ -17,6 +17,7 @@ from bifrons.eval.judges.answers import AnswerFile
 from bifrons.eval.suites.catalog import CATALOG
 from bifrons.vl2.pipeline import VL2Pipeline
 
+from ...models import SHAPES_VL2
 from . import data
 
 SUITES = tuple(CATALOG)
@@ -26,6 +27,8 @@ HELD_TO = {"wise": ["Score: 0", "Score: 1"], "geneval++": ['{"correct": 0}', '{"
 FORKER = """
 import json, os, sys
 from bifrons.apps.cli.main import main
+
+from ...models import SHAPES_VL2
 for line in sys.stdin:
     if not (child := os.fork()):
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
@@ -87,7 +90,7 @@ def test_from_file_to_score(
     asked, before = judge_server.number, (root / "summary.json").read_bytes()
     assert bifrons_main(*arguments) == 0
     assert (judge_server.number, (root / "summary.json").read_bytes()) == (asked, before)
-    assert bifrons_main(*arguments, "--judge", "vl2:vl2-nano") == 1
+    assert bifrons_main(*arguments, "--judge", f"vl2:{SHAPES_VL2}") == 1
     killed_and_resumed(root, judge_server, arguments, bifrons_main, forker)
 
 
@@ -168,14 +171,14 @@ def test_a_repeated_question_of_dpg_keeps_its_place(tmp_path: Path) -> None:
     assert [(q["id"], q["category"]) for q in row["questions"]] == [(1, "a"), (2, "d"), (3, "c")]
 
 
-def test_vl2_nano_judges_every_suite(
+def test_a_local_model_judges_every_suite(
     tmp_path: Path, janus_mini: Path, bifrons_main: Callable[..., int]
 ) -> None:
     for suite in SUITES:
         folder = tmp_path / suite.replace("+", "p")
         folder.mkdir()
         root, path = folder / "run", data.write(suite, folder)
-        more = ("--judge", "vl2:vl2-nano", "--images-per-prompt", "1")
+        more = ("--judge", f"vl2:{SHAPES_VL2}", "--images-per-prompt", "1")
         status = bifrons_main(*command(suite, root, path, janus_mini, *more))
         assert status == 0
         summary, forms = summary_of(root), HELD_TO.get(suite, [])
@@ -189,7 +192,7 @@ def test_vl2_nano_judges_every_suite(
         if suite not in ("geneval2", "genai"):
             assert summary["overall"] == pytest.approx(data.recomputed(suite, rows_of(root)))
     # Probabilities: of the first token's ids over the whole vocabulary.
-    pipe = VL2Pipeline.from_pretrained("vl2-nano", "cpu", progress=False)
+    pipe = VL2Pipeline.from_pretrained(SHAPES_VL2, "cpu", progress=False)
 
     def mass(picture: Path, question: str, forms: tuple[str, ...]) -> float:
         p = pipe.next_logits(pipe.question_messages(picture, question)).double().softmax(-1)
@@ -271,7 +274,10 @@ def test_a_judge_that_refuses_everything(
             "--detector is for suites with a detector",
         ),
         (["--suite", "questions", "--data", "FILE", "--official"], "--official is for the suite dpg"),
-        (["--suite", "shapes", "--judge", "vl2:vl2-nano"], "--judge is for suites of questions (geneval2"),
+        (
+            ["--suite", "shapes", "--judge", f"vl2:{SHAPES_VL2}"],
+            "--judge is for suites of questions (geneval2",
+        ),
         (["--suite", "tifa"], "suite is 'tifa'; accepted: shapes, shapes-hard, geneval, geneval2"),
     ],
 )

@@ -1,4 +1,4 @@
-"""`bifrons eval math` on small files, answered by janus-nano: scores, going on, and hostile rows."""
+"""`bifrons eval math` on small files, answered by a small model: scores, going on, and hostile rows."""
 
 import json
 from pathlib import Path
@@ -13,6 +13,7 @@ from bifrons.eval.math.run import MathOptions, evaluate_math
 from bifrons.eval.math.values import is_right
 from bifrons.nano.recipes.counting import FILES, write_questions
 
+from ...models import SHAPES_JANUS
 from ...transformers_text import make_folder
 
 
@@ -84,7 +85,7 @@ def test_a_question_beyond_the_context_is_not_scored(tmp_path) -> None:
     file = tmp_path / "long.jsonl"
     file.write_text("\n".join(map(json.dumps, rows)))
     options = MathOptions("{question}", max_new_tokens=2)
-    found = evaluate_math(tmp_path / "r", file, JudgeChoice("janus:janus-nano"), options, None, "cpu", 1)
+    found = evaluate_math(tmp_path / "r", file, JudgeChoice(f"janus:{SHAPES_JANUS}"), options, None, "cpu", 1)
     assert found["problems"] == 1
     assert [one["problem"] for one in found["not_scored"]] == [0]
     assert "context" in found["not_scored"][0]["reason"]

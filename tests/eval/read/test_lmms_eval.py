@@ -13,12 +13,16 @@ import pytest
 from bifrons.nano.world.renderer import to_pil
 from bifrons.nano.world.scene import SHAPES, sample_scene
 
+from ...models import SHAPES_VL2
+
 pytest.importorskip(
     "lmms_eval", reason="lmms-eval is not installed (pip install lmms_eval)", exc_type=ImportError
 )
 
 UTILS = """
 from PIL import Image
+
+from ...models import SHAPES_VL2
 def visual(doc):
     return [Image.open(doc["image"]).convert("RGB")]
 def text(doc):
@@ -76,8 +80,8 @@ def accuracy(task: Path, model: str, arguments: str) -> float:
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[str]:
-    """The URL of a server with vl2-nano."""
-    command = [sys.executable, "-m", "bifrons", "serve", "-m", "vl2-nano", "--port", "0", "--no-warmup"]
+    """The URL of a server with a small trained model."""
+    command = [sys.executable, "-m", "bifrons", "serve", "-m", SHAPES_VL2, "--port", "0", "--no-warmup"]
     with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stderr is not None
         line = next(line for line in process.stderr if "http://" in line)
@@ -86,8 +90,8 @@ def server() -> Iterator[str]:
 
 
 def test_in_process(task) -> None:
-    assert accuracy(task, "bifrons", "pretrained=vl2-nano") == 1.0
+    assert accuracy(task, "bifrons", f"pretrained={SHAPES_VL2}") == 1.0
 
 
 def test_against_the_server(task, server) -> None:
-    assert accuracy(task, "openai", f"model=vl2-nano,base_url={server}/v1") == 1.0
+    assert accuracy(task, "openai", f"model=shapes-vl2,base_url={server}/v1") == 1.0

@@ -13,6 +13,8 @@ import pytest
 from bifrons.blocks.errors import BifronsError
 from PIL import Image
 
+from ...models import SHAPES_VL2
+
 
 @pytest.fixture
 def model_class(monkeypatch: pytest.MonkeyPatch) -> Any:
@@ -49,7 +51,7 @@ def picture() -> Image.Image:
 
 
 def test_it_reads(model_class: Any, picture: Image.Image) -> None:
-    model = model_class(pretrained="vl2-nano", device="cuda:0", batch_size="2")
+    model = model_class(pretrained=SHAPES_VL2, device="cuda:0", batch_size="2")
     model.task_dict = {"task": {"test": [0, 1, 2]}}
     question = "What color is the square?"
     requests = [
@@ -83,8 +85,8 @@ def test_it_paints(model_class: Any, janus_mini: Path, tmp_path: Path) -> None:
     ("options", "message"),
     [
         (
-            {"pretrained": "vl2-nano", "mode": "paint"},
-            "vl2-nano doesn't paint; accepted with mode=paint: a Janus",
+            {"pretrained": SHAPES_VL2, "mode": "paint"},
+            "shapes-vl2 doesn't paint; accepted with mode=paint: a Janus",
         ),
         ({"mode": "draw"}, "mode is 'draw'; accepted: read, paint"),
         ({"batch_size": 0}, "batch_size is 0"),

@@ -1,4 +1,4 @@
-"""`bifrons eval read` on small files in the benchmarks' own formats, read by vl2-nano."""
+"""`bifrons eval read` on small files in the benchmarks' own formats, read by a small trained model."""
 
 import base64
 import io
@@ -17,6 +17,8 @@ from bifrons.eval.read.metrics import anls, iou, relaxed_match
 from bifrons.eval.row_files import Pictures
 from bifrons.vl2.pipeline import VL2Pipeline
 from PIL import Image
+
+from ...models import SHAPES_VL2
 
 
 @pytest.fixture(scope="module")
@@ -120,9 +122,9 @@ def test_mmbench(scene: Path, tmp_path: Path) -> None:
     assert benchmark.score(second, "dog", (0, 0))[0].value == 0
 
 
-def test_vl2_nano_reads(scene: Path, tmp_path: Path, bifrons_main: Callable[..., int]) -> None:
+def test_a_run_reads(scene: Path, tmp_path: Path, bifrons_main: Callable[..., int]) -> None:
     """Scores of a run are those of its own answers, which are the pipeline's."""
-    pipe = VL2Pipeline.from_pretrained("vl2-nano", "cpu", progress=False)
+    pipe = VL2Pipeline.from_pretrained(SHAPES_VL2, "cpu", progress=False)
     files = {
         "refcoco": [{"image": f"{n}.png", "sent": "the red square", "bbox": [20, 24, 44, 40]} for n in "ab"],
         "chartqa": [{"imgname": f"{n}.png", "query": "What color is it?", "label": "Red"} for n in "ab"],
@@ -134,7 +136,7 @@ def test_vl2_nano_reads(scene: Path, tmp_path: Path, bifrons_main: Callable[...,
     for name, rows in files.items():
         path, root = scene / f"{name}.json", tmp_path / name
         path.write_text(json.dumps(rows))
-        arguments = ("eval", "read", name, path, "-R", root, "-m", "vl2:vl2-nano", "--device", "cpu")
+        arguments = ("eval", "read", name, path, "-R", root, "-m", f"vl2:{SHAPES_VL2}", "--device", "cpu")
         assert bifrons_main(*arguments, "--processes", "1") == 0
         results = [json.loads(line) for line in (root / "results.jsonl").read_text().splitlines()]
         summary = json.loads((root / "summary.json").read_bytes())

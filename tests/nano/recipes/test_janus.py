@@ -1,10 +1,10 @@
 """Training janus-nano: what a step changes, and what is written."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
-from bifrons.blocks.checkpoints.hub import find_model_folder
 from bifrons.blocks.errors import OptionError
 from bifrons.janus.pipeline import JanusPipeline
 from bifrons.learn.packed import save_rows
@@ -17,6 +17,8 @@ from bifrons.nano.recipes.janus_spec import write_folder
 from bifrons.nano.recipes.things_janus_spec import PaintEncoder, TurnEncoder
 from safetensors.torch import load_file, save_file
 
+from ...models import SHAPES_JANUS
+
 CPU = torch.device("cpu")
 VQ, TOWER = "gen_vision_model.", "vision_model.vision_tower."
 ONE_STEP = PretrainingOptions(1e-3, steps=1, warmup=0.0)
@@ -26,7 +28,7 @@ ONE_STEP = PretrainingOptions(1e-3, steps=1, warmup=0.0)
 def folder(tmp_path, monkeypatch):
     monkeypatch.setattr(datasets, "SHARD", 3)
     write_folder(tmp_path)
-    shipped = load_file(find_model_folder("janus-nano") / "model.safetensors")
+    shipped = load_file(Path(SHAPES_JANUS) / "model.safetensors")
     for prefix, name in ((VQ, train.VQ), (TOWER, train.TOWER)):
         part = {k.removeprefix(prefix): v for k, v in shipped.items() if k.startswith(prefix)}
         save_file(part, tmp_path / name)
@@ -37,7 +39,7 @@ def folder(tmp_path, monkeypatch):
 
 def start_run(folder, rows, nucleus=None):
     part = replace(train.PARTS["janus"], rows=rows, options=ONE_STEP, nucleus=nucleus)
-    objective, write = train.make("janus", part, folder, find_model_folder("janus-nano"), CPU)
+    objective, write = train.make("janus", part, folder, Path(SHAPES_JANUS), CPU)
     return objective, write, Pretraining(objective, ONE_STEP, folder / "run")
 
 
@@ -54,7 +56,7 @@ def test_a_step_changes_all_but_the_tokenizer_and_loads(folder):
         write()
     pipe = JanusPipeline.from_pretrained(folder / train.MODEL, "cpu")
     assert pipe.generate("a photo of a star", seed=1, output_type="codes").shape == (1, 256)
-    shipped = load_file(find_model_folder("janus-nano") / "model.safetensors")
+    shipped = load_file(Path(SHAPES_JANUS) / "model.safetensors")
     stored = load_file(folder / train.MODEL / "model.safetensors")
     assert {k: (v.shape, v.dtype) for k, v in stored.items()} == {
         k: (v.shape, v.dtype) for k, v in shipped.items()
