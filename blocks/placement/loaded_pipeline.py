@@ -125,10 +125,12 @@ class LoadedPipeline(AdapterMethods):
         return next(kinds, None)
 
     def unknown_words(self, texts: Iterable[str], work: Work) -> str | None:
-        """A line about words that the model doesn't know; None without any, and for models of all words."""
+        """A line about words that the model doesn't know; None without any, and for models of all words.
+        Of a folder's path it has the last part alone: a server and the page show the line to anyone."""
         vocabulary = self.vocabulary
         warning = None if vocabulary is None else vocabulary.warning(texts, work)
-        return None if warning is None else f"{self.name} {warning}"
+        name = Path(self.name).name if os.path.isdir(self.name) else self.name
+        return None if warning is None else f"{name} {warning}"
 
     def warn_of_unknown_words(self, texts: Iterable[str], work: Work) -> None:
         """Issue an `UnknownWordsWarning` with `unknown_words`, at the line that called into Bifrons."""

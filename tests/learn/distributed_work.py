@@ -26,9 +26,8 @@ from bifrons.learn.sft import SftOptions, SftRun
 sys.path.insert(0, str(Path(__file__).parent))  # where a process of torchrun doesn't look
 from pretraining_work import pretrain
 
-from ..models import SHAPES_JANUS
-
 STEPS = 4
+MODEL = Path(__file__).parent.parent / "data" / "shapes-janus"  # a script can't import ..models
 
 
 def examples(pipe: JanusPipeline) -> list[Example]:
@@ -43,7 +42,7 @@ def examples(pipe: JanusPipeline) -> list[Example]:
 
 
 def start(folder: Path, lora: bool) -> SftRun:
-    pipe = JanusPipeline.from_pretrained(SHAPES_JANUS, "cpu", progress=False)
+    pipe = JanusPipeline.from_pretrained(MODEL, "cpu", progress=False)
     folder.mkdir(exist_ok=True)
     options = SftOptions(
         STEPS,

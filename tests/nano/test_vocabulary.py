@@ -72,7 +72,7 @@ def test_long_texts_are_cut_and_many_words_counted():
 def test_generate_warns_once_a_call(janus):
     with pytest.warns(UnknownWordsWarning) as caught:
         janus.generate(["a cat", "a red star"], 2, 0, negative_prompt="dog", output_type="codes")
-    assert [str(one.message) for one in caught] == [f"{SHAPES_JANUS} {KNOWS}'cat', 'dog'"]
+    assert [str(one.message) for one in caught] == [f"shapes-janus {KNOWS}'cat', 'dog'"]
     assert caught[0].filename == __file__  # not a line of ours
 
 
@@ -89,7 +89,7 @@ def test_answers_warn_of_the_last_question(janus, vl2, stream: bool, parity_pict
         messages += [{"role": "assistant", "content": "no"}, {"role": "user", "content": "Is it a cat?"}]
         with pytest.warns(UnknownWordsWarning) as caught:
             list(pipe.chat(messages, 1, stream=stream))
-        assert [str(one.message) for one in caught] == [f"{pipe.name} {KNOWS}'cat'"]
+        assert [str(one.message) for one in caught] == [f"{Path(pipe.name).name} {KNOWS}'cat'"]
         assert caught[0].filename == __file__
 
 
@@ -118,7 +118,7 @@ def test_adapters_bring_the_words_that_they_taught(janus, random_adapter, tmp_pa
     other = janus.with_adapter(folder)
     assert other.unknown_words(["three houses"], "painting") is None
     line = other.unknown_words(["three houses and a dog"], "painting")
-    assert line == f"{SHAPES_JANUS} {KNOWS}'dog'".replace("; not", "; taught: houses; not")
+    assert line == f"shapes-janus {KNOWS}'dog'".replace("; not", "; taught: houses; not")
     assert "'house'" in str(other.unknown_words(["Where is the house?"], "reading"))
     assert "'houses'" in str(janus.unknown_words(["three houses"], "painting"))
 
@@ -176,4 +176,4 @@ def test_the_command_line_warns_in_one_line(bifrons_main, capsys, tmp_path: Path
         arguments = ("generate", "a cat", "a dog", *command.split())
         assert bifrons_main(*arguments, "-o", tmp_path / "pets") == 0
     lines = capsys.readouterr().err.splitlines()
-    assert [line for line in lines if "warning" in line] == [f"warning: {SHAPES_JANUS} {KNOWS}'cat', 'dog'"]
+    assert [line for line in lines if "warning" in line] == [f"warning: shapes-janus {KNOWS}'cat', 'dog'"]

@@ -27,8 +27,6 @@ HELD_TO = {"wise": ["Score: 0", "Score: 1"], "geneval++": ['{"correct": 0}', '{"
 FORKER = """
 import json, os, sys
 from bifrons.apps.cli.main import main
-
-from ...models import SHAPES_VL2
 for line in sys.stdin:
     if not (child := os.fork()):
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)

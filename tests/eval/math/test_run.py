@@ -37,7 +37,8 @@ def test_pass_at_1_of_pictures_and_texts(bifrons_main, capsys, questions, tmp_pa
     rows.append({"problem": "What is it?", "solution": r"It is \boxed{red}.", "level": 2})
     file = questions.with_name("mixed.jsonl")
     file.write_text("\n".join(map(json.dumps, rows)))
-    words = (file, "-R", tmp_path / "run", "--prompt", "{question}", "--max-new-tokens", 4, "--samples", 2)
+    asked = ("--prompt", "{question}", "--max-new-tokens", 4, "--samples", 2)
+    words = (file, "-m", SHAPES_JANUS, "-R", tmp_path / "run", *asked)
     status, found = run(bifrons_main, capsys, *words, "--temperature", 1.5)
     assert status == 0
     results = [json.loads(line) for line in (tmp_path / "run" / "results.jsonl").read_text().splitlines()]
@@ -72,8 +73,8 @@ def test_pass_at_1_of_pictures_and_texts(bifrons_main, capsys, questions, tmp_pa
 
 
 def test_without_a_folder(bifrons_main, capsys, questions) -> None:
-    arguments = ("eval", "math", questions, "--max-new-tokens", 3, "--limit", 2, "--processes", 1)
-    assert bifrons_main(*arguments, "--device", "cpu") == 0
+    arguments = ("eval", "math", questions, "-m", SHAPES_JANUS, "--max-new-tokens", 3, "--limit", 2)
+    assert bifrons_main(*arguments, "--device", "cpu", "--processes", 1) == 0
     printed = capsys.readouterr().out
     assert printed.startswith("pass@1: ")
     assert "2 answers" in printed

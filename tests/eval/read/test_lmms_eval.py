@@ -21,8 +21,6 @@ pytest.importorskip(
 
 UTILS = """
 from PIL import Image
-
-from ...models import SHAPES_VL2
 def visual(doc):
     return [Image.open(doc["image"]).convert("RGB")]
 def text(doc):
