@@ -7,7 +7,6 @@ import sys
 from collections.abc import Callable
 from contextlib import contextmanager
 from functools import partial
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -30,27 +29,11 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from .models import SHAPES_JANUS
+from .triton_interpreter import keep_masks_boolean
 
 # Triton's kernels run in its interpreter where there is no GPU; it reads this when it is imported.
 os.environ.setdefault("TRITON_INTERPRET", "0" if torch.cuda.is_available() else "1")
-
-
-def keep_masks_boolean() -> None:
-    """In Triton 3.9's interpreter a comparison has the type of what is compared. That of two numbers becomes
-    int32 when it is spread over a block, and then loads refuse the mask that it is combined with."""
-    import triton.language as tl
-    from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
-
-    compute = InterpreterBuilder.binary_op
-
-    def binary_op(self: InterpreterBuilder, *operands: Any) -> TensorHandle:
-        found = compute(self, *operands)
-        return TensorHandle(found.data, tl.int1) if found.data.dtype == np.bool_ else found
-
-    InterpreterBuilder.binary_op = binary_op
-
-
-if os.environ["TRITON_INTERPRET"] == "1" and find_spec("triton"):
+if os.environ["TRITON_INTERPRET"] == "1":
     keep_masks_boolean()
 
 # Shared machines are slow now and then: a time limit an example would make a test fail for no reason of ours.

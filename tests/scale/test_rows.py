@@ -17,7 +17,9 @@ from bifrons.scale.shards import Shard, arrow_schema
 from bifrons.scale.spool import Spool
 from bifrons.scale.tasks import Ask, Locate, Paint, Result
 
-MODEL = ModelChoice("janus", "janus-nano", "float32")
+from ..models import SHAPES_JANUS
+
+MODEL = ModelChoice("janus", SHAPES_JANUS, "float32")
 PAINT = Paint(MODEL, {"top_k": 5})
 
 

@@ -212,16 +212,7 @@ def bodies() -> Iterator[Bad]:
 def routes() -> Iterator[Bad]:
     """Unknown models and paths, wrong keys and methods."""
     rng = random.Random(5)
-    names = [
-        "gpt-4o",
-        "",
-        " ",
-        "shapes-janus ",
-        "SHAPES-JANUS",
-        "../shapes-janus",
-        "/etc/passwd",
-        "shapes-janus\0",
-    ]
+    names = ["gpt-4o", "", " ", f"{SHAPES} ", SHAPES.upper(), f"../{SHAPES}", "/etc/passwd", f"{SHAPES}\0"]
     names += ["deepseek-ai/Janus-Pro-7B", "janus-nano", "a" * 256, ".", "~", "http://127.0.0.1", "é", "%s%n"]
     names += ["".join(rng.choices("ab-/.\\", k=9)) for _ in range(20)]
     for name in names:
@@ -237,13 +228,7 @@ def routes() -> Iterator[Bad]:
     for headers in tries:
         for method, path in (("GET", "/v1/models"), ("POST", CHAT), ("GET", "/metrics"), ("GET", "/none")):
             yield Bad("API key", b"", path, method, headers, status=401)
-    paths = {
-        CHAT: "POST",
-        IMAGES: "POST",
-        EDITS: "POST",
-        "/v1/models": "GET",
-        "/v1/models/shapes-janus": "GET",
-    }
+    paths = {CHAT: "POST", IMAGES: "POST", EDITS: "POST", "/v1/models": "GET", f"/v1/models/{SHAPES}": "GET"}
     for path, right in {**paths, "/health": "GET", "/metrics": "GET", "/openapi.json": "GET"}.items():
         for method in words("GET POST PUT PATCH DELETE OPTIONS TRACE BREW"):
             if method != right:
