@@ -40,7 +40,8 @@ def make_tokenizer(job: Job) -> Made:
 
     def write() -> None:
         write_weights(model, job.folder / VQ, torch.bfloat16)
-        images = torch.from_numpy(picture_shard(FRESH)["pixels"]).permute(0, 3, 1, 2).to(job.device)
+        pixels = picture_shard(FRESH)["pixels"][: job.examples[0]]
+        images = torch.from_numpy(pixels).permute(0, 3, 1, 2).to(job.device)
         stored = model.eval().to(torch.bfloat16).float()
         values = torch.cat([psnr(stored, part) for part in images.split(10)])
         print(f"PSNR on {len(values)} fresh pictures: {values.mean():.2f} dB, least {values.min():.2f} dB")

@@ -21,9 +21,10 @@ from ...learn.packed import Arrays, EncodeTurns, Turns, encode_to_fit, pack_rows
 from ...tokenizers.vq.model import VQModel, to_uint8
 from ..world.asking import KINDS as QUESTIONS
 from ..world.asking import ask
+from ..world.names import plural
 from ..world.pictures import sample_size
 from ..world.pointing import caption
-from ..world.sampling import KINDS, MORE_KINDS, sample_example
+from ..world.sampling import KINDS, MORE_KINDS, Example, sample_example
 from ..world.view import View
 from .things_janus_spec import SIDE, UNASKED, PaintEncoder, TurnEncoder, write_once
 from .things_parts import VQ, Job
@@ -37,8 +38,9 @@ KIND_WEIGHTS = {
     "many": 6, "chain": 5, "negation": 4, "depth": 6, "size": 4, "place": 5, "mixed": 10, "match": 4,
 }  # fmt: skip
 """Sampling weights of the kinds of sentences to paint; harder kinds are more frequent."""
-PAINT_WIDTH, READ_WIDTH = 48, 288
-"""Tokens of the longest image generation prompt and of the longest conversation."""
+PAINT_WIDTH, READ_WIDTH = 49, 288
+"""Tokens of the longest image generation prompt, with the codes a multiple of 16, and of the longest
+conversation."""
 MAX_QUESTIONS = 4
 """Question-answer pairs of the longest conversation."""
 RECONSTRUCTED = 0.25
@@ -46,6 +48,7 @@ RECONSTRUCTED = 0.25
 
 _SQUARE = 0.75  # share of the pictures to read that have the size of those painted
 _CAPTIONS = 0.08  # share of questions that ask for a caption
+_SIMPLE = 0.3  # share of irregular plurals that are written as regular ones
 _AT_ONCE = 125  # pictures
 
 
@@ -55,13 +58,23 @@ def paint_shard(seed: int, encode: Callable[[str], list[int]]) -> Arrays:
     kinds, weights = list(KIND_WEIGHTS), list(KIND_WEIGHTS.values())
     while len(rows) < SHARD:
         (kind,) = rng.choices(kinds, weights)
-        example = sample_example(kind, rng, "train", SIDE, SIDE)
-        row = encode(example.prompt)
+        example = sample_example(kind, rng, "train", SIDE, SIDE, in_rows=True)
+        row = encode(_simple_plurals(example, rng))
         if len(row) <= PAINT_WIDTH:
             rows.append(row)
             pixels.append(example.picture.pixels_HW3)
     nothing = [[False] * len(row) for row in rows]
     return {**pack_rows(rows, nothing, PAINT_WIDTH), "pixels": np.stack(pixels)}
+
+
+def _simple_plurals(example: Example, rng: Random) -> str:
+    """The sentence, some of its irregular plurals as GenEval writes them: "sheeps", "knifes"."""
+    prompt = example.prompt
+    for group in example.request.groups:
+        simple, right = f"{group.thing}s", plural(group.thing)
+        if group.count > 1 and simple != right and rng.random() < _SIMPLE:
+            prompt = prompt.replace(f" {right}", f" {simple}")
+    return prompt
 
 
 def conversation(view: View, rng: Random) -> Turns:
@@ -103,17 +116,17 @@ class Coder:
         self.grid = side, side
 
     def encode(self, images_N3SS: Tensor) -> Tensor:
-        """Codes int16 `[N, T]` of uint8 pictures."""
+        """Codes int16 `[N, T]` of uint8 pictures, on the device, which is not waited for."""
         parts = []
         for part in images_N3SS.split(_AT_ONCE):
             pixels = to_pixels(part.to(self.device)).contiguous(memory_format=torch.channels_last)
             with torch.autocast(self.device.type, torch.bfloat16):
-                parts.append(self.model.encode(pixels).short().cpu())
+                parts.append(self.model.encode(pixels).short())
         return torch.cat(parts)
 
     def reconstruct(self, images_N3SS: Tensor) -> Tensor:
         """uint8 pictures, encoded and decoded."""
-        codes = self.encode(images_N3SS).long().to(self.device)
+        codes = self.encode(images_N3SS).long()
         parts = []
         for part in codes.split(_AT_ONCE):
             with torch.autocast(self.device.type, torch.bfloat16):
@@ -132,11 +145,11 @@ def write_examples(job: Job) -> None:
     coder = Coder(job)
     sentences, conversations = (-(-count // SHARD) for count in job.examples)
     if not (job.folder / PAINT).exists():
-        parts, shard = [], partial(paint_shard, encode=PaintEncoder(job.folder))
+        parts, codes, shard = [], [], partial(paint_shard, encode=PaintEncoder(job.folder))
         for part in stream(shard, sentences, job.seed * 1_000_003, job.workers):
-            images = torch.from_numpy(part.pop("pixels")).permute(0, 3, 1, 2)
-            parts.append(part | {"codes": coder.encode(images).numpy()})
-        save_rows(job.folder / PAINT, _gather(parts))
+            codes.append(coder.encode(torch.from_numpy(part.pop("pixels")).permute(0, 3, 1, 2)))
+            parts.append(part)
+        save_rows(job.folder / PAINT, _gather(parts) | {"codes": torch.cat(codes).cpu().numpy()})
     if not (job.folder / READ).exists():
         parts, shard = [], partial(read_shard, encode=TurnEncoder(job.folder))
         for part in stream(shard, conversations, job.seed * 1_000_003 + 500_000, job.workers):

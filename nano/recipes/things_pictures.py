@@ -45,8 +45,10 @@ def truth_arrays(pictures: Sequence[Sequence[Seen]]) -> Arrays:
 
 
 def random_example(rng: Random) -> Example:
-    """A picture of SIDE pixels with its sentence, of any kind, of the training split."""
-    return sample_example(rng.choice((*KINDS, *MORE_KINDS)), rng, "train", SIDE, SIDE)
+    """A picture of SIDE pixels with its sentence, of any kind, of the training split, and half of them with
+    things in rows, as they are painted."""
+    in_rows = rng.random() < 0.5
+    return sample_example(rng.choice((*KINDS, *MORE_KINDS)), rng, "train", SIDE, SIDE, in_rows)
 
 
 def picture_shard(seed: int) -> Arrays:

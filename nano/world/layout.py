@@ -5,15 +5,15 @@ each other, but for those in front of, behind or inside another. Positions are m
 the shorter side, sizes of 2 / LATTICE: fine enough for variety, coarse enough for a small codebook.
 """
 
-from dataclasses import dataclass, field
 from random import Random
 
 import numpy as np
 
-from .catalog import PAINTS, Place, Thing, places, things
+from .catalog import PAINTS, Place, places, things
+from .pieces import Layout, Piece
 from .requests import DEPTHS, SIZES, Group, Link, Request, held_out_coloring
 from .scene import Box, normalized_offset, relation
-from .sprites import Sprite, sprite
+from .sprites import Sprite
 
 LATTICE = 64
 CLEAR_OFFSET = 0.7
@@ -27,59 +27,8 @@ _SHRINK = 0.95  # factor of all sizes from one attempt to the next
 _FLOATING_FROM = 18  # attempts on the ground before things float
 _USUAL = 0.6  # probability that a thing without a named color has one of its usual colors
 _TILTED = 0.15  # probability that a floating thing is tilted
-
-
-@dataclass
-class Piece:
-    """A thing in a layout. left, top: of its sprite, in pixels. key: the nearer, the larger. holder: the
-    piece that it is inside of, if any. grounded: whether it has a shadow."""
-
-    group: int
-    thing: Thing
-    color: str
-    pose: int
-    size: int
-    flip: bool
-    angle: int
-    left: int = 0
-    top: int = 0
-    key: float = 0.0
-    holder: "Piece | None" = None
-    grounded: bool = False
-    sprite: Sprite = field(init=False)
-
-    def __post_init__(self) -> None:
-        """Look up its sprite; again after its size or angle has changed."""
-        self.sprite = sprite(self.thing.name, self.pose, self.color, self.size, self.flip, self.angle)
-
-    @property
-    def box(self) -> Box:
-        """In pixels."""
-        return self.left, self.top, self.left + self.sprite.width, self.top + self.sprite.height
-
-    def to_pixels(self, box: Box) -> Box:
-        """A box in units of the unrotated drawing, in pixels of the picture."""
-        drawn = self.sprite
-        x0, x1 = box[0] * drawn.scale - drawn.left, box[2] * drawn.scale - drawn.left
-        if self.flip:
-            x0, x1 = drawn.width - x1, drawn.width - x0
-        y0, y1 = (y * drawn.scale - drawn.top + self.top for y in (box[1], box[3]))
-        return x0 + self.left, y0, x1 + self.left, y1
-
-    def front(self) -> int | None:
-        """The picture's row from which on it hides what is inside; None if it hides nothing."""
-        front = self.thing.poses[self.pose].front
-        return None if front is None else round(self.to_pixels((0, front, 0, front))[1])
-
-
-@dataclass(frozen=True)
-class Layout:
-    """Pieces from far to near, and the background."""
-
-    pieces: tuple[Piece, ...]
-    place: Place
-    variant: int
-    color: tuple[int, int, int]
+_ROWS = {3: ((3,), (1, 2), (2, 1)), 4: ((2, 2),), 5: ((2, 3), (3, 2)), 6: ((3, 3),)}  # things of each row
+_CROWDED = 5  # things from which on rows need a place without ground
 
 
 class _NoRoom(Exception):
@@ -88,10 +37,20 @@ class _NoRoom(Exception):
 
 class Arranger:
     """Draws layouts of one request at random: each call of `attempt` another one, with smaller and smaller
-    things. split: "train" gives unnamed things no color that is held out for them."""
+    things. split: "train" gives unnamed things no color that is held out for them. in_rows: three things and
+    more without relations have cells of rows, in the order of the request, on the ground a single row."""
 
-    def __init__(self, request: Request, rng: Random, width: int, height: int, split: str = "any") -> None:
+    def __init__(
+        self,
+        request: Request,
+        rng: Random,
+        width: int,
+        height: int,
+        split: str = "any",
+        in_rows: bool = False,
+    ) -> None:
         self.request, self.rng, self.split = request, rng, split
+        self.in_rows = in_rows and request.total >= min(_ROWS) and not request.links
         self.width, self.height, self.side = width, height, min(width, height)
         self.cell = self.side / LATTICE
         names = {link.name for link in request.links}
@@ -105,7 +64,8 @@ class Arranger:
         if self.request.place:
             return places()[self.request.place]
         flat, real = ([p for p in places().values() if (p.ground is None) == none] for none in (True, False))
-        if self.rng.random() < (0.75 if self.vertical else 0.3):
+        crowded = self.in_rows and self.request.total >= _CROWDED
+        if self.rng.random() < (1 if crowded else 0.75 if self.vertical else 0.3):
             return self.rng.choice(flat)
         kinds = [things()[group.thing].kind for group in self.request.groups]
         most = max(sum(kind in place.fits for kind in kinds) for place in real)
@@ -119,6 +79,7 @@ class Arranger:
         self.scale = _CROWD[self.request.total] * _SHRINK ** (max(0, self.attempts - 3) / 2)
         standing = self.place.ground is not None and not self.vertical
         self.grounded = standing and self.attempts < _FLOATING_FROM
+        self.cells = self._cells() if self.in_rows else []
         try:
             for index in self._order():
                 for number in range(self.request.groups[index].count):
@@ -127,6 +88,17 @@ class Arranger:
             return None
         variant, color = self.rng.randrange(len(self.place.variants)), self.rng.choice(self.place.colors)
         return Layout(tuple(sorted(self.pieces, key=lambda piece: piece.key)), self.place, variant, color)
+
+    def _cells(self) -> list[Box]:
+        """As many cells as there are things, row by row."""
+        total = self.request.total
+        rows = (total,) if self.grounded else self.rng.choice(_ROWS[total])
+        high = self.height / len(rows)
+        return [
+            (self.width * i / count, high * row, self.width * (i + 1) / count, high * (row + 1))
+            for row, count in enumerate(rows)
+            for i in range(count)
+        ]
 
     def _order(self) -> list[int]:
         """Groups, each after those that its links refer to, as far as they allow it; large things first."""
@@ -181,6 +153,11 @@ class Arranger:
             self.rng.random() < 0.5 and known.name != "stop sign",
             self.rng.choice((-10, 10)) if tilt else 0,
         )
+        if self.cells:
+            number += sum(group.count for group in self.request.groups[:index])
+            self._add_apart(piece, [], self.cells[number])
+            self.pieces.append(piece)
+            return
         links = self._links_of(index) if number == 0 else []
         depth = [link for link in links if link.name in DEPTHS]
         if depth:
@@ -189,10 +166,17 @@ class Arranger:
             self._add_apart(piece, links)
         self.pieces.append(piece)
 
-    def _add_apart(self, piece: Piece, links: list[Link]) -> None:
-        """Choose a position away from all pieces, in the named relations to others."""
+    def _add_apart(self, piece: Piece, links: list[Link], cell: Box | None = None) -> None:
+        """Choose a position away from all pieces, in the named relations to others; or in a cell, for which
+        it is made smaller."""
         piece.grounded = self.grounded and not self._flies(piece)
-        lefts_X, tops_Y = self._ranges(piece, links)
+        if cell is not None:
+            spare = 2 * _MARGIN * self.side + self.cell
+            width, height = cell[2] - cell[0] - spare, cell[3] - cell[1] - spare
+            factor = min(1.0, width / piece.sprite.width, height / piece.sprite.height)
+            piece.size = round(2 * int(factor * piece.size / self.cell / 2) * self.cell)
+            piece.__post_init__()
+        lefts_X, tops_Y = self._ranges(piece, links, cell)
         free = np.flatnonzero(self._free(piece.sprite, lefts_X, tops_Y))
         for _ in range(_TRIES if len(free) else 0):
             row, column = divmod(int(free[self.rng.randrange(len(free))]), len(lefts_X))
@@ -223,12 +207,15 @@ class Arranger:
             free_YX &= ~(along_Y[:, None] & across_X)
         return free_YX
 
-    def _ranges(self, piece: Piece, links: list[Link]) -> tuple[np.ndarray, np.ndarray]:
-        """Lefts and tops of positions on the ground, in the air, or anywhere; on the right side of the things
-        that the links name."""
+    def _ranges(
+        self, piece: Piece, links: list[Link], cell: Box | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Lefts and tops of positions on the ground, in the air, or anywhere in a cell; on the right side of
+        the things that the links name."""
         drawn, margin = piece.sprite, _MARGIN * self.side
-        x0, x1 = margin, self.width - margin - drawn.width
-        y0, y1 = margin, self.height - margin - drawn.height
+        left, top, right, bottom = cell or (0, 0, self.width, self.height)
+        x0, x1 = left + margin, right - margin - drawn.width
+        y0, y1 = top + margin, bottom - margin - drawn.height
         if self.grounded and self.place.ground is not None:
             ground = self.place.ground * self.height
             if self._flies(piece):

@@ -12,8 +12,8 @@ import numpy as np
 
 from ...blocks.errors import OptionError
 from .catalog import PAINTS, places, things
-from .layout import Layout, Piece
 from .painting import Picture, compose
+from .pieces import Layout, Piece
 from .requests import LINKS, MAX_THINGS, SIZES, Absence, Group, Link, Request
 
 MAX_LINKS, MAX_ABSENCES = 4, 4

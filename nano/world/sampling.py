@@ -189,13 +189,18 @@ def sample_request(kind: str, rng: Random, split: str = "train") -> Request:
 
 
 def sample_example(
-    kind: str, rng: Random, split: str = "train", width: int = 192, height: int = 192
+    kind: str,
+    rng: Random,
+    split: str = "train",
+    width: int = 192,
+    height: int = 192,
+    in_rows: bool = False,
 ) -> Example:
     """A random request of this kind with a sentence and a picture; see `sample_request` and `paint`."""
     while True:
         request = sample_request(kind, rng, split)
         try:
-            picture = paint(request, rng, width, height, split)
+            picture = paint(request, rng, width, height, split, in_rows)
         except OptionError:  # such as a large bed inside a cup
             continue
         if split != "train" or not _shows_held_out_link(picture):

@@ -160,6 +160,22 @@ def test_a_thing_inside_another_is_partly_hidden_by_it():
         assert bear.box[2] <= bowl.box[2]
 
 
+@pytest.mark.parametrize(("counts", "seeds"), [((3, 2), 8), ((2, 1), 12)])
+def test_things_in_rows_are_in_the_order_of_the_request(counts: tuple[int, int], seeds: int):
+    request = Request((Group("cat", counts[0]), Group("bus", counts[1])))
+    grounds = set()
+    for seed in range(seeds):
+        picture = paint(request, Random(seed), in_rows=True)
+        grounds.add(places()[picture.place].ground is not None)
+        rows = []
+        for piece in picture.layout.pieces:
+            x0, y0, x1, y1 = piece.box
+            below = (y0 + y1) / 2 > 96 and max(p.box[1] for p in picture.layout.pieces) > 96
+            rows.append((below and not places()[picture.place].ground, x0 + x1, piece.group))
+        assert [group for _, _, group in sorted(rows)] == [0] * counts[0] + [1] * counts[1]
+    assert grounds == ({False} if sum(counts) > 4 else {False, True})
+
+
 def test_what_no_picture_shows_is_refused():
     cat_and_dog = (Group("cat"), Group("dog"))
     with pytest.raises(OptionError, match="do its relations contradict each other"):
