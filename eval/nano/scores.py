@@ -30,22 +30,20 @@ def ask_all(
     text_first: bool = False,
 ) -> list[str]:
     """The greedy answers to questions about pictures, each a conversation of its own. text_first: the
-    question stands before the pictures."""
-    parts = [
-        ([{"type": "image", "image": picture} for picture in pictures], [{"type": "text", "text": text}])
-        for pictures, text in asked
-    ]
-    messages = [
-        [{"role": "user", "content": [*text, *pictures] if text_first else [*pictures, *text]}]
-        for pictures, text in parts
-    ]
+    question stands before the pictures, for which messages need the official form: parts are put in order."""
+    token = pipe.processor.image_token
+    messages = []
+    for pictures, text in asked:
+        marks = "\n".join([token] * len(pictures))
+        content = f"{text}\n{marks}" if text_first else f"{marks}\n{text}"
+        messages.append([{"role": "user", "content": content, "images": list(pictures)}])
     batches = [messages[start : start + batch] for start in range(0, len(messages), batch)]
     return [answer for part in batches for answer in pipe.chat_batch(part, max_new_tokens=max_new_tokens)]
 
 
 def same_answer(answer: str, expected: str) -> bool:
     """Whether an answer is the expected one, up to case, spaces around it and a full stop."""
-    return answer.strip().lower().rstrip(".") == expected.lower()
+    return answer.strip().lower().rstrip(".") == expected.lower().rstrip(".")
 
 
 def overlap(a: Sequence[float], b: Sequence[float]) -> float:

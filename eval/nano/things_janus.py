@@ -143,7 +143,7 @@ def score_questions(
 ) -> Counts:
     """Counts of right answers by kind. What a sign says must be read letter by letter, capitals too."""
     pairs = [([view.picture.image()], question.text) for view, question in asked]
-    answers = ask_all(pipe, pairs, 24, batch, text_first)
+    answers = ask_all(pipe, pairs, 48, batch, text_first)
     right = [
         answer.strip() == q.answer if q.kind == "sign" else same_answer(answer, q.answer)
         for answer, (_, q) in zip(answers, asked, strict=True)

@@ -118,7 +118,7 @@ def comparisons(number: int, seed: int, split: str) -> list[tuple[View, View, Qu
 def score_comparisons(pipe: VL2Pipeline, cases: Sequence[tuple[View, View, Question]], batch: int) -> Counts:
     """Counts of right answers by kind."""
     asked = [([a.picture.image(), b.picture.image()], question.text) for a, b, question in cases]
-    answers = ask_all(pipe, asked, 24, batch)
+    answers = ask_all(pipe, asked, 48, batch)
     right = [same_answer(answer, q.answer) for answer, (_, _, q) in zip(answers, cases, strict=True)]
     return count([q.kind for _, _, q in cases], right)
 

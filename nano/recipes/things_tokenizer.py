@@ -73,8 +73,8 @@ def asked(without: Collection[str] = ()) -> Iterator[str]:
 
 
 def known_words() -> frozenset[str]:
-    """All words of sentences and of questions."""
-    return frozenset(word for word in words_of((*vocabulary(), *asked())) if word.isalpha())
+    """All words of sentences and of questions, but for the words on signs, which are any."""
+    return frozenset(word for word in words_of((*vocabulary(), *asked(("says",)))) if word.isalpha())
 
 
 def corpus() -> Iterator[str]:

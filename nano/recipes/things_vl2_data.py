@@ -30,6 +30,7 @@ from ..world.phrases import NO_MATCH
 from ..world.pictures import sample_pair, sample_view
 from ..world.pointing import boxed, boxed_caption, caption, point
 from ..world.requests import Seen
+from ..world.signs import WORDS
 from ..world.view import PLACES, View
 from ..world.wording import NUMBER_WORDS
 from .things_tokenizer import CAPTION_REQUESTS, train_tokenizer, write_files, write_vocabulary
@@ -267,7 +268,8 @@ def write_folder(folder: Path) -> None:
     texts = [*answers, *official, *openings]
     tokenizer = train_tokenizer(SPECIAL_TOKENS, texts, lowercase=False)
     write_files(folder, tokenizer, vl2_config(tokenizer.get_vocab_size()), processor_configs())
-    write_vocabulary(folder, [], (question for question, _ in conversation_texts(0, 200)))
+    questions = (question for question, _ in conversation_texts(0, 200) if "sign say " not in question)
+    write_vocabulary(folder, [], (*WORDS, *questions))
 
 
 Examples = dict[str, dict[str, Tensor]]

@@ -9,7 +9,7 @@ import torch
 from bifrons import JanusPipeline, VL2Pipeline
 from bifrons.eval.geneval.detectors import as_row
 from bifrons.eval.nano import things_detector, things_janus, things_vl2
-from bifrons.eval.nano.scores import count, figures, markdown, sheet
+from bifrons.eval.nano.scores import ask_all, count, figures, markdown, same_answer, sheet
 from bifrons.nano.world.catalog import PAINTS, things
 from bifrons.nano.world.detector import Detection
 from bifrons.nano.world.requests import Seen
@@ -173,3 +173,23 @@ def test_pictures_are_looked_at_together_or_alone_alike(detector: Path, tmp_path
 @pytest.mark.parametrize("split", ["train", "held_out"])
 def test_questions_are_of_their_split(split: str):
     assert {q.held_out for _, q in things_janus.questions(6, 1, split)} == {split == "held_out"}
+
+
+def test_questions_stand_before_the_picture_or_after_it():
+    pipe, picture = VL2Pipeline.from_pretrained("vl2-nano", "cpu"), Image.new("RGB", (64, 64))
+    prompts = []
+
+    def chat_batch(messages, max_new_tokens):
+        prompts.append(pipe.processor.chat_inputs(messages[0]).ids.tolist())
+        return ["It is not there."]
+
+    pipe.chat_batch = chat_batch
+    for text_first in (False, True):
+        (answer,) = ask_all(pipe, [([picture], "Where is it?")], 8, text_first=text_first)
+        assert same_answer(answer, "It is not there.")
+    after, before = prompts
+    assert after == pipe.processor.chat_inputs(pipe.question_messages(picture, "Where is it?")).ids.tolist()
+    image, asked = pipe.processor.image_id, pipe.tokenizer.encode("Where is it?", bos=False)
+    for prompt, first in ((after, False), (before, True)):
+        start = next(i for i in range(len(prompt)) if prompt[i : i + len(asked)] == asked)
+        assert (start < prompt.index(image)) == first
