@@ -216,9 +216,10 @@ class PackedDecoder:
         return self._adapted(out, x_ND, slots, layers[0])
 
     def _residual(self, x_ND: Tensor, slots: TokenSlots, layer: nn.Module) -> Tensor:
-        """The outputs of a layer that `add_norm` adds to its input; of generated tokens maybe in parts."""
-        weight = None if slots.prefill else fused_weight(layer)
-        if weight is None:
+        """The outputs of a layer that `add_norm` adds to its input; of generated tokens maybe in parts, which
+        ranks would have to exchange one by one."""
+        weight = fused_weight(layer)
+        if weight is None or slots.prefill or self.group is not None:
             return self._product(x_ND, slots, layer)
         out = self.kernels.gemv.linear_in_parts(x_ND, weight)
         if self._stack(slots, layer) is not None:
