@@ -5,7 +5,7 @@ processors, and stay in the device's memory (110 kB each); brightness, contrast 
 step.
 
 B images, N slots for things, H and W points of the network's maps, 3 x 3 points (9) around a
-center; K classes or colors; 3 is red, green, blue; 4 is x0, y0, x1, y1.
+center; M points of a picture, K classes, colors or sides; 3 is red, green, blue; 4 is x0, y0, x1, y1.
 """
 
 from collections.abc import Iterable
@@ -15,7 +15,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchvision.ops import generalized_box_iou_loss
 
 from ...learn.packed import Arrays
 from ...learn.pretraining import Objective
@@ -30,7 +29,6 @@ WIDTH = 48
 """Channels at a stride of four pixels."""
 
 _PLAIN = 0.4  # share of pictures that are not degraded
-_NEAR = tuple((row, column) for row in (-1, 0, 1) for column in (-1, 0, 1))
 
 
 def shard(seed: int) -> Arrays:
@@ -65,6 +63,30 @@ def focal_loss(logits: Tensor, target: Tensor, count: Tensor) -> Tensor:
     return -(missed.sum() + wrong.sum()) / count
 
 
+def _area(low: Tensor, high: Tensor) -> Tensor:
+    """Of boxes between two corners `[..., 2]`; nothing where they are in the other order. Without `prod`,
+    whose gradient waits for the device."""
+    width, height = (high - low).clamp(min=0).unbind(-1)
+    return width * height
+
+
+def box_loss(a: Tensor, b: Tensor) -> Tensor:
+    """1 less the generalized IoU of boxes `[..., 4]` (Rezatofighi et al. 2019, arXiv:1902.09630, algorithm
+    1), without torchvision's selection, whose shapes depend on the data."""
+    (low_a, high_a), (low_b, high_b) = (box.split(2, dim=-1) for box in (a, b))
+    shared = _area(torch.maximum(low_a, low_b), torch.minimum(high_a, high_b))
+    union = _area(low_a, high_a) + _area(low_b, high_b) - shared
+    around = _area(torch.minimum(low_a, low_b), torch.maximum(high_a, high_b))
+    return 1 - shared / (union + 1e-6) + (around - union) / (around + 1e-6)
+
+
+def _at(maps_BKHW: Tensor, points_BN9: Tensor) -> Tensor:
+    """Values [B, N, 9, K] of maps at points, which are counted row by row."""
+    maps_BMK, count = maps_BKHW.flatten(2).transpose(1, 2), maps_BKHW.shape[1]
+    index_BMK = points_BN9.flatten(1)[..., None].expand(-1, -1, count)
+    return maps_BMK.gather(1, index_BMK).unflatten(1, points_BN9.shape[1:])
+
+
 def detector_losses(maps: Maps, batch: dict[str, Tensor]) -> dict[str, Tensor]:
     """Losses of the heatmap, and of boxes, classes and colors at the nine points around each center; and the
     shares of things whose class or color is missed. Things are weighted, not selected: every tensor has a
@@ -72,23 +94,21 @@ def detector_losses(maps: Maps, batch: dict[str, Tensor]) -> dict[str, Tensor]:
     height, width = maps.heat.shape[1:]
     there_BN = batch["there"]
     count = there_BN.sum().clamp(min=1)
-    near = torch.tensor(_NEAR, device=there_BN.device)
+    near_9 = torch.arange(9, device=there_BN.device)
     center_BN2 = ((batch["box"][..., :2] + batch["box"][..., 2:]) / 2 / STRIDE).floor().long()
-    rows_BN9 = (center_BN2[..., 1:] + near[:, 0]).clamp(0, height - 1)
-    columns_BN9 = (center_BN2[..., :1] + near[:, 1]).clamp(0, width - 1)
-    batch_B11 = torch.arange(len(there_BN), device=there_BN.device)[:, None, None]
+    rows_BN9 = (center_BN2[..., 1:] + near_9 // 3 - 1).clamp(0, height - 1)
+    columns_BN9 = (center_BN2[..., :1] + near_9 % 3 - 1).clamp(0, width - 1)
+    points_BN9 = rows_BN9 * width + columns_BN9
     weight_BN9 = (there_BN[..., None] / 9 / count).expand(*there_BN.shape, 9)
-    boxes_BN94 = boxes_at(
-        maps.sides.permute(0, 2, 3, 1)[batch_B11, rows_BN9, columns_BN9], rows_BN9, columns_BN9
-    )
+    boxes_BN94 = boxes_at(_at(maps.sides, points_BN9), rows_BN9, columns_BN9)
     wanted_BN94 = batch["box"][:, :, None].expand_as(boxes_BN94)
-    box = generalized_box_iou_loss(boxes_BN94.flatten(0, 2), wanted_BN94.flatten(0, 2))
+    box_BN9 = box_loss(boxes_BN94, wanted_BN94)
     losses = {
         "heat": focal_loss(maps.heat, heat_targets(batch, height, width), count),
-        "box": (box * weight_BN9.flatten()).sum(),
+        "box": (box_BN9 * weight_BN9).sum(),
     }
     for name, logits in (("thing", maps.thing), ("color", maps.color)):
-        logits_BN9K = logits.permute(0, 2, 3, 1)[batch_B11, rows_BN9, columns_BN9]
+        logits_BN9K = _at(logits, points_BN9)
         truth_BN9 = batch[name][..., None].expand_as(weight_BN9)
         wrong = F.cross_entropy(logits_BN9K.flatten(0, 2), truth_BN9.flatten(), reduction="none")
         losses[name] = (wrong * weight_BN9.flatten()).sum()

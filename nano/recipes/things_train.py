@@ -141,6 +141,8 @@ def main() -> None:
     parser.add_argument("--seed", type=int)
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes that render")
     parser.add_argument("--device", help="cpu or cuda (default: the best available)")
+    parser.add_argument("--no-capture", action="store_true", help="without CUDA graphs")
+    parser.add_argument("--no-compile", action="store_true", help="without torch.compile")
     args = parser.parse_args()
     os.environ["OMP_NUM_THREADS"] = "1"  # of the processes that render
     if args.part in DATA:
@@ -154,6 +156,7 @@ def main() -> None:
     given = {name: getattr(args, name) for name in ("seconds", "wall", "learning_rate", "seed")}
     given |= {"steps": args.steps, "seconds": None} if args.steps else {}
     chosen = {k: v for k, v in given.items() if v is not None or (k == "seconds" and args.steps)}
+    chosen |= {"capture": not args.no_capture, "compile": not args.no_compile}
     part = replace(part, options=replace(part.options, **chosen))
     rows, examples = tuple(args.rows or part.rows), tuple(args.examples or part.examples)
     folder = args.folder or Path(part.folder)
