@@ -42,6 +42,8 @@ class Part:
 
 
 JANUS, VL2, DETECTOR = "runs/janus-nano-2", "runs/vl2-nano-2", "runs/world-detector"
+FREE = ("wall", "save_seconds", "capture", "compile")
+"""Settings with which a run may go on that was begun with others."""
 RESERVE = 15.0
 """Seconds of `--wall` that are left for writing the result."""
 PARTS = {
@@ -100,7 +102,7 @@ def train(name: str, part: Part, job: Job, began: float) -> None:
     run_folder, options = job.folder / "runs" / name, part.options
     settings = {"part": name, "rows": job.rows, "examples": job.examples, **asdict(options)}
     if rank() == 0:
-        open_run(run_folder, {k: v for k, v in settings.items() if k not in ("wall", "save_seconds")})
+        open_run(run_folder, {name: value for name, value in settings.items() if name not in FREE})
     torch.set_float32_matmul_precision("highest" if part.exact else "high")
     torch.manual_seed(options.seed)
     objective, write = part.make(job)
