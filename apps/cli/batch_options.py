@@ -76,6 +76,12 @@ def _add_run(parser: Any) -> None:
         help="processes with a model (default: one a GPU, or what the CPU allows)",
     )
     parser.add_argument(
+        "--ray",
+        metavar="ADDRESS",
+        help="workers on a Ray cluster, one a GPU: HOST:PORT, or auto for the one that this machine is in "
+        "(needs bifrons[scale])",
+    )
+    parser.add_argument(
         "--shard-size",
         type=int,
         default=512,

@@ -11,6 +11,7 @@ import tarfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import IO, cast
 
 import pytest
 from bifrons.scale.batch import BatchRun
@@ -89,7 +90,7 @@ def test_outputs_are_those_of_one_worker_though_three_of_two_are_killed(make_run
     members = {}
     for name in ("00000", "00001"):
         with tarfile.open(run.root / f"shards/{name}.tar") as tar:
-            members |= {member.name: tar.extractfile(member).read() for member in tar}
+            members |= {member.name: cast(IO[bytes], tar.extractfile(member)).read() for member in tar}
     pictures = [content for name, content in members.items() if name.endswith(".png")]
     assert len(set(pictures)) == ROWS
     assert Image.open(io.BytesIO(members["00000002-row-1.png"])).info["seed"] == str(row_seed(0, "row-1"))
@@ -113,3 +114,30 @@ def test_a_killed_command_goes_on(make_run, alone, janus_mini: Path) -> None:
     assert plan.rows_to_do > 0
     assert work(run, 1) == 0
     assert content(run.root) == alone
+
+
+def test_a_ray_cluster_that_loses_a_worker_makes_the_same(
+    make_run, alone, janus_mini: Path, tmp_path
+) -> None:
+    pytest.importorskip("ray", reason="Ray is not installed: pip install 'bifrons[scale]'")
+    run = make_run("ray")
+    program = Path(__file__).with_name("ray_work.py")
+    command = [sys.executable, program, run.source.path, janus_mini, run.root]
+    home = {**os.environ, "HOME": str(tmp_path)}  # where Ray writes a token
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=300, env=home)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.split()[-3:] == ["1", str(ROWS + 1), "1"]  # workers that died, rows, rows that failed
+    assert content(run.root) == alone
+
+
+def test_a_cluster_that_does_not_answer_is_named(bifrons_main, capsys, tmp_path: Path) -> None:
+    pytest.importorskip("ray", reason="Ray is not installed: pip install 'bifrons[scale]'")
+    rows, output = prompts(tmp_path / "rows.jsonl"), tmp_path / "out"
+    words = ["batch", "paint", rows, "-o", output, "--ray"]
+    assert bifrons_main(*words, "127.0.0.1:1") == 1
+    assert "no Ray cluster answers at 127.0.0.1:1: Connection refused" in capsys.readouterr().err
+    assert bifrons_main(*words, "http://cluster") == 2
+    assert "accepted: auto, or HOST:PORT" in capsys.readouterr().err
+    assert bifrons_main(*words, "auto", "--device", "cpu") == 2
+    assert "neither --device nor --device-map" in capsys.readouterr().err
+    assert not output.exists()

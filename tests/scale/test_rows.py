@@ -15,7 +15,7 @@ from bifrons.scale.models import ModelChoice
 from bifrons.scale.rows import Row, Source, check_rows, row_seed
 from bifrons.scale.shards import Shard, arrow_schema
 from bifrons.scale.spool import Spool
-from bifrons.scale.tasks import Ask, Locate, Paint, Result
+from bifrons.scale.tasks import Ask, Locate, Paint, Result, Task
 
 from ..models import SHAPES_JANUS
 
@@ -23,7 +23,7 @@ MODEL = ModelChoice("janus", SHAPES_JANUS, "float32")
 PAINT = Paint(MODEL, {"top_k": 5})
 
 
-def read(path: Path, task=PAINT) -> list[Row]:
+def read(path: Path, task: Task = PAINT) -> list[Row]:
     return list(Source(path, task.columns, task.check, 0).rows())
 
 
