@@ -10,6 +10,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from ...blocks.errors import OptionError
 from ...learn.losses import Batch
 from ...learn.objectives import ModelObjective, Task
 from ...learn.packed import PackedRows
@@ -54,6 +55,8 @@ def make_vision(job: Job) -> Made:
 
 def make_model(job: Job) -> Made:
     """The model, from conversations about `job.examples` pictures, with the encoder of `make_vision`."""
+    if (job.folder / MODEL).exists():
+        raise OptionError(f"{job.folder / MODEL} is there already; accepted: a folder without a model")
     examples = _examples(job)
     pipe = from_scratch(job.folder, job.device, job.seed, {"vision": job.folder / TOWER})
     tasks = vl2_tasks(examples, dict(zip(WIDTHS, job.rows, strict=True)))

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from bifrons.blocks.checkpoints.hub import find_model_folder
+from bifrons.blocks.errors import OptionError
 from bifrons.learn.losses import TrainingModel
 from bifrons.learn.objectives import ModelObjective
 from bifrons.learn.packed import PackedRows, pack_rows
@@ -229,6 +230,8 @@ def test_parts_are_trained_one_after_another_and_the_model_loads(folder, small, 
         options = PretrainingOptions(1e-3, steps=1, warmup=0.0)
         job = Job(folder, rows, (5,), 0, 1, torch.device("cpu"))
         train(name, replace(PARTS[name], options=options), job, 0.0)
+    with pytest.raises(OptionError, match="is there already; accepted: a folder without a model"):
+        PARTS["vl2"].make(job)
     pipe = VL2Pipeline.from_pretrained(folder / MODEL, "cpu")
     picture = _pictures((300, 100))[0].image()
     assert isinstance(pipe.ask(picture, "What is this?", 3), str)
