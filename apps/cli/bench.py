@@ -42,6 +42,13 @@ def _add_options(parser: Any) -> None:
         parser.add_argument(flag, type=int, default=argparse.SUPPRESS, metavar="N", help=text)
     add_bench_model(parser)
     parser.add_argument(
+        "--tensor-parallel",
+        type=int,
+        default=argparse.SUPPRESS,
+        metavar="N",
+        help="also measure the model over N processes, one a GPU, beside one",
+    )
+    parser.add_argument(
         "--peers", action="store_true", help="also measure transformers on the same workloads"
     )
 

@@ -15,9 +15,11 @@ from ...blocks.errors import OptionError
 from ...blocks.json_config import Section
 from ...blocks.kernels.batch_invariant import use_batch_invariant_libraries
 from ...blocks.model.context import DecoderConfig, LatentConfig
+from ...blocks.model.decoder import Decoder
 from ...blocks.model.moe import MoEConfig
 from ...blocks.model.siglip import KNOWN_TOWERS, SiglipConfig
 from ...blocks.placement.memory_budget import check_weights
+from ...blocks.placement.tensor_parallel import check_ranks, split_config
 from ...janus.config import JanusConfig
 from ...janus.config import read_config as read_janus
 from ...janus.model import JanusModel
@@ -199,6 +201,25 @@ def random_model(
     assert not non_persistent_buffers(model), "a table would be on meta"
     use_batch_invariant_libraries(device)
     return model.eval().requires_grad_(False)
+
+
+def random_parallel_model(
+    config: Config, device: torch.device, dtype: torch.dtype, ranks: int
+) -> JanusModel | VL2Model | TextModel:
+    """`random_model` over several processes, one a GPU. Raises `OptionError`."""
+    from ...blocks.placement.main_rank import MainRank
+
+    check_ranks(ranks, device)
+    model = random_model(split_config(config, ranks), device, dtype, None)
+    main = MainRank(model.decoder, ranks, device, dtype, fill_rank)
+    main.connect()
+    model.decoder.group = main
+    return model
+
+
+def fill_rank(decoder: Decoder, rank: int, device: torch.device, dtype: torch.dtype) -> None:
+    """Fill another rank's decoder with random weights."""
+    fill_random(decoder, device, dtype, {})
 
 
 def fill_random(

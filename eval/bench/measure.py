@@ -60,7 +60,10 @@ class Bench:
     """Measures work on one device and collects the lines."""
 
     def __init__(self, device: torch.device, on_line: Callable[[Line], object]) -> None:
-        self.device, self._on_line = device, on_line
+        self.device, self._on_line, self.form = device, on_line, ""
+        """`form` is added to who is measured."""
+        self.beside: dict[str, float] = {}
+        """Seconds of the same works in another form, which notes then name."""
         self.lines: list[Line] = []
 
     def measure(
@@ -108,8 +111,19 @@ class Bench:
     ) -> Line:
         """Add a line for steps that took `times` seconds each."""
         middle = statistics.median(times)
+        if (other := self.beside.get(work)) is not None:
+            note = f"x {middle / other:.3f} of {duration_text(other)} in one process; {note}".rstrip("; ")
         line = Line(
-            who, work, middle, min(times), len(times), items / middle, unit, limit, peak(self.device), note
+            who + self.form,
+            work,
+            middle,
+            min(times),
+            len(times),
+            items / middle,
+            unit,
+            limit,
+            peak(self.device),
+            note,
         )
         self.lines.append(line)
         self._on_line(line)

@@ -17,8 +17,9 @@ from ...blocks.device import module_bytes, release_cached_memory, resolve_device
 from ...blocks.errors import OptionError, check_integer
 from ...blocks.graphs.packed_decoder import load_kernels
 from ...janus.model import JanusModel
+from ...text.model import TextModel
 from ...vl2.model import VL2Model
-from .configs import TEXT, pick_config, random_model
+from .configs import TEXT, Config, pick_config, random_model, random_parallel_model
 from .measure import Bench, Line, bandwidth, machine
 from .peers import bench_peers
 from .text import bench_text, bench_text_peer
@@ -29,7 +30,8 @@ DEFAULT_SIZE = {"janus": "1b", "vl2": "tiny", "text": "r1-1.5b"}
 
 @dataclass(frozen=True)
 class BenchOptions:
-    """What to measure. `layers` None is all; `steps` None is 16 on the CPU and 64 elsewhere.
+    """What to measure. `layers` None is all; `steps` None is 16 on the CPU and 64 elsewhere. With
+    `tensor_parallel` the model is measured over so many processes too, one a GPU, after one.
 
     Raises `OptionError` for a value outside its range.
     """
@@ -45,6 +47,7 @@ class BenchOptions:
     quantize: str | None = None
     peers: bool = False
     eager: bool = False
+    tensor_parallel: int | None = None
 
     def __post_init__(self) -> None:
         check_integer("batch", self.batch, low=1)
@@ -52,6 +55,10 @@ class BenchOptions:
         if self.steps is not None:
             check_integer("steps", self.steps, low=1, high=512)
         check_kind(self.quantize)
+        if self.tensor_parallel is not None:
+            check_integer("tensor_parallel", self.tensor_parallel, low=2)
+            if self.quantize or self.peers:
+                raise OptionError("tensor_parallel is measured without quantize and peers")
         if self.peers and self.family == "vl2":
             raise OptionError("transformers has no DeepSeek-VL2; accepted: peers for janus and text")
 
@@ -88,13 +95,13 @@ def run_bench(options: BenchOptions, on_line: Callable[[Line], object]) -> dict[
     model.decoder.capture = False if options.eager else None
     report["steps"] = how_steps_run(device, options.eager)
     report["weights"] = module_bytes(model)
-    if isinstance(model, JanusModel):
-        bench_janus(bench, model, options.batch, speed, amount)
-    elif isinstance(model, VL2Model):
-        bench_vl2(bench, model, options.batch, speed, amount)
-    else:
-        bench_text(bench, model, options.batch, speed, amount)
-    if options.peers and not isinstance(model, JanusModel):
+    _bench_model(bench, model, options.batch, speed, amount)
+    if options.tensor_parallel is not None:
+        del model
+        gc.collect()
+        release_cached_memory(device)
+        _bench_parallel(bench, config, options, dtype, speed, amount)
+    elif options.peers and not isinstance(model, JanusModel):
         del model
         bench_text_peer(bench, TEXT[options.size], options.layers, dtype, options.batch, speed, amount)
     elif options.peers:
@@ -109,3 +116,26 @@ def run_bench(options: BenchOptions, on_line: Callable[[Line], object]) -> dict[
         report["failed"] = bench_peers(bench, plain, dtype, options.batch, limit, amount)
     report["lines"] = [line.as_json() for line in bench.lines]
     return report
+
+
+def _bench_model(
+    bench: Bench, model: JanusModel | VL2Model | TextModel, batch: int, speed: float, amount: Amount
+) -> None:
+    if isinstance(model, JanusModel):
+        bench_janus(bench, model, batch, speed, amount)
+    elif isinstance(model, VL2Model):
+        bench_vl2(bench, model, batch, speed, amount)
+    else:
+        bench_text(bench, model, batch, speed, amount)
+
+
+def _bench_parallel(
+    bench: Bench, config: Config, options: BenchOptions, dtype: torch.dtype, speed: float, amount: Amount
+) -> None:
+    """The same lines over several processes; each note has the time beside that of one."""
+    assert options.tensor_parallel is not None
+    alone = {line.work: line.seconds for line in bench.lines}
+    model = random_parallel_model(config, bench.device, dtype, options.tensor_parallel)
+    model.decoder.capture = False if options.eager else None
+    bench.form, bench.beside = f", {options.tensor_parallel} processes", alone
+    _bench_model(bench, model, options.batch, speed, amount)

@@ -110,7 +110,8 @@ def _bench_images(bench: Bench, model: JanusModel, batch: int, limit: float, amo
     times = time_steps(bench, model.decoder, make, amount)
     work = f"painting, a step of {2 * batch} rows"
     line = bench.add("bifrons", work, times, items=batch, unit=" tokens/s", limit=limit, note=note)
-    bench_windows(bench, model, batch, PROMPT + total // 2, line.seconds, amount.repeats)
+    if model.decoder.group is None:  # it captures passes by itself, of which other ranks know nothing
+        bench_windows(bench, model, batch, PROMPT + total // 2, line.seconds, amount.repeats)
 
 
 def _bench_rest(bench: Bench, model: JanusModel, prompts: list[Tensor], amount: Amount) -> None:

@@ -158,3 +158,13 @@ def test_the_command(bifrons_main, capsys):
 def test_durations_for_people():
     assert [duration_text(value) for value in (0.0123, 0.9, 1.5)] == ["12.3 ms", "900 ms", "1.5 s"]
     assert Line("a", "b", 2.0, 1.0, 3, 1.0, "/s", 0.5, 1).ratio == 4.0
+
+
+def test_several_processes_are_measured_beside_one():
+    lines = []
+    options = {"layers": 1, "steps": 2, "repeats": 1, "device": "cpu", "dtype": "float32"}
+    run_bench(BenchOptions("vl2", "nano", tensor_parallel=2, **options), lines.append)
+    assert [line.who for line in lines] == ["bifrons"] * 3 + ["bifrons, 2 processes"] * 3
+    assert re.match(r"x [\d.]+ of [\d.]+ m?s in one process; 2 steps", lines[3].note)
+    with pytest.raises(OptionError, match="without quantize and peers"):
+        BenchOptions("janus", "nano", quantize="int8", tensor_parallel=2)
