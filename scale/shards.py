@@ -99,7 +99,7 @@ class Shard:
 
     def _sync_picture(self, result: Result) -> None:
         if name := result.record.get("file"):
-            with disk_errors(f"write {self._root / name}"), (self._root / name).open("rb") as stream:
+            with disk_errors(f"write {self._root / name}"), (self._root / name).open("r+b") as stream:
                 os.fsync(stream.fileno())
 
     def close(self) -> None:

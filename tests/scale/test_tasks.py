@@ -49,8 +49,13 @@ def test_boxes_of_phrases(rows: Path) -> None:
     first, gone, last = results(task, rows)
     assert "gone.png" in gone.record["error"]
     assert first.record["phrase"] == "the red star"
-    assert first.record["boxes"] == last.record["boxes"]
-    assert isinstance(first.record["problems"], list)
+    assert {**last.record, "id": "a", "image": first.record["image"]} == first.record
+    row = Row(0, "c", content={"image": b"png", "phrase": "x"})
+    text = "<|ref|>x<|/ref|><|det|>[[0, 0, 999, 500]]<|/det|><|ref|>y<|/ref|><|det|>[[1]]<|/det|>"
+    record = task.open("cpu").finish(row, ((40, 30), text)).record
+    assert (record["id"], record["image"]) == ("c", None)
+    assert record["boxes"] == [{"label": "x", "box": [0, 0, 40, 15]}]
+    assert len(record["problems"]) == 1
 
 
 def test_a_prompt_that_is_too_long_fails_alone(tmp_path: Path, janus_mini: Path) -> None:
