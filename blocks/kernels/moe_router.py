@@ -39,7 +39,7 @@ def _logits_kernel(
     next_inputs = tl.load(x + columns, mask=columns < D, other=0.0)
     for token in range(first_token, tl.minimum(first_token + T, N)):
         inputs = next_inputs
-        next_inputs = tl.load(x + D + columns, mask=(columns < D) & (token + 1 < N), other=0.0)
+        next_inputs = tl.load(x + D + columns, mask=columns < tl.where(token + 1 < N, D, 0), other=0.0)
         sums = weight.to(tl.float32) * inputs.to(tl.float32)
         for start in range(BLOCK_D, D, BLOCK_D):
             at = start + columns

@@ -145,8 +145,20 @@ def test_numbers_are_rounded_where_the_plain_functions_round(dtype):
         MoEConfig(12, 1, 8, scale=1.5, normalize=True),
         MoEConfig(64, 6, 8, scoring="sigmoid"),
         MoEConfig(72, 6, 8, scoring="sigmoid", method="noaux_tc", normalize=True, scale=2.0),
+        MoEConfig(
+            256,
+            8,
+            8,
+            scoring="sigmoid",
+            method="noaux_tc",
+            num_groups=8,
+            topk_group=4,
+            normalize=True,
+            scale=2.5,
+        ),
+        MoEConfig(160, 6, 8, method="group_limited_greedy", num_groups=8, topk_group=3, scale=16.0),
     ],
-    ids=["greedy", "scaled", "one", "sigmoid", "noaux"],
+    ids=["greedy", "scaled", "one", "sigmoid", "noaux", "V3", "V2"],
 )
 def test_router_kernels_equal_the_gate(config, tokens, dtype):
     gate = Gate(config, 96).to(DEVICE, dtype)
