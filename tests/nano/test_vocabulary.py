@@ -139,6 +139,8 @@ def test_adapters_bring_the_words_that_they_taught(janus, random_adapter, tmp_pa
     "content",
     [
         {"shapes": "star"},
+        {"things": "cat"},
+        {"lookalikes": ["a\nb"]},
         {"painting": ["a\nb"]},
         {"reading": ["x" * 50]},
         {"most_things": -1},
