@@ -13,7 +13,8 @@ from .worker import failure
 DEPTH = 2
 """Batches at a worker: one in work, and one that waits or whose files are made."""
 _DEATHS = 3
-"""So many workers may die of a batch, and then of each of its rows alone; and so many before any is ready."""
+"""So many workers may die of a batch, and then of each of its rows alone; and so many before they are ready,
+if no other is."""
 
 
 @dataclass(frozen=True)
@@ -101,7 +102,7 @@ class Dispatcher:
         """Give the batches of a dead worker to others. The oldest may be what it died of."""
         if event.worker not in self._work:
             self._early_deaths += 1
-            if self._early_deaths >= _DEATHS:
+            if self._early_deaths >= _DEATHS and not self._work:
                 raise BifronsError(
                     f"{_DEATHS} workers in a row ended before they were ready, the last since it "
                     f"{event.text}; what is finished stays: run the same command again, maybe with fewer "

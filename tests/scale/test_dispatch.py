@@ -75,6 +75,16 @@ def test_a_row_of_which_workers_die_fails_alone(workers: int) -> None:
     assert restarts == 5
 
 
+def test_a_worker_that_never_gets_ready_stops_no_other() -> None:
+    class OneDies(ScriptedPool):
+        def wait(self) -> list[Event]:
+            return [Event("died", 9, text="was killed by signal 9"), *super().wait()]
+
+    found, restarts = run(OneDies(1, lambda rows: False), BATCHES)
+    assert sorted(found) == list(range(20))
+    assert restarts > 3
+
+
 def test_work_ends_where_no_worker_gets_ready() -> None:
     class Dying:
         def send(self, *_) -> None: ...
