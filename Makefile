@@ -34,10 +34,11 @@ train-demo: env
 	$(BIN)/bifrons train sft -m janus-nano --data $(DEMO)/pictures -o $(DEMO)/run --lora 8 --learning-rate 3e-3 --steps $(DEMO_STEPS) --batch-size 8 --rows-at-once 8 --save-every 25 --sample-every 0
 	$(BIN)/python -W ignore -m bifrons.eval.nano.new_shape $(DEMO) --sentences $(SENTENCES) --adapter $(DEMO)/run/adapter
 
+# Files start in the order of collection, which ends with quick ones, so that no process is left with a long one.
 test: env
 	$(BIN)/ruff check .
 	$(BIN)/pyright
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q --numprocesses auto --maxprocesses 4 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 # More hostile inputs than `make test` tries, such as `make fuzz CASES=10000 SEED=1` (SECONDS limits each kind) or
 # `make fuzz KINDS=pictures PILLOW=11.0.0`. A case is repeated with the command that is printed for it.

@@ -27,7 +27,7 @@ sys.path.insert(0, str(Path(__file__).parent))  # where a process of torchrun do
 from pretraining_work import pretrain
 
 STEPS = 4
-MODEL = Path(__file__).parent.parent / "data" / "shapes-janus"  # a script can't import ..models
+MODEL = Path(__file__).parent.parent / "data" / "janus-mini"
 
 
 def examples(pipe: JanusPipeline) -> list[Example]:

@@ -69,9 +69,11 @@ def assert_close(one: list[dict[str, float]], other: list[dict[str, float]]) -> 
         assert mine == pytest.approx(theirs, rel=1e-4, abs=1e-6)
 
 
-def test_two_processes_do_what_one_does(words, tmp_path, bifrons_main, capsys) -> None:
+def test_two_processes_of_torchrun_do_what_one_does(words, tmp_path, bifrons_main, capsys) -> None:
+    """The other tests start them by --gpus."""
     steps = ["--steps", "3", "--sample-every", "2", "--save-every", "2", "--sample", "a wall"]
-    two = start(*COMMAND, *words, *steps, "-o", tmp_path / "two", "--gpus", 2)
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
+    two = start(*torchrun, *COMMAND[1:], *words, *steps, "-o", tmp_path / "two")
     assert bifrons_main("train", *words, *steps, "-o", tmp_path / "one") == 0
     alone = json.loads(capsys.readouterr().out)
     out, err = two.communicate(timeout=240)
@@ -93,16 +95,6 @@ def test_two_processes_do_what_one_does(words, tmp_path, bifrons_main, capsys) -
     ]
     assert files[0] == files[1]
     assert len((tmp_path / "two" / "bad-rows.jsonl").read_text().splitlines()) == 1
-
-
-def test_torchrun_starts_them_too(words, tmp_path) -> None:
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
-    sizes = ["--lora", "2", "--steps", "1", "--sample-every", "0"]
-    run = start(*torchrun, *COMMAND[1:], *words, *sizes, "-o", tmp_path / "run")
-    out, err = run.communicate(timeout=240)
-    assert run.returncode == 0, err
-    assert json.loads(out)["steps"] == 1
-    assert (tmp_path / "run" / "adapter" / "adapter_model.safetensors").exists()
 
 
 @pytest.mark.parametrize(

@@ -57,8 +57,8 @@ def test_prompts_that_are_hard_for_both_do_not_widen_the_interval() -> None:
 
 
 def test_intervals_cover_the_true_difference() -> None:
-    """300 pairs of runs of two kinds, 40 prompts each, whose shares of ease differ by known amounts."""
-    rng, hits, trials = np.random.default_rng(1), {"single_object": 0, "position": 0, "overall": 0}, 300
+    """150 pairs of runs of two kinds, 40 prompts each, whose shares of ease differ by known amounts."""
+    rng, hits, trials = np.random.default_rng(1), {"single_object": 0, "position": 0, "overall": 0}, 150
     truth = {"single_object": 0.0, "position": 0.1, "overall": 0.05}
     for _ in range(trials):
         sides = []
@@ -70,7 +70,7 @@ def test_intervals_cover_the_true_difference() -> None:
         for tag, kind in found.kinds.items():
             hits[tag] += kind.interval.low <= truth[tag] <= kind.interval.high
     for tag, count in hits.items():
-        assert 0.92 <= count / trials <= 0.98, (tag, count)
+        assert 0.91 <= count / trials <= 0.99, (tag, count)
 
 
 def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
