@@ -62,7 +62,7 @@ def questions() -> tuple[Question, ...]:
     rng, found = Random(0), []
     for _ in range(60):
         view = sample_view(rng, size=_SMALL)
-        found += [ask(view, rng, rng.choice(QUESTIONS)) for _ in range(12)]
+        found += [ask(view, rng, rng.choice(QUESTIONS)) for _ in range(80)]
     return tuple(question for question in found if question is not None)
 
 

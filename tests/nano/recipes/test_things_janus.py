@@ -20,8 +20,11 @@ from bifrons.nano.recipes.things_janus_spec import PaintEncoder, write_folder
 from bifrons.nano.recipes.things_parts import MODEL, TOWER, VQ, Job, write_weights
 from bifrons.nano.recipes.things_pictures import picture_shard
 from bifrons.nano.recipes.things_tokenizer import known_words
+from bifrons.nano.world.asking import KINDS as QUESTIONS
+from bifrons.nano.world.asking import ask
 from bifrons.nano.world.describing import plain_sentence
-from bifrons.nano.world.sampling import KINDS, sample_request
+from bifrons.nano.world.sampling import KINDS, sample_example, sample_request
+from bifrons.nano.world.view import View
 from bifrons.tokenizers.text import TextTokenizer
 from bifrons.tokenizers.vq.model import VQConfig, VQModel
 from safetensors.torch import load_file
@@ -132,3 +135,16 @@ def test_codes_do_not_depend_on_the_batch(folder):
     assert codes.dtype == torch.int16
     assert (codes[:1] == coder.encode(images[:1])).float().mean() > 0.97
     assert coder.reconstruct(images).shape == images.shape
+
+
+def test_other_questions_are_known(folder):
+    words = read_vocabulary(folder)
+    assert words is not None
+    assert set(things_janus_spec.UNASKED) < set(QUESTIONS)
+    rng, asked = Random(11), []
+    for _ in range(12):
+        view = View(sample_example("many", rng, "train", 96, 96).picture)
+        kinds = [kind for kind in QUESTIONS if kind not in things_janus_spec.UNASKED]
+        asked += [question.text for kind in kinds if (question := ask(view, rng, kind))]
+    assert len(asked) > 100
+    assert not words.unknown(asked, "reading")
