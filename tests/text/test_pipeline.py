@@ -175,6 +175,8 @@ def test_fp8_in_blocks_is_its_dequantized_weights(text_pair, tmp_path, bifrons_m
         (tmp_path / kind / "tokenizer.json").symlink_to(folder / "tokenizer.json")
     expected = TextPipeline.from_pretrained(tmp_path / "plain", "cpu").next_logits(USER)
     assert torch.equal(TextPipeline.from_pretrained(tmp_path / "blocks", "cpu").next_logits(USER), expected)
+    again = [TextPipeline.from_pretrained(tmp_path / n, "cpu", quantize="fp8") for n in ("blocks", "plain")]
+    assert torch.equal(again[0].next_logits(USER), again[1].next_logits(USER))
     for dtype in ("bfloat16",):
         half = TextPipeline.from_pretrained(tmp_path / "plain", "cpu", dtype).next_logits(USER)
         assert bifrons_main("convert", tmp_path / "blocks", tmp_path / "converted") == 0
