@@ -91,8 +91,8 @@ def reconstruction_loss(out_B3HW: Tensor, pixels_B3HW: Tensor) -> Tensor:
 
 class TokenizerObjective(Objective):
     """An image tokenizer, and the pictures that `draw` makes, by tensor operations: float `[B, 3, S, S]` in
-    -1..1. `warmup` is the share of the training without quantization. Runs in one process. Raises
-    `OptionError`.
+    -1..1. `warmup` is the share of the training without quantization; with 0 the model's codes are learned
+    further from the first step on. Runs in one process. Raises `OptionError`.
     """
 
     def __init__(
@@ -111,7 +111,7 @@ class TokenizerObjective(Objective):
         model.quantize.embedding.weight.requires_grad_(False)
         self.codebook = Codebook(model.quantize.embedding.weight.data)
         self.quantizes: Tensor
-        self.register_buffer("quantizes", torch.zeros((), dtype=torch.bool))  # on the host
+        self.register_buffer("quantizes", torch.tensor(warmup == 0))  # on the host
 
     def compiled(self) -> Iterable[nn.Module]:
         return self.model.encoder, self.model.decoder

@@ -3,6 +3,7 @@ the codes of their pictures, and to read from conversations.
 """
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 
 from ...blocks.errors import OptionError
@@ -24,6 +25,8 @@ UNCONDITIONAL = 0.1
 """Share of sentences that are replaced by padding, for guidance."""
 READ_WEIGHT = 0.7
 """Weight of the loss of answers."""
+WARMUP = 0.08
+"""Share of the image tokenizer's training without quantization."""
 
 
 def make_tokenizer(job: Job) -> Made:
@@ -32,6 +35,8 @@ def make_tokenizer(job: Job) -> Made:
     write_once(job.folder)
     pool = PicturePool.render(job.examples[0], job.seed, job.workers, job.device)
     model = VQModel(read_config(job.folder)[0].vq).to(job.device)
+    if job.start is not None:
+        model.load_state_dict({name: value.float() for name, value in load_file(job.start).items()})
 
     def draw() -> Tensor:
         pixels = to_pixels(pool.draw(job.rows[0])["pixels"].permute(0, 3, 1, 2))
@@ -46,7 +51,7 @@ def make_tokenizer(job: Job) -> Made:
         values = torch.cat([psnr(stored, part) for part in images.split(10)])
         print(f"PSNR on {len(values)} fresh pictures: {values.mean():.2f} dB, least {values.min():.2f} dB")
 
-    return TokenizerObjective(model, draw), write
+    return TokenizerObjective(model, draw, warmup=WARMUP if job.start is None else 0.0), write
 
 
 def janus_tasks(

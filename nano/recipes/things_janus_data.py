@@ -28,7 +28,7 @@ from ..world.sampling import KINDS, MORE_KINDS, Example, sample_example
 from ..world.view import View
 from .things_janus_spec import SIDE, UNASKED, PaintEncoder, TurnEncoder, write_once
 from .things_parts import VQ, Job
-from .things_pictures import SHARD, to_pixels
+from .things_pictures import PAINT_LATTICE, SHARD, to_pixels
 from .things_tokenizer import CAPTION_REQUESTS
 
 PAINT, READ = "paint.safetensors", "read.safetensors"
@@ -58,7 +58,7 @@ def paint_shard(seed: int, encode: Callable[[str], list[int]]) -> Arrays:
     kinds, weights = list(KIND_WEIGHTS), list(KIND_WEIGHTS.values())
     while len(rows) < SHARD:
         (kind,) = rng.choices(kinds, weights)
-        example = sample_example(kind, rng, "train", SIDE, SIDE, in_rows=True)
+        example = sample_example(kind, rng, "train", SIDE, SIDE, True, PAINT_LATTICE)
         row = encode(_simple_plurals(example, rng))
         if len(row) <= PAINT_WIDTH:
             rows.append(row)
@@ -105,7 +105,8 @@ def read_shard(seed: int, encode: EncodeTurns) -> Arrays:
 
 
 class Coder:
-    """The folder's image tokenizer on the job's device, in bfloat16 as the models use it."""
+    """The folder's image tokenizer on the job's device. Codes are chosen in float32: many differ by less than
+    bfloat16 can tell, and which of them a picture has should not be chance."""
 
     def __init__(self, job: Job) -> None:
         self.device = job.device
@@ -120,8 +121,7 @@ class Coder:
         parts = []
         for part in images_N3SS.split(_AT_ONCE):
             pixels = to_pixels(part.to(self.device)).contiguous(memory_format=torch.channels_last)
-            with torch.autocast(self.device.type, torch.bfloat16):
-                parts.append(self.model.encode(pixels).short())
+            parts.append(self.model.encode(pixels).short())
         return torch.cat(parts)
 
     def reconstruct(self, images_N3SS: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ VQ, TOWER, MODEL = "vq.safetensors", "vision.safetensors", "model"
 @dataclass(frozen=True)
 class Job:
     """What a part is told: its folder, the rows of a batch by task, how many examples of each kind it draws
-    from, the processes that make them, and where it is trained."""
+    from, the processes that make them, where it is trained, and a file of weights that it starts from."""
 
     folder: Path
     rows: tuple[int, ...]
@@ -26,6 +26,7 @@ class Job:
     seed: int
     workers: int
     device: torch.device
+    start: Path | None = None
 
 
 Made = tuple[Any, Callable[[], object]]

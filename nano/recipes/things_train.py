@@ -142,6 +142,7 @@ def main() -> None:
     parser.add_argument("--examples", type=int, nargs="+", help="pictures or rows to draw from, by kind")
     parser.add_argument("--seed", type=int)
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes that render")
+    parser.add_argument("--start", type=Path, help="weights to go on from, of the part vq")
     parser.add_argument("--device", help="cpu or cuda (default: the best available)")
     parser.add_argument("--no-capture", action="store_true", help="without CUDA graphs")
     parser.add_argument("--no-compile", action="store_true", help="without torch.compile")
@@ -154,6 +155,8 @@ def main() -> None:
         write(Job(folder, (), examples, args.seed or 0, args.workers, device))
         print(f"{time.monotonic() - began:.0f}s: done")
         return
+    if args.start and args.part != "vq":
+        parser.error("--start is accepted for the part vq")
     part = PARTS[args.part]
     given = {name: getattr(args, name) for name in ("seconds", "wall", "learning_rate", "seed")}
     given |= {"steps": args.steps, "seconds": None} if args.steps else {}
@@ -163,7 +166,7 @@ def main() -> None:
     rows, examples = tuple(args.rows or part.rows), tuple(args.examples or part.examples)
     folder = args.folder or Path(part.folder)
     with joined(args.device) as device:
-        job = Job(folder, rows, examples, part.options.seed, args.workers, device)
+        job = Job(folder, rows, examples, part.options.seed, args.workers, device, args.start)
         train(args.part, part, job, began)
 
 

@@ -1,8 +1,8 @@
 """Random layouts of the world of things: where each thing of a request is drawn, in pixels.
 
 Things stand on the ground of a place, or float where a request has one above another. They keep apart from
-each other, but for those in front of, behind or inside another. Positions are multiples of 1 / LATTICE of
-the shorter side, sizes of 2 / LATTICE: fine enough for variety, coarse enough for a small codebook.
+each other, but for those in front of, behind or inside another. Positions are multiples of a cell, sizes of
+two: a 64th of the shorter side, or a coarser one that agrees with the grid of an image tokenizer.
 """
 
 from random import Random
@@ -16,6 +16,7 @@ from .scene import Box, normalized_offset, relation
 from .sprites import Sprite
 
 LATTICE = 64
+"""Cells along the shorter side."""
 CLEAR_OFFSET = 0.7
 """The least normalized offset of a relation that a sentence names; GenEval's own threshold is 0.5."""
 
@@ -38,7 +39,8 @@ class _NoRoom(Exception):
 class Arranger:
     """Draws layouts of one request at random: each call of `attempt` another one, with smaller and smaller
     things. split: "train" gives unnamed things no color that is held out for them. in_rows: three things and
-    more without relations have cells of rows, in the order of the request, on the ground a single row."""
+    more without relations have cells of rows, in the order of the request, on the ground a single row.
+    lattice: cells along the shorter side."""
 
     def __init__(
         self,
@@ -48,11 +50,12 @@ class Arranger:
         height: int,
         split: str = "any",
         in_rows: bool = False,
+        lattice: int = LATTICE,
     ) -> None:
         self.request, self.rng, self.split = request, rng, split
         self.in_rows = in_rows and request.total >= min(_ROWS) and not request.links
         self.width, self.height, self.side = width, height, min(width, height)
-        self.cell = self.side / LATTICE
+        self.lattice, self.cell = lattice, self.side / lattice
         names = {link.name for link in request.links}
         self.vertical = bool(names & {"above", "below"})
         self.attempts = 0
@@ -137,7 +140,7 @@ class Arranger:
         """The longer side in pixels, a multiple of two of the lattice's cells."""
         wanted = things()[group.thing].size * self.scale * factor * self.rng.uniform(0.9, 1.12)
         wanted *= SIZES[group.size] if group.size else 1.0
-        return round(2 * round(min(max(wanted, _SMALLEST), _LARGEST) * LATTICE / 2) * self.cell)
+        return round(2 * round(min(max(wanted, _SMALLEST), _LARGEST) * self.lattice / 2) * self.cell)
 
     def _add(self, index: int, number: int) -> None:
         group, known = self.request.groups[index], things()[self.request.groups[index].thing]
@@ -174,7 +177,7 @@ class Arranger:
             spare = 2 * _MARGIN * self.side + self.cell
             width, height = cell[2] - cell[0] - spare, cell[3] - cell[1] - spare
             factor = min(1.0, width / piece.sprite.width, height / piece.sprite.height)
-            piece.size = round(2 * int(factor * piece.size / self.cell / 2) * self.cell)
+            piece.size = round(2 * max(1, int(factor * piece.size / self.cell / 2)) * self.cell)
             piece.__post_init__()
         lefts_X, tops_Y = self._ranges(piece, links, cell)
         free = np.flatnonzero(self._free(piece.sprite, lefts_X, tops_Y))
