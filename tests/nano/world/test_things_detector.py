@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from bifrons.blocks.errors import BifronsError, CheckpointError, OptionError
+from bifrons.eval.nano.things_detector import measure, scenes
 from bifrons.nano.recipes import things_detector as recipe
 from bifrons.nano.recipes import things_pictures as pictures
 from bifrons.nano.recipes.things_parts import Job
@@ -141,6 +142,15 @@ def test_weights_are_saved_and_loaded(tmp_path: Path):
         (tmp_path / "config.json").write_text(json.dumps({**config, **change}))
         with pytest.raises(CheckpointError, match=message):
             load_detector(tmp_path)
+
+
+def test_the_embedded_detector_finds_the_things_of_fresh_pictures():
+    shown = list(scenes("none", 18, seed=71))
+    figures = measure(shown, load_detector().detect_all([one.image for one in shown]), seed=0)
+    assert figures["recall"] >= 0.97
+    assert figures["precision"] >= 0.97
+    assert figures["color"] >= 0.97
+    assert min(figures["accepted"], figures["refused"]) >= 0.94
 
 
 @pytest.mark.parametrize("how", ["none", *DEGRADATIONS])
