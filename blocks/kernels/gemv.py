@@ -67,8 +67,8 @@ def plan_tile(kind: str, inputs: int, outputs: int, gated: bool, rows: int, grou
     has `groups` int4 scales.
 
     Chosen from about forty candidates per shape, by the time of whole decode steps of Janus-Pro-1B and 7B on
-    an H100 and of R1-Distill-Qwen-1.5B on an H200 (small products load while others compute). A warp multiplies 16 weight rows at a time; with more
-    warps per row, each would decode the same codes.
+    an H100 and of R1-Distill-Qwen-1.5B on an H200 (small products load while others compute). A warp
+    multiplies 16 weight rows at a time; with more warps per row, each would decode the same codes.
     """
     if rows > 32:
         return Tile(64, 128, 4, 4, rows=64) if kind == "plain" else _tile_over_32_rows(kind, gated, groups)

@@ -63,9 +63,9 @@ def test_every_command_that_loads_a_model_takes_the_same_options(name):
 
 @pytest.mark.parametrize("name", ["eval run", "eval judge"])
 def test_a_judge_takes_the_options_of_a_model(name):
-    """But for its name, vl2:MODEL or janus:MODEL with any @REVISION, the device of all stages, and adapters,
-    which a judge has none of: `convert --merge-adapter` gives it a model with them."""
-    others = {"--judge-revision", "--judge-device", "--judge-adapter"}
+    """But for its name, vl2:MODEL or janus:MODEL with any @REVISION, the device of all stages, and what a
+    judge has none of: adapters (`convert --merge-adapter` gives it a model with them) and tensor parallel."""
+    others = {"--judge-revision", "--judge-device", "--judge-adapter", "--judge-tensor-parallel"}
     assert options(COMMANDS[name]) >= loading("judge-") - others
     assert "--device" in options(COMMANDS[name])
 
