@@ -25,6 +25,8 @@ UNCONDITIONAL = 0.1
 """Share of sentences that are replaced by padding, for guidance."""
 READ_WEIGHT = 0.7
 """Weight of the loss of answers."""
+LOCALITY = 0.5
+"""Weight of the loss by which the image tokenizer's codes are local."""
 WARMUP = 0.08
 """Share of the image tokenizer's training without quantization."""
 
@@ -51,7 +53,8 @@ def make_tokenizer(job: Job) -> Made:
         values = torch.cat([psnr(stored, part) for part in images.split(10)])
         print(f"PSNR on {len(values)} fresh pictures: {values.mean():.2f} dB, least {values.min():.2f} dB")
 
-    return TokenizerObjective(model, draw, warmup=WARMUP if job.start is None else 0.0), write
+    warmup = WARMUP if job.start is None else 0.0
+    return TokenizerObjective(model, draw, warmup, locality=LOCALITY), write
 
 
 def janus_tasks(
