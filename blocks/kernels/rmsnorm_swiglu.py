@@ -40,7 +40,7 @@ def _add_norm(
     value = tl.load(x + row * x_stride + k, mask=mask, other=0.0).to(tl.float32)
     if PARTS > 0:
         added = tl.load(delta + offset + k, mask=mask, other=0.0).to(tl.float32)
-        for part in tl.static_range(PARTS - 1):
+        for part in tl.static_range(PARTS - 1):  # pyright: ignore[reportGeneralTypeIssues]
             added += tl.load(delta + (part + 1) * part_stride + offset + k, mask=mask, other=0.0)
         value += added.to(total.dtype.element_ty).to(tl.float32)
         rounded = value.to(total.dtype.element_ty)
