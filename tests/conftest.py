@@ -286,7 +286,9 @@ def random_adapter(tmp_path_factory) -> Callable[..., Path]:
         if key not in made:
             kind = JanusPipeline if "janus" in Path(model).name else VL2Pipeline
             network = kind.from_pretrained(model, "cpu", progress=False).model.requires_grad_(False)
-            config = add_adapter(network, LoraOptions(4, image_head=image_head), model)
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(seed)
+                config = add_adapter(network, LoraOptions(4, image_head=image_head), model)
             generator = torch.Generator().manual_seed(seed)
             for name, weight in network.named_parameters():
                 if "lora_" in name or "modules_to_save" in name:

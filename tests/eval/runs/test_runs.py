@@ -63,6 +63,7 @@ def test_a_device_map_is_for_one_process_and_no_device() -> None:
         "device": None,
         "device_map": "auto",
         "max_memory": {"cpu": "4GiB"},
+        "tensor_parallel": None,
         "capture": False,
     }
     placement.check(None, None)
