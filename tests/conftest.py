@@ -273,8 +273,7 @@ def evil_jpeg() -> Callable[[tuple[int, int]], bytes]:
 
 @pytest.fixture(scope="session")
 def random_adapter(tmp_path_factory) -> Callable[..., Path]:
-    """`random_adapter(model, seed)`: the folder of an adapter with random numbers, made by PEFT; the
-    same one for the same arguments."""
+    """`random_adapter(model, seed)`: the folder of a PEFT adapter with random numbers, the same each time."""
     pytest.importorskip("peft")
     from bifrons import JanusPipeline, VL2Pipeline
     from bifrons.learn.adapters import LoraOptions, add_adapter, save_adapter
