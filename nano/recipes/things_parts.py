@@ -1,5 +1,6 @@
 """What the parts of `things_train` have in common: what a part is told, and what it makes of it."""
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,9 @@ from safetensors.torch import save_file
 from torch import nn
 
 from ...blocks.files import temporary_path
+from ...learn.distributed import rank
+from ...learn.pretraining import Pretraining, PretrainingOptions
+from ...learn.run_folder import cut_log
 
 VQ, TOWER, MODEL = "vq.safetensors", "vision.safetensors", "model"
 """Results in a folder: of the image tokenizer, of the vision encoder, and of the model."""
@@ -39,3 +43,25 @@ def write_weights(module: nn.Module, path: Path, dtype: torch.dtype) -> None:
     with temporary_path(path) as temporary:
         save_file(weights, temporary, {"format": "pt"})
         temporary.replace(path)
+
+
+def run_part(made: Made, options: PretrainingOptions, run_folder: Path, began: float) -> int:
+    """Train what a part made to its end, saying the losses now and then, and write its result. `began`: when
+    the process began, on the monotonic clock. Returns the number of steps."""
+    objective, write = made
+    run = Pretraining(objective, options, run_folder)
+    if step := run.resume():
+        print(f"goes on from step {step:,}", flush=True)
+    if rank() == 0:
+        cut_log(run_folder, run.step)
+
+    def show(figures: dict[str, float]) -> None:
+        if figures["step"] % 200 == 0 or run.device.type == "cpu":
+            losses = " ".join(f"{k.removesuffix('_loss')} {v:.4f}" for k, v in figures.items() if "loss" in k)
+            print(f"{time.monotonic() - began:.0f}s: step {figures['step']:,} {losses}", flush=True)
+
+    run.run(show)
+    with run.averaged():
+        if rank() == 0:
+            write()
+    return run.step

@@ -16,13 +16,13 @@ import torch
 
 from ...blocks.device import resolve_device
 from ...learn.distributed import joined, rank
-from ...learn.pretraining import Pretraining, PretrainingOptions
-from ...learn.run_folder import cut_log, open_run
+from ...learn.pretraining import PretrainingOptions
+from ...learn.run_folder import open_run
 from .things_detector import make_detector
 from .things_janus import make_model as make_janus
 from .things_janus import make_tokenizer
 from .things_janus_data import write_examples
-from .things_parts import Job, Made
+from .things_parts import Job, Made, run_part
 from .things_vision import make_janus_vision
 from .things_vl2 import make_model as make_vl2
 from .things_vl2 import make_vision as make_vl2_vision
@@ -105,27 +105,13 @@ def train(name: str, part: Part, job: Job, began: float) -> None:
         open_run(run_folder, {name: value for name, value in settings.items() if name not in FREE})
     torch.set_float32_matmul_precision("highest" if part.exact else "high")
     torch.manual_seed(options.seed)
-    objective, write = part.make(job)
+    made = part.make(job)
     print(f"{time.monotonic() - began:.0f}s: ready to train", flush=True)
     if options.wall is not None:
         options = replace(options, wall=max(1.0, options.wall - (time.monotonic() - began) - RESERVE))
-    run = Pretraining(objective, options, run_folder)
-    if step := run.resume():
-        print(f"goes on from step {step:,}", flush=True)
-    if rank() == 0:
-        cut_log(run_folder, run.step)
-
-    def show(figures: dict[str, float]) -> None:
-        if figures["step"] % 200 == 0 or job.device.type == "cpu":
-            losses = " ".join(f"{k.removesuffix('_loss')} {v:.4f}" for k, v in figures.items() if "loss" in k)
-            print(f"{time.monotonic() - began:.0f}s: step {figures['step']:,} {losses}", flush=True)
-
-    run.run(show)
-    with run.averaged():
-        if rank() == 0:
-            write()
+    steps = run_part(made, options, run_folder, began)
     memory = torch.cuda.max_memory_allocated() / 2**30 if job.device.type == "cuda" else 0
-    print(f"{time.monotonic() - began:.0f}s: {run.step:,} steps done, {memory:.1f} GiB at most", flush=True)
+    print(f"{time.monotonic() - began:.0f}s: {steps:,} steps done, {memory:.1f} GiB at most", flush=True)
 
 
 def main() -> None:

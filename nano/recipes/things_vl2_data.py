@@ -267,7 +267,8 @@ def write_folder(folder: Path) -> None:
     )
     texts = [*answers, *official, *openings]
     tokenizer = train_tokenizer(SPECIAL_TOKENS, texts, lowercase=False)
-    write_files(folder, tokenizer, vl2_config(tokenizer.get_vocab_size()), processor_configs())
+    processors = processor_configs(tower_config(), MAX_TILES)
+    write_files(folder, tokenizer, vl2_config(tokenizer.get_vocab_size()), processors)
     questions = (question for question, _ in conversation_texts(0, 200) if "sign say " not in question)
     write_vocabulary(folder, [], (*WORDS, *questions))
 

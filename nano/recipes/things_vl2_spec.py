@@ -37,7 +37,8 @@ SPECIAL_TOKENS = (
 """Of DeepSeek-VL2's tokenizer and processor; ids follow the learned vocabulary."""
 
 HIDDEN, VISION_WIDTH = 384, 192
-_MAX_POSITIONS = 2048
+MAX_POSITIONS = 2048
+"""The most tokens of a conversation."""
 
 FORMS: dict[int, tuple[tuple[str, int], ...]] = {
     1: (("<image>\n{}", 60), ("{}\n<image>", 20), ("{} <image>", 8), ("<image> {}", 6), ("<image>{}", 6)),
@@ -61,10 +62,6 @@ def tower_config() -> SiglipConfig:
     )
 
 
-def _candidates() -> list[list[int]]:
-    return [list(size) for size in candidate_resolutions(MAX_TILES, TILE)]
-
-
 def _language_config(vocab_size: int) -> dict[str, Any]:
     return {
         "bos_token_id": vocab_size - len(SPECIAL_TOKENS),
@@ -73,7 +70,7 @@ def _language_config(vocab_size: int) -> dict[str, Any]:
         "hidden_size": HIDDEN,
         "intermediate_size": 1024,
         "kv_lora_rank": 96,
-        "max_position_embeddings": _MAX_POSITIONS,
+        "max_position_embeddings": MAX_POSITIONS,
         "model_type": "deepseek_v2",
         "moe_intermediate_size": 192,
         "n_group": 1,
@@ -97,19 +94,23 @@ def _language_config(vocab_size: int) -> dict[str, Any]:
     }
 
 
-def vl2_config(vocab_size: int) -> dict[str, Any]:
-    """`config.json` of vl2-nano 2."""
-    tower = tower_config()
+def _candidates(tower: SiglipConfig, max_tiles: int) -> list[list[int]]:
+    return [list(size) for size in candidate_resolutions(max_tiles, tower.image_size)]
+
+
+def official_config(tower: SiglipConfig, max_tiles: int, language: dict[str, Any]) -> dict[str, Any]:
+    """`config.json` of a small DeepSeek-VL2 with this vision tower, up to so many local tiles a picture, and
+    this `language_config`."""
     return {
         "architectures": ["DeepseekVLV2ForCausalLM"],
         "model_type": "deepseek_vl_v2",
         "torch_dtype": "bfloat16",
         "tile_tag": "2D",
         "global_view_pos": "head",
-        "candidate_resolutions": _candidates(),
+        "candidate_resolutions": _candidates(tower, max_tiles),
         "vision_config": {
             "model_type": "vision",
-            "model_name": "siglip_nano_patch8_96",
+            "model_name": f"siglip_nano_patch{tower.patch_size}_{tower.image_size}",
             "image_size": tower.image_size,
             "patch_size": tower.patch_size,
             "width": tower.width,
@@ -123,20 +124,25 @@ def vl2_config(vocab_size: int) -> dict[str, Any]:
             "depth": 2,
             "downsample_ratio": 2,
             "mlp_ratio": 1,
-            "input_dim": VISION_WIDTH,
-            "n_embed": HIDDEN,
+            "input_dim": tower.width,
+            "n_embed": language["hidden_size"],
         },
-        "language_config": _language_config(vocab_size),
+        "language_config": language,
     }
 
 
-def processor_configs() -> dict[str, dict[str, Any]]:
-    """The other JSON files of a DeepSeek-VL2 folder, by name."""
+def vl2_config(vocab_size: int) -> dict[str, Any]:
+    """`config.json` of vl2-nano 2."""
+    return official_config(tower_config(), MAX_TILES, _language_config(vocab_size))
+
+
+def processor_configs(tower: SiglipConfig, max_tiles: int) -> dict[str, dict[str, Any]]:
+    """The other JSON files of a small DeepSeek-VL2's folder, by name."""
     bos, eos, pad = SPECIAL_TOKENS[:3]
     return {
         "processor_config.json": {
             "add_special_token": False,
-            "candidate_resolutions": _candidates(),
+            "candidate_resolutions": _candidates(tower, max_tiles),
             "downsample_ratio": 2,
             "ignore_id": -100,
             "image_mean": [0.5, 0.5, 0.5],
@@ -145,7 +151,7 @@ def processor_configs() -> dict[str, dict[str, Any]]:
             "mask_prompt": False,
             "normalize": True,
             "pad_token": pad,
-            "patch_size": tower_config().patch_size,
+            "patch_size": tower.patch_size,
             "processor_class": "DeepseekVLV2Processor",
             "sft_format": "deepseek",
         },
@@ -156,7 +162,7 @@ def processor_configs() -> dict[str, dict[str, Any]]:
             "bos_token": bos,
             "clean_up_tokenization_spaces": False,
             "eos_token": eos,
-            "model_max_length": _MAX_POSITIONS,
+            "model_max_length": MAX_POSITIONS,
             "pad_token": pad,
             "tokenizer_class": "LlamaTokenizerFast",
             "unk_token": None,

@@ -7,14 +7,11 @@ A part reads what `janus_data` or `vl2_data` and the parts before it have writte
 
 import argparse
 import time
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
-from torch import nn
 
 from ...blocks.errors import OptionError
 from ...janus.config import read_config
@@ -22,19 +19,17 @@ from ...janus.pipeline import JanusPipeline
 from ...learn.distributed import joined, rank
 from ...learn.image_tokenizer import TokenizerObjective, psnr
 from ...learn.objectives import ModelObjective
-from ...learn.pretraining import Pretraining, PretrainingOptions
-from ...learn.run_folder import cut_log, open_run
+from ...learn.pretraining import PretrainingOptions
+from ...learn.run_folder import open_run
 from ...learn.scratch import from_scratch
 from ...tokenizers.vq.model import VQModel
 from ...vl2.pipeline import VL2Pipeline
 from ..world.renderer import pack, render_packed
 from .janus import janus_tasks
 from .pictures import SIDE, ScenePool, draw_pixels, sample_scenes
+from .things_parts import MODEL, TOWER, VQ, Made, run_part, write_weights
 from .vision import VisionObjective
 from .vl2 import vl2_tasks
-
-VQ, TOWER, MODEL = "vq.safetensors", "vision.safetensors", "model"
-"""Results in a folder: of the image tokenizer, of the vision encoder, and of the model."""
 
 
 @dataclass(frozen=True)
@@ -63,8 +58,6 @@ PARTS = {
     "vl2": Part(VL2, (112, 48), PretrainingOptions(3e-3, seconds=400), balance=0.02),
 }
 """The parts in the order of training; `janus-nucleus` is janus-nano once more, from its own distribution."""
-Made = tuple[Any, Callable[[], object]]
-"""The `Objective` that is trained, and what writes its result."""
 
 
 def make(name: str, part: Part, folder: Path, start: Path | None, device: torch.device) -> Made:
@@ -74,7 +67,7 @@ def make(name: str, part: Part, folder: Path, start: Path | None, device: torch.
     if name.endswith("vision"):
         pool = ScenePool(part.options.seed, part.scenes, device)
         objective = VisionObjective(name.removesuffix("-vision"), pool, part.rows[0])
-        return objective, lambda: _write(objective.labeller.vision, folder / TOWER, torch.float32)
+        return objective, lambda: write_weights(objective.labeller.vision, folder / TOWER, torch.float32)
     return _make_model(name, part, folder, start, device)
 
 
@@ -84,7 +77,7 @@ def _make_tokenizer(part: Part, folder: Path, device: torch.device) -> Made:
     model = VQModel(read_config(folder)[0].vq).to(device)
 
     def write() -> None:
-        _write(model, folder / VQ, torch.bfloat16)
+        write_weights(model, folder / VQ, torch.bfloat16)
         images = render_packed(pack(sample_scenes(10**6, 256)), SIDE, device)
         values = psnr(model.to(torch.bfloat16).float(), images)
         print(f"PSNR on 256 fresh scenes: mean {values.mean():.2f} dB, least {values.min():.2f} dB")
@@ -106,10 +99,6 @@ def _make_model(name: str, part: Part, folder: Path, start: Path | None, device:
     return objective, lambda: pipe.to(torch.bfloat16).save_pretrained(folder / MODEL)
 
 
-def _write(module: nn.Module, path: Path, dtype: torch.dtype) -> None:
-    save_file({k: v.to(dtype).contiguous() for k, v in module.state_dict().items()}, path, {"format": "pt"})
-
-
 def train(name: str, part: Part, folder: Path, start: Path | None, device: torch.device) -> None:
     """Train a part to its end, and write its result. Raises `OptionError` for a result that is there."""
     if name == "janus-nucleus" and start is None:
@@ -122,23 +111,9 @@ def train(name: str, part: Part, folder: Path, start: Path | None, device: torch
         open_run(run_folder, {k: v for k, v in settings.items() if k not in ("wall", "save_seconds")})
     torch.set_float32_matmul_precision("high")
     torch.manual_seed(part.options.seed)
-    objective, write = make(name, part, folder, start, device)
-    run = Pretraining(objective, part.options, run_folder)
-    if step := run.resume():
-        print(f"goes on from step {step:,}", flush=True)
-    if rank() == 0:
-        cut_log(run_folder, run.step)
-
-    def show(figures: dict[str, float]) -> None:
-        if figures["step"] % 200 == 0 or device.type == "cpu":
-            losses = " ".join(f"{k.removesuffix('_loss')} {v:.4f}" for k, v in figures.items() if "loss" in k)
-            print(f"{time.monotonic() - began:.0f}s: step {figures['step']:,} {losses}", flush=True)
-
-    run.run(show)
-    with run.averaged():
-        if rank() == 0:
-            write()
-    print(f"{time.monotonic() - began:.0f}s: {run.step:,} steps done", flush=True)
+    made = make(name, part, folder, start, device)
+    steps = run_part(made, part.options, run_folder, began)
+    print(f"{time.monotonic() - began:.0f}s: {steps:,} steps done", flush=True)
 
 
 def main() -> None:

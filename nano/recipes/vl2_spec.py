@@ -13,34 +13,20 @@ from ...tokenizers.text import TextTokenizer
 from ...vl2.config import read_config
 from ...vl2.processor import VL2Processor
 from ...vl2.prompts import IMAGE, encode_turns, example_prompt, locate_prompt
-from ...vl2.tiles import candidate_resolutions, num_image_tokens
+from ...vl2.tiles import num_image_tokens
 from ..world.pairs import sample_comparison, sample_pair
 from ..world.phrases import NO_MATCH, grounded_caption, sample_query
 from ..world.questions import sample_question
 from ..world.scene import sample_scene
-from .things_janus_spec import SPECIAL_TOKENS as JANUS_TOKENS
 from .things_tokenizer import CAPTION_REQUESTS, write_files
+from .things_vl2_spec import MAX_POSITIONS, SPECIAL_TOKENS, official_config, processor_configs
 from .tokenizer import train_tokenizer, write_vocabulary
 
 TILE, TILES = 64, 2
 """Side of a tile in pixels, and local tiles along a side of the world's images."""
 
-SPECIAL_TOKENS = (
-    *JANUS_TOKENS[:3],
-    "<image>",
-    "<|ref|>",
-    "<|/ref|>",
-    "<|det|>",
-    "<|/det|>",
-    "<|grounding|>",
-    "<|User|>",
-    "<|Assistant|>",
-)
-"""Of DeepSeek-VL2's tokenizer and processor; ids follow the learned vocabulary."""
-
 HIDDEN, VISION_WIDTH = 256, 128
 _MAX_TILES = 4
-_MAX_POSITIONS = 2048
 
 
 def tower_config() -> SiglipConfig:
@@ -48,10 +34,6 @@ def tower_config() -> SiglipConfig:
     return SiglipConfig(
         image_size=TILE, patch_size=8, width=VISION_WIDTH, layers=4, heads=4, mlp_ratio=4.0, gelu_tanh=True
     )
-
-
-def _candidates() -> list[list[int]]:
-    return [list(size) for size in candidate_resolutions(_MAX_TILES, TILE)]
 
 
 def _language_config(vocab_size: int) -> dict[str, Any]:
@@ -62,7 +44,7 @@ def _language_config(vocab_size: int) -> dict[str, Any]:
         "hidden_size": HIDDEN,
         "intermediate_size": 512,
         "kv_lora_rank": 64,
-        "max_position_embeddings": _MAX_POSITIONS,
+        "max_position_embeddings": MAX_POSITIONS,
         "model_type": "deepseek_v2",
         "moe_intermediate_size": 160,
         "n_group": 1,
@@ -88,69 +70,7 @@ def _language_config(vocab_size: int) -> dict[str, Any]:
 
 def vl2_config(vocab_size: int) -> dict[str, Any]:
     """`config.json` of vl2-nano."""
-    tower = tower_config()
-    return {
-        "architectures": ["DeepseekVLV2ForCausalLM"],
-        "model_type": "deepseek_vl_v2",
-        "torch_dtype": "bfloat16",
-        "tile_tag": "2D",
-        "global_view_pos": "head",
-        "candidate_resolutions": _candidates(),
-        "vision_config": {
-            "model_type": "vision",
-            "model_name": "siglip_nano_patch8_64",
-            "image_size": tower.image_size,
-            "patch_size": tower.patch_size,
-            "width": tower.width,
-            "layers": tower.layers,
-            "heads": tower.heads,
-            "mlp_ratio": tower.mlp_ratio,
-        },
-        "projector_config": {
-            "model_type": "mlp_projector",
-            "projector_type": "downsample_mlp_gelu",
-            "depth": 2,
-            "downsample_ratio": 2,
-            "mlp_ratio": 1,
-            "input_dim": VISION_WIDTH,
-            "n_embed": HIDDEN,
-        },
-        "language_config": _language_config(vocab_size),
-    }
-
-
-def processor_configs() -> dict[str, dict[str, Any]]:
-    """The other JSON files of a DeepSeek-VL2 folder, by name."""
-    bos, eos, pad = SPECIAL_TOKENS[:3]
-    return {
-        "processor_config.json": {
-            "add_special_token": False,
-            "candidate_resolutions": _candidates(),
-            "downsample_ratio": 2,
-            "ignore_id": -100,
-            "image_mean": [0.5, 0.5, 0.5],
-            "image_std": [0.5, 0.5, 0.5],
-            "image_token": "<image>",
-            "mask_prompt": False,
-            "normalize": True,
-            "pad_token": pad,
-            "patch_size": tower_config().patch_size,
-            "processor_class": "DeepseekVLV2Processor",
-            "sft_format": "deepseek",
-        },
-        "special_tokens_map.json": {"bos_token": bos, "eos_token": eos, "pad_token": pad},
-        "tokenizer_config.json": {
-            "add_bos_token": True,
-            "add_eos_token": False,
-            "bos_token": bos,
-            "clean_up_tokenization_spaces": False,
-            "eos_token": eos,
-            "model_max_length": _MAX_POSITIONS,
-            "pad_token": pad,
-            "tokenizer_class": "LlamaTokenizerFast",
-            "unk_token": None,
-        },
-    }
+    return official_config(tower_config(), _MAX_TILES, _language_config(vocab_size))
 
 
 def _conversation_texts(seed: int, texts: int) -> Iterator[str]:
@@ -182,7 +102,8 @@ def write_folder(folder: Path) -> None:
     tokenizer = train_tokenizer(
         SPECIAL_TOKENS, [NO_MATCH, box, ":", *_conversation_texts(1, 300)], repeats=20
     )
-    write_files(folder, tokenizer, vl2_config(tokenizer.get_vocab_size()), processor_configs())
+    processors = processor_configs(tower_config(), _MAX_TILES)
+    write_files(folder, tokenizer, vl2_config(tokenizer.get_vocab_size()), processors)
     write_vocabulary(folder, [], _question_texts(0, 3000))
 
 

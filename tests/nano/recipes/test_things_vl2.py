@@ -33,6 +33,7 @@ from bifrons.nano.recipes.things_vision import (
 from bifrons.nano.recipes.things_vl2 import vl2_tasks
 from bifrons.nano.recipes.things_vl2_spec import (
     FORMS,
+    MAX_TILES,
     TILE,
     VIEWS,
     ConversationEncoder,
@@ -62,7 +63,7 @@ def folder(tmp_path_factory) -> Path:
     config["vision_config"] |= {"width": TOWER.width, "layers": TOWER.layers}
     config["projector_config"] |= {"input_dim": TOWER.width}
     config["language_config"] |= {"num_hidden_layers": 2, "n_routed_experts": 4}
-    write_files(path, tokenizer, config, processor_configs())
+    write_files(path, tokenizer, config, processor_configs(tower_config(), MAX_TILES))
     return path
 
 
