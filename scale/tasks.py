@@ -91,6 +91,12 @@ class Task(ABC):
     def check(self, content: Content) -> tuple[Content, Content]:
         """See `rows.Check`."""
 
+    def _typed(self, options: Content) -> Content:
+        """Options whose columns hold floats as floats, so that 5 and 5.0 are the same."""
+        return {
+            name: float(value) if self.columns[name] is float else value for name, value in options.items()
+        }
+
     @abstractmethod
     def settings(self) -> dict[str, Any]:
         """What results depend on beside model, rows and seed."""
@@ -121,10 +127,7 @@ class Paint(Task):
         chosen = {**self.options, **content}
         prompt = _text({"prompt": chosen.pop("prompt", None)}, "prompt")
         ImageGenerationOptions(**chosen)
-        chosen = {
-            name: float(value) if self.columns[name] is float else value for name, value in chosen.items()
-        }
-        return {"prompt": prompt, "negative_prompt": chosen.pop("negative_prompt", None)}, chosen
+        return {"prompt": prompt, "negative_prompt": chosen.pop("negative_prompt", None)}, self._typed(chosen)
 
     def settings(self) -> dict[str, Any]:
         """See `Task`."""
@@ -185,10 +188,7 @@ class Ask(Task):
         names = [one.name for one in fields(TextGenerationOptions)]
         chosen = {**self.options, **{name: content[name] for name in names if name in content}}
         TextGenerationOptions(**chosen)
-        chosen = {
-            name: float(value) if self.columns[name] is float else value for name, value in chosen.items()
-        }
-        return {"question": question, "image": picture_of(content, self.folder)}, chosen
+        return {"question": question, "image": picture_of(content, self.folder)}, self._typed(chosen)
 
     def settings(self) -> dict[str, Any]:
         """See `Task`."""

@@ -12,6 +12,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from ...blocks.chat.pipeline import ChatPipeline
 from ..geneval.intervals import intervals_of_counts
+from ..read.metrics import Corners, iou
 
 Counts = dict[str, np.ndarray]
 """By kind, an integer array [P, 2]."""
@@ -46,18 +47,10 @@ def same_answer(answer: str, expected: str) -> bool:
     return answer.strip().lower().rstrip(".") == expected.lower().rstrip(".")
 
 
-def overlap(a: Sequence[float], b: Sequence[float]) -> float:
-    """Intersection over union of two boxes."""
-    wide, high = (min(a[i + 2], b[i + 2]) - max(a[i], b[i]) for i in (0, 1))
-    shared = max(wide, 0) * max(high, 0)
-    areas = sum((box[2] - box[0]) * (box[3] - box[1]) for box in (a, b))
-    return shared / (areas - shared) if areas > shared else 0.0
-
-
-def matched(predicted: Sequence[Sequence[float]], expected: Sequence[Sequence[float]]) -> int:
+def matched(predicted: Sequence[Corners], expected: Sequence[Corners]) -> int:
     """Number of expected boxes matched by a predicted box of their own, best overlaps first."""
     pairs = sorted(
-        ((overlap(p, e), i, j) for i, p in enumerate(predicted) for j, e in enumerate(expected)), reverse=True
+        ((iou(p, e), i, j) for i, p in enumerate(predicted) for j, e in enumerate(expected)), reverse=True
     )
     matches: dict[int, int] = {}
     for value, i, j in pairs:

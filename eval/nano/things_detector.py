@@ -27,7 +27,8 @@ from ...nano.world.sampling import KINDS, sample_example
 from ...nano.world.things_detector import SIDE, WEIGHTS, ThingsDetector, load_detector
 from ..geneval.detectors import as_row
 from ..geneval.scoring import score_row
-from .scores import MIN_IOU, overlap
+from ..read.metrics import iou
+from .scores import MIN_IOU
 
 THRESHOLDS = tuple(round(0.1 + 0.05 * i, 2) for i in range(15))
 """Those that are tried."""
@@ -76,9 +77,9 @@ def match(found: Sequence[Detection], truth: Sequence[Seen]) -> list[tuple[Detec
     """Pairs of detections, the surest first, and the things of their class that they cover best."""
     left, pairs = list(truth), []
     for one in found:
-        near = [s for s in left if s.thing == one.label and overlap(one.box, s.box) >= MIN_IOU]
+        near = [s for s in left if s.thing == one.label and iou(one.box, s.box) >= MIN_IOU]
         if near:
-            best = max(near, key=lambda s: overlap(one.box, s.box))
+            best = max(near, key=lambda s: iou(one.box, s.box))
             left.remove(best)
             pairs.append((one, best))
     return pairs
