@@ -24,6 +24,7 @@ from ...nano.world.view import View
 from ...vl2.grounding import Box, draw_boxes, parse_grounding
 from ...vl2.pipeline import VL2Pipeline
 from ...vl2.prompts import example_prompt, locate_prompt
+from ..read.metrics import Corners
 from .scores import Counts, Figures, ask_all, count, figures, markdown, matched, same_answer, shown
 from .things_janus import add_arguments, questions, score_questions, write_results
 
@@ -33,7 +34,7 @@ NEGATIVES = "absent"
 _BOX_TOKENS = 160
 
 
-def _judge_boxes(text: str, image: Image.Image, targets: Sequence[Sequence[float]]) -> tuple[bool, int]:
+def _judge_boxes(text: str, image: Image.Image, targets: Sequence[Corners]) -> tuple[bool, int]:
     """Whether an answer has exactly the right boxes, and how many of them it has."""
     answer = parse_grounding(text, image.size)
     boxes = [(box.x1, box.y1, box.x2, box.y2) for box in answer.boxes]
