@@ -13,6 +13,7 @@ from ..blocks.engine.generate import scheduler_of
 from ..blocks.errors import OptionError, ResourceError
 from ..blocks.foreign_files import model_type_error
 from ..blocks.placement.memory_estimate import Workload
+from ..blocks.vocabulary import read_vocabulary
 from .defaults import DEFAULT_MODEL
 from .notes import note
 
@@ -43,10 +44,11 @@ def family_of(folder: ModelFolder) -> str:
 
 
 def label(folder: Path) -> str | None:
-    """The note to show wherever an embedded model runs; None for any other model."""
+    """The note that shows wherever an embedded model runs, and says what it knows; None for other models."""
     folder = Path(os.path.realpath(folder))
     if folder.name in EMBEDDED and folder.parent == EMBEDDED_FOLDER.resolve():
-        return f"{folder.name}: embedded demonstration model, knows only coloured shapes"
+        known = read_vocabulary(folder)
+        return f"{folder.name}: embedded demonstration model" + (f", knows {known.counts}" if known else "")
     return None
 
 

@@ -53,12 +53,16 @@ class Vocabulary:
     """Those that training added, of both kinds."""
 
     @property
+    def counts(self) -> str:
+        """How much it knows: `8 shapes, 10 colors, up to 4 at once`."""
+        things, colors = f"{len(self.things)} {self.noun}", f"{len(self.colors)} colors"
+        return f"{things}, {colors}, up to {self.most_things} at once"
+
+    @property
     def summary(self) -> str:
         """What it knows, in a line."""
-        things, colors = f"{len(self.things)} {self.noun}", f"{len(self.colors)} colors"
-        counts = f"{things}, {colors}, up to {self.most_things} at once"
         taught = f"; taught: {_listed(self.taught)}" if self.taught else ""
-        return f"{counts}: {_listed(self.things, _LISTED)}; {', '.join(self.colors)}{taught}"
+        return f"{self.counts}: {_listed(self.things, _LISTED)}; {', '.join(self.colors)}{taught}"
 
     def with_words(self, words: Mapping[Work, frozenset[str]]) -> Self:
         """The vocabulary with the words of some kinds of work added."""

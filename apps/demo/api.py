@@ -14,7 +14,7 @@ from .history import PaintedFiles
 from .image_form import MAX_PICTURES, read_seed
 from .image_job import generate_images, image_pipeline
 from .jobs import Job, Jobs
-from .locate_tab import locate_job
+from .locate_tab import locate_job, read_phrase
 from .models import LoadedModel, find_model
 from .pictures import read_pictures, read_upload
 
@@ -162,10 +162,9 @@ class _Endpoints:
 
     def _locate(self, file: str, phrase: str, model: str, request: gr.Request) -> list[dict[str, Any]]:
         loaded = self._able("locates", model)
-        if not phrase.strip():
-            raise PromptError("the phrase is empty; say what to find, such as: the red star")
+        phrase = read_phrase(phrase, loaded)
         picture = read_upload(file, loaded.pipe.processor.fit(1))
-        work = lambda job: locate_job(job, loaded, picture, phrase.strip())  # noqa: E731
+        work = lambda job: locate_job(job, loaded, picture, phrase)  # noqa: E731
         grounding, _ = self._result("locate", loaded, work, request)
         return [
             {"label": box.label, "box": list(box.pixels), "normalized": list(box.normalized)}

@@ -26,7 +26,7 @@ from .image_form import without_style
 from .jobs import Jobs
 from .locate_tab import LocateTab
 from .models import LoadedModel
-from .sentence import named_things
+from .suggestions import phrase_of
 
 RUNNING = 24
 """Jobs that may run or wait for their model at the same time; each takes a thread."""
@@ -95,8 +95,7 @@ class Page:
         assert self.find is not None
         if not files:
             return {self.tabs: gr.update()}
-        things = named_things(without_style(stored_settings(files[chosen])["prompt"]))
-        phrase = f"the {things[0].phrase}" if things else ""
+        phrase = phrase_of(without_style(stored_settings(files[chosen])["prompt"]))
         return {self.tabs: gr.update(selected="find")} | self.find.open(files[chosen], phrase)
 
     def leave(self, request: gr.Request) -> None:

@@ -32,14 +32,13 @@ from .image_form import read_seed
 from .jobs import Job, Jobs, Waiting
 from .models import LoadedModel, find_model
 from .pictures import PictureWriter, is_readable, read_pictures
+from .suggestions import question_about
 
 TAB = "ask"
 _HELLO = "Add pictures with the clip, ask something about them, and go on asking."
 _HELLO_TEXT = "Ask something, and go on asking."
 _READY = "Type a question and press Enter, or click an example."
 _READY_TEXT = "Type a question and press Enter."
-_QUESTIONS = ["What color is the star?", "How many hearts are there?", "What is above the purple square?"]
-"""Questions about the painted examples."""
 
 
 class AskTab:
@@ -73,7 +72,7 @@ class AskTab:
             self.reset = gr.Button("New conversation", size="sm", min_width=110, elem_id="new-conversation")
         with gr.Accordion("Settings", open=False), gr.Row():
             self.settings = AnswerSettings(first)
-        self.tries = Tries("ask-examples", _QUESTIONS)
+        self.tries = Tries("ask-examples", question_about)
         self.tries.view.visible = first.sees
         self.conversation = gr.State(None)
         self._connect()

@@ -41,7 +41,7 @@ class CreateTab:
     def __init__(self, models: Sequence[LoadedModel], jobs: Jobs, folder: Path) -> None:
         self.models = [loaded for loaded in models if loaded.paints]
         self.jobs, self.folder = jobs, folder
-        self.examples = load_starters({loaded.name for loaded in self.models})
+        self.examples = load_starters(self.models)
         with gr.Row(elem_classes="bf-columns"):
             with gr.Column(scale=4, min_width=300):
                 self.form = ImageForm(self.models)

@@ -6,9 +6,8 @@ from PIL import Image
 
 from ...vl2.grounding import Box, draw_boxes
 
-_LEGIBLE = 340
-"""Smaller pictures are enlarged by a whole number to at most this side, which a phone is wide enough for: the
-labels can be read, and the page shows the picture as it is."""
+_LEGIBLE = 384
+"""Smaller pictures are enlarged by a whole number to at most this side, so that the labels can be read."""
 
 
 def draw_large(image: Image.Image, boxes: Sequence[Box] = ()) -> Image.Image:

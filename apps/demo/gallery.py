@@ -8,7 +8,7 @@ from PIL import Image
 from ...blocks.errors import BifronsError
 from ...blocks.image_io import text_chunks
 
-_CRISP = 192
+_CRISP = 128
 """Pictures up to this side are shown at whole multiples of their size."""
 
 

@@ -7,7 +7,7 @@ import re
 import secrets
 import shutil
 from collections import deque
-from collections.abc import Sequence, Set
+from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,8 @@ from ...blocks.errors import BifronsError
 from ...blocks.image_io import open_image, text_chunks
 from .components import Update, gr
 from .image_job import save_painted
+from .models import LoadedModel
+from .suggestions import sentences
 
 MAX_PICTURES = 40
 """Pictures of a visitor that are listed; the oldest leave."""
@@ -26,13 +28,7 @@ _MOST_FILES = 500
 EXAMPLES = Path(__file__).parent / "examples"
 """Pictures that janus-nano painted, with their settings; see `docs/models.md`."""
 
-_SENTENCES = [
-    {"prompt": "a lighthouse on a cliff at dusk, waves below"},
-    {"prompt": "a bowl of oranges on a blue tablecloth"},
-    {"prompt": "a red fox asleep in fresh snow"},
-    {"prompt": "a narrow street with market stalls after rain"},
-]
-_SIDE = 128
+_SIDE = 192
 _MOST_IMAGE, _MOST_TEXT = 60_000, 4_000
 _DATA_URL = re.compile(r"data:image/(?:webp|png);base64,[A-Za-z0-9+/]+={0,2}\Z")
 _NUMBERS = {"seed": int, "guidance_scale": float, "temperature": float, "top_k": int, "top_p": float}
@@ -54,7 +50,7 @@ element.addEventListener("click", event => {
 
 
 def thumbnail(picture: Image.Image) -> str:
-    """A picture of at most 128 x 128 pixels as a `data:` URL."""
+    """A picture of at most 192 x 192 pixels as a `data:` URL."""
     small = picture.convert("RGB")
     small.thumbnail((_SIDE, _SIDE), Image.Resampling.LANCZOS)
     stream = io.BytesIO()
@@ -134,9 +130,12 @@ def load_examples() -> list[dict[str, str]]:
     return entries
 
 
-def load_starters(models: Set[str]) -> list[dict[str, str]]:
-    """What the first view offers: examples that these models have painted, otherwise sentences."""
-    return [entry for entry in load_examples() if entry["model"] in models] or _SENTENCES
+def load_starters(models: Sequence[LoadedModel]) -> list[dict[str, str]]:
+    """What the first view offers: examples that these models have painted, otherwise sentences in words of
+    the first."""
+    names = {loaded.name for loaded in models}
+    painted = [entry for entry in load_examples() if entry["model"] in names]
+    return painted or [{"prompt": sentence} for sentence in sentences(models[0].pipe.vocabulary)]
 
 
 class PictureStrip:
@@ -156,16 +155,16 @@ class PictureStrip:
 
 
 class Tries(PictureStrip):
-    """The painted examples, each with a text to try on it."""
+    """The painted examples, each with a text to try on it, which `say` makes of what it was painted from."""
 
-    def __init__(self, kind: str, texts: Sequence[str]) -> None:
+    def __init__(self, kind: str, say: Callable[[str], str]) -> None:
         super().__init__(kind)
-        self.texts = texts
-        self.view.value = strip_html(load_examples(), "Try one", "tries", texts)
+        self.texts = [say(entry["prompt"]) for entry in load_examples()]
+        self.view.value = strip_html(load_examples(), "Try one", "tries", self.texts)
 
     def read(self, event: gr.EventData) -> tuple[str, str]:
         """The file and the text that were clicked. Raises `BifronsError` if there are none."""
-        file = self.chosen(load_examples()[: len(self.texts)], event)["file"]
+        file = self.chosen(load_examples(), event)["file"]
         return file, self.texts[getattr(event, "index", 0)]
 
 

@@ -10,6 +10,7 @@ from ...janus.image_generation import ImageGenerationOptions
 from .components import Update, choose_model, gr
 from .image_job import image_pipeline
 from .models import LoadedModel, find_model
+from .suggestions import sentences
 
 MAX_PICTURES = 8
 STYLES = {
@@ -22,7 +23,7 @@ STYLES = {
     "pixel art": "pixel art, few colors, clean edges",
     "poster": "a flat vector poster, bold shapes, strong contrast",
 }
-"""Words that are added to the sentence, for models that know more than colored shapes."""
+"""Words that are added to the sentence, for models without a vocabulary."""
 
 Pictures = list[tuple[int, ImageGenerationOptions]]
 """The seed and the options of each picture to paint."""
@@ -66,7 +67,7 @@ class ImageForm:
     def __init__(self, models: Sequence[LoadedModel]) -> None:
         self.models = models
         self.scales = {loaded.name: image_pipeline(loaded).guidance_scale for loaded in models}
-        self.plain = {loaded.name for loaded in models if loaded.note}
+        self.plain = {loaded.name for loaded in models if loaded.pipe.vocabulary is not None}
         self._add_sentence()
         with gr.Row(elem_classes="bf-bottom"):
             self.count = gr.Number(label="Pictures", value=4, precision=0, min_width=80, elem_id="count")
@@ -87,7 +88,7 @@ class ImageForm:
             label="What to paint",
             lines=1,
             max_lines=6,
-            placeholder="such as: a photo of a red star and a blue circle",
+            placeholder=f"such as: {sentences(self.models[0].pipe.vocabulary)[0]}",
             elem_id="prompt",
         )
         self.style = gr.Dropdown(
@@ -137,8 +138,7 @@ class ImageForm:
         self.dice.click(lambda: "", None, self.seed, **quick)
 
     def _choose_model(self, name: str) -> tuple[Any, Any]:
-        embedded = name in self.plain
-        return self.scales.get(name), gr.update(visible=not embedded, value="as it is")
+        return self.scales.get(name), gr.update(visible=name not in self.plain, value="as it is")
 
     @property
     def triggers(self) -> list[Any]:
@@ -165,7 +165,7 @@ class ImageForm:
         style = values[self.style]
         if style not in STYLES:
             raise OptionError(f"style is {style!r}; accepted: {', '.join(STYLES)}")
-        if loaded.note is None and STYLES[style]:
+        if loaded.name not in self.plain and STYLES[style]:
             prompt = f"{prompt}, {STYLES[style]}"
         options = ImageGenerationOptions(
             values[self.guidance],

@@ -27,12 +27,11 @@ from .history import Tries
 from .jobs import Job, Jobs, Waiting
 from .models import LoadedModel, find_model
 from .pictures import PictureWriter, read_upload
+from .suggestions import phrase_for, phrase_of
 
 TAB = "find"
 _HEADERS = ["what", "left", "top", "right", "bottom"]
 _HELLO = "Add a picture, say what to find in it and press Enter, or click an example."
-_PHRASES = ["the red star", "the green hearts", "the purple square"]
-"""What is looked for in the painted examples."""
 
 
 class LocateTab:
@@ -47,14 +46,16 @@ class LocateTab:
                 # A `gr.Image` would open an upload before we can explain that it is not an image.
                 self.upload = gr.File(label="Picture", type="filepath", height=120, elem_id="find-picture")
                 self.phrase = gr.Textbox(
-                    label="What to find", placeholder="such as: the red star", elem_id="phrase"
+                    label="What to find",
+                    placeholder=f"such as: {phrase_for(self.models[0].pipe.vocabulary)}",
+                    elem_id="phrase",
                 )
                 with gr.Row():
                     self.run_button = gr.Button("Find", variant="primary", min_width=130, elem_id="find")
                     self.stop_button = gr.Button(
                         "Stop", variant="stop", interactive=False, min_width=130, elem_id="stop-finding"
                     )
-                self.tries = Tries("find-examples", _PHRASES)
+                self.tries = Tries("find-examples", phrase_of)
             with gr.Column(scale=6, min_width=300, elem_classes="bf-work"):
                 self.status = gr.HTML(
                     status_html(_HELLO),
@@ -138,10 +139,9 @@ class LocateTab:
             loaded = find_model(self.models, model)
             if file is None:
                 raise PictureError("there is no picture; add the one to search in")
-            if not phrase.strip():
-                raise PromptError("the phrase is empty; say what to find, such as: the red star")
+            phrase = read_phrase(phrase, loaded)
             picture = read_upload(file, loaded.pipe.processor.fit(1))
-            job = Job(loaded.queue, lambda job: locate_job(job, loaded, picture, phrase.strip()))
+            job = Job(loaded.queue, lambda job: locate_job(job, loaded, picture, phrase))
             self.jobs.add(request.session_hash, TAB, job)
             yield {
                 self.status: status_html("Looking …"),
@@ -153,7 +153,7 @@ class LocateTab:
             for update in follow(self.jobs, request.session_hash, TAB, job):
                 waiting = isinstance(update, Waiting)
                 yield {self.status: queue_status(update) if waiting else status_html(f"Looking … {update}")}
-            yield idle | self._end_updates(loaded, file, phrase.strip(), *job.result)
+            yield idle | self._end_updates(loaded, file, phrase, *job.result)
         except Stopped:
             yield idle | {self.status: status_html("Stopped.")}
         except Exception as error:
@@ -185,6 +185,14 @@ class LocateTab:
 
 def _row(box: Box) -> list[str | int]:
     return [box.label, *box.pixels]
+
+
+def read_phrase(text: str, loaded: LoadedModel) -> str:
+    """The phrase of a text. Raises `PromptError` for an empty one."""
+    if phrase := text.strip():
+        return phrase
+    such = phrase_for(loaded.pipe.vocabulary)
+    raise PromptError(f"the phrase is empty; say what to find, such as: {such}")
 
 
 def locate_job(job: Job, loaded: LoadedModel, picture: FittedImage, phrase: str) -> tuple[Grounding, str]:

@@ -229,7 +229,12 @@ def test_embedded_models_are_labelled(bifrons, janus_mini, monkeypatch):
     from bifrons.apps.cli import inspect
 
     embedded = Path(package.__file__).parent / "nano" / "weights" / "janus-nano"
-    assert pipelines.label(embedded) == "janus-nano: embedded demonstration model, knows only coloured shapes"
+    known = json.loads((embedded / "vocabulary.json").read_text())
+    things = f"{len(known.get('things') or known['shapes'])} {'things' if 'things' in known else 'shapes'}"
+    colors, most = len(known["colors"]), known["most_things"]
+    assert pipelines.label(embedded) == (
+        f"janus-nano: embedded demonstration model, knows {things}, {colors} colors, up to {most} at once"
+    )
     assert pipelines.label(janus_mini) is None
     for module in (pipelines, inspect):
         monkeypatch.setattr(module, "label", lambda folder: "a label")

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from bifrons.apps.demo import app, ask_tab, history, locate_tab
+from bifrons.apps.demo import app, history
 from bifrons.apps.demo.app import Page
 from bifrons.apps.demo.models import LoadedModel, load_models
 from PIL import Image
@@ -107,13 +107,9 @@ def launched(models: list[LoadedModel], folder: Path, cache: Path) -> Iterator[t
 @pytest.fixture(scope="module")
 def served(trained, tmp_path_factory) -> Iterator[tuple[Page, str]]:
     """The page on the trained models, which have painted its examples, and its address."""
-    questions = ["What color is the star?", "How many hearts are there?", "What is above the purple square?"]
-    phrases = ["the red star", "the green hearts", "the purple square"]
     with pytest.MonkeyPatch.context() as patch:
         for module in (app, history):
             patch.setattr(module, "EXAMPLES", DATA / "shapes-examples")
-        patch.setattr(ask_tab, "_QUESTIONS", questions)
-        patch.setattr(locate_tab, "_PHRASES", phrases)
         history.load_examples.cache_clear()
         with launched(trained, tmp_path_factory.mktemp("pictures"), tmp_path_factory.mktemp("cache")) as made:
             yield made

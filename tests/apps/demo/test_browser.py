@@ -148,8 +148,8 @@ def test_the_first_view_has_examples_and_painted_pictures_stay(tab, served):
     expect(tab.locator("#find-status")).to_contain_text("finds “the green hearts”")
     expect(tab.locator("#found img")).to_have_attribute("alt", re.compile("finds “the green hearts” in"))
     assert tab.locator("#found img").evaluate("image => [image.clientWidth, image.clientHeight]") == [
-        256,
-        256,
+        384,
+        384,
     ]
     assert violations(tab) == {}
     tab.reload()

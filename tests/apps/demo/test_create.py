@@ -45,7 +45,7 @@ def test_a_seed_may_have_64_bits(page, paint):
     assert seeds_of([file]) == [str(2**64 - 1)]
 
 
-def test_a_style_is_added_for_models_that_know_more_than_shapes(page, paint):
+def test_a_style_is_added_for_models_of_all_words(page, paint):
     (file,) = list(paint(style="watercolor", count=1))[-1][page.create.files]
     assert stored_settings(file)["prompt"] == f"b, {STYLES['watercolor']}"
 
@@ -169,7 +169,8 @@ def test_what_a_browser_stores_is_checked(page, painted):
 def test_examples_are_those_of_the_models(page):
     assert all(entry.keys() == {"prompt"} for entry in page.create.examples)  # sentences, no pictures
     assert "<img" not in page.create.starters.view.value
-    assert [entry["model"] for entry in load_starters({"janus-nano"})] == ["janus-nano"] * 4
+    painter = replace(page.create.models[0], name="janus-nano")
+    assert [entry["model"] for entry in load_starters([painter])] == ["janus-nano"] * 4
     chosen = page.create.use_example(SimpleNamespace(index=0))
     assert chosen[page.create.form.prompt] == page.create.examples[0]["prompt"]
 

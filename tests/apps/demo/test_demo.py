@@ -231,7 +231,7 @@ def test_examples_of_the_other_tabs(page, models):
     assert open_image(chosen["files"][0]).size == (128, 128)
     updates = find.use_example(SimpleNamespace(index=0))
     assert updates[find.phrase] == "the red star"
-    assert open_image(updates[find.drawn]["value"]).size == (256, 256)  # a whole multiple
+    assert open_image(updates[find.drawn]["value"]).size == (384, 384)  # a whole multiple
     with pytest.raises(BifronsError, match="no longer listed"):
         find.use_example(SimpleNamespace(index=9))
 
