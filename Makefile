@@ -19,9 +19,9 @@ $(STAMP): pyproject.toml
 run: env
 	$(BIN)/bifrons generate "a photo of a red star and a blue circle" --seed 1 -o out/first-picture.png --force
 
-# 553 sentences of the small world, four pictures each; goes on where it was stopped.
+# 553 sentences, four pictures each, by the suite and the detector of what janus-nano knows; goes on where it was stopped.
 eval: env
-	$(BIN)/bifrons eval run --suite shapes --run-dir runs/shapes
+	$(BIN)/bifrons eval run --run-dir runs/eval
 
 # Teaches janus-nano to paint houses from 200 captioned pictures by LoRA, and measures it before and after; goes on where it was stopped.
 DEMO = out/train-demo

@@ -15,7 +15,7 @@ from ...eval.geneval.scoring import format_table
 from ...eval.geneval.suites import geneval_prompts
 from ...eval.runs.detect import DetectorChoice, collect, detect_objects, images_of_run
 from ...eval.runs.generate import generate_images
-from ...eval.runs.import_images import ImageSet, is_small_world, record_import, scan_folder
+from ...eval.runs.import_images import ImageSet, record_import, scan_folder
 from ...eval.runs.ranks import Ranks, join_ranks
 from ...eval.runs.recipe import Recipe
 from ...eval.runs.run_dir import RunDir, open_run
@@ -64,7 +64,7 @@ def run(args: argparse.Namespace) -> int:
                 return eval_judge.run(args, run_dir, ranks, partial(_generate, run_dir, args, ranks))
         eval_judge.refuse_options(args, run_dir.recipe.suite)
         with alone(args.run_dir, ranks):
-            choice = _choose_detector(args, run_dir.recipe.suite in ("shapes", "shapes-hard"))
+            choice = _choose_detector(args, run_dir.detector)
             _check_detector(choice, args.device, ranks)
             _generate(run_dir, args, ranks)
             image_set = ImageSet(images_of_run(run_dir))
@@ -94,7 +94,7 @@ def detect(args: argparse.Namespace) -> int:
     """Detect objects in the images of a run."""
     with join_ranks(args.rank, args.world_size) as ranks:
         image_set = load_images(args.run_dir)
-        choice = _choose_detector(args, is_small_world(image_set))
+        choice = _choose_detector(args, image_set.detector)
         _check_detector(choice, args.device, ranks)
         images = image_set.images
         with alone(args.run_dir, ranks):
@@ -149,7 +149,7 @@ def import_images(args: argparse.Namespace) -> int:
     """Evaluate images that were generated elsewhere."""
     rows = geneval_prompts(args.prompts) if args.prompts else None
     image_set = scan_folder(args.source, args.images_per_prompt, rows)
-    choice = _choose_detector(args, is_small_world(image_set))
+    choice = _choose_detector(args, image_set.detector)
     _check_detector(choice, args.device, Ranks())
     record_import(args.run_dir, args.source, args.images_per_prompt, args.prompts, args.model_name, args.note)
     with alone(args.run_dir, Ranks()):
@@ -230,9 +230,14 @@ def _generate(run_dir: RunDir, args: argparse.Namespace, ranks: Ranks) -> None:
     generate_images(run_dir, args.device, args.processes, args.threads, ranks, placement)
 
 
-def _choose_detector(args: argparse.Namespace, small_world: bool) -> DetectorChoice:
-    """The detector named on the command line, else the default for the prompts' suite."""
-    kind = args.detector or ("shapes" if small_world else "mask2former-official")
+def _choose_detector(args: argparse.Namespace, usual: str | None) -> DetectorChoice:
+    """The detector named on the command line, else the usual one of the pictures."""
+    kind = args.detector or usual
+    if kind is None:
+        raise OptionError(
+            "no prompt says what a detector looks for; accepted: rows with 'include', or for a suite of "
+            "questions `bifrons eval judge`"
+        )
     return DetectorChoice(kind, args.detector_weights, args.clip_weights, parse_options(args.options))
 
 

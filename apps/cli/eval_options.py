@@ -134,14 +134,15 @@ def _add_recipe(parser: Any) -> None:
         "--suite",
         **given,
         metavar="NAME",
-        help="shapes, shapes-hard, geneval; of questions: geneval2, wise, geneval++, dpg, genai, questions",
+        help="geneval, shapes, shapes-hard; of questions: geneval2, wise, geneval++, dpg, genai, questions "
+        "(default: shapes for a model that knows shapes alone, else geneval)",
     )
     recipe.add_argument(
         "--prompts",
         "--data",
         type=Path,
         metavar="PATH",
-        help="the suite's own file or folder (default for geneval: downloaded)",
+        help="the suite's own file or folder (geneval needs none)",
     )
     add_model(recipe, recipe=True)
     recipe.add_argument(
@@ -169,7 +170,8 @@ def _add_detector(parser: Any) -> None:
     detector.add_argument(
         "--detector",
         metavar="NAME",
-        help=f"{_DETECTORS} (default: shapes for the small world, else mask2former-official)",
+        help=f"{_DETECTORS} (default: world for a model of the world of things, "
+        "shapes for prompts about shapes alone, else mask2former-official)",
     )
     detector.add_argument(
         "--detector-weights", metavar="PATH", help="file or folder with the weights of Mask2Former or world"

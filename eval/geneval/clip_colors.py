@@ -29,7 +29,6 @@ from .clip_convert import convert_open_clip, open_clip_config
 from .mask2former_convert import sha256
 from .options import OFFICIAL, ScorerOptions
 from .schema import COLORS
-from .suites import cache_folder
 
 TEMPLATES = (
     "a photo of a {color} {name}",
@@ -182,7 +181,7 @@ def load_color_classifier(
         _check_loaded(loading)
         digest, tensors = sha256(weights), tensors_sha256(model)
         if digest in OPENAI_SHA256 and tensors not in _known_tensors():
-            make_folder(cache_folder())
+            make_folder(_known_file().parent)
             write_file(
                 _known_file(), "".join(f"{known}\n" for known in (*_known_tensors(), tensors)).encode()
             )
@@ -206,7 +205,10 @@ def tensors_sha256(model: Any) -> str:
 
 
 def _known_file() -> Path:
-    return cache_folder() / "clip-vit-large-patch14.tensors"
+    """In `$BIFRONS_CACHE`, or `bifrons` in the user's cache folder."""
+    user_cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    folder = Path(os.environ.get("BIFRONS_CACHE") or Path(user_cache) / "bifrons")
+    return folder / "clip-vit-large-patch14.tensors"
 
 
 def _known_tensors() -> list[str]:

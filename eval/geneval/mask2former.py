@@ -20,18 +20,7 @@ from torch import Tensor
 from ...blocks.errors import BifronsError, CheckpointError
 from ..optional_packages import import_opencv
 from .mask2former_convert import CHECKPOINT, SHA256_START, check_sha256, convert, read_checkpoint
-
-# COCO's 80 classes in its order, three of them under GenEval's names.
-_NAMES = (
-    "person;bicycle;car;motorcycle;airplane;bus;train;truck;boat;traffic light;fire hydrant;stop sign;"
-    "parking meter;bench;bird;cat;dog;horse;sheep;cow;elephant;bear;zebra;giraffe;backpack;umbrella;handbag;"
-    "tie;suitcase;frisbee;skis;snowboard;sports ball;kite;baseball bat;baseball glove;skateboard;surfboard;"
-    "tennis racket;bottle;wine glass;cup;fork;knife;spoon;bowl;banana;apple;sandwich;orange;broccoli;carrot;"
-    "hot dog;pizza;donut;cake;chair;couch;potted plant;bed;dining table;toilet;tv;laptop;computer mouse;"
-    "tv remote;computer keyboard;cell phone;microwave;oven;toaster;sink;refrigerator;book;clock;vase;"
-    "scissors;teddy bear;hair drier;toothbrush"
-)
-CLASSES: tuple[str, ...] = tuple(_NAMES.split(";"))
+from .official import CLASSES
 
 LONG_SIDE, SHORT_SIDE = 1333, 800
 DIVISOR = 32

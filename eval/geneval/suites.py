@@ -2,31 +2,28 @@
 
 import hashlib
 import json
-import os
-import urllib.error
-import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
 from random import Random
 from typing import Any
 
+import numpy as np
+
 from ...blocks.errors import BifronsError, OptionError
 from ...blocks.files import decode_text, read_bounded
 from ...blocks.json_config import TABLE_BYTES, decode_json
+from ...blocks.vocabulary import Vocabulary
+from ...nano.world.catalog import things
 from ...nano.world.levels import HARD_KINDS, sample_hard_case
 from ...nano.world.sentences import sample_case
-from ..atomic_io import make_folder, read_file, write_file
+from ...nano.world.shapes import SHAPES
+from .official import draw_prompts
 from .schema import TAGS, read_row
 
 OFFICIAL_COUNTS = dict(zip(TAGS, (80, 99, 80, 94, 100, 100), strict=True))
 """Prompts of each kind in GenEval's file, which has them in this order."""
 OFFICIAL_SHA256 = "5c48e0813e812e3c373fa5c8ed07a8f0a483be30272b4427b0559c8048e67c13"
-OFFICIAL_URL = (
-    "https://raw.githubusercontent.com/djghosh13/geneval/"
-    "af4902f24d3ca90ebbb446dd9891a59e0f82725f/prompts/evaluation_metadata.jsonl"
-)
-_MAX_BYTES = 64 * 2**20
 
 Row = dict[str, Any]
 
@@ -58,15 +55,19 @@ def hard_prompts(seed: int) -> list[Row]:
     return list(rows.values())
 
 
-def geneval_prompts(prompts: Path | None = None, cache: Path | None = None) -> list[Row]:
-    """GenEval's 553 rows, from the file `prompts` or fetched once into `cache` (default: `cache_folder`).
+def geneval_prompts(prompts: Path | None = None) -> list[Row]:
+    """GenEval's 553 rows, or those of a file in the same schema; see `is_official`.
 
-    A fetched file must have the official sha256. `prompts` may be another file in the same schema; see
-    `is_official`. Raises BifronsError where there is neither file nor network, or for a line that the scorer
-    could not use.
+    Raises BifronsError for a file that can't be read, or a line that the scorer could not use.
     """
     if prompts is None:
-        return parse_prompts(_fetched(cache or cache_folder()), "GenEval's prompts")
+        rows = draw_prompts()
+        if not is_official(lines_sha256(rows)):
+            raise BifronsError(
+                f"numpy {np.__version__} draws other prompts than GenEval's; accepted: numpy 1.26 or 2, or "
+                "--prompts FILE, prompts/evaluation_metadata.jsonl of djghosh13/geneval on GitHub"
+            )
+        return rows
     try:
         content = read_bounded(prompts, TABLE_BYTES)
     except OSError as error:
@@ -79,10 +80,22 @@ def geneval_prompts(prompts: Path | None = None, cache: Path | None = None) -> l
     return parse_prompts(content, str(prompts))
 
 
-def cache_folder() -> Path:
-    """`$BIFRONS_CACHE`, or `bifrons` in the user's cache folder."""
-    user_cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(os.environ.get("BIFRONS_CACHE") or Path(user_cache) / "bifrons")
+def suite_for(vocabulary: Vocabulary | None) -> str:
+    """The suite where none is named: `shapes` for a model that knows nothing else, or else `geneval`."""
+    return "shapes" if vocabulary is not None and {*vocabulary.things} <= {*SHAPES} else "geneval"
+
+
+def detector_for(rows: Iterable[Row], vocabulary: Vocabulary | None = None) -> str | None:
+    """The kind of detector where none is named: that of the world of things for pictures by a model that
+    knows its things, that of shapes where the prompts name nothing else, or else GenEval's own; None for rows
+    that are not GenEval's.
+    """
+    classes = {clause["class"] for row in rows for clause in row.get("include", ())}
+    if not classes:
+        return None
+    if vocabulary is not None and {*vocabulary.things} & ({*things()} - {*SHAPES}):
+        return "world"
+    return "shapes" if classes <= {*SHAPES} else "mask2former-official"
 
 
 def is_official(sha256: str) -> bool:
@@ -152,28 +165,3 @@ def select_prompts(total: int, limit: int | None) -> list[int]:
     if not 1 <= limit <= total:
         raise OptionError(f"limit is {limit}; accepted: 1 to {total}, the suite's prompts")
     return [(2 * i + 1) * total // (2 * limit) for i in range(limit)]
-
-
-def _fetched(cache: Path) -> bytes:
-    path = cache / "geneval" / "evaluation_metadata.jsonl"
-    if os.path.isfile(path):
-        content = read_file(path)
-        if hashlib.sha256(content).hexdigest() == OFFICIAL_SHA256:
-            return content
-        raise BifronsError(f"{path} is not the official file; remove it to fetch it anew")
-    try:
-        with urllib.request.urlopen(OFFICIAL_URL, timeout=30) as stream:
-            content = stream.read(_MAX_BYTES)
-    except (urllib.error.URLError, OSError) as error:
-        why = getattr(error, "reason", None) or error
-        raise BifronsError(
-            f"GenEval's prompts could not be fetched ({why}). Get prompts/evaluation_metadata.jsonl of the "
-            f"repository djghosh13/geneval on GitHub and name it with --prompts FILE, or put it at {path}; "
-            "offline, the suite 'shapes' needs no file"
-        ) from error
-    digest = hashlib.sha256(content).hexdigest()
-    if digest != OFFICIAL_SHA256:
-        raise BifronsError(f"{OFFICIAL_URL} has the sha256 {digest}; accepted: {OFFICIAL_SHA256}")
-    make_folder(path.parent)
-    write_file(path, content)
-    return content

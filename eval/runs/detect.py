@@ -54,7 +54,7 @@ class ImageRecord(NamedTuple):
 class DetectorChoice:
     """The arguments of `make_detector`, and a fingerprint of them."""
 
-    kind: str = "shapes"
+    kind: str
     weights: str | None = None
     clip: str | None = None
     options: ScorerOptions = OFFICIAL

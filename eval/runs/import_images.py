@@ -12,9 +12,8 @@ from typing import Any
 from ...blocks.errors import BifronsError
 from ...blocks.files import read_bounded
 from ...blocks.json_config import CONFIG_BYTES
-from ...nano.world.scene import SHAPES
 from ..atomic_io import make_folder, read_json, write_json
-from ..geneval.suites import Row, geneval_prompts, parse_metadata
+from ..geneval.suites import Row, detector_for, geneval_prompts, parse_metadata
 from .detect import ImageRecord, file_sha256
 from .record import software
 
@@ -26,10 +25,14 @@ _PROMPT_FILES = {"metadata.jsonl", "samples", "grid.png"}
 
 @dataclass
 class ImageSet:
-    """Images to evaluate. problems: {filename, reason} for all that is missing, odd or can't be used."""
+    """Images to evaluate. problems: {filename, reason} for all that is missing, odd or can't be used.
+
+    detector: its kind where none is named; None without one.
+    """
 
     images: list[ImageRecord] = field(default_factory=list)
     problems: list[dict[str, str]] = field(default_factory=list)
+    detector: str | None = None
 
     def add_problem(self, filename: str, reason: str) -> None:
         """Record something that is missing, odd or can't be used."""
@@ -70,13 +73,8 @@ def scan_folder(
     elif gaps := max(prompts) + 1 - len(prompts):
         reason = f"{gaps} of the numbers 0 to {max(prompts)} have no folder: prompts may be missing"
         image_set.add_problem(root.name, reason)
+    image_set.detector = detector_for(image.metadata for image in image_set.images)
     return image_set
-
-
-def is_small_world(image_set: ImageSet) -> bool:
-    """Whether the prompts ask for nothing but shapes of the small world."""
-    classes = {clause["class"] for record in image_set.images for clause in record.metadata["include"]}
-    return bool(classes) and classes <= set(SHAPES)
 
 
 def images_root(folder: Path) -> Path:

@@ -13,7 +13,7 @@ from ...janus.image_generation import ImageGenerationOptions
 from ..suites.catalog import CATALOG
 
 SEED_POLICIES = ("per-picture", "official")
-SUITES = ("shapes", "shapes-hard", "geneval", *CATALOG)
+SUITES = ("geneval", "shapes", "shapes-hard", *CATALOG)
 """Names of the suites; `stages.py` has the loader of each."""
 PLACEHOLDER = "{prompt}"
 
@@ -22,7 +22,7 @@ PLACEHOLDER = "{prompt}"
 class Recipe:
     """All that determines the images of a run. Raises OptionError for a value out of its range.
 
-    suite: `shapes` or `shapes-hard` (sentences by `suite_seed`), `geneval` or one of questions. template:
+    suite: `geneval`, `shapes` or `shapes-hard` (sentences by `suite_seed`), or one of questions. template:
     text around a sentence, inside the model's own chat template, with {prompt} for the sentence. seed_policy:
     "per-picture" derives each image's seed from (seed, prompt, image); "official" gives image j of every
     prompt `seed` + j, since the published generation scripts set 42 anew for each prompt. limit: number of
@@ -32,7 +32,7 @@ class Recipe:
     prompts_sha256: of the suite's lines.
     """
 
-    suite: str = "shapes"
+    suite: str = "geneval"
     model: str = "janus-nano"
     dtype: str = "float32"
     quantize: str | None = None

@@ -28,7 +28,7 @@ from ...blocks.files import read_bounded
 from ...blocks.image_io import write_png
 from ...blocks.json_config import CONFIG_BYTES, TABLE_BYTES, decode_json
 from ..atomic_io import disk_errors, make_folder, read_file, read_json, write_file, write_json
-from ..geneval.suites import Row, lines_sha256, parse_rows, select_prompts, to_jsonl
+from ..geneval.suites import Row, detector_for, lines_sha256, parse_rows, select_prompts, to_jsonl
 from .recipe import Recipe, differences, fingerprint
 from .record import software
 
@@ -49,12 +49,14 @@ class ImageKey(NamedTuple):
 
 @dataclass(frozen=True)
 class RunDir:
-    """An open run folder; make one with `create_run` or `open_run`. `rows` is the whole suite."""
+    """An open run folder; make one with `create_run` or `open_run`. `rows` is the whole suite; `detector` the
+    kind of detector where none is named, None for suites of questions."""
 
     root: Path
     recipe: Recipe
     model_fingerprint: str
     rows: tuple[Row, ...]
+    detector: str | None = None
 
     @property
     def fingerprint(self) -> str:
@@ -155,7 +157,9 @@ class RunDir:
                     path.unlink(missing_ok=True)
 
 
-def create_run(root: Path, recipe: Recipe, rows: Sequence[Row], model_fingerprint: str) -> RunDir:
+def create_run(
+    root: Path, recipe: Recipe, rows: Sequence[Row], model_fingerprint: str, detector: str | None = None
+) -> RunDir:
     """Make a run folder, or open one with the same recipe, rows and model.
 
     `recipe.prompts_sha256` is computed from the rows. Raises BifronsError, with the fields that differ,
@@ -163,14 +167,15 @@ def create_run(root: Path, recipe: Recipe, rows: Sequence[Row], model_fingerprin
     """
     recipe = Recipe(**{**recipe.to_json(), "prompts_sha256": lines_sha256(list(rows))})
     select_prompts(len(rows), recipe.limit)
-    run = RunDir(root, recipe, model_fingerprint, tuple(rows))
+    run = RunDir(root, recipe, model_fingerprint, tuple(rows), detector)
     if not os.path.exists(root / "run.json"):
         if os.path.exists(root / "images") and any((root / "images").iterdir()):
             raise BifronsError(f"{root} holds pictures but no run.json; accepted: a new folder, or a run's")
         make_folder(root)
         write_file(root / "prompts.jsonl", to_jsonl(list(rows)))
         began = datetime.now(UTC).isoformat(timespec="seconds")
-        content = {"fingerprint": run.fingerprint, "model_fingerprint": model_fingerprint, "began": began}
+        content: dict[str, Any] = {"fingerprint": run.fingerprint, "model_fingerprint": model_fingerprint}
+        content |= {"began": began, "detector": detector}
         write_json(root / "run.json", {**content, "recipe": recipe.to_json(), "software": software()})
         return run
     run = open_run(root)
@@ -204,7 +209,8 @@ def open_run(root: Path, content: Any = None) -> RunDir:
     recipe = Recipe.from_json(content["recipe"])
     source = root / "prompts.jsonl"
     rows = parse_rows(read_file(source) if os.path.isfile(source) else b"", str(source))
-    run = RunDir(root, recipe, str(content.get("model_fingerprint")), tuple(rows))
+    detector = content.get("detector") or detector_for(rows)  # older folders don't say it
+    run = RunDir(root, recipe, str(content.get("model_fingerprint")), tuple(rows), detector)
     if run.fingerprint != content.get("fingerprint") or lines_sha256(rows) != recipe.prompts_sha256:
         raise BifronsError(f"{root}: run.json or prompts.jsonl was changed since the run began")
     return run

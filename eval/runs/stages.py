@@ -10,11 +10,19 @@ from ...blocks.checkpoints.hub import find_model_folder
 from ...blocks.device import resolve_device, resolve_dtype
 from ...blocks.errors import BifronsError, OptionError
 from ...blocks.placement.fingerprint import weights_fingerprint
+from ...blocks.vocabulary import read_vocabulary
 from ...janus.config import read_guidance_scale
 from ..atomic_io import read_json
 from ..geneval.options import read_options
 from ..geneval.scoring import Summary
-from ..geneval.suites import Row, geneval_prompts, hard_prompts, shapes_prompts
+from ..geneval.suites import (
+    Row,
+    detector_for,
+    geneval_prompts,
+    hard_prompts,
+    shapes_prompts,
+    suite_for,
+)
 from ..suites.catalog import CATALOG
 from .detect import collect, images_of_run
 from .import_images import ImageSet, rescan_import
@@ -29,7 +37,8 @@ def prepare(
     """Open or make a run folder for a recipe, of which `given` has the fields that the user set.
 
     In a new folder, the other fields get the recipe's defaults, except that dtype is the device's,
-    guidance_scale the model's and images_per_prompt that of a suite of questions. In an existing
+    guidance_scale the model's, suite `shapes` for a model that knows nothing else, and images_per_prompt that
+    of a suite of questions. In an existing
     one they are the run's, and the given ones must agree with it. prompts: a file for the suite `geneval`, or
     the data of a suite of questions. Raises BifronsError, OptionError or CheckpointError.
     """
@@ -47,12 +56,16 @@ def prepare(
     dtype = str(resolve_dtype(given.get("dtype"), chosen)).removeprefix("torch.")
     folder = find_model_folder(given.get("model", Recipe.model))
     own = read_guidance_scale(folder)
-    defaults: dict[str, Any] = {} if own is None else {"guidance_scale": own}
+    vocabulary = read_vocabulary(folder)
+    defaults: dict[str, Any] = {"suite": suite_for(vocabulary)}
+    if own is not None:
+        defaults["guidance_scale"] = own
     if given.get("suite") in CATALOG:
         defaults["images_per_prompt"] = CATALOG[given["suite"]].images_per_prompt
     recipe = Recipe(**{**defaults, **given, "dtype": dtype})
     fingerprint = weights_fingerprint(recipe.model, recipe.adapters)
-    return create_run(run_dir, recipe, load_rows(recipe, prompts), fingerprint)
+    rows = load_rows(recipe, prompts)
+    return create_run(run_dir, recipe, rows, fingerprint, detector_for(rows, vocabulary))
 
 
 def _resolved(given: Mapping[str, Any], device: str | None) -> dict[str, Any]:
@@ -99,7 +112,8 @@ def load_images(run_dir: Path) -> ImageSet:
     content = read_json(path)
     if isinstance(content, dict) and content.get("kind") == "import":
         return rescan_import(content)
-    return ImageSet(images_of_run(open_run(run_dir, content)))
+    run = open_run(run_dir, content)
+    return ImageSet(images_of_run(run), detector=run.detector)
 
 
 def score_run(

@@ -26,7 +26,7 @@ class DetectorReward:
 
     def __init__(
         self,
-        kind: str = "shapes",
+        kind: str,
         weights: str | Path | None = None,
         clip: str | Path | None = None,
         device: str | None = None,

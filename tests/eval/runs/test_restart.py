@@ -16,7 +16,7 @@ from bifrons.eval.runs.ranks import Ranks
 from bifrons.eval.runs.record import read_stages
 from bifrons.eval.runs.run_dir import open_run
 
-RECIPE = ["--limit", "6", "--images-per-prompt", "2", "--batch-size", "3"]
+RECIPE = ["--suite", "shapes", "--limit", "6", "--images-per-prompt", "2", "--batch-size", "3"]
 
 
 @pytest.fixture(scope="module")

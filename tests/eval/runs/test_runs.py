@@ -2,11 +2,8 @@
 
 import errno
 import hashlib
-import io
 import json
 import os
-import urllib.error
-import urllib.request
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -14,13 +11,17 @@ from pathlib import Path
 import pytest
 from bifrons.blocks.errors import BifronsError, CheckpointError, OptionError
 from bifrons.blocks.placement.fingerprint import model_fingerprint
+from bifrons.blocks.vocabulary import read_vocabulary
 from bifrons.eval.atomic_io import write_file
 from bifrons.eval.geneval import suites
 from bifrons.eval.runs.recipe import Recipe, differences, fingerprint
 from bifrons.eval.runs.run_dir import ImageKey, RunDir, check_model, create_run, open_run
-from bifrons.nano.world.sentences import suite
+from bifrons.eval.runs.stages import prepare
+from bifrons.nano.world.catalog import things
 from bifrons.scale.placement import Placement
 from PIL import Image
+
+from ...models import SHAPES_JANUS
 
 ROWS = suites.shapes_prompts(0)
 
@@ -138,22 +139,14 @@ def test_the_suite_of_shapes() -> None:
 
 
 def test_official_prompts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def no_network(url: str, timeout: float) -> io.BytesIO:
-        raise urllib.error.URLError("no network")
-
-    monkeypatch.setattr(urllib.request, "urlopen", no_network)
-    with pytest.raises(BifronsError, match="--prompts FILE"):
-        suites.geneval_prompts(cache=tmp_path)
-    content = suites.to_jsonl(suite(12, 3))
-    monkeypatch.setattr(urllib.request, "urlopen", lambda url, timeout: io.BytesIO(content))
-    with pytest.raises(BifronsError, match="5c48e081"):
-        suites.geneval_prompts(cache=tmp_path)
-    assert list(tmp_path.rglob("*.jsonl")) == []
-    monkeypatch.setattr(suites, "OFFICIAL_SHA256", hashlib.sha256(content).hexdigest())
-    rows = suites.geneval_prompts(cache=tmp_path)
-    assert suites.is_official(suites.lines_sha256(rows))
-    monkeypatch.setattr(urllib.request, "urlopen", no_network)
-    assert suites.geneval_prompts(cache=tmp_path) == rows  # fetched once
+    rows = suites.geneval_prompts()
+    assert Counter(row["tag"] for row in rows) == suites.OFFICIAL_COUNTS
+    content = suites.to_jsonl(rows)
+    assert hashlib.sha256(content).hexdigest() == suites.OFFICIAL_SHA256
+    with monkeypatch.context() as patch:
+        patch.setattr(suites, "draw_prompts", lambda: rows[1:])
+        with pytest.raises(BifronsError, match="--prompts FILE"):
+            suites.geneval_prompts()
     other = tmp_path / "other.jsonl"
     for encoding in ("utf-8-sig", "utf-16"):
         other.write_bytes(content.decode().replace("\n", "\r\n").encode(encoding))
@@ -161,6 +154,23 @@ def test_official_prompts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     other.write_bytes(content.splitlines(keepends=True)[0] + b'{"tag": "colors", "prompt": "x"}\n')
     with pytest.raises(BifronsError, match="line 2"):
         suites.geneval_prompts(other)
+
+
+def test_suite_and_detector_are_chosen_by_what_the_model_knows(tmp_path: Path) -> None:
+    shapes = read_vocabulary(Path(SHAPES_JANUS))
+    assert shapes is not None
+    every = replace(shapes, things=tuple(things()))
+    assert [suites.suite_for(known) for known in (shapes, every, None)] == ["shapes", "geneval", "geneval"]
+    official, questions = suites.geneval_prompts(), [{"prompt": "x", "questions": ["Is it?"]}]
+    for known, kinds in (
+        (shapes, ["shapes", "mask2former-official", None]),
+        (every, ["world", "world", None]),
+        (None, ["shapes", "mask2former-official", None]),
+    ):
+        assert [suites.detector_for(rows, known) for rows in (ROWS, official, questions)] == kinds
+    run = prepare(tmp_path, {"limit": 1, "images_per_prompt": 1, "model": SHAPES_JANUS}, "cpu")
+    assert (run.recipe.suite, run.detector) == ("shapes", "shapes")
+    assert open_run(tmp_path) == run
 
 
 def test_a_run_folder_keeps_to_one_recipe(tmp_path: Path) -> None:

@@ -113,8 +113,9 @@ def test_many_pictures_are_shared_among_workers(monkeypatch) -> None:
     cases = [sample_case("colors", Random(seed)) for seed in range(40)]
     pictures = [to_pil(case.scene, 64) for case in cases[1:] + cases[:1]]
     rows = [case.metadata for case in cases]
-    reward = DetectorReward(workers=2)
-    assert reward(rows, pictures) == reward(rows, pictures) == DetectorReward(workers=1)(rows, pictures)
+    reward = DetectorReward("shapes", workers=2)
+    alone = DetectorReward("shapes", workers=1)
+    assert reward(rows, pictures) == reward(rows, pictures) == alone(rows, pictures)
     assert pools == [2]
 
 
