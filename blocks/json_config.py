@@ -84,6 +84,7 @@ LIMITS: dict[str, tuple[float, float]] = {
     "latent_channels": (1, 2**16),
     "num_res_blocks": (1, 16),
     "norm_groups": (1, 64),
+    "patch_width": (0, 4096),
     "image_token_embed": (1, 2**16),
     "image_token_embed_dim": (1, 2**16),
     # preparing pictures, and generating them

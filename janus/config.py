@@ -9,7 +9,7 @@ from ..blocks.json_config import Section, read_json
 from ..blocks.model.context import DecoderConfig
 from ..blocks.model.siglip import SiglipConfig, check_siglip, read_siglip
 from ..tokenizers.text import read_settings
-from ..tokenizers.vq.model import VQConfig
+from ..tokenizers.vq.config import VQConfig
 
 
 @dataclass(frozen=True)
@@ -133,6 +133,7 @@ def _parse_original(config: Section) -> JanusConfig:
             z_channels=vq.integer("z_channels", default.z_channels),
             num_res_blocks=vq.integer("num_res_blocks", default.num_res_blocks),
             norm_groups=vq.integer("norm_groups", default.norm_groups),
+            patch_width=vq.integer("patch_width", default.patch_width),
         ),
         gen_head_width=config.section("gen_head_config", "params").integer(
             "image_token_embed", decoder.hidden_size

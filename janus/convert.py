@@ -13,7 +13,7 @@ from ..blocks.conversion.writer import TensorSpec
 from ..blocks.json_config import names_token
 from ..blocks.model.siglip import SiglipConfig
 from ..blocks.picture_settings import read_picture_settings
-from ..tokenizers.vq.model import VQConfig
+from ..tokenizers.vq.config import VQConfig
 from .config import JanusConfig, read_config
 from .model import JanusModel
 from .prompts import IMAGE_TOKEN
@@ -104,7 +104,7 @@ def _vision_params(vision: SiglipConfig) -> dict[str, Any]:
 
 
 def _vq_params(vq: VQConfig) -> dict[str, Any]:
-    names = ("ch", "ch_mult", "z_channels", "num_res_blocks", "norm_groups")
+    names = ("ch", "ch_mult", "z_channels", "num_res_blocks", "norm_groups", "patch_width")
     sizes, official = ({name: getattr(one, name) for name in names} for one in (vq, VQConfig()))
     sizes = {} if sizes == official else sizes | {"ch_mult": list(vq.ch_mult)}
     return {"image_token_size": vq.codebook_size, "n_embed": vq.code_dim} | sizes

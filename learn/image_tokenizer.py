@@ -9,7 +9,6 @@ Unused codes are drawn anew.
 """
 
 from collections.abc import Callable, Iterable
-from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -91,41 +90,10 @@ def reconstruction_loss(out_B3HW: Tensor, pixels_B3HW: Tensor) -> Tensor:
     return error.abs().mean() + 2 * error.pow(2).mean() + edges
 
 
-class Mixture(NamedTuple):
-    """Pictures with a rectangle of one and the rest of another. pixels: `[B, 3, H, W]`. first: bool
-    `[B, H, W]`, grid positions of the rectangle. inner: bool `[B, H, W]`, positions whose neighbors are all
-    on their side."""
-
-    pixels: Tensor
-    first: Tensor
-    inner: Tensor
-
-
-def mix(pixels_B3HW: Tensor, downsampling: int) -> Mixture:
-    """Each picture's random rectangle of whole grid positions, in the picture before it (CutMix: Yun et al.
-    2019, arXiv 1905.04899)."""
-    batch, device = len(pixels_B3HW), pixels_B3HW.device
-    inside = []
-    for side in pixels_B3HW.shape[2:]:
-        count = side // downsampling
-        length_B = (count * (0.25 + 0.5 * torch.rand(batch, device=device))).round()
-        start_B = (torch.rand(batch, device=device) * (count - length_B + 1)).floor()
-        place = torch.arange(count, device=device)
-        inside.append((place >= start_B[:, None]) & (place < (start_B + length_B)[:, None]))
-    first_BHW = inside[0][:, :, None] & inside[1][:, None]
-    sides_B1HW = first_BHW[:, None].float()
-    widened, narrowed = (sign * F.max_pool2d(sign * sides_B1HW, 3, 1, 1) for sign in (1, -1))
-    chosen = F.interpolate(sides_B1HW, pixels_B3HW.shape[2:]) > 0.5
-    pixels = torch.where(chosen, pixels_B3HW, pixels_B3HW.roll(1, 0))
-    return Mixture(pixels, first_BHW, (widened == narrowed)[:, 0])
-
-
 class TokenizerObjective(Objective):
     """An image tokenizer, and the pictures that `draw` makes, by tensor operations: float `[B, 3, S, S]` in
     -1..1. `warmup` is the share of the training without quantization; with 0 the model's codes are learned
-    further from the first step on. `locality` is the weight of the loss by which a part of a picture has the
-    same codes beside any other parts: whoever paints needs to learn them once only. Runs in one process.
-    Raises `OptionError`.
+    further from the first step on. Runs in one process. Raises `OptionError`.
     """
 
     def __init__(
@@ -134,10 +102,9 @@ class TokenizerObjective(Objective):
         draw: Callable[[], Tensor],
         warmup: float = 0.08,
         dtype: torch.dtype = torch.bfloat16,
-        locality: float = 0.0,
     ) -> None:
         super().__init__()
-        self.loss_weights = {"commitment": COMMITMENT, "locality": locality}
+        self.loss_weights = {"commitment": COMMITMENT}
         if world() > 1:
             raise OptionError("the image tokenizer is trained in one process; accepted: no torchrun")
         self.model, self.draw, self.warmup, self.dtype = model.train(), draw, warmup, dtype
@@ -162,27 +129,15 @@ class TokenizerObjective(Objective):
 
     def losses(self) -> dict[str, Tensor]:
         pixels = self._pixels()
-        found: dict[str, Tensor] = {}
         with self._autocast():
-            if self.loss_weights["locality"]:
-                z, found["locality"] = self._local_latents(pixels)
-            else:
-                z = self._latents(pixels)
+            z = self._latents(pixels)
             inner, commitment = z, z.detach().new_zeros(())
             if self.quantizes:
                 quantized = self._quantize(z.detach().flatten(0, 2)).view_as(z)
                 commitment = (z - quantized).pow(2).sum(-1).mean()
                 inner = z + (quantized - z).detach()
             out = self.model.decoder(self.model.post_quant_conv(inner.permute(0, 3, 1, 2))).float()
-        return found | {"reconstruction": reconstruction_loss(out, pixels), "commitment": commitment}
-
-    def _local_latents(self, pixels_B3HW: Tensor) -> tuple[Tensor, Tensor]:
-        """The latents, and how far they are from those of the same parts in a mixture of pictures."""
-        mixture = mix(pixels_B3HW, self.model.config.downsampling)
-        z, mixed = self._latents(torch.cat((pixels_B3HW, mixture.pixels))).chunk(2)
-        same = torch.where(mixture.first[..., None], z, z.roll(1, 0))
-        distance_BHW = (mixed - same).square().sum(-1)
-        return z, (distance_BHW * mixture.inner).sum() / mixture.inner.sum()
+        return {"reconstruction": reconstruction_loss(out, pixels), "commitment": commitment}
 
     def _quantize(self, latents_ME: Tensor) -> Tensor:
         """The nearest codes' vectors; the codebook learns from the latents. In float32: many codes differ by

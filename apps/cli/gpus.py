@@ -6,9 +6,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from ...blocks.checkpoints.quantize import tensor_bytes
 from ...blocks.kernels.codec import KINDS
 from ...blocks.placement.layout import longest_prefix, units
+from ...blocks.placement.memory_estimate import tensor_bytes
 
 SIZES = {"80 GB": 80 * 10**9, "141 GB": 141 * 10**9}
 """Memory of usual GPUs: A100 and H100, H200."""

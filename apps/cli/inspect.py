@@ -16,7 +16,6 @@ from ...blocks.checkpoints.formats import TensorEntry
 from ...blocks.checkpoints.hub import open_model
 from ...blocks.checkpoints.key_mapping import check
 from ...blocks.checkpoints.quantize import (
-    model_bytes,
     quantized_dtypes,
     quantized_key_map,
     replace_with_quantized,
@@ -27,7 +26,7 @@ from ...blocks.errors import BifronsError, counted, one_line
 from ...blocks.json_config import TABLE_BYTES, read_value
 from ...blocks.kernels.codec import KINDS
 from ...blocks.placement.memory_budget import size_text
-from ...blocks.placement.memory_estimate import active_parameters, parameters_by_part
+from ...blocks.placement.memory_estimate import active_parameters, model_bytes, parameters_by_part
 from ...blocks.vocabulary import read_vocabulary
 from ..descriptions import ModelDescription, describe
 from ..pipelines import label

@@ -1,13 +1,12 @@
-"""Which weights of a model are quantized, on loading or in a stored checkpoint, and their size.
+"""Which weights of a model are quantized, on loading or in a stored checkpoint.
 
 The decoder's linear layers and stacked experts are quantized. Embeddings, norms, routers, heads, SigLIP and
 its projector, and the VQ model keep their precision. So does latent attention's `kv_b_proj` (3% of the
 weights that a token uses), whose weight the absorbed form reads directly.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from math import prod
 from typing import Any
 
 import torch
@@ -15,9 +14,8 @@ from torch import nn
 
 from ..errors import ConfigError, OptionError
 from ..foreign_files import OUR_METHOD, has_fp8_blocks
-from ..kernels.codec import CODE_DTYPES, GROUP_SIZE, KINDS, SCALE_DTYPE, group_size
+from ..kernels.codec import CODE_DTYPES, GROUP_SIZE, KINDS
 from ..model.decoder import Decoder
-from ..model.layers import Linear
 from ..model.moe import Experts
 from ..model.quantized_weight import QuantizedWeight
 from .hub import ModelFolder
@@ -123,18 +121,6 @@ def replace_with_quantized(model: nn.Module, kind: str) -> dict[str, QuantizedWe
     return weights
 
 
-def quantize_model(model: nn.Module, kind: str) -> nn.Module:
-    """Quantize a loaded model in place, layer by layer, on its devices."""
-    for module in model.modules():
-        if isinstance(module, Linear):
-            module.unpack()
-    parameters = {name: parameter.detach() for name, parameter in model.named_parameters()}
-    for param, weight in replace_with_quantized(model, kind).items():
-        for leaf, tensor in weight.encode(parameters.pop(param)).items():
-            setattr(weight, leaf, tensor)
-    return model
-
-
 def quantized_dtypes(model: nn.Module) -> dict[str, torch.dtype]:
     """The dtypes of codes and scales, by name; they keep these whatever dtype the model is loaded in."""
     quantized = [name for name, module in model.named_modules() if isinstance(module, QuantizedWeight)]
@@ -154,32 +140,3 @@ def quantized_key_map(key_map: KeyMap, names: Mapping[str, object]) -> KeyMap:
 def keep_no_float32(name: str) -> bool:
     """The `keep_float32` of models whose parameters are all loaded in one dtype."""
     return False
-
-
-def quantized_bytes(shape: tuple[int, ...], kind: str) -> int:
-    """Bytes of a quantized weight of that shape."""
-    count, inputs = prod(shape), shape[-1]
-    if kind == "int4":
-        return count // 2 + count // group_size(inputs) * 2 * SCALE_DTYPE.itemsize
-    return count * CODE_DTYPES[kind].itemsize + count // inputs * SCALE_DTYPE.itemsize
-
-
-def tensor_bytes(
-    model: nn.Module, dtype: torch.dtype, kind: str | None, keep_float32: Callable[[str], bool]
-) -> dict[str, int]:
-    """Bytes of each of a plain model's tensors once loaded in `dtype` and quantized to `kind`."""
-    quantized = {} if kind is None else quantizable_weights(model)
-    sizes = {}
-    for name, tensor in saved_tensors(model).items():
-        if name in quantized and kind is not None:
-            sizes[name] = quantized_bytes(quantized[name][1], kind)
-        else:
-            sizes[name] = tensor.numel() * (torch.float32 if keep_float32(name) else dtype).itemsize
-    return sizes
-
-
-def model_bytes(
-    model: nn.Module, dtype: torch.dtype, kind: str | None, keep_float32: Callable[[str], bool]
-) -> int:
-    """The sum of `tensor_bytes`."""
-    return sum(tensor_bytes(model, dtype, kind, keep_float32).values())

@@ -7,12 +7,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..checkpoints.quantize import check_device, decoder_name, keep_no_float32, tensor_bytes
+from ..checkpoints.quantize import check_device, decoder_name, keep_no_float32
 from ..device import check_capture, free_bytes, resolve_device, resolve_dtype
 from ..errors import OptionError
 from .auto_device_map import MaxMemory, available_memory, infer_placement, parse_max_memory
 from .layout import CPU, DevicePlacement, containers, longest_prefix, offloaded_units, parse_device, units
 from .memory_budget import check_weights, form_text, size_text
+from .memory_estimate import tensor_bytes
 from .tensor_parallel import check_ranks
 
 DeviceMap = str | Mapping[str, Any]

@@ -6,12 +6,12 @@ from dataclasses import replace
 import torch
 from torch import nn
 
-from ..checkpoints.quantize import check_device, model_bytes
+from ..checkpoints.quantize import check_device
 from ..device import free_bytes
 from ..errors import ResourceError
 from ..kernels.codec import KINDS
 from ..model.context import DeviceLayout
-from .memory_estimate import Workload
+from .memory_estimate import Workload, model_bytes
 
 _USABLE = 0.8  # of free memory: activations are rough estimates, and the allocator fragments
 _CPU_ROWS = 64  # larger batches are no faster on a CPU

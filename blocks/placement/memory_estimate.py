@@ -5,13 +5,16 @@ the kernels' workspaces.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from math import prod
 
 import torch
 from torch import nn
 
 from ..checkpoints.key_mapping import saved_tensors
+from ..checkpoints.quantize import quantizable_weights
+from ..kernels.codec import CODE_DTYPES, SCALE_DTYPE, group_size
 from ..model.context import DecoderConfig
 from ..model.kv_cache import KVCache
 from ..model.siglip import SiglipConfig
@@ -111,3 +114,32 @@ def active_parameters(config: DecoderConfig, total: int, experts: int) -> int:
     if config.moe is None:
         return total
     return total - experts + experts * config.moe.top_k // config.moe.num_experts
+
+
+def quantized_bytes(shape: tuple[int, ...], kind: str) -> int:
+    """Bytes of a quantized weight of that shape."""
+    count, inputs = prod(shape), shape[-1]
+    if kind == "int4":
+        return count // 2 + count // group_size(inputs) * 2 * SCALE_DTYPE.itemsize
+    return count * CODE_DTYPES[kind].itemsize + count // inputs * SCALE_DTYPE.itemsize
+
+
+def tensor_bytes(
+    model: nn.Module, dtype: torch.dtype, kind: str | None, keep_float32: Callable[[str], bool]
+) -> dict[str, int]:
+    """Bytes of each of a plain model's tensors once loaded in `dtype` and quantized to `kind`."""
+    quantized = {} if kind is None else quantizable_weights(model)
+    sizes = {}
+    for name, tensor in saved_tensors(model).items():
+        if name in quantized and kind is not None:
+            sizes[name] = quantized_bytes(quantized[name][1], kind)
+        else:
+            sizes[name] = tensor.numel() * (torch.float32 if keep_float32(name) else dtype).itemsize
+    return sizes
+
+
+def model_bytes(
+    model: nn.Module, dtype: torch.dtype, kind: str | None, keep_float32: Callable[[str], bool]
+) -> int:
+    """The sum of `tensor_bytes`."""
+    return sum(tensor_bytes(model, dtype, kind, keep_float32).values())

@@ -26,7 +26,7 @@ from ...janus.model import JanusModel
 from ...text.config import TextConfig
 from ...text.config import parse_config as parse_text
 from ...text.model import TextModel
-from ...tokenizers.vq.model import VQConfig
+from ...tokenizers.vq.config import VQConfig
 from ...vl2.config import VL2Config
 from ...vl2.config import read_config as read_vl2
 from ...vl2.model import VL2Model

@@ -7,7 +7,7 @@ from typing import Any
 
 from ...blocks.model.siglip import SiglipConfig
 from ...janus.prompts import SYSTEM_PROMPT
-from ...tokenizers.vq.model import VQConfig
+from ...tokenizers.vq.config import VQConfig
 from .pictures import SIDE
 from .things_janus_spec import SPECIAL_TOKENS, processor_configs
 from .things_tokenizer import CAPTION_REQUESTS, write_files

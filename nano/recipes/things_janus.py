@@ -25,10 +25,6 @@ UNCONDITIONAL = 0.1
 """Share of sentences that are replaced by padding, for guidance."""
 READ_WEIGHT = 0.7
 """Weight of the loss of answers."""
-LOCALITY = 20.0
-"""Weight of the loss by which the image tokenizer's latents are local. In 30 steps on a trained one their
-distance beside other parts fell from 0.003 to 0.0007, which a weight of 0.5 did not change; codes lie so near
-each other that 42% inside a thing (before: 35%) were then the same on another background."""
 WARMUP = 0.08
 """Share of the image tokenizer's training without quantization."""
 
@@ -56,7 +52,7 @@ def make_tokenizer(job: Job) -> Made:
         print(f"PSNR on {len(values)} fresh pictures: {values.mean():.2f} dB, least {values.min():.2f} dB")
 
     warmup = WARMUP if job.start is None else 0.0
-    return TokenizerObjective(model, draw, warmup, locality=LOCALITY), write
+    return TokenizerObjective(model, draw, warmup), write
 
 
 def janus_tasks(

@@ -23,12 +23,13 @@ from ..world.asking import KINDS as QUESTIONS
 from ..world.asking import ask
 from ..world.names import plural
 from ..world.pictures import sample_size
+from ..world.pieces import PAINTED
 from ..world.pointing import caption
 from ..world.sampling import KINDS, MORE_KINDS, Example, sample_example
 from ..world.view import View
 from .things_janus_spec import SIDE, UNASKED, PaintEncoder, TurnEncoder, write_once
 from .things_parts import VQ, Job
-from .things_pictures import PAINT_LATTICE, SHARD, to_pixels
+from .things_pictures import SHARD, to_pixels
 from .things_tokenizer import CAPTION_REQUESTS
 
 PAINT, READ = "paint.safetensors", "read.safetensors"
@@ -58,7 +59,7 @@ def paint_shard(seed: int, encode: Callable[[str], list[int]]) -> Arrays:
     kinds, weights = list(KIND_WEIGHTS), list(KIND_WEIGHTS.values())
     while len(rows) < SHARD:
         (kind,) = rng.choices(kinds, weights)
-        example = sample_example(kind, rng, "train", SIDE, SIDE, True, PAINT_LATTICE)
+        example = sample_example(kind, rng, "train", SIDE, SIDE, PAINTED)
         row = encode(_simple_plurals(example, rng))
         if len(row) <= PAINT_WIDTH:
             rows.append(row)

@@ -14,7 +14,7 @@ from ...janus.convert import original_config
 from ...janus.processor import JanusProcessor
 from ...janus.prompts import IMAGE_TOKEN, SYSTEM_PROMPT, Template
 from ...tokenizers.text import TextTokenizer
-from ...tokenizers.vq.model import VQConfig
+from ...tokenizers.vq.config import VQConfig
 from .things_tokenizer import asked, sentences, train_tokenizer, write_files, write_vocabulary
 
 SPECIAL_TOKENS = (
@@ -40,7 +40,8 @@ _HIDDEN, _MAX_POSITIONS = 512, 2048
 
 def vq_config() -> VQConfig:
     """The image tokenizer: 8 pixels a code, so 576 codes an image."""
-    return VQConfig(8192, 8, ch=32, ch_mult=(1, 2, 4, 8), z_channels=64, num_res_blocks=1, norm_groups=4)
+    sizes = {"ch": 32, "ch_mult": (1, 2, 4, 8), "z_channels": 64, "num_res_blocks": 1, "norm_groups": 4}
+    return VQConfig(8192, 8, **sizes, patch_width=256)
 
 
 def tower_config() -> SiglipConfig:

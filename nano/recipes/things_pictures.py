@@ -13,14 +13,11 @@ from torch import Tensor
 
 from ...learn.packed import Arrays, build
 from ..world.catalog import PAINTS, things
-from ..world.layout import LATTICE
+from ..world.pieces import ANY, PAINTED
 from ..world.requests import MAX_THINGS, MIN_VISIBLE, Seen
 from ..world.sampling import KINDS, MORE_KINDS, Example, sample_example
 from .things_janus_spec import SIDE
 
-PAINT_LATTICE = 24
-"""Cells along a side of pictures that painting is learned from, one a code: then the codes of a thing are
-nearly the same wherever it stands."""
 SHARD = 250
 """Pictures of one task of a rendering process."""
 
@@ -49,10 +46,10 @@ def truth_arrays(pictures: Sequence[Sequence[Seen]]) -> Arrays:
 
 
 def random_example(rng: Random) -> Example:
-    """A picture of SIDE pixels with its sentence, of any kind, of the training split, and half of them with
-    things in rows and on a lattice, as they are painted."""
-    painted, kind = rng.random() < 0.5, rng.choice((*KINDS, *MORE_KINDS))
-    return sample_example(kind, rng, "train", SIDE, SIDE, painted, PAINT_LATTICE if painted else LATTICE)
+    """A picture of SIDE pixels with its sentence, of any kind, of the training split, and half of them as
+    they are painted."""
+    variety, kind = rng.choice((ANY, PAINTED)), rng.choice((*KINDS, *MORE_KINDS))
+    return sample_example(kind, rng, "train", SIDE, SIDE, variety)
 
 
 def picture_shard(seed: int) -> Arrays:

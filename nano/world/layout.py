@@ -1,8 +1,7 @@
 """Random layouts of the world of things: where each thing of a request is drawn, in pixels.
 
 Things stand on the ground of a place, or float where a request has one above another. They keep apart from
-each other, but for those in front of, behind or inside another. Positions are multiples of a cell, sizes of
-two: a 64th of the shorter side, or a coarser one that agrees with the grid of an image tokenizer.
+each other, but for those in front of, behind or inside another.
 """
 
 from random import Random
@@ -10,25 +9,31 @@ from random import Random
 import numpy as np
 
 from .catalog import PAINTS, Place, places, things
-from .pieces import Layout, Piece
+from .pieces import ANY, Layout, Piece, Variety
 from .requests import DEPTHS, SIZES, Group, Link, Request, held_out_coloring
 from .scene import Box, normalized_offset, relation
 from .sprites import Sprite
 
-LATTICE = 64
-"""Cells along the shorter side."""
 CLEAR_OFFSET = 0.7
 """The least normalized offset of a relation that a sentence names; GenEval's own threshold is 0.5."""
 
 _CROWD = {1: 1.4, 2: 1.12, 3: 0.95, 4: 0.85, 5: 0.76, 6: 0.7}  # factor of all sizes by the number of things
 _SMALLEST, _LARGEST = 0.15, 0.86  # of the shorter side
+_PLAIN_SMALLEST = 0.25  # the same without variety, but of things that are asked for as small
+_PLAIN_COLORS, _PLAIN_REAL = 4, 0.35  # without variety: colors of plain backgrounds, share of real places
 _GAP, _MARGIN = 0.02, 0.02  # of the shorter side: between boxes, and to the border
 _TRIES = 40  # free positions tried for one thing before the whole layout is drawn anew
 _SHRINK = 0.95  # factor of all sizes from one attempt to the next
 _FLOATING_FROM = 18  # attempts on the ground before things float
 _USUAL = 0.6  # probability that a thing without a named color has one of its usual colors
 _TILTED = 0.15  # probability that a floating thing is tilted
-_ROWS = {3: ((3,), (1, 2), (2, 1)), 4: ((2, 2),), 5: ((2, 3), (3, 2)), 6: ((3, 3),)}  # things of each row
+_ROWS = {
+    2: ((2,),),
+    3: ((3,), (1, 2), (2, 1)),
+    4: ((2, 2),),
+    5: ((2, 3), (3, 2)),
+    6: ((3, 3),),
+}  # things of each row
 _CROWDED = 5  # things from which on rows need a place without ground
 
 
@@ -38,9 +43,7 @@ class _NoRoom(Exception):
 
 class Arranger:
     """Draws layouts of one request at random: each call of `attempt` another one, with smaller and smaller
-    things. split: "train" gives unnamed things no color that is held out for them. in_rows: three things and
-    more without relations have cells of rows, in the order of the request, on the ground a single row.
-    lattice: cells along the shorter side."""
+    things. split: "train" gives unnamed things no color that is held out for them."""
 
     def __init__(
         self,
@@ -49,13 +52,12 @@ class Arranger:
         width: int,
         height: int,
         split: str = "any",
-        in_rows: bool = False,
-        lattice: int = LATTICE,
+        variety: Variety = ANY,
     ) -> None:
         self.request, self.rng, self.split = request, rng, split
-        self.in_rows = in_rows and request.total >= min(_ROWS) and not request.links
+        self.in_rows = variety.in_rows and request.total >= min(_ROWS) and not request.links
         self.width, self.height, self.side = width, height, min(width, height)
-        self.lattice, self.cell = lattice, self.side / lattice
+        self.varied, self.lattice, self.cell = variety.varied, variety.lattice, self.side / variety.lattice
         names = {link.name for link in request.links}
         self.vertical = bool(names & {"above", "below"})
         self.attempts = 0
@@ -68,8 +70,9 @@ class Arranger:
             return places()[self.request.place]
         flat, real = ([p for p in places().values() if (p.ground is None) == none] for none in (True, False))
         crowded = self.in_rows and self.request.total >= _CROWDED
-        if self.rng.random() < (1 if crowded else 0.75 if self.vertical else 0.3):
-            return self.rng.choice(flat)
+        floating = 0.3 if self.varied else 1 - _PLAIN_REAL
+        if self.rng.random() < (1 if crowded else max(0.75, floating) if self.vertical else floating):
+            return self.rng.choice(flat) if self.varied else places()["plain"]
         kinds = [things()[group.thing].kind for group in self.request.groups]
         most = max(sum(kind in place.fits for kind in kinds) for place in real)
         usual = [place for place in real if sum(kind in place.fits for kind in kinds) == most]
@@ -89,8 +92,11 @@ class Arranger:
                     self._add(index, number)
         except _NoRoom:
             return None
-        variant, color = self.rng.randrange(len(self.place.variants)), self.rng.choice(self.place.colors)
-        return Layout(tuple(sorted(self.pieces, key=lambda piece: piece.key)), self.place, variant, color)
+        variants, colors = range(len(self.place.variants)), self.place.colors
+        if not self.varied:
+            variants, colors = variants[:1], colors[: 1 if self.place.ground else _PLAIN_COLORS]
+        pieces = tuple(sorted(self.pieces, key=lambda piece: piece.key))
+        return Layout(pieces, self.place, self.rng.choice(variants), self.rng.choice(colors))
 
     def _cells(self) -> list[Box]:
         """As many cells as there are things, row by row."""
@@ -125,7 +131,7 @@ class Arranger:
         if same and self.rng.random() < 0.7:
             return same[0]
         known = things()[group.thing]
-        colors = known.colors if self.rng.random() < _USUAL else tuple(PAINTS)
+        colors = known.colors if not self.varied or self.rng.random() < _USUAL else tuple(PAINTS)
         taken = {g.color for g in self.request.groups if g.thing == group.thing and g is not group}
         absent = {a.color for a in self.request.absences if a.color and a.thing in (None, group.thing)}
         for pool in (colors, tuple(PAINTS)):
@@ -133,29 +139,30 @@ class Arranger:
             if self.split == "train":
                 free = [c for c in free if not held_out_coloring(group.thing, c)]
             if free:
-                return self.rng.choice(free)
+                first = not self.varied and len(free) < len(PAINTS) and self.rng.random() < _USUAL
+                return free[0] if first else self.rng.choice(free)
         return self.rng.choice(known.colors)
 
     def _size(self, group: Group, factor: float = 1.0) -> int:
         """The longer side in pixels, a multiple of two of the lattice's cells."""
-        wanted = things()[group.thing].size * self.scale * factor * self.rng.uniform(0.9, 1.12)
+        wanted = things()[group.thing].size * self.scale * factor
+        wanted *= self.rng.uniform(0.9, 1.12) if self.varied else 1.0
         wanted *= SIZES[group.size] if group.size else 1.0
-        return round(2 * round(min(max(wanted, _SMALLEST), _LARGEST) * self.lattice / 2) * self.cell)
+        smallest = _SMALLEST if self.varied or group.size == "small" else _PLAIN_SMALLEST
+        return round(2 * round(min(max(wanted, smallest), _LARGEST) * self.lattice / 2) * self.cell)
 
     def _add(self, index: int, number: int) -> None:
         group, known = self.request.groups[index], things()[self.request.groups[index].thing]
         holding = any(link.name == "inside" and link.second == index for link in self.request.links)
         poses = known.holders if holding and known.holders else range(len(known.poses))
-        tilt = not self.grounded and not holding and self.rng.random() < _TILTED
-        piece = Piece(
-            index,
-            known,
-            self._color(group),
-            self.rng.choice(poses),
-            self._size(group, 1.3 if holding else 1.0),
-            self.rng.random() < 0.5 and known.name != "stop sign",
-            self.rng.choice((-10, 10)) if tilt else 0,
-        )
+        color, size = self._color(group), self._size(group, 1.3 if holding else 1.0)
+        piece = Piece(index, known, color, poses[0], size, flip=False, angle=0)
+        if self.varied:
+            tilt = not self.grounded and not holding and self.rng.random() < _TILTED
+            piece.pose = self.rng.choice(poses)
+            piece.flip = self.rng.random() < 0.5 and known.name != "stop sign"
+            piece.angle = self.rng.choice((-10, 10)) if tilt else 0
+            piece.__post_init__()
         if self.cells:
             number += sum(group.count for group in self.request.groups[:index])
             self._add_apart(piece, [], self.cells[number])
@@ -253,6 +260,8 @@ class Arranger:
                 self._put_inside(piece, other)
             else:
                 self._put_across(piece, other, 1 if name == "in front of" else -1)
+            if not self.varied:
+                piece.left, piece.top = (round(round(at / self.cell) * self.cell) for at in piece.position)
             here = np.array([piece.left]), np.array([piece.top])
             if self._fits(piece.box) and self._free(piece.sprite, *here, but=other).all():
                 return

@@ -11,8 +11,8 @@ import numpy as np
 from PIL import Image
 
 from ...blocks.errors import OptionError
-from .layout import LATTICE, Arranger
-from .pieces import Layout, Piece
+from .layout import Arranger
+from .pieces import ANY, Layout, Piece, Variety
 from .requests import Request, Seen, satisfies
 from .scene import Box
 from .sprites import backdrop
@@ -109,19 +109,17 @@ def paint(
     width: int = 192,
     height: int = 192,
     split: str = "any",
-    in_rows: bool = False,
-    lattice: int = LATTICE,
+    variety: Variety = ANY,
 ) -> Picture:
     """A random picture that shows what the request says and nothing else.
 
     The same request and state of `rng` give the same picture. split: "train" draws no thing in a color held
-    out for it unless the request names it. in_rows, lattice: see
-    `Arranger`. Raises OptionError for sides out of
-    range, and for a request without a picture, such as one in which a thing is left and right of another.
+    out for it unless the request names it. Raises OptionError for sides out of range, and for a request
+    without a picture, such as one in which a thing is left and right of another.
     """
     if not MIN_SIDE <= min(width, height) <= max(width, height) <= MAX_SIDE:
         raise OptionError(f"{width} x {height} pixels; accepted: sides of {MIN_SIDE} to {MAX_SIDE}")
-    arranger = Arranger(request, rng, width, height, split, in_rows, lattice)
+    arranger = Arranger(request, rng, width, height, split, variety)
     for _ in range(MAX_ATTEMPTS):
         layout = arranger.attempt()
         if layout is not None:

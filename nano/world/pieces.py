@@ -1,11 +1,32 @@
 """What a picture of the world of things is drawn from: pieces, which are things at their places, and a
-background."""
+background; and how different such pictures are."""
 
 from dataclasses import dataclass, field
 
 from .catalog import Place, Thing
 from .scene import Box
 from .sprites import Sprite, sprite
+
+
+@dataclass(frozen=True)
+class Variety:
+    """How different the pictures of one request are.
+
+    lattice: cells along the shorter side; positions are multiples of one, sizes of two. in_rows: things
+    without relations have cells of rows, in the order of the request; on the ground, a single row. varied:
+    with False a thing has its first pose, one size for each number of things, mostly its first color, and
+    there are few backgrounds.
+    """
+
+    lattice: int = 64
+    in_rows: bool = False
+    varied: bool = True
+
+
+ANY = Variety()
+PAINTED = Variety(24, in_rows=True, varied=False)
+"""Of the pictures that painting is learned from. Their cells are the codes of a picture of 192 pixels, so
+that a thing has the same codes wherever it stands."""
 
 
 @dataclass
@@ -30,6 +51,11 @@ class Piece:
     def __post_init__(self) -> None:
         """Look up its sprite; again after its size or angle has changed."""
         self.sprite = sprite(self.thing.name, self.pose, self.color, self.size, self.flip, self.angle)
+
+    @property
+    def position(self) -> tuple[int, int]:
+        """Its left and top."""
+        return self.left, self.top
 
     @property
     def box(self) -> Box:

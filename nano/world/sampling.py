@@ -8,8 +8,8 @@ from typing import Any
 from ...blocks.errors import OptionError
 from .catalog import PAINTS, places, things
 from .describing import describe
-from .layout import LATTICE
 from .painting import Picture, paint
+from .pieces import ANY, Variety
 from .requests import (
     DEPTHS,
     Absence,
@@ -195,14 +195,13 @@ def sample_example(
     split: str = "train",
     width: int = 192,
     height: int = 192,
-    in_rows: bool = False,
-    lattice: int = LATTICE,
+    variety: Variety = ANY,
 ) -> Example:
     """A random request of this kind with a sentence and a picture; see `sample_request` and `paint`."""
     while True:
         request = sample_request(kind, rng, split)
         try:
-            picture = paint(request, rng, width, height, split, in_rows, lattice)
+            picture = paint(request, rng, width, height, split, variety)
         except OptionError:  # such as a large bed inside a cup
             continue
         if split != "train" or not _shows_held_out_link(picture):

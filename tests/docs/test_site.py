@@ -10,9 +10,9 @@ from pathlib import Path
 import bifrons
 import pytest
 import torch
-from bifrons.blocks.checkpoints.quantize import keep_no_float32, model_bytes
+from bifrons.blocks.checkpoints.quantize import keep_no_float32
 from bifrons.blocks.placement.memory_budget import size_text
-from bifrons.blocks.placement.memory_estimate import parameters_by_part
+from bifrons.blocks.placement.memory_estimate import model_bytes, parameters_by_part
 from bifrons.eval.bench.configs import pick_config
 from bifrons.janus import variants as janus_variants
 from bifrons.janus.config import JanusConfig

@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from bifrons.blocks.checkpoints.quantize import model_bytes
 from bifrons.blocks.errors import OptionError
 from bifrons.blocks.placement import auto_device_map, device_map, memory_budget
 from bifrons.blocks.placement.device_map import LoadOptions, choose_placement, parse_device_map, unit_bytes
 from bifrons.blocks.placement.layout import CPU, DevicePlacement, longest_prefix, units
+from bifrons.blocks.placement.memory_estimate import model_bytes
 from bifrons.janus.config import read_config
 from bifrons.janus.model import JanusModel
 from bifrons.janus.pipeline import JanusPipeline

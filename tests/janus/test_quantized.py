@@ -5,9 +5,12 @@ import json
 import pytest
 import torch
 from bifrons import ConfigError, JanusPipeline, OptionError
-from bifrons.blocks.checkpoints.quantize import model_bytes, quantizable_weights, quantize_model
+from bifrons.blocks.checkpoints.quantize import quantizable_weights
 from bifrons.blocks.checkpoints.reader import list_tensors
 from bifrons.blocks.model.quantized_weight import QuantizedWeight
+from bifrons.blocks.placement.memory_estimate import model_bytes
+
+from ..models import quantize_model
 
 KINDS = ("int8", "int4", "fp8")
 PROMPTS = ("a red apple", "two dogs", "the green cup above a table", "x")

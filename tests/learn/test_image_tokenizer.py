@@ -1,9 +1,10 @@
 """An image tokenizer learns its pictures, draws a codebook on the way, and goes on where it was stopped."""
 
 import torch
-from bifrons.learn.image_tokenizer import Codebook, TokenizerObjective, mix, psnr
+from bifrons.learn.image_tokenizer import Codebook, TokenizerObjective, psnr
 from bifrons.learn.pretraining import Pretraining, PretrainingOptions
-from bifrons.tokenizers.vq.model import VQConfig, VQModel
+from bifrons.tokenizers.vq.config import VQConfig
+from bifrons.tokenizers.vq.model import VQModel
 
 
 def start(folder, steps: int) -> tuple[TokenizerObjective, Pretraining]:
@@ -46,39 +47,6 @@ def test_it_learns_and_goes_on(tmp_path) -> None:
     for name, tensor in objective.model.state_dict().items():
         assert torch.equal(tensor, again.model.state_dict()[name]), name
     assert torch.equal(again.codebook.counts, objective.codebook.counts)
-
-
-def test_parts_of_mixtures_stand_where_they_were() -> None:
-    torch.manual_seed(0)
-    pictures = torch.rand(6, 3, 32, 48)
-    mixture = mix(pictures, 4)
-    assert mixture.first.shape == mixture.inner.shape == (6, 8, 12)
-    local, mixed = (torch.nn.functional.avg_pool2d(one, 4) for one in (pictures, mixture.pixels))
-    same = torch.where(mixture.first[:, None], local, local.roll(1, 0))
-    torch.testing.assert_close(mixed, same)
-    rows, columns = mixture.first.any(2).sum(1), mixture.first.any(1).sum(1)
-    assert torch.equal(mixture.first.sum((1, 2)), rows * columns)
-    for shared, inner in zip(mixture.first, mixture.inner, strict=True):
-        wide = torch.nn.functional.pad(shared[None].float(), (1, 1, 1, 1), mode="replicate")[0]
-        around = wide.unfold(0, 3, 1).unfold(1, 3, 1).flatten(2)
-        assert torch.equal(inner, around.amin(-1) == around.amax(-1))
-
-
-def test_codes_become_local() -> None:
-    torch.manual_seed(0)
-    model = VQModel(VQConfig(64, 8, ch=32, ch_mult=(1, 1), z_channels=32, num_res_blocks=1))
-    objective = TokenizerObjective(model, lambda: pictures, warmup=1.0, locality=1.0)
-    optimizer = torch.optim.AdamW(model.encoder.parameters(), lr=1e-3)
-    figures = []
-    for _ in range(12):
-        pictures = torch.rand(4, 3, 1, 1).expand(4, 3, 16, 16) * 2 - 1
-        losses = objective.losses()
-        figures.append(losses["locality"].item())
-        optimizer.zero_grad()
-        losses["locality"].backward()
-        optimizer.step()
-    assert sum(figures[-3:]) < 0.7 * sum(figures[:3])
-    assert "locality" not in TokenizerObjective(model, lambda: pictures).losses()
 
 
 def test_unused_codes_are_drawn_anew() -> None:

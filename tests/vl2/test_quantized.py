@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from bifrons.blocks.checkpoints.quantize import model_bytes
 from bifrons.blocks.model.quantized_weight import QuantizedWeight
+from bifrons.blocks.placement.memory_estimate import model_bytes
 from bifrons.vl2.pipeline import VL2Pipeline
 from bifrons.vl2.weight_names import keep_float32
 

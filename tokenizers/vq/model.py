@@ -5,7 +5,6 @@ code, N codes in the codebook, T codes of an image in raster order. Module names
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from itertools import pairwise
 from math import prod
 from typing import Any
@@ -16,34 +15,9 @@ from torch import Tensor, nn
 
 from ...blocks.model.missing_parts import missing_part
 from . import fused_cuda
+from .config import VQConfig
 from .operations import NORM_EPS, ChannelsLastOps, DecoderOps, Norm, WeightBias
-
-
-@dataclass(frozen=True)
-class VQConfig:
-    """The architecture; VQ-16's by default. Each entry of `ch_mult` after the first halves H and W. Norms of
-    few channels a group make training hide a spot of large numbers in each picture, seen as a smudge (Karras
-    et al. 2020, "Analyzing and Improving the Image Quality of StyleGAN", sec. 2.1)."""
-
-    codebook_size: int = 16384
-    code_dim: int = 8
-    ch: int = 128
-    ch_mult: tuple[int, ...] = (1, 1, 2, 2, 4)
-    z_channels: int = 256
-    num_res_blocks: int = 2
-    norm_groups: int = 32
-
-    @property
-    def downsampling(self) -> int:
-        """Pixels along an image's side per code."""
-        return 2 ** (len(self.ch_mult) - 1)
-
-    def largest_map(self, grid: tuple[int, int]) -> int:
-        """Numbers in the decoder's largest feature map for one image: at each resolution there is one with
-        the channels of the coarser resolution before it."""
-        last = len(self.ch_mult) - 1
-        widths = [self.ch * self.ch_mult[min(level + 1, last)] for level in range(last + 1)]
-        return max(width * prod(grid) << 2 * (last - level) for level, width in enumerate(widths))
+from .patch_encoder import PatchEncoder
 
 
 def _norm(module: nn.GroupNorm) -> Norm:
@@ -249,7 +223,8 @@ class VQModel(nn.Module):
         super().__init__()
         self.config = config
         no_encoder = missing_part("the encoder of pictures", "paint", "all")
-        self.encoder = Encoder(config) if encodes else no_encoder
+        encoder = PatchEncoder if config.patch_width else Encoder
+        self.encoder = encoder(config) if encodes else no_encoder
         self.decoder = Decoder(config)
         self.quantize = Codebook(config)
         self.quant_conv = nn.Conv2d(config.z_channels, config.code_dim, 1) if encodes else no_encoder

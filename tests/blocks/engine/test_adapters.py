@@ -9,7 +9,6 @@ import torch
 
 pytest.importorskip("triton")
 from bifrons.blocks.checkpoints.key_mapping import ParameterSlice
-from bifrons.blocks.checkpoints.quantize import quantize_model
 from bifrons.blocks.conversion.adapter_change import Adapter, Change
 from bifrons.blocks.engine.scheduler import Scheduler
 from bifrons.blocks.graphs.cuda_graphs import GraphCapturer, graph_capturer
@@ -18,6 +17,8 @@ from bifrons.blocks.kernels import dispatch
 from bifrons.blocks.placement.adapted import fits_graphs, parameter_shapes
 from bifrons.blocks.placement.adapters import LoadedAdapters
 from bifrons.blocks.sampling.request import Request, SamplingParams, TokenHead
+
+from ...models import quantize_model
 
 pytestmark = pytest.mark.usefixtures("few_programs")
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -5,13 +5,14 @@ from dataclasses import replace
 
 import pytest
 import torch
-from bifrons.blocks.checkpoints.quantize import quantize_model
 from bifrons.blocks.graphs.fused_weights import fuse_weights, fused_weight
 from bifrons.blocks.kernels import dispatch
 from bifrons.blocks.model.context import DecoderConfig, LatentConfig
 from bifrons.blocks.model.decoder import Decoder
 from bifrons.blocks.model.moe import MoEConfig
 from torch import nn
+
+from ...models import quantize_model
 
 CONFIG = DecoderConfig(
     vocab_size=70,

@@ -9,7 +9,6 @@ import pytest
 import torch
 
 pytest.importorskip("triton")
-from bifrons.blocks.checkpoints.quantize import quantize_model
 from bifrons.blocks.engine.prefill import decode, prefill
 from bifrons.blocks.graphs.fused_weights import fuse_weights
 from bifrons.blocks.graphs.kv_pool import SCRATCH, KVPool
@@ -18,6 +17,8 @@ from bifrons.blocks.kernels import dispatch
 from bifrons.blocks.model.context import DecoderConfig
 from bifrons.blocks.model.decoder import Decoder
 from torch import Tensor, nn
+
+from ...models import quantize_model
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 SPAN, BLOCK = 64, 32

@@ -7,7 +7,6 @@ import pytest
 import torch
 
 pytest.importorskip("triton")
-from bifrons.blocks.checkpoints.quantize import quantize_model
 from bifrons.blocks.engine.prefill import decode, prefill
 from bifrons.blocks.graphs.cuda_graphs import CudaGraphCapturer
 from bifrons.blocks.graphs.fused_weights import fuse_weights
@@ -20,6 +19,8 @@ from bifrons.blocks.model.decoder import Decoder
 from bifrons.blocks.model.moe import MoEConfig
 from bifrons.blocks.model.quantized_weight import QuantizedWeight
 from torch import Tensor, nn
+
+from ...models import quantize_model
 
 pytestmark = pytest.mark.usefixtures("few_blocks")
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -7,7 +7,6 @@ from typing import cast
 import pytest
 import torch
 import torch.nn.functional as F
-from bifrons.blocks.checkpoints.quantize import quantize_model
 from bifrons.blocks.engine.prefill import decode
 from bifrons.blocks.kernels import cpu_onednn
 from bifrons.blocks.model.context import DecoderConfig
@@ -15,6 +14,8 @@ from bifrons.blocks.model.decoder import Decoder
 from bifrons.blocks.model.layers import Linear
 from bifrons.blocks.model.quantized_weight import QuantizedWeight
 from torch import nn
+
+from ...models import quantize_model
 
 needs_prepacking = pytest.mark.skipif(not cpu_onednn.is_supported(), reason="needs prepacking")
 

@@ -26,7 +26,8 @@ from bifrons.nano.world.describing import plain_sentence
 from bifrons.nano.world.sampling import KINDS, sample_example, sample_request
 from bifrons.nano.world.view import View
 from bifrons.tokenizers.text import TextTokenizer
-from bifrons.tokenizers.vq.model import VQConfig, VQModel
+from bifrons.tokenizers.vq.config import VQConfig
+from bifrons.tokenizers.vq.model import VQModel
 from safetensors.torch import load_file
 
 TOY_TOWER = SiglipConfig(image_size=192, patch_size=16, width=32, layers=1, heads=1)

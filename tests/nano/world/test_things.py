@@ -12,6 +12,7 @@ from bifrons.eval.geneval.mask2former import CLASSES
 from bifrons.eval.geneval.scoring import score_row
 from bifrons.nano.world.catalog import PAINTS, places, thing, things
 from bifrons.nano.world.painting import Picture, paint
+from bifrons.nano.world.pieces import PAINTED, Variety
 from bifrons.nano.world.reading import read_request
 from bifrons.nano.world.requests import Group, Link, Request, from_row, holds, members_of
 from bifrons.nano.world.sampling import KINDS, MORE_KINDS, sample_example, sample_request
@@ -165,7 +166,7 @@ def test_things_in_rows_are_in_the_order_of_the_request(counts: tuple[int, int],
     request = Request((Group("cat", counts[0]), Group("bus", counts[1])))
     grounds = set()
     for seed in range(seeds):
-        picture = paint(request, Random(seed), in_rows=True)
+        picture = paint(request, Random(seed), variety=Variety(in_rows=True))
         grounds.add(places()[picture.place].ground is not None)
         rows = []
         for piece in picture.layout.pieces:
@@ -174,6 +175,21 @@ def test_things_in_rows_are_in_the_order_of_the_request(counts: tuple[int, int],
             rows.append((below and not places()[picture.place].ground, x0 + x1, piece.group))
         assert [group for _, _, group in sorted(rows)] == [0] * counts[0] + [1] * counts[1]
     assert grounds == ({False} if sum(counts) > 4 else {False, True})
+
+
+def test_things_to_paint_look_alike_in_all_pictures():
+    """Of a number of things each has one size, stands on the lattice, and few backgrounds are behind it."""
+    request, sizes, backgrounds = Request((Group("cat"), Group("bus"))), set(), set()
+    for seed in range(60):
+        layout = paint(request, Random(seed), variety=PAINTED).layout
+        backgrounds.add((layout.place.name, layout.variant, layout.color))
+        for piece in layout.pieces:
+            sizes.add((piece.thing.name, piece.size))
+            assert (piece.pose, piece.flip, piece.angle) == (0, False, 0)
+            assert piece.left % 8 == piece.top % 8 == 0
+    assert len(sizes) == 2
+    assert {name for name, _, _ in backgrounds} > {"plain"}
+    assert len(backgrounds) <= 4 + len(places())
 
 
 def test_what_no_picture_shows_is_refused():

@@ -10,7 +10,8 @@ pytest.importorskip("triton")
 from bifrons.blocks.graphs.cuda_graphs import CudaGraphCapturer
 from bifrons.blocks.kernels import dispatch
 from bifrons.tokenizers.vq import fused_cuda
-from bifrons.tokenizers.vq.model import VQConfig, VQModel
+from bifrons.tokenizers.vq.config import VQConfig
+from bifrons.tokenizers.vq.model import VQModel
 from torch import Tensor
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"

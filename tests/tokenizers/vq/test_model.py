@@ -1,8 +1,11 @@
 """The VQ decoder's form for CPUs against the plain one."""
 
+from dataclasses import replace
+
 import pytest
 import torch
-from bifrons.tokenizers.vq.model import VQConfig, VQModel
+from bifrons.tokenizers.vq.config import VQConfig
+from bifrons.tokenizers.vq.model import VQModel
 from bifrons.tokenizers.vq.operations import ChannelsLastOps, phase_kernels
 from torch import Tensor
 from torch.nn import functional as F
@@ -104,3 +107,16 @@ def test_phase_kernels_are_the_convolution_of_the_doubled_map() -> None:
         for b in (0, 1):
             phase = phases[:, 4 * b : 4 * b + 4, :, b : b + 7]
             torch.testing.assert_close(phase, expected[:, :, a::2, b::2], atol=1e-5, rtol=1e-5)
+
+
+def test_codes_of_a_patch_encoder_depend_on_their_pixels_and_a_border_alone() -> None:
+    torch.manual_seed(0)
+    model = VQModel(replace(CONFIG, patch_width=16)).requires_grad_(False)
+    pixels = torch.rand(2, 3, 32, 48) * 2 - 1
+    pixels[1, :, 5:15, 13:31] = pixels[0, :, 5:15, 13:31]  # codes of 4 pixels and a border of 3
+    first, second = model.quant_conv(model.encoder(pixels))
+    same = (first == second).all(0)
+    assert same.shape == (8, 12)
+    assert same[2:3, 4:7].all()
+    assert same.sum() == 3
+    assert model.encode(pixels).shape == (2, 96)
