@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: env run eval train-demo test fuzz lint docs docs-help clean
+.PHONY: env run eval train-demo sums-demo test fuzz lint docs docs-help clean
 
 env: $(STAMP)
 
@@ -33,6 +33,19 @@ train-demo: env
 	$(BIN)/python -W ignore -m bifrons.eval.nano.new_shape $(DEMO) --sentences $(SENTENCES)
 	$(BIN)/bifrons train sft -m janus-nano --data $(DEMO)/pictures -o $(DEMO)/run --lora 8 --learning-rate 3e-3 --steps $(DEMO_STEPS) --batch-size 8 --rows-at-once 8 --save-every 25 --sample-every 0
 	$(BIN)/python -W ignore -m bifrons.eval.nano.new_shape $(DEMO) --sentences $(SENTENCES) --adapter $(DEMO)/run/adapter
+
+# A tiny language model of new weights learns sums from texts, then by rewards to work them out in a thought; measured after each.
+SUMS = out/sums-demo
+TEXT_STEPS ?= 300
+REWARD_STEPS ?= 60
+MEASURE = $(BIN)/bifrons eval math $(SUMS)/test.jsonl --max-new-tokens 24 --temperature 1
+
+sums-demo: env
+	$(BIN)/python -m bifrons.nano.recipes.sums $(SUMS)
+	$(BIN)/bifrons train sft --from-scratch -m $(SUMS)/model --data $(SUMS)/texts.jsonl -o $(SUMS)/texts --steps $(TEXT_STEPS) --batch-size 32 --rows-at-once 32 --learning-rate 3e-3 --validation 0
+	$(MEASURE) -m $(SUMS)/texts/model
+	$(BIN)/bifrons train grpo -m $(SUMS)/texts/model --prompts $(SUMS)/questions.jsonl --reward answer --reward 'format:<think>\n(\S+\n)+</think>\n\d+' --reward-weight 1 --reward-weight 0.2 -o $(SUMS)/rewards --steps $(REWARD_STEPS) --prompts-per-step 16 --rows-at-once 128 --learning-rate 5e-4 --max-new-tokens 24
+	$(MEASURE) -m $(SUMS)/rewards/model
 
 # Files start in the order of collection, which ends with quick ones, so that no process is left with a long one.
 test: env

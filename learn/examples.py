@@ -26,6 +26,7 @@ from ..blocks.files import temporary_path
 from ..blocks.image_fit import FittedImage, as_tiles, normalized
 from ..blocks.image_io import open_image
 from ..janus.pipeline import JanusPipeline
+from ..text.pipeline import TextPipeline
 from .distributed import exchange, from_first, rank, world
 from .rows import Fault, PaintRow, ReadRow, Row
 
@@ -75,6 +76,12 @@ def read_example(pipe: Any, messages: Sequence[dict[str, Any]]) -> ReadExample:
         if message["role"] == "assistant":
             asked = pipe.processor.chat_inputs([*messages[:number], {"role": "assistant", "content": ""}]).ids
             answered = pipe.processor.chat_inputs(messages[: number + 1]).ids
+            opens = isinstance(pipe, TextPipeline) and pipe.thinks
+            if opens and not torch.equal(answered[: len(asked)], asked):
+                raise OptionError(
+                    f"message {number} doesn't begin as this model's answers do; accepted: an answer that "
+                    "begins with <think> and a line break"
+                )
             if not torch.equal(ids[: len(answered)], answered) or len(asked) >= len(answered):
                 raise OptionError(f"message {number} is no answer of its own; accepted: one a question")
             learned[len(asked) : len(answered) + 1] = True

@@ -19,6 +19,8 @@ from ..blocks.engine.runners import MAX_ROWS
 from ..blocks.engine.scheduler import Scheduler
 from ..blocks.graphs.cuda_graphs import uses_cuda_graphs
 from ..blocks.sampling.request import SamplingParams
+from ..text.pipeline import TextPipeline
+from ..text.prompts import THINK
 from ..tokenizers.vq.model import to_uint8
 from .adapters import without_adapter
 from .examples import Example, PaintExample, ReadExample
@@ -71,7 +73,10 @@ def decode(pipe: Any, codes_NT: Tensor) -> list[Image.Image]:
 def answer(
     pipe: Any, prompts: Sequence[Prompt], seeds: Sequence[int], sampling: SamplingParams, max_new_tokens: int
 ) -> Samples:
-    """Answers to conversations, one for each seed. The end token is learned where an answer has ended."""
+    """Answers to conversations, one for each seed. The end token is learned where an answer has ended.
+
+    What is rewarded begins with `<think>` where the prompt has opened a thought.
+    """
     count = len(seeds) // len(prompts)
     options = TextGenerationOptions(
         max_new_tokens, sampling.temperature, sampling.top_p, top_k=sampling.top_k
@@ -89,9 +94,11 @@ def answer(
         mask = torch.cat((one.image_mask, torch.zeros(len(drawn), dtype=torch.bool)))
         whole = replace(one, ids=torch.cat((one.ids, drawn)), image_mask=mask)
         examples.append(ReadExample(whole, learned))
-    return Samples(
-        count, examples, [tokenizer.decode(ids, skip_special_tokens=True).strip() for ids in answers]
-    )
+    texts = [tokenizer.decode(ids, skip_special_tokens=True).strip() for ids in answers]
+    if isinstance(pipe, TextPipeline):
+        opened = [pipe.processor.in_thought(one.ids.tolist()) for one in inputs]
+        texts = [f"{THINK}\n{text}" if o else text for text, o in zip(texts, opened, strict=True)]
+    return Samples(count, examples, texts)
 
 
 def uses_more_rows(pipe: Any, rows: int) -> bool:

@@ -13,6 +13,11 @@ from ..janus.config import parse_config, read_guidance_scale
 from ..janus.model import JanusModel
 from ..janus.pipeline import JanusPipeline
 from ..janus.processor import JanusProcessor
+from ..text import config as text_config
+from ..text.model import TextModel
+from ..text.pipeline import TextPipeline
+from ..text.processor import TextProcessor
+from ..text.prompts import read_chat_format
 from ..tokenizers.text import TextTokenizer
 from ..vl2 import config as vl2_config
 from ..vl2.model import VL2Model
@@ -50,7 +55,7 @@ def from_scratch(
     device: str | torch.device = "cpu",
     seed: int = 0,
     parts: Mapping[str, Path] | None = None,
-) -> JanusPipeline | VL2Pipeline:
+) -> JanusPipeline | VL2Pipeline | TextPipeline:
     """A pipeline with new weights in float32, of the config, tokenizer and processor of a folder.
 
     `parts` names modules whose weights are read from files: `{"vision": Path("tower.safetensors")}`.
@@ -58,9 +63,9 @@ def from_scratch(
     """
     folder = ModelFolder(str(model), find_model_folder(model))
     torch.manual_seed(seed)
-    pipe = (
-        _new_vl2(folder) if folder.config.get("model_type") == vl2_config.MODEL_TYPE else _new_janus(folder)
-    )
+    kind = folder.config.get("model_type")
+    makers = dict.fromkeys(text_config.MODEL_TYPES, _new_text) | {vl2_config.MODEL_TYPE: _new_vl2}
+    pipe = makers.get(str(kind), _new_janus)(folder)
     initialize(pipe.model, pipe.model.decoder.config.num_layers)
     for name, path in (parts or {}).items():
         weights: dict[str, Tensor] = {key: value.float() for key, value in load_file(path).items()}
@@ -84,3 +89,13 @@ def _new_vl2(folder: ModelFolder) -> VL2Pipeline:
     tokenizer = TextTokenizer.from_folder(folder.path, config.decoder.vocab_size)
     processor = VL2Processor.from_folder(folder.path, tokenizer, config)
     return VL2Pipeline(VL2Model(config), tokenizer, processor, folder.name)
+
+
+def _new_text(folder: ModelFolder) -> TextPipeline:
+    config = text_config.parse_config(folder.config)
+    tokenizer = TextTokenizer.from_folder(folder.path, config.decoder.vocab_size)
+    form = read_chat_format(folder.path, tokenizer, config.model_type)
+    processor = TextProcessor(tokenizer, form, folder.name)
+    pipe = TextPipeline(TextModel(config), tokenizer, processor, folder.name)
+    pipe.temperature, pipe.top_p = text_config.read_sampling(folder.path)
+    return pipe

@@ -100,6 +100,12 @@ def add_sft(parser: Any) -> None:
         default="stop",
         help="what to do if rows can't be used, all of which are named first (default: stop)",
     )
+    parser.add_argument(
+        "--from-scratch",
+        action="store_true",
+        help="train new weights of the text model whose folder -m names: config.json and tokenizer.json are "
+        "enough",
+    )
     length = parser.add_mutually_exclusive_group()
     length.add_argument(
         "--epochs", type=float, default=3.0, metavar="X", help="rounds through the data (default: 3)"
@@ -117,7 +123,10 @@ def add_sft(parser: Any) -> None:
         "rows of each --data)",
     )
     add_observation(observation, 100)
-    replay = parser.add_argument_group("against forgetting")
+    _add_replay(parser.add_argument_group("against forgetting"))
+
+
+def _add_replay(replay: Any) -> None:
     replay.add_argument(
         "--replay",
         type=float,

@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 
 from ...blocks.checkpoints.hub import open_model
+from ...blocks.device import resolve_dtype
 from ...blocks.errors import OptionError, check_integer, check_number
 from ...blocks.progress import progress_bar
 from ...learn import validation
@@ -21,8 +22,9 @@ from ...learn.distributed import agreed, from_first, world
 from ...learn.examples import Examples, prepare
 from ...learn.replay import paint_replay, read_prompts
 from ...learn.rows import PaintRow, Row, new_words
+from ...learn.scratch import from_scratch
 from ...learn.sft import SftOptions, SftRun, check_share
-from ..pipelines import as_janus, load_pipeline
+from ..pipelines import TEXT, as_janus, family_of, load_pipeline
 from .inputs import user_path
 from .options import given_fields
 from .train_data import Source, read_source, report_faults
@@ -65,6 +67,8 @@ def _check_options(args: argparse.Namespace) -> tuple[SftOptions, list[str]]:
     check_number("epochs", args.epochs, low=1e-9)
     check_number("validation", args.validation, 0.0, 0.9)
     check_observation(args)
+    if args.from_scratch and (args.lora is not None or args.eval):
+        raise OptionError("--from-scratch trains all of new weights; accepted: it without --lora and --eval")
     if (args.replay is None) != (args.replay_prompts is None):
         raise OptionError("--replay SHARE and --replay-prompts FILE go together")
     if args.replay is None:
@@ -77,11 +81,21 @@ def _check_options(args: argparse.Namespace) -> tuple[SftOptions, list[str]]:
 
 def _settings(args: argparse.Namespace, options: SftOptions, sources: Sequence[Source]) -> dict[str, Any]:
     """What a run that goes on must share with its beginning."""
-    settings = {"method": "sft", "model": args.model, "dtype": args.dtype}
+    settings = {"method": "sft", "model": args.model, "dtype": args.dtype, "new": args.from_scratch}
     settings |= {name: value for name, value in asdict(options).items() if name != "save_every"}
     replay = [args.replay, str(args.replay_prompts), args.replay_pictures] if args.replay else None
     data = [source.summary for source in sources]
     return settings | {"data": data, "validation": args.validation, "replay": replay}
+
+
+def _check_folder(args: argparse.Namespace) -> None:
+    """Raise `BifronsError` for a model that can't be trained so."""
+    folder = open_model(args.model)
+    if args.from_scratch and family_of(folder) != TEXT:
+        raise OptionError(
+            f"--from-scratch is for text models, and {args.model} is none; accepted: those of model_type "
+            "qwen2, llama, deepseek_v2 or deepseek_v3; docs/training.md shows how others are trained"
+        )
 
 
 class _Sft(Training):
@@ -103,13 +117,13 @@ class _Sft(Training):
             rows = sum(len(source.rows) for source in self.sources)
             steps = max(1, math.ceil(args.epochs * rows / options.batch_size))
             self.options = replace(options, steps=steps)
-        agreed(lambda: open_model(args.model))
+        agreed(lambda: _check_folder(args))
         stack.enter_context(opened_run(self.run_dir, _settings(args, self.options, self.sources)))
         return self.train_once(lambda: self._train(device))
 
     def _train(self, device: torch.device) -> dict[str, Any]:
         """Train from the last checkpoint on, and write the result; returns the facts of the report."""
-        pipe = agreed(lambda: load_pipeline(self.args.model, str(device), self.args.dtype, eager=True))
+        pipe = agreed(lambda: self._load(device))
         dtype = pipe.dtype
         groups, kept_out, weights = self._prepare(pipe)
         if (known := pipe.vocabulary) is not None:
@@ -130,6 +144,12 @@ class _Sft(Training):
             "after": after,
         }
         return self.finish(run, dtype, facts)
+
+    def _load(self, device: torch.device) -> "Pipeline":
+        if not self.args.from_scratch:
+            return load_pipeline(self.args.model, str(device), self.args.dtype, eager=True)
+        pipe = from_scratch(self.args.model, device, self.options.seed)
+        return pipe.to(resolve_dtype(self.args.dtype, device))
 
     def _before(self, step: int) -> dict[str, float] | None:
         """The loss on rows kept out before the first step, if it is known; {} where it can't be any more."""

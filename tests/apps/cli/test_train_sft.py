@@ -143,6 +143,8 @@ def test_replay_is_painted_once(train, pictures, tmp_path, monkeypatch) -> None:
         (("--replay", 0.5), "--replay-prompts"),
         (("--eval-limit", 5), "--eval SUITE"),
         (("--unconditional", 2), "unconditional"),
+        (("--from-scratch", "--lora"), "without --lora"),
+        (("--from-scratch",), "is for text models"),
     ],
 )
 def test_refused_before_a_model_is_loaded(words, said, train, pictures, tmp_path, monkeypatch) -> None:
