@@ -1,8 +1,8 @@
 """What the embedded models can do, on small samples: far beyond chance. See `eval/nano`."""
 
 import pytest
-from bifrons.apps.demo import ask_tab, locate_tab
 from bifrons.apps.demo.history import load_examples
+from bifrons.apps.demo.suggestions import phrase_of, question_about
 from bifrons.eval.nano.janus import score_answers
 from bifrons.eval.nano.vl2 import score_examples, score_pairs, score_queries
 from bifrons.janus.pipeline import JanusPipeline
@@ -52,6 +52,7 @@ def test_vl2_nano_finds_things_like_a_framed_one(finder) -> None:
 def test_what_the_page_offers_is_known_and_found(painter, finder) -> None:
     examples = load_examples()
     assert painter.unknown_words([entry["prompt"] for entry in examples], "painting") is None
-    assert finder.unknown_words([*ask_tab._QUESTIONS, *locate_tab._PHRASES], "reading") is None
-    for entry, phrase in zip(examples, locate_tab._PHRASES, strict=False):
+    for entry in examples:
+        phrase, question = phrase_of(entry["prompt"]), question_about(entry["prompt"])
+        assert finder.unknown_words([phrase, question], "reading") is None
         assert finder.locate(entry["file"], phrase), phrase
