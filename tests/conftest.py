@@ -1,7 +1,7 @@
 """Fixtures of many rooms: the parity checkpoint of Janus, images by rule, models offloaded to the CPU."""
 
 import io
-import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -29,12 +29,13 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from .models import SHAPES_JANUS
-from .triton_interpreter import keep_masks_boolean
+from .triton_interpreter import interpret_kernels
 
-# Triton's kernels run in its interpreter where there is no GPU; it reads this when it is imported.
-os.environ.setdefault("TRITON_INTERPRET", "0" if torch.cuda.is_available() else "1")
-if os.environ["TRITON_INTERPRET"] == "1":
-    keep_masks_boolean()
+interpret_kernels()
+
+# Shells let background jobs ignore it, and these what they start: processes of tests begin with the default.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Shared machines are slow now and then: a time limit an example would make a test fail for no reason of ours.
 settings.register_profile("bifrons", deadline=None, derandomize=True, database=None)
@@ -46,9 +47,8 @@ def bitwise_products() -> bool:
     """Whether float32 products of a row don't depend on the number of rows; measured on AMD's and Intel's
     processors with AVX-512."""
     cpuinfo = Path("/proc/cpuinfo")
-    measured = cpuinfo.exists() and any(
-        maker in cpuinfo.read_text() for maker in ("AuthenticAMD", "GenuineIntel")
-    )
+    text = cpuinfo.read_text() if cpuinfo.exists() else ""
+    measured = "AuthenticAMD" in text or "GenuineIntel" in text
     return measured and torch.backends.cpu.get_cpu_capability() == "AVX512"
 
 
