@@ -12,8 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..blocks.kernels.moe_dispatch import dense_experts
-from ..blocks.model.moe import Gate, MoE
+from ..blocks.model.moe import Experts, Gate
 from ..blocks.sampling.sampling import filter_logits
 from .losses import Batch, TrainingModel
 from .pretraining import Objective
@@ -50,9 +49,7 @@ class ModelObjective(Objective):
         self.training_model = TrainingModel(model.requires_grad_(True).train())
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(not name.startswith("gen_vision_model."))
-        for module in model.modules():
-            if isinstance(module, MoE):  # no other can be captured with its gradients
-                module.experts.implementation = dense_experts
+        compute_all_experts(model)
         self.balance = BalanceLoss(model) if balance else None
         self.loss_weights = {name: task.weight for name, task in tasks.items()} | {"balance": balance}
         teacher = TrainingModel(copy.deepcopy(model).requires_grad_(False)) if nucleus else None
@@ -106,6 +103,13 @@ def nucleus_loss(
     nucleus_loss_N = -(nucleus_NC * log_probs_NC).sum(-1)
     code_loss_N = -log_probs_NC.gather(-1, codes_N[:, None])[:, 0]
     return torch.where(dropped_N, code_loss_N, nucleus_loss_N).mean()
+
+
+def compute_all_experts(model: nn.Module) -> None:
+    """Have a model's experts compute every token, as captured steps need it."""
+    for module in model.modules():
+        if isinstance(module, Experts):
+            module.dense = True
 
 
 class BalanceLoss:

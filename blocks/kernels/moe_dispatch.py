@@ -1,13 +1,14 @@
-"""Implementations of routed experts in PyTorch: four interchangeable ones, and two for quantized weights.
+"""Implementations of routed experts in PyTorch: three interchangeable ones, one for training, and two for
+quantized weights.
 
 N tokens, D model width, E experts, I width of an expert, K experts per token, P = N * K token-expert pairs,
 C tokens of a block.
 
 `loop_experts` is the definition: each expert computes the tokens routed to it. `grouped_gemm` is one product
 over ragged groups, for devices that have one. `padded_bmm` pads each expert's tokens to whole blocks for
-batched products, and never reads token counts from the device. `dense_experts` is for training small models
-in captured steps: every expert computes every token, in fixed shapes. `pick_implementation` chooses among
-them. Quantized experts use `loop_active_experts`, which multiplies by the selected experts only, or
+batched products, and never reads token counts from the device. `pick_implementation` chooses among them.
+`dense_experts` is for training small models in captured steps: every expert computes every token, in fixed
+shapes. Quantized experts use `loop_active_experts`, which multiplies by the selected experts only, or
 `padded_bmm`, which dequantizes them.
 """
 
@@ -133,12 +134,17 @@ def padded_bmm(
     return _unsort(torch.cat(outputs).flatten(0, 1)[slots_P], order_P, expert_ids_NK)
 
 
-def dense_experts(x_ND: Tensor, gate_up: Tensor, down: Tensor, expert_ids_NK: Tensor) -> Tensor:
-    """All outputs of all experts, from which the selected ones are gathered: E / K times the work, without
-    sorting."""
-    hidden_ENI = _swiglu(torch.matmul(x_ND, gate_up.transpose(1, 2)))
-    out_NED = torch.matmul(hidden_ENI, down.transpose(1, 2)).transpose(0, 1)
-    return out_NED.gather(1, expert_ids_NK[..., None].expand(-1, -1, x_ND.shape[1]))
+def dense_experts(
+    x_ND: Tensor, gate_up: Tensor, down: Tensor, expert_ids_NK: Tensor, weights_NK: Tensor
+) -> Tensor:
+    """The weighted sum of the selected experts' outputs, `[N, D]`: every expert computes every token, E / K
+    times the work, in two products, without sorting. Weights, 0 where an expert isn't selected, are applied
+    before the second product, which then sums over the experts."""
+    weights_NE = torch.zeros(len(x_ND), len(gate_up), dtype=weights_NK.dtype, device=x_ND.device)
+    weights_NE = weights_NE.scatter_add(1, expert_ids_NK, weights_NK)
+    hidden_NEI = _swiglu(F.linear(x_ND, gate_up.flatten(0, 1)).unflatten(1, (len(gate_up), -1)))
+    weighted_NEI = (hidden_NEI * weights_NE[..., None]).to(x_ND.dtype)
+    return F.linear(weighted_NEI.flatten(1), down.transpose(0, 1).flatten(1))
 
 
 def pick_implementation(x_ND: Tensor, gate_up: Tensor, pairs: int) -> ExpertsImplementation:

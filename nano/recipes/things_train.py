@@ -72,16 +72,16 @@ PARTS = {
     "vl2-vision": Part(
         make_vl2_vision,
         VL2,
-        rows=(128,),
-        examples=(60_000,),
-        options=PretrainingOptions(3e-3, seconds=75),
+        rows=(96,),
+        examples=(6_000, 80_000),
+        options=PretrainingOptions(3e-3, seconds=100),
     ),
     "vl2": Part(
         make_vl2,
         VL2,
-        rows=(128, 48, 48),
-        examples=(120_000,),
-        options=PretrainingOptions(3e-3, seconds=350),
+        rows=(32,),
+        examples=(6_000, 400_000),
+        options=PretrainingOptions(2e-3, seconds=900),
     ),
     "detector": Part(
         make_detector,

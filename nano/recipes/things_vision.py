@@ -8,8 +8,9 @@ N pictures, B of them drawn, V views of a picture (Janus: the picture; DeepSeek-
 tiles row by row), S side of a view in pixels, P patches of a view (row by row), K slots; 4 is x0, y0, x1, y1.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from random import Random
 from string import ascii_letters, digits
 
@@ -152,28 +153,29 @@ def label_patches(picture: Picture, frames: Sequence[Box], patches: int) -> Arra
     return found
 
 
-class PatchLabeller(nn.Module):
-    """A vision encoder with linear heads per patch: what it shows, color, letter, box."""
+LABELS = (NOTHING + 1, len(PAINTS), NO_LETTER + 1, 4)
+"""Numbers that are predicted of a patch: what it shows, color, letter, box."""
 
-    sizes = (NOTHING + 1, len(PAINTS), NO_LETTER + 1, 4)
+
+class PatchLabeller(nn.Module):
+    """A vision encoder with linear heads per patch."""
 
     def __init__(self, config: SiglipConfig) -> None:
         super().__init__()
         self.vision = build_siglip(config)
-        self.head = nn.Linear(config.width, sum(self.sizes))
+        self.head = nn.Linear(config.width, sum(LABELS))
 
-    def forward(self, pixels_N3SS: Tensor) -> tuple[Tensor, ...]:
-        return self.head(self.vision(pixels_N3SS)).float().split(self.sizes, dim=-1)
+    def forward(self, pixels_BV3SS: Tensor) -> tuple[Tensor, ...]:
+        """What LABELS says, each float32 `[B, V, P, ...]`."""
+        found = self.head(self.vision(pixels_BV3SS.flatten(0, 1))).float()
+        return found.unflatten(0, pixels_BV3SS.shape[:2]).split(LABELS, dim=-1)
 
 
-def vision_losses(labeller: PatchLabeller, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Losses of what is shown, colors, boxes and letters; `wrong`, the share of patches of things of which
-    thing or color is missed, and `misread`, that of letters. Patches are weighted, not selected: every tensor
-    has a fixed shape."""
-    pixels = normalize(batch["tiles"])
-    kind, color, letter, box = (
-        part.unflatten(0, pixels.shape[:2]) for part in labeller(pixels.flatten(0, 1))
-    )
+def patch_losses(predicted: Sequence[Tensor], batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Weighted losses of what is shown, colors, boxes and letters; `wrong`, the share of patches of things of
+    which thing or color is missed, and `misread`, that of letters. Patches are weighted, not selected: every
+    tensor has a fixed shape. predicted: those of `PatchLabeller`."""
+    kind, color, letter, box = predicted
     slot_BVP = batch["slot"].long()
     pick_BN = slot_BVP.flatten(1)
     true_kind, true_color = (
@@ -195,9 +197,9 @@ def vision_losses(labeller: PatchLabeller, batch: Mapping[str, Tensor]) -> dict[
     written = share(true_letter != NO_LETTER)
     return {
         "kind": entropy(kind, true_kind).mean(),
-        "color": (entropy(color, true_color) * of_thing).sum(),
-        "box": (distance * shown).sum(),
-        "letter": (entropy(letter, true_letter) * signed).sum(),
+        "color": 0.5 * (entropy(color, true_color) * of_thing).sum(),
+        "box": 4 * (distance * shown).sum(),
+        "letter": 0.5 * (entropy(letter, true_letter) * signed).sum(),
         "wrong": (missed * of_thing).sum().detach(),
         "misread": ((letter.argmax(-1) != true_letter) * written).sum().detach(),
     }
@@ -209,43 +211,50 @@ def normalize(tiles_uint8: Tensor) -> Tensor:
 
 
 class VisionObjective(Objective):
-    """A vision encoder with new weights, and a pool of pictures on a device: `tiles` uint8 [N, V, 3, S, S]
-    with the labels of `label_patches`."""
+    """A vision encoder with new weights. `draw` gives pictures: `tiles` uint8 [B, V, 3, S, S] with the labels
+    of `label_patches`. `refresh` is called before each step."""
 
     def __init__(
         self,
         config: SiglipConfig,
-        pool: Mapping[str, Tensor],
-        batch: int,
+        draw: Callable[[], Mapping[str, Tensor]],
+        device: torch.device,
         dtype: torch.dtype = torch.bfloat16,
+        refresh: Callable[[], None] = lambda: None,
     ) -> None:
         super().__init__()
-        self.loss_weights = {"color": 0.5, "box": 4.0, "letter": 0.5}
-        self.pool, self.batch, self.dtype = pool, batch, dtype
+        self.draw, self.refresh, self.dtype = draw, refresh, dtype
         self.labeller = PatchLabeller(config)
         initialize(self.labeller, config.layers)
-        self.labeller.to(pool["tiles"].device)
+        self.labeller.to(device)
 
     def compiled(self) -> Iterable[nn.Module]:
         return self.labeller.vision.blocks
 
+    def begin_step(self, progress: float) -> bool:
+        self.refresh()
+        return False
+
     def losses(self) -> dict[str, Tensor]:
-        device = self.pool["tiles"].device
-        chosen = torch.randint(len(self.pool["tiles"]), (self.batch,), device=device)
-        batch = {name: tensor[chosen] for name, tensor in self.pool.items()}
-        enabled = self.dtype != torch.float32
+        batch = self.draw()
+        device, enabled = batch["tiles"].device, self.dtype != torch.float32
         with torch.autocast(device.type, self.dtype, enabled=enabled, cache_enabled=False):
-            return vision_losses(self.labeller, batch)
+            return patch_losses(self.labeller(normalize(batch["tiles"])), batch)
 
 
-def make_tower(config: SiglipConfig, pool: Mapping[str, Tensor], job: Job) -> Made:
-    """A vision encoder that is trained on a pool, and what writes it."""
-    objective = VisionObjective(config, pool, job.rows[0])
-    return objective, lambda: write_weights(objective.labeller.vision, job.folder / TOWER, torch.float32)
+def write_tower(objective: VisionObjective, folder: Path) -> None:
+    """Write the encoder."""
+    write_weights(objective.labeller.vision, folder / TOWER, torch.float32)
 
 
 def make_janus_vision(job: Job) -> Made:
     """Janus's vision encoder, from `job.examples` pictures."""
     arrays = build(janus_shard, -(-job.examples[0] // SHARD), job.seed * 1_000_003, job.workers)
     pool = {name: torch.from_numpy(array).to(job.device) for name, array in arrays.items()}
-    return make_tower(janus_tower(), pool, job)
+
+    def draw() -> dict[str, Tensor]:
+        chosen = torch.randint(len(pool["tiles"]), (job.rows[0],), device=job.device)
+        return {name: tensor[chosen] for name, tensor in pool.items()}
+
+    objective = VisionObjective(janus_tower(), draw, job.device)
+    return objective, lambda: write_tower(objective, job.folder)

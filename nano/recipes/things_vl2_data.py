@@ -1,22 +1,22 @@
-"""Pictures and conversations that `vl2-nano` 2 is trained on, made by all processors: about one picture of
-any shape, and about two.
+"""Pictures and conversations that `vl2-nano` 2 is trained on: about one picture of any shape, and about two.
 
 Pictures are cut by the processor's own functions. Each is asked about in several conversations.
 
-N pictures, S side of a tile in pixels.
+N pairs of pictures, S side of a tile in pixels.
 """
 
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
+from itertools import chain, count, islice
 from pathlib import Path
 from random import Random
 
 import numpy as np
-import torch
-from torch import Tensor
 
-from ...learn.packed import Arrays, Turns, pack_rows, stream
+from ...learn.distributed import rank
+from ...learn.packed import Arrays, Turns
+from ...learn.pool import ExamplePool
 from ...vl2.grounding import Box, draw_boxes
 from ...vl2.prompts import GROUNDING, REF, REF_END, example_prompt, locate_prompt
 from ...vl2.tiles import PixelNormalization, Size, candidate_resolutions, cut_tiles, select_best_resolution
@@ -33,30 +33,24 @@ from ..world.requests import Seen
 from ..world.signs import WORDS
 from ..world.view import PLACES, View
 from ..world.wording import NUMBER_WORDS
+from .things_parts import Job
 from .things_tokenizer import CAPTION_REQUESTS, train_tokenizer, write_files, write_vocabulary
-from .things_vision import frames_in, label_patches, soften
+from .things_vision import SIGN_SLOT, SLOTS, frames_in, label_patches, soften
+from .things_vl2_rows import FIRST, FORMS, SHAPES, Row, RowEncoder, row_arrays
 from .things_vl2_spec import (
-    FORMS,
     MAX_TILES,
     SPECIAL_TOKENS,
     TILE,
     VIEWS,
-    ConversationEncoder,
     processor_configs,
     tower_config,
     vl2_config,
 )
 
-WIDTHS = {"ask": 448, "point": 448, "two": 640}
-"""Kinds of rows, with the tokens of the longest one: answers about one picture, boxes in one, and both about
-two."""
-PAIRS, FRAMED = 50, 10
-"""Pairs of pictures of a shard, and those of them whose first picture is there once more with a thing
-framed."""
-PICTURES = 2 * PAIRS + FRAMED
-"""Pictures of a shard."""
-MAX_TURNS = 16
-"""Question-answer pairs of the longest conversation."""
+PAIRS = 16
+"""Pairs of pictures of a shard."""
+_FRAMED = 0.15
+"""Share of pairs whose first picture has a thing framed, which is looked for in the second one."""
 
 _KINDS = {
     "what": 3, "color": 3, "count": 6, "compare": 3, "exists": 4, "is color": 3, "is related": 4, "same": 6,
@@ -65,6 +59,8 @@ _KINDS = {
 }  # fmt: skip
 _WITH_SIGN = {"sign": 10, "says": 4}  # where there is a sign
 _PAIR_KINDS = {"same": 5, "total": 3, "sign": 3, "one": 4, "place": 1}  # others have 2
+_GOES_ON, _MOST_TURNS = 0.25, 3  # share of turns that another follows, and the most of a conversation
+_REPEATED = 12  # questions that were there already, after which a picture has no more
 _ODD = 0.12  # share of pairs of unusual sizes
 _ODD_SIDES, _ODD_ASPECTS = (96, 128, 160), (1.0, 2.0, 3.0, 4.0)
 _NOWHERE = (-20.0, -20.0, -10.0, -10.0)  # the part of a picture that a tile shows that it does not have
@@ -72,40 +68,55 @@ _CANDIDATES = candidate_resolutions(MAX_TILES, TILE)
 _BACKGROUND = PixelNormalization().background
 
 
-def _questions(view: View, rng: Random) -> Turns:
-    """Questions about a picture, each once; hard kinds are more frequent. Sometimes a caption."""
+def _questions(view: View, rng: Random) -> Iterator[tuple[str, str]]:
+    """Questions about a picture without end; hard kinds are more frequent. Sometimes a caption."""
     weights = {**_KINDS, **_WITH_SIGN} if view.picture.sign else _KINDS
-    turns: dict[str, str] = {}
-    for kind in rng.choices(list(weights), list(weights.values()), k=rng.randint(4, MAX_TURNS)):
-        if rng.random() < 0.06:
-            turns[rng.choice(CAPTION_REQUESTS)] = caption(view)
-        elif question := ask(view, rng, kind):
-            turns[question.text] = question.answer
-    return list(turns.items()) or [(CAPTION_REQUESTS[0], caption(view))]
+    names, shares = list(weights), list(weights.values())
+    while True:
+        if rng.random() < 0.04:
+            yield rng.choice(CAPTION_REQUESTS), caption(view)
+        elif question := ask(view, rng, rng.choices(names, shares)[0]):
+            yield question.text, question.answer
 
 
-def _phrases(view: View, rng: Random) -> Turns:
-    """Phrases to locate in a picture, each once; sometimes a caption with boxes."""
-    turns: dict[str, str] = {}
-    for _ in range(rng.randint(2, MAX_TURNS)):
-        if rng.random() < 0.12:
-            turns[GROUNDING + rng.choice(CAPTION_REQUESTS)] = boxed_caption(view)
+def _phrases(view: View, rng: Random) -> Iterator[tuple[str, str]]:
+    """Phrases to locate in a picture without end; sometimes a caption with boxes."""
+    while True:
+        if rng.random() < 0.08:
+            yield GROUNDING + rng.choice(CAPTION_REQUESTS), boxed_caption(view)
         else:
             phrase = point(view, rng)
-            turns[locate_prompt(phrase.text)] = phrase.answer(view)
-    return list(turns.items())
+            yield locate_prompt(phrase.text), phrase.answer(view)
 
 
-def _comparisons(a: View, b: View, rng: Random) -> Turns:
-    """Questions about two pictures, each once; sometimes phrases to locate in the last one."""
-    if rng.random() < 0.1:
-        return _phrases(b, rng)[:4]
-    turns: dict[str, str] = {}
+def _comparisons(a: View, b: View, rng: Random) -> Iterator[tuple[str, str]]:
+    """Questions about two pictures without end; sometimes phrases to locate in the last one."""
     weights = [_PAIR_KINDS.get(kind, 2) for kind in PAIR_KINDS]
-    for kind in rng.choices(PAIR_KINDS, weights, k=rng.randint(3, MAX_TURNS)):
-        if question := compare(a, b, rng, kind):
-            turns[question.text] = question.answer
-    return list(turns.items()) or _phrases(b, rng)[:4]
+    phrases = _phrases(b, rng)
+    for number in count():
+        question = compare(a, b, rng, rng.choices(PAIR_KINDS, weights)[0])
+        if rng.random() < 0.06 or (question is None and number % 8 == 7):
+            yield next(phrases)
+        elif question:
+            yield question.text, question.answer
+
+
+def _conversations(turns: Iterator[tuple[str, str]], rng: Random) -> Iterator[Turns]:
+    """Conversations of one or more turns, each turn once; they end after many that were there."""
+    said: set[str] = set()
+    repeated, conversation = 0, list[tuple[str, str]]()
+    while repeated < _REPEATED:
+        question, answer = next(turns)
+        if question in said:
+            repeated += 1
+            continue
+        said.add(question)
+        conversation.append(typed_turn(question, answer, rng))
+        if len(conversation) == _MOST_TURNS or rng.random() >= _GOES_ON:
+            yield conversation
+            conversation = []
+    if conversation:
+        yield conversation
 
 
 def _pair(rng: Random) -> tuple[View, View]:
@@ -146,7 +157,8 @@ def grid_of(picture: Picture) -> Size:
 
 
 def picture_arrays(picture: Picture) -> Arrays:
-    """`tiles` uint8 [VIEWS, 3, S, S] as the processor cuts them, and the labels of `label_patches`."""
+    """`tiles` uint8 [VIEWS, 3, S, S] as the processor cuts them, the labels of `label_patches`, and `place`
+    float16 [K, 4], the boxes of things and sign in the picture, in 0..1."""
     resolution = resolution_of(picture)
     height, width = picture.pixels_HW3.shape[:2]
     cut = cut_tiles(picture.image(), resolution, TILE, _BACKGROUND)
@@ -155,13 +167,19 @@ def picture_arrays(picture: Picture) -> Arrays:
     size = width, height
     frames = [box for canvas in ((TILE, TILE), resolution) for box in frames_in(size, canvas, TILE)]
     frames += [_NOWHERE] * (VIEWS - len(frames))
-    return {"tiles": tiles, **label_patches(picture, frames, TILE // tower_config().patch_size)}
+    labels = label_patches(picture, frames, TILE // tower_config().patch_size)
+    place = np.zeros((SLOTS, 4), np.float16)
+    for number, one in enumerate(picture.seen):
+        place[number] = np.clip(np.array(one.box) / (size * 2), 0, 1)
+    if picture.sign:
+        place[SIGN_SLOT] = np.clip(np.array(picture.sign.box) / (size * 2), 0, 1)
+    return {"tiles": tiles, "place": place, **labels}
 
 
 def typed(text: str, rng: Random) -> str:
     """A question or a phrase as somebody types it: some in lower case or in capitals, without the mark at the
     end, or with one typing error."""
-    if rng.random() < 0.04:
+    if rng.random() < 0.02:
         text = mistype(text, rng)
     case = rng.random()
     text = text.lower() if case < 0.15 else text.upper() if case < 0.17 and "<|" not in text else text
@@ -177,62 +195,50 @@ def typed_turn(question: str, answer: str, rng: Random) -> tuple[str, str]:
     return locate_prompt(new), answer.replace(f"{REF}{phrase}{REF_END}", f"{REF}{new}{REF_END}")
 
 
-class _Rows:
-    """Rows of one kind, as they are made."""
-
-    def __init__(self, encode: ConversationEncoder, width: int) -> None:
-        self.encode, self.width = encode, width
-        self.rows: list[tuple[list[int], list[bool], list[int]]] = []
-        self.pictures: list[tuple[int, ...]] = []
-
-    def add(self, turns: Turns, pictures: dict[int, Picture], rng: Random) -> None:
-        """A conversation about pictures, which are given by their number."""
-        forms = dict(FORMS[len(pictures)])
-        form = rng.choices(list(forms), list(forms.values()))[0]
-        grids = [grid_of(picture) for picture in pictures.values()]
-        turns = [typed_turn(*turn, rng) for turn in turns]
-        self.rows.append(self.encode(turns, grids, form, self.width))
-        self.pictures.append(tuple(pictures))
-
-    def arrays(self) -> Arrays:
-        """Those of `pack_rows`, `sources` int16 [N, L], and `pictures` int32 [N, 1 or 2]."""
-        ids, learned, sources = zip(*self.rows, strict=True)
-        places = np.full((len(ids), self.width), -1, np.int16)
-        for row, source in zip(places, sources, strict=True):
-            row[: len(source)] = source
-        packed = pack_rows(ids, learned, self.width)
-        return {**packed, "sources": places, "pictures": np.array(self.pictures, np.int32)}
+def _form(forms: dict[str, int], rng: Random) -> str:
+    return rng.choices(list(forms), list(forms.values()))[0]
 
 
-def shard(seed: int, first_seed: int, encode: ConversationEncoder) -> Arrays:
-    """Pictures (`picture_arrays`, named `pictures.*`) and rows (`ask.*`, `point.*`, `two.*`), whose numbers
-    of pictures are right if shards of all seeds from `first_seed` on are put one after another."""
-    rng, number = Random(seed), (seed - first_seed) * PICTURES
+def _rows_of_pair(a: View, b: View, opening: Turns, encode: RowEncoder, rng: Random) -> dict[str, list[Row]]:
+    """The rows about a pair, by kind; those about the first picture come first. opening: turns about both
+    that come first, each a conversation."""
+    rows: dict[str, list[Row]] = {name: [] for name in SHAPES}
+    for name, sample in (("ask", _questions), ("first", _questions), ("point", _phrases)):
+        shape = SHAPES[name]
+        for view in (a, b):
+            turns = sample(view, rng)
+            for _ in range(shape.rows // 2):
+                form = _form(FIRST if name == "first" else FORMS[1], rng)
+                conversations = _conversations(turns, rng)
+                rows[name].append(encode(conversations, [grid_of(view.picture)], form, shape, rng))
+    grids = [grid_of(view.picture) for view in (a, b)]
+    for _ in range(SHAPES["two"].rows):
+        conversations = chain(([turn] for turn in opening), _conversations(_comparisons(a, b, rng), rng))
+        rows["two"].append(encode(conversations, grids, _form(FORMS[2], rng), SHAPES["two"], rng))
+    return rows
+
+
+def shard(seed: int, encode: RowEncoder | None) -> Arrays:
+    """Pairs of pictures: `pictures.*`, [N, 2, ...] of `picture_arrays`; with an encoder also rows about them,
+    `ask.*` and the other names of SHAPES, [N, rows of a pair, ...] of `row_arrays`."""
+    rng = Random(seed)
     pictures: list[Arrays] = []
-    rows = {name: _Rows(encode, width) for name, width in WIDTHS.items()}
-
-    def show(picture: Picture) -> int:
-        pictures.append(picture_arrays(soften(picture, rng)))
-        return number + len(pictures) - 1
-
-    for index in range(PAIRS):
+    rows: dict[str, list[Row]] = {name: [] for name in SHAPES}
+    for _ in range(PAIRS):
         a, b = _pair(rng)
-        first, second = show(a.picture), show(b.picture)
-        for view, shown in ((a, first), (b, second)):
-            for _ in range(2):
-                rows["ask"].add(_questions(view, rng), {shown: view.picture}, rng)
-            rows["point"].add(_phrases(view, rng), {shown: view.picture}, rng)
-        for _ in range(2):
-            rows["two"].add(_comparisons(a, b, rng), {first: a.picture, second: b.picture}, rng)
-        if index < FRAMED:
+        opening: Turns = []
+        if rng.random() < _FRAMED:
             one = rng.choice(a.seen)
-            marked = framed(a, one)
-            two = {show(marked): marked, second: b.picture}
-            rows["two"].add([example_query(one.thing, b, rng)], two, rng)
-    found = {f"pictures.{name}": np.stack([one[name] for one in pictures]) for name in pictures[0]}
-    for name, of_kind in rows.items():
-        found |= {f"{name}.{key}": value for key, value in of_kind.arrays().items()}
-    return found
+            opening.append(example_query(one.thing, b, rng))
+            a = View(framed(a, one))
+        pictures += [picture_arrays(soften(view.picture, rng)) for view in (a, b)]
+        if encode:
+            for name, found in _rows_of_pair(a, b, opening, encode, rng).items():
+                rows[name] += found
+    arrays = {f"pictures.{name}": np.stack([one[name] for one in pictures]) for name in pictures[0]}
+    for name, own in rows.items() if encode else ():
+        arrays |= {f"{name}.{key}": array for key, array in row_arrays(own, SHAPES[name]).items()}
+    return {name: array.reshape(PAIRS, -1, *array.shape[1:]) for name, array in arrays.items()}
 
 
 def conversation_texts(seed: int, pairs: int) -> Iterator[tuple[str, str]]:
@@ -240,7 +246,8 @@ def conversation_texts(seed: int, pairs: int) -> Iterator[tuple[str, str]]:
     rng = Random(seed)
     for _ in range(pairs):
         a, b = sample_pair(rng)
-        yield from (*_questions(a, rng), *_phrases(a, rng), *_comparisons(a, b, rng))
+        for turns in (_questions(a, rng), _phrases(a, rng), _comparisons(a, b, rng)):
+            yield from islice(turns, 10)
         yield example_query(a.seen[0].thing, b, rng)
 
 
@@ -273,24 +280,10 @@ def write_folder(folder: Path) -> None:
     write_vocabulary(folder, [], (*WORDS, *questions))
 
 
-Examples = dict[str, dict[str, Tensor]]
-"""Tensors by "pictures" and the names of WIDTHS, then by their names."""
-
-
-def make_examples(
-    folder: Path, pictures: int, seed: int, workers: int, device: str | torch.device
-) -> Examples:
-    """At least so many pictures and the rows about them, on a device, made by this many processes.
-
-    `folder` has the model's JSON files."""
-    first = seed * 1_000_003
-    one = partial(shard, first_seed=first, encode=ConversationEncoder(folder))
-    parts: dict[str, list[Tensor]] = {}
-    for arrays in stream(one, -(-pictures // PICTURES), first, workers):
-        for name, array in arrays.items():
-            parts.setdefault(name, []).append(torch.from_numpy(array).to(device))
-    found: Examples = {}
-    for name in list(parts):
-        kind, key = name.split(".")
-        found.setdefault(kind, {})[key] = torch.cat(parts.pop(name))
-    return found
+def make_pool(job: Job, with_rows: bool) -> ExamplePool:
+    """Pairs of pictures, with rows about them or without, for a part: at least `job.examples[0]` pictures at
+    first, and at most `job.examples[1]`. `job.folder` has the model's JSON files."""
+    encode = RowEncoder(job.folder) if with_rows else None
+    first, most = (-(-pictures // 2) for pictures in job.examples)
+    seed = job.seed * 1_000_003 + rank() * 1_000_000_007
+    return ExamplePool(partial(shard, encode=encode), first, max(first, most), seed, job.workers, job.device)

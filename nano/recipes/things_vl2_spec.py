@@ -1,20 +1,9 @@
-"""What `vl2-nano` 2 is: its configs in the official schema with the extension for small towers, and its
-conversations as token ids, exactly as the pipeline makes them.
-"""
+"""What `vl2-nano` 2 is: its configs in the official schema with the extension for small towers."""
 
-from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from ...blocks.chat.messages import Turn
 from ...blocks.model.siglip import SiglipConfig
-from ...tokenizers.text import TextTokenizer
-from ...vl2.config import read_config
-from ...vl2.processor import VL2Processor
-from ...vl2.prompts import encode_turns
-from ...vl2.tiles import Size, candidate_resolutions
+from ...vl2.tiles import candidate_resolutions
 
 TILE, MAX_TILES = 96, 4
 """Side of a tile in pixels, and the most local tiles of a picture."""
@@ -40,20 +29,6 @@ HIDDEN, VISION_WIDTH = 384, 192
 MAX_POSITIONS = 2048
 """The most tokens of a conversation."""
 
-FORMS: dict[int, tuple[tuple[str, int], ...]] = {
-    1: (("<image>\n{}", 60), ("{}\n<image>", 20), ("{} <image>", 8), ("<image> {}", 6), ("<image>{}", 6)),
-    2: (
-        ("<image>\n<image>\n{}", 60),
-        ("{}\n<image>\n<image>", 18),
-        ("This is image_1: <image>\nThis is image_2: <image>\n{}", 12),
-        ("<image><image>{}", 5),
-        ("{} <image> <image>", 5),
-    ),
-}
-"""Where the pictures of a conversation stand in the first question, by their number, and how often."""
-NEWLINE, SEPARATOR, FIRST_TILE = range(3)
-"""Features of a row in `learn.losses.Batch.sources`."""
-
 
 def tower_config() -> SiglipConfig:
     """The vision tower: tiles of 96 pixels in patches of 8."""
@@ -72,9 +47,9 @@ def _language_config(vocab_size: int) -> dict[str, Any]:
         "kv_lora_rank": 96,
         "max_position_embeddings": MAX_POSITIONS,
         "model_type": "deepseek_v2",
-        "moe_intermediate_size": 192,
+        "moe_intermediate_size": 256,
         "n_group": 1,
-        "n_routed_experts": 8,
+        "n_routed_experts": 4,
         "n_shared_experts": 1,
         "num_attention_heads": 6,
         "num_experts_per_tok": 2,
@@ -168,56 +143,3 @@ def processor_configs(tower: SiglipConfig, max_tiles: int) -> dict[str, dict[str
             "unk_token": None,
         },
     }
-
-
-def picture_layout(grid: Size, side: int, first: int) -> np.ndarray:
-    """The features of a picture's tokens, as `VL2Model.arrange` puts them, int [T]. grid: (columns, rows) of
-    its local tiles. side: tokens along the side of a tile. first: the feature of its first token."""
-    columns, rows = grid
-    tiles = first + np.arange((1 + columns * rows) * side**2).reshape(-1, side, side)
-    local = tiles[1:].reshape(rows, columns, side, side).transpose(0, 2, 1, 3)
-    whole, mosaic = (
-        np.pad(part, ((0, 0), (0, 1)), constant_values=NEWLINE).reshape(-1)
-        for part in (tiles[0], local.reshape(rows * side, columns * side))
-    )
-    return np.concatenate((whole, [SEPARATOR], mosaic))
-
-
-class ConversationEncoder:
-    """Turns about pictures -> token ids, whether each is learned, and the feature that each is (see
-    `learn.losses.Batch.sources`).
-
-    Learned are the answers and the end-of-sentence tokens after them.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        self.tokenizer = TextTokenizer.from_folder(folder)
-        config = read_config(folder)
-        self.processor = VL2Processor.from_folder(folder, self.tokenizer, config)
-        self.side = config.tile_side
-
-    def __call__(
-        self, turns: Sequence[tuple[str, str]], grids: Sequence[Size], form: str, width: int
-    ) -> tuple[list[int], list[bool], list[int]]:
-        """`form`: one of FORMS. Turns that do not fit into `width` tokens any more are left out."""
-        layouts = [
-            picture_layout(grid, self.side, FIRST_TILE + i * VIEWS * self.side**2).tolist()
-            for i, grid in enumerate(grids)
-        ]
-        ids, learned, sources = [self.tokenizer.bos_id], [False], [-1]
-        for question, answer in turns:
-            first = len(ids) == 1
-            asked = form.format(question) if first else question
-            # A turn's tokens do not depend on those before it; the first one is BOS.
-            texts = encode_turns(self.tokenizer, [Turn("user", (asked,))])
-            reply = [*self.tokenizer.encode(answer, bos=False), self.tokenizer.eos_id]
-            places = [-1] * (len(texts[0]) - 1)
-            turn = texts[0][1:]
-            for layout, text in zip(layouts if first else (), texts[1:], strict=True):
-                turn += [self.processor.image_id] * len(layout) + text
-                places += layout + [-1] * len(text)
-            if len(ids) + len(turn) + len(reply) <= width:
-                ids += turn + reply
-                learned += [False] * len(turn) + [True] * len(reply)
-                sources += places + [-1] * len(reply)
-        return ids, learned, sources

@@ -4,7 +4,6 @@ import pytest
 import torch
 from bifrons.blocks.errors import ConfigError
 from bifrons.blocks.kernels.moe_dispatch import (
-    dense_experts,
     grouped_gemm,
     loop_experts,
     padded_bmm,
@@ -69,7 +68,7 @@ def test_gate_computes_in_float32_whatever_the_weights_are():
 
 
 @pytest.mark.parametrize("tokens", [1, 5, 300])
-@pytest.mark.parametrize("implementation", [grouped_gemm, padded_bmm, dense_experts])
+@pytest.mark.parametrize("implementation", [grouped_gemm, padded_bmm])
 def test_implementations_equal_the_loop_and_so_do_their_gradients(implementation, tokens: int):
     torch.manual_seed(0)
     x = torch.randn(tokens, 32)
@@ -83,6 +82,22 @@ def test_implementations_equal_the_loop_and_so_do_their_gradients(implementation
         out = compute(*inputs, expert_ids)
         (out * weight).sum().backward()
         results.append([out.detach(), *(t.grad for t in inputs)])
+    for expected, actual in zip(*results, strict=True):
+        torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_dense_experts_equal_the_weighted_loop_and_so_do_their_gradients():
+    torch.manual_seed(0)
+    config = MoEConfig(6, 2, 16)
+    x, results = torch.randn(40, 32), []
+    for dense in (False, True):
+        torch.manual_seed(1)
+        moe = MoE(config, 32)
+        moe.experts.implementation, moe.experts.dense = loop_experts, dense
+        inputs = x.clone().requires_grad_()
+        out = moe(inputs)
+        (out * out).sum().backward()
+        results.append([out.detach(), inputs.grad, *(p.grad for p in moe.parameters())])
     for expected, actual in zip(*results, strict=True):
         torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-5)
 
