@@ -39,11 +39,9 @@ class Batch:
     `ids` int64 `[B, L]` holds their tokens, padded at the right, and `lengths` int64 `[B]` how many of each
     count. `codes` int64 `[P, T]` are of the rows for painting. Of those for reading, `pictures` int64 `[M]`
     are the places of images' tokens in `ids` as one row of B x L, and `inputs` holds the images, or `pixels`
-    float `[I, V, 3, S, S]`: V views of each of I images, as the model's processor makes them. Where pictures
-    stand elsewhere in every row (DeepSeek-VL2), `pixels` are all tiles of each row instead, and `sources`
-    int64 `[B, L]` says which feature a token is: 0 a newline, 1 a separator, from 2 on the tiles' tokens in
-    order; -1 is a token of text. `learned` int64 `[N]` are the places that predict the `targets` int64 `[N]`,
-    of which -100 is not learned. `dropped` bool `[P]` says whose prompts are padding. `width` is X.
+    float `[I, V, 3, S, S]`: V views of each of I images, as the model's processor makes them. `learned` int64
+    `[N]` are the places that predict the `targets` int64 `[N]`, of which -100 is not learned. `dropped` bool
+    `[P]` says whose prompts are padding. `width` is X.
     """
 
     ids: Tensor
@@ -56,7 +54,6 @@ class Batch:
     inputs: Sequence[ChatInputs] = ()
     pixels: Tensor | None = None
     dropped: Tensor | None = None
-    sources: Tensor | None = None
 
     def pinned(self) -> "Batch":
         """The batch in memory from which a GPU copies without being waited for."""
@@ -201,8 +198,6 @@ class TrainingModel(nn.Module):
         if torch.is_autocast_enabled(x.device.type):
             x = x.to(torch.get_autocast_dtype(x.device.type))
         # A padded position follows all others of its row, so that none of them attends to it.
-        if batch.sources is not None:
-            x = self._place_tiles(x, batch.sources, batch.pixels)
         x = F.pad(x, (0, 0, 0, batch.width - x.shape[1]))
         shape, x = x.shape, x.flatten(0, 1)
         if batch.pictures is not None and len(batch.pictures):
@@ -213,16 +208,6 @@ class TrainingModel(nn.Module):
             embedded = model.embed_codes(codes).flatten(0, 1).to(x.dtype)
             x = x.index_copy(0, self._places_of_codes(batch, codes), embedded)
         return x.view(shape)
-
-    def _place_tiles(self, x_BLD: Tensor, sources_BL: Tensor, pixels_BV3SS: Tensor | None) -> Tensor:
-        """The embeddings with the features of tiles where `sources` says."""
-        assert pixels_BV3SS is not None
-        tiles_BFD = self.model.embed_tiles(pixels_BV3SS.flatten(0, 1)).unflatten(0, (len(x_BLD), -1))
-        marks_2D = torch.stack((self.model.image_newline, self.model.view_seperator)).to(x_BLD.dtype)
-        marks_B2D = marks_2D.expand(len(x_BLD), -1, -1)
-        features_BFD = torch.cat((marks_B2D, tiles_BFD.flatten(1, 3).to(x_BLD.dtype)), dim=1)
-        chosen_BLD = features_BFD.gather(1, sources_BL.clamp(min=0)[..., None].expand_as(x_BLD))
-        return torch.where(sources_BL[..., None] >= 0, chosen_BLD, x_BLD)
 
     def _embed_pictures(self, batch: Batch) -> Tensor:
         """Embeddings `[M, D]` of the images' tokens, in order."""

@@ -68,11 +68,6 @@ class PackedRows:
         columns = torch.cat([torch.arange(a, b, device=every.device) for a, b in _runs(places)])
         return replace(batch, pictures=every.index_select(1, columns).flatten(), pixels=pixels)
 
-    def reading_tiles(self, pixels_BV3SS: Tensor) -> Batch:
-        """The batch of these conversations with all tiles of each row; `more["sources"]` `[B, L]` says where
-        their tokens stand (see `Batch`)."""
-        return replace(self._answers()[0], pixels=pixels_BV3SS, sources=self.more["sources"].long())
-
     def _answers(self) -> tuple[Batch, Tensor]:
         """The batch of these conversations without their images, and the numbers of its places [N, L]."""
         rows, width = self.ids.shape

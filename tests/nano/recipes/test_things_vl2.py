@@ -1,5 +1,6 @@
 """What vl2-nano 2 is trained on is what the pipeline will give it, and patches are labelled by the truth."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from random import Random
@@ -9,13 +10,11 @@ import pytest
 import torch
 from bifrons.blocks.checkpoints.hub import find_model_folder
 from bifrons.blocks.errors import OptionError
-from bifrons.learn.losses import TrainingModel
-from bifrons.learn.objectives import ModelObjective
-from bifrons.learn.packed import PackedRows, pack_rows
 from bifrons.learn.pretraining import PretrainingOptions
 from bifrons.learn.scratch import from_scratch
 from bifrons.nano.recipes import things_vision, things_vl2
 from bifrons.nano.recipes import things_vl2_data as data
+from bifrons.nano.recipes import things_vl2_objective as objectives
 from bifrons.nano.recipes.things_parts import MODEL, Job
 from bifrons.nano.recipes.things_tokenizer import write_files
 from bifrons.nano.recipes.things_train import PARTS, train
@@ -28,15 +27,27 @@ from bifrons.nano.recipes.things_vision import (
     VisionObjective,
     frames_in,
     label_patches,
-    normalize,
 )
-from bifrons.nano.recipes.things_vl2 import vl2_tasks
-from bifrons.nano.recipes.things_vl2_spec import (
+from bifrons.nano.recipes.things_vl2_objective import (
+    ConversationObjective,
+    coordinate_loss,
+    named,
+    place_features,
+)
+from bifrons.nano.recipes.things_vl2_rows import (
+    FIRST,
     FORMS,
+    FULL_WEIGHT,
+    LAST_DIGIT,
+    SHAPES,
+    RowEncoder,
+    Shape,
+    row_arrays,
+)
+from bifrons.nano.recipes.things_vl2_spec import (
     MAX_TILES,
     TILE,
     VIEWS,
-    ConversationEncoder,
     processor_configs,
     tower_config,
     vl2_config,
@@ -77,9 +88,8 @@ def pipe(folder) -> VL2Pipeline:
 
 @pytest.fixture
 def small(monkeypatch):
-    """Shards of two pairs."""
-    for name, value in (("PAIRS", 2), ("FRAMED", 1), ("PICTURES", 5)):
-        monkeypatch.setattr(data, name, value)
+    """Shards of one pair."""
+    monkeypatch.setattr(data, "PAIRS", 1)
 
 
 def _pictures(*sizes: tuple[int, int]) -> list[Picture]:
@@ -88,49 +98,84 @@ def _pictures(*sizes: tuple[int, int]) -> list[Picture]:
     ]
 
 
+def _states(pipe, tiles: Sequence[np.ndarray], arrays: dict[str, np.ndarray]) -> torch.Tensor:
+    """The hidden states [L, D] of a row in training, about such pictures."""
+    objective = ConversationObjective.__new__(ConversationObjective)
+    torch.nn.Module.__init__(objective)
+    objective.model = pipe.model
+    rows = {name: torch.from_numpy(array) for name, array in arrays.items()}
+    _, features = objective._encode(torch.from_numpy(np.stack(tiles)))
+    return objective._decode(rows, features.flatten(0, 1)[None])[0][0]
+
+
 @pytest.mark.parametrize(
     ("form", "sizes"),
     [
-        *((form, [(192, 192)]) for form, _ in FORMS[1]),
-        *((FORMS[1][0][0], [size]) for size in ((320, 160), (160, 256), (130, 390), (400, 100), (90, 70))),
-        *((form, [(250, 200), (320, 130)]) for form, _ in FORMS[2]),
+        *((form, [(192, 192)]) for form in (*FORMS[1], *FIRST)),
+        *(("<image>\n{}", [size]) for size in ((320, 160), (160, 256), (130, 390), (400, 100), (90, 70))),
+        *((form, [(250, 200), (320, 130)]) for form in FORMS[2]),
     ],
 )
-def test_a_row_is_what_the_pipeline_reads(folder, pipe, form, sizes):
-    pictures, encode = _pictures(*sizes), ConversationEncoder(folder)
+def test_a_conversation_of_a_row_is_what_the_pipeline_reads(folder, pipe, form, sizes):
+    pictures, encode = _pictures(*sizes), RowEncoder(folder)
     grids = [data.grid_of(picture) for picture in pictures]
-    ids, learned, sources = encode(TURNS, grids, form, 999)
-    content = {"content": form.format(TURNS[0][0]), "images": [picture.image() for picture in pictures]}
-    messages = [
-        {"role": "user", **content},
-        {"role": "assistant", "content": TURNS[0][1]},
-        {"role": "user", "content": TURNS[1][0]},
-    ]
-    prepared = pipe.processor.chat_inputs(messages)
-    assert ids[: len(prepared.ids)] == prepared.ids.tolist()
-    assert prepared.grids == tuple(grids)
-    answers = [i for i, taught in zip(ids, learned, strict=True) if taught]
+    shape = Shape(999, 99, 1)
+    # Some conversations before this one, if the pictures come first: they must not matter.
+    others = (
+        [[("Is there a dog?", "yes")], [("Is it?", "no"), ("Why?", "cat")]] if form.endswith("{}") else []
+    )
+    row = encode([*others, TURNS], grids, form, shape, Random(0))
+    own = [row.conversations[place] for place in row.learned][-1]
+    answers = [row.ids[place] for place in row.learned if row.conversations[place] == own]
     assert pipe.tokenizer.decode(answers, skip_special_tokens=True) == "cattwo"
 
     tiles = [data.picture_arrays(picture)["tiles"] for picture in pictures]
+    places = [i for i, one in enumerate(row.conversations) if one in (0, own)]
+    for tail in FORMS[len(sizes)] if len(sizes) == 1 and form.endswith("{}") else (form,):
+        asked = {"content": tail.format(TURNS[0][0]), "images": [picture.image() for picture in pictures]}
+        messages = [
+            {"role": "user", **asked},
+            {"role": "assistant", "content": TURNS[0][1]},
+            {"role": "user", "content": TURNS[1][0]},
+        ]
+        prepared = pipe.processor.chat_inputs(messages)
+        if [row.ids[i] for i in places][: len(prepared.ids)] == prepared.ids.tolist():
+            break
+    else:
+        pytest.fail("no form of the question gives these tokens")
+    assert prepared.grids == tuple(grids)
     for ours, image in zip(tiles, prepared.images, strict=True):
         assert np.array_equal(ours[: len(image.tiles)], image.tiles)
-    arrays = {"sources": np.array([sources]), **pack_rows([ids], [learned], len(ids))}
-    rows = PackedRows.from_arrays({name: torch.from_numpy(array) for name, array in arrays.items()})
-    batch = rows.reading_tiles(normalize(torch.from_numpy(np.concatenate(tiles)))[None])
+    arrays = row_arrays([row], shape)
     with torch.no_grad():
-        x = TrainingModel(pipe.model)._embed(batch)[0, : len(prepared.ids)]
-        expected = pipe.model.embed_prompts([prepared])[0].embeddings_TD
-    torch.testing.assert_close(x, expected, atol=1e-5, rtol=1e-5)
+        found = _states(pipe, tiles, arrays)[places][: len(prepared.ids)]
+        embedded = pipe.model.embed_prompts([prepared])[0].embeddings_TD
+        expected = pipe.model.decoder(embedded[None])[0]
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
 
 
-def test_a_row_has_the_turns_that_fit(folder):
-    encode = ConversationEncoder(folder)
-    whole = encode(TURNS, [(2, 2)], FORMS[1][0][0], 999)
-    short = encode(TURNS, [(2, 2)], FORMS[1][0][0], len(whole[0]) - 1)
-    assert len(short[0]) < len(whole[0])
-    assert all(a == b[: len(a)] for a, b in zip(short, whole, strict=True))
-    assert sum(short[1]) < sum(whole[1])
+def test_a_row_has_the_conversations_that_fit(folder):
+    encode = RowEncoder(folder)
+    one, other = [TURNS[0]], [("Is this a long question about a picture that has a cat in it?", "no")]
+    whole = encode([one, other], [(2, 2)], "<image>\n{}", Shape(999, 99, 1), Random(0))
+    assert max(whole.conversations) == 2
+    for shape in (Shape(len(whole.ids) - 1, 99, 1), Shape(999, len(whole.learned) - 1, 1)):
+        short = encode([one, other], [(2, 2)], "<image>\n{}", shape, Random(0))
+        assert max(short.conversations) == 1
+        assert short.learned == whole.learned[: len(short.learned)]
+    # Each conversation follows the pictures.
+    first, second = (whole.conversations.index(number) for number in (1, 2))
+    assert whole.positions[first] == whole.positions[second] == first
+
+
+def test_last_digits_of_coordinates_weigh_less(folder):
+    encode = RowEncoder(folder)
+    answer = "<|ref|>cat 12<|/ref|><|det|>[[5, 12, 345, 999]]<|/det|>"
+    row = encode([[("Where?", answer)]], [(1, 1)], "<image>\n{}", SHAPES["point"], Random(0))
+    texts = [encode.tokenizer.decode([row.ids[place]]) for place in row.learned]
+    light = [text for text, weight in zip(texts, row.weights, strict=True) if weight == LAST_DIGIT]
+    assert light == ["2", "5", "9"]
+    assert set(row.weights) == {LAST_DIGIT, FULL_WEIGHT}
 
 
 def test_patches_are_labelled_with_what_is_visible_in_them():
@@ -169,19 +214,54 @@ def test_patches_of_signs_are_labelled_with_their_letters():
         assert np.abs(inside - board).max() > 60
 
 
-def test_shards_count_their_pictures_on(folder, small):
-    encode = ConversationEncoder(folder)
-    first, second = (data.shard(seed, 7, encode) for seed in (7, 8))
-    assert first["pictures.tiles"].shape == (5, VIEWS, 3, TILE, TILE)
-    for name in data.WIDTHS:
-        assert set(first[f"{name}.pictures"].flatten()) <= set(range(5))
-        assert set(second[f"{name}.pictures"].flatten()) <= set(range(5, 10))
-        used = first[f"{name}.sources"].max(1)
-        assert (used >= 2).all()
-        assert used.max() < 2 + VIEWS * 36 * (2 if name == "two" else 1)
-        assert first[f"{name}.learned"].any(1).all()
-    again = data.shard(7, 7, encode)
-    assert all(np.array_equal(array, first[name]) for name, array in again.items())
+def test_shards_have_rows_about_their_pictures(folder, small):
+    encode = RowEncoder(folder)
+    found = data.shard(7, encode)
+    assert found["pictures.tiles"].shape == (1, 2, VIEWS, 3, TILE, TILE)
+    for name, shape in SHAPES.items():
+        assert found[f"{name}.ids"].shape == (1, shape.rows, shape.width)
+        most = found[f"{name}.sources"].max(-1)
+        assert (most >= 2).all()
+        assert most.max() < 2 + VIEWS * 36 * (2 if name == "two" else 1)
+        assert found[f"{name}.weights"].any(-1).all()
+    again = data.shard(7, encode)
+    assert all(np.array_equal(array, found[name]) for name, array in again.items())
+    pictures = data.shard(7, None)
+    assert all(name.startswith("pictures.") for name in pictures)
+
+
+def test_boxes_of_image_tokens_are_those_of_the_picture(folder):
+    picture = _pictures((300, 150))[0]
+    arrays = data.picture_arrays(picture)
+    for number, one in enumerate(picture.seen):
+        assert np.allclose(arrays["place"][number] * [300, 150, 300, 150], one.box, atol=0.3)
+    slots = objectives._token_slots(torch.from_numpy(arrays["slot"])[None])[0].view(VIEWS, 6, 6)
+    for number, one in enumerate(picture.seen):
+        x, y = (sum(one.box[axis::2]) / 2 / side for axis, side in enumerate((300, 150)))
+        # The whole picture is in the middle half of the first tile.
+        near = slots[0, int((0.25 + y / 2) * 6), int(x * 6)]
+        assert near in (number, *range(number))  # or one that stands before it
+
+
+def test_coordinates_are_learned_between_two_classes():
+    logits = torch.zeros(1, 4, 5)
+    logits[..., 2] = 9.0
+    right, near, wrong = (coordinate_loss(logits, torch.full((1, 4), at)).item() for at in (0.5, 0.55, 0.9))
+    assert right < near < wrong
+    assert abs(right) < 0.01
+
+
+def test_features_are_placed_and_their_gradients_summed():
+    text, features = torch.randn(2, 4, 3), torch.randn(2, 5, 3, requires_grad=True)
+    sources = torch.tensor([[-1, 0, 0, 4], [2, -1, -1, 2]])
+    placed = place_features(text, features, sources)
+    expected = torch.stack([
+        torch.stack([text[b, i] if s < 0 else features[b, s] for i, s in enumerate(row)])
+        for b, row in enumerate(sources.tolist())
+    ])  # fmt: skip
+    assert torch.equal(placed, expected)
+    placed.sum().backward()
+    assert features.grad[:, :, 0].tolist() == [[2, 0, 0, 0, 1], [0, 0, 2, 0, 0]]
 
 
 def test_a_framed_thing_is_looked_for_in_the_other_picture():
@@ -197,25 +277,23 @@ def test_a_framed_thing_is_looked_for_in_the_other_picture():
     assert (answers[1] == NO_MATCH) == (not b.matching(one.thing))
 
 
-def test_all_tasks_and_the_tower_learn(folder, pipe, small, monkeypatch):
-    monkeypatch.setattr(data, "WIDTHS", {"ask": 240, "point": 300, "two": 460})
-    examples = data.make_examples(folder, 5, 3, 1, "cpu")
+def test_all_tasks_and_the_tower_learn(folder, small, monkeypatch):
+    pool = data.make_pool(Job(folder, (), (2, 2), 3, 1, torch.device("cpu")), with_rows=True)
+    model = from_scratch(folder).model
     torch.manual_seed(0)
-    objective = ModelObjective(
-        pipe.model, vl2_tasks(examples, {"ask": 2, "point": 1, "two": 1}), balance=0.02
-    )
+    objective = ConversationObjective(model, pool, 1)
     losses = objective.losses()
-    assert set(losses) == {"ask", "point", "two", "balance"}
-    torch.stack(list(losses.values())).sum().backward()
-    silent = [name for name, p in objective.named_parameters() if p.grad is None or not p.grad.any()]
-    # Experts that no token was routed to have no gradient.
-    assert not [name for name in silent if ".experts." not in name]
+    assert {*SHAPES, "shown", "patches", "balance"} == {n for n, loss in losses.items() if loss.requires_grad}
+    torch.stack([loss for loss in losses.values() if loss.requires_grad]).sum().backward()
+    assert not [name for name, p in objective.named_parameters() if p.grad is None or not p.grad.any()]
 
-    tower = VisionObjective(TOWER, examples["pictures"], 2, torch.float32)
+    def draw() -> dict[str, torch.Tensor]:
+        return named(pool.draw(1))["pictures"]
+
+    tower = VisionObjective(TOWER, draw, torch.device("cpu"), torch.float32)
     adam = torch.optim.AdamW(tower.parameters(), 3e-3)
     totals = []
     for _ in range(6):
-        torch.manual_seed(1)  # the same pictures
         found = tower.losses()
         total = torch.stack([loss for loss in found.values() if loss.requires_grad]).sum()
         adam.zero_grad()
@@ -227,9 +305,9 @@ def test_all_tasks_and_the_tower_learn(folder, pipe, small, monkeypatch):
 
 def test_parts_are_trained_one_after_another_and_the_model_loads(folder, small, monkeypatch):
     monkeypatch.setattr(things_vl2, "tower_config", lambda: TOWER)
-    for name, rows in (("vl2-vision", (1,)), ("vl2", (1, 1, 1))):
+    for name in ("vl2-vision", "vl2"):
         options = PretrainingOptions(1e-3, steps=1, warmup=0.0)
-        job = Job(folder, rows, (5,), 0, 1, torch.device("cpu"))
+        job = Job(folder, (1,), (2, 2), 0, 1, torch.device("cpu"))
         train(name, replace(PARTS[name], options=options), job, 0.0)
     with pytest.raises(OptionError, match="is there already; accepted: a folder without a model"):
         PARTS["vl2"].make(job)
