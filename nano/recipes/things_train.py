@@ -80,7 +80,7 @@ PARTS = {
         make_vl2,
         VL2,
         rows=(32,),
-        examples=(6_000, 400_000),
+        examples=(6_000, 320_000),
         options=PretrainingOptions(2e-3, seconds=900),
     ),
     "detector": Part(

@@ -57,7 +57,7 @@ _KINDS = {
     "where": 4, "sign": 1, "missing": 4, "list": 1, "sort": 2, "number": 3, "all": 2, "either": 2,
     "extreme": 3, "place": 1, "says": 1,
 }  # fmt: skip
-_WITH_SIGN = {"sign": 10, "says": 4}  # where there is a sign
+_WITH_SIGN = {"sign": 16, "says": 4}  # where there is a sign
 _PAIR_KINDS = {"same": 5, "total": 3, "sign": 3, "one": 4, "place": 1}  # others have 2
 _GOES_ON, _MOST_TURNS = 0.25, 3  # share of turns that another follows, and the most of a conversation
 _REPEATED = 12  # questions that were there already, after which a picture has no more

@@ -261,6 +261,7 @@ def test_features_are_placed_and_their_gradients_summed():
     ])  # fmt: skip
     assert torch.equal(placed, expected)
     placed.sum().backward()
+    assert features.grad is not None
     assert features.grad[:, :, 0].tolist() == [[2, 0, 0, 0, 1], [0, 0, 2, 0, 0]]
 
 
