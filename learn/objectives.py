@@ -112,12 +112,15 @@ def compute_all_experts(model: nn.Module) -> None:
             module.dense = True
 
 
-class BalanceLoss:
-    """Has the experts of a model used alike, collected by hooks of its routers.
+def balance_loss(scores_NE: Tensor, experts_NK: Tensor) -> Tensor:
+    """E times the sum over a layer's experts of the share of tokens routed to the expert times its mean score
+    (Fedus et al. 2021, "Switch Transformers", eq. 4): 1 for perfect balance."""
+    load_E = F.one_hot(experts_NK, scores_NE.shape[1]).float().mean((0, 1))
+    return scores_NE.shape[1] * (load_E * scores_NE.mean(0)).sum()
 
-    The loss of a layer is E times the sum over its experts of the share of tokens routed to the expert times
-    its mean score (Fedus et al. 2021, "Switch Transformers", eq. 4): 1 for perfect balance.
-    """
+
+class BalanceLoss:
+    """Has the experts of a model used alike, collected by hooks of its routers."""
 
     def __init__(self, model: nn.Module) -> None:
         self.losses: list[Tensor] = []
@@ -126,9 +129,7 @@ class BalanceLoss:
             gate.register_forward_hook(self._collect)
 
     def _collect(self, gate: Gate, inputs: tuple[Tensor], output: tuple[Tensor, Tensor]) -> None:
-        scores_NE, experts_NK = gate.scores(inputs[0]), output[0]
-        load_E = F.one_hot(experts_NK, scores_NE.shape[1]).float().mean((0, 1))
-        self.losses.append(scores_NE.shape[1] * (load_E * scores_NE.mean(0)).sum())
+        self.losses.append(balance_loss(gate.scores(inputs[0]), output[0]))
 
     def take(self) -> Tensor:
         """The mean loss of the layers run since the last call."""

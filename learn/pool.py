@@ -17,7 +17,9 @@ from torch import Tensor
 from .packed import Arrays
 
 _AHEAD = 2
-"""Shards that wait for the device, and shards in work for each process."""
+"""Shards in work for each process."""
+_WAITING = 64
+"""Shards that wait for the device, as they do while a step is compiled."""
 
 
 class ExamplePool:
@@ -44,7 +46,7 @@ class ExamplePool:
         """Examples that were made so far."""
         self.tensors: dict[str, Tensor] = {}
         self._count = torch.zeros((), device=self.device)
-        self._ready: Queue[dict[str, Tensor] | BaseException] = Queue(_AHEAD)
+        self._ready: Queue[dict[str, Tensor] | BaseException] = Queue(_WAITING)
         self._closed = Event()
         self._thread: Thread | None = None
         if workers < 2:

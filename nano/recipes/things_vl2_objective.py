@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ...blocks.model.context import ForwardContext
-from ...learn.objectives import BalanceLoss, compute_all_experts
+from ...blocks.model.moe import MoE
+from ...learn.objectives import balance_loss, compute_all_experts
 from ...learn.pool import ExamplePool
 from ...learn.pretraining import Objective
 from ..world.catalog import PAINTS
@@ -29,6 +30,9 @@ WEIGHTS = {"ask": 1.0, "first": 1.0, "point": 1.0, "two": 0.7, "shown": 0.3, "pa
 what patches show after the vision encoder, and of experts that are not used alike."""
 BINS = 64
 """Classes of a coordinate of a box in the picture, from edge to edge."""
+
+ATTENTION = [SDPBackend.CUDNN_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
+"""Attention with a mask on CUDA, the fastest first: 0.5 and 1.0 to 1.5 ms on an H200 for a layer's rows."""
 
 _MIDDLE = 3  # layers after which image tokens say what they show; the others let text attend to that
 _SIZES = (NOTHING + 1, len(PAINTS), 4 * BINS)
@@ -61,6 +65,29 @@ def coordinate_loss(logits_N4C: Tensor, places_N4: Tensor) -> Tensor:
     return -(log_probs.gather(-1, pair) * shares).sum(-1).mean(-1)
 
 
+class TrainedLayer(nn.Module):
+    """A layer of a decoder, and how alike its experts are used (`balance_loss`; 0 without experts). It returns
+    that: layers that add to a list in a hook would each be compiled anew."""
+
+    def __init__(self, layer: Any) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x_BLD: Tensor, context: ForwardContext) -> tuple[Tensor, Tensor]:
+        layer = self.layer
+        x_BLD = x_BLD + layer.self_attn(layer.input_layernorm(x_BLD), context)
+        normed_BLD, mlp = layer.post_attention_layernorm(x_BLD), layer.mlp
+        if not isinstance(mlp, MoE):
+            return x_BLD + mlp(normed_BLD), x_BLD.new_zeros((), dtype=torch.float32)
+        normed_ND = normed_BLD.flatten(0, 1)
+        scores_NE = mlp.gate.scores(normed_ND)
+        experts_NK, weights_NK = mlp.gate.select_experts(scores_NE)
+        out_BLD = mlp.experts(normed_ND, experts_NK, weights_NK).view_as(x_BLD)
+        if mlp.shared_experts is not None:
+            out_BLD = out_BLD + mlp.shared_experts(normed_BLD)
+        return x_BLD + out_BLD, balance_loss(scores_NE, experts_NK)
+
+
 class ConversationObjective(Objective):
     """A DeepSeek-VL2 in float32, all of which is trained, and a pool of `things_vl2_data`, of which `pairs`
     are drawn at a step. Products are computed in `dtype`."""
@@ -72,7 +99,7 @@ class ConversationObjective(Objective):
         self.loss_weights, self.pool, self.pairs, self.dtype = WEIGHTS, pool, pairs, dtype
         self.model = model.requires_grad_(True).train()
         compute_all_experts(model)
-        self.balance = BalanceLoss(model)
+        self._layers = [TrainedLayer(layer) for layer in model.decoder.layers]
         config = model.config
         self.patch_head = nn.Linear(config.vision.width, sum(LABELS))
         self.token_head = nn.Linear(config.decoder.hidden_size, sum(_SIZES))
@@ -82,7 +109,7 @@ class ConversationObjective(Objective):
             head.to(model.decoder.device)
 
     def compiled(self) -> Iterable[nn.Module]:
-        return [*self.model.decoder.layers, *self.model.vision.blocks]
+        return [*self._layers, *self.model.vision.blocks]
 
     def begin_step(self, progress: float) -> bool:
         self.pool.refresh()
@@ -90,12 +117,7 @@ class ConversationObjective(Objective):
 
     def losses(self) -> dict[str, Tensor]:
         device, drawn = self.pool.device, self.pool.draw(self.pairs)
-        # cuDNN's attention would be the first choice for masks, but its gradients fail for some shapes.
-        backends = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
-        with (
-            torch.autocast(device.type, self.dtype, cache_enabled=False),
-            sdpa_kernel(backends) if device.type == "cuda" else nullcontext(),
-        ):
+        with torch.autocast(device.type, self.dtype, cache_enabled=False):
             return self._losses(named(drawn))
 
     def _losses(self, drawn: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Tensor]:
@@ -105,16 +127,18 @@ class ConversationObjective(Objective):
         seen = patch_losses(predicted, pictures)
         found = {"wrong": seen.pop("wrong"), "misread": seen.pop("misread")}
         found["patches"] = torch.stack([*seen.values()]).sum()
+        balances: list[Tensor] = []
         for name, shape in SHAPES.items():
             rows = drawn[name]
             # Rows of a picture follow one another, and those of a pair have both pictures.
             features = features_PFD if shape.rows > 1 else features_PFD.unflatten(0, (-1, 2)).flatten(1, 2)
             each = len(rows["ids"]) // len(features)
-            hidden_BLD, middle_BLD = self._decode(rows, features.repeat_interleave(each, 0))
+            hidden_BLD, middle_BLD, balance = self._decode(rows, features.repeat_interleave(each, 0))
+            balances.append(balance)
             found[name] = self._answers(hidden_BLD, rows)
             if name == "ask":
                 found |= self._shown(middle_BLD, rows["sources"], pictures, each)
-        found["balance"] = self.balance.take()
+        found["balance"] = torch.stack(balances).mean()
         return found
 
     def _encode(self, tiles_PV3SS: Tensor) -> tuple[Tensor, Tensor]:
@@ -125,8 +149,9 @@ class ConversationObjective(Objective):
         tokens = model.projector(patches.unflatten(1, (side, side)))
         return patches.unflatten(0, (count, -1)), tokens.unflatten(0, (count, -1)).flatten(1, 3)
 
-    def _decode(self, rows: Mapping[str, Tensor], features_BFD: Tensor) -> tuple[Tensor, Tensor]:
-        """Hidden states after the last layer and in the middle, [B, L, D]."""
+    def _decode(self, rows: Mapping[str, Tensor], features_BFD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Hidden states after the last layer and in the middle, [B, L, D], and the loss of experts that are
+        not used alike."""
         model, decoder = self.model, self.model.decoder
         marks_2D = torch.stack((model.image_newline, model.view_seperator)).to(features_BFD.dtype)
         features_BFD = torch.cat((marks_2D.expand(len(features_BFD), -1, -1), features_BFD), dim=1)
@@ -135,11 +160,14 @@ class ConversationObjective(Objective):
         positions = rows["positions"].long()
         table, mask = decoder.config.rotary_table(positions), row_mask(rows["conversations"])
         context, middle_BLD = ForwardContext(positions, table, mask, None), x_BLD
-        for number, layer in enumerate(decoder.layers):
-            x_BLD = layer(x_BLD, context)
-            if number < _MIDDLE:
-                middle_BLD = x_BLD
-        return decoder.norm(x_BLD), middle_BLD
+        balances = []
+        with sdpa_kernel(ATTENTION, set_priority=True) if x_BLD.is_cuda else nullcontext():
+            for number, layer in enumerate(self._layers):
+                x_BLD, balance = layer(x_BLD, context)
+                balances.append(balance)
+                if number < _MIDDLE:
+                    middle_BLD = x_BLD
+        return decoder.norm(x_BLD), middle_BLD, torch.stack(balances).mean()
 
     def _answers(self, hidden_BLD: Tensor, rows: Mapping[str, Tensor]) -> Tensor:
         """The mean cross-entropy of learned tokens, by their weights."""

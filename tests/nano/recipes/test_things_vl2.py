@@ -103,6 +103,7 @@ def _states(pipe, tiles: Sequence[np.ndarray], arrays: dict[str, np.ndarray]) ->
     objective = ConversationObjective.__new__(ConversationObjective)
     torch.nn.Module.__init__(objective)
     objective.model = pipe.model
+    objective._layers = [objectives.TrainedLayer(layer) for layer in pipe.model.decoder.layers]
     rows = {name: torch.from_numpy(array) for name, array in arrays.items()}
     _, features = objective._encode(torch.from_numpy(np.stack(tiles)))
     return objective._decode(rows, features.flatten(0, 1)[None])[0][0]
