@@ -73,14 +73,14 @@ PARTS = {
         make_vl2_vision,
         VL2,
         rows=(96,),
-        examples=(6_000, 80_000),
-        options=PretrainingOptions(3e-3, seconds=100),
+        examples=(2_500, 80_000),
+        options=PretrainingOptions(3e-3, seconds=80),
     ),
     "vl2": Part(
         make_vl2,
         VL2,
         rows=(32,),
-        examples=(6_000, 320_000),
+        examples=(2_500, 320_000),
         options=PretrainingOptions(2e-3, seconds=900),
     ),
     "detector": Part(

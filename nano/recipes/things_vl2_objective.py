@@ -66,8 +66,8 @@ def coordinate_loss(logits_N4C: Tensor, places_N4: Tensor) -> Tensor:
 
 
 class TrainedLayer(nn.Module):
-    """A layer of a decoder, and how alike its experts are used (`balance_loss`; 0 without experts). It returns
-    that: layers that add to a list in a hook would each be compiled anew."""
+    """A layer of a decoder that also returns how alike its experts are used (`balance_loss`; 0 without any).
+    Layers that added it to a list in a hook would each be compiled anew."""
 
     def __init__(self, layer: Any) -> None:
         super().__init__()
