@@ -15,7 +15,6 @@ from ..kernels import dispatch
 from ..kernels.batch_invariant import linear, row_sums, sigmoid
 from ..kernels.codec import WeightTensors
 from ..kernels.moe_dispatch import (
-    ExpertsImplementation,
     dense_experts,
     loop_active_experts,
     padded_bmm,
@@ -146,13 +145,9 @@ class Gate(nn.Module):
 
 class Experts(nn.Module):
     """Routed SwiGLU experts, stacked: `gate_up` `[E, 2I, D]` (gate first) and `down` `[E, D, I]`, as
-    parameters or quantized.
-
-    `implementation` is used for plain parameters; None leaves the choice to `pick_implementation`. `dense`
-    takes `dense_experts` instead.
+    parameters or quantized. `dense`: plain parameters are used by `dense_experts`.
     """
 
-    implementation: ExpertsImplementation | None = None
     dense = False
     gate_up: nn.Parameter | QuantizedWeight
     down: nn.Parameter | QuantizedWeight
@@ -174,7 +169,7 @@ class Experts(nn.Module):
             x, gate_up, down = self._operands(x_ND)
             if self.dense:
                 return dense_experts(x, gate_up, down, expert_ids_NK, weights_NK).to(x_ND.dtype)
-            implementation = self.implementation or pick_implementation(x, gate_up, expert_ids_NK.numel())
+            implementation = pick_implementation(x, gate_up, expert_ids_NK.numel())
             out_NKD = implementation(x, gate_up, down, expert_ids_NK)
         # The float32 weights promote the product, so the outputs are not converted to float32 beforehand.
         return (out_NKD * weights_NK[..., None]).sum(1).to(x_ND.dtype)
@@ -215,10 +210,7 @@ class MoE(nn.Module):
 
     def _can_use_kernels(self, x_ND: Tensor) -> bool:
         """Whether kernels compute this layer."""
-        experts = self.experts
-        if (
-            not isinstance(experts, Experts) or experts.dense or experts.implementation is not None
-        ):  # or PEFT's
+        if not isinstance(self.experts, Experts) or self.experts.dense:  # or PEFT's
             return False
         if not dispatch.device_has_kernels(x_ND.device):
             return False
