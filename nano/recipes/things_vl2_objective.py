@@ -78,14 +78,15 @@ class TrainedLayer(nn.Module):
         x_BLD = x_BLD + layer.self_attn(layer.input_layernorm(x_BLD), context)
         normed_BLD, mlp = layer.post_attention_layernorm(x_BLD), layer.mlp
         if not isinstance(mlp, MoE):
-            return x_BLD + mlp(normed_BLD), x_BLD.new_zeros((), dtype=torch.float32)
+            return x_BLD + mlp(normed_BLD).to(x_BLD.dtype), x_BLD.new_zeros((), dtype=torch.float32)
         normed_ND = normed_BLD.flatten(0, 1)
         scores_NE = mlp.gate.scores(normed_ND)
         experts_NK, weights_NK = mlp.gate.select_experts(scores_NE)
         out_BLD = mlp.experts(normed_ND, experts_NK, weights_NK).view_as(x_BLD)
         if mlp.shared_experts is not None:
             out_BLD = out_BLD + mlp.shared_experts(normed_BLD)
-        return x_BLD + out_BLD, balance_loss(scores_NE, experts_NK)
+        # Norms with weights in float32 make float32, which the sums of layers are not to become.
+        return x_BLD + out_BLD.to(x_BLD.dtype), balance_loss(scores_NE, experts_NK)
 
 
 class ConversationObjective(Objective):
