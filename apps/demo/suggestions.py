@@ -16,9 +16,9 @@ _OPEN = (
 """For models without a vocabulary."""
 _SMALL = (
     "a photo of a red elephant left of a blue umbrella",
-    "three purple cats",
-    "a photo of a pink teddy bear right of a yellow bus",
-    "two green dogs and an orange pizza",
+    "three blue teddy bears",
+    "an orange cat above a blue suitcase",
+    "a green bear and a pink donut",
     "a photo of a red star and a blue circle",
     "three green hearts",
     "a photo of a yellow star above a purple square",

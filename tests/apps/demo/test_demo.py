@@ -7,9 +7,11 @@ from types import SimpleNamespace
 import pytest
 import torch
 from bifrons.apps.demo.components import error_status, queue_status, seconds, status_html
+from bifrons.apps.demo.history import load_examples
 from bifrons.apps.demo.image_form import MAX_PICTURES
 from bifrons.apps.demo.jobs import Waiting
 from bifrons.apps.demo.models import embedded_models, find_model, load_models
+from bifrons.apps.demo.suggestions import phrase_of, question_about
 from bifrons.blocks.chat.text_generation import TextGenerationOptions
 from bifrons.blocks.errors import BifronsError, OptionError
 from bifrons.blocks.image_io import open_image, text_chunks
@@ -226,11 +228,11 @@ def test_the_removal_of_a_picture_hides_what_was_found(page):
 
 def test_examples_of_the_other_tabs(page, models):
     ask, find = page.ask, page.find
+    first, second, *_ = load_examples()
     chosen = ask.use_example(SimpleNamespace(index=1))
-    assert chosen["text"] == "How many hearts are there?"
-    assert open_image(chosen["files"][0]).size == (128, 128)
+    assert chosen == {"text": question_about(second["prompt"]), "files": [second["file"]]}
     updates = find.use_example(SimpleNamespace(index=0))
-    assert updates[find.phrase] == "the red star"
+    assert updates[find.phrase] == phrase_of(first["prompt"])
     assert open_image(updates[find.drawn]["value"]).size == (384, 384)  # a whole multiple
     with pytest.raises(BifronsError, match="no longer listed"):
         find.use_example(SimpleNamespace(index=9))
