@@ -185,3 +185,11 @@ def explain_out_of_memory(activity: str, advice: Callable[[], str]) -> Iterator[
         if not is_out_of_memory(error):
             raise
         raise ResourceError(f"out of memory while {activity}; {advice()}") from error
+
+
+def public_name(model: str) -> str:
+    """The name of a model in requests: a folder's last part; an embedded name or a hub id unchanged."""
+    if model in EMBEDDED and not os.path.isdir(model):
+        return model
+    path = Path(model).expanduser()
+    return path.resolve().name if os.path.isdir(path) else model

@@ -46,6 +46,7 @@ ROOMS = (
     "eval.nano",
     "apps",
     "apps.server",
+    "scale.serve",
     "apps.demo",
     "apps.cli",
 )

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ...blocks.adapter_choice import parse_named_adapter
+from ...blocks.errors import OptionError
 from ..defaults import DEFAULT_GROUNDING_MODEL, DEFAULT_MODEL, default_models
 from ..notes import note
 from .options import add_model, add_no_warmup, given_fields, loading_options
@@ -41,6 +42,7 @@ def add_serve(commands: Any, command: Callable[..., Any]) -> None:
         metavar="DIR",
         help="let clients load adapters from folders in DIR, and unload them, while the server runs",
     )
+    _add_ray(parser)
     add_speculate(parser)
     add_no_warmup(parser)
     for flag, text in _LIMITS.items():
@@ -51,6 +53,24 @@ def add_serve(commands: Any, command: Callable[..., Any]) -> None:
         default=argparse.SUPPRESS,
         metavar="SECONDS",
         help="time in which running requests may finish after SIGTERM or Ctrl-C (default: 6)",
+    )
+
+
+def _add_ray(parser: Any) -> None:
+    """Replicas of the models on a Ray cluster."""
+    parser.add_argument(
+        "--ray",
+        nargs="?",
+        const="auto",
+        metavar="ADDRESS",
+        help="serve by replicas on a Ray cluster: HOST:PORT, or auto, the default, for the one that this "
+        "machine is in; SIGHUP loads the models anew, replica by replica (needs bifrons[scale])",
+    )
+    parser.add_argument(
+        "--replicas",
+        metavar="N",
+        help="replicas with --ray, each with --tensor-parallel GPUs, by default one, or a CPU where the "
+        "cluster has no GPU; MIN:MAX for as many as requests need (default: 1)",
     )
 
 
@@ -85,31 +105,44 @@ def _add_access(parser: Any) -> None:
 def serve(args: argparse.Namespace) -> int:
     """Load the models and serve them until SIGTERM or Ctrl-C."""
     from ..allowed_hosts import accepted_hosts, is_loopback, listen
+    from ..server.app import create_app
     from ..server.app import serve as run_server
+    from ..server.limits import ServerOptions
     from ..server.middleware import read_keys
     from ..server.normalize import allowed_origins
-    from ..server.registry import ModelRegistry, ServerOptions, set_num_threads
+    from ..server.setup import ServerSetup
 
     origins = tuple(allowed_origins(args.allow_origin))
     options = ServerOptions(**given_fields(args, ServerOptions), allow_origins=origins)
     keys = None if args.api_key_file is None else read_keys(args.api_key_file)
-    adapters = [parse_named_adapter(text) for text in args.adapter or ()]
+    adapters = tuple(parse_named_adapter(text) for text in args.adapter or ())
     args.adapter = None  # they are models of their own
+    models = tuple(args.model or default_models())
+    setup = ServerSetup(models, options, adapters, loading_options(args), args.threads, not args.no_warmup)
     hosts = accepted_hosts(args.host, args.allowed_host)
+    if args.ray is None and args.replicas is not None:
+        raise OptionError("replicas are of a Ray cluster; accepted: --replicas with --ray")
     if keys is None and not is_loopback(args.host):
         note(f"note: without --api-key-file, anyone who reaches {args.host} may use it")
     with listen(args.host, args.port) as listener:
-        registry = ModelRegistry(options)
-        for model in args.model or default_models():
-            registry.load(model, **loading_options(args))
-        for adapter in adapters:
-            registry.add_adapter(adapter)
-        set_num_threads(args.threads, [served.pipe.model.decoder for served in registry.models.values()])
-        registry.open()
-        for served in registry.engines:
-            note(f"{served.name}: a cache of {served.capacity}")
-        if not args.no_warmup:
-            registry.warm_up()
-        registry.start()
-        run_server(registry, listener, keys, hosts)
+        if args.ray is not None:
+            _serve_on_ray(args, setup, listener, keys, hosts)
+        else:
+            registry = setup.open()
+            run_server(create_app(registry, keys, hosts), registry, setup.names, listener)
     return 0
+
+
+def _serve_on_ray(
+    args: argparse.Namespace, setup: Any, listener: Any, keys: list[bytes] | None, hosts: Any
+) -> None:
+    from ...scale.serve.app import Cluster, application_name, parse_replicas
+
+    if args.device is not None or args.device_map is not None:
+        raise OptionError(
+            "a replica on a Ray cluster has GPUs of its own, or CPUs where the cluster has no GPU; accepted "
+            "with --ray: --tensor-parallel, neither --device nor --device-map"
+        )
+    replicas = parse_replicas(args.replicas or "1")
+    name = application_name(listener.getsockname()[1])
+    Cluster(args.ray, setup, replicas, name).serve(listener, keys, hosts)

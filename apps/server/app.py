@@ -6,7 +6,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from typing import Any
 
@@ -21,7 +21,7 @@ from starlette.types import ASGIApp
 from ..allowed_hosts import AllowedHosts
 from ..defaults import version
 from . import adapters, chat, completions, errors, image_files, images, responses, responses_route, schema
-from .connections import BACKLOG, LogOnce, Server
+from .connections import BACKLOG, LogOnce, Server, Service
 from .errors import ErrorReply, error_response
 from .middleware import ApiKeyCheck, BodyBudget, BodyLimit, FramingCheck, RequestMetrics
 from .normalize import NormalizedRequests, with_cors
@@ -187,9 +187,20 @@ def create_app(
     errors.install(app)
     _add_routes(app, registry, collectors)
     _complete_openapi(app, registry)
-    options = registry.options
+    return guarded(app, registry, collectors, keys, hosts)
+
+
+def guarded(
+    app: ASGIApp,
+    service: Service,
+    collectors: CollectorRegistry,
+    keys: list[bytes] | None,
+    hosts: Sequence[str] | None,
+) -> ASGIApp:
+    """An application behind all checks that need no model, and metrics of its requests."""
+    options = service.options
     budget = BodyBudget(options.max_bodies * options.max_body)
-    wrapped: ASGIApp = BodyLimit(app, options.max_body, budget, lambda: registry.stopping)
+    wrapped: ASGIApp = BodyLimit(app, options.max_body, budget, lambda: service.stopping)
     if keys:
         wrapped = ApiKeyCheck(wrapped, keys)
     if options.allow_origins:
@@ -200,14 +211,11 @@ def create_app(
 
 
 def serve(
-    registry: ModelRegistry,
-    listener: socket.socket,
-    keys: list[bytes] | None,
-    hosts: Sequence[str] | None = None,
+    app: ASGIApp, service: Service, names: Iterable[str], listener: socket.socket, closing: float = 3.0
 ) -> None:
-    """Serve until SIGTERM or Ctrl-C; then refuse new requests, give running ones the options' `grace`, and
-    return."""
-    server = make_server(registry, keys, hosts)
+    """Serve models of these names until SIGTERM or Ctrl-C; then refuse new requests, give running ones the
+    options' `grace`, and return. closing: see `Server`."""
+    server = Server(app, service, closing)
     once = LogOnce(time.monotonic)
     for name in ("uvicorn.error", "asyncio", "bifrons.server", "bifrons.engine"):
         logging.getLogger(name).addFilter(once)
@@ -215,7 +223,7 @@ def serve(
         listener.listen(BACKLOG)  # from here on connections wait for the event loop instead of being refused
         host, port = listener.getsockname()[:2]
         url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
-        print(f"serving {', '.join(registry.models)} on {url}", file=sys.stderr, flush=True)
+        print(f"serving {', '.join(names)} on {url}", file=sys.stderr, flush=True)
         # After its shutdown uvicorn raises the signal that caused it once more; that one is ignored.
         previous = {kind: signal.signal(kind, signal.SIG_IGN) for kind in (signal.SIGTERM, signal.SIGINT)}
         try:
@@ -241,10 +249,3 @@ def short_pauses() -> Iterator[None]:
     finally:
         gc.unfreeze()
         sys.setswitchinterval(interval)
-
-
-def make_server(
-    registry: ModelRegistry, keys: list[bytes] | None, hosts: Sequence[str] | None = None
-) -> Server:
-    """The HTTP server of the application."""
-    return Server(create_app(registry, keys, hosts), registry)

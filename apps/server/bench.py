@@ -20,8 +20,10 @@ from ...eval.bench.serving import AT_ONCE, Load, measure_serving, picture
 from ...text.config import TextConfig
 from ..allowed_hosts import listen
 from ..pipelines import as_janus
-from .app import make_server, short_pauses
-from .registry import ModelRegistry, ServerOptions, set_num_threads
+from .app import create_app, short_pauses
+from .connections import Server
+from .registry import ModelRegistry, ServerOptions
+from .setup import set_num_threads
 
 if TYPE_CHECKING:
     from ..pipelines import Pipeline
@@ -114,7 +116,7 @@ def running_server(registry: ModelRegistry) -> Iterator[str]:
     """The server in a thread of this process, on a free port; yields its address."""
     listener = listen("127.0.0.1", 0)
     listener.listen()
-    server = make_server(registry, None)
+    server = Server(create_app(registry), registry)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, name="bifrons-server")
     with short_pauses():
         thread.start()

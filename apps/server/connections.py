@@ -12,6 +12,7 @@ import threading
 from collections.abc import Callable
 from functools import partial
 from typing import Any, cast
+from typing import Protocol as Interface
 
 import h11
 import uvicorn
@@ -20,7 +21,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from ...blocks.errors import OptionError
 from .errors import error_response, retry_headers
-from .registry import ModelRegistry
+from .limits import ServerOptions
 
 BACKLOG = 2048
 """Connections that the system may hold until they are accepted."""
@@ -28,8 +29,6 @@ HEAD_SECONDS = 10.0
 """From the opening of a connection, or the end of a response, to the end of the next request's head."""
 WRITE_SECONDS = 20.0
 """Time within which a client must take `_MIN_RATE` bytes a second of what waits to be sent."""
-PICTURE_SECONDS = 3.0
-"""Time that pictures have to be decoded after the signal to stop."""
 MAX_CONNECTIONS = 2048
 _MIN_RATE = 1000
 _EXTRA = 8
@@ -144,12 +143,27 @@ class Protocol(H11Protocol):
             self._unsent, self._unsent_since = unsent, now
 
 
+class Service(Interface):
+    """What answers the requests behind an application."""
+
+    options: ServerOptions
+    stopping: bool
+    """Whether new requests are refused."""
+
+    def stop(self) -> None:
+        """Refuse new requests."""
+
+    def cancel_all(self) -> None:
+        """Refuse new requests and end those that wait or run."""
+
+
 class Server(uvicorn.Server):
     """Serves an application; when it is to end, it refuses what is new and gives what runs some seconds."""
 
-    def __init__(self, app: ASGIApp, registry: ModelRegistry) -> None:
+    def __init__(self, app: ASGIApp, service: Service, closing: float = 3.0) -> None:
+        """closing: seconds that the process may take to end after the service's `grace`."""
         protocol = cast(Any, partial(Protocol, limit=connection_limit()))
-        grace = registry.options.grace
+        grace = service.options.grace
         config = uvicorn.Config(
             app,
             http=protocol,
@@ -160,7 +174,7 @@ class Server(uvicorn.Server):
             timeout_graceful_shutdown=int(grace) + 2,
         )
         super().__init__(config)
-        self.registry, self.grace = registry, grace
+        self.service, self.grace, self._closing = service, grace, closing
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         asyncio.get_running_loop().set_exception_handler(_log_exception)
@@ -177,14 +191,13 @@ class Server(uvicorn.Server):
 
     def handle_exit(self, sig: int, frame: Any) -> None:
         """What a signal calls."""
-        if not self.registry.stopping:
-            _exit_after(self.grace + 3)
-        self.registry.stopping = True
-        self.registry.pictures.pool.stop(PICTURE_SECONDS)
+        if not self.service.stopping:
+            _exit_after(self.grace + self._closing)
+        self.service.stop()
         super().handle_exit(sig, frame)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        self.registry.stopping = True
+        self.service.stopping = True
         ending = asyncio.create_task(self._end_requests())
         try:
             await super().shutdown(sockets)
@@ -196,7 +209,7 @@ class Server(uvicorn.Server):
         await asyncio.sleep(self.grace)
         if running := sum(not cast(Protocol, one).is_idle for one in self.server_state.connections):
             _log.warning("%d requests still ran after %g seconds and were ended", running, self.grace)
-        self.registry.cancel_all()
+        self.service.cancel_all()
         await asyncio.sleep(1)
         for connection in list(self.server_state.connections):
             cast(Protocol, connection).drop()

@@ -3,25 +3,21 @@
 import asyncio
 import os
 import time
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
-
-import torch
 
 from ...blocks.adapter_choice import AdapterChoice
 from ...blocks.chat.text_generation import text_head
-from ...blocks.checkpoints.hub import EMBEDDED, find_model_folder
-from ...blocks.errors import CheckpointError, OptionError, check_integer, shown
+from ...blocks.checkpoints.hub import find_model_folder
+from ...blocks.errors import CheckpointError, OptionError, shown
 from ...blocks.graphs.graph_runner import GraphRunner
 from ...blocks.placement.memory_budget import size_text
 from ...blocks.sampling.request import Request as GenerationRequest
 from ...blocks.sampling.request import TokenHead
 from ...blocks.speculate import Speculate
-from ...blocks.torch_threads import is_small, set_threads
 from ...janus.image_generation import image_head
-from ..pipelines import as_janus, label, load_pipeline
+from ..pipelines import as_janus, label, load_pipeline, public_name
 from ..warmup import warm_up
 from .errors import ApiError, invalid_value
 from .image_decoder import ImageDecoder
@@ -37,6 +33,8 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 _MakeRequests = Callable[[], Awaitable[list[GenerationRequest]]]
 
+PICTURE_SECONDS = 3.0
+"""Time that pictures have to be decoded after the signal to stop."""
 SHORT_TEXT = 2000
 """Characters that are tokenized and embedded faster than they are handed to another thread and back."""
 
@@ -262,6 +260,11 @@ class ModelRegistry:
             self._notifier = Notifier()
         return OutputSignal(self._notifier)
 
+    def stop(self) -> None:
+        """Refuse new requests, and decode pictures for some more seconds only."""
+        self.stopping = True
+        self.pictures.pool.stop(PICTURE_SECONDS)
+
     def cancel_all(self) -> None:
         """Refuse new requests and end those that wait or run."""
         self.stopping = True
@@ -275,23 +278,3 @@ class ModelRegistry:
             served.scheduler.close(timeout=5.0)
         for threads in (self._threads, self.compilers, self.encoders):
             threads.shutdown(wait=False, cancel_futures=True)
-
-
-def public_name(model: str) -> str:
-    """The name of a model in requests: a folder's last part; an embedded name or a hub id unchanged."""
-    if model in EMBEDDED and not os.path.isdir(model):
-        return model
-    path = Path(model).expanduser()
-    return path.resolve().name if os.path.isdir(path) else model
-
-
-def set_num_threads(threads: int | None, decoders: Iterable[Any]) -> None:
-    """Set the number of torch's threads; to be called before any scheduler runs.
-
-    It is `threads` if given, else OMP_NUM_THREADS if set, else 1 if all decoders are small and on the CPU,
-    else torch's default. Raises `OptionError` if `threads` is less than 1.
-    """
-    if threads is not None:
-        set_threads(check_integer("threads", threads, low=1))
-    elif "OMP_NUM_THREADS" not in os.environ and all(map(is_small, decoders)):
-        torch.set_num_threads(1)

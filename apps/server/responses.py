@@ -228,9 +228,10 @@ class Health(BaseModel):
     """The response of `GET /health`, `/readyz` and `/livez`; not part of OpenAI's interface.
 
     `failed` names the models whose engine has failed, if there are any; only a restart of the server helps.
+    `starting` says that no replica runs yet, or none runs any more.
     """
 
-    status: Literal["ok", "stopping", "failed"]
+    status: Literal["ok", "starting", "stopping", "failed"]
     models: list[str]
     failed: list[str] | None = None
 

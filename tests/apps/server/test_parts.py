@@ -7,9 +7,10 @@ import httpcore
 import pytest
 import torch
 from bifrons.apps.cli.main import main
+from bifrons.apps.pipelines import public_name
 from bifrons.apps.server import middleware, registry
 from bifrons.apps.server.middleware import BodyLimit, key_matches, read_keys
-from bifrons.apps.server.registry import public_name, set_num_threads
+from bifrons.apps.server.setup import set_num_threads
 from bifrons.apps.server.stream_text import StopStringFilter
 from bifrons.apps.server.url_fetch import GuardedBackend, check_url, fetch, is_public
 from bifrons.blocks import torch_threads
