@@ -26,13 +26,13 @@ def add_bench(commands: Any, command: Callable[..., Any], add_json: Callable[[An
         model = command(subjects, family, f"measure a {family} model")
         model.set_defaults(family=family)
         model.add_argument("--size", help=sizes)
-        _add_options(model)
+        _add_options(model, "vllm" if family == "vl2" else "transformers")
         add_json(model)
     add_bench_serve(subjects, command, add_json)
     add_bench_train(subjects, command, add_json)
 
 
-def _add_options(parser: Any) -> None:
+def _add_options(parser: Any, peer: str) -> None:
     for flag, text in (
         ("--layers", "decoder layers, if memory is too small for all (default: all)"),
         ("--batch", "pictures or conversations at once (default: 1)"),
@@ -49,7 +49,11 @@ def _add_options(parser: Any) -> None:
         help="also measure the model over N processes, one a GPU, beside one",
     )
     parser.add_argument(
-        "--peers", action="store_true", help="also measure transformers on the same workloads"
+        "--peers",
+        nargs="?",
+        const=peer,
+        choices=(peer,),
+        help=f"also measure {'vLLM, if it is installed,' if peer == 'vllm' else peer} on the same workloads",
     )
 
 

@@ -16,16 +16,21 @@ from ...blocks.checkpoints.quantize import check_kind
 from ...blocks.device import module_bytes, release_cached_memory, resolve_device, resolve_dtype
 from ...blocks.errors import OptionError, check_integer
 from ...blocks.graphs.packed_decoder import load_kernels
+from ...janus.config import JanusConfig
 from ...janus.model import JanusModel
 from ...text.model import TextModel
+from ...vl2.config import VL2Config
 from ...vl2.model import VL2Model
 from .configs import TEXT, Config, pick_config, random_model, random_parallel_model
 from .measure import Bench, Line, bandwidth, machine
 from .peers import bench_peers
 from .text import bench_text, bench_text_peer
-from .workloads import Amount, bench_janus, bench_vl2, painting_limit
+from .vllm_peer import bench_vllm, import_vllm
+from .workloads import Amount, answering_limit, bench_janus, bench_vl2, painting_limit
 
 DEFAULT_SIZE = {"janus": "1b", "vl2": "tiny", "text": "r1-1.5b"}
+PEERS = {"janus": "transformers", "vl2": "vllm", "text": "transformers"}
+"""What else is measured, by family: transformers has no DeepSeek-VL2."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +50,7 @@ class BenchOptions:
     device: str | None = None
     dtype: str | None = None
     quantize: str | None = None
-    peers: bool = False
+    peers: str | None = None
     eager: bool = False
     tensor_parallel: int | None = None
 
@@ -59,8 +64,9 @@ class BenchOptions:
             check_integer("tensor_parallel", self.tensor_parallel, low=2)
             if self.quantize or self.peers:
                 raise OptionError("tensor_parallel is measured without quantize and peers")
-        if self.peers and self.family == "vl2":
-            raise OptionError("transformers has no DeepSeek-VL2; accepted: peers for janus and text")
+        if self.peers not in (None, PEERS[self.family]):
+            accepted = PEERS[self.family]
+            raise OptionError(f"peers is {self.peers!r}; accepted for {self.family}: {accepted}")
 
 
 def how_steps_run(device: torch.device, eager: bool) -> str:
@@ -82,6 +88,8 @@ def run_bench(options: BenchOptions, on_line: Callable[[Line], object]) -> dict[
 
     Raises `OptionError` where the model does not fit.
     """
+    if options.peers == "vllm":
+        import_vllm()
     config = pick_config(options.family, options.size, options.layers)
     device = resolve_device(options.device)
     dtype = resolve_dtype(options.dtype or ("bfloat16" if device.type == "cpu" else None), device)
@@ -96,24 +104,13 @@ def run_bench(options: BenchOptions, on_line: Callable[[Line], object]) -> dict[
     report["steps"] = how_steps_run(device, options.eager)
     report["weights"] = module_bytes(model)
     _bench_model(bench, model, options.batch, speed, amount)
+    del model
+    gc.collect()
+    release_cached_memory(device)
     if options.tensor_parallel is not None:
-        del model
-        gc.collect()
-        release_cached_memory(device)
         _bench_parallel(bench, config, options, dtype, speed, amount)
-    elif options.peers and not isinstance(model, JanusModel):
-        del model
-        bench_text_peer(bench, TEXT[options.size], options.layers, dtype, options.batch, speed, amount)
     elif options.peers:
-        # Peers read plain weights, so their limit is that of plain weights.
-        assert isinstance(model, JanusModel)
-        plain = model.config
-        del model
-        gc.collect()
-        release_cached_memory(device)
-        with torch.device("meta"):
-            limit = painting_limit(JanusModel(plain).to(dtype), options.batch, speed)
-        report["failed"] = bench_peers(bench, plain, dtype, options.batch, limit, amount)
+        report["failed"] = _bench_peers(bench, config, options, dtype, speed, amount)
     report["lines"] = [line.as_json() for line in bench.lines]
     return report
 
@@ -127,6 +124,23 @@ def _bench_model(
         bench_vl2(bench, model, batch, speed, amount)
     else:
         bench_text(bench, model, batch, speed, amount)
+
+
+def _bench_peers(
+    bench: Bench, config: Config, options: BenchOptions, dtype: torch.dtype, speed: float, amount: Amount
+) -> list[str]:
+    """What failed of the peers. They read plain weights, so their limit is that of plain weights."""
+    batch = options.batch
+    if isinstance(config, JanusConfig):
+        with torch.device("meta"):
+            limit = painting_limit(JanusModel(config).to(dtype), batch, speed)
+        return bench_peers(bench, config, dtype, batch, limit, amount)
+    if isinstance(config, VL2Config):
+        with torch.device("meta"):
+            limit = answering_limit(VL2Model(config).to(dtype), batch, speed, amount)
+        return bench_vllm(bench, config, dtype, batch, limit, amount)
+    bench_text_peer(bench, TEXT[options.size], options.layers, dtype, batch, speed, amount)
+    return []
 
 
 def _bench_parallel(

@@ -18,6 +18,7 @@ from ...blocks.sampling.request import SamplingParams
 from ...janus.image_generation import ImageGenerationOptions, decode_images, generate_codes, image_head
 from ...janus.model import JanusModel
 from ...text.model import TextModel
+from ...vl2.config import VL2Config
 from ...vl2.model import VL2Model
 from ...vl2.tiles import num_image_tokens
 from .measure import Bench, Line, reset_peak, step_bytes
@@ -136,12 +137,23 @@ def _bench_rest(bench: Bench, model: JanusModel, prompts: list[Tensor], amount: 
     bench.measure("bifrons", work, lambda: model.embed_images(pixels), repeats=amount.repeats, warmup=2)
 
 
+def prompt_length(config: VL2Config) -> int:
+    """Tokens of a prompt of `bench_vl2`."""
+    return num_image_tokens(_TILES, config.tile_side) + _QUESTION
+
+
+def answering_limit(model: VL2Model, batch: int, bandwidth: float, amount: Amount) -> float:
+    """The limit in seconds of a step of answers; `model` may be on the meta device."""
+    filled = prompt_length(model.config) + amount.steps / 2
+    return step_bytes(model.decoder, [model.language.lm_head], batch, filled) / bandwidth
+
+
 @torch.no_grad()
 def bench_vl2(bench: Bench, model: VL2Model, batch: int, bandwidth: float, amount: Amount) -> None:
     """Measure DeepSeek-VL2: steps of answers, first tokens and the vision encoder."""
     decoder, vision = model.decoder, model.config.vision
     device, dtype = bench.device, decoder.embed_tokens.weight.dtype
-    length = num_image_tokens(_TILES, model.config.tile_side) + _QUESTION
+    length = prompt_length(model.config)
     count = 1 + _TILES[0] * _TILES[1]
     pixels = torch.rand(count, 3, vision.image_size, vision.image_size, device=device).to(dtype)
     question = torch.randint(0, decoder.config.vocab_size, (_QUESTION,), device=device)

@@ -5,18 +5,26 @@
 
 import json
 import re
+import sys
+import time
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
 from bifrons.apps.cli.bench import summary
 from bifrons.blocks.checkpoints.key_mapping import saved_tensors
 from bifrons.blocks.errors import OptionError
+from bifrons.blocks.json_config import Section
 from bifrons.blocks.model.kv_cache import KVCache
 from bifrons.eval.bench import configs, peers
 from bifrons.eval.bench.configs import JANUS, VL2, pick_config, random_model
 from bifrons.eval.bench.measure import Line, duration_text, step_bytes
 from bifrons.eval.bench.run import BenchOptions, run_bench
+from bifrons.eval.bench.vllm_peer import language_config
+from bifrons.eval.bench.workloads import prompt_length
 from bifrons.janus.model import JanusModel
+from bifrons.text.config import parse_deepseek
 from bifrons.vl2.config import read_config
 from bifrons.vl2.model import VL2Model
 
@@ -67,9 +75,8 @@ def test_a_run_has_its_figures(quantize):
 def test_peers_do_the_same_work():
     pytest.importorskip("transformers")
     lines = []
-    run_bench(
-        BenchOptions("janus", "nano", layers=1, steps=2, repeats=1, device="cpu", peers=True), lines.append
-    )
+    options = BenchOptions("janus", "nano", layers=1, steps=2, repeats=1, device="cpu", peers="transformers")
+    run_bench(options, lines.append)
     steps = [line for line in lines if line.work == "painting, a step of 2 rows"]
     assert [line.who for line in steps] == ["bifrons", "transformers Llama loop", "transformers Janus"]
     assert len({line.limit for line in steps}) == 1
@@ -82,7 +89,7 @@ def test_a_peer_that_fails_is_reported(monkeypatch):
         raise TypeError("an argument is missing")
 
     monkeypatch.setattr(peers, "_bench_janus", fails)
-    options = BenchOptions("janus", "nano", layers=1, steps=2, repeats=1, device="cpu", peers=True)
+    options = BenchOptions("janus", "nano", layers=1, steps=2, repeats=1, device="cpu", peers="transformers")
     report = run_bench(options, lambda line: None)
     assert report["lines"][-1]["who"] == "transformers Llama loop"
     (failed,) = report["failed"]
@@ -151,8 +158,8 @@ def test_the_command(bifrons_main, capsys):
     ):
         assert bifrons_main("bench", "janus", "--size", "nano", "--device", "cpu", *flags) == 2
         assert message in capsys.readouterr().err
-    with pytest.raises(OptionError, match="transformers has no DeepSeek-VL2"):
-        BenchOptions("vl2", "tiny", peers=True)
+    with pytest.raises(OptionError, match="accepted for vl2: vllm"):
+        BenchOptions("vl2", "tiny", peers="transformers")
 
 
 def test_durations_for_people():
@@ -168,3 +175,50 @@ def test_several_processes_are_measured_beside_one():
     assert re.match(r"x [\d.]+ of [\d.]+ m?s in one process; 2 steps", lines[3].note)
     with pytest.raises(OptionError, match="without quantize and peers"):
         BenchOptions("janus", "nano", quantize="int8", tensor_parallel=2)
+
+
+class FakeVLLM(ModuleType):
+    """A module with vLLM's classes as the benchmark calls them, which reads the folder that it is given."""
+
+    __version__ = "0"
+
+    def __init__(self) -> None:
+        super().__init__("vllm")
+        self.SamplingParams = SimpleNamespace
+        self.configs, self.asked = [], []
+
+    def LLM(self, model, load_format, dtype, **options):
+        assert (load_format, dtype, options["limit_mm_per_prompt"]) == ("dummy", "bfloat16", {"image": 0})
+        self.configs.append(read_config(Path(model)))
+        assert {path.name for path in Path(model).iterdir()} >= {"tokenizer.json", "tokenizer_config.json"}
+        return SimpleNamespace(generate=self.generate)
+
+    def generate(self, prompts, sampling, use_tqdm):
+        self.asked.append(([len(prompt["prompt_token_ids"]) for prompt in prompts], sampling.max_tokens))
+        time.sleep(0.001 * sampling.max_tokens)
+
+
+def test_vllm_is_given_the_same_model_and_work(monkeypatch):
+    """In place of vLLM, which needs a GPU; every released size survives the way through its config."""
+    vllm = FakeVLLM()
+    monkeypatch.setitem(sys.modules, "vllm", vllm)
+    lines = []
+    options = BenchOptions("vl2", "nano", layers=1, steps=2, repeats=1, batch=2, device="cpu", peers="vllm")
+    report = run_bench(options, lines.append)
+    assert report["failed"] == []
+    mine, other = [line for line in lines if line.work == "answering, a step of 2 conversations"]
+    assert (mine.who, other.who) == ("bifrons", "vLLM")
+    assert mine.limit == other.limit
+    length = prompt_length(configs.pick_config("vl2", "nano", 1))
+    assert vllm.asked == [([length] * 2, 1)] * 2 + [([length] * 2, 3)] * 2
+    assert vllm.configs[0].decoder == configs.pick_config("vl2", "nano", 1).decoder
+    for size, config in configs.VL2.items():
+        assert parse_deepseek(Section(language_config(config.decoder), size)) == config.decoder
+    monkeypatch.setattr(vllm, "LLM", lambda *_, **__: [][0])
+    assert run_bench(options, print)["failed"] == ["vLLM 0 did not run: IndexError: list index out of range"]
+
+
+def test_vllm_is_asked_for_where_it_is_missing(monkeypatch, bifrons_main, capsys):
+    monkeypatch.setitem(sys.modules, "vllm", None)
+    assert bifrons_main("bench", "vl2", "--size", "nano", "--device", "cpu", "--peers", "vllm") == 1
+    assert "peers vllm needs the package vllm" in capsys.readouterr().err
