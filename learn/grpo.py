@@ -4,7 +4,7 @@ P prompts of a step, G samples of each, N sampled tokens of some of them.
 """
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,21 +12,19 @@ from random import Random
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..blocks.device import synchronize
 from ..blocks.errors import OptionError, check_integer, check_number
 from ..blocks.sampling.request import SamplingParams
-from . import checkpoints
 from .adapters import LoraOptions
-from .distributed import agreed, exchange, gathered, rank, sum_on_host, world
+from .distributed import agreed, exchange, gathered, sum_on_host
 from .examples import Example
+from .fine_tuning import FineTuning
 from .grpo_loss import group_advantages, token_losses
 from .policy import Policy, Samples, answer, frozen_copy, make_room, paint, uses_more_rows
 from .prompts import token_counts
 from .reward import Prompt, Reward, checked_scores, score_figures
-from .run_folder import append_log
-from .sft import prepare_model
 from .updates import Updates
 
 UNUSED = {
@@ -118,23 +116,36 @@ class Clock:
         self.seconds[kind] = self.seconds.get(kind, 0.0) + time.perf_counter() - start
 
 
-class GrpoRun:
+@dataclass(frozen=True)
+class Taken:
+    """A step that was taken: its number from 1, and its figures."""
+
+    step: int
+    found: Mapping[str, float]
+
+    def figures(self) -> dict[str, float]:
+        """The figures, with the step."""
+        return {"step": self.step, **self.found}
+
+
+class GrpoRun(FineTuning):
     """A run: the model with its optimizer, prompts and their reward. `folder` holds checkpoints and log."""
+
+    reads_behind = False
 
     def __init__(
         self, pipe: Any, prompts: Sequence[Prompt], reward: Reward, options: GrpoOptions, folder: Path
     ) -> None:
-        self.pipe, self.prompts, self.reward, self.options = pipe, prompts, reward, options
-        self.folder, self.step = folder, 0
+        self.prompts, self.reward = prompts, reward
         self.paints = "prompt" in prompts[0]
         self.sampling = options.sampling(pipe.guidance_scale if self.paints else None)
         reference = frozen_copy(pipe.model) if options.beta and options.lora is None else None
-        self.adapter = prepare_model(pipe, options.lora, options.seed)
+        super().__init__(pipe, options, folder)
         for name, parameter in pipe.model.named_parameters():
             if name.startswith(UNUSED["paint" if self.paints else "answer"]):
                 parameter.requires_grad_(False)
         self.policy = Policy(pipe, self.sampling, reference, options.log_probs == "conditional")
-        self.model: nn.Module = self.policy.model
+        self.model = self.policy.model
         self.updates = Updates(
             self.model,
             weight_decay=options.weight_decay,
@@ -146,45 +157,17 @@ class GrpoRun:
 
     def _make_room(self) -> None:
         options = self.options
-        rows = -(-options.prompts_per_step // world()) * options.group_size * self.sampling.rows
+        rows = -(-options.prompts_per_step // self.world) * options.group_size * self.sampling.rows
         if uses_more_rows(self.pipe, rows):
             lengths = (sum(token_counts(self.pipe, one, options.max_new_tokens)) for one in self.prompts)
             make_room(self.pipe, rows, max(lengths))
 
-    def resume(self) -> int:
-        """Load the last checkpoint, if there is one; returns the number of steps that are done."""
-        if found := checkpoints.latest(self.folder / "checkpoints"):
-            self.step = found[0]
-            self.updates.load(found[1])
-        return self.step
-
-    def run(
-        self,
-        callback: Callable[[dict[str, float]], None] = lambda figures: None,
-        pause: Callable[[], None] = lambda: None,
-        pause_every: int = 0,
-    ) -> None:
-        """Train to the last step. `callback` gets a step's figures, which are also a line of `log.jsonl`, on
-        the first process alone. Every process calls `pause` after each `pause_every` steps and the last."""
-        while self.step < self.options.steps:
-            figures = self.train_step()
-            self.step += 1
-            if rank() == 0:
-                figures = {"step": self.step, **figures}
-                append_log(self.folder, figures)
-                callback(figures)
-            is_last = self.step == self.options.steps
-            if pause_every and (is_last or self.step % pause_every == 0):
-                pause()
-            if is_last or self.step % self.options.save_every == 0:
-                self.updates.save(self.folder / "checkpoints", self.step)
-
-    def train_step(self) -> dict[str, float]:
-        """One step; returns its figures. Each process samples and judges the groups of its share of the
-        prompts; all of them are then learned from together."""
+    def take_step(self, prepared: object) -> Taken:
+        """Take a step. Each process samples and judges the groups of its share of the prompts; all of them
+        are then learned from together."""
         options, clock = self.options, Clock(self.pipe.device)
         start = self.step * options.prompts_per_step
-        share = range(start + rank(), start + options.prompts_per_step, world())
+        share = range(start + self.rank, start + options.prompts_per_step, self.world)
         prompts = [self._prompt(place) for place in share]
         whole = gathered(self.model, self.updates.dtype, everywhere=True)
         with clock.measure("painting" if self.paints else "answering"), whole:
@@ -194,7 +177,9 @@ class GrpoRun:
         figures = score_figures(scores)
         with clock.measure("learning"):
             figures |= self.learn(samples, group_advantages(scores))
-        return figures | {f"{kind}_seconds": round(seconds, 3) for kind, seconds in clock.seconds.items()}
+        figures |= {f"{kind}_seconds": round(seconds, 3) for kind, seconds in clock.seconds.items()}
+        self.step += 1
+        return Taken(self.step, figures)
 
     def _prompt(self, place: int) -> Prompt:
         """The prompt at a place of the run: all prompts in a new random order again and again."""
@@ -213,7 +198,7 @@ class GrpoRun:
             [random.getrandbits(63) for _ in range(options.group_size)]
             for _ in range(options.prompts_per_step)
         ]
-        seeds = [seed for group in groups[rank() :: world()] for seed in group]
+        seeds = [seed for group in groups[self.rank :: self.world] for seed in group]
         return self.draw(prompts, seeds)
 
     def draw(self, prompts: Sequence[Prompt], seeds: Sequence[int]) -> Samples:
@@ -235,7 +220,7 @@ class GrpoRun:
         found = exchange((samples.examples, scores_PG))
         count, examples, scores = samples.count, list[Example](), list[Tensor]()
         for place in range(self.options.prompts_per_step):
-            (theirs, their_scores), row = found[place % world()], place // world()
+            (theirs, their_scores), row = found[place % self.world], place // self.world
             examples += theirs[row * count : (row + 1) * count]
             scores.append(their_scores[row])
         return Samples(count, examples, []), torch.stack(scores)
@@ -246,8 +231,8 @@ class GrpoRun:
         options = self.options
         varied = (advantages_PG.nan_to_num() != 0).any(1, keepdim=True)
         used = (varied & advantages_PG.isfinite()).flatten().nonzero()[:, 0].tolist()
-        size, share = options.rows_at_once, used[rank() :: world()]
-        batches = [share[start : start + size] for start in range(0, -(-len(used) // world()), size)]
+        size, share = options.rows_at_once, used[self.rank :: self.world]
+        batches = [share[start : start + size] for start in range(0, -(-len(used) // self.world), size)]
         old: list[Tensor] = []
         sums = torch.zeros(4, dtype=torch.float64)
         norms = []

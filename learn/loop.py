@@ -34,6 +34,9 @@ class Loop(ABC):
     """
 
     report_every = 1
+    reads_behind = True
+    """Whether figures of a step are read while the next one is computed, so that the GPU is never without
+    work."""
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.checkpoints, self.step = folder, folder / "checkpoints", 0
@@ -78,7 +81,7 @@ class Loop(ABC):
         pause_every: int = 0,
     ) -> None:
         """Train to the last step. `callback` gets a step's figures, which are also a line of `log.jsonl`, on
-        the first process alone, while the next step is computed, so that the GPU is never without work.
+        the first process alone.
 
         Every process calls `pause` after each `pause_every` steps and the last, before the next is computed.
         """
@@ -92,7 +95,7 @@ class Loop(ABC):
                 done = self.is_done()
                 is_saved = done or self.is_due()
                 pauses = pause_every > 0 and (done or self.step % pause_every == 0)
-                stops = is_saved or pauses
+                stops = is_saved or pauses or not self.reads_behind
                 reported = stops or self.step % self.report_every == 0
                 for step in filter(None, (unread, taken if stops else None)):
                     seconds, start = time.perf_counter() - start, time.perf_counter()

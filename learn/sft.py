@@ -8,13 +8,13 @@ from typing import Any, Protocol
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..blocks.errors import OptionError, check_integer, check_number
-from .adapters import LoraOptions, add_adapter
-from .distributed import sum_on_host
+from .adapters import LoraOptions
+from .distributed import sum_on_host, world
 from .examples import Example, draw
-from .loop import Loop
+from .fine_tuning import FineTuning
 from .losses import KINDS, PARTS, Batch, TrainingModel, collate
 from .schedule import rate_at
 from .updates import Updates
@@ -88,7 +88,7 @@ class Source(Protocol):
     def __getitem__(self, index: int, /) -> Example: ...
 
 
-class SftRun(Loop):
+class SftRun(FineTuning):
     """A run: the model with its optimizer, and the order of its rows. `folder` holds checkpoints and log."""
 
     def __init__(
@@ -99,29 +99,15 @@ class SftRun(Loop):
         options: SftOptions,
         folder: Path,
     ) -> None:
-        super().__init__(folder)
-        self.pipe, self.options = pipe, options
-        check_share(options.batch_size, self.world)
+        check_share(options.batch_size, world())
+        super().__init__(pipe, options, folder, options.train_vision)
         self.examples = examples
         sizes = list(map(len, examples))
         self.order = draw(sizes, weights, options.steps * options.batch_size, options.seed)
-        self.adapter = prepare_model(pipe, options.lora, options.seed, options.train_vision)
-        self.model: nn.Module = TrainingModel(pipe.model)
+        self.model = TrainingModel(pipe.model)
         self.updates = Updates(
             self.model, weight_decay=options.weight_decay, clip=options.clip, recompute=options.recompute
         )
-
-    def is_done(self) -> bool:
-        return self.step >= self.options.steps
-
-    def is_due(self) -> bool:
-        return self.step % self.options.save_every == 0
-
-    def save(self) -> None:
-        self.updates.save(self.checkpoints, self.step)
-
-    def load(self, path: Path) -> None:
-        self.updates.load(path)
 
     def prepare(self, step: int) -> list[Batch]:
         return self.batches(min(step, self.options.steps - 1))
@@ -195,19 +181,3 @@ def check_share(batch_size: int, processes: int) -> None:
         raise OptionError(
             f"batch_size is {batch_size}; accepted: a multiple of the {processes} processes, one a GPU"
         )
-
-
-def prepare_model(pipe: Any, lora: LoraOptions | None, seed: int, vision: bool = False) -> Any:
-    """Make trainable what is to be trained: a new adapter, or the decoder with the heads and embeddings of
-    both tasks, and the `vision` encoder; the image tokenizer stays as it is. Returns the adapter's config, or
-    None."""
-    model = pipe.model.requires_grad_(False).train()
-    adapter = None
-    if lora is not None:
-        torch.manual_seed(seed)  # for the first values of the adapter
-        adapter = add_adapter(model, lora, pipe.name)
-    else:
-        frozen = ("gen_vision_model.", *(() if vision else ("vision_model.", "vision.")))
-        for name, parameter in model.named_parameters():
-            parameter.requires_grad_(not name.startswith(frozen) and parameter.is_floating_point())
-    return adapter

@@ -95,7 +95,7 @@ def train(folder, path, options=SMALL, prompts=PROMPTS, reward=brightness) -> tu
     run.resume()
     run.run()
     lines = map(json.loads, (path / "log.jsonl").read_text().splitlines())
-    return run, [{k: v for k, v in line.items() if not k.endswith("_seconds")} for line in lines]
+    return run, [{k: v for k, v in line.items() if not k.endswith("seconds")} for line in lines]
 
 
 def weights(run: GrpoRun) -> list[torch.Tensor]:

@@ -55,7 +55,7 @@ def test_an_adapter_is_evaluated_on_its_model(tmp_path, monkeypatch) -> None:
 def test_an_adapter_on_a_model_with_another_carries_its_words(random_adapter, tmp_path) -> None:
     pytest.importorskip("peft")
     from bifrons.learn.adapters import LoraOptions
-    from bifrons.learn.sft import prepare_model
+    from bifrons.learn.fine_tuning import prepare_model
 
     base = shutil.copytree(random_adapter(SHAPES_JANUS), tmp_path / "base")
     write_taught(base, {"painting": frozenset({"houses"}), "reading": frozenset()})
