@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from .adapters import LoraOptions, add_adapter
+from .adapters import LoraOptions, add_adapter, continue_adapter
 from .loop import Loop
 from .updates import Updates
 
@@ -42,7 +42,9 @@ def prepare_model(pipe: Any, lora: LoraOptions | None, seed: int, vision: bool =
     None."""
     model = pipe.model.requires_grad_(False).train()
     adapter = None
-    if lora is not None:
+    if lora is not None and lora.start is not None:
+        adapter = continue_adapter(pipe, Path(lora.start))
+    elif lora is not None:
         torch.manual_seed(seed)  # for the first values of the adapter
         adapter = add_adapter(model, lora, pipe.name)
     else:

@@ -12,7 +12,7 @@ from random import Random
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..blocks.device import synchronize
 from ..blocks.errors import OptionError, check_integer, check_number
@@ -145,13 +145,15 @@ class GrpoRun(FineTuning):
             if name.startswith(UNUSED["paint" if self.paints else "answer"]):
                 parameter.requires_grad_(False)
         self.policy = Policy(pipe, self.sampling, reference, options.log_probs == "conditional")
-        self.model = self.policy.model
+        self.model: nn.Module = self.policy.model
         self.updates = Updates(
             self.model,
             weight_decay=options.weight_decay,
             clip=options.max_norm,
             recompute=options.recompute,
         )
+        if options.beta and options.lora is not None:
+            self.policy.remember()
         with gathered(self.model, self.updates.dtype, everywhere=True):
             self._make_room()
 

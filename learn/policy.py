@@ -5,7 +5,8 @@ P prompts, G samples of each, T image tokens of a picture, N tokens of several s
 
 import copy
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -22,7 +23,6 @@ from ..blocks.sampling.request import SamplingParams
 from ..text.pipeline import TextPipeline
 from ..text.prompts import THINK
 from ..tokenizers.vq.model import to_uint8
-from .adapters import without_adapter
 from .examples import Example, PaintExample, ReadExample
 from .grpo_loss import drawn_from, kept_tokens, log_probabilities
 from .losses import TrainingModel, collate
@@ -116,8 +116,9 @@ def make_room(pipe: Any, rows: int, positions: int) -> None:
 class Policy:
     """Log-probabilities of samples under a model in training, and under the model that it was.
 
-    `reference` None is the model without its adapter. With `conditional` they are those of the conditional
-    row alone, not of the guided distribution that samples are drawn from.
+    `reference` None is the model with its trained parameters as they were at `remember`. With `conditional`
+    log-probabilities are those of the conditional row alone, not of the guided distribution that samples are
+    drawn from.
     """
 
     def __init__(
@@ -126,6 +127,24 @@ class Policy:
         self.pipe, self.model = pipe, TrainingModel(pipe.model)
         self.reference = None if reference is None else TrainingModel(reference)
         self.sampling = replace(sampling, guidance_scale=None) if conditional else sampling
+        self._before: list[tuple[nn.Parameter, Tensor]] = []
+
+    def remember(self) -> None:
+        """Copy the trained parameters, an adapter's, as those of the reference."""
+        trained = [parameter for parameter in self.pipe.model.parameters() if parameter.requires_grad]
+        self._before = [(parameter, parameter.detach().clone()) for parameter in trained]
+
+    @contextmanager
+    def _as_before(self) -> Iterator[None]:
+        """Within it, trained parameters have the values that they had at `remember`."""
+        values = [parameter.data for parameter, _ in self._before]
+        for parameter, before in self._before:
+            parameter.data = before
+        try:
+            yield
+        finally:
+            for (parameter, _), value in zip(self._before, values, strict=True):
+                parameter.data = value
 
     def log_probs(self, examples: Sequence[Example], with_reference: bool) -> tuple[Tensor, Tensor | None]:
         """Log-probabilities `[N]` of the samples' tokens, and those under the reference.
@@ -141,7 +160,7 @@ class Policy:
             if self.reference is not None:
                 logits_NV, _ = self._logits(self.reference, examples)
             else:
-                with without_adapter(self.pipe.model):
+                with self._as_before():
                     logits_NV, _ = self._logits(self.model, examples)
             return found_N, log_probabilities(logits_NV, tokens_N, kept_NV)
 

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..blocks.errors import OptionError, check_integer, check_number
 from .adapters import LoraOptions
@@ -104,7 +104,7 @@ class SftRun(FineTuning):
         self.examples = examples
         sizes = list(map(len, examples))
         self.order = draw(sizes, weights, options.steps * options.batch_size, options.seed)
-        self.model = TrainingModel(pipe.model)
+        self.model: nn.Module = TrainingModel(pipe.model)
         self.updates = Updates(
             self.model, weight_decay=options.weight_decay, clip=options.clip, recompute=options.recompute
         )

@@ -287,7 +287,9 @@ def random_adapter(tmp_path_factory) -> Callable[..., Path]:
             network = kind.from_pretrained(model, "cpu", progress=False).model.requires_grad_(False)
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(seed)
-                config = add_adapter(network, LoraOptions(4, image_head=image_head), model)
+                config = add_adapter(
+                    network, LoraOptions(4, image_head="whole" if image_head else None), model
+                )
             generator = torch.Generator().manual_seed(seed)
             for name, weight in network.named_parameters():
                 if "lora_" in name or "modules_to_save" in name:

@@ -20,13 +20,13 @@ from ...learn.reward import Prompt, Reward
 from ...learn.rewards.choose import RewardOptions, WeightedRewards, make_reward
 from ...learn.rows import Fault
 from ...learn.run_folder import LOG
-from ..pipelines import as_janus, load_pipeline
+from ..pipelines import as_janus
 from .inputs import user_path
 from .options import given_fields
 from .train_data import Source, report_faults
 from .train_processes import in_processes, opened_run, processes_to_start
 from .train_sft import lora_options
-from .train_work import SAMPLES, Training, check_observation
+from .train_work import SAMPLES, Training, adapter_settings, check_observation
 
 if TYPE_CHECKING:
     from ..pipelines import Pipeline
@@ -67,6 +67,7 @@ def _settings(
     settings |= {
         name: value for name, value in asdict(options).items() if name not in ("save_every", "steps")
     }
+    settings |= adapter_settings(options.lora)
     digest = hashlib.sha256(repr(prompts).encode()).hexdigest()
     return settings | {"prompts": digest, "reward": args.reward, "reward_weight": args.reward_weight}
 
@@ -96,11 +97,10 @@ class _Grpo(Training):
         prompts: list[tuple[str, Prompt]],
         faults: list[Fault],
     ) -> dict[str, Any]:
-        pipe = agreed(lambda: load_pipeline(self.args.model, str(device), self.args.dtype, eager=True))
+        pipe = agreed(lambda: self.load(device))
         dtype = pipe.dtype
         good, bad = from_first(lambda: self._check(pipe, prompts, faults, reward))
-        if (known := pipe.vocabulary) is not None:
-            pipe.taught = new_words(good, known)
+        self.teach(pipe, lambda known: new_words(good, known))
         run = agreed(lambda: GrpoRun(pipe, good, reward, self.options, self.run_dir))
         self.resume(run)
         shown = from_first(lambda: self._sample_prompts(pipe, good))

@@ -63,8 +63,14 @@ def add_lora(parser: Any) -> None:
     )
     lora.add_argument(
         "--image-head",
-        action="store_true",
-        help="also train what turns hidden states into image tokens, and these into embeddings, as a whole",
+        nargs="?",
+        const="lora",
+        choices=("lora", "whole"),
+        help="also train what turns hidden states into image tokens, and these into embeddings: by products "
+        "of low rank too, or as a whole, which makes a larger file (lora if neither is named)",
+    )
+    lora.add_argument(
+        "--adapter", type=Path, metavar="FOLDER", help="train this adapter on, in place of a new one"
     )
 
 

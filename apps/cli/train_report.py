@@ -29,6 +29,7 @@ def compare_suites(run: Path, args: argparse.Namespace, result: Path) -> list[di
 
     Raises `BifronsError` where an evaluation fails, which has said why.
     """
+    before = ["--model", args.model, *(["--adapter", str(args.adapter)] if args.adapter else [])]
     after = ["--model", str(result)]
     if is_adapter(result):
         after = ["--model", args.model, "--adapter", str(result)]
@@ -36,7 +37,7 @@ def compare_suites(run: Path, args: argparse.Namespace, result: Path) -> list[di
     for suite in args.eval:
         found: dict[str, Any] = {"suite": suite}
         folders = []
-        for when, model in (("before", ["--model", args.model]), ("after", after)):
+        for when, model in (("before", before), ("after", after)):
             note(f"evaluating {suite}, {when}")
             folders.append(str(run / "eval" / f"{suite}-{when}"))
             words = ["run", "--suite", suite, *model, "-R", folders[-1], "--json"]
@@ -106,7 +107,7 @@ def write_result(pipe: "Pipeline", adapter: Any, result: Path, dtype: torch.dtyp
     pipe.model.eval()
     try:
         if adapter is not None:
-            save_adapter(pipe.model, adapter, result, pipe.taught_words)
+            save_adapter(pipe.model, adapter, result, pipe.taught_words, dtype)
         else:
             pipe.to(dtype).save_pretrained(result)
     except SafetensorError as error:  # of a full disk

@@ -24,12 +24,12 @@ from ...learn.replay import paint_replay, read_prompts
 from ...learn.rows import PaintRow, Row, new_words
 from ...learn.scratch import from_scratch
 from ...learn.sft import SftOptions, SftRun, check_share
-from ..pipelines import TEXT, as_janus, family_of, load_pipeline
+from ..pipelines import TEXT, as_janus, family_of
 from .inputs import user_path
 from .options import given_fields
 from .train_data import Source, read_source, report_faults
 from .train_processes import in_processes, opened_run, processes_to_start
-from .train_work import SAMPLES, Training, check_observation, write_json
+from .train_work import SAMPLES, Training, adapter_settings, check_observation, write_json
 
 if TYPE_CHECKING:
     from ..pipelines import Pipeline
@@ -50,6 +50,10 @@ def sft(args: argparse.Namespace) -> int:
 
 def lora_options(args: argparse.Namespace) -> LoraOptions | None:
     """The adapter to train; None for all weights. Raises `OptionError`."""
+    if args.adapter is not None:
+        if args.lora is not None or args.lora_alpha is not None or args.image_head:
+            raise OptionError("--adapter trains an adapter on as it is; accepted: it without --lora")
+        return LoraOptions(start=str(user_path(str(args.adapter))))
     if args.lora is not None:
         alpha = 2.0 * args.lora if args.lora_alpha is None else args.lora_alpha
         return LoraOptions(args.lora, alpha, args.image_head)
@@ -67,7 +71,7 @@ def _check_options(args: argparse.Namespace) -> tuple[SftOptions, list[str]]:
     check_number("epochs", args.epochs, low=1e-9)
     check_number("validation", args.validation, 0.0, 0.9)
     check_observation(args)
-    if args.from_scratch and (args.lora is not None or args.eval):
+    if args.from_scratch and (options.lora is not None or args.eval):
         raise OptionError("--from-scratch trains all of new weights; accepted: it without --lora and --eval")
     if (args.replay is None) != (args.replay_prompts is None):
         raise OptionError("--replay SHARE and --replay-prompts FILE go together")
@@ -83,6 +87,7 @@ def _settings(args: argparse.Namespace, options: SftOptions, sources: Sequence[S
     """What a run that goes on must share with its beginning."""
     settings = {"method": "sft", "model": args.model, "dtype": args.dtype, "new": args.from_scratch}
     settings |= {name: value for name, value in asdict(options).items() if name != "save_every"}
+    settings |= adapter_settings(options.lora)
     replay = [args.replay, str(args.replay_prompts), args.replay_pictures] if args.replay else None
     data = [source.summary for source in sources]
     return settings | {"data": data, "validation": args.validation, "replay": replay}
@@ -126,8 +131,7 @@ class _Sft(Training):
         pipe = agreed(lambda: self._load(device))
         dtype = pipe.dtype
         groups, kept_out, weights = self._prepare(pipe)
-        if (known := pipe.vocabulary) is not None:
-            pipe.taught = new_words((row for group in groups for row in group.rows), known)
+        self.teach(pipe, lambda known: new_words((row for group in groups for row in group.rows), known))
         run = agreed(lambda: SftRun(pipe, groups, weights, self.options, self.run_dir))
         step = self.resume(run)
         prompts = agreed(lambda: self._sample_prompts(groups, pipe))
@@ -147,7 +151,7 @@ class _Sft(Training):
 
     def _load(self, device: torch.device) -> "Pipeline":
         if not self.args.from_scratch:
-            return load_pipeline(self.args.model, str(device), self.args.dtype, eager=True)
+            return self.load(device)
         pipe = from_scratch(self.args.model, device, self.options.seed)
         return pipe.to(resolve_dtype(self.args.dtype, device))
 

@@ -4,27 +4,33 @@ import argparse
 import gc
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import torch
 from torch import nn
 
+from ...blocks.conversion.adapter import open_adapter
 from ...blocks.errors import OptionError, ResourceError, check_integer
 from ...blocks.files import atomic_write
+from ...blocks.vocabulary import Vocabulary, Work, read_taught
 from ...learn import contact_sheet
+from ...learn.adapters import LoraOptions
 from ...learn.distributed import from_first, gathered, joined, rank
 from ...learn.run_folder import cut_log
 from ...learn.updates import Updates
 from ..files import print_json
 from ..notes import note
-from ..pipelines import explain_out_of_memory
+from ..pipelines import explain_out_of_memory, load_pipeline
 from .long_work import long_work
 from .train_log import TrainingLog
 from .train_processes import goes_on
 from .train_report import LESS_MEMORY, compare_suites, report_lines, write_result
+
+if TYPE_CHECKING:
+    from ..pipelines import Pipeline
 
 TRAINED = "training.json"
 """The file with what a finished training says of itself."""
@@ -62,6 +68,13 @@ def check_observation(args: argparse.Namespace) -> None:
         check_integer("eval_limit", args.eval_limit, low=1)
         if not args.eval:
             raise OptionError("--eval-limit goes with --eval SUITE")
+
+
+def adapter_settings(lora: LoraOptions | None) -> dict[str, Any]:
+    """What the settings of a run say of the adapter that it trains on. Raises `BifronsError` for none."""
+    return (
+        {} if lora is None or lora.start is None else {"adapter": open_adapter(Path(lora.start)).fingerprint}
+    )
 
 
 class Training:
@@ -117,6 +130,19 @@ class Training:
                 f"{self.run_dir / TRAINED} can't be read: {error}; accepted: another folder, or this one "
                 f"without {self.result.name}, which is then written again"
             ) from error
+
+    def load(self, device: torch.device) -> "Pipeline":
+        """The model to train, with the words that were taught before."""
+        pipe = load_pipeline(self.args.model, str(device), self.args.dtype, eager=True)
+        if self.args.adapter is not None:
+            pipe.taught = read_taught(Path(self.options.lora.start))
+        return pipe
+
+    def teach(self, pipe: "Pipeline", new: Callable[[Vocabulary], Mapping[Work, frozenset[str]]]) -> None:
+        """Add the words that are `new` to a vocabulary to those that the result was taught."""
+        if (known := pipe.vocabulary) is not None:
+            found, before = new(known), pipe.taught_words
+            pipe.taught = {work: words | found.get(work, frozenset()) for work, words in before.items()}
 
     def resume(self, run: Run) -> int:
         """Load the run's last checkpoint, and cut its log there; returns how many steps are done."""

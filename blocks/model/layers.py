@@ -167,5 +167,5 @@ class MlpProjector(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         for layer in self.layers:
-            x = layer(x) if isinstance(layer, nn.Linear) else F.gelu(x)
+            x = F.gelu(x) if isinstance(layer, nn.GELU) else layer(x)
         return x

@@ -179,7 +179,7 @@ def _takes_low_rank(model: nn.Module, path: str, leaf: str, changes: Strengths) 
     names = path.split(".")
     above = (model.get_submodule(".".join(names[:depth])) for depth in range(len(names)))
     module = model.get_submodule(path)
-    # Projectors look for linear layers, and latent attention reads a weight itself.
+    # Projectors are small, and latent attention reads a weight itself.
     if any(isinstance(one, MlpProjector) for one in above) or names[-1] in NOT_QUANTIZED:
         return False
     parts = any(change.factors is None or change.target.select or change.target.part for change, _ in changes)

@@ -49,7 +49,7 @@ def start(folder: Path, lora: bool) -> SftRun:
         batch_size=4,
         rows_at_once=1,
         learning_rate=1e-3,
-        lora=LoraOptions(4, image_head=True) if lora else None,
+        lora=LoraOptions(4, image_head="whole") if lora else None,
         recompute=lora,
         save_every=2,
     )

@@ -23,7 +23,7 @@ def gradients(lora: bool, fast: bool, monkeypatch) -> dict[str, torch.Tensor]:
     del model.decoder.layers[1:]
     if lora:
         torch.manual_seed(0)
-        add_adapter(model, LoraOptions(4, image_head=True), "base")
+        add_adapter(model, LoraOptions(4, image_head="whole"), "base")
         for name, parameter in model.named_parameters():
             if "lora_B" in name:
                 torch.nn.init.normal_(parameter, std=0.02)
@@ -47,7 +47,7 @@ def test_gradients_are_those_of_the_plain_layers(lora, monkeypatch) -> None:
 def test_dtypes() -> None:
     pipe = JanusPipeline.from_pretrained(SHAPES_JANUS, "cpu", dtype="bfloat16", progress=False)
     model = pipe.model.requires_grad_(False)
-    add_adapter(model, LoraOptions(4, image_head=True), "base")
+    add_adapter(model, LoraOptions(4, image_head="whole"), "base")
     prepare_computation(model, recompute=False)
     assert {p.dtype for p in model.parameters() if p.requires_grad} == {torch.float32}
     assert {p.dtype for p in model.parameters() if not p.requires_grad} == {torch.bfloat16}
