@@ -18,8 +18,12 @@ from ..blocks.model.moe import Experts
 from ..blocks.placement.adapted import parameter_shapes
 from ..blocks.vocabulary import Work, write_taught
 
-DECODER_LAYERS = r".*language(_model)?\.model\.layers\.\d+\..*_proj(_with_mqa)?"
-"""Linear layers of the decoder in either family: of attention, feed-forward and shared experts."""
+_LAYERS = r"(.*language(_model)?\.)?model\.layers\.\d+\."
+DECODER_LAYERS = _LAYERS + r"(self_attn\.(?!kv_b_)\w+|mlp\.\w+)_proj(_with_mqa)?"
+"""Linear layers of the decoder in any family, of attention and feed-forward, but for latent attention's
+`kv_b_proj` and for experts: captured steps have room for such adapters beside the weights."""
+ALL_LAYERS = _LAYERS + r".*_proj(_with_mqa)?"
+"""All of them, shared experts too."""
 EXPERTS = ["experts.gate_up", "experts.down"]
 IMAGE_HEAD = ["gen_head", "gen_aligner"]
 """What turns hidden states into image codes, and codes into embeddings."""
@@ -34,14 +38,15 @@ class LoraOptions:
     """A LoRA adapter of the decoder.
 
     Its product is scaled by `alpha / rank`. `image_head` says that Janus' `gen_head` and `gen_aligner` are
-    trained, too, by products of low rank or as a `whole`, which is saved with the adapter. `start` is the
-    folder of an adapter that is trained on, as it is: the other options don't count then. Raises
-    `OptionError`.
+    trained, too, by products of low rank or as a `whole`, which is saved with the adapter. With `experts`
+    experts and latent attention's `kv_b_proj` are trained, too. `start` is the folder of an adapter that is
+    trained on, as it is: the other options don't count then. Raises `OptionError`.
     """
 
     rank: int = 16
     alpha: float = 32.0
     image_head: Literal["lora", "whole"] | None = None
+    experts: bool = False
     start: str | None = None
 
     def __post_init__(self) -> None:
@@ -61,12 +66,15 @@ def add_adapter(model: nn.Module, options: LoraOptions, base: str) -> LoraConfig
             f"image_head is {options.image_head}, but the model doesn't paint; accepted for Janus models"
         )
     has_experts = any(isinstance(module, Experts) for module in model.modules())
+    if options.experts and not has_experts:
+        raise OptionError("experts is True, but the model has none; accepted for mixtures of experts")
+    layers = ALL_LAYERS if options.experts else DECODER_LAYERS
     config = LoraConfig(
         base_model_name_or_path=base,
         r=options.rank,
         lora_alpha=options.alpha,  # type: ignore[arg-type]
-        target_modules=f"{DECODER_LAYERS}|{IMAGE_LAYERS}" if options.image_head == "lora" else DECODER_LAYERS,
-        target_parameters=EXPERTS if has_experts else None,
+        target_modules=f"{layers}|{IMAGE_LAYERS}" if options.image_head == "lora" else layers,
+        target_parameters=EXPERTS if options.experts else None,
         modules_to_save=IMAGE_HEAD if options.image_head == "whole" else None,
     )
     inject_adapter_in_model(config, model, _NAME)

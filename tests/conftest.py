@@ -285,10 +285,11 @@ def random_adapter(tmp_path_factory) -> Callable[..., Path]:
         if key not in made:
             kind = JanusPipeline if "janus" in Path(model).name else VL2Pipeline
             network = kind.from_pretrained(model, "cpu", progress=False).model.requires_grad_(False)
+            head = "whole" if image_head else None
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(seed)
                 config = add_adapter(
-                    network, LoraOptions(4, image_head="whole" if image_head else None), model
+                    network, LoraOptions(4, image_head=head, experts=kind is VL2Pipeline), model
                 )
             generator = torch.Generator().manual_seed(seed)
             for name, weight in network.named_parameters():

@@ -70,6 +70,12 @@ def add_lora(parser: Any) -> None:
         "of low rank too, or as a whole, which makes a larger file (lora if neither is named)",
     )
     lora.add_argument(
+        "--lora-experts",
+        action="store_true",
+        help="also of a mixture's experts and of latent attention's kv_b_proj; such an adapter turns CUDA "
+        "graphs off where it isn't merged",
+    )
+    lora.add_argument(
         "--adapter", type=Path, metavar="FOLDER", help="train this adapter on, in place of a new one"
     )
 

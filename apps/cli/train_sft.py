@@ -51,14 +51,16 @@ def sft(args: argparse.Namespace) -> int:
 def lora_options(args: argparse.Namespace) -> LoraOptions | None:
     """The adapter to train; None for all weights. Raises `OptionError`."""
     if args.adapter is not None:
-        if args.lora is not None or args.lora_alpha is not None or args.image_head:
+        if args.lora is not None or args.lora_alpha is not None or args.image_head or args.lora_experts:
             raise OptionError("--adapter trains an adapter on as it is; accepted: it without --lora")
         return LoraOptions(start=str(user_path(str(args.adapter))))
     if args.lora is not None:
         alpha = 2.0 * args.lora if args.lora_alpha is None else args.lora_alpha
-        return LoraOptions(args.lora, alpha, args.image_head)
-    if args.lora_alpha is not None or args.image_head:
-        raise OptionError("--lora-alpha and --image-head go with --lora; without it all weights are trained")
+        return LoraOptions(args.lora, alpha, args.image_head, args.lora_experts)
+    if args.lora_alpha is not None or args.image_head or args.lora_experts:
+        raise OptionError(
+            "--lora-alpha, --image-head and --lora-experts go with --lora; without it all weights are trained"
+        )
     return None
 
 

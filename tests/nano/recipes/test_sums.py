@@ -72,8 +72,19 @@ def test_new_weights_are_trained_by_texts_and_by_rewards(
         "cpu",
     ]
     command += ["--reward", "answer", "--reward", f"format:{FORM}", "--steps", "1", "--max-new-tokens", "8"]
-    command += ["--prompts-per-step", "2", "--group-size", "2", "--sample-every", "1", "--json"]
+    command += [
+        "--prompts-per-step",
+        "2",
+        "--group-size",
+        "2",
+        "--sample-every",
+        "1",
+        "--lora",
+        "2",
+        "--json",
+    ]
     assert bifrons_main(*command, "-o", "grpo") == 0
     assert 0 <= json.loads(capsys.readouterr().out)["reward_last"] <= 2
     assert (tmp_path / "grpo" / "samples" / "step-1-0.txt").read_text().startswith("<think>\n")
-    assert (tmp_path / "grpo" / "model" / "config.json").exists()
+    pipe.load_adapter(tmp_path / "grpo" / "adapter")
+    assert pipe.adapters == {"adapter": 1.0}
