@@ -1,4 +1,4 @@
-"""Sums of three digits, which a tiny language model of new weights learns to work out in a thought.
+"""Sums of four digits, which a tiny language model of new weights learns to work out in a thought.
 
 `python -m bifrons.nano.recipes.sums FOLDER` writes the model's folder without weights, texts to begin with
 (`bifrons train sft --from-scratch`), questions whose answers alone are known, to train on by rewards
@@ -8,7 +8,7 @@
 import argparse
 import json
 from collections.abc import Iterable
-from itertools import product
+from itertools import accumulate, islice, product
 from pathlib import Path
 from random import Random
 from typing import Any, NamedTuple
@@ -22,8 +22,10 @@ from .things_tokenizer import build_tokenizer, write_files
 MODEL = "model"
 """The folder of `config.json` and `tokenizer.json`."""
 FILES = {"texts": "texts.jsonl", "questions": "questions.jsonl", "test": "test.jsonl"}
-TEST = 200
-"""Sums to measure with; all others are trained on."""
+DIGITS = 4
+"""Of a sum."""
+TEXTS, QUESTIONS, TEST = 2000, 1000, 200
+"""Sums of each file, none in two."""
 FORM = r"<think>\n(\S+\n)+</think>\n\d+"
 """Of answers that think first: for the reward `format:`."""
 VOCABULARY = 272
@@ -31,38 +33,42 @@ VOCABULARY = 272
 
 
 class Sum(NamedTuple):
-    """Three digits to add."""
+    """Digits to add."""
 
-    a: int
-    b: int
-    c: int
+    digits: tuple[int, ...]
+
+    @property
+    def total(self) -> int:
+        """What they come to."""
+        return sum(self.digits)
 
     @property
     def question(self) -> str:
         """What is asked."""
-        return f"{self.a} + {self.b} + {self.c} = ?"
+        return f"{' + '.join(map(str, self.digits))} = ?"
 
     @property
     def thought(self) -> str:
-        """Two digits, and the third one: an addition a line."""
-        first = self.a + self.b
-        return f"{self.a}+{self.b}={first}\n{first}+{self.c}={sum(self)}\n"
+        """The sum, digit by digit: an addition a line."""
+        totals = list(accumulate(self.digits))
+        steps = zip(totals, self.digits[1:], totals[1:], strict=False)
+        return "".join(f"{before}+{digit}={after}\n" for before, digit, after in steps)
 
     def reply(self, thinks: bool) -> str:
         """The answer after a thought, or after none."""
-        return f"{THINK}\n{self.thought if thinks else ''}{THINK_END}\n{sum(self)}"
+        return f"{THINK}\n{self.thought if thinks else ''}{THINK_END}\n{self.total}"
 
     def row(self, reply: str | None = None) -> dict[str, Any]:
         """A conversation with this reply; without one, the question and its answer."""
         asked = {"role": "user", "content": self.question}
         if reply is None:
-            return {"messages": [asked], "answer": str(sum(self))}
+            return {"messages": [asked], "answer": str(self.total)}
         return {"messages": [asked, {"role": "assistant", "content": reply}]}
 
 
 def shuffled_sums(seed: int) -> list[Sum]:
-    """All sums of three digits in a random order."""
-    sums = [Sum(*digits) for digits in product(range(10), repeat=3)]
+    """All sums of `DIGITS` digits in a random order."""
+    sums = [Sum(digits) for digits in product(range(10), repeat=DIGITS)]
     Random(seed).shuffle(sums)
     return sums
 
@@ -90,15 +96,15 @@ def write_model(folder: Path, sums: Iterable[Sum]) -> None:
     write_files(folder, tokenizer, config, {})
 
 
-def write_all(folder: Path, seed: int = 1, test: int = TEST) -> None:
+def write_all(folder: Path, seed: int = 1) -> None:
     """Write the model's folder and the files of `FILES`. Half of the texts think first."""
-    sums = shuffled_sums(seed)
-    trained, tested = sums[test:], sums[:test]
-    write_model(folder / MODEL, trained)
+    sums = iter(shuffled_sums(seed))
+    texts, questions, test = (list(islice(sums, count)) for count in (TEXTS, QUESTIONS, TEST))
+    write_model(folder / MODEL, texts[:500])
     rows = {
-        "texts": [one.row(one.reply(thinks)) for one in trained for thinks in (True, False)],
-        "questions": [one.row() for one in trained],
-        "test": [one.row() for one in tested],
+        "texts": [one.row(one.reply(number % 2 == 0)) for number, one in enumerate(texts)],
+        "questions": [one.row() for one in questions],
+        "test": [one.row() for one in test],
     }
     for name, file in FILES.items():
         lines = "".join(json.dumps(row) + "\n" for row in rows[name])

@@ -91,7 +91,7 @@ def test_answers_are_sampled_evaluated_and_teach_words(bifrons_main, tmp_path, m
     ],
 )
 def test_refused_before_a_model_is_loaded(words, said, bifrons_main, tmp_path, monkeypatch, capsys) -> None:
-    monkeypatch.setattr("bifrons.apps.cli.train_grpo.load_pipeline", lambda *_, **__: pytest.fail("loaded"))
+    monkeypatch.setattr("bifrons.apps.cli.train_work.load_pipeline", lambda *_, **__: pytest.fail("loaded"))
     command = ["train", "grpo", "--prompts", "p.txt", "--reward", "shapes", "--steps", "1"]
     assert bifrons_main(*command, "-o", tmp_path / "run", *words) == 2
     assert said in capsys.readouterr().err

@@ -24,7 +24,9 @@ def test_both_models_are_evaluated_and_compared(tmp_path, monkeypatch) -> None:
         return json.dumps({"overall": 0.9 if words[words.index("--model") + 1] == "old" else 0.8})
 
     monkeypatch.setattr(train_report, "_evaluation", evaluation)
-    args = argparse.Namespace(model="old", eval=["shapes"], eval_limit=6, device="cpu", dtype=None)
+    args = argparse.Namespace(
+        model="old", eval=["shapes"], eval_limit=6, device="cpu", dtype=None, adapter=None
+    )
     found = train_report.compare_suites(tmp_path, args, Path("new"))
     folders = [str(tmp_path / "eval" / name) for name in ("shapes-before", "shapes-after")]
     shared = ["--json", "--limit", "6", "--device", "cpu"]
@@ -46,10 +48,15 @@ def test_an_adapter_is_evaluated_on_its_model(tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(train_report, "_evaluation", lambda words: calls.append(words) or "{}")
     (tmp_path / "adapter").mkdir()
     (tmp_path / "adapter" / "adapter_config.json").write_text("{}")
-    args = argparse.Namespace(model="old", eval=["shapes"], eval_limit=None, device=None, dtype=None)
+    args = argparse.Namespace(
+        model="old", eval=["shapes"], eval_limit=None, device=None, dtype=None, adapter=None
+    )
     train_report.compare_suites(tmp_path, args, tmp_path / "adapter")
     assert calls[0][3:5] == ["--model", "old"]
     assert calls[1][3:7] == ["--model", "old", "--adapter", str(tmp_path / "adapter")]
+    args.adapter = tmp_path / "first"
+    train_report.compare_suites(tmp_path, args, tmp_path / "adapter")
+    assert calls[3][3:7] == ["--model", "old", "--adapter", str(tmp_path / "first")]
 
 
 def test_an_adapter_on_a_model_with_another_carries_its_words(random_adapter, tmp_path) -> None:

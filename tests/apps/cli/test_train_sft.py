@@ -145,10 +145,11 @@ def test_replay_is_painted_once(train, pictures, tmp_path, monkeypatch) -> None:
         (("--unconditional", 2), "unconditional"),
         (("--from-scratch", "--lora"), "without --lora"),
         (("--from-scratch",), "is for text models"),
+        (("--adapter", ".", "--lora"), "without --lora"),
     ],
 )
 def test_refused_before_a_model_is_loaded(words, said, train, pictures, tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr("bifrons.apps.cli.train_sft.load_pipeline", lambda *_, **__: pytest.fail("loaded"))
+    monkeypatch.setattr("bifrons.apps.cli.train_work.load_pipeline", lambda *_, **__: pytest.fail("loaded"))
     status, found, _ = train(pictures, tmp_path / "run", *words)
     assert status == 2
     assert said in found["error"]

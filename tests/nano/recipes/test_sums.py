@@ -8,7 +8,7 @@ from bifrons import TextPipeline
 from bifrons.blocks.errors import OptionError
 from bifrons.learn.examples import read_example
 from bifrons.learn.rewards.answers import AnswerReward, FormatReward
-from bifrons.nano.recipes.sums import FILES, FORM, MODEL, TEST, shuffled_sums, write_all
+from bifrons.nano.recipes.sums import FILES, FORM, MODEL, QUESTIONS, TEST, shuffled_sums, write_all
 
 pytest.importorskip("peft")
 
@@ -26,9 +26,10 @@ def rows_of(folder, name) -> list[dict]:
 
 def test_answers_are_true_and_no_test_is_trained_on(folder) -> None:
     questions, test = rows_of(folder, "questions"), rows_of(folder, "test")
-    assert (len(questions), len(test)) == (1000 - TEST, TEST)
-    asked = [{row["messages"][0]["content"] for row in rows} for rows in (questions, test)]
-    assert not asked[0] & asked[1]
+    assert (len(questions), len(test)) == (QUESTIONS, TEST)
+    texts, *asked = ({row["messages"][0]["content"] for row in rows_of(folder, name)} for name in FILES)
+    assert texts.isdisjoint(asked[0] | asked[1])
+    assert asked[0].isdisjoint(asked[1])
     for row in (*questions, *test):
         assert sum(map(int, re.findall(r"\d", row["messages"][0]["content"]))) == int(row["answer"])
     for one in shuffled_sums(2)[:50]:
