@@ -281,16 +281,13 @@ def random_adapter(tmp_path_factory) -> Callable[..., Path]:
     made: dict[tuple[str, int, bool], Path] = {}
 
     def make(model: str = SHAPES_JANUS, seed: int = 0, image_head: bool = False) -> Path:
-        key = (model, seed, image_head)
-        if key not in made:
+        if (key := (model, seed, image_head)) not in made:
             kind = JanusPipeline if "janus" in Path(model).name else VL2Pipeline
             network = kind.from_pretrained(model, "cpu", progress=False).model.requires_grad_(False)
-            head = "whole" if image_head else None
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(seed)
-                config = add_adapter(
-                    network, LoraOptions(4, image_head=head, experts=kind is VL2Pipeline), model
-                )
+                options = LoraOptions(4, 32.0, "whole" if image_head else None, kind is VL2Pipeline)
+                config = add_adapter(network, options, model)
             generator = torch.Generator().manual_seed(seed)
             for name, weight in network.named_parameters():
                 if "lora_" in name or "modules_to_save" in name:
