@@ -73,7 +73,7 @@ def plan_tile(kind: str, inputs: int, outputs: int, gated: bool, rows: int, grou
     if rows > 32:
         return Tile(64, 128, 4, 4, rows=64) if kind == "plain" else _tile_over_32_rows(kind, gated, groups)
     if kind == "int4":
-        return _int4_tile(gated, rows, groups)
+        return _int4_tile(inputs, gated, rows, groups)
     if kind == "plain" and rows > 8:
         return _plain_tile_over_8_rows(inputs, outputs, gated, 16 if rows <= 16 else 32)
     tile = _plain_tile(inputs, outputs, gated) if kind == "plain" else _8_bit_tile(inputs, outputs, gated)
@@ -104,9 +104,11 @@ def _plain_tile_over_8_rows(inputs: int, outputs: int, gated: bool, rows: int) -
     if rows == 16 and (inputs > 2048 or outputs == inputs):
         return Tile(32, 256, 4, stages=6, rows=16)
     if gated:
-        return Tile(32, 256, 4, stages=3, rows=32)
+        return Tile(32, 128, 4, stages=6, rows=32) if inputs >= 4096 else Tile(32, 256, 4, stages=3, rows=32)
     if outputs > inputs > 2048:
         return Tile(64, 128, 2, stages=5, rows=32)
+    if inputs >= outputs >= 4096:
+        return Tile(64, 256, 4, stages=6, rows=32)
     return Tile(64, 256, 4, stages=5 if outputs < inputs or inputs <= 2048 else 4, rows=32)
 
 
@@ -121,7 +123,10 @@ def _int4_groups(groups: int, most: int) -> int:
     return min(groups & -groups, most)
 
 
-def _int4_tile(gated: bool, rows: int, groups: int) -> Tile:
+def _int4_tile(inputs: int, gated: bool, rows: int, groups: int) -> Tile:
+    if rows <= 8 and inputs >= 4096:
+        at_once = _int4_groups(groups, 8)
+        return Tile(32 if gated else 64, 32 * at_once, 4, 3 if at_once == 8 else 4, groups=at_once)
     at_once = _int4_groups(groups, 4)
     padded = max(8, 1 << (rows - 1).bit_length())
     return Tile(16 if gated else 32, 32 * at_once, 2, stages=4, rows=padded, groups=at_once)
