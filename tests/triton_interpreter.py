@@ -1,6 +1,7 @@
 """What Triton's interpreter needs where there is no GPU."""
 
 import os
+from dataclasses import replace
 from importlib.util import find_spec
 from typing import Any
 
@@ -14,6 +15,7 @@ def interpret_kernels() -> None:
     if os.environ["TRITON_INTERPRET"] == "1" and find_spec("triton"):
         _keep_masks_boolean()
         _patch_language_once()
+        _save_time()
 
 
 def _keep_masks_boolean() -> None:
@@ -49,3 +51,21 @@ def _patch_language_once() -> None:
         return nothing
 
     interpreter._patch_lang = patch_once
+
+
+def _save_time() -> None:
+    """Without sums that look for overflow, of which only Triton's debug mode makes use, and without a new table
+    of types at every look into it."""
+    from triton.runtime import interpreter
+
+    builder = interpreter.interpreter_builder
+    if hasattr(builder.options, "sanitize_overflow"):
+        builder.options = replace(builder.options, sanitize_overflow=False)
+    read, known = interpreter._get_np_dtype, dict[str, Any]()
+
+    def np_dtype(kind: Any) -> Any:
+        if kind.name not in known:
+            known[kind.name] = read(kind)
+        return known[kind.name]
+
+    interpreter._get_np_dtype = np_dtype
