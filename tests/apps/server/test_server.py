@@ -29,7 +29,8 @@ SHAPES = "shapes-janus"
 @pytest.fixture(scope="module")
 def server(start_server):
     models = ["-m", DATA / "janus-mini", "-m", SHAPES_JANUS, "-m", DATA / "vl2-mini-mla"]
-    return start_server(*models, "--context", 1024, "--speculate", 8)
+    limits = ["--context", 1024, "--max-new-tokens", 48]  # as schemathesis asks for long answers
+    return start_server(*models, *limits, "--speculate", 8)
 
 
 @pytest.fixture(scope="module")
