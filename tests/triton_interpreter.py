@@ -54,8 +54,8 @@ def _patch_language_once() -> None:
 
 
 def _save_time() -> None:
-    """Without sums that look for overflow, of which only Triton's debug mode makes use, and without a new table
-    of types at every look into it."""
+    """Without sums that look for overflow, which only Triton's debug mode reads, and without a new table of
+    types at every look into it."""
     from triton.runtime import interpreter
 
     builder = interpreter.interpreter_builder
