@@ -38,7 +38,7 @@ _ERRORS: dict[int, str] = {
     421: "The server does not answer to this host",
     429: "The queue is full, or too many large bodies arrive; Retry-After says when to try again",
     500: "The server failed",
-    503: "The server is stopping or has too many connections, or the engine of this model has failed",
+    503: "The server is stopping or has too many connections, or its engine or replica has failed",
 }
 
 

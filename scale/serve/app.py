@@ -114,7 +114,7 @@ def deployment(setup: ServerSetup, replicas: Replicas, device: str, surge: bool)
         name="Replica",
         ray_actor_options={"num_gpus": gpus, "num_cpus": setup.threads or 1},
         max_ongoing_requests=rows,
-        max_queued_requests=setup.options.max_queue,
+        max_queued_requests=max(1, setup.options.max_queue),
         max_constructor_retry_count=_FAILURES,
         max_surge_percent=1 if surge else 0,
         health_check_period_s=2.0,

@@ -13,6 +13,7 @@ from starlette.types import Message, Receive, Scope, Send
 
 from ...apps.server.app import guarded
 from ...apps.server.errors import INTERNAL_ERROR, STOPPING, error_content, error_response, retry_headers
+from ...apps.server.middleware import release_body
 from ...apps.server.responses import Health
 from ...apps.server.setup import ServerSetup
 from ...apps.server.sse import event
@@ -111,6 +112,7 @@ class Front:
         if scope["method"] not in ("GET", "HEAD", "OPTIONS"):
             body = (await receive())["body"]  # whole, by `BodyLimit`
         answer = asyncio.create_task(self._answer(scope, body, send))
+        del body
         disconnect = asyncio.create_task(_disconnected(receive))
         try:
             await asyncio.wait({answer, disconnect}, return_when=asyncio.FIRST_COMPLETED)
@@ -128,10 +130,14 @@ class Front:
         stream = None
         try:
             stream = await self._begin(request, body)
+            del body
+            release_body(scope)  # a replica has it now
             async for message in stream:
                 if message["type"] == "http.response.start":
                     start = message
                 await send(message)
+            if start is None:
+                raise _Lost(500, INTERNAL_ERROR, "internal_error")
         except Exception as error:
             refusal = self._refusal(error)
             if start is None:

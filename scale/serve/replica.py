@@ -3,6 +3,7 @@
 import asyncio
 import warnings
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from typing import Any
 
 from starlette.types import Message, Scope
@@ -45,7 +46,8 @@ class Replica:
 
         async def run() -> None:
             try:
-                await self._app(scope, receive, messages.put)
+                with suppress(Exception):  # it has been answered with 500, and logged
+                    await self._app(scope, receive, messages.put)
             finally:
                 messages.put_nowait(None)
 
@@ -56,7 +58,6 @@ class Replica:
             yield BEGUN
             while (message := await messages.get()) is not None:
                 yield message
-            await task
         finally:
             gone.set()
 

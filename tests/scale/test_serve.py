@@ -19,8 +19,6 @@ import pytest
 from bifrons.apps.server.app import create_app
 from bifrons.apps.server.limits import ServerOptions
 from bifrons.apps.server.setup import ServerSetup
-from bifrons.blocks.errors import OptionError
-from bifrons.scale.serve.app import Replicas, parse_replicas, reason
 
 DATA = Path(__file__).parent.parent / "data"
 MODELS = tuple(str(DATA / name) for name in ("janus-mini", "vl2-mini-mla"))
@@ -220,33 +218,3 @@ def test_what_the_plain_server_answers_too(server, bodies, alone) -> None:
             time.sleep(0.1)
         else:
             pytest.fail(f"the rows of a client that has gone are in use: {used}")
-
-
-def test_numbers_of_replicas() -> None:
-    assert parse_replicas("2") == Replicas(2, 2)
-    assert parse_replicas("1:16") == Replicas(1, 16)
-    for text in ("0", "3:2", "1:2:3", "many", "1:9999", ""):
-        with pytest.raises(OptionError, match="accepted: N, or MIN:MAX, from 1 to 1024"):
-            parse_replicas(text)
-
-
-def test_why_a_deployment_failed() -> None:
-    lines = ("Deploying failed:", "Traceback:", "  x", "bifrons.blocks.errors.ConfigError: no folder", "more")
-    text = "\n".join(lines)
-    assert reason(text) == "no folder"
-    assert reason("no room") == "no room"
-
-
-@pytest.mark.parametrize(
-    ("options", "words"),
-    [
-        (["--replicas", "2"], "--replicas with --ray"),
-        (["--ray", "--device", "cpu"], "neither --device nor --device-map"),
-        (["--ray", "--image-urls", "5"], "neither --adapters-from nor --image-urls"),
-        (["--ray", "--replicas", "x"], "N, or MIN:MAX"),
-        (["--ray", "http://cluster"], "auto, or HOST:PORT"),
-    ],
-)
-def test_options_that_are_refused(options, words, bifrons_main, capsys) -> None:
-    assert bifrons_main("serve", "--port", "0", *options) == 2
-    assert words in capsys.readouterr().err

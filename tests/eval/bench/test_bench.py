@@ -19,10 +19,10 @@ from bifrons.blocks.json_config import Section
 from bifrons.blocks.model.kv_cache import KVCache
 from bifrons.eval.bench import configs, peers
 from bifrons.eval.bench.configs import JANUS, VL2, pick_config, random_model
-from bifrons.eval.bench.measure import Line, duration_text, step_bytes
+from bifrons.eval.bench.measure import Bench, Line, duration_text, step_bytes
 from bifrons.eval.bench.run import BenchOptions, run_bench
-from bifrons.eval.bench.vllm_peer import language_config
-from bifrons.eval.bench.workloads import prompt_length
+from bifrons.eval.bench.vllm_peer import bench_vllm, language_config
+from bifrons.eval.bench.workloads import Amount, prompt_length
 from bifrons.janus.model import JanusModel
 from bifrons.text.config import parse_deepseek
 from bifrons.vl2.config import read_config
@@ -200,7 +200,7 @@ class FakeVLLM(ModuleType):
 
 def test_vllm_is_given_the_same_model_and_work(monkeypatch):
     """In place of vLLM, which needs a GPU; every released size survives the way through its config."""
-    vllm = FakeVLLM()
+    vllm, config = FakeVLLM(), configs.pick_config("vl2", "nano", 1)
     monkeypatch.setitem(sys.modules, "vllm", vllm)
     lines = []
     options = BenchOptions("vl2", "nano", layers=1, steps=2, repeats=1, batch=2, device="cpu", peers="vllm")
@@ -209,13 +209,14 @@ def test_vllm_is_given_the_same_model_and_work(monkeypatch):
     mine, other = [line for line in lines if line.work == "answering, a step of 2 conversations"]
     assert (mine.who, other.who) == ("bifrons", "vLLM")
     assert mine.limit == other.limit
-    length = prompt_length(configs.pick_config("vl2", "nano", 1))
+    length = prompt_length(config)
     assert vllm.asked == [([length] * 2, 1)] * 2 + [([length] * 2, 3)] * 2
-    assert vllm.configs[0].decoder == configs.pick_config("vl2", "nano", 1).decoder
-    for size, config in configs.VL2.items():
-        assert parse_deepseek(Section(language_config(config.decoder), size)) == config.decoder
+    assert vllm.configs[0].decoder == config.decoder
+    for size, released in configs.VL2.items():
+        assert parse_deepseek(Section(language_config(released.decoder), size)) == released.decoder
     monkeypatch.setattr(vllm, "LLM", lambda *_, **__: [][0])
-    assert run_bench(options, print)["failed"] == ["vLLM 0 did not run: IndexError: list index out of range"]
+    work = Bench(torch.device("cpu"), print), config, torch.bfloat16, 1, 1.0, Amount(2, 1, False)
+    assert bench_vllm(*work) == ["vLLM 0 did not run: IndexError: list index out of range"]
 
 
 def test_vllm_is_asked_for_where_it_is_missing(monkeypatch, bifrons_main, capsys):
