@@ -8,6 +8,7 @@ the others do is in `graphs/rank_process.py`.
 B rows, T positions, D decoder width.
 """
 
+import os
 from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any
@@ -38,6 +39,7 @@ class RankGroup:
         if device.type == "cuda":
             from torch.distributed import ProcessGroupNCCL
 
+            os.environ["NCCL_NVLS_ENABLE"] = "0"  # NVLink multicast stays off: sums there have another order
             nccl = ProcessGroupNCCL.Options()
             nccl._timeout = _PATIENCE
             self._backend: Any = ProcessGroupNCCL(meeting, rank, ranks, nccl)
