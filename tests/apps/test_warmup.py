@@ -116,7 +116,7 @@ def test_the_server_accepts_no_connection_before_it_is_warm(bifrons_main, janus_
     monkeypatch.setattr(allowed_hosts, "listen", listen)
     monkeypatch.setattr(registry, "warm_up", lambda name, pipe, scheduler: events.append((name, connects())))
     monkeypatch.setattr(
-        app, "serve", lambda models, listener, keys, hosts: (events.append("serves"), models.close())
+        app, "serve", lambda application, models, *_: (events.append("serves"), models.close())
     )
     assert bifrons_main("serve", "-m", janus_mini, "--device", "cpu", "--port", 0, *flags) == 0
     assert events == [*([("janus-mini", False)] if not flags else []), "serves"]

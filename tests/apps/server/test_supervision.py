@@ -75,6 +75,14 @@ def all_rows_free(registry: ModelRegistry) -> bool:
     return True
 
 
+def has_failed(served: ServedModel) -> bool:
+    """Whether a probe, which runs after the rows of what failed are free, declares the engine failed."""
+    deadline = time.monotonic() + 20
+    while not served.scheduler.failed and time.monotonic() < deadline:
+        time.sleep(0.005)
+    return served.scheduler.failed
+
+
 OK = {path: (200, "ok") for path in ("/health", "/readyz", "/livez")}
 FAILED = {path: (503, "failed") for path in OK}
 
@@ -85,6 +93,7 @@ def test_an_engine_that_fails_again_and_again_is_declared_failed(registry, serve
     for _ in range(ERRORS):
         (reply,) = ask(registry, chat())
         assert (reply.status_code, reply.json()["error"]["code"]) == (500, "error")
+    assert has_failed(served)
     assert all_rows_free(registry)
     assert health(registry) == FAILED
     assert exchange(registry, ("/health", None))[0].json()["failed"] == ["janus-mini"]
@@ -103,6 +112,7 @@ def test_requests_that_wait_for_a_failed_engine_end(registry, served, monkeypatc
     replies = exchange(registry, *bodies, paint)
     codes = {reply.text.rpartition('"code": "')[2].partition('"')[0] for reply in replies}
     assert codes == {"error", "engine_failed"}
+    assert has_failed(served)
     assert all_rows_free(registry)
     assert health(registry) == FAILED
 
