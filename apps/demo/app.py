@@ -95,7 +95,8 @@ class Page:
         assert self.find is not None
         if not files:
             return {self.tabs: gr.update()}
-        phrase = phrase_of(without_style(stored_settings(files[chosen])["prompt"]))
+        prompt = without_style(stored_settings(files[chosen])["prompt"])
+        phrase = phrase_of(prompt, self.find.models[0].pipe.vocabulary)
         return {self.tabs: gr.update(selected="find")} | self.find.open(files[chosen], phrase)
 
     def leave(self, request: gr.Request) -> None:

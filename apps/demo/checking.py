@@ -72,7 +72,7 @@ class PictureCheck:
                 raise BifronsError("there is no picture to check; paint one first")
             opened = open_painted(files[chosen])
             sentence, picture = without_style(text_chunks(opened)["prompt"]), opened.convert("RGB")
-            if not named_things(sentence):
+            if not named_things(sentence, self.reader.pipe.vocabulary):
                 raise BifronsError("the sentence names nothing that can be counted")
             job = Job(self.reader.queue, lambda job: check_sentence(job, self.reader, picture, sentence))
             self.jobs.add(request.session_hash, TAB, job)
@@ -117,8 +117,9 @@ def check_sentence(
     """What a model says about the things of a sentence and their relations, and its boxes if it gives any."""
     check = _Check(job, reader, picture)
     with explain_out_of_memory("counting", lambda: "accepted: a smaller picture"):
-        verdicts = [check.count(thing) for thing in named_things(sentence)]
-        verdicts += filter(None, map(check.relate, named_relations(sentence)))
+        known = reader.pipe.vocabulary
+        verdicts = [check.count(thing) for thing in named_things(sentence, known)]
+        verdicts += filter(None, map(check.relate, named_relations(sentence, known)))
     return verdicts, [box for boxes in check.boxes.values() for box in boxes]
 
 

@@ -1,13 +1,21 @@
 """What a sentence asks to see: the things that *Check it* counts and *Find in it* looks for.
 
 This reads lists of nouns with numbers, and which is left of, right of, above or below which (`a red star left
-of two dogs`), in English. Other sentences give longer phrases, which a model may still find.
+of two dogs`), in English. Other sentences give longer phrases, which a model may still find. For models that
+know the world of things, its own reader goes first, which also reads typing errors, places and pairs.
 """
 
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
+
+from ...blocks.errors import PromptError
+from ...blocks.vocabulary import Vocabulary
+from ...nano.world.catalog import things as world_things
+from ...nano.world.names import plural
+from ...nano.world.reading import read_request
+from ...nano.world.scene import RELATIONS
 
 NUMBERS = (
     "zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve",
@@ -96,17 +104,54 @@ class Relation:
         return Verdict(holds, f"{self.first} {self.name} {self.second}: {said}")
 
 
-def named_things(sentence: str) -> list[Thing]:
-    """The things that a sentence names, in its order, each phrase once; up to `MAX_THINGS`."""
-    return _read(sentence)[0][:MAX_THINGS]
+def named_things(sentence: str, vocabulary: Vocabulary | None = None) -> list[Thing]:
+    """The things that a sentence names, in its order, each phrase once; up to `MAX_THINGS`.
+
+    vocabulary: of the model that looks for them, if it has one.
+    """
+    return _read(sentence, vocabulary)[0][:MAX_THINGS]
 
 
-def named_relations(sentence: str) -> list[Relation]:
-    """The relations that a sentence states between its things, in its order; up to `MAX_THINGS`."""
-    return _read(sentence)[1][:MAX_THINGS]
+def named_relations(sentence: str, vocabulary: Vocabulary | None = None) -> list[Relation]:
+    """The relations that a sentence states between its things, in its order; up to `MAX_THINGS`.
+
+    vocabulary: of the model that looks for them, if it has one.
+    """
+    return _read(sentence, vocabulary)[1][:MAX_THINGS]
 
 
-def _read(sentence: str) -> tuple[list[Thing], list[Relation]]:
+def _read(sentence: str, vocabulary: Vocabulary | None) -> tuple[list[Thing], list[Relation]]:
+    things, relations = (vocabulary and _read_in_world(sentence, vocabulary)) or _read_any(sentence)
+    unique: dict[str, Thing] = {}
+    for thing in things:
+        unique.setdefault(thing.phrase, thing)
+    return list(unique.values()), relations
+
+
+def _read_in_world(sentence: str, vocabulary: Vocabulary) -> tuple[list[Thing], list[Relation]] | None:
+    """What a sentence of the world of things names; None for others, and for models of other worlds."""
+    if {*vocabulary.things} != {*world_things()}:
+        return None
+    try:
+        request = read_request(sentence[:_MAX_LENGTH])
+    except PromptError:
+        return None
+
+    def phrase(name: str | None, color: str | None, many: bool) -> str:
+        noun = "thing" if name is None else plural(name) if many else name
+        return f"{color} {noun}" if color else noun
+
+    groups = [Thing(phrase(one.thing, one.color, one.count > 1), one.count) for one in request.groups]
+    absent = [Thing(phrase(one.thing, one.color, False), 0) for one in request.absences]
+    relations = [
+        Relation(groups[link.first].phrase, link.name, groups[link.second].phrase)
+        for link in request.links
+        if link.name in RELATIONS
+    ]
+    return groups + absent, relations
+
+
+def _read_any(sentence: str) -> tuple[list[Thing], list[Relation]]:
     things: list[Thing] = []
     relations: list[Relation] = []
     waiting: tuple[str, str] | None = None  # `above` and `circle`, in `a circle and, above it, a star`
@@ -132,10 +177,7 @@ def _read(sentence: str) -> tuple[list[Thing], list[Relation]]:
                 relations.append(Relation(thing.phrase, *waiting))
                 waiting = None
         before, words_before = text, words
-    unique: dict[str, Thing] = {}
-    for thing in things:
-        unique.setdefault(thing.phrase, thing)
-    return list(unique.values()), relations
+    return things, relations
 
 
 def _parts(sentence: str) -> Iterator[tuple[re.Match[str] | None, str]]:

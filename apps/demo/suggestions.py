@@ -42,9 +42,12 @@ def _known(texts: Iterable[str], vocabulary: Vocabulary | None, work: Work) -> l
     return [] if vocabulary is None else [text for text in texts if not vocabulary.unknown([text], work)]
 
 
-def phrase_of(sentence: str) -> str:
-    """What to find in a picture: the first thing that its sentence names; empty if it names none."""
-    things = named_things(sentence)
+def phrase_of(sentence: str, vocabulary: Vocabulary | None = None) -> str:
+    """What to find in a picture: the first thing that its sentence names; empty if it names none.
+
+    vocabulary: of the model that looks for it, if it has one.
+    """
+    things = named_things(sentence, vocabulary)
     return f"the {things[0].phrase}" if things else ""
 
 

@@ -9,6 +9,10 @@ from bifrons.apps.demo.sentence import (
     named_things,
     number_in,
 )
+from bifrons.blocks.vocabulary import Vocabulary
+from bifrons.nano.world.catalog import things
+
+WORLD = Vocabulary(tuple(things()), ("red",), 6, frozenset(), frozenset(), {})
 
 
 @pytest.mark.parametrize(
@@ -61,6 +65,27 @@ def test_things_of_a_sentence(sentence, expected):
 )
 def test_relations_of_a_sentence(sentence, expected):
     assert [(one.first, one.name, one.second) for one in named_relations(sentence)] == expected
+
+
+@pytest.mark.parametrize(
+    ("sentence", "named"),
+    [
+        ("I'd like a pair of red scissors, please", [("red scissors", 1)]),
+        ("can you draw a sigle hot dog on the grass?", [("hot dog", 1)]),
+        ("three sheep that are not black", [("sheep", 3), ("black sheep", 0)]),
+        ("a small cat of the colour grey", [("gray cat", 1)]),
+        ("two red foxes", [("red foxes", 2)]),  # no thing of that world: read as by any other model
+    ],
+)
+def test_sentences_of_the_world_of_things(sentence, named):
+    assert [(thing.phrase, thing.count) for thing in named_things(sentence, WORLD)] == named
+
+
+def test_relations_of_the_world_of_things_are_those_that_boxes_show():
+    sentence = "a spoon inside a cup and a bear at the left side of the cup"
+    (only,) = named_relations("a dog with a red kite to its left", WORLD)
+    assert only == Relation("red kite", "left of", "dog")
+    assert "inside" not in [one.name for one in named_relations(sentence, WORLD)]
 
 
 def test_a_sentence_of_any_length_names_few_things():
