@@ -175,7 +175,7 @@ def test_questions_are_of_their_split(split: str):
     assert {q.held_out for _, q in things_janus.questions(6, 1, split)} == {split == "held_out"}
 
 
-def test_questions_stand_before_the_picture_or_after_it():
+def test_questions_stand_before_the_picture_or_after_it(monkeypatch: pytest.MonkeyPatch):
     pipe, picture = VL2Pipeline.from_pretrained("vl2-nano", "cpu"), Image.new("RGB", (64, 64))
     prompts = []
 
@@ -183,7 +183,7 @@ def test_questions_stand_before_the_picture_or_after_it():
         prompts.append(pipe.processor.chat_inputs(messages[0]).ids.tolist())
         return ["It is not there."]
 
-    pipe.chat_batch = chat_batch
+    monkeypatch.setattr(pipe, "chat_batch", chat_batch)
     for text_first in (False, True):
         (answer,) = ask_all(pipe, [([picture], "Where is it?")], 8, text_first=text_first)
         assert same_answer(answer, "It is not there.")

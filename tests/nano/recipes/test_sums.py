@@ -34,7 +34,9 @@ def test_answers_are_true_and_no_test_is_trained_on(folder) -> None:
         assert sum(map(int, re.findall(r"\d", row["messages"][0]["content"]))) == int(row["answer"])
     for one in shuffled_sums(2)[:50]:
         for line in one.thought.splitlines():
-            a, b, total = map(int, re.fullmatch(r"(\d+)\+(\d)=(\d+)", line).groups())
+            step = re.fullmatch(r"(\d+)\+(\d)=(\d+)", line)
+            assert step
+            a, b, total = map(int, step.groups())
             assert a + b == total
         replies = [one.reply(thinks) for thinks in (True, False)]
         assert AnswerReward()([one.row()] * 2, replies) == [1, 1]
@@ -56,7 +58,7 @@ def test_new_weights_are_trained_by_texts_and_by_rewards(
     rows = rows_of(folder, "texts")
     for row in rows[:2]:
         example = read_example(pipe, row["messages"])
-        learned = pipe.tokenizer.decode(example.inputs.ids[example.learned])
+        learned = pipe.tokenizer.decode(example.inputs.ids[example.learned].tolist())
         assert f"<think>\n{learned}" == row["messages"][1]["content"]
     rows[0]["messages"][1]["content"] = "12"
     with pytest.raises(OptionError, match="begins with <think>"):
