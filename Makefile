@@ -48,10 +48,11 @@ sums-demo: env
 	$(MEASURE) -m $(SUMS)/rewards/model
 
 # Files start in the order of collection, which ends with quick ones, so that no process is left with a long one.
+# Bytecode is kept even where the environment says otherwise: tests start some hundred processes.
 test: env
 	$(BIN)/ruff check .
 	$(BIN)/pyright
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+	PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 # More hostile inputs than `make test` tries, such as `make fuzz CASES=10000 SEED=1` (SECONDS limits each kind) or
 # `make fuzz KINDS=pictures PILLOW=11.0.0`. A case is repeated with the command that is printed for it.

@@ -23,6 +23,7 @@ import pytest
 from bifrons.apps.cli.main import main
 from PIL import Image
 
+COMMAND = ["-m", "bifrons.apps.cli.main"]
 MODEL_FILES = (
     "config.json",
     "tokenizer.json",
@@ -91,10 +92,11 @@ def vl2_mini() -> Path:
 
 
 class RunningServer:
-    """A server process on a free port, which may have `files` open files."""
+    """A server process on a free port, which may have `files` open files and runs the program `first`."""
 
-    def __init__(self, *options: object, files: int | None = None) -> None:
-        words = [sys.executable, "-m", "bifrons.apps.cli.main", "serve", "--port", "0", *map(str, options)]
+    def __init__(self, *options: object, files: int | None = None, first: str = "") -> None:
+        program = ["-c", f"{first}\nfrom bifrons.apps.cli.main import run\nrun()"] if first else COMMAND
+        words = [sys.executable, *program, "serve", "--port", "0", *map(str, options)]
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
         if files is not None:
             words = ["sh", "-c", f'ulimit -n {files} && exec "$@"', "sh", *words]
@@ -143,8 +145,8 @@ def start_server() -> Iterator[Callable[..., RunningServer]]:
     """`start_server("-m", model, ...)` starts a server that is stopped after the module's last test."""
     started: list[RunningServer] = []
 
-    def start(*options: object, files: int | None = None) -> RunningServer:
-        started.append(RunningServer(*options, files=files))
+    def start(*options: object, **more: Any) -> RunningServer:
+        started.append(RunningServer(*options, **more))
         return started[-1]
 
     yield start
