@@ -1,4 +1,4 @@
-"""Sums of four digits, which a tiny language model of new weights learns to work out in a thought.
+"""Sums of three digits, which a tiny language model of new weights learns to work out in a thought.
 
 `python -m bifrons.nano.recipes.sums FOLDER` writes the model's folder without weights, texts to begin with
 (`bifrons train sft --from-scratch`), questions whose answers alone are known, to train on by rewards
@@ -8,7 +8,7 @@
 import argparse
 import json
 from collections.abc import Iterable
-from itertools import accumulate, islice, product
+from itertools import accumulate, product
 from pathlib import Path
 from random import Random
 from typing import Any, NamedTuple
@@ -22,10 +22,10 @@ from .things_tokenizer import build_tokenizer, write_files
 MODEL = "model"
 """The folder of `config.json` and `tokenizer.json`."""
 FILES = {"texts": "texts.jsonl", "questions": "questions.jsonl", "test": "test.jsonl"}
-DIGITS = 4
+DIGITS = 3
 """Of a sum."""
-TEXTS, QUESTIONS, TEST = 2000, 1000, 200
-"""Sums of each file, none in two."""
+TEST = 200
+"""Sums to measure with; all others are trained on."""
 FORM = r"<think>\n(\S+\n)+</think>\n\d+"
 """Of answers that think first: for the reward `format:`."""
 VOCABULARY = 272
@@ -98,13 +98,13 @@ def write_model(folder: Path, sums: Iterable[Sum]) -> None:
 
 def write_all(folder: Path, seed: int = 1) -> None:
     """Write the model's folder and the files of `FILES`. Half of the texts think first."""
-    sums = iter(shuffled_sums(seed))
-    texts, questions, test = (list(islice(sums, count)) for count in (TEXTS, QUESTIONS, TEST))
-    write_model(folder / MODEL, texts[:500])
+    sums = shuffled_sums(seed)
+    trained, tested = sums[TEST:], sums[:TEST]
+    write_model(folder / MODEL, trained)
     rows = {
-        "texts": [one.row(one.reply(number % 2 == 0)) for number, one in enumerate(texts)],
-        "questions": [one.row() for one in questions],
-        "test": [one.row() for one in test],
+        "texts": [one.row(one.reply(thinks)) for one in trained for thinks in (True, False)],
+        "questions": [one.row() for one in trained],
+        "test": [one.row() for one in tested],
     }
     for name, file in FILES.items():
         lines = "".join(json.dumps(row) + "\n" for row in rows[name])
