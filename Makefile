@@ -34,7 +34,7 @@ train-demo: env
 	$(BIN)/bifrons train sft -m janus-nano --data $(DEMO)/pictures -o $(DEMO)/run --lora 8 --learning-rate 3e-3 --steps $(DEMO_STEPS) --batch-size 8 --rows-at-once 8 --save-every 25 --sample-every 0
 	$(BIN)/python -W ignore -m bifrons.eval.nano.new_shape $(DEMO) --sentences $(SENTENCES) --adapter $(DEMO)/run/adapter
 
-# A tiny language model of new weights learns sums from texts, then by rewards to work them out in a thought; measured after each.
+# A tiny language model of new weights learns sums from texts, then by rewards to think first; measured after each.
 SUMS = out/sums-demo
 TEXT_STEPS ?= 600
 REWARD_STEPS ?= 40
