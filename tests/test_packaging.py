@@ -21,6 +21,7 @@ IMPORTED_AS = {"pillow": "PIL", "opencv-python-headless": "cv2"}
 OPTIONAL = {
     "triton": "a part of torch on Linux, imported where it is there",
     "lmms_eval": "imports us by an entry point",
+    "vllm": "a peer that `bifrons bench` measures where it is installed",
 }
 
 
