@@ -33,8 +33,8 @@ MAX_ROWS = 32
 _MIN_GROUP = 16  # inputs that share a scale, at least: the depth of one tensor core instruction
 _LEAST_INPUTS = 1024  # of a product in parts
 _PART_MULTIPLE = 256  # inputs, which the blocks of every tile divide
+_NARROW = range(1536, 2048)  # inputs or outputs of layers that are over before the next has started up
 _MIN_SHARED_MEMORY = 99 << 10  # bytes per program on every GPU from Ampere on
-_PREFETCH_BYTES = 1 << 14  # of weights, into L2, while a program waits for the preceding kernel
 
 
 class Tile(NamedTuple):
@@ -45,6 +45,8 @@ class Tile(NamedTuple):
     rows: rows that the tile is padded to.
     flip: whether the rows, instead of the weights, are the long side of the tensor cores' tiles.
     groups: groups of inputs with an int4 scale each per iteration.
+    prefetch: bytes of weights that go into L2 while a program waits for the preceding kernel.
+    early: whether the next kernel may start up, and load weights, before this one has waited.
     """
 
     outputs: int
@@ -54,6 +56,8 @@ class Tile(NamedTuple):
     rows: int = 8
     flip: bool = False
     groups: int = 1
+    prefetch: int = 1 << 14
+    early: bool = False
 
 
 def limit_stages(tile: Tile, iteration_bytes: int, shared_memory: int) -> Tile:
@@ -82,7 +86,21 @@ def plan_tile(kind: str, inputs: int, outputs: int, gated: bool, rows: int, grou
     return tile if rows <= tile.rows else tile._replace(rows=16, stages=min(tile.stages, 4))
 
 
+def _narrow_tile(inputs: int, outputs: int, gated: bool) -> Tile:
+    """For R1-Distill-Qwen-1.5B's layers. Those of 1B and 7B are slower if kernels start up early: what these
+    load is evicted from L2, or delays what is needed first."""
+    if gated:
+        return Tile(16, 512, 2, stages=3, prefetch=1 << 13, early=True)
+    if outputs > inputs:
+        return Tile(16, 512, 2, stages=4, prefetch=1 << 15, early=True)
+    if outputs < inputs:
+        return Tile(32, 512, 2, stages=4, early=True)
+    return Tile(16, 512, 1, stages=4, prefetch=1 << 15, early=True)
+
+
 def _plain_tile(inputs: int, outputs: int, gated: bool) -> Tile:
+    if min(inputs, outputs) in _NARROW:
+        return _narrow_tile(inputs, outputs, gated)
     if gated and inputs < 2048:
         return Tile(16, 512, 2, stages=3)
     if gated:
@@ -163,9 +181,12 @@ def plan_part(kind: str, inputs: int, outputs: int) -> int:
     Chosen from two to four shares per shape, as tiles were, on an H200."""
     if inputs < _LEAST_INPUTS or outputs > (2048 if kind == "plain" else 4096):
         return inputs
-    least, most = (4, 1536) if kind == "int4" else (2, 2816)
-    count = max(least, triton.cdiv(inputs, most))
-    return triton.cdiv(triton.cdiv(inputs, count), _PART_MULTIPLE) * _PART_MULTIPLE
+    if kind == "plain" and outputs in _NARROW:
+        count, multiple = max(4, triton.cdiv(inputs, 1280)), _PART_MULTIPLE // 2
+    else:
+        least, most = (4, 1536) if kind == "int4" else (2, 2816)
+        count, multiple = max(least, triton.cdiv(inputs, most)), _PART_MULTIPLE
+    return triton.cdiv(triton.cdiv(inputs, count), multiple) * multiple
 
 
 def _launch(
@@ -205,7 +226,8 @@ def _launch(
         GROUPS=tile.groups,
         GATED=gated,
         CHAIN=chain,
-        **prefetch_options(codes, _PREFETCH_BYTES // weight_rows),
+        **prefetch_options(codes, tile.prefetch // weight_rows),
+        EARLY=tile.early,
         num_warps=tile.warps,
         num_stages=tile.stages if x_RI.dtype != torch.float32 else min(tile.stages, 2),
         **pdl_options(out),

@@ -83,12 +83,14 @@ def gemv_kernel(
     KIND: tl.constexpr, FLOAT32: tl.constexpr, FLIP: tl.constexpr,
     BLOCK_R: tl.constexpr, BLOCK_O: tl.constexpr, BLOCK_C: tl.constexpr,
     GROUPS: tl.constexpr, GATED: tl.constexpr, CHAIN: tl.constexpr,
-    LINES: tl.constexpr, STEP: tl.constexpr, PDL: tl.constexpr,
+    LINES: tl.constexpr, STEP: tl.constexpr, EARLY: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """A tile of outputs for a tile of rows, with their `bias` if it is not None. GATED: the weight is gate
     over up, and `out` is `silu(gate) * up`, without a bias. An output is one chain of tensor core steps over
     ascending inputs, so that its bits don't depend on the tile. With fewer CHAIN columns than there are, it
     is one over each part of so many columns, and `out` is `[parts, R, O]` in float32."""
+    if PDL and EARLY:
+        gdc_launch_dependents()
     whole: tl.constexpr = COLUMNS % BLOCK_C == 0
     parted: tl.constexpr = CHAIN < COLUMNS
     weight_rows: tl.constexpr = 2 * BLOCK_O if GATED else BLOCK_O
@@ -105,7 +107,8 @@ def gemv_kernel(
         if CHAIN > BLOCK_C:
             prefetch_l2(weight + begin + BLOCK_C, n, COLUMNS, CHAIN - BLOCK_C, LINES, STEP)
         gdc_wait()
-        gdc_launch_dependents()
+        if not EARLY:
+            gdc_launch_dependents()
     acc = tl.zeros([BLOCK_R, weight_rows] if FLIP else [weight_rows, BLOCK_R], tl.float32)
     next_scale, next_zero = scale, zero
     if KIND == "int4":  # loaded one iteration ahead: Triton pipelines only the operands of `tl.dot`

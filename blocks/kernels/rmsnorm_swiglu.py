@@ -73,7 +73,7 @@ def add_norm(
         WIDTH=width,
         PADDED=triton.next_power_of_2(width),
         PARTS=parts,
-        num_warps=4 if width <= 2048 else 8,
+        num_warps=16 if 1536 <= width < 2048 else 4 if width <= 2048 else 8,
         **pdl_options(out),
     )
     return total_RD, out

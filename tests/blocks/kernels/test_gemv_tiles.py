@@ -37,8 +37,9 @@ def test_stages_fit(shape: tuple[int, int, bool], rows: int, kind: str) -> None:
 
 def test_parts_by_shape() -> None:
     """Of few outputs only, of whole blocks; the rows have no say."""
-    assert plan_part("plain", 8960, 1536) == 2304
-    assert plan_part("plain", 1536, 1536) == 768
+    assert plan_part("plain", 8960, 1536) == 1280
+    assert plan_part("plain", 1536, 1536) == 384
+    assert plan_part("plain", 5632, 2048) == 2816
     assert plan_part("plain", 11008, 4096) == 11008
     assert plan_part("int4", 11008, 4096) == 1536
     assert plan_part("int4", 4096, 4096) == 1024
