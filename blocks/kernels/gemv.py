@@ -87,8 +87,7 @@ def plan_tile(kind: str, inputs: int, outputs: int, gated: bool, rows: int, grou
 
 
 def _narrow_tile(inputs: int, outputs: int, gated: bool) -> Tile:
-    """For R1-Distill-Qwen-1.5B's layers. Those of 1B and 7B are slower if kernels start up early: what these
-    load is evicted from L2, or delays what is needed first."""
+    """For R1-Distill-Qwen-1.5B's layers. Those of 1B and 7B took longer when all kernels started up early."""
     if gated:
         return Tile(16, 512, 2, stages=3, prefetch=1 << 13, early=True)
     if outputs > inputs:
