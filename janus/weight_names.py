@@ -2,12 +2,12 @@
 
 The left column holds the official names (`deepseek-ai/Janus-Pro-*`), which are also our parameters'. The
 right column holds those of transformers' `JanusForConditionalGeneration`, without the leading `model.` that
-its files may have (the head `lm_head` never has it). Placeholders: `{n}` is a number, `{p}` weight or bias,
-others as in `_PLACEHOLDERS`; the placeholders of a row match the same text on both sides.
+its files may have (the head `lm_head` never has it). Placeholders are those of `_PLACEHOLDERS`; those of a
+row match the same text on both sides.
 
-Without `model.`, transformers' `language_model.` is the inner model, so `language_model.layers.0` there
-is `language_model.model.layers.0` here. Each key map accepts its own spelling only, so that no name has
-two meanings and a folder that mixes both is refused.
+Without `model.`, transformers' `language_model.` is the inner model, so `language_model.layers.0` there is
+`language_model.model.layers.0` here. Each key map accepts its own spelling only: no name has two meanings,
+and a folder that mixes both is refused.
 """
 
 import re
@@ -21,6 +21,7 @@ _PLACEHOLDERS = {
     "{p}": r"weight|bias",
     "{res}": r"norm1|norm2|conv1|conv2|nin_shortcut",
     "{attn}": r"norm|q|k|v|proj_out",
+    "{in}": r"conv_in|proj_(?:in|out)|blocks\.\d\.\d",
     "{lm}": r"self_attn\.[qkvo]_proj|mlp\.(?:gate|up|down)_proj|input_layernorm|post_attention_layernorm",
     "{pool}": r"q|kv|proj|norm|mlp\.fc1|mlp\.fc2",
 }
@@ -39,9 +40,9 @@ _SIGLIP = """
     blocks.{n}.mlp.fc2.{p}             encoder.layers.{n}.mlp.fc2.{p}
     norm.{p}                           post_layernorm.{p}
 """
-# Encoder and decoder of the image tokenizer; SIDE is "down" or "up".
+# Encoder (also of patches) and decoder of the image tokenizer; SIDE is "down" or "up".
 _VQ_HALF = """
-    conv_in.{p}                        conv_in.{p}
+    {in}.{p}                           {in}.{p}
     conv_blocks.{n}.res.{n}.{res}.{p}  SIDE.{n}.block.{n}.{res}.{p}
     conv_blocks.{n}.attn.{n}.{attn}.{p} SIDE.{n}.attn.{n}.{attn}.{p}
     conv_blocks.{n}.SIDEsample.conv.{p} SIDE.{n}.SIDEsample.conv.{p}

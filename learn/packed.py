@@ -68,6 +68,10 @@ class PackedRows:
         columns = torch.cat([torch.arange(a, b, device=every.device) for a, b in _runs(places)])
         return replace(batch, pictures=every.index_select(1, columns).flatten(), pixels=pixels)
 
+    def answering(self) -> Batch:
+        """The batch of these conversations, which have no images."""
+        return self._answers()[0]
+
     def _answers(self) -> tuple[Batch, Tensor]:
         """The batch of these conversations without their images, and the numbers of its places [N, L]."""
         rows, width = self.ids.shape

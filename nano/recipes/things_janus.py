@@ -8,13 +8,14 @@ from torch import Tensor
 
 from ...blocks.errors import OptionError
 from ...janus.config import read_config
+from ...janus.pipeline import JanusPipeline
 from ...learn.image_tokenizer import TokenizerObjective, psnr
 from ...learn.losses import Batch
 from ...learn.objectives import ModelObjective, Task
 from ...learn.packed import PackedRows, load_rows
 from ...learn.scratch import from_scratch
 from ...tokenizers.vq.model import VQModel
-from .things_janus_data import PAINT, READ
+from .things_janus_data import PAINT, READ, RESTATE
 from .things_janus_spec import TurnEncoder, write_once
 from .things_parts import MODEL, TOWER, VQ, Job, Made, write_weights
 from .things_pictures import PicturePool, picture_shard, to_pixels
@@ -23,8 +24,8 @@ FRESH = 10**9
 """Seed of pictures that are in no training."""
 UNCONDITIONAL = 0.1
 """Share of sentences that are replaced by padding, for guidance."""
-READ_WEIGHT = 0.7
-"""Weight of the loss of answers."""
+READ_WEIGHT, RESTATE_WEIGHT = 0.7, 0.5
+"""Weights of the losses of answers and of restated sentences."""
 WARMUP = 0.08
 """Share of the image tokenizer's training without quantization."""
 
@@ -56,9 +57,13 @@ def make_tokenizer(job: Job) -> Made:
 
 
 def janus_tasks(
-    paint: PackedRows, read: PackedRows, encoder: TurnEncoder, rows: tuple[int, ...]
+    paint: PackedRows,
+    read: PackedRows,
+    restated: PackedRows,
+    encoder: TurnEncoder,
+    rows: tuple[int, ...],
 ) -> dict[str, Task]:
-    """Painting and reading, with so many rows of each in a batch, of examples on the device."""
+    """Painting, reading and restating, with so many rows of each in a batch, of examples on the device."""
 
     def draw_paint() -> Batch:
         drawn = paint.draw(rows[0])
@@ -68,19 +73,24 @@ def janus_tasks(
         drawn = read.draw(rows[1])
         return drawn.reading(to_pixels(drawn.more["tiles"]), encoder.image_places)
 
-    return {"paint": Task(draw_paint), "read": Task(draw_read, READ_WEIGHT)}
+    restate = Task(lambda: restated.draw(rows[2]).answering(), RESTATE_WEIGHT)
+    return {"paint": Task(draw_paint), "read": Task(draw_read, READ_WEIGHT), "restate": restate}
 
 
 def make_model(job: Job) -> Made:
-    """The model, from the folder's examples, with its image tokenizer and its vision encoder."""
+    """The model, from the folder's examples, with its image tokenizer and its vision encoder; or going on
+    from the model folder `job.start`."""
     if (job.folder / MODEL).exists():
         raise OptionError(f"{job.folder / MODEL} is there already; accepted: a folder without a model")
     if not (job.folder / READ).exists():
         raise OptionError(f"{job.folder} has no {PAINT} and {READ}: run the part janus-data first")
     parts = {"gen_vision_model": job.folder / VQ, "vision_model.vision_tower": job.folder / TOWER}
     pipe = from_scratch(job.folder, job.device, job.seed, parts)
-    paint, read = (load_rows(job.folder / name).to(job.device) for name in (PAINT, READ))
-    tasks = janus_tasks(paint, read, TurnEncoder(job.folder), job.rows)
+    if job.start is not None:
+        before = JanusPipeline.from_pretrained(job.start, "cpu", "float32")
+        pipe.model.load_state_dict(before.model.state_dict())
+    paint, read, restated = (load_rows(job.folder / name).to(job.device) for name in (PAINT, READ, RESTATE))
+    tasks = janus_tasks(paint, read, restated, TurnEncoder(job.folder), job.rows)
     return ModelObjective(pipe.model, tasks), lambda: pipe.to(torch.bfloat16).save_pretrained(
         job.folder / MODEL
     )

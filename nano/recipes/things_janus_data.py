@@ -1,7 +1,8 @@
 """The training examples of `janus-nano`: rendered and encoded ahead, by all processors and one device.
 
 Of pictures to paint only the codes are kept, those to read stay as pixels. A quarter of these are passed
-through the image tokenizer, so that the model also understands the pictures it paints.
+through the image tokenizer, so that the model also understands the pictures it paints. Sentences are also
+restated in text: of the codes of a picture few tell which color or side belongs to which thing.
 
 N rows, T codes of a picture, S side of a picture in pixels.
 """
@@ -17,31 +18,33 @@ from torch import Tensor
 
 from ...janus.config import read_config
 from ...janus.image_transform import ImageTransform
-from ...learn.packed import Arrays, EncodeTurns, Turns, encode_to_fit, pack_rows, save_rows, stream
+from ...learn.packed import Arrays, EncodeTurns, Turns, build, encode_to_fit, pack_rows, save_rows, stream
 from ...tokenizers.vq.model import VQModel, to_uint8
 from ..world.asking import KINDS as QUESTIONS
 from ..world.asking import ask
+from ..world.describing import describe, restate
 from ..world.names import plural
 from ..world.pictures import sample_size
 from ..world.pieces import PAINTED
 from ..world.pointing import caption
-from ..world.sampling import KINDS, MORE_KINDS, Example, sample_example
+from ..world.requests import Request
+from ..world.sampling import KINDS, MORE_KINDS, sample_example, sample_request
 from ..world.view import View
 from .things_janus_spec import SIDE, UNASKED, PaintEncoder, TurnEncoder, write_once
 from .things_parts import VQ, Job
 from .things_pictures import SHARD, to_pixels
 from .things_tokenizer import CAPTION_REQUESTS
 
-PAINT, READ = "paint.safetensors", "read.safetensors"
+PAINT, READ, RESTATE = "paint.safetensors", "read.safetensors", "restate.safetensors"
 """Files of examples in a folder."""
 KIND_WEIGHTS = {
     "single_object": 5, "two_object": 12, "counting": 26, "colors": 8, "position": 20, "color_attr": 20,
     "many": 6, "chain": 5, "negation": 4, "depth": 6, "size": 4, "place": 5, "mixed": 10, "match": 4,
 }  # fmt: skip
 """Sampling weights of the kinds of sentences to paint; harder kinds are more frequent."""
-PAINT_WIDTH, READ_WIDTH = 49, 288
-"""Tokens of the longest image generation prompt, with the codes a multiple of 16, and of the longest
-conversation."""
+PAINT_WIDTH, READ_WIDTH, RESTATE_WIDTH = 49, 288, 112
+"""Tokens of the longest image generation prompt, with the codes a multiple of 16, of the longest
+conversation, and of the longest sentence that is restated."""
 MAX_QUESTIONS = 4
 """Question-answer pairs of the longest conversation."""
 RECONSTRUCTED = 0.25
@@ -60,7 +63,7 @@ def paint_shard(seed: int, encode: Callable[[str], list[int]]) -> Arrays:
     while len(rows) < SHARD:
         (kind,) = rng.choices(kinds, weights)
         example = sample_example(kind, rng, "train", SIDE, SIDE, PAINTED)
-        row = encode(_simple_plurals(example, rng))
+        row = encode(_simple_plurals(example.prompt, example.request, rng))
         if len(row) <= PAINT_WIDTH:
             rows.append(row)
             pixels.append(example.picture.pixels_HW3)
@@ -68,10 +71,24 @@ def paint_shard(seed: int, encode: Callable[[str], list[int]]) -> Arrays:
     return {**pack_rows(rows, nothing, PAINT_WIDTH), "pixels": np.stack(pixels)}
 
 
-def _simple_plurals(example: Example, rng: Random) -> str:
+def restate_shard(seed: int, encoder: PaintEncoder) -> Arrays:
+    """Sentences as token ids with what they say of each thing."""
+    rng, rows, masks = Random(seed), [], []
+    kinds, weights = list(KIND_WEIGHTS), list(KIND_WEIGHTS.values())
+    while len(rows) < SHARD:
+        (kind,) = rng.choices(kinds, weights)
+        request = sample_request(kind, rng)
+        sentence = _simple_plurals(describe(request, rng), request, rng)
+        ids, learned = encoder.answered(sentence, restate(request))
+        if len(ids) <= RESTATE_WIDTH:
+            rows.append(ids)
+            masks.append(learned)
+    return pack_rows(rows, masks, RESTATE_WIDTH)
+
+
+def _simple_plurals(prompt: str, request: Request, rng: Random) -> str:
     """The sentence, some of its irregular plurals as GenEval writes them: "sheeps", "knifes"."""
-    prompt = example.prompt
-    for group in example.request.groups:
+    for group in request.groups:
         simple, right = f"{group.thing}s", plural(group.thing)
         if group.count > 1 and simple != right and rng.random() < _SIMPLE:
             prompt = prompt.replace(f" {right}", f" {simple}")
@@ -140,11 +157,14 @@ def _gather(parts: list[Arrays]) -> Arrays:
 
 
 def write_examples(job: Job) -> None:
-    """Write the folder's examples, of as many sentences and conversations as `job.examples` says. Files that
-    are there stay."""
+    """Write the folder's examples, of as many sentences, conversations and restated sentences as
+    `job.examples` says. Files that are there stay."""
     write_once(job.folder)
     coder = Coder(job)
-    sentences, conversations = (-(-count // SHARD) for count in job.examples)
+    sentences, conversations, restated = (-(-count // SHARD) for count in job.examples)
+    if not (job.folder / RESTATE).exists():
+        shard = partial(restate_shard, encoder=PaintEncoder(job.folder))
+        save_rows(job.folder / RESTATE, build(shard, restated, job.seed * 1_000_003 + 800_000, job.workers))
     if not (job.folder / PAINT).exists():
         parts, codes, shard = [], [], partial(paint_shard, encode=PaintEncoder(job.folder))
         for part in stream(shard, sentences, job.seed * 1_000_003, job.workers):

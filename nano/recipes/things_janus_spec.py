@@ -128,6 +128,12 @@ class PaintEncoder:
     def __call__(self, sentence: str) -> list[int]:
         return self.tokenizer.encode(self.template.generation_prompt(sentence))
 
+    def answered(self, sentence: str, answer: str) -> tuple[list[int], list[bool]]:
+        """The same prompt with a text in place of the image, and whether the loss is on a token."""
+        prompt = self(sentence)[:-1]
+        reply = [*self.tokenizer.encode(f" {answer}", bos=False), self.tokenizer.eos_id]
+        return prompt + reply, [False] * len(prompt) + [True] * len(reply)
+
 
 class TurnEncoder:
     """Questions and answers about one image -> token ids and, for each, whether the loss is on it.

@@ -14,7 +14,7 @@ from .names import (
     plural,
     repair,
 )
-from .requests import Absence, Group, Request
+from .requests import OPPOSITE, Absence, Group, Request
 from .wording import NUMBER_WORDS, enumeration
 
 PLAIN_SHARE = 0.4
@@ -145,6 +145,22 @@ def _body(request: Request, rng: Random, phrase: Callable[[Group], str], plain: 
 def plain_sentence(request: Request) -> str:
     """The request in GenEval's words."""
     return f"a photo of {_body(request, Random(0), plain_phrase, plain=True)}"
+
+
+def restate(request: Request) -> str:
+    """What each group of a request is: "one backpack: purple, above cups; two cups: yellow, below backpack".
+    Whoever learns to say it of sentences learns what belongs together in them."""
+    names = [group.thing if group.count == 1 else plural(group.thing) for group in request.groups]
+    said = [[word for word in (group.size, group.color) if word] for group in request.groups]
+    for link in request.links:
+        said[link.first].append(f"{link.name} {names[link.second]}")
+        said[link.second].append(f"{OPPOSITE.get(link.name, 'around')} {names[link.first]}")
+    parts = [
+        f"{NUMBER_WORDS[group.count]} {name}" + (": " if words else "") + ", ".join(words)
+        for group, name, words in zip(request.groups, names, said, strict=True)
+    ]
+    parts += [f"no {' '.join(filter(None, (absence.color, absence.thing)))}" for absence in request.absences]
+    return "; ".join([*parts, request.place] if request.place else parts)
 
 
 def mistype(text: str, rng: Random) -> str:

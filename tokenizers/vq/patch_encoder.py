@@ -16,13 +16,11 @@ class PatchEncoder(nn.Module):
 
     def __init__(self, config: VQConfig) -> None:
         super().__init__()
-        patch, width = config.downsampling, config.patch_width
-        self.conv_in = nn.Conv2d(3, 4 * width, patch + 2 * BORDER, stride=patch, padding=BORDER)
-        self.proj_in = nn.Linear(4 * width, width)
+        patch, width, hidden = config.downsampling, config.patch_width, 4 * config.patch_width
+        self.conv_in = nn.Conv2d(3, hidden, patch + 2 * BORDER, stride=patch, padding=BORDER)
+        self.proj_in = nn.Linear(hidden, width)
         self.blocks = nn.ModuleList(
-            nn.Sequential(
-                nn.LayerNorm(width), nn.Linear(width, 4 * width), nn.SiLU(), nn.Linear(4 * width, width)
-            )
+            nn.Sequential(nn.LayerNorm(width), nn.Linear(width, hidden), nn.SiLU(), nn.Linear(hidden, width))
             for _ in range(BLOCKS)
         )
         self.proj_out = nn.Linear(width, config.z_channels)

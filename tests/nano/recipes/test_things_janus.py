@@ -1,5 +1,6 @@
 """The recipes of janus-nano for the world of things, at toy size."""
 
+import shutil
 from dataclasses import replace
 from random import Random
 
@@ -15,7 +16,7 @@ from bifrons.learn.packed import load_rows
 from bifrons.learn.pretraining import PretrainingOptions
 from bifrons.learn.scratch import initialize
 from bifrons.nano.recipes import things_janus_data, things_janus_spec, things_pictures, things_train
-from bifrons.nano.recipes.things_janus_data import PAINT, READ, Coder, write_examples
+from bifrons.nano.recipes.things_janus_data import PAINT, READ, RESTATE, Coder, write_examples
 from bifrons.nano.recipes.things_janus_spec import PaintEncoder, write_folder
 from bifrons.nano.recipes.things_parts import MODEL, TOWER, VQ, Job, write_weights
 from bifrons.nano.recipes.things_pictures import picture_shard
@@ -32,7 +33,9 @@ from safetensors.torch import load_file
 
 TOY_TOWER = SiglipConfig(image_size=192, patch_size=16, width=32, layers=1, heads=1)
 CPU = torch.device("cpu")
-TOY_VQ = VQConfig(32, 8, ch=4, ch_mult=(1, 1, 1, 1), z_channels=4, num_res_blocks=1, norm_groups=2)
+TOY_VQ = VQConfig(
+    32, 8, ch=4, ch_mult=(1, 1, 1, 1), z_channels=4, num_res_blocks=1, norm_groups=2, patch_width=8
+)
 
 
 def toy_config(vocab_size: int) -> JanusConfig:
@@ -108,7 +111,7 @@ def test_the_model_trains_on_its_examples_and_paints(folder, monkeypatch, capsys
     tower = build_siglip(TOY_TOWER)
     initialize(tower, 1)
     write_weights(tower, folder / TOWER, torch.float32)
-    job = Job(folder, (2, 2), (4, 4), 0, 1, CPU)
+    job = Job(folder, (2, 2, 2), (4, 4, 4), 0, 1, CPU)
     part = replace(things_train.PARTS["janus"], options=PretrainingOptions(1e-3, steps=1))
     with pytest.raises(OptionError, match="janus-data first"):
         things_train.train("janus", part, job, 0.0)
@@ -118,6 +121,9 @@ def test_the_model_trains_on_its_examples_and_paints(folder, monkeypatch, capsys
     assert load_rows(folder / PAINT).more["codes"].shape == (4, 576)
     decoded = TextTokenizer.from_folder(folder).decode(read.ids[0][read.learned[0]].tolist())
     assert decoded.strip()
+    restated = load_rows(folder / RESTATE)
+    decoded = TextTokenizer.from_folder(folder).decode(restated.ids[0][restated.learned[0]].tolist())
+    assert decoded.split()[0] in ("one", "two", "three", "four", "five", "six")
     things_train.train("janus", part, job, 0.0)
     assert "1 steps done" in capsys.readouterr().out
     pipe = JanusPipeline.from_pretrained(folder / MODEL, "cpu")
@@ -125,6 +131,13 @@ def test_the_model_trains_on_its_examples_and_paints(folder, monkeypatch, capsys
     codes = pipe.generate("a photo of a red cat", seed=1, output_type="codes")
     assert codes.shape == (1, 576)
     assert "wombat" in str(pipe.unknown_words(["a wombat"], "painting"))
+
+    (folder / MODEL).rename(folder / "before")
+    shutil.rmtree(folder / "runs" / "janus")
+    part = replace(part, options=PretrainingOptions(0.0, steps=1, seed=1))
+    things_train.train("janus", part, replace(job, start=folder / "before", seed=1), 0.0)
+    before, after = (load_file(folder / name / "model.safetensors") for name in ("before", MODEL))
+    assert all(torch.equal(tensor, after[name]) for name, tensor in before.items())
 
 
 def test_codes_do_not_depend_on_the_batch(folder):

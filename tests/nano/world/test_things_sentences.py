@@ -6,7 +6,7 @@ from random import Random
 import pytest
 from bifrons.blocks.errors import PromptError
 from bifrons.nano.world.catalog import PAINTS, thing, things
-from bifrons.nano.world.describing import describe, plain_sentence
+from bifrons.nano.world.describing import describe, plain_sentence, restate
 from bifrons.nano.world.names import OTHER_WORDS, article, plural, repair, vocabulary
 from bifrons.nano.world.reading import read_request, unknown_words
 from bifrons.nano.world.requests import (
@@ -198,3 +198,12 @@ def test_metadata_rows_and_back():
     assert to_row(Request((Group("cat", 3),)), "counting", "three cats")["exclude"] == [
         {"class": "cat", "count": 4}
     ]
+
+
+def test_a_request_is_restated_thing_by_thing():
+    groups = (Group("backpack", 1, "purple"), Group("cup", 2, "yellow", "small"), Group("cat"))
+    request = Request(groups, (Link(0, "above", 1), Link(2, "inside", 0)), (Absence("dog", "red"),), "meadow")
+    assert restate(request) == (
+        "one backpack: purple, above cups, around cat; two cups: small, yellow, below backpack; "
+        "one cat: inside backpack; no red dog; meadow"
+    )
