@@ -8,16 +8,14 @@ from torch import Tensor
 
 from ...blocks.errors import OptionError
 from ...janus.config import read_config
-from ...janus.pipeline import JanusPipeline
 from ...learn.image_tokenizer import TokenizerObjective, psnr
 from ...learn.losses import Batch
 from ...learn.objectives import ModelObjective, Task
 from ...learn.packed import PackedRows, load_rows
-from ...learn.scratch import from_scratch
 from ...tokenizers.vq.model import VQModel
 from .things_janus_data import PAINT, READ, RESTATE
 from .things_janus_spec import TurnEncoder, write_once
-from .things_parts import MODEL, TOWER, VQ, Job, Made, write_weights
+from .things_parts import MODEL, VQ, Job, Made, new_model, write_weights
 from .things_pictures import PicturePool, picture_shard, to_pixels
 
 FRESH = 10**9
@@ -84,11 +82,7 @@ def make_model(job: Job) -> Made:
         raise OptionError(f"{job.folder / MODEL} is there already; accepted: a folder without a model")
     if not (job.folder / READ).exists():
         raise OptionError(f"{job.folder} has no {PAINT} and {READ}: run the part janus-data first")
-    parts = {"gen_vision_model": job.folder / VQ, "vision_model.vision_tower": job.folder / TOWER}
-    pipe = from_scratch(job.folder, job.device, job.seed, parts)
-    if job.start is not None:
-        before = JanusPipeline.from_pretrained(job.start, "cpu", "float32")
-        pipe.model.load_state_dict(before.model.state_dict())
+    pipe = new_model(job, {"gen_vision_model": job.folder / VQ}, "vision_model.vision_tower")
     paint, read, restated = (load_rows(job.folder / name).to(job.device) for name in (PAINT, READ, RESTATE))
     tasks = janus_tasks(paint, read, restated, TurnEncoder(job.folder), job.rows)
     return ModelObjective(pipe.model, tasks), lambda: pipe.to(torch.bfloat16).save_pretrained(

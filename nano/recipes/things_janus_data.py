@@ -38,7 +38,7 @@ from .things_tokenizer import CAPTION_REQUESTS
 PAINT, READ, RESTATE = "paint.safetensors", "read.safetensors", "restate.safetensors"
 """Files of examples in a folder."""
 KIND_WEIGHTS = {
-    "single_object": 5, "two_object": 12, "counting": 26, "colors": 8, "position": 20, "color_attr": 20,
+    "single_object": 5, "two_object": 12, "counting": 20, "colors": 8, "position": 28, "color_attr": 28,
     "many": 6, "chain": 5, "negation": 4, "depth": 6, "size": 4, "place": 5, "mixed": 10, "match": 4,
 }  # fmt: skip
 """Sampling weights of the kinds of sentences to paint; harder kinds are more frequent."""

@@ -14,6 +14,7 @@ from ...blocks.files import temporary_path
 from ...learn.distributed import rank
 from ...learn.pretraining import Pretraining, PretrainingOptions
 from ...learn.run_folder import cut_log
+from ...learn.scratch import from_scratch
 
 VQ, TOWER, MODEL = "vq.safetensors", "vision.safetensors", "model"
 """Results in a folder: of the image tokenizer, of the vision encoder, and of the model."""
@@ -22,7 +23,7 @@ VQ, TOWER, MODEL = "vq.safetensors", "vision.safetensors", "model"
 @dataclass(frozen=True)
 class Job:
     """What a part is told: its folder, the rows of a batch by task, how many examples of each kind it draws
-    from, the processes that make them, where it is trained, and a file of weights that it starts from."""
+    from, the processes that make them, where it is trained, and the weights or model that it goes on from."""
 
     folder: Path
     rows: tuple[int, ...]
@@ -35,6 +36,19 @@ class Job:
 
 Made = tuple[Any, Callable[[], object]]
 """The `Objective` that a part trains, and what writes its result."""
+
+
+def new_model(job: Job, parts: dict[str, Path], encoder: str) -> Any:
+    """A pipeline of the folder's model with new weights, those of `parts` (files by module name) and of the
+    vision `encoder`, a module too; or with the weights of the model folder `job.start` but for `parts`."""
+    towers = {} if job.start else {encoder: job.folder / TOWER}
+    pipe = from_scratch(job.folder, job.device, job.seed, parts | towers)
+    if job.start is not None:
+        own = pipe.model.state_dict()
+        before = type(pipe).from_pretrained(job.start, "cpu", "float32").model.state_dict()
+        unchanged = {name: own[name] for name in own if name.startswith(tuple(f"{part}." for part in parts))}
+        pipe.model.load_state_dict(before | unchanged)
+    return pipe
 
 
 def write_weights(module: nn.Module, path: Path, dtype: torch.dtype) -> None:

@@ -128,7 +128,7 @@ def main() -> None:
     parser.add_argument("--examples", type=int, nargs="+", help="pictures or rows to draw from, by kind")
     parser.add_argument("--seed", type=int)
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes that render")
-    parser.add_argument("--start", type=Path, help="to go on from: weights (vq), or a model folder (janus)")
+    parser.add_argument("--start", type=Path, help="to go on from: weights (vq), or a model folder")
     parser.add_argument("--device", help="cpu or cuda (default: the best available)")
     parser.add_argument("--no-capture", action="store_true", help="without CUDA graphs")
     parser.add_argument("--no-compile", action="store_true", help="without torch.compile")
@@ -141,8 +141,8 @@ def main() -> None:
         write(Job(folder, (), examples, args.seed or 0, args.workers, device))
         print(f"{time.monotonic() - began:.0f}s: done")
         return
-    if args.start and args.part not in ("vq", "janus"):
-        parser.error("--start is accepted for the parts vq and janus")
+    if args.start and args.part not in ("vq", "janus", "vl2"):
+        parser.error("--start is accepted for the parts vq, janus and vl2")
     part = PARTS[args.part]
     given = {name: getattr(args, name) for name in ("seconds", "wall", "learning_rate", "seed")}
     given |= {"steps": args.steps, "seconds": None} if args.steps else {}

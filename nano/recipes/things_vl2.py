@@ -4,8 +4,7 @@ import torch
 from torch import Tensor
 
 from ...blocks.errors import OptionError
-from ...learn.scratch import from_scratch
-from .things_parts import MODEL, TOWER, Job, Made
+from .things_parts import MODEL, Job, Made, new_model
 from .things_vision import VisionObjective, write_tower
 from .things_vl2_data import make_pool, write_folder
 from .things_vl2_objective import ConversationObjective, named
@@ -30,13 +29,13 @@ def make_vision(job: Job) -> Made:
 
 def make_model(job: Job) -> Made:
     """The model, from conversations about `job.rows` pairs of pictures a step, with the encoder of
-    `make_vision`."""
+    `make_vision`; or going on from the model folder `job.start`."""
     if (job.folder / MODEL).exists():
         raise OptionError(f"{job.folder / MODEL} is there already; accepted: a folder without a model")
     if not (job.folder / "config.json").exists():
         write_folder(job.folder)
     pool = make_pool(job, with_rows=True)
-    pipe = from_scratch(job.folder, job.device, job.seed, {"vision": job.folder / TOWER})
+    pipe = new_model(job, {}, "vision")
     objective = ConversationObjective(pipe.model, pool, job.rows[0])
 
     def write() -> None:

@@ -11,7 +11,7 @@ import numpy as np
 from .catalog import PAINTS, Place, places, things
 from .pieces import ANY, Layout, Piece, Variety
 from .requests import DEPTHS, SIZES, Group, Link, Request, held_out_coloring
-from .scene import Box, normalized_offset, relation
+from .scene import RELATIONS, Box, normalized_offset, relation
 from .sprites import Sprite
 
 CLEAR_OFFSET = 0.7
@@ -28,12 +28,8 @@ _FLOATING_FROM = 18  # attempts on the ground before things float
 _USUAL = 0.6  # probability that a thing without a named color has one of its usual colors
 _TILTED = 0.15  # probability that a floating thing is tilted
 _ROWS = {
-    2: ((2,),),
-    3: ((3,), (1, 2), (2, 1)),
-    4: ((2, 2),),
-    5: ((2, 3), (3, 2)),
-    6: ((3, 3),),
-}  # things of each row
+    1: ((1,),), 2: ((2,),), 3: ((3,), (1, 2), (2, 1)), 4: ((2, 2),), 5: ((2, 3), (3, 2)), 6: ((3, 3),),
+}  # fmt: skip  # things of each row
 _CROWDED = 5  # things from which on rows need a place without ground
 
 
@@ -55,11 +51,11 @@ class Arranger:
         variety: Variety = ANY,
     ) -> None:
         self.request, self.rng, self.split = request, rng, split
-        self.in_rows = variety.in_rows and request.total >= min(_ROWS) and not request.links
+        self.paired = len(request.links) == 1 and request.links[0].name in RELATIONS and request.total == 2
+        self.in_parts = not variety.varied and (self.paired or not request.links)
         self.width, self.height, self.side = width, height, min(width, height)
         self.varied, self.lattice, self.cell = variety.varied, variety.lattice, self.side / variety.lattice
-        names = {link.name for link in request.links}
-        self.vertical = bool(names & {"above", "below"})
+        self.vertical = bool({link.name for link in request.links} & {"above", "below"})
         self.attempts = 0
         self.place = self._choose_place()
         self.pieces: list[Piece] = []
@@ -69,7 +65,7 @@ class Arranger:
         if self.request.place:
             return places()[self.request.place]
         flat, real = ([p for p in places().values() if (p.ground is None) == none] for none in (True, False))
-        crowded = self.in_rows and self.request.total >= _CROWDED
+        crowded = self.in_parts and self.request.total >= _CROWDED
         floating = 0.3 if self.varied else 1 - _PLAIN_REAL
         if self.rng.random() < (1 if crowded else max(0.75, floating) if self.vertical else floating):
             return self.rng.choice(flat) if self.varied else places()["plain"]
@@ -85,7 +81,7 @@ class Arranger:
         self.scale = _CROWD[self.request.total] * _SHRINK ** (max(0, self.attempts - 3) / 2)
         standing = self.place.ground is not None and not self.vertical
         self.grounded = standing and self.attempts < _FLOATING_FROM
-        self.cells = self._cells() if self.in_rows else []
+        self.parts = self._parts() if self.in_parts else []
         try:
             for index in self._order():
                 for number in range(self.request.groups[index].count):
@@ -98,16 +94,19 @@ class Arranger:
         pieces = tuple(sorted(self.pieces, key=lambda piece: piece.key))
         return Layout(pieces, self.place, self.rng.choice(variants), self.rng.choice(colors))
 
-    def _cells(self) -> list[Box]:
-        """As many cells as there are things, row by row."""
-        total = self.request.total
+    def _parts(self) -> list[Box]:
+        """As many parts of the picture as there are things, row by row; or on the two sides of a relation."""
+        total, link = self.request.total, self.request.links[0] if self.paired else None
         rows = (total,) if self.grounded else self.rng.choice(_ROWS[total])
+        rows = (1, 1) if self.paired and self.vertical else rows
         high = self.height / len(rows)
-        return [
+        parts = [
             (self.width * i / count, high * row, self.width * (i + 1) / count, high * (row + 1))
             for row, count in enumerate(rows)
             for i in range(count)
         ]
+        back = link is not None and (link.name in ("right of", "below")) == (link.first == 0)
+        return parts[::-1] if back else parts
 
     def _order(self) -> list[int]:
         """Groups, each after those that its links refer to, as far as they allow it; large things first."""
@@ -128,7 +127,7 @@ class Arranger:
         if group.color:
             return group.color
         same = [piece.color for piece in self.pieces if piece.thing.name == group.thing]
-        if same and self.rng.random() < 0.7:
+        if same and (self.rng.random() < 0.7 or not self.varied):
             return same[0]
         known = things()[group.thing]
         colors = known.colors if not self.varied or self.rng.random() < _USUAL else tuple(PAINTS)
@@ -163,9 +162,9 @@ class Arranger:
             piece.flip = self.rng.random() < 0.5 and known.name != "stop sign"
             piece.angle = self.rng.choice((-10, 10)) if tilt else 0
             piece.__post_init__()
-        if self.cells:
+        if self.parts:
             number += sum(group.count for group in self.request.groups[:index])
-            self._add_apart(piece, [], self.cells[number])
+            self._add_apart(piece, self._links_of(index), self.parts[number])
             self.pieces.append(piece)
             return
         links = self._links_of(index) if number == 0 else []
@@ -176,17 +175,19 @@ class Arranger:
             self._add_apart(piece, links)
         self.pieces.append(piece)
 
-    def _add_apart(self, piece: Piece, links: list[Link], cell: Box | None = None) -> None:
-        """Choose a position away from all pieces, in the named relations to others; or in a cell, for which
-        it is made smaller."""
+    def _add_apart(self, piece: Piece, links: list[Link], part: Box | None = None) -> None:
+        """Choose a position away from all pieces, in the named relations to others; or near the middle of a
+        part of the picture, for which it is made smaller."""
         piece.grounded = self.grounded and not self._flies(piece)
-        if cell is not None:
+        if part is not None:
             spare = 2 * _MARGIN * self.side + self.cell
-            width, height = cell[2] - cell[0] - spare, cell[3] - cell[1] - spare
+            width, height = part[2] - part[0] - spare, part[3] - part[1] - spare
             factor = min(1.0, width / piece.sprite.width, height / piece.sprite.height)
             piece.size = round(2 * max(1, int(factor * piece.size / self.cell / 2)) * self.cell)
             piece.__post_init__()
-        lefts_X, tops_Y = self._ranges(piece, links, cell)
+        lefts_X, tops_Y = self._ranges(piece, links, part)
+        if part is not None:
+            lefts_X, tops_Y = (x[max(0, len(x) // 2 - 1) : len(x) // 2 + 2] for x in (lefts_X, tops_Y))
         free = np.flatnonzero(self._free(piece.sprite, lefts_X, tops_Y))
         for _ in range(_TRIES if len(free) else 0):
             row, column = divmod(int(free[self.rng.randrange(len(free))]), len(lefts_X))
@@ -218,12 +219,12 @@ class Arranger:
         return free_YX
 
     def _ranges(
-        self, piece: Piece, links: list[Link], cell: Box | None = None
+        self, piece: Piece, links: list[Link], part: Box | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Lefts and tops of positions on the ground, in the air, or anywhere in a cell; on the right side of
+        """Lefts and tops of positions on the ground, in the air, or anywhere in a part; on the right side of
         the things that the links name."""
         drawn, margin = piece.sprite, _MARGIN * self.side
-        left, top, right, bottom = cell or (0, 0, self.width, self.height)
+        left, top, right, bottom = part or (0, 0, self.width, self.height)
         x0, x1 = left + margin, right - margin - drawn.width
         y0, y1 = top + margin, bottom - margin - drawn.height
         if self.grounded and self.place.ground is not None:

@@ -12,19 +12,18 @@ from .sprites import Sprite, sprite
 class Variety:
     """How different the pictures of one request are.
 
-    lattice: cells along the shorter side; positions are multiples of one, sizes of two. in_rows: things
-    without relations have cells of rows, in the order of the request; on the ground, a single row. varied:
-    with False a thing has its first pose, one size for each number of things, mostly its first color, and
-    there are few backgrounds.
+    lattice: cells along the shorter side; positions are multiples of one, sizes of two. varied: with False a
+    thing has its first pose, mostly its first color, and hardly more than one size for each number of things;
+    there are few backgrounds; and things without relations, and two with one, stand about the middles of
+    parts of the picture, which are rows in the order of the request.
     """
 
     lattice: int = 64
-    in_rows: bool = False
     varied: bool = True
 
 
 ANY = Variety()
-PAINTED = Variety(24, in_rows=True, varied=False)
+PAINTED = Variety(24, varied=False)
 """Of the pictures that painting is learned from. Their cells are the codes of a picture of 192 pixels, so
 that a thing has the same codes wherever it stands."""
 

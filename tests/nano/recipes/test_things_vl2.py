@@ -273,3 +273,9 @@ def test_parts_are_trained_one_after_another_and_the_model_loads(folder, small, 
     picture = _pictures((300, 100))[0].image()
     assert isinstance(pipe.ask(picture, "What is this?", 3), str)
     assert isinstance(pipe.locate(picture, "the cat", 3), list)
+
+    before = (folder / MODEL).rename(folder / "before")
+    again = replace(job, start=before, seed=1)
+    objective, _ = PARTS["vl2"].make(again)
+    for name, tensor in VL2Pipeline.from_pretrained(before, "cpu", "float32").model.state_dict().items():
+        assert torch.equal(objective.model.state_dict()[name], tensor), name

@@ -12,10 +12,11 @@ from bifrons.eval.geneval.mask2former import CLASSES
 from bifrons.eval.geneval.scoring import score_row
 from bifrons.nano.world.catalog import PAINTS, places, thing, things
 from bifrons.nano.world.painting import Picture, paint
-from bifrons.nano.world.pieces import PAINTED, Variety
+from bifrons.nano.world.pieces import PAINTED
 from bifrons.nano.world.reading import read_request
 from bifrons.nano.world.requests import Group, Link, Request, from_row, holds, members_of
 from bifrons.nano.world.sampling import KINDS, MORE_KINDS, sample_example, sample_request
+from bifrons.nano.world.scene import RELATIONS
 from bifrons.nano.world.shapes import SHAPES
 from bifrons.nano.world.sprites import MASTER, rasterize, sprite
 
@@ -166,7 +167,7 @@ def test_things_in_rows_are_in_the_order_of_the_request(counts: tuple[int, int],
     request = Request((Group("cat", counts[0]), Group("bus", counts[1])))
     grounds = set()
     for seed in range(seeds):
-        picture = paint(request, Random(seed), variety=Variety(in_rows=True))
+        picture = paint(request, Random(seed), variety=PAINTED)
         grounds.add(places()[picture.place].ground is not None)
         rows = []
         for piece in picture.layout.pieces:
@@ -190,6 +191,19 @@ def test_things_to_paint_look_alike_in_all_pictures():
     assert len(sizes) == 2
     assert {name for name, _, _ in backgrounds} > {"plain"}
     assert len(backgrounds) <= 4 + len(places())
+
+
+@pytest.mark.parametrize("name", RELATIONS)
+def test_two_related_things_to_paint_stand_in_halves(name: str):
+    for seed in range(8):
+        request = Request((Group("cat"), Group("bus")), (Link(seed % 2, name, 1 - seed % 2),))
+        pieces = {
+            piece.group: piece.box for piece in paint(request, Random(seed), variety=PAINTED).layout.pieces
+        }
+        first, second = pieces[seed % 2], pieces[1 - seed % 2]
+        first, second = (second, first) if name in ("right of", "below") else (first, second)
+        axis = 1 if name in ("above", "below") else 0
+        assert first[axis + 2] <= 96 <= second[axis]
 
 
 def test_what_no_picture_shows_is_refused():
