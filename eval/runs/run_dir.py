@@ -167,6 +167,7 @@ def create_run(
     """
     recipe = Recipe(**{**recipe.to_json(), "prompts_sha256": lines_sha256(list(rows))})
     select_prompts(len(rows), recipe.limit)
+    detector = detector or detector_for(rows)
     run = RunDir(root, recipe, model_fingerprint, tuple(rows), detector)
     if not os.path.exists(root / "run.json"):
         if os.path.exists(root / "images") and any((root / "images").iterdir()):

@@ -276,7 +276,7 @@ def test_a_judge_that_refuses_everything(
             ["--suite", "shapes", "--judge", f"vl2:{SHAPES_VL2}"],
             "--judge is for suites of questions (geneval2",
         ),
-        (["--suite", "tifa"], "suite is 'tifa'; accepted: shapes, shapes-hard, geneval, geneval2"),
+        (["--suite", "tifa"], "suite is 'tifa'; accepted: geneval, shapes, shapes-hard, geneval2"),
     ],
 )
 def test_errors_of_the_command_line(
