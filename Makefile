@@ -37,14 +37,14 @@ train-demo: env
 # A tiny language model of new weights learns sums from texts, then by rewards to think first; measured after each.
 SUMS = out/sums-demo
 TEXT_STEPS ?= 600
-REWARD_STEPS ?= 40
+REWARD_STEPS ?= 60
 MEASURE = $(BIN)/bifrons eval math $(SUMS)/test.jsonl --max-new-tokens 24 --temperature 1 --samples 4
 
 sums-demo: env
 	$(BIN)/python -m bifrons.nano.recipes.sums $(SUMS)
 	$(BIN)/bifrons train sft --from-scratch -m $(SUMS)/model --data $(SUMS)/texts.jsonl -o $(SUMS)/texts --steps $(TEXT_STEPS) --batch-size 32 --rows-at-once 32 --learning-rate 3e-3 --validation 0
 	$(MEASURE) -m $(SUMS)/texts/model
-	$(BIN)/bifrons train grpo -m $(SUMS)/texts/model --prompts $(SUMS)/questions.jsonl --reward answer --reward 'format:<think>\n(\S+\n)+</think>\n\d+' --reward-weight 1 --reward-weight 0.2 -o $(SUMS)/rewards --steps $(REWARD_STEPS) --prompts-per-step 16 --rows-at-once 128 --learning-rate 1e-4 --max-new-tokens 24
+	$(BIN)/bifrons train grpo -m $(SUMS)/texts/model --prompts $(SUMS)/questions.jsonl --reward answer --reward 'format:<think>\n(\S+\n)+</think>\n\d+' --reward-weight 1 --reward-weight 0.2 -o $(SUMS)/rewards --steps $(REWARD_STEPS) --prompts-per-step 32 --rows-at-once 256 --learning-rate 3e-5 --max-new-tokens 24
 	$(MEASURE) -m $(SUMS)/rewards/model
 
 # Files start in the order of collection, which ends with quick ones, so that no process is left with a long one.
