@@ -5,6 +5,7 @@ from collections.abc import Iterable
 
 from ...blocks.vocabulary import Vocabulary, Work
 from ...nano.world.names import COLOR_WORDS
+from ...nano.world.wording import article
 from .sentence import named_relations, named_things
 
 _OPEN = (
@@ -62,11 +63,7 @@ def question_about(sentence: str) -> str:
     noun = _noun(things[0].phrase)
     if (things[0].count or 2) > 1:
         return f"How many {noun} are there?"
-    return f"What color is the {noun}?" if noun != things[0].phrase else f"Is there {_a(noun)}?"
-
-
-def _a(noun: str) -> str:
-    return f"{'an' if noun[0] in 'aeiou' else 'a'} {noun}"
+    return f"What color is the {noun}?" if noun != things[0].phrase else f"Is there {article(noun)}?"
 
 
 def _noun(phrase: str) -> str:

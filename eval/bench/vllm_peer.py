@@ -96,9 +96,10 @@ def _bench_steps(
 def write_folder(folder: Path, config: VL2Config) -> None:
     """Write all of a DeepSeek-VL2 folder but its weights; the tokenizer is vl2-nano's, whose words are
     not used."""
-    for name in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"):
-        shutil.copyfile(find_model_folder("vl2-nano") / name, folder / name)
-    shutil.copyfile(find_model_folder("vl2-nano") / "processor_config.json", folder / "processor_config.json")
+    source = find_model_folder("vl2-nano")
+    tokenizer = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
+    for name in (*tokenizer, "processor_config.json"):
+        shutil.copyfile(source / name, folder / name)
     content = official_config(config.vision, 1, language_config(config.decoder))
     (folder / "config.json").write_text(json.dumps(content), encoding="utf-8")
 

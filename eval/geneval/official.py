@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from ...nano.world.wording import article
 from .schema import COLORS, RELATIONS
 
 # COCO's 80 classes in its order, three of them under GenEval's names.
@@ -31,7 +32,9 @@ _COUNTS = {2: "two", 3: "three", 4: "four"}
 def draw_prompts() -> list[dict[str, Any]]:
     """The rows of GenEval's file in its order. `suites.py` compares them with the hash of the file."""
     rng = np.random.default_rng(_SEED)
-    drawn = [_row("single_object", _an(name), _clause(name)) for name in _pick(rng, CLASSES, len(CLASSES))]
+    drawn = [
+        _row("single_object", article(name), _clause(name)) for name in _pick(rng, CLASSES, len(CLASSES))
+    ]
     for draw in (_two, _counting, _color, _position, _two_colors):
         drawn += [draw(rng) for _ in range(_DRAWS)]
     return list({json.dumps(row): row for row in drawn}.values())
@@ -43,7 +46,7 @@ def _pick(rng: np.random.Generator, names: tuple[str, ...], count: int) -> Itera
 
 def _two(rng: np.random.Generator) -> dict[str, Any]:
     a, b = _pick(rng, CLASSES, 2)
-    return _row("two_object", f"{_an(a)} and {_an(b)}", _clause(a), _clause(b))
+    return _row("two_object", f"{article(a)} and {article(b)}", _clause(a), _clause(b))
 
 
 def _counting(rng: np.random.Generator) -> dict[str, Any]:
@@ -57,21 +60,21 @@ def _counting(rng: np.random.Generator) -> dict[str, Any]:
 def _color(rng: np.random.Generator) -> dict[str, Any]:
     name = CLASSES[1:][rng.choice(len(CLASSES) - 1)]
     color = COLORS[rng.choice(len(COLORS))]
-    return _row("colors", f"{_an(color)} {name}", _clause(name, color=color))
+    return _row("colors", f"{article(color)} {name}", _clause(name, color=color))
 
 
 def _position(rng: np.random.Generator) -> dict[str, Any]:
     a, b = _pick(rng, CLASSES, 2)
     relation = RELATIONS[rng.choice(len(RELATIONS))]
     second = _clause(a, position=[relation, 0])
-    return _row("position", f"{_an(a)} {relation} {_an(b)}", _clause(b), second)
+    return _row("position", f"{article(a)} {relation} {article(b)}", _clause(b), second)
 
 
 def _two_colors(rng: np.random.Generator) -> dict[str, Any]:
     a, b = _pick(rng, CLASSES[1:], 2)
     one, other = _pick(rng, COLORS, 2)
     include = _clause(a, color=one), _clause(b, color=other)
-    return _row("color_attr", f"{_an(one)} {a} and {_an(other)} {b}", *include)
+    return _row("color_attr", f"{article(one)} {a} and {article(other)} {b}", *include)
 
 
 def _clause(name: str, count: int = 1, **more: Any) -> dict[str, Any]:
@@ -80,7 +83,3 @@ def _clause(name: str, count: int = 1, **more: Any) -> dict[str, Any]:
 
 def _row(tag: str, phrase: str, *include: dict[str, Any], **more: Any) -> dict[str, Any]:
     return {"tag": tag, "include": list(include), **more, "prompt": f"a photo of {phrase}"}
-
-
-def _an(phrase: str) -> str:
-    return f"{'an' if phrase[0] in 'aeiou' else 'a'} {phrase}"

@@ -59,10 +59,8 @@ _AT_ONCE = 125  # pictures
 def paint_shard(seed: int, encode: Callable[[str], list[int]]) -> Arrays:
     """Sentences as token ids with their pictures, `pixels` uint8 `[N, S, S, 3]`."""
     rng, rows, pixels = Random(seed), [], []
-    kinds, weights = list(KIND_WEIGHTS), list(KIND_WEIGHTS.values())
     while len(rows) < SHARD:
-        (kind,) = rng.choices(kinds, weights)
-        example = sample_example(kind, rng, "train", SIDE, SIDE, PAINTED)
+        example = sample_example(_kind(rng), rng, "train", SIDE, SIDE, PAINTED)
         row = encode(_simple_plurals(example.prompt, example.request, rng))
         if len(row) <= PAINT_WIDTH:
             rows.append(row)
@@ -74,16 +72,18 @@ def paint_shard(seed: int, encode: Callable[[str], list[int]]) -> Arrays:
 def restate_shard(seed: int, encoder: PaintEncoder) -> Arrays:
     """Sentences as token ids with what they say of each thing."""
     rng, rows, masks = Random(seed), [], []
-    kinds, weights = list(KIND_WEIGHTS), list(KIND_WEIGHTS.values())
     while len(rows) < SHARD:
-        (kind,) = rng.choices(kinds, weights)
-        request = sample_request(kind, rng)
+        request = sample_request(_kind(rng), rng)
         sentence = _simple_plurals(describe(request, rng), request, rng)
         ids, learned = encoder.answered(sentence, restate(request))
         if len(ids) <= RESTATE_WIDTH:
             rows.append(ids)
             masks.append(learned)
     return pack_rows(rows, masks, RESTATE_WIDTH)
+
+
+def _kind(rng: Random) -> str:
+    return rng.choices(list(KIND_WEIGHTS), list(KIND_WEIGHTS.values()))[0]
 
 
 def _simple_plurals(prompt: str, request: Request, rng: Random) -> str:

@@ -155,13 +155,12 @@ class Arranger:
         holding = any(link.name == "inside" and link.second == index for link in self.request.links)
         poses = known.holders if holding and known.holders else range(len(known.poses))
         color, size = self._color(group), self._size(group, 1.3 if holding else 1.0)
-        piece = Piece(index, known, color, poses[0], size, flip=False, angle=0)
+        pose, flip, angle = poses[0], False, 0
         if self.varied:
             tilt = not self.grounded and not holding and self.rng.random() < _TILTED
-            piece.pose = self.rng.choice(poses)
-            piece.flip = self.rng.random() < 0.5 and known.name != "stop sign"
-            piece.angle = self.rng.choice((-10, 10)) if tilt else 0
-            piece.__post_init__()
+            pose, flip = self.rng.choice(poses), self.rng.random() < 0.5 and known.name != "stop sign"
+            angle = self.rng.choice((-10, 10)) if tilt else 0
+        piece = Piece(index, known, color, pose, size, flip, angle)
         if self.parts:
             number += sum(group.count for group in self.request.groups[:index])
             self._add_apart(piece, self._links_of(index), self.parts[number])
@@ -262,7 +261,8 @@ class Arranger:
             else:
                 self._put_across(piece, other, 1 if name == "in front of" else -1)
             if not self.varied:
-                piece.left, piece.top = (round(round(at / self.cell) * self.cell) for at in piece.position)
+                cells = (round(at / self.cell) for at in (piece.left, piece.top))
+                piece.left, piece.top = (round(number * self.cell) for number in cells)
             here = np.array([piece.left]), np.array([piece.top])
             if self._fits(piece.box) and self._free(piece.sprite, *here, but=other).all():
                 return

@@ -52,11 +52,6 @@ class Piece:
         self.sprite = sprite(self.thing.name, self.pose, self.color, self.size, self.flip, self.angle)
 
     @property
-    def position(self) -> tuple[int, int]:
-        """Its left and top."""
-        return self.left, self.top
-
-    @property
     def box(self) -> Box:
         """In pixels."""
         return self.left, self.top, self.left + self.sprite.width, self.top + self.sprite.height

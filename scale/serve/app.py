@@ -103,7 +103,6 @@ def deployment(setup: ServerSetup, replicas: Replicas, device: str, surge: bool)
     from ray import serve
 
     setup = portable(setup, device)
-    gpus = (setup.loading.get("tensor_parallel") or 1) if device == "cuda" else 0
     rows = setup.options.rows or _ROWS[device]
     number: dict[str, Any] = {"num_replicas": replicas.least}
     if replicas.least < replicas.most:
@@ -112,7 +111,7 @@ def deployment(setup: ServerSetup, replicas: Replicas, device: str, surge: bool)
     return serve.deployment(
         Replica,
         name="Replica",
-        ray_actor_options={"num_gpus": gpus, "num_cpus": setup.threads or 1},
+        ray_actor_options=resources(setup, device),
         max_ongoing_requests=rows,
         max_queued_requests=max(1, setup.options.max_queue),
         max_constructor_retry_count=_FAILURES,
@@ -122,6 +121,12 @@ def deployment(setup: ServerSetup, replicas: Replicas, device: str, surge: bool)
         graceful_shutdown_timeout_s=_DRAIN,
         **number,
     ).bind(setup)
+
+
+def resources(setup: ServerSetup, device: str) -> dict[str, int]:
+    """What a replica takes of the cluster, in Ray's names."""
+    gpus = (setup.loading.get("tensor_parallel") or 1) if device == "cuda" else 0
+    return {"num_gpus": gpus, "num_cpus": setup.threads or 1}
 
 
 def portable(setup: ServerSetup, device: str) -> ServerSetup:
@@ -194,10 +199,9 @@ class Cluster:
 
     def _has_room(self) -> bool:
         """Whether one more replica finds room beside those that run."""
-        free = self._ray.available_resources()
-        if self._device == "cuda":
-            return free.get("GPU", 0) >= (self._setup.loading.get("tensor_parallel") or 1)
-        return free.get("CPU", 0) >= (self._setup.threads or 1)
+        free, wanted = self._ray.available_resources(), resources(self._setup, self._device)
+        kind, count = ("GPU", "num_gpus") if self._device == "cuda" else ("CPU", "num_cpus")
+        return free.get(kind, 0) >= wanted[count]
 
     def reload(self) -> None:
         """Replace all replicas by new ones, which read the models' files anew."""
