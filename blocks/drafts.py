@@ -10,7 +10,7 @@ N requests, W draws of a pass, k drafts, V vocabulary, T tokens.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -31,7 +31,11 @@ class Drawn(NamedTuple):
     """What a pass drew for N requests: draw w of request n is that of step `steps_N[n] + w`, from the logits
     `[n, w]` after guidance and filters. The first `counts_N` of them hold. `redraw` maps logits `[N, k, V]`
     and steps `[N, k]` to the tokens that the requests would draw from these logits at those steps.
-    `hidden_NWD` are the hidden states of the logits, of requests without guidance, if the pass gives them."""
+    `hidden_NWD` are the hidden states of the logits, of requests without guidance, if the pass gives them.
+
+    `run_ahead` runs the layer `Decoder.ahead` with the engine's cache: from tokens `[N, T]`, the hidden
+    states `[N, T, D]` before them, and how many tokens after draw 0 they begin, `[N]`, to the hidden states
+    that predict the tokens after them, `[N, T, D]`."""
 
     tokens_NW: Tensor
     logits_NWV: Tensor
@@ -39,6 +43,7 @@ class Drawn(NamedTuple):
     counts_N: Tensor
     redraw: Redraw
     hidden_NWD: Tensor | None = None
+    run_ahead: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None
 
 
 class Drafter(Protocol):
@@ -64,6 +69,15 @@ class DraftKind(Protocol):
 
     def drafter(self, requests: int, vocabulary: int, tokens: int, device: torch.device) -> Drafter:
         """A drafter for so many requests of up to `tokens` tokens, prompts included."""
+        ...
+
+
+@runtime_checkable
+class LayerDraftKind(DraftKind, Protocol):
+    """Drafts by `Decoder.ahead`, whose cache of the prompt and of all draws an engine may keep."""
+
+    def layer_drafter(self) -> Drafter:
+        """A drafter for draws with `run_ahead`."""
         ...
 
 

@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 class AheadDrafts:
     """Drafts of a text by the `ahead` layer of its model, which each also goes on from its own output.
 
-    Only on a CPU: in the captured windows of a GPU, where the layer would have to be captured too, drafts are
-    what followed the same words before, as with models without the layer.
+    Captured steps on a GPU keep the layer's cache beside the decoder's. Where they can't, as with tensor
+    parallel, drafts are what followed the same words before, as with models without the layer.
     """
 
     model: "TextModel"
@@ -36,10 +36,45 @@ class AheadDrafts:
         return id(self.model)
 
     def drafter(self, requests: int, vocabulary: int, tokens: int, device: torch.device) -> Drafter:
-        """A drafter; on a CPU its cache has one layer."""
+        """A drafter with a cache of its own on a CPU; elsewhere one without the layer."""
         if device.type != "cpu":
             return LookupDrafts().drafter(requests, vocabulary, tokens, device)
         return AheadDrafter(self.model, requests, tokens)
+
+    def layer_drafter(self) -> Drafter:
+        """A drafter for engines that keep the layer's cache."""
+        return PooledAheadDrafter(self.model)
+
+
+class PooledAheadDrafter:
+    """Runs the layer with the cache of an engine, which holds the prompt and all draws already."""
+
+    def __init__(self, model: "TextModel") -> None:
+        self.model = model
+
+    def start(self, index: int, prompt_ids: Tensor | None, tokens: Sequence[int] = ()) -> None:
+        """Nothing of the request before is read."""
+
+    def record(self, drawn: Drawn) -> None:
+        """Run the layer over all draws; those that don't hold are overwritten by the next ones."""
+        assert drawn.run_ahead is not None
+        assert drawn.hidden_NWD is not None
+        out_NWD = drawn.run_ahead(drawn.tokens_NW, drawn.hidden_NWD, torch.zeros_like(drawn.counts_N))
+        last_N1D = (drawn.counts_N - 1)[:, None, None].expand(-1, 1, out_NWD.shape[-1])
+        self._last_ND = out_NWD.gather(1, last_N1D)[:, 0]
+
+    def propose(self, drawn: Drawn, count: int) -> Tensor:
+        """Drafts int64 `[N, k]`."""
+        assert drawn.run_ahead is not None
+        hidden_ND, drafts = self._last_ND, []
+        for number in range(count):
+            logits_N1V = self.model.text_logits(hidden_ND)[:, None]
+            steps_N1 = (drawn.steps_N + drawn.counts_N + number)[:, None]
+            drafts.append(drawn.redraw(logits_N1V, steps_N1))
+            if number < count - 1:
+                hidden_N1D, offsets_N = hidden_ND[:, None], drawn.counts_N + number
+                hidden_ND = drawn.run_ahead(drafts[-1], hidden_N1D, offsets_N)[:, 0]
+        return torch.cat(drafts, dim=1)
 
 
 class AheadDrafter:

@@ -46,6 +46,7 @@ class TextModel(nn.Module):
         sizes = config.decoder.hidden_size, config.decoder.vocab_size
         self.lm_head = None if config.tied else Linear(*sizes, bias=False)
         self.ahead = AheadLayer(config) if config.predicts_ahead else None
+        self.model.ahead = () if self.ahead is None else (self.ahead,)
 
     @property
     def decoder(self) -> Decoder:

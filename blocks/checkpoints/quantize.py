@@ -60,8 +60,7 @@ def quantization_config(kind: str) -> dict[str, Any]:
 
 def stored_kind(folder: ModelFolder) -> str | None:
     """How the folder's weights are quantized according to its config; None if they are not, or are fp8 in
-    blocks, which is undone as they are read. Raises
-    `ConfigError` for quantization methods other than ours."""
+    blocks, which is undone as they are read. Raises `ConfigError` for methods other than ours."""
     if folder.config.get(CONFIG_KEY) is None or has_fp8_blocks(folder.config):
         return None
     section = folder.config.section(CONFIG_KEY)

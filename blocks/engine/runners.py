@@ -27,8 +27,8 @@ def make_runner(
         packed.adapters.reserve()  # before the memory that is left is divided
     whole_rows = None  # those for which the whole context fits
     if rows is not None:
-        config = decoder.config
-        size = KVCache.row_bytes(context, config.num_layers, config.cache_widths, decoder.dtype)
+        config, ahead = decoder.config, len(decoder.ahead)
+        size = KVCache.row_bytes(context, config.num_layers + ahead, config.cache_widths, decoder.dtype)
         whole_rows = max(2, min(rows, rows_that_fit(sharing * size, decoder.device, decoder.layout)))
     if packed is None:
         return PlainRunner(decoder, whole_rows, context)

@@ -5,6 +5,7 @@ O outputs, I inputs. The layers' parameters and buffers become views of that sto
 """
 
 from collections.abc import Iterator, Sequence
+from itertools import chain
 from typing import cast
 
 import torch
@@ -75,9 +76,13 @@ def fused_bias(layer: Attention) -> Tensor | None:
     return torch.cat(biases) if view is None else view
 
 
+def _modules(decoder: Decoder) -> Iterator[nn.Module]:
+    return chain.from_iterable(part.modules() for part in (decoder, *decoder.ahead))
+
+
 def _layers_to_fuse(decoder: Decoder) -> Iterator[tuple[nn.Module, ...]]:
     """Groups of layers that have the same input."""
-    for module in decoder.modules():
+    for module in _modules(decoder):
         if isinstance(module, Attention):
             yield module.q_proj, module.k_proj, module.v_proj
         elif isinstance(module, LatentAttention):
@@ -100,7 +105,7 @@ def fuse_weights(decoder: Decoder) -> None:
 
     So are the biases of queries, keys and values. Weights that require gradients are left alone.
     """
-    for module in decoder.modules():
+    for module in _modules(decoder):
         if isinstance(module, Attention) and module.q_bias is not None and not module.q_bias.requires_grad:
             biases = cast(list[Tensor], [module.q_bias, module.k_bias, module.v_bias])
             if _adjacent_view(biases) is None:

@@ -9,7 +9,6 @@ import logging
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 
-import torch
 from torch import nn
 
 from ..device import ints_on_device, release_cached_memory, synchronize
@@ -38,10 +37,7 @@ class GraphRunner:
         self._graphs, self._addresses = CapturedGraphs(capturer, packed.remote), WeightAddresses()
         self._heads: dict[tuple[nn.Module, ...], WeightAddresses] = {}
         self._prefill = GraphPrefill(self.packed, self._pool, self._graphs)
-        device, width = decoder.device, decoder.config.hidden_size
-        hidden_RD, x_RD = torch.zeros(2, rows + 1, width, device=device, dtype=decoder.dtype)
-        states = torch.zeros(4, rows + 1, dtype=torch.long, device=device)
-        self.buffers = RowBuffers(hidden_RD, x_RD, *states, vocabulary=decoder.config.vocab_size)
+        self.buffers = RowBuffers.allocate(decoder, rows, packed.ahead_over(self._pool))
         self._rows_of: dict[Request, list[Row]] = {}
         self._active: list[Row] = []
         """The rows that steps decode, in the order of the buffers."""
@@ -198,7 +194,7 @@ class GraphRunner:
         return self._current
 
     def _sampling_graph(self, group: SamplingGroup, count: int) -> None:
-        key, kernel = (group.head, group.mode, count), self.kernels.sampling
+        key, kernel = (group.head, group.mode, count, group.span), self.kernels.sampling
         self._graphs.run(key, lambda: group.work(count, kernel), [group.steps_N])
 
     def _sample_alone(self, requests: Sequence[Request]) -> list[SamplingGroup]:

@@ -1,9 +1,9 @@
 """The kv cache of `PackedDecoder`: a pool of slots, of which each sequence owns a contiguous range.
 
-L layers, H key/value heads, S slots, K dimensions of a head.
+L layers, the one that drafts (`Decoder.ahead`) included, H key/value heads, S slots, K dimensions of a head.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -24,6 +24,12 @@ def range_length(count: int) -> int:
     return -(-count // _ALIGNMENT) * _ALIGNMENT
 
 
+class LayerSlots(NamedTuple):
+    """The cache of one layer, as if it were the first, in the form of `KVPool`."""
+
+    buffers: list[Tensor]
+
+
 class KVPool:
     """Keys and values (or latents) of all layers, each `[L, H, S, K]`, and the ranges that are free.
 
@@ -34,6 +40,7 @@ class KVPool:
         """`remote` is the `RemoteRunner` of a tensor-parallel model, whose other ranks have pools of the same
         slots."""
         self._decoder, self._grows, self._remote = decoder, slots is None, remote
+        self._layers = decoder.config.num_layers + len(decoder.ahead)
         self._free: list[tuple[int, int]] = []  # (start, length), by start
         self.buffers: list[Tensor] = []
         self.version = 0
@@ -51,6 +58,11 @@ class KVPool:
     def is_unused(self) -> bool:
         """Whether no range is taken."""
         return sum(length for _, length in self._free) == max(self.slots - SCRATCH, 0)
+
+    @property
+    def last_layer(self) -> LayerSlots:
+        """The slots of the last layer."""
+        return LayerSlots([buffer[-1:] for buffer in self.buffers])
 
     def take(self, count: int) -> int | None:
         """The start of a free range of `count` slots, which is then in use; None if there is none."""
@@ -83,7 +95,7 @@ class KVPool:
         old, old_slots, free = self.buffers, self.slots, self._free
         new_slots = -(-(max(old_slots - SCRATCH, 0) + count) // _MULTIPLE) * _MULTIPLE
         config, dtype = self._decoder.config, self._decoder.dtype
-        size = KVCache.row_bytes(new_slots, config.num_layers, config.cache_widths, dtype)
+        size = KVCache.row_bytes(new_slots, self._layers, config.cache_widths, dtype)
         if old and size > free_bytes(self._decoder.device) * _USABLE:
             return False
         try:
@@ -110,7 +122,7 @@ class KVPool:
             self.buffers = []  # frees the memory first
         old = self.buffers
         self.slots = SCRATCH + slots
-        shapes = [(config.num_layers, heads, self.slots, dim) for heads, dim in config.cache_widths]
+        shapes = [(self._layers, heads, self.slots, dim) for heads, dim in config.cache_widths]
         # Zeros: attention multiplies masked values by zero, which must not meet a NaN.
         self.buffers = [torch.zeros(shape, device=decoder.device, dtype=decoder.dtype) for shape in shapes]
         for buffer, small in zip(self.buffers, old, strict=False):

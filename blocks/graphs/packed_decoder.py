@@ -6,7 +6,8 @@ width. Layers with the same input are one product of fused weights (`fused_weigh
 the same bits whatever other tokens are in the batch.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from types import ModuleType
 from typing import NamedTuple, cast
 
@@ -19,7 +20,7 @@ from ..model.layers import FeedForward, RMSNorm
 from ..model.mla import LatentAttention
 from .adapter_slots import AdapterSlots, Stack
 from .fused_weights import fused_bias, fused_weight
-from .kv_pool import KVPool
+from .kv_pool import KVPool, LayerSlots
 
 
 class Kernels(NamedTuple):
@@ -88,6 +89,10 @@ class TokenSlots(NamedTuple):
         return parts
 
 
+Ahead = Callable[[Tensor, Tensor, TokenSlots], Tensor]
+"""`PackedDecoder.forward_ahead` with a pool."""
+
+
 def joined(parts: Sequence[Tensor]) -> Tensor:
     """The parts one after the other; a single one as it is."""
     return parts[0] if len(parts) == 1 else torch.cat(list(parts))
@@ -125,16 +130,38 @@ class PackedDecoder:
         norm: RMSNorm = blocks[0].input_layernorm
         x_ND, normed_ND = add_norm(x_ND, None, norm.weight, norm.eps)
         for block, next_norm in zip(blocks, next_norms, strict=True):
-            if isinstance(block.self_attn, Attention):
-                attended_ND = self._attend(block.self_attn, normed_ND, slots, pool)
-            else:
-                attended_ND = self._attend_latent(block.self_attn, normed_ND, slots, pool)
-            norm = block.post_attention_layernorm
-            x_ND, normed_ND = add_norm(x_ND, self._summed(attended_ND), norm.weight, norm.eps)
-            mlp_ND = self._feed_forward(block.mlp, normed_ND, slots)
             out = out_ND if next_norm is self.decoder.norm else None
-            x_ND, normed_ND = add_norm(x_ND, self._summed(mlp_ND), next_norm.weight, next_norm.eps, out)
+            x_ND, normed_ND = self._block(block, next_norm, (x_ND, normed_ND), slots, pool, out)
         return normed_ND
+
+    def _block(
+        self,
+        block: Block,
+        next_norm: RMSNorm,
+        inputs: tuple[Tensor, Tensor],
+        slots: TokenSlots,
+        pool: KVPool | LayerSlots,
+        out: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """A layer: its input and this normed -> its output and this normed by `next_norm`."""
+        add_norm, (x_ND, normed_ND) = self.kernels.rmsnorm_swiglu.add_norm, inputs
+        if isinstance(block.self_attn, Attention):
+            attended_ND = self._attend(block.self_attn, normed_ND, slots, pool)
+        else:
+            attended_ND = self._attend_latent(block.self_attn, normed_ND, slots, pool)
+        norm = block.post_attention_layernorm
+        x_ND, normed_ND = add_norm(x_ND, self._summed(attended_ND), norm.weight, norm.eps)
+        mlp_ND = self._feed_forward(block.mlp, normed_ND, slots)
+        return add_norm(x_ND, self._summed(mlp_ND), next_norm.weight, next_norm.eps, out)
+
+    def forward_ahead(self, next_ND: Tensor, hidden_ND: Tensor, slots: TokenSlots, pool: KVPool) -> Tensor:
+        """The layer that drafts (`Decoder.ahead`) over the embeddings of the tokens after these and their
+        hidden states: `[N, D]`, hidden states of the tokens after those."""
+        (ahead,) = self.decoder.ahead
+        norm: RMSNorm = ahead.block.input_layernorm
+        x_ND = ahead.joined(next_ND[None], hidden_ND[None])[0]
+        inputs = self.kernels.rmsnorm_swiglu.add_norm(x_ND, None, norm.weight, norm.eps)
+        return self._block(ahead.block, ahead.norm, inputs, slots, pool.last_layer)[1]
 
     def forward_here(self, x_ND: Tensor, slots: TokenSlots, pool: KVPool) -> Tensor:
         """`forward` outside of graphs; the other ranks are told of it."""
@@ -146,7 +173,11 @@ class PackedDecoder:
     def _summed(self, x_ND: Tensor) -> Tensor:
         return x_ND if self.group is None else self.group.sum(x_ND)
 
-    def _attend(self, layer: Attention, x_ND: Tensor, slots: TokenSlots, pool: KVPool) -> Tensor:
+    def ahead_over(self, pool: KVPool) -> Ahead | None:
+        """`forward_ahead` with the cache in this pool, if there is such a layer and no other rank."""
+        return partial(self.forward_ahead, pool=pool) if self.decoder.ahead and self.group is None else None
+
+    def _attend(self, layer: Attention, x_ND: Tensor, slots: TokenSlots, pool: KVPool | LayerSlots) -> Tensor:
         qkv_NC = self._product(x_ND, slots, layer.q_proj, layer.k_proj, layer.v_proj, bias=fused_bias(layer))
         keys, values = (buffer[layer.layer] for buffer in pool.buffers)
         heads = qkv_NC.shape[1] // layer.head_dim - 2 * len(keys)
@@ -162,7 +193,9 @@ class PackedDecoder:
                 outs.append(self.kernels.attention_decode.attend(*args, self._arrivals, slots.span))
         return self._residual(joined(outs), slots, layer.o_proj)
 
-    def _attend_latent(self, layer: LatentAttention, x_ND: Tensor, slots: TokenSlots, pool: KVPool) -> Tensor:
+    def _attend_latent(
+        self, layer: LatentAttention, x_ND: Tensor, slots: TokenSlots, pool: KVPool | LayerSlots
+    ) -> Tensor:
         latent = layer.latent
         q_proj, kv_proj = layer.first_proj, layer.kv_a_proj_with_mqa
         both_NC = self._product(x_ND, slots, q_proj, kv_proj)

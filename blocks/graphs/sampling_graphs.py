@@ -18,7 +18,8 @@ from ..sampling.request import MAX_LOGPROBS, Request, SamplingMode, SamplingTens
 from ..sampling.sampling import IN_PROMPT, sample, sampled_tokens, sampling_tensors, token_logprobs
 from ..token_masks import stack_masks
 from .adapter_slots import NO_SLOT
-from .graph_prefill import Row
+from .graph_prefill import Row, is_drafted, span_of
+from .packed_decoder import Ahead, TokenSlots
 
 
 @dataclass
@@ -38,8 +39,18 @@ class RowBuffers:
     """The slots of the rows' adapters, -1 for none (`adapter_slots.py`)."""
     vocabulary: int
     """Number of text tokens."""
+    ahead: Ahead | None = None
+    """The layer that drafts, if there is one, with its cache in the rows' ranges."""
     seen_RV: Tensor | None = None
     """How often tokens were generated, for penalties (see `penalize`), by a request's first row."""
+
+    @classmethod
+    def allocate(cls, decoder: Decoder, rows: int, ahead: Ahead | None) -> "RowBuffers":
+        """Buffers for so many rows, all unused, and the spare one."""
+        config, device = decoder.config, decoder.device
+        hidden_RD, x_RD = torch.zeros(2, rows + 1, config.hidden_size, device=device, dtype=decoder.dtype)
+        states = torch.zeros(4, rows + 1, dtype=torch.long, device=device)
+        return cls(hidden_RD, x_RD, *states, vocabulary=config.vocab_size, ahead=ahead)
 
     @property
     def spare(self) -> int:
@@ -143,6 +154,8 @@ class SamplingGroup:
         self.head, self.mode, self.rows = head, mode, rows
         size, device = rows.spare if size is None else size, rows.hidden_RD.device
         self.requests: list[Request] = []
+        self.span = 0
+        """With `RowBuffers.ahead`: the bound of positions if any request is drafted by it, else 0."""
         self.rows_N, self.uncond_N, self.seeds_N, self.steps_N, self.tokens_N = torch.zeros(
             5, size, dtype=torch.long, device=device
         )
@@ -167,10 +180,16 @@ class SamplingGroup:
     def assign(self, requests: Sequence[Request]) -> None:
         """Make these the group's requests."""
         self.requests, count = list(requests), len(requests)
+        self.set_span()
         for target, source in self.states(requests):
             target[:count] = source
         self.rows_N[count:] = self.rows.spare
         self.uncond_N[count:] = self.rows.spare
+
+    def set_span(self) -> None:
+        """Set `span` for the group's requests."""
+        drafted = self.rows.ahead is not None and any(is_drafted(request) for request in self.requests)
+        self.span = span_of(max(request.positions for request in self.requests)) if drafted else 0
 
     def states(self, requests: Sequence[Request]) -> list[tuple[Tensor, Tensor]]:
         """Static tensors, and what stands there for these requests."""
@@ -209,6 +228,9 @@ class SamplingGroup:
             self.logprobs_NK[:count, : logprobs.shape[1]] = logprobs
             self.top_ids_NK[:count, : top_ids.shape[1]] = top_ids
         x_ND = self.head.embed(tokens_N.clamp(min=0))
+        if self.span and rows.ahead is not None:
+            places_N = (rows.positions_R[rows_N] - 1).clamp(min=0), rows.starts_R[rows_N]
+            rows.ahead(x_ND, rows.hidden_RD[rows_N], TokenSlots(*places_N, self.span))
         rows.x_RD.index_copy_(0, rows_N, x_ND)
         if mode.guided:
             rows.x_RD.index_copy_(0, uncond_N, x_ND)

@@ -13,10 +13,11 @@ import torch
 from torch import Tensor
 
 from ..device import upload
-from ..drafts import Drafter, Drawn, count_held
+from ..drafts import Drafter, Drawn, LayerDraftKind, count_held
 from ..sampling.request import Request, SamplingMode, SamplingTensors, TokenHead
 from ..sampling.sampling import guided_logits, sample, token_logprobs
 from ..token_masks import stack_masks
+from .packed_decoder import TokenSlots
 from .sampling_graphs import RowBuffers, SamplingGroup, draw_by_kernel, start_copies
 
 _NO_DRAFT = -2
@@ -59,12 +60,19 @@ class WindowGroup(SamplingGroup):
         self.hidden_BNWD[:, place, 0] = self.rows.hidden_RD[request.row_ids]
         self.drafts_Nk[place] = _NO_DRAFT
         if self.width > 1:
-            assert request.head.drafts is not None
+            drafts = request.head.drafts
+            assert drafts is not None
+            if self._drafter is None and isinstance(drafts, LayerDraftKind) and self._has_ahead:
+                self._drafter = drafts.layer_drafter()
             if self._drafter is None:
                 vocabulary = self.head.logits(self.hidden_BNWD[:1, 0, 0]).shape[-1]
                 places = len(self.members), vocabulary, self.context
-                self._drafter = request.head.drafts.drafter(*places, self.rows_N.device)
+                self._drafter = drafts.drafter(*places, self.rows_N.device)
             self._drafter.start(place, request.seen_ids, tokens)
+
+    @property
+    def _has_ahead(self) -> bool:
+        return self.rows.ahead is not None and not self.mode.guided
 
     def leave(self, request: Request, runs_on: bool) -> None:
         """Free a request's place. If it runs on, its hidden states go to the row buffers."""
@@ -76,6 +84,7 @@ class WindowGroup(SamplingGroup):
     def place(self) -> None:
         """Bring the static tensors up to date after requests joined, left, or were moved to other rows."""
         self.requests = [request for request in self.members if request is not None]
+        self.set_span()
         places = [place for place, request in enumerate(self.members) if request is not None]
         index_M = upload(torch.tensor(places, dtype=torch.long), self.rows_N.device)
         for rows in (self.rows_N, self.uncond_N):
@@ -132,10 +141,15 @@ class WindowGroup(SamplingGroup):
             self.logprobs_NK[:, : logprobs.shape[1]] = logprobs
             self.top_ids_NK[:, : top_ids.shape[1]] = top_ids
         self.counts_N.copy_(count_held(self.tokens_NW, self.drafts_Nk))
+        run_ahead = self._run_ahead if self.span and self._has_ahead else None
+        hidden_NWD = self.hidden_BNWD[0]
+        if run_ahead is not None and self._drafter is None:
+            run_ahead(self.tokens_NW, hidden_NWD, torch.zeros_like(self.counts_N))
         if self._drafter is not None:
             redraw = partial(self._redraw, kernel)
             logits_NWV = logits_MV.view(count, width, -1)
-            drawn = Drawn(self.tokens_NW, logits_NWV, self.steps_N.clone(), self.counts_N, redraw)
+            places = self.steps_N.clone(), self.counts_N
+            drawn = Drawn(self.tokens_NW, logits_NWV, *places, redraw, hidden_NWD, run_ahead)
             self._drafter.record(drawn)
             drafts_Nk = self._drafter.propose(drawn, width - 1)
             self.drafts_Nk.copy_(drafts_Nk.masked_fill(drafts_Nk < 0, _NO_DRAFT))
@@ -177,6 +191,19 @@ class WindowGroup(SamplingGroup):
         logits_MV, steps_M = logits_NkV.flatten(0, 1), steps_Nk.flatten()
         tokens_M = draw_by_kernel(kernel, logits_MV, self.mode, temperature_M, seeds_M, steps_M)
         return tokens_M.view_as(steps_Nk)
+
+    def _run_ahead(self, tokens_NT: Tensor, hidden_NTD: Tensor, offsets_N: Tensor) -> Tensor:
+        """See `Drawn`. What is beyond a request's range goes to the scratch slots."""
+        assert self.rows.ahead is not None
+        count, width = tokens_NT.shape
+        first_N1 = (self.rows.positions_R[self.rows_N] - 1 + offsets_N)[:, None]
+        positions_NT = first_N1 + torch.arange(width, device=first_N1.device)
+        inside_NT = (positions_NT >= 0) & (positions_NT < self._limits_N[:, None])
+        starts_NT = self.rows.starts_R[self.rows_N][:, None] * inside_NT
+        places = (positions_NT * inside_NT).flatten(), starts_NT.flatten()
+        slots = TokenSlots(*places, self.span, windows=((count, width),))
+        x_MD = self.head.embed(tokens_NT.clamp(min=0).flatten())
+        return self.rows.ahead(x_MD, hidden_NTD.flatten(0, 1), slots).view_as(hidden_NTD)
 
     def mark_sampled(self) -> None:
         if self.mode.penalized and self.rows.seen_RV is not None:

@@ -122,7 +122,7 @@ class WindowSteps:
         for group in groups:
             group.load_masks()
             count = len(group.members)
-            key = ("windows", group.head, group.mode, group.width, count)
+            key = ("windows", group.head, group.mode, group.width, count, group.span)
             self.graphs.run(key, lambda g=group, n=count: g.work(n, kernel), group.changed)
         reads: list[_Read] = [(group, list(group.members), group.read()) for group in groups]
         event = recorded_event(self.buffers.hidden_RD.device)

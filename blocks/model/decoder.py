@@ -82,6 +82,8 @@ class Decoder(nn.Module):
     """The ranks that each hold a part of every layer (`placement/tensor_parallel.py`); None for one."""
     scheduler: Any = None
     """What `engine.generate.scheduler_of` keeps here, so that it lives as long as the decoder."""
+    ahead: tuple[Any, ...] = ()
+    """A layer beside the decoder that drafts its tokens (`text/model.py: AheadLayer`); no module of this."""
     base: Any = None
     """The decoder over whose layers this one has `adapters`, by their numbers: its scheduler runs both."""
     adapters: tuple[int, ...] = ()

@@ -14,7 +14,7 @@ from ...blocks.engine.prefill import decode
 from ...blocks.graphs.cuda_graphs import CudaGraphCapturer, uses_cuda_graphs
 from ...blocks.graphs.fused_weights import fuse_weights
 from ...blocks.graphs.kv_pool import SCRATCH, KVPool, range_length
-from ...blocks.graphs.packed_decoder import PackedDecoder, TokenSlots, load_kernels
+from ...blocks.graphs.packed_decoder import Kernels, PackedDecoder, TokenSlots, load_kernels
 from ...blocks.model.decoder import Decoder
 from ...janus.model import JanusModel
 from ...text.ahead import AheadDrafts
@@ -63,9 +63,8 @@ def bench_drafts(bench: Bench, model: TextModel, rows: int, filled: int, step: f
     a step, and how many times as fast answers are, if so many drafts hold after right ones.
     """
     draft = 0.0
-    if model.ahead is not None and model.decoder.device.type == "cpu":
-        run = draft_pass(model, rows, filled)
-        times = bench.time(run, repeats=repeats)
+    if model.ahead is not None and (run := draft_pass(model, rows, filled)) is not None:
+        times = bench.time(run, repeats=repeats, warmup=2)
         draft = min(times)
         note = f"x {draft / step:.2f} of a step: one layer and the head"
         bench.add(
@@ -96,9 +95,19 @@ def bench_drafts(bench: Bench, model: TextModel, rows: int, filled: int, step: f
         )
 
 
-def draft_pass(model: TextModel, rows: int, filled: int) -> Callable[[], object]:
-    """A draft of each request, whose layer has `filled` positions in its cache."""
+def draft_pass(model: TextModel, rows: int, filled: int) -> Callable[[], object] | None:
+    """A draft of each request, whose layer has `filled` positions in its cache; captured where steps are.
+    None where the layer makes no drafts."""
     decoder, width = model.decoder, model.decoder.config.hidden_size
+    kernels = _kernels(decoder)
+    if kernels is not None:
+        packed, slots, pool = _packed(decoder, kernels, rows, 1, filled)
+        next_RD, hidden_RD = torch.randn(2, rows, width, device=decoder.device).to(decoder.dtype)
+        return CudaGraphCapturer(decoder.device)(
+            lambda: model.text_logits(packed.forward_ahead(next_RD, hidden_RD, slots, pool))
+        )
+    if decoder.device.type != "cpu":
+        return None
     drafter = AheadDrafts(model).drafter(1, decoder.config.vocab_size, filled + 2, decoder.device)
     hidden_11D = torch.randn(1, 1, width, device=decoder.device).to(decoder.dtype)
     one = torch.ones(1, dtype=torch.long, device=decoder.device)
@@ -121,7 +130,7 @@ def window_pass(
 ) -> Callable[[], object]:
     """A pass over `width` random tokens of each row, to logits; captured where steps are."""
     x_RWD = torch.randn(rows, width, decoder.config.hidden_size, device=decoder.device).to(decoder.dtype)
-    kernels = load_kernels(decoder.device) if uses_cuda_graphs(decoder) else None
+    kernels = _kernels(decoder)
     if kernels is None:
         cache = decoder.new_cache(rows, filled + width)
 
@@ -131,6 +140,19 @@ def window_pass(
             logits(decode(decoder, x_RWD, cache).flatten(0, 1))
 
         return run
+    packed, slots, pool = _packed(decoder, kernels, rows, width, filled)
+    return CudaGraphCapturer(decoder.device)(lambda: logits(packed.forward(x_RWD.flatten(0, 1), slots, pool)))
+
+
+def _kernels(decoder: Decoder) -> Kernels | None:
+    """The kernels of captured steps, where there are such."""
+    return load_kernels(decoder.device) if uses_cuda_graphs(decoder) else None
+
+
+def _packed(
+    decoder: Decoder, kernels: Kernels, rows: int, width: int, filled: int
+) -> tuple[PackedDecoder, TokenSlots, KVPool]:
+    """What a pass over windows of `width` tokens of each row needs, after `filled` positions."""
     fuse_weights(decoder)
     packed, span = PackedDecoder(decoder, kernels), range_length(filled + width)
     packed.reserve(rows * width)
@@ -138,5 +160,4 @@ def window_pass(
     positions = [filled + index for index in range(width)] * rows
     starts = [SCRATCH + row * span for row in range(rows) for _ in range(width)]
     positions_N, starts_N = ints_on_device(decoder.device, positions, starts)
-    slots = TokenSlots(positions_N, starts_N, span, windows=((rows, width),))
-    return CudaGraphCapturer(decoder.device)(lambda: logits(packed.forward(x_RWD.flatten(0, 1), slots, pool)))
+    return packed, TokenSlots(positions_N, starts_N, span, windows=((rows, width),)), pool
