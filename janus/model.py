@@ -88,7 +88,8 @@ class JanusModel(nn.Module):
         self.gen_vision_model = VQModel(config.vq, encodes=reads) if paints else no_image
         self.gen_aligner = MlpProjector(code_dim, width, config.gen_aligner_depth) if paints else no_image
         self.gen_head = ImageHead(config) if paints else no_image
-        self.gen_embed = nn.Embedding(config.vq.codebook_size, code_dim) if paints else no_image
+        book = torch.randn(config.vq.codebook_size, code_dim)
+        self.gen_embed = nn.Embedding.from_pretrained(book, freeze=False) if paints else no_image
         self.language_model = LanguageModel(config, reads=reads)
 
     @property

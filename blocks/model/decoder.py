@@ -93,7 +93,8 @@ class Decoder(nn.Module):
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__()
         self.config = config
-        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        table = torch.randn(config.vocab_size, config.hidden_size)  # `normal_` on meta imports a compiler
+        self.embed_tokens = nn.Embedding.from_pretrained(table, freeze=False)
         self.layers = nn.ModuleList(Block(config, layer) for layer in range(config.num_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
 
@@ -138,10 +139,7 @@ class Decoder(nn.Module):
     def forward_context(
         self, rows: int, length: int, device: torch.device, cache: KVCache | None, masked: bool = True
     ) -> ForwardContext:
-        """The context of a call over `length` positions of each row.
-
-        `masked` may be False only if all rows are at position 0.
-        """
+        """The context of a call over `length` positions; `masked` may be False only if all start at 0."""
         offsets = torch.arange(length, device=device).expand(rows, length)
         positions = offsets if cache is None else cache.positions[:, None] + offsets
         return ForwardContext(

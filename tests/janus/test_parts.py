@@ -1,5 +1,8 @@
 """Loading only what a task takes, and what fits."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 from bifrons import JanusPipeline, OptionError
@@ -110,3 +113,13 @@ def test_pictures_do_not_depend_on_what_is_free(pipes, monkeypatch):
     monkeypatch.setattr(pipe.model.decoder, "forward", watch)
     assert pipe.generate(["a", "b", "c"], seed=3, output_type="codes").equal(whole)
     assert set(rows) == {4, 2}
+
+
+def test_what_paints_is_loaded_without_slow_imports(janus_mini):
+    """torch's compiler and timm take seconds."""
+    code = (
+        "import sys; from bifrons import JanusPipeline\n"
+        f"JanusPipeline.from_pretrained({str(janus_mini)!r}, device='cpu', progress=False, parts='paint')\n"
+        "sys.exit(bool({'torch._dynamo', 'timm'} & set(sys.modules)))"
+    )
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0

@@ -198,7 +198,8 @@ class Codebook(nn.Module):
 
     def __init__(self, config: VQConfig) -> None:
         super().__init__()
-        self.embedding = nn.Embedding(config.codebook_size, config.code_dim)
+        vectors_NE = torch.randn(config.codebook_size, config.code_dim)
+        self.embedding = nn.Embedding.from_pretrained(vectors_NE, freeze=False)
 
     def vectors(self) -> Tensor:
         """Unit vectors, `[N, E]`."""
