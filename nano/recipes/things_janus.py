@@ -22,8 +22,9 @@ FRESH = 10**9
 """Seed of pictures that are in no training."""
 UNCONDITIONAL = 0.1
 """Share of sentences that are replaced by padding, for guidance."""
-READ_WEIGHT, RESTATE_WEIGHT = 0.7, 0.5
-"""Weights of the losses of answers and of restated sentences."""
+PAINT_WEIGHT, READ_WEIGHT, RESTATE_WEIGHT = 8.0, 0.7, 0.5
+"""Weights of the losses of images, of answers and of restated sentences. The first is a mean over 576 codes,
+of which few say which color or side belongs to which thing."""
 WARMUP = 0.08
 """Share of the image tokenizer's training without quantization."""
 
@@ -72,7 +73,7 @@ def janus_tasks(
         return drawn.reading(to_pixels(drawn.more["tiles"]), encoder.image_places)
 
     restate = Task(lambda: restated.draw(rows[2]).answering(), RESTATE_WEIGHT)
-    return {"paint": Task(draw_paint), "read": Task(draw_read, READ_WEIGHT), "restate": restate}
+    return {"paint": Task(draw_paint, PAINT_WEIGHT), "read": Task(draw_read, READ_WEIGHT), "restate": restate}
 
 
 def make_model(job: Job) -> Made:
