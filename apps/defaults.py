@@ -11,7 +11,7 @@ DEFAULT_GROUNDING_MODEL = "vl2-nano"
 
 _EMBEDDED = (DEFAULT_MODEL, DEFAULT_GROUNDING_MODEL)
 
-QUANTIZE_HELP = "int8, int4 or fp8 weights in the decoder (default: as stored in the model's folder)"
+QUANTIZE_HELP = "int8, int4 or fp8 weights in the decoder (default: as stored, but fp8 blocks unpacked)"
 
 
 def default_model(embedded: str = DEFAULT_MODEL) -> str:

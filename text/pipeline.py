@@ -72,7 +72,7 @@ class TextPipeline(CompletionPipeline):
             model: a model folder or a hub id (`deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B`).
             device, dtype, quantize, device_map, max_memory, capture, progress, tensor_parallel: where and how
                 the weights are loaded, described in `bifrons.blocks.placement.device_map.LoadOptions`.
-                Weights in blocks of fp8, as V3 and R1 have them, are dequantized.
+                Weights in blocks of fp8 (V3, R1) are dequantized, or with `quantize="fp8"` stay so.
             revision, more: as in `JanusPipeline.from_pretrained`.
 
         Raises:

@@ -1,28 +1,16 @@
 """The released DeepSeek-VL2 models, the parts of a model, and its workloads for memory estimates."""
 
-from dataclasses import dataclass
-
 from ..blocks.chat.text_generation import TextGenerationOptions
 from ..blocks.placement.memory_estimate import PROMPT_TOKENS, Workload, decoder_workload, siglip_activations
 from .config import VL2Config
 from .tiles import num_image_tokens
 
-
-@dataclass(frozen=True)
-class Variant:
-    """A released model and the sizes that identify it."""
-
-    name: str
-    hub_id: str
-    num_layers: int
-    hidden_size: int
-
-
-VARIANTS = (
-    Variant("DeepSeek-VL2-Tiny", "deepseek-ai/deepseek-vl2-tiny", 12, 1280),
-    Variant("DeepSeek-VL2-Small", "deepseek-ai/deepseek-vl2-small", 27, 2048),
-    Variant("DeepSeek-VL2", "deepseek-ai/deepseek-vl2", 30, 2560),
-)
+VARIANTS = {
+    (12, 1280): "DeepSeek-VL2-Tiny",
+    (27, 2048): "DeepSeek-VL2-Small",
+    (30, 2560): "DeepSeek-VL2",
+}
+"""The released models by their decoders' layers and width."""
 
 EXPERTS = "routed experts"
 PARTS = {
@@ -37,8 +25,7 @@ PARTS = {
 
 def variant(config: VL2Config) -> str | None:
     """The name of the released model with this architecture, or None."""
-    size = (config.decoder.num_layers, config.decoder.hidden_size)
-    return next((row.name for row in VARIANTS if (row.num_layers, row.hidden_size) == size), None)
+    return VARIANTS.get((config.decoder.num_layers, config.decoder.hidden_size))
 
 
 def workloads(config: VL2Config) -> list[Workload]:

@@ -6,7 +6,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from ...blocks.kernels.codec import KINDS
 from ...blocks.placement.layout import longest_prefix, units
 from ...blocks.placement.memory_estimate import tensor_bytes
 
@@ -17,21 +16,20 @@ _USABLE = 0.9
 
 
 def count_gpus(
-    model: nn.Module, beside: int, quantization: str | None, keep_float32: Callable[[str], bool]
+    model: nn.Module, beside: int, kinds: Mapping[str, str | None], keep_float32: Callable[[str], bool]
 ) -> dict[str, dict[str, int | None]]:
-    """GPUs of each size that a plain model takes, by the kind of its weights (`bfloat16` and others), with
+    """GPUs of each size that a plain model takes with its weights in each of the `kinds`, by name, with
     `beside` bytes on each. GPUs are filled one after the other; None where a part of the model is too large
     for one."""
-    kinds = [quantization] if quantization else [None, *KINDS]
     parts = dict.fromkeys(units(model), 0)
     counts: dict[str, dict[str, int | None]] = {name: {} for name in SIZES}
-    for kind in kinds:
+    for label, kind in kinds.items():
         sizes = dict.fromkeys(parts, 0)
         for name, size in tensor_bytes(model, torch.bfloat16, kind, keep_float32).items():
             if (unit := longest_prefix(name, sizes)) is not None:
                 sizes[unit] += size
         for name, memory in SIZES.items():
-            counts[name][kind or "bfloat16"] = _filled(list(sizes.values()), int(memory * _USABLE) - beside)
+            counts[name][label] = _filled(list(sizes.values()), int(memory * _USABLE) - beside)
     return counts
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from ...blocks.checkpoints.formats import TensorEntry
-from ...blocks.checkpoints.hub import open_model
+from ...blocks.checkpoints.hub import ModelFolder, open_model
 from ...blocks.checkpoints.key_mapping import check
 from ...blocks.checkpoints.quantize import (
     quantized_dtypes,
@@ -24,7 +24,8 @@ from ...blocks.checkpoints.quantize import (
 from ...blocks.checkpoints.reader import list_tensors, weight_files
 from ...blocks.errors import BifronsError, counted, one_line
 from ...blocks.json_config import TABLE_BYTES, read_value
-from ...blocks.kernels.codec import KINDS
+from ...blocks.kernels.codec import FP8_BLOCKS, KINDS
+from ...blocks.placement.fp8_blocks import kind_in_memory
 from ...blocks.placement.memory_budget import size_text
 from ...blocks.placement.memory_estimate import active_parameters, model_bytes, parameters_by_part
 from ...blocks.vocabulary import read_vocabulary
@@ -65,7 +66,7 @@ def inspect_model(model: str) -> dict[str, Any]:
         report["note"] = "The tensors of .bin files are compared with the model once they are downloaded."
     try:
         description = describe(source, entries or _indexed_names(folder))
-        report |= _architecture(description, stored_kind(source))
+        report |= _architecture(description, source)
     except BifronsError as error:
         report["errors"].insert(0, str(error))
     try:
@@ -106,8 +107,11 @@ def _match_tensors(
     return {"in_files": len(entries), **mismatches, "unused": len(match.unused)}
 
 
-def _architecture(description: ModelDescription, quantization: str | None) -> dict[str, Any]:
+def _architecture(description: ModelDescription, source: ModelFolder) -> dict[str, Any]:
     """What follows from the config alone: name, parameters, memory."""
+    quantization = stored_kind(source)
+    kinds = {kind: kind_in_memory(source, kind) for kind in KINDS} if quantization is None else {}
+    loaded = {"bfloat16": None, **kinds} if quantization is None else {quantization: quantization}
     parts = parameters_by_part(description.network, description.parts)
     total = sum(parts.values())
     experts = parts.get(description.experts, 0) if description.experts else 0
@@ -122,6 +126,7 @@ def _architecture(description: ModelDescription, quantization: str | None) -> di
     beside = work.cache_bytes(1, torch.bfloat16) + work.activation_bytes(1, torch.bfloat16)
     return {
         "quantization": quantization,
+        "stored_in_fp8_blocks": FP8_BLOCKS in kinds.values(),
         "family": description.family,
         "variant": description.variant,
         "model_type": description.model_type,
@@ -133,7 +138,7 @@ def _architecture(description: ModelDescription, quantization: str | None) -> di
         },
         "memory": {
             "weights": weight_bytes(quantization),
-            "quantized": {kind: weight_bytes(kind) for kind in KINDS} if quantization is None else {},
+            "quantized": {name: weight_bytes(kind) for name, kind in kinds.items()},
             "work": [
                 {
                     "work": workload.name,
@@ -148,7 +153,7 @@ def _architecture(description: ModelDescription, quantization: str | None) -> di
                 for workload in description.workloads
                 for batch in BATCHES
             ],
-            "gpus": count_gpus(description.network, beside, quantization, description.keep_float32),
+            "gpus": count_gpus(description.network, beside, loaded, description.keep_float32),
         },
     }
 
@@ -244,7 +249,8 @@ def _memory_lines(report: dict[str, Any]) -> Iterator[str]:
     yield f"  {'weights':<40}{size_text(weights['float32']):>20}{size_text(weights['bfloat16']):>20}"
     for kind, sizes in report["memory"]["quantized"].items():
         columns = f"{size_text(sizes['float32']):>20}{size_text(sizes['bfloat16']):>20}"
-        yield f"  {f'weights with --quantize {kind}':<40}{columns}"
+        stored = " (as stored)" if kind == "fp8" and report["stored_in_fp8_blocks"] else ""
+        yield f"  {f'weights with --quantize {kind}{stored}':<40}{columns}"
     yield "  beside the weights: cache + activations (approximate)"
     for work in report["memory"]["work"]:
         name = f"{work['work']}, {work['positions']} positions" if work["batch"] == BATCHES[0] else ""

@@ -48,7 +48,8 @@ class TensorEntry:
     Bytes `offset` to `offset + nbytes` of `file` hold it. `strides` (in elements) is None for a contiguous
     tensor; otherwise those bytes are the span that the strides cover. `member`: the bytes count in this
     compressed member of a zip file. `swapped`: numbers have the other byte order than this machine's. `scale`
-    is the tensor of the scales of fp8 or int8 weights, with which they are multiplied as they are read.
+    is the tensor of the scales of fp8 or int8 weights, with which they are multiplied as they are read. With
+    `repeated`, the rows are scales of fp8 blocks, read once for each output.
     """
 
     name: str
@@ -61,6 +62,7 @@ class TensorEntry:
     member: str | None = None
     swapped: bool = False
     scale: "TensorEntry | None" = None
+    repeated: bool = False
 
     @property
     def read_dtype(self) -> torch.dtype:

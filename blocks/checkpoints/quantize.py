@@ -14,7 +14,7 @@ from torch import nn
 
 from ..errors import ConfigError, OptionError
 from ..foreign_files import OUR_METHOD, has_fp8_blocks
-from ..kernels.codec import CODE_DTYPES, GROUP_SIZE, KINDS
+from ..kernels.codec import CODE_DTYPES, FP8_BLOCKS, GROUP_SIZE, KINDS
 from ..model.decoder import Decoder
 from ..model.moe import Experts
 from ..model.quantized_weight import QuantizedWeight
@@ -60,14 +60,14 @@ def quantization_config(kind: str) -> dict[str, Any]:
 
 def stored_kind(folder: ModelFolder) -> str | None:
     """How the folder's weights are quantized according to its config; None if they are not, or are fp8 in
-    blocks, which is undone as they are read. Raises `ConfigError` for methods other than ours."""
+    DeepSeek's blocks, which are kept on request. Raises `ConfigError` for methods other than ours."""
     if folder.config.get(CONFIG_KEY) is None or has_fp8_blocks(folder.config):
         return None
     section = folder.config.section(CONFIG_KEY)
     section.expect("quant_method", OUR_METHOD)
     section.expect("group_size", GROUP_SIZE)
     kind = section.get("weights")
-    if kind not in KINDS:
+    if kind not in (*KINDS, FP8_BLOCKS):
         raise ConfigError(f"{section.where}.weights is {kind!r}; accepted: {', '.join(KINDS)}")
     return kind
 
@@ -78,9 +78,9 @@ def pick_quantization(folder: ModelFolder, quantize: str | None) -> Quantization
     requested, stored = check_kind(quantize), stored_kind(folder)
     if stored is None:
         return None if requested is None else Quantization(requested, stored=False)
-    if requested not in (None, stored):
+    if requested not in (None, accepted := stored if stored in KINDS else None):
         raise OptionError(
-            f"quantize is {requested!r}, but {folder.path} holds {stored} weights; accepted: {stored!r}"
+            f"quantize is {requested!r}, but {folder.path} holds {stored} weights; accepted: {accepted!r}"
         )
     return Quantization(stored, stored=True)
 

@@ -17,7 +17,7 @@ from ..bin_file import open_bytes
 from ..errors import CheckpointError, is_name
 from ..foreign_files import is_adapter, no_weights_text, plain_names
 from ..json_config import TABLE_BYTES, read_value, shown
-from ..kernels.codec import FP8_BLOCK, decode_blocks, decode_rows
+from ..kernels.codec import FP8_BLOCK, decode_blocks, decode_rows, repeat_rows
 from .formats import TensorEntry, list_bin, list_safetensors
 
 # Indices are preferred, since they state which files belong together.
@@ -164,6 +164,8 @@ class TensorReader:
         if entry.swapped:
             width = entry.dtype.itemsize // (2 if entry.dtype.is_complex else 1)
             flat.view(torch.uint8).copy_(flat.view(torch.uint8).view(-1, width).flip(1).flatten())
+        if entry.repeated:
+            return repeat_rows(flat.view(-1, *entry.shape[1:]), entry.shape[0])
         strides = entry.strides
         tensor = flat.view(entry.shape) if strides is None else flat.as_strided(entry.shape, strides)
         if entry.scale is None:

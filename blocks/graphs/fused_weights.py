@@ -55,9 +55,10 @@ def _adjacent_view(parts: Sequence[Tensor]) -> Tensor | None:
 def fused_weight(*layers: nn.Module) -> WeightTensors | None:
     """The layers' weights as one, if `fuse_weights` made them adjacent and kernels can read their kind."""
     weights = _linear_weights(layers)
-    if weights is None or (
-        weights[0].kind == "fp8" and not dispatch.supports_float8(weights[0].codes.device)
-    ):
+    if weights is None:
+        return None
+    codes = weights[0].codes
+    if codes.dtype == torch.float8_e4m3fn and not dispatch.supports_float8(codes.device):
         return None
     fused: dict[str, Tensor] = {}
     for field, tensors in _tensors_by_field(weights).items():

@@ -9,6 +9,10 @@ codes, which have 4 significant bits and a maximum of 448 (Micikevicius et al. 2
 group of up to 64 inputs: `w = zero + scale * (code - 8)`, codes 0..15, two per byte (even input in the low
 half). Codes are computed from the rounded bfloat16 scales, so the error is at most half a step (in int4, plus
 what rounding shifts the ends of a group by).
+
+fp8_blocks: fp8 codes in blocks of 128 x 128 with a scale each, as DeepSeek-V3 stores them. In memory every
+output has its own copy of its scales, `[O, G]` in float32 for G groups of 128 inputs, so that weights can be
+joined and cut at any output.
 """
 
 from dataclasses import dataclass
@@ -18,7 +22,14 @@ import torch
 from torch import Tensor
 
 KINDS = ("int8", "int4", "fp8")
-CODE_DTYPES = {"int8": torch.int8, "int4": torch.uint8, "fp8": torch.float8_e4m3fn}
+FP8_BLOCKS = "fp8_blocks"
+"""The kind of weights that are stored in fp8 blocks, and kept so. None are encoded to it."""
+CODE_DTYPES = {
+    "int8": torch.int8,
+    "int4": torch.uint8,
+    "fp8": torch.float8_e4m3fn,
+    FP8_BLOCKS: torch.float8_e4m3fn,
+}
 GROUP_SIZE = 64
 """Inputs of an int4 group where that divides their number; else the greatest common divisor of both."""
 SCALE_DTYPE = torch.bfloat16
@@ -29,6 +40,18 @@ FP8_BLOCK = 128
 def group_size(inputs: int) -> int:
     """Inputs that share an int4 scale and zero."""
     return gcd(inputs, GROUP_SIZE)
+
+
+def scales_per_output(kind: str, inputs: int) -> int | None:
+    """Scales of an output's weights, where it has more than one; None for a single one."""
+    if kind == FP8_BLOCKS:
+        return -(-inputs // FP8_BLOCK)
+    return inputs // group_size(inputs) if kind == "int4" else None
+
+
+def scale_dtype(kind: str) -> torch.dtype:
+    """The dtype of scales."""
+    return torch.float32 if kind == FP8_BLOCKS else SCALE_DTYPE
 
 
 @dataclass(frozen=True)
@@ -50,8 +73,16 @@ class WeightTensors:
         return len(self.codes)
 
     @property
+    def groups(self) -> int:
+        """Scales of an output, each of a group of inputs."""
+        return 1 if self.scale is None or self.scale.ndim < self.codes.ndim else self.scale.shape[-1]
+
+    @property
     def group_columns(self) -> int:
-        """Columns of `codes` (of two inputs each) that share an int4 scale and zero; 1 for other kinds."""
+        """Columns of `codes` that share a scale: in int4 (of two inputs each) and fp8 blocks; 1 for other
+        kinds."""
+        if self.kind == FP8_BLOCKS:
+            return FP8_BLOCK
         return 1 if self.zero is None else self.codes.shape[-1] // self.zero.shape[-1]
 
     @property
@@ -118,6 +149,8 @@ def decode(weight: WeightTensors, dtype: torch.dtype) -> Tensor:
     """Dequantize a weight; each number is rounded to `dtype` once."""
     codes, scale, zero = weight.codes, weight.scale, weight.zero
     assert scale is not None, "a plain weight has no codes"
+    if weight.kind == FP8_BLOCKS:
+        return _decode_groups(codes, scale).to(dtype)
     if zero is None:
         # The exact product of two 8-bit significands is rounded once in bfloat16 too, so float32 isn't
         # needed.
@@ -136,6 +169,14 @@ def decode_rows(codes: Tensor, scale: Tensor) -> Tensor:
 def decode_blocks(codes_OI: Tensor, scale: Tensor) -> Tensor:
     """The weight `[O, I]` in float32 of fp8 codes in blocks of `FP8_BLOCK` x `FP8_BLOCK`, one scale each;
     those at the ends may be smaller (DeepSeek-V3, sec. 3.3.2)."""
-    (outputs, inputs), scale = codes_OI.shape, scale.float()
-    scale_OI = scale.repeat_interleave(FP8_BLOCK, 0)[:outputs].repeat_interleave(FP8_BLOCK, 1)[:, :inputs]
-    return scale_OI * codes_OI.float()
+    return _decode_groups(codes_OI, repeat_rows(scale, len(codes_OI)))
+
+
+def repeat_rows(scale: Tensor, outputs: int) -> Tensor:
+    """The scales of blocks, `[blocks of outputs, ...]`, for each output."""
+    return scale.float().repeat_interleave(FP8_BLOCK, 0)[:outputs]
+
+
+def _decode_groups(codes: Tensor, scale: Tensor) -> Tensor:
+    """The weight `[..., O, I]` in float32 of codes with a scale for each `FP8_BLOCK` inputs of an output."""
+    return scale.repeat_interleave(FP8_BLOCK, -1)[..., : codes.shape[-1]] * codes.float()

@@ -17,6 +17,9 @@ import torch
 import triton
 import triton.language as tl
 
+from .codec import FP8_BLOCK
+
+GROUP_INPUTS = tl.constexpr(FP8_BLOCK)
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 """Whether kernels run in Triton's interpreter, as in tests on the CPU."""
 
@@ -79,8 +82,8 @@ def unpack_int4(codes, DTYPE: tl.constexpr):
 @triton.jit
 def dequantize(codes, scale, zero, KIND: tl.constexpr, DTYPE: tl.constexpr):
     """Codes `[O, C]` -> numbers in DTYPE, `[O, C]`, or for int4 `[O, 2 C]`. `scale` is `[O]`; in int4, scales
-    and zeros of groups of columns are `[O, G]`. Each number, `scale * code` or in int4 `scale * (code - 8) +
-    zero`, is rounded once."""
+    and zeros of groups of columns are `[O, G]`, and so are the scales of fp8 blocks. Each number, `scale *
+    code` or in int4 `scale * (code - 8) + zero`, is rounded once."""
     if KIND == "plain":
         numbers = codes.to(DTYPE)
     elif KIND == "int4":
@@ -96,6 +99,17 @@ def dequantize(codes, scale, zero, KIND: tl.constexpr, DTYPE: tl.constexpr):
             )
         else:
             numbers = (numbers.to(tl.float32) * scale.to(tl.float32) + zero.to(tl.float32)).to(DTYPE)
+    elif KIND == "fp8_blocks":
+        shape: tl.constexpr = (scale.shape[0], scale.shape[1], codes.shape[1] // scale.shape[1])
+        scale = tl.reshape(tl.broadcast_to(scale[:, :, None], shape), codes.shape)
+        if tl.bfloat16 == DTYPE:
+            bits = codes.to(tl.int8, bitcast=True)
+            numbers = tl.inline_asm_elementwise(
+                _FLOAT8, "=r,=r,r", [bits], dtype=tl.bfloat16, is_pure=True, pack=4
+            )
+        else:
+            numbers = codes
+        numbers = (numbers.to(tl.float32) * scale).to(DTYPE)
     elif tl.bfloat16 == DTYPE:
         if KIND == "fp8":
             bits = codes.to(tl.int8, bitcast=True)

@@ -22,7 +22,7 @@ import triton
 from torch import Tensor
 
 from . import batch_invariant
-from .codec import WeightTensors
+from .codec import FP8_BLOCK, FP8_BLOCKS, WeightTensors
 from .dequant import dot_in_float32
 from .gemv_triton import decode_kernel, gemv_kernel
 from .pdl import pdl_options, prefetch_options
@@ -44,7 +44,7 @@ class Tile(NamedTuple):
     bytes: bytes of each output's weights per iteration of the loop.
     rows: rows that the tile is padded to.
     flip: whether the rows, instead of the weights, are the long side of the tensor cores' tiles.
-    groups: groups of inputs with an int4 scale each per iteration.
+    groups: groups of inputs with a scale each, in int4 and fp8 blocks, per iteration.
     prefetch: bytes of weights that go into L2 while a program waits for the preceding kernel.
     early: whether the next kernel may start up, and load weights, before this one has waited.
     """
@@ -160,10 +160,15 @@ def _tile_over_32_rows(kind: str, gated: bool, groups: int) -> Tile:
 def _columns_per_iteration(weight: WeightTensors, tile: Tile, chain: int) -> int:
     """Columns of a power of two; of several chains of so many columns, they divide it."""
     columns = weight.codes.shape[1]
-    if weight.zero is not None:
-        return columns // weight.zero.shape[1] * tile.groups
+    if weight.kind == "int4":
+        return weight.group_columns * tile.groups
     block = min(max(32, tile.bytes // weight.codes.itemsize), max(32, triton.next_power_of_2(columns)))
     return block if chain == columns else min(block, chain & -chain)
+
+
+def _groups_of(weight: WeightTensors, tile: Tile, columns: int) -> int:
+    """Groups of inputs with a scale each in so many columns."""
+    return max(1, columns // FP8_BLOCK) if weight.kind == FP8_BLOCKS else tile.groups
 
 
 @cache
@@ -195,8 +200,7 @@ def _launch(
     rows, codes = len(x_RI), weight.codes
     columns = codes.shape[1]
     outputs = len(codes) // (2 if gated else 1)
-    groups = 1 if weight.zero is None else weight.zero.shape[1]
-    tile = plan_tile(weight.kind, x_RI.shape[1], outputs, gated, rows, groups)
+    tile = plan_tile(weight.kind, x_RI.shape[1], outputs, gated, rows, weight.groups)
     chain = columns if part is None else columns * part // x_RI.shape[1]
     block_columns = _columns_per_iteration(weight, tile, chain)
     block_inputs = block_columns * x_RI.shape[1] // columns
@@ -222,7 +226,7 @@ def _launch(
         BLOCK_R=tile.rows,
         BLOCK_O=tile.outputs,
         BLOCK_C=block_columns,
-        GROUPS=tile.groups,
+        GROUPS=_groups_of(weight, tile, block_columns),
         GATED=gated,
         CHAIN=chain,
         **prefetch_options(codes, tile.prefetch // weight_rows),
@@ -237,9 +241,9 @@ def _launch(
 def decode(weight: WeightTensors, dtype: torch.dtype) -> Tensor:
     """The dequantized weight, `[O, I]`, of the numbers that the products take."""
     outputs, columns = weight.codes.shape
-    per_column, tile_columns, groups = 1, 128, 1
-    if weight.zero is not None:
-        per_column, groups = 2, _int4_groups(weight.zero.shape[1], 4)
+    per_column, tile_columns, groups = 1, FP8_BLOCK, 1
+    if weight.kind == "int4":
+        per_column, groups = 2, _int4_groups(weight.groups, 4)
         tile_columns = weight.group_columns * groups
     out = torch.empty(outputs, per_column * columns, dtype=dtype, device=weight.codes.device)
     decode_kernel[(triton.cdiv(outputs, 32), triton.cdiv(columns, tile_columns))](
@@ -260,8 +264,7 @@ def supports(x_RI: Tensor, weight: WeightTensors) -> bool:
     """Whether the kernel takes these rows: for plain weights, few rows in half precision with a multiple of
     16 inputs; for quantized ones any rows, unless int4 groups are too small."""
     if weight.kind != "plain":
-        groups = 1 if weight.zero is None else weight.zero.shape[1]
-        return x_RI.shape[1] // groups >= _MIN_GROUP
+        return x_RI.shape[1] // weight.groups >= _MIN_GROUP
     return len(x_RI) <= MAX_ROWS and x_RI.dtype != torch.float32 and x_RI.shape[1] % 16 == 0
 
 

@@ -12,7 +12,7 @@ groups of inputs that share an int4 scale. Sums are in float32.
 import triton
 import triton.language as tl
 
-from .dequant import dequantize
+from .dequant import GROUP_INPUTS, dequantize
 from .pdl import gdc_launch_dependents, gdc_wait, prefetch_l2
 
 
@@ -31,12 +31,18 @@ def _load_scales(
     COLUMNS: tl.constexpr, KIND: tl.constexpr, GROUPS: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     """The scales of the weight rows `n`, `[O]`, or for int4 scales and zeros of the groups of the block of
-    columns that begins at `first` or, beyond the end, of the last block, `[O, G]`."""
+    columns that begins at `first` or, beyond the end, of the last block, `[O, G]`; for fp8 blocks the scales
+    of groups of columns, beyond the end those of the last group."""
     if KIND == "int4":
         columns: tl.constexpr = BLOCK_C // GROUPS
         g = tl.minimum(first, COLUMNS - BLOCK_C) // columns + tl.arange(0, GROUPS)
         at = n[:, None] * (COLUMNS // columns) + g[None, :]
         scale, zero = tl.load(scale_ptr + at), tl.load(zero_ptr + at)
+    elif KIND == "fp8_blocks":
+        count: tl.constexpr = (COLUMNS + GROUP_INPUTS - 1) // GROUP_INPUTS
+        g = tl.minimum(first // GROUP_INPUTS + tl.arange(0, GROUPS), count - 1)
+        scale = tl.load(scale_ptr + n[:, None] * count + g[None, :])
+        zero = scale  # not used, but of a type that a loop can carry
     elif KIND == "plain":
         scale, zero = 0.0, 0.0
     else:
@@ -111,7 +117,8 @@ def gemv_kernel(
             gdc_launch_dependents()
     acc = tl.zeros([BLOCK_R, weight_rows] if FLIP else [weight_rows, BLOCK_R], tl.float32)
     next_scale, next_zero = scale, zero
-    if KIND == "int4":  # loaded one iteration ahead: Triton pipelines only the operands of `tl.dot`
+    grouped: tl.constexpr = KIND == "int4" or KIND == "fp8_blocks"
+    if grouped:  # loaded one iteration ahead: Triton pipelines only the operands of `tl.dot`
         next_scale, next_zero = _load_scales(
             scale_ptr, zero_ptr, n, begin + BLOCK_C, COLUMNS, KIND, GROUPS, BLOCK_C
         )
@@ -119,7 +126,7 @@ def gemv_kernel(
     end = tl.minimum(begin + CHAIN, COLUMNS) if parted else COLUMNS
     for first in range(begin + BLOCK_C, end, BLOCK_C):
         codes = _load_codes(weight, n, first + c, COLUMNS, whole)
-        if KIND == "int4":
+        if grouped:
             scale, zero = next_scale, next_zero
             next_scale, next_zero = _load_scales(
                 scale_ptr, zero_ptr, n, first + BLOCK_C, COLUMNS, KIND, GROUPS, BLOCK_C
@@ -164,8 +171,13 @@ def _load_tile_scales(
     scales, zeros, start, columns,
     KIND: tl.constexpr, GROUP_C: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    """Scales `[O]`, or for int4 scales and zeros `[O, G]` of the groups of a block of columns."""
-    if KIND == "int4":
+    """Scales `[O]`, or of the groups of a block of columns `[O, G]`: for int4 with zeros, for fp8 blocks."""
+    if KIND == "fp8_blocks":
+        count: tl.constexpr = BLOCK_C // GROUP_C if BLOCK_C > GROUP_C else 1
+        group = start // GROUP_C + tl.arange(0, count)[None, :]
+        scale = tl.load(scales[:, None] + group, mask=group * GROUP_C < columns, other=0.0)
+        zero = scale
+    elif KIND == "int4":
         group = start // GROUP_C + tl.arange(0, BLOCK_C // GROUP_C)[None, :]
         inside = group < columns // GROUP_C
         scale = tl.load(scales[:, None] + group, mask=inside, other=0.0)
@@ -186,7 +198,8 @@ def linear_tile(
     """Weight rows times rows of inputs, where `valid`: `[O, R]`, float32. Both are given by pointers to their
     beginnings, as are the scales; a weight row has `columns` columns (WHOLE: a multiple of BLOCK_C). As in
     `gemv_kernel`, an output is one chain over ascending columns."""
-    padding: tl.constexpr = 0.0 if KIND == "fp8" else 0  # no integer becomes a float8
+    padding: tl.constexpr = 0.0 if KIND == "fp8" or KIND == "fp8_blocks" else 0  # no integer becomes a float8
+    grouped: tl.constexpr = KIND == "int4" or KIND == "fp8_blocks"
     per_column: tl.constexpr = 2 if KIND == "int4" else 1
     dtype: tl.constexpr = tl.float32 if FLOAT32 else rows.dtype.element_ty
     c, i = tl.arange(0, BLOCK_C), tl.arange(0, BLOCK_C * per_column)
@@ -203,7 +216,7 @@ def linear_tile(
             )
             mask = mask & (start * per_column + i < columns * per_column)[:, None]
         inputs = tl.load(rows[None, :] + (start * per_column + i)[:, None], mask=mask, other=0.0)
-        if KIND == "int4":  # loaded one iteration ahead: Triton pipelines only the operands of `tl.dot`
+        if grouped:  # loaded one iteration ahead: Triton pipelines only the operands of `tl.dot`
             scale, zero = next_scale, next_zero
             next_scale, next_zero = _load_tile_scales(
                 scales, zeros, start + BLOCK_C, columns, KIND, GROUP_C, BLOCK_C

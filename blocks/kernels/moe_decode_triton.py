@@ -106,7 +106,8 @@ def gate_up_kernel(
     the gate, wherever that is."""
     block = tl.program_id(1)
     shared_blocks = S * tl.cdiv(N, R)
-    groups: tl.constexpr = COLUMNS // GROUP_C if KIND == "int4" else 1
+    grouped: tl.constexpr = KIND == "int4" or KIND == "fp8_blocks"
+    groups: tl.constexpr = (COLUMNS + GROUP_C - 1) // GROUP_C if grouped else 1
     inputs: tl.constexpr = COLUMNS * 2 if KIND == "int4" else COLUMNS
     j = tl.arange(0, 2 * BLOCK_O)
     # A last tile that extends beyond the outputs computes the last output repeatedly.
@@ -167,7 +168,8 @@ def down_kernel(
     weights can be prefetched."""
     block = tl.program_id(1)
     shared_blocks = tl.cdiv(N, R) if S > 0 else 0
-    groups: tl.constexpr = COLUMNS // GROUP_C if KIND == "int4" else 1
+    grouped: tl.constexpr = KIND == "int4" or KIND == "fp8_blocks"
+    groups: tl.constexpr = (COLUMNS + GROUP_C - 1) // GROUP_C if grouped else 1
     inputs: tl.constexpr = COLUMNS * 2 if KIND == "int4" else COLUMNS
     outs = tl.program_id(0) * BLOCK_O + tl.arange(0, BLOCK_O)
     n = tl.minimum(outs, D - 1)
@@ -176,9 +178,8 @@ def down_kernel(
         valid, some = rows < N, block >= 0
         columns = S * COLUMNS
         weights = shared_ptr + n * columns
-        scales, zeros = shared_scale_ptr + n * (S * groups), shared_zero_ptr + n * (S * groups)
-        if KIND == "int8" or KIND == "fp8":
-            scales, zeros = shared_scale_ptr + n, shared_zero_ptr + n
+        shared_groups: tl.constexpr = (S * COLUMNS + GROUP_C - 1) // GROUP_C if grouped else 1
+        scales, zeros = shared_scale_ptr + n * shared_groups, shared_zero_ptr + n * shared_groups
         x = hidden_ptr + P.to(tl.int64) * inputs
         out = out_ptr + P.to(tl.int64) * D
         _prefetch_then_wait(weights, COLUMNS, LINES, STEP, PDL)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import OptionError
-from ..kernels.codec import CODE_DTYPES, SCALE_DTYPE, WeightTensors, decode, encode, group_size
+from ..kernels.codec import CODE_DTYPES, WeightTensors, decode, encode, scale_dtype, scales_per_output
 from ..kernels.quantized_linear import quantized_linear
 
 
@@ -29,11 +29,12 @@ class QuantizedWeight(nn.Module):
                 f"int4 packs pairs of inputs, and a weight is {list(shape)}; accepted: int8, fp8"
             )
         self.kind = kind
-        groups = (inputs // group_size(inputs),) if kind == "int4" else ()
+        count, dtype = scales_per_output(kind, inputs), scale_dtype(kind)
+        groups = () if count is None else (count,)
         packed = inputs // 2 if kind == "int4" else inputs
         self.register_buffer("codes", torch.zeros(*outer, packed, dtype=CODE_DTYPES[kind]))
-        self.register_buffer("scale", torch.ones(*outer, *groups, dtype=SCALE_DTYPE))
-        zero = torch.zeros(*outer, *groups, dtype=SCALE_DTYPE) if kind == "int4" else None
+        self.register_buffer("scale", torch.ones(*outer, *groups, dtype=dtype))
+        zero = torch.zeros(*outer, *groups, dtype=dtype) if kind == "int4" else None
         self.register_buffer("zero", zero)
 
     @property

@@ -31,7 +31,8 @@ class LoadOptions:
     device: None takes CUDA, else MPS, else the CPU.
     dtype: None takes bfloat16 on a GPU (float16 on one without it) and float32 on the CPU.
     quantize: `int8`, `int4` or `fp8` quantizes the decoder's weights, experts included, as they are read. A
-        folder of quantized weights is loaded as it is.
+        folder of quantized weights is loaded as it is. Weights in DeepSeek-V3's blocks of fp8 are dequantized
+        with None, and stay as they are with `fp8`.
     device_map: spreads the weights over devices. `auto` fills one GPU after the other and leaves the rest in
         CPU memory, from where each layer is moved to a GPU to compute; `balanced` fills all GPUs equally; a
         dict places modules: `{"": 0, "vision": "cpu"}`.

@@ -10,11 +10,12 @@ from ..checkpoints.formats import TensorEntry
 from ..checkpoints.hub import ModelFolder
 from ..checkpoints.key_mapping import KeyMap
 from ..checkpoints.loader import load_weights
-from ..checkpoints.quantize import decoder_name, keep_no_float32, pick_quantization
+from ..checkpoints.quantize import decoder_name, keep_no_float32
 from ..checkpoints.reader import list_tensors
 from ..kernels.batch_invariant import use_batch_invariant_libraries
 from ..model.decoder import Decoder
 from .device_map import LoadOptions, choose_placement
+from .fp8_blocks import quantized_tensors
 from .tensor_parallel import decoder_pieces, load_pieces, rank_entries
 
 
@@ -32,7 +33,7 @@ def load_model(
     `keep_float32` and `entries` are those of `load_weights`. Raises `CheckpointError`, and, before anything
     is loaded, `OptionError` for options that are not accepted and for weights that exceed the free memory.
     """
-    quantization = pick_quantization(folder, options.quantize)
+    entries, key_map, quantization = quantized_tensors(model, folder, options.quantize, entries, key_map)
     kind = None if quantization is None else quantization.kind
     placement, dtype = choose_placement(folder.name, model, options, kind, keep_float32)
     decoder = cast(Decoder, model.get_submodule(decoder_name(model)))

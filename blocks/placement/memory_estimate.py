@@ -14,7 +14,7 @@ from torch import nn
 
 from ..checkpoints.key_mapping import saved_tensors
 from ..checkpoints.quantize import quantizable_weights
-from ..kernels.codec import CODE_DTYPES, SCALE_DTYPE, group_size
+from ..kernels.codec import CODE_DTYPES, scale_dtype, scales_per_output
 from ..model.context import DecoderConfig
 from ..model.kv_cache import KVCache
 from ..model.siglip import SiglipConfig
@@ -119,9 +119,8 @@ def active_parameters(config: DecoderConfig, total: int, experts: int) -> int:
 def quantized_bytes(shape: tuple[int, ...], kind: str) -> int:
     """Bytes of a quantized weight of that shape."""
     count, inputs = prod(shape), shape[-1]
-    if kind == "int4":
-        return count // 2 + count // group_size(inputs) * 2 * SCALE_DTYPE.itemsize
-    return count * CODE_DTYPES[kind].itemsize + count // inputs * SCALE_DTYPE.itemsize
+    scales = count // inputs * (scales_per_output(kind, inputs) or 1) * scale_dtype(kind).itemsize
+    return count // 2 + 2 * scales if kind == "int4" else count * CODE_DTYPES[kind].itemsize + scales
 
 
 def tensor_bytes(

@@ -1,4 +1,4 @@
-"""What people call: options, thoughts, saved and quantized folders, weights in blocks of fp8."""
+"""What people call: options, thoughts, saved and quantized folders."""
 
 import json
 import pickle
@@ -6,11 +6,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from bifrons import CheckpointError, OptionError, PictureError, PromptError, TextPipeline
+from bifrons import OptionError, PictureError, PromptError, TextPipeline
 from bifrons.apps.pipelines import load_pipeline
 from bifrons.text.prompts import split_thought
-from safetensors.torch import load_file, save_file
-from torch import Tensor
 
 USER = [{"role": "user", "content": "what is the sum of the first ten numbers?"}]
 
@@ -135,61 +133,3 @@ def test_quantized(text_pair, tmp_path, bifrons_main, kind: str, quantize: str):
     assert 0 < (found - plain).norm() / plain.norm() < most
     assert bifrons_main("convert", folder, tmp_path / "q", "--quantize", quantize) == 0
     assert torch.equal(TextPipeline.from_pretrained(tmp_path / "q", "cpu").next_logits(USER), found)
-
-
-def in_blocks(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """A weight as fp8 codes and the scales of blocks of 128 x 128."""
-    rows, columns = (-(-size // 128) for size in weight.shape)
-    scale = torch.zeros(rows, columns)
-    codes = torch.zeros(weight.shape, dtype=torch.float8_e4m3fn)
-    for i in range(rows):
-        for j in range(columns):
-            block = weight[i * 128 : i * 128 + 128, j * 128 : j * 128 + 128]
-            scale[i, j] = block.abs().max() / 448
-            codes[i * 128 : i * 128 + 128, j * 128 : j * 128 + 128] = (block / scale[i, j]).to(codes.dtype)
-    return codes, scale
-
-
-def dequantized(codes: Tensor, scale: Tensor) -> Tensor:
-    whole = scale.repeat_interleave(128, 0)[: codes.shape[0]]
-    return codes.float() * whole.repeat_interleave(128, 1)[:, : codes.shape[1]]
-
-
-def test_fp8_in_blocks_is_its_dequantized_weights(text_pair, tmp_path, bifrons_main):
-    """As V3 and R1 are stored: loaded, converted, and refused with a scale that doesn't fit."""
-    folder = folder_of(text_pair("deepseek_v3").pipe)
-    tensors = load_file(folder / "model.safetensors")
-    blocks, plain = {}, {}
-    for name, tensor in tensors.items():
-        blocks[name] = plain[name] = tensor
-        if tensor.ndim == 2 and ".layers." in name and ".gate." not in name:
-            blocks[name], blocks[f"{name}_scale_inv"] = in_blocks(tensor)
-            plain[name] = dequantized(blocks[name], blocks[f"{name}_scale_inv"])
-    config = json.loads((folder / "config.json").read_text())
-    method = {"quant_method": "fp8", "fmt": "e4m3", "weight_block_size": [128, 128]}
-    for kind, content in (("blocks", blocks), ("plain", plain)):
-        (tmp_path / kind).mkdir()
-        save_file(content, tmp_path / kind / "model.safetensors")
-        added = {"quantization_config": method} if kind == "blocks" else {}
-        (tmp_path / kind / "config.json").write_text(json.dumps({**config, **added}))
-        (tmp_path / kind / "tokenizer.json").symlink_to(folder / "tokenizer.json")
-    expected = TextPipeline.from_pretrained(tmp_path / "plain", "cpu").next_logits(USER)
-    assert torch.equal(TextPipeline.from_pretrained(tmp_path / "blocks", "cpu").next_logits(USER), expected)
-    again = [TextPipeline.from_pretrained(tmp_path / n, "cpu", quantize="fp8") for n in ("blocks", "plain")]
-    assert torch.equal(again[0].next_logits(USER), again[1].next_logits(USER))
-    for dtype in ("bfloat16",):
-        half = TextPipeline.from_pretrained(tmp_path / "plain", "cpu", dtype).next_logits(USER)
-        assert bifrons_main("convert", tmp_path / "blocks", tmp_path / "converted") == 0
-        for found in ("blocks", "converted"):
-            other = TextPipeline.from_pretrained(tmp_path / found, "cpu", dtype)
-            assert torch.equal(other.next_logits(USER), half)
-    assert bifrons_main("info", tmp_path / "blocks") == 0
-    name = next(name for name in blocks if name.endswith("_scale_inv"))
-    for wrong in (torch.ones(3, 3), None):
-        content = {**blocks, name: wrong} if wrong is not None else blocks
-        content = {
-            n: t for n, t in content.items() if wrong is not None or n != name.removesuffix("_scale_inv")
-        }
-        save_file(content, tmp_path / "blocks" / "model.safetensors")
-        with pytest.raises(CheckpointError, match="is no scale of fp8 weights in blocks of 128 x 128"):
-            TextPipeline.from_pretrained(tmp_path / "blocks", "cpu")
