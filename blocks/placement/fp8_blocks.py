@@ -59,7 +59,7 @@ def keep_blocks(
             module, _ = weights[target.param]
             scale = entry.scale
             found[name] = replace(entry, scale=None)
-            found[name + SCALE] = replace(scale, shape=(entry.shape[0], *scale.shape[1:]), repeated=True)
+            found[name + SCALE] = replace(scale, shape=entry.shape[:1] + scale.shape[1:], repeated=True)
             targets[name] = (replace(target, param=f"{module}.codes"),)
             targets[name + SCALE] = (replace(target, param=f"{module}.scale"),)
 

@@ -130,6 +130,18 @@ def load(folder: Path, quantize: str | None) -> TextModel:
     return model
 
 
+@pytest.mark.parametrize("shape", [(), (160,), (160, 160, 1)])
+def test_codes_of_another_shape_are_refused(folder, tmp_path, shape):
+    files = load_file(folder / "model.safetensors")
+    name = "model.layers.0.mlp.up_proj.weight"
+    files[name] = torch.zeros(shape, dtype=torch.float8_e4m3fn)
+    files[f"{name}_scale_inv"] = torch.ones([-(-size // 128) for size in shape])
+    save_file(files, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").symlink_to(folder / "config.json")
+    with pytest.raises(CheckpointError, match="of the wrong shape"):
+        load(tmp_path, "fp8")
+
+
 @torch.no_grad()
 def test_kept_blocks_stand_for_the_dequantized_weights(folder):
     kept, plain = load(folder, "fp8"), load(folder, None)
