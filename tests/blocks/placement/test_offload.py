@@ -80,6 +80,7 @@ with torch.device("meta"):
     model = nn.ModuleDict({"model": Decoder(DecoderConfig(64, 1024, 4096, 8, 8, 8))})
 peak = lambda: int(re.search(r"VmHWM:\\s*(\\d+)", Path("/proc/self/status").read_text())[1]) * 1024
 names = units(model)
+import torch._dynamo  # as what moves weights does, in a hundred megabytes
 placement = DevicePlacement(CPU, dict.fromkeys(names, CPU), frozenset(names))
 before = peak()
 load_weights(model, Path(sys.argv[1]), ParameterSlice, device=placement.device_of, dtype=torch.bfloat16)
