@@ -50,12 +50,37 @@ def _logits_kernel(
 
 
 @triton.jit
+def _in_best_groups(
+    ranks, groups, GROUPS: tl.constexpr, TOP_GROUPS: tl.constexpr, BY_TWO: tl.constexpr, BLOCK_G: tl.constexpr
+):  # fmt: skip
+    """Whether each expert, of one of the `groups`, is in one of the best: by their best rank, or BY_TWO by
+    the sum of their two best."""
+    g = tl.arange(0, BLOCK_G)
+    merits = tl.full([BLOCK_G], -float("inf"), tl.float32)
+    for group in tl.static_range(GROUPS):
+        own = tl.where(groups == group, ranks, -float("inf"))
+        merit = tl.max(own, axis=0)
+        if BY_TWO:
+            others = tl.where(tl.arange(0, own.shape[0]) == tl.argmax(own, axis=0), -float("inf"), own)
+            merit += tl.max(others, axis=0)
+        merits = tl.where(g == group, merit, merits)
+    chosen = groups < 0
+    for _ in tl.static_range(TOP_GROUPS):
+        best = tl.argmax(merits, axis=0)
+        chosen = chosen | (groups == best)
+        merits = tl.where(g == best, -float("inf"), merits)
+    return chosen
+
+
+@triton.jit
 def _top_k_kernel(
     logits_ptr, bias_ptr, ids_ptr, weights_ptr, E, scale,
     K: tl.constexpr, SOFTMAX: tl.constexpr, BIASED: tl.constexpr, NORMALIZE: tl.constexpr,
-    BLOCK_E: tl.constexpr, BLOCK_K: tl.constexpr, PDL: tl.constexpr,
+    GROUPS: tl.constexpr, TOP_GROUPS: tl.constexpr, BLOCK_E: tl.constexpr, BLOCK_G: tl.constexpr,
+    BLOCK_K: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
-    """The K best experts of one token and their weights; ties go to the first."""
+    """The K best experts of one token and their weights, of the TOP_GROUPS best of GROUPS; ties go to the
+    first."""
     token, experts, k = tl.program_id(0), tl.arange(0, BLOCK_E), tl.arange(0, BLOCK_K)
     inside = experts < E
     trigger_then_wait(PDL)
@@ -69,6 +94,9 @@ def _top_k_kernel(
     if BIASED:
         ranks += tl.load(bias_ptr + experts, mask=inside, other=0.0).to(tl.float32)
     ranks = tl.where(inside, ranks, -float("inf"))
+    if GROUPS > 1:
+        chosen = _in_best_groups(ranks, experts // (E // GROUPS), GROUPS, TOP_GROUPS, BIASED, BLOCK_G)
+        ranks = tl.where(chosen, ranks, -float("inf"))
     ids, weights = tl.zeros([BLOCK_K], dtype=tl.int32), tl.zeros([BLOCK_K], dtype=tl.float32)
     for place in tl.static_range(K):
         best = tl.minimum(tl.argmax(ranks, axis=0), E - 1)  # within bounds even for NaN
@@ -110,11 +138,14 @@ def select_experts(
     softmax: bool,
     normalize: bool,
     scale: float,
+    groups: tuple[int, int] = (1, 1),
 ) -> tuple[Tensor, Tensor]:
     """The experts of each token, int64 `[N, K]`, and their weights, float32 `[N, K]`.
 
     Scores are the softmax (or sigmoid) of the router's logits; `bias_E` is added for ranking only. Weights
-    are divided by their sum if `normalize`, then multiplied by `scale`.
+    are divided by their sum if `normalize`, then multiplied by `scale`. With `groups`, their number and how
+    many are taken, experts are of the groups with the best expert, or where there is a bias, with the best
+    sum of two; these have at least K experts.
     """
     count, experts = len(x_ND), len(weight_ED)
     logits_NE = router_logits(x_ND, weight_ED)
@@ -131,6 +162,9 @@ def select_experts(
         SOFTMAX=softmax,
         BIASED=bias_E is not None,
         NORMALIZE=normalize,
+        GROUPS=groups[0],
+        TOP_GROUPS=groups[1],
+        BLOCK_G=triton.next_power_of_2(groups[0]),
         BLOCK_E=triton.next_power_of_2(experts),
         BLOCK_K=triton.next_power_of_2(top_k),
         num_warps=1,

@@ -130,7 +130,9 @@ class Gate(nn.Module):
         from ..kernels import moe_router  # needs Triton
 
         config = self.config
-        if config.num_groups > 1:  # what follows the logits is computed for each row alone
+        grouped = config.method != "greedy" and config.num_groups > 1
+        groups = (config.num_groups, config.topk_group) if grouped else (1, 1)
+        if groups[1] * (config.num_experts // groups[0]) < config.top_k:  # then others are taken, too
             return self.select_experts(self._scores_of(moe_router.router_logits(x_ND, self.weight)))
         return moe_router.select_experts(
             x_ND,
@@ -140,6 +142,7 @@ class Gate(nn.Module):
             softmax=config.scoring == "softmax",
             normalize=config.normalize and config.top_k > 1,
             scale=config.scale,
+            groups=groups,
         )
 
 

@@ -157,8 +157,9 @@ def test_numbers_are_rounded_where_the_plain_functions_round(dtype):
             scale=2.5,
         ),
         MoEConfig(160, 6, 8, method="group_limited_greedy", num_groups=8, topk_group=3, scale=16.0),
+        MoEConfig(12, 5, 8, method="group_limited_greedy", num_groups=4, topk_group=1),
     ],
-    ids=["greedy", "scaled", "one", "sigmoid", "noaux", "V3", "V2"],
+    ids=["greedy", "scaled", "one", "sigmoid", "noaux", "V3", "V2", "few"],
 )
 def test_router_kernels_equal_the_gate(config, tokens, dtype):
     gate = Gate(config, 96).to(DEVICE, dtype)
