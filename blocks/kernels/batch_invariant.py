@@ -9,8 +9,9 @@ padded to a multiple of four, and attention is computed by plain products. Measu
 processor: products of 4, 8 and of 12 or more rows agree in every bit of a row, as do sums over 32, 64 and
 more slots of which the last have no weight. On a Xeon of the fourth generation, products with a weight stored
 by outputs change at up to 16 rows, the sooner the fewer inputs there are; with a weight stored by inputs,
-those of 2 to 48 rows agree with one to four threads (up to 128 with one; with eight, products of up to 16
-rows sum differently), and take half the time. Which of the two a processor is, is tried once.
+those of 2 to 48 rows agree with one thread (up to 128 do), and take half the time. With two to four threads
+they agree, too, except where few outputs have many inputs (512 have 1,408): then those of 20 to 48 do. Which
+of these a processor, and a shape, is, is tried once.
 
 On CUDA, a product is one sum over ascending positions whatever the tiles, unless a library splits the sum
 for few rows, and flash attention splits its work by the batch. `use_batch_invariant_libraries` avoids both.
@@ -32,6 +33,8 @@ ROW_MULTIPLE = 4
 _ANY_ROWS = 12  # from here on, the number of rows does not matter
 _INPUTS_PER_ROW, _MOST_PADDED = 16, 16  # where few rows differ: rows to pad to, by inputs, and at most
 _BLOCK_ROWS = 48  # where few rows differ: most rows of a product with a weight stored by inputs
+_TRIED_ROWS = (4, 8, 12, 16, 20, 24, 32, 40)  # of such a product, by several threads
+_DIVIDED_OUTPUTS = 4096  # more than these are divided among threads, never the sums
 MAX_THREADS = 4
 """Threads of a CPU up to which products of few rows agree in every bit of a row: measured on a Xeon of the
 fourth generation with one to five threads; with six and more, sums are divided by the number of rows."""
@@ -140,6 +143,22 @@ def missing_rows(count: int, inputs: int = 0) -> int:
     return max(least - count, 0 if count >= _ANY_ROWS else -count % ROW_MULTIPLE)
 
 
+@cache
+@torch.inference_mode(False)
+@torch.no_grad()
+def _agreeing_rows(outputs: int, inputs: int, threads: int) -> int:
+    """Fewest rows of which products with a weight of this shape, stored by inputs, agree with those of more;
+    tried once for each shape and number of threads, which must be the present one."""
+    if threads == 1 or outputs > _DIVIDED_OUTPUTS:
+        return ROW_MULTIPLE
+    size = (_BLOCK_ROWS + outputs) * inputs
+    numbers = torch.arange(size, dtype=torch.float32, device="cpu").sin_().view(-1, inputs)
+    rows, weight = numbers[:_BLOCK_ROWS], by_inputs(numbers[_BLOCK_ROWS:])
+    many = F.linear(rows, weight)
+    differ = [n for n in _TRIED_ROWS if not torch.equal(F.linear(rows[:n], weight), many[:n])]
+    return next((n for n in _TRIED_ROWS if n > max(differ, default=0)), _BLOCK_ROWS)
+
+
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """Batch-invariant `F.linear`."""
     on_cuda = x.is_cuda and x.dtype in _HALF
@@ -178,7 +197,10 @@ def _linear_on_cpu(rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     count, by_outputs = len(rows), weight.is_contiguous()
     if count > _BLOCK_ROWS and not by_outputs:
         return torch.cat([_linear_on_cpu(part, weight, bias) for part in rows.split(_BLOCK_ROWS)])
-    missing = missing_rows(count, rows.shape[1] if by_outputs else 0)
+    if by_outputs:
+        missing = missing_rows(count, rows.shape[1])
+    else:
+        missing = max(missing_rows(count), _agreeing_rows(*weight.shape, torch.get_num_threads()) - count)
     if not missing:
         return F.linear(rows, weight, bias)
     return F.linear(F.pad(rows, (0, 0, 0, missing)), weight, bias)[:count]

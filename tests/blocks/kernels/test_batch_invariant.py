@@ -99,6 +99,18 @@ def test_products_are_equal_for_any_number_of_rows(inputs, outputs):
     assert layer.weight.is_contiguous()
 
 
+@pytest.mark.usefixtures("measured_processor")
+def test_products_of_many_inputs_are_equal_with_two_threads():
+    torch.manual_seed(0)
+    x, layer, before = torch.randn(60, 1408), Linear(1408, 512).requires_grad_(False), torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        together = layer(x)
+        assert all(torch.equal(layer(x[:rows]), together[:rows]) for rows in (1, 2, 5, 16, 19, 33, 49))
+    finally:
+        torch.set_num_threads(before)
+
+
 @pytest.mark.parametrize("rows", [1, 2, 3, 5, 12])
 def test_products_equal_those_of_torch(rows):
     torch.manual_seed(0)
