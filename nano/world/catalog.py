@@ -116,25 +116,27 @@ def _read(path: Path) -> tuple[dict[str, str], str, tuple[Pose, ...]]:
     return dict(_ATTRIBUTE.findall(text[: text.index(">")])), text[:start], tuple(poses)
 
 
+def read_thing(path: Path) -> Thing:
+    """The thing that a file draws; it has the file's name."""
+    name = path.stem.replace("_", " ")
+    root, opening, poses = _read(path)
+    return Thing(
+        name,
+        root["data-kind"],
+        root.get("data-plural") or plural_of(name),
+        _split(root.get("data-also")),
+        float(root["data-size"]),
+        tuple(root.get("data-colors", " ".join(PAINTS)).split()),
+        "data-sky" in root,
+        opening,
+        poses,
+    )
+
+
 @lru_cache(maxsize=1)
 def things() -> dict[str, Thing]:
     """All things by their GenEval name, in alphabetical order."""
-    found = {}
-    for path in sorted((_FOLDER / "things").glob("*.svg")):
-        name = path.stem.replace("_", " ")
-        root, opening, poses = _read(path)
-        found[name] = Thing(
-            name,
-            root["data-kind"],
-            root.get("data-plural") or plural_of(name),
-            _split(root.get("data-also")),
-            float(root["data-size"]),
-            tuple(root.get("data-colors", " ".join(PAINTS)).split()),
-            "data-sky" in root,
-            opening,
-            poses,
-        )
-    return found
+    return {one.name: one for one in map(read_thing, sorted((_FOLDER / "things").glob("*.svg")))}
 
 
 @lru_cache(maxsize=1)

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 from bifrons.blocks.errors import PictureError
-from bifrons.nano.recipes.new_shape import house_cases
 from bifrons.nano.world.detector import UNKNOWN, detect, to_geneval
 from bifrons.nano.world.renderer import coverage, render, to_pil
 from bifrons.nano.world.scene import (
@@ -21,7 +20,6 @@ from bifrons.nano.world.scene import (
     relation,
     sample_scene,
 )
-from bifrons.nano.world.shapes import HOUSE
 from PIL import Image, ImageDraw, ImageFilter
 
 
@@ -146,14 +144,3 @@ def test_an_empty_picture_and_mistakes():
         detect(np.zeros((64, 64)))
     with pytest.raises(PictureError, match="at least 32"):
         detect(np.zeros((8, 64, 3), dtype=np.uint8))
-
-
-def test_a_house_is_seen_only_by_who_knows_it():
-    """The ninth shape, which is taught to a model."""
-    nine = (*SHAPES, HOUSE)
-    scenes = [case.scene for case in house_cases(8, seed=3)]
-    for scene in scenes:
-        found = detect(to_pil(scene), nine)
-        assert sorted((d.label, d.color) for d in found) == sorted((o.shape, o.color) for o in scene.objects)
-        unknown = [d for d in detect(to_pil(scene)) if d.label == UNKNOWN]
-        assert len(unknown) == sum(obj.shape == HOUSE for obj in scene.objects)
