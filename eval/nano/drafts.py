@@ -8,7 +8,6 @@ top-p of its own; answers and boxes of vl2-nano. Everything is generated without
 import argparse
 import time
 from collections.abc import Sequence
-from random import Random
 
 import torch
 from PIL import Image
@@ -17,15 +16,11 @@ from ...blocks.engine.generate import Sequences, scheduler_of
 from ...blocks.speculate import Speculate
 from ...janus.image_generation import ImageGenerationOptions, image_sequences
 from ...janus.pipeline import JanusPipeline
-from ...nano.world.phrases import KINDS as QUERY_KINDS
-from ...nano.world.phrases import sample_query
-from ...nano.world.questions import sample_question
-from ...nano.world.renderer import to_pil
-from ...nano.world.scene import sample_scene
-from ...nano.world.sentences import suite
+from ...nano.world.sampling import KINDS
 from ...vl2.pipeline import VL2Pipeline
 from ...vl2.prompts import locate_prompt
-from .janus import SIDE
+from .things_janus import questions, sentences
+from .things_vl2 import phrases
 
 BATCHES: tuple[tuple[int, Speculate], ...] = ((1, "auto"), (3, "auto"), (16, 8))
 """Pictures at once, and the `speculate` with which they are compared: `auto` makes no drafts for 16."""
@@ -122,26 +117,30 @@ def main() -> None:
     """Print a line for each number of pictures, and one for answers and boxes each."""
     parser = argparse.ArgumentParser(description="Whether drafts change a token, and the steps they save.")
     parser.add_argument("--sentences", type=int, default=200)
-    parser.add_argument("--scenes", type=int, default=100)
+    parser.add_argument("--pictures", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", default="float32")
     args = parser.parse_args()
     where = {"device": args.device, "dtype": args.dtype, "progress": False}
-    texts = [str(row["prompt"]) for row in suite(args.sentences, args.seed)]
+    prompts = sentences(KINDS, -(-args.sentences // len(KINDS)), args.seed, "train")
+    texts = [prompt.text for prompt in prompts][: args.sentences]
     janus = JanusPipeline.from_pretrained("janus-nano", **where)
     share = len(texts) // len(BATCHES)
     for index, (batch, speculate) in enumerate(BATCHES):
         part = texts[index * share : (index + 1) * share if index + 1 < len(BATCHES) else None]
         tally = compare_pictures(janus, part, batch, speculate)
         print(f"pictures, {batch} at once, speculate={speculate}: {tally}", flush=True)
-    vl2, rng = VL2Pipeline.from_pretrained("vl2-nano", **where), Random(args.seed)
-    scenes = [sample_scene(rng, "train") for _ in range(args.scenes)]
-    questions = [(to_pil(scene, SIDE), sample_question(scene, rng).text) for scene in scenes]
-    print(f"answers: {compare_answers(vl2, questions)}", flush=True)
-    phrases = [sample_query(scene, rng, QUERY_KINDS[i % len(QUERY_KINDS)]) for i, scene in enumerate(scenes)]
-    pairs = zip(questions, phrases, strict=True)
-    boxes = [(picture, locate_prompt(query.phrase)) for (picture, _), query in pairs]
+    vl2 = VL2Pipeline.from_pretrained("vl2-nano", **where)
+    asked = [
+        (view.picture.image(), question.text)
+        for view, question in questions(args.pictures, args.seed, "train")
+    ]
+    print(f"answers: {compare_answers(vl2, asked)}", flush=True)
+    boxes = [
+        (view.picture.image(), locate_prompt(phrase.text))
+        for view, phrase in phrases(args.pictures, args.seed, "train")
+    ]
     print(f"boxes: {compare_answers(vl2, boxes)}", flush=True)
 
 

@@ -13,22 +13,24 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from ..world.renderer import to_pil
-from ..world.scene import SHAPES, Scene, place, sample_colors
-from ..world.wording import NUMBER_WORDS, plural
+from ..world.catalog import things
+from ..world.names import PAIRED, plural
+from ..world.painting import Picture, paint
+from ..world.requests import Group, Request
+from ..world.wording import NUMBER_WORDS
 
 FILES = {"thoughts": "thoughts.jsonl", "questions": "questions.jsonl", "test": "test.jsonl"}
 MOST = 3
-"""Things of a shape."""
+"""Things of a class."""
 FORM = r"\w+ \w+: \w+"
 """Of answers, both counts and what they come to, such as `three one: two`: for the reward `format:`."""
 
 
 @dataclass(frozen=True)
 class CountingCase:
-    """A question about a scene, the thought that leads to its answer, and the answer, a number's word."""
+    """A question about a picture, the thought that leads to its answer, and the answer, a number's word."""
 
-    scene: Scene
+    picture: Picture
     question: str
     thought: str
     answer: str
@@ -40,20 +42,20 @@ class CountingCase:
 
 
 def counting_case(rng: Random) -> CountingCase:
-    """A random question about the sum of two counts in a random scene, or about their difference."""
-    first, second = rng.sample(SHAPES, 2)
+    """A random question about the sum of two counts in a random picture, or about their difference."""
     counts = [0, 0]
     while sum(counts) == 0:
         counts = sorted((rng.randint(0, MOST), rng.randint(0, MOST)), reverse=True)
+    first, second = rng.sample([name for name in things() if name not in PAIRED], 2)
     a, b = counts
-    shapes = [first] * a + [second] * b
-    scene = place(rng, shapes, sample_colors(rng, shapes, "train"))
+    groups = tuple(Group(name, count) for name, count in zip((first, second), counts, strict=True) if count)
+    picture = paint(Request(groups), rng, split="train")
     if rng.random() < 0.5:
         question = f"How many more {plural(first)} than {plural(second)} are there?"
-        return CountingCase(scene, question, f"{NUMBER_WORDS[a]} {NUMBER_WORDS[b]}", NUMBER_WORDS[a - b])
+        return CountingCase(picture, question, f"{NUMBER_WORDS[a]} {NUMBER_WORDS[b]}", NUMBER_WORDS[a - b])
     (one, x), (other, y) = rng.sample([(first, a), (second, b)], 2)
     question = f"How many {plural(one)} and {plural(other)} are there together?"
-    return CountingCase(scene, question, f"{NUMBER_WORDS[x]} {NUMBER_WORDS[y]}", NUMBER_WORDS[a + b])
+    return CountingCase(picture, question, f"{NUMBER_WORDS[x]} {NUMBER_WORDS[y]}", NUMBER_WORDS[a + b])
 
 
 def counting_cases(count: int, seed: int) -> Iterator[CountingCase]:
@@ -63,16 +65,14 @@ def counting_cases(count: int, seed: int) -> Iterator[CountingCase]:
         yield counting_case(rng)
 
 
-def write_questions(
-    folder: Path, thoughts: int, questions: int, test: int, seed: int, side: int = 128
-) -> None:
+def write_questions(folder: Path, thoughts: int, questions: int, test: int, seed: int) -> None:
     """Write the files of `FILES` and their pictures."""
     (folder / "pictures").mkdir(parents=True, exist_ok=True)
     for number, (name, count) in enumerate(zip(FILES, (thoughts, questions, test), strict=True)):
         rows = []
         for index, case in enumerate(counting_cases(count, 3 * seed + number)):
             picture = f"pictures/{name}-{index:04d}.png"
-            to_pil(case.scene, side).save(folder / picture)
+            case.picture.image().save(folder / picture)
             rows.append(_row(case, picture, with_thought=name == "thoughts"))
         lines = "".join(json.dumps(row) + "\n" for row in rows)
         (folder / FILES[name]).write_text(lines, encoding="utf-8")
