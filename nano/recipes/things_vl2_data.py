@@ -26,9 +26,9 @@ from ..world.comparing import KINDS as PAIR_KINDS
 from ..world.comparing import WHICH, compare
 from ..world.describing import mistype
 from ..world.painting import Picture
-from ..world.phrases import NO_MATCH
 from ..world.pictures import sample_pair, sample_view
 from ..world.pointing import boxed, boxed_caption, caption, point
+from ..world.questions import NO_MATCH
 from ..world.requests import Seen
 from ..world.signs import WORDS
 from ..world.view import PLACES, View

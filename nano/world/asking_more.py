@@ -7,7 +7,7 @@ from random import Random
 from .catalog import PAINTS, things
 from .drafts import Draft, yes
 from .names import PAIRED, plural
-from .phrases import NO_MATCH
+from .questions import NO_MATCH
 from .requests import Group
 from .view import PLACES, View
 from .wording import NUMBER_WORDS, enumeration

@@ -18,7 +18,7 @@ from scipy import ndimage
 from ...blocks.errors import PictureError
 from .fitting import fit
 from .scene import COLORS, Box
-from .shapes import EXTENTS, SHAPES
+from .shapes import EXTENTS
 
 UNKNOWN = "unknown"
 MIN_IOU = 0.88
@@ -175,12 +175,10 @@ def _downsample(alpha_HW: np.ndarray) -> tuple[np.ndarray, int]:
     return padded.reshape(height // factor, factor, width // factor, factor).mean((1, 3)), factor
 
 
-def _classify(
-    shapes: tuple[str, ...], alpha_HW: np.ndarray, rgb: np.ndarray, left: int, top: int
-) -> Detection:
+def _classify(alpha_HW: np.ndarray, rgb: np.ndarray, left: int, top: int) -> Detection:
     """The detection for one segment; its box is the fitted shape's, or the segment's own if unknown."""
     small_HW, factor = _downsample(alpha_HW)
-    score, label, place = fit(small_HW, shapes)[0]
+    score, label, place = fit(small_HW)[0]
     color = _nearest_color(rgb)
     if score < MIN_IOU or color == UNKNOWN:
         rows, columns = (np.flatnonzero((alpha_HW > 0.5).any(axis)) for axis in (1, 0))
@@ -192,15 +190,15 @@ def _classify(
     return Detection(label, color, (x - dx, y - dy, x + dx, y + dy), score)
 
 
-def detect(picture: Image.Image | np.ndarray, shapes: tuple[str, ...] = SHAPES) -> list[Detection]:
+def detect(picture: Image.Image | np.ndarray) -> list[Detection]:
     """All objects in an image (PIL, or uint8 [H, W, 3]), ordered by the row of their topmost pixels.
 
-    `shapes` are those that it may hold. Specks are ignored; segments without a known shape or color are
+    Specks are ignored; segments without a known shape or color are
     labeled "unknown". Raises PictureError for anything but an image of at least 32 x 32 pixels.
     """
     pixels_HW3 = _pixels(picture)
     background = background_color(pixels_HW3)
-    return [_classify(shapes, *segment) for segment in _segments(pixels_HW3, background)]
+    return [_classify(*segment) for segment in _segments(pixels_HW3, background)]
 
 
 def to_geneval(detections: Sequence[Detection]) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from ...vl2.grounding import Box, format_boxes
 from .catalog import PAINTS
 from .names import PAIRED, article, plural
 from .painting import Picture
-from .phrases import NO_MATCH
+from .questions import NO_MATCH
 from .requests import LINKS, Group, Link, Request, is_held_out
 from .scene import Box as Corners
 from .view import PLACES, View, named

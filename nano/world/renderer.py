@@ -14,20 +14,20 @@ from torch import Tensor
 
 from ...blocks.errors import OptionError
 from .scene import COLORS, MAX_OBJECTS, TRAINING_OBJECTS, Scene
-from .shapes import HALF_SPAN, HOUSE, SHAPES, TEXELS, distance_atlas
+from .shapes import HALF_SPAN, SHAPES, TEXELS, distance_atlas
 
-_SHAPE_INDEX = {name: i for i, name in enumerate((*SHAPES, HOUSE))}
+_SHAPE_INDEX = {name: i for i, name in enumerate(SHAPES)}
 
 
 @lru_cache(maxsize=8)
-def _atlas(device: str, shapes: tuple[str, ...]) -> Tensor:
-    return torch.from_numpy(distance_atlas(shapes)).to(device)
+def _atlas(device: str) -> Tensor:
+    return torch.from_numpy(distance_atlas()).to(device)
 
 
 def pack(scenes: Sequence[Scene]) -> dict[str, Tensor]:
     """Scenes as a dict of tensors, for storage and for `render_packed`.
 
-    Returns `shape` int8 [B, K] (index into SHAPES; 8 is HOUSE), `place` float32 [B, K, 3] (x, y, size; size
+    Returns `shape` int8 [B, K] (index into SHAPES), `place` float32 [B, K, 3] (x, y, size; size
     0 marks an empty slot), `color` uint8 [B, K, 3], `background` uint8 [B, 3] and `aspect` float32 [], where
     K is TRAINING_OBJECTS, or MAX_OBJECTS if a scene has more.
     All but `aspect` can be indexed along B. Raises OptionError for an empty batch, mixed aspects, or a scene
@@ -76,21 +76,14 @@ def _texture_axis(pixels: int, size: int, center_B: Tensor, scale_B: Tensor) -> 
     return ((local / HALF_SPAN + 1) * (TEXELS / 2)).clamp(0.5, TEXELS - 0.5)
 
 
-def coverage(
-    shape_B: Tensor,
-    place_B3: Tensor,
-    height: int,
-    width: int,
-    size: int,
-    shapes: tuple[str, ...] = SHAPES,
-) -> Tensor:
+def coverage(shape_B: Tensor, place_B3: Tensor, height: int, width: int, size: int) -> Tensor:
     """Antialiased coverage mask of one shape per image: float32 [B, H, W] in [0, 1].
 
-    `shape_B` holds indices into `shapes`, `place_B3` (x, y, size) in units of `size` pixels; size 0 covers
+    `shape_B` holds indices into SHAPES, `place_B3` (x, y, size) in units of `size` pixels; size 0 covers
     nothing. Coverage is a linear ramp of the signed distance, one pixel wide and centered on the outline.
     """
     batch = len(shape_B)
-    atlas = _atlas(str(place_B3.device), shapes)
+    atlas = _atlas(str(place_B3.device))
     present_B = place_B3[:, 2] > 0
     scale_B = torch.where(present_B, place_B3[:, 2], 1.0)
     tx_BW = _texture_axis(width, size, place_B3[:, 0], scale_B)
@@ -98,7 +91,7 @@ def coverage(
     grid_BHW2 = torch.stack(
         (
             (tx_BW * (2 / TEXELS) - 1)[:, None, :].expand(batch, height, width),
-            (ty_BH * (2 / (len(shapes) * TEXELS)) - 1)[:, :, None].expand(batch, height, width),
+            (ty_BH * (2 / (len(SHAPES) * TEXELS)) - 1)[:, :, None].expand(batch, height, width),
         ),
         dim=-1,
     )
@@ -110,26 +103,16 @@ def coverage(
 
 
 @torch.no_grad()
-def render_packed(
-    packed: dict[str, Tensor],
-    size: int,
-    device: str | torch.device,
-    shapes: tuple[str, ...] | None = None,
-) -> Tensor:
-    """Render packed scenes (see `pack`): uint8 [B, 3, H, W] on `device`, the shorter side `size` pixels.
-
-    `shapes` are those that scenes may have; None looks at them, which waits for the device.
-    """
+def render_packed(packed: dict[str, Tensor], size: int, device: str | torch.device) -> Tensor:
+    """Render packed scenes (see `pack`): uint8 [B, 3, H, W] on `device`, the shorter side `size` pixels."""
     height, width = pixel_size(size, float(packed["aspect"]))
     shape_BK = packed["shape"].to(device).long()
     place_BK3 = packed["place"].to(device)
     color_BK3 = packed["color"].to(device).float()
     background_B3 = packed["background"].to(device).float()
-    if shapes is None:
-        shapes = (*SHAPES, HOUSE) if int(shape_BK.max()) >= len(SHAPES) else SHAPES
     canvas_B3HW = background_B3[:, :, None, None].expand(-1, -1, height, width).contiguous()
     for k in range(shape_BK.shape[1]):
-        alpha_BHW = coverage(shape_BK[:, k], place_BK3[:, k], height, width, size, shapes)
+        alpha_BHW = coverage(shape_BK[:, k], place_BK3[:, k], height, width, size)
         canvas_B3HW += alpha_BHW[:, None] * (color_BK3[:, k, :, None, None] - canvas_B3HW)
     return (canvas_B3HW + 0.5).clamp_(0, 255).to(torch.uint8)
 

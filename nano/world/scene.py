@@ -94,11 +94,6 @@ def box_of(obj: SceneObject) -> Box:
     return obj.x - dx, obj.y - dy, obj.x + dx, obj.y + dy
 
 
-def reading_order(scene: Scene) -> list[SceneObject]:
-    """Objects in rows of a third of the shorter side from top to bottom, left to right within a row."""
-    return sorted(scene.objects, key=lambda obj: (round(obj.y * 3), obj.x))
-
-
 def normalized_offset(a_box: Box, b_box: Box) -> tuple[float, float]:
     """GenEval's normalized offset (dx, dy) of box A from box B; (0, 0) where the boxes nearly coincide.
 
@@ -233,23 +228,6 @@ def place(rng: Random, shapes: Sequence[str], colors: Sequence[str], aspect: flo
         objects = _try_place(rng, shapes, colors, low, high, aspect)
         if objects is not None:
             return Scene(objects, rng.choice(BACKGROUNDS), aspect)
-
-
-def place_in_quadrants(rng: Random, shapes: Sequence[str], colors: Sequence[str]) -> Scene:
-    """A square scene as from `place`, but with each object inside a quadrant of its own."""
-    assert len(shapes) <= 4
-    low, high = _SIZES[len(shapes)]
-    objects = []
-    for shape, color, quadrant in zip(shapes, colors, rng.sample(range(4), len(shapes)), strict=True):
-        size = _on_lattice(rng, low, high)
-        center = []
-        for side, start in zip(EXTENTS[shape], (quadrant % 2 / 2, quadrant // 2 / 2), strict=True):
-            half = side * size / 2
-            first = start + (_GAP / 2 if start else _MARGIN) + half
-            last = start + 0.5 - (_MARGIN if start else _GAP / 2) - half
-            center.append(_on_lattice(rng, first, last))
-        objects.append(SceneObject(shape, color, center[0], center[1], size))
-    return Scene(tuple(objects), rng.choice(BACKGROUNDS))
 
 
 def sample_scene(rng: Random, split: str = "train", aspect: float = 1.0) -> Scene:

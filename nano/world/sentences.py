@@ -19,18 +19,12 @@ from .scene import (
     sample_colors,
 )
 from .wording import (
-    NUMBER_WORDS,
-    article,
     attr_row,
     colors_row,
     counting_row,
-    enumeration,
-    metadata_row,
-    plural,
     position_row,
     single_row,
     two_row,
-    word_prompt,
 )
 
 KINDS = ("single_object", "two_object", "counting", "colors", "position", "color_attr")
@@ -127,31 +121,6 @@ def _two(rng: Random, split: str, aspect: float) -> Case:
     )
 
 
-def _mixed(rng: Random, split: str, aspect: float) -> Case:
-    """For training only: a count and a color, a relation and colors, or a list of three or four objects."""
-    variant = rng.randrange(3)
-    if variant == 0:
-        shape, count = rng.choice(SHAPES), rng.randint(2, 4)
-        color, name = sample_colors(rng, [shape], split)[0], plural(shape)
-        word = NUMBER_WORDS[count]
-        paraphrases = (f"{count} {color} {name}", f"{word} {name}, all {color}")
-        prompt = word_prompt(f"{word} {color} {name}", paraphrases, rng, several=True)
-        row = metadata_row("mixed", prompt, [{"class": shape, "count": count, "color": color}], count)
-        return Case(row, place(rng, [shape] * count, [color] * count, aspect))
-    if variant == 1:
-        a, name, b = _sample_relation(rng, split)
-        colors = sample_colors(rng, (a, b), split)
-        scene = _place_related(rng, (a, b), colors, name, aspect)
-        return Case(position_row("mixed", (a, b), name, colors, rng), scene)
-    shapes = rng.sample(SHAPES, rng.randint(3, 4))
-    colors = sample_colors(rng, shapes, split)
-    pairs = list(zip(shapes, colors, strict=True))
-    one = enumeration([f"one {c} {s}" for s, c in pairs])
-    prompt = word_prompt(enumeration([article(f"{c} {s}") for s, c in pairs]), (one,), rng)
-    row = metadata_row("mixed", prompt, [{"class": s, "count": 1, "color": c} for s, c in pairs])
-    return Case(row, _place_clean(rng, shapes, colors, split, aspect))
-
-
 _SAMPLERS: dict[str, Callable[[Random, str, float], Case]] = {
     "single_object": _single,
     "two_object": _two,
@@ -159,12 +128,11 @@ _SAMPLERS: dict[str, Callable[[Random, str, float], Case]] = {
     "colors": _colors,
     "position": _position,
     "color_attr": _color_attr,
-    "mixed": _mixed,
 }
 
 
 def sample_case(kind: str, rng: Random, split: str = "train", aspect: float = 1.0) -> Case:
-    """A random sentence of one of KINDS or "mixed", with a random scene that shows exactly what it says.
+    """A random sentence of one of KINDS, with a random scene that shows exactly what it says.
 
     Split "train": the scene has no held-out combination. "held_out" (only for HELD_OUT_KINDS): the sentence
     names a held-out coloring or relation, and the scene has no other held-out combination. "any": no
@@ -176,16 +144,3 @@ def sample_case(kind: str, rng: Random, split: str = "train", aspect: float = 1.
     if split == "held_out" and kind not in HELD_OUT_KINDS:
         raise OptionError(f"no held-out sentences of kind {kind!r}; accepted: {', '.join(HELD_OUT_KINDS)}")
     return _SAMPLERS[kind](rng, split, aspect)
-
-
-def suite(n: int, seed: int, split: str = "train") -> list[dict[str, Any]]:
-    """`n` metadata rows that cycle through KINDS (HELD_OUT_KINDS for split "held_out").
-
-    Raises OptionError for a negative `n` and for unknown splits.
-    """
-    check_split(split)
-    if n < 0:
-        raise OptionError(f"a suite has 0 or more rows, not {n}")
-    rng = Random(seed)
-    kinds = HELD_OUT_KINDS if split == "held_out" else KINDS
-    return [sample_case(kinds[i % len(kinds)], rng, split).metadata for i in range(n)]

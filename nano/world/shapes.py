@@ -1,4 +1,4 @@
-"""The eight shapes as polygons, one more to teach, and their signed distance fields.
+"""The eight shapes as polygons, and their signed distance fields.
 
 Every outline is a closed polygon (curves are sampled densely) whose bounding box is centered on the origin
 and has a longer side of 1. The y axis points down, as in images.
@@ -10,8 +10,6 @@ from functools import lru_cache
 import numpy as np
 
 SHAPES = ("circle", "square", "triangle", "star", "heart", "diamond", "cross", "hexagon")
-HOUSE = "house"
-"""A shape that no embedded model was trained on: one that can be taught."""
 
 TEXELS = 256
 """Side of one shape's signed distance field, in texels."""
@@ -77,7 +75,6 @@ OUTLINES: dict[str, Outline] = {
         "diamond": [(0.0, -1.0), (_DIAMOND_WIDTH, 0.0), (0.0, 1.0), (-_DIAMOND_WIDTH, 0.0)],
         "cross": _cross(),
         "hexagon": _radial_polygon(6),
-        HOUSE: [(-0.8, 1.0), (-0.8, -0.1), (0.0, -1.0), (0.8, -0.1), (0.8, 1.0)],
     }.items()
 }
 
@@ -107,13 +104,13 @@ def signed_distance(outline: Outline, points: np.ndarray) -> np.ndarray:
     return np.where(inside, -1.0, 1.0) * np.sqrt(squared)
 
 
-@lru_cache(maxsize=2)
-def distance_atlas(shapes: tuple[str, ...] = SHAPES) -> np.ndarray:
-    """The signed distance fields of shapes, stacked vertically: float32 [len(shapes) * TEXELS, TEXELS].
+@lru_cache(maxsize=1)
+def distance_atlas() -> np.ndarray:
+    """The signed distance fields of SHAPES, stacked vertically: float32 [len(SHAPES) * TEXELS, TEXELS].
 
     Each texel holds the signed distance at its center, in units of the shape's size.
     """
     axis = ((np.arange(TEXELS) + 0.5) / TEXELS * 2 - 1) * HALF_SPAN
     points = np.stack(np.meshgrid(axis, axis), axis=-1).reshape(-1, 2)
-    fields = [signed_distance(OUTLINES[name], points).reshape(TEXELS, TEXELS) for name in shapes]
+    fields = [signed_distance(OUTLINES[name], points).reshape(TEXELS, TEXELS) for name in SHAPES]
     return np.concatenate(fields).astype(np.float32)

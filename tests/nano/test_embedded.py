@@ -3,9 +3,12 @@
 import pytest
 from bifrons.apps.demo.history import load_examples
 from bifrons.apps.demo.suggestions import phrase_of, question_about
-from bifrons.eval.nano.janus import score_answers
-from bifrons.eval.nano.vl2 import score_examples, score_pairs, score_queries
+from bifrons.eval.nano import things_janus, things_vl2
+from bifrons.eval.nano.scores import Counts, figures
 from bifrons.janus.pipeline import JanusPipeline
+from bifrons.nano.recipes.things_janus_spec import UNASKED
+from bifrons.nano.world.asking import KINDS
+from bifrons.nano.world.things_detector import load_detector
 from bifrons.vl2.pipeline import VL2Pipeline
 
 SEED = 321_000
@@ -21,32 +24,38 @@ def finder() -> VL2Pipeline:
     return VL2Pipeline.from_pretrained("vl2-nano", "cpu")
 
 
-def share(table: dict[str, tuple[int, int]]) -> float:
-    return sum(right for right, _ in table.values()) / sum(asked for _, asked in table.values())
+def share(counts: Counts) -> float:
+    return figures(counts, pooled=True)["overall"]["score"]
+
+
+def test_janus_nano_paints_what_it_was_asked_for(painter) -> None:
+    prompts = things_janus.sentences(("colors", "two_object"), 2, SEED, "train")
+    judge = things_janus.Painter(painter, load_detector(), 4, {})
+    assert share(judge.score(prompts, 1, SEED)[0]) >= 0.75
 
 
 def test_janus_nano_answers(painter) -> None:
-    assert share(score_answers(painter, 60, SEED, "train")) >= 0.9
+    kinds = [kind for kind in KINDS if kind not in UNASKED]
+    cases = things_janus.questions(40, SEED, "train", kinds, things_janus.SIDE)
+    assert share(things_janus.score_questions(painter, cases, 20)) >= 0.8
 
 
-def test_vl2_nano_answers(finder) -> None:
-    assert share(score_answers(finder, 60, SEED, "train")) >= 0.9
+def test_vl2_nano_answers_and_reads(finder) -> None:
+    cases = things_janus.questions(40, SEED, "train")
+    assert share(things_janus.score_questions(finder, cases, 20)) >= 0.8
+    assert share(things_vl2.score_words(finder, 10, SEED, 10)) >= 0.8
 
 
 def test_vl2_nano_finds_what_is_there_and_tells_what_is_not(finder) -> None:
-    table, (met, wanted) = score_queries(finder, 45, SEED, "train")
-    assert met / wanted >= 0.9
-    right, asked = table["absent"]
-    assert right / asked >= 0.9
+    exact, boxes = things_vl2.score_phrases(finder, things_vl2.phrases(30, SEED, "train"), 30)
+    assert share(boxes) >= 0.8
+    right, asked = exact[things_vl2.NEGATIVES].sum(0)
+    assert right / asked >= 0.8
 
 
 def test_vl2_nano_compares_two_pictures(finder) -> None:
-    assert share(score_pairs(finder, 40, SEED, "train")) >= 0.8
-
-
-def test_vl2_nano_finds_things_like_a_framed_one(finder) -> None:
-    _, (met, wanted) = score_examples(finder, 20, SEED)
-    assert met / wanted >= 0.8
+    assert share(things_vl2.score_comparisons(finder, things_vl2.comparisons(20, SEED, "train"), 10)) >= 0.75
+    assert share(things_vl2.score_like(finder, 10, SEED, 10)) >= 0.7
 
 
 def test_what_the_page_offers_is_known_and_found(painter, finder) -> None:

@@ -11,7 +11,6 @@ from bifrons import JanusPipeline, VL2Pipeline
 from bifrons.blocks.errors import ConfigError, UnknownWordsWarning
 from bifrons.blocks.vocabulary import Vocabulary, last_question, read_vocabulary, write_taught
 from bifrons.learn.rows import PaintRow, new_words
-from bifrons.nano.recipes import janus_spec, vl2_spec
 from bifrons.nano.world.scene import COLORS, SHAPES
 
 from ..models import SHAPES_JANUS, SHAPES_VL2
@@ -33,12 +32,6 @@ def vocabulary(model: str) -> Vocabulary:
     found = read_vocabulary(Path(model))
     assert found is not None
     return found
-
-
-@pytest.mark.parametrize(("model", "spec"), [(SHAPES_JANUS, janus_spec), (SHAPES_VL2, vl2_spec)])
-def test_the_recipe_writes_the_file(model, spec, tmp_path: Path):
-    spec.write_folder(tmp_path)
-    assert (tmp_path / "vocabulary.json").read_text() == Path(model, "vocabulary.json").read_text()
 
 
 @pytest.mark.parametrize(

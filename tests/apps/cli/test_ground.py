@@ -5,9 +5,8 @@ from pathlib import Path
 
 import pytest
 from bifrons.apps.cli.main import main
-from bifrons.nano.world.phrases import normalized_box
 from bifrons.nano.world.renderer import to_pil
-from bifrons.nano.world.scene import Scene, SceneObject
+from bifrons.nano.world.scene import Scene, SceneObject, box_of
 from bifrons.vl2.grounding import Box, Grounding, Problem
 from bifrons.vl2.pipeline import VL2Pipeline
 from PIL import Image
@@ -56,7 +55,7 @@ def test_a_trained_model_locates_the_right_thing(tmp_path, capsys) -> None:
     output = json.loads(capsys.readouterr().out)
     (box,) = output["boxes"]
     assert box["label"] == "the red star"
-    assert box["normalized"] == pytest.approx(normalized_box(star), abs=40)
+    assert box["normalized"] == pytest.approx([999 * side for side in box_of(star)], abs=40)
     assert main(["locate", str(picture), "the green heart", "-m", SHAPES_VL2]) == 0
     assert capsys.readouterr().out == "the green heart: not found\n"
 

@@ -46,8 +46,8 @@ from bifrons.nano.recipes.things_vl2_spec import (
     vl2_config,
 )
 from bifrons.nano.world.painting import Picture, paint
-from bifrons.nano.world.phrases import NO_MATCH
 from bifrons.nano.world.pictures import sample_view
+from bifrons.nano.world.questions import NO_MATCH
 from bifrons.nano.world.reading import read_request
 from bifrons.vl2.grounding import parse_grounding
 from bifrons.vl2.pipeline import VL2Pipeline

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 from bifrons.blocks.errors import OptionError
-from bifrons.nano.recipes.datasets import with_objects_in_quadrants
 from bifrons.nano.world.renderer import pack, render, render_packed, to_pil
 from bifrons.nano.world.scene import (
     BACKGROUNDS,
@@ -22,11 +21,9 @@ from bifrons.nano.world.scene import (
     extent,
     is_held_out,
     place,
-    place_in_quadrants,
     relation,
     sample_scene,
 )
-from bifrons.nano.world.sentences import sample_case
 from bifrons.nano.world.shapes import EXTENTS, HALF_SPAN, OUTLINES, SHAPES, signed_distance
 
 
@@ -144,38 +141,3 @@ def test_sizes_and_mistakes():
         pack([])
     with pytest.raises(OptionError, match="1 to 6"):
         place(Random(0), ["star"] * 7, ["red"] * 7)
-
-
-def test_things_apart_keep_to_quarters_of_their_own():
-    rng = Random(4)
-    for count in (3, 4):
-        places = set()
-        for _ in range(200):
-            shapes = [rng.choice(SHAPES) for _ in range(count)]
-            scene = place_in_quadrants(rng, shapes, ["red"] * count)
-            boxes = [box_of(obj) for obj in scene.objects]
-            quarters = {(x0 >= 0.5, y0 >= 0.5) for x0, y0, _, _ in boxes}
-            assert len(quarters) == count
-            for x0, y0, x1, y1 in boxes:
-                for low, high in ((x0, x1), (y0, y1)):
-                    assert 0.03 <= low < high <= 0.97
-                    assert low >= 0.525 or high <= 0.475
-            places |= {(obj.x, obj.y) for obj in scene.objects}
-        assert len(places) > 60
-
-
-def test_paintings_of_three_or_four_things_have_them_apart():
-    rng = Random(1)
-    for kind in ("counting", "mixed", "two_object"):
-        for _ in range(60):
-            case = sample_case(kind, rng)
-            moved = with_objects_in_quadrants(case, rng)
-            assert [(t.shape, t.color) for t in moved.scene.objects] == [
-                (t.shape, t.color) for t in case.scene.objects
-            ]
-            assert moved.metadata == case.metadata
-            assert not is_held_out(moved.scene)
-            if len(case.scene.objects) < 3:
-                assert moved == case
-            else:
-                assert len({(t.x > 0.5, t.y > 0.5) for t in moved.scene.objects}) == len(moved.scene.objects)
