@@ -29,11 +29,7 @@ Row = dict[str, Any]
 
 
 def shapes_prompts(seed: int) -> list[Row]:
-    """553 different sentences about the small world, with as many of each kind as GenEval, in its order.
-
-    They are drawn without restriction: some (a tenth of the colourings, for example) are combinations held
-    out from janus-nano's training.
-    """
+    """553 different sentences about shapes, with as many of each kind as GenEval, in its order."""
     rng, rows, prompts = Random(seed), [], set()
     for kind, count in OFFICIAL_COUNTS.items():
         target = len(rows) + count
@@ -46,7 +42,7 @@ def shapes_prompts(seed: int) -> list[Row]:
 
 
 def hard_prompts(seed: int) -> list[Row]:
-    """300 different sentences about the small world that are harder than GenEval's, 100 of each kind."""
+    """300 different sentences about shapes that are harder than GenEval's, 100 of each kind."""
     rng, rows = Random(seed), {}
     for number, kind in enumerate(HARD_KINDS, 1):
         while len(rows) < 100 * number:
