@@ -7,8 +7,8 @@ from bifrons import VL2Pipeline
 from bifrons.vl2.grounding import draw_boxes
 from PIL import Image
 
-path = sys.argv[1] if len(sys.argv) > 1 else Path(__file__).parent / "star.png"
-phrase = sys.argv[2] if len(sys.argv) > 2 else "the star"
+path = sys.argv[1] if len(sys.argv) > 1 else Path(__file__).parent / "elephant.png"
+phrase = sys.argv[2] if len(sys.argv) > 2 else "the elephant"
 model = sys.argv[3] if len(sys.argv) > 3 else "vl2-nano"
 pipe = VL2Pipeline.from_pretrained(model)
 picture = Image.open(path)

@@ -8,7 +8,7 @@ from bifrons import JanusPipeline
 EXAMPLES = Path(__file__).parent
 
 model = sys.argv[1] if len(sys.argv) > 1 else "janus-nano"
-paths = sys.argv[2:4] if len(sys.argv) > 3 else [EXAMPLES / "star.png", EXAMPLES / "hearts.png"]
+paths = sys.argv[2:4] if len(sys.argv) > 3 else [EXAMPLES / "elephant.png", EXAMPLES / "bears.png"]
 pipe = JanusPipeline.from_pretrained(model)
 first, second = (pipe.encode_image(path) for path in paths)
 print(f"{len(first)} image tokens, such as {[int(code) for code in first[:6]]}")

@@ -12,7 +12,9 @@ from openai import OpenAI
 url = sys.argv[1] if len(sys.argv) > 1 else "http://127.0.0.1:8000/v1"
 client = OpenAI(base_url=url, api_key="any")
 
-images = client.images.generate(model="janus-nano", prompt="a photo of a red star", extra_body={"seed": 1})
+images = client.images.generate(
+    model="janus-nano", prompt="a photo of a red elephant", extra_body={"seed": 1}
+)
 assert images.data
 encoded = images.data[0].b64_json
 assert encoded
@@ -25,7 +27,7 @@ reply = client.chat.completions.create(
             "role": "user",
             "content": [
                 {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{encoded}"}},
-                {"type": "text", "text": "What color is the star?"},
+                {"type": "text", "text": "What color is the elephant?"},
             ],
         }
     ],

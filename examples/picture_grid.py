@@ -9,7 +9,7 @@ from bifrons import GenerationStep, JanusPipeline
 from PIL import Image
 from torch import Tensor
 
-PROMPTS = ["a photo of two hearts", "a photo of a green triangle"]
+PROMPTS = ["a photo of two pink sheep", "a photo of a green bear"]
 COLUMNS = 2
 
 

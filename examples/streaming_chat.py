@@ -6,9 +6,9 @@ from typing import Any
 
 from bifrons import VL2Pipeline
 
-QUESTIONS = ("How many things are there?", "What color is the star?")
+QUESTIONS = ("How many things are there?", "What color is the elephant?")
 
-picture = sys.argv[1] if len(sys.argv) > 1 else Path(__file__).parent / "star.png"
+picture = sys.argv[1] if len(sys.argv) > 1 else Path(__file__).parent / "elephant.png"
 model = sys.argv[2] if len(sys.argv) > 2 else "vl2-nano"
 pipe = VL2Pipeline.from_pretrained(model)
 messages: list[dict[str, Any]] = []

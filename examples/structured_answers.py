@@ -8,13 +8,13 @@ from bifrons import JanusPipeline
 
 model = sys.argv[1] if len(sys.argv) > 1 else "janus-nano"
 pipe = JanusPipeline.from_pretrained(model, parts="read")
-picture = sys.argv[2] if len(sys.argv) > 2 else Path(__file__).parent / "star.png"
+picture = sys.argv[2] if len(sys.argv) > 2 else Path(__file__).parent / "elephant.png"
 
-color = pipe.ask(picture, "What color is the star?", choices=["red", "green", "blue"])
-count = pipe.ask(picture, "How many stars are there?", regex="one|two|three|four")
+color = pipe.ask(picture, "What color is the elephant?", choices=["red", "green", "blue"])
+count = pipe.ask(picture, "How many elephants are there?", regex="one|two|three|four")
 properties = {"color": {"enum": ["red", "green", "blue"]}}
 schema = {"type": "object", "properties": properties, "required": ["color"]}
-answer = pipe.ask(picture, "What color is the star?", json_schema=schema)
+answer = pipe.ask(picture, "What color is the elephant?", json_schema=schema)
 print("color:", color)
 print("count:", count)
 print("as JSON:", json.loads(answer))

@@ -1,5 +1,6 @@
 """The scripts of examples/ run as they stand, with the embedded models, and print and write what they say."""
 
+import json
 import re
 import runpy
 import shutil
@@ -11,6 +12,7 @@ from typing import Any
 import bifrons
 import nbformat
 import pytest
+from bifrons.blocks.checkpoints.hub import EMBEDDED_FOLDER
 from nbclient import NotebookClient
 from PIL import Image
 
@@ -34,6 +36,13 @@ def run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureF
     return call
 
 
+def read_guidance() -> float:
+    """The embedded model's own guidance scale."""
+    return json.loads((EMBEDDED_FOLDER / "janus-nano" / "generation_config.json").read_text())[
+        "guidance_scale"
+    ]
+
+
 def size_of(name: str) -> tuple[int, int]:
     with Image.open(name) as picture:
         picture.load()
@@ -53,22 +62,23 @@ def test_there_are_ten() -> None:
 
 def test_first_picture(run: Run) -> None:
     assert run("first_picture.py") == "red\n"
-    assert size_of("first-picture.png") == (128, 128)
+    assert size_of("first-picture.png") == (192, 192)
 
 
 def test_picture_grid(run: Run) -> None:
     previews, grid = run("picture_grid.py").splitlines()
-    assert previews == "previews.png: 4 pictures of 128 x 128 pixels"
-    assert grid == "grid.png: 4 pictures of 128 x 128 pixels"
-    assert size_of("previews.png") == size_of("grid.png") == (256, 256)
+    assert previews == "previews.png: 4 pictures of 192 x 192 pixels"
+    assert grid == "grid.png: 4 pictures of 192 x 192 pixels"
+    assert size_of("previews.png") == size_of("grid.png") == (384, 384)
     with Image.open("previews.png") as picture:
         assert picture.getchannel("A").getextrema() == (0, 255)
 
 
 def test_guidance(run: Run) -> None:
     lines = run("guidance.py").splitlines()
-    assert [line.rpartition(" ")[2] for line in lines] == ["1.0", "2.5", "2.5"]
-    assert size_of("guidance.png") == (384, 128)
+    own = str(read_guidance())
+    assert [line.rpartition(" ")[2] for line in lines] == ["1.0", own, own]
+    assert size_of("guidance.png") == (576, 192)
 
 
 def test_structured_answers(run: Run) -> None:
@@ -87,28 +97,28 @@ def test_compare_pictures(run: Run) -> None:
 def test_find_and_draw(run: Run) -> None:
     (line,) = run("find_and_draw.py").splitlines()
     left, top, right, bottom = map(int, re.findall(r"\d+", line))
-    assert line.startswith("the star: left ")
-    assert left < 68 < right  # where the star's middle is
-    assert top < 88 < bottom
-    assert size_of("found.png") == (128, 128)
+    assert line.startswith("the elephant: left ")
+    assert left < 70 < right  # where the elephant's middle is
+    assert top < 140 < bottom
+    assert size_of("found.png") == (192, 192)
 
 
 def test_streaming_chat(run: Run) -> None:
     lines = run("streaming_chat.py").splitlines()
-    assert lines == ["> How many things are there?", "two", "> What color is the star?", "red"]
+    assert lines == ["> How many things are there?", "two", "> What color is the elephant?", "red"]
 
 
 def test_openai_client(run: Run, start_server: Callable[..., object]) -> None:
     server: Any = start_server("-m", "janus-nano", "--rows", 8, "--context", 1024)
     assert run("openai_client.py", f"{server.url}/v1") == "red\n"
-    assert size_of("served.png") == (128, 128)
+    assert size_of("served.png") == (192, 192)
 
 
 def test_image_tokens(run: Run) -> None:
     lines = run("image_tokens.py").splitlines()
-    assert lines[0].startswith("256 image tokens")
-    assert lines[2].endswith("of 256 are the same")
-    assert size_of("decoded.png") == (128, 128)
+    assert lines[0].startswith("576 image tokens")
+    assert lines[2].endswith("of 576 are the same")
+    assert size_of("decoded.png") == (192, 192)
 
 
 def test_evaluate(run: Run) -> None:
@@ -147,10 +157,10 @@ def test_notebook_first_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
 
 def test_notebook_reading_and_pointing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    picture, star, circle, more, boxes, drawn = run_notebook(NOTEBOOKS[1], tmp_path, monkeypatch)
+    picture, elephant, umbrella, more, boxes, drawn = run_notebook(NOTEBOOKS[1], tmp_path, monkeypatch)
     assert picture == drawn == "image"
-    assert (star, circle, more) == ("'red'", "'blue'", "'the second'")
-    assert re.fullmatch(r"\[\('the star', \(\d+, \d+, \d+, \d+\)\)\]", boxes)
+    assert (elephant, umbrella, more) == ("'red'", "'blue'", "'the second'")
+    assert re.fullmatch(r"\[\('the elephant', \(\d+, \d+, \d+, \d+\)\)\]", boxes)
 
 
 @pytest.mark.parametrize("name", NOTEBOOKS)
