@@ -1,5 +1,5 @@
-"""Takes the screenshots of the page for the documentation: `python docs/page_screenshots.py PORT`,
-with chromium installed.
+"""Takes the screenshots of the page for the documentation: `python docs/page_screenshots.py PORT
+SEED`, with chromium installed. SEED and the next one paint its two pictures.
 
 It serves the embedded models and writes `demo-desktop.png` and `demo-find.png`, and two sheets with five
 states each (empty, painting, done and checked, asked, found), in light and dark: `demo-states.png` and
@@ -39,20 +39,20 @@ def states(tab: Tab, phone: bool) -> list[Image.Image]:
     """The page empty, painting, done and checked, asked, found."""
     expect(tab.locator("#bf-examples button")).to_have_count(4)
     shots = [shoot(tab)]
-    for field, value in (("#count input", "2"), ("#seed textarea, #seed input", "12")):
+    for field, value in (("#count input", "2"), ("#seed textarea, #seed input", sys.argv[2])):
         tab.fill(field, value)
-    tab.fill("#prompt textarea", "three green hearts")
+    tab.fill("#prompt textarea", "three blue teddy bears")
     tab.keyboard.press("Enter")
     expect(tab.locator("#paint-status")).to_contain_text(re.compile(r"Painting: [56]\d%"))
     shots.append(shoot(tab))
     expect(tab.locator("#paint-status")).to_contain_text("painted")
     tab.click("#check")
-    expect(tab.locator("#check-report")).to_contain_text("of 3 green hearts")
+    expect(tab.locator("#check-report")).to_contain_text("of 3 blue teddy bears")
     shots.append(shoot(tab, "#paint-status" if phone else None))
     tab.click("#ask-about")
     expect(tab.locator("#question .thumbnail-item")).to_have_count(1)
     tab.wait_for_timeout(1000)
-    tab.fill("#question textarea", "How many hearts are there?")
+    tab.fill("#question textarea", "How many teddy bears are there?")
     tab.keyboard.press("Enter")
     expect(tab.locator("#ask-status")).to_contain_text("answered")
     shots.append(shoot(tab, "[role=tablist]" if phone else None))

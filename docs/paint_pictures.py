@@ -1,0 +1,65 @@
+"""Paints the pictures of the README and of the page's first view: `python docs/paint_pictures.py`.
+
+The embedded model paints them; of each sentence the first seed is taken of which the world's learned detector
+sees what the sentence asks for and nothing else. It writes `docs/strip.png` and `apps/demo/examples`, which
+keep their settings.
+"""
+
+from pathlib import Path
+
+from bifrons import JanusPipeline
+from bifrons.apps.demo.suggestions import sentences
+from bifrons.apps.files import slug
+from bifrons.eval.geneval.detectors import as_row
+from bifrons.eval.nano.things_janus import Prompt
+from bifrons.nano.world.reading import read_request
+from bifrons.nano.world.requests import to_row
+from bifrons.nano.world.things_detector import load_detector
+from PIL import Image
+
+ROOT = Path(__file__).parents[1]
+EXAMPLES = ROOT / "apps" / "demo" / "examples"
+MORE = ("two pink sheep", "four yellow birds")
+"""What the strip shows beside the page's examples."""
+_SEEDS = range(1, 13)
+_GAP = 8  # pixels
+
+
+def painted(pipe: JanusPipeline, texts: list[str]) -> list[Image.Image]:
+    """A picture of each sentence. Ends where a sentence has no good one of any seed."""
+    detector = load_detector()
+    good: dict[str, Image.Image] = {}
+    for seed in _SEEDS:
+        left = [text for text in texts if text not in good]
+        if not left:
+            break
+        pictures = pipe.generate(left, seed=seed)
+        assert isinstance(pictures, list)
+        for text, picture, seen in zip(left, pictures, detector.detect_all(pictures), strict=True):
+            prompt, found = Prompt("match", to_row(read_request(text), "match", text)), as_row(seen)
+            if prompt.judge(found)[0] and prompt.is_all(found):
+                good[text] = picture
+                print(f"{text}: seed {seed}")
+    if missing := [text for text in texts if text not in good]:
+        raise SystemExit(f"no seed from {_SEEDS[0]} to {_SEEDS[-1]} paints: {'; '.join(missing)}")
+    return [good[text] for text in texts]
+
+
+def main() -> None:
+    """Write all pictures."""
+    pipe = JanusPipeline.from_pretrained("janus-nano")
+    shown = sentences(pipe.vocabulary)
+    pictures = painted(pipe, [*shown, *MORE])
+    for old in EXAMPLES.glob("*.png"):
+        old.unlink()
+    for number, (text, picture) in enumerate(zip(shown, pictures, strict=False), 1):
+        picture.save(EXAMPLES / f"{number}-{slug(text.removeprefix('a photo of '))}.png")
+    side = pictures[0].width + _GAP
+    strip = Image.new("RGBA", (len(pictures) * side - _GAP, pictures[0].height))
+    for number, picture in enumerate(pictures):
+        strip.paste(picture, (number * side, 0))
+    strip.save(ROOT / "docs" / "strip.png", optimize=True)
+
+
+if __name__ == "__main__":
+    main()
