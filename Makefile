@@ -17,7 +17,7 @@ $(STAMP): pyproject.toml
 	@touch $(STAMP)
 
 run: env
-	$(BIN)/bifrons generate "a photo of a red star and a blue circle" --seed 1 -o out/first-picture.png --force
+	$(BIN)/bifrons generate "a photo of a red elephant left of a blue umbrella" --seed 1 -o out/first-picture.png --force
 
 # 553 sentences, four pictures each, by the suite and the detector of what janus-nano knows; goes on where it was stopped.
 eval: env

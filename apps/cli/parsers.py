@@ -155,7 +155,7 @@ def _add_prompts(parser: Any) -> None:
 def _add_locate(commands: Any) -> None:
     parser = _command(commands, "locate", "locate what a phrase describes in a picture (DeepSeek-VL2)")
     parser.add_argument("image", metavar="IMAGE", help="an image file, or - for standard input")
-    parser.add_argument("phrase", metavar="PHRASE", help="what to look for, such as: the red star; or -")
+    parser.add_argument("phrase", metavar="PHRASE", help="what to look for, such as: the red umbrella; or -")
     add_exif(parser)
     add_model(parser, DEFAULT_GROUNDING_MODEL)
     parser.add_argument(
