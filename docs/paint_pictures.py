@@ -11,7 +11,7 @@ from bifrons import JanusPipeline
 from bifrons.apps.demo.suggestions import sentences
 from bifrons.apps.files import slug
 from bifrons.eval.geneval.detectors import as_row
-from bifrons.eval.nano.things_janus import Prompt
+from bifrons.eval.nano.janus import Prompt
 from bifrons.nano.world.reading import read_request
 from bifrons.nano.world.requests import to_row
 from bifrons.nano.world.things_detector import load_detector

@@ -14,7 +14,7 @@ import torch
 from ...blocks.checkpoints.hub import find_model_folder
 from ...blocks.errors import ResourceError
 from ...blocks.model.context import DecoderConfig
-from ...nano.recipes.things_vl2_spec import official_config
+from ...nano.recipes.vl2_spec import official_config
 from ...vl2.config import VL2Config
 from .measure import Bench
 from .workloads import Amount, prompt_length

@@ -19,8 +19,8 @@ from ...janus.pipeline import JanusPipeline
 from ...nano.world.sampling import KINDS
 from ...vl2.pipeline import VL2Pipeline
 from ...vl2.prompts import locate_prompt
-from .things_janus import questions, sentences
-from .things_vl2 import phrases
+from .janus import questions, sentences
+from .vl2 import phrases
 
 BATCHES: tuple[tuple[int, Speculate], ...] = ((1, "auto"), (3, "auto"), (16, 8))
 """Pictures at once, and the `speculate` with which they are compared: `auto` makes no drafts for 16."""

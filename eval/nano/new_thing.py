@@ -25,8 +25,8 @@ from ...nano.world.sampling import HELD_OUT_KINDS, KINDS
 from ...nano.world.sprites import sprite
 from ...nano.world.things_detector import ThingsDetector, load_detector
 from ..read.metrics import iou
+from .janus import Painter, Prompt, sentences
 from .scores import figures, shown
-from .things_janus import Painter, Prompt, sentences
 
 MOST_ERROR = 30.0
 """Root mean square of the difference, of 255, from which on it is no mushroom."""

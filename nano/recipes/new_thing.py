@@ -17,7 +17,7 @@ from ..world.painting import paint
 from ..world.pieces import PAINTED
 from ..world.requests import GENEVAL_THINGS, Group, Request
 from ..world.sampling import Example
-from .things_tokenizer import sentences
+from .tokenizer import sentences
 
 THING = "mushroom"
 PROMPTS = "replay.txt"

@@ -17,7 +17,7 @@ from tokenizers import AddedToken
 
 from ...text.prompts import ASSISTANT, THINK, THINK_END, USER
 from ...tokenizers.text import BOS, EOS
-from .things_tokenizer import build_tokenizer, write_files
+from .tokenizer import build_tokenizer, write_files
 
 MODEL = "model"
 """The folder of `config.json` and `tokenizer.json`."""

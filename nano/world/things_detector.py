@@ -3,7 +3,7 @@
 A small convolutional network finds the centers of things (after CenterNet: Zhou et al. 2019, "Objects as
 Points", arXiv:1904.07850): a heatmap of centers, and at each point the distances to the four sides of the
 box, the class and the color. One heatmap for all classes learns faster than one for each. The network is
-trained by `nano/recipes/things_detector.py` on rendered scenes, and is none of the models that it judges.
+trained by `nano/recipes/detector.py` on rendered scenes, and is none of the models that it judges.
 
 Shape suffixes: B images, C classes, H height and W width in points, STRIDE pixels apart; K colors, N things;
 3 is red, green, blue; 4 is x0, y0, x1, y1 or left, top, right, bottom.
@@ -223,7 +223,7 @@ def load_detector(folder: Path = WEIGHTS, device: str | torch.device = "cpu") ->
     if not (folder / FILE).is_file() or not (folder / _CONFIG).is_file():
         raise BifronsError(
             f"the detector of the world of things has no weights in {folder}; "
-            "train it with `python -m bifrons.nano.recipes.things_train detector`"
+            "train it with `python -m bifrons.nano.recipes.train detector`"
         )
     config = read_section(folder / _CONFIG)
     classes, report = config.get("classes"), config.get("report", {})

@@ -3,10 +3,10 @@
 import pytest
 from bifrons.apps.demo.history import load_examples
 from bifrons.apps.demo.suggestions import phrase_of, question_about
-from bifrons.eval.nano import things_janus, things_vl2
+from bifrons.eval.nano import janus, vl2
 from bifrons.eval.nano.scores import Counts, figures
 from bifrons.janus.pipeline import JanusPipeline
-from bifrons.nano.recipes.things_janus_spec import UNASKED
+from bifrons.nano.recipes.janus_spec import UNASKED
 from bifrons.nano.world.asking import KINDS
 from bifrons.nano.world.things_detector import load_detector
 from bifrons.vl2.pipeline import VL2Pipeline
@@ -29,33 +29,33 @@ def share(counts: Counts) -> float:
 
 
 def test_janus_nano_paints_what_it_was_asked_for(painter) -> None:
-    prompts = things_janus.sentences(("colors", "single_object", "two_object"), 1, SEED, "train")
-    judge = things_janus.Painter(painter, load_detector(), 3, {})
+    prompts = janus.sentences(("colors", "single_object", "two_object"), 1, SEED, "train")
+    judge = janus.Painter(painter, load_detector(), 3, {})
     assert share(judge.score(prompts, 1, SEED)[0]) >= 0.6
 
 
 def test_janus_nano_answers(painter) -> None:
     kinds = [kind for kind in KINDS if kind not in UNASKED]
-    cases = things_janus.questions(20, SEED, "train", kinds, things_janus.SIDE)
-    assert share(things_janus.score_questions(painter, cases, 20)) >= 0.8
+    cases = janus.questions(20, SEED, "train", kinds, janus.SIDE)
+    assert share(janus.score_questions(painter, cases, 20)) >= 0.8
 
 
 def test_vl2_nano_answers_and_reads(finder) -> None:
-    cases = things_janus.questions(20, SEED, "train")
-    assert share(things_janus.score_questions(finder, cases, 20)) >= 0.8
-    assert share(things_vl2.score_words(finder, 6, SEED, 6)) >= 0.8
+    cases = janus.questions(20, SEED, "train")
+    assert share(janus.score_questions(finder, cases, 20)) >= 0.8
+    assert share(vl2.score_words(finder, 6, SEED, 6)) >= 0.8
 
 
 def test_vl2_nano_finds_what_is_there_and_tells_what_is_not(finder) -> None:
-    exact, boxes = things_vl2.score_phrases(finder, things_vl2.phrases(20, SEED, "train"), 20)
+    exact, boxes = vl2.score_phrases(finder, vl2.phrases(20, SEED, "train"), 20)
     assert share(boxes) >= 0.8
-    right, asked = exact[things_vl2.NEGATIVES].sum(0)
+    right, asked = exact[vl2.NEGATIVES].sum(0)
     assert right / asked >= 0.8
 
 
 def test_vl2_nano_compares_two_pictures(finder) -> None:
-    assert share(things_vl2.score_comparisons(finder, things_vl2.comparisons(12, SEED, "train"), 10)) >= 0.75
-    assert share(things_vl2.score_like(finder, 6, SEED, 6)) >= 0.6
+    assert share(vl2.score_comparisons(finder, vl2.comparisons(12, SEED, "train"), 10)) >= 0.75
+    assert share(vl2.score_like(finder, 6, SEED, 6)) >= 0.6
 
 
 def test_what_the_page_offers_is_known_and_found(painter, finder) -> None:

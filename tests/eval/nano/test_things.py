@@ -8,7 +8,8 @@ import pytest
 import torch
 from bifrons import JanusPipeline, VL2Pipeline
 from bifrons.eval.geneval.detectors import as_row
-from bifrons.eval.nano import things_detector, things_janus, things_vl2
+from bifrons.eval.nano import detector as detector_scores
+from bifrons.eval.nano import janus, vl2
 from bifrons.eval.nano.scores import ask_all, count, figures, markdown, same_answer, sheet
 from bifrons.nano.world.catalog import PAINTS, things
 from bifrons.nano.world.detector import Detection
@@ -49,27 +50,27 @@ def test_shares_have_intervals_and_a_table():
 
 
 def test_a_perfect_detector_accepts_all_and_refuses_near_misses():
-    shown = list(things_detector.scenes("none", 24, 5))
-    good = things_detector.measure(shown, [perfect(one.seen) for one in shown], 0)
+    shown = list(detector_scores.scenes("none", 24, 5))
+    good = detector_scores.measure(shown, [perfect(one.seen) for one in shown], 0)
     assert good == {"recall": 1, "precision": 1, "color": 1, "accepted": 1, "refused": 1}
     names = list(things())
     wrong = [
         [Detection(names[names.index(d.label) - 1], d.color, d.box, d.score) for d in perfect(one.seen)]
         for one in shown
     ]
-    bad = things_detector.measure(shown, wrong, 0)
+    bad = detector_scores.measure(shown, wrong, 0)
     assert (bad["recall"], bad["precision"], bad["accepted"]) == (0, 0, 0)
 
 
 def test_the_threshold_separates_what_is_there_from_what_is_not():
-    shown = list(things_detector.scenes("none", 12, 6))
+    shown = list(detector_scores.scenes("none", 12, 6))
     scores = [[0.9 if i % 2 else 0.52 for i, _ in enumerate(one.seen)] for one in shown]
 
     class Unsure:
         threshold = 0.3
 
         def detect_all(self, images: list[Image.Image]) -> list[list[Detection]]:
-            assert self.threshold == min(things_detector.THRESHOLDS)
+            assert self.threshold == min(detector_scores.THRESHOLDS)
             found = []
             for one, own in zip(shown, scores, strict=True):
                 things_seen = [
@@ -79,17 +80,17 @@ def test_the_threshold_separates_what_is_there_from_what_is_not():
             return found
 
     detector = Unsure()
-    chosen = things_detector.choose_threshold(detector, shown)  # pyright: ignore
+    chosen = detector_scores.choose_threshold(detector, shown)  # pyright: ignore
     assert 0.35 <= chosen <= 0.5
     assert detector.threshold == 0.3
 
 
 def test_sentences_are_judged_by_rules_and_for_what_else_is_there():
-    prompts = things_janus.sentences(("counting", "color_attr", "many"), 2, 3, "train")
+    prompts = janus.sentences(("counting", "color_attr", "many"), 2, 3, "train")
     assert [prompt.kind for prompt in prompts] == ["counting"] * 2 + ["color_attr"] * 2 + ["many"] * 2
     assert len({prompt.text for prompt in prompts}) == 6
-    shown = next(one for one in things_detector.scenes("none", 6, 5) if one.row["tag"] == "color_attr")
-    prompt = things_janus.Prompt("color_attr", shown.row)
+    shown = next(one for one in detector_scores.scenes("none", 6, 5) if one.row["tag"] == "color_attr")
+    prompt = janus.Prompt("color_attr", shown.row)
     found = as_row(perfect(shown.seen))
     assert prompt.judge(found) == (True, "")
     assert prompt.is_all(found)
@@ -103,14 +104,14 @@ def test_the_report_of_janus_is_written(detector: Path, tmp_path: Path, monkeypa
     pipe = JanusPipeline.from_pretrained(DATA / "janus-mini", "cpu", progress=False)
     pictures = [Image.new("RGB", (192, 192), "gray")]
     monkeypatch.setattr(pipe, "generate", lambda texts, **options: pictures * len(texts))
-    monkeypatch.setattr(things_janus.JanusPipeline, "from_pretrained", lambda *a, **k: pipe)
-    rows = [one.row for one in things_detector.scenes("none", 6, 5)]
+    monkeypatch.setattr(janus.JanusPipeline, "from_pretrained", lambda *a, **k: pipe)
+    rows = [one.row for one in detector_scores.scenes("none", 6, 5)]
     (tmp_path / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     argv = ["x", "--folder", str(tmp_path / "out"), "--detector", str(detector)]
     argv += ["--prompts", str(tmp_path / "prompts.jsonl"), "--per-prompt", "2", "--sentences", "1"]
     argv += ["--questions", "3", "--scenes", "2"]
     monkeypatch.setattr("sys.argv", argv)
-    things_janus.main()
+    janus.main()
     results = json.loads((tmp_path / "out" / "results.json").read_text())
     assert list(results["figures"]["geneval"]) == [*KINDS, "overall"]
     assert results["figures"]["geneval"]["overall"]["of"] == 12
@@ -125,27 +126,27 @@ def test_the_report_of_janus_is_written(detector: Path, tmp_path: Path, monkeypa
 
 
 def test_the_report_of_vl2_asks_and_judges(tmp_path: Path, monkeypatch):
-    cases = things_vl2.phrases(8, 2, "train")
+    cases = vl2.phrases(8, 2, "train")
     answers = [phrase.answer(view) for view, phrase in cases]
-    monkeypatch.setattr(things_vl2, "ask_all", lambda *asked: answers)
+    monkeypatch.setattr(vl2, "ask_all", lambda *asked: answers)
     pipe: VL2Pipeline = None  # pyright: ignore
-    exact, boxes = things_vl2.score_phrases(pipe, cases, 8)
+    exact, boxes = vl2.score_phrases(pipe, cases, 8)
     assert sum(table[:, 0].sum() for table in exact.values()) == 8
     assert boxes["boxes"][:, 0].all()
     assert "absent" in exact
     answers = [answers[-1], *answers[:-1]]
-    assert sum(table[:, 0].sum() for table in things_vl2.score_phrases(pipe, cases, 8)[0].values()) < 8
-    pairs = things_vl2.comparisons(6, 1, "train")
+    assert sum(table[:, 0].sum() for table in vl2.score_phrases(pipe, cases, 8)[0].values()) < 8
+    pairs = vl2.comparisons(6, 1, "train")
     answers = [question.answer.upper() + "." for *_, question in pairs]
-    assert all(table[:, 0].all() for table in things_vl2.score_comparisons(pipe, pairs, 8).values())
-    monkeypatch.setattr(things_janus, "ask_all", lambda pipe, asked, *rest: [q.answer for _, q in own])
-    own = things_janus.questions(12, 4, "held_out")
+    assert all(table[:, 0].all() for table in vl2.score_comparisons(pipe, pairs, 8).values())
+    monkeypatch.setattr(janus, "ask_all", lambda pipe, asked, *rest: [q.answer for _, q in own])
+    own = janus.questions(12, 4, "held_out")
     assert {question.held_out for _, question in own} == {True}
-    assert all(table[:, 0].all() for table in things_janus.score_questions(pipe, own, 8).values())
+    assert all(table[:, 0].all() for table in janus.score_questions(pipe, own, 8).values())
 
 
 def test_an_evaluation_runs_with_the_world_detector(bifrons_main, detector: Path, tmp_path: Path, capsys):
-    rows = [one.row for one in things_detector.scenes("none", 2, 5)]
+    rows = [one.row for one in detector_scores.scenes("none", 2, 5)]
     (tmp_path / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     words = ["-m", DATA / "janus-mini", "--prompts", tmp_path / "prompts.jsonl", "--device", "cpu"]
     words += ["--suite", "geneval", "--detector", "world", "--detector-weights", detector]
@@ -160,7 +161,7 @@ def test_pictures_are_looked_at_together_or_alone_alike(detector: Path, tmp_path
     one = load_detector(detector)
     assert isinstance(one, ThingsDetector)
     one.threshold = 0.0
-    pictures = [shown.image for shown in things_detector.scenes("none", 3, 2)]
+    pictures = [shown.image for shown in detector_scores.scenes("none", 3, 2)]
     pictures.insert(1, pictures[0].resize((300, 200)))
     together = one.detect_all(pictures, batch=2)
     assert [len(found) for found in together] == [len(one.detect(picture)) for picture in pictures]
@@ -172,7 +173,7 @@ def test_pictures_are_looked_at_together_or_alone_alike(detector: Path, tmp_path
 
 @pytest.mark.parametrize("split", ["train", "held_out"])
 def test_questions_are_of_their_split(split: str):
-    assert {q.held_out for _, q in things_janus.questions(6, 1, split)} == {split == "held_out"}
+    assert {q.held_out for _, q in janus.questions(6, 1, split)} == {split == "held_out"}
 
 
 def test_questions_stand_before_the_picture_or_after_it(monkeypatch: pytest.MonkeyPatch):

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import torch
 from bifrons.blocks.errors import BifronsError, CheckpointError, OptionError
-from bifrons.eval.nano.things_detector import measure, scenes
-from bifrons.nano.recipes import things_detector as recipe
-from bifrons.nano.recipes import things_pictures as pictures
-from bifrons.nano.recipes.things_parts import Job
+from bifrons.eval.nano.detector import measure, scenes
+from bifrons.nano.recipes import detector as recipe
+from bifrons.nano.recipes import pictures as pictures
+from bifrons.nano.recipes.parts import Job
 from bifrons.nano.world.catalog import PAINTS, things
 from bifrons.nano.world.degrading import DEGRADATIONS, degrade
 from bifrons.nano.world.sampling import sample_example

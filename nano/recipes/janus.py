@@ -13,10 +13,10 @@ from ...learn.losses import Batch
 from ...learn.objectives import ModelObjective, Task
 from ...learn.packed import PackedRows, load_rows
 from ...tokenizers.vq.model import VQModel
-from .things_janus_data import PAINT, READ, RESTATE
-from .things_janus_spec import TurnEncoder, write_once
-from .things_parts import MODEL, VQ, Job, Made, new_model, write_weights
-from .things_pictures import PicturePool, picture_shard, to_pixels
+from .janus_data import PAINT, READ, RESTATE
+from .janus_spec import TurnEncoder, write_once
+from .parts import MODEL, VQ, Job, Made, new_model, write_weights
+from .pictures import PicturePool, picture_shard, to_pixels
 
 FRESH = 10**9
 """Seed of pictures that are in no training."""

@@ -1,4 +1,4 @@
-"""What `vl2-nano` 2 can do on fresh pictures of any shape: `python -m bifrons.eval.nano.things_vl2 --help`.
+"""What `vl2-nano` can do on fresh pictures of any shape: `python -m bifrons.eval.nano.vl2 --help`.
 
 Questions before and after the picture, words on signs, phrases to be located (of which some name nothing),
 captions, questions about two pictures, and things like the one framed in a first picture. Combinations held
@@ -25,8 +25,8 @@ from ...vl2.grounding import Box, draw_boxes, parse_grounding
 from ...vl2.pipeline import VL2Pipeline
 from ...vl2.prompts import example_prompt, locate_prompt
 from ..read.metrics import Corners
+from .janus import add_arguments, questions, score_questions, write_results
 from .scores import Counts, Figures, ask_all, count, figures, markdown, matched, same_answer, shown
-from .things_janus import add_arguments, questions, score_questions, write_results
 
 PARTS = ("questions", "words", "phrases", "captions", "two", "like")
 NEGATIVES = "absent"
@@ -189,8 +189,8 @@ def table(found: dict[str, Figures]) -> str:
 
 
 def main() -> None:
-    """Print and write every figure of vl2-nano 2."""
-    parser = argparse.ArgumentParser(description="What vl2-nano 2 can do on fresh pictures.")
+    """Print and write every figure of vl2-nano."""
+    parser = argparse.ArgumentParser(description="What vl2-nano can do on fresh pictures.")
     add_arguments(parser, "vl2-nano", PARTS)
     args = parser.parse_args()
     pipe = VL2Pipeline.from_pretrained(args.model, args.device, args.dtype, quantize=args.quantize)

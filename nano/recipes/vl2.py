@@ -1,14 +1,14 @@
-"""How `vl2-nano` 2 is trained: its vision encoder, then the model, on pictures that are made meanwhile."""
+"""How `vl2-nano` is trained: its vision encoder, then the model, on pictures that are made meanwhile."""
 
 import torch
 from torch import Tensor
 
 from ...blocks.errors import OptionError
-from .things_parts import MODEL, Job, Made, new_model
-from .things_vision import VisionObjective, write_tower
-from .things_vl2_data import make_pool, write_folder
-from .things_vl2_objective import ConversationObjective, named
-from .things_vl2_spec import tower_config
+from .parts import MODEL, Job, Made, new_model
+from .vision import VisionObjective, write_tower
+from .vl2_data import make_pool, write_folder
+from .vl2_objective import ConversationObjective, named
+from .vl2_spec import tower_config
 
 
 def make_vision(job: Job) -> Made:

@@ -1,8 +1,8 @@
-"""Train the models of the world of things: `python -m bifrons.nano.recipes.things_train PART`.
+"""Train the models of the world of things: `python -m bifrons.nano.recipes.train PART`.
 
 A part reads what the parts before it have written to the folder, is trained by `bifrons.learn.pretraining`,
 and writes its result there. Started again, it goes on where it was stopped. With `torchrun --nproc-per-node N
--m bifrons.nano.recipes.things_train PART`, N GPUs draw N times the rows a step.
+-m bifrons.nano.recipes.train PART`, N GPUs draw N times the rows a step.
 """
 
 import argparse
@@ -18,14 +18,14 @@ from ...blocks.device import resolve_device
 from ...learn.distributed import joined, rank
 from ...learn.pretraining import PretrainingOptions
 from ...learn.run_folder import open_run
-from .things_detector import make_detector
-from .things_janus import make_model as make_janus
-from .things_janus import make_tokenizer
-from .things_janus_data import write_examples
-from .things_parts import Job, Made, run_part
-from .things_vision import make_janus_vision
-from .things_vl2 import make_model as make_vl2
-from .things_vl2 import make_vision as make_vl2_vision
+from .detector import make_detector
+from .janus import make_model as make_janus
+from .janus import make_tokenizer
+from .janus_data import write_examples
+from .parts import Job, Made, run_part
+from .vision import make_janus_vision
+from .vl2 import make_model as make_vl2
+from .vl2 import make_vision as make_vl2_vision
 
 
 @dataclass(frozen=True)

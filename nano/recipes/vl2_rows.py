@@ -1,4 +1,4 @@
-"""Rows of tokens that `vl2-nano` 2 is trained on: several conversations about the same pictures, exactly as
+"""Rows of tokens that `vl2-nano` is trained on: several conversations about the same pictures, exactly as
 the pipeline makes them.
 
 Conversations that begin after the pictures share these: a token attends to the pictures, and to earlier ones
@@ -22,7 +22,7 @@ from ...vl2.config import read_config
 from ...vl2.processor import VL2Processor
 from ...vl2.prompts import DET, DET_END, IMAGE, encode_turns
 from ...vl2.tiles import Size
-from .things_vl2_spec import VIEWS
+from .vl2_spec import VIEWS
 
 FORMS: dict[int, dict[str, int]] = {
     1: {"<image>\n{}": 84, "<image> {}": 8, "<image>{}": 8},

@@ -1,4 +1,4 @@
-"""What `vl2-nano` 2 is: its configs in the official schema with the extension for small towers."""
+"""What `vl2-nano` is: its configs in the official schema with the extension for small towers."""
 
 from typing import Any
 
@@ -107,7 +107,7 @@ def official_config(tower: SiglipConfig, max_tiles: int, language: dict[str, Any
 
 
 def vl2_config(vocab_size: int) -> dict[str, Any]:
-    """`config.json` of vl2-nano 2."""
+    """`config.json` of vl2-nano."""
     return official_config(tower_config(), MAX_TILES, _language_config(vocab_size))
 
 

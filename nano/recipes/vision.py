@@ -31,8 +31,8 @@ from ..world.painting import Picture
 from ..world.pictures import sample_view
 from ..world.requests import MAX_THINGS
 from ..world.scene import Box
-from .things_janus_spec import tower_config as janus_tower
-from .things_parts import TOWER, Job, Made, write_weights
+from .janus_spec import tower_config as janus_tower
+from .parts import TOWER, Job, Made, write_weights
 
 SIGN, NOTHING = len(things()), len(things()) + 1
 """The classes of patches that show a sign, and that show nothing."""

@@ -3,8 +3,8 @@
 from random import Random
 
 import numpy as np
-from bifrons.nano.recipes import things_vision
-from bifrons.nano.recipes.things_vision import (
+from bifrons.nano.recipes import vision
+from bifrons.nano.recipes.vision import (
     LETTERS,
     NO_LETTER,
     NO_SLOT,
@@ -59,8 +59,8 @@ def test_patches_of_signs_are_labelled_with_their_letters():
 
 
 def test_janus_reads_pictures_of_any_shape(monkeypatch):
-    monkeypatch.setattr(things_vision, "SHARD", 3)
-    arrays = things_vision.janus_shard(1)
+    monkeypatch.setattr(vision, "SHARD", 3)
+    arrays = vision.janus_shard(1)
     assert arrays["tiles"].shape == (3, 1, 3, 192, 192)
     assert arrays["slot"].shape == (3, 1, 144)
     assert ((arrays["slot"] < NO_SLOT).sum((1, 2)) > 0).all()

@@ -1,4 +1,4 @@
-"""What vl2-nano 2 is trained on is what the pipeline will give it, and patches are labelled by the truth."""
+"""What vl2-nano is trained on is what the pipeline will give it, and patches are labelled by the truth."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -12,22 +12,22 @@ from bifrons.blocks.checkpoints.hub import find_model_folder
 from bifrons.blocks.errors import OptionError
 from bifrons.learn.pretraining import PretrainingOptions
 from bifrons.learn.scratch import from_scratch
-from bifrons.nano.recipes import things_vl2
-from bifrons.nano.recipes import things_vl2_data as data
-from bifrons.nano.recipes import things_vl2_objective as objectives
-from bifrons.nano.recipes.things_parts import MODEL, Job
-from bifrons.nano.recipes.things_tokenizer import write_files
-from bifrons.nano.recipes.things_train import PARTS, train
-from bifrons.nano.recipes.things_vision import (
+from bifrons.nano.recipes import vl2 as vl2_recipe
+from bifrons.nano.recipes import vl2_data as data
+from bifrons.nano.recipes import vl2_objective as objectives
+from bifrons.nano.recipes.parts import MODEL, Job
+from bifrons.nano.recipes.tokenizer import write_files
+from bifrons.nano.recipes.train import PARTS, train
+from bifrons.nano.recipes.vision import (
     VisionObjective,
 )
-from bifrons.nano.recipes.things_vl2_objective import (
+from bifrons.nano.recipes.vl2_objective import (
     ConversationObjective,
     coordinate_loss,
     named,
     place_features,
 )
-from bifrons.nano.recipes.things_vl2_rows import (
+from bifrons.nano.recipes.vl2_rows import (
     FIRST,
     FORMS,
     FULL_WEIGHT,
@@ -37,7 +37,7 @@ from bifrons.nano.recipes.things_vl2_rows import (
     Shape,
     row_arrays,
 )
-from bifrons.nano.recipes.things_vl2_spec import (
+from bifrons.nano.recipes.vl2_spec import (
     MAX_TILES,
     TILE,
     VIEWS,
@@ -262,7 +262,7 @@ def test_all_tasks_and_the_tower_learn(folder, small, monkeypatch):
 
 
 def test_parts_are_trained_one_after_another_and_the_model_loads(folder, small, monkeypatch):
-    monkeypatch.setattr(things_vl2, "tower_config", lambda: TOWER)
+    monkeypatch.setattr(vl2_recipe, "tower_config", lambda: TOWER)
     for name in ("vl2-vision", "vl2"):
         options = PretrainingOptions(1e-3, steps=1, warmup=0.0)
         job = Job(folder, (1,), (2, 2), 0, 1, torch.device("cpu"))

@@ -1,6 +1,6 @@
 """Measures the detector of the world of things on fresh scenes, whole and degraded ones.
 
-`python -m bifrons.eval.nano.things_detector --help`. A thing is found where a detection of its class has an
+`python -m bifrons.eval.nano.detector --help`. A thing is found where a detection of its class has an
 IoU of 0.5 and more with its box; each detection counts for one thing. With `--write`, the threshold is chosen
 on other scenes, and both go into the weights' `config.json`, from where reports print the errors.
 """

@@ -1,4 +1,4 @@
-"""Pictures and conversations that `vl2-nano` 2 is trained on: about one picture of any shape, and about two.
+"""Pictures and conversations that `vl2-nano` is trained on: about one picture of any shape, and about two.
 
 Pictures are cut by the processor's own functions. Each is asked about in several conversations.
 
@@ -33,11 +33,11 @@ from ..world.requests import Seen
 from ..world.signs import WORDS
 from ..world.view import PLACES, View
 from ..world.wording import NUMBER_WORDS
-from .things_parts import Job
-from .things_tokenizer import CAPTION_REQUESTS, train_tokenizer, write_files, write_vocabulary
-from .things_vision import SIGN_SLOT, SLOTS, frames_in, label_patches, soften
-from .things_vl2_rows import FIRST, FORMS, SHAPES, Row, RowEncoder, row_arrays
-from .things_vl2_spec import (
+from .parts import Job
+from .tokenizer import CAPTION_REQUESTS, train_tokenizer, write_files, write_vocabulary
+from .vision import SIGN_SLOT, SLOTS, frames_in, label_patches, soften
+from .vl2_rows import FIRST, FORMS, SHAPES, Row, RowEncoder, row_arrays
+from .vl2_spec import (
     MAX_TILES,
     SPECIAL_TOKENS,
     TILE,

@@ -1,4 +1,4 @@
-"""What the parts of `things_train` have in common: what a part is told, and what it makes of it."""
+"""What the parts of `train` have in common: what a part is told, and what it makes of it."""
 
 import time
 from collections.abc import Callable

@@ -15,12 +15,12 @@ from bifrons.janus.pipeline import JanusPipeline
 from bifrons.learn.packed import load_rows
 from bifrons.learn.pretraining import PretrainingOptions
 from bifrons.learn.scratch import initialize
-from bifrons.nano.recipes import things_janus_data, things_janus_spec, things_pictures, things_train
-from bifrons.nano.recipes.things_janus_data import PAINT, READ, RESTATE, Coder, write_examples
-from bifrons.nano.recipes.things_janus_spec import PaintEncoder, write_folder
-from bifrons.nano.recipes.things_parts import MODEL, TOWER, VQ, Job, write_weights
-from bifrons.nano.recipes.things_pictures import picture_shard
-from bifrons.nano.recipes.things_tokenizer import known_words
+from bifrons.nano.recipes import janus_data, janus_spec, pictures, train
+from bifrons.nano.recipes.janus_data import PAINT, READ, RESTATE, Coder, write_examples
+from bifrons.nano.recipes.janus_spec import PaintEncoder, write_folder
+from bifrons.nano.recipes.parts import MODEL, TOWER, VQ, Job, write_weights
+from bifrons.nano.recipes.pictures import picture_shard
+from bifrons.nano.recipes.tokenizer import known_words
 from bifrons.nano.world.asking import KINDS as QUESTIONS
 from bifrons.nano.world.asking import ask
 from bifrons.nano.world.describing import plain_sentence
@@ -47,7 +47,7 @@ def toy_config(vocab_size: int) -> JanusConfig:
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("janus")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(things_janus_spec, "janus_config", toy_config)
+        patch.setattr(janus_spec, "janus_config", toy_config)
         write_folder(folder)
     return folder
 
@@ -80,7 +80,7 @@ def test_all_sentences_are_known_and_fit(folder):
 
 
 def test_truth_is_where_the_pictures_have_it(monkeypatch):
-    monkeypatch.setattr(things_pictures, "SHARD", 3)
+    monkeypatch.setattr(pictures, "SHARD", 3)
     arrays = picture_shard(5)
     assert arrays["pixels"].shape == (3, 192, 192, 3)
     assert (arrays["there"].sum(1) >= 1).all()
@@ -91,20 +91,20 @@ def test_truth_is_where_the_pictures_have_it(monkeypatch):
 
 
 def test_the_tokenizer_part_trains_and_goes_on(folder, monkeypatch, capsys):
-    monkeypatch.setattr(things_pictures, "SHARD", 2)
-    part = replace(things_train.PARTS["vq"], options=PretrainingOptions(1e-3, steps=2, optimizer="adamw"))
+    monkeypatch.setattr(pictures, "SHARD", 2)
+    part = replace(train.PARTS["vq"], options=PretrainingOptions(1e-3, steps=2, optimizer="adamw"))
     job = Job(folder, (1,), (2,), 0, 1, CPU)
-    things_train.train("vq", part, job, 0.0)
+    train.train("vq", part, job, 0.0)
     assert "PSNR on 2 fresh pictures" in capsys.readouterr().out
     first = load_file(folder / VQ)
     assert "decoder.conv_out.weight" in first
-    things_train.train("vq", part, job, 0.0)
+    train.train("vq", part, job, 0.0)
     assert "goes on from step 2" in capsys.readouterr().out
     assert all(torch.equal(tensor, first[name]) for name, tensor in load_file(folder / VQ).items())
 
 
 def test_the_model_trains_on_its_examples_and_paints(folder, monkeypatch, capsys):
-    for module in (things_pictures, things_janus_data):
+    for module in (pictures, janus_data):
         monkeypatch.setattr(module, "SHARD", 4)
     torch.manual_seed(0)
     write_weights(VQModel(TOY_VQ), folder / VQ, torch.bfloat16)
@@ -112,9 +112,9 @@ def test_the_model_trains_on_its_examples_and_paints(folder, monkeypatch, capsys
     initialize(tower, 1)
     write_weights(tower, folder / TOWER, torch.float32)
     job = Job(folder, (2, 2, 2), (4, 4, 4), 0, 1, CPU)
-    part = replace(things_train.PARTS["janus"], options=PretrainingOptions(1e-3, steps=1))
+    part = replace(train.PARTS["janus"], options=PretrainingOptions(1e-3, steps=1))
     with pytest.raises(OptionError, match="janus-data first"):
-        things_train.train("janus", part, job, 0.0)
+        train.train("janus", part, job, 0.0)
     write_examples(job)
     read = load_rows(folder / READ)
     assert read.more["tiles"].shape == (4, 1, 3, 192, 192)
@@ -124,10 +124,10 @@ def test_the_model_trains_on_its_examples_and_paints(folder, monkeypatch, capsys
     restated = load_rows(folder / RESTATE)
     decoded = TextTokenizer.from_folder(folder).decode(restated.ids[0][restated.learned[0]].tolist())
     assert decoded.split()[0] in ("one", "two", "three", "four", "five", "six")
-    things_train.train("janus", part, job, 0.0)
+    train.train("janus", part, job, 0.0)
     assert "1 steps done" in capsys.readouterr().out
     pipe = JanusPipeline.from_pretrained(folder / MODEL, "cpu")
-    assert pipe.guidance_scale == things_janus_spec.GUIDANCE_SCALE
+    assert pipe.guidance_scale == janus_spec.GUIDANCE_SCALE
     codes = pipe.generate("a photo of a red cat", seed=1, output_type="codes")
     assert codes.shape == (1, 576)
     assert "wombat" in str(pipe.unknown_words(["a wombat"], "painting"))
@@ -135,7 +135,7 @@ def test_the_model_trains_on_its_examples_and_paints(folder, monkeypatch, capsys
     (folder / MODEL).rename(folder / "before")
     shutil.rmtree(folder / "runs" / "janus")
     part = replace(part, options=PretrainingOptions(0.0, steps=1, seed=1))
-    things_train.train("janus", part, replace(job, start=folder / "before", seed=1), 0.0)
+    train.train("janus", part, replace(job, start=folder / "before", seed=1), 0.0)
     before, after = (load_file(folder / name / "model.safetensors") for name in ("before", MODEL))
     assert all(torch.equal(tensor, after[name]) for name, tensor in before.items())
 
@@ -154,11 +154,11 @@ def test_codes_do_not_depend_on_the_batch(folder):
 def test_other_questions_are_known(folder):
     words = read_vocabulary(folder)
     assert words is not None
-    assert set(things_janus_spec.UNASKED) < set(QUESTIONS)
+    assert set(janus_spec.UNASKED) < set(QUESTIONS)
     rng, asked = Random(11), []
     for _ in range(12):
         view = View(sample_example("many", rng, "train", 96, 96).picture)
-        kinds = [kind for kind in QUESTIONS if kind not in things_janus_spec.UNASKED]
+        kinds = [kind for kind in QUESTIONS if kind not in janus_spec.UNASKED]
         asked += [question.text for kind in kinds if (question := ask(view, rng, kind))]
     assert len(asked) > 100
     assert not words.unknown(asked, "reading")

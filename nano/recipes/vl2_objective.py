@@ -1,4 +1,4 @@
-"""The losses that `vl2-nano` 2 is trained by: the tokens of answers, and what its image tokens show.
+"""The losses that `vl2-nano` is trained by: the tokens of answers, and what its image tokens show.
 
 A picture goes through the vision encoder once a step, whatever number of rows ask about it.
 
@@ -21,9 +21,9 @@ from ...learn.objectives import balance_loss, compute_all_experts
 from ...learn.pool import ExamplePool
 from ...learn.pretraining import Objective
 from ..world.catalog import PAINTS
-from .things_vision import LABELS, NO_SLOT, NOTHING, normalize, patch_losses
-from .things_vl2_rows import FIRST_TILE, FULL_WEIGHT, SHAPES
-from .things_vl2_spec import VIEWS
+from .vision import LABELS, NO_SLOT, NOTHING, normalize, patch_losses
+from .vl2_rows import FIRST_TILE, FULL_WEIGHT, SHAPES
+from .vl2_spec import VIEWS
 
 WEIGHTS = {"ask": 1.0, "first": 1.0, "point": 1.0, "two": 0.7, "shown": 0.3, "patches": 0.1, "balance": 0.02}
 """Weights of the losses: of each kind of rows, of what image tokens show in the middle of the decoder, of
@@ -90,7 +90,7 @@ class TrainedLayer(nn.Module):
 
 
 class ConversationObjective(Objective):
-    """A DeepSeek-VL2 in float32, all of which is trained, and a pool of `things_vl2_data`, of which `pairs`
+    """A DeepSeek-VL2 in float32, all of which is trained, and a pool of `vl2_data`, of which `pairs`
     are drawn at a step. Products are computed in `dtype`."""
 
     def __init__(

@@ -16,7 +16,7 @@ from ..world.catalog import PAINTS, things
 from ..world.pieces import ANY, PAINTED
 from ..world.requests import MAX_THINGS, MIN_VISIBLE, Seen
 from ..world.sampling import KINDS, MORE_KINDS, Example, sample_example
-from .things_janus_spec import SIDE
+from .janus_spec import SIDE
 
 SHARD = 250
 """Pictures of one task of a rendering process."""

@@ -30,10 +30,10 @@ from ..world.pointing import caption
 from ..world.requests import Request
 from ..world.sampling import KINDS, MORE_KINDS, sample_example, sample_request
 from ..world.view import View
-from .things_janus_spec import SIDE, UNASKED, PaintEncoder, TurnEncoder, write_once
-from .things_parts import VQ, Job
-from .things_pictures import SHARD, to_pixels
-from .things_tokenizer import CAPTION_REQUESTS
+from .janus_spec import SIDE, UNASKED, PaintEncoder, TurnEncoder, write_once
+from .parts import VQ, Job
+from .pictures import SHARD, to_pixels
+from .tokenizer import CAPTION_REQUESTS
 
 PAINT, READ, RESTATE = "paint.safetensors", "read.safetensors", "restate.safetensors"
 """Files of examples in a folder."""

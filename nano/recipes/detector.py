@@ -1,6 +1,6 @@
 """The detector of the world of things learns from rendered scenes, a part of them degraded.
 
-`python -m bifrons.nano.recipes.things_train detector` trains it. Pictures are rendered once, by all
+`python -m bifrons.nano.recipes.train detector` trains it. Pictures are rendered once, by all
 processors, and stay in the device's memory (110 kB each); brightness, contrast and noise change at every
 step.
 
@@ -22,8 +22,8 @@ from ..world.catalog import PAINTS, things
 from ..world.degrading import DEGRADATIONS, degrade
 from ..world.sampling import KINDS, MORE_KINDS, sample_example
 from ..world.things_detector import SIDE, STRIDE, CenterNet, Maps, boxes_at, save_detector
-from .things_parts import Job, Made
-from .things_pictures import SHARD, PicturePool, truth_arrays
+from .parts import Job, Made
+from .pictures import SHARD, PicturePool, truth_arrays
 
 WIDTH = 48
 """Channels at a stride of four pixels."""

@@ -1,4 +1,4 @@
-"""What `janus-nano` 2 can do: `python -m bifrons.eval.nano.things_janus --help`.
+"""What `janus-nano` can do: `python -m bifrons.eval.nano.janus --help`.
 
 Paints GenEval's own prompts, and fresh sentences of the world of things, judged by the learned detector; asks
 about fresh pictures; encodes and decodes fresh pictures. Combinations held out of training are reported
@@ -18,7 +18,7 @@ from PIL import Image
 
 from ...blocks.chat.pipeline import ChatPipeline
 from ...janus.pipeline import JanusPipeline
-from ...nano.recipes.things_janus_spec import UNASKED
+from ...nano.recipes.janus_spec import UNASKED
 from ...nano.world.asking import KINDS as QUESTION_KINDS
 from ...nano.world.asking import ask
 from ...nano.world.pictures import sample_view
@@ -257,8 +257,8 @@ def add_arguments(parser: argparse.ArgumentParser, model: str, parts: Sequence[s
 
 
 def main() -> None:
-    """Print and write every figure of janus-nano 2."""
-    parser = argparse.ArgumentParser(description="What janus-nano 2 can do, judged by the learned detector.")
+    """Print and write every figure of janus-nano."""
+    parser = argparse.ArgumentParser(description="What janus-nano can do, judged by the learned detector.")
     add_arguments(parser, "janus-nano", PARTS)
     parser.add_argument("--detector", type=Path, default=WEIGHTS, help="the folder of its weights")
     parser.add_argument("--prompts", type=Path, help="GenEval's evaluation_metadata.jsonl (default: fetched)")

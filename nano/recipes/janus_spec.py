@@ -15,7 +15,7 @@ from ...janus.processor import JanusProcessor
 from ...janus.prompts import IMAGE_TOKEN, SYSTEM_PROMPT, Template
 from ...tokenizers.text import TextTokenizer
 from ...tokenizers.vq.config import VQConfig
-from .things_tokenizer import asked, sentences, train_tokenizer, write_files, write_vocabulary
+from .tokenizer import asked, sentences, train_tokenizer, write_files, write_vocabulary
 
 SPECIAL_TOKENS = (
     "<｜begin▁of▁sentence｜>",
