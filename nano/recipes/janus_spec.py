@@ -30,7 +30,7 @@ SPECIAL_TOKENS = (
 """Of Janus-Pro's tokenizer; ids follow the learned vocabulary."""
 SIDE = 192
 """Side of a picture in pixels."""
-GUIDANCE_SCALE = 2.75
+GUIDANCE_SCALE = 1.5
 """The scale of its best images: at Janus-Pro's 5 it overdoes what the prompt says and leaves its world."""
 UNASKED = ("sign", "says")
 """Kinds of questions that it is not trained on: words on signs are too small for its patches."""
