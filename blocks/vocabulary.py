@@ -27,7 +27,7 @@ from .json_config import Section, read_section
 FILE, TAUGHT = "vocabulary.json", "taught_words.json"
 Work = Literal["painting", "reading"]
 WORKS: tuple[Work, ...] = ("painting", "reading")
-_SHOWN, _LISTED, _LONGEST, _MOST, _MOST_SPELLINGS = 8, 100, 40, 10_000, 100
+_SHOWN, _LISTED, _LONGEST, _MOST, _MOST_SPELLINGS = 8, 20, 40, 10_000, 100
 _MOST_ERRORS = 100
 """Unknown words that are looked at for typing errors."""
 _TEXT = 100_000
@@ -60,9 +60,11 @@ class Vocabulary:
 
     @property
     def summary(self) -> str:
-        """What it knows, in a line."""
+        """What it knows, in a line; of many things only the number."""
         taught = f"; taught: {_listed(self.taught)}" if self.taught else ""
-        return f"{self.counts}: {_listed(self.things, _LISTED)}; {', '.join(self.colors)}{taught}"
+        if len(self.things) > _LISTED:
+            return f"{self.counts} (`bifrons info` lists them){taught}"
+        return f"{self.counts}: {', '.join(self.things)}; {', '.join(self.colors)}{taught}"
 
     def with_words(self, words: Mapping[Work, frozenset[str]]) -> Self:
         """The vocabulary with the words of some kinds of work added."""

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from bifrons import JanusPipeline, VL2Pipeline
+from bifrons.blocks.checkpoints.hub import EMBEDDED_FOLDER
 from bifrons.blocks.errors import ConfigError, UnknownWordsWarning
 from bifrons.blocks.vocabulary import Vocabulary, last_question, read_vocabulary, write_taught
 from bifrons.learn.rows import PaintRow, new_words
@@ -53,6 +54,12 @@ def test_words_for_painting(text: str, unknown: list[str]):
 def test_words_for_reading(model: str):
     texts = ["What color is the star?", "What COLOUR is it?", "<image>\nWhat is in the centre?", "Which dog?"]
     assert vocabulary(model).unknown(texts, "reading") == ["dog"]
+
+
+def test_of_many_things_a_line_has_the_number():
+    known = vocabulary(str(EMBEDDED_FOLDER / "janus-nano"))
+    line = "knows 88 things, 11 colors, up to 6 at once (`bifrons info` lists them); not: 'wombat'"
+    assert known.warning(["a red wombat"], "painting") == line
 
 
 def test_long_texts_are_cut_and_many_words_counted():
