@@ -41,7 +41,7 @@ class Part:
     exact: bool = False
 
 
-JANUS, VL2, DETECTOR = "runs/janus-nano-2", "runs/vl2-nano-2", "runs/world-detector"
+JANUS, VL2, DETECTOR = "runs/janus-nano", "runs/vl2-nano", "runs/world-detector"
 FREE = ("wall", "save_seconds", "capture", "compile")
 """Settings with which a run may go on that was begun with others."""
 RESERVE = 15.0
