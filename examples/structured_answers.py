@@ -4,10 +4,10 @@ import json
 import sys
 from pathlib import Path
 
-from bifrons import JanusPipeline
+from bifrons import VL2Pipeline
 
-model = sys.argv[1] if len(sys.argv) > 1 else "janus-nano"
-pipe = JanusPipeline.from_pretrained(model, parts="read")
+model = sys.argv[1] if len(sys.argv) > 1 else "vl2-nano"
+pipe = VL2Pipeline.from_pretrained(model)
 picture = sys.argv[2] if len(sys.argv) > 2 else Path(__file__).parent / "elephant.png"
 
 color = pipe.ask(picture, "What color is the elephant?", choices=["red", "green", "blue"])

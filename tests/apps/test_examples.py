@@ -1,6 +1,6 @@
-"""The scripts of examples/ run as they stand, with the embedded models, and print and write what they say."""
+"""The scripts of examples/ run as they stand, and print and write what they say. Where pictures needn't be
+good, a smaller model than the embedded one paints, which is quicker."""
 
-import json
 import re
 import runpy
 import shutil
@@ -12,13 +12,22 @@ from typing import Any
 import bifrons
 import nbformat
 import pytest
-from bifrons.blocks.checkpoints.hub import EMBEDDED_FOLDER
 from nbclient import NotebookClient
 from PIL import Image
+
+from ..models import SHAPES_JANUS
 
 FOLDER = Path(bifrons.__file__).parent / "examples"
 NOTEBOOKS = ("first_picture.ipynb", "reading_and_pointing.ipynb")
 SCRIPTS = sorted(path.name for path in FOLDER.glob("*.py"))
+
+UNKNOWN_WORDS = pytest.mark.filterwarnings("ignore::bifrons.blocks.errors.UnknownWordsWarning")
+PAINT_SMALLER = f"""
+from bifrons import JanusPipeline
+load = JanusPipeline.from_pretrained
+JanusPipeline.from_pretrained = lambda name, **options: load({SHAPES_JANUS!r}, **options)
+"""
+"""What a notebook's kernel runs first."""
 
 Run = Callable[..., str]
 
@@ -34,13 +43,6 @@ def run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureF
         return capsys.readouterr().out
 
     return call
-
-
-def read_guidance() -> float:
-    """The embedded model's own guidance scale."""
-    return json.loads((EMBEDDED_FOLDER / "janus-nano" / "generation_config.json").read_text())[
-        "guidance_scale"
-    ]
 
 
 def size_of(name: str) -> tuple[int, int]:
@@ -65,20 +67,21 @@ def test_first_picture(run: Run) -> None:
     assert size_of("first-picture.png") == (192, 192)
 
 
+@UNKNOWN_WORDS
 def test_picture_grid(run: Run) -> None:
-    previews, grid = run("picture_grid.py").splitlines()
-    assert previews == "previews.png: 4 pictures of 192 x 192 pixels"
-    assert grid == "grid.png: 4 pictures of 192 x 192 pixels"
-    assert size_of("previews.png") == size_of("grid.png") == (384, 384)
+    previews, grid = run("picture_grid.py", SHAPES_JANUS).splitlines()
+    assert previews == "previews.png: 4 pictures of 128 x 128 pixels"
+    assert grid == "grid.png: 4 pictures of 128 x 128 pixels"
+    assert size_of("previews.png") == size_of("grid.png") == (256, 256)
     with Image.open("previews.png") as picture:
         assert picture.getchannel("A").getextrema() == (0, 255)
 
 
+@UNKNOWN_WORDS
 def test_guidance(run: Run) -> None:
-    lines = run("guidance.py").splitlines()
-    own = str(read_guidance())
-    assert [line.rpartition(" ")[2] for line in lines] == ["1.0", own, own]
-    assert size_of("guidance.png") == (576, 192)
+    lines = run("guidance.py", SHAPES_JANUS).splitlines()
+    assert [line.rpartition(" ")[2] for line in lines] == ["1.0", "2.5", "2.5"]
+    assert size_of("guidance.png") == (384, 128)
 
 
 def test_structured_answers(run: Run) -> None:
@@ -121,14 +124,16 @@ def test_image_tokens(run: Run) -> None:
     assert size_of("decoded.png") == (192, 192)
 
 
+@UNKNOWN_WORDS
 def test_evaluate(run: Run) -> None:
-    *verdicts, last = run("evaluate.py").splitlines()
+    *lines, last = run("evaluate.py", SHAPES_JANUS).splitlines()
+    verdicts = [line for line in lines if " -> " in line]  # a reason may go on in the next line
     assert len(verdicts) == 3
     assert last == f"{sum(line.endswith('-> correct') for line in verdicts)} of 3 pictures are correct"
 
 
-def run_notebook(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The values of a notebook's cells as texts (`image` for a picture), run beside the pictures."""
+def run_notebook(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, first: str = "") -> list[str]:
+    """The values of a notebook's cells as texts (`image` for a picture), run after the code `first`."""
     for picture in FOLDER.glob("*.png"):
         shutil.copy(picture, tmp_path)
     package = str(FOLDER.parents[1])
@@ -136,6 +141,7 @@ def run_notebook(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setenv("IPYTHONDIR", str(tmp_path / "ipython"))
     monkeypatch.setenv("JUPYTER_CONFIG_DIR", str(tmp_path / "jupyter"))
     notebook = nbformat.read(FOLDER / name, as_version=4)
+    notebook.cells.insert(0, nbformat.v4.new_code_cell(first))
     client = NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(tmp_path)}})
     client.execute()
     data = [
@@ -148,10 +154,12 @@ def run_notebook(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_notebook_first_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    picture, settings, answer, seeds, second = run_notebook(NOTEBOOKS[0], tmp_path, monkeypatch)
+    picture, settings, answer, seeds, second = run_notebook(
+        NOTEBOOKS[0], tmp_path, monkeypatch, PAINT_SMALLER
+    )
     assert picture == second == "image"
     assert "'seed': '1'" in settings
-    assert answer == "'red'"
+    assert re.fullmatch("'.+'", answer)
     assert seeds == "['5', '6']"
     assert (tmp_path / "first-picture.png").exists()
 
