@@ -48,8 +48,9 @@ def make_detector(
 ) -> Detector:
     """A detector by name, never another one in its place.
 
-    kind: "shapes", the small world's exact detector, which needs no weights and runs on the CPU; "world", the
-    learned detector of the world of things, with embedded weights or those in the folder `weights`;
+    kind: "shapes", the exact detector of the world of shapes, which needs no weights and runs on the CPU;
+    "world", the learned detector of the world of things, with embedded weights or those in the folder
+    `weights`;
     "mask2former-official", GenEval's own, whose `weights` are its mmdet `.pth`; "mask2former-hf", whose
     `weights` are a folder of transformers' Mask2Former. Both use CLIP in the folder `clip` for colours.
     options: the scorer's; they decide which boxes get a colour, and how it is classified.
@@ -115,9 +116,9 @@ def _existing(path: str | Path | None, missing: str, want_file: bool) -> Path:
 
 
 class ShapesDetector:
-    """The exact detector of the small world, of no use for any other image."""
+    """The exact detector of the world of shapes, of no use for any other image."""
 
-    name = "shapes (the small world's exact detector)"
+    name = "shapes (the exact detector of the world of shapes)"
     official = False
     comparable = False
     hashes: Mapping[str, str] = {}

@@ -16,7 +16,7 @@ from ...nano.world.levels import HARD_KINDS
 TAGS = ("single_object", "two_object", "counting", "colors", "position", "color_attr")
 """The six kinds of GenEval, in the order of its prompts file (Ghosh et al. 2023, arXiv 2310.11513)."""
 ALL_TAGS = (*TAGS, *HARD_KINDS)
-"""Those, and the kinds of the small world's harder suite."""
+"""Those, and the kinds of the harder suite of the world of shapes."""
 RELATIONS = ("left of", "right of", "above", "below")
 COLORS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "brown", "black", "white")
 SCORE_SLACK = 1e-3

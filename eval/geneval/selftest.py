@@ -1,8 +1,8 @@
 """A self-test of renderer, detector and scorer with planted faults.
 
-For each kind of fault, scenes of the small world that fulfil a sentence are rendered as they are and with the
-fault planted. The true image must be scored as correct, the faulty one as GenEval's rules have it: as wrong,
-except for an extra object, which only counting forbids.
+For each kind of fault, scenes of the world of shapes that fulfil a sentence are rendered as they are and
+with the fault planted. The true image must be scored as correct, the faulty one as GenEval has it: as
+wrong, except for an extra object, which only counting forbids.
 """
 
 from collections.abc import Callable, Sequence
@@ -151,7 +151,7 @@ def run_selftest(
 ) -> tuple[list[FaultResult], bool]:
     """Plant every fault in `cases_per_fault` scenes; returns the verdicts per fault, and whether all pass.
 
-    detector: None takes the small world's exact one. Raises OptionError for fewer than one case.
+    detector: None takes the exact one of the world of shapes. Raises OptionError for fewer than one case.
     """
     if cases_per_fault < 1:
         raise OptionError(f"cases_per_fault is {cases_per_fault}; accepted: 1 or more")

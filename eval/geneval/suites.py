@@ -1,4 +1,4 @@
-"""Prompt suites: GenEval's own, and sentences of the small world in the same schema."""
+"""Prompt suites: GenEval's own, and sentences of the world of shapes in the same schema."""
 
 import hashlib
 import json

@@ -60,7 +60,7 @@ class DetectorChoice:
     options: ScorerOptions = OFFICIAL
 
     def make(self, device: str | None) -> Detector:
-        """Load the detector; that of the small world runs on the CPU, whatever the device."""
+        """Load the detector; that of the world of shapes runs on the CPU, whatever the device."""
         place = None if self.kind == "shapes" else device
         return make_detector(self.kind, self.weights, self.clip, place, self.options)
 

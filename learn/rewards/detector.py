@@ -15,13 +15,13 @@ from ...eval.geneval.scoring import score_row
 from ..distributed import world
 
 _ONE_PROCESS = 32
-"""Most pictures for which the small world's detector gets no processes of its own."""
+"""Most pictures for which the exact detector of shapes gets no processes of its own."""
 
 
 class DetectorReward:
     """GenEval's scorer with one of its detectors; the prompts are rows of GenEval's metadata.
 
-    The exact detector of the small world runs on the CPU, in `workers` processes where there is more to do.
+    The exact detector of the world of shapes runs on the CPU, in `workers` processes where there is more.
     """
 
     def __init__(

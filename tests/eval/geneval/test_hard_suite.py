@@ -1,4 +1,4 @@
-"""The small world's harder suite: the exact detector's verdicts on right and on wrong pictures, and a run."""
+"""The harder suite of shapes: the exact detector's verdicts on right and on wrong pictures, and a run."""
 
 import json
 from collections.abc import Callable

@@ -47,7 +47,7 @@ metadata: {{version: 0}}
 
 @pytest.fixture(scope="module")
 def task(tmp_path_factory) -> Path:
-    """A folder with a task: six yes-or-no questions about pictures of the small world."""
+    """A folder with a task: six yes-or-no questions about pictures of the world of shapes."""
     folder, rng, rows = tmp_path_factory.mktemp("task"), Random(5), []
     for number in range(6):
         scene = sample_scene(rng)

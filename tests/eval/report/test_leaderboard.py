@@ -18,7 +18,7 @@ WORSE = {tag: count // 3 for tag, count in RIGHT.items()}
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """Two GenEval runs, an import, one with other options and two of the small world."""
+    """Two GenEval runs, an import, one with other options and two of the world of shapes."""
     root = tmp_path_factory.mktemp("runs")
     shapes = {"name": "shapes", "comparable": False, "fingerprint": "s"}
     other = {**OFFICIAL, "comparable": False, "official": True}

@@ -123,7 +123,7 @@ def test_refusals(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert "--detector-weights" in capsys.readouterr().err
     path = folder / "00000" / "metadata.jsonl"
     path.write_text(path.read_text().replace(json.loads(path.read_text())["include"][0]["class"], "bench"))
-    assert main(command) == 1  # not the small world alone: GenEval's detector is meant
+    assert main(command) == 1  # not the world of shapes alone: GenEval's detector is meant
     assert "--detector-weights" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
     for path in folder.glob("*/samples/*.png"):

@@ -1,4 +1,4 @@
-"""The small world: placement, relations, what stays out of training, and the renderer."""
+"""The world of shapes: placement, relations, what stays out of training, and the renderer."""
 
 import itertools
 from collections import Counter
