@@ -115,7 +115,7 @@ def test_the_limit_counts_what_a_step_reads(janus_mini):
     decoder = model.decoder
     weights = sum(t.numel() for name, t in saved_tensors(decoder).items() if not name.startswith("embed"))
     slot = KVCache.row_bytes(32, 2, config.decoder.cache_widths, torch.bfloat16) // 32
-    assert slot == 2 * 2 * 384 * 2
+    assert slot == 2 * 2 * config.decoder.hidden_size * 2
     head = model.gen_head
     expected = 2 * (weights + sum(p.numel() for p in head.parameters())) + 3 * 10 * slot
     assert step_bytes(decoder, [head], 3, 10) == expected
@@ -152,7 +152,7 @@ def test_the_command(bifrons_main, capsys):
     assert "bfloat16 with int8 weights" in out
     for flags, message in (
         (("--size", "2b"), "size is '2b'; accepted for janus: 1b, 7b, nano"),
-        (("--layers", "99"), "layers is 99; accepted: 1 to 8"),
+        (("--layers", "99"), "layers is 99; accepted: 1 to 10, as nano has"),
         (("--batch", "0"), "batch is 0; accepted: at least 1"),
         (("--quantize", "int3"), "quantize is 'int3'"),
     ):

@@ -69,7 +69,7 @@ def test_random_pipelines_answer_as_long_as_asked(family):
 
 def test_the_command(bifrons_main, capsys):
     words = ["bench", "serve", "janus", "--size", "nano", "--layers", 1, "--requests", 2, "--tokens", 8]
-    words += ["--device", "cpu", "--context", 512, "--rows", 8]
+    words += ["--device", "cpu", "--context", 1024, "--rows", 8]
     assert bifrons_main(*words, "--json") == 0
     report = json.loads(capsys.readouterr().out)
     works = ["pictures", "answers of 8 tokens", "answers about a picture"]
