@@ -49,17 +49,15 @@ from .vl2_spec import (
 
 PAIRS = 16
 """Pairs of pictures of a shard."""
-_FRAMED = 0.3
+_FRAMED = 0.15
 """Share of pairs whose first picture has a thing framed, which is looked for in the second one."""
 
-_SIGNS = 0.6
-"""Share of pictures with a sign: words are the last to be read well."""
 _KINDS = {
     "what": 3, "color": 3, "count": 6, "compare": 3, "exists": 4, "is color": 3, "is related": 4, "same": 6,
     "where": 4, "sign": 1, "missing": 4, "list": 1, "sort": 2, "number": 3, "all": 2, "either": 2,
     "extreme": 3, "place": 1, "says": 1,
 }  # fmt: skip
-_WITH_SIGN = {"sign": 30, "says": 4}  # where there is a sign
+_WITH_SIGN = {"sign": 16, "says": 4}  # where there is a sign
 _PAIR_KINDS = {"same": 5, "total": 3, "sign": 3, "one": 4, "place": 1}  # others have 2
 _GOES_ON, _MOST_TURNS = 0.25, 3  # share of turns that another follows, and the most of a conversation
 _REPEATED = 12  # questions that were there already, after which a picture has no more
@@ -124,11 +122,10 @@ def _conversations(turns: Iterator[tuple[str, str]], rng: Random) -> Iterator[Tu
 def _pair(rng: Random) -> tuple[View, View]:
     """Two pictures, some of them small or very wide."""
     if rng.random() >= _ODD:
-        return sample_pair(rng, signs=_SIGNS)
+        return sample_pair(rng)
     side, aspect = rng.choice(_ODD_SIDES), rng.choice(_ODD_ASPECTS)
     other = round(side * aspect)
-    size = (side, other) if rng.random() < 0.5 else (other, side)
-    return sample_pair(rng, size=size, signs=_SIGNS)
+    return sample_pair(rng, size=(side, other) if rng.random() < 0.5 else (other, side))
 
 
 def example_query(thing: str, b: View, rng: Random) -> tuple[str, str]:

@@ -12,8 +12,7 @@ from .view import View
 
 _ASPECTS = (1.0, 1.0, 5 / 4, 4 / 3, 3 / 2, 16 / 9, 2.0, 2.5)
 _SHORTER = (160, 192, 224, 256)  # pixels of the shorter side
-SIGNS = 0.35
-"""Share of pictures with a sign."""
+_SIGNS = 0.35  # share of pictures with a sign
 _ALIKE = 0.75  # share of pairs with a class in common
 
 
@@ -24,30 +23,26 @@ def sample_size(rng: Random) -> tuple[int, int]:
     return (longer, shorter) if rng.random() < 0.5 else (shorter, longer)
 
 
-def _signed(picture: Picture, rng: Random, split: str, signs: float) -> Picture:
-    if rng.random() >= signs:
+def _signed(picture: Picture, rng: Random, split: str) -> Picture:
+    if rng.random() >= _SIGNS:
         return picture
     return hang_sign(picture, sample_words(rng, "train" if split == "train" else "any"), rng) or picture
 
 
-def sample_view(
-    rng: Random, split: str = "train", size: tuple[int, int] | None = None, signs: float = SIGNS
-) -> View:
+def sample_view(rng: Random, split: str = "train", size: tuple[int, int] | None = None) -> View:
     """A random picture of any kind, of a random size by default. split: "train": nothing held out is in it,
-    neither combinations nor words on a sign; "any". signs: the share of pictures with a sign."""
+    neither combinations nor words on a sign; "any"."""
     width, height = size or sample_size(rng)
     picture = sample_example(rng.choice((*KINDS, *MORE_KINDS)), rng, split, width, height).picture
-    return View(_signed(picture, rng, split, signs))
+    return View(_signed(picture, rng, split))
 
 
-def sample_pair(
-    rng: Random, split: str = "train", size: tuple[int, int] | None = None, signs: float = SIGNS
-) -> tuple[View, View]:
+def sample_pair(rng: Random, split: str = "train", size: tuple[int, int] | None = None) -> tuple[View, View]:
     """Two random pictures; the second mostly shows some of the first one's things, half of them in another
     color."""
-    first = sample_view(rng, split, size, signs)
+    first = sample_view(rng, split, size)
     if rng.random() >= _ALIKE:
-        return first, sample_view(rng, split, size, signs)
+        return first, sample_view(rng, split, size)
     while True:
         names = sorted({one.thing for one in first.seen})
         groups = []
@@ -64,5 +59,5 @@ def sample_pair(
             second = paint(Request(tuple(groups)), rng, width, height, split)
         except OptionError:  # no room for them
             continue
-        other = View(_signed(second, rng, split, signs))
+        other = View(_signed(second, rng, split))
         return (first, other) if rng.random() < 0.5 else (other, first)
