@@ -45,7 +45,9 @@ class AskTab:
     """Components and event handlers. Handlers return updates by component; images of boxes go to `folder`."""
 
     def __init__(self, models: Sequence[LoadedModel], jobs: Jobs, folder: Path) -> None:
-        self.models, self.jobs, self.writer = list(models), jobs, PictureWriter(folder)
+        # Models that only read come first: they read better than those that also paint.
+        self.models = sorted(models, key=lambda loaded: not loaded.locates)
+        self.jobs, self.writer = jobs, PictureWriter(folder)
         self.model, first = choose_model(self.models), self.models[0]
         self.chat = gr.Chatbot(
             label="Conversation",

@@ -63,7 +63,7 @@ def test_there_are_ten() -> None:
 
 
 def test_first_picture(run: Run) -> None:
-    assert run("first_picture.py") == "red\n"
+    assert run("first_picture.py") == "elephant\n"
     assert size_of("first-picture.png") == (192, 192)
 
 
