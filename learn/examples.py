@@ -35,10 +35,15 @@ ENCODED_AT_ONCE = 16
 
 @dataclass(frozen=True)
 class PaintExample:
-    """A prompt's ids int64 `[L]`, up to the start of the image, and the codes of its picture, int64 `[T]`."""
+    """A prompt's ids int64 `[L]`, up to the start of the image, and the codes of its picture, int64 `[T]`.
+
+    `replayed` says that the model painted it: not its codes are learned, but how likely each code was before
+    training.
+    """
 
     ids: Tensor
     codes: Tensor
+    replayed: bool = False
 
     @property
     def count(self) -> int:
@@ -166,6 +171,8 @@ class Examples:
     rows: Sequence[Row]
     codes: dict[Path, Tensor]
     """Codes int64 `[T]` of the pictures to paint."""
+    replayed: bool = False
+    """Whether the model painted them; see `PaintExample`."""
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -174,7 +181,8 @@ class Examples:
         row = self.rows[index]
         if isinstance(row, ReadRow):
             return read_example(self.pipe, row.messages)
-        return PaintExample(self.pipe.processor.generation_ids(row.prompt)[0], self.codes[row.picture])
+        ids, _ = self.pipe.processor.generation_ids(row.prompt)
+        return PaintExample(ids, self.codes[row.picture], self.replayed)
 
 
 def prepare(

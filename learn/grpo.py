@@ -22,8 +22,9 @@ from .distributed import agreed, exchange, gathered, sum_on_host
 from .examples import Example
 from .fine_tuning import FineTuning
 from .grpo_loss import group_advantages, token_losses
-from .policy import Policy, Samples, answer, frozen_copy, make_room, paint, uses_more_rows
+from .policy import Policy, Samples, answer, make_room, paint, uses_more_rows
 from .prompts import token_counts
+from .reference import Reference, frozen_copy
 from .reward import Prompt, Reward, checked_scores, score_figures
 from .updates import Updates
 
@@ -139,12 +140,12 @@ class GrpoRun(FineTuning):
         self.prompts, self.reward = prompts, reward
         self.paints = "prompt" in prompts[0]
         self.sampling = options.sampling(pipe.guidance_scale if self.paints else None)
-        reference = frozen_copy(pipe.model) if options.beta and options.lora is None else None
+        before = frozen_copy(pipe.model) if options.beta and options.lora is None else None
         super().__init__(pipe, options, folder)
         for name, parameter in pipe.model.named_parameters():
             if name.startswith(UNUSED["paint" if self.paints else "answer"]):
                 parameter.requires_grad_(False)
-        self.policy = Policy(pipe, self.sampling, reference, options.log_probs == "conditional")
+        self.policy = Policy(pipe, self.sampling, options.log_probs == "conditional")
         self.model: nn.Module = self.policy.model
         self.updates = Updates(
             self.model,
@@ -152,8 +153,8 @@ class GrpoRun(FineTuning):
             clip=options.max_norm,
             recompute=options.recompute,
         )
-        if options.beta and options.lora is not None:
-            self.policy.remember()
+        if options.beta:
+            self.policy.reference = Reference(self.policy.model, before)
         with gathered(self.model, self.updates.dtype, everywhere=True):
             self._make_room()
 

@@ -41,7 +41,8 @@ class Batch:
     are the places of images' tokens in `ids` as one row of B x L, and `inputs` holds the images, or `pixels`
     float `[I, V, 3, S, S]`: V views of each of I images, as the model's processor makes them. `learned` int64
     `[N]` are the places that predict the `targets` int64 `[N]`, of which -100 is not learned. `dropped` bool
-    `[P]` says whose prompts are padding. `width` is X.
+    `[P]` says whose prompts are padding. `width` is X. Of the last `replayed` rows for painting the
+    model's own distribution before training is learned; see `PaintExample`.
     """
 
     ids: Tensor
@@ -54,6 +55,7 @@ class Batch:
     inputs: Sequence[ChatInputs] = ()
     pixels: Tensor | None = None
     dropped: Tensor | None = None
+    replayed: int = 0
 
     def pinned(self) -> "Batch":
         """The batch in memory from which a GPU copies without being waited for."""
@@ -66,6 +68,12 @@ class Batch:
     def _each(self, change: Callable[[Tensor], Tensor]) -> "Batch":
         tensors = {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
         return replace(self, **{name: change(value) for name, value in tensors.items()})
+
+    def of_replayed(self) -> "Batch":
+        """The `replayed` rows alone."""
+        assert self.codes is not None
+        rows = slice(len(self.codes) - self.replayed, len(self.codes))
+        return Batch(self.ids[rows], self.lengths[rows], self.width, self.codes[rows])
 
     @property
     def counts(self) -> dict[str, int]:
@@ -93,16 +101,17 @@ def collate(examples: Sequence[Example], pad_id: int, dropped: Sequence[bool]) -
         elif drop:
             ids = example.ids.clone()
             ids[1:-1] = pad_id
-            paint.append(PaintExample(ids, example.codes))
+            paint.append(replace(example, ids=ids))
         else:
             paint.append(example)
+    paint.sort(key=lambda one: one.replayed)
     ids = pad_sequence([*(one.ids for one in paint), *(one.inputs.ids for one in read)], batch_first=True)
     lengths = torch.tensor([*(len(one.ids) for one in paint), *(len(one.inputs.ids) for one in read)])
     codes = torch.stack([one.codes for one in paint]) if paint else None
     width = ids.shape[1]
     if codes is not None:
         width = max(width, int(lengths[: len(paint)].max()) + codes.shape[1] - 1)
-    batch = Batch(ids, lengths, width, codes)
+    batch = Batch(ids, lengths, width, codes, replayed=sum(one.replayed for one in paint))
     if not read:
         return batch
     before = len(paint) * ids.shape[1]
@@ -126,13 +135,22 @@ class TrainingModel(nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, batch: Batch, used: Collection[str] = ()) -> dict[str, Tensor]:
+    def forward(
+        self, batch: Batch, used: Collection[str] = (), before_NV: Tensor | None = None
+    ) -> dict[str, Tensor]:
         """The summed cross-entropy of the batch's learned tokens by loss, float32 scalars; 0 without any.
 
+        Of replayed rows it is the divergence from `before_NV`, the logits of their codes before training.
         `used` names the `PARTS` that any process uses in this step: those that this batch doesn't use get
         gradients of zero, so that all processes have gradients of the same parameters.
         """
-        losses = {kind: self._loss(kind, *found) for kind, found in self._states(batch).items()}
+        losses: dict[str, Tensor] = {}
+        for kind, (hidden_ND, targets_N) in self._states(batch).items():
+            replayed = 0 if before_NV is None or kind != "image" else len(before_NV)
+            learned = len(hidden_ND) - replayed
+            losses[kind] = self._loss(kind, hidden_ND[:learned], targets_N[:learned])
+            if before_NV is not None and replayed:
+                losses[kind] = losses[kind] + divergence(before_NV, self._head(kind)(hidden_ND[learned:]))
         zero = next(iter(losses.values())).new_zeros(())
         losses = {kind: losses.get(kind, zero) for kind in KINDS}
         if missing := self._parameters_of(part for part in used if not batch.amounts[part]):
@@ -220,6 +238,13 @@ class TrainingModel(nn.Module):
         return self.model.arrange(
             self.model.embed_tiles(pixels).unflatten(0, (-1, views)), (side, side)
         ).flatten(0, 1)
+
+
+def divergence(before_NV: Tensor, now_NV: Tensor) -> Tensor:
+    """The summed Kullback-Leibler divergence of the distributions of logits from those before: a float32
+    scalar."""
+    before_NV, now_NV = before_NV.float().log_softmax(-1), now_NV.float().log_softmax(-1)
+    return F.kl_div(now_NV, before_NV, reduction="sum", log_target=True)
 
 
 class _ZeroGradients(Function):

@@ -3,16 +3,14 @@
 P prompts, G samples of each, T image tokens of a picture, N tokens of several samples one after another.
 """
 
-import copy
-import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..blocks.chat.text_generation import TextGenerationOptions, generate_ids
 from ..blocks.device import check_finite, inference_on
@@ -25,7 +23,8 @@ from ..text.prompts import THINK
 from ..tokenizers.vq.model import to_uint8
 from .examples import Example, PaintExample, ReadExample
 from .grpo_loss import drawn_from, kept_tokens, log_probabilities
-from .losses import TrainingModel, collate
+from .losses import Batch, TrainingModel, collate
+from .reference import Reference, logits_of
 from .reward import Prompt
 
 PICTURES_AT_ONCE = 16
@@ -114,77 +113,41 @@ def make_room(pipe: Any, rows: int, positions: int) -> None:
 
 
 class Policy:
-    """Log-probabilities of samples under a model in training, and under the model that it was.
+    """Log-probabilities of samples under a model in training, and under its `reference`.
 
-    `reference` None is the model with its trained parameters as they were at `remember`. With `conditional`
-    log-probabilities are those of the conditional row alone, not of the guided distribution that samples are
-    drawn from.
+    With `conditional` log-probabilities are those of the conditional row alone, not of the guided
+    distribution that samples are drawn from.
     """
 
-    def __init__(
-        self, pipe: Any, sampling: SamplingParams, reference: nn.Module | None, conditional: bool = False
-    ) -> None:
+    reference: Reference
+
+    def __init__(self, pipe: Any, sampling: SamplingParams, conditional: bool = False) -> None:
         self.pipe, self.model = pipe, TrainingModel(pipe.model)
-        self.reference = None if reference is None else TrainingModel(reference)
         self.sampling = replace(sampling, guidance_scale=None) if conditional else sampling
-        self._before: list[tuple[nn.Parameter, Tensor]] = []
-
-    def remember(self) -> None:
-        """Copy the trained parameters, an adapter's, as those of the reference."""
-        trained = [parameter for parameter in self.pipe.model.parameters() if parameter.requires_grad]
-        self._before = [(parameter, parameter.detach().clone()) for parameter in trained]
-
-    @contextmanager
-    def _as_before(self) -> Iterator[None]:
-        """Within it, trained parameters have the values that they had at `remember`."""
-        values = [parameter.data for parameter, _ in self._before]
-        for parameter, before in self._before:
-            parameter.data = before
-        try:
-            yield
-        finally:
-            for (parameter, _), value in zip(self._before, values, strict=True):
-                parameter.data = value
 
     def log_probs(self, examples: Sequence[Example], with_reference: bool) -> tuple[Tensor, Tensor | None]:
         """Log-probabilities `[N]` of the samples' tokens, and those under the reference.
 
         Both are among the tokens that the model's own filters keep.
         """
-        logits_NV, tokens_N = self._logits(self.model, examples)
+        logits_NV, tokens_N = self._logits(partial(logits_of, self.model), examples)
         kept_NV = kept_tokens(logits_NV, tokens_N, self.sampling)
         found_N = log_probabilities(logits_NV, tokens_N, kept_NV)
         if not with_reference:
             return found_N, None
         with torch.no_grad():
-            if self.reference is not None:
-                logits_NV, _ = self._logits(self.reference, examples)
-            else:
-                with self._as_before():
-                    logits_NV, _ = self._logits(self.model, examples)
+            logits_NV, _ = self._logits(self.reference.logits, examples)
             return found_N, log_probabilities(logits_NV, tokens_N, kept_NV)
 
-    def _logits(self, model: TrainingModel, examples: Sequence[Example]) -> tuple[Tensor, Tensor]:
+    def _logits(
+        self, logits: Callable[[Batch], tuple[Tensor, Tensor]], examples: Sequence[Example]
+    ) -> tuple[Tensor, Tensor]:
         uncond_NV = None
         if self.sampling.guidance_scale is not None:
             with torch.no_grad():
-                uncond_NV = self._row_logits(model, examples, dropped=True)[0]
-        cond_NV, tokens_N = self._row_logits(model, examples, dropped=False)
+                uncond_NV = logits(self._batch(examples, dropped=True))[0]
+        cond_NV, tokens_N = logits(self._batch(examples, dropped=False))
         return drawn_from(cond_NV, uncond_NV, self.sampling), tokens_N
 
-    def _row_logits(
-        self, model: TrainingModel, examples: Sequence[Example], dropped: bool
-    ) -> tuple[Tensor, Tensor]:
-        pad = getattr(self.pipe.processor, "pad_id", 0)
-        batch = collate(examples, pad, [dropped] * len(examples))
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view")  # never written to
-            (found,) = model.logits(batch).values()
-        return found
-
-
-def frozen_copy(model: nn.Module) -> nn.Module:
-    """A copy of a model as it is, which shares what is never trained: vision encoder and image tokenizer."""
-    shared = [getattr(model, name, None) for name in ("vision_model", "vision", "gen_vision_model")]
-    memo = {id(module): module for module in shared if isinstance(module, nn.Module)}
-    return copy.deepcopy(model, memo).requires_grad_(False).eval()
+    def _batch(self, examples: Sequence[Example], dropped: bool) -> Batch:
+        return collate(examples, getattr(self.pipe.processor, "pad_id", 0), [dropped] * len(examples))

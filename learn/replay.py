@@ -1,7 +1,8 @@
 """Self-generated replay against forgetting: pictures that the model itself paints before training.
 
-They are drawn from the model's own distribution, without guidance and at temperature 1: on them, the expected
-gradient of the loss is zero at first, and pulls the model back to what it was as it moves away.
+They are drawn from the model's own distribution, without guidance and at temperature 1. What is learned from
+them is that distribution (Li and Hoiem 2017, "Learning without Forgetting", arXiv 1606.09282): the loss, its
+divergence from what the model says now, is zero at first, and pulls the model back as it moves away.
 """
 
 import os
@@ -57,7 +58,9 @@ def paint_replay(
         _write(cache, digest, codes)
         progress(len(part))
     rows = [PaintRow(f"replay {number + 1}", text, Path(f"{number}")) for number, text in enumerate(asked)]
-    return Examples(pipe, rows, {row.picture: one for row, one in zip(rows, codes, strict=True)})
+    return Examples(
+        pipe, rows, {row.picture: one for row, one in zip(rows, codes, strict=True)}, replayed=True
+    )
 
 
 def _read(path: Path, digest: str) -> list[Tensor]:

@@ -8,14 +8,15 @@ from typing import Any, Protocol
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..blocks.errors import OptionError, check_integer, check_number
 from .adapters import LoraOptions
 from .distributed import sum_on_host, world
-from .examples import Example, draw
+from .examples import Example, Examples, draw
 from .fine_tuning import FineTuning
 from .losses import KINDS, PARTS, Batch, TrainingModel, collate
+from .reference import Reference, frozen_copy
 from .schedule import rate_at
 from .updates import Updates
 
@@ -100,14 +101,17 @@ class SftRun(FineTuning):
         folder: Path,
     ) -> None:
         check_share(options.batch_size, world())
+        replays = any(isinstance(source, Examples) and source.replayed for source in examples)
+        before = frozen_copy(pipe.model) if replays and options.lora is None else None
         super().__init__(pipe, options, folder, options.train_vision)
         self.examples = examples
         sizes = list(map(len, examples))
         self.order = draw(sizes, weights, options.steps * options.batch_size, options.seed)
-        self.model: nn.Module = TrainingModel(pipe.model)
+        self.model = TrainingModel(pipe.model)
         self.updates = Updates(
             self.model, weight_decay=options.weight_decay, clip=options.clip, recompute=options.recompute
         )
+        self.reference = Reference(self.model, before) if replays else None
 
     def prepare(self, step: int) -> list[Batch]:
         return self.batches(min(step, self.options.steps - 1))
@@ -147,7 +151,7 @@ class SftRun(FineTuning):
         scales = {kind: weights[kind] / max(1, tokens[kind]) for kind in KINDS}
         sums = torch.zeros(len(KINDS), device=self.pipe.device)
         for batch in batches:
-            losses = self.model(batch, used)
+            losses = self.model(batch, used, self._before(batch))
             sums += torch.stack([losses[kind].detach() for kind in KINDS])
             torch.stack([scales[kind] * losses[kind] for kind in KINDS]).sum().backward()
         norm = self.updates.apply(rate)
@@ -155,6 +159,12 @@ class SftRun(FineTuning):
             dist.all_reduce(sums)
         self.step += 1
         return Taken(self.step, rate, tokens, torch.cat((sums, norm[None])))
+
+    def _before(self, batch: Batch) -> Tensor | None:
+        """The logits of a batch's replayed rows before training."""
+        if self.reference is None or not batch.replayed:
+            return None
+        return self.reference.logits(batch.of_replayed())[0]
 
 
 @dataclass(frozen=True)

@@ -197,7 +197,7 @@ class _Sft(Training):
                 painted = paint_replay(janus, *args)
                 return painted.rows, painted.codes
 
-            return Examples(pipe, *from_first(paint))
+            return Examples(pipe, *from_first(paint), replayed=True)
 
     def _sample_prompts(self, groups: Sequence[Examples], pipe: "Pipeline") -> list[str]:
         paints = as_janus(pipe) is not None and self.args.sample_every > 0

@@ -62,13 +62,13 @@ def drawn(monkeypatch):
 def test_painting_is_on_policy(options, janus_mini, drawn) -> None:
     pipe, sampling = load(janus_mini), SamplingParams(**options)
     samples = paint(pipe, PROMPTS[:2], [1, 2, 3, 4], sampling)
-    found, none = Policy(pipe, sampling, None).log_probs(samples.examples, with_reference=False)
+    found, none = Policy(pipe, sampling).log_probs(samples.examples, with_reference=False)
     assert none is None
     expected = torch.stack(drawn, dim=1)
     assert (found.view_as(expected) - expected).abs().max() < 1e-5
     # Those of the conditional row alone are of another distribution.
     if sampling.guidance_scale is not None:
-        other, _ = Policy(pipe, sampling, None, conditional=True).log_probs(samples.examples, False)
+        other, _ = Policy(pipe, sampling, conditional=True).log_probs(samples.examples, False)
         assert (other.view_as(expected) - expected).abs().max() > 0.1
 
 
@@ -77,7 +77,7 @@ def test_answers_are_on_policy(kind, drawn) -> None:
     pipe = kind.from_pretrained(SHAPES_JANUS if kind is JanusPipeline else SHAPES_VL2, "cpu", progress=False)
     sampling = SamplingParams(temperature=1.5, top_k=30)
     samples = answer(pipe, QUESTIONS, [5, 6, 7, 8], sampling, 6)
-    found, _ = Policy(pipe, sampling, None).log_probs(samples.examples, with_reference=False)
+    found, _ = Policy(pipe, sampling).log_probs(samples.examples, with_reference=False)
     lengths = [one.count for one in samples.examples]
     assert len(samples.outputs) == 4
     assert max(lengths) <= 6

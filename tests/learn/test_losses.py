@@ -98,6 +98,25 @@ def test_a_row_does_not_depend_on_the_rows_beside_it(pair) -> None:
     assert abs(together / alone - 1) < 1e-6
 
 
+def test_of_replayed_rows_what_was_likely_before_is_learned(pair) -> None:
+    _, ours = pair
+    generator = torch.Generator().manual_seed(4)
+    codes = torch.randint(0, 512, (2, 36), generator=generator)
+    prompts = [ours.processor.generation_ids(text)[0] for text in ("a red star", "two hearts")]
+    old, new = (PaintExample(ids, row, ids is prompts[0]) for ids, row in zip(prompts, codes, strict=True))
+    batch = collate([old, new], 0, [False] * 2)
+    assert torch.equal(batch.codes, codes.flip(0))
+    model = TrainingModel(ours.model)
+    with torch.no_grad():
+        alone = model(collate([new], 0, [False]))["image"]
+        now, _ = model.logits(batch.of_replayed())["image"]
+        assert abs(model(batch, (), now)["image"] / alone - 1) < 1e-5
+        before = now + torch.randn(now.shape, generator=generator)
+        p, q = before.softmax(-1), now.softmax(-1)
+        expected = (p * (p / q).log()).sum()
+        assert abs((model(batch, (), before)["image"] - alone) / expected - 1) < 1e-4
+
+
 def test_logits_are_held_in_parts(pair, monkeypatch) -> None:
     _, ours = pair
     codes = torch.randint(0, 512, (36,), generator=torch.Generator().manual_seed(3))

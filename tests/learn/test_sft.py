@@ -8,8 +8,9 @@ import torch
 from bifrons import JanusPipeline, VL2Pipeline
 from bifrons.blocks.errors import OptionError
 from bifrons.learn.adapters import LoraOptions, save_adapter
-from bifrons.learn.examples import PaintExample, draw, encode_pictures, prepare
+from bifrons.learn.examples import Examples, PaintExample, draw, encode_pictures, prepare
 from bifrons.learn.losses import TrainingModel, collate
+from bifrons.learn.reference import logits_of
 from bifrons.learn.rows import PaintRow, ReadRow
 from bifrons.learn.sft import SftOptions, SftRun
 from bifrons.nano.world.pieces import PAINTED
@@ -195,6 +196,24 @@ def test_codes_do_not_depend_on_the_dtype(tmp_path) -> None:
     first, second = (encode_pictures(pipe, [path]) for pipe in pipes)
     assert torch.equal(first, second)
     assert pipes[1].dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("lora", [LORA, None])
+def test_the_model_of_before_is_kept_in_mind(lora, rows, tmp_path) -> None:
+    pipe = load(JanusPipeline)
+    examples, _ = prepare(pipe, rows[0], tmp_path / "codes.safetensors")
+    own = Examples(pipe, examples.rows, examples.codes, replayed=True)
+    expected = logits_of(TrainingModel(pipe.model), collate([own[0]], 0, [False]))[0]
+    run = SftRun(pipe, [own], [1.0], SftOptions(4, 2, lora=lora, learning_rate=1e-2), tmp_path)
+    first = run.take_step(run.batches(0)).figures()
+    assert first["image_loss"] < 1e-6
+    assert first["norm"] < 1e-3
+    assert run.reference is not None
+    with torch.no_grad():
+        run.updates.trained[0].add_(1.0)
+    found, _ = run.reference.logits(collate([own[0]], 0, [False]))
+    assert torch.allclose(found, expected, atol=1e-4)
+    assert run.take_step(run.batches(1)).figures()["image_loss"] > 0.01
 
 
 def test_learning_rates() -> None:
