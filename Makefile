@@ -33,7 +33,7 @@ DTYPE ?= bfloat16
 train-demo: env
 	$(BIN)/python -m bifrons.nano.recipes.new_thing $(DEMO)
 	$(BIN)/bifrons train sft -m janus-nano --dtype $(DTYPE) --data $(DEMO)/pictures -o $(DEMO)/run --lora 8 --learning-rate 3e-3 --steps $(DEMO_STEPS) --batch-size 4 --rows-at-once 4 --save-every 25 --sample-every 0 --validation 0 --replay 0.33 --replay-prompts $(DEMO)/replay.txt --replay-pictures 24
-	$(BIN)/python -W ignore -m bifrons.eval.nano.new_thing $(DEMO) --dtype $(DTYPE) --batch-size 8 --sentences $(SENTENCES) --adapter $(DEMO)/run/adapter
+	$(BIN)/python -W ignore -m bifrons.eval.nano.new_thing --dtype $(DTYPE) --batch-size 8 --sentences $(SENTENCES) --adapter $(DEMO)/run/adapter
 
 # A tiny language model of new weights learns sums from texts, then by rewards to think first; measured after each.
 SUMS = out/sums-demo

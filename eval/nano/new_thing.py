@@ -1,9 +1,8 @@
 """What a model was taught by `nano/recipes/new_thing.py`, and whether it still can what it could before.
 
-`python -m bifrons.eval.nano.new_thing FOLDER --adapter ADAPTER` paints fresh sentences about mushrooms, none
-of which is a caption in FOLDER, and sentences of the world that the model knew, without the adapter and with
-it, from the same seeds. Mushrooms are found by comparison with their drawing, all else by the learned
-detector.
+`python -m bifrons.eval.nano.new_thing --adapter ADAPTER` paints sentences about mushrooms, in other wordings
+than those that were taught, and sentences of the world that the model knew, without the adapter and with it,
+from the same seeds. Mushrooms are found by comparison with their drawing, all else by the learned detector.
 
 Shape suffixes: C colors, H height, W width; 3 is red, green, blue.
 """
@@ -18,7 +17,7 @@ import torch.nn.functional as F
 from PIL import Image
 
 from ...janus.pipeline import JanusPipeline
-from ...nano.recipes.new_thing import THING, mushroom_cases, mushrooms_known, plain
+from ...nano.recipes.new_thing import THING, mushroom_cases, mushrooms_known
 from ...nano.world.catalog import PAINTS
 from ...nano.world.detector import Detection
 from ...nano.world.sampling import HELD_OUT_KINDS, KINDS
@@ -82,7 +81,6 @@ class MushroomDetector(ThingsDetector):
 def main() -> None:
     """Command line: print the shares of right pictures, before and after."""
     parser = argparse.ArgumentParser(description="Measure what was taught, and what was known before.")
-    parser.add_argument("folder", type=Path, help="the folder of nano/recipes/new_thing.py")
     parser.add_argument("-m", "--model", default="janus-nano")
     parser.add_argument("--adapter", type=Path, help="what was trained (default: none)")
     parser.add_argument("--device")
@@ -91,8 +89,7 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=24, help="pictures that are painted together")
     parser.add_argument("--seed", type=int, default=100_000)
     args = parser.parse_args()
-    captions = frozenset(plain(path.read_text(encoding="utf-8")) for path in args.folder.glob("*/*.txt"))
-    cases = mushroom_cases(args.sentences, args.seed, captions)
+    cases = mushroom_cases(args.sentences, args.seed, fresh=True)
     each, left_out = (-(-args.sentences // len(kinds)) for kinds in (KINDS, HELD_OUT_KINDS))
     sorts = {
         "mushrooms, fresh sentences": [Prompt(case.kind, case.row) for case in cases],

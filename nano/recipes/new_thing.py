@@ -23,6 +23,7 @@ THING = "mushroom"
 PROMPTS = "replay.txt"
 KINDS = ("colors", "color_attr", "colors", "counting", "color_attr", "single_object", "colors", "two_object")
 _TEMPLATES = ("a photo of {}", "a photo of {}", "{}", "a picture of {}", "draw {}", "{}, please", "paint {}")
+_FRESH = ("a photograph of {}", "can you draw {}?", "I want to see {}", "a painting of {}", "please draw {}")
 
 
 @contextmanager
@@ -47,28 +48,22 @@ def request_of(kind: str, rng: Random) -> Request:
     return Request(tuple(rng.sample((one, other), 2)))
 
 
-def mushroom_cases(count: int, seed: int, unlike: frozenset[str] = frozenset()) -> list[Example]:
-    """Sentences of `KINDS` in turn, each with a picture that shows just that; none with a sentence of
-    `unlike`, in any letters and punctuation."""
-    rng, cases = Random(seed), []
+def mushroom_cases(count: int, seed: int, fresh: bool = False) -> list[Example]:
+    """Sentences of `KINDS` in turn, each with a picture that shows just that. fresh: in wordings that others
+    don't have."""
+    rng, cases, templates = Random(seed), [], _FRESH if fresh else _TEMPLATES
     with mushrooms_known():
         while len(cases) < count:
             kind = KINDS[len(cases) % len(KINDS)]
             request = request_of(kind, rng)
             body = plain_sentence(request).removeprefix("a photo of ")
-            prompt = rng.choice(_TEMPLATES).format(body)
-            if plain(prompt) not in unlike:
-                try:
-                    picture = paint(request, rng, variety=PAINTED)
-                except OptionError:  # no room beside a large thing
-                    continue
-                cases.append(Example(kind, prompt, request, picture))
+            prompt = rng.choice(templates).format(body)
+            try:
+                picture = paint(request, rng, variety=PAINTED)
+            except OptionError:  # no room beside a large thing
+                continue
+            cases.append(Example(kind, prompt, request, picture))
     return cases
-
-
-def plain(sentence: str) -> str:
-    """A sentence without capitals and full stop."""
-    return sentence.lower().rstrip(".")
 
 
 def write_pictures(folder: Path, count: int, seed: int) -> None:

@@ -7,7 +7,7 @@ import pytest
 from bifrons.eval.nano.new_thing import find_mushrooms
 from bifrons.eval.read.metrics import iou
 from bifrons.learn.rows import PaintRow, read_rows
-from bifrons.nano.recipes.new_thing import KINDS, PROMPTS, THING, mushroom_cases, plain, write_pictures
+from bifrons.nano.recipes.new_thing import KINDS, PROMPTS, THING, mushroom_cases, write_pictures
 from bifrons.nano.world.catalog import things
 from bifrons.nano.world.sampling import sample_example
 
@@ -28,9 +28,10 @@ def test_mushrooms_are_found_and_nothing_else(cases):
 
 
 def test_sentences_are_fresh_and_rows_name_mushrooms(cases):
-    known = frozenset(plain(case.prompt) for case in cases)
-    others = mushroom_cases(len(KINDS), 3, known)
-    assert not known & {plain(case.prompt) for case in others}
+    taught = {case.prompt for case in mushroom_cases(200, 1)}
+    others = mushroom_cases(200, 3, fresh=True)
+    assert not taught & {case.prompt for case in others}
+    assert {case.kind for case in others} == {*KINDS}
     for case in cases:
         assert any(clause["class"] == THING for clause in case.row["include"])
         assert THING in case.prompt
