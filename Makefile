@@ -27,7 +27,7 @@ eval: env
 # DTYPE=float32 is quicker on CPUs without instructions for bfloat16.
 DEMO = out/train-demo
 DEMO_STEPS ?= 110
-SENTENCES ?= 12
+SENTENCES ?= 6
 DTYPE ?= bfloat16
 
 train-demo: env

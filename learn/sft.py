@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..blocks.errors import OptionError, check_integer, check_number
 from .adapters import LoraOptions
@@ -107,11 +107,12 @@ class SftRun(FineTuning):
         self.examples = examples
         sizes = list(map(len, examples))
         self.order = draw(sizes, weights, options.steps * options.batch_size, options.seed)
-        self.model = TrainingModel(pipe.model)
+        module = TrainingModel(pipe.model)
+        self.model: nn.Module = module
         self.updates = Updates(
             self.model, weight_decay=options.weight_decay, clip=options.clip, recompute=options.recompute
         )
-        self.reference = Reference(self.model, before) if replays else None
+        self.reference = Reference(module, before) if replays else None
 
     def prepare(self, step: int) -> list[Batch]:
         return self.batches(min(step, self.options.steps - 1))

@@ -105,6 +105,7 @@ def test_of_replayed_rows_what_was_likely_before_is_learned(pair) -> None:
     prompts = [ours.processor.generation_ids(text)[0] for text in ("a red star", "two hearts")]
     old, new = (PaintExample(ids, row, ids is prompts[0]) for ids, row in zip(prompts, codes, strict=True))
     batch = collate([old, new], 0, [False] * 2)
+    assert batch.codes is not None
     assert torch.equal(batch.codes, codes.flip(0))
     model = TrainingModel(ours.model)
     with torch.no_grad():
