@@ -1,8 +1,8 @@
 """Paints the pictures of the README and of the page's first view: `python docs/paint_pictures.py`.
 
-The embedded model paints them, the first sentence with seed 1, the second with 2, and so on; where the world's
-learned detector does not see what the sentence asks for and nothing else, it goes on with other seeds. It writes `docs/strip.png` and `apps/demo/examples`, which
-keep their settings.
+The embedded model paints them, the first sentence with seed 1, the second with 2, and so on; where the
+world's learned detector does not see what the sentence asks for and nothing else, it goes on with other
+seeds. It writes `docs/strip.png` and `apps/demo/examples`, which keep their settings.
 """
 
 from pathlib import Path

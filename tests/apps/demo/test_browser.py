@@ -124,7 +124,7 @@ def test_generate_with_previews_then_ask(tab, tmp_path):
         1
     )  # it also restores the text of the question
     ask(tab, "What color is the star?")
-    expect(tab.locator("#ask-status")).to_contain_text("shapes-janus answered")
+    expect(tab.locator("#ask-status")).to_contain_text("shapes-vl2 answered")
     expect(tab.locator("#chat .bot").last).to_contain_text(re.compile(r"\w"))
     expect(tab.locator("#chat .user img").first).to_be_visible()
     shoot(tab, "asked")
@@ -176,7 +176,7 @@ def test_examples_of_ask_and_find_answer_at_once(tab, served):
     tab.goto(served[1])
     tab.get_by_role("tab", name="Ask").click()
     tab.click("#bf-ask-examples button:has-text('How many hearts')")
-    expect(tab.locator("#ask-status")).to_contain_text("shapes-janus answered")
+    expect(tab.locator("#ask-status")).to_contain_text("shapes-vl2 answered")
     expect(tab.locator("#chat .bot").last).to_contain_text("three")
     expect(tab.locator("#chat .user img").first).to_have_attribute("alt", "2-three-green-hearts")
     tab.get_by_role("tab", name="Find").click()

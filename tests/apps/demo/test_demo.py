@@ -41,7 +41,7 @@ def test_tabs_depend_on_what_the_models_can_do(models, page_of):
     assert offers == [(True, True), (False, True), (True, False)]
     assert [loaded.name for loaded in both.create.models] == ["janus-mini"]
     assert [loaded.name for loaded in both.find.models] == ["vl2-mini-mla"]
-    assert [loaded.name for loaded in both.ask.models] == ["janus-mini", "vl2-mini-mla"]
+    assert [loaded.name for loaded in both.ask.models] == ["vl2-mini-mla", "janus-mini"]
 
 
 def test_defaults_are_those_of_the_option_classes(page, models):
