@@ -63,7 +63,7 @@ class Vocabulary:
         """What it knows, in a line; of many things only the number."""
         taught = f"; taught: {_listed(self.taught)}" if self.taught else ""
         if len(self.things) > _LISTED:
-            return f"{self.counts} (`bifrons info` lists them){taught}"
+            return f"{self.counts} (`bifrons info MODEL` lists them){taught}"
         return f"{self.counts}: {', '.join(self.things)}; {', '.join(self.colors)}{taught}"
 
     def with_words(self, words: Mapping[Work, frozenset[str]]) -> Self:

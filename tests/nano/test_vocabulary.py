@@ -58,7 +58,7 @@ def test_words_for_reading(model: str):
 
 def test_of_many_things_a_line_has_the_number():
     known = vocabulary(str(EMBEDDED_FOLDER / "janus-nano"))
-    line = "knows 88 things, 11 colors, up to 6 at once (`bifrons info` lists them); not: 'wombat'"
+    line = "knows 88 things, 11 colors, up to 6 at once (`bifrons info MODEL` lists them); not: 'wombat'"
     assert known.warning(["a red wombat"], "painting") == line
 
 
