@@ -29,9 +29,6 @@ from ..text.pipeline import TextPipeline
 from .distributed import exchange, from_first, rank, world
 from .rows import Fault, PaintRow, ReadRow, Row
 
-ENCODED_AT_ONCE = 16
-"""Pictures that the image tokenizer encodes together."""
-
 
 @dataclass(frozen=True)
 class PaintExample:
